@@ -1,0 +1,195 @@
+"""Where a run happens: device, precision, seeds, the run folder and the record of its environment."""
+
+import json
+import logging
+import os
+import platform
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RECORDED_PACKAGES = (
+    "clipgraft",
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
+LOCK_NAME = "run.lock"
+RECIPE_NAME = "recipe.toml"
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of that name, or the fastest there is for `auto`.
+
+    Raises:
+        ValueError: If this machine, or this build of torch, has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, is_there in available.items() if is_there))
+    if name not in available:
+        raise ValueError(f"device must be auto, cpu, cuda or mps; got {name!r}")
+    if not available[name]:
+        raise ValueError(
+            f'device {name!r} is not available to torch {torch.__version__} here; use device = "auto"'
+        )
+    return torch.device(name)
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU has bfloat16 instructions; without them bfloat16 is emulated, some 50 times slower."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_mixed_precision(name: str, device: torch.device) -> str:
+    """Resolve `auto` and refuse what cannot work.
+
+    Returns:
+        "no", "fp16" or "bf16", as accelerate names them.
+
+    Raises:
+        ValueError: For fp16 on a CPU: its gradients underflow without a scaler, which exists for GPUs alone.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "fp16"
+        return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "no"
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError(
+            "mixed_precision 'fp16' needs a GPU (its gradient scaler works on CUDA alone); "
+            "on a CPU use 'bf16' or 'no'"
+        )
+    return name
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """Fastest dtype that draws the same picture up to rounding: never float16 on a CPU."""
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_computes_bf16() else torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine and command of this process, without path, user or host name."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        **{name: version(name) for name in RECORDED_PACKAGES},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "num_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "device": device.type,
+        "command": " ".join(["clipgraft", *(_without_folders(argument) for argument in sys.argv[1:])]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _without_folders(argument: str) -> str:
+    """An absolute path would tell the user's name to everyone the report is sent to."""
+    return Path(argument).name if os.path.isabs(argument) else argument
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """Hold a run's folder: nobody else writes there, and an earlier run is not lost by accident.
+
+    Args:
+        path: The folder; made where there is none.
+        resume: Go on in a folder that holds a run.
+        overwrite: Delete the run that the folder holds.
+
+    Raises:
+        ValueError: If the folder holds something and neither was asked for, holds files that are no run's,
+            or another process is at work in it.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"out folder {path} is a file; name another with --out")
+    if path.is_dir():
+        _refuse_if_locked(path)
+        if any(path.iterdir()) and not resume:
+            if not overwrite:
+                raise ValueError(
+                    f"{path} already holds files; add --resume or --overwrite, or name another folder with --out"
+                )
+            if not (path / RECIPE_NAME).is_file():
+                raise ValueError(
+                    f"{path} is not a run's folder (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
+                )
+            shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = path / LOCK_NAME
+    lock.write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        yield path
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _refuse_if_locked(path: Path) -> None:
+    lock = path / LOCK_NAME
+    if not lock.is_file():
+        return
+    process_id = int(lock.read_text(encoding="utf-8").strip() or 0)
+    if process_id and process_id != os.getpid() and _is_alive(process_id):
+        raise ValueError(
+            f"process {process_id} is at work in {path}; wait for it or name another folder with --out"
+        )
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN and infinity become null, which is what JSON has for them."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
