@@ -45,7 +45,7 @@ class ModelSettings(Section):
     name: str
     """Folder, hub id, `.safetensors` file (bases only) or `flatland`."""
     revision: str = ""
-    """Commit of a hub id, 40 hexadecimal digits; empty: the id's own pin, or its main branch with a warning."""
+    """Commit of a hub id, 40 hexadecimal digits; empty: its own pin, or main with a warning."""
 
 
 class TrainSettings(Section):
@@ -78,7 +78,7 @@ class TrainSettings(Section):
 
 
 class FinetuneSettings(TrainSettings):
-    """Contrastive fine-tuning of CLIP. The defaults are the seed recipe: AdamW, 1e-5, batch 32, norm 1.0, 9 epochs."""
+    """Contrastive fine-tuning of CLIP; the defaults: AdamW, 1e-5, batch 32, norm 1.0, nine epochs."""
 
 
 class BridgeSettings(TrainSettings):

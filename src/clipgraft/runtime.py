@@ -141,11 +141,11 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
         if any(path.iterdir()) and not resume:
             if not overwrite:
                 raise ValueError(
-                    f"{path} already holds files; add --resume or --overwrite, or name another folder with --out"
+                    f"{path} already holds files; add --resume or --overwrite, or name another with --out"
                 )
             if not (path / RECIPE_NAME).is_file():
                 raise ValueError(
-                    f"{path} is not a run's folder (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
+                    f"{path} holds no run (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
                 )
             shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,159 @@
+"""A training run's whole state on disk: what is needed to go on to the same bits.
+
+A checkpoint is a folder `step-00000100/` with `tensors.safetensors`, `state.json` and the manifest that
+`models.checkpoint` writes and verifies. Nothing is pickled.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clipgraft.errors import CheckpointError
+from clipgraft.models.checkpoint import verify_folder, write_folder_atomically
+from clipgraft.training.optimization import MovingAverage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step reads and changes."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    scaler: torch.amp.GradScaler | None
+    fingerprint: str
+    """Names the data and settings that the steps were made with."""
+    step: int = 0
+    """Optimizer steps made; the position in the data follows from it."""
+    skipped_steps: int = 0
+
+
+def save_state(checkpoints: Path, state: TrainingState, *, keep: int) -> Path:
+    """Write a checkpoint, then delete all but the newest `keep`.
+
+    Args:
+        checkpoints: Folder of this run's checkpoints.
+        state: What to save.
+        keep: Checkpoints that stay, this one included.
+
+    Returns:
+        The new checkpoint's folder.
+    """
+    folder = checkpoints / f"step-{state.step:08d}"
+    with write_folder_atomically(folder) as temporary:
+        save_file(_tensors(state), temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(json.dumps(_values(state), indent=2), encoding="utf-8")
+    for old in _newest_first(checkpoints)[keep:]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_newest_state(checkpoints: Path, state: TrainingState) -> Path | None:
+    """Bring a state back from the newest checkpoint that verifies.
+
+    Returns:
+        The checkpoint's folder, or None where there is none.
+
+    Raises:
+        CheckpointError: If none of the checkpoints is whole, or it is of another model, data or settings.
+    """
+    folders = _newest_first(checkpoints)
+    for folder in folders:
+        try:
+            verify_folder(folder)
+        except CheckpointError as error:
+            logger.warning("checkpoint %s is damaged, falling back to the one before: %s", folder.name, error)
+            continue
+        load_state(folder, state)
+        return folder
+    if folders:
+        raise CheckpointError(f"no checkpoint in {checkpoints} is whole; start again with --overwrite")
+    return None
+
+
+def load_state(folder: Path, state: TrainingState) -> None:
+    """Bring a state back from one checkpoint.
+
+    Raises:
+        CheckpointError: If it is of another model, data or settings, or an entry is missing.
+    """
+    values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if values["fingerprint"] != state.fingerprint:
+        raise CheckpointError(
+            f"{folder} was made with other data or settings ({values['fingerprint'][:12]}, "
+            f"now {state.fingerprint[:12]}); use the recipe beside it, or start again with --overwrite"
+        )
+    tensors = load_file(folder / "tensors.safetensors")
+    expected = {name: tensor.shape for name, tensor in _module_tensors(state).items()}
+    found = {name: tensor.shape for name, tensor in tensors.items() if name in expected}
+    if found != expected:
+        wrong = sorted(name for name in expected if found.get(name) != expected[name])
+        raise CheckpointError(f"{folder} is of another model; differing: {', '.join(wrong[:5])}")
+    with torch.no_grad():
+        for name, tensor in _module_tensors(state).items():
+            tensor.copy_(tensors[name])
+    _load_optimizer(state.optimizer, values["optimizer"], tensors)
+    if state.scaler is not None:
+        state.scaler.load_state_dict(values["scaler"])
+    if state.average:
+        state.average.num_updates = values["average_updates"]
+    _load_random_state(tensors)
+    state.step, state.skipped_steps = values["step"], values["skipped_steps"]
+
+
+def _newest_first(checkpoints: Path) -> list[Path]:
+    return sorted(checkpoints.glob("step-[0-9]*"), reverse=True)
+
+
+def _module_tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Trainable parameters and their averages by name, sharing memory with the state's."""
+    named = {name: p.detach() for name, p in state.module.named_parameters() if p.requires_grad}
+    tensors = {f"weight.{name}": parameter for name, parameter in named.items()}
+    if state.average:
+        tensors |= {f"average.{name}": t for name, t in zip(named, state.average.averages, strict=True)}
+    return tensors
+
+
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in _module_tensors(state).items()}
+    for index, entry in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor.cpu() for name, tensor in entry.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _values(state: TrainingState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "skipped_steps": state.skipped_steps,
+        "fingerprint": state.fingerprint,
+        "optimizer": state.optimizer.state_dict()["param_groups"],
+        "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "average_updates": state.average.num_updates if state.average else 0,
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, groups: list[dict], tensors: dict[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            entries.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _load_random_state(tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
