@@ -1,0 +1,149 @@
+"""Drawing pictures with diffusers' own pipeline, the grafted encoder in the place of its text encoder."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from clipgraft.models.base import FrozenBase
+
+MAX_SLUG_LENGTH = 50
+"""Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn picture and what it was drawn from."""
+
+    prompt: str
+    seed: int
+    status: str
+    """"ok", "failed_nan" (values that are no numbers) or "failed_black" (nothing but black)."""
+    image: Image.Image
+
+
+def build_pipeline(base: FrozenBase, text_encoder: nn.Module) -> StableDiffusionPipeline:
+    """Put a text encoder and a frozen base together.
+
+    The scheduler is DPM-Solver++ 2M with Karras sigmas, made from the base's own noise schedule: its 25 steps
+    reach what the base's own PNDM needs 50 for.
+
+    Args:
+        base: VAE, U-Net, tokenizer and scheduler.
+        text_encoder: Gives `last_hidden_state` as wide as the U-Net's cross-attention.
+
+    Raises:
+        ValueError: If the text encoder's width is not the U-Net's.
+    """
+    width, needed = text_encoder.config.hidden_size, base.unet.config.cross_attention_dim
+    if width != needed:
+        raise ValueError(
+            f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
+            "use the base that the graft was made for"
+        )
+    scheduler = DPMSolverMultistepScheduler.from_config(
+        base.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        unet=base.unet,
+        text_encoder=text_encoder,
+        tokenizer=base.tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    num_images_per_prompt: int = 1,
+    negative_prompt: str = "",
+    num_inference_steps: int = 25,
+    guidance_scale: float = 7.5,
+    height: int = 0,
+    width: int = 0,
+    batch_size: int = 4,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Iterator[Picture]:
+    """Draw pictures; each has a generator of its own, so its neighbours in a batch do not change it.
+
+    Args:
+        pipeline: From `build_pipeline`.
+        prompts: What to draw.
+        seed: Of each prompt's first picture; its next ones count up.
+        num_images_per_prompt: Pictures a prompt.
+        negative_prompt: What to lead away from.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance.
+        height: Pixels, a multiple of the VAE's scale; 0 = the base's own size.
+        width: The same.
+        batch_size: Pictures drawn at once.
+        on_step: Called with the denoising steps done and in all, over all pictures.
+
+    Yields:
+        A picture for each prompt and seed, in order.
+
+    Raises:
+        ValueError: If there is no prompt, or a size does not fit.
+    """
+    if not prompts:
+        raise ValueError("no prompt to draw; give at least one text")
+    own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    height, width = height or own_size, width or own_size
+    for name, size in (("height", height), ("width", width)):
+        if size % pipeline.vae_scale_factor:
+            raise ValueError(f"{name} must be a multiple of {pipeline.vae_scale_factor} pixels; got {size}")
+    jobs = [(prompt, seed + index) for prompt in prompts for index in range(num_images_per_prompt)]
+    num_batches = -(-len(jobs) // batch_size)
+    for batch_index in range(num_batches):
+        batch = jobs[batch_index * batch_size : (batch_index + 1) * batch_size]
+
+        def report(
+            _pipeline: object, step: int, _timestep: object, tensors: dict, done: int = batch_index
+        ) -> dict:
+            if on_step:
+                on_step(done * num_inference_steps + step + 1, num_batches * num_inference_steps)
+            return tensors
+
+        pixels = pipeline(
+            prompt=[prompt for prompt, _ in batch],
+            negative_prompt=[negative_prompt] * len(batch),
+            generator=[torch.Generator("cpu").manual_seed(job_seed) for _, job_seed in batch],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            output_type="np",
+            callback_on_step_end=report,
+        ).images  # (B, H, W, 3) in [0, 1]
+        for (prompt, job_seed), values in zip(batch, pixels, strict=True):
+            yield _to_picture(prompt, job_seed, values)
+
+
+def _to_picture(prompt: str, seed: int, values: np.ndarray) -> Picture:
+    """A picture of no numbers, or of black alone, is never a success."""
+    status = "ok"
+    if not np.isfinite(values).all():
+        status = "failed_nan"
+    elif values.max() < 1 / 255:
+        status = "failed_black"
+    image = Image.fromarray((np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8))
+    return Picture(prompt, seed, status, image)
+
+
+def picture_file_name(prompt: str, seed: int) -> str:
+    """File name that tells a picture's prompt and seed: "a-dog-on-the-beach_seed0.png"."""
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:MAX_SLUG_LENGTH].rstrip("-") or "empty-prompt"
+    return f"{slug}_seed{seed}.png"

@@ -1,0 +1,56 @@
+"""Progress on stderr: a bar with rate and ETA on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+"""In a log file; a bar is drawn several times a second."""
+
+Update = Callable[[int, str], None]
+"""`update(done, note)`: items done so far, and what to say beside the bar."""
+
+
+@contextmanager
+def track(description: str, total: int) -> Iterator[Update]:
+    """Show how far a task is.
+
+    Args:
+        description: What is done, e.g. "fine-tuning CLIP".
+        total: Items in all.
+
+    Yields:
+        A function to call with the number of items done so far and a short note.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _line_printer(console, description, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda done, note: progress.update(task, completed=done, note=note)
+
+
+def _line_printer(console: Console, description: str, total: int) -> Update:
+    started = last = time.monotonic()
+
+    def update(done: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        remaining = (now - started) * (total - done) / max(1, done)
+        console.print(f"{description}: {done}/{total} {note} {remaining:.0f} s left", highlight=False)
+
+    return update
