@@ -1,0 +1,208 @@
+"""Flickr8k in the two forms that circulate: token file with split lists, and Kaggle's `captions.txt`.
+
+Real copies differ in line ends, tabs, encodings and folder names (seen in four public copies), so files are
+found by name wherever copies have them, and each caption line is parsed on its own.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from clipgraft.data.images import list_images
+from clipgraft.data.records import IMAGE_SUFFIXES, SPLITS, RawCaption, Reading, Split, check_image_name
+from clipgraft.errors import DataError
+
+IMAGE_FOLDERS = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr8k_images")
+"""Names of the image folder in circulating copies, in lower case (`Flicker8k` is no slip of ours)."""
+
+_SPLIT_LIST = re.compile(r".*[._](train|dev|val|test)images\.txt", re.IGNORECASE)
+_SPLIT_NAMES: dict[str, Split] = {"train": "train", "dev": "val", "val": "val", "test": "test"}
+# `name.jpg#0<tab>caption`; some copies have spaces where the tab was.
+_TOKEN_LINE = re.compile(r"(?P<name>[^#]+)#(?P<number>\d+)\s+(?P<caption>.*)")
+# The name ends at its suffix and the first comma behind it (`.jpg.1` is in every copy); commas in an unquoted
+# caption stay in it.
+_CSV_LINE = re.compile(r'"?(?P<name>[^,"]+\.(?:jpe?g|png|webp)(?:\.\d+)?)"?,(?P<caption>.*)', re.IGNORECASE)
+_CSV_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
+
+
+def read_flickr8k(root: Path) -> Reading | None:
+    """Read a folder in one of Flickr8k's forms.
+
+    The token file wins over `captions.txt` where both are there, because only it numbers the captions.
+
+    Args:
+        root: Folder that holds caption file, split lists and image folder, or folders that hold these.
+
+    Returns:
+        What was found, or None if there is neither a token file nor a `captions.txt`.
+
+    Raises:
+        DataError: If a caption line cannot be parsed, an image is in two split lists, an image name points
+            out of its folder, two files of one kind lie at the same depth, or there is no image folder.
+    """
+    levels = _list_levels(root)
+    token_file = _find_one(root, levels, lambda name: name.endswith(".token.txt") and "lemma" not in name)
+    kaggle_file = _find_one(root, levels, lambda name: name == "captions.txt")
+    caption_file = token_file or kaggle_file
+    if caption_file is None:
+        return None
+    notes: list[str] = []
+    parse = _parse_token_lines if token_file else _parse_kaggle_lines
+    captions = list(parse(caption_file, notes))
+    if token_file and kaggle_file:
+        notes.append(f"{kaggle_file.relative_to(root)} is there too and was not read")
+    image_dir = _find_image_dir(root, levels, caption_file)
+    lists = _find_split_lists(root, levels)
+    splits = _read_split_lists(lists, notes) if lists else None
+    if lists and (missing := [split for split in SPLITS if split not in lists]):
+        notes.append(f"no list of the {' and '.join(missing)} split")
+    files = {"captions": caption_file, "images": image_dir}
+    files |= {f"{split} split": path for split, path in lists.items()}
+    return Reading(
+        format="Flickr8k token file" if token_file else "Flickr8k captions.txt (Kaggle)",
+        files={role: path.relative_to(root).as_posix() for role, path in files.items()},
+        photographs=list_images(image_dir),
+        captions=captions,
+        splits=splits,
+        notes=tuple(notes),
+    )
+
+
+def read_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield number (from 1) and text of each line that is not blank, without its line end (LF, CRLF or CR).
+
+    Args:
+        path: A text file in UTF-8 with or without byte order mark; else it is read as Windows-1252.
+        notes: Gets a line if the file is not UTF-8.
+
+    Raises:
+        DataError: If the file is neither, or holds NUL bytes as UTF-16 does.
+    """
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(path, notes)), start=1):
+        if line.strip():
+            yield number, line
+
+
+def read_text(path: Path, notes: list[str]) -> str:
+    """Return a file's text; encodings, `notes` and errors as for `read_lines`."""
+    raw = path.read_bytes()
+    if b"\0" in raw:
+        raise DataError(f"{path}: holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        notes.append(f"{path.name} is not UTF-8 and was read as Windows-1252")
+    try:
+        return raw.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is neither UTF-8 nor Windows-1252 ({error}); save it as UTF-8") from None
+
+
+def tidy(caption: str) -> str:
+    """Return a caption with single spaces and none around it."""
+    return " ".join(caption.split())
+
+
+def bad_line(path: Path, number: int, line: str, expected: str) -> DataError:
+    """Return the error for a line that no caption can be told from."""
+    return DataError(f"{path}, line {number}: read {line[:120]!r}; expected {expected}")
+
+
+def _parse_token_lines(path: Path, notes: list[str]) -> Iterator[RawCaption]:
+    for number, line in read_lines(path, notes):
+        match = _TOKEN_LINE.fullmatch(line)
+        if match is None:
+            raise bad_line(path, number, line, "IMAGE.jpg#NUMBER, a tab and the caption")
+        name = check_image_name(match["name"].strip(), f"{path}, line {number}")
+        yield RawCaption(name, int(match["number"]), tidy(match["caption"]))
+
+
+def _parse_kaggle_lines(path: Path, notes: list[str]) -> Iterator[RawCaption]:
+    seen: dict[str, int] = {}
+    for number, line in read_lines(path, notes):
+        if not seen and re.fullmatch(r"image\w*,\s*caption\w*", line.strip(), re.IGNORECASE):
+            continue  # the header
+        match = _CSV_LINE.fullmatch(line)
+        if match is None:
+            raise bad_line(path, number, line, "IMAGE.jpg, a comma and the caption")
+        name = check_image_name(match["name"].strip(), f"{path}, line {number}")
+        quoted = _CSV_QUOTED.fullmatch(match["caption"])
+        caption = quoted[1].replace('""', '"') if quoted else match["caption"]
+        yield RawCaption(name, seen.get(name, 0), tidy(caption))
+        seen[name] = seen.get(name, 0) + 1
+
+
+def _list_levels(root: Path) -> list[list[Path]]:
+    """Return what lies in the folder itself, then one folder down, then two, each sorted."""
+    levels: list[list[Path]] = []
+    folders = [str(root)]
+    for _ in range(3):
+        entries = [entry for folder in folders for entry in os.scandir(folder)]
+        # `__MACOSX` and `._name` are what macOS adds to an archive.
+        entries = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
+        levels.append(sorted(Path(entry) for entry in entries))
+        folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return levels
+
+
+def _find_one(root: Path, levels: list[list[Path]], is_wanted: Callable[[str], bool]) -> Path | None:
+    """Return the file nearest to the root whose name, in lower case, is wanted."""
+    for entries in levels:
+        found = [entry for entry in entries if is_wanted(entry.name.lower()) and entry.is_file()]
+        if len(found) > 1:
+            names = ", ".join(str(entry.relative_to(root)) for entry in found)
+            raise DataError(f"{root}: {len(found)} caption files ({names}); keep the one that is meant")
+        if found:
+            return found[0]
+    return None
+
+
+def _find_image_dir(root: Path, levels: list[list[Path]], caption_file: Path) -> Path:
+    """Return the image folder nearest to the root, or the caption file's if images lie beside it."""
+    for entries in levels:
+        for entry in entries:
+            if entry.name.lower() in IMAGE_FOLDERS and entry.is_dir() and _holds_images(entry):
+                return entry
+    if _holds_images(caption_file.parent):
+        return caption_file.parent
+    raise DataError(
+        f"{root}: {caption_file.name} is there, but no folder with its images; "
+        "expected JPEG files in Images/ or Flicker8k_Dataset/"
+    )
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+
+
+def _find_split_lists(root: Path, levels: list[list[Path]]) -> dict[Split, Path]:
+    """Return the split lists of the level nearest to the root that has any."""
+    for entries in levels:
+        lists: dict[Split, Path] = {}
+        for entry in entries:
+            match = _SPLIT_LIST.fullmatch(entry.name)
+            if match is None:
+                continue
+            split = _SPLIT_NAMES[match[1].lower()]
+            if split in lists:
+                raise DataError(
+                    f"{root}: two lists of the {split} split: {lists[split].name} and {entry.name}; keep one"
+                )
+            lists[split] = entry
+        if lists:
+            return lists
+    return {}
+
+
+def _read_split_lists(lists: dict[Split, Path], notes: list[str]) -> dict[str, Split]:
+    splits: dict[str, Split] = {}
+    for split, path in lists.items():
+        for number, line in read_lines(path, notes):
+            name = check_image_name(line.strip(), f"{path}, line {number}")
+            if splits.setdefault(name, split) != split:
+                raise DataError(
+                    f"{path}, line {number}: image {name!r} is in {lists[splits[name]].name} too; "
+                    "an image belongs to one split"
+                )
+    return splits
