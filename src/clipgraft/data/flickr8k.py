@@ -191,7 +191,7 @@ def _find_split_lists(root: Path, levels: list[list[Path]]) -> dict[Split, Path]
                 )
             lists[split] = entry
         if lists:
-            return lists
+            return {split: lists[split] for split in SPLITS if split in lists}
     return {}
 
 

@@ -101,12 +101,12 @@ def tokenize(
 ) -> TokenizedCaptions:
     """Turn captions into token ids of one length, padded with EOS.
 
-    CLIP's text tower is causal and reads its embedding at the first EOS, so padding behind it changes nothing:
+    CLIP's text tower is causal and read out at its first EOS, so padding behind it changes nothing;
     the longest caption of a batch sets the length, unless the full 77 positions are asked for.
 
     Args:
         captions: B captions.
-        tokenizer: The model's own tokenizer; it sets BOS before and EOS behind each caption.
+        tokenizer: The model's own tokenizer; it sets BOS and EOS.
         context_length: Most tokens of a caption, BOS and EOS included.
         pad_to_context_length: Pad to `context_length`, as diffusion models want, not to the longest.
 
@@ -133,5 +133,5 @@ def encode_captions(
 
 
 def pad_input_ids(ids: Sequence[Sequence[int]], eos_token_id: int, length: int) -> Tensor:
-    """Return token ids as a (B, length) int64 tensor, padded with EOS; no list is longer than `length`."""
+    """Return token ids as (B, length) int64, padded with EOS; no list is longer than `length`."""
     return torch.tensor([[*row, *[eos_token_id] * (length - len(row))] for row in ids], dtype=torch.int64)
