@@ -119,6 +119,55 @@ class GenerateSettings(Section):
     """Pictures drawn at once; does not change them."""
 
 
+class AutoencoderSettings(TrainSettings):
+    """The VAE of an embedded base, trained on crops."""
+
+    learning_rate: Positive = 1e-3
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 100
+    weight_decay: NotNegative = 0.0
+    batch_size: Count = 8
+    num_epochs: Annotated[int, Field(ge=0)] = 40
+    crop_size: Annotated[int, Field(ge=16, multiple_of=8)] = 64
+    """Side of the square cut from each picture, in pixels."""
+    kl_weight: NotNegative = 1e-6
+    """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
+
+
+class DenoiserSettings(TrainSettings):
+    """The U-Net of an embedded base and its text encoder, trained together."""
+
+    learning_rate: Positive = 5e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 200
+    num_epochs: Annotated[int, Field(ge=0)] = 60
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of the moving average that becomes the weights; 0 = none."""
+    snr_gamma: Positive = 5.0
+    """Cap of the signal-to-noise ratio in the loss' weights (min-SNR)."""
+    caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of captions replaced by the empty prompt, for classifier-free guidance."""
+
+
+class PlainClipSettings(TrainSettings):
+    """CLIP as it is before fine-tuning: trained on plain captions alone."""
+
+    learning_rate: Positive = 5e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 100
+    weight_decay: NotNegative = 0.1
+    batch_size: Count = 64
+    num_epochs: Annotated[int, Field(ge=0)] = 12
+
+
+class PretrainSettings(Section):
+    """Training an embedded base from nothing: VAE, U-Net with its text encoder, a CLIP to start from."""
+
+    vae: AutoencoderSettings = AutoencoderSettings()
+    unet: DenoiserSettings = DenoiserSettings()
+    clip: PlainClipSettings = PlainClipSettings()
+
+
 class Recipe(Section):
     """A whole run: fine-tune CLIP, bridge it to a base, draw."""
 
@@ -131,6 +180,7 @@ class Recipe(Section):
     finetune: FinetuneSettings = FinetuneSettings()
     bridge: BridgeSettings = BridgeSettings()
     generate: GenerateSettings = GenerateSettings()
+    pretrain: PretrainSettings = PretrainSettings()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -188,16 +238,17 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
 
 def to_toml(recipe: Recipe) -> str:
     """Write a recipe as TOML that `load_recipe` reads back to an equal recipe."""
-    values = recipe.model_dump()
+    return "\n".join(_toml_lines(recipe.model_dump(), "")).strip() + "\n"
+
+
+def _toml_lines(values: Mapping[str, Any], prefix: str) -> list[str]:
     lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for section, settings in values.items():
-        if isinstance(settings, dict):
-            lines += [
-                "",
-                f"[{section}]",
-                *(f"{key} = {_toml_value(value)}" for key, value in settings.items()),
-            ]
-    return "\n".join(lines) + "\n"
+    for key, section in values.items():
+        if isinstance(section, dict):
+            has_values = any(not isinstance(value, dict) for value in section.values())
+            header = ["", f"[{prefix}{key}]"] if has_values else []
+            lines += [*header, *_toml_lines(section, f"{prefix}{key}.")]
+    return lines
 
 
 def _toml_value(value: Any) -> str:

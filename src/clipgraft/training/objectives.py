@@ -7,12 +7,14 @@ import math
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPModel
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTextModel
 
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import encode_images, encode_text, text_hidden_states
-from clipgraft.training.losses import contrastive_loss, state_loss
+from clipgraft.training.losses import contrastive_loss, min_snr_weights, state_loss
 
 LOGIT_SCALE_MAX = math.log(100)
 """Radford et al. 2021, section 2.5: the multiplier is kept from passing 100 for a stable training."""
@@ -72,3 +74,78 @@ class BridgeObjective(nn.Module):
             student = text_hidden_states(self.text_model, batch["input_ids"])  # (B, L, D of CLIP)
             teacher = text_hidden_states(self.teacher, batch["input_ids"])  # (B, L, D of the base)
         return state_loss(self.bridge(student), teacher, batch["weights"]), {}
+
+
+class AutoencoderObjective(nn.Module):
+    """Reconstruction error of a VAE, absolute plus squared, with a light KL divergence on its latents.
+
+    Args:
+        vae: Trained.
+        kl_weight: Weight of the KL divergence, a mean over the latents' elements.
+    """
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float):
+        super().__init__()
+        self.vae = vae
+        self.kl_weight = kl_weight
+
+    def forward(self, batch: dict[str, Any]) -> Result:
+        """Return the loss over `vae_pixel_values` (B, 3, H, W) in [-1, 1]."""
+        pixels = batch["vae_pixel_values"]
+        posterior = self.vae.encode(pixels).latent_dist
+        error = (self.vae.decode(posterior.sample()).sample - pixels).float()  # (B, 3, H, W)
+        squared = error.square().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = error.abs().mean() + squared + self.kl_weight * kl
+        # Peak signal is 2, the width of [-1, 1].
+        return loss, {"psnr": 10 * torch.log10(4 / squared.detach()), "kl": kl.detach()}
+
+
+class DenoisingObjective(nn.Module):
+    """Noise prediction of a U-Net from the text encoder's token states; both are trained.
+
+    Args:
+        unet: Predicts the noise (epsilon).
+        text_encoder: Gives the states it attends to.
+        alphas_cumprod: The scheduler's, shape (T,).
+        empty_input_ids: The empty prompt's, shape (L,); takes the place of dropped captions.
+        caption_drop: Share of captions dropped, for classifier-free guidance.
+        snr_gamma: Cap of the signal-to-noise ratio in the loss' weights.
+    """
+
+    alphas_cumprod: Tensor
+    empty_input_ids: Tensor
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        *,
+        alphas_cumprod: Tensor,
+        empty_input_ids: Tensor,
+        caption_drop: float,
+        snr_gamma: float,
+    ):
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.register_buffer("alphas_cumprod", alphas_cumprod)
+        self.register_buffer("empty_input_ids", empty_input_ids)
+        self.caption_drop = caption_drop
+        self.snr_gamma = snr_gamma
+
+    def forward(self, batch: dict[str, Any]) -> Result:
+        """Return the loss over scaled `latents` (B, 4, h, w) and `input_ids` (B, 77)."""
+        latents, input_ids = batch["latents"], batch["input_ids"]
+        is_dropped = torch.rand(len(latents), 1, device=latents.device) < self.caption_drop
+        hidden_states = text_hidden_states(
+            self.text_encoder, torch.where(is_dropped, self.empty_input_ids, input_ids)
+        )  # (B, 77, D)
+        timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),), device=latents.device)
+        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noise = torch.randn_like(latents)
+        noisy_latents = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        noise_pred = self.unet(noisy_latents, timesteps, hidden_states).sample
+        errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean((1, 2, 3))  # (B,)
+        weights = min_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
+        return (weights * errors).mean(), {"noise_error": errors.mean().detach()}

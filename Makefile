@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+install: $(STAMP) ## make .venv with the tested versions
+
+demo: $(STAMP) ## fine-tune, graft and draw on flatland: runs/demo/report.html
+	$(BIN)/clipgraft demo --out runs/demo --overwrite
+
+test: $(STAMP) ## default tests
+	$(BIN)/pytest
+
+test-slow: $(STAMP) ## tests that take minutes or gigabytes
+	$(BIN)/pytest -m slow
+
+lint: $(STAMP) ## format, rules and types, nothing changed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put files into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measurements, written to benchmarks/results
+	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+.PHONY: help install demo test test-slow lint format bench

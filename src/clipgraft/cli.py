@@ -1,0 +1,280 @@
+"""The command line: turns arguments into a recipe, calls a stage, turns an error into one line.
+
+The only reader of argv. Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import errno
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipgraft import __version__
+
+if TYPE_CHECKING:
+    from clipgraft.config import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Fine-tune CLIP on captioned images, graft its text tower onto a frozen diffusion model, draw.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at captioned images, or draw a set of them.")
+app.add_typer(data_app, name="data")
+
+DataOption = Annotated[str, typer.Option("--data", help="Folder or file with captioned images.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: finetune.learning_rate=3e-5."),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the out folder.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the out folder first.")]
+ClipOption = Annotated[str, typer.Option("--clip", help="CLIP: folder, hub id or flatland.")]
+BaseOption = Annotated[
+    str, typer.Option("--base", help="Base: folder, hub id, .safetensors file or flatland.")
+]
+GraftOption = Annotated[Path, typer.Option("--graft", help="Graft folder that `bridge` or a run wrote.")]
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"),
+    set_: SetOption = [],  # noqa: B006  (typer copies it)
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
+    from clipgraft.presets import demo as demo_recipe
+
+    _run_all(_recipe(demo_recipe(), set_), out, resume, overwrite)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="TOML file, such as the recipe.toml beside any result.")],
+    out: OutOption,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Run a whole recipe: fine-tune, bridge, generate, report."""
+    from clipgraft.config import load_recipe
+
+    _run_all(load_recipe(recipe, set_), out, resume, overwrite)
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[Path, typer.Argument(help="Folder or file with captioned images.")],
+    include_unsplit: Annotated[
+        bool, typer.Option("--include-unsplit", help="Images outside every split go to train.")
+    ] = False,
+    clip: ClipOption = "flatland",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Count every image and caption in, or out with a reason; show samples and caption lengths."""
+    from clipgraft.stages.data import check_data
+
+    check_data(source, include_unsplit=include_unsplit, clip=clip, as_json=as_json)
+
+
+@data_app.command("draw")
+def data_draw(
+    out: OutOption,
+    seed: Annotated[int, typer.Option(help="Seed of the whole set.")] = 0,
+    num_images: Annotated[int, typer.Option(min=8, help="Three quarters go to train.")] = 8000,
+) -> None:
+    """Draw flatland8k: pictures with five captions each, in Flickr8k's own layout."""
+    from clipgraft.stages.data import draw_data
+
+    draw_data(out, seed=seed, num_images=num_images)
+
+
+@app.command()
+def finetune(
+    out: OutOption,
+    data: DataOption = "",
+    clip: ClipOption = "",
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fine-tune CLIP on captioned images."""
+    from clipgraft.stages.finetune import finetune as stage
+    from clipgraft.stages.folder import stage_folder
+
+    settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+        stage(settings, folder, resume=resume)
+
+
+@app.command()
+def bridge(
+    out: OutOption,
+    clip: ClipOption = "",
+    base: BaseOption = "",
+    data: DataOption = "",
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fit the bridge from a CLIP's token states to a base's, and write the graft."""
+    from clipgraft.stages.bridge import bridge as stage
+    from clipgraft.stages.folder import stage_folder
+
+    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, base=base)
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+        stage(settings, folder, resume=resume)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    graft: GraftOption,
+    out: OutOption,
+    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+    negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of each prompt's first picture.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt; 1 = no guidance.")] = 7.5,
+    height: Annotated[int, typer.Option(help="Pixels; 0 = the base's own.")] = 0,
+    width: Annotated[int, typer.Option(help="Pixels; 0 = the base's own.")] = 0,
+    num_images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Draw pictures from prompts with a graft."""
+    from clipgraft.config import build_recipe
+    from clipgraft.stages.generate import generate as stage
+
+    values = {
+        "prompts": prompts,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "num_images_per_prompt": num_images,
+    }
+    stage(build_recipe({"device": device, "generate": values}), graft, out, base=base)
+
+
+@app.command()
+def export(
+    graft: Annotated[Path, typer.Argument(help="Graft folder.")],
+    out: OutOption,
+    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+) -> None:
+    """Write graft and base as one folder that plain diffusers loads after `import clipgraft`."""
+    from clipgraft.stages.generate import export as stage
+
+    stage(graft, out, base=base)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or stage.")]) -> None:
+    """Write report.html, metrics.json and the loss figure of a run."""
+    from clipgraft.stages.report import report as stage
+
+    stage(run_dir)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has for clipgraft, with the fix for what it lacks."""
+    from clipgraft.stages.doctor import doctor as stage
+
+    if not stage():
+        raise typer.Exit(1)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"clipgraft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _recipe(recipe: "Recipe", overrides: list[str]) -> "Recipe":
+    from clipgraft.config import apply_overrides
+
+    return apply_overrides(recipe.model_dump(), overrides)
+
+
+def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) -> "Recipe":
+    """A stage's recipe: the file's settings, then the named options, then `--set`."""
+    from clipgraft.config import Recipe, load_recipe
+
+    recipe = load_recipe(path) if path else Recipe()
+    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
+    options = [f"{keys[name]}={_quoted(value)}" for name, value in names.items() if value]
+    return _recipe(recipe, [*options, *overrides])
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text)
+
+
+def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:
+    from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.run import run_all
+
+    with stage_folder(out, recipe, resume=resume, overwrite=overwrite) as folder:
+        run_all(recipe, folder, resume=resume)
+
+
+def main() -> None:
+    """Entry point: exit code 0, 2 for what the user can mend, 130 or 143 for a signal, 1 for our bugs."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except KeyboardInterrupt:
+        _end("stopped by Ctrl-C", 130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code:
+            _end(f"{error}; go on with the same command and --resume", exit_code)
+        if not _is_users_to_mend(error):
+            raise
+        _end(f"error: {_one_line(error)}", 2)
+
+
+def _end(message: str, exit_code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(exit_code)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk ({error.filename or 'while writing'}); free some and run again"
+    return " ".join(str(error).split())
+
+
+def _is_users_to_mend(error: Exception) -> bool:
+    """Errors of the system's files, and those that this package raised to say what is wrong."""
+    if isinstance(error, OSError):
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    is_ours = Path(raised_in).is_relative_to(Path(__file__).parent)
+    return is_ours and isinstance(error, (ValueError, RuntimeError, FloatingPointError))

@@ -1,0 +1,126 @@
+"""Sets that fit in memory, decoded or encoded once; batches that only seed, epoch and position decide."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipgraft.data.images import open_image
+from clipgraft.data.records import CaptionedImage
+from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
+
+
+def load_pixels(images: Sequence[CaptionedImage], size: int) -> Tensor:
+    """Decode images once: (N, 3, size, size) uint8, resized to fill the square and centre-cropped."""
+    pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for index, image in enumerate(images):
+        pixels[index] = to_uint8(vae_pixel_values([open_image(image.path)], size)[0])
+    return pixels
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Turn pixels in [-1, 1] into uint8."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """Turn uint8 pixels into float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+class CropBatches:
+    """Random square crops; every image gives one crop an epoch.
+
+    Args:
+        pixels: (N, 3, H, W) uint8.
+        crop_size: Side of the crop, at most H and W.
+        batch_size: Crops in a batch; an epoch's last, smaller batch is left out.
+        seed: Decides order and places, together with the epoch.
+    """
+
+    def __init__(self, pixels: Tensor, *, crop_size: int, batch_size: int, seed: int):
+        self.pixels, self.crop_size, self.batch_size, self.seed = pixels, crop_size, batch_size, seed
+
+    def __len__(self) -> int:
+        return len(self.pixels) // self.batch_size
+
+    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
+        """Give `vae_pixel_values` (B, 3, crop_size, crop_size) in [-1, 1]."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.pixels))
+        free = np.array(self.pixels.shape[2:]) - self.crop_size
+        corners = random.integers(0, free + 1, size=(len(self.pixels), 2))
+        for batch in range(start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            crops = [self._crop(index, *corners[index]) for index in chosen]
+            yield {"vae_pixel_values": from_uint8(torch.stack(crops))}
+
+    def _crop(self, index: int, top: int, left: int) -> Tensor:
+        return self.pixels[index, :, top : top + self.crop_size, left : left + self.crop_size]
+
+
+class LatentBatches:
+    """Cached latents, each with one of its captions drawn afresh every epoch.
+
+    Args:
+        latents: Scaled, (N, 4, h, w).
+        input_ids: For each image its captions' token ids, unpadded.
+        eos_token_id: Pads captions to `context_length`.
+        context_length: Positions of the text encoder; all are given, as a U-Net reads all.
+        batch_size: Images in a batch; an epoch's last, smaller batch is left out.
+        seed: Decides order and captions, together with the epoch.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        input_ids: Sequence[Sequence[Sequence[int]]],
+        *,
+        eos_token_id: int,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self.latents, self.input_ids = latents, input_ids
+        self.eos_token_id, self.context_length = eos_token_id, context_length
+        self.batch_size, self.seed = batch_size, seed
+
+    def __len__(self) -> int:
+        return len(self.latents) // self.batch_size
+
+    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
+        """Give `latents` (B, 4, h, w) and `input_ids` (B, context_length)."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.latents))
+        draws = random.random(len(self.latents))
+        for batch in range(start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            captions = [self.input_ids[i][int(draws[i] * len(self.input_ids[i]))] for i in chosen]
+            yield {
+                "latents": self.latents[torch.from_numpy(chosen)],
+                "input_ids": pad_input_ids(captions, self.eos_token_id, self.context_length),
+            }
+
+
+class CaptionBatches:
+    """Captions alone, as token ids of full length.
+
+    Args:
+        input_ids: (N, L) int64.
+        batch_size: Captions in a batch; an epoch's last, smaller batch is left out.
+        seed: Decides the order, together with the epoch.
+    """
+
+    def __init__(self, input_ids: Tensor, *, batch_size: int, seed: int):
+        self.input_ids, self.batch_size, self.seed = input_ids, batch_size, seed
+
+    def __len__(self) -> int:
+        return len(self.input_ids) // self.batch_size
+
+    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
+        """Give `input_ids` (B, L)."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.input_ids))
+        for batch in range(start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield {"input_ids": self.input_ids[torch.from_numpy(chosen)]}

@@ -1,0 +1,139 @@
+"""Fine-tune CLIP on captioned images, and measure retrieval before and after."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from clipgraft.config import Recipe
+from clipgraft.data.images import open_image
+from clipgraft.data.loader import make_loader
+from clipgraft.data.records import CaptionedImage
+from clipgraft.data.transforms import clip_pixel_values, tokenize
+from clipgraft.evaluation.retrieval import retrieval_metrics
+from clipgraft.models.clip import ClipParts, encode_images, encode_text, load_clip, save_clip
+from clipgraft.progress import track
+from clipgraft.reporting.plots import plot_loss
+from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
+from clipgraft.stages.data import load_source, select
+from clipgraft.stages.folder import fingerprint
+from clipgraft.training.loop import Batch, StepReport, fit
+from clipgraft.training.objectives import ContrastiveObjective
+
+ENCODE_BATCH_SIZE = 64
+
+
+class EpochBatches:
+    """A loader as `fit` wants it: the batches of any epoch, from any position."""
+
+    def __init__(self, loader: DataLoader, num_images: int, batch_size: int):
+        self.loader, self.num_images, self.batch_size = loader, num_images, batch_size
+
+    def __len__(self) -> int:
+        return self.num_images // self.batch_size
+
+    def epoch(self, epoch: int, start: int) -> Iterable[Batch]:
+        """Give the batches of an epoch without its first `start`."""
+        self.loader.sampler.resume(epoch, start * self.batch_size)
+        return self.loader
+
+
+def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune `recipe.clip` on the train split of `recipe.data`.
+
+    Args:
+        recipe: Its seed, device, data, clip and finetune settings are read.
+        folder: Gets `clip/`, `log.jsonl`, `metrics.json`, `loss.png`, `loss.svg` and `checkpoints/`.
+        resume: Go on from the newest checkpoint there.
+
+    Returns:
+        The metrics that were written.
+    """
+    settings, device = recipe.finetune, choose_device(recipe.device)
+    mixed_precision = choose_mixed_precision(settings.mixed_precision, device)
+    source = load_source(recipe.data)
+    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    clip.model.to(device)
+    train = select(source, "train", recipe.data.max_train_images)
+    test = select(source, "test", recipe.data.max_test_images)
+    write_json(folder / "data.json", {"num_train_images": len(train), "num_test_images": len(test)})
+    seed_everything(recipe.seed)
+    loader = make_loader(
+        train,
+        tokenizer=clip.tokenizer,
+        processor=clip.image_processor,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+        num_workers=settings.num_workers,
+    )
+    before = measure_retrieval(clip, test, "recall before")
+    batches = EpochBatches(loader, len(train), settings.batch_size)
+    num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
+    with track("fine-tuning CLIP", num_steps) as update:
+        result = fit(
+            ContrastiveObjective(clip.model),
+            batches,
+            run_dir=folder,
+            num_epochs=settings.num_epochs,
+            learning_rate=settings.learning_rate,
+            lr_schedule=settings.lr_schedule,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            mixed_precision=mixed_precision,
+            checkpoint_every=settings.checkpoint_every,
+            keep_checkpoints=settings.keep_checkpoints,
+            device=device.type,
+            fingerprint=fingerprint(source.fingerprint, recipe.seed, settings.model_dump()),
+            resume=resume,
+            on_step=lambda report: update(report.step, describe_step(report)),
+        )
+    save_clip(clip, folder / "clip")
+    metrics = {
+        "before": before,
+        "after": measure_retrieval(clip, test, "recall after"),
+        "num_steps": result.num_steps,
+        "skipped_steps": result.skipped_steps,
+        "num_epochs": settings.num_epochs,
+        "num_train_images": len(train),
+        "epoch_mean_loss": result.epoch_mean_loss,
+        "mixed_precision": mixed_precision,
+        "seconds": result.seconds,
+    }
+    plot_loss(folder / "log.jsonl", folder)
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def describe_step(report: StepReport) -> str:
+    """What stands beside the progress bar."""
+    return f"loss {report.loss:.4f}  {report.samples_per_second:.0f}/s"
+
+
+@torch.no_grad()
+def measure_retrieval(
+    clip: ClipParts, images: Sequence[CaptionedImage], description: str
+) -> dict[str, Any] | None:
+    """Recall at 1, 5 and 10 in both directions over images and all of their captions; None without images."""
+    if not images:
+        return None
+    clip.model.eval()
+    device = clip.model.device
+    captions = [caption for image in images for caption in image.captions]
+    image_index = torch.tensor([i for i, image in enumerate(images) for _ in image.captions])
+    image_embeds, text_embeds = [], []
+    with track(description, len(images) + len(captions)) as update:
+        for start in range(0, len(images), ENCODE_BATCH_SIZE):
+            opened = [open_image(image.path) for image in images[start : start + ENCODE_BATCH_SIZE]]
+            image_embeds.append(
+                encode_images(clip.model, clip_pixel_values(opened, clip.image_processor).to(device))
+            )
+            update(start + len(opened), "images")
+        for start in range(0, len(captions), ENCODE_BATCH_SIZE):
+            part = captions[start : start + ENCODE_BATCH_SIZE]
+            text_embeds.append(encode_text(clip.model, tokenize(part, clip.tokenizer).input_ids.to(device)))
+            update(len(images) + start + len(part), "captions")
+    return retrieval_metrics(torch.cat(text_embeds).cpu(), torch.cat(image_embeds).cpu(), image_index)
