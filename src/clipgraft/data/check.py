@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipgraft.data.images import open_image
-from clipgraft.data.records import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source
+from clipgraft.data.records import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
 from clipgraft.errors import DataError
 
 NUM_SAMPLES = 5
@@ -56,7 +56,7 @@ class SourceCheck:
     files: dict[str, str]
     notes: tuple[str, ...]
     fingerprint: str
-    counts: dict[str, dict[str, int]]
+    counts: dict[Split, dict[str, int]]
     """Split -> number of `images` and `captions`."""
     left_out: tuple[LeftOutGroup, ...]
     samples: tuple[CaptionedImage, ...]
@@ -106,7 +106,7 @@ def check_source(
         files=source.files,
         notes=source.notes,
         fingerprint=source.fingerprint,
-        counts=dict(source.counts),
+        counts=source.counts,
         left_out=_group_left_out(source),
         samples=_spread(source.images, NUM_SAMPLES),
         captions_per_image=dict(sorted(Counter(len(image.captions) for image in source.images).items())),

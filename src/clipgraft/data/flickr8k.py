@@ -186,9 +186,8 @@ def _find_split_lists(root: Path, levels: list[list[Path]]) -> dict[Split, Path]
                 continue
             split = _SPLIT_NAMES[match[1].lower()]
             if split in lists:
-                raise DataError(
-                    f"{root}: two lists of the {split} split: {lists[split].name} and {entry.name}; keep one"
-                )
+                names = f"{lists[split].relative_to(root)} and {entry.relative_to(root)}"
+                raise DataError(f"{root}: two lists of the {split} split ({names}); keep one")
             lists[split] = entry
         if lists:
             return {split: lists[split] for split in SPLITS if split in lists}

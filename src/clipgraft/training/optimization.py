@@ -57,8 +57,8 @@ def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps:
 class MovingAverage:
     """Exponential moving average of parameters: `average += (1 - decay) * (value - average)` after each step.
 
-    The decay rises as (1 + n) / (10 + n) over the first updates, so that the start's random weights fade
-    (as in diffusers' `EMAModel` and TensorFlow's).
+    The decay rises from 0 as (1 + n) / (10 + n), so that the random weights of the start leave no trace
+    (as in diffusers' `EMAModel`).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float):
@@ -70,8 +70,9 @@ class MovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the parameters' present values."""
+        done = self.num_updates
+        decay = min(self.decay, (1 + done) / (10 + done)) if done else 0.0
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()

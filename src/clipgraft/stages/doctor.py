@@ -1,0 +1,80 @@
+"""What this machine has for clipgraft: each line OK, or with the fix."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from clipgraft.models.base import FLATLAND
+from clipgraft.runtime import RECORDED_PACKAGES, choose_device, cpu_computes_bf16
+
+HUB_TIMEOUT_SECONDS = 3.0
+NEEDED_MEMORY_GB = 8
+"""SD v1.5 in bfloat16 draws 512x512 in less."""
+NEEDED_DISK_GB = 10
+"""SD v1.5 in float16 (2.1 GB), CLIP B/32 (0.6 GB), and a run's checkpoints (3 x 1.8 GB)."""
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's."""
+
+    what: str
+    value: str
+    fix: str
+    """Empty where all is well."""
+    is_fatal: bool = False
+
+
+def doctor() -> bool:
+    """Print what was found; return whether clipgraft can run here."""
+    findings = list(examine())
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        table.add_row(finding.what, finding.value, "OK" if not finding.fix else f"fix: {finding.fix}")
+    Console().print(table)
+    return not any(finding.is_fatal and finding.fix for finding in findings)
+
+
+def examine() -> Iterator[Finding]:
+    """Look at versions, device, threads, memory, disk, the embedded base and the hub."""
+    for package in RECORDED_PACKAGES:
+        yield Finding(package, version(package), "")
+    device = choose_device()
+    is_missed = device.type == "cpu" and shutil.which("nvidia-smi") is not None
+    yield Finding(
+        "device",
+        torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "an NVIDIA GPU is here but this torch has no CUDA; install a CUDA build of torch" if is_missed else "",
+    )
+    yield Finding("CPU bfloat16", "computed" if cpu_computes_bf16() else "emulated, so float32 is used", "")
+    yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()}", "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    too_little = f"Stable Diffusion v1.5 wants {NEEDED_MEMORY_GB} GB; flatland needs 2"
+    yield Finding("memory", f"{memory:.1f} GB", too_little if memory < NEEDED_MEMORY_GB else "")
+    disk = shutil.disk_usage(Path.cwd()).free / 1e9
+    little_disk = f"free some: Stable Diffusion v1.5 with checkpoints wants {NEEDED_DISK_GB} GB"
+    yield Finding("disk here", f"{disk:.1f} GB free", little_disk if disk < NEEDED_DISK_GB else "")
+    is_there = FLATLAND.is_dir()
+    yield Finding("flatland", "in the package" if is_there else "missing", "" if is_there else "install again", True)
+    yield _hub()
+
+
+def _hub() -> Finding:
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return Finding("model hub", "switched off by HF_HUB_OFFLINE", "")
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        socket.create_connection((endpoint.hostname, port), timeout=HUB_TIMEOUT_SECONDS).close()
+    except OSError:
+        fix = "fetch models elsewhere with `hf download ID --local-dir DIR` and name DIR; flatland needs none"
+        return Finding("model hub", "not reachable", fix)
+    return Finding("model hub", "reachable", "")

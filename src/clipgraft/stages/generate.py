@@ -1,0 +1,66 @@
+"""Draw pictures from prompts with a graft; write a graft and its base as one diffusers folder."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+
+from clipgraft.config import Recipe
+from clipgraft.generation.pipeline import build_pipeline, picture_file_name
+from clipgraft.generation.pipeline import generate as draw
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.encoder import load_graft
+from clipgraft.progress import track
+from clipgraft.runtime import choose_device, inference_dtype, write_json
+
+
+def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> list[dict[str, Any]]:
+    """Draw the prompts of `recipe.generate`.
+
+    Args:
+        recipe: Its device and generate settings are read.
+        graft: Graft folder.
+        out_dir: Gets a PNG a picture, named after its prompt and seed, and `images.json`.
+        base: Where not empty, the base in place of the one that the graft names.
+
+    Returns:
+        The rows of `images.json`.
+    """
+    settings, device = recipe.generate, choose_device(recipe.device)
+    pipeline = load_pipeline(graft, base=base, dtype=inference_dtype(device)).to(device)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    num_batches = -(-len(settings.prompts) * settings.num_images_per_prompt // settings.batch_size)
+    rows = []
+    with track("drawing", num_batches * settings.num_inference_steps) as update:
+        pictures = draw(
+            pipeline,
+            settings.prompts,
+            seed=settings.seed,
+            num_images_per_prompt=settings.num_images_per_prompt,
+            negative_prompt=settings.negative_prompt,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            height=settings.height,
+            width=settings.width,
+            batch_size=settings.batch_size,
+            on_step=lambda done, total: update(done, "steps"),
+        )
+        for picture in pictures:
+            name = picture_file_name(picture.prompt, picture.seed)
+            _save_png(picture.image, out_dir / name)
+            row = {"file": name, "prompt": picture.prompt, "seed": picture.seed, "status": picture.status}
+            rows.append(
+                row
+                | {
+                    "negative_prompt": settings.negative_prompt,
+                    "num_inference_steps": settings.num_inference_steps,
+                    "guidance_scale": settings.guidance_scale,
+                    "height": picture.image.height,
+                    "width": picture.image.width,
+                }
+            )
+    write_json(out_dir / "images.json", rows)
+    for row in rows:
+        Console().print(f"{row['status']}  {out_dir / row['file']}", highlight=False, soft_wrap=True)
+    return rows
