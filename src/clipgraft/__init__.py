@@ -1,3 +1,15 @@
 """Fine-tune CLIP on captioned images and graft its text tower onto a frozen latent diffusion model."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["GraftedTextConfig", "GraftedTextEncoder", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the encoder when it is asked for: diffusers looks its class up here, and torch takes seconds."""
+    if name in ("GraftedTextConfig", "GraftedTextEncoder"):
+        from clipgraft.models import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

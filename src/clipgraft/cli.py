@@ -136,6 +136,24 @@ def bridge(
 
 
 @app.command()
+def pretrain(
+    out: OutOption,
+    data: DataOption = "",
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train flatland, the embedded base, from nothing."""
+    from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.pretrain import pretrain as stage
+
+    settings = _recipe_from_options(recipe, set_, data=data)
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+        stage(settings, folder, resume=resume)
+
+
+@app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     graft: GraftOption,

@@ -6,8 +6,8 @@ from clipgraft.config import BridgeSettings, DataSettings, FinetuneSettings, Rec
 def demo() -> Recipe:
     """The whole system on flatland, in minutes on two cores.
 
-    `clipgraft demo` fine-tunes flatland's CLIP with the seed recipe's nine epochs on a part of flatland8k, at a
-    learning rate that suits its size (2.4 M parameters against B/32's 151 M), bridges it and draws both prompts.
+    `clipgraft demo` fine-tunes flatland's CLIP with the seed recipe's nine epochs on a part of flatland8k, at
+    a learning rate that suits its size (2.4 M parameters against B/32's 151 M), bridges it, draws both prompts.
     """
     return Recipe(
         data=DataSettings(max_train_images=1500, max_test_images=500),

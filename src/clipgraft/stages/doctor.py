@@ -2,21 +2,18 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipgraft.models.base import FLATLAND
+from clipgraft.models.hub import ASSETS, hub_is_reachable
 from clipgraft.runtime import RECORDED_PACKAGES, choose_device, cpu_computes_bf16
 
-HUB_TIMEOUT_SECONDS = 3.0
 NEEDED_MEMORY_GB = 8
 """SD v1.5 in bfloat16 draws 512x512 in less."""
 NEEDED_DISK_GB = 10
@@ -52,7 +49,9 @@ def examine() -> Iterator[Finding]:
     yield Finding(
         "device",
         torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "an NVIDIA GPU is here but this torch has no CUDA; install a CUDA build of torch" if is_missed else "",
+        "an NVIDIA GPU is here but this torch has no CUDA; install a CUDA build of torch"
+        if is_missed
+        else "",
     )
     yield Finding("CPU bfloat16", "computed" if cpu_computes_bf16() else "emulated, so float32 is used", "")
     yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()}", "")
@@ -62,19 +61,15 @@ def examine() -> Iterator[Finding]:
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     little_disk = f"free some: Stable Diffusion v1.5 with checkpoints wants {NEEDED_DISK_GB} GB"
     yield Finding("disk here", f"{disk:.1f} GB free", little_disk if disk < NEEDED_DISK_GB else "")
-    is_there = FLATLAND.is_dir()
-    yield Finding("flatland", "in the package" if is_there else "missing", "" if is_there else "install again", True)
+    is_there = ASSETS.is_dir()
+    yield Finding(
+        "flatland", "in the package" if is_there else "missing", "" if is_there else "install again", True
+    )
     yield _hub()
 
 
 def _hub() -> Finding:
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return Finding("model hub", "switched off by HF_HUB_OFFLINE", "")
-    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-    try:
-        socket.create_connection((endpoint.hostname, port), timeout=HUB_TIMEOUT_SECONDS).close()
-    except OSError:
-        fix = "fetch models elsewhere with `hf download ID --local-dir DIR` and name DIR; flatland needs none"
-        return Finding("model hub", "not reachable", fix)
-    return Finding("model hub", "reachable", "")
+    if hub_is_reachable(timeout_seconds=3):
+        return Finding("model hub", "reachable", "")
+    fix = "fetch models elsewhere with `hf download ID --local-dir DIR` and name DIR; flatland needs none"
+    return Finding("model hub", "not reachable", fix)

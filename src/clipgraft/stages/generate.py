@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from rich.console import Console
 
 from clipgraft.config import Recipe
@@ -64,3 +66,44 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
     for row in rows:
         Console().print(f"{row['status']}  {out_dir / row['file']}", highlight=False, soft_wrap=True)
     return rows
+
+
+def load_pipeline(graft: Path, *, base: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """Load a graft and its base as one pipeline.
+
+    Args:
+        graft: Graft folder.
+        base: Where not empty, the base in place of the one that the graft names.
+        dtype: Of all weights.
+
+    Raises:
+        CheckpointError: If the graft was made for another base.
+    """
+    loaded = load_graft(graft)
+    frozen = FrozenBase.load(
+        base or loaded.base["name"],
+        revision=None if base else loaded.base["revision"] or None,
+        components=("vae", "unet", "scheduler", "tokenizer"),
+        dtype=dtype,
+        tokenizer=loaded.tokenizer,
+    )
+    return build_pipeline(frozen, loaded.text_encoder.to(dtype))
+
+
+def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
+    """Write graft and base as one folder that `DiffusionPipeline.from_pretrained` loads after `import clipgraft`.
+
+    Raises:
+        ValueError: If the folder holds something already.
+    """
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
+    load_pipeline(graft, base=base, dtype=torch.float32).save_pretrained(out_dir)
+    Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)
+
+
+def _save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)

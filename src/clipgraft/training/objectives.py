@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel
 
-from clipgraft.models.bridge import Bridge
+from clipgraft.models.bridge import Bridge, position_weights, token_classes
 from clipgraft.models.clip import encode_images, encode_text, text_hidden_states
 from clipgraft.training.losses import contrastive_loss, min_snr_weights, state_loss
 
@@ -53,13 +53,15 @@ class BridgeObjective(nn.Module):
         bridge: Trained.
         text_model: The fine-tuned CLIP's text tower, frozen.
         teacher: The base's own text encoder, frozen.
+        eos_token_id: Tells words from padding.
     """
 
-    def __init__(self, bridge: Bridge, text_model: nn.Module, teacher: nn.Module):
+    def __init__(self, bridge: Bridge, text_model: nn.Module, teacher: nn.Module, eos_token_id: int):
         super().__init__()
         self.bridge = bridge
         self.text_model = text_model.requires_grad_(False)
         self.teacher = teacher.requires_grad_(False)
+        self.eos_token_id = eos_token_id
 
     def train(self, mode: bool = True) -> "BridgeObjective":
         """Switch the bridge alone: frozen towers stay in eval."""
@@ -69,11 +71,12 @@ class BridgeObjective(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss over `input_ids` (B, L) with the positions' `weights` (B, L)."""
+        """Return the loss over `input_ids` (B, L), each position weighted by its class."""
         with torch.no_grad():
             student = text_hidden_states(self.text_model, batch["input_ids"])  # (B, L, D of CLIP)
             teacher = text_hidden_states(self.teacher, batch["input_ids"])  # (B, L, D of the base)
-        return state_loss(self.bridge(student), teacher, batch["weights"]), {}
+        weights = position_weights(token_classes(batch["input_ids"], self.eos_token_id))
+        return state_loss(self.bridge(student), teacher, weights), {}
 
 
 class AutoencoderObjective(nn.Module):

@@ -1,0 +1,118 @@
+"""Write flatland8k in Flickr8k's own layout, so that the reader of Flickr8k reads it."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from clipgraft.data.flatland.backgrounds import draw_background
+from clipgraft.data.flatland.canvas import Canvas
+from clipgraft.data.flatland.captions import plain_caption, write_captions
+from clipgraft.data.flatland.scenes import Scene, sample_scene
+from clipgraft.data.flatland.subjects import draw_subject
+
+IMAGE_SIZE = 128
+JPEG_QUALITY = 95
+ATTRIBUTES_NAME = "attributes.jsonl"
+SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
+"""Names of Flickr8k's lists, by split."""
+
+
+def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
+    """Draw a scene: an RGB picture of size x size pixels."""
+    rng = random.Random(scene.look + "/drawing")
+    canvas = Canvas(size, scene.time)
+    draw_background(canvas, scene.place, rng)
+    if scene.subject:
+        draw_subject(canvas, scene, rng)
+    return canvas.finished()
+
+
+def draw_flatland8k(
+    out_dir: Path,
+    *,
+    seed: int = 0,
+    num_images: int = 8000,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw a captioned set: three quarters train, an eighth each val ("dev") and test.
+
+    Args:
+        out_dir: Gets `Images/`, `Flickr8k.token.txt`, the three split lists and `attributes.jsonl`.
+        seed: Of everything; the same seed gives the same bytes, with any number of workers.
+        num_images: How many.
+        num_workers: Processes; None = one a core.
+        progress: Called with the pictures drawn and in all.
+
+    Raises:
+        ValueError: If the folder holds something already.
+    """
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
+    part = out_dir.with_name(f".{out_dir.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "Images").mkdir(parents=True)
+    rows = []
+    draw = partial(_draw_one, seed=seed, num_images=num_images, folder=part / "Images")
+    # spawn, because a forked child of a process that runs torch can hang.
+    with multiprocessing.get_context("spawn").Pool(num_workers or os.cpu_count()) as pool:
+        for row in pool.imap(draw, range(num_images), chunksize=50):
+            rows.append(row)
+            if progress:
+                progress(len(rows), num_images)
+    _write_lists(part, rows)
+    if out_dir.exists():
+        out_dir.rmdir()
+    part.rename(out_dir)
+
+
+def plain_captions(folder: Path) -> dict[str, str]:
+    """Return each image's plain caption, by image id, of a folder that `draw_flatland8k` wrote.
+
+    Raises:
+        FileNotFoundError: If the folder has no attributes.
+    """
+    path = folder / ATTRIBUTES_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found; plain captions exist for drawn sets alone")
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row["image_id"]: row["plain_caption"] for row in rows}
+
+
+def split_of(index: int, num_images: int) -> str:
+    """Return the split of a picture by its number: train first, then val, then test."""
+    eighth = num_images // 8
+    if index < num_images - 2 * eighth:
+        return "train"
+    return "val" if index < num_images - eighth else "test"
+
+
+def _draw_one(index: int, *, seed: int, num_images: int, folder: Path) -> dict:
+    split = split_of(index, num_images)
+    scene = sample_scene(seed, index, split)
+    name = f"flatland_{index:05d}.jpg"
+    # subsampling 0: colour at full resolution, since flat shapes have sharp edges.
+    draw_scene(scene).save(folder / name, quality=JPEG_QUALITY, subsampling=0)
+    attributes = {key: value for key, value in asdict(scene).items() if key != "look"}
+    words = {"plain_caption": plain_caption(scene), "captions": write_captions(scene)}
+    return {"image_id": name, "split": split, **attributes, "held_out": scene.is_held_out, **words}
+
+
+def _write_lists(folder: Path, rows: list[dict]) -> None:
+    tokens = [
+        f"{row['image_id']}#{k}\t{text}\n" for row in rows for k, text in enumerate(row.pop("captions"))
+    ]
+    (folder / "Flickr8k.token.txt").write_text("".join(tokens), encoding="utf-8")
+    for split, name in SPLIT_LISTS.items():
+        names = [f"{row['image_id']}\n" for row in rows if row["split"] == split]
+        (folder / f"Flickr_8k.{name}.txt").write_text("".join(names), encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / ATTRIBUTES_NAME).write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,199 @@
+"""Folders of weights that are whole or not there at all, and that are loaded whole or not at all.
+
+A folder is written beside its place, listed with sizes and checksums in `manifest.json`, and then renamed.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from clipgraft.errors import CheckpointError
+from clipgraft.models.hub import refuse_pickles
+
+MANIFEST_NAME = "manifest.json"
+SHOWN_KEYS = 5
+"""Weights that an error names; a wrong checkpoint lacks hundreds."""
+READ_BYTES = 1 << 22
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
+    """Give a folder to write in, which becomes `out_dir` when the block ends without an error.
+
+    What `out_dir` held before stays until the new content is complete on disk, and is then replaced as a whole.
+
+    Args:
+        out_dir: The folder to make; its parents are made too.
+
+    Yields:
+        An empty folder on the same file system.
+
+    Raises:
+        CheckpointError: If no space is left; `out_dir` is as it was before.
+
+    Side effects:
+        Writes `manifest.json` into the folder.
+    """
+    temporary = out_dir.with_name(f".{out_dir.name}.part")
+    replaced = out_dir.with_name(f".{out_dir.name}.replaced")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    if replaced.exists() and not out_dir.exists():  # an earlier process ended between the two renames
+        replaced.rename(out_dir)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        _write_manifest(temporary)
+        _replace(out_dir, temporary, replaced)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if _is_no_space(error):
+            free_mb = shutil.disk_usage(out_dir.parent).free / 1e6
+            raise CheckpointError(
+                f"no space left to write {out_dir} ({free_mb:.0f} MB free); what it held before is untouched; "
+                "free some space and run again"
+            ) from error
+        raise
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: Written by `write_folder_atomically`; files that the manifest does not list are let be.
+
+    Raises:
+        CheckpointError: If there is no manifest, or a listed file is missing or differs in size or content.
+    """
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST_NAME}; it was not written by clipgraft, or not whole"
+        )
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{manifest} is damaged: {error}; write the folder again") from error
+    for name, entry in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing though {MANIFEST_NAME} lists it; write the folder again"
+            )
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(
+                f"{path} is damaged: {size} bytes, {entry['bytes']} were written; write the folder again"
+            )
+        checksum = file_sha256(path)
+        if checksum != entry["sha256"]:
+            raise CheckpointError(
+                f"{path} is damaged: sha256 {checksum[:12]}, {entry['sha256'][:12]} was written; "
+                "write the folder again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_strictly(model_class: Any, folder: Path, **kwargs: Any) -> Any:
+    """Load a transformers or diffusers model from safetensors; every weight must be there and none left over.
+
+    Args:
+        model_class: Class with `from_pretrained`.
+        folder: With `config.json` and `*.safetensors`.
+        **kwargs: Handed to `from_pretrained`.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: If the folder holds no safetensors, another model, or weights that do not fit.
+    """
+    refuse_pickles(folder)
+    try:
+        model, info = model_class.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, **kwargs
+        )
+    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
+    refuse_other_weights(folder, missing=info["missing_keys"], unexpected=info["unexpected_keys"])
+    return model.eval()
+
+
+def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
+    """Raise CheckpointError naming the first weights that are missing or too many."""
+    for what, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
+        if keys:
+            shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
+            raise CheckpointError(f"{path} {what} {len(keys)} weights: {shown}; it is of another model")
+
+
+def module_sha256(module: torch.nn.Module) -> str:
+    """Checksum of a module's parameters and buffers: names, dtypes, shapes and values, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # Viewed as bytes, because NumPy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _sync(path)
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    manifest = folder / MANIFEST_NAME
+    manifest.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    _sync(manifest)
+
+
+def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out_dir.exists():
+        out_dir.rename(replaced)
+    try:
+        temporary.rename(out_dir)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(out_dir)
+        raise
+    _sync(out_dir.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_no_space(error: BaseException) -> bool:
+    """Whether the disk was full; safetensors tells the system's error number in its text alone."""
+    if isinstance(error, SafetensorError):
+        return any(
+            f"code: {number}," in str(error) or f"os error {number})" in str(error) for number in NO_SPACE
+        )
+    return isinstance(error, OSError) and error.errno in NO_SPACE

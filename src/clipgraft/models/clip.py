@@ -1,0 +1,168 @@
+"""CLIP through transformers: loading, saving and encoding; this module alone knows what its calls return.
+
+B batch, L tokens, D hidden width, P joint width. Text is never masked: attention is causal and padding comes
+after EOS, so no state up to EOS can see it, and Stable Diffusion was trained on unmasked padding.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from clipgraft.errors import CheckpointError
+from clipgraft.models.checkpoint import MANIFEST_NAME, load_strictly, verify_folder, write_folder_atomically
+from clipgraft.models.hub import resolve_model
+
+FILES = ("*.json", "*.txt", "model.safetensors")
+LEGACY_EOS_TOKEN_ID = 2
+"""What the released configs say (transformers pull request 24773); no CLIP vocabulary has its EOS there."""
+
+
+class ClipParts(NamedTuple):
+    """A CLIP model and what prepares its input."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    image_processor: CLIPImageProcessorPil
+
+
+def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipParts:
+    """Load a CLIP with both towers, in float32 and eval mode.
+
+    Args:
+        name_or_path: Folder in transformers layout, hub id, or `flatland`.
+        revision: Commit of a hub id.
+
+    Returns:
+        Model, tokenizer and image processor; the model's config has the tokenizer's own BOS, EOS and pad ids.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        CheckpointError: If the folder holds something else than a whole CLIPModel in safetensors.
+    """
+    folder = resolve_model(name_or_path, part="clip", revision=revision, allow_patterns=FILES)
+    if not folder.is_dir():
+        raise CheckpointError(f"CLIP must be a folder with config.json and weights; {folder} is a file")
+    if (folder / MANIFEST_NAME).is_file():
+        verify_folder(folder)
+    _refuse_other_models(folder)
+    # Master weights are float32 always: AdamW on half-precision weights ends in NaN (openai/CLIP issue 40).
+    model = load_strictly(CLIPModel, folder, dtype=torch.float32)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(model.text_model, tokenizer)
+    _take_special_token_ids(model, tokenizer)
+    return ClipParts(model, tokenizer, CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True))
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Load a CLIP tokenizer from a folder.
+
+    Raises:
+        CheckpointError: If the folder holds none.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(f"{folder} holds no tokenizer (tokenizer.json, or vocab.json with merges.txt)")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def save_clip(clip: ClipParts, folder: Path) -> None:
+    """Write a CLIP in transformers layout, whole or not at all; `load_clip` and transformers read it."""
+    with write_folder_atomically(folder) as temporary:
+        clip.model.save_pretrained(temporary)
+        clip.tokenizer.save_pretrained(temporary)
+        clip.image_processor.save_pretrained(temporary)
+
+
+def encode_images(model: CLIPModel, clip_pixel_values: Tensor) -> Tensor:
+    """Encode images in the joint space.
+
+    Args:
+        model: The CLIP.
+        clip_pixel_values: (B, 3, S, S), normalised by CLIP's mean and deviation.
+
+    Returns:
+        Unit-norm float32 (B, P).
+    """
+    return F.normalize(model.get_image_features(pixel_values=clip_pixel_values).pooler_output.float(), dim=-1)
+
+
+def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
+    """Encode captions in the joint space, from the state at the first EOS.
+
+    Args:
+        model: The CLIP.
+        input_ids: (B, L) int64: BOS, words, EOS, padding with EOS; L as long as the longest, or longer.
+
+    Returns:
+        Unit-norm float32 (B, P).
+    """
+    return F.normalize(model.get_text_features(input_ids=input_ids).pooler_output.float(), dim=-1)
+
+
+def text_hidden_states(text_model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Encode captions token by token, as Stable Diffusion does.
+
+    Args:
+        text_model: A CLIP text tower, without projection.
+        input_ids: (B, L) int64.
+
+    Returns:
+        States after the final layer norm, (B, L, D), in the tower's dtype.
+    """
+    return text_model(input_ids=input_ids).last_hidden_state
+
+
+def empty_prompt_ids(tokenizer: CLIPTokenizer) -> Tensor:
+    """Token ids of the empty prompt, padded to the context length: (1, L) int64."""
+    return tokenizer("", padding="max_length", return_tensors="pt").input_ids
+
+
+def _refuse_other_models(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{folder} is no CLIP folder: it has no config.json")
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if model_type != "clip":
+        raise CheckpointError(
+            f"{folder} holds a model of type {model_type!r}; a clip with both towers is needed"
+        )
+
+
+def check_vocabulary(text_model: nn.Module, tokenizer: CLIPTokenizer) -> None:
+    """Make sure that a text tower was trained on a tokenizer's ids.
+
+    Args:
+        text_model: A CLIP text tower.
+        tokenizer: What prepares its input.
+
+    Raises:
+        CheckpointError: If the number of tokens, the EOS or the number of positions differs.
+    """
+    config = text_model.config
+    if len(tokenizer) != config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer knows {len(tokenizer)} tokens, the text tower {config.vocab_size}; "
+            "they are not of one model"
+        )
+    if config.eos_token_id not in (tokenizer.eos_token_id, LEGACY_EOS_TOKEN_ID):
+        raise CheckpointError(
+            f"eos_token_id is {tokenizer.eos_token_id} in the tokenizer and {config.eos_token_id} in the text "
+            "tower; they are not of one model"
+        )
+    if tokenizer.model_max_length != config.max_position_embeddings:
+        raise CheckpointError(
+            f"the tokenizer cuts at {tokenizer.model_max_length} tokens, the text tower has "
+            f"{config.max_position_embeddings} positions; they are not of one model"
+        )
+
+
+def _take_special_token_ids(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Replace the ids 0, 2 and 1 of released configs, which make CLIP guess the EOS as the highest id."""
+    config = model.config.text_config
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = model.text_model.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,178 @@
+"""The graft: a CLIP text tower and a bridge, in the place of a base's text encoder.
+
+A transformers model, so that any diffusers pipeline of that base takes, saves and loads it.
+B batch, L tokens, D CLIP's width, W the base's width.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from clipgraft.errors import CheckpointError
+from clipgraft.models.bridge import Bridge
+from clipgraft.models.clip import text_hidden_states
+
+BASE_RECORD = "base.json"
+
+
+class GraftedTextConfig(PreTrainedConfig):
+    """Shape of a `GraftedTextEncoder`.
+
+    Args:
+        text_config: CLIP's text tower, as the dict of its `CLIPTextConfig`.
+        hidden_size: W, the width of the states given, which is the U-Net's `cross_attention_dim`.
+        bridge_hidden_size: Width of the bridge's MLP; 0 = a linear bridge.
+        eos_token_id: The tokenizer's.
+    """
+
+    model_type = "clipgraft_text_encoder"
+    use_attention_mask = False
+    """Stable Diffusion was trained on all 77 positions, padding included."""
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | None = None,
+        hidden_size: int = 768,
+        bridge_hidden_size: int = 0,
+        eos_token_id: int = 49407,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.text_config = text_config or CLIPTextConfig().to_dict()
+        self.hidden_size = hidden_size
+        self.bridge_hidden_size = bridge_hidden_size
+        self.eos_token_id = eos_token_id
+
+
+class GraftedTextEncoder(PreTrainedModel):
+    """CLIP's text tower and the bridge, with two things of the teacher's kept exactly.
+
+    Its BOS row is the same for every prompt (the tower is causal), and its states of the empty prompt are
+    what guidance subtracts and multiplies: an error there would be multiplied too.
+
+    Args:
+        config: The shape. Weights are random until loaded or set.
+    """
+
+    config_class = GraftedTextConfig
+    main_input_name = "input_ids"
+    _no_split_modules = ("CLIPTextEmbeddings", "CLIPEncoderLayer")
+    empty_states: Tensor
+
+    def __init__(self, config: GraftedTextConfig):
+        super().__init__(config)
+        text_config = CLIPTextConfig(**config.text_config)
+        self.text_model = CLIPTextModel(text_config)
+        self.bridge = Bridge(text_config.hidden_size, config.hidden_size, config.bridge_hidden_size)
+        self.register_buffer(
+            "empty_states", torch.zeros(text_config.max_position_embeddings, config.hidden_size)
+        )
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """The towers initialise themselves; loading must not touch what it has loaded."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
+        """Encode prompts.
+
+        Args:
+            input_ids: (B, L) int64, each row BOS, words, EOS, EOS as padding.
+            attention_mask: Not used: the base was trained without one.
+            return_dict: False for a tuple.
+
+        Returns:
+            `last_hidden_state` (B, L, W), and as `pooler_output` (B, W) its row at the first EOS.
+        """
+        hidden_states = text_hidden_states(self.text_model, input_ids)  # (B, L, D)
+        states = self.bridge(hidden_states)  # (B, L, W)
+        empty = self.empty_states[: input_ids.shape[1]].to(states.dtype)
+        is_eos = input_ids == self.config.eos_token_id
+        is_empty = is_eos[:, 1:].all(1)[:, None, None]
+        states = torch.where(
+            is_empty, empty, torch.cat([empty[:1].expand(len(states), 1, -1), states[:, 1:]], 1)
+        )
+        pooled = states[torch.arange(len(states), device=states.device), is_eos.int().argmax(1)]
+        if return_dict is False:
+            return states, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+
+    @classmethod
+    def graft(
+        cls, text_model: CLIPTextModel, bridge: Bridge, empty_states: Tensor, eos_token_id: int
+    ) -> "GraftedTextEncoder":
+        """Put a tuned text tower, a fitted bridge and the teacher's empty prompt together.
+
+        Args:
+            text_model: CLIP's text tower, width D.
+            bridge: From D to W.
+            empty_states: The teacher's states of the empty prompt, (77, W).
+            eos_token_id: The tokenizer's.
+        """
+        config = GraftedTextConfig(
+            text_config=text_model.config.to_dict(),
+            hidden_size=bridge.linear.out_features,
+            bridge_hidden_size=bridge.residual[1].out_features if bridge.residual is not None else 0,  # type: ignore[arg-type]
+            eos_token_id=eos_token_id,
+        )
+        encoder = cls(config)
+        encoder.text_model.load_state_dict(text_model.state_dict())
+        encoder.bridge.load_state_dict(bridge.state_dict())
+        encoder.empty_states.copy_(empty_states)
+        return encoder.eval()
+
+
+class Graft(NamedTuple):
+    """A graft folder's content."""
+
+    text_encoder: GraftedTextEncoder
+    tokenizer: CLIPTokenizer
+    base: dict[str, Any]
+    """`name` and `revision` of the base it was made for, and `sums` of the base's weights."""
+
+
+def save_graft(graft: Graft, folder: Path) -> None:
+    """Write encoder, tokenizer and the record of the base."""
+    graft.text_encoder.save_pretrained(folder)
+    graft.tokenizer.save_pretrained(folder)
+    (folder / BASE_RECORD).write_text(json.dumps(graft.base, indent=2) + "\n", encoding="utf-8")
+
+
+def load_graft(folder: Path) -> Graft:
+    """Load a graft, strictly.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        CheckpointError: If it is not a graft, or weights are missing, foreign or damaged.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
+    record = folder / BASE_RECORD
+    if not record.is_file():
+        raise CheckpointError(
+            f"{folder} is not a graft: it has no {BASE_RECORD}; name the folder that `bridge` wrote"
+        )
+    try:
+        encoder, info = GraftedTextEncoder.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        base = json.loads(record.read_text(encoding="utf-8"))
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise CheckpointError(f"graft {folder} is damaged: {str(error).splitlines()[0]}") from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise CheckpointError(
+            f"graft {folder} lacks or has foreign weights: {', '.join(map(str, sorted(wrong)[:5]))}"
+        )
+    return Graft(encoder, tokenizer, base)
