@@ -1,0 +1,183 @@
+"""The loss as a figure: each batch in blue, the mean of each epoch in red.
+
+Figures are matplotlib objects without pyplot, so nothing is shared between them; equal rows give equal bytes.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from clipgraft.reporting.run import is_number, read_log, write_whole
+
+MAX_POINTS = 5_000
+"""Batch losses drawn one by one; of more, the lowest and the highest of every few steps are drawn."""
+FEW_POINTS = 300
+"""Up to here the line is drawn thicker: it does not hide itself."""
+MAX_EPOCH_TICKS = 10
+FIGURE_INCHES = (6.0, 3.75)
+FONT_POINTS = 11
+"""9 px high where the figure is 350 px wide, on a telephone."""
+PNG_DPI = 200
+
+
+class Theme(NamedTuple):
+    """Colours of a figure."""
+
+    background: str
+    text: str
+    grid: str
+    batch: str
+    mean: str
+
+
+LIGHT = Theme(background="#ffffff", text="#3b4048", grid="#e6e8ec", batch="#3b7dd8", mean="#d1242f")
+DARK = Theme(background="#1b1e23", text="#b6bdc8", grid="#31363e", batch="#5b9bf0", mean="#ff7b72")
+
+
+def plot_loss(log_path: Path, out_dir: Path) -> tuple[Path, Path]:
+    """Draw the loss of a log.
+
+    Args:
+        log_path: A `log.jsonl`: one row an optimizer step.
+        out_dir: Gets `loss.png` (1200 x 750 pixels) and `loss.svg`.
+
+    Returns:
+        Paths of the two files.
+    """
+    rows = read_log(log_path, problems=[])
+    png, svg = out_dir / "loss.png", out_dir / "loss.svg"
+    write_whole(png, render_loss(rows, "png"))
+    write_whole(svg, render_loss(rows, "svg"))
+    return png, svg
+
+
+def render_loss(rows: Sequence[dict[str, Any]], image_format: str, theme: Theme = LIGHT) -> bytes:
+    """Draw batch loss and epoch mean over optimizer steps, with epochs on a second axis.
+
+    A loss that is not finite leaves a gap. More than 5,000 steps are cut into runs of equal length, and of
+    each run the lowest and the highest loss are drawn in their order, so that no spike is lost; the legend
+    says so.
+
+    Args:
+        rows: What `read_log` gave.
+        image_format: "png" or "svg".
+        theme: Colours.
+
+    Returns:
+        The file's bytes, equal for equal rows.
+    """
+    figure = Figure(figsize=FIGURE_INCHES, layout="constrained", facecolor=theme.background)
+    FigureCanvasAgg(figure)
+    with matplotlib.rc_context({"font.size": FONT_POINTS, "svg.hashsalt": "clipgraft"}):
+        _draw_loss(figure.add_subplot(facecolor=theme.background), rows, theme)
+        content = io.BytesIO()
+        # Without date and version in it, the same rows give the same bytes.
+        metadata = {"Date": None} if image_format == "svg" else {"Software": None}
+        figure.savefig(content, format=image_format, dpi=PNG_DPI, metadata=metadata)
+    return content.getvalue()
+
+
+def epoch_means(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int, float]]:
+    """Mean loss of each whole epoch.
+
+    Args:
+        rows: What `read_log` gave. An epoch of fewer steps than the first is one that a stopped run left
+            unfinished; it has no mean yet. Losses that are not finite do not enter.
+
+    Returns:
+        Epoch (from 0), its last step, and the mean, for each epoch that has a finite loss.
+    """
+    epochs: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        epochs.setdefault(row["epoch"], []).append(row)
+    num_steps = len(next(iter(epochs.values()), []))
+    means = []
+    for epoch, steps in epochs.items():
+        losses = [row["loss"] for row in steps if is_number(row["loss"])]
+        if losses and len(steps) >= num_steps:
+            means.append((epoch, steps[-1]["step"], sum(losses) / len(losses)))
+    return means
+
+
+def thin_out(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Keep the lowest and the highest loss of every few steps, in their order, where there are too many.
+
+    Args:
+        steps: Shape (n,).
+        losses: Shape (n,), NaN where there is none.
+
+    Returns:
+        The steps and losses that are drawn, at most 5,000, and how many steps share two points; 1 where all
+        are drawn.
+    """
+    if len(steps) <= MAX_POINTS:
+        return steps, losses, 1
+    size = -(-len(steps) // (MAX_POINTS // 2))
+    kept: list[int] = []
+    for start in range(0, len(steps), size):
+        part = losses[start : start + size]
+        if np.isnan(part).all():
+            kept.append(start)
+        else:
+            kept.extend(sorted({start + int(np.nanargmin(part)), start + int(np.nanargmax(part))}))
+    return steps[kept], losses[kept], size
+
+
+def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
+    steps = np.array([row["step"] for row in rows], dtype=float)
+    losses = np.array([row["loss"] if is_number(row["loss"]) else np.nan for row in rows], dtype=float)
+    _style(axes, theme)
+    if not np.isfinite(losses).any():
+        note = "no loss was finite" if rows else "no step was logged"
+        axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=theme.text)
+        return
+    shown_steps, shown_losses, size = thin_out(steps, losses)
+    label = "batch loss" if size == 1 else f"batch loss (lowest and highest of every {size} steps)"
+    # One step alone makes no line.
+    axes.plot(
+        shown_steps,
+        shown_losses,
+        color=theme.batch,
+        linewidth=0.8 if len(shown_steps) > FEW_POINTS else 1.5,
+        alpha=0.85,
+        label=label,
+        marker="." if len(rows) == 1 else "",
+    )
+    means = epoch_means(rows)
+    if means:
+        _, ends, values = zip(*means, strict=True)
+        axes.plot(ends, values, color=theme.mean, linewidth=1.8, marker="o", markersize=5, label="epoch mean")
+        _add_epoch_axis(axes, means, theme)
+    axes.legend(loc="upper right", frameon=False, labelcolor=theme.text, fontsize=FONT_POINTS - 1)
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.set_xlabel("optimizer step", color=theme.text)
+    axes.set_ylabel("loss", color=theme.text)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(colors=theme.text, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(theme.grid)
+
+
+def _add_epoch_axis(axes: Axes, means: Sequence[tuple[int, int, float]], theme: Theme) -> None:
+    """Number the epochs above the figure, each at its last step; of many, evenly spaced ones."""
+    every = -(-len(means) // MAX_EPOCH_TICKS)
+    shown = means[every - 1 :: every]
+    above = axes.secondary_xaxis("top")
+    above.set_ticks([end for _, end, _ in shown], [str(epoch + 1) for epoch, _, _ in shown])
+    above.set_xlabel("end of epoch", color=theme.text)
+    above.tick_params(colors=theme.text, length=3, color=theme.grid)
+    above.spines["top"].set_visible(False)

@@ -1,0 +1,189 @@
+"""A run's folder as plain data: what its stages wrote, and what is missing or damaged, said in sentences.
+
+Nothing here fails for lack of a file: a run that was stopped half way is read as far as it came.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STAGES = ("finetune", "bridge", "generate")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run's folder holds; an empty value stands for what is not there."""
+
+    name: str
+    """Name of the folder."""
+    is_single_stage: bool
+    """Whether the folder is one stage's, not a whole run's."""
+    recipe: dict[str, Any]
+    recipe_text: str
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    """Counts of the captioned images."""
+    log: list[dict[str, Any]]
+    """Fine-tuning's optimizer steps."""
+    finetune: dict[str, Any]
+    bridge: dict[str, Any]
+    pictures: list[dict[str, Any]]
+    """Rows of `images.json`, each with `path`: the file, or None where it lies outside the run."""
+    begun: frozenset[str]
+    """Stages that have a folder."""
+    problems: list[str] = field(default_factory=list)
+    """A sentence for each file that is there but cannot be read whole."""
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read the folder of a run, or of a single stage.
+
+    Args:
+        run_dir: Holds `finetune/`, `bridge/` or `generate/`, or what one of these holds.
+
+    Returns:
+        What was found; damaged files are named in `problems`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"run folder not found: {run_dir}")
+    problems: list[str] = []
+    begun = frozenset(stage for stage in STAGES if (run_dir / stage).is_dir())
+    folders = {stage: run_dir / stage if begun else run_dir for stage in STAGES}
+    metrics = _stage_metrics(run_dir, problems)
+    recipe_text = _read_text(run_dir / "recipe.toml", problems)
+    return Run(
+        name=run_dir.resolve().name,
+        is_single_stage=not begun,
+        recipe=_parse(run_dir / "recipe.toml", recipe_text, tomllib.loads, problems),
+        recipe_text=recipe_text,
+        environment=_read_object(run_dir / "environment.json", problems),
+        data=_read_object(run_dir / "data.json", problems)
+        or _read_object(folders["finetune"] / "data.json", problems),
+        log=read_log(folders["finetune"] / "log.jsonl", problems),
+        finetune=metrics.get("finetune", {}),
+        bridge=metrics.get("bridge", {}),
+        pictures=_read_pictures(folders["generate"], run_dir, problems),
+        begun=begun,
+        problems=list(dict.fromkeys(problems)),
+    )
+
+
+def collect_metrics(run_dir: Path) -> dict[str, Any]:
+    """Bring the stages' metrics together.
+
+    Args:
+        run_dir: Folder of a run, or of a single stage.
+
+    Returns:
+        Stage -> what its `metrics.json` holds, and for `generate` the number of pictures and of failed ones;
+        a stage that did not end is left out. A single stage's metrics are returned as they are.
+    """
+    problems: list[str] = []
+    metrics = _stage_metrics(run_dir, problems)
+    if not any((run_dir / stage).is_dir() for stage in STAGES):
+        return next(iter(metrics.values()), {})
+    pictures = _read_pictures(run_dir / "generate", run_dir, problems)
+    if pictures:
+        num_failed = sum(row.get("status", "ok") != "ok" for row in pictures)
+        metrics["generate"] = {"num_images": len(pictures), "num_failed": num_failed}
+    return metrics
+
+
+def read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Read `log.jsonl`; a line that a stopped run left unfinished is left out.
+
+    Args:
+        path: The file; an absent one gives no rows.
+        problems: Gets a sentence if a line cannot be read.
+
+    Returns:
+        One row an optimizer step: at least `step` (from 1), `epoch` (from 0) and `loss` (None for NaN).
+    """
+    rows, num_bad = [], 0
+    for line in _read_text(path, problems).splitlines():
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"]), "epoch": int(row["epoch"]), "loss": row["loss"]})
+        except (ValueError, KeyError, TypeError):
+            num_bad += 1
+    if num_bad:
+        problems.append(f"{path.name}: {num_bad} of {num_bad + len(rows)} lines cannot be read.")
+    return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: where it fails, an older file stays as it was."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stage_metrics(run_dir: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Metrics of the stages that ended; a single stage's are told apart by their keys."""
+    if any((run_dir / stage).is_dir() for stage in STAGES):
+        found = {
+            stage: _read_object(run_dir / stage / "metrics.json", problems)
+            for stage in ("finetune", "bridge")
+        }
+    else:
+        metrics = _read_object(run_dir / "metrics.json", problems)
+        found = {"bridge" if "linear" in metrics else "finetune": metrics}
+    return {stage: metrics for stage, metrics in found.items() if metrics}
+
+
+def _read_pictures(folder: Path, run_dir: Path, problems: list[str]) -> list[dict[str, Any]]:
+    path = folder / "images.json"
+    rows = _parse(path, _read_text(path, problems), json.loads, problems, kind=list)
+    pictures = []
+    for row in rows:
+        if isinstance(row, dict) and isinstance(row.get("file"), str):
+            file = (folder / row["file"]).resolve()
+            pictures.append({**row, "path": file if file.is_relative_to(run_dir.resolve()) else None})
+        else:
+            problems.append(f"{path.name}: a row names no file and is left out.")
+    return pictures
+
+
+def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    return _parse(path, _read_text(path, problems), json.loads, problems)
+
+
+def _read_text(path: Path, problems: list[str]) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} cannot be read: {error}.")
+        return ""
+
+
+def _parse(
+    path: Path, text: str, parse: Callable[[str], Any], problems: list[str], *, kind: type = dict
+) -> Any:
+    if not text:
+        return kind()
+    try:
+        value = parse(text)
+    except ValueError as error:
+        problems.append(f"{path.name} is damaged: {error}.")
+        return kind()
+    if not isinstance(value, kind):
+        problems.append(f"{path.name} holds no {'list' if kind is list else 'object'}.")
+        return kind()
+    return value

@@ -1,0 +1,67 @@
+"""A run's folder as plain data."""
+
+import json
+import shutil
+
+import pytest
+from example_run import RECALL, STATES, picture_row, write_json, write_pictures
+
+from clipgraft.reporting.run import collect_metrics, read_log, read_run, write_whole
+
+
+def test_metrics_of_all_stages_are_brought_together(run_dir):
+    rows = [picture_row("a.png", "a"), picture_row("b.png", "b", status="failed_nan")]
+    write_pictures(run_dir / "generate", rows)
+    metrics = collect_metrics(run_dir)
+    assert list(metrics) == ["finetune", "bridge", "generate"]
+    assert metrics["finetune"]["before"] == RECALL
+    assert metrics["bridge"]["linear"] == STATES
+    assert metrics["generate"] == {"num_images": 2, "num_failed": 1}
+
+
+def test_stage_that_did_not_end_is_left_out_of_the_metrics(run_dir):
+    (run_dir / "bridge" / "metrics.json").unlink()
+    shutil.rmtree(run_dir / "generate")
+    assert list(collect_metrics(run_dir)) == ["finetune"]
+
+
+@pytest.mark.parametrize("stage", ["finetune", "bridge"])
+def test_metrics_of_a_single_stage_are_returned_as_they_are(run_dir, stage):
+    written = json.loads((run_dir / stage / "metrics.json").read_text())
+    assert collect_metrics(run_dir / stage) == written
+
+
+def test_metrics_collected_at_the_top_are_not_taken_for_a_stages(run_dir):
+    before = collect_metrics(run_dir)
+    write_json(run_dir / "metrics.json", before)
+    assert collect_metrics(run_dir) == before
+
+
+def test_metrics_of_a_folder_without_any_are_empty(tmp_path):
+    assert collect_metrics(tmp_path) == {}
+
+
+def test_absent_files_are_no_problem_and_damaged_ones_are(run_dir):
+    (run_dir / "data.json").unlink()
+    assert read_run(run_dir).problems == []
+    (run_dir / "environment.json").write_bytes(b"\xff\xfe")
+    assert read_run(run_dir).problems[0].startswith("environment.json cannot be read")
+
+
+def test_log_lines_that_cannot_be_read_are_counted(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"step": 1, "epoch": 0, "loss": 2.5}\n[]\n{"step": 2}\n{"step": 3, "epo', encoding="utf-8"
+    )
+    problems = []
+    assert read_log(log, problems) == [{"step": 1, "epoch": 0, "loss": 2.5}]
+    assert problems == ["log.jsonl: 3 of 4 lines cannot be read."]
+
+
+def test_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "page"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        write_whole(path, "text is no bytes")
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["page"]
