@@ -30,7 +30,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
     """Give a folder to write in, which becomes `out_dir` when the block ends without an error.
 
-    What `out_dir` held before stays until the new content is complete on disk, and is then replaced as a whole.
+    What `out_dir` held before stays until the new content is complete on disk, and is then replaced.
 
     Args:
         out_dir: The folder to make; its parents are made too.
@@ -60,7 +60,7 @@ def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
         if _is_no_space(error):
             free_mb = shutil.disk_usage(out_dir.parent).free / 1e6
             raise CheckpointError(
-                f"no space left to write {out_dir} ({free_mb:.0f} MB free); what it held before is untouched; "
+                f"no space left to write {out_dir} ({free_mb:.0f} MB free); what was there before is untouched; "
                 "free some space and run again"
             ) from error
         raise
@@ -193,7 +193,6 @@ def _sync(path: Path) -> None:
 def _is_no_space(error: BaseException) -> bool:
     """Whether the disk was full; safetensors tells the system's error number in its text alone."""
     if isinstance(error, SafetensorError):
-        return any(
-            f"code: {number}," in str(error) or f"os error {number})" in str(error) for number in NO_SPACE
-        )
+        text = str(error)
+        return any(f"code: {number}," in text or f"os error {number})" in text for number in NO_SPACE)
     return isinstance(error, OSError) and error.errno in NO_SPACE

@@ -150,8 +150,8 @@ def check_vocabulary(text_model: nn.Module, tokenizer: CLIPTokenizer) -> None:
         )
     if config.eos_token_id not in (tokenizer.eos_token_id, LEGACY_EOS_TOKEN_ID):
         raise CheckpointError(
-            f"eos_token_id is {tokenizer.eos_token_id} in the tokenizer and {config.eos_token_id} in the text "
-            "tower; they are not of one model"
+            f"eos_token_id is {tokenizer.eos_token_id} in the tokenizer and {config.eos_token_id} in the "
+            "text tower; they are not of one model"
         )
     if tokenizer.model_max_length != config.max_position_embeddings:
         raise CheckpointError(

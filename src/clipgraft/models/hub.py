@@ -66,8 +66,10 @@ def resolve_model(
 def hub_is_reachable(timeout_seconds: float) -> bool:
     """Whether the model hub answers; False too where HF_HUB_OFFLINE switches it off."""
     try:
-        next(iter(HfApi().list_models(limit=1)))
-    except Exception:
+        HfApi().model_info(next(iter(PINNED_REVISIONS)), timeout=timeout_seconds)
+    except HfHubHTTPError:  # a refusal is an answer
+        return True
+    except Exception:  # the hub's library has no class of its own for a connection that fails
         return False
     return True
 
@@ -76,13 +78,11 @@ def refuse_pickles(folder: Path) -> None:
     """Make sure that a folder's weights are safetensors: pickled ones can run code when opened.
 
     Raises:
-        CheckpointError: If it holds pickles alone, or no weights.
+        CheckpointError: If it holds pickled weights alone.
     """
-    if any(folder.glob("*.safetensors")):
-        return
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if not pickles:
-        raise CheckpointError(f"{folder} holds no weights (*.safetensors)")
+    if any(folder.glob("*.safetensors")) or not pickles:
+        return
     raise CheckpointError(
         f"{folder} holds pickled weights alone ({pickles[0]}), which can run code when opened; if you trust "
         "them, load them with the library they come from and write them again with its save_pretrained(DIR)"
@@ -117,8 +117,8 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:
     lacking = _lacking([file.rfilename for file in held], files)
     if lacking:
         raise CheckpointError(
-            f"{name} at revision {revision or 'main'} has no {lacking} on the hub; only safetensors are loaded: "
-            "name a revision that holds them"
+            f"{name} at revision {revision or 'main'} has no {lacking} on the hub; only safetensors are "
+            "loaded: name a revision that holds them"
         )
     return Path(
         snapshot_download(
@@ -149,8 +149,8 @@ def _lacking(held: Sequence[str], files: Sequence[str]) -> str:
 def _unreachable(name: str, revision: str | None, error: Exception) -> str:
     pin = f" --revision {revision}" if revision else ""
     return (
-        f"no folder {name} here, and the model hub cannot be reached ({_first_line(error)}); fetch it where there "
-        f"is network with `hf download {name}{pin} --local-dir DIR` and name DIR instead"
+        f"no folder {name} here, and the model hub cannot be reached ({_first_line(error)}); fetch it where "
+        f"there is network with `hf download {name}{pin} --local-dir DIR` and name DIR instead"
     )
 
 
