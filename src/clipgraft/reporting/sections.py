@@ -88,7 +88,7 @@ def describe_run(run: Run) -> str:
         sentences.append(f"CLIP's text tower was grafted onto the frozen diffusion model {base}.")
     if run.pictures:
         number = "One picture was" if len(run.pictures) == 1 else f"{len(run.pictures):,} pictures were"
-        sentences.append(f"{number} drawn with the graft.")
+        sentences.append(f"{number} drawn.")
     return " ".join(sentences) or "This folder holds no results yet."
 
 
