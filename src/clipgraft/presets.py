@@ -7,7 +7,7 @@ def demo() -> Recipe:
     """The whole system on flatland, in minutes on two cores.
 
     `clipgraft demo` fine-tunes flatland's CLIP with the seed recipe's nine epochs on a part of flatland8k, at
-    a learning rate that suits its size (2.4 M parameters against B/32's 151 M), bridges it, draws both prompts.
+    a learning rate that suits its size (2.4 M parameters against B/32's 151 M), then bridges it and draws.
     """
     return Recipe(
         data=DataSettings(max_train_images=1500, max_test_images=500),

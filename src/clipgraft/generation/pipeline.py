@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
-from torch import nn
 
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.encoder import GraftedTextEncoder
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
@@ -27,7 +27,7 @@ class Picture:
     image: Image.Image
 
 
-def build_pipeline(base: FrozenBase, text_encoder: nn.Module) -> StableDiffusionPipeline:
+def build_pipeline(base: FrozenBase, text_encoder: GraftedTextEncoder) -> StableDiffusionPipeline:
     """Put a text encoder and a frozen base together.
 
     The scheduler is DPM-Solver++ 2M with Karras sigmas, made from the base's own noise schedule: its 25 steps
@@ -40,6 +40,8 @@ def build_pipeline(base: FrozenBase, text_encoder: nn.Module) -> StableDiffusion
     Raises:
         ValueError: If the text encoder's width is not the U-Net's.
     """
+    assert base.unet is not None
+    assert base.scheduler is not None
     width, needed = text_encoder.config.hidden_size, base.unet.config.cross_attention_dim
     if width != needed:
         raise ValueError(

@@ -30,18 +30,20 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
     backend = blank.backend_tokenizer
     backend.model = BPE(end_of_word_suffix=END_OF_WORD)
     alphabet = sorted(ByteLevel.alphabet())
-    num_single = 2 * len(alphabet)
+    endings = [letter + END_OF_WORD for letter in alphabet]
     trainer = BpeTrainer(
-        vocab_size=vocab_size - len(alphabet) - 2,
+        vocab_size=vocab_size - 2,
         min_frequency=2,
         initial_alphabet=alphabet,
+        # Named beforehand: else they get ids in the order of a hash map, and equal captions another vocabulary.
+        special_tokens=endings,
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,
     )
     backend.train_from_iterator(captions, trainer)
     merges = _merges(backend)
-    tokens = [*alphabet, *(letter + END_OF_WORD for letter in alphabet)]
-    tokens += dict.fromkeys("".join(pair) for pair in merges[: vocab_size - num_single - 2])
+    tokens = [*alphabet, *endings]
+    tokens += dict.fromkeys("".join(pair) for pair in merges[: vocab_size - len(tokens) - 2])
     tokens += [blank.bos_token, blank.eos_token]
     vocab = {token: index for index, token in enumerate(tokens)}
     kept = [pair for pair in merges if "".join(pair) in vocab]

@@ -1,4 +1,4 @@
-"""Fit the bridge from a CLIP's token states to a base's, in closed form and then by gradient; write the graft."""
+"""Fit the bridge from CLIP's token states to a base's, in closed form, then by gradient; write the graft."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from transformers import CLIPTextModel
 
 from clipgraft.config import BridgeSettings, Recipe
 from clipgraft.data.cache import CaptionBatches
+from clipgraft.data.records import Split
 from clipgraft.data.transforms import tokenize
 from clipgraft.models.base import FrozenBase, check_fit
 from clipgraft.models.bridge import Bridge, RidgeRegression, StateError, position_weights, token_classes
@@ -48,9 +49,10 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
         tokenizer=clip.tokenizer,
     )
     check_fit(text_model, clip.tokenizer, base)
+    assert base.text_encoder is not None
     source = load_source(recipe.data)
 
-    def input_ids(split: str, limit: int) -> Tensor:
+    def input_ids(split: Split, limit: int) -> Tensor:
         images = select(source, split, 0)
         captions = list(dict.fromkeys(caption for image in images for caption in image.captions))
         return tokenize(captions[: limit or None], clip.tokenizer, pad_to_context_length=True).input_ids

@@ -1,18 +1,18 @@
 """Captioned images: reading, checking and drawing them."""
 
-import json
 import os
 from pathlib import Path
 
 from rich.console import Console
 
 from clipgraft.config import DataSettings
-from clipgraft.data.check import check_source, render
+from clipgraft.data.check import check_source, render, to_json
 from clipgraft.data.flatland import draw_flatland8k
 from clipgraft.data.readers import read_source
 from clipgraft.data.records import CaptionedImage, Source, Split
 from clipgraft.models.clip import load_clip
 from clipgraft.progress import track
+from clipgraft.runtime import quiet_libraries
 
 FLATLAND8K_SEED = 0
 """Of the set that an empty `data.source` stands for."""
@@ -37,9 +37,10 @@ def cache_dir() -> Path:
 def check_data(path: Path, *, include_unsplit: bool, clip: str, as_json: bool) -> None:
     """Print what a source holds and what was left out of it, and why."""
     source = read_source(path, include_unsplit=include_unsplit)
+    quiet_libraries()
     check = check_source(source, tokenizer=load_clip(clip).tokenizer)
     if as_json:
-        print(json.dumps(check.to_json(), indent=2, ensure_ascii=False))  # noqa: T201
+        print(to_json(check))  # noqa: T201
     else:
         Console().print(render(check))
 

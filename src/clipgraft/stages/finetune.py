@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from clipgraft.config import Recipe
+from clipgraft.data.check import check_source, to_json
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import make_loader
+from clipgraft.data.loader import EpochSampler, make_loader
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.evaluation.retrieval import retrieval_metrics
@@ -36,6 +37,7 @@ class EpochBatches:
 
     def epoch(self, epoch: int, start: int) -> Iterable[Batch]:
         """Give the batches of an epoch without its first `start`."""
+        assert isinstance(self.loader.sampler, EpochSampler)
         self.loader.sampler.resume(epoch, start * self.batch_size)
         return self.loader
 
@@ -58,7 +60,8 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     clip.model.to(device)
     train = select(source, "train", recipe.data.max_train_images)
     test = select(source, "test", recipe.data.max_test_images)
-    write_json(folder / "data.json", {"num_train_images": len(train), "num_test_images": len(test)})
+    counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
+    (folder / "data.json").write_text(to_json(counts), encoding="utf-8")
     seed_everything(recipe.seed)
     loader = make_loader(
         train,

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from clipgraft.config import Recipe, load_recipe, to_toml
 from clipgraft.errors import CheckpointError
-from clipgraft.runtime import RECIPE_NAME, choose_device, describe_environment, run_folder, write_json
+from clipgraft.runtime import (
+    RECIPE_NAME,
+    choose_device,
+    describe_environment,
+    quiet_libraries,
+    run_folder,
+    write_json,
+)
 
 
 @contextmanager
@@ -19,6 +26,7 @@ def stage_folder(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
         ValueError: If the folder is another run's, or holds what is not a run.
         CheckpointError: If a run is to go on with another recipe than it began with.
     """
+    quiet_libraries()
     device = choose_device(recipe.device)
     with run_folder(path, resume=resume, overwrite=overwrite) as folder:
         written = folder / RECIPE_NAME

@@ -14,7 +14,7 @@ from clipgraft.generation.pipeline import generate as draw
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import load_graft
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, inference_dtype, write_json
+from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries, write_json
 
 
 def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
     pipeline = load_pipeline(graft, base=base, dtype=inference_dtype(device)).to(device)
     out_dir.mkdir(parents=True, exist_ok=True)
     num_batches = -(-len(settings.prompts) * settings.num_images_per_prompt // settings.batch_size)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with track("drawing", num_batches * settings.num_inference_steps) as update:
         pictures = draw(
             pipeline,
@@ -51,10 +51,12 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
         for picture in pictures:
             name = picture_file_name(picture.prompt, picture.seed)
             _save_png(picture.image, out_dir / name)
-            row = {"file": name, "prompt": picture.prompt, "seed": picture.seed, "status": picture.status}
             rows.append(
-                row
-                | {
+                {
+                    "file": name,
+                    "prompt": picture.prompt,
+                    "seed": picture.seed,
+                    "status": picture.status,
                     "negative_prompt": settings.negative_prompt,
                     "num_inference_steps": settings.num_inference_steps,
                     "guidance_scale": settings.guidance_scale,
@@ -64,7 +66,7 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
             )
     write_json(out_dir / "images.json", rows)
     for row in rows:
-        Console().print(f"{row['status']}  {out_dir / row['file']}", highlight=False, soft_wrap=True)
+        Console().print(f"{row['status']}  {out_dir / str(row['file'])}", highlight=False, soft_wrap=True)
     return rows
 
 
@@ -79,6 +81,7 @@ def load_pipeline(graft: Path, *, base: str, dtype: torch.dtype) -> StableDiffus
     Raises:
         CheckpointError: If the graft was made for another base.
     """
+    quiet_libraries()
     loaded = load_graft(graft)
     frozen = FrozenBase.load(
         base or loaded.base["name"],
@@ -91,7 +94,7 @@ def load_pipeline(graft: Path, *, base: str, dtype: torch.dtype) -> StableDiffus
 
 
 def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
-    """Write graft and base as one folder that `DiffusionPipeline.from_pretrained` loads after `import clipgraft`.
+    """Write graft and base as one folder that diffusers loads after `import clipgraft`.
 
     Raises:
         ValueError: If the folder holds something already.

@@ -140,7 +140,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
         for index, batch in enumerate(batches):
             means.append(vae.encode(from_uint8(batch).to(vae.device)).latent_dist.mean.cpu())
             update(index * ENCODE_BATCH_SIZE + len(batch), "images")
-    return torch.cat(means)
+    return torch.cat(means).contiguous()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
     Args:
         recipe: All of its settings are read; the bridge takes the CLIP that was fine-tuned here.
-        folder: Gets `finetune/`, `bridge/`, `generate/`, `metrics.json`, `loss.png`, `loss.svg`, `report.html`.
+        folder: Gets `finetune/`, `bridge/`, `generate/`, `metrics.json`, `loss.png`, `report.html`.
         resume: Take finished stages as they are, and go on within the one that was at work.
 
     Returns:

@@ -213,7 +213,7 @@ class _Stepper:
             with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
                 loss, metrics = self.objective(send_to_device(batch, self.accelerator.device))
                 self.accelerator.backward(loss / len(group))
-            for name, value in {"loss": loss, **metrics}.items():
+            for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + float(value) / len(group)  # device-to-host copy
         return totals
 

@@ -1,0 +1,141 @@
+"""The table before training: it adds up, and it names what is wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from transformers import CLIPTokenizer
+
+from clipgraft.data.check import Lengths, SourceCheck, check_source, render, to_json
+from clipgraft.data.readers import read_source
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        vocab[letter], vocab[f"{letter}</w>"] = len(vocab), len(vocab) + 1
+    return CLIPTokenizer(vocab=vocab, merges=[])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four images in three splits: one damaged, two equal in train and test; one caption file without image."""
+    captions = {
+        "train/a": "a dog\nno\n\n",
+        "train/broken": "broken",
+        "val/b": "x" * 80,
+        "test/c": "again the dog",
+    }
+    for name, text in captions.items():
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        seed = 1 if name in ("train/a", "test/c") else 2
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        path.with_suffix(".txt").write_text(text)
+    (tmp_path / "train" / "broken.png").write_bytes(b"GIF89a")
+    (tmp_path / "train" / "silent.png").write_bytes(b"never opened")
+    return tmp_path
+
+
+def printed(check: SourceCheck) -> str:
+    console = Console(width=120, record=True, quiet=True)
+    console.print(render(check))
+    return console.export_text()
+
+
+def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    check = check_source(read_source(folder), tokenizer)
+    assert check.counts == {
+        "train": {"images": 2, "captions": 3},
+        "val": {"images": 1, "captions": 1},
+        "test": {"images": 1, "captions": 1},
+    }
+    assert [(g.kind, g.reason, g.count, g.examples) for g in check.left_out] == [
+        ("image", "no caption", 1, ("train/silent.png",))
+    ]
+    assert check.captions_per_image == {1: 3, 2: 1}
+    assert check.caption_words == Lengths(1, 1, 3)
+    assert check.caption_tokens == Lengths(4, 8, 82)  # "no", "broken" and 80 letters; BOS and EOS count
+    assert check.num_over_context_length == 1
+    assert check.unreadable == {"train/broken.png": "is a GIF; expected a JPEG, PNG or WebP image"}
+    assert check.duplicates == (("test/c.png", "train/a.png"),)
+    assert check.leakage == ({"test/c.png": "test", "train/a.png": "train"},)
+
+
+def test_check_without_tokenizer_and_photographs_leaves_these_out(folder: Path) -> None:
+    check = check_source(read_source(folder), read_images=False)
+    assert (check.caption_tokens, check.num_over_context_length) == (None, None)
+    assert (check.num_images_read, check.unreadable, check.duplicates, check.leakage) == (0, {}, (), ())
+    assert "photographs         not opened" in printed(check)
+    assert "tokens" not in printed(check)
+
+
+def test_samples_are_five_images_spread_over_the_source(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number:02}.jpg").touch()
+        (tmp_path / f"{number:02}.txt").write_text(f"caption {number}")
+    samples = check_source(read_source(tmp_path), read_images=False).samples
+    assert [sample.image_id for sample in samples] == ["00.jpg", "02.jpg", "04.jpg", "07.jpg", "09.jpg"]
+    assert samples[1].captions == ("caption 2",)
+
+
+def test_each_photograph_is_told_of(folder: Path) -> None:
+    told: list[int] = []
+    check = check_source(read_source(folder), on_image=lambda: told.append(1))
+    assert len(told) == check.num_images_read == 4
+
+
+def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    text = printed(check_source(read_source(folder), tokenizer))
+    rows = {" ".join(line.split()) for line in text.splitlines()}
+    assert {"train 2 3", "val 1 1", "test 1 1", "in 4 5", "read in all 5 5"} <= rows
+    assert "out: no caption 1 train/silent.png" in rows
+    assert "captions per image 3 with 1, 1 with 2" in rows
+    assert "tokens per caption 4 to 82, median 8; 1 pass 77 and lose their end" in rows
+    assert "1 cannot be opened" in rows
+    assert "train/broken.png: is a GIF; expected a JPEG, PNG or WebP image" in rows
+    assert "test/c.png (test) = train/a.png (train)" in rows
+
+
+def test_printed_captions_cannot_steer_the_terminal_or_the_markup(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.txt").write_text("[red]a\x1b[2J dog[/red]")
+    text = printed(check_source(read_source(tmp_path), read_images=False))
+    assert "[red]a?[2J dog[/red]" in text
+    assert "\x1b[2J" not in text
+
+
+def test_long_lists_are_cut_in_the_terminal_and_whole_in_json(tmp_path: Path) -> None:
+    for number in range(13):
+        (tmp_path / f"{number:02}.jpg").touch()
+        (tmp_path / f"{number:02}.txt").write_text("a dog")
+    check = check_source(read_source(tmp_path))
+    text = printed(check)
+    assert "13 cannot be opened" in text
+    assert "09.jpg: the file is empty (0 bytes)" in text
+    assert "and 3 more" in text
+    assert len(json.loads(to_json(check))["unreadable"]) == 13
+
+
+def test_json_holds_every_field(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    check = check_source(read_source(folder), tokenizer)
+    content = json.loads(to_json(check))
+    assert set(content) == set(SourceCheck.__slots__)
+    assert content["counts"]["train"] == {"images": 2, "captions": 3}
+    assert content["captions_per_image"] == {"1": 3, "2": 1}
+    assert content["caption_tokens"] == {"shortest": 4, "median": 8, "longest": 82}
+    assert content["samples"][0]["path"].endswith("c.png")
+
+
+def test_real_folder_is_whole(flickr8k_dir: Path) -> None:
+    check = check_source(read_source(flickr8k_dir))
+    assert check.num_images_read == 50
+    assert (check.unreadable, check.duplicates, check.leakage) == ({}, (), ())
+    assert check.captions_per_image == {5: 50}
+    assert [(group.reason, group.count) for group in check.left_out] == [("no photograph", 40_210)]
+    assert "opened, none damaged, none twice" in printed(check)

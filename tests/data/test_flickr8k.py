@@ -1,0 +1,290 @@
+"""Flickr8k's two forms, as its copies really are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clipgraft.data.readers import read_source
+from clipgraft.data.records import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH, Source
+from clipgraft.errors import DataError
+
+TOKENS = "a.jpg#0\tA dog runs .\na.jpg#1\tA dog\nb.jpg#0\tA cat , asleep .\n"
+LISTS = {"Flickr_8k.trainImages.txt": "a.jpg\n", "Flickr_8k.devImages.txt": "b.jpg\n"}
+
+
+def write(
+    root: Path, files: dict[str, str | bytes], images: tuple[str, ...] = ("a.jpg", "b.jpg"), folder="Images"
+) -> Path:
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in images:
+        (root / folder / name).touch()
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def captions_of(source: Source) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in source.images}
+
+
+EXPECTED = {"a.jpg": ("A dog runs .", "A dog"), "b.jpg": ("A cat , asleep .",)}
+
+
+def test_official_form_is_found_and_its_files_are_named(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}))
+    assert source.format == "Flickr8k token file"
+    assert source.files == {
+        "captions": "Flickr8k.token.txt",
+        "images": "Images",
+        "train split": "Flickr_8k.trainImages.txt",
+        "val split": "Flickr_8k.devImages.txt",
+    }
+    assert source.notes == ("no list of the test split",)
+    assert captions_of(source) == EXPECTED
+    assert {image.image_id: image.split for image in source.images} == {"a.jpg": "train", "b.jpg": "val"}
+    assert source.images[0].path == tmp_path / "Images" / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "Images",
+        "images",
+        "Flicker8k_Dataset",
+        "Flickr8k_Dataset",
+        "Flickr8k_Dataset/Flicker8k_Dataset",
+        "archive/x/Images",
+    ],
+)
+def test_image_folder_is_found_under_each_of_its_names(tmp_path: Path, folder: str) -> None:
+    source = read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}, folder=folder))
+    assert source.files["images"] == folder
+    assert captions_of(source) == EXPECTED
+
+
+def test_images_beside_the_caption_file_are_found(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, folder="."))
+    assert source.files["images"] == "."
+    assert captions_of(source) == EXPECTED
+
+
+def test_nested_text_folder_and_what_macos_adds_do_not_disturb(tmp_path: Path) -> None:
+    files = {
+        "Flickr8k_text/Flickr8k.token.txt": TOKENS,
+        "Flickr8k_text/Flickr8k.lemma.token.txt": "no caption file",
+        "__MACOSX/Flickr8k_text/Flickr8k.token.txt": "rubbish",
+        "Flickr8k_text/._Flickr8k.token.txt": b"\0\5",
+        **{f"Flickr8k_text/{name}": text for name, text in LISTS.items()},
+    }
+    source = read_source(write(tmp_path, files, folder="Flicker8k_Dataset"))
+    assert source.files["captions"] == "Flickr8k_text/Flickr8k.token.txt"
+    assert captions_of(source) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace("\t", " "),
+        lambda text: text.replace("\t", "  \t "),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\n\n").rstrip(),
+    ],
+    ids=["crlf", "cr", "space", "spaces-and-tab", "byte-order-mark", "blank-lines"],
+)
+def test_token_file_reads_the_same_in_every_variant(tmp_path: Path, change: Callable[[str], str]) -> None:
+    lists = {name: change(text) for name, text in LISTS.items()}
+    assert (
+        captions_of(read_source(write(tmp_path, {"Flickr8k.token.txt": change(TOKENS), **lists}))) == EXPECTED
+    )
+
+
+def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path, {"Flickr8k.token.txt": "a.jpg#0\tA café\n".encode("cp1252")}))
+    assert captions_of(source) == {"a.jpg": ("A café",)}
+    assert "Flickr8k.token.txt is not UTF-8 and was read as Windows-1252" in source.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg#0\tA dog".encode("utf-16"), "holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8"),
+        (b"a.jpg#0\tA caf\x81", "is neither UTF-8 nor Windows-1252"),
+    ],
+)
+def test_file_in_no_readable_encoding_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_source(write(tmp_path, {"Flickr8k.token.txt": content}))
+
+
+@pytest.mark.parametrize("line", ["b.jpg A cat", "b.jpg#0", "b.jpg#zero\tA cat", "just words"])
+def test_token_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path, line: str) -> None:
+    root = write(tmp_path, {"Flickr8k.token.txt": f"a.jpg#0\tA dog\n\n{line}\n"})
+    with pytest.raises(DataError) as error:
+        read_source(root)
+    expected = "expected IMAGE.jpg#NUMBER, a tab and the caption"
+    assert str(error.value) == f"{root / 'Flickr8k.token.txt'}, line 3: read {line!r}; {expected}"
+
+
+def test_kaggle_form_reads_as_the_token_file_does(tmp_path: Path) -> None:
+    text = 'image,caption\na.jpg,A dog runs .\na.jpg,A dog\nb.jpg,"A cat , asleep ."\n'
+    source = read_source(write(tmp_path, {"captions.txt": text}))
+    assert source.format == "Flickr8k captions.txt (Kaggle)"
+    assert captions_of(source) == EXPECTED
+    assert any("hash" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("field", "caption"),
+    [
+        ("A cat , asleep .", "A cat , asleep ."),
+        ('"A "" red "" cat , asleep ."', 'A " red " cat , asleep .'),
+        ('"Stop" said a sign', '"Stop" said a sign'),
+        ('"Stop" reads "go"', '"Stop" reads "go"'),
+        ("=cmd|' /C calc'!A0", "=cmd|' /C calc'!A0"),
+        ("  two  spaces ", "two spaces"),
+    ],
+)
+def test_kaggle_caption_keeps_commas_and_quotes(tmp_path: Path, field: str, caption: str) -> None:
+    source = read_source(write(tmp_path, {"captions.txt": f"image,caption\na.jpg,{field}\n"}))
+    assert captions_of(source) == {"a.jpg": (caption,)}
+
+
+def test_kaggle_form_reads_without_its_header(tmp_path: Path) -> None:
+    assert captions_of(read_source(write(tmp_path, {"captions.txt": "a.jpg,A dog\n"}))) == {
+        "a.jpg": ("A dog",)
+    }
+
+
+def test_kaggle_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path) -> None:
+    root = write(tmp_path, {"captions.txt": "image,caption\na.jpg,A dog\nb.jpg A cat\n"})
+    with pytest.raises(
+        DataError, match=r"captions.txt, line 3: read 'b.jpg A cat'; expected IMAGE.jpg, a comma"
+    ):
+        read_source(root)
+
+
+@pytest.mark.parametrize("form", ["{}#0\tA dog", "image,caption\n{},A dog"])
+def test_caption_line_that_points_out_of_the_image_folder_is_refused(tmp_path: Path, form: str) -> None:
+    file = "Flickr8k.token.txt" if "#" in form else "captions.txt"
+    with pytest.raises(
+        DataError, match=r"line \d: image name '../secret.jpg' points out of the image folder"
+    ):
+        read_source(write(tmp_path, {file: form.format("../secret.jpg")}))
+
+
+def test_split_list_that_points_out_of_the_image_folder_is_refused(tmp_path: Path) -> None:
+    files = {"Flickr8k.token.txt": TOKENS, "Flickr_8k.trainImages.txt": "/etc/a.jpg\n"}
+    with pytest.raises(
+        DataError, match=r"Flickr_8k.trainImages.txt, line 1: image name '/etc/a.jpg' points out"
+    ):
+        read_source(write(tmp_path, files))
+
+
+def test_image_in_two_splits_is_refused(tmp_path: Path) -> None:
+    files = {"Flickr8k.token.txt": TOKENS, **LISTS, "Flickr_8k.testImages.txt": "c.jpg\na.jpg\n"}
+    with pytest.raises(
+        DataError, match=r"testImages.txt, line 2: image 'a.jpg' is in Flickr_8k.trainImages.txt too"
+    ):
+        read_source(write(tmp_path, files))
+
+
+def test_two_lists_of_one_split_are_refused(tmp_path: Path) -> None:
+    files = {"Flickr8k.token.txt": TOKENS, **LISTS, "Flickr_8k.valImages.txt": "a.jpg\n"}
+    with pytest.raises(
+        DataError, match=r"two lists of the val split \(Flickr_8k.devImages.txt and Flickr_8k.valImages.txt\)"
+    ):
+        read_source(write(tmp_path, files))
+
+
+def test_two_token_files_side_by_side_are_refused(tmp_path: Path) -> None:
+    files = {"Flickr8k.token.txt": TOKENS, "copy.token.txt": TOKENS}
+    with pytest.raises(
+        DataError, match=r"2 caption files \(Flickr8k.token.txt, copy.token.txt\); keep the one"
+    ):
+        read_source(write(tmp_path, files))
+
+
+def test_captions_without_an_image_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="Flickr8k.token.txt is there, but no folder with its images; expected JPEG files"
+    ):
+        read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, images=()))
+
+
+def test_real_folder_takes_the_token_file_and_the_split_lists(flickr8k_dir: Path) -> None:
+    source = read_source(flickr8k_dir)
+    assert source.format == "Flickr8k token file"
+    assert source.files["captions"] == "Flickr8k.token.txt"
+    assert source.files["test split"] == "Flickr_8k.testImages.txt"
+    assert source.notes == ("captions.txt is there too and was not read",)
+    assert [count["images"] for count in source.counts.values()] == [38, 8, 4]
+    assert source.num_captions == 250
+    assert source.num_captions + len(source.left_out) == 40_460
+    assert {item.reason for item in source.left_out} == {NO_PHOTOGRAPH}
+    assert "2258277193_586949ec62.jpg.1#0" in {item.name for item in source.left_out}
+
+
+def with_all_photographs(
+    root: Path, flickr8k_dir: Path, caption_file: Path, name: str, *, lists: bool
+) -> Path:
+    """Lay out real captions with an empty file for each good id of the official token file."""
+    (root / "Images").mkdir()
+    tokens = (flickr8k_dir / "Flickr8k.token.txt").read_text().splitlines()
+    for image_id in {line.split("#")[0] for line in tokens} - {"2258277193_586949ec62.jpg.1"}:
+        (root / "Images" / image_id).touch()
+    (root / name).write_bytes(caption_file.read_bytes())
+    for path in flickr8k_dir.glob("Flickr_8k.*Images.txt") if lists else ():
+        (root / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+def test_real_captions_with_all_photographs_leave_out_92_images_and_the_bad_id(
+    flickr8k_dir: Path, tmp_path: Path
+) -> None:
+    token_file = flickr8k_dir / "Flickr8k.token.txt"
+    root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=True)
+    source = read_source(root)
+    assert [count["images"] for count in source.counts.values()] == [6000, 1000, 1000]
+    out_images = [item for item in source.left_out if item.kind == "image"]
+    assert [item.reason for item in out_images] == [IN_NO_SPLIT] * 92
+    assert [item.name for item in source.left_out if item.reason == NO_PHOTOGRAPH] == [
+        "2258277193_586949ec62.jpg.1#0"
+    ]
+    assert source.num_captions + len(source.left_out) - len(out_images) == 40_460
+    assert read_source(root, include_unsplit=True).counts["train"]["images"] == 6092
+
+
+def test_real_kaggle_file_gives_the_captions_of_the_token_file(flickr8k_dir: Path, tmp_path: Path) -> None:
+    token_file = flickr8k_dir / "Flickr8k.token.txt"
+    root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=False)
+    official = captions_of(read_source(root))
+    (root / token_file.name).unlink()
+    (root / "captions.txt").write_bytes((flickr8k_dir / "captions.txt").read_bytes())
+    kaggle = read_source(root)
+    assert kaggle.format == "Flickr8k captions.txt (Kaggle)"
+    assert captions_of(kaggle) == official
+    assert sum("," in caption for captions in official.values() for caption in captions) == 2447
+
+
+@pytest.mark.parametrize(
+    ("variant", "num_captions", "reasons"),
+    [
+        ("crlf", 40_450, {NO_PHOTOGRAPH: 5, NO_CAPTION: 3, IN_NO_SPLIT: 0}),
+        ("spaces-for-tabs", 40_460, {NO_PHOTOGRAPH: 5, NO_CAPTION: 1, IN_NO_SPLIT: 0}),
+        ("extra-images", 40_960, {NO_PHOTOGRAPH: 505, NO_CAPTION: 1, IN_NO_SPLIT: 0}),
+    ],
+)
+def test_real_broken_copies_are_read_and_every_caption_is_counted(
+    flickr8k_dir: Path, tmp_path: Path, variant: str, num_captions: int, reasons: dict[str, int]
+) -> None:
+    caption_file = flickr8k_dir / "variants" / f"{variant}.token.txt"
+    root = with_all_photographs(tmp_path, flickr8k_dir, caption_file, "Flickr8k.token.txt", lists=True)
+    source = read_source(root, include_unsplit=True)
+    found = [item.reason for item in source.left_out]
+    assert {reason: found.count(reason) for reason in reasons} == reasons
+    out_captions = sum(item.kind == "caption" for item in source.left_out)
+    assert source.num_captions + out_captions == num_captions
