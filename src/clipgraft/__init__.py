@@ -7,8 +7,11 @@ __all__ = ["GraftedTextConfig", "GraftedTextEncoder", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the encoder when it is asked for: diffusers looks its class up here, and torch takes seconds."""
-    if name in ("GraftedTextConfig", "GraftedTextEncoder"):
+    """Import the encoder when it is asked for: diffusers looks its class up here, and torch takes seconds.
+
+    diffusers asks for the class' base too (`PreTrainedModel`), to learn from it how the class is loaded.
+    """
+    if name in ("GraftedTextConfig", "GraftedTextEncoder", "PreTrainedModel"):
         from clipgraft.models import encoder
 
         return getattr(encoder, name)

@@ -60,8 +60,8 @@ def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
         if _is_no_space(error):
             free_mb = shutil.disk_usage(out_dir.parent).free / 1e6
             raise CheckpointError(
-                f"no space left to write {out_dir} ({free_mb:.0f} MB free); what was there before is untouched; "
-                "free some space and run again"
+                f"no space left to write {out_dir} ({free_mb:.0f} MB free); free some and run again; "
+                "what was there before is untouched"
             ) from error
         raise
 

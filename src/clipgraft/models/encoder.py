@@ -15,7 +15,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.clip import text_hidden_states
+from clipgraft.models.checkpoint import (
+    load_strictly,
+    refuse_other_weights,
+    verify_folder,
+    write_folder_atomically,
+)
+from clipgraft.models.clip import load_tokenizer, text_hidden_states
 
 BASE_RECORD = "base.json"
 
@@ -59,6 +65,8 @@ class GraftedTextEncoder(PreTrainedModel):
         config: The shape. Weights are random until loaded or set.
     """
 
+    # diffusers writes this name into model_index.json, and looks the class up in what is imported by it.
+    __module__ = "clipgraft"
     config_class = GraftedTextConfig
     main_input_name = "input_ids"
     _no_split_modules = ("CLIPTextEmbeddings", "CLIPEncoderLayer")
@@ -82,6 +90,7 @@ class GraftedTextEncoder(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
         """Encode prompts.
@@ -90,13 +99,19 @@ class GraftedTextEncoder(PreTrainedModel):
             input_ids: (B, L) int64, each row BOS, words, EOS, EOS as padding.
             attention_mask: Not used: the base was trained without one.
             return_dict: False for a tuple.
+            output_hidden_states: Not possible: earlier layers, which `clip_skip` takes, have no bridge.
 
         Returns:
             `last_hidden_state` (B, L, W), and as `pooler_output` (B, W) its row at the first EOS.
+
+        Raises:
+            ValueError: If `output_hidden_states` is true.
         """
+        if output_hidden_states:
+            raise ValueError("a graft has no hidden states of earlier layers; leave clip_skip out")
         hidden_states = text_hidden_states(self.text_model, input_ids)  # (B, L, D)
         states = self.bridge(hidden_states)  # (B, L, W)
-        empty = self.empty_states[: input_ids.shape[1]].to(states.dtype)
+        empty = self.empty_states[: input_ids.shape[1]].to(states)  # (L, W)
         is_eos = input_ids == self.config.eos_token_id
         is_empty = is_eos[:, 1:].all(1)[:, None, None]
         states = torch.where(
@@ -106,6 +121,28 @@ class GraftedTextEncoder(PreTrainedModel):
         if return_dict is False:
             return states, pooled
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as any transformers model, but strictly and from safetensors alone.
+
+        Raises:
+            CheckpointError: If a weight is missing or too many.
+        """
+        kwargs["use_safetensors"] = True
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        refuse_other_weights(
+            pretrained_model_name_or_path, missing=info["missing_keys"], unexpected=info["unexpected_keys"]
+        )
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def graft(
@@ -142,10 +179,12 @@ class Graft(NamedTuple):
 
 
 def save_graft(graft: Graft, folder: Path) -> None:
-    """Write encoder, tokenizer and the record of the base."""
-    graft.text_encoder.save_pretrained(folder)
-    graft.tokenizer.save_pretrained(folder)
-    (folder / BASE_RECORD).write_text(json.dumps(graft.base, indent=2) + "\n", encoding="utf-8")
+    """Write encoder, tokenizer and the record of the base, whole or not at all."""
+    with write_folder_atomically(folder) as temporary:
+        graft.text_encoder.save_pretrained(temporary)
+        graft.tokenizer.save_pretrained(temporary)
+        record = json.dumps(graft.base, indent=2) + "\n"
+        (temporary / BASE_RECORD).write_text(record, encoding="utf-8")
 
 
 def load_graft(folder: Path) -> Graft:
@@ -153,7 +192,7 @@ def load_graft(folder: Path) -> Graft:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        CheckpointError: If it is not a graft, or weights are missing, foreign or damaged.
+        CheckpointError: If it is not a graft, or a file or weight is missing, foreign or damaged.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
@@ -162,17 +201,6 @@ def load_graft(folder: Path) -> Graft:
         raise CheckpointError(
             f"{folder} is not a graft: it has no {BASE_RECORD}; name the folder that `bridge` wrote"
         )
-    try:
-        encoder, info = GraftedTextEncoder.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-        base = json.loads(record.read_text(encoding="utf-8"))
-    except Exception as error:  # whatever a damaged file makes the libraries raise
-        raise CheckpointError(f"graft {folder} is damaged: {str(error).splitlines()[0]}") from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise CheckpointError(
-            f"graft {folder} lacks or has foreign weights: {', '.join(map(str, sorted(wrong)[:5]))}"
-        )
-    return Graft(encoder, tokenizer, base)
+    verify_folder(folder)
+    encoder = load_strictly(GraftedTextEncoder, folder)
+    return Graft(encoder, load_tokenizer(folder), json.loads(record.read_text(encoding="utf-8")))

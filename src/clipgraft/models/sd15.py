@@ -3,8 +3,6 @@
 Values of the published folder's JSON files. `attention_head_dim` 8 is the number of heads, not their width.
 """
 
-PINNED_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-
 UNET_CONFIG = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 64,

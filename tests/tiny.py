@@ -1,0 +1,140 @@
+"""Builders of tiny real components: the real classes, so small that a test takes a second."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from clipgraft.models.clip import ClipParts, save_clip
+from clipgraft.models.tokenizer import train_tokenizer
+
+CAPTIONS = (
+    "A dog runs on the beach .",
+    "A red ball lies in the green park .",
+    "Two children play with a kite at sunset .",
+    "A black cat sits beside a white horse .",
+    "A man rides a bicycle along the street .",
+)
+TEXT_WIDTH, TEACHER_WIDTH, IMAGE_SIZE = 16, 24, 32
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    return train_tokenizer(CAPTIONS * 2, vocab_size=700)
+
+
+def text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=8,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def build_clip(seed: int = 0) -> ClipParts:
+    """A CLIP whose text tower is 16 wide and whose vision tower is as wide as the tiny base's teacher."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=TEACHER_WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=16,
+        projection_dim=8,
+    )
+    config = CLIPConfig(
+        text_config=text_config(tokenizer, TEXT_WIDTH).to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=8,
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+    return ClipParts(CLIPModel(config), tokenizer, processor)
+
+
+def build_pipeline(seed: int = 1) -> StableDiffusionPipeline:
+    """A latent diffusion model of Stable Diffusion's classes with a text encoder 24 wide."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=TEACHER_WIDTH,
+        norm_num_groups=4,
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=CLIPTextModel(text_config(tokenizer, TEACHER_WIDTH)),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def write_clip(folder: Path, seed: int = 0) -> Path:
+    save_clip(build_clip(seed), folder)
+    return folder
+
+
+def write_base(folder: Path, seed: int = 1) -> Path:
+    build_pipeline(seed).save_pretrained(folder)
+    return folder
+
+
+def write_flickr8k(folder: Path, num_images: int = 24) -> Path:
+    """Coloured squares with five captions each in Flickr8k's official layout; two thirds are for training."""
+    (folder / "Images").mkdir(parents=True)
+    names = [f"{index:04d}.jpg" for index in range(num_images)]
+    lines = []
+    for index, name in enumerate(names):
+        color = tuple((index * step) % 256 for step in (37, 91, 151))
+        Image.new("RGB", (40, 32), color).save(folder / "Images" / name)
+        lines += [f"{name}#{k}\t{CAPTIONS[(index + k) % 5]} {index}" for k in range(5)]
+    (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    sixth = num_images // 6
+    splits = {"train": names[: -2 * sixth], "dev": names[-2 * sixth : -sixth], "test": names[-sixth:]}
+    for split, members in splits.items():
+        (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(members) + "\n")
+    return folder
