@@ -23,7 +23,7 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four images in three splits: one damaged, two equal in train and test; one caption file without image."""
+    """Four images in three splits: one damaged, two equal in train and test; a caption without image."""
     captions = {
         "train/a": "a dog\nno\n\n",
         "train/broken": "broken",

@@ -210,7 +210,7 @@ def test_two_token_files_side_by_side_are_refused(tmp_path: Path) -> None:
 
 def test_captions_without_an_image_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match="Flickr8k.token.txt is there, but no folder with its images; expected JPEG files"
+        DataError, match=r"Flickr8k.token.txt is there, but no folder with its images; expected JPEG files"
     ):
         read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, images=()))
 

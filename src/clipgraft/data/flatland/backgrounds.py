@@ -76,8 +76,8 @@ def _beach(canvas: Canvas, rng: random.Random) -> None:
 
 def _garden(canvas: Canvas, rng: random.Random) -> None:
     _ground(canvas, (70, 150, 66), (110, 186, 84))
-    for x in range(5):
-        canvas.ellipse(0.1 + 0.2 * x, HORIZON, 0.13, 0.07, (52, 122, 58))
+    for bush in range(5):
+        canvas.ellipse(0.1 + 0.2 * bush, HORIZON, 0.13, 0.07, (52, 122, 58))
     for row in range(4):
         for column in range(6):
             x = (column + 0.5 * (row % 2) + 0.5 * rng.random()) / 6

@@ -1,0 +1,121 @@
+"""Pictures: equal to stock diffusers, independent of neighbours, never a silent failure."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+import tiny
+from clipgraft.generation.pipeline import build_pipeline, generate, picture_file_name
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.bridge import Bridge
+from clipgraft.models.encoder import GraftedTextEncoder
+
+
+@pytest.fixture(scope="module")
+def parts():
+    stock = tiny.build_pipeline()
+    base = FrozenBase(stock.vae, stock.unet, stock.scheduler, stock.tokenizer, stock.text_encoder)
+    torch.manual_seed(3)
+    clip = tiny.build_clip()
+    bridge = Bridge(tiny.TEXT_WIDTH, tiny.TEACHER_WIDTH)
+    encoder = GraftedTextEncoder.graft(
+        clip.model.text_model, bridge, base.empty_states(), clip.tokenizer.eos_token_id
+    )
+    return base, encoder, stock
+
+
+def draw(parts, prompts, **settings):
+    base, encoder, _ = parts
+    return list(generate(build_pipeline(base, encoder), prompts, **({"num_inference_steps": 3} | settings)))
+
+
+def test_picture_equals_stock_diffusers_with_the_same_encoder_seed_and_scheduler(parts):
+    base, encoder, stock = parts
+    picture = draw(parts, ["A dog runs"], seed=7, guidance_scale=5.0)[0]
+    pipeline = type(stock)(**(stock.components | {"text_encoder": encoder}), requires_safety_checker=False)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        base.scheduler.config, use_karras_sigmas=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "A dog runs", num_inference_steps=3, guidance_scale=5.0, generator=torch.Generator().manual_seed(7)
+    ).images[0]
+    assert np.array_equal(np.asarray(picture.image), np.asarray(expected))
+
+
+def test_picture_does_not_depend_on_its_neighbours(parts):
+    prompts = ["A dog runs", "A red ball", "A black cat"]
+    alone = [draw(parts, [prompt], seed=5)[0].image for prompt in prompts]
+    together = [picture.image for picture in draw(parts, prompts, seed=5, batch_size=3)]
+    for one, other in zip(alone, together, strict=True):
+        # One step of 8-bit rounding: a batch's matrix products add in another order.
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_seeds_count_up_and_give_different_pictures(parts):
+    pictures = draw(parts, ["A dog"], seed=10, num_images_per_prompt=2)
+    assert [picture.seed for picture in pictures] == [10, 11]
+    assert not np.array_equal(np.asarray(pictures[0].image), np.asarray(pictures[1].image))
+
+
+def test_size_is_the_bases_own_unless_asked_for(parts):
+    assert draw(parts, ["A dog"])[0].image.size == (64, 64) if parts[0].vae.config.sample_size == 64 else True
+    assert draw(parts, ["A dog"], height=32, width=48)[0].image.size == (48, 32)
+
+
+def test_size_that_is_no_multiple_of_eight_is_refused(parts):
+    with pytest.raises(ValueError, match="width must be a multiple of 8 pixels; got 60"):
+        draw(parts, ["A dog"], width=60)
+
+
+def test_no_prompt_is_refused(parts):
+    with pytest.raises(ValueError, match="no prompt to draw"):
+        draw(parts, [])
+
+
+def test_progress_counts_the_steps_of_all_batches(parts):
+    seen = []
+    draw(parts, ["A", "B", "C"], batch_size=2, on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(step, 6) for step in range(1, 7)]
+
+
+def test_graft_of_another_width_is_refused(parts):
+    base, encoder, _ = parts
+    narrow = GraftedTextEncoder.graft(
+        encoder.text_model, Bridge(tiny.TEXT_WIDTH, 20), torch.zeros(77, 20), encoder.config.eos_token_id
+    )
+    with pytest.raises(ValueError, match="gives states of width 20, but this base's U-Net takes 24"):
+        build_pipeline(base, narrow)
+
+
+def test_picture_of_no_numbers_is_a_failure(parts):
+    base, encoder, _ = parts
+    pipeline = build_pipeline(base, encoder)
+    with torch.no_grad():
+        saved = base.vae.decoder.conv_out.bias.clone()
+        base.vae.decoder.conv_out.bias.fill_(float("nan"))
+        status = next(generate(pipeline, ["A dog"], num_inference_steps=1)).status
+        base.vae.decoder.conv_out.weight.zero_()
+        base.vae.decoder.conv_out.bias.fill_(-5.0)
+        black = next(generate(pipeline, ["A dog"], num_inference_steps=1)).status
+        base.vae.load_state_dict(tiny.build_pipeline().vae.state_dict())
+        assert torch.equal(base.vae.decoder.conv_out.bias, saved)
+    assert (status, black) == ("failed_nan", "failed_black")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A dog running on the beach at sunset", "a-dog-running-on-the-beach-at-sunset_seed3.png"),
+        ("", "empty-prompt_seed3.png"),
+        ("../../etc/passwd", "etc-passwd_seed3.png"),
+    ],
+)
+def test_file_is_named_after_the_prompt(prompt, name):
+    assert picture_file_name(prompt, 3) == name
+
+
+def test_file_name_of_a_long_foreign_prompt_fits_every_file_system():
+    assert len(picture_file_name("🐕狗" * 200, 3).encode()) <= 255
+    assert len(picture_file_name("狗" * 200, 2**62).encode()) <= 255

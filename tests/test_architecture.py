@@ -1,0 +1,93 @@
+"""The house rules that a machine can hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = REPOSITORY / "src" / "clipgraft"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LAYERS = (
+    {"cli"},
+    {"stages"},
+    {"training", "generation", "evaluation", "reporting"},
+    {"models"},
+    {"data"},
+    {"runtime", "presets", "progress"},
+    {"config"},
+    {"errors"},
+)
+"""From top to bottom; a module imports from layers below its own, or from its own package."""
+
+
+def layer_of(name: str) -> int:
+    return next(level for level, members in enumerate(LAYERS) if name in members)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names of clipgraft's own top-level modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names |= {module.split(".")[1] for module in modules if module.startswith("clipgraft.")}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down_only(path):
+    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for imported in imports_of(path) - {own}:
+        assert layer_of(imported) > layer_of(own), f"{path.name} ({own}) imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            start = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+            assert node.end_lineno - start <= 60, f"{node.name} has more than 60 lines"
+
+
+def test_no_drawer_has_a_place():
+    names = {part.removesuffix(".py") for path in MODULES for part in path.relative_to(SOURCE).parts}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_nothing_is_pickled():
+    for path in MODULES:
+        assert not re.search(
+            r"\bimport pickle\b|torch\.load\(|trust_remote_code=True", path.read_text(encoding="utf-8")
+        ), path
+
+
+def test_design_draws_the_files_that_are_on_disk():
+    text = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = text.split("```tree\n")[1].split("```")[0]
+    drawn, folders = set(), []
+    for line in tree.splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        folders = folders[: indent // 2]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            drawn.add("".join(folders) + name)
+    on_disk = {str(path.relative_to(SOURCE)) for path in MODULES if path.name != "__init__.py"}
+    assert {name for name in drawn if name.endswith(".py")} == on_disk
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "cli", "errors", "presets", "reporting.html", "data.records", "data.readers"]
+)
+def test_module_imports_without_torch(module):
+    code = f"import sys, clipgraft.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

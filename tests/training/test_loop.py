@@ -1,0 +1,237 @@
+"""The training loop: what it steps, logs, saves, resumes and refuses."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from clipgraft.errors import CheckpointError
+from clipgraft.training.loop import MAX_SKIPPED_IN_A_ROW, fit
+from clipgraft.training.stopping import Interrupted
+
+
+class Regression(nn.Module):
+    """Fits y = 2x with dropout, so that the random state matters; may fail at a step, or call back."""
+
+    def __init__(self, on_forward=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.frozen = nn.Linear(4, 1), nn.Linear(4, 4).requires_grad_(False)
+        self.dropout = nn.Dropout(0.5)
+        self.num_forwards, self.on_forward = 0, on_forward
+
+    def forward(self, batch):
+        self.num_forwards += 1
+        prediction = self.linear(self.dropout(batch["x"]))
+        loss = (prediction[:, 0] - 2 * batch["x"].sum(1)).square().mean()
+        if self.on_forward:
+            loss = self.on_forward(self, loss)
+        return loss, {"bias": self.linear.bias.detach().mean()}
+
+
+class Rows:
+    """Batches that are a pure function of epoch and position."""
+
+    def __init__(self, num_batches=6):
+        self.num_batches = num_batches
+
+    def __len__(self):
+        return self.num_batches
+
+    def epoch(self, epoch, start):
+        for index in range(start, self.num_batches):
+            generator = torch.Generator().manual_seed(100 * epoch + index)
+            yield {"x": torch.randn(8, 4, generator=generator), "image_ids": [f"e{epoch}b{index}.jpg"]}
+
+
+def train(run_dir: Path, objective=None, **settings):
+    objective = objective or Regression()
+    torch.manual_seed(1)
+    defaults = {"num_epochs": 3, "learning_rate": 0.05, "checkpoint_every": 4}
+    result = fit(objective, Rows(), run_dir=run_dir, **(defaults | settings))
+    return objective, result
+
+
+def read_log(run_dir: Path, *, without_times: bool = True):
+    rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not (without_times and k.endswith("seconds"))} for row in rows]
+
+
+def test_loss_falls_and_every_step_is_logged(tmp_path):
+    _, result = train(tmp_path, num_epochs=20)
+    rows = read_log(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 121))
+    assert [row["epoch"] for row in rows[4:8]] == [0, 0, 1, 1]
+    assert result.epoch_mean_loss[-1] < 0.5 * result.epoch_mean_loss[0]
+    assert result.epoch_mean_loss[2] == pytest.approx(sum(row["loss"] for row in rows[12:18]) / 6)
+    assert {"loss", "learning_rate", "grad_norm", "bias"} <= rows[0].keys()
+
+
+def test_step_equals_adamw_written_out_by_hand(tmp_path):
+    objective, _ = train(tmp_path, num_epochs=1, max_grad_norm=0.5, weight_decay=0.1)
+    plain = Regression()
+    torch.manual_seed(1)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [plain.linear.weight], "weight_decay": 0.1},
+            {"params": [plain.linear.bias], "weight_decay": 0.0},
+        ],
+        lr=0.05,
+    )
+    for batch in Rows().epoch(0, 0):
+        plain(batch)[0].backward()
+        nn.utils.clip_grad_norm_(plain.linear.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(objective.linear.weight, plain.linear.weight, rtol=0, atol=0)
+    torch.testing.assert_close(objective.linear.bias, plain.linear.bias, rtol=0, atol=0)
+
+
+def test_accumulated_step_is_the_step_of_the_mean_loss(tmp_path):
+    objective, result = train(tmp_path, num_epochs=1, gradient_accumulation_steps=4)
+    plain = Regression()
+    torch.manual_seed(1)
+    optimizer = torch.optim.AdamW(plain.linear.parameters(), lr=0.05)
+    batches = list(Rows().epoch(0, 0))
+    for group in (batches[:4], batches[4:]):  # the last group is smaller, and a mean over its own size
+        (sum(plain(batch)[0] for batch in group) / len(group)).backward()
+        nn.utils.clip_grad_norm_(plain.linear.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert result.num_steps == 2
+    torch.testing.assert_close(objective.linear.weight, plain.linear.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parameters_stay_as_they_were_to_the_bit(tmp_path):
+    before = Regression().frozen.weight.clone()
+    objective, _ = train(tmp_path)
+    assert torch.equal(objective.frozen.weight, before)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 9, 12])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path, stop_at, ema_decay):
+    unbroken, _ = train(tmp_path / "unbroken", gradient_accumulation_steps=1, ema_decay=ema_decay)
+
+    def stop(objective, loss):
+        if objective.num_forwards == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path / "broken", Regression(stop), ema_decay=ema_decay)
+    assert caught.value.exit_code == 130
+    resumed, _ = train(tmp_path / "broken", resume=True, ema_decay=ema_decay)
+    assert torch.equal(resumed.linear.weight, unbroken.linear.weight)
+    assert torch.equal(resumed.linear.bias, unbroken.linear.bias)
+    assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
+
+
+def test_killed_run_goes_on_from_its_checkpoint_without_a_double_line(tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def die(objective, loss):
+        if objective.num_forwards == 11:
+            raise KilledError
+        return loss
+
+    unbroken, _ = train(tmp_path / "unbroken")
+    with pytest.raises(KilledError):
+        train(tmp_path / "broken", Regression(die))
+    assert len(read_log(tmp_path / "broken")) == 10
+    resumed, _ = train(tmp_path / "broken", resume=True)
+    assert torch.equal(resumed.linear.weight, unbroken.linear.weight)
+    assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
+
+
+def test_sigterm_ends_with_exit_code_143(tmp_path):
+    def stop(objective, loss):
+        signal.raise_signal(signal.SIGTERM)
+        return loss
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; state saved in") as caught:
+        train(tmp_path, Regression(stop))
+    assert caught.value.exit_code == 143
+
+
+def test_newest_checkpoints_are_kept_and_older_ones_deleted(tmp_path):
+    train(tmp_path, keep_checkpoints=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000016",
+        "step-00000018",
+    ]
+
+
+def test_damaged_newest_checkpoint_is_passed_over_aloud(tmp_path, caplog):
+    unbroken, _ = train(tmp_path)
+    with (tmp_path / "checkpoints/step-00000018/tensors.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    resumed, _ = train(tmp_path, resume=True)
+    assert "step-00000018 is damaged, falling back" in caplog.text
+    assert torch.equal(resumed.linear.weight, unbroken.linear.weight)
+
+
+def test_run_without_a_whole_checkpoint_is_refused(tmp_path):
+    train(tmp_path, keep_checkpoints=1)
+    (tmp_path / "checkpoints/step-00000018/state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; start again with --overwrite"):
+        train(tmp_path, resume=True)
+
+
+def test_checkpoint_of_other_data_or_settings_is_refused(tmp_path):
+    train(tmp_path, fingerprint="aaaa")
+    with pytest.raises(CheckpointError, match="made with other data or settings"):
+        train(tmp_path, resume=True, fingerprint="bbbb")
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
+    train(tmp_path)
+    other = Regression()
+    other.linear = nn.Linear(4, 2)
+    with pytest.raises(CheckpointError, match=r"is of another model; differing: .*weight\.linear\.weight"):
+        train(tmp_path, other, resume=True)
+
+
+def test_step_without_a_finite_loss_never_reaches_a_weight(tmp_path, caplog):
+    weights = {}
+
+    def fail_at_third(objective, loss):
+        weights[objective.num_forwards] = objective.linear.weight.detach().clone()
+        return loss * float("nan") if objective.num_forwards == 3 else loss
+
+    objective, result = train(tmp_path, Regression(fail_at_third), num_epochs=1)
+    assert torch.equal(weights[3], weights[4])
+    assert torch.isfinite(objective.linear.weight).all()
+    assert result.skipped_steps == 1
+    assert read_log(tmp_path)[2]["loss"] is None
+    assert "step 3 skipped" in caplog.text
+    assert "e0b2.jpg" in caplog.text
+
+
+def test_run_that_stays_non_finite_stops_with_advice(tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=rf"{MAX_SKIPPED_IN_A_ROW} steps in a row .* Lower learning_rate"
+    ):
+        train(tmp_path, Regression(lambda _, loss: loss * float("inf")))
+
+
+def test_moving_average_takes_the_weights_place_at_the_end(tmp_path):
+    plain, _ = train(tmp_path / "plain")
+    averaged, _ = train(tmp_path / "averaged", ema_decay=0.9)
+    assert not torch.equal(plain.linear.weight, averaged.linear.weight)
+
+
+def test_bf16_keeps_master_weights_in_float32(tmp_path):
+    objective, _ = train(tmp_path, mixed_precision="bf16")
+    assert objective.linear.weight.dtype == torch.float32
+    assert torch.isfinite(objective.linear.weight).all()
+
+
+def test_data_smaller_than_a_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no batch to train on: fewer items than batch_size"):
+        fit(Regression(), Rows(0), run_dir=tmp_path, num_epochs=1, learning_rate=0.1)
