@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import MANIFEST_NAME, load_strictly, verify_folder, write_folder_atomically
@@ -132,7 +132,7 @@ def _refuse_other_models(folder: Path) -> None:
         )
 
 
-def check_vocabulary(text_model: nn.Module, tokenizer: CLIPTokenizer) -> None:
+def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
     """Make sure that a text tower was trained on a tokenizer's ids.
 
     Args:
