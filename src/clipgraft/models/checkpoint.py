@@ -193,6 +193,5 @@ def _sync(path: Path) -> None:
 def _is_no_space(error: BaseException) -> bool:
     """Whether the disk was full; safetensors tells the system's error number in its text alone."""
     if isinstance(error, SafetensorError):
-        text = str(error)
-        return any(f"code: {number}," in text or f"os error {number})" in text for number in NO_SPACE)
+        return any(f"os error {number})" in str(error) for number in NO_SPACE)
     return isinstance(error, OSError) and error.errno in NO_SPACE

@@ -128,7 +128,7 @@ def _refuse_other_models(folder: Path) -> None:
     model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if model_type != "clip":
         raise CheckpointError(
-            f"{folder} holds a model of type {model_type!r}; a clip with both towers is needed"
+            f"{folder} holds a model of type {model_type!r}; a 'clip' with both towers is needed"
         )
 
 
