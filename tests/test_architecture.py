@@ -13,6 +13,7 @@ SOURCE = REPOSITORY / "src" / "clipgraft"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
+    {"__main__"},
     {"cli"},
     {"stages"},
     {"training", "generation", "evaluation", "reporting"},

@@ -4,7 +4,9 @@ The only reader of argv. Nothing heavy is imported before a command runs, so tha
 """
 
 import errno
+import json
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -242,14 +244,8 @@ def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) 
 
     recipe = load_recipe(path) if path else Recipe()
     keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
-    options = [f"{keys[name]}={_quoted(value)}" for name, value in names.items() if value]
+    options = [f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value]
     return _recipe(recipe, [*options, *overrides])
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text)
 
 
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:
@@ -262,6 +258,8 @@ def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None
 
 def main() -> None:
     """Entry point: exit code 0, 2 for what the user can mend, 130 or 143 for a signal, 1 for our bugs."""
+    # Before it is imported, else transformers advises on torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
@@ -284,7 +282,7 @@ def _end(message: str, exit_code: int) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left on the disk ({error.filename or 'while writing'}); free some and run again"
     return " ".join(str(error).split())
 

@@ -23,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 SHOWN_KEYS = 5
 """Weights that an error names; a wrong checkpoint lacks hundreds."""
 READ_BYTES = 1 << 22
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager

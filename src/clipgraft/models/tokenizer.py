@@ -35,7 +35,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
         vocab_size=vocab_size - 2,
         min_frequency=2,
         initial_alphabet=alphabet,
-        # Named beforehand: else they get ids in the order of a hash map, and equal captions another vocabulary.
+        # Named beforehand: else a hash map orders them, and equal captions give another vocabulary.
         special_tokens=endings,
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,

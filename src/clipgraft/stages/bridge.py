@@ -90,15 +90,13 @@ class _Towers:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give student states (B, L, D), teacher states (B, L, W) and token classes (B, L), batch by batch."""
+        """Give student states (B, L, D), teacher states (B, L, W) and token classes (B, L) by batch."""
         with track(description, len(input_ids)) as update:
             done = 0
             for batch in input_ids.split(ENCODE_BATCH_SIZE):
                 ids = batch.to(self.text_model.device)
-                student, teacher = (
-                    text_hidden_states(self.text_model, ids),
-                    text_hidden_states(self.teacher, ids),
-                )
+                student = text_hidden_states(self.text_model, ids)
+                teacher = text_hidden_states(self.teacher, ids)
                 yield student, teacher, token_classes(ids, self.eos_token_id)
                 done += len(batch)
                 update(done, "captions")
