@@ -38,7 +38,7 @@ def check_data(path: Path, *, include_unsplit: bool, clip: str, as_json: bool) -
     """Print what a source holds and what was left out of it, and why."""
     source = read_source(path, include_unsplit=include_unsplit)
     quiet_libraries()
-    check = check_source(source, tokenizer=load_clip(clip).tokenizer)
+    check = check_source(source, tokenizer=load_clip(clip).tokenizer if clip else None)
     if as_json:
         print(to_json(check))  # noqa: T201
     else:

@@ -27,17 +27,14 @@ class Finding(NamedTuple):
     value: str
     fix: str
     """Empty where all is well."""
-    is_fatal: bool = False
 
 
-def doctor() -> bool:
-    """Print what was found; return whether clipgraft can run here."""
-    findings = list(examine())
+def doctor() -> None:
+    """Print what was found."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
+    for finding in examine():
         table.add_row(finding.what, finding.value, "OK" if not finding.fix else f"fix: {finding.fix}")
     Console().print(table)
-    return not any(finding.is_fatal and finding.fix for finding in findings)
 
 
 def examine() -> Iterator[Finding]:
@@ -62,9 +59,8 @@ def examine() -> Iterator[Finding]:
     little_disk = f"free some: Stable Diffusion v1.5 with checkpoints wants {NEEDED_DISK_GB} GB"
     yield Finding("disk here", f"{disk:.1f} GB free", little_disk if disk < NEEDED_DISK_GB else "")
     is_there = ASSETS.is_dir()
-    yield Finding(
-        "flatland", "in the package" if is_there else "missing", "" if is_there else "install again", True
-    )
+    train = "" if is_there else "train it with `clipgraft pretrain`, or name models of your own"
+    yield Finding("flatland", "in the package" if is_there else "not in the package", train)
     yield _hub()
 
 
