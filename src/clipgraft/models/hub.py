@@ -92,7 +92,7 @@ def refuse_pickles(folder: Path) -> None:
 def _embedded(part: str) -> Path:
     if not (ASSETS / part).is_dir():
         raise CheckpointError(
-            f"flatland's {part} is not in this package ({ASSETS / part}); train it with `clipgraft pretrain`, "
+            f"flatland's {part} is not in this package ({ASSETS / part}); train it by `clipgraft pretrain`, "
             "or name a folder or hub id"
         )
     return ASSETS / part

@@ -1,0 +1,58 @@
+"""The whole path at Stable Diffusion v1.5's and CLIP B/32's exact shapes, with random weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import real_size
+import tiny
+from clipgraft.runtime import cpu_computes_bf16
+
+MAX_PEAK_BYTES = 8e9
+
+
+def run_measured(*arguments: object) -> int:
+    """Run the command line in a process of its own; return its peak memory in bytes."""
+    process = subprocess.Popen([sys.executable, "-m", "clipgraft", *map(str, arguments)])
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
+    dtype = torch.bfloat16 if cpu_computes_bf16() else torch.float32
+    base = real_size.write_sd15_checkpoint(tmp_path / "sd15", dtype)
+    clip = real_size.write_clip_b32(tmp_path / "clip")
+    data = tiny.write_flickr8k(tmp_path / "data")
+    bridged = run_measured(
+        *("bridge", "--base", base, "--clip", clip, "--data", data, "--out", tmp_path / "bridge"),
+        *("--set", "bridge.num_epochs=1", "--set", "bridge.max_captions=32"),
+    )
+    drawn = run_measured(
+        *("generate", "A dog runs on the beach", "--graft", tmp_path / "bridge" / "graft"),
+        *("--out", tmp_path / "pictures", "--steps", 2),
+    )
+    print(f"peak memory in {dtype}: bridge {bridged / 1e9:.2f} GB, generate {drawn / 1e9:.2f} GB")  # noqa: T201
+    rows = json.loads((tmp_path / "pictures" / "images.json").read_text())
+    with Image.open(tmp_path / "pictures" / rows[0]["file"]) as picture:
+        assert picture.size == (512, 512)
+    assert max(bridged, drawn) < MAX_PEAK_BYTES
+
+
+@pytest.mark.slow
+def test_clip_b32_learns_from_real_photographs(flickr8k_dir: Path, tmp_path: Path):
+    clip = real_size.write_clip_b32(tmp_path / "clip")
+    run_measured(
+        *("finetune", "--data", flickr8k_dir, "--clip", clip, "--out", tmp_path / "out"),
+        *("--set", "finetune.batch_size=19", "--set", "finetune.num_epochs=4"),
+        *("--set", "finetune.learning_rate=3e-5", "--set", "finetune.mixed_precision=no"),
+    )
+    losses = json.loads((tmp_path / "out" / "metrics.json").read_text())["epoch_mean_loss"]
+    assert losses[-1] < losses[0]
