@@ -1,18 +1,18 @@
 """A base in one `.safetensors` file with LDM's names, as Stable Diffusion v1 checkpoints circulate.
 
-Such a file holds weights alone; the configuration is Stable Diffusion v1.5's.
+Such a file holds weights alone; the configuration is Stable Diffusion v1.5's. Of diffusers only the converters
+are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
 """
 
-import json
-import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipgraft.errors import CheckpointError
@@ -41,11 +41,14 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
         raise CheckpointError(
             f"{path} is not a .safetensors file; pickles (.ckpt, .bin) can run code: convert it first"
         )
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(sd15.VAE_CONFIG)
+        unet = UNet2DConditionModel.from_config(sd15.UNET_CONFIG)
     loaders: dict[str, Callable[[], Any]] = {
-        "vae": lambda: _load_ldm_model(AutoencoderKL, path, VAE_PREFIX, sd15.VAE_CONFIG, dtype),
-        "unet": lambda: _load_ldm_model(UNet2DConditionModel, path, UNET_PREFIX, sd15.UNET_CONFIG, dtype),
+        "vae": lambda: _load_ldm_model(path, VAE_PREFIX, vae, convert_ldm_vae_checkpoint, dtype),
+        "unet": lambda: _load_ldm_model(path, UNET_PREFIX, unet, convert_ldm_unet_checkpoint, dtype),
         "scheduler": lambda: PNDMScheduler.from_config(sd15.SCHEDULER_CONFIG),
-        "text_encoder": lambda: _load_ldm_text_encoder(path, dtype),
+        "text_encoder": lambda: _load_text_encoder(path, dtype),
     }
     return {name: loaders[name]() for name in components if name in loaders}
 
@@ -64,35 +67,37 @@ def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def _load_ldm_model(
-    model_class: Any, path: Path, prefix: str, config: dict[str, Any], dtype: torch.dtype
+    path: Path, prefix: str, model: Any, convert: Callable[..., dict], dtype: torch.dtype
 ) -> Any:
-    weights = _read_ldm_weights(path, prefix)
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # diffusers asks the hub for a config unless it has a folder
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        try:
-            model = model_class.from_single_file(
-                weights, config=folder, torch_dtype=dtype, local_files_only=True
-            )
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} is not a Stable Diffusion v1 checkpoint: its {prefix}* are of another shape"
-            ) from error
-    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    refuse_other_weights(path, missing=missing, unexpected=())
-    return model
+    """Give a model without memory its weights, renamed by diffusers' own converter."""
+    try:
+        weights = convert(_read_ldm_weights(path, prefix), dict(model.config))
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} is not a Stable Diffusion v1 checkpoint: {prefix}* lacks {error}"
+        ) from error
+    _refuse_misfits(path, model, weights)
+    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    return model.eval()
 
 
-def _load_ldm_text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
+def _load_text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
     found = _read_ldm_weights(path, TEXT_PREFIX)
     # Files of older libraries hold the positions 0..76 too, which are no weight.
     weights = {name.removeprefix(TEXT_PREFIX): w for name, w in found.items() if "position_ids" not in name}
     model = CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)).to(dtype)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing = [
-        name for name, shape in expected.items() if name not in weights or weights[name].shape != shape
-    ]
-    refuse_other_weights(path, missing=missing, unexpected=weights.keys() - expected.keys())
+    _refuse_misfits(path, model, weights)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _refuse_misfits(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    refuse_other_weights(path, missing=expected.keys() - found, unexpected=found.keys() - expected)
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"{path} is not a Stable Diffusion v1 checkpoint: {name} has shape {shape}, "
+                f"not {expected[name]}"
+            )

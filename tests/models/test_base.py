@@ -1,0 +1,227 @@
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from clipgraft.errors import CheckpointError
+from clipgraft.models import hub, sd15
+from clipgraft.models.base import FrozenBase, check_fit
+from real_size import write_single_file
+from tiny import TEACHER_WIDTH, build_clip, build_tokenizer, text_config
+
+
+@pytest.fixture
+def single_file(base_dir, tmp_path, monkeypatch):
+    """The tiny base as one file with LDM's names; its config takes the place of Stable Diffusion's."""
+    configs = {}
+    for name in ("unet", "vae", "text_encoder"):
+        configs[name] = json.loads((base_dir / name / "config.json").read_text())
+    monkeypatch.setattr(sd15, "UNET_CONFIG", configs["unet"])
+    monkeypatch.setattr(sd15, "VAE_CONFIG", configs["vae"])
+    monkeypatch.setattr(sd15, "TEXT_CONFIG", configs["text_encoder"])
+    return write_single_file(base_dir, tmp_path / "base.safetensors")
+
+
+def test_all_of_a_base_is_frozen_and_in_eval(base):
+    for module in base.modules.values():
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert base.modules.keys() == {"vae", "unet", "text_encoder"}
+
+
+def test_components_are_those_that_diffusers_loads(base, base_dir):
+    pipeline = StableDiffusionPipeline.from_pretrained(base_dir)
+    for name, module in base.modules.items():
+        for key, weight in getattr(pipeline, name).state_dict().items():
+            assert torch.equal(module.state_dict()[key], weight)
+    assert base.scheduler.config.steps_offset == pipeline.scheduler.config.steps_offset == 1
+
+
+def test_the_teacher_is_loaded_without_reading_the_unet(base_dir, copy):
+    folder = copy(base_dir)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    base = FrozenBase.load(str(folder), components=("tokenizer", "text_encoder"))
+    assert base.unet is None
+    assert base.vae is None
+    assert base.text_encoder.config.hidden_size == TEACHER_WIDTH
+
+
+def test_weights_are_loaded_in_the_dtype_asked_for(base_dir):
+    base = FrozenBase.load(str(base_dir), dtype=torch.bfloat16)
+    assert {module.dtype for module in base.modules.values()} == {torch.bfloat16}
+
+
+def test_latents_are_encoded_and_decoded_as_diffusers_does(base, base_dir):
+    pipeline = StableDiffusionPipeline.from_pretrained(base_dir)
+    torch.manual_seed(0)
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        expected = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
+        decoded = pipeline.vae.decode(expected / pipeline.vae.config.scaling_factor).sample
+    latents = base.encode_latents(pixels)
+    assert latents.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(latents, expected)
+    torch.testing.assert_close(base.decode_latents(latents), decoded)
+
+
+def test_empty_states_are_those_that_diffusers_gives_the_empty_prompt(base, base_dir):
+    pipeline = StableDiffusionPipeline.from_pretrained(base_dir)
+    expected, _ = pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(base.empty_states(), expected[0])
+
+
+def test_weight_sums_stay_when_a_base_is_used_and_change_with_a_weight(base):
+    before = base.weight_sums()
+    states = base.empty_states()[None]
+    base.unet(torch.randn(1, 4, 8, 8), 10, states)
+    base.decode_latents(torch.randn(1, 4, 8, 8))
+    assert base.weight_sums() == before
+    base.unet.conv_in.weight[0, 0, 0, 0] += 1
+    changed = base.weight_sums()
+    assert {name for name in before if changed[name] != before[name]} == {"unet"}
+
+
+def test_a_folder_without_unet_is_refused_though_only_the_teacher_is_asked_for(base_dir, copy):
+    folder = copy(base_dir)
+    (folder / "unet").rename(folder / "transformer")
+    with pytest.raises(
+        CheckpointError, match=r"not a base: it has no unet/ \(found: scheduler, text_encoder"
+    ):
+        FrozenBase.load(str(folder), components=("tokenizer", "text_encoder"))
+
+
+def test_another_cross_attention_width_is_refused_from_the_config_alone(base_dir, copy):
+    folder = copy(base_dir)
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cross_attention_dim": 32}))
+    with pytest.raises(
+        CheckpointError, match=r"text encoder is 24 wide, its U-Net's cross_attention_dim is 32"
+    ):
+        FrozenBase.load(str(folder), components=("tokenizer", "text_encoder"))
+
+
+def test_a_unet_folder_without_config_is_refused(base_dir, copy):
+    folder = copy(base_dir)
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"unet is not a component of a base: it has no config\.json"):
+        FrozenBase.load(str(folder), components=("tokenizer", "text_encoder"))
+
+
+def test_missing_weights_of_a_component_are_named(base_dir, copy):
+    folder = copy(base_dir)
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["quant_conv.bias"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"quant_conv\.bias"):
+        FrozenBase.load(str(folder))
+
+
+def test_a_base_in_pickles_is_refused(base_dir, copy):
+    folder = copy(base_dir)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "model.bin")
+    with pytest.raises(CheckpointError, match=r"unet holds pickled weights alone \(model\.bin\)"):
+        FrozenBase.load(str(folder))
+
+
+def test_a_path_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere; give a folder"):
+        FrozenBase.load(str(tmp_path / "nowhere"))
+
+
+def test_flatland_that_is_not_in_the_package_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "ASSETS", tmp_path)
+    with pytest.raises(CheckpointError, match="flatland's base is not in this package"):
+        FrozenBase.load("flatland")
+
+
+def test_a_single_file_gives_the_folders_weights(single_file, base):
+    loaded = FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
+    assert loaded.weight_sums() == base.weight_sums()
+    assert loaded.scheduler.config.beta_end == base.scheduler.config.beta_end
+    torch.testing.assert_close(loaded.empty_states(), base.empty_states())
+
+
+def test_a_single_file_without_a_tokenizer_given_is_refused(single_file):
+    with pytest.raises(CheckpointError, match="is a single file and has no tokenizer; give that of the CLIP"):
+        FrozenBase.load(str(single_file))
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
+def test_a_single_file_that_lacks_a_component_is_refused(single_file, prefix):
+    weights = {key: weight for key, weight in load_file(single_file).items() if not key.startswith(prefix)}
+    save_file(weights, single_file)
+    with pytest.raises(CheckpointError, match=rf"not a whole Stable Diffusion v1 .* it has no {prefix}"):
+        FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("model.diffusion_model.out.2.weight", r"conv_out\.weight"),
+        ("first_stage_model.decoder.conv_in.bias", r"decoder\.conv_in\.bias"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", r"final_layer_norm\.bias"),
+    ],
+)
+def test_a_single_file_that_lacks_a_weight_is_refused(single_file, lost, named):
+    weights = load_file(single_file)
+    del weights[lost]
+    save_file(weights, single_file)
+    with pytest.raises(CheckpointError, match=named):
+        FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
+
+
+def test_a_single_file_of_another_width_is_refused(single_file, monkeypatch):
+    monkeypatch.setattr(sd15, "UNET_CONFIG", sd15.UNET_CONFIG | {"cross_attention_dim": 32})
+    with pytest.raises(CheckpointError, match=r"attn2\.to_k\.weight has shape \(8, 24\), not \(8, 32\)"):
+        FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
+
+
+def test_a_cut_off_single_file_is_refused(single_file):
+    single_file.write_bytes(single_file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"damaged or no safetensors file"):
+        FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
+
+
+def test_a_single_file_in_pickle_is_refused(tmp_path):
+    (tmp_path / "v1-5.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"v1-5\.ckpt is not a \.safetensors file; pickles"):
+        FrozenBase.load(str(tmp_path / "v1-5.ckpt"))
+
+
+def test_clip_of_one_vocabulary_fits(clip, base):
+    check_fit(clip.model.text_model, clip.tokenizer, base)
+
+
+def test_the_vision_tower_does_not_fit_though_it_is_as_wide_as_the_teacher(clip, base):
+    assert clip.model.config.vision_config.hidden_size == base.text_encoder.config.hidden_size
+    with pytest.raises(CheckpointError, match=r"only CLIP's text tower .* got CLIPVisionModel"):
+        check_fit(clip.model.vision_model, clip.tokenizer, base)
+
+
+@pytest.mark.parametrize("token", ["bos_token", "eos_token", "pad_token"])
+def test_other_special_tokens_do_not_fit(clip, base, token):
+    setattr(clip.tokenizer, token, "a")
+    with pytest.raises(
+        CheckpointError, match=rf"{token}_id differs: CLIP's tokenizer has \d+, the base's \d+"
+    ):
+        check_fit(clip.model.text_model, clip.tokenizer, base)
+
+
+def test_another_vocabulary_does_not_fit(clip, base):
+    swapped = clip.tokenizer.get_vocab()
+    swapped["a</w>"], swapped["b</w>"] = swapped["b</w>"], swapped["a</w>"]
+    other = CLIPTokenizer(vocab=swapped, merges=[], model_max_length=77)
+    with pytest.raises(CheckpointError, match=r"is not the base's .* their positions hold different words"):
+        check_fit(clip.model.text_model, other, base)
+
+
+def test_another_number_of_positions_does_not_fit(base):
+    clip = build_clip()
+    config = text_config(clip.tokenizer, 16)
+    config.max_position_embeddings = 32
+    with pytest.raises(CheckpointError, match=r"CLIP reads 32 positions, the base's text encoder 77"):
+        check_fit(CLIPTextModel(config), clip.tokenizer, base)

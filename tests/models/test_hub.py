@@ -1,0 +1,97 @@
+import logging
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from huggingface_hub import constants
+
+from clipgraft.errors import CheckpointError
+from clipgraft.models.hub import PINNED_REVISIONS, hub_is_reachable, refuse_pickles, resolve_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = ("*.json", "model.safetensors")
+
+
+def resolve(name, revision=None):
+    return resolve_model(name, part="clip", revision=revision, allow_patterns=FILES)
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """An earlier download of owner/name, laid out as the hub's library does."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = tmp_path / "models--owner--name"
+    snapshot = model / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+def test_a_path_that_exists_is_taken_as_it_is(tmp_path):
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./clip", "a/b/c", "base.safetensors"])
+def test_a_missing_path_that_is_no_hub_id_is_said_without_asking_the_hub(name):
+    with pytest.raises(FileNotFoundError, match=r"no model at .*; give a folder, a hub id \(owner/name\)"):
+        resolve(name)
+
+
+def test_a_pinned_commit_in_the_cache_is_taken_without_asking_the_hub(cached, caplog):
+    assert resolve("owner/name", COMMIT) == cached
+    assert not caplog.records
+
+
+def test_main_is_taken_from_the_cache_with_warnings_where_the_hub_cannot_be_reached(cached, caplog):
+    caplog.set_level(logging.WARNING)
+    assert resolve("owner/name") == cached
+    assert "owner/name without a revision is what its main branch holds today" in caplog.text
+    assert "using the copy of owner/name in its cache" in caplog.text
+
+
+def test_a_download_that_was_cut_off_is_not_taken_for_the_model(cached):
+    (cached / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        resolve("owner/name", COMMIT)
+
+
+def test_named_models_have_a_pinned_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, commit in PINNED_REVISIONS.items():
+        with pytest.raises(CheckpointError, match=f"hf download {name} --revision {commit} --local-dir DIR"):
+            resolve(name)
+
+
+@pytest.mark.parametrize("switch", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
+def test_an_unreachable_hub_is_said_in_one_line_within_ten_seconds(tmp_path, switch):
+    """In a process of its own, because the hub's library reads its environment once."""
+    script = "import sys; from clipgraft.models.clip import load_clip; load_clip('owner/name')"
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path)} | switch
+    start = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    seconds = time.perf_counter() - start
+    error = ended.stderr.strip().splitlines()[-1]
+    assert "no folder owner/name here, and the model hub cannot be reached (" in error
+    assert error.endswith("with `hf download owner/name --local-dir DIR` and name DIR instead")
+    assert seconds < 10
+
+
+def test_a_hub_behind_a_blocked_network_is_not_reachable():
+    assert not hub_is_reachable(timeout_seconds=1)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "v1-5.ckpt", "model.pt", "model.pth"])
+def test_pickles_are_refused_where_there_is_nothing_else(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"pickled weights alone \({name}\), which can run code"):
+        refuse_pickles(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refuse_pickles(tmp_path)

@@ -1,0 +1,203 @@
+"""Checkpoints of Stable Diffusion v1.5's and CLIP B/32's exact architecture, with random weights.
+
+The weights are drawn small and fast: what is tested with them is shapes, names, memory and time.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+
+from clipgraft.models import sd15
+from clipgraft.models.tokenizer import train_tokenizer
+from tiny import CAPTIONS
+
+VOCAB_SIZE = 49408
+NUM_PARAMETERS = {
+    "unet": 859_520_964,
+    "vae": 83_653_863,
+    "text_encoder": 123_060_480,
+    "clip": 151_277_313,
+}
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A tokenizer of CLIP's size and ids: BOS 49406, EOS 49407; its words are learned from a few captions."""
+    small = train_tokenizer(CAPTIONS * 2, vocab_size=700)
+    model = json.loads(small.backend_tokenizer.to_str())["model"]
+    words = [token for token in model["vocab"] if token not in (small.bos_token, small.eos_token)]
+    words += [f"<{index}>" for index in range(VOCAB_SIZE - 2 - len(words))]
+    vocab = {token: index for index, token in enumerate([*words, small.bos_token, small.eos_token])}
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def write_clip_b32(folder: Path) -> Path:
+    """Write a CLIP B/32 in float32, 0.6 GB."""
+    model = _build(lambda: CLIPModel(CLIPConfig()), torch.float32)
+    with torch.no_grad():
+        model.logit_scale.fill_(model.config.logit_scale_init_value)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def write_sd15_checkpoint(folder: Path, dtype: torch.dtype) -> Path:
+    """Write Stable Diffusion v1.5 in the hub's layout: 4.3 GB in float32, half of it in half precision."""
+    builders: dict[str, Callable[[], Any]] = {
+        "unet": lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG),
+        "vae": lambda: AutoencoderKL.from_config(sd15.VAE_CONFIG),
+        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)),
+    }
+    for name, builder in builders.items():
+        _build(builder, dtype).save_pretrained(folder / name)
+    PNDMScheduler.from_config(sd15.SCHEDULER_CONFIG).save_pretrained(folder / "scheduler")
+    build_tokenizer().save_pretrained(folder / "tokenizer")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def write_single_file(folder: Path, path: Path) -> Path:
+    """Write a base's U-Net, VAE and text encoder as one file with LDM's names."""
+    weights = {}
+    for name, rename in {"unet": unet_ldm_name, "vae": vae_ldm_name, "text_encoder": text_ldm_name}.items():
+        config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+        found = load_file(next((folder / name).glob("*.safetensors")))
+        for key, weight in found.items():
+            new = rename(key, config)
+            is_attention_matrix = (
+                new.startswith("first_stage_model") and ".attn_1." in new and weight.ndim == 2
+            )
+            # LDM's VAE has 1x1 convolutions where diffusers has matrices.
+            weights[new] = weight[:, :, None, None].contiguous() if is_attention_matrix else weight
+    length = weights["cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"].shape[0]
+    positions = torch.arange(length)[None]
+    weights["cond_stage_model.transformer.text_model.embeddings.position_ids"] = positions
+    save_file(weights, path)
+    return path
+
+
+def unet_ldm_name(key: str, config: dict[str, Any]) -> str:
+    """Rename after LDM's openaimodel.py: blocks are counted through, with a downsampler as one of its own."""
+    per_block = config["layers_per_block"] + 1
+    has_attention = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
+
+    def down(match: re.Match[str]) -> str:
+        block, kind, layer = int(match[1]), match[2], int(match[3])
+        if kind == "downsamplers":
+            return f"input_blocks.{per_block * (block + 1)}.0.op."
+        return f"input_blocks.{per_block * block + layer + 1}.{0 if kind == 'resnets' else 1}."
+
+    def up(match: re.Match[str]) -> str:
+        block, kind, layer = int(match[1]), match[2], int(match[3])
+        if kind == "upsamplers":
+            return (
+                f"output_blocks.{per_block * block + per_block - 1}.{2 if has_attention[block] else 1}.conv."
+            )
+        return f"output_blocks.{per_block * block + layer}.{0 if kind == 'resnets' else 1}."
+
+    key = re.sub(r"^down_blocks\.(\d+)\.(\w+)\.(\d+)\.(?:conv\.)?(?=\w)", down, key)
+    key = re.sub(r"^up_blocks\.(\d+)\.(\w+)\.(\d+)\.(?:conv\.)?(?=\w)", up, key)
+    key = key.replace("mid_block.attentions.0.", "middle_block.1.")
+    key = re.sub(r"^mid_block\.resnets\.(\d)\.", lambda m: f"middle_block.{2 * int(m[1])}.", key)
+    key = (
+        _rename(
+            key,
+            ("norm1.", "in_layers.0."),
+            ("conv1.", "in_layers.2."),
+            ("norm2.", "out_layers.0."),
+            ("conv2.", "out_layers.3."),
+            ("time_emb_proj.", "emb_layers.1."),
+            ("conv_shortcut.", "skip_connection."),
+        )
+        if "transformer_blocks" not in key
+        else key
+    )
+    for diffusers_name, ldm_name in (
+        ("time_embedding.linear_1.", "time_embed.0."),
+        ("time_embedding.linear_2.", "time_embed.2."),
+        ("conv_in.", "input_blocks.0.0."),
+        ("conv_norm_out.", "out.0."),
+        ("conv_out.", "out.2."),
+    ):
+        key = ldm_name + key.removeprefix(diffusers_name) if key.startswith(diffusers_name) else key
+    return f"model.diffusion_model.{key}"
+
+
+def vae_ldm_name(key: str, config: dict[str, Any]) -> str:
+    """Rename after LDM's model.py: the decoder's blocks are counted from the last."""
+    last = len(config["block_out_channels"]) - 1
+    key = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
+    key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", key)
+    key = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{last - int(m[1])}.block.", key)
+    key = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{last - int(m[1])}.upsample.", key)
+    key = re.sub(r"mid_block\.resnets\.(\d)\.", lambda m: f"mid.block_{int(m[1]) + 1}.", key)
+    key = _rename(
+        key,
+        ("mid_block.attentions.0.", "mid.attn_1."),
+        ("group_norm.", "norm."),
+        ("to_q.", "q."),
+        ("to_k.", "k."),
+        ("to_v.", "v."),
+        ("to_out.0.", "proj_out."),
+        ("conv_shortcut.", "nin_shortcut."),
+        ("conv_norm_out.", "norm_out."),
+    )
+    return f"first_stage_model.{key}"
+
+
+def text_ldm_name(key: str, config: dict[str, Any]) -> str:
+    """Prefix a name of transformers, which LDM keeps."""
+    return f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"
+
+
+def _rename(key: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        key = key.replace(old, new)
+    return key
+
+
+def _build(builder: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+    """Build a model without its own slow initialisation, and draw weights at a scale that stays finite."""
+    with torch.device("meta"):
+        model = builder()
+    model = model.to(dtype).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        _draw(name, parameter.data, generator)
+    for name, buffer in model.named_buffers():
+        assert name.endswith("position_ids"), name
+        buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+    return model.eval()
+
+
+def _draw(name: str, values: Tensor, generator: torch.Generator) -> None:
+    """Ones for the norms, zeros for biases, else uniform values of variance 1 / fan-in."""
+    if values.ndim < 2:
+        values.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        return
+    bound = (3.0 / values[0].numel()) ** 0.5
+    values.uniform_(-bound, bound, generator=generator)
