@@ -1,7 +1,7 @@
 """A base in one `.safetensors` file with LDM's names, as Stable Diffusion v1 checkpoints circulate.
 
-Such a file holds weights alone; the configuration is Stable Diffusion v1.5's. Of diffusers only the converters
-are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
+Such a file holds weights alone; the configuration is Stable Diffusion v1.5's. Of diffusers, the converters
+alone are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
 """
 
 from collections.abc import Callable, Collection
