@@ -12,6 +12,8 @@ from PIL import Image
 
 import real_size
 import tiny
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.clip import load_clip
 from clipgraft.runtime import cpu_computes_bf16
 
 MAX_PEAK_BYTES = 8e9
@@ -47,8 +49,20 @@ def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_single_file_of_real_size_gives_the_folders_weights(tmp_path: Path):
+    folder = real_size.write_sd15_checkpoint(tmp_path / "sd15", torch.float16)
+    path = real_size.write_single_file(folder, tmp_path / "v1-5.safetensors")
+    base = FrozenBase.load(str(path), dtype=torch.float16, tokenizer=real_size.build_tokenizer())
+    for name, module in base.modules.items():
+        assert sum(parameter.numel() for parameter in module.parameters()) == real_size.NUM_PARAMETERS[name]
+    assert base.weight_sums() == FrozenBase.load(str(folder), dtype=torch.float16).weight_sums()
+
+
+@pytest.mark.slow
 def test_clip_b32_learns_from_real_photographs(flickr8k_dir: Path, tmp_path: Path):
     clip = real_size.write_clip_b32(tmp_path / "clip")
+    num_parameters = sum(parameter.numel() for parameter in load_clip(str(clip)).model.parameters())
+    assert num_parameters == real_size.NUM_PARAMETERS["clip"]
     run_measured(
         *("finetune", "--data", flickr8k_dir, "--clip", clip, "--out", tmp_path / "out"),
         *("--set", "finetune.batch_size=19", "--set", "finetune.num_epochs=4"),
