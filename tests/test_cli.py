@@ -287,6 +287,18 @@ def test_wrong_picture_setting_is_refused(finished, tmp_path, capsys, options, m
     )
 
 
+def test_what_a_base_cannot_read_of_a_prompt_is_said_and_recorded(finished, tmp_path, capsys):
+    graft = finished / "bridge" / "graft"
+    prompt = "A zebra and " + "a dog " * 50 + "beach"
+    assert call("generate", prompt, "--graft", graft, "--out", tmp_path / "o", "--steps", 1) == 0
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "77 are read; cut off: 'a dog" in errors
+    assert "read in pieces: zebra, and" in errors
+    notes = json.loads((tmp_path / "o" / "images.json").read_text())[0]["notes"]
+    assert len(notes) == 2
+    assert notes[0].endswith("beach'")
+
+
 def test_export_does_not_write_over_files(finished, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     assert "already holds files" in refused(

@@ -7,12 +7,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from rich.console import Console
+from transformers import CLIPTokenizer
 
 from clipgraft.config import Recipe
 from clipgraft.generation.pipeline import build_pipeline, picture_file_name
 from clipgraft.generation.pipeline import generate as draw
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import load_graft
+from clipgraft.models.tokenizer import unknown_words
 from clipgraft.progress import track
 from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries, write_json
 
@@ -32,6 +34,10 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
     settings, device = recipe.generate, choose_device(recipe.device)
     pipeline = load_pipeline(graft, base=base, dtype=inference_dtype(device)).to(device)
     out_dir.mkdir(parents=True, exist_ok=True)
+    notes = {prompt: prompt_notes(prompt, pipeline.tokenizer) for prompt in settings.prompts}
+    for prompt, lines in notes.items():
+        for line in lines:
+            Console(stderr=True).print(f"note: {prompt[:60]!r}: {line}", highlight=False, markup=False)
     num_batches = -(-len(settings.prompts) * settings.num_images_per_prompt // settings.batch_size)
     rows: list[dict[str, Any]] = []
     with track("drawing", num_batches * settings.num_inference_steps) as update:
@@ -57,6 +63,7 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
                     "prompt": picture.prompt,
                     "seed": picture.seed,
                     "status": picture.status,
+                    "notes": notes[picture.prompt],
                     "negative_prompt": settings.negative_prompt,
                     "num_inference_steps": settings.num_inference_steps,
                     "guidance_scale": settings.guidance_scale,
@@ -68,6 +75,29 @@ def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> l
     for row in rows:
         Console().print(f"{row['status']}  {out_dir / str(row['file'])}", highlight=False, soft_wrap=True)
     return rows
+
+
+def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
+    """Say what a base cannot read of a prompt: what lies behind its last position, and unknown words.
+
+    Args:
+        prompt: What is to be drawn.
+        tokenizer: The base's.
+
+    Returns:
+        A sentence for each; empty where all is read.
+    """
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    length = tokenizer.model_max_length
+    notes = []
+    if len(ids) > length:
+        notes.append(
+            f"{len(ids)} tokens, {length} are read; cut off: {tokenizer.decode(ids[length - 1 : -1])!r}"
+        )
+    unknown = unknown_words(prompt, tokenizer)
+    if unknown:
+        notes.append(f"not in the vocabulary, so read in pieces: {', '.join(unknown)}")
+    return notes
 
 
 def load_pipeline(graft: Path, *, base: str, dtype: torch.dtype) -> StableDiffusionPipeline:
