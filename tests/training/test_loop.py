@@ -232,6 +232,12 @@ def test_bf16_keeps_master_weights_in_float32(tmp_path):
     assert torch.isfinite(objective.linear.weight).all()
 
 
+def test_more_than_one_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="training runs in one process so far"):
+        train(tmp_path)
+
+
 def test_data_smaller_than_a_batch_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no batch to train on: fewer items than batch_size"):
         fit(Regression(), Rows(0), run_dir=tmp_path, num_epochs=1, learning_rate=0.1)

@@ -6,6 +6,7 @@ Order of a step: forward and backward of each micro-batch; finite check, clip, o
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -112,9 +113,13 @@ def fit(
     Raises:
         Interrupted: On SIGINT or SIGTERM, after the step is finished and saved.
         CheckpointError: If the checkpoints do not fit this run.
-        ValueError: If there is no batch, or nothing to train.
+        ValueError: If there is no batch, nothing to train, or more than one process.
         FloatingPointError: After MAX_SKIPPED_IN_A_ROW steps without a finite loss.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by accelerate launch and torchrun
+        raise ValueError(
+            "training runs in one process so far; start it without accelerate launch or torchrun"
+        )
     if len(batches) == 0:
         raise ValueError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
     stepper = _Stepper(
