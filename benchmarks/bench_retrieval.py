@@ -24,8 +24,8 @@ RESULT = Path(__file__).parent / "results" / "retrieval.json"
 def plain_metrics(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, float]:
     """Sort the full score matrix in both directions, as evaluation scripts commonly do."""
     scores = text_embeds @ image_embeds.T
-    found = (scores.argsort(1, descending=True, stable=True) == image_index[:, None]).int().argmax(1)
-    order = scores.T.argsort(1, descending=True, stable=True)
+    found = (scores.argsort(dim=1, descending=True, stable=True) == image_index[:, None]).int().argmax(1)
+    order = scores.T.argsort(dim=1, descending=True, stable=True)
     own = (image_index[order] == torch.arange(len(image_embeds))[:, None]).int().argmax(1)
     recalls = {f"text_to_image_recall@{k}": float((found < k).float().mean()) for k in (1, 5, 10)}
     return recalls | {f"image_to_text_recall@{k}": float((own < k).float().mean()) for k in (1, 5, 10)}

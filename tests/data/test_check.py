@@ -1,5 +1,6 @@
 """The table before training: it adds up, and it names what is wrong."""
 
+import io
 import json
 from pathlib import Path
 
@@ -43,9 +44,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def printed(check: SourceCheck) -> str:
-    console = Console(width=120, record=True, quiet=True)
-    console.print(render(check))
-    return console.export_text()
+    text = io.StringIO()
+    Console(width=120, file=text).print(render(check))
+    return text.getvalue()
 
 
 def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -> None:

@@ -204,7 +204,7 @@ def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{\n  oops", r"captions_val.json, line 2: no JSON \(.*\); expected COCO captions"),
+        ("{\n  oops", r"captions_val.json, line 2: not readable as JSON \(.*\); expected COCO captions"),
         ("{}", r"captions_val.json: KeyError\('images'\) while reading it; expected COCO captions"),
         ('{"images": [3], "annotations": []}', r"TypeError.* while reading it; expected COCO captions"),
         (

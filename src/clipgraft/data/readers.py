@@ -181,7 +181,7 @@ def _csv_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any
                 )
             yield where, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: not readable as CSV ({error})") from None
+        raise DataError(f"{path}, line {rows.reader.line_num}: not readable as CSV ({error})") from None
 
 
 def _row_captions(row: dict[str, Any], prefix: str, where: str) -> list[RawCaption]:
