@@ -102,11 +102,7 @@ def generate(
     """
     if not prompts:
         raise ValueError("no prompt to draw; give at least one text")
-    own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    height, width = height or own_size, width or own_size
-    for name, size in (("height", height), ("width", width)):
-        if size % pipeline.vae_scale_factor:
-            raise ValueError(f"{name} must be a multiple of {pipeline.vae_scale_factor} pixels; got {size}")
+    height, width = _picture_size(pipeline, height, width)
     jobs = [(prompt, seed + index) for prompt in prompts for index in range(num_images_per_prompt)]
     num_batches = -(-len(jobs) // batch_size)
     for batch_index in range(num_batches):
@@ -132,6 +128,16 @@ def generate(
         ).images  # (B, H, W, 3) in [0, 1]
         for (prompt, job_seed), values in zip(batch, pixels, strict=True):
             yield _to_picture(prompt, job_seed, values)
+
+
+def _picture_size(pipeline: StableDiffusionPipeline, height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels, the base's own where 0; refuse what the VAE cannot halve evenly."""
+    own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    height, width = height or own_size, width or own_size
+    for name, size in (("height", height), ("width", width)):
+        if size % pipeline.vae_scale_factor:
+            raise ValueError(f"{name} must be a multiple of {pipeline.vae_scale_factor} pixels; got {size}")
+    return height, width
 
 
 def _to_picture(prompt: str, seed: int, values: np.ndarray) -> Picture:

@@ -17,11 +17,10 @@ from clipgraft.models.bridge import Bridge, RidgeRegression, StateError, positio
 from clipgraft.models.clip import load_clip, text_hidden_states
 from clipgraft.models.encoder import Graft, GraftedTextEncoder, save_graft
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
+from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
-from clipgraft.stages.finetune import describe_step
-from clipgraft.stages.folder import fingerprint
-from clipgraft.training.loop import FitResult, fit
+from clipgraft.stages.fitting import fit_stage
+from clipgraft.training.loop import FitResult
 from clipgraft.training.objectives import BridgeObjective
 
 ENCODE_BATCH_SIZE = 32
@@ -132,27 +131,17 @@ def _fit_residual(
     # The linear map is the least-squares optimum already; only what it leaves is learned.
     fitted.linear.requires_grad_(False)
     batches = CaptionBatches(input_ids, batch_size=min(settings.batch_size, len(input_ids)), seed=recipe.seed)
-    num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
-    with track("training the residual bridge", num_steps) as update:
-        return fit(
-            BridgeObjective(fitted, towers.text_model, towers.teacher, towers.eos_token_id),
-            batches,
-            run_dir=folder,
-            num_epochs=settings.num_epochs,
-            learning_rate=settings.learning_rate,
-            lr_schedule=settings.lr_schedule,
-            warmup_steps=settings.warmup_steps,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            mixed_precision=choose_mixed_precision(settings.mixed_precision, device),
-            checkpoint_every=settings.checkpoint_every,
-            keep_checkpoints=settings.keep_checkpoints,
-            device=device.type,
-            fingerprint=fingerprint(source_fingerprint, recipe.seed, settings.model_dump()),
-            resume=resume,
-            on_step=lambda report: update(report.step, describe_step(report)),
-        )
+    return fit_stage(
+        "training the residual bridge",
+        BridgeObjective(fitted, towers.text_model, towers.teacher, towers.eos_token_id),
+        batches,
+        settings,
+        folder=folder,
+        device=device,
+        source_fingerprint=source_fingerprint,
+        seed=recipe.seed,
+        resume=resume,
+    )
 
 
 def _measure(fitted: Bridge, towers: _Towers, input_ids: Tensor) -> dict[str, dict[str, float]]:

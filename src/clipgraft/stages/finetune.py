@@ -19,8 +19,8 @@ from clipgraft.progress import track
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
-from clipgraft.stages.folder import fingerprint
-from clipgraft.training.loop import Batch, StepReport, fit
+from clipgraft.stages.fitting import fit_stage
+from clipgraft.training.loop import Batch
 from clipgraft.training.objectives import ContrastiveObjective
 
 ENCODE_BATCH_SIZE = 64
@@ -72,28 +72,17 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
         num_workers=settings.num_workers,
     )
     before = measure_retrieval(clip, test, "recall before")
-    batches = EpochBatches(loader, len(train), settings.batch_size)
-    num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
-    with track("fine-tuning CLIP", num_steps) as update:
-        result = fit(
-            ContrastiveObjective(clip.model),
-            batches,
-            run_dir=folder,
-            num_epochs=settings.num_epochs,
-            learning_rate=settings.learning_rate,
-            lr_schedule=settings.lr_schedule,
-            warmup_steps=settings.warmup_steps,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            mixed_precision=mixed_precision,
-            checkpoint_every=settings.checkpoint_every,
-            keep_checkpoints=settings.keep_checkpoints,
-            device=device.type,
-            fingerprint=fingerprint(source.fingerprint, recipe.seed, settings.model_dump()),
-            resume=resume,
-            on_step=lambda report: update(report.step, describe_step(report)),
-        )
+    result = fit_stage(
+        "fine-tuning CLIP",
+        ContrastiveObjective(clip.model),
+        EpochBatches(loader, len(train), settings.batch_size),
+        settings,
+        folder=folder,
+        device=device,
+        source_fingerprint=source.fingerprint,
+        seed=recipe.seed,
+        resume=resume,
+    )
     save_clip(clip, folder / "clip")
     metrics = {
         "before": before,
@@ -109,11 +98,6 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     plot_loss(folder / "log.jsonl", folder)
     write_json(folder / "metrics.json", metrics)
     return metrics
-
-
-def describe_step(report: StepReport) -> str:
-    """What stands beside the progress bar."""
-    return f"loss {report.loss:.4f}  {report.samples_per_second:.0f}/s"
 
 
 @torch.no_grad()

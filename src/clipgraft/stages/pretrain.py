@@ -33,11 +33,11 @@ from clipgraft.models.flatland import (
 )
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
+from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
-from clipgraft.stages.finetune import EpochBatches, describe_step, measure_retrieval
-from clipgraft.stages.folder import fingerprint
-from clipgraft.training.loop import Batches, FitResult, fit
+from clipgraft.stages.finetune import EpochBatches, measure_retrieval
+from clipgraft.stages.fitting import fit_stage
+from clipgraft.training.loop import Batches, FitResult
 from clipgraft.training.objectives import AutoencoderObjective, ContrastiveObjective, DenoisingObjective
 
 ENCODE_BATCH_SIZE = 32
@@ -91,28 +91,18 @@ class _Training:
         ema_decay: float = 0.0,
     ) -> FitResult:
         """Train one part in a folder of its own."""
-        num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
-        with track(f"training {name}", num_steps) as update:
-            return fit(
-                objective.to(self.device),
-                batches,
-                run_dir=self.folder / name,
-                num_epochs=settings.num_epochs,
-                learning_rate=settings.learning_rate,
-                lr_schedule=settings.lr_schedule,
-                warmup_steps=settings.warmup_steps,
-                weight_decay=settings.weight_decay,
-                max_grad_norm=settings.max_grad_norm,
-                gradient_accumulation_steps=settings.gradient_accumulation_steps,
-                mixed_precision=choose_mixed_precision(settings.mixed_precision, self.device),
-                ema_decay=ema_decay,
-                checkpoint_every=settings.checkpoint_every,
-                keep_checkpoints=settings.keep_checkpoints,
-                device=self.device.type,
-                fingerprint=fingerprint(self.source.fingerprint, self.recipe.seed, settings.model_dump()),
-                resume=self.resume,
-                on_step=lambda report: update(report.step, describe_step(report)),
-            )
+        return fit_stage(
+            f"training {name}",
+            objective.to(self.device),
+            batches,
+            settings,
+            folder=self.folder / name,
+            device=self.device,
+            source_fingerprint=self.source.fingerprint,
+            seed=self.recipe.seed,
+            resume=self.resume,
+            ema_decay=ema_decay,
+        )
 
 
 def _train_vae(training: _Training, pixels: Tensor) -> AutoencoderKL:

@@ -1,0 +1,65 @@
+"""Hand a stage's training settings to `fit`, with a progress bar."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clipgraft.config import TrainSettings
+from clipgraft.progress import track
+from clipgraft.runtime import choose_mixed_precision
+from clipgraft.stages.folder import fingerprint
+from clipgraft.training.loop import Batches, FitResult, fit
+
+
+def fit_stage(
+    description: str,
+    objective: nn.Module,
+    batches: Batches,
+    settings: TrainSettings,
+    *,
+    folder: Path,
+    device: torch.device,
+    source_fingerprint: str,
+    seed: int,
+    resume: bool,
+    ema_decay: float = 0.0,
+) -> FitResult:
+    """Train an objective as the settings say.
+
+    Args:
+        description: What stands before the bar.
+        objective: See `fit`.
+        batches: See `fit`.
+        settings: Of the stage.
+        folder: Gets `log.jsonl` and `checkpoints/`.
+        device: Where to train.
+        source_fingerprint: Names the data; a checkpoint of other data, seed or settings is refused.
+        seed: The run's.
+        resume: Go on from the newest checkpoint.
+        ema_decay: See `fit`.
+    """
+    num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
+    with track(description, num_steps) as update:
+        return fit(
+            objective,
+            batches,
+            run_dir=folder,
+            num_epochs=settings.num_epochs,
+            learning_rate=settings.learning_rate,
+            lr_schedule=settings.lr_schedule,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            mixed_precision=choose_mixed_precision(settings.mixed_precision, device),
+            ema_decay=ema_decay,
+            checkpoint_every=settings.checkpoint_every,
+            keep_checkpoints=settings.keep_checkpoints,
+            device=device.type,
+            fingerprint=fingerprint(source_fingerprint, seed, settings.model_dump()),
+            resume=resume,
+            on_step=lambda report: update(
+                report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f}/s"
+            ),
+        )
