@@ -201,8 +201,8 @@ def test_the_bridge_of_a_new_encoder_starts_as_bridges_do(encoder):
     assert not new.bridge.residual[-1].weight.any()
 
 
-def test_the_package_names_the_encoder_without_importing_torch_first():
-    script = "import sys, clipgraft; print('torch' in sys.modules); clipgraft.GraftedTextEncoder"
+def test_importing_the_package_imports_no_torch():
+    script = "import sys, clipgraft; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"
 
