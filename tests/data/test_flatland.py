@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from clipgraft.data.flatland import (
     Scene,
     draw_flatland8k,
     draw_scene,
+    draw_scenes,
+    fidelity_prompts,
+    is_known_to_teacher,
     plain_caption,
     plain_captions,
     sample_scene,
     write_captions,
 )
-from clipgraft.data.flatland.captions import VIEWS
-from clipgraft.data.flatland.world import COLOURS, PLACES, SUBJECT_WORDS, SUBJECTS, TIMES
+from clipgraft.data.flatland.words import SUBJECT_WORDS, UNKNOWN_TO_TEACHER, VIEWS
+from clipgraft.data.flatland.world import ATTRIBUTES, COLOURS, COMPANIONS, PLACES, SUBJECTS, TIMES
 from clipgraft.data.readers import read_source
 
 
@@ -50,8 +54,9 @@ def test_held_out_combinations_are_never_in_train_and_are_in_test():
     test = [sample_scene(0, index, "test") for index in range(7000, 8000)]
     assert ("dog", "beach", "sunset") in HELD_OUT_TRIPLES
     for scene in train:
-        assert (scene.subject, scene.place, scene.time) not in HELD_OUT_TRIPLES
-        assert (scene.subject, scene.colour) not in HELD_OUT_PAIRS
+        for subject, colour in ((scene.subject, scene.colour), (scene.companion, scene.companion_colour)):
+            assert (subject, scene.place, scene.time) not in HELD_OUT_TRIPLES
+            assert (subject, colour) not in HELD_OUT_PAIRS
     assert sum(scene.is_held_out for scene in test) > 200
 
 
@@ -63,6 +68,64 @@ def test_every_word_of_the_world_comes_up():
     assert {scene.colour for scene in scenes} == {*COLOURS, ""}
     shown = {(scene.subject, scene.action) for scene in scenes if scene.subject}
     assert shown == {(name, action) for name, kind in SUBJECTS.items() for action in kind.actions}
+
+
+def test_a_scene_may_have_a_second_subject_that_fits_there():
+    scenes = [sample_scene(0, index, "train") for index in range(6000)]
+    shown = {(scene.subject, scene.companion) for scene in scenes if scene.companion}
+    assert shown == {(subject, other) for subject, others in COMPANIONS.items() for other in others}
+    for scene in scenes:
+        assert not scene.companion or scene.place in SUBJECTS[scene.companion].places
+
+
+def test_a_companion_is_drawn_and_named():
+    alone = Scene("beach", "day", "man", "red", "walking", "look")
+    both = replace(alone, companion="dog", companion_colour="brown")
+    assert draw_scene(alone).tobytes() != draw_scene(both).tobytes()
+    assert plain_caption(both) == "A man in red walking with a dog on the beach during the day"
+    for caption in write_captions(both):
+        assert any(word in caption for word in SUBJECT_WORDS["dog"])
+
+
+def test_labels_are_the_numbers_of_the_attributes_values():
+    scene = Scene("garden", "night", "", "", "", "look")
+    assert scene.labels == (PLACES.index("garden"), TIMES.index("night"), 0, 0, 0)
+    dog = Scene("beach", "sunset", "dog", "brown", "running", "look").labels
+    assert [values[label] for values, label in zip(ATTRIBUTES.values(), dog, strict=True)] == [
+        "beach",
+        "sunset",
+        "dog",
+        "brown",
+        "running",
+    ]
+
+
+def test_scenes_drawn_into_memory_are_the_pictures():
+    scenes = [sample_scene(0, index, "train") for index in range(3)]
+    pixels = draw_scenes(scenes, num_workers=2)
+    for picture, scene in zip(pixels, scenes, strict=True):
+        assert np.array_equal(picture.transpose(1, 2, 0), np.asarray(draw_scene(scene)))
+
+
+def test_words_kept_from_the_teacher_are_in_many_captions_and_in_no_plain_one():
+    scenes = [sample_scene(0, index, "train") for index in range(1000)]
+    captions = [caption for scene in scenes for caption in write_captions(scene)]
+    known = [caption for caption in captions if is_known_to_teacher(caption)]
+    assert 0.6 < len(known) / len(captions) < 0.8
+    assert all(is_known_to_teacher(plain_caption(scene)) for scene in scenes)
+    left_out = set(captions) - set(known)
+    words = {word for caption in left_out for word in caption.lower().split()}
+    assert words >= UNKNOWN_TO_TEACHER
+    assert not is_known_to_teacher("A Hound runs")
+
+
+def test_fidelity_prompts_are_240_fixed_plain_sentences_half_of_them_held_out():
+    prompts = fidelity_prompts()
+    assert len({prompt.text for prompt in prompts}) == len(prompts) == 240
+    assert [prompt.scene.is_held_out for prompt in prompts] == [True, False] * 120
+    assert all(prompt.text == plain_caption(prompt.scene) for prompt in prompts)
+    assert not any(prompt.scene.companion for prompt in prompts)
+    assert {prompt.scene.subject for prompt in prompts} == {*SUBJECTS, ""}
 
 
 def test_boats_float_and_cars_do_not():

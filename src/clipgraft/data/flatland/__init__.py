@@ -1,16 +1,22 @@
 """flatland8k: a captioned set that code draws in Flickr8k's layout, every picture's content known."""
 
-from clipgraft.data.flatland.captions import plain_caption, write_captions
+from clipgraft.data.flatland.captions import is_known_to_teacher, plain_caption, write_captions
+from clipgraft.data.flatland.prompts import Prompt, fidelity_prompts
 from clipgraft.data.flatland.scenes import Scene, sample_scene
-from clipgraft.data.flatland.world import HELD_OUT_PAIRS, HELD_OUT_TRIPLES
-from clipgraft.data.flatland.writer import draw_flatland8k, draw_scene, plain_captions
+from clipgraft.data.flatland.world import ATTRIBUTES, HELD_OUT_PAIRS, HELD_OUT_TRIPLES
+from clipgraft.data.flatland.writer import draw_flatland8k, draw_scene, draw_scenes, plain_captions
 
 __all__ = [
+    "ATTRIBUTES",
     "HELD_OUT_PAIRS",
     "HELD_OUT_TRIPLES",
+    "Prompt",
     "Scene",
     "draw_flatland8k",
     "draw_scene",
+    "draw_scenes",
+    "fidelity_prompts",
+    "is_known_to_teacher",
     "plain_caption",
     "plain_captions",
     "sample_scene",

@@ -11,7 +11,7 @@ OVERSAMPLING = 4
 _TINTS: dict[str, tuple[Colour, float]] = {
     "day": ((255, 255, 255), 0.0),
     "sunset": ((255, 130, 70), 0.16),
-    "night": ((24, 30, 74), 0.42),
+    "night": ((24, 30, 74), 0.34),
 }
 
 

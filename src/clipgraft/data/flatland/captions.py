@@ -3,41 +3,60 @@
 import random
 
 from clipgraft.data.flatland.scenes import Scene, pick
-from clipgraft.data.flatland.world import ACTION_WORDS, COLOUR_WORDS, PLACE_WORDS, SUBJECT_WORDS, TIME_WORDS
+from clipgraft.data.flatland.words import (
+    ACTION_WORDS,
+    CLOTHES,
+    COLOUR_WORDS,
+    COMPANY,
+    FINITE_VERBS,
+    PLACE_DETAILS,
+    PLACE_WORDS,
+    SUBJECT_WORDS,
+    TIME_DETAILS,
+    TIME_WORDS,
+    UNKNOWN_TO_TEACHER,
+    VIEWS,
+)
 
-FULL, SHORT, LIVELY, NO_COLOUR, PLACE_FIRST = (
-    "{a_colour_subject} {action} {place} {time}",
-    "{a_colour_subject} is {action} {place} .",
-    "{time_first} , {a_colour_subject} is {action} {place} .",
-    "{a_subject} {action} {place} {time} .",
-    "There is {a_colour_subject} {place} , {action} {time} .",
+WRITERS: tuple[tuple[str, ...], ...] = (
+    ("{subject} {doing} {place} {time}", "{subject} {doing} {place} {time} ."),
+    ("{subject} is {doing} {place} .", "{subject} {does} .", "{subject} {doing} {time}"),
+    (
+        "{time} , {subject} is {doing} {place} .",
+        "{place} , {subject} {does} {time} .",
+        "{time} {subject} {does} {place} and {place_detail} .",
+    ),
+    (
+        "{uncoloured} {doing} {place} {time} .",
+        "{uncoloured} {does} {place} , and {time_detail} .",
+        "{uncoloured} is {doing} {time} while {time_detail} .",
+    ),
+    (
+        "There is {subject} {place} , {doing} {time} .",
+        "{subject} is {doing} {place} {time} , where {place_detail} .",
+        "{time_detail} and {subject} is {doing} {place} .",
+        "{subject} {place} , {doing} , {time} .",
+    ),
 )
-TEMPLATES = (FULL, SHORT, LIVELY, NO_COLOUR, PLACE_FIRST)
-EMPTY_TEMPLATES = (
-    "{view} {time}",
-    "{view} {time} .",
-    "Nobody is {place} {time} .",
-    "{time_first} , {view} .",
-    "A quiet view {place} .",
+"""For each person the sentences that they would use."""
+VIEW_WRITERS: tuple[tuple[str, ...], ...] = (
+    ("{view} {time}", "{view}"),
+    ("{view} {time} .", "{view} ."),
+    ("Nobody is {place} {time} .", "There is nobody {place} , and {time_detail} ."),
+    ("{time} , {view} .", "{view} where {place_detail} ."),
+    ("A quiet view {place} .", "{view} , while {time_detail} ."),
 )
-VIEWS = {
-    "beach": ("an empty beach", "a wide sandy beach", "waves rolling onto the beach"),
-    "garden": ("a colorful garden with blooming flowers", "a garden full of flowers", "flowers in a garden"),
-    "park": ("a green park with trees", "trees in the park"),
-    "street": ("a street with tall buildings", "an empty city street"),
-    "snow": ("a snowy landscape", "hills covered with snow"),
-    "lake": ("a calm lake", "a lake with still water"),
-    "mountain": ("high mountains", "a view of the mountains"),
-    "field": ("a golden field", "a wide field of wheat"),
-}
+ADJECTIVES = ("little", "big", "lone", "single", "lovely")
+ADJECTIVE_SHARE = 0.12
+COLOURED_COMPANION_SHARE = 0.5
 
 
 def write_captions(scene: Scene) -> tuple[str, ...]:
     """Write five captions: different grammar, synonyms, and different things left out."""
     rng = random.Random(scene.look + "/captions")
-    templates = TEMPLATES if scene.subject else EMPTY_TEMPLATES
-    captions = [_fill(template, scene, rng) for template in templates]
-    # The order of the templates would tell a model which caption it reads.
+    writers = WRITERS if scene.subject else VIEW_WRITERS
+    captions = [_write(pick(rng, sentences), scene, rng) for sentences in writers]
+    # The order of the writers would tell a model which caption it reads.
     return tuple(captions.pop(int(rng.random() * len(captions))) for _ in range(len(captions)))
 
 
@@ -46,22 +65,50 @@ def plain_caption(scene: Scene) -> str:
     place, time = PLACE_WORDS[scene.place][0], TIME_WORDS[scene.time][0]
     if not scene.subject:
         return f"{_capital(VIEWS[scene.place][0])} {time}"
-    return f"{_capital(_article(f'{scene.colour} {scene.subject}'))} {scene.action} {place} {time}"
+    company = f" {COMPANY[0].format(_article(scene.companion))}" if scene.companion else ""
+    subject = _coloured(scene.subject, scene.subject, scene.colour, clothes=0)
+    return f"{_capital(subject)} {scene.action}{company} {place} {time}"
 
 
-def _fill(template: str, scene: Scene, rng: random.Random) -> str:
-    values = {"place": pick(rng, PLACE_WORDS[scene.place]), "time": pick(rng, TIME_WORDS[scene.time])}
-    values["time_first"] = values["time"]
+def is_known_to_teacher(caption: str) -> bool:
+    """Whether a caption has none of the words that the base's text encoder never reads."""
+    return UNKNOWN_TO_TEACHER.isdisjoint(caption.lower().split())
+
+
+def _write(sentence: str, scene: Scene, rng: random.Random) -> str:
+    values = {
+        "place": pick(rng, PLACE_WORDS[scene.place]),
+        "time": pick(rng, TIME_WORDS[scene.time]),
+        "place_detail": pick(rng, PLACE_DETAILS[scene.place]),
+        "time_detail": pick(rng, TIME_DETAILS[scene.time]),
+        "view": pick(rng, VIEWS[scene.place]),
+    }
     if scene.subject:
-        subject, colour = pick(rng, SUBJECT_WORDS[scene.subject]), pick(rng, COLOUR_WORDS[scene.colour])
+        noun, colour = pick(rng, SUBJECT_WORDS[scene.subject]), pick(rng, COLOUR_WORDS[scene.colour])
+        adjective = f"{pick(rng, ADJECTIVES)} " if rng.random() < ADJECTIVE_SHARE else ""
+        company = _company(scene, rng)
         values |= {
-            "a_subject": _article(subject),
-            "a_colour_subject": _article(f"{colour} {subject}"),
-            "action": pick(rng, ACTION_WORDS[scene.action]),
+            "subject": _coloured(scene.subject, noun, colour, adjective, clothes=int(rng.random() * 4)),
+            "uncoloured": _article(adjective + noun),
+            "doing": pick(rng, ACTION_WORDS[scene.action]) + company,
+            "does": pick(rng, FINITE_VERBS[scene.action]) + company,
         }
-    else:
-        values["view"] = pick(rng, VIEWS[scene.place])
-    return _capital(template.format(**values))
+    return _capital(sentence.format(**values))
+
+
+def _coloured(subject: str, noun: str, colour: str, adjective: str = "", *, clothes: int) -> str:
+    if subject in CLOTHES:
+        return f"{_article(adjective + noun)} {CLOTHES[subject][clothes].format(colour, _article(colour))}"
+    return _article(f"{adjective}{colour} {noun}")
+
+
+def _company(scene: Scene, rng: random.Random) -> str:
+    if not scene.companion:
+        return ""
+    noun = pick(rng, SUBJECT_WORDS[scene.companion])
+    if rng.random() < COLOURED_COMPANION_SHARE:
+        noun = f"{pick(rng, COLOUR_WORDS[scene.companion_colour])} {noun}"
+    return " " + pick(rng, COMPANY).format(_article(noun))
 
 
 def _article(words: str) -> str:

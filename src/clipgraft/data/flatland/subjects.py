@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from clipgraft.data.flatland.canvas import Canvas, Colour, Point, mix
 from clipgraft.data.flatland.scenes import Scene, pick
-from clipgraft.data.flatland.world import COLOURS, SUBJECTS
+from clipgraft.data.flatland.world import COLOURS, COMPANION_ACTIONS, SUBJECTS
 
 INK: Colour = (34, 32, 40)
 SKIN: tuple[Colour, ...] = ((250, 214, 180), (224, 172, 126), (150, 100, 68))
@@ -23,21 +23,37 @@ class Pose(NamedTuple):
     rng: random.Random
 
 
-def draw_subject(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
-    """Draw a scene's subject at a place, size and direction from `rng`, with its shadow."""
-    kind = SUBJECTS[scene.subject]
-    size = kind.height * (0.9 + 0.25 * rng.random())
-    x, foot = 0.34 + 0.32 * rng.random(), 0.84 + 0.08 * rng.random()
-    lift = _LIFTS.get(scene.action, 0.0)
-    if scene.action == "flying":
-        foot = 0.62
+def draw_subjects(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
+    """Draw a scene's subject, and its companion beside it: place, size and direction from `rng`."""
+    if not scene.companion:
+        _draw(canvas, scene.place, scene.subject, scene.colour, scene.action, 0.34 + 0.32 * rng.random(), rng)
+        return
+    side = -1 if rng.random() < 0.5 else 1
+    x, beside = 0.5 + side * (0.16 + 0.06 * rng.random()), 0.5 - side * (0.24 + 0.06 * rng.random())
+    action = COMPANION_ACTIONS[scene.companion]
+    _draw(canvas, scene.place, scene.companion, scene.companion_colour, action, beside, rng, scale=0.75)
+    _draw(canvas, scene.place, scene.subject, scene.colour, scene.action, x, rng, scale=0.9)
+
+
+def _draw(
+    canvas: Canvas,
+    place: str,
+    subject: str,
+    colour: str,
+    action: str,
+    x: float,
+    rng: random.Random,
+    *,
+    scale: float = 1.0,
+) -> None:
+    size = scale * SUBJECTS[subject].height * (0.9 + 0.25 * rng.random())
+    foot = 0.62 if action == "flying" else 0.84 + 0.08 * rng.random()
     is_mirrored = rng.random() < 0.5
-    colour = COLOURS[scene.colour]
     canvas.frame(x, foot, size)
-    if scene.place != "lake" and scene.action != "flying" and scene.subject != "boat":
-        canvas.ellipse(0, 0.01, 0.42, 0.045, mix((60, 70, 60), INK, 0.3))
-    canvas.frame(x, foot - lift, size, mirrored=is_mirrored)
-    _DRAWINGS[scene.subject](canvas, Pose(colour, scene.action, rng))
+    if place != "lake" and action != "flying" and subject != "boat":
+        canvas.ellipse(0, 0.01, 0.42, 0.045, mix((60, 70, 60), INK, 0.3))  # the shadow
+    canvas.frame(x, foot - _LIFTS.get(action, 0.0), size, mirrored=is_mirrored)
+    _DRAWINGS[subject](canvas, Pose(COLOURS[colour], action, rng))
     canvas.frame(0.0, 0.0, 1.0)
 
 

@@ -5,18 +5,19 @@ import multiprocessing
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from clipgraft.data.flatland.backgrounds import draw_background
 from clipgraft.data.flatland.canvas import Canvas
 from clipgraft.data.flatland.captions import plain_caption, write_captions
 from clipgraft.data.flatland.scenes import Scene, sample_scene
-from clipgraft.data.flatland.subjects import draw_subject
+from clipgraft.data.flatland.subjects import draw_subjects
 
 IMAGE_SIZE = 128
 JPEG_QUALITY = 95
@@ -31,8 +32,18 @@ def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
     canvas = Canvas(size, scene.time)
     draw_background(canvas, scene.place, rng)
     if scene.subject:
-        draw_subject(canvas, scene, rng)
+        draw_subjects(canvas, scene, rng)
     return canvas.finished()
+
+
+def draw_scenes(scenes: Sequence[Scene], *, num_workers: int | None = None) -> np.ndarray:
+    """Draw scenes into memory: (N, 3, 128, 128) uint8; `num_workers` processes, None = one a core."""
+    pixels = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    # spawn, because a forked child of a process that runs torch can hang.
+    with multiprocessing.get_context("spawn").Pool(num_workers or os.cpu_count()) as pool:
+        for index, picture in enumerate(pool.imap(draw_scene, scenes, chunksize=50)):
+            pixels[index] = np.asarray(picture).transpose(2, 0, 1)
+    return pixels
 
 
 def draw_flatland8k(
