@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from clipgraft.data.flatland import draw_flatland8k
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
 
 SETTINGS = (
@@ -24,7 +25,8 @@ SETTINGS = (
 
 
 def command(data: Path, out: Path, *options: str) -> list[str]:
-    settings = [*SETTINGS, "clip.num_epochs=1", "clip.batch_size=8"]
+    settings = [*SETTINGS, "clip.num_epochs=1", "clip.batch_size=8", "probe.num_images=16"]
+    settings += ["probe.num_epochs=1", "probe.batch_size=8"]
     overrides = [word for setting in settings for word in ("--set", f"pretrain.{setting}")]
     arguments = ["pretrain", "--data", str(data), "--out", str(out), *overrides, *options]
     return [sys.executable, "-m", "clipgraft", *arguments]
@@ -55,8 +57,13 @@ def test_pretraining_stopped_and_resumed_ends_in_the_same_weights(tmp_path: Path
     assert whole.keys() == resumed.keys()
     for name, tensors in whole.items():
         assert all(tensor.equal(resumed[name][key]) for key, tensor in tensors.items()), name
-    base = FrozenBase.load(str(tmp_path / "broken" / "base"))
+    flatland = tmp_path / "broken" / "flatland"
+    verify_folder(flatland)
+    base = FrozenBase.load(str(flatland / "base"))
     assert base.unet.config.cross_attention_dim == 192
     assert base.vae.config.scaling_factor != 0.18215
-    assert load_clip(str(tmp_path / "broken" / "clip" / "model")).model.config.text_config.hidden_size == 128
-    assert json.loads((tmp_path / "broken" / "metrics.json").read_text())["num_images"] == 24
+    assert load_clip(str(flatland / "clip")).model.config.text_config.hidden_size == 128
+    assert json.loads((flatland / "metrics.json").read_text())["num_images"] == 24
+    parts = [json.loads(line)["part"] for line in (flatland / "log.jsonl").read_text().splitlines()]
+    assert parts == ["vae", "vae", "unet", "clip", "probe"]
+    assert "| U-Net | 11.3 M |" in (flatland / "README.md").read_text()

@@ -68,7 +68,7 @@ class TrainSettings(Section):
     num_epochs: Annotated[int, Field(ge=0)] = 9
     """Passes over the training split."""
     mixed_precision: MixedPrecision = "auto"
-    """auto: fp16 on CUDA, bf16 on a CPU that computes in it, else no."""
+    """auto: fp16 on CUDA, bf16 on a CPU that is faster in it, else no."""
     checkpoint_every: Every = 500
     """Steps between resumable checkpoints."""
     keep_checkpoints: Count = 2
@@ -160,12 +160,36 @@ class PlainClipSettings(TrainSettings):
     num_epochs: Annotated[int, Field(ge=0)] = 12
 
 
+class ProbeSettings(TrainSettings):
+    """The classifier that reads from a drawn picture what is in it."""
+
+    learning_rate: Positive = 1e-3
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 100
+    num_epochs: Annotated[int, Field(ge=0)] = 8
+    num_images: Count = 12000
+    """Pictures drawn for it alone, held-out combinations among them."""
+
+
 class PretrainSettings(Section):
-    """Training an embedded base from nothing: VAE, U-Net with its text encoder, a CLIP to start from."""
+    """Training an embedded base from nothing: VAE, U-Net with its text encoder, CLIP, probe."""
 
     vae: AutoencoderSettings = AutoencoderSettings()
     unet: DenoiserSettings = DenoiserSettings()
     clip: PlainClipSettings = PlainClipSettings()
+    probe: ProbeSettings = ProbeSettings()
+
+
+class EvaluateSettings(Section):
+    """How far pictures follow their prompts; for bases that draw flatland."""
+
+    num_prompts: Annotated[int, Field(ge=0, le=240)] = 0
+    """The first n of the 240 fixed prompts; 0 = not measured."""
+    num_inference_steps: Count = 20
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 7.5
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the first prompt's picture; each further prompt's counts up."""
+    batch_size: Count = 16
 
 
 class Recipe(Section):
@@ -180,6 +204,7 @@ class Recipe(Section):
     finetune: FinetuneSettings = FinetuneSettings()
     bridge: BridgeSettings = BridgeSettings()
     generate: GenerateSettings = GenerateSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     pretrain: PretrainSettings = PretrainSettings()
 
 

@@ -1,26 +1,34 @@
-"""Train an embedded base from nothing: tokenizer, VAE, U-Net with its text encoder, and a CLIP to start from.
+"""Train an embedded base from nothing: tokenizer, VAE, U-Net with its text encoder, CLIP, probe.
 
 Each part is saved when it is done and taken as it is on resume; the part at work resumes from its checkpoint.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.config import Recipe, TrainSettings
-from clipgraft.data.cache import CropBatches, LatentBatches, from_uint8, load_pixels
-from clipgraft.data.flatland import plain_captions
+from clipgraft.data.cache import (
+    CropBatches,
+    LabelledBatches,
+    LatentBatches,
+    from_uint8,
+    load_pixels,
+    to_uint8,
+)
+from clipgraft.data.flatland import draw_scenes, is_known_to_teacher, plain_captions, sample_scene
 from clipgraft.data.loader import make_loader
 from clipgraft.data.records import CaptionedImage, Source
 from clipgraft.data.transforms import encode_captions
-from clipgraft.models.clip import ClipParts, save_clip
+from clipgraft.evaluation.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
+from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.flatland import (
     IMAGE_SIZE,
     VOCAB_SIZE,
@@ -34,13 +42,24 @@ from clipgraft.models.flatland import (
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.progress import track
 from clipgraft.runtime import choose_device, seed_everything, write_json
+from clipgraft.stages.asset import write_asset
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.finetune import EpochBatches, measure_retrieval
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.training.loop import Batches, FitResult
-from clipgraft.training.objectives import AutoencoderObjective, ContrastiveObjective, DenoisingObjective
+from clipgraft.training.objectives import (
+    AttributeObjective,
+    AutoencoderObjective,
+    ContrastiveObjective,
+    DenoisingObjective,
+)
 
 ENCODE_BATCH_SIZE = 32
+PROBE_SEED = 120_120
+"""Of the pictures drawn for the probe; no other set has it."""
+NUM_PROBE_TEST_IMAGES = 1000
+RECONSTRUCTED_EVERY = 4
+"""One in so many of the probe's pictures has been through the VAE, as every generated picture has."""
 
 
 def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -48,39 +67,48 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
 
     Args:
         recipe: Its seed, device, data and pretrain settings are read.
-        folder: Gets `base/` (diffusers layout), `clip/`, `metrics.json` and a folder for each part at work.
+        folder: Gets `flatland/` (what the package ships), `metrics.json` and a folder for each part at work.
         resume: Go on where an earlier call stopped.
 
     Returns:
         The metrics that were written.
     """
-    device = choose_device(recipe.device)
     source = load_source(recipe.data)
     train = select(source, "train", recipe.data.max_train_images)
     test = select(source, "test", recipe.data.max_test_images)
+    plain = plain_captions(source.root)
     seed_everything(recipe.seed)
     tokenizer = train_tokenizer(
         (caption for image in train for caption in image.captions), vocab_size=VOCAB_SIZE
     )
     pixels = load_pixels(train, IMAGE_SIZE)
-    training = _Training(recipe, folder, source, device, resume)
-    vae = _train_vae(training, pixels).to(device)
+    training = _Training(recipe, folder, source, choose_device(recipe.device), resume)
+    vae = _train_vae(training, pixels).to(training.device)
     psnr = reconstruction_psnr(vae, load_pixels(test, IMAGE_SIZE))
     latents = _cached_latents(vae, pixels, folder / "latents.safetensors")
-    unet, text_encoder = _train_unet(training, latents, train, tokenizer)
-    _save_base(folder / "base", vae, unet, text_encoder, tokenizer)
-    clip = _train_clip(training, source, train, tokenizer)
-    metrics = {"vae_psnr_db": psnr, "clip": measure_retrieval(clip, test, "recall"), "num_images": len(train)}
+    unet, teacher = _train_unet(training, latents, _captions_of_teacher(train, plain), tokenizer)
+    clip = _train_clip(training, train, plain, tokenizer)
+    probe = _train_probe(training, vae)
+    metrics = {
+        "num_images": len(train),
+        "vae_psnr_db": psnr,
+        "clip": measure_retrieval(clip, test, "recall"),
+        "probe_accuracy": _test_probe(probe),
+    }
     write_json(folder / "metrics.json", metrics)
+    write_asset(folder, recipe, metrics, vae=vae, unet=unet, teacher=teacher, clip=clip, probe=probe)
     return metrics
 
 
+@dataclass(frozen=True)
 class _Training:
     """What `fit` is told the same way for every part."""
 
-    def __init__(self, recipe: Recipe, folder: Path, source: Source, device: torch.device, resume: bool):
-        self.recipe, self.folder, self.source = recipe, folder, source
-        self.device, self.resume = device, resume
+    recipe: Recipe
+    folder: Path
+    source: Source
+    device: torch.device
+    resume: bool
 
     def fit(
         self,
@@ -134,6 +162,17 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Encode and decode uint8 pixels (N, 3, H, W): the same shape and dtype, on the CPU."""
+    decoded = []
+    with track("reconstructing pictures", len(pixels)) as update:
+        for batch in pixels.split(ENCODE_BATCH_SIZE):
+            latents = vae.encode(from_uint8(batch).to(vae.device)).latent_dist.mean
+            decoded.append(to_uint8(vae.decode(latents).sample.cpu()))
+            update(min(len(decoded) * ENCODE_BATCH_SIZE, len(pixels)), "pictures")
+    return torch.cat(decoded)
+
+
 def reconstruction_psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
     """Mean over images of the peak signal-to-noise ratio of encoding and decoding them, in dB.
 
@@ -144,12 +183,8 @@ def reconstruction_psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
     Returns:
         Mean of 10 log10(255^2 / squared error), on 8-bit pixels.
     """
-    ratios = []
-    for batch in pixels.split(ENCODE_BATCH_SIZE):
-        decoded = vae.decode(vae.encode(from_uint8(batch).to(vae.device)).latent_dist.mean).sample.cpu()
-        error = ((decoded + 1) * 127.5).round().clamp(0, 255) - batch.float()
-        ratios.append(10 * torch.log10(255**2 / error.square().mean((1, 2, 3))))
-    return float(torch.cat(ratios).mean())
+    error = (reconstruct(vae, pixels).float() - pixels.float()).square().mean((1, 2, 3))
+    return float((10 * torch.log10(255**2 / error)).mean())
 
 
 def _cached_latents(vae: AutoencoderKL, pixels: Tensor, path: Path) -> Tensor:
@@ -158,8 +193,16 @@ def _cached_latents(vae: AutoencoderKL, pixels: Tensor, path: Path) -> Tensor:
     return load_file(path)["latents"]
 
 
+def _captions_of_teacher(images: Sequence[CaptionedImage], plain: dict[str, str]) -> list[tuple[str, ...]]:
+    """Captions without the words that are kept from the teacher; the plain one has none of them."""
+    return [
+        tuple(text for text in image.captions if is_known_to_teacher(text)) or (plain[image.image_id],)
+        for image in images
+    ]
+
+
 def _train_unet(
-    training: _Training, latents: Tensor, images: Sequence[CaptionedImage], tokenizer: CLIPTokenizer
+    training: _Training, latents: Tensor, captions: Sequence[tuple[str, ...]], tokenizer: CLIPTokenizer
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     done = training.folder / "unet" / "model"
     if not done.is_dir():
@@ -175,7 +218,7 @@ def _train_unet(
         )
         batches = LatentBatches(
             latents,
-            [encode_captions(image.captions, tokenizer)[0] for image in images],
+            [encode_captions(texts, tokenizer)[0] for texts in captions],
             eos_token_id=tokenizer.eos_token_id,
             context_length=tokenizer.model_max_length,
             batch_size=settings.batch_size,
@@ -188,39 +231,43 @@ def _train_unet(
     return unet, CLIPTextModel.from_pretrained(done / "text_encoder")
 
 
-def _save_base(
-    folder: Path,
-    vae: AutoencoderKL,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-) -> None:
-    StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-
-
 def _train_clip(
-    training: _Training, source: Source, images: Sequence[CaptionedImage], tokenizer: CLIPTokenizer
+    training: _Training, images: Sequence[CaptionedImage], plain: dict[str, str], tokenizer: CLIPTokenizer
 ) -> ClipParts:
-    settings, recipe = training.recipe.pretrain.clip, training.recipe
-    clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
-    plain = plain_captions(source.root)
-    loader = make_loader(
-        [replace(image, captions=(plain[image.image_id],)) for image in images],
-        tokenizer=tokenizer,
-        processor=clip.image_processor,
-        batch_size=settings.batch_size,
-        seed=recipe.seed,
-    )
-    batches = EpochBatches(loader, len(images), settings.batch_size)
-    training.fit("clip", ContrastiveObjective(clip.model), batches, settings)
-    save_clip(clip, training.folder / "clip" / "model")
-    return clip
+    done = training.folder / "clip" / "model"
+    if not done.is_dir():
+        settings = training.recipe.pretrain.clip
+        clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
+        loader = make_loader(
+            [replace(image, captions=(plain[image.image_id],)) for image in images],
+            tokenizer=tokenizer,
+            processor=clip.image_processor,
+            batch_size=settings.batch_size,
+            seed=training.recipe.seed,
+        )
+        batches = EpochBatches(loader, len(images), settings.batch_size)
+        training.fit("clip", ContrastiveObjective(clip.model), batches, settings)
+        save_clip(clip, done)
+    return load_clip(done)
+
+
+def _train_probe(training: _Training, vae: AutoencoderKL) -> Probe:
+    done = training.folder / "probe" / "probe.safetensors"
+    if not done.is_file():
+        settings, probe = training.recipe.pretrain.probe, Probe()
+        # "test" scenes, because the probe has to know held-out combinations when it sees them.
+        scenes = [sample_scene(PROBE_SEED, index, "test") for index in range(settings.num_images)]
+        pixels = torch.from_numpy(draw_scenes(scenes))
+        pixels[::RECONSTRUCTED_EVERY] = reconstruct(vae, pixels[::RECONSTRUCTED_EVERY])
+        labels = torch.tensor([scene.labels for scene in scenes])
+        batches = LabelledBatches(pixels, labels, batch_size=settings.batch_size, seed=training.recipe.seed)
+        training.fit("probe", AttributeObjective(probe), batches, settings)
+        save_probe(probe, done)
+    return load_probe(done)
+
+
+def _test_probe(probe: Probe) -> dict[str, float]:
+    """Accuracy on pictures that it was not trained on, drawn like flatland8k's test split."""
+    scenes = [sample_scene(PROBE_SEED + 1, index, "test") for index in range(NUM_PROBE_TEST_IMAGES)]
+    read = read_attributes(probe, torch.from_numpy(draw_scenes(scenes)))
+    return probe_accuracy(read, torch.tensor([scene.labels for scene in scenes]))

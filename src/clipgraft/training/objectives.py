@@ -152,3 +152,23 @@ class DenoisingObjective(nn.Module):
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean((1, 2, 3))  # (B,)
         weights = min_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
         return (weights * errors).mean(), {"noise_error": errors.mean().detach()}
+
+
+class AttributeObjective(nn.Module):
+    """Cross entropy of a classifier with a head for each attribute, summed over attributes.
+
+    Args:
+        classifier: Gives the logits (B, values) of each attribute of pixels in [-1, 1].
+    """
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, batch: dict[str, Any]) -> Result:
+        """Return the loss over `pixels` (B, 3, H, W) in [-1, 1] and `labels` (B, attributes)."""
+        labels = batch["labels"]
+        logits = self.classifier(batch["pixels"])
+        losses = [F.cross_entropy(values.float(), labels[:, i]) for i, values in enumerate(logits)]
+        is_right = [values.argmax(1) == labels[:, i] for i, values in enumerate(logits)]
+        return torch.stack(losses).sum(), {"accuracy": torch.stack(is_right).float().mean()}

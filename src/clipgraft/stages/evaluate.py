@@ -1,0 +1,116 @@
+"""Prompt fidelity of a base with each of several text encoders, between its floors and its ceiling."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from clipgraft.config import EvaluateSettings, Recipe
+from clipgraft.data.flatland import ATTRIBUTES, Prompt, draw_scenes, fidelity_prompts
+from clipgraft.data.flatland.writer import IMAGE_SIZE
+from clipgraft.evaluation.fidelity import prompt_fidelity
+from clipgraft.evaluation.probe import load_probe, probe_accuracy, read_attributes
+from clipgraft.generation.pipeline import Job, draw
+from clipgraft.models.hub import embedded_models
+from clipgraft.progress import track
+from clipgraft.runtime import choose_device, write_json
+from clipgraft.stages.generate import load_pipelines
+
+CEILING = "drawn by flatland's code"
+EMPTY_FLOOR = "empty prompt"
+SHUFFLED_FLOOR = "shuffled prompts"
+
+
+def evaluate(
+    recipe: Recipe, encoders: Mapping[str, Path | None], folder: Path, *, base: str = ""
+) -> dict[str, Any]:
+    """Measure prompt fidelity over the first `recipe.evaluate.num_prompts` fixed prompts.
+
+    Args:
+        recipe: Its device and evaluate settings are read.
+        encoders: By name a graft folder, or None for the base's own text encoder.
+        folder: Gets `metrics.json`.
+        base: Where not empty, the base in place of the one that a graft names.
+
+    Returns:
+        The metrics that were written: `scores`, by name what `prompt_fidelity` gives, with two floors of the
+        first encoder (empty prompt; pictures scored against the next one's prompt) and the ceiling (fresh
+        drawings of the prompts' scenes); `probe_accuracy` on those drawings; the settings.
+
+    Raises:
+        ValueError: If the base draws another size than flatland's.
+    """
+    settings = recipe.evaluate
+    prompts = fidelity_prompts()[: settings.num_prompts]
+    scenes = [prompt.scene for prompt in prompts]
+    probe = load_probe(embedded_models() / "probe.safetensors")
+    scores: dict[str, Any] = {}
+    for name, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
+        _refuse_other_sizes(pipeline)
+        read = read_attributes(probe, _draw(pipeline, [prompt.text for prompt in prompts], settings, name))
+        if not scores:
+            scores[SHUFFLED_FLOOR] = prompt_fidelity(read.roll(1, 0), scenes)
+            empty = _draw(pipeline, [""] * len(prompts), settings, EMPTY_FLOOR)
+            scores[EMPTY_FLOOR] = prompt_fidelity(read_attributes(probe, empty), scenes)
+        scores[name] = prompt_fidelity(read, scenes)
+    fresh = read_attributes(probe, torch.from_numpy(draw_scenes(_fresh(prompts))))
+    scores[CEILING] = prompt_fidelity(fresh, scenes)
+    accuracy = probe_accuracy(fresh, torch.tensor([scene.labels for scene in scenes]))
+    metrics = {"scores": scores, "probe_accuracy": accuracy, "settings": settings.model_dump()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", metrics)
+    Console().print(_table(metrics))
+    return metrics
+
+
+def _draw(
+    pipeline: StableDiffusionPipeline, texts: Sequence[str], settings: EvaluateSettings, name: str
+) -> Tensor:
+    """Pictures of the texts, (N, 3, 128, 128) uint8, the seed counting up from one to the next."""
+    jobs = [Job(text, settings.seed + index) for index, text in enumerate(texts)]
+    with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
+        pictures = draw(
+            pipeline,
+            jobs,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            batch_size=settings.batch_size,
+            on_step=lambda done, _total: update(done, "steps"),
+        )
+        arrays = [np.asarray(picture.image).transpose(2, 0, 1) for picture in pictures]
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _fresh(prompts: Sequence[Prompt]) -> list:
+    """The prompts' scenes as other pictures than any in a data set."""
+    return [replace(prompt.scene, look=f"{prompt.scene.look}/fresh") for prompt in prompts]
+
+
+def _refuse_other_sizes(pipeline: StableDiffusionPipeline) -> None:
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    if size != IMAGE_SIZE:
+        raise ValueError(
+            f"prompt fidelity is read by a probe that knows flatland's pictures of {IMAGE_SIZE} pixels; this "
+            f"base draws {size}: set evaluate.num_prompts=0"
+        )
+
+
+def _table(metrics: dict[str, Any]) -> Table:
+    accuracy = ", ".join(f"{name} {share:.3f}" for name, share in metrics["probe_accuracy"].items())
+    table = Table(title="prompt fidelity", caption=f"the probe's accuracy on drawn pictures: {accuracy}")
+    for head in ("", "mean", "95 %", "held out", "seen", "all at once", *ATTRIBUTES):
+        table.add_column(head)
+    for name, score in metrics["scores"].items():
+        low, high = score["interval"]
+        shares = [score[key] for key in ("held_out", "seen", "all_at_once")]
+        shares += [score["by_attribute"].get(attribute) for attribute in ATTRIBUTES]
+        cells = ["-" if share is None else f"{share:.3f}" for share in shares]
+        table.add_row(name, f"{score['mean']:.3f}", f"{low:.3f}-{high:.3f}", *cells)
+    return table
