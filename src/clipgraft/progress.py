@@ -43,14 +43,16 @@ def track(description: str, total: int) -> Iterator[Update]:
 
 def _line_printer(console: Console, description: str, total: int) -> Update:
     started = last = time.monotonic()
+    done_before: int | None = None  # by an earlier run: a resumed task begins somewhere in the middle
 
     def update(done: int, note: str) -> None:
-        nonlocal last
+        nonlocal last, done_before
         now = time.monotonic()
+        done_before = done - 1 if done_before is None else done_before
         if done < total and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        remaining = (now - started) * (total - done) / max(1, done)
+        remaining = (now - started) * (total - done) / max(1, done - done_before)
         console.print(f"{description}: {done}/{total} {note} {remaining:.0f} s left", highlight=False)
 
     return update

@@ -7,9 +7,11 @@ import platform
 import random
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ RECORDED_PACKAGES = (
     "numpy",
     "pillow",
 )
+BF16_GAIN = 1.2
+"""So much faster bfloat16 must be to be taken: its rounding costs something too (guess)."""
 LOCK_NAME = "run.lock"
 RECIPE_NAME = "recipe.toml"
 
@@ -51,9 +55,27 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def cpu_computes_bf16() -> bool:
-    """Whether this CPU has bfloat16 instructions; without them bfloat16 is emulated, some 50 times slower."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+@cache
+def cpu_gains_from_bf16() -> bool:
+    """Whether this CPU multiplies matrices clearly faster in bfloat16 than in float32.
+
+    Its instructions alone do not tell: with AVX-512's and no AMX, a matrix product took twice float32's time
+    on one machine; without any, bfloat16 is emulated, some 50 times slower.
+    """
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    return _matmul_seconds(torch.float32) > BF16_GAIN * _matmul_seconds(torch.bfloat16)
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    """Shortest of a few products of two 1024 x 1024 matrices."""
+    matrix = torch.ones(1024, 1024, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
 
 
 def choose_mixed_precision(name: str, device: torch.device) -> str:
@@ -68,7 +90,7 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         if device.type == "cuda":
             return "fp16"
-        return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "no"
+        return "bf16" if device.type == "cpu" and cpu_gains_from_bf16() else "no"
     if name == "fp16" and device.type == "cpu":
         raise ValueError(
             "mixed_precision 'fp16' needs a GPU (its gradient scaler works on CUDA alone); "
@@ -81,7 +103,7 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     """Fastest dtype that draws the same picture up to rounding: never float16 on a CPU."""
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_computes_bf16() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bf16() else torch.float32
 
 
 def quiet_libraries() -> None:
