@@ -82,11 +82,11 @@ def refused(capsys, *arguments: object) -> str:
 def test_run_leaves_report_metrics_figure_and_a_picture_named_after_each_prompt(finished):
     for name in ("report.html", "metrics.json", "loss.png", "loss.svg", "recipe.toml", "environment.json"):
         assert (finished / name).stat().st_size > 0
-    names = {path.name for path in (finished / "generate").glob("*.png")}
-    assert names == {
-        "a-dog-running-on-the-beach-at-sunset_seed0.png",
-        "a-colorful-garden-with-blooming-flowers_seed0.png",
-    }
+    for column in ("teacher", "before", "after"):
+        assert {path.name for path in (finished / "generate" / column).glob("*.png")} == {
+            "a-dog-running-on-the-beach-at-sunset_seed0.png",
+            "a-colorful-garden-with-blooming-flowers_seed0.png",
+        }
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["finetune"]["after"]["num_images"] == 4
     assert len(metrics["finetune"]["epoch_mean_loss"]) == 2
@@ -116,6 +116,24 @@ def test_stages_run_alone(world, tmp_path, finished):
     assert (tmp_path / "ft" / "report.html").is_file()
 
 
+def test_a_base_draws_with_its_own_text_encoder(world, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("generate", "A dog", "--base", world["base"], "--out", out, "--steps", 1) == 0
+    assert (out / "a-dog_seed0.png").is_file()
+    assert "no graft and no base; name one of them" in refused(capsys, "generate", "A dog", "--out", out)
+
+
+def test_several_pictures_of_a_prompt_count_their_seeds_up(world, tmp_path):
+    options = ["--base", world["base"], "--steps", 1, "--seed", 4, "--num-images", 2]
+    assert call("generate", "A dog", "--out", tmp_path, *options) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"a-dog_seed4.png", "a-dog_seed5.png"}
+
+
+def test_prompt_fidelity_of_a_base_of_another_size_is_refused(world, tmp_path, capsys):
+    message = refused(capsys, "evaluate", "--base", world["base"], "--out", tmp_path / "out")
+    assert "flatland's pictures of 128 pixels; this base draws 64: set evaluate.num_prompts=0" in message
+
+
 def test_exported_folder_loads_in_plain_diffusers_with_latents_equal_to_the_bit(finished, tmp_path):
     graft = finished / "bridge" / "graft"
     assert call("export", graft, "--out", tmp_path / "pipeline") == 0
@@ -123,9 +141,12 @@ def test_exported_folder_loads_in_plain_diffusers_with_latents_equal_to_the_bit(
 import clipgraft, torch
 from pathlib import Path
 from diffusers import DiffusionPipeline
-from clipgraft.stages.generate import load_pipeline
+from clipgraft.generation.pipeline import build_pipeline
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.encoder import load_graft
 plain = DiffusionPipeline.from_pretrained({str(tmp_path / "pipeline")!r})
-ours = load_pipeline(Path({str(graft)!r}), base="", dtype=torch.float32)
+graft = load_graft(Path({str(graft)!r}))
+ours = build_pipeline(FrozenBase.load(graft.base["name"]), graft.text_encoder)
 draw = lambda pipeline: pipeline(["A dog", ""], num_inference_steps=2, output_type="latent",
                                  generator=torch.Generator().manual_seed(0)).images
 assert type(plain.text_encoder) is clipgraft.GraftedTextEncoder

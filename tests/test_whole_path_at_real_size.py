@@ -14,7 +14,7 @@ import real_size
 import tiny
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
-from clipgraft.runtime import cpu_computes_bf16
+from clipgraft.runtime import cpu_gains_from_bf16
 
 MAX_PEAK_BYTES = 8e9
 
@@ -29,7 +29,7 @@ def run_measured(*arguments: object) -> int:
 
 @pytest.mark.slow
 def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
-    dtype = torch.bfloat16 if cpu_computes_bf16() else torch.float32
+    dtype = torch.bfloat16 if cpu_gains_from_bf16() else torch.float32
     base = real_size.write_sd15_checkpoint(tmp_path / "sd15", dtype)
     clip = real_size.write_clip_b32(tmp_path / "clip")
     data = tiny.write_flickr8k(tmp_path / "data")

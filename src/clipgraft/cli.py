@@ -41,7 +41,6 @@ ClipOption = Annotated[str, typer.Option("--clip", help="CLIP: folder, hub id or
 BaseOption = Annotated[
     str, typer.Option("--base", help="Base: folder, hub id, .safetensors file or flatland.")
 ]
-GraftOption = Annotated[Path, typer.Option("--graft", help="Graft folder that `bridge` or a run wrote.")]
 
 
 @app.command()
@@ -54,7 +53,7 @@ def demo(
     """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
     from clipgraft.presets import demo as demo_recipe
 
-    _run_all(_recipe(demo_recipe(out), set_), out, resume, overwrite)
+    _run_all(_recipe(demo_recipe(), set_), out, resume, overwrite)
 
 
 @app.command()
@@ -158,8 +157,10 @@ def pretrain(
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    graft: GraftOption,
     out: OutOption,
+    graft: Annotated[
+        Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")
+    ] = None,
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of each prompt's first picture.")] = 0,
@@ -170,7 +171,7 @@ def generate(
     num_images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Draw pictures from prompts with a graft."""
+    """Draw pictures from prompts with a graft, or with a base's own text encoder."""
     from clipgraft.config import build_recipe
     from clipgraft.stages.generate import generate as stage
 
@@ -184,7 +185,25 @@ def generate(
         "width": width,
         "num_images_per_prompt": num_images,
     }
-    stage(build_recipe({"device": device, "generate": values}), graft, out, base=base)
+    recipe = build_recipe({"device": device, "generate": values})
+    stage(recipe, {"graft" if graft else "teacher": graft}, out, base=base)
+
+
+@app.command()
+def evaluate(
+    out: OutOption,
+    graft: Annotated[
+        list[Path], typer.Option("--graft", help="Graft folder; give several to compare them.")
+    ] = [],  # noqa: B006
+    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure how far pictures follow 240 fixed prompts; for bases that draw flatland."""
+    from clipgraft.stages.evaluate import evaluate as stage
+
+    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *set_])
+    stage(settings, {"teacher": None} | {str(folder): folder for folder in graft}, out, base=base)
 
 
 @app.command()

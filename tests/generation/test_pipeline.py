@@ -6,7 +6,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 import tiny
-from clipgraft.generation.pipeline import build_pipeline, generate, picture_file_name
+from clipgraft.generation import pipeline as generation
+from clipgraft.generation.pipeline import Job, build_pipeline, picture_file_name
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.encoder import GraftedTextEncoder
@@ -25,9 +26,12 @@ def parts():
     return base, encoder, stock
 
 
-def draw(parts, prompts, **settings):
+def draw(parts, prompts, *, seed=0, **settings):
     base, encoder, _ = parts
-    return list(generate(build_pipeline(base, encoder), prompts, **({"num_inference_steps": 3} | settings)))
+    jobs = [Job(prompt, seed) for prompt in prompts]
+    return list(
+        generation.draw(build_pipeline(base, encoder), jobs, **({"num_inference_steps": 3} | settings))
+    )
 
 
 def test_picture_equals_stock_diffusers_with_the_same_encoder_seed_and_scheduler(parts):
@@ -53,8 +57,8 @@ def test_picture_does_not_depend_on_its_neighbours(parts):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
-def test_seeds_count_up_and_give_different_pictures(parts):
-    pictures = draw(parts, ["A dog"], seed=10, num_images_per_prompt=2)
+def test_seeds_give_different_pictures(parts):
+    pictures = [*draw(parts, ["A dog"], seed=10), *draw(parts, ["A dog"], seed=11)]
     assert [picture.seed for picture in pictures] == [10, 11]
     assert not np.array_equal(np.asarray(pictures[0].image), np.asarray(pictures[1].image))
 
@@ -74,10 +78,10 @@ def test_no_prompt_is_refused(parts):
         draw(parts, [])
 
 
-def test_progress_counts_the_steps_of_all_batches(parts):
+def test_progress_counts_each_pictures_denoising_steps(parts):
     seen = []
     draw(parts, ["A", "B", "C"], batch_size=2, on_step=lambda done, total: seen.append((done, total)))
-    assert seen == [(step, 6) for step in range(1, 7)]
+    assert seen == [(2, 9), (4, 9), (6, 9), (7, 9), (8, 9), (9, 9)]
 
 
 def test_graft_of_another_width_is_refused(parts):
@@ -95,10 +99,10 @@ def test_picture_of_no_numbers_is_a_failure(parts):
     with torch.no_grad():
         saved = base.vae.decoder.conv_out.bias.clone()
         base.vae.decoder.conv_out.bias.fill_(float("nan"))
-        status = next(generate(pipeline, ["A dog"], num_inference_steps=1)).status
+        status = next(generation.draw(pipeline, [Job("A dog", 0)], num_inference_steps=1)).status
         base.vae.decoder.conv_out.weight.zero_()
         base.vae.decoder.conv_out.bias.fill_(-5.0)
-        black = next(generate(pipeline, ["A dog"], num_inference_steps=1)).status
+        black = next(generation.draw(pipeline, [Job("A dog", 0)], num_inference_steps=1)).status
         base.vae.load_state_dict(tiny.build_pipeline().vae.state_dict())
         assert torch.equal(base.vae.decoder.conv_out.bias, saved)
     assert (status, black) == ("failed_nan", "failed_black")

@@ -12,6 +12,7 @@ from clipgraft.models.checkpoint import (
     file_sha256,
     module_sha256,
     refuse_other_weights,
+    refuse_pickles,
     verify_folder,
     write_folder_atomically,
 )
@@ -117,21 +118,25 @@ print((out / "old.txt").read_text(), [path.name for path in out.parent.iterdir()
 def test_a_changed_file_is_named(tmp_path):
     write(tmp_path / "out", "abc")
     (tmp_path / "out" / "inner" / "a.txt").write_text("abd")
-    with pytest.raises(CheckpointError, match=r"inner/a\.txt is damaged: sha256 \w{12}, ba7816bf8f01 was"):
+    with pytest.raises(
+        CheckpointError, match=r"inner/a\.txt is damaged: sha256 \w{64}, ba7816bf8f01\w{52} was"
+    ):
         verify_folder(tmp_path / "out")
 
 
 def test_a_cut_off_file_is_named_with_its_sizes(tmp_path):
     write(tmp_path / "out", "abc")
     (tmp_path / "out" / "inner" / "a.txt").write_text("ab")
-    with pytest.raises(CheckpointError, match=r"inner/a\.txt is damaged: 2 bytes, 3 were written"):
+    with pytest.raises(
+        CheckpointError, match=r"inner/a\.txt is damaged: 2 bytes; 3 bytes with sha256 ba7816bf8f01"
+    ):
         verify_folder(tmp_path / "out")
 
 
 def test_a_missing_file_is_named(tmp_path):
     write(tmp_path / "out", "abc")
     (tmp_path / "out" / "inner" / "a.txt").unlink()
-    with pytest.raises(CheckpointError, match=r"inner/a\.txt is missing"):
+    with pytest.raises(CheckpointError, match=r"inner/a\.txt is missing \(sha256 ba7816bf8f01"):
         verify_folder(tmp_path / "out")
 
 
@@ -168,3 +173,12 @@ def test_module_checksum_changes_with_one_bit_of_one_weight(dtype):
     with torch.no_grad():
         module.weight.view(torch.uint8)[0, 0] ^= 1
     assert module_sha256(module) != before
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "v1-5.ckpt", "model.pt", "model.pth"])
+def test_pickles_are_refused_where_there_is_nothing_else(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"pickled weights alone \({name}\), which can run code"):
+        refuse_pickles(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refuse_pickles(tmp_path)

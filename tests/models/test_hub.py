@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import os
 import subprocess
@@ -7,7 +8,9 @@ import pytest
 from huggingface_hub import constants
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.hub import PINNED_REVISIONS, hub_is_reachable, refuse_pickles, resolve_model
+from clipgraft.models import hub
+from clipgraft.models.checkpoint import write_folder_atomically
+from clipgraft.models.hub import PINNED_REVISIONS, embedded_models, hub_is_reachable, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = ("*.json", "model.safetensors")
@@ -95,10 +98,36 @@ def test_a_hub_behind_a_blocked_network_is_not_reachable():
     assert not hub_is_reachable(timeout_seconds=1)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "v1-5.ckpt", "model.pt", "model.pth"])
-def test_pickles_are_refused_where_there_is_nothing_else(tmp_path, name):
-    (tmp_path / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=rf"pickled weights alone \({name}\), which can run code"):
-        refuse_pickles(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    refuse_pickles(tmp_path)
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    """A folder of embedded models with one file, in the place of the package's own."""
+    with write_folder_atomically(tmp_path / "flatland") as folder:
+        (folder / "clip").mkdir()
+        (folder / "clip" / "model.safetensors").write_bytes(b"the weights")
+    monkeypatch.setattr(hub, "ASSETS", tmp_path / "flatland")
+    embedded_models.cache_clear()
+    yield tmp_path / "flatland"
+    embedded_models.cache_clear()
+
+
+def test_an_embedded_model_that_is_whole_is_found(assets):
+    assert resolve("flatland") == assets / "clip"
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
+def test_an_embedded_file_that_differs_is_named_with_its_sum_and_the_way_to_restore_it(assets, damage):
+    file = assets / "clip" / "model.safetensors"
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"the weig" if damage == "truncated" else b"The weights")
+    with pytest.raises(CheckpointError) as caught:
+        resolve("flatland")
+    for part in (str(file), expected, "pip install --force-reinstall --no-deps clipgraft", "git checkout"):
+        assert part in str(caught.value)
+
+
+def test_the_shipped_flatland_is_what_its_sums_say():
+    assert embedded_models() == hub.ASSETS
+    assert sum(file.stat().st_size for file in hub.ASSETS.rglob("*") if file.is_file()) < 40e6

@@ -220,7 +220,8 @@ def test_columns_of_one_prompt_and_seed_stand_side_by_side(run_dir):
     ]
     write_pictures(run_dir / "generate", rows)
     page = read_page(run_dir)
-    assert page.text.count("teacher before after a red disc seed") == 2
+    labels = "the base's own text encoder CLIP before fine-tuning CLIP after fine-tuning"
+    assert page.text.count(f"{labels} a red disc seed") == 2
     assert page.text.index("a red disc seed 0") < page.text.index("a red disc seed 1")
 
 
@@ -247,6 +248,26 @@ def test_damaged_picture_is_named(run_dir):
     (run_dir / "generate" / "dog_seed0.png").write_bytes(b"no picture")
     text = read_page(run_dir).text
     assert "dog_seed0.png: is no image of a known format" in text
+
+
+def test_prompt_fidelity_stands_between_its_floors_and_its_ceiling(run_dir):
+    scores = {
+        name: {"mean": mean, "interval": [mean - 0.02, mean + 0.02], "held_out": mean, "seen": None}
+        | {"all_at_once": 0.5, "by_attribute": {"place": 0.75}}
+        for name, mean in (("empty prompt", 0.2), ("before", 0.61), ("after", 0.87), ("drawn", 0.99))
+    }
+    settings = {"num_prompts": 240, "num_inference_steps": 20, "guidance_scale": 7.5}
+    (run_dir / "evaluate").mkdir()
+    write_json(
+        run_dir / "evaluate" / "metrics.json",
+        {"scores": scores, "probe_accuracy": {"place": 0.998}, "settings": settings},
+    )
+    text = read_page(run_dir).text
+    assert "Prompt fidelity" in text
+    assert "empty prompt 0.200 0.180 to 0.220 0.200 n/a 0.500 0.750 CLIP before fine-tuning 0.610" in text
+    assert "CLIP after fine-tuning 0.870 0.850 to 0.890" in text
+    assert "240 fixed prompts, a picture each, 20 steps, guidance 7.5" in text
+    assert "place 0.998" in text
 
 
 def test_small_picture_is_embedded_byte_for_byte(run_dir):

@@ -3,17 +3,26 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
+from transformers import CLIPTextModel
 
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import GraftedTextEncoder
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
+
+
+class Job(NamedTuple):
+    """One picture to draw."""
+
+    prompt: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,10 @@ class Picture:
     image: Image.Image
 
 
-def build_pipeline(base: FrozenBase, text_encoder: GraftedTextEncoder) -> StableDiffusionPipeline:
-    """Put a text encoder and a frozen base together.
+def build_pipeline(
+    base: FrozenBase, text_encoder: GraftedTextEncoder | CLIPTextModel
+) -> StableDiffusionPipeline:
+    """Put a text encoder, a graft or the base's own, and a frozen base together.
 
     The scheduler is DPM-Solver++ 2M with Karras sigmas, made from the base's own noise schedule: its 25 steps
     reach what the base's own PNDM needs 50 for.
@@ -65,12 +76,10 @@ def build_pipeline(base: FrozenBase, text_encoder: GraftedTextEncoder) -> Stable
     return pipeline
 
 
-def generate(
+def draw(
     pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
+    jobs: Sequence[Job],
     *,
-    seed: int = 0,
-    num_images_per_prompt: int = 1,
     negative_prompt: str = "",
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
@@ -83,42 +92,37 @@ def generate(
 
     Args:
         pipeline: From `build_pipeline`.
-        prompts: What to draw.
-        seed: Of each prompt's first picture; its next ones count up.
-        num_images_per_prompt: Pictures a prompt.
+        jobs: Prompt and seed of each picture.
         negative_prompt: What to lead away from.
         num_inference_steps: Denoising steps.
         guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance.
         height: Pixels, a multiple of the VAE's scale; 0 = the base's own size.
         width: The same.
         batch_size: Pictures drawn at once.
-        on_step: Called with the denoising steps done and in all, over all pictures.
+        on_step: Called with the denoising steps done and in all, counted for each picture.
 
     Yields:
-        A picture for each prompt and seed, in order.
+        A picture for each job, in order.
 
     Raises:
-        ValueError: If there is no prompt, or a size does not fit.
+        ValueError: If there is no job, or a size does not fit.
     """
-    if not prompts:
+    if not jobs:
         raise ValueError("no prompt to draw; give at least one text")
     height, width = _picture_size(pipeline, height, width)
-    jobs = [(prompt, seed + index) for prompt in prompts for index in range(num_images_per_prompt)]
-    num_batches = -(-len(jobs) // batch_size)
-    for batch_index in range(num_batches):
-        batch = jobs[batch_index * batch_size : (batch_index + 1) * batch_size]
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
 
-        def report(
-            _pipeline: object, step: int, _timestep: object, tensors: dict, done: int = batch_index
-        ) -> dict:
+        def report(_pipe: object, step: int, _time: object, tensors: dict, done: int = start) -> dict:
             if on_step:
-                on_step(done * num_inference_steps + step + 1, num_batches * num_inference_steps)
+                size = min(batch_size, len(jobs) - done)
+                on_step(done * num_inference_steps + (step + 1) * size, len(jobs) * num_inference_steps)
             return tensors
 
         pixels = pipeline(
-            prompt=[prompt for prompt, _ in batch],
+            prompt=[job.prompt for job in batch],
             negative_prompt=[negative_prompt] * len(batch),
-            generator=[torch.Generator("cpu").manual_seed(job_seed) for _, job_seed in batch],
+            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             height=height,
@@ -126,8 +130,8 @@ def generate(
             output_type="np",
             callback_on_step_end=report,
         ).images  # (B, H, W, 3) in [0, 1]
-        for (prompt, job_seed), values in zip(batch, pixels, strict=True):
-            yield _to_picture(prompt, job_seed, values)
+        for job, values in zip(batch, pixels, strict=True):
+            yield _to_picture(job, values)
 
 
 def _picture_size(pipeline: StableDiffusionPipeline, height: int, width: int) -> tuple[int, int]:
@@ -140,7 +144,7 @@ def _picture_size(pipeline: StableDiffusionPipeline, height: int, width: int) ->
     return height, width
 
 
-def _to_picture(prompt: str, seed: int, values: np.ndarray) -> Picture:
+def _to_picture(job: Job, values: np.ndarray) -> Picture:
     """A picture of no numbers, or of black alone, is never a success."""
     status = "ok"
     if not np.isfinite(values).all():
@@ -148,7 +152,7 @@ def _to_picture(prompt: str, seed: int, values: np.ndarray) -> Picture:
     elif values.max() < 1 / 255:
         status = "failed_black"
     image = Image.fromarray((np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8))
-    return Picture(prompt, seed, status, image)
+    return Picture(job.prompt, job.seed, status, image)
 
 
 def picture_file_name(prompt: str, seed: int) -> str:

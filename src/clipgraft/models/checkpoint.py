@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.hub import refuse_pickles
 
 MANIFEST_NAME = "manifest.json"
 SHOWN_KEYS = 5
 """Weights that an error names; a wrong checkpoint lacks hundreds."""
 READ_BYTES = 1 << 22
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -73,7 +73,8 @@ def verify_folder(folder: Path) -> None:
         folder: Written by `write_folder_atomically`; files that the manifest does not list are let be.
 
     Raises:
-        CheckpointError: If there is no manifest, or a listed file is missing or differs in size or content.
+        CheckpointError: If there is no manifest, or a listed file is missing or differs in size or content;
+            names the file and the sha256 that it should have.
     """
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
@@ -88,18 +89,18 @@ def verify_folder(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(
-                f"{path} is missing though {MANIFEST_NAME} lists it; write the folder again"
+                f"{path} is missing (sha256 {entry['sha256']} in {MANIFEST_NAME}); write the folder again"
             )
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(
-                f"{path} is damaged: {size} bytes, {entry['bytes']} were written; write the folder again"
+                f"{path} is damaged: {size} bytes; {entry['bytes']} bytes with sha256 {entry['sha256']} "
+                "were written; write the folder again"
             )
         checksum = file_sha256(path)
         if checksum != entry["sha256"]:
             raise CheckpointError(
-                f"{path} is damaged: sha256 {checksum[:12]}, {entry['sha256'][:12]} was written; "
-                "write the folder again"
+                f"{path} is damaged: sha256 {checksum}, {entry['sha256']} was written; write the folder again"
             )
 
 
@@ -136,6 +137,21 @@ def load_strictly(model_class: Any, folder: Path, **kwargs: Any) -> Any:
         raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
     refuse_other_weights(folder, missing=info["missing_keys"], unexpected=info["unexpected_keys"])
     return model.eval()
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Make sure that a folder's weights are safetensors: pickled ones can run code when opened.
+
+    Raises:
+        CheckpointError: If it holds pickled weights alone.
+    """
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if any(folder.glob("*.safetensors")) or not pickles:
+        return
+    raise CheckpointError(
+        f"{folder} holds pickled weights alone ({pickles[0]}), which can run code when opened; if you trust "
+        "them, load them with the library they come from and write them again with its save_pretrained(DIR)"
+    )
 
 
 def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:

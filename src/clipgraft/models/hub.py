@@ -8,6 +8,7 @@ import fnmatch
 import logging
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -15,11 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 import clipgraft
 from clipgraft.errors import CheckpointError
+from clipgraft.models.checkpoint import verify_folder
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(clipgraft.__file__).parent / "assets" / "flatland"
-"""The embedded models: `base/` in diffusers layout, `clip/` in transformers layout."""
+"""The embedded models: `base/` in diffusers layout, `clip/` in transformers layout, `probe.safetensors`."""
 PINNED_REVISIONS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     # Its main branch holds pickled weights alone; this commit holds the same ones as safetensors.
@@ -28,7 +30,6 @@ PINNED_REVISIONS = {
 HUB_TIMEOUT_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def resolve_model(
@@ -47,11 +48,11 @@ def resolve_model(
 
     Raises:
         FileNotFoundError: If there is no such path and the name is no hub id.
-        CheckpointError: If flatland is not in this package, or the hub cannot be reached or has no such
+        CheckpointError: If flatland is not whole in this package, or the hub cannot be reached or has no such
             model; names what to fetch beforehand, and how.
     """
     if str(name) == "flatland":
-        return _embedded(part)
+        return embedded_models() / part
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -74,28 +75,22 @@ def hub_is_reachable(timeout_seconds: float) -> bool:
     return True
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Make sure that a folder's weights are safetensors: pickled ones can run code when opened.
+@cache
+def embedded_models() -> Path:
+    """Return the folder of the embedded models, its files compared with their sums.
 
     Raises:
-        CheckpointError: If it holds pickled weights alone.
+        CheckpointError: If a file is missing or differs; names it, its expected sum, and how to restore it.
     """
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if any(folder.glob("*.safetensors")) or not pickles:
-        return
-    raise CheckpointError(
-        f"{folder} holds pickled weights alone ({pickles[0]}), which can run code when opened; if you trust "
-        "them, load them with the library they come from and write them again with its save_pretrained(DIR)"
-    )
-
-
-def _embedded(part: str) -> Path:
-    if not (ASSETS / part).is_dir():
+    try:
+        verify_folder(ASSETS)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"flatland's {part} is not in this package ({ASSETS / part}); train it by `clipgraft pretrain`, "
-            "or name a folder or hub id"
-        )
-    return ASSETS / part
+            f"flatland, which this package brings, is not whole: {str(error).partition('; write')[0]}; "
+            "restore it with `pip install --force-reinstall --no-deps clipgraft`, in a clone with "
+            "`git checkout` of that file"
+        ) from error
+    return ASSETS
 
 
 def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:

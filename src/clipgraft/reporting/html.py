@@ -76,6 +76,7 @@ def render_report(run: Run) -> str:
         },
         loss_notes=sections.loss_notes(run),
         bridge=sections.bridge_table(run),
+        fidelity=sections.fidelity_table(run),
         data=sections.data_table(run),
         settings=sections.settings_tables(run),
         environment=sections.environment_rows(run),

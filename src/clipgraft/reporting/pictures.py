@@ -19,6 +19,11 @@ MAX_BYTES = 2_500_000
 SMALLER_SIDES = (1024, 768, 512, 384, 256, 128, 64)
 """Longest side in pixels that a picture over its share is tried with, in this order."""
 JPEG_QUALITY = 85
+COLUMN_LABELS = {
+    "teacher": "the base's own text encoder",
+    "before": "CLIP before fine-tuning",
+    "after": "CLIP after fine-tuning",
+}
 STATUS_NOTES = {
     "failed_nan": "failed: the values were no numbers",
     "failed_black": "failed: nothing but black",
@@ -140,7 +145,8 @@ def _describe_settings(row: dict[str, Any], seeds: Sequence[Any]) -> str:
 
 
 def _cell(row: dict[str, Any], max_bytes: int, *, is_alone: bool) -> Cell:
-    label = str(row.get("column") or ("" if is_alone else f"seed {row.get('seed', 'unknown')}"))
+    column = str(row.get("column") or "")
+    label = COLUMN_LABELS.get(column, column) or ("" if is_alone else f"seed {row.get('seed', 'unknown')}")
     status = str(row.get("status", "ok"))
     note = "" if status == "ok" else STATUS_NOTES.get(status, status)
     if row["path"] is None:

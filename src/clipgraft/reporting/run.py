@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STAGES = ("finetune", "bridge", "generate")
+STAGES = ("finetune", "bridge", "generate", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Run:
     """Fine-tuning's optimizer steps."""
     finetune: dict[str, Any]
     bridge: dict[str, Any]
+    evaluate: dict[str, Any]
+    """Prompt fidelity."""
     pictures: list[dict[str, Any]]
     """Rows of `images.json`, each with `path`: the file, or None where it lies outside the run."""
     begun: frozenset[str]
@@ -69,6 +71,7 @@ def read_run(run_dir: Path) -> Run:
         log=read_log(folders["finetune"] / "log.jsonl", problems),
         finetune=metrics.get("finetune", {}),
         bridge=metrics.get("bridge", {}),
+        evaluate=metrics.get("evaluate", {}),
         pictures=_read_pictures(folders["generate"], run_dir, problems),
         begun=begun,
         problems=list(dict.fromkeys(problems)),
@@ -138,11 +141,12 @@ def _stage_metrics(run_dir: Path, problems: list[str]) -> dict[str, dict[str, An
     if any((run_dir / stage).is_dir() for stage in STAGES):
         found = {
             stage: _read_object(run_dir / stage / "metrics.json", problems)
-            for stage in ("finetune", "bridge")
+            for stage in ("finetune", "bridge", "evaluate")
         }
     else:
         metrics = _read_object(run_dir / "metrics.json", problems)
-        found = {"bridge" if "linear" in metrics else "finetune": metrics}
+        told_by = {"linear": "bridge", "scores": "evaluate"}
+        found = {next((stage for key, stage in told_by.items() if key in metrics), "finetune"): metrics}
     return {stage: metrics for stage, metrics in found.items() if metrics}
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from clipgraft.reporting.pictures import COLUMN_LABELS
 from clipgraft.reporting.plots import epoch_means
 from clipgraft.reporting.run import Run, is_number
 
@@ -186,6 +187,34 @@ def bridge_table(run: Run) -> Table | None:
             f", fitted on {count(run.bridge.get('num_captions'))}." if "num_captions" in run.bridge else "."
         )
     return Table(("tokens", *head), rows, _with_number_note(note, rows))
+
+
+def fidelity_table(run: Run) -> Table | None:
+    """Lay out prompt fidelity of each text encoder between floors and ceiling; None if not measured."""
+    scores = _dict(run.evaluate, "scores")
+    if not scores:
+        return None
+    attributes = list(dict.fromkeys(name for key in scores for name in _dict(scores[key], "by_attribute")))
+    rows: list[tuple[str, ...]] = []
+    for name, score in scores.items():
+        low, high = (score.get("interval") or [None, None])[:2]
+        figures = [decimal(score.get("mean")), f"{decimal(low)} to {decimal(high)}"]
+        figures += [decimal(score.get(key)) for key in ("held_out", "seen", "all_at_once")]
+        figures += [decimal(_dict(score, "by_attribute").get(attribute)) for attribute in attributes]
+        rows.append((COLUMN_LABELS.get(name, name), *figures))
+    accuracy = ", ".join(f"{name} {decimal(v)}" for name, v in _dict(run.evaluate, "probe_accuracy").items())
+    settings = _dict(run.evaluate, "settings")
+    guidance = settings.get("guidance_scale", NO_NUMBER)
+    note = (
+        "Share of what a prompt names (place, time, subject, colour, action) that a classifier, the probe, "
+        f"finds in the picture: {count(settings.get('num_prompts'))} fixed prompts, a picture each, "
+        f"{count(settings.get('num_inference_steps'))} steps, guidance {guidance}. "
+        "Every second prompt is of a combination that no training picture shows. The floors are the first "
+        "text encoder's pictures of the empty prompt, and its pictures of other prompts; the ceiling is what "
+        f"the drawing code itself draws, where the probe's accuracy is: {accuracy}."
+    )
+    head = ("", "mean", "95 % interval", "held out", "seen", "all at once", *attributes)
+    return Table(head, rows, _with_number_note(note, rows))
 
 
 def data_table(run: Run) -> Table | None:

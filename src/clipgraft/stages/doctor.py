@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipgraft.models.hub import ASSETS, hub_is_reachable
-from clipgraft.runtime import RECORDED_PACKAGES, choose_device, cpu_computes_bf16
+from clipgraft.errors import CheckpointError
+from clipgraft.models.hub import embedded_models, hub_is_reachable
+from clipgraft.runtime import RECORDED_PACKAGES, choose_device, cpu_gains_from_bf16
 
 NEEDED_MEMORY_GB = 8
 """SD v1.5 in bfloat16 draws 512x512 in less."""
@@ -50,7 +51,8 @@ def examine() -> Iterator[Finding]:
         if is_missed
         else "",
     )
-    yield Finding("CPU bfloat16", "computed" if cpu_computes_bf16() else "emulated, so float32 is used", "")
+    is_faster = cpu_gains_from_bf16()
+    yield Finding("CPU bfloat16", "faster, so used" if is_faster else "not faster, so float32 is used", "")
     yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()}", "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     too_little = f"Stable Diffusion v1.5 wants {NEEDED_MEMORY_GB} GB; flatland needs 2"
@@ -58,10 +60,16 @@ def examine() -> Iterator[Finding]:
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     little_disk = f"free some: Stable Diffusion v1.5 with checkpoints wants {NEEDED_DISK_GB} GB"
     yield Finding("disk here", f"{disk:.1f} GB free", little_disk if disk < NEEDED_DISK_GB else "")
-    is_there = ASSETS.is_dir()
-    train = "" if is_there else "train it with `clipgraft pretrain`, or name models of your own"
-    yield Finding("flatland", "in the package" if is_there else "not in the package", train)
+    yield _flatland()
     yield _hub()
+
+
+def _flatland() -> Finding:
+    try:
+        embedded_models()
+    except CheckpointError as error:
+        return Finding("flatland", "not whole", str(error))
+    return Finding("flatland", "in the package, sums verified", "")
 
 
 def _hub() -> Finding:

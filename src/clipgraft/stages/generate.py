@@ -1,5 +1,6 @@
 """Draw pictures from prompts with a graft; write a graft and its base as one diffusers folder."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,72 +10,132 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from clipgraft.config import Recipe
-from clipgraft.generation.pipeline import build_pipeline, picture_file_name
-from clipgraft.generation.pipeline import generate as draw
-from clipgraft.models.base import FrozenBase
-from clipgraft.models.encoder import load_graft
+from clipgraft.config import GenerateSettings, Recipe
+from clipgraft.generation.pipeline import Job, Picture, build_pipeline, draw, picture_file_name
+from clipgraft.models.base import COMPONENTS, FrozenBase
+from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import unknown_words
 from clipgraft.progress import track
 from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries, write_json
 
 
-def generate(recipe: Recipe, graft: Path, out_dir: Path, *, base: str = "") -> list[dict[str, Any]]:
-    """Draw the prompts of `recipe.generate`.
+def generate(
+    recipe: Recipe, encoders: Mapping[str, Path | None], out_dir: Path, *, base: str = ""
+) -> list[dict[str, Any]]:
+    """Draw the prompts of `recipe.generate`, from the same seeds with each text encoder.
 
     Args:
         recipe: Its device and generate settings are read.
-        graft: Graft folder.
-        out_dir: Gets a PNG a picture, named after its prompt and seed, and `images.json`.
-        base: Where not empty, the base in place of the one that the graft names.
+        encoders: For each column of pictures a graft folder, or None for the base's own text encoder.
+        out_dir: Gets a PNG a picture, named after its prompt and seed, and `images.json`; of several columns
+            each has a folder of its own for its pictures.
+        base: Where not empty, the base in place of the one that a graft names.
 
     Returns:
         The rows of `images.json`.
     """
-    settings, device = recipe.generate, choose_device(recipe.device)
-    pipeline = load_pipeline(graft, base=base, dtype=inference_dtype(device)).to(device)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    notes = {prompt: prompt_notes(prompt, pipeline.tokenizer) for prompt in settings.prompts}
-    for prompt, lines in notes.items():
-        for line in lines:
-            Console(stderr=True).print(f"note: {prompt[:60]!r}: {line}", highlight=False, markup=False)
-    num_batches = -(-len(settings.prompts) * settings.num_images_per_prompt // settings.batch_size)
+    settings = recipe.generate
+    jobs = [
+        Job(prompt, settings.seed + index)
+        for prompt in settings.prompts
+        for index in range(settings.num_images_per_prompt)
+    ]
     rows: list[dict[str, Any]] = []
-    with track("drawing", num_batches * settings.num_inference_steps) as update:
-        pictures = draw(
+    for column, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
+        if not rows:
+            notes = _say_notes(settings.prompts, pipeline.tokenizer)
+        column = column if len(encoders) > 1 else ""
+        folder = out_dir / column
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in _draw(pipeline, jobs, settings, f"drawing {column}".strip()):
+            path = folder / picture_file_name(picture.prompt, picture.seed)
+            _save_png(picture.image, path)
+            row = {"file": path.relative_to(out_dir).as_posix(), "column": column}
+            rows.append(row | _record(picture, settings) | {"notes": notes[picture.prompt]})
+    write_json(out_dir / "images.json", rows)
+    for row in rows:
+        Console().print(f"{row['status']}  {out_dir / str(row['file'])}", highlight=False, soft_wrap=True)
+    return rows
+
+
+def load_pipelines(
+    encoders: Mapping[str, Path | None], *, base: str, device: torch.device
+) -> Iterator[tuple[str, StableDiffusionPipeline]]:
+    """Give each text encoder in a pipeline; the base is loaded once, for the first of them.
+
+    Args:
+        encoders: By name a graft folder, or None for the base's own text encoder.
+        base: Where not empty, the base in place of the one that a graft names.
+        device: Where to draw; decides the weights' dtype.
+
+    Raises:
+        ValueError: If neither a graft nor `base` says which base is meant.
+        CheckpointError: If a graft was made for another base.
+    """
+    quiet_libraries()
+    dtype = inference_dtype(device)
+    grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
+    if not grafts and not base:
+        raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
+    frozen = _load_base(
+        next(iter(grafts.values()), None), base, dtype, with_teacher=None in encoders.values()
+    )
+    for name in encoders:
+        encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
+        yield name, build_pipeline(frozen, encoder).to(device)
+
+
+def _load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
+    name, revision = base, None
+    if graft and not base:
+        name, revision = graft.base["name"], graft.base["revision"] or None
+    return FrozenBase.load(
+        name,
+        revision=revision,
+        components=COMPONENTS
+        if with_teacher
+        else tuple(name for name in COMPONENTS if name != "text_encoder"),
+        dtype=dtype,
+        tokenizer=graft.tokenizer if graft else None,
+    )
+
+
+def _draw(
+    pipeline: StableDiffusionPipeline, jobs: Sequence[Job], settings: GenerateSettings, description: str
+) -> Iterator[Picture]:
+    with track(description, len(jobs) * settings.num_inference_steps) as update:
+        yield from draw(
             pipeline,
-            settings.prompts,
-            seed=settings.seed,
-            num_images_per_prompt=settings.num_images_per_prompt,
+            jobs,
             negative_prompt=settings.negative_prompt,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             height=settings.height,
             width=settings.width,
             batch_size=settings.batch_size,
-            on_step=lambda done, total: update(done, "steps"),
+            on_step=lambda done, _total: update(done, "steps"),
         )
-        for picture in pictures:
-            name = picture_file_name(picture.prompt, picture.seed)
-            _save_png(picture.image, out_dir / name)
-            rows.append(
-                {
-                    "file": name,
-                    "prompt": picture.prompt,
-                    "seed": picture.seed,
-                    "status": picture.status,
-                    "notes": notes[picture.prompt],
-                    "negative_prompt": settings.negative_prompt,
-                    "num_inference_steps": settings.num_inference_steps,
-                    "guidance_scale": settings.guidance_scale,
-                    "height": picture.image.height,
-                    "width": picture.image.width,
-                }
-            )
-    write_json(out_dir / "images.json", rows)
-    for row in rows:
-        Console().print(f"{row['status']}  {out_dir / str(row['file'])}", highlight=False, soft_wrap=True)
-    return rows
+
+
+def _record(picture: Picture, settings: GenerateSettings) -> dict[str, Any]:
+    return {
+        "prompt": picture.prompt,
+        "seed": picture.seed,
+        "status": picture.status,
+        "negative_prompt": settings.negative_prompt,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "height": picture.image.height,
+        "width": picture.image.width,
+    }
+
+
+def _say_notes(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> dict[str, list[str]]:
+    notes = {prompt: prompt_notes(prompt, tokenizer) for prompt in prompts}
+    for prompt, lines in notes.items():
+        for line in lines:
+            Console(stderr=True).print(f"note: {prompt[:60]!r}: {line}", highlight=False, markup=False)
+    return notes
 
 
 def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
@@ -100,29 +161,6 @@ def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
     return notes
 
 
-def load_pipeline(graft: Path, *, base: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """Load a graft and its base as one pipeline.
-
-    Args:
-        graft: Graft folder.
-        base: Where not empty, the base in place of the one that the graft names.
-        dtype: Of all weights.
-
-    Raises:
-        CheckpointError: If the graft was made for another base.
-    """
-    quiet_libraries()
-    loaded = load_graft(graft)
-    frozen = FrozenBase.load(
-        base or loaded.base["name"],
-        revision=None if base else loaded.base["revision"] or None,
-        components=("vae", "unet", "scheduler", "tokenizer"),
-        dtype=dtype,
-        tokenizer=loaded.tokenizer,
-    )
-    return build_pipeline(frozen, loaded.text_encoder.to(dtype))
-
-
 def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
     """Write graft and base as one folder that diffusers loads after `import clipgraft`.
 
@@ -131,7 +169,10 @@ def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
     """
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
-    load_pipeline(graft, base=base, dtype=torch.float32).save_pretrained(out_dir)
+    quiet_libraries()
+    loaded = load_graft(graft)
+    frozen = _load_base(loaded, base, torch.float32, with_teacher=False)
+    build_pipeline(frozen, loaded.text_encoder).save_pretrained(out_dir)
     Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)
 
 

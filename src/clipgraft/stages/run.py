@@ -1,16 +1,15 @@
-"""A whole run: fine-tune, bridge, generate, report, each in a folder of its own."""
+"""A whole run: fine-tune, bridge, generate, evaluate, report, each in a folder of its own."""
 
 from pathlib import Path
 
 from rich.console import Console
 
 from clipgraft.config import Recipe
-from clipgraft.presets import PRETRAIN_NAME
 from clipgraft.stages.bridge import bridge
+from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
 from clipgraft.stages.generate import generate
-from clipgraft.stages.pretrain import pretrain
 from clipgraft.stages.report import report
 
 
@@ -18,28 +17,37 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     """Run every stage of a recipe.
 
     Args:
-        recipe: All of its settings are read; the bridge takes the CLIP that was fine-tuned here. A base
-            within the folder itself is trained first.
-        folder: Gets `finetune/`, `bridge/`, `generate/`, `metrics.json`, `loss.png`, `report.html`.
+        recipe: All of its settings are read; two bridges are fitted, for CLIP as it was and as it became.
+        folder: Gets `finetune/`, `bridge_before/`, `bridge/`, `generate/`, `evaluate/` where prompt fidelity
+            is asked for, `metrics.json`, `loss.png`, `report.html`.
         resume: Take finished stages as they are, and go on within the one that was at work.
 
     Returns:
         Path of the report.
     """
-    trained = folder / PRETRAIN_NAME
-    if recipe.base.name == str(trained / "base") and not (resume and (trained / "metrics.json").is_file()):
-        with stage_folder(trained, recipe, resume=resume, overwrite=True) as stage_dir:
-            pretrain(recipe, stage_dir, resume=resume)
     tuned = recipe.clip.model_copy(update={"name": str(folder / "finetune" / "clip"), "revision": ""})
     stages = {
         "finetune": (finetune, recipe),
+        "bridge_before": (bridge, recipe),
         "bridge": (bridge, recipe.model_copy(update={"clip": tuned})),
     }
     for name, (stage, settings) in stages.items():
         if not (resume and (folder / name / "metrics.json").is_file()):
             with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
                 stage(settings, stage_dir, resume=resume)
-    generate(recipe, folder / "bridge" / "graft", folder / "generate")
+    encoders = run_encoders(folder)
+    generate(recipe, encoders, folder / "generate")
+    if recipe.evaluate.num_prompts:
+        evaluate(recipe, encoders, folder / "evaluate")
     page = report(folder)
     Console().print(f"report: {page}", highlight=False)
     return page
+
+
+def run_encoders(folder: Path) -> dict[str, Path | None]:
+    """Text encoders that a run compares: the base's own, CLIP's graft before fine-tuning and after."""
+    return {
+        "teacher": None,
+        "before": folder / "bridge_before" / "graft",
+        "after": folder / "bridge" / "graft",
+    }
