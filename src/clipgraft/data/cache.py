@@ -29,11 +29,15 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-class CropBatches:
-    """Random square crops, each the richer in detail of two; every image gives one an epoch.
+NUM_CANDIDATES = 4
+"""Crops among which CropBatches takes the one with most detail."""
 
-    Subjects are a small part of a picture and skies a large one: taking the crop with the greater mean
-    difference between neighbouring rows shows a model about twice as many edges for the same cost.
+
+class CropBatches:
+    """Random square crops, each the richest in detail of four; every image gives one an epoch.
+
+    Subjects are a small part of a picture and skies a large one: taking the crop with the greatest mean
+    difference between neighbouring rows shows a model more of the subjects for the same cost.
 
     Args:
         pixels: (N, 3, H, W) uint8.
@@ -53,7 +57,7 @@ class CropBatches:
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.pixels))
         free = np.array(self.pixels.shape[2:]) - self.crop_size
-        corners = random.integers(0, free + 1, size=(len(self.pixels), 2, 2))  # (N, candidates, axes)
+        corners = random.integers(0, free + 1, size=(len(self.pixels), NUM_CANDIDATES, 2))
         for batch in range(start, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             crops = [max((self._crop(i, *corner) for corner in corners[i]), key=_detail) for i in chosen]
