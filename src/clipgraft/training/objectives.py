@@ -84,7 +84,7 @@ class BridgeObjective(nn.Module):
 
 
 class AutoencoderObjective(nn.Module):
-    """Reconstruction error of a VAE, absolute plus weighted squared, with a light KL divergence on its latents.
+    """Reconstruction error of a VAE, absolute and squared, with a light KL divergence on its latents.
 
     Args:
         vae: Trained.
