@@ -65,9 +65,8 @@ def main() -> None:
         row("probe, worst attribute's accuracy", min(evaluated["probe_accuracy"].values()), 0.98),
     ]
     for each in rows:
-        print(
-            f"{'ok   ' if each['reached'] else 'SHORT'} {each['figure']:7.3f} of {each['aim']:6.3f}  {each['name']}"
-        )
+        mark = "ok   " if each["reached"] else "SHORT"
+        print(f"{mark} {each['figure']:7.3f} of {each['aim']:6.3f}  {each['name']}")
     result = {
         "rows": rows,
         "finetune": finetuned,
