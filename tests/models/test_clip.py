@@ -152,7 +152,9 @@ def test_a_cut_off_weights_file_is_named(clip_dir, copy):
     folder = copy(clip_dir)
     path: Path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: \d+ bytes; \d+ bytes with sha256"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is damaged: \d+ bytes; \d+ bytes with sha256"
+    ):
         load_clip(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="cannot be loaded as CLIPModel"):
