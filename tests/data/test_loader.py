@@ -2,6 +2,8 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,14 @@ from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
 from clipgraft.data import loader as loader_module
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import EpochSampler, ImageCaptionDataset, draw_caption, make_loader
+from clipgraft.data.loader import (
+    CaptionedBatches,
+    EpochIndex,
+    EpochSampler,
+    ImageCaptionDataset,
+    content_numbers,
+    draw_captions,
+)
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.errors import DataError
@@ -52,20 +61,25 @@ def options(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> dict:
     return {"tokenizer": tokenizer, "processor": processor, "batch_size": 4, "seed": 3}
 
 
-def flat(loader: torch.utils.data.DataLoader) -> list[dict]:
+def flat(batches: Iterable[dict]) -> list[dict]:
     return [
         {key: getattr(value, "tolist", lambda v=value: v)() for key, value in batch.items()}
-        for batch in loader
+        for batch in batches
     ]
+
+
+def image_order(sampler: EpochSampler) -> list[list[int]]:
+    return [[where.image_index for where in batch] for batch in sampler]
 
 
 def test_batch_holds_each_image_with_one_of_its_own_captions(
     images: list[CaptionedImage], options: dict
 ) -> None:
-    batch = next(iter(make_loader(images, **options)))
+    batch = next(iter(CaptionedBatches(images, **options).epoch(0, 0)))
     picked = [images[index] for index in batch["image_index"]]
     assert batch["image_ids"] == [image.image_id for image in picked]
     assert (batch["input_ids"].dtype, batch["image_index"].dtype) == (torch.int64, torch.int64)
+    assert torch.equal(batch["caption_image"], batch["image_index"])
     expected = clip_pixel_values([open_image(image.path) for image in picked], options["processor"])
     assert torch.equal(batch["clip_pixel_values"], expected)
     length = batch["input_ids"].shape[1]
@@ -74,91 +88,136 @@ def test_batch_holds_each_image_with_one_of_its_own_captions(
         assert row.tolist() in ids.tolist()
 
 
+def test_image_with_all_of_its_captions_is_in_the_batch_once(
+    images: list[CaptionedImage], options: dict
+) -> None:
+    batch = next(iter(CaptionedBatches(images, captions_per_image=3, **options).epoch(0, 0)))
+    assert batch["clip_pixel_values"].shape[0] == 4
+    assert batch["caption_image"].tolist() == [i for i in batch["image_index"].tolist() for _ in range(3)]
+    tokenizer = options["tokenizer"]
+    for place, index in enumerate(batch["image_index"].tolist()):
+        rows = batch["input_ids"][3 * place : 3 * place + 3]
+        words = sorted(tokenizer.decode(row, skip_special_tokens=True) for row in rows)
+        assert words == sorted(images[index].captions)
+
+
+def test_captions_are_padded_to_the_longest_or_to_all_positions(
+    images: list[CaptionedImage], options: dict
+) -> None:
+    longest = next(iter(CaptionedBatches(images, captions_per_image=3, **options).epoch(0, 0)))
+    whole = next(iter(CaptionedBatches(images, pad_to_context_length=True, **options).epoch(0, 0)))
+    assert longest["input_ids"].shape == (12, 7)  # BOS, five letters, EOS
+    assert whole["input_ids"].shape == (4, 77)
+
+
+def test_files_of_equal_bytes_have_one_content_number(images: list[CaptionedImage], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(images[1].path.read_bytes())
+    twin = CaptionedImage("copy.png", copy, ("a",), "train")
+    assert content_numbers([*images[:3], twin]) == [0, 1, 2, 1]
+
+
 def test_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
-    sampler = EpochSampler(100, seed=0)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(where.image_index for where in first) == list(range(100))
-    assert {where.epoch for where in second} == {1}
-    assert [where.image_index for where in first] != [where.image_index for where in second]
-    assert [w.image_index for w in EpochSampler(100, seed=1)] != [w.image_index for w in first]
-    assert list(EpochSampler(100, seed=0, epoch=1)) == second
+    sampler = EpochSampler(100, 10, seed=0)
+    first = image_order(sampler)
+    sampler.resume(1, 0)
+    second = image_order(sampler)
+    assert sorted(index for batch in first for index in batch) == list(range(100))
+    assert {where.epoch for batch in sampler for where in batch} == {1}
+    assert first != second
+    assert image_order(EpochSampler(100, 10, seed=1)) != first
 
 
-def test_sampler_goes_on_where_it_is_told_and_the_next_epoch_is_whole() -> None:
-    whole = list(EpochSampler(10, seed=0, epoch=2))
-    sampler = EpochSampler(10, seed=0, epoch=2, start=7)
-    sampler.set_epoch(2)
-    assert len(sampler) == 3
-    assert list(sampler) == whole[7:]
-    sampler.set_epoch(3)
-    assert list(sampler) == list(EpochSampler(10, seed=0, epoch=3))
+def test_sampler_goes_on_where_it_is_told() -> None:
+    sampler = EpochSampler(10, 2, seed=0)
+    sampler.resume(2, 0)
+    whole = image_order(sampler)
+    sampler.resume(2, 3)
+    assert len(sampler) == 2
+    assert image_order(sampler) == whole[3:]
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_shares_of_the_processes_put_together_are_the_batch(num_processes: int) -> None:
+    whole = image_order(EpochSampler(24, 8, seed=5))
+    shares = [
+        image_order(EpochSampler(24, 8, seed=5, process_index=index, num_processes=num_processes))
+        for index in range(num_processes)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"seed": -1}, "seed must not be negative; got -1"),
-        ({"seed": 0, "start": 11}, "start must be between 0 and the 10 images; got 11"),
+        (
+            {"seed": 0, "num_processes": 4},
+            "batch_size must be a multiple of the number of processes, 4; got 5",
+        ),
     ],
 )
 def test_sampler_refuses_what_has_no_meaning(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EpochSampler(10, **arguments)
+        EpochSampler(10, 5, **arguments)
 
 
-def test_every_caption_of_an_image_comes_once_in_as_many_epochs() -> None:
+def test_start_behind_the_epochs_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="start must be between 0 and the 5 batches; got 6"):
+        EpochSampler(10, 2, seed=0).resume(0, 6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_caption_of_an_image_comes_as_often_as_the_others(count: int) -> None:
     for index in range(20):
-        drawn = [draw_caption(5, seed=0, epoch=epoch, index=index) for epoch in range(10)]
-        assert sorted(drawn[:5]) == sorted(drawn[5:]) == list(range(5))
+        epochs = [draw_captions(5, count, seed=0, epoch=epoch, index=index) for epoch in range(5)]
+        drawn = [caption for captions in epochs for caption in captions]
+        assert all(sorted(drawn[k : k + 5]) == list(range(5)) for k in range(0, len(drawn), 5))
+
+
+def test_image_with_too_few_captions_shows_some_twice() -> None:
+    assert sorted(draw_captions(2, 5, seed=0, epoch=0, index=7))[1:-1] in ([0, 0, 1], [0, 1, 1])
+    assert draw_captions(1, 3, seed=0, epoch=4, index=7) == [0, 0, 0]
 
 
 def test_first_captions_are_spread_evenly_over_images() -> None:
-    counts = Counter(draw_caption(5, seed=0, epoch=0, index=index) for index in range(5000))
+    counts = Counter(draw_captions(5, 1, seed=0, epoch=0, index=index)[0] for index in range(5000))
     # 1,000 expected; four standard deviations of a binomial count are 113.
     assert all(abs(count - 1000) < 113 for count in counts.values())
 
 
-def test_resumed_loader_gives_the_batches_that_were_left(images: list[CaptionedImage], options: dict) -> None:
-    whole = make_loader(images, drop_last=False, **options)
-    whole.sampler.set_epoch(1)
-    expected = flat(whole)
-    resumed = make_loader(images, drop_last=False, epoch=1, start=4, **options)
-    assert flat(resumed) == expected[1:]
-    assert len(resumed) == 2
+def test_resumed_epoch_gives_the_batches_that_were_left(images: list[CaptionedImage], options: dict) -> None:
+    expected = flat(CaptionedBatches(images, **options).epoch(1, 0))
+    assert flat(CaptionedBatches(images, **options).epoch(1, 1)) == expected[1:]
 
 
 def test_loader_leaves_the_global_random_state_alone(images: list[CaptionedImage], options: dict) -> None:
-    loader = make_loader(images, **options)
+    batches = CaptionedBatches(images, **options)
     before = torch.get_rng_state()
-    flat(loader)
+    flat(batches.epoch(0, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_last_batch_is_dropped_unless_asked_for(images: list[CaptionedImage], options: dict) -> None:
-    sizes = [len(batch["image_ids"]) for batch in make_loader(images, **options)]
-    all_sizes = [len(batch["image_ids"]) for batch in make_loader(images, drop_last=False, **options)]
-    assert (sizes, all_sizes) == ([4, 4], [4, 4, 2])
+    assert [len(batch["image_ids"]) for batch in CaptionedBatches(images, **options).epoch(0, 0)] == [4, 4]
+    assert [len(batch) for batch in EpochSampler(10, 4, seed=0, drop_last=False)] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_give_the_same_batches_in_every_epoch(
     images: list[CaptionedImage], options: dict, context: str
 ) -> None:
-    alone = make_loader(images, **options)
-    shared = make_loader(images, num_workers=1, **options)
-    shared.multiprocessing_context = context
+    alone = CaptionedBatches(images, **options)
+    shared = CaptionedBatches(images, num_workers=1, **options)
+    shared.loader.multiprocessing_context = context
     for epoch in range(2):
-        alone.sampler.set_epoch(epoch)
-        shared.sampler.set_epoch(epoch)
-        assert flat(shared) == flat(alone)
+        assert flat(shared.epoch(epoch, 0)) == flat(alone.epoch(epoch, 0))
 
 
 def test_dataset_can_be_sent_to_a_spawned_process(images: list[CaptionedImage], options: dict) -> None:
-    dataset = make_loader(images, **options).dataset
+    dataset = CaptionedBatches(images, **options).dataset
     copy = pickle.loads(pickle.dumps(dataset))
-    assert copy[(0, 3)].input_ids == dataset[(0, 3)].input_ids
+    assert copy[EpochIndex(0, 3)].input_ids == dataset[EpochIndex(0, 3)].input_ids
 
 
 def test_image_that_cannot_be_read_is_named(
@@ -167,7 +226,7 @@ def test_image_that_cannot_be_read_is_named(
     (tmp_path / "broken.jpg").write_bytes(b"no image at all")
     broken = CaptionedImage("broken.jpg", tmp_path / "broken.jpg", ("a",), "train")
     with pytest.raises(DataError, match=r"broken.jpg: is no image of a known format"):
-        flat(make_loader([*images[:3], broken], **options))
+        flat(CaptionedBatches([*images[:3], broken], **options).epoch(0, 0))
 
 
 @pytest.mark.parametrize("batch_size", [0, NUM_IMAGES + 1])
@@ -176,7 +235,7 @@ def test_loader_without_a_full_batch_is_refused(
 ) -> None:
     message = f"batch_size must be between 1 and the number of images, 10; got {batch_size}"
     with pytest.raises(ValueError, match=message):
-        make_loader(images, **{**options, "batch_size": batch_size})
+        CaptionedBatches(images, **{**options, "batch_size": batch_size})
 
 
 def test_each_image_is_decoded_once_and_no_more_are_kept_than_the_limit(
@@ -191,15 +250,22 @@ def test_each_image_is_decoded_once_and_no_more_are_kept_than_the_limit(
     dataset = ImageCaptionDataset(
         copies, tokenizer=options["tokenizer"], processor=options["processor"], seed=0
     )
-    first = [dataset[(0, index)].clip_crop for index in range(3)]
+    first = [dataset[EpochIndex(0, index)].clip_crop for index in range(3)]
     for copy in copies:
         copy.path.unlink()
-    assert all(np.array_equal(dataset[(1, index)].clip_crop, first[index]) for index in range(2))
+    assert all(np.array_equal(dataset[EpochIndex(1, index)].clip_crop, first[index]) for index in range(2))
     with pytest.raises(FileNotFoundError):
-        dataset[(1, 2)]
+        dataset[EpochIndex(1, 2)]
 
 
-def test_truncated_captions_are_counted(images: list[CaptionedImage], options: dict) -> None:
-    loader = make_loader(images, context_length=6, **options)
-    assert loader.dataset.num_truncated == NUM_IMAGES  # one of three captions has 5 letters, BOS and EOS
-    assert all(batch["input_ids"].shape[1] <= 6 for batch in loader)
+def test_truncated_captions_are_counted_and_keep_their_eos(
+    images: list[CaptionedImage], options: dict
+) -> None:
+    long = CaptionedImage("0.png", images[0].path, ("a b c " * 30, "a"), "train")
+    dataset = ImageCaptionDataset(
+        [long], tokenizer=options["tokenizer"], processor=options["processor"], seed=0, captions_per_image=2
+    )
+    assert dataset.num_truncated == 1
+    longest = max(dataset[EpochIndex(0, 0)].input_ids, key=len)
+    assert len(longest) == 77
+    assert longest[-1] == options["tokenizer"].eos_token_id

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from clipgraft.training.losses import contrastive_loss, min_snr_weights, state_loss
+from clipgraft.training.losses import (
+    balanced_bias,
+    contrastive_loss,
+    min_snr_weights,
+    sigmoid_loss,
+    state_errors,
+    state_loss,
+)
 
 
 def test_contrastive_loss_of_two_orthogonal_pairs_is_worked_out_by_hand():
@@ -38,18 +45,149 @@ def test_logits_are_float32_even_under_autocast():
     torch.testing.assert_close(loss, contrastive_loss(embeds, embeds.flip(0), torch.tensor(4.0)))
 
 
+def duplicated_image():
+    """Three rows at multiplier 2: the first two show the same image; captions and images are unit vectors.
+
+    Cosines, captions (rows) by images (columns):
+        1.0  1.0  0.6
+        0.8  0.8  0.0
+        0.6  0.6  1.0
+    """
+    image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
+    text = torch.tensor([[1.0, 0.0], [0.8, -0.6], [0.6, 0.8]])
+    return image, text, torch.tensor(2.0).log(), torch.tensor([0, 0, 2])
+
+
+def log_share(own, *others):
+    return -math.log(math.exp(own) / (math.exp(own) + sum(map(math.exp, others))))
+
+
+def test_masked_loss_of_a_duplicated_image_is_worked_out_by_hand():
+    image, text, scale, content = duplicated_image()
+    by_text = [log_share(2.0, 1.2), log_share(1.6, 0.0), log_share(2.0, 1.2, 1.2)]
+    by_image = [log_share(2.0, 1.2), log_share(1.6, 1.2), log_share(2.0, 1.2, 0.0)]
+    loss = contrastive_loss(image, text, scale, image_content=content)
+    assert loss.item() == pytest.approx((sum(by_text) + sum(by_image)) / 6, rel=1e-6)
+
+
+def test_shared_target_of_a_duplicated_image_is_worked_out_by_hand():
+    image, text, scale, content = duplicated_image()
+    by_text = [
+        (log_share(2.0, 2.0, 1.2) + log_share(2.0, 2.0, 1.2)) / 2,
+        (log_share(1.6, 1.6, 0.0) + log_share(1.6, 1.6, 0.0)) / 2,
+        log_share(2.0, 1.2, 1.2),
+    ]
+    both_captions = (log_share(2.0, 1.6, 1.2) + log_share(1.6, 2.0, 1.2)) / 2
+    by_image = [both_captions, both_captions, log_share(2.0, 1.2, 0.0)]
+    loss = contrastive_loss(image, text, scale, image_content=content, same_image="positive")
+    assert loss.item() == pytest.approx((sum(by_text) + sum(by_image)) / 6, rel=1e-6)
+
+
+def test_plain_loss_takes_a_duplicated_image_for_another_one():
+    image, text, scale, content = duplicated_image()
+    logits = 2.0 * text @ image.T
+    target = torch.arange(3)
+    expected = (
+        torch.nn.functional.cross_entropy(logits, target)
+        + torch.nn.functional.cross_entropy(logits.T, target)
+    ) / 2
+    loss = contrastive_loss(image, text, scale, image_content=content, same_image="negative")
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("same_image", ["mask", "positive", "negative"])
+def test_captions_of_one_row_are_those_of_the_image_repeated(same_image):
+    torch.manual_seed(2)
+    image, text = (torch.nn.functional.normalize(torch.randn(n, 8), dim=-1) for n in (3, 6))
+    row = torch.tensor([0, 0, 0, 1, 2, 2])
+    scale = torch.tensor(1.5)
+    ours = contrastive_loss(image, text, scale, caption_row=row, same_image=same_image)
+    if same_image == "positive":
+        logits = scale.exp() * text @ image.T
+        by_text = torch.nn.functional.cross_entropy(logits, row)
+        by_image = -torch.stack([logits.T[i].log_softmax(0)[row == i].mean() for i in range(3)]).mean()
+        expected = (by_text + by_image) / 2
+    else:
+        expected = contrastive_loss(image[row], text, scale, image_content=row, same_image=same_image)
+    if same_image == "mask":
+        # A caption's wrong images are counted once each, not once a caption they have.
+        logits = scale.exp() * text @ image.T
+        by_text = torch.nn.functional.cross_entropy(logits, row)
+        by_image = torch.stack(
+            [
+                torch.logaddexp(logits[k, row[k]], logits[row != row[k], row[k]].logsumexp(0))
+                - logits[k, row[k]]
+                for k in range(6)
+            ]
+        ).mean()
+        expected = (by_text + by_image) / 2
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("same_image", ["mask", "positive", "negative"])
+def test_batch_of_one_image_has_no_wrong_answer_and_finite_gradients(same_image):
+    image = torch.nn.functional.normalize(torch.ones(1, 4), dim=-1).requires_grad_()
+    text = torch.eye(4)[:2].requires_grad_()
+    row = torch.tensor([0, 0])
+    loss = contrastive_loss(image, text, torch.tensor(2.0), caption_row=row, same_image=same_image)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(image.grad).all()
+    assert torch.isfinite(text.grad).all()
+    if same_image == "mask":
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_sigmoid_loss_is_the_formula_of_its_paper():
+    torch.manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(5, 8), dim=-1) for _ in range(2))
+    scale, bias = torch.tensor(10.0).log(), torch.tensor(-10.0)
+    expected = 0.0
+    for i in range(5):
+        for j in range(5):
+            sign = 1 if i == j else -1
+            logit = 10 * float(image[i] @ text[j]) - 10
+            expected -= math.log(1 / (1 + math.exp(-sign * logit))) / 5
+    assert sigmoid_loss(image, text, scale, bias).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigmoid_loss_of_a_duplicated_image_is_worked_out_by_hand():
+    image, text, scale, content = duplicated_image()
+    together, apart = (lambda z: math.log1p(math.exp(-z))), (lambda z: math.log1p(math.exp(z)))
+    own = together(2.0) + together(1.6) + together(2.0)
+    others = apart(1.2) + apart(0.0) + 2 * apart(1.2)
+    expected = {
+        "mask": own + others,
+        "positive": own + others + together(2.0) + together(1.6),
+        "negative": own + others + apart(2.0) + apart(1.6),
+    }
+    for same_image, total in expected.items():
+        loss = sigmoid_loss(
+            image, text, scale, torch.tensor(0.0), image_content=content, same_image=same_image
+        )
+        assert loss.item() == pytest.approx(total / 3, rel=1e-5), same_image
+
+
+def test_balanced_bias_expects_as_many_pairs_as_there_are():
+    torch.manual_seed(0)
+    logits = 100 * (0.2 + 0.05 * torch.randn(32, 32))
+    bias = balanced_bias(logits)
+    assert torch.sigmoid(logits + bias).mean().item() == pytest.approx(1 / 32, rel=1e-4)
+
+
 def test_state_loss_is_zero_for_equal_states_and_leaves_out_positions_of_no_weight():
     teacher = torch.randn(2, 3, 4)
     student = teacher.clone()
     student[:, 2] = 99.0
     weights = torch.tensor([[1.0, 0.5, 0.0]]).expand(2, 3)
-    assert state_loss(student, teacher, weights).item() == pytest.approx(0, abs=1e-6)
+    assert state_loss(state_errors(student, teacher, weights)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_state_loss_of_the_zero_state_is_two():
     # All of the teacher's power is missing (1), and the cosine with a zero vector is 0 (1 - 0).
     teacher = torch.randn(2, 3, 4)
-    assert state_loss(torch.zeros(2, 3, 4), teacher, torch.ones(2, 3)).item() == pytest.approx(2, rel=1e-6)
+    errors = state_errors(torch.zeros(2, 3, 4), teacher, torch.ones(2, 3))
+    assert state_loss(errors).item() == pytest.approx(2, rel=1e-6)
 
 
 def test_min_snr_weight_equals_the_librarys_formula():

@@ -45,6 +45,8 @@ def pairs(clip):
     return {
         "clip_pixel_values": clip_pixel_values(images, clip.image_processor),
         "input_ids": tokenize(tiny.CAPTIONS, clip.tokenizer).input_ids,
+        "image_index": torch.arange(5),
+        "caption_image": torch.arange(5),
     }
 
 

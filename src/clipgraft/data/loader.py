@@ -1,11 +1,14 @@
-"""Batches of images with one caption each, in an order that only seed and epoch decide.
+"""Batches of images with captions, in an order that only seed and epoch decide.
 
-The order of images and the caption drawn for each are pure functions of (seed, epoch): a run that is resumed
-at (epoch, start) sees exactly the batches that the unbroken run would have seen, with any number of workers.
-The epoch travels inside each index, because workers that outlive an epoch hold a copy of the dataset.
+The order of images and the captions drawn for each are pure functions of (seed, epoch): a run that is resumed
+at (epoch, start) sees exactly the batches that the unbroken run would have seen, with any number of workers
+and of training processes. The epoch travels inside each index, because workers that outlive an epoch hold a
+copy of the dataset.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,76 +40,117 @@ class EpochIndex(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One image with the caption drawn for it."""
+    """One image with the captions drawn for it."""
 
     clip_crop: np.ndarray
     """(3, S, S) uint8."""
-    input_ids: list[int]
+    input_ids: list[list[int]]
     image_index: int
     image_id: str
 
 
-class EpochSampler(Sampler[EpochIndex]):
-    """The order of images in each epoch: a permutation drawn from (seed, epoch).
+class EpochSampler(Sampler[list[EpochIndex]]):
+    """The images of each batch of an epoch: a permutation drawn from (seed, epoch), cut in pieces.
 
     Args:
         num_items: Number of images.
+        batch_size: Images in a batch of all processes together; a multiple of `num_processes`.
         seed: Not negative.
-        epoch: Epoch of the next pass, from 0.
-        start: Images of that epoch that were seen already; later epochs start at 0.
+        drop_last: Leave out an epoch's last batch if it is not full.
+        process_index: Which share of each batch is given.
+        num_processes: Equal shares that a batch is cut in.
     """
 
-    def __init__(self, num_items: int, *, seed: int, epoch: int = 0, start: int = 0) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        seed: int,
+        drop_last: bool = True,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative; got {seed}")
+        if batch_size < 1 or (drop_last and num_items < batch_size):
+            raise ValueError(
+                f"batch_size must be between 1 and the number of images, {num_items}; got {batch_size}"
+            )
+        if batch_size % num_processes:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of processes, {num_processes}; got {batch_size}"
+            )
         self.num_items = num_items
+        self.batch_size = batch_size
         self.seed = seed
-        self.resume(epoch, start)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be of `epoch`, from its beginning unless it is the epoch that is set already."""
-        if epoch != self.epoch:
-            self.resume(epoch, 0)
+        self.num_batches = num_items // batch_size if drop_last else -(-num_items // batch_size)
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.resume(0, 0)
 
     def resume(self, epoch: int, start: int) -> None:
-        """Let the next pass be of `epoch`, behind its first `start` images.
+        """Let the next pass be of `epoch`, behind its first `start` batches.
 
         Raises:
-            ValueError: If `start` is not between 0 and the number of images.
+            ValueError: If `start` is not between 0 and the number of batches.
         """
-        if not 0 <= start <= self.num_items:
-            raise ValueError(f"start must be between 0 and the {self.num_items} images; got {start}")
+        if not 0 <= start <= self.num_batches:
+            raise ValueError(f"start must be between 0 and the {self.num_batches} batches; got {start}")
         self.epoch = epoch
         self.start = start
 
     def __len__(self) -> int:
-        return self.num_items - self.start
+        return self.num_batches - self.start
 
-    def __iter__(self) -> Iterator[EpochIndex]:
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
-        return iter([EpochIndex(self.epoch, int(index)) for index in order[self.start :]])
+        share = self.batch_size // self.num_processes
+        for batch in range(self.start, self.num_batches):
+            begin = batch * self.batch_size + self.process_index * share
+            yield [EpochIndex(self.epoch, int(index)) for index in order[begin : begin + share]]
 
 
-def draw_caption(num_captions: int, *, seed: int, epoch: int, index: int) -> int:
-    """Return which caption an image shows in an epoch.
+def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index: int) -> list[int]:
+    """Return which captions an image shows in an epoch.
 
-    Each image goes through all of its captions in an order of its own before one comes again.
+    Each image goes through all of its captions in an order of its own before one comes again; an image with
+    fewer than are asked for shows some twice.
 
     Args:
         num_captions: Captions of the image, at least 1.
+        count: Captions to draw.
         seed: The run's seed.
         epoch: From 0.
         index: The image's place in the dataset.
 
     Returns:
-        A number from 0 to `num_captions` - 1.
+        `count` numbers from 0 to `num_captions` - 1.
     """
-    rounds, turn = divmod(epoch, num_captions)
-    return int(np.random.default_rng([seed, index, rounds]).permutation(num_captions)[turn])
+    drawn = []
+    for place in range(epoch * count, (epoch + 1) * count):
+        rounds, turn = divmod(place, num_captions)
+        drawn.append(int(np.random.default_rng([seed, index, rounds]).permutation(num_captions)[turn]))
+    return drawn
+
+
+def content_numbers(images: Sequence[CaptionedImage]) -> list[int]:
+    """Return for each image the place of the first one whose file holds the same bytes.
+
+    Only files of equal size are read.
+    """
+    sizes = [image.path.stat().st_size for image in images]
+    counts = Counter(sizes)
+    first: dict[object, int] = {}
+    numbers = []
+    for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        key = hashlib.sha256(image.path.read_bytes()).digest() if counts[size] > 1 else (index, size)
+        numbers.append(first.setdefault(key, index))
+    return numbers
 
 
 class ImageCaptionDataset(Dataset[Item]):
-    """Images, each with one of its captions; map-style, indexed by `EpochIndex`.
+    """Images, each with some of its captions; map-style, indexed by `EpochIndex`.
 
     Captions are tokenized once, here. Crops are kept in memory up to `CACHE_BYTES` in each process.
 
@@ -114,8 +158,8 @@ class ImageCaptionDataset(Dataset[Item]):
         images: The images of one split.
         tokenizer: The model's own tokenizer.
         processor: The model's own image processor.
-        seed: Decides which caption is drawn in which epoch.
-        context_length: Most tokens of a caption, BOS and EOS included.
+        seed: Decides which captions are drawn in which epoch.
+        captions_per_image: Captions drawn for each image.
     """
 
     def __init__(
@@ -125,15 +169,14 @@ class ImageCaptionDataset(Dataset[Item]):
         tokenizer: PreTrainedTokenizerBase,
         processor: ImageProcessor,
         seed: int,
-        context_length: int = CONTEXT_LENGTH,
+        captions_per_image: int = 1,
     ) -> None:
         self.images = tuple(images)
         self.processor = processor
         self.seed = seed
+        self.captions_per_image = captions_per_image
         captions = [caption for image in self.images for caption in image.captions]
-        self._input_ids, self.num_truncated = encode_captions(
-            captions, tokenizer, context_length=context_length
-        )
+        self._input_ids, self.num_truncated = encode_captions(captions, tokenizer)
         self._first_caption = np.cumsum([0] + [len(image.captions) for image in self.images])
         self._crops: dict[int, np.ndarray] = {}
 
@@ -143,8 +186,10 @@ class ImageCaptionDataset(Dataset[Item]):
     def __getitem__(self, where: EpochIndex) -> Item:
         epoch, index = where
         image = self.images[index]
-        caption = draw_caption(len(image.captions), seed=self.seed, epoch=epoch, index=index)
-        input_ids = self._input_ids[self._first_caption[index] + caption]
+        drawn = draw_captions(
+            len(image.captions), self.captions_per_image, seed=self.seed, epoch=epoch, index=index
+        )
+        input_ids = [self._input_ids[self._first_caption[index] + caption] for caption in drawn]
         return Item(self._crop(index), input_ids, index, image.image_id)
 
     def _crop(self, index: int) -> np.ndarray:
@@ -162,75 +207,98 @@ class Collate:
 
     processor: ImageProcessor
     eos_token_id: int
+    content: tuple[int, ...]
+    """Of every image, from `content_numbers`."""
+    pad_to: int = 0
+    """Length of every row of `input_ids`; 0 = the batch's longest."""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor | list[str]]:
         """Return the batch.
 
         Args:
-            items: B items of the dataset.
+            items: N items of the dataset with M captions in all.
 
         Returns:
-            `clip_pixel_values` (B, 3, S, S) float32, `input_ids` (B, L) int64 padded with EOS to the longest,
-            `image_index` (B,) int64, `image_ids` list of B names.
+            `clip_pixel_values` (N, 3, S, S) float32, `input_ids` (M, L) int64 padded with EOS, `image_index`
+            (N,) int64, `caption_image` (M,) int64, the `image_index` of each caption's image, `image_content`
+            (N,) int64, equal for equal files, `image_ids` list of N names.
         """
         crops = torch.from_numpy(np.stack([item.clip_crop for item in items]))
-        longest = max(len(item.input_ids) for item in items)
+        input_ids = [ids for item in items for ids in item.input_ids]
+        length = self.pad_to or max(map(len, input_ids))
         return {
             "clip_pixel_values": normalize_clip_crops(crops, self.processor),
-            "input_ids": pad_input_ids([item.input_ids for item in items], self.eos_token_id, longest),
+            "input_ids": pad_input_ids(input_ids, self.eos_token_id, length),
             "image_index": torch.tensor([item.image_index for item in items]),
+            "caption_image": torch.tensor([item.image_index for item in items for _ in item.input_ids]),
+            "image_content": torch.tensor([self.content[item.image_index] for item in items]),
             "image_ids": [item.image_id for item in items],
         }
 
 
-def make_loader(
-    images: Sequence[CaptionedImage],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    processor: ImageProcessor,
-    batch_size: int,
-    seed: int,
-    num_workers: int = 0,
-    drop_last: bool = True,
-    epoch: int = 0,
-    start: int = 0,
-    context_length: int = CONTEXT_LENGTH,
-) -> DataLoader[Any]:
-    """Return a loader of training batches; its `sampler` is an `EpochSampler`, to be told of each new epoch.
+class CaptionedBatches:
+    """Training batches of any epoch, from any position.
 
     Args:
         images: The images of one split.
         tokenizer: The model's own tokenizer.
         processor: The model's own image processor.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, of all processes together. An epoch's last batch is left out if it is
+            not full: a contrastive loss depends on its size.
         seed: Decides order and captions, together with the epoch.
+        captions_per_image: Captions drawn for each image.
+        pad_to_context_length: Pad captions to all 77 positions, not to the batch's longest.
         num_workers: Processes that decode images; 0 decodes in this one.
-        drop_last: Leave out an epoch's last batch if it is not full: a contrastive loss depends on its size.
-        epoch: Epoch of the first pass, from 0.
-        start: Images of that epoch that were seen already.
-        context_length: Most tokens of a caption.
-
-    Returns:
-        A loader of the batches that `Collate` describes.
+        process_index: Which share of each batch is given.
+        num_processes: Equal shares that a batch is cut in.
 
     Raises:
-        ValueError: If no batch would come out.
+        ValueError: If no batch would come out, or a batch cannot be shared out evenly.
         DataError: While iterating, if an image cannot be read; it names the file.
     """
-    if batch_size < 1 or not images or (drop_last and len(images) < batch_size):
-        raise ValueError(
-            f"batch_size must be between 1 and the number of images, {len(images)}; got {batch_size}"
+
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: ImageProcessor,
+        batch_size: int,
+        seed: int,
+        captions_per_image: int = 1,
+        pad_to_context_length: bool = False,
+        num_workers: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        self.sampler = EpochSampler(
+            len(images), batch_size, seed=seed, process_index=process_index, num_processes=num_processes
         )
-    dataset = ImageCaptionDataset(
-        images, tokenizer=tokenizer, processor=processor, seed=seed, context_length=context_length
-    )
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(images), seed=seed, epoch=epoch, start=start),
-        num_workers=num_workers,
-        collate_fn=Collate(processor, tokenizer.eos_token_id),
-        drop_last=drop_last,
-        persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # else each pass would draw from the global one
-    )
+        self.dataset = ImageCaptionDataset(
+            images,
+            tokenizer=tokenizer,
+            processor=processor,
+            seed=seed,
+            captions_per_image=captions_per_image,
+        )
+        self.loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=self.sampler,
+            num_workers=num_workers,
+            collate_fn=Collate(
+                processor,
+                tokenizer.eos_token_id,
+                content=tuple(content_numbers(images)),
+                pad_to=CONTEXT_LENGTH if pad_to_context_length else 0,
+            ),
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else each pass would draw from the global one
+        )
+
+    def __len__(self) -> int:
+        return self.sampler.num_batches
+
+    def epoch(self, epoch: int, start: int) -> Iterable[dict[str, Any]]:
+        """Give the batches of an epoch without its first `start`; for their keys see `Collate`."""
+        self.sampler.resume(epoch, start)
+        return self.loader

@@ -100,7 +100,21 @@ def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
     Returns:
         Unit-norm float32 (B, P).
     """
-    return F.normalize(model.get_text_features(input_ids=input_ids).pooler_output.float(), dim=-1)
+    return pooled_and_token_states(model, input_ids)[0]
+
+
+def pooled_and_token_states(model: CLIPModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode captions once for both: in the joint space, and token by token.
+
+    Args:
+        model: The CLIP.
+        input_ids: (B, L) int64: BOS, words, EOS, padding with EOS.
+
+    Returns:
+        Unit-norm float32 (B, P), and states after the final layer norm (B, L, D).
+    """
+    features = model.get_text_features(input_ids=input_ids)
+    return F.normalize(features.pooler_output.float(), dim=-1), features.last_hidden_state
 
 
 def text_hidden_states(text_model: nn.Module, input_ids: Tensor) -> Tensor:

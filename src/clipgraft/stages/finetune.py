@@ -1,16 +1,15 @@
 """Fine-tune CLIP on captioned images, and measure retrieval before and after."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from clipgraft.config import Recipe
 from clipgraft.data.check import check_source, to_json
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import EpochSampler, make_loader
+from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.evaluation.retrieval import retrieval_metrics
@@ -20,26 +19,9 @@ from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.fitting import fit_stage
-from clipgraft.training.loop import Batch
 from clipgraft.training.objectives import ContrastiveObjective
 
 ENCODE_BATCH_SIZE = 64
-
-
-class EpochBatches:
-    """A loader as `fit` wants it: the batches of any epoch, from any position."""
-
-    def __init__(self, loader: DataLoader, num_images: int, batch_size: int):
-        self.loader, self.num_images, self.batch_size = loader, num_images, batch_size
-
-    def __len__(self) -> int:
-        return self.num_images // self.batch_size
-
-    def epoch(self, epoch: int, start: int) -> Iterable[Batch]:
-        """Give the batches of an epoch without its first `start`."""
-        assert isinstance(self.loader.sampler, EpochSampler)
-        self.loader.sampler.resume(epoch, start * self.batch_size)
-        return self.loader
 
 
 def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -63,7 +45,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
     (folder / "data.json").write_text(to_json(counts), encoding="utf-8")
     seed_everything(recipe.seed)
-    loader = make_loader(
+    batches = CaptionedBatches(
         train,
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
@@ -75,7 +57,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     result = fit_stage(
         "fine-tuning CLIP",
         ContrastiveObjective(clip.model),
-        EpochBatches(loader, len(train), settings.batch_size),
+        batches,
         settings,
         folder=folder,
         device=device,

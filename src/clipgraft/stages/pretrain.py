@@ -24,7 +24,7 @@ from clipgraft.data.cache import (
     to_uint8,
 )
 from clipgraft.data.flatland import draw_scenes, is_known_to_teacher, plain_captions, sample_scene
-from clipgraft.data.loader import make_loader
+from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CaptionedImage, Source
 from clipgraft.data.transforms import encode_captions
 from clipgraft.evaluation.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
@@ -44,7 +44,7 @@ from clipgraft.progress import track
 from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.asset import write_asset
 from clipgraft.stages.data import load_source, select
-from clipgraft.stages.finetune import EpochBatches, measure_retrieval
+from clipgraft.stages.finetune import measure_retrieval
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.training.loop import Batches, FitResult
 from clipgraft.training.objectives import (
@@ -238,14 +238,13 @@ def _train_clip(
     if not done.is_dir():
         settings = training.recipe.pretrain.clip
         clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
-        loader = make_loader(
+        batches = CaptionedBatches(
             [replace(image, captions=(plain[image.image_id],)) for image in images],
             tokenizer=tokenizer,
             processor=clip.image_processor,
             batch_size=settings.batch_size,
             seed=training.recipe.seed,
         )
-        batches = EpochBatches(loader, len(images), settings.batch_size)
         training.fit("clip", ContrastiveObjective(clip.model), batches, settings)
         save_clip(clip, done)
     return load_clip(done)

@@ -36,10 +36,8 @@ class StepLog:
         """Have the rows on disk before a checkpoint counts on them."""
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> "StepLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

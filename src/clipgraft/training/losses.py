@@ -1,36 +1,143 @@
 """Losses as pure functions; all compute in float32 whatever the precision of their inputs.
 
-B batch, L tokens, D hidden width, P joint width.
+B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SameImage = Literal["mask", "positive", "negative"]
 
-def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's loss: the cross-entropy of finding each image's caption and each caption's image in the batch.
+LOWEST = torch.finfo(torch.float32).min
+"""In the place of a logit that is left out; minus infinity would make the gradient of an empty sum NaN."""
+
+
+def contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    caption_row: Tensor | None = None,
+    image_content: Tensor | None = None,
+    same_image: SameImage = "mask",
+) -> Tensor:
+    """CLIP's loss: the cross-entropy of finding each caption's image and each image's caption in the batch.
+
+    A caption that is another one of the same image is no wrong answer. `same_image` says what it is:
+    "mask" leaves it out, "positive" has an image's target shared out over all of its captions, "negative" is
+    the plain loss over M pairs, each with its image repeated. Without such captions all three are equal.
 
     Args:
-        image_embeds: Unit-norm rows, shape (B, P).
-        text_embeds: Unit-norm rows, shape (B, P); row i belongs to image i.
+        image_embeds: Unit-norm rows, shape (N, P).
+        text_embeds: Unit-norm rows, shape (M, P).
         logit_scale: The log of the multiplier, scalar.
+        caption_row: Row of each caption's image, int64 (M,); None = row i.
+        image_content: int64 (N,), equal where two rows show the same image; None = all differ.
+        same_image: "mask", "positive" or "negative".
 
     Returns:
         Mean of both directions, float32 scalar.
 
     Source:
-        Radford et al. 2021, figure 3. Logits are computed in float32: in float16 a cosine of 0.3 is known
-        to 2.4e-4 only, which a multiplier of 100 turns into 0.024 of a logit.
+        Radford et al. 2021, figure 3; "positive": Khosla et al. 2020, equation 2. Logits are computed in
+        float32: in float16 a cosine of 0.3 is known to 2.4e-4 only, which a multiplier of 100 turns into
+        0.024 of a logit.
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
-        logits = logit_scale.float().exp() * image_embeds.float() @ text_embeds.float().T  # (B, B)
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
+        row, is_same = _matches(logits, caption_row, image_content)
+        if same_image == "negative":
+            pairs = logits[:, row]  # (M, M)
+            target = torch.arange(len(pairs), device=pairs.device)
+            return (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
+        if same_image == "positive":
+            return (_shared_cross_entropy(logits, is_same) + _shared_cross_entropy(logits.T, is_same.T)) / 2
+        own = logits.gather(1, row[:, None])[:, 0]  # (M,)
+        negatives = logits.masked_fill(is_same, LOWEST)
+        # -log(e^own / (e^own + sum of e^negative)), once over images and once over captions
+        by_text = F.softplus(negatives.logsumexp(1) - own)
+        by_image = F.softplus(negatives.logsumexp(0)[row] - own)
+        return (by_text.mean() + by_image.mean()) / 2
 
 
-def state_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """Weighted error of token states: squared error relative to the teacher's power, plus 1 - cosine.
+def sigmoid_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    caption_row: Tensor | None = None,
+    image_content: Tensor | None = None,
+    same_image: SameImage = "mask",
+) -> Tensor:
+    """SigLIP's loss: for every image and caption by themselves, whether they belong together.
+
+    Args:
+        image_embeds: Unit-norm rows, shape (N, P).
+        text_embeds: Unit-norm rows, shape (M, P).
+        logit_scale: The log of the multiplier, scalar.
+        logit_bias: Added to the logits, scalar; see `balanced_bias`.
+        caption_row: Row of each caption's image, int64 (M,); None = row i.
+        image_content: int64 (N,), equal where two rows show the same image; None = all differ.
+        same_image: What other rows of the caption's own image are: "mask"ed, "positive" or "negative".
+
+    Returns:
+        Sum over images, mean over captions, float32 scalar.
+
+    Source:
+        Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", algorithm 1.
+    """
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T) + logit_bias
+        row, is_same = _matches(logits, caption_row, image_content)
+        is_own = row[:, None] == torch.arange(logits.shape[1], device=logits.device)
+        sign = torch.where(is_same if same_image == "positive" else is_own, 1.0, -1.0)
+        counts = ~is_same | is_own if same_image == "mask" else torch.ones_like(is_own)
+        return -(F.logsigmoid(sign * logits) * counts).sum(1).mean()
+
+
+def balanced_bias(logits: Tensor) -> Tensor:
+    """Bias at which as many pairs are expected to belong together as do: one for each caption.
+
+    SigLIP's own start, -10 at a multiplier of 10, is for random weights. A CLIP that was trained with softmax
+    has multiplier 100 and cosines around 0.2 to 0.3: its first loss would be hundreds.
+
+    Args:
+        logits: Of captions (rows) and images (columns), without bias, shape (M, N).
+
+    Returns:
+        float32 scalar b with mean sigmoid(logits + b) = 1 / N, found by bisection.
+    """
+    logits = logits.double()
+    low, high = -logits.max() - 50, -logits.min() + 50
+    for _ in range(60):  # halves an interval of some 300 to the last bit of float32
+        middle = (low + high) / 2
+        is_too_high = torch.sigmoid(logits + middle).mean() > 1 / logits.shape[1]
+        low, high = (low, middle) if is_too_high else (middle, high)
+    return middle.float()
+
+
+def _matches(
+    logits: Tensor, caption_row: Tensor | None, image_content: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Row of each caption's image, (M,), and which images show the same as that one, (M, N)."""
+    rows = torch.arange(logits.shape[1], device=logits.device)
+    row = rows if caption_row is None else caption_row
+    content = rows if image_content is None else image_content
+    return row, content[row][:, None] == content
+
+
+def _shared_cross_entropy(logits: Tensor, is_target: Tensor) -> Tensor:
+    """Cross-entropy of each row against a target that its right answers share in equal parts."""
+    shares = is_target / is_target.sum(1, keepdim=True)
+    return F.cross_entropy(logits, shares)
+
+
+def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """Sums over a caption's positions of which `state_loss` is made.
 
     Args:
         student: Shape (B, L, D).
@@ -38,13 +145,26 @@ def state_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         weights: Importance of each position, shape (B, L); zero leaves a position out.
 
     Returns:
-        float32 scalar; 0 where both agree.
+        float32 (B, 4): weighted squared error, weighted power of the teacher, weighted 1 - cosine, weight.
     """
     student, teacher, weights = student.float(), teacher.float(), weights.float()
-    scale = (weights * teacher.square().mean(-1)).sum()
-    squared = (weights * (student - teacher).square().mean(-1)).sum() / scale
-    cosine = F.cosine_similarity(student, teacher, dim=-1)
-    return squared + (weights * (1 - cosine)).sum() / weights.sum()
+    squared = (student - teacher).square().mean(-1)
+    distance = 1 - F.cosine_similarity(student, teacher, dim=-1)
+    sums = [squared, teacher.square().mean(-1), distance, torch.ones_like(squared)]
+    return torch.stack([(weights * value).sum(1) for value in sums], dim=1)
+
+
+def state_loss(errors: Tensor) -> Tensor:
+    """Error of token states: squared error relative to the teacher's power, plus 1 - cosine.
+
+    Args:
+        errors: (B, 4) from `state_errors`.
+
+    Returns:
+        float32 scalar; 0 where both agree.
+    """
+    squared, power, distance, weight = errors.sum(0)
+    return squared / power + distance / weight
 
 
 def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:

@@ -1,10 +1,10 @@
 """Objectives: each an nn.Module with `forward(batch) -> (loss, metrics)`; only what is trained has gradients.
 
-B batch, L tokens, D hidden width, P joint width.
+B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -13,8 +13,17 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel
 
 from clipgraft.models.bridge import Bridge, position_weights, token_classes
-from clipgraft.models.clip import encode_images, encode_text, text_hidden_states
-from clipgraft.training.losses import contrastive_loss, min_snr_weights, state_loss
+from clipgraft.models.clip import encode_images, pooled_and_token_states, text_hidden_states
+from clipgraft.training.augmentation import random_resized_crop
+from clipgraft.training.losses import (
+    SameImage,
+    balanced_bias,
+    contrastive_loss,
+    min_snr_weights,
+    sigmoid_loss,
+    state_errors,
+    state_loss,
+)
 
 LOGIT_SCALE_MAX = math.log(100)
 """Radford et al. 2021, section 2.5: the multiplier is kept from passing 100 for a stable training."""
@@ -24,30 +33,115 @@ SQUARED_WEIGHT = 10.0
 then counts as much as a blurred subject. At ten the squared one leads from 6 levels of 255 on."""
 
 Result = tuple[Tensor, dict[str, Any]]
+ContrastiveLoss = Literal["softmax", "sigmoid"]
 
 
 class ContrastiveObjective(nn.Module):
-    """CLIP's contrastive loss over the pairs of a batch; both towers and `logit_scale` are trained.
+    """A contrastive loss between the images and captions of a batch; both towers may be trained.
 
     Args:
         clip: The model to train, float32.
+        loss: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with a `logit_bias` of its own).
+        same_image: What another caption of the same image is; see `contrastive_loss`.
+        preserved: The text tower as it was, frozen; None where nothing keeps the token states.
+        preservation_weight: Of the token states' error against that tower.
+        crop_scale: Least area of the random crop that each image is cut to, as a share; 1 = none.
     """
 
-    def __init__(self, clip: CLIPModel):
+    def __init__(
+        self,
+        clip: CLIPModel,
+        *,
+        loss: ContrastiveLoss = "softmax",
+        same_image: SameImage = "mask",
+        preserved: nn.Module | None = None,
+        preservation_weight: float = 0.0,
+        crop_scale: float = 1.0,
+    ):
         super().__init__()
         self.clip = clip
+        self.same_image = same_image
+        self.logit_bias = nn.Parameter(torch.zeros(())) if loss == "sigmoid" else None
+        self.preserved = preserved.requires_grad_(False) if preserved is not None else None
+        self.preservation_weight = preservation_weight
+        self.crop_scale = crop_scale
+
+    def train(self, mode: bool = True) -> "ContrastiveObjective":
+        """Switch what is trained: a frozen tower stays in eval."""
+        super().train(mode)
+        for tower in (self.clip.vision_model, self.clip.text_model, self.preserved):
+            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss of `clip_pixel_values` (B, 3, S, S) against `input_ids` (B, L), row by row."""
-        image_embeds = encode_images(self.clip, batch["clip_pixel_values"])  # (B, P)
-        text_embeds = encode_text(self.clip, batch["input_ids"])  # (B, P)
-        loss = contrastive_loss(image_embeds, text_embeds, self.clip.logit_scale)
-        return loss, {"logit_scale": self.clip.logit_scale.detach().exp()}
+        """Return the loss of a batch by itself; for its keys see `embed`."""
+        return self.joint_loss(self.embed(batch))
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Encode a batch; no row of what comes out depends on another row.
+
+        Args:
+            batch: `input_ids` (M, L); `clip_pixel_values` (N, 3, S, S), or `image_embeds` (N, P) where the
+                vision tower is frozen; `image_index` (N,), all different, and `caption_image` (M,), which of
+                them each caption belongs to; by choice `image_content` (N,), equal for equal images.
+
+        Returns:
+            `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; with the numbers above, and
+            `state_errors` (M, 4) where the token states are kept.
+        """
+        images, input_ids = batch.get("image_embeds"), batch["input_ids"]
+        if images is None:
+            pixels = batch["clip_pixel_values"]
+            if self.training and self.crop_scale < 1:
+                pixels = random_resized_crop(pixels, self.crop_scale)
+            images = encode_images(self.clip, pixels)
+        pooled, states = pooled_and_token_states(self.clip, input_ids)
+        embeds = {"image_embeds": images, "text_embeds": pooled}
+        if self.preserved is not None:
+            embeds["state_errors"] = self._state_errors(states, input_ids)
+        numbers = {name: batch[name] for name in ("image_index", "caption_image")}
+        return embeds | numbers | {"image_content": batch.get("image_content", batch["image_index"])}
+
+    def joint_loss(self, embeds: dict[str, Tensor]) -> Result:
+        """Return the loss over what `embed` gave of one or more batches, concatenated."""
+        named = {
+            "caption_row": (embeds["caption_image"][:, None] == embeds["image_index"]).int().argmax(1),
+            "image_content": embeds["image_content"],
+        }
+        towers = embeds["image_embeds"], embeds["text_embeds"], self.clip.logit_scale
+        metrics: dict[str, Any] = {"logit_scale": self.clip.logit_scale.detach().exp()}
+        if self.logit_bias is None:
+            loss = contrastive_loss(*towers, same_image=self.same_image, **named)
+        else:
+            loss = sigmoid_loss(*towers, self.logit_bias, same_image=self.same_image, **named)
+            metrics["logit_bias"] = self.logit_bias.detach()
+        if "state_errors" in embeds:
+            preservation = state_loss(embeds["state_errors"])
+            metrics |= {"contrastive_loss": loss.detach(), "preservation_loss": preservation.detach()}
+            loss = loss + self.preservation_weight * preservation
+        return loss, metrics
+
+    @torch.no_grad()
+    def start_bias(self, batch: dict[str, Any]) -> None:
+        """Set `logit_bias`, if there is one, to where a batch's expected number of pairs is its own."""
+        if self.logit_bias is not None:
+            embeds = self.embed(batch)
+            cosines = embeds["text_embeds"] @ embeds["image_embeds"].T
+            self.logit_bias.copy_(balanced_bias(self.clip.logit_scale.exp() * cosines))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Clamp the parameter itself: clamping it in `forward` would end its gradient at the bound."""
         self.clip.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
+
+    def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
+        """Sums of the token states' errors against the tower as it was, (M, 4)."""
+        assert self.preserved is not None
+        with torch.no_grad():
+            before = text_hidden_states(self.preserved, input_ids)
+        classes = token_classes(input_ids, self.clip.text_model.config.eos_token_id)
+        return state_errors(states, before, position_weights(classes))
 
 
 class BridgeObjective(nn.Module):
@@ -80,7 +174,7 @@ class BridgeObjective(nn.Module):
             student = text_hidden_states(self.text_model, batch["input_ids"])  # (B, L, D of CLIP)
             teacher = text_hidden_states(self.teacher, batch["input_ids"])  # (B, L, D of the base)
         weights = position_weights(token_classes(batch["input_ids"], self.eos_token_id))
-        return state_loss(self.bridge(student), teacher, weights), {}
+        return state_loss(state_errors(self.bridge(student), teacher, weights)), {}
 
 
 class AutoencoderObjective(nn.Module):

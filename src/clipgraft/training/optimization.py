@@ -1,14 +1,15 @@
 """What the loop steps with: parameter groups, learning rate as a function of the step, moving averages."""
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Split a module's trainable parameters into those that AdamW decays and those that it must not.
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Split a module's trainable parameters by whether AdamW decays them, and by learning rate.
 
     Vectors and scalars (biases, norms, CLIP's `logit_scale`) are not decayed: pulling `logit_scale` to zero
     would raise the temperature in silence.
@@ -16,22 +17,53 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     Args:
         module: Its parameters with `requires_grad` are taken.
         weight_decay: Decay of the matrices.
+        layer_decay: Factor on the learning rate from each layer to the one below it.
 
     Returns:
-        Two groups for `torch.optim.AdamW`; an empty one is left out.
+        Groups for `torch.optim.AdamW`, each with its `lr_scale`; the first matrices, then vectors.
 
     Raises:
         ValueError: If nothing in the module can be trained.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not named:
         raise ValueError("nothing to train: every parameter is frozen")
-    return groups
+    scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in sorted(named, key=lambda item: item[1].ndim < 2):
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((decay, scales[name]), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+
+
+def layer_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
+    """Learning rate of each parameter as a share of the peak, falling from a tower's head to its embeddings.
+
+    Args:
+        names: Of parameters; a tower's layers are named `<tower>.encoder.layers.<index>`.
+        layer_decay: The top layer's share; one below it has its square, and so on.
+
+    Source:
+        Clark et al. 2020 (ELECTRA), with BEiT's numbering: embeddings 0, layers from 1, head one above.
+    """
+    names = list(names)
+    found = {name: re.match(r"(.+)\.encoder\.layers\.(\d+)\.", name) for name in names}
+    num_layers: dict[str, int] = {}
+    for match in filter(None, found.values()):
+        num_layers[match[1]] = max(num_layers.get(match[1], 0), int(match[2]) + 1)
+
+    def depth_below_head(name: str) -> int:
+        match = found[name]
+        if match:
+            return num_layers[match[1]] - int(match[2])
+        is_input = ".embeddings." in name or ".pre_layrnorm." in name  # transformers' own spelling
+        tower = next((tower for tower in num_layers if name.startswith(f"{tower}.")), None)
+        return num_layers[tower] + 1 if is_input and tower else 0
+
+    return {name: layer_decay ** depth_below_head(name) for name in names}
 
 
 def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps: int) -> float:

@@ -1,0 +1,107 @@
+"""Evaluations on the way: `evaluations.jsonl`, the best weights by one metric, and when to stop early.
+
+All of it is read from the file's rows, so a resumed run decides as the unbroken one.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+BEST_NAME = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is measured before the first step and after every epoch."""
+
+    measure: Callable[[], dict[str, Any]]
+    """Gives metrics by name; must leave weights and random state alone."""
+    best_metric: str
+    """Name of the metric by which the best weights are told."""
+    patience: int = 0
+    """Evaluations without a better one after which training stops; 0 = never."""
+
+
+@dataclass
+class Evaluations:
+    """The rows of a run's evaluations; a row has `step`, `epoch` and the metrics.
+
+    Args:
+        folder: Gets `evaluations.jsonl` and `best.safetensors`.
+        plan: What is measured.
+        step: Steps made; later rows, of a run that was killed, are taken out.
+    """
+
+    folder: Path
+    plan: EvaluationPlan
+    step: int
+    rows: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = self.folder / "evaluations.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and self.step else []
+        self.rows = [row for row in map(json.loads, lines) if row["step"] <= self.step]
+
+    def is_due(self, step: int) -> bool:
+        """Whether there is no row of this step yet."""
+        return not self.rows or self.rows[-1]["step"] < step
+
+    def add(self, row: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """Write a row, and before it the weights where they are the best so far.
+
+        Args:
+            row: `step`, `epoch` and the metrics.
+            weights: What is trained, by name; None in a process that writes nothing.
+
+        Raises:
+            ValueError: If the row lacks the metric that tells the best.
+        """
+        metric = self.plan.best_metric
+        if not isinstance(row.get(metric), int | float):
+            known = ", ".join(name for name, value in row.items() if isinstance(value, int | float))
+            raise ValueError(f"best_metric {metric!r} is not measured; known here: {known}")
+        is_best = not self.rows or self._is_better(row, self.best())
+        self.rows.append(row)
+        if weights is None:
+            return
+        if is_best:
+            _write_whole(self.folder / BEST_NAME, lambda path: save_file(weights, path))
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        _write_whole(self.folder / "evaluations.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def best(self) -> dict[str, Any]:
+        """Return the best row; of equal ones the first."""
+        best = self.rows[0]
+        for row in self.rows[1:]:
+            best = row if self._is_better(row, best) else best
+        return best
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """Read the weights of the best row."""
+        return load_file(self.folder / BEST_NAME)
+
+    def has_lost_patience(self) -> bool:
+        """Whether the best row lies `patience` rows back."""
+        since_best = len(self.rows) - 1 - self.rows.index(self.best())
+        return 0 < self.plan.patience <= since_best
+
+    def _is_better(self, row: dict[str, Any], than: dict[str, Any]) -> bool:
+        metric = self.plan.best_metric
+        # Of a loss and of a drift less is better, of a recall more.
+        sign = -1 if "loss" in metric or "drift" in metric else 1
+        return sign * row[metric] > sign * than[metric]
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place, then move it there: a killed run leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)

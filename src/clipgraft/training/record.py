@@ -1,0 +1,119 @@
+"""What a training run leaves on disk: log, checkpoints, evaluations. One process writes, all agree."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from clipgraft.training.evaluations import EvaluationPlan, Evaluations
+from clipgraft.training.log import StepLog
+from clipgraft.training.state import load_newest_state, save_state
+from clipgraft.training.stepper import Stepper
+from clipgraft.training.stopping import Interrupted
+
+
+class RunRecord:
+    """A run's files.
+
+    Args:
+        folder: Gets `log.jsonl`, `checkpoints/`, `evaluations.jsonl` and the best weights.
+        stepper: Whose state is saved.
+        plan: What to evaluate; None = nothing.
+        checkpoint_every: Steps between checkpoints; 0 = only at the end and on a signal.
+        keep_checkpoints: Newest checkpoints kept.
+        num_steps: Of the whole run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stepper: Stepper,
+        plan: EvaluationPlan | None,
+        checkpoint_every: int,
+        keep_checkpoints: int,
+        num_steps: int,
+    ):
+        self.folder = folder
+        self.stepper = stepper
+        self.plan = plan
+        self.checkpoint_every = checkpoint_every
+        self.keep_checkpoints = keep_checkpoints
+        self.num_steps = num_steps
+        self.process = stepper.accelerator
+        self.log: StepLog | None = None
+        self.evaluations: Evaluations | None = None
+
+    def load(self) -> None:
+        """Bring the state back from the newest whole checkpoint, if there is one."""
+        load_newest_state(self.folder / "checkpoints", self.stepper.state)
+
+    def __enter__(self) -> "RunRecord":
+        step = self.stepper.state.step
+        if self.process.is_main_process:
+            self.log = StepLog(self.folder / "log.jsonl", keep=step)
+        if self.plan:
+            self.evaluations = Evaluations(self.folder, self.plan, step)
+        if not self.process.is_main_process:
+            # Dropout is to differ between processes; the checkpoint holds the first one's random state.
+            torch.manual_seed(int(torch.randint(2**31, ())) + self.process.process_index)
+        self.process.wait_for_everyone()  # nobody writes before all have read
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.log:
+            self.log.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a step's row to the log."""
+        if self.log:
+            self.log.write(row)
+
+    def save(self, *, signal_number: int = 0, now: bool = False) -> None:
+        """Write a checkpoint where one is due.
+
+        Args:
+            signal_number: Of the signal to stop on, 0 = none.
+            now: Whether one is due in any case.
+
+        Raises:
+            Interrupted: After saving, where there is a signal.
+        """
+        state = self.stepper.state
+        is_due = bool(self.checkpoint_every) and state.step % self.checkpoint_every == 0
+        checkpoints = self.folder / "checkpoints"
+        if self.log and (is_due or now or signal_number or state.step == self.num_steps):
+            self.log.sync()
+            save_state(checkpoints, state, keep=self.keep_checkpoints)
+        if signal_number:
+            self.process.wait_for_everyone()
+            raise Interrupted(signal_number, checkpoints)
+
+    def evaluate(self, *, epoch: int) -> None:
+        """Measure, unless this step was measured before the run was cut off; keep the best weights.
+
+        Args:
+            epoch: Epochs made.
+        """
+        step = self.stepper.state.step
+        if self.evaluations is None or not self.evaluations.is_due(step):
+            return
+        with self.stepper.averaged():
+            metrics = [self.evaluations.plan.measure() if self.process.is_main_process else {}]
+            broadcast_object_list(metrics)
+            self.evaluations.add(
+                {"step": step, "epoch": epoch, **metrics[0]},
+                self.stepper.weights() if self.process.is_main_process else None,
+            )
+        if self.has_lost_patience():
+            self.save(now=True)
+
+    def has_lost_patience(self) -> bool:
+        """Whether to stop early."""
+        return self.evaluations is not None and self.evaluations.has_lost_patience()
+
+    def best_weights(self) -> dict[str, Tensor] | None:
+        """Return the weights of the best evaluation; None where nothing was evaluated."""
+        self.process.wait_for_everyone()
+        return self.evaluations.best_weights() if self.evaluations else None
