@@ -112,8 +112,28 @@ def finetune(
     from clipgraft.stages.folder import stage_folder
 
     settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         stage(settings, folder, resume=resume)
+
+
+@app.command()
+def interpolate(
+    after: Annotated[str, typer.Option("--after", help="Folder of the fine-tuned CLIP.")],
+    out: OutOption,
+    before: Annotated[str, typer.Option("--before", help="CLIP before: folder, hub id or flatland.")] = "",
+    data: DataOption = "",
+    alpha: Annotated[float, typer.Option(help="Share of the fine-tuned weights in what is written.")] = 0.5,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compare weights between a CLIP before and after fine-tuning; write those at one place."""
+    from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.interpolate import interpolate as stage
+
+    settings = _recipe_from_options(recipe, set_, data=data, clip=before)
+    with stage_folder(out, settings, resume=False, overwrite=overwrite) as folder:
+        stage(settings, after, folder, alpha=alpha)
 
 
 @app.command()

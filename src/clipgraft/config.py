@@ -35,6 +35,8 @@ class DataSettings(Section):
     """Images outside every split list go to train instead of being counted out."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
+    max_val_images: Every = 0
+    """Use the first n validation images only; 0 = all."""
     max_test_images: Every = 0
     """Use the first n test images only; 0 = all."""
 
@@ -79,6 +81,41 @@ class TrainSettings(Section):
 
 class FinetuneSettings(TrainSettings):
     """Contrastive fine-tuning of CLIP; the defaults: AdamW, 1e-5, batch 32, norm 1.0, nine epochs."""
+
+    batch_size: Count = 32
+    """Images in one forward pass of all processes together; each with `captions_per_image` captions."""
+    captions_per_image: Annotated[int, Field(ge=1, le=5)] = 1
+    """Captions drawn for each image; the image is encoded once."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """CLIP's loss or SigLIP's."""
+    same_image: Literal["mask", "positive", "negative"] = "mask"
+    """What another caption of the same image is: left out, right as well, or wrong (plain CLIP)."""
+    accumulation: Literal["joint", "separate"] = "joint"
+    """joint: negatives from all the step's forward passes, as one big batch; separate: within each."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least area of a random crop of each training image, as a share; 1 = none."""
+    frozen_vision_layers: Annotated[int, Field(ge=-1)] = 0
+    """Embeddings and the first n layers of the vision tower stay as they are; -1 = the whole tower."""
+    frozen_text_layers: Annotated[int, Field(ge=-1)] = 0
+    """Embeddings and the first n layers of the text tower stay as they are; -1 = the whole tower."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each layer to the one below it."""
+    lora_rank: Every = 0
+    """Train low-rank updates of the attention's maps alone, merged at the end; 0 = train the weights."""
+    preservation_weight: NotNegative = 0.0
+    """Weight of the loss that holds the token states where they were; 0 = none."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the moving average that becomes the weights; 0 = none."""
+    best_metric: str = ""
+    """Keep the weights of the evaluation with the best of this metric; empty: the last weights."""
+    patience: Every = 0
+    """Evaluations without a better `best_metric` after which training stops; 0 = never."""
+    samples_every: Every = 0
+    """Steps between pictures of `generate.prompts`, drawn on the way; 0 = never."""
+    samples_graft: str = ""
+    """Graft folder whose bridge and base they are drawn with."""
+    compile: bool = False
+    """Compile both towers with torch.compile: minutes at the start, faster steps after."""
 
 
 class BridgeSettings(TrainSettings):
@@ -143,7 +180,7 @@ class DenoiserSettings(TrainSettings):
     num_epochs: Annotated[int, Field(ge=0)] = 60
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Of the moving average that becomes the weights; 0 = none."""
-    snr_gamma: Positive = 5.0
+    snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """Cap of the signal-to-noise ratio in the loss' weights (min-SNR)."""
     caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""

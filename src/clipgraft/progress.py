@@ -1,5 +1,6 @@
 """Progress on stderr: a bar with rate and ETA on a terminal, a line now and then elsewhere."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ def track(description: str, total: int) -> Iterator[Update]:
     Yields:
         A function to call with the number of items done so far and a short note.
     """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda _done, _note: None  # of several processes the first one speaks
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _line_printer(console, description, total)

@@ -5,7 +5,12 @@ import torch
 from torch.nn.functional import normalize
 
 from clipgraft.evaluation import retrieval
-from clipgraft.evaluation.retrieval import image_to_text_ranks, retrieval_metrics, text_to_image_ranks
+from clipgraft.evaluation.retrieval import (
+    image_to_text_ranks,
+    paired_recall,
+    retrieval_metrics,
+    text_to_image_ranks,
+)
 
 
 def naive_metrics(text_embeds, image_embeds, image_index):
@@ -147,3 +152,16 @@ def test_wrong_embeds_get_one_clear_line(text_embeds, image_embeds, image_index,
     with pytest.raises(ValueError, match=message) as error:
         retrieval_metrics(text_embeds, image_embeds, image_index)
     assert "\n" not in str(error.value)
+
+
+def test_paired_metric_gives_perfect_embeddings_of_five_captions_a_fifth():
+    image_embeds = torch.eye(8)
+    image_index = torch.arange(8).repeat_interleave(5)
+    text_embeds = image_embeds[image_index]
+    true = retrieval_metrics(text_embeds, image_embeds, image_index)
+    paired = paired_recall(text_embeds, image_embeds, image_index)
+    assert true["text_to_image_recall@1"] == true["image_to_text_recall@1"] == 1.0
+    assert paired == {
+        "paired_text_to_image_recall@1": pytest.approx(0.2),
+        "paired_image_to_text_recall@1": pytest.approx(0.2),
+    }

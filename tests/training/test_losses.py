@@ -190,12 +190,15 @@ def test_state_loss_of_the_zero_state_is_two():
     assert state_loss(errors).item() == pytest.approx(2, rel=1e-6)
 
 
-def test_min_snr_weight_equals_the_librarys_formula():
+def test_min_snr_weight_equals_the_librarys_formula_between_its_floor_and_its_cap():
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr
 
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    timesteps = torch.tensor([0, 10, 500, 999])
+    timesteps = torch.tensor([0, 10, 200, 300, 500, 999])
     snr = compute_snr(scheduler, timesteps)
-    expected = torch.stack([snr, torch.full_like(snr, 5.0)]).amin(0) / snr
+    capped = torch.stack([snr, torch.full_like(snr, 5.0)]).amin(0) / snr
+    expected = torch.where(snr < 1, 1 / snr, capped)  # there, the error of the picture itself
+    assert (snr < 1).any()
+    assert ((snr > 1) & (snr < 5)).any()
     torch.testing.assert_close(min_snr_weights(scheduler.alphas_cumprod, timesteps, 5.0), expected)

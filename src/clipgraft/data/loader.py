@@ -42,8 +42,8 @@ class EpochIndex(NamedTuple):
 class Item(NamedTuple):
     """One image with the captions drawn for it."""
 
-    clip_crop: np.ndarray
-    """(3, S, S) uint8."""
+    clip_crop: np.ndarray | None
+    """(3, S, S) uint8; None where images are not asked for."""
     input_ids: list[list[int]]
     image_index: int
     image_id: str
@@ -160,6 +160,7 @@ class ImageCaptionDataset(Dataset[Item]):
         processor: The model's own image processor.
         seed: Decides which captions are drawn in which epoch.
         captions_per_image: Captions drawn for each image.
+        with_images: Whether images are opened.
     """
 
     def __init__(
@@ -170,11 +171,13 @@ class ImageCaptionDataset(Dataset[Item]):
         processor: ImageProcessor,
         seed: int,
         captions_per_image: int = 1,
+        with_images: bool = True,
     ) -> None:
         self.images = tuple(images)
         self.processor = processor
         self.seed = seed
         self.captions_per_image = captions_per_image
+        self.with_images = with_images
         captions = [caption for image in self.images for caption in image.captions]
         self._input_ids, self.num_truncated = encode_captions(captions, tokenizer)
         self._first_caption = np.cumsum([0] + [len(image.captions) for image in self.images])
@@ -190,7 +193,7 @@ class ImageCaptionDataset(Dataset[Item]):
             len(image.captions), self.captions_per_image, seed=self.seed, epoch=epoch, index=index
         )
         input_ids = [self._input_ids[self._first_caption[index] + caption] for caption in drawn]
-        return Item(self._crop(index), input_ids, index, image.image_id)
+        return Item(self._crop(index) if self.with_images else None, input_ids, index, image.image_id)
 
     def _crop(self, index: int) -> np.ndarray:
         crop = self._crops.get(index)
@@ -221,19 +224,20 @@ class Collate:
         Returns:
             `clip_pixel_values` (N, 3, S, S) float32, `input_ids` (M, L) int64 padded with EOS, `image_index`
             (N,) int64, `caption_image` (M,) int64, the `image_index` of each caption's image, `image_content`
-            (N,) int64, equal for equal files, `image_ids` list of N names.
+            (N,) int64, equal for equal files, `image_ids` list of N names. Without images no pixels.
         """
-        crops = torch.from_numpy(np.stack([item.clip_crop for item in items]))
+        crops = [item.clip_crop for item in items if item.clip_crop is not None]
+        pixels = normalize_clip_crops(torch.from_numpy(np.stack(crops)), self.processor) if crops else None
         input_ids = [ids for item in items for ids in item.input_ids]
         length = self.pad_to or max(map(len, input_ids))
-        return {
-            "clip_pixel_values": normalize_clip_crops(crops, self.processor),
+        batch: dict[str, Tensor | list[str]] = {
             "input_ids": pad_input_ids(input_ids, self.eos_token_id, length),
             "image_index": torch.tensor([item.image_index for item in items]),
             "caption_image": torch.tensor([item.image_index for item in items for _ in item.input_ids]),
             "image_content": torch.tensor([self.content[item.image_index] for item in items]),
             "image_ids": [item.image_id for item in items],
         }
+        return batch if pixels is None else {"clip_pixel_values": pixels, **batch}
 
 
 class CaptionedBatches:
@@ -247,6 +251,7 @@ class CaptionedBatches:
             not full: a contrastive loss depends on its size.
         seed: Decides order and captions, together with the epoch.
         captions_per_image: Captions drawn for each image.
+        with_images: Whether images are opened.
         pad_to_context_length: Pad captions to all 77 positions, not to the batch's longest.
         num_workers: Processes that decode images; 0 decodes in this one.
         process_index: Which share of each batch is given.
@@ -266,6 +271,7 @@ class CaptionedBatches:
         batch_size: int,
         seed: int,
         captions_per_image: int = 1,
+        with_images: bool = True,
         pad_to_context_length: bool = False,
         num_workers: int = 0,
         process_index: int = 0,
@@ -280,6 +286,7 @@ class CaptionedBatches:
             processor=processor,
             seed=seed,
             captions_per_image=captions_per_image,
+            with_images=with_images,
         )
         self.loader: DataLoader[Any] = DataLoader(
             self.dataset,

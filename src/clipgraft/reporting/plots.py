@@ -4,7 +4,7 @@ Figures are matplotlib objects without pyplot, so nothing is shared between them
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,10 +74,14 @@ def render_loss(rows: Sequence[dict[str, Any]], image_format: str, theme: Theme 
     Returns:
         The file's bytes, equal for equal rows.
     """
+    return _render(lambda axes: _draw_loss(axes, rows, theme), image_format, theme)
+
+
+def _render(draw: Callable[[Axes], None], image_format: str, theme: Theme) -> bytes:
     figure = Figure(figsize=FIGURE_INCHES, layout="constrained", facecolor=theme.background)
     FigureCanvasAgg(figure)
     with matplotlib.rc_context({"font.size": FONT_POINTS, "svg.hashsalt": "clipgraft"}):
-        _draw_loss(figure.add_subplot(facecolor=theme.background), rows, theme)
+        draw(figure.add_subplot(facecolor=theme.background))
         content = io.BytesIO()
         # Without date and version in it, the same rows give the same bytes.
         metadata = {"Date": None} if image_format == "svg" else {"Software": None}
@@ -129,6 +133,35 @@ def thin_out(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndar
         else:
             kept.extend(sorted({start + int(np.nanargmin(part)), start + int(np.nanargmax(part))}))
     return steps[kept], losses[kept], size
+
+
+def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
+    """Draw recall@1 in both directions, and the drift of words, over the share of fine-tuned weights.
+
+    Args:
+        rows: One an `alpha`, with recall and drift; see `stages.interpolate`.
+        out_dir: Gets `interpolation.png` and `interpolation.svg`.
+    """
+    for image_format in ("png", "svg"):
+        content = _render(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)
+        write_whole(out_dir / f"interpolation.{image_format}", content)
+
+
+def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    _style(axes, LIGHT)
+    lines = (
+        ("text_to_image_recall@1", "image found by text", LIGHT.batch),
+        ("image_to_text_recall@1", "text found by image", LIGHT.mean),
+        ("drift_words", "drift of words' states", LIGHT.text),
+    )
+    for key, label, color in lines:
+        values = [100 * row[key] for row in rows]
+        axes.plot([row["alpha"] for row in rows], values, color=color, marker="o", markersize=4, label=label)
+    axes.set_xlabel("share of the fine-tuned weights", color=LIGHT.text)
+    axes.set_ylabel("%", color=LIGHT.text)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.legend(loc="best", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 1)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:

@@ -1,62 +1,88 @@
 """Fine-tune CLIP on captioned images, and measure retrieval before and after."""
 
-from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
+from accelerate.utils import send_to_device
 
-from clipgraft.config import Recipe
+from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.data.check import check_source, to_json
-from clipgraft.data.images import open_image
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CaptionedImage
-from clipgraft.data.transforms import clip_pixel_values, tokenize
-from clipgraft.evaluation.retrieval import retrieval_metrics
-from clipgraft.models.clip import ClipParts, encode_images, encode_text, load_clip, save_clip
-from clipgraft.progress import track
+from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.fitting import fit_stage
+from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
+from clipgraft.stages.samples import Samples
+from clipgraft.training.evaluations import EvaluationPlan
+from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
 from clipgraft.training.objectives import ContrastiveObjective
-
-ENCODE_BATCH_SIZE = 64
 
 
 def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune `recipe.clip` on the train split of `recipe.data`.
 
+    In several processes (started by `accelerate launch`) the first one measures and writes.
+
     Args:
         recipe: Its seed, device, data, clip and finetune settings are read.
-        folder: Gets `clip/`, `log.jsonl`, `metrics.json`, `loss.png`, `loss.svg` and `checkpoints/`.
+        folder: Gets `clip/`, `log.jsonl`, `evaluations.jsonl`, `metrics.json`, `data.json`, `loss.png`,
+            `loss.svg` and `checkpoints/`.
         resume: Go on from the newest checkpoint there.
 
     Returns:
-        The metrics that were written.
+        The metrics that were written; empty in the other processes.
+
+    Raises:
+        ValueError: If settings contradict each other or the data.
     """
     settings, device = recipe.finetune, choose_device(recipe.device)
-    mixed_precision = choose_mixed_precision(settings.mixed_precision, device)
+    processes = PartialState(cpu=device.type == "cpu")
+    device = processes.device if processes.num_processes > 1 else device
     source = load_source(recipe.data)
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     clip.model.to(device)
-    train = select(source, "train", recipe.data.max_train_images)
-    test = select(source, "test", recipe.data.max_test_images)
-    counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
-    (folder / "data.json").write_text(to_json(counts), encoding="utf-8")
+    splits = {
+        "train": select(source, "train", recipe.data.max_train_images),
+        "val": select(source, "val", recipe.data.max_val_images),
+        "test": select(source, "test", recipe.data.max_test_images),
+    }
+    check_settings(settings, has_val=bool(splits["val"]))
     seed_everything(recipe.seed)
     batches = CaptionedBatches(
-        train,
+        splits["train"],
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
         batch_size=settings.batch_size,
         seed=recipe.seed,
+        captions_per_image=settings.captions_per_image,
+        # What is not in the batch cannot be held: a U-Net reads padding too.
+        pad_to_context_length=settings.preservation_weight > 0,
+        with_images=settings.frozen_vision_layers != -1,
         num_workers=settings.num_workers,
+        process_index=processes.process_index,
+        num_processes=processes.num_processes,
     )
-    before = measure_retrieval(clip, test, "recall before")
+    before = None
+    if processes.is_main_process:
+        counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
+        (folder / "data.json").write_text(to_json(counts), encoding="utf-8")
+        before = measure_retrieval(clip, splits["test"], "recall before")
+    objective = build_objective(clip, settings, splits["train"]).to(device)
+    if settings.loss == "sigmoid":
+        objective.start_bias(send_to_device(next(iter(batches.epoch(0, 0))), device))
+    watch = ClipWatch(clip, objective, splits["val"], settings.batch_size) if splits["val"] else None
+    samples = None
+    if settings.samples_every and processes.is_main_process:
+        graft, out = Path(settings.samples_graft), folder / "samples"
+        samples = Samples(clip, graft, recipe.generate, out, settings.samples_every, device)
     result = fit_stage(
         "fine-tuning CLIP",
-        ContrastiveObjective(clip.model),
+        objective,
         batches,
         settings,
         folder=folder,
@@ -64,17 +90,26 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
         source_fingerprint=source.fingerprint,
         seed=recipe.seed,
         resume=resume,
+        on_step=samples,
+        ema_decay=settings.ema_decay,
+        layer_decay=settings.layer_decay,
+        accumulation=settings.accumulation,
+        evaluation=EvaluationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
     )
+    if not processes.is_main_process:
+        return {}
+    if settings.lora_rank:
+        merge_lora(clip.model)
     save_clip(clip, folder / "clip")
     metrics = {
         "before": before,
-        "after": measure_retrieval(clip, test, "recall after"),
+        "after": measure_retrieval(clip, splits["test"], "recall after"),
         "num_steps": result.num_steps,
         "skipped_steps": result.skipped_steps,
         "num_epochs": settings.num_epochs,
-        "num_train_images": len(train),
+        "num_train_images": len(splits["train"]),
         "epoch_mean_loss": result.epoch_mean_loss,
-        "mixed_precision": mixed_precision,
+        "mixed_precision": choose_mixed_precision(settings.mixed_precision, device),
         "seconds": result.seconds,
     }
     plot_loss(folder / "log.jsonl", folder)
@@ -82,27 +117,59 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     return metrics
 
 
-@torch.no_grad()
-def measure_retrieval(
-    clip: ClipParts, images: Sequence[CaptionedImage], description: str
-) -> dict[str, Any] | None:
-    """Recall at 1, 5 and 10 in both directions over images and all of their captions; None without images."""
-    if not images:
-        return None
-    clip.model.eval()
-    device = clip.model.device
-    captions = [caption for image in images for caption in image.captions]
-    image_index = torch.tensor([i for i, image in enumerate(images) for _ in image.captions])
-    image_embeds, text_embeds = [], []
-    with track(description, len(images) + len(captions)) as update:
-        for start in range(0, len(images), ENCODE_BATCH_SIZE):
-            opened = [open_image(image.path) for image in images[start : start + ENCODE_BATCH_SIZE]]
-            image_embeds.append(
-                encode_images(clip.model, clip_pixel_values(opened, clip.image_processor).to(device))
-            )
-            update(start + len(opened), "images")
-        for start in range(0, len(captions), ENCODE_BATCH_SIZE):
-            part = captions[start : start + ENCODE_BATCH_SIZE]
-            text_embeds.append(encode_text(clip.model, tokenize(part, clip.tokenizer).input_ids.to(device)))
-            update(len(images) + start + len(part), "captions")
-    return retrieval_metrics(torch.cat(text_embeds).cpu(), torch.cat(image_embeds).cpu(), image_index)
+def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ValueError: Names both settings and what to do.
+    """
+    if settings.patience and not settings.best_metric:
+        raise ValueError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")
+    if settings.best_metric and not has_val:
+        raise ValueError(
+            f"best_metric {settings.best_metric!r} is measured on a validation split, and the source has "
+            "none; leave best_metric empty, or add a val split"
+        )
+    if bool(settings.samples_every) != bool(settings.samples_graft):
+        raise ValueError("samples_every and samples_graft belong together: set both, or neither")
+    if settings.samples_every and settings.lora_rank:
+        raise ValueError(
+            "samples_every needs whole weights, which lora_rank has at the end only; set one to 0"
+        )
+    if settings.frozen_vision_layers == -1 and settings.crop_scale < 1:
+        raise ValueError(
+            "crop_scale below 1 augments images, and with frozen_vision_layers=-1 each is encoded once for "
+            "all epochs; set crop_scale=1"
+        )
+
+
+def build_objective(
+    clip: ClipParts, settings: FinetuneSettings, train: tuple[CaptionedImage, ...]
+) -> ContrastiveObjective:
+    """Prepare CLIP as the settings say: what is frozen, what is kept, what is compiled.
+
+    Args:
+        clip: Changed in place.
+        settings: Of the fine-tuning.
+        train: Encoded once where the vision tower is frozen.
+    """
+    preserved = deepcopy(clip.model.text_model).eval() if settings.preservation_weight else None
+    table = None
+    if settings.frozen_vision_layers == -1:
+        clip.model.eval()
+        table = embed_images(clip, train)
+    if settings.lora_rank:
+        add_lora(clip.model, settings.lora_rank)
+    freeze_layers(clip.model, vision=settings.frozen_vision_layers, text=settings.frozen_text_layers)
+    if settings.compile:
+        clip.model.vision_model.compile()
+        clip.model.text_model.compile()
+    return ContrastiveObjective(
+        clip.model,
+        loss=settings.loss,
+        same_image=settings.same_image,
+        preserved=preserved,
+        preservation_weight=settings.preservation_weight,
+        crop_scale=settings.crop_scale,
+        image_table=table,
+    )

@@ -1,6 +1,8 @@
 """Hand a stage's training settings to `fit`, with a progress bar."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from clipgraft.config import TrainSettings
 from clipgraft.progress import track
 from clipgraft.runtime import choose_mixed_precision
 from clipgraft.stages.folder import fingerprint
-from clipgraft.training.loop import Batches, FitResult, fit
+from clipgraft.training.loop import Batches, FitResult, StepReport, fit
 
 
 def fit_stage(
@@ -23,7 +25,8 @@ def fit_stage(
     source_fingerprint: str,
     seed: int,
     resume: bool,
-    ema_decay: float = 0.0,
+    on_step: Callable[[StepReport], None] | None = None,
+    **options: Any,
 ) -> FitResult:
     """Train an objective as the settings say.
 
@@ -37,9 +40,16 @@ def fit_stage(
         source_fingerprint: Names the data; a checkpoint of other data, seed or settings is refused.
         seed: The run's.
         resume: Go on from the newest checkpoint.
-        ema_decay: See `fit`.
+        on_step: Called after every step.
+        **options: Further ones of `fit`.
     """
     num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
+
+    def tell(report: StepReport) -> None:
+        update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f}/s")
+        if on_step:
+            on_step(report)
+
     with track(description, num_steps) as update:
         return fit(
             objective,
@@ -53,13 +63,11 @@ def fit_stage(
             max_grad_norm=settings.max_grad_norm,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             mixed_precision=choose_mixed_precision(settings.mixed_precision, device),
-            ema_decay=ema_decay,
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
             device=device.type,
             fingerprint=fingerprint(source_fingerprint, seed, settings.model_dump()),
             resume=resume,
-            on_step=lambda report: update(
-                report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f}/s"
-            ),
+            **options,
+            on_step=tell,
         )

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from accelerate import PartialState
 
 from clipgraft.config import Recipe, load_recipe, to_toml
 from clipgraft.errors import CheckpointError
@@ -19,8 +22,17 @@ from clipgraft.runtime import (
 
 
 @contextmanager
-def stage_folder(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Iterator[Path]:
+def stage_folder(
+    path: Path, recipe: Recipe, *, resume: bool, overwrite: bool, in_parallel: bool = False
+) -> Iterator[Path]:
     """Hold a run's folder while a stage works in it, with recipe and environment written first.
+
+    Args:
+        path: The folder.
+        recipe: The run's.
+        resume: Go on in a folder that holds a run.
+        overwrite: Delete the run that the folder holds.
+        in_parallel: Whether the stage can share its work among processes; the first one holds the folder.
 
     Raises:
         ValueError: If the folder is another run's, or holds what is not a run.
@@ -28,6 +40,18 @@ def stage_folder(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
     """
     quiet_libraries()
     device = choose_device(recipe.device)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes > 1:
+        if not in_parallel:
+            raise ValueError(
+                f"only `clipgraft finetune` runs in several processes, and {num_processes} were started; "
+                "start this command by itself"
+            )
+        processes = PartialState(cpu=device.type == "cpu")
+        if not processes.is_main_process:
+            processes.wait_for_everyone()
+            yield path
+            return
     with run_folder(path, resume=resume, overwrite=overwrite) as folder:
         written = folder / RECIPE_NAME
         if written.is_file() and load_recipe(written) != recipe:
@@ -36,6 +60,8 @@ def stage_folder(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
             )
         written.write_text(to_toml(recipe), encoding="utf-8")
         write_json(folder / "environment.json", describe_environment(device))
+        if num_processes > 1:
+            processes.wait_for_everyone()
         yield folder
 
 

@@ -44,8 +44,8 @@ from clipgraft.progress import track
 from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.asset import write_asset
 from clipgraft.stages.data import load_source, select
-from clipgraft.stages.finetune import measure_retrieval
 from clipgraft.stages.fitting import fit_stage
+from clipgraft.stages.measure import measure_retrieval
 from clipgraft.training.loop import Batches, FitResult
 from clipgraft.training.objectives import (
     AttributeObjective,

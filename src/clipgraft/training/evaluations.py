@@ -22,8 +22,8 @@ class EvaluationPlan:
 
     measure: Callable[[], dict[str, Any]]
     """Gives metrics by name; must leave weights and random state alone."""
-    best_metric: str
-    """Name of the metric by which the best weights are told."""
+    best_metric: str = ""
+    """Name of the metric by which the best weights are told; empty: none are kept."""
     patience: int = 0
     """Evaluations without a better one after which training stops; 0 = never."""
 
@@ -63,10 +63,10 @@ class Evaluations:
             ValueError: If the row lacks the metric that tells the best.
         """
         metric = self.plan.best_metric
-        if not isinstance(row.get(metric), int | float):
+        if metric and not isinstance(row.get(metric), int | float):
             known = ", ".join(name for name, value in row.items() if isinstance(value, int | float))
             raise ValueError(f"best_metric {metric!r} is not measured; known here: {known}")
-        is_best = not self.rows or self._is_better(row, self.best())
+        is_best = bool(metric) and (not self.rows or self._is_better(row, self.best()))
         self.rows.append(row)
         if weights is None:
             return
@@ -82,14 +82,16 @@ class Evaluations:
             best = row if self._is_better(row, best) else best
         return best
 
-    def best_weights(self) -> dict[str, Tensor]:
-        """Read the weights of the best row."""
-        return load_file(self.folder / BEST_NAME)
+    def best_weights(self) -> dict[str, Tensor] | None:
+        """Read the weights of the best row; None where none are kept."""
+        return load_file(self.folder / BEST_NAME) if self.plan.best_metric else None
 
     def has_lost_patience(self) -> bool:
         """Whether the best row lies `patience` rows back."""
+        if not self.plan.patience:
+            return False
         since_best = len(self.rows) - 1 - self.rows.index(self.best())
-        return 0 < self.plan.patience <= since_best
+        return self.plan.patience <= since_best
 
     def _is_better(self, row: dict[str, Any], than: dict[str, Any]) -> bool:
         metric = self.plan.best_metric

@@ -135,7 +135,8 @@ def fit(
         record.load()
     started = time.perf_counter()
     with record, StopOnSignal() as stop:
-        record.evaluate(epoch=state.step // steps_per_epoch)
+        if state.step % steps_per_epoch == 0:
+            record.evaluate(epoch=state.step // steps_per_epoch)
         while state.step < num_steps and not record.has_lost_patience():
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
             remaining = batches.epoch(epoch, step_in_epoch * gradient_accumulation_steps)

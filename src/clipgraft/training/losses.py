@@ -168,19 +168,24 @@ def state_loss(errors: Tensor) -> Tensor:
 
 
 def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weight of each sample's noise-prediction loss, so that easy low-noise steps do not dominate.
+    """Weight of each sample's noise-prediction loss, so that neither end of the schedule dominates.
+
+    Easy low-noise steps are capped at `gamma`. Where there is more noise than signal the error of the picture
+    itself counts: there the text alone can say what a whole picture has in common, such as its time of day,
+    and in the noise's error that is next to nothing. Without this floor a trial drew any time of day.
 
     Args:
         alphas_cumprod: The scheduler's, shape (T,).
         timesteps: int64 in [0, T), shape (B,).
-        gamma: Cap of the signal-to-noise ratio.
+        gamma: Cap of the signal-to-noise ratio, at least 1.
 
     Returns:
-        min(SNR, gamma) / SNR, float32, shape (B,).
+        min(max(SNR, 1), gamma) / SNR, float32, shape (B,).
 
     Source:
-        Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", epsilon prediction.
+        Cap: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", epsilon
+        prediction. Floor: Salimans and Ho 2022, "Progressive Distillation", section 4, truncated SNR.
     """
     alphas = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alphas / (1 - alphas)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(1, gamma) / snr

@@ -46,7 +46,10 @@ class ContrastiveObjective(nn.Module):
         preserved: The text tower as it was, frozen; None where nothing keeps the token states.
         preservation_weight: Of the token states' error against that tower.
         crop_scale: Least area of the random crop that each image is cut to, as a share; 1 = none.
+        image_table: Embeds of every image, (all images, P), where the vision tower is frozen.
     """
+
+    image_table: Tensor | None
 
     def __init__(
         self,
@@ -57,9 +60,11 @@ class ContrastiveObjective(nn.Module):
         preserved: nn.Module | None = None,
         preservation_weight: float = 0.0,
         crop_scale: float = 1.0,
+        image_table: Tensor | None = None,
     ):
         super().__init__()
         self.clip = clip
+        self.register_buffer("image_table", image_table, persistent=False)
         self.same_image = same_image
         self.logit_bias = nn.Parameter(torch.zeros(())) if loss == "sigmoid" else None
         self.preserved = preserved.requires_grad_(False) if preserved is not None else None
@@ -82,20 +87,16 @@ class ContrastiveObjective(nn.Module):
         """Encode a batch; no row of what comes out depends on another row.
 
         Args:
-            batch: `input_ids` (M, L); `clip_pixel_values` (N, 3, S, S), or `image_embeds` (N, P) where the
-                vision tower is frozen; `image_index` (N,), all different, and `caption_image` (M,), which of
-                them each caption belongs to; by choice `image_content` (N,), equal for equal images.
+            batch: `input_ids` (M, L); `clip_pixel_values` (N, 3, S, S), not needed with an `image_table`;
+                `image_index` (N,), all different, and `caption_image` (M,), which of them each caption
+                belongs to; by choice `image_content` (N,), equal for equal images.
 
         Returns:
             `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; with the numbers above, and
             `state_errors` (M, 4) where the token states are kept.
         """
-        images, input_ids = batch.get("image_embeds"), batch["input_ids"]
-        if images is None:
-            pixels = batch["clip_pixel_values"]
-            if self.training and self.crop_scale < 1:
-                pixels = random_resized_crop(pixels, self.crop_scale)
-            images = encode_images(self.clip, pixels)
+        input_ids = batch["input_ids"]
+        images = self._image_embeds(batch)
         pooled, states = pooled_and_token_states(self.clip, input_ids)
         embeds = {"image_embeds": images, "text_embeds": pooled}
         if self.preserved is not None:
@@ -134,6 +135,14 @@ class ContrastiveObjective(nn.Module):
     def after_step(self) -> None:
         """Clamp the parameter itself: clamping it in `forward` would end its gradient at the bound."""
         self.clip.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
+
+    def _image_embeds(self, batch: dict[str, Any]) -> Tensor:
+        if self.image_table is not None and self.training:
+            return self.image_table[batch["image_index"]]
+        pixels = batch["clip_pixel_values"]
+        if self.training and self.crop_scale < 1:
+            pixels = random_resized_crop(pixels, self.crop_scale)
+        return encode_images(self.clip, pixels)
 
     def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
         """Sums of the token states' errors against the tower as it was, (M, 4)."""
