@@ -20,6 +20,7 @@ from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
 from clipgraft.stages.samples import Samples
 from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
+from clipgraft.training.loop import FitResult
 from clipgraft.training.objectives import ContrastiveObjective
 
 
@@ -53,20 +54,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     }
     check_settings(settings, has_val=bool(splits["val"]))
     seed_everything(recipe.seed)
-    batches = CaptionedBatches(
-        splits["train"],
-        tokenizer=clip.tokenizer,
-        processor=clip.image_processor,
-        batch_size=settings.batch_size,
-        seed=recipe.seed,
-        captions_per_image=settings.captions_per_image,
-        # What is not in the batch cannot be held: a U-Net reads padding too.
-        pad_to_context_length=settings.preservation_weight > 0,
-        with_images=settings.frozen_vision_layers != -1,
-        num_workers=settings.num_workers,
-        process_index=processes.process_index,
-        num_processes=processes.num_processes,
-    )
+    batches = _batches(splits["train"], clip, recipe, processes)
     before = None
     if processes.is_main_process:
         counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
@@ -98,23 +86,54 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     )
     if not processes.is_main_process:
         return {}
+    metrics = {"before": before} | _finish(clip, splits, settings, folder, result)
+    metrics["mixed_precision"] = choose_mixed_precision(settings.mixed_precision, device)
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _finish(
+    clip: ClipParts,
+    splits: dict[str, tuple[CaptionedImage, ...]],
+    settings: FinetuneSettings,
+    folder: Path,
+    result: FitResult,
+) -> dict[str, Any]:
+    """Write the model and the loss figure; measure what came out."""
     if settings.lora_rank:
         merge_lora(clip.model)
     save_clip(clip, folder / "clip")
-    metrics = {
-        "before": before,
+    plot_loss(folder / "log.jsonl", folder)
+    return {
         "after": measure_retrieval(clip, splits["test"], "recall after"),
         "num_steps": result.num_steps,
         "skipped_steps": result.skipped_steps,
         "num_epochs": settings.num_epochs,
         "num_train_images": len(splits["train"]),
         "epoch_mean_loss": result.epoch_mean_loss,
-        "mixed_precision": choose_mixed_precision(settings.mixed_precision, device),
         "seconds": result.seconds,
     }
-    plot_loss(folder / "log.jsonl", folder)
-    write_json(folder / "metrics.json", metrics)
-    return metrics
+
+
+def _batches(
+    images: tuple[CaptionedImage, ...], clip: ClipParts, recipe: Recipe, processes: PartialState
+) -> CaptionedBatches:
+    """This process's share of the training batches."""
+    settings = recipe.finetune
+    return CaptionedBatches(
+        images,
+        tokenizer=clip.tokenizer,
+        processor=clip.image_processor,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+        captions_per_image=settings.captions_per_image,
+        # What is not in the batch cannot be held: a U-Net reads padding too.
+        pad_to_context_length=settings.preservation_weight > 0,
+        with_images=settings.frozen_vision_layers != -1,
+        num_workers=settings.num_workers,
+        process_index=processes.process_index,
+        num_processes=processes.num_processes,
+    )
 
 
 def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
