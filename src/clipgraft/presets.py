@@ -11,7 +11,7 @@ def demo() -> Recipe:
     the base's own text encoder, and with CLIP before and after.
     """
     return Recipe(
-        data=DataSettings(max_train_images=960, max_test_images=300),
+        data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=2000),
         evaluate=EvaluateSettings(num_prompts=40),

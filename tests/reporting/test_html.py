@@ -198,6 +198,16 @@ def test_data_without_test_images_has_no_recall(run_dir):
     assert "Recall was not measured: the data has no test images." in read_page(run_dir).text
 
 
+def test_what_a_paired_metric_would_have_said_is_told_apart(run_dir):
+    path = run_dir / "finetune" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    paired = {"paired_text_to_image_recall@1": 0.042, "paired_image_to_text_recall@1": 0.036}
+    write_json(path, metrics | {"after": metrics["after"] | paired})
+    text = read_page(run_dir).text
+    assert "would say 4.2 % and 3.6 % for recall@1 after" in text
+    assert "it cannot pass 20 %" in text
+
+
 def test_short_form_of_data_counts_is_understood(run_dir):
     (run_dir / "data.json").unlink()
     write_json(run_dir / "finetune" / "data.json", {"num_train_images": 6000, "num_test_images": 1000})

@@ -136,7 +136,20 @@ def recall_table(run: Run) -> Table | None:
     if is_number(num_images) and num_images:
         chance = percent(1 / num_images)
         note += f" By chance, the first image found by a caption would be right in {chance} of cases."
+    note += _paired_note(after)
     return Table(("", "before", "after", "difference"), rows, _with_number_note(note, rows))
+
+
+def _paired_note(after: dict[str, Any]) -> str:
+    """What a metric of caption-image pairs would have said, so that nobody compares the two."""
+    paired = [after.get(f"paired_{name}_recall@1") for name in ("text_to_image", "image_to_text")]
+    if not all(map(is_number, paired)):
+        return ""
+    return (
+        " A metric that knows one right answer among the repeated images of caption-image pairs, such as "
+        f"that of open_clip's training log, would say {percent(paired[0])} and {percent(paired[1])} for "
+        "recall@1 after; with five captions an image it cannot pass 20 %."
+    )
 
 
 def loss_notes(run: Run) -> list[str]:

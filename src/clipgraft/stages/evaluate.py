@@ -66,7 +66,8 @@ def evaluate(
     metrics = {"scores": scores, "probe_accuracy": accuracy, "settings": settings.model_dump()}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", metrics)
-    Console().print(_table(metrics))
+    for table in _tables(metrics):
+        Console().print(table)
     return metrics
 
 
@@ -102,15 +103,19 @@ def _refuse_other_sizes(pipeline: StableDiffusionPipeline) -> None:
         )
 
 
-def _table(metrics: dict[str, Any]) -> Table:
-    accuracy = ", ".join(f"{name} {share:.3f}" for name, share in metrics["probe_accuracy"].items())
-    table = Table(title="prompt fidelity", caption=f"the probe's accuracy on drawn pictures: {accuracy}")
-    for head in ("", "mean", "95 %", "held out", "seen", "all at once", *ATTRIBUTES):
-        table.add_column(head)
+def _tables(metrics: dict[str, Any]) -> tuple[Table, Table]:
+    """Means, and shares by attribute: two tables, each at home in 80 columns."""
+    heads = ("mean", "95 %", "held out", "seen", "all at once")
+    means, attributes = Table("", *heads, title="prompt fidelity"), Table("", *ATTRIBUTES)
     for name, score in metrics["scores"].items():
         low, high = score["interval"]
         shares = [score[key] for key in ("held_out", "seen", "all_at_once")]
-        shares += [score["by_attribute"].get(attribute) for attribute in ATTRIBUTES]
-        cells = ["-" if share is None else f"{share:.3f}" for share in shares]
-        table.add_row(name, f"{score['mean']:.3f}", f"{low:.3f}-{high:.3f}", *cells)
-    return table
+        means.add_row(name, f"{score['mean']:.3f}", f"{low:.2f}-{high:.2f}", *map(_share, shares))
+        attributes.add_row(name, *(_share(score["by_attribute"].get(key)) for key in ATTRIBUTES))
+    accuracy = metrics["probe_accuracy"]
+    attributes.add_row("the probe's accuracy", *(_share(accuracy.get(key)) for key in ATTRIBUTES))
+    return means, attributes
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
