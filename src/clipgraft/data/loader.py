@@ -18,18 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from clipgraft.data.images import open_image
+from clipgraft.data.crops import Crops
 from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.transforms import (
     ImageProcessor,
-    clip_crop,
     encode_captions,
     normalize_clip_crops,
     pad_input_ids,
 )
-
-CACHE_BYTES = 256 * 2**20
-"""Crops that each process keeps: all of 8,000 at 64 pixels (98 MB), 1,783 at 224 pixels."""
 
 
 class EpochIndex(NamedTuple):
@@ -152,36 +148,32 @@ def content_numbers(images: Sequence[CaptionedImage]) -> list[int]:
 class ImageCaptionDataset(Dataset[Item]):
     """Images, each with some of its captions; map-style, indexed by `EpochIndex`.
 
-    Captions are tokenized once, here. Crops are kept in memory up to `CACHE_BYTES` in each process.
+    Captions are tokenized once, here.
 
     Args:
         images: The images of one split.
+        crops: Of each of them, (3, S, S) uint8; None for captions alone.
         tokenizer: The model's own tokenizer.
-        processor: The model's own image processor.
         seed: Decides which captions are drawn in which epoch.
         captions_per_image: Captions drawn for each image.
-        with_images: Whether images are opened.
     """
 
     def __init__(
         self,
         images: Sequence[CaptionedImage],
+        crops: Sequence[np.ndarray] | Crops | None,
         *,
         tokenizer: PreTrainedTokenizerBase,
-        processor: ImageProcessor,
         seed: int,
         captions_per_image: int = 1,
-        with_images: bool = True,
     ) -> None:
         self.images = tuple(images)
-        self.processor = processor
+        self.crops = crops
         self.seed = seed
         self.captions_per_image = captions_per_image
-        self.with_images = with_images
         captions = [caption for image in self.images for caption in image.captions]
         self._input_ids, self.num_truncated = encode_captions(captions, tokenizer)
         self._first_caption = np.cumsum([0] + [len(image.captions) for image in self.images])
-        self._crops: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -193,15 +185,7 @@ class ImageCaptionDataset(Dataset[Item]):
             len(image.captions), self.captions_per_image, seed=self.seed, epoch=epoch, index=index
         )
         input_ids = [self._input_ids[self._first_caption[index] + caption] for caption in drawn]
-        return Item(self._crop(index) if self.with_images else None, input_ids, index, image.image_id)
-
-    def _crop(self, index: int) -> np.ndarray:
-        crop = self._crops.get(index)
-        if crop is None:
-            crop = clip_crop(open_image(self.images[index].path), self.processor)
-            if (len(self._crops) + 1) * crop.nbytes <= CACHE_BYTES:
-                self._crops[index] = crop
-        return crop
+        return Item(None if self.crops is None else self.crops[index], input_ids, index, image.image_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,33 +229,32 @@ class CaptionedBatches:
 
     Args:
         images: The images of one split.
+        crops: Of each of them, (3, S, S) uint8; None for captions alone.
         tokenizer: The model's own tokenizer.
         processor: The model's own image processor.
         batch_size: Images in a batch, of all processes together. An epoch's last batch is left out if it is
             not full: a contrastive loss depends on its size.
         seed: Decides order and captions, together with the epoch.
         captions_per_image: Captions drawn for each image.
-        with_images: Whether images are opened.
         pad_to_context_length: Pad captions to all 77 positions, not to the batch's longest.
-        num_workers: Processes that decode images; 0 decodes in this one.
+        num_workers: Processes that read images; 0 reads in this one.
         process_index: Which share of each batch is given.
         num_processes: Equal shares that a batch is cut in.
 
     Raises:
         ValueError: If no batch would come out, or a batch cannot be shared out evenly.
-        DataError: While iterating, if an image cannot be read; it names the file.
     """
 
     def __init__(
         self,
         images: Sequence[CaptionedImage],
+        crops: Sequence[np.ndarray] | Crops | None,
         *,
         tokenizer: PreTrainedTokenizerBase,
         processor: ImageProcessor,
         batch_size: int,
         seed: int,
         captions_per_image: int = 1,
-        with_images: bool = True,
         pad_to_context_length: bool = False,
         num_workers: int = 0,
         process_index: int = 0,
@@ -282,11 +265,10 @@ class CaptionedBatches:
         )
         self.dataset = ImageCaptionDataset(
             images,
+            crops,
             tokenizer=tokenizer,
-            processor=processor,
             seed=seed,
             captions_per_image=captions_per_image,
-            with_images=with_images,
         )
         self.loader: DataLoader[Any] = DataLoader(
             self.dataset,

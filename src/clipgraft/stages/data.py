@@ -1,15 +1,18 @@
 """Captioned images: reading, checking and drawing them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from clipgraft.config import DataSettings
 from clipgraft.data.check import check_source, render, to_json
+from clipgraft.data.crops import Crops, cut_crops
 from clipgraft.data.flatland import draw_flatland8k
 from clipgraft.data.readers import read_source
 from clipgraft.data.records import CaptionedImage, Source, Split
+from clipgraft.data.transforms import ImageProcessor
 from clipgraft.models.clip import load_clip
 from clipgraft.progress import track
 from clipgraft.runtime import quiet_libraries
@@ -32,6 +35,13 @@ def select(source: Source, split: Split, limit: int) -> tuple[CaptionedImage, ..
 def cache_dir() -> Path:
     """Folder for what can be made again, by the XDG convention."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
+
+
+def load_crops(images: Sequence[CaptionedImage], processor: ImageProcessor) -> Crops:
+    """CLIP's crops of images, from the disk where they were cut before."""
+    paths = [image.path for image in images]
+    with track("reading images", len(paths)) as update:
+        return cut_crops(paths, processor, cache_dir() / "crops", lambda done: update(done, "decoded"))
 
 
 def check_data(path: Path, *, include_unsplit: bool, clip: str, as_json: bool) -> None:

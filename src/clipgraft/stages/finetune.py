@@ -14,7 +14,7 @@ from clipgraft.data.records import CaptionedImage
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
-from clipgraft.stages.data import load_source, select
+from clipgraft.stages.data import load_crops, load_source, select
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
 from clipgraft.stages.samples import Samples
@@ -120,8 +120,13 @@ def _batches(
 ) -> CaptionedBatches:
     """This process's share of the training batches."""
     settings = recipe.finetune
+    crops = None
+    if settings.frozen_vision_layers != -1:
+        with processes.main_process_first():  # the others find them cut
+            crops = load_crops(images, clip.image_processor)
     return CaptionedBatches(
         images,
+        crops,
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
         batch_size=settings.batch_size,
@@ -129,7 +134,6 @@ def _batches(
         captions_per_image=settings.captions_per_image,
         # What is not in the batch cannot be held: a U-Net reads padding too.
         pad_to_context_length=settings.preservation_weight > 0,
-        with_images=settings.frozen_vision_layers != -1,
         num_workers=settings.num_workers,
         process_index=processes.process_index,
         num_processes=processes.num_processes,

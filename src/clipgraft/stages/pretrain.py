@@ -43,7 +43,7 @@ from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.progress import track
 from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.asset import write_asset
-from clipgraft.stages.data import load_source, select
+from clipgraft.stages.data import load_crops, load_source, select
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.measure import measure_retrieval
 from clipgraft.training.loop import Batches, FitResult
@@ -240,6 +240,7 @@ def _train_clip(
         clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
         batches = CaptionedBatches(
             [replace(image, captions=(plain[image.image_id],)) for image in images],
+            load_crops(images, clip.image_processor),
             tokenizer=tokenizer,
             processor=clip.image_processor,
             batch_size=settings.batch_size,
