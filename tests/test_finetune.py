@@ -146,6 +146,7 @@ def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"batch_size": 1}, "a batch of one image has no wrong answer to learn from"),
         ({"patience": 2}, "patience needs a best_metric: name one"),
         ({"samples_every": 5}, "samples_every and samples_graft belong together"),
         ({"frozen_vision_layers": -1, "crop_scale": 0.9}, "crop_scale below 1 augments images"),
@@ -165,6 +166,17 @@ def test_best_metric_without_a_validation_split_is_refused(world, tmp_path):
     (source / "Flickr_8k.devImages.txt").write_text("")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(source)})})
     with pytest.raises(ValueError, match="measured on a validation split, and the source has none"):
+        finetune(recipe, tmp_path)
+
+
+def test_captions_that_are_all_equal_are_refused(world, tmp_path):
+    source = tiny.write_flickr8k(tmp_path / "data")
+    path = source / "Flickr8k.token.txt"
+    lines = [line.split("\t")[0] + "\tA dog ." for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))
+    recipe = recipe_of(world)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(source)})})
+    with pytest.raises(ValueError, match=r"every training caption is 'A dog \.'; captions have to tell"):
         finetune(recipe, tmp_path)
 
 

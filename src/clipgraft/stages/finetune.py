@@ -53,6 +53,9 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
         "test": select(source, "test", recipe.data.max_test_images),
     }
     check_settings(settings, has_val=bool(splits["val"]))
+    captions = {caption for image in splits["train"] for caption in image.captions}
+    if len(captions) == 1:
+        raise ValueError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
     seed_everything(recipe.seed)
     batches = _batches(splits["train"], clip, recipe, processes)
     before = None
@@ -146,6 +149,12 @@ def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
     Raises:
         ValueError: Names both settings and what to do.
     """
+    if settings.batch_size == 1 and (
+        settings.gradient_accumulation_steps == 1 or settings.accumulation == "separate"
+    ):
+        raise ValueError(
+            "a batch of one image has no wrong answer to learn from; set batch_size to 2 or more"
+        )
     if settings.patience and not settings.best_metric:
         raise ValueError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")
     if settings.best_metric and not has_val:
