@@ -208,6 +208,25 @@ def test_what_a_paired_metric_would_have_said_is_told_apart(run_dir):
     assert "it cannot pass 20 %" in text
 
 
+def test_evaluations_on_the_way_are_laid_out_by_epoch(run_dir):
+    rows = [
+        {"step": 20 * k, "epoch": k, "num_images": 40, "val_loss": 3.0 - k / 10, "drift_words": k / 50}
+        for k in range(25)
+    ]
+    text = "\n".join(map(json.dumps, rows))
+    (run_dir / "finetune" / "evaluations.jsonl").write_text(text)
+    page = read_page(run_dir).text
+    assert "On 40 validation images, before the first step and after epochs." in page
+    assert "drift of words" in page
+    assert "0.480" in page
+    assert "image R@1" not in page
+
+
+def test_damaged_evaluations_are_named(run_dir):
+    (run_dir / "finetune" / "evaluations.jsonl").write_text('{"step": 0}\n[1]\n')
+    assert "evaluations.jsonl cannot be read." in read_page(run_dir).text
+
+
 def test_short_form_of_data_counts_is_understood(run_dir):
     (run_dir / "data.json").unlink()
     write_json(run_dir / "finetune" / "data.json", {"num_train_images": 6000, "num_test_images": 1000})

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipgraft.reporting import sections
+from clipgraft.reporting.evaluations import evaluations_table
 from clipgraft.reporting.pictures import group_pictures
 from clipgraft.reporting.plots import DARK, LIGHT, Theme, plot_loss, render_loss
 from clipgraft.reporting.run import Run, read_run, write_whole
@@ -71,6 +72,7 @@ def render_report(run: Run) -> str:
         pictures=pictures,
         num_hidden_pictures=num_hidden,
         recall=sections.recall_table(run),
+        evaluations=evaluations_table(run),
         loss_figures={
             name: _loss_figure(run, theme) for name, theme in (("light", LIGHT), ("dark", DARK)) if run.log
         },

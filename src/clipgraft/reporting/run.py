@@ -29,6 +29,8 @@ class Run:
     """Counts of the captioned images."""
     log: list[dict[str, Any]]
     """Fine-tuning's optimizer steps."""
+    evaluations: list[dict[str, Any]]
+    """Rows of `evaluations.jsonl`: recall, loss and drift on the way."""
     finetune: dict[str, Any]
     bridge: dict[str, Any]
     evaluate: dict[str, Any]
@@ -69,6 +71,7 @@ def read_run(run_dir: Path) -> Run:
         data=_read_object(run_dir / "data.json", problems)
         or _read_object(folders["finetune"] / "data.json", problems),
         log=read_log(folders["finetune"] / "log.jsonl", problems),
+        evaluations=_read_rows(folders["finetune"] / "evaluations.jsonl", problems),
         finetune=metrics.get("finetune", {}),
         bridge=metrics.get("bridge", {}),
         evaluate=metrics.get("evaluate", {}),
@@ -119,6 +122,19 @@ def read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if num_bad:
         problems.append(f"{path.name}: {num_bad} of {num_bad + len(rows)} lines cannot be read.")
     return rows
+
+
+def _read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line; a file with anything else in it gives none."""
+    lines = _read_text(path, problems).splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError:
+        rows = [None]
+    if all(isinstance(row, dict) for row in rows):
+        return rows
+    problems.append(f"{path.name} cannot be read.")
+    return []
 
 
 def is_number(value: Any) -> bool:
