@@ -1,6 +1,13 @@
 """Named recipes: each a function whose docstring says the command and what to expect of it."""
 
-from clipgraft.config import BridgeSettings, DataSettings, EvaluateSettings, FinetuneSettings, Recipe
+from clipgraft.config import (
+    BridgeSettings,
+    DataSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    GenerateSettings,
+    Recipe,
+)
 
 
 def demo() -> Recipe:
@@ -8,11 +15,12 @@ def demo() -> Recipe:
 
     It fine-tunes flatland's CLIP with the seed recipe's nine epochs on a part of flatland8k, at a learning
     rate that suits its size (2.4 M parameters against B/32's 151 M), bridges it and draws both prompts with
-    the base's own text encoder, and with CLIP before and after.
+    the base's own text encoder, and with CLIP before and after. Guidance is 3, as in EvaluateSettings.
     """
     return Recipe(
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=2000),
+        generate=GenerateSettings(guidance_scale=3.0),
         evaluate=EvaluateSettings(num_prompts=40),
     )

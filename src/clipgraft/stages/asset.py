@@ -46,6 +46,8 @@ def write_asset(
             requires_safety_checker=False,
         ).save_pretrained(asset / "base")
         save_clip(ClipParts(_half(clip.model), clip.tokenizer, clip.image_processor), asset / "clip")
+        for config in asset.rglob("config.json"):
+            _forget_source(config)
         save_probe(probe, asset / "probe.safetensors")
         write_json(asset / "metrics.json", metrics)
         (asset / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
@@ -64,6 +66,13 @@ def write_asset(
 def _half(module: Any) -> Any:
     """A float16 copy, to half the size; loading gives float32 again."""
     return deepcopy(module).cpu().half()
+
+
+def _forget_source(config: Path) -> None:
+    """Take out where diffusers loaded a model from: a folder of the machine that trained it."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values.pop("_name_or_path", None)
+    write_json(config, values)
 
 
 def _epochs(part: str, folder: Path) -> Iterator[dict[str, Any]]:
