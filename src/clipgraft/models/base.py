@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import load_strictly, module_sha256
@@ -35,6 +36,10 @@ class FrozenBase:
     tokenizer: CLIPTokenizer | None = None
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
+    safety_checker: StableDiffusionSafetyChecker | None = None
+    """Loaded with the VAE, where the base has one."""
+    feature_extractor: CLIPImageProcessorPil | None = None
+    """Prepares pictures for the safety checker."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():

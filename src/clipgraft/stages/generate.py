@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from rich.console import Console
-from transformers import CLIPTokenizer
 
 from clipgraft.config import GenerateSettings, Recipe
-from clipgraft.generation.pipeline import Job, Picture, build_pipeline, draw, picture_file_name
-from clipgraft.models.base import COMPONENTS, FrozenBase
-from clipgraft.models.encoder import Graft, load_graft
-from clipgraft.models.tokenizer import unknown_words
+from clipgraft.generation.generator import ImageGenerator, load_base, load_generators
+from clipgraft.generation.jobs import Job, expand_seeds, picture_file_name
+from clipgraft.generation.pipeline import Picture, build_pipeline
+from clipgraft.models.encoder import load_graft
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries, write_json
+from clipgraft.runtime import quiet_libraries, write_json
 
 
 def generate(
@@ -35,85 +33,45 @@ def generate(
         The rows of `images.json`.
     """
     settings = recipe.generate
-    jobs = [
-        Job(prompt, settings.seed + index)
-        for prompt in settings.prompts
-        for index in range(settings.num_images_per_prompt)
-    ]
+    jobs = _jobs(settings)
     rows: list[dict[str, Any]] = []
-    for column, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
-        if not rows:
-            notes = _say_notes(settings.prompts, pipeline.tokenizer)
+    for column, generator in load_generators(encoders, base=base, device=recipe.device):
         column = column if len(encoders) > 1 else ""
         folder = out_dir / column
         folder.mkdir(parents=True, exist_ok=True)
-        for picture in _draw(pipeline, jobs, settings, f"drawing {column}".strip()):
+        for picture in _draw(generator, jobs, settings, f"drawing {column}".strip()):
             path = folder / picture_file_name(picture.prompt, picture.seed)
             _save_png(picture.image, path)
             row = {"file": path.relative_to(out_dir).as_posix(), "column": column}
-            rows.append(row | _record(picture, settings) | {"notes": notes[picture.prompt]})
+            rows.append(row | _record(picture, settings) | {"notes": picture.notes})
     write_json(out_dir / "images.json", rows)
     for row in rows:
         Console().print(f"{row['status']}  {out_dir / str(row['file'])}", highlight=False, soft_wrap=True)
     return rows
 
 
-def load_pipelines(
-    encoders: Mapping[str, Path | None], *, base: str, device: torch.device
-) -> Iterator[tuple[str, StableDiffusionPipeline]]:
-    """Give each text encoder in a pipeline; the base is loaded once, for the first of them.
-
-    Args:
-        encoders: By name a graft folder, or None for the base's own text encoder.
-        base: Where not empty, the base in place of the one that a graft names.
-        device: Where to draw; decides the weights' dtype.
-
-    Raises:
-        ValueError: If neither a graft nor `base` says which base is meant.
-        CheckpointError: If a graft was made for another base.
-    """
-    quiet_libraries()
-    dtype = inference_dtype(device)
-    grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
-    if not grafts and not base:
-        raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
-    frozen = _load_base(
-        next(iter(grafts.values()), None), base, dtype, with_teacher=None in encoders.values()
-    )
-    for name in encoders:
-        encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
-        yield name, build_pipeline(frozen, encoder).to(device)
-
-
-def _load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
-    name, revision = base, None
-    if graft and not base:
-        name, revision = graft.base["name"], graft.base["revision"] or None
-    return FrozenBase.load(
-        name,
-        revision=revision,
-        components=COMPONENTS
-        if with_teacher
-        else tuple(name for name in COMPONENTS if name != "text_encoder"),
-        dtype=dtype,
-        tokenizer=graft.tokenizer if graft else None,
-    )
-
-
-def _draw(
-    pipeline: StableDiffusionPipeline, jobs: Sequence[Job], settings: GenerateSettings, description: str
-) -> Iterator[Picture]:
-    with track(description, len(jobs) * settings.num_inference_steps) as update:
-        yield from draw(
-            pipeline,
-            jobs,
+def _jobs(settings: GenerateSettings) -> list[Job]:
+    jobs = []
+    for prompt in settings.prompts:
+        job = Job(
+            prompt,
+            settings.seed,
             negative_prompt=settings.negative_prompt,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             height=settings.height,
             width=settings.width,
-            batch_size=settings.batch_size,
-            on_step=lambda done, _total: update(done, "steps"),
+        )
+        jobs += expand_seeds(job, settings.num_images_per_prompt)
+    return jobs
+
+
+def _draw(
+    generator: ImageGenerator, jobs: Sequence[Job], settings: GenerateSettings, description: str
+) -> Iterator[Picture]:
+    with track(description, sum(job.num_steps for job in jobs)) as update:
+        yield from generator.draw(
+            jobs, batch_size=settings.batch_size, on_step=lambda done, _total: update(done, "steps")
         )
 
 
@@ -130,37 +88,6 @@ def _record(picture: Picture, settings: GenerateSettings) -> dict[str, Any]:
     }
 
 
-def _say_notes(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> dict[str, list[str]]:
-    notes = {prompt: prompt_notes(prompt, tokenizer) for prompt in prompts}
-    for prompt, lines in notes.items():
-        for line in lines:
-            Console(stderr=True).print(f"note: {prompt[:60]!r}: {line}", highlight=False, markup=False)
-    return notes
-
-
-def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Say what a base cannot read of a prompt: what lies behind its last position, and unknown words.
-
-    Args:
-        prompt: What is to be drawn.
-        tokenizer: The base's.
-
-    Returns:
-        A sentence for each; empty where all is read.
-    """
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    length = tokenizer.model_max_length
-    notes = []
-    if len(ids) > length:
-        notes.append(
-            f"{len(ids)} tokens, {length} are read; cut off: {tokenizer.decode(ids[length - 1 : -1])!r}"
-        )
-    unknown = unknown_words(prompt, tokenizer)
-    if unknown:
-        notes.append(f"not in the vocabulary, so read in pieces: {', '.join(unknown)}")
-    return notes
-
-
 def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
     """Write graft and base as one folder that diffusers loads after `import clipgraft`.
 
@@ -171,7 +98,7 @@ def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
         raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
     quiet_libraries()
     loaded = load_graft(graft)
-    frozen = _load_base(loaded, base, torch.float32, with_teacher=False)
+    frozen = load_base(loaded, base, torch.float32, with_teacher=False)
     build_pipeline(frozen, loaded.text_encoder).save_pretrained(out_dir)
     Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)
 
