@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import SchedulerMixin, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from clipgraft.generation.jobs import Job, expand_seeds
@@ -98,6 +98,8 @@ class ImageGenerator:
     """A text encoder and a base, ready to draw. Made by `load`."""
 
     pipeline: StableDiffusionPipeline
+    base_scheduler: SchedulerMixin
+    """The base's own; each job's is made from it."""
 
     def generate(
         self,
@@ -108,6 +110,7 @@ class ImageGenerator:
         num_images: int = 1,
         steps: int = 25,
         guidance_scale: float = 7.5,
+        scheduler: str = "dpm++",
         height: int = 0,
         width: int = 0,
         init_image: str | Path | None = None,
@@ -123,6 +126,7 @@ class ImageGenerator:
             num_images: Pictures a prompt.
             steps: Denoising steps.
             guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance.
+            scheduler: One of `clipgraft.generation.schedulers.SCHEDULERS`.
             height: Pixels, a multiple of 8; 0 = the base's own size.
             width: The same.
             init_image: Picture to start from, fitted to height and width.
@@ -144,6 +148,7 @@ class ImageGenerator:
                 negative_prompt=negative_prompt,
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
+                scheduler=scheduler,
                 height=height,
                 width=width,
                 init_image=Path(init_image) if init_image else None,
@@ -158,7 +163,7 @@ class ImageGenerator:
         Yields:
             A picture for each job, in order, with notes on what the base cannot read of its prompt.
         """
-        for picture in draw(self.pipeline, jobs, **options):
+        for picture in draw(self.pipeline, jobs, base_scheduler=self.base_scheduler, **options):
             notes = tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer))
             yield replace(picture, notes=notes)
 
@@ -173,7 +178,7 @@ def _generator(
         "sequential": pipeline.enable_sequential_cpu_offload,
     }
     enable[offload]()
-    return ImageGenerator(pipeline)
+    return ImageGenerator(pipeline, frozen.scheduler)
 
 
 def _check_offload(offload: str, device: torch.device) -> None:

@@ -8,6 +8,8 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from clipgraft.generation.schedulers import SCHEDULERS
+
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
 MAX_STEPS = 1000
@@ -31,6 +33,8 @@ class Job:
     num_inference_steps: int = 25
     guidance_scale: float = 7.5
     """1 = no guidance."""
+    scheduler: str = "dpm++"
+    """A key of `schedulers.SCHEDULERS`."""
     height: int = 0
     """Pixels, a multiple of 8; 0 = the base's own size."""
     width: int = 0
@@ -45,6 +49,8 @@ class Job:
         _check_integer("seed", self.seed, 0, MAX_SEED, "from 0 to 2^64 - 1 (64 bits)")
         _check_integer("steps", self.num_inference_steps, 1, MAX_STEPS, f"from 1 to {MAX_STEPS}")
         _check_number("guidance_scale", self.guidance_scale, 1, math.inf, "1 (no guidance) or more")
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
@@ -108,6 +114,7 @@ def _shared_settings(job: Job) -> tuple:
     return (
         job.num_inference_steps,
         job.guidance_scale,
+        job.scheduler,
         job.height,
         job.width,
         job.init_image is None,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import (
-    DPMSolverMultistepScheduler,
+    SchedulerMixin,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 from clipgraft.data.images import open_image
 from clipgraft.generation.decoding import decode
 from clipgraft.generation.jobs import Job, batches
+from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import GraftedTextEncoder
 
@@ -72,15 +73,12 @@ def build_pipeline(
             f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
             "use the base that the graft was made for"
         )
-    scheduler = DPMSolverMultistepScheduler.from_config(
-        base.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
-    )
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         unet=base.unet,
         text_encoder=text_encoder,
         tokenizer=base.tokenizer,
-        scheduler=scheduler,
+        scheduler=build_scheduler("dpm++", base.scheduler),
         safety_checker=base.safety_checker,
         feature_extractor=base.feature_extractor,
         requires_safety_checker=base.safety_checker is not None,
@@ -93,6 +91,7 @@ def draw(
     pipeline: StableDiffusionPipeline,
     jobs: Sequence[Job],
     *,
+    base_scheduler: SchedulerMixin | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,
     on_preview: Callable[[Sequence[Job], list[Image.Image], int], None] | None = None,
@@ -106,6 +105,7 @@ def draw(
     Args:
         pipeline: From `build_pipeline`.
         jobs: What to draw; neighbours with the same settings share batches.
+        base_scheduler: The base's own; each job's scheduler is made from it. None = the pipeline's for all.
         batch_size: Pictures drawn at once, at most.
         on_step: Called with the denoising steps done and in all, counted for each picture.
         on_preview: Called with a batch's jobs, its pictures as they are, and the steps done.
@@ -133,6 +133,8 @@ def draw(
     remaining = list(jobs)
     while remaining:
         batch = next(batches(remaining, batch_size))
+        if base_scheduler is not None:
+            pipeline.scheduler = build_scheduler(batch[0].scheduler, base_scheduler)
         try:
             pictures = _draw_batch(pipeline, batch, report)
         except (RuntimeError, MemoryError) as error:
