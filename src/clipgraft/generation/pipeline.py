@@ -192,7 +192,10 @@ def _draw_batch(
 
 def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2ImgPipeline:
     """The sibling that starts from a picture, of the same components."""
-    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipeline, dtype=pipeline.dtype)
+    # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
+    sibling = StableDiffusionImg2ImgPipeline(
+        **pipeline.components, requires_safety_checker=pipeline.safety_checker is not None
+    )
     sibling.set_progress_bar_config(disable=True)
     return sibling
 
