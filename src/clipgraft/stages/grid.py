@@ -115,6 +115,8 @@ def draw_grid(
         ValueError: If an axis comes twice, or a value is not allowed.
     """
     names = [axis.name for axis in axes]
+    if "prompt" not in {*names, *settings}:
+        raise ValueError("no prompt to draw; give at least one text")
     if len(set(names)) < len(names):
         raise ValueError(f"an axis comes twice: {', '.join(names)}; give its values together")
     by_name = {axis.name: axis for axis in axes}
