@@ -100,7 +100,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
         (b'{"prompt": "A dog"', "no JSON (Expecting ',' delimiter at character 19)"),
         (b'["A dog"]', 'no object with a "prompt"'),
         (b'{"seed": 1}', 'no object with a "prompt"'),
-        (b'{"prompt": "A dog", "sed": 1}', "unknown setting 'sed'; did you mean 'seed'?"),
+        (b'{"prompt": "A dog", "sed": 1}', "unknown setting 'sed' (did you mean 'seed'?)"),
         (b'{"prompt": "A dog", "steps": 0}', "steps must be from 1 to 1000; got 0"),
         (b'{"prompt": "A dog", "seed": "x"}', "seed must be from 0 to 2^64 - 1 (64 bits); got 'x'"),
         (b'{"prompt": 7}', "prompt must be a text; got 7"),
@@ -515,3 +515,12 @@ def test_pictures_are_not_kept(base, tmp_path, monkeypatch):
     stage(jobs, {"teacher": None}, tmp_path, DrawOptions(base=str(base), is_quiet=True))
     assert len(drawn) == 40
     assert max(alive) <= 2 * DrawOptions().batch_size
+
+
+def test_example_in_the_readme_draws(tmp_path, monkeypatch):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    example = next(part for part in readme.split("```python\n") if "clipgraft.load(" in part).split("```")[0]
+    assert len(example.strip().splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    exec(example)
+    assert pixels(tmp_path / "dog.png").std() > 20

@@ -95,7 +95,7 @@ def make_jobs(prompt: str, *, num_images: int = 1, steps: int = 25, **settings: 
         if word not in known:
             nearest = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-            raise ValueError(f"unknown setting {word!r}; {hint}")
+            raise ValueError(f"unknown setting {word!r} ({hint})")
     _check_integer("num_images", num_images, 1, 2**31, "at least 1")
     job = Job(prompt, num_inference_steps=steps, **settings)
     return [replace(job, seed=job.seed + index) for index in range(num_images)]

@@ -15,6 +15,7 @@ from clipgraft.generation.pipeline import Picture
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
 from clipgraft.models.hub import HUB_ID, PINNED_REVISIONS
+from clipgraft.runtime import to_json
 
 PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"
@@ -99,7 +100,7 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
         text = PngImagePlugin.PngInfo()
         for key, value in (
             (PARAMETERS_KEY, parameters_text(record)),
-            (RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True)),
+            (RECORD_KEY, to_json(record)),
         ):
             # tEXt holds Latin-1 alone; iTXt holds every prompt.
             (text.add_text if value.isascii() else text.add_itxt)(key, value)

@@ -234,7 +234,7 @@ def _summary(rows: Sequence[dict[str, Any]], num_there: int, seconds: float) -> 
         parts.append(f"{num_there} there already")
     counts = Counter(row["status"] for row in rows)
     parts += [f"{count} {status}" for status, count in counts.items() if status != "ok"]
-    return f"{len(rows)} pictures: " + ", ".join(parts)
+    return f"{len(rows)} picture{'s' * (len(rows) != 1)}: " + ", ".join(parts)
 
 
 def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
