@@ -38,6 +38,17 @@ def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(tmp_path):
     assert sums(tmp_path / "one") == sums(tmp_path / "two")
 
 
+def test_set_that_another_drew_in_the_meantime_is_whole(tmp_path):
+    def draw_it_too(done: int, _total: int) -> None:
+        if done == 1:
+            draw_flatland8k(tmp_path / "same", num_images=16, num_workers=1)
+
+    draw_flatland8k(tmp_path / "same", num_images=16, num_workers=1, progress=draw_it_too)
+    draw_flatland8k(tmp_path / "alone", num_images=16, num_workers=1)
+    assert sums(tmp_path / "same") == sums(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "same"]
+
+
 def test_other_seed_gives_other_pictures():
     first, second = (draw_scene(sample_scene(seed, 0, "train")) for seed in (0, 1))
     assert not np.array_equal(np.asarray(first), np.asarray(second))
