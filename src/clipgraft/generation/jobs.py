@@ -57,6 +57,8 @@ class Job:
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
+        if self.init_image is not None and not self.init_image.is_file():
+            raise ValueError(f"init_image {self.init_image}: no such image")
         if self.init_image is not None and not self.num_steps:
             raise ValueError(
                 f"{self.num_inference_steps} steps at strength {self.strength} leave none to draw; raise one"
