@@ -233,7 +233,7 @@ def export(
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
 ) -> None:
     """Write graft and base as one folder that plain diffusers loads after `import clipgraft`."""
-    from clipgraft.stages.generate import export as stage
+    from clipgraft.stages.export import export as stage
 
     stage(graft, out, base=base)
 
