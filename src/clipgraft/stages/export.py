@@ -21,6 +21,6 @@ def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
         raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
     quiet_libraries()
     loaded = load_graft(graft)
-    frozen = load_base(loaded, base, torch.float32, with_teacher=False)
+    frozen = load_base([loaded], base, torch.float32, with_teacher=False)
     build_pipeline(frozen, loaded.text_encoder).save_pretrained(out_dir)
     Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)

@@ -77,33 +77,39 @@ def load_pipelines(
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
-    frozen = load_base(next(iter(grafts.values()), None), base, dtype, with_teacher=None in encoders.values())
+    frozen = load_base(list(grafts.values()), base, dtype, with_teacher=None in encoders.values())
     for name in encoders:
         encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
         yield name, build_pipeline(frozen, encoder).to(device)
 
 
-def load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
-    """Load the base that a graft names, or another in its place.
+def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
+    """Load the base that grafts were made for.
 
     Args:
-        graft: What says which base is meant.
-        base: Where not empty, the base in place of the one that the graft names.
+        grafts: The first names the base.
+        base: Where not empty, where the base is now.
         dtype: Of the weights.
         with_teacher: Whether its own text encoder is needed too.
+
+    Raises:
+        CheckpointError: If it is not the base that each of the grafts was made for.
     """
     name, revision = base, None
-    if graft and not base:
-        name, revision = graft.base["name"], graft.base["revision"] or None
-    return FrozenBase.load(
+    if grafts and not base:
+        name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
+    frozen = FrozenBase.load(
         name,
         revision=revision,
         components=COMPONENTS
         if with_teacher
         else tuple(name for name in COMPONENTS if name != "text_encoder"),
         dtype=dtype,
-        tokenizer=graft.tokenizer if graft else None,
+        tokenizer=grafts[0].tokenizer if grafts else None,
     )
+    for graft in grafts:
+        frozen.check_record(graft.base)
+    return frozen
 
 
 def _draw(
