@@ -242,12 +242,22 @@ def evaluate(
 def export(
     graft: Annotated[Path, typer.Argument(help="Graft folder.")],
     out: OutOption,
+    prompts: Annotated[list[str], typer.Argument(help="For prompt-embeds.")] = [],  # noqa: B006
+    file_format: Annotated[
+        str, typer.Option("--format", help="diffusers, prompt-embeds or bridge.")
+    ] = "diffusers",
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts-file", help="Text file with a prompt a line.")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="For prompt-embeds.")] = "",
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
 ) -> None:
-    """Write graft and base as one folder that plain diffusers loads after `import clipgraft`."""
+    """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
     from clipgraft.stages.export import export as stage
+    from clipgraft.stages.export import read_prompts
 
-    stage(graft, out, base=base)
+    given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)
 
 
 @app.command()
