@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 import tiny
 from clipgraft.errors import CheckpointError
@@ -15,7 +14,7 @@ from clipgraft.models.clip import load_clip
 from clipgraft.models.hub import find_model
 from clipgraft.models.pins import PINS, FileSum, Pin
 from clipgraft.models.weight_files import Needed, Weights
-from hub_server import file_entry, serve
+from hub_server import ask_only, file_entry, serve
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 
@@ -27,10 +26,7 @@ NEEDED = Needed(("*.json",), (Weights("model"),))
 def hub(tmp_path, monkeypatch, clip_dir, base_dir):
     """A hub with a CLIP and a base, and an empty cache."""
     with serve() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
-        template = served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        ask_only(served, monkeypatch, tmp_path / "cache")
         served.models = {
             "owner/clip": {COMMIT: shutil.copytree(clip_dir, tmp_path / "clip")},
             "owner/base": {COMMIT: shutil.copytree(base_dir, tmp_path / "base")},

@@ -1,6 +1,5 @@
 """The model card of what is exported: base, data, recipe, figures, limits and terms, as plain Markdown."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,8 @@ class Facts:
     """Of the run that made the graft; empty where it is not known."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Of the stage that made it."""
+    finetuned_from: str = ""
+    """CLIP before fine-tuning; empty where it was not fine-tuned, or that is not known."""
     finetune_metrics: Mapping[str, Any] = field(default_factory=dict)
     """Of CLIP's fine-tuning."""
 
@@ -114,9 +115,10 @@ def _recipe_lines(facts: Facts) -> Iterator[str]:
     recipe = facts.recipe
     source = str(recipe["data"]["source"])
     yield f"- Captioned images: {f'`{public_name(source)}`' if source else 'flatland8k, drawn'}."
-    clip = str(recipe["clip"]["name"])
+    clip, tuned = str(recipe["clip"]["name"]), facts.finetuned_from
     revision = recipe["clip"]["revision"]
-    yield f"- CLIP: `{public_name(clip)}`" + (f" at commit `{revision}`" if revision else "") + "."
+    at = f" at commit `{revision}`" if revision else ""
+    yield f"- CLIP: `{public_name(tuned)}`, fine-tuned." if tuned else f"- CLIP: `{public_name(clip)}`{at}."
     for name in ("num_captions", "num_held_out_captions"):
         if name in facts.metrics:
             yield f"- {name}: {facts.metrics[name]:,}"
@@ -153,7 +155,7 @@ def _limits(facts: Facts) -> str:
     return f"""\
 - The bridge was fitted on {of}. Words and combinations that are not among them are mapped by a
   rule that never saw them; expect less there than of the base's own text encoder.
-- It draws no better than its base, with the base's biases and those of the captions.
+- It has the base's biases and those of the captions.
 - 77 tokens are read, the rest of a prompt is cut off. `clip_skip` is not possible.
 - The pictures are not evidence of anything, and no safety filter is included."""
 
@@ -168,19 +170,3 @@ def _terms(name: str) -> str:
         "The base's licence is that of where it came from. **If it is a Stable Diffusion v1 model:**\n\n"
         + OPENRAIL_TERMS
     )
-
-
-def read_facts(graft_dir: Path, base: Mapping[str, Any], recipe: Mapping[str, Any], content: str) -> Facts:
-    """Collect what lies beside a graft: figures of its stage, and of the fine-tuning of its CLIP."""
-    clip = Path(str(recipe["clip"]["name"])) if recipe else Path()
-    return Facts(
-        content,
-        base,
-        recipe,
-        _read_json(graft_dir.parent / "metrics.json"),
-        _read_json(clip.parent / "metrics.json") if clip.is_dir() and clip.name == "clip" else {},
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -3,16 +3,17 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from clipgraft.config import build_recipe, load_recipe, to_toml
+from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.checkpoint import write_folder_atomically
 from clipgraft.models.encoder import Graft, load_graft
-from clipgraft.reporting.card import model_card, public_recipe, read_facts
+from clipgraft.reporting.card import Facts, model_card, public_recipe
 from clipgraft.runtime import RECIPE_NAME, quiet_libraries, write_json
 from clipgraft.stages.generate import load_base, prompt_notes
 
@@ -143,10 +144,28 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
 
 
 def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> None:
-    path = graft_dir.parent / RECIPE_NAME
-    recipe = load_recipe(path).model_dump() if path.is_file() else {}
-    card = model_card(read_facts(graft_dir, graft.base, recipe, content))
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    """Write the card from what lies beside the graft and, where it was fine-tuned, beside its CLIP."""
+    recipe = _read_recipe(graft_dir.parent)
+    clip = Path(recipe.clip.name) if recipe else Path()
+    tuned_by = _read_recipe(clip.parent) if clip.is_dir() else None
+    facts = Facts(
+        content,
+        graft.base,
+        recipe.model_dump() if recipe else {},
+        _read_json(graft_dir.parent / "metrics.json"),
+        tuned_by.clip.name if tuned_by else "",
+        _read_json(clip.parent / "metrics.json") if tuned_by else {},
+    )
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     if recipe:
-        shown = to_toml(build_recipe(public_recipe(recipe)))
+        shown = to_toml(build_recipe(public_recipe(recipe.model_dump())))
         (folder / RECIPE_NAME).write_text(shown, encoding="utf-8")
+
+
+def _read_recipe(folder: Path) -> Recipe | None:
+    path = folder / RECIPE_NAME
+    return load_recipe(path) if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
