@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -46,6 +46,15 @@ class Download(NamedTuple):
     """Size in bytes by path."""
     pin: Pin | None
     """Whose sums are compared."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What is not in the cache yet."""
+        return sum(
+            size
+            for file, size in self.files.items()
+            if not isinstance(try_to_load_from_cache(self.name, file, revision=self.revision), str)
+        )
 
 
 def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str | None = None) -> Path:
