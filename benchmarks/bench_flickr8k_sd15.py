@@ -1,9 +1,10 @@
-"""What the parts of the recipe flickr8k_sd15 cost here, at its models' exact shapes with random weights.
+"""What the parts of the recipe flickr8k_sd15 cost, at its models' exact shapes with random weights.
 
     python benchmarks/bench_flickr8k_sd15.py [--repeats 5]
 
-Each part is timed by itself, the parts taking turns; medians, the work in them as torch counts it, and what
-the whole recipe makes of both are printed and written to benchmarks/results/flickr8k_sd15.json.
+The work of each part is counted by torch, then each is timed by itself, the parts taking turns; medians, and
+what the whole recipe makes of both, are printed and written to benchmarks/results/flickr8k_sd15.json. With
+`--repeats 0` the work is counted alone, in seconds, without memory for the weights; nothing is written.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from clipgraft.models import sd15
 from clipgraft.presets import flickr8k_sd15
-from clipgraft.runtime import choose_device, describe_environment, inference_dtype
+from clipgraft.runtime import choose_device, describe_environment, inference_dtype, quiet_libraries
 
 RESULT = Path(__file__).parent / "results" / "flickr8k_sd15.json"
 NUM_TRAIN_IMAGES, NUM_OTHER_IMAGES, CAPTIONS_PER_IMAGE = 6000, 1000, 5
@@ -34,30 +35,31 @@ NUM_PICTURES = 6
 """Two prompts with the base's own text encoder, and with CLIP before and after."""
 
 
-def build(builder: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+def build(builder: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> Any:
     """A model with small random weights, without its own slow initialisation."""
     with torch.device("meta"):
         model = builder()
-    model = model.to(dtype).to_empty(device="cpu").eval()
+    model = model.to(dtype).to_empty(device=device).eval()
     for tensor in model.parameters():
         nn.init.normal_(tensor, std=0.02)
     for buffer in model.buffers():
-        buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer))
     return model
 
 
-def parts(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], float]]:
-    """By name what is timed once, and how often the whole recipe does it."""
+def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], object], float]]:
+    """By name what is done once, and how often the whole recipe does it."""
     recipe = flickr8k_sd15()
-    clip = build(lambda: CLIPModel(CLIPConfig()), torch.float32)
-    teacher = build(lambda: CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)), torch.float32)
-    unet = build(lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG), dtype)
-    vae = build(lambda: AutoencoderKL.from_config(sd15.VAE_CONFIG), dtype)
+    clip = build(lambda: CLIPModel(CLIPConfig()), torch.float32, device)
+    teacher = build(lambda: CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)), torch.float32, device)
+    unet = build(lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG), dtype, device)
+    vae = build(lambda: AutoencoderKL.from_config(sd15.VAE_CONFIG), dtype, device)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)
-    pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
-    words = torch.randint(0, 49000, (BATCH_SIZE, CAPTION_TOKENS))
-    prompts = torch.randint(0, 49000, (BATCH_SIZE, 77))
-    latents, states = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
+    with torch.device(device):
+        pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
+        words = torch.randint(0, 49000, (BATCH_SIZE, CAPTION_TOKENS))
+        prompts = torch.randint(0, 49000, (BATCH_SIZE, 77))
+        latents, states = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
 
     def finetune() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -104,35 +106,37 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--repeats", type=int, default=5)
     repeats = arguments.parse_args().repeats
-    device = choose_device("cpu")
-    dtype = inference_dtype(device)
-    timed = parts(dtype)
-    work = {name: count_tflop(run) for name, (run, _) in timed.items()}  # and a first, untimed call
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(repeats):
-        for name, (run, _) in timed.items():
+    quiet_libraries()
+    dtype = inference_dtype(choose_device("cpu"))
+    rows = [
+        {"part": name, "tflop": count_tflop(run), "times": times}
+        for name, (run, times) in parts(dtype, "meta").items()
+    ]
+    for row, seconds in zip(rows, time_parts(dtype, repeats), strict=True):
+        row |= {"seconds": seconds, "hours_in_all": seconds and seconds * row["times"] / 3600}
+        row["tflop_in_all"] = row["tflop"] * row["times"]
+        timed = f", {seconds:.2f} s, {row['hours_in_all']:.2f} h in all" if seconds else ""
+        print(
+            f"{row['part']}: {row['tflop']:.3f} TFLOP, {row['times']:.0f} times, "
+            f"{row['tflop_in_all']:.0f} TFLOP in all{timed}"
+        )
+    if repeats:
+        environment = describe_environment(choose_device("cpu"))
+        RESULT.parent.mkdir(exist_ok=True)
+        result = {"environment": environment, "dtype": str(dtype), "parts": rows}
+        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def time_parts(dtype: torch.dtype, repeats: int) -> list[float | None]:
+    """Median seconds of each part on the CPU, None without repeats; the first call of each is not timed."""
+    timed = [run for run, _ in parts(dtype, "cpu" if repeats else "meta").values()]
+    seconds: list[list[float]] = [[] for _ in timed]
+    for _ in range(repeats + 1 if repeats else 0):
+        for run, times in zip(timed, seconds, strict=True):
             begun = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begun)
-    rows = [
-        {
-            "part": name,
-            "seconds": statistics.median(seconds[name]),
-            "tflop": work[name],
-            "times": count,
-            "hours_in_all": statistics.median(seconds[name]) * count / 3600,
-            "tflop_in_all": work[name] * count,
-        }
-        for name, (_, count) in timed.items()
-    ]
-    for row in rows:
-        print(
-            f"{row['part']}: {row['seconds']:.2f} s, {row['tflop']:.2f} TFLOP; {row['times']:.0f} times: "
-            f"{row['hours_in_all']:.2f} h, {row['tflop_in_all']:.0f} TFLOP"
-        )
-    RESULT.parent.mkdir(exist_ok=True)
-    result = {"environment": describe_environment(device), "dtype": str(dtype), "parts": rows}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            times.append(time.perf_counter() - begun)
+    return [statistics.median(times[1:]) if times else None for times in seconds]
 
 
 if __name__ == "__main__":
