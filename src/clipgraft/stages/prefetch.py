@@ -12,7 +12,7 @@ from clipgraft.config import ModelSettings, Recipe
 from clipgraft.models import clip
 from clipgraft.models.base import COMPONENTS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
-from clipgraft.models.weight_files import Needed, Weights
+from clipgraft.models.weight_files import Needed
 from clipgraft.runtime import choose_device, inference_dtype
 
 
@@ -54,9 +54,9 @@ def prefetch(recipe: Recipe) -> int:
 
 def run_files(dtype: torch.dtype) -> Needed:
     """Files of a base for a whole run: the teacher in full precision, to bridge to; the rest to draw with."""
-    needed = needed_files(COMPONENTS, dtype)
+    needed = needed_files((*COMPONENTS, "safety_checker"), dtype)
     weights = (
-        Weights(weights.stem, weights.prefer_half and "text_encoder" not in weights.stem)
+        weights._replace(prefer_half=weights.prefer_half and "text_encoder" not in weights.stem)
         for weights in needed.weights
     )
     return Needed(needed.texts, tuple(weights))
