@@ -239,11 +239,27 @@ def export(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or stage.")]) -> None:
-    """Write report.html, metrics.json and the loss figure of a run."""
-    from clipgraft.stages.report import report as stage
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
+    ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Renew the page while the run is at work, until it ends.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the comparison of several runs.")] = Path(
+        "."
+    ),
+) -> None:
+    """Write a run's page, report.json, figures and model card; of several runs, a page that compares them."""
+    from clipgraft.stages import report as stage
 
-    stage(run_dir)
+    if len(runs) > 1:
+        if watch:
+            raise ValueError("--watch shows one run; name one folder")
+        page = stage.compare(runs, out)
+    else:
+        page = stage.watch(runs[0]) if watch else stage.report(runs[0])
+    typer.echo(f"report: {page}")
 
 
 @app.command()

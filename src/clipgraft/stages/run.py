@@ -11,6 +11,7 @@ from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
 from clipgraft.stages.generate import generate
 from clipgraft.stages.report import report
+from clipgraft.stages.resources import recorded_resources
 
 
 def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -36,9 +37,11 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
             with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
                 stage(settings, stage_dir, resume=resume)
     encoders = run_encoders(folder)
-    generate(recipe, encoders, folder / "generate")
+    with recorded_resources(folder / "generate"):
+        generate(recipe, encoders, folder / "generate")
     if recipe.evaluate.num_prompts:
-        evaluate(recipe, encoders, folder / "evaluate")
+        with recorded_resources(folder / "evaluate"):
+            evaluate(recipe, encoders, folder / "evaluate")
     page = report(folder)
     Console().print(f"report: {page}", highlight=False)
     return page
