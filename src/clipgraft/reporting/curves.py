@@ -12,7 +12,7 @@ from clipgraft.reporting.run import Run, is_number
 from clipgraft.reporting.settings import setting
 from clipgraft.reporting.wording import percent
 
-SHORT_INCHES = (6.0, 2.6)
+SHORT_INCHES = (4.6, 2.5)
 MAX_CURVE_POINTS = 1_500
 NUM_BINS = 120
 """Steps are averaged into so many bars of time."""
@@ -54,9 +54,8 @@ def _gradient_norm(run: Run) -> Curve | None:
     num_clipped = int((norms > limit).sum()) if is_number(limit) else 0
 
     def draw(axes: Axes, theme: Theme) -> None:
-        shown_steps, shown, size = thin_out(steps, norms, MAX_CURVE_POINTS)
-        label = "gradient norm" if size == 1 else f"gradient norm (extremes of every {size} steps)"
-        axes.plot(shown_steps, shown, color=theme.batch, linewidth=1, label=label)
+        shown_steps, shown, _ = thin_out(steps, norms, MAX_CURVE_POINTS)
+        axes.plot(shown_steps, shown, color=theme.batch, linewidth=1, label="norm")
         positive = norms[np.isfinite(norms) & (norms > 0)]
         if len(positive) and positive.max() / positive.min() > LOG_ABOVE:
             axes.set_yscale("log")
@@ -81,6 +80,8 @@ def _gradient_norm(run: Run) -> Curve | None:
         notes.append(
             f"{num_clipped:,} of {len(norms):,} steps ({share}) were scaled down to a norm of {limit:g}."
         )
+    if len(steps) > MAX_CURVE_POINTS:
+        notes.append("Of every few steps the lowest and the highest norm are drawn.")
     if is_skipped.any():
         notes.append(
             f"Red marks: {int(is_skipped.sum()):,} steps without a finite loss or gradient, skipped."
@@ -139,8 +140,8 @@ def _step_time(run: Run) -> Curve | None:
 
 def _on_the_way(run: Run) -> Curve | None:
     lines = (
-        ("text_to_image_recall@1", "image found by text", "batch"),
-        ("image_to_text_recall@1", "text found by image", "mean"),
+        ("text_to_image_recall@1", "image R@1", "batch"),
+        ("image_to_text_recall@1", "text R@1", "mean"),
         ("drift_words", "drift of words", "text"),
     )
     epochs = _column(run.evaluations, "epoch")

@@ -32,7 +32,7 @@ def render_model_card(run: Run) -> str:
         *(_section(table.title, table) for tables in evidence.metric_tables(run) for table in tables),
         *(f"> {_plain(note)}" for note in evidence.evidence_notes(run)),
         "## Limits\n\nThe figures hold for the data and the base named here, and for prompts like those "
-        f"measured. The base{f' ({_plain(base)})' if base else ''} and CLIP have licences of their own, which hold on.",
+        f"measured. The base{f' ({_plain(base)})' if base else ''} and CLIP have licences of their own.",
         _section("Time, energy and memory", resources_table(run)),
         _again(run),
     ]
