@@ -103,6 +103,9 @@ def finetune(
     data: DataOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
+    track: Annotated[
+        str, typer.Option("--track", help="tensorboard: write figures to OUT/tensorboard as well.")
+    ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -111,7 +114,7 @@ def finetune(
     from clipgraft.stages.finetune import finetune as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
+    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         stage(settings, folder, resume=resume)
 
@@ -297,7 +300,7 @@ def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) 
     from clipgraft.config import Recipe, load_recipe
 
     recipe = load_recipe(path) if path else Recipe()
-    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
+    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name", "track": "finetune.track"}
     options = [f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value]
     return _recipe(recipe, [*options, *overrides])
 

@@ -218,8 +218,8 @@ def _reason(keys: Sequence[Any], sentence: str) -> str:
 def _note(kind: str) -> str:
     if kind in ("prompt fidelity", "evaluation"):
         return (
-            "In brackets: 95 % over prompts. Where intervals of two runs overlap, no difference is shown; they "
-            "say nothing about another training seed."
+            "In brackets: 95 % over prompts. Where intervals of two runs overlap, no difference is shown; "
+            "they say nothing about another training seed."
         )
     return ""
 
