@@ -6,7 +6,7 @@ sum, is not needed to read it; so a caption which is a script stays a caption.
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from clipgraft.reporting import comparison, evidence, ranking, resources, sectio
 from clipgraft.reporting.curves import Curve, training_curves
 from clipgraft.reporting.evaluations import evaluations_table
 from clipgraft.reporting.pictures import group_pictures
-from clipgraft.reporting.plots import DARK, LIGHT, render_loss
+from clipgraft.reporting.plots import DARK, LIGHT, Theme, recolour, render_loss
 from clipgraft.reporting.run import Run
 from clipgraft.reporting.settings import settings_tables, shown_recipe
 
@@ -121,8 +121,9 @@ def _curve_figure(curve: Curve) -> dict[str, Any]:
     return _themed(lambda theme: curve.render("svg", theme), curve.alt, curve.notes) | {"title": curve.title}
 
 
-def _themed(render: Any, alt: str, notes: list[str]) -> dict[str, Any]:
-    return {"light": _data_uri(render(LIGHT)), "dark": _data_uri(render(DARK)), "alt": alt, "notes": notes}
+def _themed(render: Callable[[Theme], bytes], alt: str, notes: list[str]) -> dict[str, Any]:
+    light = render(LIGHT)
+    return {"light": _data_uri(light), "dark": _data_uri(recolour(light, DARK)), "alt": alt, "notes": notes}
 
 
 def _data_uri(svg: bytes) -> str:

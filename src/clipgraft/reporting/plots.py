@@ -105,6 +105,13 @@ def render_figure(
     return content.getvalue()
 
 
+def recolour(svg: bytes, theme: Theme) -> bytes:
+    """Give a figure that was drawn in `LIGHT` another theme's colours, in a hundredth of the time."""
+    for ours, other in zip(LIGHT, theme, strict=True):
+        svg = svg.replace(ours.encode(), other.encode())
+    return svg
+
+
 def epoch_means(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int, float]]:
     """Mean loss of each whole epoch.
 
