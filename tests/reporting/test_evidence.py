@@ -77,7 +77,13 @@ def test_pictures_that_failed_are_counted_and_named_but_never_ranked(judged):
         failures_table(judged).rows
     )
     assert failed_pictures(judged) == (
-        [("A colorful garden with blooming flowers during the day", "random_bridge", "failed_black")],
+        [
+            (
+                "A colorful garden with blooming flowers during the day",
+                "random_bridge",
+                "failed: nothing but black",
+            )
+        ],
         1,
     )
     own = judged.pictures[0] | {"status": "blocked"}

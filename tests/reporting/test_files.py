@@ -60,7 +60,7 @@ def test_skipped_and_clipped_steps_are_counted_below_the_gradient_norm(run_dir):
     write_log(run_dir / "finetune" / "log.jsonl", rows)
     norm, _, time = training_curves(read_run(run_dir))
     assert "2 of 4 steps (50.0 %) were scaled down to a norm of 1." in norm.notes
-    assert "Red marks: 1 steps without a finite loss or gradient, skipped." in norm.notes
+    assert "Red marks: steps skipped for want of a finite loss or gradient, 1 in all." in norm.notes
     assert time.notes == ["Median step: 0.3 s. 33.3 % of the time went by waiting for data."]
 
 

@@ -83,8 +83,9 @@ def _gradient_norm(run: Run) -> Curve | None:
     if len(steps) > MAX_CURVE_POINTS:
         notes.append("Of every few steps the lowest and the highest norm are drawn.")
     if is_skipped.any():
+        num_skipped = int(is_skipped.sum())
         notes.append(
-            f"Red marks: {int(is_skipped.sum()):,} steps without a finite loss or gradient, skipped."
+            f"Red marks: steps skipped for want of a finite loss or gradient, {num_skipped:,} in all."
         )
     return Curve("grad_norm", "Gradient norm", "Gradient norm over optimizer steps", notes, draw)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clipgraft.reporting.pictures import PromptPictures, group_pictures
+from clipgraft.reporting.pictures import STATUS_NOTES, PromptPictures, group_pictures
 from clipgraft.reporting.run import Run, is_number
 from clipgraft.reporting.wording import decimal, sub_dict, sub_rows
 
@@ -51,7 +51,7 @@ def last_measured_column(run: Run) -> str:
 
 
 def failed_pictures(run: Run) -> tuple[list[tuple[str, str, str]], int]:
-    """Return prompt, column and status of pictures that are not ok, the first few, and how many there are."""
+    """Return prompt, column and fault of pictures that are not ok, the first few, and how many there are."""
     rows = [row for row in sub_rows(run.evaluation, "pictures") if row.get("status", "ok") != "ok"]
     rows += [row for row in run.pictures if row.get("status", "ok") != "ok"]
     texts = _prompts(run)
@@ -59,7 +59,7 @@ def failed_pictures(run: Run) -> tuple[list[tuple[str, str, str]], int]:
         (
             str(row.get("prompt", texts.get(row.get("prompt_id"), "unknown prompt"))),
             str(row.get("column") or ""),
-            str(row.get("status")),
+            STATUS_NOTES.get(str(row.get("status")), str(row.get("status"))),
         )
         for row in rows[:MAX_FAILED]
     ]
