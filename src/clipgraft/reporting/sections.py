@@ -8,6 +8,7 @@ from typing import Any
 
 from clipgraft.reporting.pictures import COLUMN_LABELS
 from clipgraft.reporting.plots import epoch_means
+from clipgraft.reporting.resources import STAGE_LABELS
 from clipgraft.reporting.run import STAGES, Run, is_number
 from clipgraft.reporting.settings import setting
 from clipgraft.reporting.wording import (
@@ -53,7 +54,7 @@ def progress(run: Run) -> str:
     epochs = setting(run, "finetune.num_epochs")
     if run.finetune or not run.log:
         begun = [stage for stage in STAGES if stage in run.begun]
-        return f"Now: {begun[-1].replace('_', ' ')}." if begun else ""
+        return f"Now: {STAGE_LABELS[begun[-1]]}." if begun else ""
     last = run.log[-1]
     of = f" of {epochs}" if is_number(epochs) else ""
     return f"Fine-tuning: epoch {last['epoch'] + 1}{of}, step {last['step']:,}."

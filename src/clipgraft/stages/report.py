@@ -52,9 +52,11 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
     while is_at_work(run_dir):
         page = write_report(run_dir, refresh_seconds=every)
         if not told:
-            Console().print(f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch")
+            Console().print(
+                f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch", soft_wrap=True
+            )
         told = True
         time.sleep(every)
     if not told:
-        Console().print(f"nothing is at work in {run_dir}; writing its report once")
+        Console().print(f"nothing is at work in {run_dir}; writing its report once", soft_wrap=True)
     return report(run_dir)
