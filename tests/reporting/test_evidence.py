@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from example_run import picture_row, write_evaluation, write_json
 
-from clipgraft.reporting.evidence import differences_table, failures_table, metric_tables, verdict
+from clipgraft.reporting.evidence import differences_tables, failures_table, metric_tables, verdict
 from clipgraft.reporting.html import render_report
 from clipgraft.reporting.ranking import failed_pictures, nearest_training_pictures, ranked_prompts
 from clipgraft.reporting.run import read_run
@@ -27,15 +27,40 @@ def test_figures_stand_with_their_intervals_between_floors_and_ceilings(judged):
 
 
 def test_figure_that_was_not_taken_says_why(judged):
-    table = next(table for table in metric_tables(judged)[0] if table.title == "CMMD")
+    table = next(table for table in metric_tables(judged)[1] if table.title == "CMMD")
     assert table.rows[0][1] == "n/a"
     assert "2 pictures; at least 100 are needed (--force takes fewer)." in table.note
 
 
 def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):
-    rows = differences_table(judged).rows
-    assert rows[-1][:3] == ("retrieval over the test split, before → after", "+18.4", "[+16.0 to +21.0]")
-    assert rows[-1][3] == "better (70 better, 4 worse of 300)"
+    first, others = differences_tables(judged)
+    assert first.rows[0] == ("Prompt fidelity",)
+    assert first.rows[-1] == (
+        "retrieval over the test split, before → after",
+        "+18.4",
+        "+16.0 to +21.0",
+        "70, 4 of 300",
+        "better",
+    )
+    assert others is None
+
+
+def test_differences_to_floors_over_parts_and_of_lesser_metrics_come_after(run_dir):
+    row = {"metric": "prompt_fidelity", "prompt_set": "plain", "from": "before", "to": "after", "value": 0.1}
+    rows = [
+        row | {"prompt_set": "plain/no_subject"},
+        row | {"from": "random_bridge"},
+        row | {"metric": "same_seed_psnr"},
+        row | {"metric": "clip_score_raw"},
+        row,
+    ]
+    write_evaluation(run_dir / "evaluate", differences=rows)
+    first, others = differences_tables(read_run(run_dir))
+    assert [cells[0] for cells in first.rows if len(cells) == 1] == [
+        "Prompt fidelity",
+        "CLIPScore, raw cosine",
+    ]
+    assert sum(len(cells) > 1 for cells in others.rows) == 3
 
 
 @pytest.mark.parametrize(

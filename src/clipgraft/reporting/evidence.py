@@ -7,7 +7,14 @@ from clipgraft.reporting.wording import NO_NUMBER, Table, count, short_name, sub
 
 MAX_SETS = 6
 """Prompt sets side by side in a table."""
-FIRST_METRICS = ("prompt_fidelity", "clip_score_raw", "cmmd")
+FIRST_METRICS = ("prompt_fidelity", "clip_score_raw", "cmmd", "kid", "fid")
+FIRST_DIFFERENCES = (
+    "prompt_fidelity",
+    "clip_score_raw",
+    "picture_to_caption_recall@1",
+    "text_to_image_recall@1",
+    "image_to_text_recall@1",
+)
 ROLES = {"measured": "", "floor": "floor", "ceiling": "ceiling"}
 STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
 UNITS = {"share": 100.0}
@@ -59,56 +66,77 @@ def metric_tables(run: Run) -> tuple[list[Table], list[Table]]:
     for name, metric in sub_dict(evaluation, "metrics").items():
         if not isinstance(metric, dict):
             continue
-        sets = [row for row in _prompt_sets(run) if any(key[:2] == (name, row["name"]) for key in figures)]
-        columns = [
-            column
+        own = {key: row for key, row in figures.items() if key[0] == name}
+        is_first = name in FIRST_METRICS and any(is_number(row.get("value")) for row in own.values())
+        sets = [row for row in _prompt_sets(run) if any(key[1] == row["name"] for key in own)]
+        if is_first:
+            sets = [row for row in sets if row.get("part_of") is None]
+        own = {key: row for key, row in own.items() if any(key[1] == shown["name"] for shown in sets)}
+        rows = [
+            (_column_title(column), *(figure_text(found, metric) for found in cells))
             for column in sub_rows(evaluation, "columns")
-            if any((name, row["name"], column.get("name")) in figures for row in sets)
+            if any(cells := [own.get((name, row["name"], column.get("name")), {}) for row in sets])
         ]
-        rows: list[tuple[str, ...]] = []
-        for column in columns:
-            found = [figures.get((name, row["name"], column.get("name")), {}) for row in sets]
-            rows.append((_column_title(column), *(figure_text(row, metric) for row in found)))
         if rows:
-            note = _metric_note(metric, [figures[key] for key in figures if key[0] == name])
-            head = ("", *(f"{row.get('title', row['name'])}" for row in sets))
-            table = Table(head, rows, note, str(metric.get("title", name)))
-            (first if name in FIRST_METRICS else others).append(table)
+            head = ("", *(str(row.get("title", row["name"])) for row in sets))
+            table = Table(
+                head, rows, _metric_note(metric, list(own.values())), str(metric.get("title", name))
+            )
+            (first if is_first else others).append(table)
     return first, others
 
 
-def differences_table(run: Run) -> Table | None:
-    """Paired differences with their intervals, by metric; None where none was taken."""
-    metrics = sub_dict(run.evaluation, "metrics")
-    titles = {row["name"]: str(row.get("title", row["name"])) for row in _all_sets(run)}
-    groups: dict[str, list[tuple[str, ...]]] = {}
+def differences_tables(run: Run) -> tuple[Table | None, Table | None]:
+    """Paired differences with their intervals, by metric.
+
+    Returns:
+        What a reader asks first: the main metrics over whole prompt sets, from each graft to the next and
+        from the teacher to the last. Then all others. None where there are none.
+    """
+    whole = {row["name"] for row in _all_sets(run) if row.get("part_of") is None}
+    floors = {row.get("name") for row in sub_rows(run.evaluation, "columns") if row.get("role") == "floor"}
+    first: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for row in sub_rows(run.evaluation, "differences"):
-        metric = sub_dict(metrics, str(row.get("metric")))
-        where = titles.get(str(row.get("prompt_set")), str(row.get("prompt_set")))
-        bounds = _interval(row.get("interval"), metric, signed=True)
-        cells = (
-            f"{where}, {row.get('from')} → {row.get('to')}",
-            _number(row.get("value"), metric, signed=True),
-            f"[{bounds}]" if bounds != "-" else "-",
-            verdict(row, metric) + _up_and_down(row),
+        is_first = (
+            row.get("metric") in FIRST_DIFFERENCES
+            and row.get("prompt_set") in whole
+            and row.get("from") not in floors
         )
-        groups.setdefault(str(metric.get("title", row.get("metric"))), []).append(cells)
-    rows = [cells for title, group in groups.items() for cells in ((title,), *group)]
-    if not rows:
-        return None
+        (first if is_first else others).append(row)
+    first.sort(key=lambda row: FIRST_DIFFERENCES.index(row["metric"]))
     note = (
         "The same prompts and seeds on both sides; shares in percentage points. An interval that holds 0 "
         "shows no difference. Intervals are of 95 % over prompts: with other prompts of the same kind. They "
         "say nothing about another training seed."
     )
-    return Table(("", "difference", "95 % interval", ""), rows, note)
+    return _differences_table(run, first, note), _differences_table(run, others, "")
+
+
+def _differences_table(run: Run, differences: list[dict[str, Any]], note: str) -> Table | None:
+    metrics = sub_dict(run.evaluation, "metrics")
+    titles = {row["name"]: str(row.get("title", row["name"])) for row in _all_sets(run)}
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in differences:
+        metric = sub_dict(metrics, str(row.get("metric")))
+        where = titles.get(str(row.get("prompt_set")), str(row.get("prompt_set")))
+        cells = (
+            f"{where}, {row.get('from')} → {row.get('to')}",
+            _number(row.get("value"), metric, signed=True),
+            _interval(row.get("interval"), metric, signed=True),
+            _up_and_down(row),
+            verdict(row, metric),
+        )
+        groups.setdefault(str(metric.get("title", row.get("metric"))), []).append(cells)
+    rows = [cells for title, group in groups.items() for cells in ((title,), *group)]
+    return Table(("", "difference", "95 % interval", "better, worse", ""), rows, note) if rows else None
 
 
 def _up_and_down(row: dict[str, Any]) -> str:
     better, worse = row.get("num_better"), row.get("num_worse")
     if not (is_number(better) and is_number(worse) and is_number(row.get("num"))):
         return ""
-    return f" ({better:,} better, {worse:,} worse of {row['num']:,})"
+    return f"{better:,}, {worse:,} of {row['num']:,}"
 
 
 def verdict(row: dict[str, Any], metric: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
     """
     pictures, num_hidden = group_pictures(run.pictures)
     ranked, ranked_note = ranking.ranked_prompts(run)
+    first_differences, other_differences = evidence.differences_tables(run)
     first_metrics, other_metrics = evidence.metric_tables(run)
     failed, num_failed = ranking.failed_pictures(run)
     return _render(
@@ -60,7 +61,8 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
         evidence={
             "notes": evidence.evidence_notes(run),
             "settings": evidence.evidence_settings(run),
-            "differences": evidence.differences_table(run),
+            "differences": first_differences,
+            "other_differences": other_differences,
             "tables": first_metrics,
             "others": other_metrics,
         },

@@ -28,8 +28,8 @@ def render_model_card(run: Run) -> str:
         _section("Bridge", sections.bridge_table(run)),
         _section("Refining", sections.refine_table(run)),
         _section("Prompt fidelity", sections.fidelity_table(run)),
-        _section("Differences, pair by pair", evidence.differences_table(run)),
-        *(_section(table.title, table) for tables in evidence.metric_tables(run) for table in tables),
+        _section("Differences, pair by pair", evidence.differences_tables(run)[0]),
+        *(_section(table.title, table) for table in evidence.metric_tables(run)[0]),
         *(f"> {_plain(note)}" for note in evidence.evidence_notes(run)),
         "## Limits\n\nThe figures hold for the data and the base named here, and for prompts like those "
         f"measured. The base{f' ({_plain(base)})' if base else ''} and CLIP have licences of their own.",
