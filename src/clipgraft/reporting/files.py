@@ -9,7 +9,7 @@ from clipgraft.reporting import comparison
 from clipgraft.reporting.curves import training_curves
 from clipgraft.reporting.html import render_comparison, render_report
 from clipgraft.reporting.model_card import render_model_card
-from clipgraft.reporting.plots import LIGHT, plot_loss
+from clipgraft.reporting.plots import LIGHT, render_loss
 from clipgraft.reporting.run import read_run, write_whole
 from clipgraft.reporting.summary import summarize
 
@@ -43,8 +43,7 @@ def write_report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
             for image_format in ("png", "svg"):
                 files[f"figures/{curve.name}.{image_format}"] = curve.render(image_format, LIGHT)
         if run.log:
-            log_dir = run_dir if run.is_single_stage else run_dir / "finetune"
-            plot_loss(log_dir / "log.jsonl", run_dir)
+            files |= {f"loss.{kind}": render_loss(run.log, kind) for kind in ("png", "svg")}
     _write_all(run_dir, files)
     return run_dir / "report.html"
 
