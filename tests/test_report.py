@@ -11,7 +11,7 @@ import pytest
 
 from clipgraft import cli
 from clipgraft.config import Recipe, to_toml
-from clipgraft.runtime import LOCK_NAME, run_folder
+from clipgraft.runtime import LOCK_NAME, is_at_work, run_folder
 from clipgraft.stages.folder import stage_folder
 from clipgraft.stages.report import watch
 
@@ -74,9 +74,9 @@ def test_watched_page_renews_itself_until_the_run_ends(run_dir):
                 time.sleep(0.05)
             pages.append((run_dir / "report.html").read_text())
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    while not (run_dir / LOCK_NAME).is_file():
+    while worker.is_alive() and not is_at_work(run_dir):
         time.sleep(0.01)
     page = watch(run_dir, every=0.2)
     worker.join()
