@@ -117,6 +117,9 @@ def finetune(
     data: DataOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
+    track: Annotated[
+        str, typer.Option("--track", help="tensorboard: write figures to OUT/tensorboard as well.")
+    ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -125,7 +128,7 @@ def finetune(
     from clipgraft.stages.finetune import finetune as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
+    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         stage(settings, folder, resume=resume)
 
@@ -228,11 +231,27 @@ def export(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or stage.")]) -> None:
-    """Write report.html, metrics.json and the loss figure of a run."""
-    from clipgraft.stages.report import report as stage
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
+    ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Renew the page while the run is at work, until it ends.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the comparison of several runs.")] = Path(
+        "."
+    ),
+) -> None:
+    """Write a run's page, report.json, figures and model card; of several runs, a page that compares them."""
+    from clipgraft.stages import report as stage
 
-    stage(run_dir)
+    if len(runs) > 1:
+        if watch:
+            raise ValueError("--watch shows one run; name one folder")
+        page = stage.compare(runs, out)
+    else:
+        page = stage.watch(runs[0]) if watch else stage.report(runs[0])
+    typer.echo(f"report: {page}")
 
 
 @app.command()
@@ -285,7 +304,7 @@ def _named_recipe(name: str) -> "Recipe":
 
 
 def _options_as_overrides(overrides: list[str], **names: str) -> list[str]:
-    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
+    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name", "track": "finetune.track"}
     return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
 
 

@@ -79,6 +79,8 @@ class TrainSettings(Section):
     """Newest checkpoints that are kept."""
     num_workers: Every = 0
     """Processes that decode images beside the training one."""
+    track: Literal["", "tensorboard"] = ""
+    """tensorboard: write the figures of log and evaluations there as well; empty: nowhere else."""
 
 
 class FinetuneSettings(TrainSettings):

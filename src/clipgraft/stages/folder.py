@@ -19,6 +19,7 @@ from clipgraft.runtime import (
     run_folder,
     write_json,
 )
+from clipgraft.stages.resources import recorded_resources
 
 
 @contextmanager
@@ -62,7 +63,8 @@ def stage_folder(
         write_json(folder / "environment.json", describe_environment(device))
         if num_processes > 1:
             processes.wait_for_everyone()
-        yield folder
+        with recorded_resources(folder):
+            yield folder
 
 
 def fingerprint(*parts: object) -> str:
