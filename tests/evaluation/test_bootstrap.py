@@ -28,7 +28,7 @@ def test_interval_covers_the_truth_in_93_to_97_of_100_of_1000_sets(draw, truth, 
 
 
 def test_two_seeds_of_one_recipe_give_differences_whose_intervals_contain_zero():
-    """Prompts differ in how hard they are; two trainings of one recipe differ by luck alone, prompt by prompt."""
+    """Prompts differ in how hard they are; two trainings of one recipe differ by luck, prompt by prompt."""
 
     def difference(random):
         ease = random.beta(8, 2, size=(1, 60))

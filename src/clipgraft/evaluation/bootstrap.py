@@ -15,7 +15,7 @@ RESAMPLING_SEED = 0
 DRAWS_PER_CHUNK = 2**22
 """Numbers drawn at once: 32 MiB of int64, however many values and resamples there are."""
 NUM_GROUPS = 20
-"""Of the grouped jackknife (Shao and Tu 1995 show it valid; their number is a guess between cost and noise)."""
+"""Of the grouped jackknife; their number is a guess between cost and noise."""
 NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
 
@@ -33,8 +33,8 @@ def bootstrap_interval(
         values: One a prompt: what is drawn again and again, with replacement.
         weights: (N,), positive, where the mean is a weighted one: five captions of one photograph are no five
             samples, so recall's values are its photographs' shares, its weights their numbers of captions.
-        method: `percentile`, or `bca`, which also corrects for bias and skew (Efron 1987). Both are widened for
-            few values, as Student's t is against the normal distribution (Hesterberg 2015, "expanded").
+        method: `percentile`, or `bca`, which also corrects for bias and skew (Efron 1987). Both are widened
+            for few values, as Student's t is against the normal distribution (Hesterberg 2015, "expanded").
         num_resamples: Drawn with a fixed seed, so that equal values give equal intervals.
 
     Returns:

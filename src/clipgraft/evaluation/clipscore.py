@@ -10,10 +10,10 @@ SCALE = 2.5
 def clip_score_raw(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """Return the cosine of each picture and its prompt.
 
-    Papers on drawing from text report its mean, most with ViT-L/14 or ViT-g/14. Scores of two scorers are on two
-    scales: never compare them. Preprocessing is the scorer's own: resize (bicubic), centre crop, its mean and
-    deviation; no words are put before the prompt. A mean over a handful of prompts is already one; its
-    interval says how little it is worth.
+    Papers on drawing from text report its mean, most with ViT-L/14 or ViT-g/14. Scores of two scorers are on
+    two scales: never compare them. Preprocessing is the scorer's own: resize (bicubic), centre crop, its
+    mean and deviation; no words are put before the prompt. A mean over a handful of prompts is already one;
+    its interval says how little it is worth.
 
     Args:
         image_embeds: (N, P), unit norm.
@@ -29,14 +29,14 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
     """Return `2.5 max(cosine, 0)`, in [0, 2.5].
 
     Source:
-        Hessel et al. 2021; theirs also puts "A photo depicts" before the text. torchmetrics has 100 in the place
-        of 2.5.
+        Hessel et al. 2021; theirs also puts "A photo depicts" before the text. torchmetrics has 100 in the
+        place of 2.5.
     """
     return SCALE * cosines.clamp(min=0)
 
 
 def independence_note(scorer_sum: str, clip_sums: Mapping[str, str]) -> str:
-    """Say why a scorer is no independent judge of the CLIPs that are compared; empty where its weights are others.
+    """Say why a scorer is no independent judge of the CLIPs compared; empty where its weights are others.
 
     Args:
         scorer_sum: Sum of the scorer's weights.

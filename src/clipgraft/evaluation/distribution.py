@@ -1,7 +1,7 @@
-"""Distances between two sets of pictures by their features: CMMD, KID, FID. All in float64, smaller is closer.
+"""Distances between two sets of pictures by their features: CMMD, KID, FID. Smaller is closer.
 
-Features come from one extractor and one resize filter, or the distance is between extractors. N generated
-pictures, M real ones, D features.
+All in float64. Features come from one extractor and one resize filter, or the distance is between these. N
+generated pictures, M real ones, D features.
 """
 
 import torch
@@ -17,10 +17,10 @@ ROWS_PER_CHUNK = 1024
 def cmmd(generated: Tensor, real: Tensor) -> float:
     """Squared maximum mean discrepancy of CLIP embeds, times 1,000.
 
-    `mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` with `k(x, y) = exp(-|x - y|^2 / (2 sigma^2))`, sigma 10, each
-    mean over all pairs, a picture with itself among them. This estimator is the published one; it is biased upwards
-    by about 1000 (1 - mean k) (1 / N + 1 / M), so compare sets of equal size. Published figures are of ViT-L/14 at
-    336 pixels and 30,000 pictures.
+    `mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` with `k(x, y) = exp(-|x - y|^2 / (2 sigma^2))`, sigma 10,
+    each mean over all pairs, a picture with itself among them. This estimator is the published one; it is
+    biased upwards by about 1000 (1 - mean k) (1 / N + 1 / M), so compare sets of equal size. Published
+    figures are of ViT-L/14 at 336 pixels and 30,000 pictures.
 
     Args:
         generated: (N, D), unit norm.
@@ -52,8 +52,8 @@ def kid(generated: Tensor, real: Tensor) -> float:
 def fid(generated: Tensor, real: Tensor) -> float:
     """Frechet distance between Gaussians of the features' means and covariances (of N - 1 degrees).
 
-    `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. Biased upwards, the more so the fewer pictures: 259 gave
-    134 where 30,000 give 12.6 (CompVis/latent-diffusion issue 90).
+    `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. Biased upwards, the more so the fewer pictures: 259
+    gave 134 where 30,000 give 12.6 (CompVis/latent-diffusion issue 90).
 
     Args:
         generated: (N, D).
@@ -79,8 +79,8 @@ def shortage(metric: str, num_generated: int, num_real: int, num_features: int) 
     if found >= least:
         return ""
     return (
-        f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real pictures, and it needs "
-        f"{least} of each; --force takes fewer"
+        f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real pictures, and it "
+        f"needs {least} of each; --force takes fewer"
     )
 
 

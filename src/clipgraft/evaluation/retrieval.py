@@ -1,8 +1,8 @@
-"""Retrieval between images and their captions, in both directions: recall@k, median rank, mean average precision.
+"""Retrieval between images and their captions, in both directions: recall@k, median rank, mAP.
 
-M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once, however
-many captions it has. Scores are computed in float32, some queries at a time, so memory does not grow with the
-number of queries.
+M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once,
+however many captions it has. Scores are computed in float32, some queries at a time, so memory does not grow
+with the number of queries.
 """
 
 import torch
@@ -16,7 +16,7 @@ SCORES_PER_CHUNK = 2**22
 def retrieval_metrics(
     text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
 ) -> dict[str, float | int]:
-    """Measure recall at 1, 5 and 10, median rank and mean average precision, images by text and texts by image.
+    """Measure recall at 1, 5 and 10, median rank and mAP, of images by text and of texts by image.
 
     Recall@k is the share of queries with a right answer among their k closest candidates. A caption has one
     right answer, its image; an image has several, its captions, and any of them counts. Equal scores rank by
@@ -30,10 +30,10 @@ def retrieval_metrics(
 
     Returns:
         `text_to_image_recall@k` over M queries and `image_to_text_recall@k` over N queries, fractions in
-        [0, 1] for k = 1, 5, 10; `..._median_rank` of the first right answer, 1 the best; `..._map`, the mean over
-        queries of the mean precision at each right answer (with one right answer, the mean reciprocal rank); with
-        `num_images` and `num_captions`. By chance, text_to_image_recall@k is k / N: figures of galleries of
-        another size cannot be compared.
+        [0, 1] for k = 1, 5, 10; `..._median_rank` of the first right answer, 1 the best; `..._map`, the mean
+        over queries of the mean precision at each right answer (with one right answer, the mean reciprocal
+        rank); with `num_images` and `num_captions`. By chance, text_to_image_recall@k is k / N: figures of
+        galleries of another size cannot be compared.
 
     Raises:
         ValueError: If shapes disagree, an embedding is not finite, or an image has no caption.
@@ -55,8 +55,8 @@ def retrieval_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tens
     """Rank every right answer of every query; arguments and errors as of `retrieval_metrics`.
 
     Returns:
-        `text_to_image` (M, 1) and `image_to_text` (N, C) int64: candidates before each right answer, 0 the best,
-        each row rising; -1 behind an image's last caption.
+        `text_to_image` (M, 1) and `image_to_text` (N, C) int64: candidates before each right answer, 0 the
+        best, each row rising; -1 behind an image's last caption.
     """
     _check(text_embeds, image_embeds, image_index)
     text_embeds, image_embeds = text_embeds.float(), image_embeds.float()

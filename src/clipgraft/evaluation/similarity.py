@@ -1,4 +1,4 @@
-"""Likeness of two pictures of the same prompt and seed, pixel by pixel: what changed beside the text encoder?"""
+"""Likeness of two pictures of the same prompt and seed, pixel by pixel."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def psnr(pictures: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim(pictures: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity of each pair: the mean over channels and all places of an 11 x 11 Gaussian window.
+    """Structural similarity of each pair, by an 11 x 11 Gaussian window: the mean over channels and places.
 
     Args:
         pictures: (N, 3, H, W) in [0, 1], each side 11 pixels or more.
