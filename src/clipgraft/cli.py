@@ -246,7 +246,7 @@ def evaluate(
             "with --out"
         )
     settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *options, *set_])
-    stage(settings, {"teacher": None} | name_grafts(graft), out, base=base)
+    stage(settings, {"teacher": None, **name_grafts(graft)}, out, base=base)
 
 
 @app.command()

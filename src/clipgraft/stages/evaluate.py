@@ -88,7 +88,7 @@ def graft_folders(run_dir: Path) -> dict[str, Path | None]:
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name columns after their folders; of a folder `graft` after the one around it; with numbers where equal."""
+    """Name columns after their folders: of a `graft` the one around it; numbered where equal."""
     named: dict[str, Path] = {}
     for folder in folders:
         whole = folder.resolve()

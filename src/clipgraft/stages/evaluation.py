@@ -33,6 +33,8 @@ from clipgraft.stages.stores import write_whole
 
 DISTANCES = {"cmmd": cmmd, "kid": kid, "fid": fid}
 NUM_NEAREST, THUMBNAIL_SIZE = 12, 256
+OF_THE_PROMPT = ("state_error", "seed_diversity")
+"""Metrics that no single picture has."""
 STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
 
 Rows = list[dict[str, Any]]
@@ -87,7 +89,8 @@ def compare_distributions(
     reference = [image for image in drawn.images.test if image.image_id not in described]
     if not ids or not reference:
         return {}
-    own = {column: [pictures[index] for index in ids] for column, pictures in paths.items()}
+    # One a prompt, as photographs are: of more pictures a biased distance would be smaller.
+    own = {column: [pictures[index][:1] for index in ids] for column, pictures in paths.items()}
     extractor = probe or scorer
     by_clip, others = scorer.of_images(reference), extractor.of_pictures([image.path for image in reference])
     size = by_clip.shape[1], others.shape[1]
@@ -249,7 +252,6 @@ def _by_image(queries: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _pictures(measured: Measured) -> Rows:
     """One row a picture, with those scores that are its own."""
-    num_seeds = len(next(iter(measured.drawn.paths.values()))[0])
     places: dict[tuple[str, int], int] = {}
     rows = []
     for row in measured.drawn.rows:
@@ -258,7 +260,7 @@ def _pictures(measured: Measured) -> Rows:
         scores = {
             metric: float(by_column[column][prompt, seed])
             for metric, by_column in measured.scores.items()
-            if column in by_column and by_column[column].shape[1] == num_seeds
+            if column in by_column and not metric.startswith(OF_THE_PROMPT)
         }
         rows.append(row | {"scores": {name: value for name, value in scores.items() if np.isfinite(value)}})
     return rows
