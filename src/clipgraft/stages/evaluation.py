@@ -74,10 +74,10 @@ class Measured(NamedTuple):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Columns to take differences of: each graft and the next, and what is left to the teacher."""
+        """Columns to take differences of: each graft and the next; the last one and its bounds."""
         grafts = list(self.drawn.measured)
-        pairs = list(pairwise(grafts))
-        return [*pairs, (TEACHER, grafts[-1])] if grafts and TEACHER in self.paths else pairs
+        bounds = [(bound, grafts[-1]) for bound in (RANDOM, TEACHER) if grafts and bound in self.paths]
+        return [*pairwise(grafts), *bounds]
 
 
 def compare_distributions(

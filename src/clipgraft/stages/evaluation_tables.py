@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -63,7 +64,8 @@ def print_record(record: Mapping[str, Any], folder: Path) -> None:
         if each["part_of"] or not shown:
             continue
         heads = [HEADLINES[metric] for metric in shown]
-        table = Table("", *heads, title=f"{each['title']} ({each['num_prompts']})")
+        title = f"{each['title']} ({each['num_prompts']})"
+        table = Table("", *heads, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column in record["columns"]:
             cells = [figures.get((metric, each["name"], column["name"])) for metric in shown]
             if any(cells):
@@ -91,4 +93,4 @@ def _cell(row: Mapping[str, Any] | None, sign: str = "") -> str:
     if not row["interval"]:
         return f"{row['value']:{sign}.3f}"
     low, high = row["interval"]
-    return f"{row['value']:{sign}.3f}\n[dim]{low:{sign}.3f} to {high:{sign}.3f}[/dim]"
+    return f"{row['value']:{sign}.3f}\n[dim]{low:{sign}.2f} to {high:{sign}.2f}[/dim]"

@@ -81,6 +81,8 @@ class PictureStore:
         keys = [self._key(whole, pipeline, task.job, settings) for task in tasks]
         held = self._held()
         lacking = {key: task for key, task in zip(keys, tasks, strict=True) if key not in held}
+        # All have to see the same as lacking, or they would share it out differently.
+        self.processes.wait_for_everyone()
         own = list(lacking.items())[self.processes.process_index :: self.processes.num_processes]
         if own:
             self._draw(column, pipeline, own, settings)
@@ -187,6 +189,7 @@ class FeatureStore:
             for group in groups
         ]
         lacking = [number for number, path in enumerate(paths) if _load(path) is None]
+        self.processes.wait_for_everyone()  # as for pictures
         own = lacking[self.processes.process_index :: self.processes.num_processes]
         self.folder.mkdir(parents=True, exist_ok=True)
         if own:
