@@ -35,14 +35,14 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
     return SCALE * cosines.clamp(min=0)
 
 
-def independence_note(scorer_sum: str, clip_sums: Mapping[str, str]) -> str:
+def independence_note(scorer_sum: str, tower_sums: Mapping[str, str]) -> str:
     """Say why a scorer is no independent judge of the CLIPs compared; empty where its weights are others.
 
     Args:
-        scorer_sum: Sum of the scorer's weights.
-        clip_sums: The same of the CLIPs before and after fine-tuning, by column.
+        scorer_sum: Sum of the scorer's text tower.
+        tower_sums: The same of the text towers that are compared, by column.
     """
-    own = [column for column, value in clip_sums.items() if value == scorer_sum]
+    own = [column for column, value in tower_sums.items() if value == scorer_sum]
     if not own:
         return ""
     return (

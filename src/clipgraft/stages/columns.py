@@ -67,6 +67,8 @@ class Drawn(NamedTuple):
     rows: list[dict[str, Any]]
     """`pictures` of evaluation.json, without scores."""
     encoder_sums: dict[str, str]
+    tower_sums: dict[str, str]
+    """Of the grafts' CLIP text towers: which of them the scorer has too."""
     state_errors: Scores
     measured: tuple[str, ...]
     """Columns of grafts."""
@@ -89,7 +91,7 @@ def draw_all(
     """Every column's pictures; the random bridge takes the place of the last graft's when that has drawn."""
     settings, store = recipe.evaluate, PictureStore(folder, processes)
     grafts = tuple(column for column, graft in encoders.items() if graft)
-    drawn = Drawn([], {}, [], {}, {}, grafts, list(encoders)[-1], folder, Images(), {})
+    drawn = Drawn([], {}, [], {}, {}, {}, grafts, list(encoders)[-1], folder, Images(), {})
     teacher: nn.Module | None = None
     for column, pipeline in load_pipelines(encoders, base=base, device=device):
         if not drawn.prompts:
@@ -104,6 +106,8 @@ def draw_all(
         for name, how in columns:
             _draw_column(drawn, name, pipeline, store, how)
         _compare_states(drawn, column, pipeline, teacher)
+        if encoders[column]:
+            drawn.tower_sums[column] = module_sha256(encoder.text_model)
         if column == drawn.last and encoders[column]:
             _randomize(encoder)
             _draw_column(drawn, RANDOM, pipeline, store, settings)

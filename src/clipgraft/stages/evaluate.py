@@ -189,7 +189,6 @@ def _measure(
         nearest=nearest,
         scorer=scorer,
         scorer_name=name,
-        clip_sums={column: judge.sum for column, judge in judges.items()},
         extractor=ProbeFeatures.name if probe else f"{name}'s embeds",
         distributions=compare_distributions(drawn, paths, scorer, probe),
         retrieval={

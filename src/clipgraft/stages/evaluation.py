@@ -1,6 +1,7 @@
 """From scores to what evaluation.json holds; docs/evaluation.md says what that is."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from math import comb
 from pathlib import Path
@@ -26,6 +27,7 @@ from clipgraft.evaluation.record import (
     mean_row,
 )
 from clipgraft.evaluation.retrieval import RECALL_AT, average_precision, retrieval_ranks
+from clipgraft.models.checkpoint import module_sha256
 from clipgraft.stages.columns import CHANCE, EMPTY, RANDOM, REAL, SHUFFLED, TEACHER, TITLES, Drawn
 from clipgraft.stages.prompt_sets import HELD_OUT, TEST_SPLIT, describe_sets, members
 from clipgraft.stages.scores import ClipFeatures, Paths, ProbeFeatures, Scores, picture_features
@@ -58,7 +60,6 @@ class Measured(NamedTuple):
     """By column the row (P, K) of each picture's nearest training image."""
     scorer: ClipFeatures
     scorer_name: str
-    clip_sums: dict[str, str]
     extractor: str
     """Of the features that KID and FID are taken over."""
     distributions: dict[str, Distribution]
@@ -103,7 +104,10 @@ def compare_distributions(
 def build_record(measured: Measured, settings: EvaluateSettings) -> dict[str, Any]:
     """Sum everything up: all keys of evaluation.json but `environment` and `seconds`."""
     drawn, scorer = measured.drawn, measured.scorer
-    note = independence_note(scorer.sum, measured.clip_sums)
+    dtype = getattr(torch, drawn.drawing["dtype"])
+    note = independence_note(
+        module_sha256(deepcopy(scorer.clip.model.text_model).to(dtype)), drawn.tower_sums
+    )
     figures, differences = _means(measured)
     notes = [note] if note else []
     for rows in (_distances(measured, force=settings.force), _recalls(measured)):
