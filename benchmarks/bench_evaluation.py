@@ -82,10 +82,10 @@ def measure(way: str, num_images: int) -> dict:
     """One measurement, in this process."""
     arguments = embeds(num_images)
     held = peak_mb()
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     figures = WAYS[way](*arguments)
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "peak_mb": peak_mb(), "held_mb": held, "figures": figures}
+    times = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - used}
+    return times | {"peak_mb": peak_mb(), "held_mb": held, "figures": figures}
 
 
 def peak_mb() -> float:
@@ -107,7 +107,7 @@ def compare(ways: dict[str, str], num_images: int, repeats: int) -> dict:
         for way, python in ways.items():
             runs[way].append(measure_apart(python, way, num_images))
     rows = {
-        way: {key: statistics.median(run[key] for run in found) for key in ("seconds", "peak_mb", "held_mb")}
+        way: {key: statistics.median(run[key] for run in found) for key in found[0] if key != "figures"}
         for way, found in runs.items()
     }
     chunked = runs["chunked"][0]["figures"]
@@ -116,7 +116,8 @@ def compare(ways: dict[str, str], num_images: int, repeats: int) -> dict:
         row["times_chunked"] = row["seconds"] / rows["chunked"]["seconds"]
         row["largest_difference"] = max(abs(chunked[name] - figures[name]) for name in SHARED)
         print(
-            f"{num_images:6} images, {way:12} {row['seconds']:7.2f} s ({row['times_chunked']:5.1f} x), peak "
+            f"{num_images:6} images, {way:12} {row['seconds']:7.2f} s ({row['times_chunked']:5.1f} x), "
+            f"{row['cpu_seconds']:.1f} s of CPU, peak "
             f"{row['peak_mb']:6.0f} MB of which {row['held_mb']:.0f} before, difference "
             f"{row['largest_difference']:.1e}"
         )
