@@ -175,6 +175,7 @@ def distribution_rows(
     features: dict[str, list[Any]],
     distance: Callable[[list[Any]], float],
     pairs: list[tuple[str, str]],
+    note: str,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return figures and differences of a distance between distributions, with jackknife intervals.
 
@@ -184,6 +185,7 @@ def distribution_rows(
         features: By column, for each prompt the features (k, D) of its pictures; k may be 0.
         distance: Of a list of such features from the reference.
         pairs: Columns to take differences of; both have the same prompts.
+        note: What a reader has to know of these figures.
     """
 
     def at(column: str, rows: np.ndarray) -> float:
@@ -198,7 +200,7 @@ def distribution_rows(
     figures = [
         _row(metric, prompt_set, column)
         | summary(lambda rows, column=column: at(column, rows), len(own))  # type: ignore[misc]
-        | {"note": ""}
+        | {"note": note}
         for column, own in features.items()
     ]
     differences = [

@@ -191,7 +191,8 @@ def _distances(measured: Measured, *, force: bool) -> tuple[Rows, Rows, list[str
         ) -> float:
             return DISTANCES[metric](torch.cat(parts), reference)
 
-        rows = distribution_rows(metric, HELD_OUT, columns, distance, measured.pairs)
+        note = lack.replace("was not taken", "is worth little") if lack else ""
+        rows = distribution_rows(metric, HELD_OUT, columns, distance, measured.pairs, note)
         figures, differences = figures + rows[0], differences + rows[1]
     if any(row["metric"] in ("kid", "fid") and row["value"] is not None for row in figures):
         notes.append(

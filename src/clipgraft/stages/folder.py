@@ -44,7 +44,7 @@ def stage_folder(
     if num_processes > 1:
         if not in_parallel:
             raise ValueError(
-                f"only `clipgraft finetune` runs in several processes, and {num_processes} were started; "
+                f"only finetune and evaluate run in several processes, and {num_processes} were started; "
                 "start this command by itself"
             )
         processes = PartialState(cpu=device.type == "cpu")

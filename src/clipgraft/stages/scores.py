@@ -72,7 +72,11 @@ class ClipFeatures:
         """How pictures become what the CLIP sees."""
         processor = self.clip.image_processor
         name = Image.Resampling(processor.resample).name.lower()
-        return f"{name} to {processor.size}, centre crop {processor.crop_size} (the scorer's own processor)"
+        size, crop = (
+            "x".join(str(side) for side in sides.values() if side)
+            for sides in (dict(processor.size), dict(processor.crop_size))
+        )
+        return f"{name} to {size} pixels, centre crop of {crop} (the scorer's own processor)"
 
     def _images(self, store: FeatureStore, paths: Sequence[Path], what: str) -> Tensor:
         sums = [file_sha256(path) for path in paths]
