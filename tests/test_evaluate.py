@@ -341,7 +341,9 @@ def test_broken_bridge_is_found_by_every_fidelity_metric(tmp_path):
     identity.set_identity()
     eos = base.tokenizer.eos_token_id
     encoder = GraftedTextEncoder.graft(base.text_encoder, identity, base.empty_states(), eos)
-    save_graft(Graft(encoder, base.tokenizer, {"name": "flatland", "revision": ""}), tmp_path / "graft")
+    save_graft(
+        Graft(encoder, base.tokenizer, {"name": "flatland", "revision": "", "sums": {}}), tmp_path / "graft"
+    )
     recipe = Recipe.model_validate(
         {
             "data": {"max_train_images": 64, "max_test_images": 40},
