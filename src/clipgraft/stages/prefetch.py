@@ -20,7 +20,7 @@ def prefetch(recipe: Recipe) -> int:
     """Fetch and verify the models of a recipe; what is in the hub's cache already is only verified.
 
     Args:
-        recipe: Its clip, base, evaluate and device settings are read; the device decides the precision of weights.
+        recipe: Its clip, base, evaluate and device settings are read; the device decides the precision.
 
     Returns:
         Bytes that were fetched.
