@@ -193,19 +193,42 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    out: OutOption,
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run or of a bridge stage.")
+    ] = None,
     graft: Annotated[
-        list[Path], typer.Option("--graft", help="Graft folder; give several to compare them.")
+        list[Path], typer.Option("--graft", help="Graft folder in the place of a run; several to compare.")
     ] = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; of a run: its evaluate/.")
+    ] = None,
+    data: DataOption = "",
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+    prompts: Annotated[str, typer.Option("--prompts", help="Text file with a prompt a line.")] = "",
+    num_prompts: Annotated[int, typer.Option("--num-prompts", help="Prompts of each set.")] = 0,
+    scorer: Annotated[str, typer.Option("--scorer", help="CLIP that scores: folder, hub id, flatland.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Take distances of few pictures too.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Measure how far pictures follow 240 fixed prompts; for bases that draw flatland."""
+    """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
     from clipgraft.stages.evaluate import evaluate as stage
+    from clipgraft.stages.evaluate import evaluate_run, name_grafts
 
-    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *set_])
-    stage(settings, {"teacher": None} | {str(folder): folder for folder in graft}, out, base=base)
+    values = {"data.source": data, "evaluate.prompts": prompts, "evaluate.scorer": scorer}
+    options = [f"{key}={json.dumps(value)}" for key, value in values.items() if value]
+    options += [f"evaluate.num_prompts={num_prompts}"] if num_prompts else []
+    options += ["evaluate.force=true"] if force else []
+    if run_dir and not graft and not recipe and not base:
+        evaluate_run(run_dir, [*options, *set_], out=out)
+        return
+    if run_dir or not out:
+        raise ValueError(
+            "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
+            "with --out"
+        )
+    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *options, *set_])
+    stage(settings, {"teacher": None, **name_grafts(graft)}, out, base=base)
 
 
 @app.command()

@@ -45,7 +45,7 @@ def stage_folder(
     if num_processes > 1:
         if not in_parallel:
             raise ValueError(
-                "only `clipgraft finetune`, generate, grid and compare run in several processes, and "
+                "only finetune, generate, grid, compare and evaluate run in several processes, and "
                 f"{num_processes} were started; start this command by itself"
             )
         processes = PartialState(cpu=device.type == "cpu")

@@ -20,7 +20,7 @@ def prefetch(recipe: Recipe) -> int:
     """Fetch and verify the models of a recipe; what is in the hub's cache already is only verified.
 
     Args:
-        recipe: Its clip, base and device settings are read; the device decides the precision of the weights.
+        recipe: Its clip, base, evaluate and device settings are read; the device decides the precision.
 
     Returns:
         Bytes that were fetched.
@@ -33,7 +33,12 @@ def prefetch(recipe: Recipe) -> int:
     downloads: list[Download] = []
     table = Table("model", "revision", "files", "to fetch", box=None, pad_edge=False)
     dtype = inference_dtype(choose_device(recipe.device))
-    for model, needed in ((recipe.clip, clip.NEEDED), (recipe.base, run_files(dtype))):
+    models = [(recipe.clip, clip.NEEDED), (recipe.base, run_files(dtype))]
+    if recipe.evaluate.scorer:
+        settings = recipe.evaluate
+        scorer = ModelSettings(name=settings.scorer, revision=settings.scorer_revision)
+        models.append((scorer, clip.NEEDED))
+    for model, needed in models:
         found = _find(model, needed)
         if isinstance(found, Download):
             downloads.append(found)
