@@ -117,6 +117,9 @@ def finetune(
     data: DataOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
+    track: Annotated[
+        str, typer.Option("--track", help="tensorboard: write figures to OUT/tensorboard as well.")
+    ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -125,7 +128,7 @@ def finetune(
     from clipgraft.stages.finetune import finetune as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
+    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         stage(settings, folder, resume=resume)
 
@@ -190,19 +193,42 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    out: OutOption,
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run or of a bridge stage.")
+    ] = None,
     graft: Annotated[
-        list[Path], typer.Option("--graft", help="Graft folder; give several to compare them.")
+        list[Path], typer.Option("--graft", help="Graft folder in the place of a run; several to compare.")
     ] = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; of a run: its evaluate/.")
+    ] = None,
+    data: DataOption = "",
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+    prompts: Annotated[str, typer.Option("--prompts", help="Text file with a prompt a line.")] = "",
+    num_prompts: Annotated[int, typer.Option("--num-prompts", help="Prompts of each set.")] = 0,
+    scorer: Annotated[str, typer.Option("--scorer", help="CLIP that scores: folder, hub id, flatland.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Take distances of few pictures too.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Measure how far pictures follow 240 fixed prompts; for bases that draw flatland."""
+    """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
     from clipgraft.stages.evaluate import evaluate as stage
+    from clipgraft.stages.evaluate import evaluate_run, name_grafts
 
-    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *set_])
-    stage(settings, {"teacher": None} | {str(folder): folder for folder in graft}, out, base=base)
+    values = {"data.source": data, "evaluate.prompts": prompts, "evaluate.scorer": scorer}
+    options = [f"{key}={json.dumps(value)}" for key, value in values.items() if value]
+    options += [f"evaluate.num_prompts={num_prompts}"] if num_prompts else []
+    options += ["evaluate.force=true"] if force else []
+    if run_dir and not graft and not recipe and not base:
+        evaluate_run(run_dir, [*options, *set_], out=out)
+        return
+    if run_dir or not out:
+        raise ValueError(
+            "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
+            "with --out"
+        )
+    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *options, *set_])
+    stage(settings, {"teacher": None, **name_grafts(graft)}, out, base=base)
 
 
 @app.command()
@@ -228,11 +254,27 @@ def export(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or stage.")]) -> None:
-    """Write report.html, metrics.json and the loss figure of a run."""
-    from clipgraft.stages.report import report as stage
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
+    ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Renew the page while the run is at work, until it ends.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the comparison of several runs.")] = Path(
+        "."
+    ),
+) -> None:
+    """Write a run's page, report.json, figures and model card; of several runs, a page that compares them."""
+    from clipgraft.stages import report as stage
 
-    stage(run_dir)
+    if len(runs) > 1:
+        if watch:
+            raise ValueError("--watch shows one run; name one folder")
+        page = stage.compare(runs, out)
+    else:
+        page = stage.watch(runs[0]) if watch else stage.report(runs[0])
+    typer.echo(f"report: {page}")
 
 
 @app.command()
@@ -285,7 +327,7 @@ def _named_recipe(name: str) -> "Recipe":
 
 
 def _options_as_overrides(overrides: list[str], **names: str) -> list[str]:
-    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
+    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name", "track": "finetune.track"}
     return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
 
 

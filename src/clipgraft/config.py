@@ -79,6 +79,8 @@ class TrainSettings(Section):
     """Newest checkpoints that are kept."""
     num_workers: Every = 0
     """Processes that decode images beside the training one."""
+    track: Literal["", "tensorboard"] = ""
+    """tensorboard: write the figures of log and evaluations there as well; empty: nowhere else."""
 
 
 class FinetuneSettings(TrainSettings):
@@ -220,15 +222,27 @@ class PretrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How far pictures follow their prompts; for bases that draw flatland."""
+    """How good pictures are, with each text encoder of a run, from the same prompts and seeds."""
 
-    num_prompts: Annotated[int, Field(ge=0, le=240)] = 0
-    """The first n of the 240 fixed prompts; 0 = not measured."""
+    num_prompts: Every = 0
+    """Of each set: the first n held-out captions, of flatland's 240 fixed prompts, of `prompts`; 0 = not
+    evaluated."""
+    num_images_per_prompt: Count = 1
+    """2 or more also measure the diversity between seeds."""
+    prompts: str = ""
+    """Text file with a prompt a line, outside what CLIP was tuned on: shows what was forgotten."""
+    scorer: str = ""
+    """CLIP that scores pictures: folder, hub id or flatland; empty: the one that was fine-tuned, as it was
+    before, which is not independent."""
+    scorer_revision: str = ""
+    """Commit of a hub id."""
+    force: bool = False
+    """Measure distances between distributions however few pictures there are."""
     num_inference_steps: Count = 20
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
     """At Stable Diffusion's 7.5 a base as small as flatland burns its colours."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the first prompt's picture; each further prompt's counts up."""
+    """Of each set's first picture; the next ones count up."""
     batch_size: Count = 16
 
 

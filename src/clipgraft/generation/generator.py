@@ -68,25 +68,26 @@ def load_generators(
     frozen = load_base(
         list(grafts.values()), base, inference_dtype(place), with_teacher=None in encoders.values()
     )
+    assert frozen.origin is not None
     sums = frozen.weight_sums()
     for name in encoders:
         if name in grafts:
             check_vocabularies(grafts[name].tokenizer, frozen)
         encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
-        models = describe_models(pipeline, frozen.origin, sums)
+        models = describe_models(pipeline, frozen.origin.name, frozen.origin.revision, sums)
         _place(pipeline, place, offload)
         yield name, ImageGenerator(pipeline, frozen.scheduler, models)
 
 
 def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
-    """Load the base that grafts were made for.
+    """Load the base that is named, or the one that grafts were made for.
 
     Args:
-        grafts: The first names the base, and its tokenizer serves one that has none.
+        grafts: The first names the base, and its tokenizer serves a base that has none.
         base: Where not empty, where the base is now.
         dtype: Of the weights.
-        with_teacher: Whether its own text encoder is needed too.
+        with_teacher: Whether the base's text encoder is needed.
 
     Raises:
         CheckpointError: If it is not the base that each of the grafts was made for.

@@ -34,6 +34,7 @@ WEIGHT_STEMS = {
     "vae": "vae/diffusion_pytorch_model",
     "unet": "unet/diffusion_pytorch_model",
     "text_encoder": "text_encoder/model",
+    "safety_checker": "safety_checker/model",
 }
 COMPONENTS = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 
@@ -57,12 +58,12 @@ class FrozenBase:
     tokenizer: CLIPTokenizer | None = None
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
+    origin: "Origin | None" = None
+    """Where it was loaded from."""
     safety_checker: StableDiffusionSafetyChecker | None = None
     """Loaded with the VAE, where the base has one."""
     feature_extractor: CLIPImageProcessorPil | None = None
     """Prepares pictures for the safety checker."""
-    origin: "Origin | None" = None
-    """Where it was loaded from."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
@@ -178,10 +179,14 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
     The U-Net is among them always: its config tells whether a base fits, its cross-attention which it is.
     """
     texts = [f"{name}/*.json" for name in {*components, "unet"}]
-    if "safety_checker" in components:  # among the texts, because not every base has one
-        texts += ["safety_checker/model.safetensors", "feature_extractor/*.json"]
+    if "safety_checker" in components:
+        texts.append("feature_extractor/*.json")
     weights = [
-        Weights(stem, prefer_half=dtype != torch.float32 or name not in components)
+        Weights(
+            stem,
+            prefer_half=dtype != torch.float32 or name not in components,
+            is_optional=name == "safety_checker",
+        )
         for name, stem in WEIGHT_STEMS.items()
         if name in components or name == "unet"
     ]
@@ -254,24 +259,6 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
     return parts
 
 
-def _load_safety_checker(folder: Path) -> dict[str, Any]:
-    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
-    index = folder / "model_index.json"
-    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
-    if not named or not named[0]:
-        return {}
-    if not any(folder.glob("safety_checker/*.safetensors")):
-        logger.warning(
-            "this base names a safety checker, but safety_checker/*.safetensors is not there: "
-            "pictures are drawn unchecked"
-        )
-        return {}
-    return {
-        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
-        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
-    }
-
-
 def _commit(name: str, revision: str | None, path: Path) -> str:
     """The hub's commit that a name stood for, also where its files came from a mirror."""
     if name == "flatland" or Path(name).expanduser().exists():
@@ -289,6 +276,24 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
             f"{path} names no scheduler of diffusers: {name!r}; give `_class_name` one of them"
         )
     return scheduler_class.from_pretrained(folder, local_files_only=True)
+
+
+def _load_safety_checker(folder: Path) -> dict[str, Any]:
+    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
+    index = folder / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
+    if not named or not named[0]:
+        return {}
+    if not any(folder.glob("safety_checker/*.safetensors")):
+        logger.warning(
+            "this base names a safety checker, but safety_checker/*.safetensors is not there: "
+            "pictures are drawn unchecked"
+        )
+        return {}
+    return {
+        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
+        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+    }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
