@@ -142,18 +142,47 @@ def bridge(
     clip: ClipOption = "",
     base: BaseOption = "",
     data: DataOption = "",
+    captions: Annotated[
+        str, typer.Option("--captions", help="Text file, a caption a line, for --data.")
+    ] = "",
+    allow_few: Annotated[
+        bool, typer.Option("--allow-few-captions", help="Go on with fewer than 100 captions.")
+    ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit the bridge from a CLIP's token states to a base's, and write the graft."""
+    """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
     from clipgraft.stages.bridge import bridge as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, base=base)
+    few = ["bridge.allow_few_captions=true"] if allow_few else []
+    settings = _recipe_from_options(recipe, [*few, *set_], data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
+
+
+@app.command()
+def refine(
+    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; it stays as it is.")],
+    out: OutOption,
+    data: DataOption = "",
+    base: BaseOption = "",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 1,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a graft's bridge on pictures, through the base's frozen U-Net."""
+    from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.refine import refine as stage
+
+    chosen = [] if recipe else [f"refine.num_epochs={epochs}"]
+    settings = _recipe_from_options(recipe, [*chosen, *set_], data=data, base=base)
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+        stage(settings, graft, folder, resume=resume)
 
 
 @app.command()
@@ -227,6 +256,25 @@ def evaluate(
 
 
 @app.command()
+def ladder(
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Measure on flatland what each part of a bridge is worth, from a random map to the teacher."""
+    from clipgraft.config import load_recipe
+    from clipgraft.presets import ladder as ladder_recipe
+    from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.ladder import ladder as stage
+
+    settings = load_recipe(recipe, set_) if recipe else _recipe(ladder_recipe(), set_)
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+        stage(settings, folder, resume=resume)
+
+
+@app.command()
 def export(
     graft: Annotated[Path, typer.Argument(help="Graft folder.")],
     out: OutOption,
@@ -281,7 +329,12 @@ def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) 
     from clipgraft.config import Recipe, load_recipe
 
     recipe = load_recipe(path) if path else Recipe()
-    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
+    keys = {
+        "data": "data.source",
+        "clip": "clip.name",
+        "base": "base.name",
+        "captions": "bridge.captions",
+    }
     options = [f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value]
     return _recipe(recipe, [*options, *overrides])
 

@@ -126,12 +126,60 @@ class BridgeSettings(TrainSettings):
     """Passes of the residual MLP over the captions; 0 = the closed-form linear map alone."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: Every = 20
-    ridge: NotNegative = 1e-4
-    """Ridge penalty, relative to the mean variance of CLIP's token states."""
-    hidden_size: Count = 1024
-    """Width of the residual MLP."""
+    captions: str = ""
+    """Text file with a caption a line, in place of the source's captions: text needs no images."""
     max_captions: Every = 0
     """Use the first n training captions only; 0 = all."""
+    allow_few_captions: bool = False
+    """Go on with fewer than 100 captions."""
+    ridge: NotNegative = 1e-4
+    """Ridge penalty, relative to the mean variance of CLIP's token states."""
+    by_token_class: bool = True
+    """A linear map each for words, EOS and padding, drawn to the common one; off: one map for all."""
+    hidden_size: Count = 1024
+    """Width of the residual MLP."""
+    num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 0
+    """Causal attention blocks before the residual MLP."""
+    cosine_weight: NotNegative = 1.0
+    """Of the direction's error (1 - cosine), beside the squared one, in the residual's loss."""
+    norm_weight: NotNegative = 0.1
+    """Of the length's error."""
+    key_value_weight: NotNegative = 1.0
+    """Of the error in what the U-Net's cross-attention makes of the states: its keys and values."""
+
+
+class RefineSettings(TrainSettings):
+    """Training the bridge through the frozen U-Net, on pictures; weights of losses: 0 = off."""
+
+    learning_rate: Positive = 1e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 50
+    batch_size: Count = 16
+    num_epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the training pictures; 0 = not refined."""
+    noise_weight: NotNegative = 1.0
+    """Of the error against the noise itself: draws to the pictures."""
+    teacher_weight: NotNegative = 1.0
+    """Of the error against the noise predicted with the base's own text encoder: draws to what it knows."""
+    feature_weight: NotNegative = 0.1
+    """Of the relative error of each U-Net block's output against the teacher's."""
+    teacher_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the last two weights that is left at the end; they fall evenly. Below 1 lets the pictures pull
+    beyond what the base's own text encoder knows."""
+    caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of captions replaced by the empty prompt."""
+    timestep_sampling: Literal["uniform", "high_noise"] = "uniform"
+    """high_noise: in proportion to the timestep, as the text acts early."""
+    snr_gamma: NotNegative = 0.0
+    """Cap of the signal-to-noise ratio in the timesteps' weights (min-SNR), 1 or more; 0 = all alike."""
+    text_layers: Every = 0
+    """Last layers of the text tower that are trained too."""
+    text_learning_rate: Positive = 1e-6
+    """Peak learning rate of those layers."""
+    text_lora_rank: Every = 0
+    """Train low-rank updates of those layers, merged at the end; 0 = their weights."""
+    gradient_checkpointing: bool = False
+    """Compute the U-Net's activations twice instead of keeping them: less memory, a third more time."""
 
 
 class GenerateSettings(Section):
@@ -230,6 +278,16 @@ class EvaluateSettings(Section):
     batch_size: Count = 16
 
 
+class LadderSettings(Section):
+    """What each part of a bridge is worth, on flatland."""
+
+    num_seeds: Count = 3
+    num_prompts: Annotated[int, Field(ge=2, le=240)] = 80
+    """The first n of the 240 fixed prompts."""
+    num_kept_word_prompts: Annotated[int, Field(ge=1, le=120)] = 40
+    """The first n of 120 prompts with words that the base's own text encoder never read."""
+
+
 class Recipe(Section):
     """A whole run: fine-tune CLIP, bridge it to a base, draw."""
 
@@ -241,8 +299,10 @@ class Recipe(Section):
     base: ModelSettings = ModelSettings(name="flatland")
     finetune: FinetuneSettings = FinetuneSettings()
     bridge: BridgeSettings = BridgeSettings()
+    refine: RefineSettings = RefineSettings()
     generate: GenerateSettings = GenerateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    ladder: LadderSettings = LadderSettings()
     pretrain: PretrainSettings = PretrainSettings()
 
 

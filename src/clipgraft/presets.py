@@ -7,6 +7,7 @@ from clipgraft.config import (
     FinetuneSettings,
     GenerateSettings,
     Recipe,
+    RefineSettings,
 )
 
 
@@ -23,4 +24,20 @@ def demo() -> Recipe:
         bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=2000),
         generate=GenerateSettings(guidance_scale=3.0),
         evaluate=EvaluateSettings(num_prompts=40),
+    )
+
+
+def ladder() -> Recipe:
+    """Return the recipe of `clipgraft ladder`: what each part of a bridge is worth on flatland.
+
+    CLIP is fine-tuned on all five captions of each picture, synonyms included; the bridge is refined with a
+    teacher whose weight falls to nothing, so that pictures can teach what it never read.
+    """
+    return Recipe(
+        finetune=FinetuneSettings(
+            learning_rate=3e-4, lr_schedule="cosine", num_epochs=5, batch_size=64, captions_per_image=5
+        ),
+        data=DataSettings(max_val_images=200, max_test_images=300),
+        bridge=BridgeSettings(num_epochs=4, batch_size=64, hidden_size=512, max_captions=8000),
+        refine=RefineSettings(num_epochs=2, learning_rate=5e-4, teacher_end=0.0),
     )

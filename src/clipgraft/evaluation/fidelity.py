@@ -1,6 +1,6 @@
 """Prompt fidelity: the share of what a prompt names that the probe finds in the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,15 @@ NUM_RESAMPLES = 2000
 RESAMPLING_SEED = 0
 
 
-def prompt_fidelity(read: Tensor, scenes: Sequence[Scene]) -> dict[str, Any]:
+def prompt_fidelity(
+    read: Tensor, scenes: Sequence[Scene], *, named: Sequence[Collection[str]] | None = None
+) -> dict[str, Any]:
     """Compare what was read from pictures with what their prompts name.
 
     Args:
         read: (N, 5) int64, what `read_attributes` gives of the N pictures.
         scenes: What the N prompts describe; a scene without a subject names place and time alone.
+        named: Of each prompt the attributes that count; None = all that its scene has.
 
     Returns:
         `mean`: share of named attributes found, as the mean over prompts of each prompt's own share;
@@ -28,6 +31,8 @@ def prompt_fidelity(read: Tensor, scenes: Sequence[Scene]) -> dict[str, Any]:
     """
     labels = torch.tensor([scene.labels for scene in scenes])
     is_named = torch.tensor([[bool(getattr(scene, name)) for name in ATTRIBUTES] for scene in scenes])
+    if named is not None:
+        is_named &= torch.tensor([[name in counted for name in ATTRIBUTES] for counted in named])
     is_found = (read == labels) & is_named  # (N, 5)
     shares = (is_found.sum(1) / is_named.sum(1)).numpy()  # (N,)
     is_held_out = np.array([scene.is_held_out for scene in scenes])

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import load_strictly, module_sha256
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_tokenizer, text_hidden_states
+from clipgraft.models.cross_attention import read_key_value_maps
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.single_file import load_single_file
 
@@ -21,6 +22,7 @@ WEIGHT_FILES = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
+    "key_value_maps": "unet/diffusion_pytorch_model.safetensors",
 }
 COMPONENTS = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 
@@ -35,6 +37,8 @@ class FrozenBase:
     tokenizer: CLIPTokenizer | None = None
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
+    key_value_maps: list[Tensor] | None = None
+    """What the U-Net's cross-attention reads text with, for the bridge; read without the U-Net."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
@@ -61,7 +65,7 @@ class FrozenBase:
         Args:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
             revision: Commit of a hub id; without one, this package's own pin, or main with a warning.
-            components: What to load: some of COMPONENTS.
+            components: What to load: some of COMPONENTS, and "key_value_maps".
             dtype: Of the weights.
             tokenizer: Used where the base has none of its own (a single file has not).
 
@@ -76,7 +80,9 @@ class FrozenBase:
         ]
         path = resolve_model(name, part="base", revision=revision, allow_patterns=patterns)
         load = load_single_file if path.is_file() else _load_folder
-        parts = load(path, components, dtype)
+        parts = load(path, [name for name in components if name in COMPONENTS], dtype)
+        if "key_value_maps" in components:
+            parts["key_value_maps"] = read_key_value_maps(path)
         if "tokenizer" in components and "tokenizer" not in parts:
             if tokenizer is None:
                 raise CheckpointError(
@@ -163,6 +169,8 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
+    if "text_encoder" in components:
+        _check_teacher(folder)
     parts = {name: loaders[name](folder / name) for name in components}
     if "text_encoder" in parts:
         _check_width(parts["text_encoder"], _read_config(folder / "unet"), folder)
@@ -175,6 +183,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a component of a base: it has no config.json")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_teacher(folder: Path) -> None:
+    """Refuse a base whose text encoder has other tokens and states than CLIP's."""
+    model_type = _read_config(folder / "text_encoder").get("model_type")
+    if model_type != "clip_text_model":
+        raise CheckpointError(
+            f"base {folder}: its text encoder is of type {model_type!r}; only one of CLIP's, "
+            "'clip_text_model', can be a bridge's teacher, as Stable Diffusion 1 has it"
+        )
 
 
 def _check_width(text_encoder: CLIPTextModel, unet_config: dict[str, Any], folder: Path) -> None:

@@ -11,8 +11,10 @@ from rich.console import Console
 from transformers import CLIPTokenizer
 
 from clipgraft.config import GenerateSettings, Recipe
+from clipgraft.errors import CheckpointError
 from clipgraft.generation.pipeline import Job, Picture, build_pipeline, draw, picture_file_name
 from clipgraft.models.base import COMPONENTS, FrozenBase
+from clipgraft.models.cross_attention import key_value_sum
 from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import unknown_words
 from clipgraft.progress import track
@@ -77,12 +79,38 @@ def load_pipelines(
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
-    frozen = _load_base(
-        next(iter(grafts.values()), None), base, dtype, with_teacher=None in encoders.values()
-    )
+    first = next(iter(grafts.values()), None)
+    for graft in grafts.values():
+        assert first is not None
+        refuse_other_base(graft, base or first.base["name"], None if base else first.base["revision"] or None)
+    frozen = _load_base(first, base, dtype, with_teacher=None in encoders.values())
     for name in encoders:
         encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
         yield name, build_pipeline(frozen, encoder).to(device)
+
+
+def refuse_other_base(graft: Graft, name: str, revision: str | None) -> None:
+    """Compare the cross-attention of a base with that of the base that a graft was made for.
+
+    Args:
+        graft: One without a record of it (of a base that is in memory alone) passes.
+        name: Of the base.
+        revision: Commit of a hub id.
+
+    Raises:
+        CheckpointError: If they differ: the U-Net would read the graft's states as noise.
+    """
+    made_for = graft.base["sums"].get("cross_attention")
+    if made_for is None:
+        return
+    base = FrozenBase.load(name, revision=revision, components=("key_value_maps",))
+    assert base.key_value_maps is not None
+    found = key_value_sum(base.key_value_maps)
+    if found != made_for:
+        raise CheckpointError(
+            f"the graft was made for another base ({graft.base['name']}, cross-attention {made_for[:12]}) "
+            f"than {name} ({found[:12]}); make one for it with `clipgraft bridge --base {name}`"
+        )
 
 
 def _load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
