@@ -3,18 +3,17 @@
 The only reader of argv. Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
-import errno
 import json
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipgraft import __version__
+from clipgraft.errors import is_users_to_mend, one_line
 
 if TYPE_CHECKING:
     from clipgraft.config import Recipe
@@ -58,16 +57,31 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="TOML file, such as the recipe.toml beside any result.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Named recipe, or TOML file such as the recipe.toml beside any result.")
+    ],
     out: OutOption,
+    data: DataOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Run a whole recipe: fine-tune, bridge, generate, report."""
-    from clipgraft.config import load_recipe
+    """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
+    from clipgraft.presets import named_recipe
 
-    _run_all(load_recipe(recipe, set_), out, resume, overwrite)
+    _run_all(_recipe(named_recipe(recipe), _options_as_overrides(set_, data=data)), out, resume, overwrite)
+
+
+@app.command()
+def prefetch(
+    recipe: Annotated[str, typer.Argument(help="Named recipe or TOML file.")],
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Fetch all that a recipe needs of the model hub, after saying how much that is."""
+    from clipgraft.presets import named_recipe
+    from clipgraft.stages.prefetch import prefetch as stage
+
+    stage(_recipe(named_recipe(recipe), set_))
 
 
 @data_app.command("check")
@@ -157,8 +171,8 @@ def bridge(
     from clipgraft.stages.bridge import bridge as stage
     from clipgraft.stages.folder import stage_folder
 
-    few = ["bridge.allow_few_captions=true"] if allow_few else []
-    settings = _recipe_from_options(recipe, [*few, *set_], data=data, clip=clip, base=base, captions=captions)
+    set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
+    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
 
@@ -278,12 +292,22 @@ def ladder(
 def export(
     graft: Annotated[Path, typer.Argument(help="Graft folder.")],
     out: OutOption,
+    prompts: Annotated[list[str], typer.Argument(help="For prompt-embeds.")] = [],  # noqa: B006
+    file_format: Annotated[
+        str, typer.Option("--format", help="diffusers, prompt-embeds or bridge.")
+    ] = "diffusers",
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts-file", help="Text file with a prompt a line.")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="For prompt-embeds.")] = "",
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
 ) -> None:
-    """Write graft and base as one folder that plain diffusers loads after `import clipgraft`."""
-    from clipgraft.stages.generate import export as stage
+    """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
+    from clipgraft.stages.export import export as stage
+    from clipgraft.stages.export import read_prompts
 
-    stage(graft, out, base=base)
+    given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)
 
 
 @app.command()
@@ -328,15 +352,12 @@ def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) 
     """A stage's recipe: the file's settings, then the named options, then `--set`."""
     from clipgraft.config import Recipe, load_recipe
 
-    recipe = load_recipe(path) if path else Recipe()
-    keys = {
-        "data": "data.source",
-        "clip": "clip.name",
-        "base": "base.name",
-        "captions": "bridge.captions",
-    }
-    options = [f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value]
-    return _recipe(recipe, [*options, *overrides])
+    return _recipe(load_recipe(path) if path else Recipe(), _options_as_overrides(overrides, **names))
+
+
+def _options_as_overrides(overrides: list[str], **names: str) -> list[str]:
+    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name", "captions": "bridge.captions"}
+    return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
 
 
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:
@@ -362,26 +383,11 @@ def main() -> None:
         exit_code = getattr(error, "exit_code", None)
         if exit_code:
             _end(f"{error}; go on with the same command and --resume", exit_code)
-        if not _is_users_to_mend(error):
+        if not is_users_to_mend(error):
             raise
-        _end(f"error: {_one_line(error)}", 2)
+        _end(f"error: {one_line(error)}", 2)
 
 
 def _end(message: str, exit_code: int) -> None:
     typer.echo(message, err=True)
     sys.exit(exit_code)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left on the disk ({error.filename or 'while writing'}); free some and run again"
-    return " ".join(str(error).split())
-
-
-def _is_users_to_mend(error: Exception) -> bool:
-    """Errors of the system's files, and those that this package raised to say what is wrong."""
-    if isinstance(error, OSError):
-        return True
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    is_ours = Path(raised_in).is_relative_to(Path(__file__).parent)
-    return is_ours and isinstance(error, (ValueError, RuntimeError, FloatingPointError))

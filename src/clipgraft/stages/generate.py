@@ -1,4 +1,4 @@
-"""Draw pictures from prompts with a graft; write a graft and its base as one diffusers folder."""
+"""Draw pictures from prompts with a graft, or with a base's own text encoder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,8 @@ from rich.console import Console
 from transformers import CLIPTokenizer
 
 from clipgraft.config import GenerateSettings, Recipe
-from clipgraft.errors import CheckpointError
 from clipgraft.generation.pipeline import Job, Picture, build_pipeline, draw, picture_file_name
 from clipgraft.models.base import COMPONENTS, FrozenBase
-from clipgraft.models.cross_attention import key_value_sum
 from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import unknown_words
 from clipgraft.progress import track
@@ -79,53 +77,39 @@ def load_pipelines(
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
-    first = next(iter(grafts.values()), None)
-    for graft in grafts.values():
-        assert first is not None
-        refuse_other_base(graft, base or first.base["name"], None if base else first.base["revision"] or None)
-    frozen = _load_base(first, base, dtype, with_teacher=None in encoders.values())
+    frozen = load_base(list(grafts.values()), base, dtype, with_teacher=None in encoders.values())
     for name in encoders:
         encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
         yield name, build_pipeline(frozen, encoder).to(device)
 
 
-def refuse_other_base(graft: Graft, name: str, revision: str | None) -> None:
-    """Compare the cross-attention of a base with that of the base that a graft was made for.
+def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
+    """Load the base that grafts were made for.
 
     Args:
-        graft: One without a record of it (of a base that is in memory alone) passes.
-        name: Of the base.
-        revision: Commit of a hub id.
+        grafts: The first names the base.
+        base: Where not empty, where the base is now.
+        dtype: Of the weights.
+        with_teacher: Whether its own text encoder is needed too.
 
     Raises:
-        CheckpointError: If they differ: the U-Net would read the graft's states as noise.
+        CheckpointError: If it is not the base that each of the grafts was made for.
     """
-    made_for = graft.base["sums"].get("cross_attention")
-    if made_for is None:
-        return
-    base = FrozenBase.load(name, revision=revision, components=("key_value_maps",))
-    assert base.key_value_maps is not None
-    found = key_value_sum(base.key_value_maps)
-    if found != made_for:
-        raise CheckpointError(
-            f"the graft was made for another base ({graft.base['name']}, cross-attention {made_for[:12]}) "
-            f"than {name} ({found[:12]}); make one for it with `clipgraft bridge --base {name}`"
-        )
-
-
-def _load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
     name, revision = base, None
-    if graft and not base:
-        name, revision = graft.base["name"], graft.base["revision"] or None
-    return FrozenBase.load(
+    if grafts and not base:
+        name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
+    frozen = FrozenBase.load(
         name,
         revision=revision,
         components=COMPONENTS
         if with_teacher
         else tuple(name for name in COMPONENTS if name != "text_encoder"),
         dtype=dtype,
-        tokenizer=graft.tokenizer if graft else None,
+        tokenizer=grafts[0].tokenizer if grafts else None,
     )
+    for graft in grafts:
+        frozen.check_record(graft.base)
+    return frozen
 
 
 def _draw(
@@ -187,21 +171,6 @@ def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
     if unknown:
         notes.append(f"not in the vocabulary, so read in pieces: {', '.join(unknown)}")
     return notes
-
-
-def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
-    """Write graft and base as one folder that diffusers loads after `import clipgraft`.
-
-    Raises:
-        ValueError: If the folder holds something already.
-    """
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
-    quiet_libraries()
-    loaded = load_graft(graft)
-    frozen = _load_base(loaded, base, torch.float32, with_teacher=False)
-    build_pipeline(frozen, loaded.text_encoder).save_pretrained(out_dir)
-    Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)
 
 
 def _save_png(image: Image.Image, path: Path) -> None:

@@ -17,7 +17,6 @@ from clipgraft.models.encoder import Graft, load_graft, save_graft
 from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.fitting import fit_stage
-from clipgraft.stages.generate import refuse_other_base
 from clipgraft.stages.latents import load_latents
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.refinement import RefineObjective
@@ -59,7 +58,6 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     settings, device = recipe.refine, choose_device(recipe.device)
     check_settings(settings)
     loaded = load_graft(graft)
-    refuse_other_base(loaded, recipe.base.name, recipe.base.revision or None)
     precision = choose_mixed_precision(settings.mixed_precision, device)
     base = FrozenBase.load(
         recipe.base.name,
@@ -67,6 +65,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
         dtype=DTYPES[precision],  # frozen weights need no float32 master
         tokenizer=loaded.tokenizer,
     )
+    base.check_record(loaded.base)
     for module in base.modules.values():
         module.to(device)
     pictures = load_pictures(recipe, base)

@@ -12,8 +12,9 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.models.base import FrozenBase, check_fit
 from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge, position_weights, token_classes
 from clipgraft.models.clip import load_clip, text_hidden_states
-from clipgraft.models.cross_attention import key_value_root, key_value_sum
+from clipgraft.models.cross_attention import key_value_root
 from clipgraft.models.encoder import Graft, GraftedTextEncoder
+from clipgraft.models.identity import read_cross_attention
 from clipgraft.models.ridge import ClassRidgeRegression
 from clipgraft.models.states import Spread, StateError
 from clipgraft.progress import track
@@ -64,19 +65,16 @@ class Towers:
         base = FrozenBase.load(
             recipe.base.name,
             revision=recipe.base.revision or None,
-            components=("tokenizer", "text_encoder", "key_value_maps"),
+            components=("tokenizer", "text_encoder"),
             tokenizer=clip.tokenizer,
         )
         check_fit(clip.model.text_model, clip.tokenizer, base)
         assert base.text_encoder is not None
-        assert base.key_value_maps is not None
+        assert base.origin is not None
         self.tokenizer: CLIPTokenizer = clip.tokenizer
         self.empty_states = base.empty_states()
-        self.record = {
-            **recipe.base.model_dump(),
-            "sums": base.weight_sums() | {"cross_attention": key_value_sum(base.key_value_maps)},
-        }
-        self.key_value_maps = base.key_value_maps
+        self.record = base.record()
+        self.key_value_maps = list(read_cross_attention(base.origin.path).values())
         self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
         self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
         precision = choose_mixed_precision(recipe.bridge.mixed_precision, self.device)
