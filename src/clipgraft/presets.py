@@ -40,11 +40,11 @@ def ladder() -> Recipe:
     """
     return Recipe(
         finetune=FinetuneSettings(
-            learning_rate=3e-4, lr_schedule="cosine", num_epochs=5, batch_size=64, captions_per_image=5
+            learning_rate=3e-4, lr_schedule="cosine", num_epochs=2, batch_size=64, captions_per_image=5
         ),
-        data=DataSettings(max_val_images=200, max_test_images=300),
-        bridge=BridgeSettings(num_epochs=4, batch_size=64, hidden_size=512, max_captions=8000),
-        refine=RefineSettings(num_epochs=2, learning_rate=5e-4, teacher_end=0.0),
+        data=DataSettings(max_train_images=3000, max_val_images=100, max_test_images=200),
+        bridge=BridgeSettings(num_epochs=4, batch_size=64, hidden_size=512, max_captions=3000),
+        refine=RefineSettings(num_epochs=1, learning_rate=5e-4, teacher_end=0.0, snr_gamma=5.0),
     )
 
 

@@ -127,7 +127,7 @@ class BridgeSettings(TrainSettings):
     ridge: NotNegative = 1e-4
     """Ridge penalty, relative to the mean variance of CLIP's token states."""
     by_token_class: bool = True
-    """A linear map each for words, EOS and padding, drawn to the common one; off: one map for all."""
+    """A linear map each for words, EOS and padding, with a bias for each position; off: one for all."""
     hidden_size: Count = 1024
     """Width of the residual MLP."""
     num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 0
@@ -274,7 +274,7 @@ class LadderSettings(Section):
     """What each part of a bridge is worth, on flatland."""
 
     num_seeds: Count = 3
-    num_prompts: Annotated[int, Field(ge=2, le=240)] = 80
+    num_prompts: Annotated[int, Field(ge=2, le=240)] = 40
     """The first n of the 240 fixed prompts."""
-    num_kept_word_prompts: Annotated[int, Field(ge=1, le=120)] = 40
+    num_kept_word_prompts: Annotated[int, Field(ge=1, le=120)] = 20
     """The first n of 120 prompts with words that the base's own text encoder never read."""

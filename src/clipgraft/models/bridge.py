@@ -23,13 +23,15 @@ HEAD_SIZE = 64
 class Bridge(nn.Module):
     """`y = W_c x + b_c + MLP(LayerNorm(z))`; W and b in closed form, the MLP's last layer zero at first.
 
-    c is the token's class; z is x, or what causal attention blocks make of it.
+    c is the token's class, and b may differ from position to position: what towers say of padding is above
+    all where it stands. z is x, or what causal attention blocks make of it.
 
     Args:
         input_size: D_in.
         output_size: D_out.
         hidden_size: Width of the MLP; 0 = the linear map alone.
         num_maps: 1 = one linear map for all positions, `NUM_CLASS_MAPS` = one for each token class.
+        num_positions: Positions that have a b of their own; 1 = all have the same.
         num_attention_blocks: Before the MLP; a position then sees those before it, as in both towers.
     """
 
@@ -40,6 +42,7 @@ class Bridge(nn.Module):
         hidden_size: int = 0,
         *,
         num_maps: int = 1,
+        num_positions: int = 1,
         num_attention_blocks: int = 0,
     ):
         super().__init__()
@@ -50,9 +53,11 @@ class Bridge(nn.Module):
             "output_size": output_size,
             "hidden_size": hidden_size,
             "num_maps": num_maps,
+            "num_positions": num_positions,
             "num_attention_blocks": num_attention_blocks,
         }
-        self.linear = nn.Linear(input_size, num_maps * output_size)
+        self.linear = nn.Linear(input_size, num_maps * output_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(num_maps, num_positions, output_size))
         self.attention = nn.ModuleList(_attention_block(input_size) for _ in range(num_attention_blocks))
         self.residual: nn.Sequential | None = None
         if hidden_size:
@@ -82,9 +87,9 @@ class Bridge(nn.Module):
 
     @torch.no_grad()
     def set_linear(self, weights: Tensor, biases: Tensor) -> None:
-        """Take linear maps: weights (num_maps, D_out, D_in) and biases (num_maps, D_out)."""
+        """Take linear maps: weights (num_maps, D_out, D_in) and biases (num_maps, num_positions, D_out)."""
         self.linear.weight.copy_(weights.flatten(0, 1))
-        self.linear.bias.copy_(biases.flatten())
+        self.bias.copy_(biases)
 
     def set_identity(self) -> None:
         """Pass states through unchanged: for the base's own text tower.
@@ -96,14 +101,14 @@ class Bridge(nn.Module):
         if size != output_size:
             raise ValueError(f"no identity between widths {size} and {output_size}")
         num_maps = self.config["num_maps"]
-        self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros(num_maps, size))
+        self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros_like(self.bias))
 
     def _linear(self, hidden_states: Tensor, classes: Tensor) -> Tensor:
         """Of each position the map of its class; computing all and choosing costs less than sorting."""
-        mapped = self.linear(hidden_states)  # (B, L, num_maps * D_out)
+        by_map = self.linear(hidden_states).unflatten(-1, (self.config["num_maps"], -1))
+        by_map = by_map + self.bias[:, : hidden_states.shape[1]].transpose(0, 1)  # (B, L, num_maps, D_out)
         if self.config["num_maps"] == 1:
-            return mapped
-        by_map = mapped.unflatten(-1, (NUM_CLASS_MAPS, -1))
+            return by_map.squeeze(2)
         index = map_index(classes)[..., None, None].expand(-1, -1, 1, by_map.shape[-1])
         return by_map.gather(2, index).squeeze(2)
 

@@ -34,6 +34,7 @@ class GraftedTextConfig(PreTrainedConfig):
         hidden_size: W, the width of the states given, which is the U-Net's `cross_attention_dim`.
         bridge_hidden_size: Width of the bridge's MLP; 0 = a linear bridge.
         bridge_num_maps: Linear maps of the bridge; see `Bridge`.
+        bridge_num_positions: Positions with a bias of their own; see `Bridge`.
         bridge_num_attention_blocks: Attention blocks of the bridge.
         eos_token_id: The tokenizer's.
     """
@@ -48,6 +49,7 @@ class GraftedTextConfig(PreTrainedConfig):
         hidden_size: int = 768,
         bridge_hidden_size: int = 0,
         bridge_num_maps: int = 1,
+        bridge_num_positions: int = 1,
         bridge_num_attention_blocks: int = 0,
         eos_token_id: int = 49407,
         **kwargs: Any,
@@ -57,6 +59,7 @@ class GraftedTextConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.bridge_hidden_size = bridge_hidden_size
         self.bridge_num_maps = bridge_num_maps
+        self.bridge_num_positions = bridge_num_positions
         self.bridge_num_attention_blocks = bridge_num_attention_blocks
         self.eos_token_id = eos_token_id
 
@@ -87,6 +90,7 @@ class GraftedTextEncoder(PreTrainedModel):
             config.hidden_size,
             config.bridge_hidden_size,
             num_maps=config.bridge_num_maps,
+            num_positions=config.bridge_num_positions,
             num_attention_blocks=config.bridge_num_attention_blocks,
         )
         self.register_buffer(
@@ -173,6 +177,7 @@ class GraftedTextEncoder(PreTrainedModel):
             hidden_size=bridge.config["output_size"],
             bridge_hidden_size=bridge.config["hidden_size"],
             bridge_num_maps=bridge.config["num_maps"],
+            bridge_num_positions=bridge.config["num_positions"],
             bridge_num_attention_blocks=bridge.config["num_attention_blocks"],
             eos_token_id=eos_token_id,
         )

@@ -150,7 +150,7 @@ class Climb:
         if name == "zero padding":
             padded = self.towers.new_bridge(by_class=False)
             sizes = padded.config["output_size"], padded.config["input_size"]
-            padded.set_linear(torch.eye(*sizes)[None], torch.zeros(1, sizes[0]))
+            padded.set_linear(torch.eye(*sizes)[None], torch.zeros(1, 1, sizes[0]))
             return padded
         update: dict[str, Any] = {"by_token_class": name != "one linear map"}
         if not name.startswith("+"):
@@ -236,7 +236,7 @@ class Climb:
                 on_step=lambda done, _total: update(done, "steps"),
             )
             arrays = [np.asarray(picture.image).transpose(2, 0, 1) for picture in pictures]
-        return torch.from_numpy(np.stack(arrays))
+        return torch.from_numpy(np.ascontiguousarray(np.stack(arrays)))
 
 
 def slug(name: str) -> str:

@@ -100,16 +100,18 @@ class Towers:
             to_fit: Leave far padding out of all but one batch in `WHOLE_EVERY`, where it counts for all.
         """
         lengths = (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
+        batches = lengths.argsort(stable=True).split(ENCODE_BATCH_SIZE)
+        num_whole = -(-len(batches) // WHOLE_EVERY)
         with track(description, len(input_ids)) as update:
             done = 0
-            for index, rows in enumerate(lengths.argsort(stable=True).split(ENCODE_BATCH_SIZE)):
+            for index, rows in enumerate(batches):
                 near = min(input_ids.shape[1], int(lengths[rows].max()) + NUM_NEAR_PADDING)
                 is_whole = not to_fit or index % WHOLE_EVERY == 0
                 ids = input_ids[rows][:, : None if is_whole else near].to(self.device)
                 classes = token_classes(ids, self.tokenizer.eos_token_id)
                 weights = position_weights(classes)
                 if to_fit and is_whole:
-                    weights[:, near:] *= WHOLE_EVERY
+                    weights[:, near:] *= len(batches) / num_whole
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     states = [text_hidden_states(tower, ids) for tower in (self.text_model, self.teacher)]
                 yield Positions(states[0].float(), states[1].float(), classes, weights)
@@ -119,7 +121,7 @@ class Towers:
     def fit_linear(self, input_ids: Tensor) -> LinearFit:
         """Gather what the linear maps and the weights of keys and values are computed from, in one pass."""
         sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
-        regression = ClassRidgeRegression(*sizes)
+        regression = ClassRidgeRegression(*sizes, input_ids.shape[1])
         for student, teacher, classes, weights in self.positions(
             input_ids, "fitting the linear bridge", to_fit=True
         ):
@@ -135,6 +137,7 @@ class Towers:
             self.teacher.config.hidden_size,
             hidden_size,
             num_maps=NUM_CLASS_MAPS if by_class else 1,
+            num_positions=self.text_model.config.max_position_embeddings if by_class else 1,
             num_attention_blocks=num_attention_blocks,
         ).to(self.device)
 
