@@ -67,7 +67,7 @@ def test_the_bridge_of_one_map_and_that_with_attention_are_saved_and_come_back(w
 def test_fewer_than_100_captions_are_refused_with_what_to_expect(world, tmp_path, capsys):
     few = tmp_path / "few.txt"
     few.write_text("\n".join(f"a dog {index}" for index in range(40)))
-    with pytest.raises(ValueError, match=r"only 36 different captions .*0\.\d+.*allow_few_captions"):
+    with pytest.raises(ValueError, match=r"only 36 .* 0\.71 from 100, .* --allow-few-captions"):
         load_captions(recipe_of(world, captions=few))
     assert len(load_captions(recipe_of(world, "bridge.allow_few_captions=true", captions=few)).train) == 36
     assert "note: only 36 different captions" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_far_padding_of_some_batches_stands_for_that_of_all(world):
     for index, to_fit in enumerate((True, False)):
         for batch in towers.positions(ids, "x", to_fit=to_fit):
             weights[index] += batch.weights.sum()
-    assert weights[0].item() == pytest.approx(weights[1].item(), rel=0.02)
+    assert weights[0].item() == pytest.approx(weights[1].item(), rel=0.05)
 
 
 def test_a_collapse_is_said_aloud(capsys):

@@ -102,16 +102,18 @@ class Towers:
         lengths = (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
         batches = lengths.argsort(stable=True).split(ENCODE_BATCH_SIZE)
         num_whole = -(-len(batches) // WHOLE_EVERY)
+        whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
+        stands_for = len(input_ids) / sum(len(batches[index]) for index in whole)
         with track(description, len(input_ids)) as update:
             done = 0
             for index, rows in enumerate(batches):
                 near = min(input_ids.shape[1], int(lengths[rows].max()) + NUM_NEAR_PADDING)
-                is_whole = not to_fit or index % WHOLE_EVERY == 0
+                is_whole = not to_fit or index in whole
                 ids = input_ids[rows][:, : None if is_whole else near].to(self.device)
                 classes = token_classes(ids, self.tokenizer.eos_token_id)
                 weights = position_weights(classes)
                 if to_fit and is_whole:
-                    weights[:, near:] *= len(batches) / num_whole
+                    weights[:, near:] *= stands_for
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     states = [text_hidden_states(tower, ids) for tower in (self.text_model, self.teacher)]
                 yield Positions(states[0].float(), states[1].float(), classes, weights)
