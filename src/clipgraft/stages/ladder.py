@@ -274,20 +274,20 @@ def tables(rungs: dict[str, dict[str, dict[str, Any]]]) -> tuple[Table, Table, T
     classes = ("words", "eos", "padding")
     states = {f"state_error_{name}": name for name in classes}
     states |= {f"key_value_error_{name}": f"k/v {name}" for name in classes}
-    noise = {
-        key: key.rpartition("_")[2] for key in next(iter(rungs.values())) if key.startswith("noise_error")
-    }
-    pictures = {
+    figures = next(iter(rungs.values()))
+    noise = {key: key.rpartition("_")[2] for key in figures if key.startswith("noise_error")}
+    likeness = {"pixel_difference": "pixels apart", "agreement": "agreement"}
+    fidelity = {
         "fidelity": "fidelity",
         "fidelity_seen": "seen",
         "fidelity_held_out": "held out",
         "fidelity_kept_words": "kept words",
-        "fidelity_plain_words": "in plain words",
-        "pixel_difference": "pixels apart",
-        "agreement": "agreement",
+        "fidelity_plain_words": "plain words",
     }
     return (
         table("relative error of token states, and of keys and values", states, plain),
-        table("error of predicted noise by timestep; without text 1", noise, plain),
-        table("prompt fidelity, and likeness to the teacher's pictures", pictures, both),
+        table(
+            "error of predicted noise by timestep (no text: 1); likeness of pictures", noise | likeness, plain
+        ),
+        table("prompt fidelity: mean and standard deviation over seeds", fidelity, both),
     )
