@@ -14,6 +14,7 @@ from test_cli import RECIPE, call, refused
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 
 COMMIT = "a" * 40
+TOKEN = "hf_" + "s3Nt" * 9
 
 
 @pytest.fixture
@@ -38,7 +39,10 @@ def recipe(hub, tmp_path):
     return tmp_path / "recipe.toml"
 
 
-def test_a_recipe_says_how_much_then_fetches_and_then_runs_without_the_hub(hub, recipe, tmp_path, capsys):
+def test_a_recipe_says_how_much_then_fetches_and_then_runs_without_the_hub(
+    hub, recipe, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert call("prefetch", recipe) == 0
     out = capsys.readouterr().out
     assert out.index("to fetch: ") < out.index("fetched and verified: owner/clip")
@@ -48,14 +52,18 @@ def test_a_recipe_says_how_much_then_fetches_and_then_runs_without_the_hub(hub, 
     small = ["--set", "finetune.num_epochs=1", "--set", "bridge.num_epochs=0"]
     assert call("run", recipe, "--out", tmp_path / "run", *small) == 0
     assert hub.requests == []
-    capsys.readouterr()
+    assert f"Bearer {TOKEN}" in hub.tokens
+    said = capsys.readouterr()
+    assert TOKEN not in out + said.out + said.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
     assert call("prefetch", recipe) == 0
-    assert "to fetch: 0.00 GB" in capsys.readouterr().out
+    assert "to fetch: 0.0 MB" in capsys.readouterr().out
 
 
 def test_a_named_recipe_that_needs_nothing_fetches_nothing(hub, capsys):
     assert call("prefetch", "demo") == 0
-    assert "to fetch: 0.00 GB" in capsys.readouterr().out
+    assert "to fetch: 0.0 MB" in capsys.readouterr().out
     assert hub.requests == []
 
 
@@ -64,7 +72,10 @@ def test_a_cut_off_prefetch_keeps_what_is_whole(hub, recipe, capsys):
     assert "was not loaded and is out of the cache" in refused(capsys, "prefetch", recipe)
     hub.altered = set()
     hub.requests.clear()
+    capsys.readouterr()
     assert call("prefetch", recipe) == 0
+    unet = hub.models["owner/base"][COMMIT] / "unet" / "diffusion_pytorch_model.safetensors"
+    assert f"to fetch: {unet.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out
     assert hub.sent("unet/diffusion_pytorch_model.safetensors") == 1
     assert hub.sent("vae/diffusion_pytorch_model.safetensors") == 0
 

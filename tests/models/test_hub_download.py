@@ -164,6 +164,13 @@ def test_files_that_are_there_are_not_fetched_again(hub):
     assert hub.sent("config.json") == 0
 
 
+def test_a_text_that_a_cut_off_download_lacks_is_fetched(hub, tmp_path):
+    load_clip("owner/clip", revision=COMMIT)
+    next((tmp_path / "cache").rglob("snapshots/*/preprocessor_config.json")).unlink()
+    load_clip("owner/clip", revision=COMMIT)
+    assert hub.sent("model.safetensors") == 1
+
+
 def test_half_precision_is_fetched_where_it_is_drawn_with_and_full_where_not(hub, base):
     folder = hub.models["owner/base"][COMMIT]
     tiny.halve(folder)

@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -46,6 +47,15 @@ class Download(NamedTuple):
     """Size in bytes by path."""
     pin: Pin | None
     """Whose sums are compared."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What is not in the cache yet."""
+        return sum(
+            size
+            for file, size in self.files.items()
+            if not isinstance(try_to_load_from_cache(self.name, file, revision=self.revision), str)
+        )
 
 
 def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str | None = None) -> Path:
@@ -209,10 +219,18 @@ def _cached(
             folder = Path(path)
         held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         files = needed.choose(held, full_where_preferred=full_where_preferred)
-        if files:
+        if files and set(needed.choose_texts(_listed(repository, folder.name))) <= set(files):
             _verify(repository, folder, files, pin)
             return folder
     return None
+
+
+def _listed(name: str, commit: str) -> list[str]:
+    """Files that the hub listed for a commit, as the cache remembers them; none where it does not."""
+    try:
+        return [file.path for file in get_cached_repo_tree(name, revision=commit)]
+    except CachedRepoTreeNotFoundError:
+        return []
 
 
 def _verify(name: str, folder: Path, files: list[str], pin: Pin | None) -> None:

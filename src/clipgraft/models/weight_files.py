@@ -45,7 +45,7 @@ class Needed:
             held: Paths relative to the model's root.
             full_where_preferred: Do not take half precision in the place of full.
         """
-        chosen = sorted({name for pattern in self.texts for name in fnmatch.filter(held, pattern)})
+        chosen = self.choose_texts(held)
         for weights in self.weights:
             variants: tuple[str, ...] = (HALF, FULL) if weights.prefer_half else (FULL, HALF)
             if full_where_preferred and not weights.prefer_half:
@@ -55,6 +55,10 @@ class Needed:
                 return []
             chosen += files
         return chosen
+
+    def choose_texts(self, held: Collection[str]) -> list[str]:
+        """Return the configurations and vocabularies of the files held."""
+        return sorted({name for pattern in self.texts for name in fnmatch.filter(held, pattern)})
 
     def lacking(self, held: Collection[str]) -> str:
         """Name of the first weights that no held file has; empty where nothing lacks."""

@@ -37,15 +37,14 @@ def prefetch(recipe: Recipe) -> int:
         found = _find(model, needed)
         if isinstance(found, Download):
             downloads.append(found)
-            size = f"{sum(found.files.values()) / 1e6:.1f} MB"
-            table.add_row(model.name, found.revision[:12], str(len(found.files)), size)
+            table.add_row(model.name, found.revision[:12], str(len(found.files)), _size(found.num_bytes))
         else:
             where = "" if found is None else found.name[:12]
             table.add_row(model.name, where, "", "nothing: it is on this machine")
-    num_bytes = sum(sum(download.files.values()) for download in downloads)
+    num_bytes = sum(download.num_bytes for download in downloads)
     console = Console()
     console.print(table)
-    console.print(f"to fetch: {num_bytes / 1e9:.2f} GB, into the hub's cache", highlight=False)
+    console.print(f"to fetch: {_size(num_bytes)}, into the hub's cache", highlight=False)
     _refuse_without_room(num_bytes)
     for download in downloads:
         fetch(download)
@@ -76,6 +75,10 @@ def _refuse_without_room(num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
-            f"{num_bytes / 1e9:.1f} GB are to be fetched into {folder}, which has {free / 1e9:.1f} GB free; "
+            f"{_size(num_bytes)} are to be fetched into {folder}, which has {_size(free)} free; "
             "free some, or set HF_HOME to another disk"
         )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
