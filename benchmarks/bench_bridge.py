@@ -1,8 +1,9 @@
 """The bridge at Stable Diffusion v1.5's and CLIP B/32's exact shapes, with random weights.
 
-    python benchmarks/bench_bridge.py [--only ridge|closed_form|refine] [--captions 40460] [--work DIR]
+    python benchmarks/bench_bridge.py [--only PART] [--captions 40460] [--work DIR]
 
 ridge: the closed form against NumPy's least squares, and a linear teacher that it has to find.
+few_captions: on flatland, the linear bridge's error on held-out words by the number of captions.
 closed_form: captions a second and peak memory of fitting it to Flickr8k's captions (../shared/flickr8k).
 refine: memory and time of a step on one picture of 512 x 512, and what cached latents save.
 
@@ -27,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 import real_size  # noqa: E402
-from clipgraft.config import Recipe, apply_overrides  # noqa: E402
+from clipgraft.config import BridgeSettings, Recipe, apply_overrides  # noqa: E402
 from clipgraft.models.base import FrozenBase  # noqa: E402
 from clipgraft.models.bridge import Bridge  # noqa: E402
 from clipgraft.models.checkpoint import module_sha256  # noqa: E402
@@ -35,6 +36,8 @@ from clipgraft.models.clip import load_clip  # noqa: E402
 from clipgraft.models.encoder import Graft, GraftedTextEncoder  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
 from clipgraft.runtime import describe_environment  # noqa: E402
+from clipgraft.stages.bridge import linear_bridge  # noqa: E402
+from clipgraft.stages.captions import load_captions  # noqa: E402
 from clipgraft.stages.refine import build_objective  # noqa: E402
 from clipgraft.stages.towers import Towers  # noqa: E402
 from clipgraft.training.optimization import parameter_groups  # noqa: E402
@@ -44,6 +47,7 @@ RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
 FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k"
 WIDTH, BASE_WIDTH = 512, 768
 REPEATS = 5
+FEW = (25, 100, 1000)
 
 
 def ridge() -> dict[str, Any]:
@@ -71,6 +75,25 @@ def ridge() -> dict[str, Any]:
         "error_of_a_linear_teacher": float((recovered - true).norm() / true.norm()),
         "rows": 6000,
     }
+
+
+def few_captions() -> dict[str, Any]:
+    """Relative error of held-out words on flatland by number of captions, drawn at random."""
+    recipe = Recipe(bridge=BridgeSettings(mixed_precision="no"))
+    captions, towers = load_captions(recipe), Towers(recipe)
+    order = torch.randperm(len(captions.train), generator=torch.Generator().manual_seed(0)).tolist()
+    held_out = towers.input_ids(captions.held_out[:200])
+    found: dict[str, Any] = {}
+    for count in FEW:
+        linear = towers.fit_linear(towers.input_ids([captions.train[index] for index in order[:count]]))
+        found[str(count)] = {}
+        for by_class in (True, False):
+            settings = BridgeSettings(num_epochs=0, by_token_class=by_class)
+            fitted = linear_bridge(towers, linear, settings)
+            measured = towers.measure(fitted, held_out, linear.key_value_root)
+            name = "map_per_class" if by_class else "one_map"
+            found[str(count)][name] = measured["relative_error"]
+    return found
 
 
 def closed_form(work: Path, num_captions: int) -> dict[str, Any]:
@@ -224,7 +247,7 @@ def update_result(section: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", choices=("ridge", "closed_form", "refine"))
+    parser.add_argument("--only", choices=("ridge", "few_captions", "closed_form", "refine"))
     parser.add_argument("--captions", type=int, default=40_460)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_bridge"))
     parser.add_argument("--child", choices=("fit", "refine_step"), help=argparse.SUPPRESS)
@@ -236,11 +259,12 @@ def main() -> None:
         return
     parts = {
         "ridge": ridge,
+        "few_captions": few_captions,
         "closed_form": lambda: closed_form(options.work, options.captions),
         "refine": lambda: refine(options.work),
     }
     for name in [options.only] if options.only else parts:
-        if name != "ridge":
+        if name in ("closed_form", "refine"):
             write_checkpoints(options.work)
         found = parts[name]()
         print(name, json.dumps(found, indent=2))

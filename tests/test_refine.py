@@ -104,13 +104,14 @@ def test_a_graft_of_another_base_is_refused(world, tmp_path):
     ("settings", "message"),
     [
         ({"noise_weight": 0, "teacher_weight": 0, "feature_weight": 0}, "nothing to refine by"),
+        ({"num_epochs": 0}, "refine.num_epochs is 0: nothing would be trained"),
         ({"snr_gamma": 0.5}, "snr_gamma must be 0 or at least 1; got 0.5"),
         ({"text_lora_rank": 4}, "text_lora_rank needs text_layers"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        check_settings(RefineSettings(**settings))
+        check_settings(RefineSettings(**{"num_epochs": 1, **settings}))
 
 
 def test_a_refined_graft_is_one_more_column_of_a_run(tmp_path):

@@ -183,7 +183,7 @@ def refine(
     out: OutOption,
     data: DataOption = "",
     base: BaseOption = "",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pictures.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the pictures; 0 = the recipe's, else 1.")] = 0,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
@@ -193,7 +193,7 @@ def refine(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.refine import refine as stage
 
-    chosen = [] if recipe else [f"refine.num_epochs={epochs}"]
+    chosen = [] if recipe and not epochs else [f"refine.num_epochs={epochs or 1}"]
     settings = _recipe_from_options(recipe, [*chosen, *set_], data=data, base=base)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, graft, folder, resume=resume)

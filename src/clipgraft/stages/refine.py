@@ -101,6 +101,8 @@ def check_settings(settings: RefineSettings) -> None:
     Raises:
         ValueError: Names the setting and what to do.
     """
+    if not settings.num_epochs:
+        raise ValueError("refine.num_epochs is 0: nothing would be trained; set it to 1 or more")
     if not (settings.noise_weight or settings.teacher_weight or settings.feature_weight):
         raise ValueError(
             "nothing to refine by: refine.noise_weight, teacher_weight and feature_weight are all 0; set one"
