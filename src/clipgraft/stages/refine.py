@@ -21,7 +21,7 @@ from clipgraft.stages.latents import load_latents
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.refinement import RefineObjective
 
-NUM_MEASURED_IMAGES = 16
+NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net, before and after."""
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
