@@ -18,7 +18,7 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.evaluation.drift import caption_errors
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.jobs import Job
-from clipgraft.models.bridge import token_classes
+from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.stages.data import load_source, select
@@ -183,11 +183,11 @@ def _compare_states(
 
 def _randomize(encoder: Any) -> None:
     """Put an untrained linear map, as torch makes it, in the place of a graft's bridge."""
+    sizes = encoder.bridge.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_BRIDGE_SEED)
-        linear = nn.Linear(encoder.bridge.linear.in_features, encoder.bridge.linear.out_features)
-    encoder.bridge.linear.load_state_dict(linear.state_dict())
-    encoder.bridge.residual = None
+        untrained = Bridge(sizes["input_size"], sizes["output_size"])
+    encoder.bridge = untrained.to(encoder.device, encoder.dtype)
 
 
 def real_pictures(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:
