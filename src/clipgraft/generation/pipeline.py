@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTextModel
 
+from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import GraftedTextEncoder
 
@@ -37,19 +38,17 @@ class Picture:
 
 
 def build_pipeline(
-    base: FrozenBase, text_encoder: GraftedTextEncoder | CLIPTextModel
+    base: FrozenBase, text_encoder: GraftedTextEncoder | CLIPTextModel, *, scheduler: str = "dpm++"
 ) -> StableDiffusionPipeline:
     """Put a text encoder, a graft or the base's own, and a frozen base together.
-
-    The scheduler is DPM-Solver++ 2M with Karras sigmas, made from the base's own noise schedule: its 25 steps
-    reach what the base's own PNDM needs 50 for.
 
     Args:
         base: VAE, U-Net, tokenizer and scheduler.
         text_encoder: Gives `last_hidden_state` as wide as the U-Net's cross-attention.
+        scheduler: A name of `schedulers.SCHEDULERS`.
 
     Raises:
-        ValueError: If the text encoder's width is not the U-Net's.
+        ValueError: If the text encoder's width is not the U-Net's, or there is no such scheduler.
     """
     assert base.unet is not None
     assert base.scheduler is not None
@@ -59,15 +58,12 @@ def build_pipeline(
             f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
             "use the base that the graft was made for"
         )
-    scheduler = DPMSolverMultistepScheduler.from_config(
-        base.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
-    )
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         unet=base.unet,
         text_encoder=text_encoder,
         tokenizer=base.tokenizer,
-        scheduler=scheduler,
+        scheduler=build_scheduler(scheduler, base.scheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -1,6 +1,7 @@
 """Draw pictures from prompts with a graft; write a graft and its base as one diffusers folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from rich.console import Console
 from transformers import CLIPTokenizer
 
 from clipgraft.config import GenerateSettings, Recipe
+from clipgraft.generation.engines import choose_engine, openvino_advice
 from clipgraft.generation.pipeline import Job, Picture, build_pipeline, draw, picture_file_name
+from clipgraft.generation.preparation import DEFAULT_OPTIONS, SpeedOptions, prepare_base, set_shortcuts
 from clipgraft.models.base import COMPONENTS, FrozenBase
 from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import unknown_words
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries, write_json
+from clipgraft.runtime import cache_dir, choose_device, quiet_libraries, write_json
 
 
 def generate(
@@ -40,8 +43,11 @@ def generate(
         for prompt in settings.prompts
         for index in range(settings.num_images_per_prompt)
     ]
+    device = choose_device(recipe.device)
+    options = speed_options(settings)
+    _say_options(options, device)
     rows: list[dict[str, Any]] = []
-    for column, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
+    for column, pipeline in load_pipelines(encoders, base=base, device=device, options=options):
         if not rows:
             notes = _say_notes(settings.prompts, pipeline.tokenizer)
         column = column if len(encoders) > 1 else ""
@@ -59,45 +65,68 @@ def generate(
 
 
 def load_pipelines(
-    encoders: Mapping[str, Path | None], *, base: str, device: torch.device
+    encoders: Mapping[str, Path | None],
+    *,
+    base: str,
+    device: torch.device,
+    options: SpeedOptions = DEFAULT_OPTIONS,
 ) -> Iterator[tuple[str, StableDiffusionPipeline]]:
     """Give each text encoder in a pipeline; the base is loaded once, for the first of them.
 
     Args:
         encoders: By name a graft folder, or None for the base's own text encoder.
         base: Where not empty, the base in place of the one that a graft names.
-        device: Where to draw; decides the weights' dtype.
+        device: Where to draw.
+        options: What runs the base's networks.
 
     Raises:
         ValueError: If neither a graft nor `base` says which base is meant.
         CheckpointError: If a graft was made for another base.
     """
     quiet_libraries()
-    dtype = inference_dtype(device)
+    engine = choose_engine(options.engine, device, cache_dir() / "openvino", is_compiled=options.compile)
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = _load_base(
-        next(iter(grafts.values()), None), base, dtype, with_teacher=None in encoders.values()
+        next(iter(grafts.values()), None), base, engine.dtype, with_teacher=None in encoders.values()
     )
+    prepare_base(frozen, engine, options)
     for name in encoders:
-        encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
-        yield name, build_pipeline(frozen, encoder).to(device)
+        encoder = grafts[name].text_encoder.float() if name in grafts else frozen.text_encoder
+        pipeline = build_pipeline(frozen, encoder, scheduler=options.scheduler).to(device)
+        set_shortcuts(pipeline, options)
+        yield name, pipeline
 
 
-def _load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
+def speed_options(settings: GenerateSettings) -> SpeedOptions:
+    """Read from settings how a base is run."""
+    return SpeedOptions(**{field.name: getattr(settings, field.name) for field in fields(SpeedOptions)})
+
+
+def _say_options(options: SpeedOptions, device: torch.device) -> None:
+    notes = [f"{what} (class C: another picture)" for what in options.shortcuts()]
+    advice = openvino_advice(device)
+    for note in [*notes, *([advice] if advice and options.engine == "auto" else [])]:
+        Console(stderr=True).print(f"note: {note}", highlight=False, markup=False)
+
+
+def _load_base(graft: Graft | None, base: str, unet_dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
     name, revision = base, None
     if graft and not base:
         name, revision = graft.base["name"], graft.base["revision"] or None
-    return FrozenBase.load(
-        name,
-        revision=revision,
-        components=COMPONENTS
-        if with_teacher
-        else tuple(name for name in COMPONENTS if name != "text_encoder"),
-        dtype=dtype,
-        tokenizer=graft.tokenizer if graft else None,
-    )
+
+    def load(components: Sequence[str], dtype: torch.dtype) -> FrozenBase:
+        return FrozenBase.load(
+            name,
+            revision=revision,
+            components=components,
+            dtype=dtype,
+            tokenizer=graft.tokenizer if graft else None,
+        )
+
+    light = [part for part in COMPONENTS if part != "unet" and (with_teacher or part != "text_encoder")]
+    return replace(load(light, torch.float32), unet=load(("unet",), unet_dtype).unet)
 
 
 def _draw(
