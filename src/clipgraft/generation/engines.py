@@ -54,7 +54,8 @@ class TorchEngine:
 
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
         """As `Engine.prepare`."""
-        network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last).eval()
+        network = network.to(self.device, self.dtype).eval()
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         forward: Callable[..., tuple[Tensor, ...]] = network
         if self.is_compiled:
             forward = torch.compile(

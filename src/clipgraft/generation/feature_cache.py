@@ -1,7 +1,7 @@
 """A cache of the U-Net's deep features in DeepCache's manner (Ma et al. 2023, arXiv 2312.00858). Class C.
 
-What comes up from the U-Net's deep changes little from step to step. So only every few steps all of it is
-run; between them its first convolution, last resnet and last attention alone, on the feature kept from before.
+What comes up from the U-Net's deep changes little from step to step. So all of it is run every few steps
+alone; between them its first convolution, last resnet and last attention, on the feature kept from before.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Guidance in a part of the steps alone (Kynkäänniemi et al. 2024, arXiv 2404.07724). Class C: another picture.
+"""Guidance in a part of the steps alone (Kynkäänniemi et al. 2024, arXiv 2404.07724). Class C.
 
-Where there is no guidance, only the prompt's half of a guided batch is run and stands for both halves: then
-`negative + scale * (positive - negative)` is the prompt's prediction, at any scale and for any number of prompts.
+Where there is no guidance, only the prompts' half of a guided batch is run and stands for both halves: then
+`negative + scale * (positive - negative)` is the prompts' prediction, at any scale, for any number of them.
 """
 
 from collections.abc import Callable

@@ -119,6 +119,7 @@ def set_shortcuts(pipeline: StableDiffusionPipeline, options: SpeedOptions) -> N
         return step_of(pipeline.scheduler, timestep)
 
     if options.feature_cache > 1:
+        assert own.run_last_layer is not None
         own.predict = with_feature_cache(own.run_unet, own.run_last_layer, step, options.feature_cache)
     if not options.is_guided_throughout:
         own.predict = in_interval(own.predict, step, start, stop, is_guided=lambda: own.is_guided)
