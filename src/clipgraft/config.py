@@ -155,12 +155,12 @@ class GenerateSettings(Section):
     """Pixels, a multiple of 8; 0 = the base's own size."""
     batch_size: Count = 4
     """Pictures drawn at once; does not change them."""
+    scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
+    """DPM-Solver++ 2M with Karras sigmas; pndm with 50 steps is the base's own, lcm is for few-step LoRAs."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
     compile: bool = False
     """Compile torch's networks at their first run; pays after many pictures."""
-    scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
-    """DPM-Solver++ 2M with Karras sigmas; pndm with 50 steps is the base's own, lcm is for few-step LoRAs."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
     feature_cache: Count = 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clipgraft.generation.networks import Run
+from clipgraft.generation.speed import SpeedOptions
 from clipgraft.runtime import cpu_gains_from_bf16, inference_dtype
 
 ENGINES = ("auto", "torch", "openvino")
@@ -74,27 +75,27 @@ class TorchEngine:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def choose_engine(
-    name: str, device: torch.device, cache_folder: Path, *, is_compiled: bool = False
-) -> Engine:
-    """Give the engine of that name, or the fastest there is for `auto`.
+def choose_engine(speed: SpeedOptions, device: torch.device, cache_folder: Path) -> Engine:
+    """Give the engine that is named, or the fastest there is for `auto`.
 
     Args:
-        name: One of ENGINES.
+        speed: Engine and whether to compile; compiling is torch's.
         device: Where the pipeline works.
         cache_folder: OpenVINO's converted networks are kept there.
-        is_compiled: Torch's networks are compiled.
 
     Raises:
         ValueError: If it is not to be had here; says why.
     """
+    name = speed.engine
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
     missing = why_no_openvino(device)
+    if name == "openvino" and speed.compile:
+        raise ValueError("compile is for torch's engine; leave it out, or use engine 'torch'")
     if name == "openvino" and missing:
         raise ValueError(f"engine 'openvino' cannot run here: {missing}; use engine 'torch' or 'auto'")
-    if name == "torch" or missing or is_compiled:
-        return TorchEngine(device, inference_dtype(device), is_compiled=is_compiled)
+    if name == "torch" or missing or speed.compile:
+        return TorchEngine(device, inference_dtype(device), is_compiled=speed.compile)
     from clipgraft.generation.openvino_engine import OpenVinoEngine
 
     return OpenVinoEngine(openvino_dtype(), cache_folder)

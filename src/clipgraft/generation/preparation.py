@@ -1,7 +1,6 @@
 """A base's heavy networks put on an engine, once for all pipelines that are built of it."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,48 +11,18 @@ from clipgraft.generation.feature_cache import DenoiserWithFeature, LastLayer, w
 from clipgraft.generation.guidance import in_interval
 from clipgraft.generation.lora import fuse_lora
 from clipgraft.generation.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, step_of
+from clipgraft.generation.speed import SpeedOptions
 from clipgraft.models.base import FrozenBase
 
 EXAMPLE_SIZE = 9
 """Latent positions; odd at every level of a U-Net, so that it is traced to upsample by size."""
 
 
-@dataclass(frozen=True)
-class SpeedOptions:
-    """How a base is run, in the words of `GenerateSettings`."""
-
-    engine: str = "auto"
-    compile: bool = False
-    scheduler: str = "dpm++"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    feature_cache: int = 1
-    lora: str = ""
-
-    @property
-    def is_guided_throughout(self) -> bool:
-        """Whether there is guidance in all steps."""
-        return tuple(self.guidance_interval) == (0.0, 1.0)
-
-    def shortcuts(self) -> list[str]:
-        """Name what changes the picture; each is of class C."""
-        start, stop = self.guidance_interval
-        named = {
-            f"scheduler {self.scheduler}": self.scheduler != "dpm++",
-            f"guidance from {start:.0%} to {stop:.0%} of the steps": not self.is_guided_throughout,
-            f"the whole U-Net at every {self.feature_cache}. step alone": self.feature_cache > 1,
-            f"LoRA {Path(self.lora).name}": bool(self.lora),
-        }
-        return [name for name, is_used in named.items() if is_used]
-
-
-DEFAULT_OPTIONS = SpeedOptions()
-
-
 def prepare_base(base: FrozenBase, engine: Engine, options: SpeedOptions) -> None:
     """Add a LoRA to a base that was loaded, and put it on an engine.
 
     Raises:
-        ValueError: If an option is not allowed.
+        ValueError: If peft, which loads it, is not installed.
         FileNotFoundError: If there is no such LoRA.
         CheckpointError: If it is of another U-Net.
     """
@@ -103,15 +72,8 @@ def set_shortcuts(pipeline: StableDiffusionPipeline, options: SpeedOptions) -> N
     Args:
         pipeline: Of a base that `prepare_base` has put on an engine with the same options.
         options: Guidance interval and feature cache are read.
-
-    Raises:
-        ValueError: If the guidance interval is none.
     """
     start, stop = options.guidance_interval
-    if not 0 <= start < stop <= 1:
-        raise ValueError(
-            f"guidance_interval must be two shares of the steps, 0 to 1, rising; got {start} {stop}"
-        )
     unet = pipeline.unet
     own = pipeline.unet = EngineUNet(unet.config, unet.device, unet.run_unet, unet.run_last_layer)
 

@@ -27,6 +27,7 @@ COLUMN_LABELS = {
 STATUS_NOTES = {
     "failed_nan": "failed: the values were no numbers",
     "failed_black": "failed: nothing but black",
+    "blocked": "blocked by the base's safety checker",
 }
 
 
@@ -149,6 +150,8 @@ def _cell(row: dict[str, Any], max_bytes: int, *, is_alone: bool) -> Cell:
     label = COLUMN_LABELS.get(column, column) or ("" if is_alone else f"seed {row.get('seed', 'unknown')}")
     status = str(row.get("status", "ok"))
     note = "" if status == "ok" else STATUS_NOTES.get(status, status)
+    if note:
+        return Cell(label, "", note)
     if row["path"] is None:
         return Cell(label, "", f"{row['file']} lies outside the run's folder and is not shown")
     try:
@@ -157,4 +160,4 @@ def _cell(row: dict[str, Any], max_bytes: int, *, is_alone: bool) -> Cell:
         return Cell(label, "", f"{row['file']} is missing")
     except DataError as error:
         return Cell(label, "", str(error).replace(str(row["path"]), row["file"]))
-    return Cell(label, source, note, width, height)
+    return Cell(label, source, "", width, height)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -17,11 +16,11 @@ from clipgraft.data.flatland import ATTRIBUTES, Prompt, draw_scenes, fidelity_pr
 from clipgraft.data.flatland.writer import IMAGE_SIZE
 from clipgraft.evaluation.fidelity import prompt_fidelity
 from clipgraft.evaluation.probe import load_probe, probe_accuracy, read_attributes
-from clipgraft.generation.pipeline import Job, draw
+from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.generation.jobs import Job
 from clipgraft.models.hub import embedded_models
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, write_json
-from clipgraft.stages.generate import load_pipelines
+from clipgraft.runtime import write_json
 
 CEILING = "drawn by flatland's code"
 EMPTY_FLOOR = "empty prompt"
@@ -52,12 +51,12 @@ def evaluate(
     scenes = [prompt.scene for prompt in prompts]
     probe = load_probe(embedded_models() / "probe.safetensors")
     scores: dict[str, Any] = {}
-    for name, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
-        _refuse_other_sizes(pipeline)
-        read = read_attributes(probe, _draw(pipeline, [prompt.text for prompt in prompts], settings, name))
+    for name, generator in load_generators(encoders, base=base, device=recipe.device):
+        _refuse_other_sizes(generator)
+        read = read_attributes(probe, _draw(generator, [prompt.text for prompt in prompts], settings, name))
         if not scores:
             scores[SHUFFLED_FLOOR] = prompt_fidelity(read.roll(1, 0), scenes)
-            empty = _draw(pipeline, [""] * len(prompts), settings, EMPTY_FLOOR)
+            empty = _draw(generator, [""] * len(prompts), settings, EMPTY_FLOOR)
             scores[EMPTY_FLOOR] = prompt_fidelity(read_attributes(probe, empty), scenes)
         scores[name] = prompt_fidelity(read, scenes)
     fresh = read_attributes(probe, torch.from_numpy(draw_scenes(_fresh(prompts))))
@@ -71,19 +70,20 @@ def evaluate(
     return metrics
 
 
-def _draw(
-    pipeline: StableDiffusionPipeline, texts: Sequence[str], settings: EvaluateSettings, name: str
-) -> Tensor:
+def _draw(generator: ImageGenerator, texts: Sequence[str], settings: EvaluateSettings, name: str) -> Tensor:
     """Pictures of the texts, (N, 3, 128, 128) uint8, the seed counting up from one to the next."""
-    jobs = [Job(text, settings.seed + index) for index, text in enumerate(texts)]
-    with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
-        pictures = draw(
-            pipeline,
-            jobs,
+    jobs = [
+        Job(
+            text,
+            settings.seed + index,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
-            batch_size=settings.batch_size,
-            on_step=lambda done, _total: update(done, "steps"),
+        )
+        for index, text in enumerate(texts)
+    ]
+    with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
+        pictures = generator.draw(
+            jobs, batch_size=settings.batch_size, on_step=lambda done, _total: update(done, "steps")
         )
         arrays = [np.asarray(picture.image).transpose(2, 0, 1) for picture in pictures]
     return torch.from_numpy(np.stack(arrays))
@@ -94,7 +94,8 @@ def _fresh(prompts: Sequence[Prompt]) -> list:
     return [replace(prompt.scene, look=f"{prompt.scene.look}/fresh") for prompt in prompts]
 
 
-def _refuse_other_sizes(pipeline: StableDiffusionPipeline) -> None:
+def _refuse_other_sizes(generator: ImageGenerator) -> None:
+    pipeline = generator.pipeline
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     if size != IMAGE_SIZE:
         raise ValueError(
