@@ -50,7 +50,7 @@ class SpeedOptions:
         start, stop = self.guidance_interval
         named = {
             f"guidance from {start:.0%} to {stop:.0%} of the steps alone": not self.is_guided_throughout,
-            f"the whole U-Net at every {self.feature_cache}th step alone": self.feature_cache > 1,
+            f"the whole U-Net once in {self.feature_cache} steps": self.feature_cache > 1,
             f"LoRA {Path(self.lora).name}": bool(self.lora),
         }
         return [name for name, is_used in named.items() if is_used]

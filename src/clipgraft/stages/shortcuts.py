@@ -82,7 +82,7 @@ def _without(job: Job) -> Job:
 
 def _pixels(path: Path) -> Tensor:
     with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
 
 
 def _print(likeness: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> None:
