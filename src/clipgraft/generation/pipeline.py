@@ -117,9 +117,8 @@ def draw(
         A picture for each job, in order.
 
     Raises:
-        ValueError: If there is no job.
+        ValueError: If there is no job, or memory does not suffice for one picture.
         DataError: If a job's first picture cannot be read.
-        RuntimeError: If memory does not suffice for one picture.
     """
     if not jobs:
         raise ValueError("no prompt to draw; give at least one text")
@@ -139,8 +138,14 @@ def draw(
         try:
             pictures = _draw_batch(pipeline, batch, report)
         except (RuntimeError, MemoryError) as error:
-            if len(batch) == 1 or not _is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
+            if len(batch) == 1:
+                height, width = picture_size(pipeline, batch[0])
+                raise ValueError(
+                    f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller "
+                    "one, or on CUDA add --offload sequential"
+                ) from error
             batch_size = len(batch) // 2
             if on_less_memory:
                 on_less_memory(batch_size)

@@ -23,6 +23,7 @@ COLUMN_LABELS = {
     "teacher": "the base's own text encoder",
     "before": "CLIP before fine-tuning",
     "after": "CLIP after fine-tuning",
+    "refined": "CLIP after fine-tuning, graft refined",
 }
 STATUS_NOTES = {
     "failed_nan": "failed: the values were no numbers",
@@ -150,14 +151,12 @@ def _cell(row: dict[str, Any], max_bytes: int, *, is_alone: bool) -> Cell:
     label = COLUMN_LABELS.get(column, column) or ("" if is_alone else f"seed {row.get('seed', 'unknown')}")
     status = str(row.get("status", "ok"))
     note = "" if status == "ok" else STATUS_NOTES.get(status, status)
-    if note:
-        return Cell(label, "", note)
     if row["path"] is None:
         return Cell(label, "", f"{row['file']} lies outside the run's folder and is not shown")
     try:
         source, width, height = embed_picture(row["path"], max_bytes)
     except FileNotFoundError:
-        return Cell(label, "", f"{row['file']} is missing")
+        return Cell(label, "", note or f"{row['file']} is missing")
     except DataError as error:
         return Cell(label, "", str(error).replace(str(row["path"]), row["file"]))
-    return Cell(label, source, "", width, height)
+    return Cell(label, source, note, width, height)

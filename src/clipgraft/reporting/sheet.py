@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
     size = max(12, min(28, width // 12))
     font = _font(size)
     gap = max(4, width // 32)
-    left = max(width, 9 * size) if any(sheet.row_labels) else 0
+    longest = max((font.getlength(label) for label in sheet.row_labels), default=0)
+    left = min(max(width, 9 * size), math.ceil(longest) + 2 * gap) if longest else 0
     top = _block_height(sheet.column_labels, width, font) + gap
     title_height = _block_height([sheet.title], left + len(sheet.column_labels) * (width + gap), font) + gap
     canvas = Image.new(

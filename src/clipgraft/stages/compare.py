@@ -44,7 +44,8 @@ def compare(
         Axis("seed", tuple(seeds), tuple(f"seed {seed}" for seed in seeds)),
         Axis("prompt", tuple(prompts), tuple(prompts)),
     ]
-    return draw_grid(axes, settings, out_dir, options, title="Text encoders side by side")
+    title = "Text encoders side by side"
+    return draw_grid(axes, settings, out_dir, options, title=title, on_one_sheet=True)
 
 
 def encoders_of_run(folder: Path) -> dict[str, Path | None]:

@@ -24,6 +24,7 @@ from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.encoder import load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import track
+from clipgraft.reporting.pictures import STATUS_NOTES
 from clipgraft.runtime import choose_device, quiet_libraries
 from clipgraft.stages.estimate import announce
 from clipgraft.stages.gallery import LIST_NAME, Gallery
@@ -245,7 +246,10 @@ def _say_notes(jobs: Sequence[Job], generator: ImageGenerator) -> None:
 def _print(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     shown = rows if len(rows) <= MAX_SHOWN else [row for row in rows if row["status"] != "ok"][:MAX_SHOWN]
     for row in shown:
-        print_line(f"{row['status']}  {folder / row['file']}")
+        reason = STATUS_NOTES.get(row["status"])
+        print_line(
+            f"{row['status']}  {folder / row['file']}" + (f" is not there: {reason}" if reason else "")
+        )
 
 
 def _summary(rows: Sequence[dict[str, Any]], num_there: int, seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import save_png
+from clipgraft.reporting.pictures import COLUMN_LABELS
 from clipgraft.reporting.run import write_whole
 from clipgraft.reporting.sheet import Sheet, SheetCell, draw_sheet, render_sheets
 from clipgraft.stages.generate import DrawOptions, generate, print_line
@@ -56,12 +57,13 @@ def parse_axis(text: str) -> Axis:
     if name == "graft":
         return graft_axis(parse_encoders(parsed))
     prefix = "" if name in ("prompt", "scheduler") else f"{name} "
-    return Axis(name, parsed, tuple(f"{prefix}{value}" for value in parsed))
+    labels = (f"{value:g}" if name == "guidance" else str(value) for value in parsed)
+    return Axis(name, parsed, tuple(f"{prefix}{label}" for label in labels))
 
 
 def graft_axis(encoders: Mapping[str, Path | None]) -> Axis:
     """Axis of text encoders: by label a graft folder, or None for the base's own."""
-    return Axis("graft", tuple(encoders.items()), tuple(encoders))
+    return Axis("graft", tuple(encoders.items()), tuple(COLUMN_LABELS.get(name, name) for name in encoders))
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
@@ -92,6 +94,7 @@ def draw_grid(
     *,
     graft: Path | None = None,
     title: str = "Grid",
+    on_one_sheet: bool = False,
 ) -> list[dict[str, Any]]:
     """Draw every combination of the axes' values.
 
@@ -103,6 +106,7 @@ def draw_grid(
         options: How to draw.
         graft: Where no axis names grafts, the one to draw with; None = the base's own text encoder.
         title: Of the page.
+        on_one_sheet: Put the combinations of further axes below one another, on one sheet.
 
     Returns:
         Rows of `images.json`; none in a dry run.
@@ -111,6 +115,8 @@ def draw_grid(
         ValueError: If an axis comes twice, or a value is not allowed.
     """
     names = [axis.name for axis in axes]
+    if "prompt" not in {*names, *settings}:
+        raise ValueError("no prompt to draw; give at least one text")
     if len(set(names)) < len(names):
         raise ValueError(f"an axis comes twice: {', '.join(names)}; give its values together")
     by_name = {axis.name: axis for axis in axes}
@@ -126,7 +132,10 @@ def draw_grid(
         for index, point in enumerate(points):
             position = dict(zip([axis.name for axis in inner], point, strict=True)) | {"graft": column}
             placed[tuple(position[name] for name in names)] = rows[column * len(jobs) + index]
-    _write_sheets(_sheets(axes, placed, out_dir), out_dir, title, _lead(axes, settings), options)
+    sheets = _sheets(axes, placed, out_dir)
+    if on_one_sheet:
+        sheets = [_stacked(sheets, title)]
+    _write_sheets(sheets, out_dir, title, _lead(axes, settings), options)
     return rows
 
 
@@ -173,6 +182,12 @@ def _sheets(
         title = ", ".join(axis.labels[index] for axis, index in zip(others, outer, strict=True))
         sheets.append(Sheet(title, across.labels, down.labels, cells))
     return sheets
+
+
+def _stacked(sheets: Sequence[Sheet], title: str) -> Sheet:
+    """Sheets of the same columns below one another; each row says which sheet it is from."""
+    labels = [", ".join(filter(None, (sheet.title, label))) for sheet in sheets for label in sheet.row_labels]
+    return Sheet(title, sheets[0].column_labels, labels, [row for sheet in sheets for row in sheet.cells])
 
 
 def _cell(row: Mapping[str, Any], folder: Path) -> SheetCell:
