@@ -14,6 +14,7 @@ from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import describe_models, describe_picture
 from clipgraft.generation.pipeline import Picture, build_pipeline, draw
 from clipgraft.generation.preparation import prepare_base, set_shortcuts
+from clipgraft.generation.prompts import PromptStates
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.encoder import BASE_RECORD, Graft, load_graft
@@ -105,7 +106,7 @@ def load_generators(
         if engine:
             set_shortcuts(pipeline, speed)
             models |= speed.as_record(engine.name, engine.dtype)
-        yield name, ImageGenerator(pipeline, frozen.scheduler, models)
+        yield name, ImageGenerator(pipeline, frozen.scheduler, models, PromptStates(pipeline))
 
 
 def load_base(
@@ -152,6 +153,8 @@ class ImageGenerator:
     """The base's own; each job's is made from it."""
     models: dict[str, Any]
     """From `describe_models`."""
+    states: PromptStates
+    """Of the prompts drawn before."""
 
     def generate(
         self,
@@ -214,7 +217,9 @@ class ImageGenerator:
             A picture for each job, in order, with notes on what the base cannot read of its prompt.
         """
         device = self.pipeline._execution_device.type
-        for picture in draw(self.pipeline, jobs, base_scheduler=self.base_scheduler, **options):
+        for picture in draw(
+            self.pipeline, jobs, base_scheduler=self.base_scheduler, states=self.states, **options
+        ):
             noted = replace(picture, notes=tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer)))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
             yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))
