@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipgraft.generation.engines import choose_engine
-from clipgraft.generation.pipeline import Job, build_pipeline, draw
-from clipgraft.generation.preparation import SpeedOptions, prepare_base, set_shortcuts
+from clipgraft.generation.jobs import Job
+from clipgraft.generation.pipeline import build_pipeline, draw
+from clipgraft.generation.preparation import prepare_base, set_shortcuts
+from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.generation.speed import SpeedOptions
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.runtime import cache_dir, describe_environment, quiet_libraries
@@ -68,9 +72,10 @@ def load(options: argparse.Namespace, unet_dtype: torch.dtype, rest: torch.dtype
 def on_engine(options: argparse.Namespace, engine: str, dtype: torch.dtype, **speed: Any) -> FrozenBase:
     """The base on an engine, as `clipgraft generate` has it."""
     base = load(options, dtype)
-    made = choose_engine(engine, CPU, cache_dir() / "openvino")
-    made.dtype = dtype  # type: ignore[misc]
-    prepare_base(base, made, SpeedOptions(engine=engine, **speed))
+    settings = SpeedOptions(engine=engine, **speed)
+    made = choose_engine(settings, CPU, cache_dir() / "openvino")
+    made.dtype = dtype
+    prepare_base(base, made, settings)
     return base
 
 
@@ -191,7 +196,7 @@ def row_whole_picture(options: argparse.Namespace) -> dict[str, Any]:
     step, decode = unet_step(base, F32, 2, options.size), decode_step(base, F32, options.size)
 
     def picture() -> None:
-        picture = next(draw(pipeline, [Job(PROMPTS[0], 0)], num_inference_steps=20))
+        picture = next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=20)]))
         with tempfile.TemporaryDirectory() as folder:
             picture.image.save(Path(folder) / "picture.png")
 
@@ -218,7 +223,7 @@ def draw_for_memory(options: argparse.Namespace, engine: str) -> None:
     """What `row_memory` starts; the engine's networks are converted beforehand."""
     base = on_engine(options, engine, BF16)
     pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
-    next(draw(pipeline, [Job(PROMPTS[0], 0)], num_inference_steps=2)).image.save(os.devnull, format="PNG")
+    next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=2)])).image.save(os.devnull, format="PNG")
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
 
@@ -256,12 +261,11 @@ def row_feature_cache(options: argparse.Namespace) -> dict[str, Any]:
     return {"median_seconds": take_turns(variants, options.repeats)}
 
 
-def flatland_pictures(pipeline: Any, steps: int, **settings: Any) -> list[Image.Image]:
+def flatland_pictures(pipeline: Any, steps: int, scheduler: str = "dpm++") -> list[Image.Image]:
     """The eight prompts, one seed each."""
-    jobs = [Job(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
-    return [
-        picture.image for picture in draw(pipeline, jobs, num_inference_steps=steps, batch_size=8, **settings)
-    ]
+    pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler)
+    jobs = [Job(prompt, seed, num_inference_steps=steps) for seed, prompt in enumerate(PROMPTS)]
+    return [picture.image for picture in draw(pipeline, jobs, batch_size=8)]
 
 
 def closeness(images: list[Image.Image], references: list[Image.Image]) -> dict[str, float]:
@@ -307,7 +311,7 @@ def row_flatland_speed(options: argparse.Namespace) -> dict[str, Any]:
         base = on_engine(argparse.Namespace(tiny=True), engine, BF16)
         pipelines[f"{engine} engine bfloat16"] = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
     for name, pipeline in pipelines.items():
-        variants[name] = lambda pipeline=pipeline: flatland_pictures(pipeline, 25)
+        variants[name] = partial(flatland_pictures, pipeline, 25)
     medians = take_turns(variants, options.repeats)
     with tempfile.TemporaryDirectory() as folder:
         words = [
@@ -335,22 +339,23 @@ def row_flatland_speed(options: argparse.Namespace) -> dict[str, Any]:
 
 def row_shortcuts(options: argparse.Namespace) -> dict[str, Any]:
     """Class C on flatland with the default engine: time, and how far the pictures go from the default's."""
-    settings: dict[str, tuple[SpeedOptions, int]] = {
-        "default, 25 steps": (SpeedOptions(), 25),
-        "default, 15 steps": (SpeedOptions(), 15),
-        "reference: pndm, 50 steps": (SpeedOptions(scheduler="pndm"), 50),
-        "guidance interval 0 to 0.6": (SpeedOptions(guidance_interval=(0.0, 0.6)), 25),
-        "guidance interval 0.1 to 0.8": (SpeedOptions(guidance_interval=(0.1, 0.8)), 25),
-        "feature cache 2": (SpeedOptions(feature_cache=2), 25),
-        "feature cache 3": (SpeedOptions(feature_cache=3), 25),
+    settings: dict[str, tuple[dict[str, Any], int, str]] = {
+        "default, 25 steps": ({}, 25, "dpm++"),
+        "default, 15 steps": ({}, 15, "dpm++"),
+        "reference: pndm, 50 steps": ({}, 50, "pndm"),
+        "guidance interval 0 to 0.6": ({"guidance_interval": (0.0, 0.6)}, 25, "dpm++"),
+        "guidance interval 0.1 to 0.8": ({"guidance_interval": (0.1, 0.8)}, 25, "dpm++"),
+        "feature cache 2": ({"feature_cache": 2}, 25, "dpm++"),
+        "feature cache 3": ({"feature_cache": 3}, 25, "dpm++"),
     }
     variants: dict[str, Step] = {}
-    for name, (speed, steps) in settings.items():
+    for name, (shortcut, steps, scheduler) in settings.items():
+        speed = SpeedOptions(**shortcut)
         base = FrozenBase.load("flatland")
-        prepare_base(base, choose_engine("auto", CPU, cache_dir() / "openvino"), speed)
-        pipeline = build_pipeline(base, base.text_encoder, scheduler=speed.scheduler)  # type: ignore[arg-type]
+        prepare_base(base, choose_engine(speed, CPU, cache_dir() / "openvino"), speed)
+        pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
         set_shortcuts(pipeline, speed)
-        variants[name] = lambda pipeline=pipeline, steps=steps: flatland_pictures(pipeline, steps)
+        variants[name] = partial(flatland_pictures, pipeline, steps, scheduler)
     medians = take_turns(variants, options.repeats)
     reference = variants["default, 25 steps"]()
     return {
@@ -360,19 +365,19 @@ def row_shortcuts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def row_onnxruntime(options: argparse.Namespace) -> dict[str, Any]:
-    """ONNX Runtime on the U-Net in float32, in an environment of its own, taking turns with nobody."""
+    """ONNX Runtime on the U-Net, in an environment of its own, taking turns with OpenVINO."""
     python = os.environ.get("ONNXRUNTIME_PYTHON", "")
     if not python:
         return {
-            "skipped": "name a Python that has onnxruntime, onnx, torch and diffusers in ONNXRUNTIME_PYTHON"
+            "skipped": "name a Python with onnxruntime and onnxscript beside clipgraft in ONNXRUNTIME_PYTHON"
         }
     script = Path(__file__).parent / "onnxruntime_step.py"
     words = [
         python,
         str(script),
-        "flatland" if options.tiny else str(SD15),
         str(options.size),
         str(options.repeats),
+        "tiny" if options.tiny else "whole",
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
