@@ -1,6 +1,6 @@
 """Drawing with Stable Diffusion v1.5's shape (random weights) and with flatland, side by side.
 
-    python benchmarks/bench_generation.py [--rows steps decode ...] [--repeats 5] [--again] [--tiny]
+    python benchmarks/bench_generation.py [--rows steps decode ...] [--repeats 5] [--minutes 7] [--again] [--tiny]
 
 Each row is written to benchmarks/results/generation.json as soon as it is measured, and one that is there is
 not measured again without --again: so the whole can be measured in parts. `--tiny` runs every row in a few
@@ -56,6 +56,10 @@ PROMPTS = (
     "A small house in the forest",
 )
 Step = Callable[[], object]
+DEADLINE = float("inf")
+"""Of `time.monotonic()`."""
+TURNS: list[int] = []
+"""How many were measured, by `take_turns`."""
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -112,14 +116,21 @@ def decode_step(base: FrozenBase, dtype: torch.dtype, size: int) -> Step:
 
 
 def take_turns(variants: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant; the first turn of each is thrown away."""
+    """Median seconds of each variant; the first turn of each is thrown away.
+
+    When the time is over, fewer turns have to do: how many is in the row.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
+        if turn > 1 and time.monotonic() > DEADLINE:
+            break
         for name, step in variants.items():
             begun = time.perf_counter()
             step()
             if turn:
                 seconds[name].append(time.perf_counter() - begun)
+        print({name: round(values[-1], 3) for name, values in seconds.items() if values}, flush=True)
+    TURNS.append(min(len(values) for values in seconds.values()))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -417,10 +428,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=6.3, help="begin no turn after that")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    global DEADLINE
+    DEADLINE = time.monotonic() + 60 * options.minutes
     options.size = 128 if options.tiny else 512
     quiet_libraries()
     if options.memory_of:
@@ -430,9 +444,11 @@ def main() -> None:
         write_sd15_checkpoint(SD15, BF16)
     results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for row in options.rows:
-        if row in results and not options.again and not options.tiny:
+        is_there = row in results and not options.again and not options.tiny
+        if is_there or time.monotonic() > DEADLINE:
             continue
-        measured = ROWS[row](options)
+        TURNS.clear()
+        measured = ROWS[row](options) | {"turns": min(TURNS, default=1)}
         print(json.dumps({row: measured}, indent=2), flush=True)
         results[row] = measured
         results["environment"] = describe_environment(CPU) | {
