@@ -1,6 +1,6 @@
 """Drawing with Stable Diffusion v1.5's shape (random weights) and with flatland, side by side.
 
-    python benchmarks/bench_generation.py [--rows steps decode ...] [--repeats 5] [--minutes 7] [--again] [--tiny]
+    python benchmarks/bench_generation.py [--rows steps ...] [--repeats 5] [--minutes 7] [--again] [--tiny]
 
 Each row is written to benchmarks/results/generation.json as soon as it is measured, and one that is there is
 not measured again without --again: so the whole can be measured in parts. `--tiny` runs every row in a few

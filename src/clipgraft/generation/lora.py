@@ -31,9 +31,11 @@ def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
         weights, alphas = StableDiffusionPipeline.lora_state_dict(
             path, unet_config=unet.config, use_safetensors=True, local_files_only=True
         )
+        if not any(key.startswith("unet.") for key in weights):
+            raise KeyError("it has no part for a U-Net")  # else diffusers would load nothing in silence
         StableDiffusionPipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=unet)
         unet.fuse_lora()
         unet.unload_lora()
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+    except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} cannot be loaded as a LoRA of this U-Net: {reason}") from error
