@@ -223,16 +223,16 @@ def row_whole_picture(options: argparse.Namespace) -> dict[str, Any]:
 def row_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Peak resident bytes of a process that loads the base, draws a picture in two steps and saves it."""
     peaks = {}
-    for engine in ("torch", "openvino"):
+    for engine in ("stock", "torch", "openvino"):
         words = [sys.executable, __file__, "--memory-of", engine, *(["--tiny"] if options.tiny else [])]
         output = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]
-        peaks[f"{engine} engine bfloat16"] = int(output)
+        peaks[f"{engine} bfloat16"] = int(output)
     return {"peak_bytes": peaks}
 
 
 def draw_for_memory(options: argparse.Namespace, engine: str) -> None:
     """What `row_memory` starts; the engine's networks are converted beforehand."""
-    base = on_engine(options, engine, BF16)
+    base = load(options, BF16, BF16) if engine == "stock" else on_engine(options, engine, BF16)
     pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
     next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=2)])).image.save(os.devnull, format="PNG")
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -428,7 +428,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=6.3, help="begin no turn after that")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no turn after that")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)

@@ -316,3 +316,16 @@ def test_record_of_speed_has_no_path(tmp_path):
     assert "secret-user" not in json.dumps(record)
     assert record["lora_sha256"] == file_sha256(lora)
     assert (record["engine"], record["dtype"], record["feature_cache"]) == ("torch", "bfloat16", 3)
+
+
+def test_processes_that_convert_at_once_do_not_spoil_each_others_network(tmp_path):
+    own, others = openvino(tmp_path), openvino(tmp_path)
+    keep = own._keep
+
+    def keep_after_the_other(model, folder):
+        run_layer(others)
+        keep(model, folder)
+
+    own._keep = keep_after_the_other
+    assert run_layer(own) == 4
+    assert len(list(tmp_path.iterdir())) == 1

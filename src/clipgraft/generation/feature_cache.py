@@ -10,17 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from clipgraft.generation.networks import Predict, Run, in_chunks
+from clipgraft.generation.networks import Denoiser, Predict, Run, in_chunks
 
 
-class DenoiserWithFeature(nn.Module):
-    """The U-Net: sample, timestep and states to noise_pred and what goes into its last resnet from below."""
+class DenoiserWithFeature(Denoiser):
+    """The U-Net: sample, waves and states to noise_pred and what goes into its last resnet from below."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, sample: Tensor, waves: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         """Return noise_pred (B, 4, h, w) and the feature (B, C, h, w)."""
         kept: list[Tensor] = []
         skip_channels = self.unet.conv_in.out_channels
@@ -29,7 +25,7 @@ class DenoiserWithFeature(nn.Module):
             .resnets[-1]
             .register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0][:, :-skip_channels]))
         )
-        noise_pred = self.unet(sample, timestep, encoder_hidden_states=states, return_dict=False)[0]
+        noise_pred = super().forward(sample, waves, states)[0]
         hook.remove()
         return noise_pred, kept[0]
 
@@ -39,16 +35,14 @@ class LastLayer(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
-        self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
+        self.conv_in, self.time_embedding = unet.conv_in, unet.time_embedding
         block = unet.up_blocks[-1]
         self.resnet, self.attention = block.resnets[-1], block.attentions[-1]
         self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor, states: Tensor, feature: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(self, sample: Tensor, waves: Tensor, states: Tensor, feature: Tensor) -> tuple[Tensor, ...]:
         """Return noise_pred (B, 4, h, w)."""
-        embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        embedding = self.time_embedding(waves.to(sample.dtype))
         hidden = self.resnet(torch.cat([feature, self.conv_in(sample)], dim=1), embedding)
         hidden = self.attention(hidden, encoder_hidden_states=states, return_dict=False)[0]
         return (self.conv_out(self.conv_act(self.conv_norm_out(hidden))),)

@@ -23,15 +23,20 @@ CPU faster there, but take memory; smaller pictures share a pass."""
 
 
 class Denoiser(nn.Module):
-    """The U-Net: sample, timestep and states to `(noise_pred,)`."""
+    """The U-Net: sample, waves and states to `(noise_pred,)`.
+
+    Waves (1, C) are the sines and cosines of a timestep. They are made outside, in float32: OpenVINO would
+    make them in bfloat16, in which 500 radians are some 2 off.
+    """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
+        unet.get_time_embed = lambda sample, timestep: timestep.to(sample.dtype)
 
-    def forward(self, sample: Tensor, timestep: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-        """Return noise_pred (B, 4, h, w) of sample (B, 4, h, w), timestep (1,) and states (B, L, W)."""
-        return (self.unet(sample, timestep, encoder_hidden_states=states, return_dict=False)[0],)
+    def forward(self, sample: Tensor, waves: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+        """Return noise_pred (B, 4, h, w) of sample (B, 4, h, w), waves (1, C) and states (B, L, W)."""
+        return (self.unet(sample, waves, encoder_hidden_states=states, return_dict=False)[0],)
 
 
 class Decoder(nn.Module):
@@ -44,6 +49,11 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Return pixels in [-1, 1], not clamped."""
         return (self.decoder(latents),)
+
+
+def of_timestep(run: Run, time_proj: nn.Module) -> Run:
+    """Let a network that takes a timestep's waves take the timestep (1,) itself."""
+    return lambda sample, timestep, *others: run(sample, time_proj(timestep), *others)
 
 
 def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:

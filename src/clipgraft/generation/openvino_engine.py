@@ -6,6 +6,9 @@ what is compiled is static. The cache may be deleted at any time between runs.
 
 import gc
 import hashlib
+import inspect
+import os
+import shutil
 import sys
 import warnings
 from collections import OrderedDict
@@ -87,26 +90,43 @@ class OpenVinoEngine:
                 return lambda: self._core.read_model(folder / FILE_NAME)
             except CheckpointError as error:
                 _say(f"kept {name} of OpenVINO's is damaged, so it is converted anew ({error})")
+                shutil.rmtree(folder)
         with track(f"converting {name} for OpenVINO, once for this base", 2) as update:
             model = convert(network, examples)
             update(1, "converted")
             try:
-                with write_folder_atomically(folder) as temporary:
-                    ov.save_model(model, temporary / FILE_NAME, compress_to_fp16=self.dtype != torch.float32)
+                self._keep(model, folder)
             except (CheckpointError, OSError) as error:
                 _say(f"converted {name} cannot be kept for the next time: {error}")
                 return model.clone
             update(2, "kept on disk")
         return lambda: self._core.read_model(folder / FILE_NAME)
 
+    def _keep(self, model: ov.Model, folder: Path) -> None:
+        """Write a network whole; of processes that convert the same at once the first one's stays."""
+        own = folder.with_name(f"{folder.name}-{os.getpid()}")
+        with write_folder_atomically(own) as temporary:
+            ov.save_model(model, temporary / FILE_NAME, compress_to_fp16=self.dtype != torch.float32)
+        try:
+            own.rename(folder)
+        except OSError:
+            shutil.rmtree(own)
+            verify_folder(folder)
+
     def _key(self, name: str, network: nn.Module) -> str:
-        parts = [name, repr(network), str(self.dtype), module_sha256(network)]
+        parts = [
+            name,
+            repr(network),
+            inspect.getsource(type(network)),
+            str(self.dtype),
+            module_sha256(network),
+        ]
         parts += [version(package) for package in KEYED_VERSIONS]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
-    """Convert a network, which becomes float32, with all dimensions but channels and the timestep's open.
+    """Convert a network, which becomes float32, with all dimensions but channels and the waves' open.
 
     Args:
         network: Tensors in, a tuple of tensors out.
@@ -122,9 +142,9 @@ def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
 
 
 def _open_shape(example: Tensor) -> list[int]:
-    """A timestep has one shape alone, token states any number of rows, latents and features any size too."""
-    if example.ndim == 1:
-        return [1]
+    """Waves have one shape alone, token states any number of rows, latents and features any size too."""
+    if example.ndim == 2:
+        return list(example.shape)
     return [-1, *example.shape[1:]] if example.ndim == 3 else [-1, example.shape[1], -1, -1]
 
 

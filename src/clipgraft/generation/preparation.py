@@ -10,7 +10,7 @@ from clipgraft.generation.engines import Engine
 from clipgraft.generation.feature_cache import DenoiserWithFeature, LastLayer, with_feature_cache
 from clipgraft.generation.guidance import in_interval
 from clipgraft.generation.lora import fuse_lora
-from clipgraft.generation.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, step_of
+from clipgraft.generation.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, of_timestep, step_of
 from clipgraft.generation.speed import SpeedOptions
 from clipgraft.models.base import FrozenBase
 
@@ -46,7 +46,8 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     config = unet.config
     latents = torch.randn(1, config.in_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
     states = torch.randn(1, base.tokenizer.model_max_length, config.cross_attention_dim)  # type: ignore[union-attr]
-    inputs = (latents, torch.tensor([500.0]), states)
+    time_proj = unet.time_proj
+    inputs = (latents, time_proj(torch.tensor([500.0])), states)
     run_last_layer = None
     if has_feature_cache:
         last_layer = LastLayer(copy.deepcopy(unet))
@@ -57,6 +58,9 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     else:
         run_unet = engine.prepare("the U-Net", Denoiser(unet), inputs)
     del unet
+    run_unet = of_timestep(run_unet, time_proj)
+    if run_last_layer:
+        run_last_layer = of_timestep(run_last_layer, time_proj)
     base.unet = EngineUNet(config, engine.device, run_unet, run_last_layer)
     base.vae.float()
     decoder = base.vae.decoder
