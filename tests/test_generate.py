@@ -30,6 +30,9 @@ from clipgraft.stages.generate import generate as stage
 from clipgraft.stages.grid import parse_axis
 from test_cli import call, refused, run_apart
 
+A1111_PAIR = re.compile(r"\s*(\w[\w \-/]+):\s*(\"(?:\\.|[^\\\"])+\"|[^,]*)(?:,|$)")
+"""With which A1111 and Forge read the last line of `parameters` (modules/infotext_utils.py)."""
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
@@ -100,7 +103,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
         (b'{"prompt": "A dog"', "no JSON (Expecting ',' delimiter at character 19)"),
         (b'["A dog"]', 'no object with a "prompt"'),
         (b'{"seed": 1}', 'no object with a "prompt"'),
-        (b'{"prompt": "A dog", "sed": 1}', "unknown setting 'sed'; did you mean 'seed'?"),
+        (b'{"prompt": "A dog", "sed": 1}', "unknown setting 'sed' (did you mean 'seed'?)"),
         (b'{"prompt": "A dog", "steps": 0}', "steps must be from 1 to 1000; got 0"),
         (b'{"prompt": "A dog", "seed": "x"}', "seed must be from 0 to 2^64 - 1 (64 bits); got 'x'"),
         (b'{"prompt": 7}', "prompt must be a text; got 7"),
@@ -157,6 +160,17 @@ def test_what_is_there_and_whole_is_not_drawn_again(base, tmp_path, capsys):
     assert "3 pictures: 2 drawn" in capsys.readouterr().out
     assert dog.stat().st_mtime_ns == before
     assert all(np.abs(pixels(path).astype(int) - drawn[path]).max() <= 1 for path in drawn)
+
+
+def test_row_that_a_killed_process_left_half_written_costs_its_picture_alone(base, tmp_path, capsys):
+    generate(base, tmp_path, "A dog", "A cat")
+    lines = [json.dumps(row) for row in rows_of(tmp_path)]
+    (tmp_path / "images.json").unlink()
+    (tmp_path / "images-0.jsonl").write_text(f"{lines[0]}\n{lines[1][:50]}")
+    capsys.readouterr()
+    generate(base, tmp_path, "A dog", "A cat")
+    assert "2 pictures: 1 drawn" in capsys.readouterr().out
+    assert [row["prompt"] for row in rows_of(tmp_path)] == ["A dog", "A cat"]
 
 
 def test_other_settings_or_another_model_draw_again(base, graft, tmp_path, capsys):
@@ -288,7 +302,8 @@ def test_picture_tells_its_settings_in_the_form_that_other_tools_read(base, tmp_
         lines = image.info[PARAMETERS_KEY].split("\n")
         record = json.loads(image.info[RECORD_KEY])
     assert lines[:2] == ["A dog: red, big", "Negative prompt: rain"]
-    values = dict(pair.split(": ", 1) for pair in lines[2].split(", "))
+    values = dict(A1111_PAIR.findall(lines[2]))
+    assert len(values) >= 3  # else A1111 takes the line for a part of the prompt
     assert (values["Steps"], values["Seed"], values["Size"]) == ("2", "7", "64x64")
     assert (values["Sampler"], values["Schedule type"], values["CFG scale"]) == ("DPM++ 2M", "Karras", "7.5")
     dtype = getattr(torch, record["models"]["dtype"])
@@ -497,6 +512,9 @@ def test_compare_puts_the_text_encoders_of_a_run_side_by_side(base, graft, tmp_p
 def test_compare_of_one_or_of_no_run_is_refused(base, graft, tmp_path, capsys):
     options = ["compare", "A dog", "--base", base, "--out", tmp_path / "out"]
     assert "fewer than two text encoders" in refused(capsys, *options, "--graft", "teacher")
+    assert "num_images must be at least 1" in refused(
+        capsys, *options, "--graft", "teacher", "--graft", graft, "--num-images", 0
+    )
     assert "is no run with a graft" in refused(capsys, *options, "--run", tmp_path)
 
 
@@ -516,3 +534,12 @@ def test_pictures_are_not_kept(base, tmp_path, monkeypatch):
     stage(jobs, {"teacher": None}, tmp_path, DrawOptions(base=str(base), is_quiet=True))
     assert len(drawn) == 40
     assert max(alive) <= 2 * DrawOptions().batch_size
+
+
+def test_example_in_the_readme_draws(tmp_path, monkeypatch):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    example = next(part for part in readme.split("```python\n") if "clipgraft.load(" in part).split("```")[0]
+    assert len(example.strip().splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    exec(example)
+    assert pixels(tmp_path / "dog.png").std() > 20

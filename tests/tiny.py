@@ -1,11 +1,13 @@
 """Builders of tiny real components: the real classes, so small that a test takes a second."""
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -163,3 +165,24 @@ def write_flickr8k(folder: Path, num_images: int = 24) -> Path:
     for split, members in splits.items():
         (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(members) + "\n")
     return folder
+
+
+def halve(folder: Path) -> None:
+    """Add weights in half precision beside those in full, named as published ones are."""
+    for path in list(folder.rglob("*.safetensors")):
+        weights = {name: weight.half() for name, weight in load_file(path).items()}
+        save_file(weights, path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+
+
+def shard(folder: Path, stem: str) -> None:
+    """Split a model's weights into two files with an index, as large ones are published."""
+    path = folder / f"{stem}.safetensors"
+    weights = load_file(path)
+    names = sorted(weights)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file_name = f"{stem}-{number:05d}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file_name, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file_name)
+    (folder / f"{path.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    path.unlink()

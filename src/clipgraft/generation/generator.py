@@ -82,17 +82,15 @@ def load_generators(
         raise ValueError("engines and shortcuts do not work with offload; leave one of them out")
     engine = choose_engine(speed, place, cache_dir() / "openvino") if offload == "none" else None
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
-    first = next(iter(grafts.values()), None)
-    if first is None and not base:
+    if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
-        first,
+        list(grafts.values()),
         base,
         torch.float32 if engine else inference_dtype(place),
         unet_dtype=engine.dtype if engine else None,
         with_teacher=None in encoders.values(),
     )
-    base_name, revision = _base_of(first, base)
     sums = frozen.weight_sums()
     if engine:
         prepare_base(frozen, engine, speed)
@@ -101,7 +99,7 @@ def load_generators(
             check_vocabularies(grafts[name].tokenizer, frozen)
         encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
-        models = describe_models(pipeline, base_name, revision, sums)
+        models = describe_models(pipeline, frozen.origin, sums)
         _place(pipeline, place, offload)
         if engine:
             set_shortcuts(pipeline, speed)
@@ -110,23 +108,28 @@ def load_generators(
 
 
 def load_base(
-    graft: Graft | None,
+    grafts: Sequence[Graft],
     base: str,
     dtype: torch.dtype,
     *,
     unet_dtype: torch.dtype | None = None,
     with_teacher: bool,
 ) -> FrozenBase:
-    """Load the base that is named, or the one that a graft was made for.
+    """Load the base that grafts were made for.
 
     Args:
-        graft: Names its base; its tokenizer serves a base that has none. None where `base` is named.
-        base: Name; empty for the graft's own.
+        grafts: The first names the base, and its tokenizer serves one that has none.
+        base: Where not empty, where the base is now.
         dtype: Of the weights.
         unet_dtype: Of the U-Net's, where they have another.
-        with_teacher: Whether the base's text encoder is needed.
+        with_teacher: Whether its own text encoder is needed too.
+
+    Raises:
+        CheckpointError: If it is not the base that each of the grafts was made for.
     """
-    name, revision = _base_of(graft, base)
+    name, revision = base, None
+    if grafts and not base:
+        name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
 
     def load_parts(components: Sequence[str], dtype: torch.dtype) -> FrozenBase:
         return FrozenBase.load(
@@ -134,14 +137,18 @@ def load_base(
             revision=revision,
             components=components,
             dtype=dtype,
-            tokenizer=graft.tokenizer if graft else None,
+            tokenizer=grafts[0].tokenizer if grafts else None,
         )
 
     parts = [part for part in (*COMPONENTS, "safety_checker") if with_teacher or part != "text_encoder"]
     if unet_dtype in (None, dtype):
-        return load_parts(parts, dtype)
-    rest = load_parts([part for part in parts if part != "unet"], dtype)
-    return replace(rest, unet=load_parts(["unet"], unet_dtype).unet)
+        frozen = load_parts(parts, dtype)
+    else:
+        frozen = load_parts([part for part in parts if part != "unet"], dtype)
+        frozen.unet = load_parts(["unet"], unet_dtype).unet
+    for graft in grafts:
+        frozen.check_record(graft.base)
+    return frozen
 
 
 @dataclass(frozen=True)
@@ -223,13 +230,6 @@ class ImageGenerator:
             noted = replace(picture, notes=tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer)))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
             yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))
-
-
-def _base_of(graft: Graft | None, base: str) -> tuple[str, str | None]:
-    """Name and revision of the base that is meant."""
-    if graft and not base:
-        return graft.base["name"], graft.base["revision"] or None
-    return base, None
 
 
 def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from diffusers.utils import make_image_grid
 from PIL import Image
@@ -16,16 +15,14 @@ from rich.console import Console
 
 from clipgraft.config import GenerateSettings
 from clipgraft.generation.engines import openvino_advice
-from clipgraft.generation.generator import ImageGenerator, load_base, load_generators
+from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job, batches, make_jobs, unique_file_names
 from clipgraft.generation.metadata import save_png
-from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
-from clipgraft.models.encoder import load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import track
 from clipgraft.reporting.pictures import STATUS_NOTES
-from clipgraft.runtime import choose_device, quiet_libraries
+from clipgraft.runtime import choose_device
 from clipgraft.stages.estimate import announce
 from clipgraft.stages.gallery import LIST_NAME, Gallery
 
@@ -263,19 +260,4 @@ def _summary(rows: Sequence[dict[str, Any]], num_there: int, seconds: float) -> 
         parts.append(f"{num_there} there already")
     counts = Counter(row["status"] for row in rows)
     parts += [f"{count} {status}" for status, count in counts.items() if status != "ok"]
-    return f"{len(rows)} pictures: " + ", ".join(parts)
-
-
-def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
-    """Write graft and base as one folder that diffusers loads after `import clipgraft`.
-
-    Raises:
-        ValueError: If the folder holds something already.
-    """
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
-    quiet_libraries()
-    loaded = load_graft(graft)
-    frozen = load_base(loaded, base, torch.float32, with_teacher=False)
-    build_pipeline(frozen, loaded.text_encoder).save_pretrained(out_dir)
-    Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)
+    return f"{len(rows)} picture{'s' * (len(rows) != 1)}: " + ", ".join(parts)
