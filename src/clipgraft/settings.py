@@ -8,6 +8,7 @@ MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""
 
@@ -196,6 +197,18 @@ class GenerateSettings(Section):
     """Pixels, a multiple of 8; 0 = the base's own size."""
     batch_size: Count = 4
     """Pictures drawn at once; does not change them."""
+    scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
+    """DPM-Solver++ 2M with Karras sigmas; pndm with 50 steps is the base's own, lcm is for few-step LoRAs."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
+    compile: bool = False
+    """Compile torch's networks at their first run; pays after many pictures."""
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
+    feature_cache: Count = 1
+    """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another picture."""
+    lora: str = ""
+    """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another picture."""
 
 
 class AutoencoderSettings(TrainSettings):

@@ -58,12 +58,12 @@ class FrozenBase:
     tokenizer: CLIPTokenizer | None = None
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
-    origin: "Origin | None" = None
-    """Where it was loaded from."""
     safety_checker: StableDiffusionSafetyChecker | None = None
     """Loaded with the VAE, where the base has one."""
     feature_extractor: CLIPImageProcessorPil | None = None
     """Prepares pictures for the safety checker."""
+    origin: "Origin | None" = None
+    """Where it was loaded from."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():

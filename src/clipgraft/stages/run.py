@@ -12,7 +12,7 @@ from clipgraft.stages.bridge import bridge
 from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
-from clipgraft.stages.generate import DrawOptions, generate, jobs_of
+from clipgraft.stages.generate import DrawOptions, generate, jobs_of, speed_of
 from clipgraft.stages.refine import refine
 from clipgraft.stages.report import report
 from clipgraft.stages.resources import recorded_resources
@@ -44,7 +44,9 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
             with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
                 stage(settings, stage_dir, resume=resume)
     encoders = run_encoders(folder)
-    options = DrawOptions(device=recipe.device, batch_size=recipe.generate.batch_size)
+    options = DrawOptions(
+        device=recipe.device, batch_size=recipe.generate.batch_size, speed=speed_of(recipe.generate)
+    )
     with recorded_resources(folder / "generate"):
         generate(jobs_of(recipe.generate), encoders, folder / "generate", options)
     if recipe.evaluate.num_prompts:
