@@ -28,6 +28,7 @@ batch_size = 8
 num_epochs = 2
 learning_rate = 1e-3
 [bridge]
+allow_few_captions = true
 hidden_size = 16
 batch_size = 16
 num_epochs = 1

@@ -106,6 +106,11 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bf16() else torch.float32
 
 
+def cache_dir() -> Path:
+    """Folder for what can be made again, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
+
+
 def quiet_libraries() -> None:
     """Keep transformers' and diffusers' own bars and advice from interrupting ours; errors still speak."""
     from diffusers.utils import logging as diffusers_logging

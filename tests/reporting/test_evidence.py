@@ -178,4 +178,4 @@ def test_picture_outside_the_run_is_not_taken_into_the_page(run_dir):
 def test_refined_pictures_are_a_column_of_their_own(run_dir):
     rows = [picture_row(f"{column}.png", "a", column=column) for column in ("after", "refined")]
     write_json(run_dir / "generate" / "images.json", rows)
-    assert "after, and refined" in render_report(read_run(run_dir))
+    assert "graft refined" in render_report(read_run(run_dir))

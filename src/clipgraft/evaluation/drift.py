@@ -6,8 +6,9 @@ A contrastive loss reads the state at EOS alone; a U-Net reads all 77.
 import torch
 from torch import Tensor, nn
 
-from clipgraft.models.bridge import CLASS_NAMES, StateError, token_classes
+from clipgraft.models.bridge import CLASS_NAMES, token_classes
 from clipgraft.models.clip import text_hidden_states
+from clipgraft.models.states import StateError
 
 BATCH_SIZE = 64
 

@@ -12,9 +12,9 @@ from PIL import Image, PngImagePlugin
 from clipgraft.errors import DataError
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.pipeline import Picture
+from clipgraft.models.base import Origin
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
-from clipgraft.models.hub import HUB_ID
 from clipgraft.runtime import to_json
 
 PARAMETERS_KEY = "parameters"
@@ -35,21 +35,21 @@ VERSIONED = ("clipgraft", "torch", "diffusers", "transformers")
 
 
 def describe_models(
-    pipeline: StableDiffusionPipeline, base: str, revision: str, base_sums: dict[str, str]
+    pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str]
 ) -> dict[str, Any]:
     """Tell a pipeline's models apart from all others, without a path.
 
     Args:
         pipeline: Holds them.
-        base: Name of the base, as it was given.
-        revision: Its commit; empty where it has none.
+        origin: Where the base was loaded from; a folder or file of the user's is not told.
         base_sums: sha256 of the weights of VAE and U-Net.
     """
-    is_public = base == "flatland" or (HUB_ID.fullmatch(base) is not None and not Path(base).exists())
+    name, revision = (origin.name, origin.revision) if origin else ("", "")
+    is_public = name == "flatland" or bool(revision)
     is_graft = isinstance(pipeline.text_encoder, GraftedTextEncoder)
     return {
-        "base": base if is_public else LOCAL,
-        "revision": revision if is_public else "",
+        "base": name if is_public else LOCAL,
+        "revision": revision,
         "vae_sha256": base_sums["vae"],
         "unet_sha256": base_sums["unet"],
         "text_encoder": "graft" if is_graft else "teacher",

@@ -58,12 +58,12 @@ class FrozenBase:
     tokenizer: CLIPTokenizer | None = None
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
-    origin: "Origin | None" = None
-    """Where it was loaded from."""
     safety_checker: StableDiffusionSafetyChecker | None = None
     """Loaded with the VAE, where the base has one."""
     feature_extractor: CLIPImageProcessorPil | None = None
     """Prepares pictures for the safety checker."""
+    origin: "Origin | None" = None
+    """Where it was loaded from."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
@@ -251,6 +251,8 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
+    if "text_encoder" in components:
+        _check_teacher(folder)
     parts = {name: loaders[name](folder / name) for name in components if name in loaders}
     if "safety_checker" in components:
         parts |= _load_safety_checker(folder)
@@ -302,6 +304,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a component of a base: it has no config.json")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_teacher(folder: Path) -> None:
+    """Refuse a base whose text encoder has other tokens and states than CLIP's."""
+    model_type = _read_config(folder / "text_encoder").get("model_type")
+    if model_type != "clip_text_model":
+        raise CheckpointError(
+            f"base {folder}: its text encoder is of type {model_type!r}; only one of CLIP's, "
+            "'clip_text_model', can be a bridge's teacher, as Stable Diffusion 1 has it"
+        )
 
 
 def _check_width(text_encoder: CLIPTextModel, unet_config: dict[str, Any], folder: Path) -> None:

@@ -23,7 +23,7 @@ COLUMN_LABELS = {
     "teacher": "the base's own text encoder",
     "before": "CLIP before fine-tuning",
     "after": "CLIP after fine-tuning",
-    "refined": "after fine-tuning, graft refined",
+    "refined": "CLIP after fine-tuning, graft refined",
 }
 STATUS_NOTES = {
     "failed_nan": "failed: the values were no numbers",

@@ -4,7 +4,7 @@ Figures are matplotlib objects without pyplot, so nothing is shared between them
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from clipgraft.reporting.run import is_number, read_log, write_whole
 
@@ -171,6 +171,40 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
     for image_format in ("png", "svg"):
         content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)
         write_whole(out_dir / f"interpolation.{image_format}", content)
+
+
+def plot_ladder(rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], out_dir: Path) -> None:
+    """Draw what each rung of the ladder is worth: prompt fidelity, and the error of keys and values.
+
+    Args:
+        rungs: By rung and figure its `mean` and `values`; see `stages.ladder`. The last one is the teacher.
+        out_dir: Gets `ladder.png` and `ladder.svg`.
+    """
+    for image_format in ("png", "svg"):
+        content = render_figure(lambda axes: _draw_ladder(axes, rungs), image_format, LIGHT)
+        write_whole(out_dir / f"ladder.{image_format}", content)
+
+
+def _draw_ladder(axes: Axes, rungs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    style_axes(axes, LIGHT, "", x_label="share of what prompts name that pictures show")
+    places = np.arange(len(rungs))[::-1]
+    lines = (
+        ("fidelity", "prompt fidelity", LIGHT.batch, "o"),
+        ("fidelity_kept_words", "with words kept from the teacher", LIGHT.mean, "s"),
+        ("fidelity_plain_words", "the same in plain words", LIGHT.text, "D"),
+    )
+    for key, label, color, marker in lines:
+        means = [figures[key]["mean"] for figures in rungs.values()]
+        axes.plot(means, places, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
+        for place, figures in zip(places, rungs.values(), strict=True):
+            values = figures[key]["values"]
+            axes.plot([min(values), max(values)], [place, place], color=color, linewidth=3, alpha=0.3)
+    axes.yaxis.set_major_locator(FixedLocator(places.tolist()))
+    axes.set_yticklabels(list(rungs))
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
+    axes.legend(loc="upper right", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 2)
 
 
 def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:

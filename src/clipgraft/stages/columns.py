@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from clipgraft.config import EvaluateSettings, Recipe
@@ -16,9 +15,9 @@ from clipgraft.data.flatland.writer import IMAGE_SIZE
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import tokenize
 from clipgraft.evaluation.drift import caption_errors
-from clipgraft.generation.generator import load_generators
+from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job
-from clipgraft.models.bridge import token_classes
+from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.stages.data import load_source, select
@@ -94,10 +93,9 @@ def draw_all(
     drawn = Drawn([], {}, [], {}, {}, {}, grafts, list(encoders)[-1], folder, Images(), {})
     teacher: nn.Module | None = None
     for column, generator in load_generators(encoders, base=base, device=device.type):
-        pipeline = generator.pipeline
         if not drawn.prompts:
-            drawn = _prepare(drawn, recipe, pipeline)
-        encoder = pipeline.text_encoder
+            drawn = _prepare(drawn, recipe, generator)
+        encoder = generator.pipeline.text_encoder
         if encoders[column] is None:
             teacher = encoder
         columns = [(column, settings)]
@@ -105,18 +103,20 @@ def draw_all(
             # Guidance between two equal predictions does nothing, so the floor does without and costs half.
             columns.append((EMPTY, settings.model_copy(update={"guidance_scale": 1.0})))
         for name, how in columns:
-            _draw_column(drawn, name, pipeline, store, how)
-        _compare_states(drawn, column, pipeline, teacher)
+            _draw_column(drawn, name, generator, store, how)
+        _compare_states(drawn, column, generator, teacher)
         if encoders[column]:
             drawn.tower_sums[column] = module_sha256(encoder.text_model)
         if column == drawn.last and encoders[column]:
             _randomize(encoder)
-            _draw_column(drawn, RANDOM, pipeline, store, settings)
-            _compare_states(drawn, RANDOM, pipeline, teacher)
+            generator.states.forget()
+            _draw_column(drawn, RANDOM, generator, store, settings)
+            _compare_states(drawn, RANDOM, generator, teacher)
     return drawn
 
 
-def _prepare(drawn: Drawn, recipe: Recipe, pipeline: StableDiffusionPipeline) -> Drawn:
+def _prepare(drawn: Drawn, recipe: Recipe, generator: ImageGenerator) -> Drawn:
+    pipeline = generator.pipeline
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     draws_flatland = size == IMAGE_SIZE
     images = _images(recipe) if recipe.data.source or draws_flatland else Images()
@@ -126,7 +126,7 @@ def _prepare(drawn: Drawn, recipe: Recipe, pipeline: StableDiffusionPipeline) ->
         f"{scheduler.solver_order}" + (", Karras sigmas" if scheduler.use_karras_sigmas else ""),
         "height": size,
         "width": size,
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "dtype": generator.models["dtype"],
     }
     prompts = build_prompts(recipe.evaluate, images.test, draws_flatland=draws_flatland)
     return drawn._replace(prompts=prompts, images=images, drawing=drawing)
@@ -135,7 +135,7 @@ def _prepare(drawn: Drawn, recipe: Recipe, pipeline: StableDiffusionPipeline) ->
 def _draw_column(
     drawn: Drawn,
     column: str,
-    pipeline: StableDiffusionPipeline,
+    generator: ImageGenerator,
     store: PictureStore,
     settings: EvaluateSettings,
 ) -> None:
@@ -153,18 +153,17 @@ def _draw_column(
         for index, prompt in enumerate(drawn.prompts)
         for k in range(num_seeds)
     ]
-    rows = store.draw(column, pipeline, tasks, settings.batch_size)
+    rows = store.draw(column, generator, tasks, settings.batch_size)
     found = [store.folder / row["file"] if row["status"] == "ok" else None for row in rows]
     drawn.paths[column] = [found[start : start + num_seeds] for start in range(0, len(found), num_seeds)]
     drawn.rows.extend(rows)
-    drawn.encoder_sums[column] = module_sha256(pipeline.text_encoder)
+    drawn.encoder_sums[column] = module_sha256(generator.pipeline.text_encoder)
 
 
 @torch.no_grad()
-def _compare_states(
-    drawn: Drawn, column: str, pipeline: StableDiffusionPipeline, teacher: nn.Module | None
-) -> None:
+def _compare_states(drawn: Drawn, column: str, generator: ImageGenerator, teacher: nn.Module | None) -> None:
     """How far a graft's token states are from the teacher's, prompt by prompt."""
+    pipeline = generator.pipeline
     encoder = pipeline.text_encoder
     if teacher is None or encoder is teacher:
         return
@@ -183,11 +182,11 @@ def _compare_states(
 
 def _randomize(encoder: Any) -> None:
     """Put an untrained linear map, as torch makes it, in the place of a graft's bridge."""
+    sizes = encoder.bridge.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_BRIDGE_SEED)
-        linear = nn.Linear(encoder.bridge.linear.in_features, encoder.bridge.linear.out_features)
-    encoder.bridge.linear.load_state_dict(linear.state_dict())
-    encoder.bridge.residual = None
+        untrained = Bridge(sizes["input_size"], sizes["output_size"])
+    encoder.bridge = untrained.to(encoder.device, encoder.dtype)
 
 
 def real_pictures(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:

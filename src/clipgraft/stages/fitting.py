@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipgraft.config import TrainSettings
 from clipgraft.progress import track
 from clipgraft.runtime import choose_mixed_precision
+from clipgraft.settings import TrainSettings
 from clipgraft.stages.folder import fingerprint
 from clipgraft.training.loop import Batches, FitResult, StepReport, fit
 

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
-from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import clipgraft
+from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, picture_file_name
-from clipgraft.generation.pipeline import draw
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.stages.folder import fingerprint
@@ -62,7 +61,7 @@ class PictureStore:
     def draw(
         self,
         column: str,
-        pipeline: StableDiffusionPipeline,
+        generator: ImageGenerator,
         tasks: Sequence[Task],
         batch_size: int,
     ) -> list[dict[str, Any]]:
@@ -70,22 +69,22 @@ class PictureStore:
 
         Args:
             column: Names the folder.
-            pipeline: With the column's text encoder.
+            generator: With the column's text encoder.
             tasks: Prompts and seeds; equal ones are drawn once.
             batch_size: Pictures drawn at once.
 
         Returns:
             For each task a row as in evaluation.json, without scores.
         """
-        whole = pipeline_fingerprint(pipeline)
-        keys = [self._key(whole, pipeline, task.job) for task in tasks]
+        whole = generator_fingerprint(generator)
+        keys = [self._key(whole, generator, task.job) for task in tasks]
         held = self._held()
         lacking = {key: task for key, task in zip(keys, tasks, strict=True) if key not in held}
         # All have to see the same as lacking, or they would share it out differently.
         self.processes.wait_for_everyone()
         own = list(lacking.items())[self.processes.process_index :: self.processes.num_processes]
         if own:
-            self._draw(column, pipeline, own, batch_size)
+            self._draw(column, generator, own, batch_size)
         self.processes.wait_for_everyone()
         held = self._held() if lacking else held
         return [
@@ -97,7 +96,7 @@ class PictureStore:
     def _draw(
         self,
         column: str,
-        pipeline: StableDiffusionPipeline,
+        generator: ImageGenerator,
         tasks: Sequence[tuple[str, Task]],
         batch_size: int,
     ) -> None:
@@ -107,8 +106,7 @@ class PictureStore:
         num_steps = sum(task.job.num_steps for _, task in tasks)
         description = f"drawing for {column}"
         with track(description, num_steps) as update, log.open("a", encoding="utf-8") as lines:
-            pictures = draw(
-                pipeline,
+            pictures = generator.draw(
                 [task.job for _, task in tasks],
                 batch_size=batch_size,
                 on_step=lambda done, _total: update(done, "steps"),
@@ -136,17 +134,19 @@ class PictureStore:
         return path.is_file() and file_sha256(path) == row["sha256"]
 
     @staticmethod
-    def _key(whole: str, pipeline: StableDiffusionPipeline, job: Job) -> str:
-        ids = pipeline.tokenizer(job.prompt, truncation=True).input_ids
+    def _key(whole: str, generator: ImageGenerator, job: Job) -> str:
+        ids = generator.pipeline.tokenizer(job.prompt, truncation=True).input_ids
         return fingerprint(whole, ids, job.seed, job.num_inference_steps, job.guidance_scale)
 
 
-def pipeline_fingerprint(pipeline: StableDiffusionPipeline) -> str:
-    """Sum of everything but prompt, seed, steps and guidance that decides what a pipeline draws."""
-    sums = [module_sha256(module) for module in (pipeline.vae, pipeline.unet, pipeline.text_encoder)]
+def generator_fingerprint(generator: ImageGenerator) -> str:
+    """Sum of everything but prompt, seed, steps and guidance that decides what a generator draws."""
+    pipeline = generator.pipeline
     config = pipeline.scheduler.config
     scheduler = {name: str(value) for name, value in config.items() if not name.startswith("_")}
-    return fingerprint(code_fingerprint(), sums, scheduler, str(pipeline.device))
+    # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
+    models = generator.models | {"text_encoder_sha256": module_sha256(pipeline.text_encoder)}
+    return fingerprint(code_fingerprint(), models, scheduler, str(pipeline.device))
 
 
 class FeatureStore:
