@@ -321,7 +321,9 @@ def _expanded(service: Service, body: JobRequest) -> list:
     ]
     for name in names:
         service.checked_model(name)
-    return body.expand(service.default_model(), service.limits.max_pictures_per_job)
+    model = service.default_model()
+    guidance_scale = service.guidance_scale(names[0] if names else model)
+    return body.expand(model, guidance_scale, service.limits.max_pictures_per_job)
 
 
 def _upload_schema() -> dict[str, Any]:

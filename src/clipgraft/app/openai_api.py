@@ -55,6 +55,7 @@ def openai_routes(service: Service) -> APIRouter:
             does.setdefault(name, []).append("embeddings")
         rows = [
             {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
+            | ({"guidance_scale": service.guidance_scale(name)} if "images" in what else {})
             for name, what in does.items()
         ]
         limits = service.limits.model_dump(exclude={"memory_bytes"})
@@ -64,7 +65,7 @@ def openai_routes(service: Service) -> APIRouter:
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
         """Draw pictures and wait for them. Who hangs up is not drawn for any further."""
         model = service.checked_model(body.model or "")
-        pictures = [(model, job) for job in body.jobs()]
+        pictures = [(model, job) for job in body.jobs(service.guidance_scale(model))]
         job_id = service.submit(client_name(request, body.user), "call", pictures)
         job = await _outcome(service, job_id, request)
         if job is None:

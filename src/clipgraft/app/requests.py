@@ -37,7 +37,8 @@ class Settings(Request):
     seed: Seed | None = None
     """Of the first picture, the next ones count up; without it one is drawn by lot."""
     steps: Steps = 25
-    guidance_scale: Guidance = 7.5
+    guidance_scale: Guidance | None = None
+    """1 = no guidance; without it the one that suits the model."""
     scheduler: Scheduler = "dpm++"
     width: Side = 0
     """Pixels; 0 = the base's own."""
@@ -73,8 +74,13 @@ class JobRequest(Settings):
         """draw, compare or grid."""
         return "grid" if self.axes else "compare" if len(self.models) > 1 else "draw"
 
-    def expand(self, default_model: str, max_pictures: int) -> list[tuple[str, Job]]:
+    def expand(self, default_model: str, guidance_scale: float, max_pictures: int) -> list[tuple[str, Job]]:
         """Make each picture's model and job; the last axis changes fastest but for model and seed.
+
+        Args:
+            default_model: Draws where none is named.
+            guidance_scale: Taken where the request names none.
+            max_pictures: At most so many.
 
         Raises:
             ValueError: If there are too many, or a value along an axis is not allowed.
@@ -83,19 +89,18 @@ class JobRequest(Settings):
         if count > max_pictures:
             raise ValueError(f"{count} pictures; a job holds at most {max_pictures}")
         first = self.seed if self.seed is not None else secrets.randbelow(2**32)
+        plain = self.model_dump(include=set(Settings.model_fields) - {"seed"})
+        plain["guidance_scale"] = self.guidance_scale or guidance_scale
         pictures = []
         for values in itertools.product(*(axis.values for axis in self.axes)):
             changed: dict[str, Any] = dict(zip((axis.name for axis in self.axes), values, strict=True))
             models = [changed.pop("model")] if "model" in changed else self.models or [default_model]
             seed = changed.pop("seed", first)
-            settings = self._plain() | changed
+            settings = plain | changed
             for model, index in itertools.product(models, range(self.num_images)):
                 seed_of = seed + index if isinstance(seed, int) else seed
                 pictures.append((str(model), make_job(settings | {"seed": seed_of})))
         return pictures
-
-    def _plain(self) -> dict[str, Any]:
-        return self.model_dump(include=set(Settings.model_fields) - {"seed"})
 
 
 def make_job(settings: dict[str, Any]) -> Job:
@@ -130,20 +135,24 @@ class ImagesRequest(Request):
     seed: Seed | None = None
     negative_prompt: Text = ""
     steps: Steps = 25
-    guidance_scale: Guidance = 7.5
+    guidance_scale: Guidance | None = None
+    """1 = no guidance; without it the one that suits the model."""
     scheduler: Scheduler = "dpm++"
 
-    def jobs(self) -> list[Job]:
+    def jobs(self, guidance_scale: float) -> list[Job]:
         """Make each picture's job.
+
+        Args:
+            guidance_scale: Taken where the request names none.
 
         Raises:
             ValueError: If the size is no multiple of 8 pixels, or seeds leave 64 bits.
         """
         width, height = (0, 0) if self.size in (None, "auto") else map(int, str(self.size).split("x"))
         first = self.seed if self.seed is not None else secrets.randbelow(2**32)
-        settings = self.model_dump(
-            include={"prompt", "negative_prompt", "steps", "guidance_scale", "scheduler"}
-        )
+        settings = self.model_dump(include={"prompt", "negative_prompt", "steps", "scheduler"}) | {
+            "guidance_scale": self.guidance_scale or guidance_scale
+        }
         return [
             make_job(settings | {"seed": first + index, "width": width, "height": height})
             for index in range(self.n or 1)

@@ -137,6 +137,10 @@ class Service:
             raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(self.models())}")
         return name
 
+    def guidance_scale(self, model: str) -> float:
+        """That suits a model, where none is asked for."""
+        return self.models()[model][0].guidance_scale
+
     def generator(self, model: str) -> ImageGenerator:
         """Load a text encoder with its base. The device's lock must be held.
 

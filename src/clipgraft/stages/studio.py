@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from clipgraft.config import Recipe, load_recipe
+from clipgraft.config import EvaluateSettings, Recipe, load_recipe
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import tokenize
 from clipgraft.generation.generator import ImageGenerator, load_generators
@@ -32,6 +32,8 @@ class ModelGroup:
     """Name -> graft folder, or None for the base's own."""
     base: str = ""
     """Where no graft names it."""
+    guidance_scale: float = EvaluateSettings().guidance_scale
+    """That suits the base: a run's own, and for the embedded base the one it is measured at."""
 
     def load(self, device: str) -> dict[str, ImageGenerator]:
         """Load all of them, ready to draw.
@@ -57,9 +59,13 @@ def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
     for folder in run_folders(runs_dir):
         encoders = {name: path for name, path in run_encoders(folder).items() if not path or _is_graft(path)}
         if len(encoders) > 1:
-            groups[folder.name] = ModelGroup(folder.name, encoders)
+            pass
         elif _is_graft(folder / "graft"):
-            groups[folder.name] = ModelGroup(folder.name, {"teacher": None, "graft": folder / "graft"})
+            encoders = {"teacher": None, "graft": folder / "graft"}
+        else:
+            continue
+        guidance_scale = _recipe(folder).generate.guidance_scale
+        groups[folder.name] = ModelGroup(folder.name, encoders, guidance_scale=guidance_scale)
     return groups
 
 
