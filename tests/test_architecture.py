@@ -15,6 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"cli_drawing"},
     {"app"},
     {"stages"},
     {"training", "generation", "evaluation", "reporting"},

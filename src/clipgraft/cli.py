@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipgraft import __version__
+from clipgraft.cli_drawing import add_commands
 
 if TYPE_CHECKING:
     from clipgraft.config import Recipe
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at captioned images, or draw a set of them.")
 app.add_typer(data_app, name="data")
+add_commands(app)
 
 DataOption = Annotated[str, typer.Option("--data", help="Folder or file with captioned images.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -172,41 +174,6 @@ def pretrain(
     settings = _recipe_from_options(recipe, set_, data=data)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
-
-
-@app.command()
-def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: OutOption,
-    graft: Annotated[
-        Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")
-    ] = None,
-    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
-    negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of each prompt's first picture.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt; 1 = no guidance.")] = 7.5,
-    height: Annotated[int, typer.Option(help="Pixels; 0 = the base's own.")] = 0,
-    width: Annotated[int, typer.Option(help="Pixels; 0 = the base's own.")] = 0,
-    num_images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-) -> None:
-    """Draw pictures from prompts with a graft, or with a base's own text encoder."""
-    from clipgraft.config import build_recipe
-    from clipgraft.stages.generate import generate as stage
-
-    values = {
-        "prompts": prompts,
-        "negative_prompt": negative_prompt,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "height": height,
-        "width": width,
-        "num_images_per_prompt": num_images,
-    }
-    recipe = build_recipe({"device": device, "generate": values})
-    stage(recipe, {"graft" if graft else "teacher": graft}, out, base=base)
 
 
 @app.command()

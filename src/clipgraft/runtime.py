@@ -216,10 +216,15 @@ def _is_alive(process_id: int) -> bool:
     return True
 
 
+def to_json(value: Any) -> str:
+    """Write a value as JSON; NaN and infinity become null, which is what JSON has for them."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinity become null, which is what JSON has for them."""
+    """Write a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(to_json(value) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

@@ -1,6 +1,7 @@
 """Drawn pictures on disk, by id: PNG files that are whole or not there."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,21 @@ from PIL import Image
 
 from clipgraft.app.uploads import encode, read_png_texts
 from clipgraft.errors import DataError
+from clipgraft.generation.jobs import Job
+from clipgraft.generation.metadata import RECORD_KEY, save_png
 from clipgraft.generation.pipeline import Picture
+
+SETTINGS = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "height",
+    "width",
+)
+"""Fields of a job that a client decides."""
 
 
 class PictureFiles:
@@ -31,12 +46,10 @@ class PictureFiles:
         """Whether a picture was written, whole."""
         return self.path(picture_id).is_file()
 
-    def save(self, picture_id: str, picture: Picture) -> None:
-        """Write a picture whole or not at all."""
-        path = self.path(picture_id)
-        temporary = path.with_suffix(".part")
-        picture.image.save(temporary, format="PNG")
-        temporary.replace(path)
+    def save(self, picture_id: str, picture: Picture, model: str) -> None:
+        """Write a picture whole or not at all, with all that is needed to draw it again."""
+        record = {**(picture.metadata or {}), "studio": {"model": model}}
+        save_png(picture.image, self.path(picture_id), record)
 
     def read(self, picture_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
         """Read a picture as a file of a format; how it was drawn is told by PNG files alone.
@@ -66,9 +79,13 @@ def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
     Raises:
         DataError: If it is none that clipgraft drew, or was written without that.
     """
-    text = read_png_texts(content, max_pixels).get("clipgraft")
+    text = read_png_texts(content, max_pixels).get(RECORD_KEY)
     try:
-        job = json.loads(text or "")["job"]
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(text or "")
+        job, studio = record["job"], record.get("studio", {})
+        # What the form takes; a damaged value is refused here as it would be when drawing.
+        settings = asdict(Job(**{name: job[name] for name in SETTINGS}))
+        model = str(studio.get("model", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError("this picture does not say how it was drawn; PNGs that clipgraft drew do") from None
-    return job
+    return {name: settings[name] for name in SETTINGS} | {"model": model}

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import CLIPTokenizer
 from clipgraft.app.embedding import Embedding
 from clipgraft.app.limits import Limits
 from clipgraft.app.loaded import Loaded
-from clipgraft.app.pictures import PictureFiles
+from clipgraft.app.pictures import SETTINGS, PictureFiles
 from clipgraft.app.queue import JobRow, NewPicture, PictureRow, Queue
 from clipgraft.app.worker import Worker
 from clipgraft.generation.generator import ImageGenerator
@@ -346,7 +345,7 @@ def _shape(job: Job) -> str:
 
 
 def _new_picture(model: str, job: Job) -> NewPicture:
-    settings = {name: value for name, value in asdict(job).items() if name not in ("init_image", "strength")}
+    settings = {name: getattr(job, name) for name in SETTINGS}
     return NewPicture(model, _shape(job), settings, job.num_steps)
 
 

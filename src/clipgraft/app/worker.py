@@ -148,7 +148,7 @@ class Worker:
         if current is None or current.state != "running":
             return  # cancelled meanwhile
         if picture.status == "ok":
-            self.files.save(row.id, picture)
+            self.files.save(row.id, picture, row.model)
         self.queue.finish_picture(row.number, picture.status, notes=picture.notes, seconds=seconds)
         self.totals[f"pictures_{picture.status}"] += 1
 

@@ -1,18 +1,19 @@
 """`clipgraft.load(...)`: a graft or a base, ready to draw. The command line draws through it too."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, StableDiffusionPipeline
-from transformers import CLIPTextModel
 
-from clipgraft.generation.jobs import Job, expand_seeds
+from clipgraft.generation.jobs import Job, make_jobs
+from clipgraft.generation.metadata import describe_models, describe_picture
 from clipgraft.generation.pipeline import Picture, build_pipeline, draw
-from clipgraft.models.base import COMPONENTS, FrozenBase
-from clipgraft.models.encoder import BASE_RECORD, Graft, GraftedTextEncoder, load_graft
+from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
+from clipgraft.models.encoder import BASE_RECORD, Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries
 
@@ -66,10 +67,16 @@ def load_generators(
     if first is None and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(first, base, inference_dtype(place), with_teacher=None in encoders.values())
+    base_name, revision = _base_of(first, base)
+    sums = frozen.weight_sums()
     for name in encoders:
+        if name in grafts:
+            check_vocabularies(grafts[name].tokenizer, frozen)
         encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
-        assert encoder is not None
-        yield name, _generator(frozen, encoder, place, offload)
+        pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
+        models = describe_models(pipeline, base_name, revision, sums)
+        _place(pipeline, place, offload)
+        yield name, ImageGenerator(pipeline, frozen.scheduler, models)
 
 
 def load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
@@ -81,13 +88,13 @@ def load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teache
         dtype: Of the weights.
         with_teacher: Whether the base's text encoder is needed.
     """
-    name, revision = base, None
-    if graft and not base:
-        name, revision = graft.base["name"], graft.base["revision"] or None
+    name, revision = _base_of(graft, base)
     return FrozenBase.load(
         name,
         revision=revision,
-        components=[part for part in COMPONENTS if with_teacher or part != "text_encoder"],
+        components=[
+            part for part in (*COMPONENTS, "safety_checker") if with_teacher or part != "text_encoder"
+        ],
         dtype=dtype,
         tokenizer=graft.tokenizer if graft else None,
     )
@@ -100,6 +107,8 @@ class ImageGenerator:
     pipeline: StableDiffusionPipeline
     base_scheduler: SchedulerMixin
     """The base's own; each job's is made from it."""
+    models: dict[str, Any]
+    """From `describe_models`."""
 
     def generate(
         self,
@@ -140,21 +149,19 @@ class ImageGenerator:
             ValueError: If a setting is not allowed; says what is.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        jobs = []
-        for prompt in texts:
-            job = Job(
-                prompt,
-                seed,
-                negative_prompt=negative_prompt,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                scheduler=scheduler,
-                height=height,
-                width=width,
-                init_image=Path(init_image) if init_image else None,
-                strength=strength,
-            )
-            jobs += expand_seeds(job, num_images)
+        settings: dict[str, Any] = {
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "num_images": num_images,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "scheduler": scheduler,
+            "height": height,
+            "width": width,
+            "init_image": Path(init_image) if init_image else None,
+            "strength": strength,
+        }
+        jobs = [job for text in texts for job in make_jobs(text, **settings)]
         return list(self.draw(jobs, batch_size=batch_size))
 
     def draw(self, jobs: Sequence[Job], **options: Any) -> Iterator[Picture]:
@@ -163,22 +170,27 @@ class ImageGenerator:
         Yields:
             A picture for each job, in order, with notes on what the base cannot read of its prompt.
         """
+        device = self.pipeline._execution_device.type
         for picture in draw(self.pipeline, jobs, base_scheduler=self.base_scheduler, **options):
-            notes = tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer))
-            yield replace(picture, notes=notes)
+            noted = replace(picture, notes=tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer)))
+            scheduler = json.loads(self.pipeline.scheduler.to_json_string())
+            yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))
 
 
-def _generator(
-    frozen: FrozenBase, encoder: GraftedTextEncoder | CLIPTextModel, device: torch.device, offload: str
-) -> ImageGenerator:
-    pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
-    enable: dict[str, Callable[[], object]] = {
-        "none": lambda: pipeline.to(device),
-        "model": pipeline.enable_model_cpu_offload,
-        "sequential": pipeline.enable_sequential_cpu_offload,
-    }
-    enable[offload]()
-    return ImageGenerator(pipeline, frozen.scheduler)
+def _base_of(graft: Graft | None, base: str) -> tuple[str, str | None]:
+    """Name and revision of the base that is meant."""
+    if graft and not base:
+        return graft.base["name"], graft.base["revision"] or None
+    return base, None
+
+
+def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str) -> None:
+    if offload == "model":
+        pipeline.enable_model_cpu_offload()
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload()
+    else:
+        pipeline.to(device)
 
 
 def _check_offload(offload: str, device: torch.device) -> None:

@@ -1,14 +1,17 @@
 """What is to be drawn: one job a picture, checked before anything is loaded."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.models.checkpoint import file_sha256
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
@@ -67,22 +70,39 @@ class Job:
         return int(self.num_inference_steps * self.strength)
 
     def as_record(self) -> dict[str, Any]:
-        """Return the fields that decide the picture as plain values; those of `init_image` only with one."""
+        """Return what decides the picture as plain values; of `init_image`, where there is one, the sum."""
         names = [field.name for field in fields(self) if field.name not in ("init_image", "strength")]
         record = {name: getattr(self, name) for name in names}
         if self.init_image is not None:
-            record |= {"init_image": self.init_image.name, "strength": self.strength}
+            record |= {"init_image_sha256": _sum_of(self.init_image), "strength": self.strength}
         return record
 
 
-def expand_seeds(job: Job, num_images: int) -> list[Job]:
-    """Make several jobs of one, their seeds counting up from its own.
+def make_jobs(prompt: str, *, num_images: int = 1, steps: int = 25, **settings: Any) -> list[Job]:
+    """Make the jobs of one prompt from the words of the command line, their seeds counting up.
+
+    Args:
+        prompt: What to draw.
+        num_images: Pictures.
+        steps: `num_inference_steps`.
+        **settings: The other fields of `Job`.
 
     Raises:
-        ValueError: If `num_images` is below 1, or a seed leaves 64 bits.
+        ValueError: If a word is unknown, or a value is not allowed.
     """
+    for word in settings:
+        known = (*WORDS, "num_images")
+        if word not in known:
+            nearest = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown setting {word!r}; {hint}")
     _check_integer("num_images", num_images, 1, 2**31, "at least 1")
+    job = Job(prompt, num_inference_steps=steps, **settings)
     return [replace(job, seed=job.seed + index) for index in range(num_images)]
+
+
+WORDS = tuple({"num_inference_steps": "steps"}.get(field.name, field.name) for field in fields(Job))
+"""Of the command line, of `ImageGenerator.generate` and of a line of prompts, beside `num_images`."""
 
 
 def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
@@ -108,6 +128,11 @@ def unique_file_names(jobs: Iterable[Job]) -> list[str]:
         taken[name] = count = taken.get(name, 0) + 1
         names.append(name if count == 1 else f"{name.removesuffix('.png')}_{count}.png")
     return names
+
+
+@cache
+def _sum_of(path: Path) -> str:
+    return file_sha256(path)
 
 
 def _shared_settings(job: Job) -> tuple:

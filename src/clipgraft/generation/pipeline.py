@@ -116,9 +116,8 @@ def draw(
         A picture for each job, in order.
 
     Raises:
-        ValueError: If there is no job.
+        ValueError: If there is no job, or memory does not suffice for one picture.
         DataError: If a job's first picture cannot be read.
-        RuntimeError: If memory does not suffice for one picture.
     """
     if not jobs:
         raise ValueError("no prompt to draw; give at least one text")
@@ -138,8 +137,14 @@ def draw(
         try:
             pictures = _draw_batch(pipeline, batch, report)
         except (RuntimeError, MemoryError) as error:
-            if len(batch) == 1 or not _is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
+            if len(batch) == 1:
+                height, width = picture_size(pipeline, batch[0])
+                raise ValueError(
+                    f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller one, or "
+                    "on CUDA add --offload sequential"
+                ) from error
             batch_size = len(batch) // 2
             if on_less_memory:
                 on_less_memory(batch_size)
@@ -192,7 +197,10 @@ def _draw_batch(
 
 def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2ImgPipeline:
     """The sibling that starts from a picture, of the same components."""
-    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipeline, dtype=pipeline.dtype)
+    # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
+    sibling = StableDiffusionImg2ImgPipeline(
+        **pipeline.components, requires_safety_checker=pipeline.safety_checker is not None
+    )
     sibling.set_progress_bar_config(disable=True)
     return sibling
 

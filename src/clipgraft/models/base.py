@@ -1,6 +1,7 @@
 """The frozen base: a latent diffusion model's VAE, U-Net, scheduler, text encoder (the teacher)."""
 
 import json
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +19,14 @@ from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_token
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.single_file import load_single_file
 
+logger = logging.getLogger(__name__)
+
 WEIGHT_FILES = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
+    # Its name goes on after the suffix, so that a base without one is whole all the same.
+    "safety_checker": "safety_checker/model.safetensors*",
 }
 COMPONENTS = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 
@@ -66,7 +71,7 @@ class FrozenBase:
         Args:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
             revision: Commit of a hub id; without one, this package's own pin, or main with a warning.
-            components: What to load: some of COMPONENTS.
+            components: What to load: some of COMPONENTS, and "safety_checker", which not every base has.
             dtype: Of the weights.
             tokenizer: Used where the base has none of its own (a single file has not).
 
@@ -131,12 +136,27 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
         CheckpointError: If it is not CLIP's text tower, or vocabulary, BOS, EOS, padding or length differ.
     """
     assert base.text_encoder is not None
-    assert base.tokenizer is not None
     if not isinstance(text_model, CLIPTextModel):
         raise CheckpointError(
             f"only CLIP's text tower (CLIPTextModel) can be grafted; got {type(text_model).__name__}, "
             "whose states are not words"
         )
+    check_vocabularies(tokenizer, base)
+    ours = text_model.config.max_position_embeddings
+    theirs = base.text_encoder.config.max_position_embeddings
+    if ours != theirs:
+        raise CheckpointError(
+            f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal"
+        )
+
+
+def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
+    """Refuse a CLIP whose tokens are not the base's.
+
+    Raises:
+        CheckpointError: If vocabulary, BOS, EOS or padding differ.
+    """
+    assert base.tokenizer is not None
     for what in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(tokenizer, what), getattr(base.tokenizer, what)
         if ours != theirs:
@@ -148,12 +168,6 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
             f"CLIP's tokenizer ({len(tokenizer)} tokens) is not the base's ({len(base.tokenizer)} tokens), "
             "so their positions hold different words; use a CLIP and a base with one vocabulary"
         )
-    ours = text_model.config.max_position_embeddings
-    theirs = base.text_encoder.config.max_position_embeddings
-    if ours != theirs:
-        raise CheckpointError(
-            f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal"
-        )
 
 
 def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
@@ -164,14 +178,34 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         "tokenizer": load_tokenizer,
         "text_encoder": lambda path: load_strictly(CLIPTextModel, path, dtype=dtype),
     }
-    for name in {*components, "unet"}:
+    for name in {*components, "unet"} & {*loaders}:
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
-    parts = {name: loaders[name](folder / name) for name in components}
+    parts = {name: loaders[name](folder / name) for name in components if name in loaders}
+    if "safety_checker" in components:
+        parts |= _load_safety_checker(folder)
     if "text_encoder" in parts:
         _check_width(parts["text_encoder"], _read_config(folder / "unet"), folder)
     return parts
+
+
+def _load_safety_checker(folder: Path) -> dict[str, Any]:
+    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
+    index = folder / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
+    if not named or not named[0]:
+        return {}
+    if not any(folder.glob("safety_checker/*.safetensors")):
+        logger.warning(
+            "this base names a safety checker, but safety_checker/*.safetensors is not there: "
+            "pictures are drawn unchecked"
+        )
+        return {}
+    return {
+        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
+        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+    }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

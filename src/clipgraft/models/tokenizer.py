@@ -57,11 +57,14 @@ def _merges(backend: Tokenizer) -> list[tuple[str, str]]:
 
 def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
     """Words of a text that the vocabulary holds only in pieces, in order, each once."""
-    vocab = tokenizer.get_vocab()
     backend = tokenizer.backend_tokenizer
     normalized = backend.normalizer.normalize_str(text)
     words = backend.pre_tokenizer.pre_tokenize_str(normalized)
-    return list(dict.fromkeys(normalized[a:b] for word, (a, b) in words if word + END_OF_WORD not in vocab))
+    return list(
+        dict.fromkeys(
+            normalized[a:b] for word, (a, b) in words if backend.token_to_id(word + END_OF_WORD) is None
+        )
+    )
 
 
 def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:

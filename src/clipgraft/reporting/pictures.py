@@ -23,10 +23,12 @@ COLUMN_LABELS = {
     "teacher": "the base's own text encoder",
     "before": "CLIP before fine-tuning",
     "after": "CLIP after fine-tuning",
+    "refined": "CLIP after fine-tuning, graft refined",
 }
 STATUS_NOTES = {
     "failed_nan": "failed: the values were no numbers",
     "failed_black": "failed: nothing but black",
+    "blocked": "blocked by the base's safety checker",
 }
 
 
@@ -154,7 +156,7 @@ def _cell(row: dict[str, Any], max_bytes: int, *, is_alone: bool) -> Cell:
     try:
         source, width, height = embed_picture(row["path"], max_bytes)
     except FileNotFoundError:
-        return Cell(label, "", f"{row['file']} is missing")
+        return Cell(label, "", note or f"{row['file']} is missing")
     except DataError as error:
         return Cell(label, "", str(error).replace(str(row["path"]), row["file"]))
     return Cell(label, source, note, width, height)

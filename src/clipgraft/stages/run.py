@@ -9,7 +9,7 @@ from clipgraft.stages.bridge import bridge
 from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
-from clipgraft.stages.generate import generate
+from clipgraft.stages.generate import DrawOptions, generate, jobs_of
 from clipgraft.stages.report import report
 
 
@@ -36,7 +36,8 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
             with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
                 stage(settings, stage_dir, resume=resume)
     encoders = run_encoders(folder)
-    generate(recipe, encoders, folder / "generate")
+    options = DrawOptions(device=recipe.device, batch_size=recipe.generate.batch_size)
+    generate(jobs_of(recipe.generate), encoders, folder / "generate", options)
     if recipe.evaluate.num_prompts:
         evaluate(recipe, encoders, folder / "evaluate")
     page = report(folder)
