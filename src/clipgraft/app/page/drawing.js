@@ -4,7 +4,7 @@ import { announce, attempt, get, parse, post } from "/page/api.js";
 import { $, WHY, duration, element, frame } from "/page/dom.js";
 import { showSlide } from "/page/compare.js";
 import { openDetail } from "/page/gallery.js";
-import { request } from "/page/settings.js";
+import { estimateSoon, request } from "/page/settings.js";
 
 let current = null;
 let stream = null;
@@ -53,7 +53,10 @@ function show(job) {
   $("job-progress").hidden = !isOpen(job);
   $("job-progress").value = job.steps ? job.step / job.steps : 0;
   $("job-text").textContent = describe(job);
-  if (!isOpen(job)) announce($("job-text").textContent);
+  if (!isOpen(job)) {
+    announce($("job-text").textContent);
+    estimateSoon();
+  }
   // Only what has changed is made anew: focus and pictures stay where they are.
   const look = JSON.stringify(job.pictures.map((one) => [one.id, one.state, one.preview_step]));
   if (look === shown) return;
@@ -105,7 +108,7 @@ function grid(pictures) {
   for (let start = 0; start < pictures.length; start += width) rows.push(pictures.slice(start, start + width));
   const label = (name, picture) => (name ? `${NAMES[name]}${values(picture)[name]}` : "");
   const rowNames = names.map(([name]) => name).filter((name) => name !== columnName);
-  const head = element("tr", {}, element("td"), ...rows[0].map((one) => element("th", { scope: "col" }, label(columnName, one))));
+  const head = element("tr", {}, element("th"), ...rows[0].map((one) => element("th", { scope: "col" }, label(columnName, one))));
   const body = rows.map((row) => element("tr", {},
     element("th", { scope: "row" }, rowNames.map((name) => label(name, row[0])).join(", ")),
     ...row.map((one) => element("td", { "data-picture": one.id }, frame(one, openDetail)))));

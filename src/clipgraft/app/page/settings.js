@@ -150,6 +150,11 @@ async function readPrompt() {
 }
 
 async function estimate() {
+  const changing = mode === "grid" ? [$("row-axis").value, $("column-axis").value] : [];
+  for (const [name, id] of [["seed", "seed"], ["steps", "steps"], ["guidance_scale", "guidance"]]) {
+    $(id).disabled = changing.includes(name);  // decided along an axis
+    if ($(`${id}-slider`)) $(`${id}-slider`).disabled = $(id).disabled;
+  }
   let text = "";
   try {
     const { num_images: count, seconds } = await post("/v1/estimates", request());
@@ -171,4 +176,6 @@ function clientName() {
 }
 
 const readPromptSoon = later(250, readPrompt);
-const estimateSoon = later(300, estimate);
+
+/** Say how much would be drawn, and how long that takes. */
+export const estimateSoon = later(300, estimate);
