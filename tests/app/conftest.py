@@ -1,7 +1,5 @@
 """A studio over a tiny real run: CLIP, grafts and base are the real classes, so small that a step takes milliseconds."""
 
-import json
-import time
 from pathlib import Path
 
 import pytest
@@ -60,14 +58,3 @@ def locked(service):
     app = build_app(service, Access(token="t" * 40))
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as made:
         yield made
-
-
-def ended(client: TestClient, job_id: str, seconds: float = 30.0) -> dict:
-    """Wait until a job has ended."""
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        job = client.get(f"/v1/jobs/{job_id}").json()
-        if job["state"] not in ("queued", "running"):
-            return job
-        time.sleep(0.02)
-    raise AssertionError(f"job is still {job['state']}: {json.dumps(job)}")
