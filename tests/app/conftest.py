@@ -1,4 +1,4 @@
-"""A studio over a tiny real run: CLIP, grafts and base are the real classes, so small that a step takes milliseconds."""
+"""A studio over a tiny real run: the real classes, so small that a step takes milliseconds."""
 
 from pathlib import Path
 

@@ -37,7 +37,13 @@ def routes_of(guard):
 def test_no_route_but_health_answers_without_the_token(locked, service):
     routes = routes_of(build_app(service))
     assert len(routes) >= 22
-    for method, path in [*routes, ("GET", "/nope"), ("OPTIONS", "/v1/jobs"), ("HEAD", "/"), ("PUT", "/v1/jobs")]:
+    for method, path in [
+        *routes,
+        ("GET", "/nope"),
+        ("OPTIONS", "/v1/jobs"),
+        ("HEAD", "/"),
+        ("PUT", "/v1/jobs"),
+    ]:
         answer = locked.request(method, path)
         assert answer.status_code == (200 if path == "/health" else 401), (method, path)
     assert locked.get("/health").json() == {"status": "ok"}
@@ -76,7 +82,9 @@ def test_the_token_lets_a_program_in_and_through_the_page_a_browser(locked):
     assert locked.get(f"/v1/models?token={TOKEN}").status_code == 401  # an address ends in logs
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "", "[", "192.168.0.7"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "", "[", "192.168.0.7"]
+)
 def test_another_host_is_refused_before_its_body_is_read(client, host):
     answer = client.post("/v1/jobs", json={"prompt": "a"}, headers={"host": host})
     assert answer.status_code == 403
@@ -95,11 +103,18 @@ def test_the_own_page_is_answered(client):
     assert client.get("/v1/pictures", headers={"origin": "http://localhost"}).status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+)
 def test_only_json_is_taken_so_that_no_form_can_post(client, kind):
     answer = client.post("/v1/jobs", content=b'{"prompt": "a"}', headers={"content-type": kind})
     assert answer.status_code == 415
-    assert client.post("/v1/pictures/settings", content=b"x", headers={"content-type": "image/svg+xml"}).status_code == 415
+    assert (
+        client.post(
+            "/v1/pictures/settings", content=b"x", headers={"content-type": "image/svg+xml"}
+        ).status_code
+        == 415
+    )
 
 
 def test_large_bodies_are_refused_by_what_they_say_and_by_what_they_are(client):

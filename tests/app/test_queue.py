@@ -34,7 +34,9 @@ def test_a_batch_takes_one_of_each_client_before_a_second_of_any(queue):
 
 
 def test_a_batch_holds_pictures_of_one_shape_and_one_model_alone(queue):
-    queue.add("a", "draw", [picture("64x64"), picture("32x32"), picture("64x64"), picture("64x64", model="n")])
+    queue.add(
+        "a", "draw", [picture("64x64"), picture("32x32"), picture("64x64"), picture("64x64", model="n")]
+    )
     taken = queue.take(8)
     assert [(row.shape, row.model) for row in taken] == [("64x64", "m")] * 2
 

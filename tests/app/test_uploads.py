@@ -46,8 +46,14 @@ BAD = {
     "a cut-off WebP": (file_of("WEBP")[:-10], "cut off|damaged"),
     "a GIF": (file_of("GIF"), "no PNG, JPEG or WebP"),
     "a TIFF": (file_of("TIFF"), "no PNG, JPEG or WebP"),
-    "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "no PNG, JPEG or WebP"),
-    "a PNG with a page behind it": (file_of("PNG") + b"<script>alert(1)</script>", "something follows its end"),
+    "an SVG": (
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        "no PNG, JPEG or WebP",
+    ),
+    "a PNG with a page behind it": (
+        file_of("PNG") + b"<script>alert(1)</script>",
+        "something follows its end",
+    ),
     "a JPEG with an archive behind it": (file_of("JPEG") + b"PK\x03\x04", "something follows its end"),
     "a page that begins like a PNG": (b"\x89PNG\r\n\x1a\n<html>", "no PNG, JPEG or WebP"),
     "noise": (bytes(range(256)) * 40, "no PNG, JPEG or WebP"),
@@ -91,11 +97,18 @@ def test_the_place_where_a_photograph_was_taken_is_gone_and_its_rotation_applied
 
 @pytest.mark.parametrize(
     "text",
-    ["http://169.254.169.254/latest", "https://evil.example/x.png", "file:///etc/passwd", "gopher://x", "FILE://x", "//evil/x"],
+    [
+        "http://169.254.169.254/latest",
+        "https://evil.example/x.png",
+        "file:///etc/passwd",
+        "gopher://x",
+        "FILE://x",
+        "//evil/x",
+    ],
 )
 def test_nothing_is_fetched_from_an_address(text):
     # pytest-socket forbids every connection here.
-    with pytest.raises(DataError, match="nothing is fetched from an address|not base64|no PNG"):
+    with pytest.raises(DataError, match=r"nothing is fetched from an address|not base64|no PNG"):
         decode_base64_picture(text, MAX_PIXELS)
 
 

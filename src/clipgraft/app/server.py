@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -55,7 +56,6 @@ def serve(
     with run_folder(home, resume=True), _bound(host, port) as listener:
         service = Service(runs_dir, home, device=device, limits=limits)
         redact_secrets(access.token)
-        _announce(host, listener.getsockname()[1], access, with_token)
         config = uvicorn.Config(
             build_app(service, access),
             log_level="warning",
@@ -66,15 +66,22 @@ def serve(
             lifespan="on",
             timeout_graceful_shutdown=None,
         )
-        _Server(config, service).run(sockets=[listener])
+        server = _Server(
+            config, service, lambda: _announce(host, listener.getsockname()[1], access, with_token)
+        )
+        server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """Tells the service of the signal, so that those who wait on it are answered and connections end."""
+    """Says when it listens; tells the service of a signal, so that whoever waits is answered."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Service, on_listening: Callable[[], None]):
         super().__init__(config)
-        self._service = service
+        self._service, self._on_listening = service, on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:

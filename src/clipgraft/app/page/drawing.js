@@ -50,7 +50,7 @@ function show(job) {
   $("empty").hidden = true;
   $("job").hidden = false;
   $("cancel").hidden = !isOpen(job);
-  $("job-progress").hidden = !isOpen(job);
+  $("job-progress").classList.toggle("done", !isOpen(job));
   $("job-progress").value = job.steps ? job.step / job.steps : 0;
   $("job-text").textContent = describe(job);
   if (!isOpen(job)) {
@@ -83,11 +83,9 @@ function layout(job) {
   if (job.kind === "grid") return grid(job.pictures);
   const figures = element(`div.drawn${job.pictures.length === 1 ? ".one" : ""}`, {}, ...job.pictures.map((one) => figure(one, job.kind)));
   if (job.kind !== "compare") return figures;
-  const whole = element("div");
   const drawn = job.pictures.filter((one) => one.state === "ok");
-  if (!isOpen(job) && drawn.length > 1) whole.append(showSlide(drawn));
-  whole.append(figures);
-  return whole;
+  if (isOpen(job) || drawn.length < 2) return figures;
+  return element("div.compared", {}, showSlide(drawn), figures);
 }
 
 function figure(picture, kind) {

@@ -3,13 +3,15 @@
 import { attempt, get } from "/page/api.js";
 import { $, element, svg } from "/page/dom.js";
 
-const WIDTH = 780, HEIGHT = 340, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 34;
+const MAX_WIDTH = 832, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 34;
 const MILLISECONDS_BETWEEN_LOOKS = 2000;
 let chosen = "";
 let timer = null;
 let report = null;
+let drawnFor = "";
 
 export async function show() {
+  drawnFor = "";
   await attempt(refresh);
   clearInterval(timer);
   timer = setInterval(() => refresh().catch(() => {}), MILLISECONDS_BETWEEN_LOOKS);
@@ -38,7 +40,10 @@ async function refresh() {
 function showRun(run) {
   const last = run.epochs.at(-1);
   const facts = [run.state, run.steps.length ? `step ${run.steps.at(-1)}` : "", last ? `mean loss of epoch ${last[0]}: ${last[2].toFixed(4)}` : ""];
-  const parts = [element("h2", {}, run.name), element("p.hint", {}, facts.filter(Boolean).join(" · "))];
+  const look = JSON.stringify([run, $("run").clientWidth]);
+  if (look === drawnFor) return;
+  drawnFor = look;
+  const parts = [element("div", {}, element("h2", {}, run.name), element("p.hint", {}, facts.filter(Boolean).join(" · ")))];
   parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No step of fine-tuning is logged here."));
   for (const problem of run.problems) parts.push(element("p.hint.warn", {}, problem));
   if (run.has_report) parts.push(reportOf(run));
@@ -57,18 +62,21 @@ function reportOf(run) {
 }
 
 function chart(run) {
+  // In pixels of the screen, so that its words are as large as all others.
+  const width = Math.min(MAX_WIDTH, $("run").clientWidth || MAX_WIDTH);
+  const height = Math.round(width * 0.3 + 110);
   const values = [...run.losses.filter((loss) => loss !== null), ...run.epochs.map((epoch) => epoch[2])];
   const top = Math.max(...values) * 1.05 || 1;
   const end = Math.max(run.steps.at(-1), 1);
-  const x = (step) => LEFT + ((WIDTH - LEFT - RIGHT) * step) / end;
-  const y = (loss) => HEIGHT - BOTTOM - ((HEIGHT - TOP - BOTTOM) * loss) / top;
-  const root = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "chart", role: "img" });
+  const x = (step) => LEFT + ((width - LEFT - RIGHT) * step) / end;
+  const y = (loss) => height - BOTTOM - ((height - TOP - BOTTOM) * loss) / top;
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "chart", role: "img" });
   root.append(svg("title", {}, `Loss of ${run.name} over ${end} steps; last batch ${run.losses.at(-1)}`));
   for (const tick of ticks(top)) {
-    root.append(svg("path", { class: "axis-line", d: `M${LEFT} ${y(tick)}H${WIDTH - RIGHT}` }));
+    root.append(svg("path", { class: "axis-line", d: `M${LEFT} ${y(tick)}H${width - RIGHT}` }));
     root.append(svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
   }
-  for (const tick of ticks(end)) root.append(svg("text", { x: x(tick), y: HEIGHT - BOTTOM + 20, "text-anchor": "middle" }, String(tick)));
+  for (const tick of ticks(end)) root.append(svg("text", { x: x(tick), y: height - BOTTOM + 20, "text-anchor": "middle" }, String(tick)));
   root.append(svg("text", { x: LEFT, y: 16, class: "batch-text" }, "batch loss"), svg("text", { x: LEFT + 84, y: 16, class: "mean-text" }, "epoch mean"));
   let pen = "M";
   const path = run.steps.map((step, index) => {
