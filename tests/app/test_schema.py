@@ -15,12 +15,8 @@ pytestmark = pytest.mark.slow
 def schema(runs_dir, tmp_path_factory):
     limits = Limits(max_pixel_steps=64 * 64 * 40, max_waiting_pictures=20)
     service = Service(runs_dir, tmp_path_factory.mktemp("home"), device="cpu", limits=limits)
-    service.start()
-    loaded = schemathesis.openapi.from_asgi(
-        "/openapi.json", build_app(service), headers={"Host": "localhost"}
-    )
-    yield loaded
-    service.stop(timeout=30)
+    # It starts and stops the application by itself.
+    yield schemathesis.openapi.from_asgi("/openapi.json", build_app(service))
 
 
 api = schemathesis.pytest.from_fixture("schema")

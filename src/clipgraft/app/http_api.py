@@ -76,12 +76,13 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
         yield
         await asyncio.to_thread(service.stop)
 
-    # Its own pages of documentation would load scripts from elsewhere.
     app = FastAPI(
         title="clipgraft studio",
         version=clipgraft.__version__,
+        # Its own pages of documentation would load scripts from elsewhere, and its telemetry is nobody's wish.
         docs_url=None,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=lifespan,
     )
     limits = service.limits
