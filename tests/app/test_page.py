@@ -77,6 +77,14 @@ def page(browser, address, request):
     assert faults == []
 
 
+def until(page, expression, seconds=30.0):
+    """Wait for an expression to be true; the page's policy forbids the library's own way, which is eval."""
+    give_up = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < give_up, expression
+        page.wait_for_timeout(50)
+
+
 def view(page, name):
     page.goto(f"{page.url.split('#')[0]}#{name}")
     page.wait_for_selector(f"nav a[href='#{name}'][aria-current]")
@@ -91,21 +99,17 @@ def draw(page, steps=3, **fields):
 
 def is_drawn(page, count):
     page.wait_for_selector("#cancel", state="hidden")
-    page.wait_for_function(f"document.querySelectorAll('#pictures .frame img').length >= {count}")
-    page.wait_for_function(
-        "[...document.querySelectorAll('#pictures img')].every(i => i.loading === 'lazy' || i.complete)"
+    until(page, f"document.querySelectorAll('#pictures .frame img').length >= {count}")
+    until(
+        page, "[...document.querySelectorAll('#pictures img')].every(i => i.loading === 'lazy' || i.complete)"
     )
 
 
 def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, service):
     page.fill("#prompt", "A dog runs on the beach with a zebra")
-    page.wait_for_function(
-        "document.getElementById('prompt-reading').textContent.includes('vocabulary: with, zebra')"
-    )
+    until(page, "document.getElementById('prompt-reading').textContent.includes('vocabulary: zebra')")
     page.fill("#prompt", "A dog runs " * 60)
-    page.wait_for_function(
-        "document.getElementById('prompt-reading').textContent.includes('not read, since too long')"
-    )
+    until(page, "document.getElementById('prompt-reading').textContent.includes('not read, since too long')")
     page.fill("#steps", "3")
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
@@ -113,7 +117,7 @@ def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, servic
     assert "1 of 1 drawn" in page.inner_text("#job-text")
     assert service.queue.drawn()[0].settings["num_inference_steps"] == 3
     # What was measured is told before the next one.
-    page.wait_for_function("/1 picture, (under|about)/.test(document.getElementById('estimate').textContent)")
+    until(page, "/1 picture, (under|about)/.test(document.getElementById('estimate').textContent)")
 
 
 def test_compare_lays_two_pictures_of_one_seed_over_each_other(page, service):
@@ -137,7 +141,7 @@ def test_a_grid_says_how_much_it_is_and_labels_rows_and_columns(page):
     page.fill("#row-values", "1\n2")
     page.fill("#column-values", "1\n2\n4")
     page.fill("#steps", "2")
-    page.wait_for_function("document.getElementById('estimate').textContent.startsWith('6 pictures')")
+    until(page, "document.getElementById('estimate').textContent.startsWith('6 pictures')")
     page.click("#submit")
     is_drawn(page, 6)
     assert page.locator("table.grid thead th[scope=col]").all_inner_texts() == [
@@ -154,17 +158,17 @@ def test_cancel_ends_the_job_and_says_so(page, service):
     draw(page, LONG, width="256", height="256")
     page.wait_for_selector("#cancel:visible")
     page.click("#cancel")
-    page.wait_for_function("document.getElementById('job-text').textContent === 'Cancelled.'")
+    until(page, "document.getElementById('job-text').textContent === 'Cancelled.'")
     assert service.queue.jobs(1)[0].state == "cancelled"
 
 
 def test_a_job_goes_on_while_the_page_is_reloaded_and_is_found_again(page, service):
     page.click("summary")
     draw(page, LONG, width="192", height="192")
-    page.wait_for_function("/step [1-9]/.test(document.getElementById('job-text').textContent)")
+    until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
     page.wait_for_selector("#pictures img[src*=preview]")
     page.reload()
-    page.wait_for_function("/Drawing|drawn/.test(document.getElementById('job-text').textContent)")
+    until(page, "/Drawing|drawn/.test(document.getElementById('job-text').textContent)")
     is_drawn(page, 1)
     assert [job.state for job in service.queue.jobs(9)] == ["done"]
 
@@ -182,7 +186,7 @@ def test_settings_are_loaded_back_from_a_downloaded_picture(page, tmp_path):
     for field, value in (("prompt", "other"), ("seed", "1"), ("steps", "9")):
         page.fill(f"#{field}", value)
     page.set_input_files("#load-file", path)
-    page.wait_for_function("document.getElementById('prompt').value === 'A red ball 犬'")
+    until(page, "document.getElementById('prompt').value === 'A red ball 犬'")
     assert page.input_value("#seed") == "18446744073709551615"
     assert page.input_value("#steps") == "4"
     assert page.input_value("#model") == "tiny/after"
