@@ -1,9 +1,10 @@
-"""Training steps of CLIP ViT-B/32's shape (random weights), side by side, on photographs' sizes and formats.
+"""Training steps of CLIP ViT-B/32's shape (random weights), side by side with other trainers.
 
-    python benchmarks/bench_training.py [--steps 1] [--repeats 5] [--tiny]
+    python benchmarks/bench_training.py [--repeats 5] [--open-clip PYTHON] [--tiny]
 
-Variants take turns, a few steps each; medians and ratios are printed and written to
-benchmarks/results/training.json. `--tiny` tries everything in a minute on a small model and writes nothing.
+On flatland's pictures at a photograph's size, as JPEG. Variants take turns; medians and ratios are printed
+and written to benchmarks/results/training.json. `--open-clip` names the Python of an environment with
+open_clip_torch, webdataset and pandas. `--tiny` tries everything on a small model and writes nothing.
 """
 
 import argparse
@@ -13,59 +14,57 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clipgraft.config import DataSettings
-from clipgraft.data.crops import cut_crops
+from clipgraft.data.crops import Crops, cut_crops
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
 from clipgraft.data.records import CaptionedImage
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.models.tokenizer import train_tokenizer
-from clipgraft.runtime import choose_mixed_precision, describe_environment
-from clipgraft.stages.data import load_source, select
+from clipgraft.runtime import choose_mixed_precision, describe_environment, quiet_libraries
+from clipgraft.stages.data import load_source
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.optimization import parameter_groups
 from clipgraft.training.stepper import Stepper
+from rival_training import LEARNING_RATE, PlainLoop, open_clip_seconds, trainer_run, why_no_open_clip
 
 RESULT = Path(__file__).parent / "results" / "training.json"
-NUM_IMAGES, BATCH_SIZE, LEARNING_RATE = 256, 32, 1e-5
+NUM_IMAGES, BATCH_SIZE = 256, 32
+GROWTH = (500, 2000, 8000)
+"""Numbers of images at which step and cache are measured."""
+STEPS_A_TURN = 2
 PHOTOGRAPH = (500, 375)
 """Flickr8k's most frequent size."""
 Step = Callable[[], float]
 """Makes one optimizer step; gives its loss."""
 
 
-def photographs(folder: Path) -> list[CaptionedImage]:
+def photographs(folder: Path, number: int) -> list[CaptionedImage]:
     """Flatland's pictures at a photograph's size as JPEG, with five captions each."""
     images = []
-    for image in select(load_source(DataSettings()), "train", NUM_IMAGES):
+    for image in load_source(DataSettings()).images[:number]:
         path = folder / f"{Path(image.image_id).stem}.jpg"
-        with Image.open(image.path) as picture:
-            picture.convert("RGB").resize(PHOTOGRAPH, Image.Resampling.BICUBIC).save(path, quality=90)
+        if not path.is_file():
+            with Image.open(image.path) as picture:
+                picture.convert("RGB").resize(PHOTOGRAPH, Image.Resampling.BICUBIC).save(path, quality=90)
         images.append(CaptionedImage(path.name, path, image.captions, "train"))
     return images
 
 
-def build_clip(images: list[CaptionedImage], tiny: bool) -> ClipParts:
+def build_clip(images: Sequence[CaptionedImage], tiny: bool) -> ClipParts:
     """B/32's shape with random weights, the same in every call."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer((c for image in images for c in image.captions), vocab_size=1000)
+    captions = (caption for image in images[:NUM_IMAGES] for caption in image.captions)
+    tokenizer = train_tokenizer(captions, vocab_size=1000)
     config = CLIPConfig()
     if tiny:
         for tower in (config.text_config, config.vision_config):
@@ -75,87 +74,10 @@ def build_clip(images: list[CaptionedImage], tiny: bool) -> ClipParts:
     return ClipParts(CLIPModel(config), tokenizer, CLIPImageProcessorPil())
 
 
-class PlainDataset(Dataset):
-    """As tutorials have it: each item opened and processed by itself, captions padded to 77."""
-
-    def __init__(self, images: list[CaptionedImage], clip: ClipParts):
-        self.images, self.clip = images, clip
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image = self.images[index]
-        text = self.clip.tokenizer(
-            image.captions[0], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        )
-        with Image.open(image.path) as picture:
-            pixels = self.clip.image_processor(picture.convert("RGB"), return_tensors="pt").pixel_values[0]
-        return {"input_ids": text.input_ids[0], "pixel_values": pixels}
-
-
-def plain_step(images: list[CaptionedImage], tiny: bool) -> Step:
-    """The loop of tutorials: float32, AdamW, transformers' own loss."""
-    clip = build_clip(images, tiny)
-    batches = endless(DataLoader(PlainDataset(images, clip), BATCH_SIZE))
-    optimizer = torch.optim.AdamW(clip.model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-
-    def step() -> float:
-        loss = clip.model(**next(batches), return_loss=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(clip.model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return step
-
-
-def trainer_seconds(
-    images: list[CaptionedImage], tiny: bool, steps: int, bf16: bool
-) -> tuple[float, list[float]]:
-    """Seconds a step of transformers' `Trainer`, without the first, and its losses."""
-    clip = build_clip(images, tiny)
-    times, losses = [], []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
-        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-            losses.extend([logs["loss"]] if logs and "loss" in logs else [])
-
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            per_device_train_batch_size=BATCH_SIZE,
-            max_steps=steps + 1,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            bf16=bf16,
-            use_cpu=True,
-            logging_steps=1,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-
-        def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-            stacked = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-            return {**stacked, "return_loss": True}
-
-        dataset = PlainDataset(images, clip)
-        trainer = Trainer(clip.model, arguments, collate, dataset, callbacks=[Clock()])
-        trainer._get_train_sampler = lambda *_: None  # the images' own order, as in the other variants
-        trainer.train()
-    return (times[-1] - times[0]) / steps, losses
-
-
 def our_step(
-    images: list[CaptionedImage],
+    images: Sequence[CaptionedImage],
+    crops: Crops,
     tiny: bool,
-    cache: Path,
     *,
     mixed_precision: str = "no",
     captions_per_image: int = 1,
@@ -164,7 +86,6 @@ def our_step(
 ) -> Step:
     """A step of clipgraft's trainer, its data with it."""
     clip = build_clip(images, tiny)
-    crops = cut_crops([image.path for image in images], clip.image_processor, cache)
     batches = CaptionedBatches(
         images,
         None if is_vision_frozen else crops,
@@ -179,7 +100,8 @@ def our_step(
         clip.model.vision_model.requires_grad_(False)
         clip.model.visual_projection.requires_grad_(False)
         with torch.no_grad():
-            table = torch.cat([encode_images(clip.model, torch.zeros(64, 3, 224, 224))] * (NUM_IMAGES // 64))
+            embeds = encode_images(clip.model, torch.zeros(1, 3, 224, 224))
+        table = embeds.repeat(len(images), 1)
     objective = ContrastiveObjective(clip.model, image_table=table)
     stepper = Stepper(
         objective,
@@ -204,22 +126,22 @@ def epochs(batches: CaptionedBatches) -> Iterator[dict[str, Any]]:
         epoch += 1
 
 
-def endless(loader: DataLoader) -> Iterator[Any]:
-    """A loader's batches again and again."""
-    while True:
-        yield from loader
+def seconds_a_step(step: Step, steps: int = STEPS_A_TURN) -> float:
+    begun = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - begun) / steps
 
 
-def take_turns(variants: dict[str, Step], steps: int, repeats: int) -> dict[str, float]:
+def take_turns(variants: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """Median seconds a step of each variant; the first turn of each is thrown away."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
-        for name, step in variants.items():
-            begun = time.perf_counter()
-            for _ in range(steps):
-                step()
+        for name, measure in variants.items():
+            found = measure()
             if turn:
-                seconds[name].append((time.perf_counter() - begun) / steps)
+                seconds[name].append(found)
+            print(f"turn {turn} of {repeats}: {name} {found:.2f} s a step", flush=True)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -227,7 +149,7 @@ def matmul_peak(dtype: torch.dtype) -> float:
     """Operations a second of a product of two 2048 x 2048 matrices, the best of a few."""
     matrix = torch.ones(2048, 2048, dtype=dtype)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(10):
         begun = time.perf_counter()
         matrix @ matrix
         best = min(best, time.perf_counter() - begun)
@@ -256,97 +178,128 @@ def peak_of_this_process() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.memory_of:
-        our_step(
-            photographs(options.folder),
-            options.tiny,
-            options.folder / "crops",
-            accumulation=options.memory_of,
-        )()
-        print(peak_of_this_process())
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options)
+def measure_growth(folder: Path, tiny: bool, precision: str) -> list[dict[str, float]]:
+    """Seconds to cut a thousand crops, and seconds a step, at growing numbers of images."""
+    rows = []
+    for number in (size // 10 if tiny else size for size in GROWTH):
+        images = photographs(folder, number)
+        processor = CLIPImageProcessorPil()
+        begun = time.perf_counter()
+        crops = cut_crops([image.path for image in images], processor, folder / f"crops{number}")
+        cut = time.perf_counter() - begun
+        begun = time.perf_counter()
+        cut_crops([image.path for image in images], processor, folder / f"crops{number}")
+        found_again = time.perf_counter() - begun
+        step = our_step(images, crops, tiny, mixed_precision=precision)
+        step()
+        rows.append(
+            {
+                "num_images": number,
+                "cut_seconds_per_1000_images": 1000 * cut / number,
+                "verify_seconds_per_1000_images": 1000 * found_again / number,
+                "seconds_a_step": statistics.median(seconds_a_step(step, 1) for _ in range(5)),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def loss_differences(images: Sequence[CaptionedImage], crops: Crops, tiny: bool) -> dict[str, float]:
+    """Largest difference of the losses of three float32 steps on the same images in the same order."""
+    order = [
+        images[where.image_index]
+        for batch in EpochSampler(len(images), BATCH_SIZE, seed=0)
+        for where in batch
+    ]
+    step = our_step(images, crops, tiny)
+    ours = [step() for _ in range(3)]
+    plain = PlainLoop(order, build_clip(images, tiny), BATCH_SIZE)
+    others = {
+        "plain loop": [plain.step() for _ in ours],
+        "Trainer": trainer_run(order, build_clip(images, tiny), BATCH_SIZE, len(ours) - 1, bf16=False)[1],
+    }
+    return {
+        name: max(abs(a - b) for a, b in zip(ours, losses, strict=True)) for name, losses in others.items()
+    }
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
     """Measure everything, print it, write it."""
-    five, tiny = photographs(folder), options.tiny
+    five, tiny = photographs(folder, NUM_IMAGES), options.tiny
     images = [replace(image, captions=image.captions[:1]) for image in five]
-    order = EpochSampler(NUM_IMAGES, BATCH_SIZE, seed=0)
-    ordered = [images[where.image_index] for batch in order for where in batch]
-    begun = time.perf_counter()
-    clip = build_clip(images, tiny=True)
-    cut_crops([image.path for image in images], clip.image_processor, folder / "crops")
-    cut_seconds = (time.perf_counter() - begun) * 1000 / NUM_IMAGES
+    crops = cut_crops([image.path for image in images], CLIPImageProcessorPil(), folder / "crops")
     precision = choose_mixed_precision("auto", torch.device("cpu"))
-    best = "clipgraft, float32" if precision == "no" else f"clipgraft, {precision}"
-
-    def ours(**settings: Any) -> Step:
-        return our_step(images, tiny, folder / "crops", **settings)
-
-    variants = {
-        "plain loop, float32": plain_step(ordered, tiny),
-        "clipgraft, float32": ours(),
-        best: ours(mixed_precision=precision),
-        "clipgraft, five captions": our_step(
-            five, tiny, folder / "crops", mixed_precision=precision, captions_per_image=5
+    is_bf16 = precision == "bf16"
+    steps = {
+        "ours": our_step(images, crops, tiny, mixed_precision=precision),
+        "ours, float32": our_step(images, crops, tiny),
+        "ours, five captions": our_step(five, crops, tiny, mixed_precision=precision, captions_per_image=5),
+        "ours, frozen vision tower": our_step(
+            images, crops, tiny, mixed_precision=precision, is_vision_frozen=True
         ),
-        "clipgraft, frozen vision tower": ours(mixed_precision=precision, is_vision_frozen=True),
+        "plain loop, float32": PlainLoop(images, build_clip(images, tiny), BATCH_SIZE).step,
     }
-    medians = take_turns(variants, options.steps, options.repeats)
-    trainer, trainer_losses = trainer_seconds(ordered, tiny, max(2, options.steps), precision == "bf16")
-    losses = {"Trainer": trainer_losses}
-    for name, step in (("plain loop", plain_step(ordered, tiny)), ("clipgraft", ours())):
-        losses[name] = [step() for _ in trainer_losses]
-    own = medians[best]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    peak = matmul_peak(dtype)
+    variants: dict[str, Callable[[], float]] = {
+        name: lambda step=step: seconds_a_step(step) for name, step in steps.items()
+    }
+    variants["Trainer"] = lambda: trainer_run(
+        images, build_clip(images, tiny), BATCH_SIZE, STEPS_A_TURN, bf16=is_bf16
+    )[0]
+    why_not = "open_clip has no tiny model" if tiny else why_no_open_clip(options.open_clip)
+    if why_not:
+        print(f"open_clip left out: {why_not}")
+    else:
+        some = images[: BATCH_SIZE * (STEPS_A_TURN + 1)]
+        variants["open_clip"] = lambda: statistics.median(
+            open_clip_seconds(options.open_clip, some, BATCH_SIZE, folder, bf16=is_bf16)
+        )
+    medians = take_turns(variants, options.repeats)
+    own = medians["ours"]
+    peak = matmul_peak(torch.bfloat16 if is_bf16 else torch.float32)
     memory = {name: peak_memory(count, tiny, folder) for name, count in (("batch 32", 1), ("16 x 32", 16))}
+    others = {f"{name} / ours": medians[name] / own for name in medians if not name.startswith("ours")}
     result = {
         "batch_size": BATCH_SIZE,
+        "mixed_precision": precision,
         "median_seconds_a_step": medians,
-        "trainer_seconds_a_step": trainer,
-        "ratios": {
-            "plain loop / ours": medians["plain loop, float32"] / own,
-            "Trainer / ours": trainer / own,
-            "five steps of one caption / one step of five": 5 * own / medians["clipgraft, five captions"],
-            "whole / frozen vision tower": own / medians["clipgraft, frozen vision tower"],
+        "pairs_a_second": BATCH_SIZE / own,
+        "ratios": others
+        | {
+            "pairs a second of five captions / of one": 5 * own / medians["ours, five captions"],
+            "whole / frozen vision tower": own / medians["ours, frozen vision tower"],
             "memory of 16 x 32 / batch 32": memory["16 x 32"] / memory["batch 32"],
         },
         "matmul_peak_flops": peak,
-        "share_of_peak": operations(variants[best]) / own / peak,
-        "losses_in_the_same_order": losses,
-        "largest_loss_difference": max(
-            abs(a - b)
-            for name in ("Trainer", "plain loop")
-            for a, b in zip(losses["clipgraft"], losses[name], strict=True)
-        ),
-        "crops_seconds_per_1000_images": cut_seconds,
-        "open_clip": open_clip_or_why_not(),
+        "share_of_peak": operations(steps["ours"]) / own / peak,
+        "peak_memory_bytes": memory,
+        "largest_loss_difference": loss_differences(images, crops, tiny),
+        "growth": measure_growth(folder, tiny, precision),
+        "open_clip": why_not or "its own training program, ViT-B-32, in another environment's torch",
         "environment": describe_environment(torch.device("cpu"))
-        | {"command": "python benchmarks/bench_training.py"},
+        | {"command": "python benchmarks/bench_training.py --open-clip PYTHON"},
     }
     print(json.dumps(result, indent=2))
     if not tiny:
         RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def open_clip_or_why_not() -> str:
-    """Why open_clip's loop is not among the variants."""
-    try:
-        import open_clip  # noqa: F401
-    except ImportError as error:
-        return f"skipped: {error}"
-    return "skipped: installed here, but no variant is written for it"
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--open-clip", default="", metavar="PYTHON")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    quiet_libraries()
+    if options.memory_of:
+        images = photographs(options.folder, NUM_IMAGES)
+        crops = cut_crops([image.path for image in images], CLIPImageProcessorPil(), options.folder / "crops")
+        our_step(images, crops, options.tiny, accumulation=options.memory_of)()
+        print(peak_of_this_process())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), options)
 
 
 if __name__ == "__main__":

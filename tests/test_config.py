@@ -79,3 +79,11 @@ def test_recipe_that_is_not_toml_is_named(tmp_path):
     path.write_text("learning_rate: 1")
     with pytest.raises(ValueError, match=r"recipe\.toml is not TOML"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("override", ["clip.revision={}", "data.source=https://me:{}@host/x", "token={}"])
+def test_a_token_of_the_hub_is_refused_without_being_told(override):
+    token = "hf_" + "a1B2" * 9
+    with pytest.raises(ValueError, match=r"holds a token of the model hub; .* \(HF_TOKEN\)") as caught:
+        apply_overrides(Recipe().model_dump(), [override.format(token)])
+    assert token not in str(caught.value)

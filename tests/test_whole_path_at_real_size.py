@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import real_size
 import tiny
@@ -46,6 +47,40 @@ def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
     with Image.open(tmp_path / "pictures" / rows[0]["file"]) as picture:
         assert picture.size == (512, 512)
     assert max(bridged, drawn) < MAX_PEAK_BYTES
+
+
+@pytest.mark.slow
+def test_the_named_recipe_runs_and_exports_at_real_size_within_8_gb(tmp_path: Path):
+    """`clipgraft run flickr8k_sd15`, with random weights in the places of the published ones."""
+    dtype = torch.bfloat16 if cpu_gains_from_bf16() else torch.float32
+    base = real_size.write_sd15_checkpoint(tmp_path / "sd15", dtype)
+    clip = real_size.write_clip_b32(tmp_path / "clip")
+    data = tiny.write_flickr8k(tmp_path / "data")
+    out = tmp_path / "run"
+    settings = {
+        **{"clip.name": clip, "base.name": base, "finetune.mixed_precision": "no"},
+        **{"finetune.num_epochs": 1, "finetune.batch_size": 8, "finetune.checkpoint_every": 1},
+        **{"bridge.num_epochs": 1, "bridge.max_captions": 32, "generate.num_inference_steps": 2},
+    }
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    peak = run_measured("run", "flickr8k_sd15", "--data", data, "--out", out, *options)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    sizes = {
+        part: sum(path.stat().st_size for path in files if path.is_relative_to(out / part)) / 1e9
+        for part in ("finetune/checkpoints", "finetune/clip", "bridge/graft", ".")
+    }
+    print(f"peak memory in {dtype}: run {peak / 1e9:.2f} GB; on disk in GB: {sizes}")  # noqa: T201
+    assert peak < MAX_PEAK_BYTES
+    rows = json.loads((out / "generate" / "images.json").read_text())
+    assert len(rows) == 6
+    for row in rows:
+        with Image.open(out / "generate" / row["file"]) as picture:
+            assert picture.size == (512, 512)
+    graft = out / "bridge" / "graft"
+    run_measured("export", graft, "A dog", "--format", "prompt-embeds", "--out", tmp_path / "embeds")
+    embeds = load_file(tmp_path / "embeds" / "prompt_embeds.safetensors")
+    assert {tuple(rows.shape) for rows in embeds.values()} == {(1, 77, 768)}
+    assert "fine-tuned" in (tmp_path / "embeds" / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """Builders of tiny real components: the real classes, so small that a test takes a second."""
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -123,6 +126,30 @@ def write_base(folder: Path, seed: int = 1) -> Path:
     return folder
 
 
+def build_safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
+    """One that blocks what is nearer to any concept than a cosine of `threshold`."""
+    torch.manual_seed(4)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
+    )
+    config = CLIPConfig(vision_config=vision.to_dict(), projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    return checker
+
+
+def write_checked_base(folder: Path, threshold: float) -> Path:
+    pipeline = build_pipeline()
+    size = {"height": 32, "width": 32}
+    pipeline.register_modules(
+        safety_checker=build_safety_checker(threshold),
+        feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def write_flickr8k(folder: Path, num_images: int = 24) -> Path:
     """Coloured squares with five captions each in Flickr8k's official layout; two thirds are for training."""
     (folder / "Images").mkdir(parents=True)
@@ -138,3 +165,24 @@ def write_flickr8k(folder: Path, num_images: int = 24) -> Path:
     for split, members in splits.items():
         (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(members) + "\n")
     return folder
+
+
+def halve(folder: Path) -> None:
+    """Add weights in half precision beside those in full, named as published ones are."""
+    for path in list(folder.rglob("*.safetensors")):
+        weights = {name: weight.half() for name, weight in load_file(path).items()}
+        save_file(weights, path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+
+
+def shard(folder: Path, stem: str) -> None:
+    """Split a model's weights into two files with an index, as large ones are published."""
+    path = folder / f"{stem}.safetensors"
+    weights = load_file(path)
+    names = sorted(weights)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file_name = f"{stem}-{number:05d}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file_name, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file_name)
+    (folder / f"{path.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    path.unlink()

@@ -1,5 +1,6 @@
 """Fine-tune CLIP on captioned images and graft its text tower onto a frozen latent diffusion model."""
 
+import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -17,6 +18,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(encoder, name)
     if name == "load":
+        # As in cli.py: else transformers advises on torchvision, which nothing here needs.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from clipgraft.generation.generator import load
 
         return load

@@ -60,16 +60,28 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="TOML file, such as the recipe.toml beside any result.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Named recipe, or TOML file such as the recipe.toml beside any result.")
+    ],
     out: OutOption,
+    data: DataOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Run a whole recipe: fine-tune, bridge, generate, report."""
-    from clipgraft.config import load_recipe
+    _run_all(_recipe(_named_recipe(recipe), _options_as_overrides(set_, data=data)), out, resume, overwrite)
 
-    _run_all(load_recipe(recipe, set_), out, resume, overwrite)
+
+@app.command()
+def prefetch(
+    recipe: Annotated[str, typer.Argument(help="Named recipe or TOML file.")],
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Fetch all that a recipe needs of the model hub, after saying how much that is."""
+    from clipgraft.stages.prefetch import prefetch as stage
+
+    stage(_recipe(_named_recipe(recipe), set_))
 
 
 @data_app.command("check")
@@ -197,12 +209,22 @@ def evaluate(
 def export(
     graft: Annotated[Path, typer.Argument(help="Graft folder.")],
     out: OutOption,
+    prompts: Annotated[list[str], typer.Argument(help="For prompt-embeds.")] = [],  # noqa: B006
+    file_format: Annotated[
+        str, typer.Option("--format", help="diffusers, prompt-embeds or bridge.")
+    ] = "diffusers",
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts-file", help="Text file with a prompt a line.")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="For prompt-embeds.")] = "",
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
 ) -> None:
-    """Write graft and base as one folder that plain diffusers loads after `import clipgraft`."""
-    from clipgraft.stages.generate import export as stage
+    """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
+    from clipgraft.stages.export import export as stage
+    from clipgraft.stages.export import read_prompts
 
-    stage(graft, out, base=base)
+    given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)
 
 
 @app.command()
@@ -264,10 +286,24 @@ def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) 
     """A stage's recipe: the file's settings, then the named options, then `--set`."""
     from clipgraft.config import Recipe, load_recipe
 
-    recipe = load_recipe(path) if path else Recipe()
+    return _recipe(load_recipe(path) if path else Recipe(), _options_as_overrides(overrides, **names))
+
+
+def _named_recipe(name: str) -> "Recipe":
+    """The recipe of that name, or else that file's."""
+    from clipgraft.config import load_recipe
+    from clipgraft.presets import PRESETS
+
+    if name in PRESETS:
+        return PRESETS[name]()
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"recipe not found: {name}; named ones are {', '.join(PRESETS)}")
+    return load_recipe(Path(name))
+
+
+def _options_as_overrides(overrides: list[str], **names: str) -> list[str]:
     keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
-    options = [f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value]
-    return _recipe(recipe, [*options, *overrides])
+    return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
 
 
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:

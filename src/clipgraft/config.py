@@ -5,6 +5,7 @@ A recipe is a whole run in one TOML file. Precedence: field default < recipe fil
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""
+HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 
 
 class Section(BaseModel):
@@ -293,10 +295,23 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: One line naming the first wrong key and what is allowed there.
     """
+    _refuse_tokens(values, "")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise ValueError(_explain(error)) from None
+
+
+def _refuse_tokens(values: Mapping[str, Any], prefix: str) -> None:
+    """Keep tokens of the model hub out of recipes, which are written beside results and handed on."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _refuse_tokens(value, f"{prefix}{key}.")
+        elif HUB_TOKEN.search(str(value)):
+            raise ValueError(
+                f"recipe key '{prefix}{key}' holds a token of the model hub; a token is taken from the "
+                "environment (HF_TOKEN) or `hf auth login` alone"
+            )
 
 
 def to_toml(recipe: Recipe) -> str:

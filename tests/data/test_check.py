@@ -61,6 +61,8 @@ def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -
     ]
     assert check.captions_per_image == {1: 3, 2: 1}
     assert check.caption_words == Lengths(1, 1, 3)
+    assert check.captions_per_length == {1: 3, 2: 1, 3: 1}
+    assert check.vocabulary_size == len({"a", "dog", "no", "broken", "x" * 80, "again", "the"})
     assert check.caption_tokens == Lengths(4, 8, 82)  # "no", "broken" and 80 letters; BOS and EOS count
     assert check.num_over_context_length == 1
     assert check.unreadable == {"train/broken.png": "is a GIF; expected a JPEG, PNG or WebP image"}

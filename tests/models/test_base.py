@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import tiny
 from clipgraft.errors import CheckpointError
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase, check_fit
@@ -52,6 +53,79 @@ def test_the_teacher_is_loaded_without_reading_the_unet(base_dir, copy):
 def test_weights_are_loaded_in_the_dtype_asked_for(base_dir):
     base = FrozenBase.load(str(base_dir), dtype=torch.bfloat16)
     assert {module.dtype for module in base.modules.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_folder_that_holds_half_precision_alone_is_loaded(base, base_dir, copy, dtype):
+    folder = copy(base_dir)
+    tiny.halve(folder)
+    for path in folder.rglob("*.safetensors"):
+        if ".fp16." not in path.name:
+            path.unlink()
+    loaded = FrozenBase.load(str(folder), dtype=dtype)
+    for name, module in loaded.modules.items():
+        for key, weight in module.state_dict().items():
+            assert weight.dtype == dtype
+            assert torch.equal(weight.half(), base.modules[name].state_dict()[key].half())
+
+
+def test_of_both_precisions_the_one_nearer_to_the_dtype_is_read(base_dir, copy):
+    folder = copy(base_dir)
+    tiny.halve(folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not read")
+    (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
+    FrozenBase.load(str(folder), components=("unet",), dtype=torch.bfloat16)
+    FrozenBase.load(str(folder), components=("vae",))
+
+
+def test_weights_in_shards_are_loaded_and_missing_ones_named(base, base_dir, copy):
+    folder = copy(base_dir)
+    tiny.shard(folder / "unet", "diffusion_pytorch_model")
+    tiny.shard(folder / "text_encoder", "model")
+    loaded = FrozenBase.load(str(folder))
+    assert loaded.weight_sums() == base.weight_sums()
+    (folder / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"unet cannot be loaded as UNet2DConditionModel"):
+        FrozenBase.load(str(folder))
+
+
+def test_names_of_older_libraries_are_loaded_as_they_are_published(base, base_dir, copy):
+    """The VAE's attention and the text encoder's positions, as in the files of Stable Diffusion v1.5."""
+    folder = copy(base_dir)
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(path)
+    for name in list(weights):
+        for new_part, old_part in old.items():
+            if f".{new_part}." in name and "attentions" in name:
+                weights[name.replace(f".{new_part}.", f".{old_part}.")] = weights.pop(name)
+    assert sum(".proj_attn." in name for name in weights) == 4
+    save_file(weights, path, metadata={"format": "pt"})
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    prefix = "text_model." if next(iter(weights)).startswith("text_model.") else ""
+    weights = {f"text_model.{name.removeprefix(prefix)}": weight for name, weight in weights.items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, path, metadata={"format": "pt"})
+    assert FrozenBase.load(str(folder)).weight_sums() == base.weight_sums()
+
+
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
+def test_the_scheduler_is_of_the_class_that_the_base_names(base_dir, copy, scheduler_class):
+    folder = copy(base_dir)
+    scheduler_class(beta_end=0.013, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+    scheduler = FrozenBase.load(str(folder), components=("scheduler",)).scheduler
+    assert type(scheduler) is scheduler_class
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("name", ["CLIPTextModel", "UNet2DConditionModel", None])
+def test_a_scheduler_that_is_none_is_refused(base_dir, copy, name):
+    folder = copy(base_dir)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(CheckpointError, match=f"names no scheduler of diffusers: {name!r}"):
+        FrozenBase.load(str(folder))
 
 
 def test_latents_are_encoded_and_decoded_as_diffusers_does(base, base_dir):
@@ -182,7 +256,9 @@ def test_a_cut_off_single_file_is_refused(single_file):
 
 def test_a_single_file_in_pickle_is_refused(tmp_path):
     (tmp_path / "v1-5.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"v1-5\.ckpt is not a \.safetensors file; pickles"):
+    with pytest.raises(
+        CheckpointError, match=r"v1-5\.ckpt is not .*; pickles .* weights_only=True and write"
+    ):
         FrozenBase.load(str(tmp_path / "v1-5.ckpt"))
 
 

@@ -10,14 +10,16 @@ from huggingface_hub import constants
 from clipgraft.errors import CheckpointError
 from clipgraft.models import hub
 from clipgraft.models.checkpoint import write_folder_atomically
-from clipgraft.models.hub import PINNED_REVISIONS, embedded_models, hub_is_reachable, resolve_model
+from clipgraft.models.hub import embedded_models, hub_is_reachable, resolve_model
+from clipgraft.models.pins import PINS
+from clipgraft.models.weight_files import Needed, Weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = ("*.json", "model.safetensors")
+NEEDED = Needed(("*.json",), (Weights("model"),))
 
 
 def resolve(name, revision=None):
-    return resolve_model(name, part="clip", revision=revision, allow_patterns=FILES)
+    return resolve_model(name, part="clip", revision=revision, needed=NEEDED)
 
 
 @pytest.fixture
@@ -65,8 +67,9 @@ def test_a_download_that_was_cut_off_is_not_taken_for_the_model(cached):
 
 def test_named_models_have_a_pinned_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    for name, commit in PINNED_REVISIONS.items():
-        with pytest.raises(CheckpointError, match=f"hf download {name} --revision {commit} --local-dir DIR"):
+    for name, pin in PINS.items():
+        fetch = f"hf download {name} --revision {pin.revision} --local-dir DIR"
+        with pytest.raises(CheckpointError, match=fetch):
             resolve(name)
 
 
@@ -75,11 +78,11 @@ def test_an_unreachable_hub_is_said_in_one_line_within_ten_seconds(tmp_path, swi
     """In a process of its own, because the hub's library reads its environment once."""
     script = """
 import time
-from clipgraft.models.hub import CheckpointError, resolve_model
+from clipgraft.models.hub import CheckpointError, Needed, resolve_model
 
 start = time.perf_counter()
 try:
-    resolve_model("owner/name", part="clip", allow_patterns=["model.safetensors"])
+    resolve_model("owner/name", part="clip", needed=Needed((), ()))
 except CheckpointError as error:
     print(time.perf_counter() - start, error)
 """

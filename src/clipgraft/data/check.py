@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from clipgraft.errors import DataError
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
 """Names that stand for all that were left out for one reason."""
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_SHOWN = 10
 """Damaged, repeated or leaking images that a terminal shows; the JSON has all."""
 
@@ -64,6 +66,10 @@ class SourceCheck:
     captions_per_image: dict[int, int]
     """Number of captions -> number of images that have so many."""
     caption_words: Lengths
+    captions_per_length: dict[int, int]
+    """Number of words -> number of captions that have so many."""
+    vocabulary_size: int
+    """Different words, case and punctuation aside."""
     caption_tokens: Lengths | None
     """With BOS and EOS; None without a tokenizer."""
     num_over_context_length: int | None
@@ -97,6 +103,7 @@ def check_source(
         The measurements; photographs that cannot be opened are listed, not raised.
     """
     captions = [caption for image in source.images for caption in image.captions]
+    lengths = [len(caption.split()) for caption in captions]
     tokens = _count_tokens(captions, tokenizer) if tokenizer is not None else None
     unreadable, groups = _read_images(source.images, on_image) if read_images else ({}, [])
     duplicates = [group for group in groups if len(group) > 1]
@@ -110,7 +117,9 @@ def check_source(
         left_out=_group_left_out(source),
         samples=_spread(source.images, NUM_SAMPLES),
         captions_per_image=dict(sorted(Counter(len(image.captions) for image in source.images).items())),
-        caption_words=_lengths([len(caption.split()) for caption in captions]),
+        caption_words=_lengths(lengths),
+        captions_per_length=dict(sorted(Counter(lengths).items())),
+        vocabulary_size=len({word for caption in captions for word in WORD.findall(caption.lower())}),
         caption_tokens=_lengths(tokens) if tokens is not None else None,
         num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
         num_images_read=len(source.images) if read_images else 0,
@@ -219,6 +228,7 @@ def _lengths_text(check: SourceCheck) -> Text:
     histogram = ", ".join(f"{images:,} with {number}" for number, images in check.captions_per_image.items())
     text = Text.assemble(("captions per image  ", "bold"), histogram)
     text.append("\nwords per caption   ", "bold").append(_range(check.caption_words))
+    text.append(f"; {check.vocabulary_size:,} different ones")
     if check.caption_tokens is not None:
         text.append("\ntokens per caption  ", "bold").append(_range(check.caption_tokens))
         style = "yellow" if check.num_over_context_length else "green"

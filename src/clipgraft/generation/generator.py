@@ -63,41 +63,49 @@ def load_generators(
     place = choose_device(device)
     _check_offload(offload, place)
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
-    first = next(iter(grafts.values()), None)
-    if first is None and not base:
+    if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
-    frozen = load_base(first, base, inference_dtype(place), with_teacher=None in encoders.values())
-    base_name, revision = _base_of(first, base)
+    frozen = load_base(
+        list(grafts.values()), base, inference_dtype(place), with_teacher=None in encoders.values()
+    )
     sums = frozen.weight_sums()
     for name in encoders:
         if name in grafts:
             check_vocabularies(grafts[name].tokenizer, frozen)
         encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
-        models = describe_models(pipeline, base_name, revision, sums)
+        models = describe_models(pipeline, frozen.origin, sums)
         _place(pipeline, place, offload)
         yield name, ImageGenerator(pipeline, frozen.scheduler, models)
 
 
-def load_base(graft: Graft | None, base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
-    """Load the base that is named, or the one that a graft was made for.
+def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
+    """Load the base that grafts were made for.
 
     Args:
-        graft: Names its base; its tokenizer serves a base that has none. None where `base` is named.
-        base: Name; empty for the graft's own.
+        grafts: The first names the base, and its tokenizer serves one that has none.
+        base: Where not empty, where the base is now.
         dtype: Of the weights.
-        with_teacher: Whether the base's text encoder is needed.
+        with_teacher: Whether its own text encoder is needed too.
+
+    Raises:
+        CheckpointError: If it is not the base that each of the grafts was made for.
     """
-    name, revision = _base_of(graft, base)
-    return FrozenBase.load(
+    name, revision = base, None
+    if grafts and not base:
+        name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
+    frozen = FrozenBase.load(
         name,
         revision=revision,
         components=[
             part for part in (*COMPONENTS, "safety_checker") if with_teacher or part != "text_encoder"
         ],
         dtype=dtype,
-        tokenizer=graft.tokenizer if graft else None,
+        tokenizer=grafts[0].tokenizer if grafts else None,
     )
+    for graft in grafts:
+        frozen.check_record(graft.base)
+    return frozen
 
 
 @dataclass(frozen=True)
@@ -175,13 +183,6 @@ class ImageGenerator:
             noted = replace(picture, notes=tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer)))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
             yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))
-
-
-def _base_of(graft: Graft | None, base: str) -> tuple[str, str | None]:
-    """Name and revision of the base that is meant."""
-    if graft and not base:
-        return graft.base["name"], graft.base["revision"] or None
-    return base, None
 
 
 def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str) -> None:

@@ -57,6 +57,8 @@ class Job:
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
+        if self.init_image is not None and not self.init_image.is_file():
+            raise ValueError(f"init_image {self.init_image}: no such image")
         if self.init_image is not None and not self.num_steps:
             raise ValueError(
                 f"{self.num_inference_steps} steps at strength {self.strength} leave none to draw; raise one"
@@ -95,7 +97,7 @@ def make_jobs(prompt: str, *, num_images: int = 1, steps: int = 25, **settings: 
         if word not in known:
             nearest = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-            raise ValueError(f"unknown setting {word!r}; {hint}")
+            raise ValueError(f"unknown setting {word!r} ({hint})")
     _check_integer("num_images", num_images, 1, 2**31, "at least 1")
     job = Job(prompt, num_inference_steps=steps, **settings)
     return [replace(job, seed=job.seed + index) for index in range(num_images)]

@@ -12,9 +12,10 @@ from PIL import Image, PngImagePlugin
 from clipgraft.errors import DataError
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.pipeline import Picture
+from clipgraft.models.base import Origin
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
-from clipgraft.models.hub import HUB_ID, PINNED_REVISIONS
+from clipgraft.runtime import to_json
 
 PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"
@@ -34,21 +35,21 @@ VERSIONED = ("clipgraft", "torch", "diffusers", "transformers")
 
 
 def describe_models(
-    pipeline: StableDiffusionPipeline, base: str, revision: str | None, base_sums: dict[str, str]
+    pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str]
 ) -> dict[str, Any]:
     """Tell a pipeline's models apart from all others, without a path.
 
     Args:
         pipeline: Holds them.
-        base: Name of the base, as it was given.
-        revision: Its commit, where one was named.
+        origin: Where the base was loaded from; a folder or file of the user's is not told.
         base_sums: sha256 of the weights of VAE and U-Net.
     """
-    is_public = base == "flatland" or (HUB_ID.fullmatch(base) is not None and not Path(base).exists())
+    name, revision = (origin.name, origin.revision) if origin else ("", "")
+    is_public = name == "flatland" or bool(revision)
     is_graft = isinstance(pipeline.text_encoder, GraftedTextEncoder)
     return {
-        "base": base if is_public else LOCAL,
-        "revision": (revision or PINNED_REVISIONS.get(base, "")) if is_public else "",
+        "base": name if is_public else LOCAL,
+        "revision": revision,
         "vae_sha256": base_sums["vae"],
         "unet_sha256": base_sums["unet"],
         "text_encoder": "graft" if is_graft else "teacher",
@@ -99,7 +100,7 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
         text = PngImagePlugin.PngInfo()
         for key, value in (
             (PARAMETERS_KEY, parameters_text(record)),
-            (RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True)),
+            (RECORD_KEY, to_json(record)),
         ):
             # tEXt holds Latin-1 alone; iTXt holds every prompt.
             (text.add_text if value.isascii() else text.add_itxt)(key, value)

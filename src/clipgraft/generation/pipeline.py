@@ -142,8 +142,8 @@ def draw(
             if len(batch) == 1:
                 height, width = picture_size(pipeline, batch[0])
                 raise ValueError(
-                    f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller one, or "
-                    "on CUDA add --offload sequential"
+                    f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller "
+                    "one, or on CUDA add --offload sequential"
                 ) from error
             batch_size = len(batch) // 2
             if on_less_memory:

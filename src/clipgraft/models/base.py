@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
@@ -17,18 +18,33 @@ from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import load_strictly, module_sha256
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_tokenizer, text_hidden_states
 from clipgraft.models.hub import resolve_model
+from clipgraft.models.identity import (
+    LARGEST_DIFFERENCE,
+    cross_attention_sums,
+    read_cross_attention,
+    sums_differ,
+)
+from clipgraft.models.pins import PINS
 from clipgraft.models.single_file import load_single_file
+from clipgraft.models.weight_files import Needed, Weights
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_FILES = {
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder/model.safetensors",
-    # Its name goes on after the suffix, so that a base without one is whole all the same.
-    "safety_checker": "safety_checker/model.safetensors*",
+WEIGHT_STEMS = {
+    "vae": "vae/diffusion_pytorch_model",
+    "unet": "unet/diffusion_pytorch_model",
+    "text_encoder": "text_encoder/model",
 }
 COMPONENTS = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
+
+
+class Origin(NamedTuple):
+    """Where a base was loaded from."""
+
+    name: str
+    revision: str
+    """Commit of the hub; empty where it is none."""
+    path: Path
 
 
 @dataclass
@@ -45,6 +61,8 @@ class FrozenBase:
     """Loaded with the VAE, where the base has one."""
     feature_extractor: CLIPImageProcessorPil | None = None
     """Prepares pictures for the safety checker."""
+    origin: "Origin | None" = None
+    """Where it was loaded from."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
@@ -79,12 +97,8 @@ class FrozenBase:
             FileNotFoundError: If it is nowhere, or the hub is out of reach.
             CheckpointError: If it is not a base of this kind, or not whole, or in pickles.
         """
-        patterns = [
-            "*.json",
-            "tokenizer/*",
-            *(WEIGHT_FILES[part] for part in components if part in WEIGHT_FILES),
-        ]
-        path = resolve_model(name, part="base", revision=revision, allow_patterns=patterns)
+        needed = needed_files(components, dtype)
+        path = resolve_model(name, part="base", revision=revision, needed=needed)
         load = load_single_file if path.is_file() else _load_folder
         parts = load(path, components, dtype)
         if "tokenizer" in components and "tokenizer" not in parts:
@@ -94,7 +108,7 @@ class FrozenBase:
                     "a diffusers folder"
                 )
             parts["tokenizer"] = tokenizer
-        base = cls(**parts)
+        base = cls(**parts, origin=Origin(name, _commit(name, revision, path), path))
         if base.text_encoder is not None and base.tokenizer is not None:
             check_vocabulary(base.text_encoder, base.tokenizer)
         return base
@@ -119,9 +133,59 @@ class FrozenBase:
         ids = empty_prompt_ids(self.tokenizer).to(self.text_encoder.device)
         return text_hidden_states(self.text_encoder, ids)[0]
 
+    def record(self) -> dict[str, Any]:
+        """Return what tells this base: `name`, `revision` (a commit of the hub, else empty) and `sums`.
+
+        Raises:
+            CheckpointError: If the U-Net's weights, of which the sums are, are not there.
+        """
+        assert self.origin is not None
+        name, revision, path = self.origin
+        weights = self.unet.state_dict() if self.unet is not None else read_cross_attention(path)
+        return {
+            "name": name,
+            "revision": revision,
+            "sums": {"cross_attention": cross_attention_sums(weights)},
+        }
+
+    def check_record(self, record: dict[str, Any]) -> None:
+        """Make sure that this is the base that a record is of, whatever the dtypes.
+
+        Raises:
+            CheckpointError: If its cross-attention has other weights.
+        """
+        ours, theirs = self.record(), record
+        expected = theirs["sums"].get("cross_attention")
+        if expected is None:
+            logger.warning("the graft says nothing of its base's weights; they are not compared")
+            return
+        difference = sums_differ(expected, ours["sums"]["cross_attention"])
+        if not difference <= LARGEST_DIFFERENCE:
+            raise CheckpointError(
+                f"the graft was made for another base: {theirs['name']}, not {ours['name']} (sums of their "
+                f"cross-attention weights differ by {difference:.3f} of their size, {LARGEST_DIFFERENCE} is "
+                "allowed); use that base, or fit a bridge to this one with `clipgraft bridge`"
+            )
+
     def weight_sums(self) -> dict[str, str]:
         """Return the sha256 (hex) of each component's weights, names and values."""
         return {name: module_sha256(module) for name, module in self.modules.items()}
+
+
+def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
+    """Files that components of a base are loaded from, in the precision that is nearer to a dtype.
+
+    The U-Net is among them always: its config tells whether a base fits, its cross-attention which it is.
+    """
+    texts = [f"{name}/*.json" for name in {*components, "unet"}]
+    if "safety_checker" in components:  # among the texts, because not every base has one
+        texts += ["safety_checker/model.safetensors", "feature_extractor/*.json"]
+    weights = [
+        Weights(stem, prefer_half=dtype != torch.float32 or name not in components)
+        for name, stem in WEIGHT_STEMS.items()
+        if name in components or name == "unet"
+    ]
+    return Needed(("model_index.json", "tokenizer/*", *texts), tuple(weights))
 
 
 def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
@@ -174,7 +238,7 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
     loaders: dict[str, Callable[[Path], Any]] = {
         "vae": lambda path: load_strictly(AutoencoderKL, path, torch_dtype=dtype),
         "unet": lambda path: load_strictly(UNet2DConditionModel, path, torch_dtype=dtype),
-        "scheduler": PNDMScheduler.from_pretrained,
+        "scheduler": _load_scheduler,
         "tokenizer": load_tokenizer,
         "text_encoder": lambda path: load_strictly(CLIPTextModel, path, dtype=dtype),
     }
@@ -206,6 +270,25 @@ def _load_safety_checker(folder: Path) -> dict[str, Any]:
         "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
         "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
     }
+
+
+def _commit(name: str, revision: str | None, path: Path) -> str:
+    """The hub's commit that a name stood for, also where its files came from a mirror."""
+    if name == "flatland" or Path(name).expanduser().exists():
+        return ""
+    return revision or (PINS[name].revision if name in PINS else path.name)
+
+
+def _load_scheduler(folder: Path) -> SchedulerMixin:
+    """Load the scheduler of the class that its config names."""
+    path = folder / "scheduler_config.json"
+    name = json.loads(path.read_text(encoding="utf-8")).get("_class_name") if path.is_file() else None
+    scheduler_class: Any = getattr(diffusers, str(name), None)
+    if not hasattr(scheduler_class, "add_noise"):
+        raise CheckpointError(
+            f"{path} names no scheduler of diffusers: {name!r}; give `_class_name` one of them"
+        )
+    return scheduler_class.from_pretrained(folder, local_files_only=True)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

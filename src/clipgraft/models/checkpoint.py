@@ -17,11 +17,14 @@ import torch
 from safetensors import SafetensorError
 
 from clipgraft.errors import CheckpointError
+from clipgraft.models.weight_files import FULL, HALF, find_weights
 
 MANIFEST_NAME = "manifest.json"
 SHOWN_KEYS = 5
 """Weights that an error names; a wrong checkpoint lacks hundreds."""
 READ_BYTES = 1 << 22
+STEMS = ("diffusion_pytorch_model", "model")
+"""Names of weights, without their endings, in diffusers and in transformers."""
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -118,7 +121,8 @@ def load_strictly(model_class: Any, folder: Path, **kwargs: Any) -> Any:
 
     Args:
         model_class: Class with `from_pretrained`.
-        folder: With `config.json` and `*.safetensors`.
+        folder: With `config.json` and `*.safetensors`, whole or in shards, in full precision or as `fp16`; of
+            both the one is read that is nearer to the dtype asked for.
         **kwargs: Handed to `from_pretrained`.
 
     Returns:
@@ -130,13 +134,27 @@ def load_strictly(model_class: Any, folder: Path, **kwargs: Any) -> Any:
     refuse_pickles(folder)
     try:
         model, info = model_class.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, **kwargs
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=_variant(folder, kwargs),
+            **kwargs,
         )
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
-    refuse_other_weights(folder, missing=info["missing_keys"], unexpected=info["unexpected_keys"])
+    # Files of older libraries hold the positions 0..76 too, which are no weight.
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith("position_ids")]
+    refuse_other_weights(folder, missing=info["missing_keys"], unexpected=unexpected)
     return model.eval()
+
+
+def _variant(folder: Path, kwargs: dict[str, Any]) -> str | None:
+    names = [path.name for path in folder.iterdir()]
+    stem = next((stem for stem in STEMS if any(name.startswith(stem) for name in names)), STEMS[-1])
+    is_half = kwargs.get("dtype", kwargs.get("torch_dtype")) in (torch.float16, torch.bfloat16)
+    return find_weights(names, stem, (HALF, FULL) if is_half else (FULL, HALF))[1] or None
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -16,8 +16,10 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTo
 from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import MANIFEST_NAME, load_strictly, verify_folder, write_folder_atomically
 from clipgraft.models.hub import resolve_model
+from clipgraft.models.weight_files import Needed, Weights
 
-FILES = ("*.json", "*.txt", "model.safetensors")
+NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
+"""Files that a CLIP is loaded from."""
 LEGACY_EOS_TOKEN_ID = 2
 """What the released configs say (transformers pull request 24773); no CLIP vocabulary has its EOS there."""
 
@@ -44,7 +46,7 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
         FileNotFoundError: If there is no such folder.
         CheckpointError: If the folder holds something else than a whole CLIPModel in safetensors.
     """
-    folder = resolve_model(name_or_path, part="clip", revision=revision, allow_patterns=FILES)
+    folder = resolve_model(name_or_path, part="clip", revision=revision, needed=NEEDED)
     if not folder.is_dir():
         raise CheckpointError(f"CLIP must be a folder with config.json and weights; {folder} is a file")
     if (folder / MANIFEST_NAME).is_file():

@@ -1,46 +1,70 @@
 """From a model's name to a folder or file on this machine: a path, an embedded model, or a hub id.
 
 The hub's library retries in silence for nearly a minute where there is no network; here it is asked once,
-briefly, before anything is downloaded. Only safetensors, JSON and text are fetched.
+briefly, before anything is downloaded. Only safetensors, JSON and text are fetched, and each file's sum is
+compared: with that of `pins.py` where it has one, else with the one that the hub lists for the commit. A
+token comes from the environment (HF_TOKEN) or the hub's own login; nothing here reads, takes or writes one.
 """
 
-import fnmatch
+import hashlib
 import logging
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 
 import clipgraft
 from clipgraft.errors import CheckpointError
-from clipgraft.models.checkpoint import verify_folder
+from clipgraft.models.checkpoint import file_sha256, verify_folder
+from clipgraft.models.pins import PINS, Pin
+from clipgraft.models.weight_files import Needed
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(clipgraft.__file__).parent / "assets" / "flatland"
 """The embedded models: `base/` in diffusers layout, `clip/` in transformers layout, `probe.safetensors`."""
-PINNED_REVISIONS = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-    # Its main branch holds pickled weights alone; this commit holds the same ones as safetensors.
-    "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
-}
 HUB_TIMEOUT_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def resolve_model(
-    name: str | Path, *, part: str, allow_patterns: Sequence[str], revision: str | None = None
-) -> Path:
+class Download(NamedTuple):
+    """What is to be fetched of a model."""
+
+    name: str
+    revision: str
+    files: dict[str, int]
+    """Size in bytes by path."""
+    pin: Pin | None
+    """Whose sums are compared."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What is not in the cache yet."""
+        return sum(
+            size
+            for file, size in self.files.items()
+            if not isinstance(try_to_load_from_cache(self.name, file, revision=self.revision), str)
+        )
+
+
+def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str | None = None) -> Path:
     """Find a model on this machine, fetching it from the hub if need be.
 
     Args:
         name: Folder or file; `flatland`; or a hub id, `owner/name`.
         part: Part of flatland that is meant: "base" or "clip".
-        allow_patterns: Files that are needed, relative to the model's root; those of weights must be there.
+        needed: Files that it is loaded from.
         revision: Commit of a hub id; without one, this package's own pin, or main with a warning.
 
     Returns:
@@ -49,25 +73,79 @@ def resolve_model(
     Raises:
         FileNotFoundError: If there is no such path and the name is no hub id.
         CheckpointError: If flatland is not whole in this package, or the hub cannot be reached or has no such
-            model; names what to fetch beforehand, and how.
+            model or commit, or a file's sum is another; names what to do.
     """
     if str(name) == "flatland":
         return embedded_models() / part
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if not HUB_ID.fullmatch(str(name)):
+    found = find_model(str(name), revision, needed)
+    return found if isinstance(found, Path) else fetch(found)
+
+
+def find_model(name: str, revision: str | None, needed: Needed) -> Path | Download:
+    """Find a model of the hub in its cache, or say what is to be fetched.
+
+    Raises:
+        FileNotFoundError: If the name is no hub id.
+        CheckpointError: As `resolve_model`.
+    """
+    if not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
-    revision = revision or PINNED_REVISIONS.get(str(name))
+    pin = PINS.get(name)
+    revision = revision or (pin.revision if pin else None)
     if revision is None:
         logger.warning("%s without a revision is what its main branch holds today; pin a commit", name)
-    return _fetch(str(name), revision, allow_patterns)
+    if pin and revision != pin.revision:
+        pin = None
+    cached = _cached(name, revision, needed, pin, full_where_preferred=True)
+    if cached and revision and COMMIT.fullmatch(revision):  # a commit cannot have changed: no need to ask
+        return cached
+    try:
+        return _ask_hub(name, revision, needed, pin)
+    except HfHubHTTPError as error:
+        for mirror in pin.mirrors if pin else ():
+            download = _ask_mirror(mirror, needed, pin)
+            if download:
+                logger.warning("the model hub refused %s; its copy %s has the same sums", name, mirror)
+                return download
+        raise CheckpointError(_refused(name, revision, error)) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub's library has no class of its own for a connection that fails
+        cached = cached or _cached(name, revision, needed, pin)
+        if cached:
+            logger.warning("the model hub cannot be reached; using the copy of %s in its cache", name)
+            return cached
+        raise CheckpointError(_unreachable(name, revision, error)) from error
+
+
+def fetch(download: Download) -> Path:
+    """Fetch files and compare their sums; finished ones are kept where it is cut off.
+
+    Returns:
+        Folder in the hub's cache.
+
+    Raises:
+        CheckpointError: If a sum differs; the file is taken out of the cache.
+    """
+    folder = Path(
+        snapshot_download(
+            download.name,
+            revision=download.revision,
+            allow_patterns=list(download.files),
+            etag_timeout=HUB_TIMEOUT_SECONDS,
+        )
+    )
+    _verify(download.name, folder, list(download.files), download.pin)
+    return folder
 
 
 def hub_is_reachable(timeout_seconds: float) -> bool:
     """Whether the model hub answers; False too where HF_HUB_OFFLINE switches it off."""
     try:
-        HfApi().model_info(next(iter(PINNED_REVISIONS)), timeout=timeout_seconds)
+        HfApi().model_info(next(iter(PINS)), timeout=timeout_seconds)
     except HfHubHTTPError:  # a refusal is an answer
         return True
     except Exception:  # the hub's library has no class of its own for a connection that fails
@@ -93,52 +171,112 @@ def embedded_models() -> Path:
     return ASSETS
 
 
-def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    cached = _cached(name, revision, files)
-    if cached and revision and COMMIT.fullmatch(revision):  # a commit cannot have changed: no need to ask
-        return cached
-    try:
-        held = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS).siblings or []
-    except HfHubHTTPError as error:
-        raise CheckpointError(
-            f"no folder {name} here, and the model hub refused {name} at revision {revision or 'main'}: "
-            f"{_first_line(error)}"
-        ) from error
-    except Exception as error:  # the hub's library has no class of its own for a connection that fails
-        if cached:
-            logger.warning("the model hub cannot be reached; using the copy of %s in its cache", name)
-            return cached
-        raise CheckpointError(_unreachable(name, revision, error)) from error
-    lacking = _lacking([file.rfilename for file in held], files)
+def _ask_hub(name: str, revision: str | None, needed: Needed, pin: Pin | None) -> Download:
+    info = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    lacking = needed.lacking(sizes)
     if lacking:
         raise CheckpointError(
             f"{name} at revision {revision or 'main'} has no {lacking} on the hub; only safetensors are "
-            "loaded: name a revision that holds them"
+            "loaded, pickles can run code: name a revision that holds safetensors, or convert its weights "
+            "with the library they come from and save_pretrained(DIR), and name DIR"
         )
-    return Path(
-        snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(files),
-            etag_timeout=HUB_TIMEOUT_SECONDS,
-        )
-    )
+    assert info.sha is not None
+    return Download(name, info.sha, {file: sizes[file] for file in needed.choose(sizes)}, pin)
 
 
-def _cached(name: str, revision: str | None, files: Sequence[str]) -> Path | None:
-    """Folder of an earlier download, where it holds all that is needed now."""
+def _ask_mirror(name: str, needed: Needed, pin: Pin | None) -> Download | None:
+    """What a copy of a pinned model has, where it has all that is needed with the pinned sums."""
+    assert pin is not None
     try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
+    except HfHubHTTPError:
         return None
-    held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return None if _lacking(held, files) else folder
+    held = {file.rfilename: file for file in info.siblings or [] if file.rfilename in pin.files}
+    files = needed.choose(held)
+    sums = {file: lfs["sha256"] for file in files if (lfs := held[file].lfs)}
+    if not files or any(sum_ != pin.files[file].sha256 for file, sum_ in sums.items()):
+        return None
+    # By branch, so that it is found in the cache without network; what it holds is told by the sums.
+    return Download(name, "main", {file: pin.files[file].num_bytes for file in files}, pin)
 
 
-def _lacking(held: Sequence[str], files: Sequence[str]) -> str:
-    """First pattern of weights that no held file matches; JSON and text files come in several ways."""
-    weights = [pattern for pattern in files if pattern.endswith(".safetensors")]
-    return next((pattern for pattern in weights if not fnmatch.filter(held, pattern)), "")
+def _cached(
+    name: str, revision: str | None, needed: Needed, pin: Pin | None, *, full_where_preferred: bool = False
+) -> Path | None:
+    """Folder of an earlier download, where it holds all that is needed now, with the right sums."""
+    for repository in (name, *(pin.mirrors if pin else ())):
+        try:
+            folder = Path(
+                snapshot_download(
+                    repository, revision=revision if repository == name else None, local_files_only=True
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            path = getattr(error, "snapshot_path", None)  # a part of the repository is there
+            if path is None:
+                continue
+            folder = Path(path)
+        held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        files = needed.choose(held, full_where_preferred=full_where_preferred)
+        if files and set(needed.choose_texts(_listed(repository, folder.name))) <= set(files):
+            _verify(repository, folder, files, pin)
+            return folder
+    return None
+
+
+def _listed(name: str, commit: str) -> list[str]:
+    """Files that the hub listed for a commit, as the cache remembers them; none where it does not."""
+    try:
+        return [file.path for file in get_cached_repo_tree(name, revision=commit)]
+    except CachedRepoTreeNotFoundError:
+        return []
+
+
+def _verify(name: str, folder: Path, files: list[str], pin: Pin | None) -> None:
+    for file in files:
+        path = folder / file
+        expected, whose = _listed_sum(path), "the hub lists"
+        if pin and file in pin.files:
+            expected, whose = pin.files[file].sha256, "this package pins"
+        if not expected:
+            continue
+        found = _git_sum(path) if COMMIT.fullmatch(expected) else file_sha256(path)
+        if found == expected:
+            continue
+        if path.is_symlink():
+            (path.parent / path.readlink()).unlink()
+        path.unlink()
+        raise CheckpointError(
+            f"{file} of {name} has sum {found}, but {whose} {expected}; it was not loaded and is out of the "
+            "cache: run again to fetch it anew, and if it differs again, do not use that copy"
+        )
+
+
+def _listed_sum(path: Path) -> str:
+    """Sum that the hub listed, by which its cache names a file: sha256 of large ones, git's of small ones."""
+    name = path.readlink().name if path.is_symlink() else ""
+    return name if COMMIT.fullmatch(name) or SHA256.fullmatch(name) else ""
+
+
+def _git_sum(path: Path) -> str:
+    """Sum of a file as git takes it."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _refused(name: str, revision: str | None, error: HfHubHTTPError) -> str:
+    shown = revision or "main"
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"the model hub has no revision {shown} of {name} (any more); name another commit, a copy that "
+            "has it, or a folder on this machine"
+        )
+    reason = "it wants a login" if isinstance(error, GatedRepoError) else _first_line(error)
+    return (
+        f"no folder {name} here, and the model hub refused {name} at revision {shown}: {reason}; if it is "
+        "private or gated, log in with `hf auth login` or set HF_TOKEN"
+    )
 
 
 def _unreachable(name: str, revision: str | None, error: Exception) -> str:

@@ -39,7 +39,9 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path} is not a .safetensors file; pickles (.ckpt, .bin) can run code: convert it first"
+            f"{path} is not a .safetensors file; pickles (.ckpt, .bin) can run code: take a copy in "
+            "safetensors, or, if you trust it, read it with torch's weights_only=True and write its "
+            "state_dict with safetensors.torch.save_file"
         )
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(sd15.VAE_CONFIG)

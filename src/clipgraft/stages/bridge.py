@@ -68,8 +68,7 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
     encoder = GraftedTextEncoder.graft(
         text_model.cpu(), fitted.cpu(), base.empty_states().cpu(), clip.tokenizer.eos_token_id
     )
-    record = {**recipe.base.model_dump(), "sums": base.weight_sums()}
-    save_graft(Graft(encoder, clip.tokenizer, record), folder / "graft")
+    save_graft(Graft(encoder, clip.tokenizer, base.record()), folder / "graft")
     metrics |= {"num_captions": len(train_ids), "num_held_out_captions": len(held_out_ids)}
     write_json(folder / "metrics.json", metrics)
     return metrics

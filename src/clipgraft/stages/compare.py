@@ -37,6 +37,8 @@ def compare(
     """
     if len(encoders) < 2:
         raise ValueError("fewer than two text encoders to compare; name --run, or --graft NAME=FOLDER twice")
+    if not seeds:
+        raise ValueError("num_images must be at least 1")
     if not prompts:
         raise ValueError("no prompt to draw; give at least one text")
     axes = [

@@ -44,8 +44,8 @@ def stage_folder(
     if num_processes > 1:
         if not in_parallel:
             raise ValueError(
-                f"only `clipgraft finetune` runs in several processes, and {num_processes} were started; "
-                "start this command by itself"
+                "only `clipgraft finetune`, generate, grid and compare run in several processes, and "
+                f"{num_processes} were started; start this command by itself"
             )
         processes = PartialState(cpu=device.type == "cpu")
         if not processes.is_main_process:

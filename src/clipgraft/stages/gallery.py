@@ -35,6 +35,7 @@ class Gallery:
         self.folder, self.with_metadata = folder, with_metadata
         self._lines = folder / f"images-{process}.jsonl"
         _make_writable(folder)
+        _end_torn_line(self._lines)
         self._known = {row["file"]: row for row in self._read_rows()}
 
     def finished(self, file: str, job: Job, models: dict[str, Any]) -> dict[str, Any] | None:
@@ -105,6 +106,13 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
+
+
+def _end_torn_line(path: Path) -> None:
+    """A process that was killed while it wrote left half a row: the next one begins on a line of its own."""
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
 
 
 def _make_writable(folder: Path) -> None:

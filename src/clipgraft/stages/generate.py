@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from diffusers.utils import make_image_grid
 from PIL import Image
 from rich.console import Console
 
 from clipgraft.config import GenerateSettings
-from clipgraft.generation.generator import ImageGenerator, load_base, load_generators
+from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job, batches, make_jobs, unique_file_names
 from clipgraft.generation.metadata import save_png
-from clipgraft.generation.pipeline import build_pipeline
-from clipgraft.models.encoder import load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, quiet_libraries
+from clipgraft.reporting.pictures import STATUS_NOTES
+from clipgraft.runtime import choose_device
 from clipgraft.stages.estimate import announce
 from clipgraft.stages.gallery import LIST_NAME, Gallery
 
@@ -216,7 +214,10 @@ def _say_notes(jobs: Sequence[Job], generator: ImageGenerator) -> None:
 def _print(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     shown = rows if len(rows) <= MAX_SHOWN else [row for row in rows if row["status"] != "ok"][:MAX_SHOWN]
     for row in shown:
-        print_line(f"{row['status']}  {folder / row['file']}")
+        reason = STATUS_NOTES.get(row["status"])
+        print_line(
+            f"{row['status']}  {folder / row['file']}" + (f" is not there: {reason}" if reason else "")
+        )
 
 
 def _summary(rows: Sequence[dict[str, Any]], num_there: int, seconds: float) -> str:
@@ -230,19 +231,4 @@ def _summary(rows: Sequence[dict[str, Any]], num_there: int, seconds: float) -> 
         parts.append(f"{num_there} there already")
     counts = Counter(row["status"] for row in rows)
     parts += [f"{count} {status}" for status, count in counts.items() if status != "ok"]
-    return f"{len(rows)} pictures: " + ", ".join(parts)
-
-
-def export(graft: Path, out_dir: Path, *, base: str = "") -> None:
-    """Write graft and base as one folder that diffusers loads after `import clipgraft`.
-
-    Raises:
-        ValueError: If the folder holds something already.
-    """
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
-    quiet_libraries()
-    loaded = load_graft(graft)
-    frozen = load_base(loaded, base, torch.float32, with_teacher=False)
-    build_pipeline(frozen, loaded.text_encoder).save_pretrained(out_dir)
-    Console().print(f"pipeline: {out_dir}", highlight=False, soft_wrap=True)
+    return f"{len(rows)} picture{'s' * (len(rows) != 1)}: " + ", ".join(parts)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,9 @@ def draw_grid(
             placed[tuple(position[name] for name in names)] = rows[column * len(jobs) + index]
     sheets = _sheets(axes, placed, out_dir)
     if on_one_sheet:
-        sheets = [_stacked(sheets, title)]
+        sheets = [_stacked(sheets)]
+    if len(sheets) == 1:
+        sheets = [replace(sheets[0], title=title)]
     _write_sheets(sheets, out_dir, title, _lead(axes, settings), options)
     return rows
 
@@ -184,10 +186,10 @@ def _sheets(
     return sheets
 
 
-def _stacked(sheets: Sequence[Sheet], title: str) -> Sheet:
+def _stacked(sheets: Sequence[Sheet]) -> Sheet:
     """Sheets of the same columns below one another; each row says which sheet it is from."""
     labels = [", ".join(filter(None, (sheet.title, label))) for sheet in sheets for label in sheet.row_labels]
-    return Sheet(title, sheets[0].column_labels, labels, [row for sheet in sheets for row in sheet.cells])
+    return Sheet("", sheets[0].column_labels, labels, [row for sheet in sheets for row in sheet.cells])
 
 
 def _cell(row: Mapping[str, Any], folder: Path) -> SheetCell:
@@ -215,7 +217,7 @@ def _lead(axes: Sequence[Axis], settings: Mapping[str, Any]) -> str:
     shared = [
         f"{name.replace('_', ' ')} {value}"
         for name, value in settings.items()
-        if name in ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "scheduler")
+        if name in ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler")
         and name not in varied
         and value != ""
     ]

@@ -1,10 +1,12 @@
 """Write flatland8k in Flickr8k's own layout, so that the reader of Flickr8k reads it."""
 
+import errno
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -68,10 +70,28 @@ def draw_flatland8k(
     """
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
-    part = out_dir.with_name(f".{out_dir.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "Images").mkdir(parents=True)
-    rows = []
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own for each process, because several may draw the same set at the same time.
+    part = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        rows = _draw_pictures(part, seed, num_images, num_workers, progress)
+        _write_lists(part, rows)
+        part.chmod(0o755)  # mkdtemp's is the owner's alone
+        _rename_unless_drawn(part, out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _draw_pictures(
+    part: Path,
+    seed: int,
+    num_images: int,
+    num_workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict]:
+    """Draw every picture into `part/Images`; return a row of what is in each."""
+    (part / "Images").mkdir()
+    rows: list[dict] = []
     draw = partial(_draw_one, seed=seed, num_images=num_images, folder=part / "Images")
     # spawn, because a forked child of a process that runs torch can hang.
     with multiprocessing.get_context("spawn").Pool(num_workers or os.cpu_count()) as pool:
@@ -79,10 +99,16 @@ def draw_flatland8k(
             rows.append(row)
             if progress:
                 progress(len(rows), num_images)
-    _write_lists(part, rows)
-    if out_dir.exists():
-        out_dir.rmdir()
-    part.rename(out_dir)
+    return rows
+
+
+def _rename_unless_drawn(part: Path, out_dir: Path) -> None:
+    """Put a finished set in its place, where another process has not just put an equal one."""
+    try:
+        part.rename(out_dir)  # takes the place of an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def plain_captions(folder: Path) -> dict[str, str]:

@@ -1,0 +1,172 @@
+"""Write a graft in forms that other tools load: a diffusers folder, prompt embeds, or the bridge alone."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
+from clipgraft.generation.generator import load_base
+from clipgraft.generation.pipeline import build_pipeline
+from clipgraft.models.checkpoint import write_folder_atomically
+from clipgraft.models.encoder import Graft, load_graft
+from clipgraft.models.tokenizer import prompt_notes
+from clipgraft.reporting.card import Facts, model_card, public_recipe
+from clipgraft.runtime import RECIPE_NAME, quiet_libraries, write_json
+
+FORMATS = ("diffusers", "prompt-embeds", "bridge")
+ENCODE_BATCH_SIZE = 32
+
+DIFFUSERS_CONTENT = """\
+A pipeline in diffusers layout. It loads where `clipgraft` is installed:
+
+    import clipgraft
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained("THIS FOLDER")"""
+PROMPT_EMBEDS_CONTENT = """\
+`prompt_embeds.safetensors`: `prompt_embeds` and `negative_prompt_embeds`, each (prompts, 77, width) float32,
+for the prompts in `prompts.json`, in order. Any stock pipeline of the base takes them, without `clipgraft`:
+
+    from safetensors.torch import load_file
+
+    embeds = load_file("prompt_embeds.safetensors")
+    pictures = pipeline(**{name: rows[:1] for name, rows in embeds.items()}).images"""
+BRIDGE_CONTENT = """\
+`bridge.safetensors` and `config.json`: the map from CLIP's token states (after its final layer norm) to those
+of the base's text encoder, `clipgraft.models.bridge.Bridge`, without CLIP. `empty_states` (77, width) are the
+base's own states of the empty prompt and take their place; their first row is that of every prompt."""
+
+
+def export(
+    graft: Path,
+    out_dir: Path,
+    *,
+    file_format: str = "diffusers",
+    base: str = "",
+    prompts: Sequence[str] = (),
+    negative_prompt: str = "",
+) -> None:
+    """Write a graft for other tools, with a model card.
+
+    Args:
+        graft: Folder that `bridge` wrote; recipe and figures are looked for beside it.
+        out_dir: Gets the files, whole or not at all.
+        file_format: One of FORMATS.
+        base: Where not empty, where the base is now; for diffusers alone.
+        prompts: For prompt-embeds alone.
+        negative_prompt: For prompt-embeds alone.
+
+    Raises:
+        ValueError: If the folder holds something already, or prompts are missing or too many.
+        CheckpointError: If the graft or its base is not what it should be.
+    """
+    if file_format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {file_format!r}")
+    if bool(prompts) != (file_format == "prompt-embeds"):
+        raise ValueError(
+            "prompt-embeds needs prompts, as arguments or in a --prompts-file"
+            if not prompts
+            else f"prompts are for --format prompt-embeds; {file_format} encodes none"
+        )
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
+    quiet_libraries()
+    loaded = load_graft(graft)
+    writers: dict[str, tuple[Callable[[Path], None], str]] = {
+        "diffusers": (lambda folder: _write_pipeline(loaded, base, folder), DIFFUSERS_CONTENT),
+        "prompt-embeds": (
+            lambda folder: _write_prompt_embeds(loaded, prompts, negative_prompt, folder),
+            PROMPT_EMBEDS_CONTENT,
+        ),
+        "bridge": (lambda folder: _write_bridge(loaded, folder), BRIDGE_CONTENT),
+    }
+    write, content = writers[file_format]
+    with write_folder_atomically(out_dir) as folder:
+        write(folder)
+        _write_card(graft, loaded, content, folder)
+    Console().print(f"{file_format}: {out_dir}", highlight=False, soft_wrap=True)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read a text file with a prompt a line; empty lines are let be.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no prompt.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts file not found: {path}")
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; write one a line")
+    return prompts
+
+
+def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
+    frozen = load_base([graft], base, torch.float32, with_teacher=False)
+    build_pipeline(frozen, graft.text_encoder).save_pretrained(folder)
+    for config in folder.rglob("*.json"):
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and "_name_or_path" in values:  # a folder of this machine
+            write_json(config, {key: value for key, value in values.items() if key != "_name_or_path"})
+
+
+@torch.no_grad()
+def _write_prompt_embeds(graft: Graft, prompts: Sequence[str], negative_prompt: str, folder: Path) -> None:
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        ids = graft.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        batches = ids.split(ENCODE_BATCH_SIZE)
+        return torch.cat([graft.text_encoder(batch).last_hidden_state for batch in batches])
+
+    for prompt in prompts:
+        for note in prompt_notes(prompt, graft.tokenizer):
+            Console(stderr=True).print(f"note: {prompt[:60]!r}: {note}", highlight=False, markup=False)
+    embeds = {
+        "prompt_embeds": encode(prompts),
+        "negative_prompt_embeds": encode([negative_prompt]).repeat(len(prompts), 1, 1),
+    }
+    save_file(embeds, folder / "prompt_embeds.safetensors")
+    write_json(folder / "prompts.json", {"prompts": list(prompts), "negative_prompt": negative_prompt})
+
+
+def _write_bridge(graft: Graft, folder: Path) -> None:
+    encoder = graft.text_encoder
+    weights = {name: weight.contiguous() for name, weight in encoder.bridge.state_dict().items()}
+    save_file({**weights, "empty_states": encoder.empty_states}, folder / "bridge.safetensors")
+    config = encoder.config.to_dict()
+    shape = {key: value for key, value in config.items() if key.startswith("bridge_")}
+    sizes = {"input_size": config["text_config"]["hidden_size"], "output_size": config["hidden_size"]}
+    write_json(folder / "config.json", {**sizes, **shape, "eos_token_id": config["eos_token_id"]})
+
+
+def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> None:
+    """Write the card from what lies beside the graft and, where it was fine-tuned, beside its CLIP."""
+    recipe = _read_recipe(graft_dir.parent)
+    clip = Path(recipe.clip.name) if recipe else Path()
+    tuned_by = _read_recipe(clip.parent) if clip.is_dir() else None
+    facts = Facts(
+        content,
+        graft.base,
+        recipe.model_dump() if recipe else {},
+        _read_json(graft_dir.parent / "metrics.json"),
+        tuned_by.clip.name if tuned_by else "",
+        _read_json(clip.parent / "metrics.json") if tuned_by else {},
+    )
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    if recipe:
+        shown = to_toml(build_recipe(public_recipe(recipe.model_dump())))
+        (folder / RECIPE_NAME).write_text(shown, encoding="utf-8")
+
+
+def _read_recipe(folder: Path) -> Recipe | None:
+    path = folder / RECIPE_NAME
+    return load_recipe(path) if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
