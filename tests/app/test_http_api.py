@@ -201,12 +201,12 @@ BAD = {
     "width": [-8, 1, 9, 4104, 1032, 56, "64", 64.5, None, float("inf")],
     "height": [-8, 1, 9, 4104, 1032, 56, "64", 64.5, None, float("inf")],
     "num_images": [0, -1, 65, 17, 1.5, "1", None, [], True, 10**30],
-    "models": ["tiny/after", None, [1], [None], ["x" * 300], ["no"], {}, [[]], ["../x"], ["tiny/after"] * 9],
+    "models": ["tiny/after", None, [1], [None], ["x" * 300], ["no"], {}, [""], ["../x"], ["tiny/after"] * 9],
     "axes": [
         {}, "seed", [{}], [{"name": "nope", "values": [1]}], [{"name": "seed", "values": []}],
         [{"name": "seed", "values": ["a"]}], [{"name": "steps", "values": [1.5]}],
         [{"name": "seed", "values": [1]}] * 2, [{"name": "seed", "values": list(range(65))}],
-        [{"name": "model", "values": ["/etc/passwd"]}],
+        [{"name": "model", "values": ["", "/etc/passwd"]}],
     ],
     "client": [None, 1, True, [], {}, "x" * 65, 1.5, "\ud800", ["a"], {"a": 1}],
 }  # fmt: skip

@@ -79,7 +79,7 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
     app = FastAPI(
         title="clipgraft studio",
         version=clipgraft.__version__,
-        # Its own pages of documentation would load scripts from elsewhere, and its telemetry is nobody's wish.
+        # Its own pages of documentation would load scripts from elsewhere; telemetry is nobody's wish.
         docs_url=None,
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
@@ -91,6 +91,7 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
     for router in (
         openai_routes(service),
         _job_routes(service),
+        _planning_routes(service),
         _picture_routes(service),
         _run_routes(service),
         _page_routes(service, guard),
@@ -115,17 +116,6 @@ def _job_routes(service: Service) -> APIRouter:
         pictures = _expanded(service, body)
         job_id = service.submit(client_name(request, body.client), body.kind, pictures)
         return JSONResponse(service.describe(job_of(job_id)), status_code=202)
-
-    @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "seconds": 8.5}))
-    def estimate(body: JobRequest) -> Any:
-        """Say how many pictures a job would draw and how long that takes by what was measured last."""
-        pictures = _expanded(service, body)
-        service.check_size([job for _, job in pictures])
-        return {
-            "num_images": len(pictures),
-            "num_steps": sum(job.num_inference_steps for _, job in pictures),
-            "seconds": service.estimate(pictures),
-        }
 
     @router.get("/jobs", responses=answers({"jobs": [JOB_EXAMPLE]}))
     def list_jobs(limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Any:
@@ -154,6 +144,23 @@ def _job_routes(service: Service) -> APIRouter:
             raise BusyError(f"{MAX_STREAMS} clients are listening to events already")
         return StreamingResponse(_events(service, job_id, num_streams), media_type="text/event-stream")
 
+    return router
+
+
+def _planning_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["jobs"])
+
+    @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "seconds": 8.5}))
+    def estimate(body: JobRequest) -> Any:
+        """Say how many pictures a job would draw and how long that takes by what was measured last."""
+        pictures = _expanded(service, body)
+        service.check_size([job for _, job in pictures])
+        return {
+            "num_images": len(pictures),
+            "num_steps": sum(job.num_inference_steps for _, job in pictures),
+            "seconds": service.estimate(pictures),
+        }
+
     @router.post(
         "/prompts",
         responses=answers(
@@ -162,7 +169,7 @@ def _job_routes(service: Service) -> APIRouter:
     )
     def read_prompt(body: PromptRequest) -> Any:
         """Say what a model reads of a prompt: tokens, what is cut off, words known in pieces alone."""
-        model = service.checked_model(body.model)
+        model = service.checked_model(body.model or service.default_model())
         return {"model": model, **service.read_prompt(model, body.prompt)}
 
     return router

@@ -64,7 +64,7 @@ def openai_routes(service: Service) -> APIRouter:
     @router.post("/images/generations", responses=answers(IMAGES_EXAMPLE))
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
         """Draw pictures and wait for them. Who hangs up is not drawn for any further."""
-        model = service.checked_model(body.model or "")
+        model = service.checked_model(body.model or service.default_model())
         pictures = [(model, job) for job in body.jobs(service.guidance_scale(model))]
         job_id = service.submit(client_name(request, body.user), "call", pictures)
         job = await _outcome(service, job_id, request)
@@ -72,18 +72,7 @@ def openai_routes(service: Service) -> APIRouter:
             return Response(status_code=499)  # nobody reads it
         if job.state == "interrupted":
             raise StoppedError(job.error)
-        rows = service.queue.pictures_of(job.number)
-        drawn = [row for row in rows if row.state == "ok"]
-        if len(drawn) < len(rows):
-            return picture_error(next(row.state for row in rows if row.state != "ok"), job.error)
-        image_format = body.output_format or "png"
-        data = [{"seed": row.settings["seed"], "id": row.id, "notes": row.notes} for row in drawn]
-        for row, values in zip(drawn, data, strict=True):
-            if body.response_format == "url":
-                values["url"] = f"{request.base_url}v1/pictures/{row.id}.{image_format}"
-            else:
-                values["b64_json"] = base64.b64encode(service.files.read(row.id, image_format)).decode()
-        return {"created": int(time.time()), "output_format": image_format, "data": data}
+        return _drawn(service, job, body, f"{request.base_url}v1/pictures/")
 
     @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
     def embed(body: EmbeddingsRequest) -> Any:
@@ -107,6 +96,22 @@ def openai_routes(service: Service) -> APIRouter:
         return JSONResponse({"object": "list", "model": model, "data": rows, "usage": usage})
 
     return router
+
+
+def _drawn(service: Service, job: JobRow, body: ImagesRequest, address: str) -> Any:
+    """The answer when a call's job has ended; `address` is where its pictures are found."""
+    rows = service.queue.pictures_of(job.number)
+    drawn = [row for row in rows if row.state == "ok"]
+    if len(drawn) < len(rows):
+        return picture_error(next(row.state for row in rows if row.state != "ok"), job.error)
+    image_format = body.output_format or "png"
+    data = [{"seed": row.settings["seed"], "id": row.id, "notes": row.notes} for row in drawn]
+    for row, values in zip(drawn, data, strict=True):
+        if body.response_format == "url":
+            values["url"] = f"{address}{row.id}.{image_format}"
+        else:
+            values["b64_json"] = base64.b64encode(service.files.read(row.id, image_format)).decode()
+    return {"created": int(time.time()), "output_format": image_format, "data": data}
 
 
 def _text_or_picture(item: str | ImageInput, max_pixels: int) -> Any:

@@ -125,13 +125,11 @@ class Service:
         return newest or next(iter(self.models()))
 
     def checked_model(self, name: str) -> str:
-        """Return a model's name, the default's where it is empty.
+        """Return a model's name.
 
         Raises:
             UnknownModelError: If there is none of that name; says which there are.
         """
-        if not name:
-            return self.default_model()
         if name not in self.models():
             raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(self.models())}")
         return name

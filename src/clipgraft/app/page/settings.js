@@ -73,7 +73,7 @@ export function request() {
   };
   if ($("seed").value.trim()) body.seed = BigInt($("seed").value.trim());
   if (mode === "compare") body.models = [...document.querySelectorAll("[name=compared]:checked")].map((box) => box.value);
-  else body.models = [$("model").value];
+  else body.models = [$("model").value].filter(Boolean);
   if (mode === "draw") body.num_images = number("num-images");
   if (mode === "grid") body.axes = ["row", "column"].map(axis).filter((one) => one.name);
   return body;
