@@ -1,7 +1,9 @@
 """The HTTP API: jobs, events, pictures, runs, search; every answer in one shape, every route described."""
 
+import getpass
 import io
 import json
+import socket
 
 import pytest
 from PIL import Image
@@ -94,6 +96,15 @@ def test_settings_come_back_from_a_downloaded_picture(client):
     assert "does not say how it was drawn" in refused(
         client.post("/v1/pictures/settings", content=bare, headers=headers), 422
     )
+
+
+def test_a_picture_tells_no_path_user_or_host(client, runs_dir):
+    picture = draw(client)["pictures"][0]
+    content = client.get(f"/v1/pictures/{picture['id']}.png").content
+    texts = str(Image.open(io.BytesIO(content)).text)
+    assert "A dog runs on the beach" in texts
+    for secret in (str(runs_dir), "/home", "/root", "/tmp", getpass.getuser() + "@", socket.gethostname()):
+        assert secret not in texts
 
 
 def test_history_is_searched_and_pictures_are_deleted_with_their_files(client, service):

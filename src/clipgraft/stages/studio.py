@@ -3,8 +3,10 @@
 A client names them; which folder that is, is decided here alone, so no path ever comes from outside.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from clipgraft.stages.measure import embed_images
 from clipgraft.stages.run import run_encoders
 
 DEFAULT_BASE = "flatland"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,15 @@ def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
 
 
 def run_folders(runs_dir: Path) -> list[Path]:
-    """Folders of runs and single stages within a folder, by name; hidden ones are left alone."""
+    """Folders of runs and single stages, by name.
+
+    Hidden folders are left alone; one whose recipe cannot be read is left out and named in the log.
+    """
     if not runs_dir.is_dir():
         return []
     folders = sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [folder for folder in folders if (folder / RECIPE_NAME).is_file()]
+    found = [folder for folder in folders if (folder / RECIPE_NAME).is_file()]
+    return [folder for folder in found if _is_readable(folder, (folder / RECIPE_NAME).stat().st_mtime_ns)]
 
 
 def clip_names(runs_dir: Path) -> dict[str, str]:
@@ -118,7 +126,24 @@ def embed_searchable(
 
 
 def _recipe(folder: Path) -> Recipe:
-    return load_recipe(folder / RECIPE_NAME)
+    path = folder / RECIPE_NAME
+    return _read_recipe(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read_recipe(path: Path, _changed: int) -> Recipe:
+    return load_recipe(path)
+
+
+@lru_cache(maxsize=256)
+def _is_readable(folder: Path, _changed: int) -> bool:
+    """Whether a folder's recipe is one of this version's; said once where it is not."""
+    try:
+        load_recipe(folder / RECIPE_NAME)
+    except ValueError as error:
+        logger.warning("the studio leaves out run %s: %s", folder.name, error)
+        return False
+    return True
 
 
 def _is_graft(folder: Path) -> bool:

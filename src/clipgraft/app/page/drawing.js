@@ -25,6 +25,8 @@ async function begin() {
     const job = await post("/v1/jobs", request());
     sessionStorage.setItem("job", job.id);
     watch(job);
+    // Where the form fills the screen, the pictures would appear out of sight.
+    if ($("result").getBoundingClientRect().top > innerHeight * 0.8) $("result").scrollIntoView();
   });
 }
 
