@@ -181,6 +181,15 @@ def test_weights_that_encoders_share_count_once(service):
     assert service.generator("tiny/before").pipeline.unet is service.generator(AFTER).pipeline.unet
 
 
+def test_queue_and_pictures_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):
+    home = service.files.folder.parent
+    assert home.stat().st_mode & 0o777 == 0o700
+    unfinished = service.files.folder / ".1f0c9a52e3b84d17.png.part"
+    unfinished.touch()
+    Service(runs_dir, home, device="cpu").queue.close()
+    assert not unfinished.exists()
+
+
 def test_a_prompt_is_read_as_the_model_reads_it(service):
     told = service.read_prompt(AFTER, "A dog runs " * 60 + "zebra")
     assert told["num_tokens"] > told["max_tokens"] == 77

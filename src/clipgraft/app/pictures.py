@@ -30,12 +30,14 @@ class PictureFiles:
     """Files of drawn pictures; ids come from the queue alone, so they are no paths.
 
     Args:
-        folder: Made where there is none.
+        folder: Made where there is none; what a killed process left half written is deleted.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.part"):
+            unfinished.unlink()
 
     def path(self, picture_id: str) -> Path:
         """Where a picture lies."""

@@ -50,6 +50,7 @@ class Service:
         self.runs_dir, self.device = runs_dir, device
         self.limits = limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)  # prompts are nobody else's business
         self.files = PictureFiles(home / "pictures")
         self.queue = Queue(
             home / "queue.sqlite",
