@@ -124,6 +124,15 @@ def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, servic
     until(page, "/1 picture, (under|about)/.test(document.getElementById('estimate').textContent)")
 
 
+def test_a_refusal_is_seen_wherever_the_page_is_scrolled_to(page):
+    page.click("summary")
+    draw(page, 150, width="1024", height="1024", **{"num-images": "16"})
+    page.wait_for_selector("#notice:visible")
+    assert "times what one job may ask for" in page.inner_text("#notice")
+    top = page.evaluate("document.getElementById('notice').getBoundingClientRect().top")
+    assert 0 < top < 300
+
+
 def test_compare_lays_two_pictures_of_one_seed_over_each_other(page, service):
     view(page, "compare")
     draw(page, seed="5")
