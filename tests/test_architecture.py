@@ -17,6 +17,7 @@ LAYERS = (
     {"cli"},
     {"cli_drawing", "cli_measuring"},
     {"cli_options"},
+    {"app"},
     {"stages"},
     {"training", "generation", "evaluation", "reporting"},
     {"models"},

@@ -252,6 +252,23 @@ def export(
 
 
 @app.command()
+def studio(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs to draw with and to look at.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="Queue and pictures; else RUNS/studio.")] = None,
+    host: Annotated[str, typer.Option(help="Address; any other than loopback needs --token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
+    token: Annotated[bool, typer.Option("--token", help="Ask for a token, which is shown once.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Draw, compare and look at runs in the browser, and from other programs over HTTP."""
+    try:
+        from clipgraft.app.server import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
+    serve(runs, out or runs / "studio", host=host, port=port, with_token=token, device=device)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has for clipgraft, with the fix for what it lacks."""
     from clipgraft.stages.doctor import doctor as stage

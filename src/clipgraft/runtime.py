@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import random
+import re
 import shutil
 import sys
 import time
@@ -147,6 +148,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 def _without_folders(argument: str) -> str:
     """An absolute path would tell the user's name to everyone the report is sent to."""
     return Path(argument).name if os.path.isabs(argument) else argument
+
+
+def without_folders(text: str) -> str:
+    """Take the folders out of every absolute path in a text, for readers on other machines."""
+    return re.sub(r"(?<![\w/:.])/(?:[^\s/:;,'\"]+/)+", "", text)
 
 
 def _cpu_name() -> str:

@@ -69,8 +69,10 @@ def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
 
 def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
     """What lies behind the last position that a text encoder reads; empty where all is read."""
-    ids = tokenizer(text, truncation=False, verbose=False).input_ids
-    return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+    places = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True).offset_mapping
+    unread = places[tokenizer.model_max_length - 1 : -1]
+    # In the text's own letters: a vocabulary that was learned here would be decoded with its marks in it.
+    return text[unread[0][0] :].strip() if unread else ""
 
 
 def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
