@@ -127,6 +127,7 @@ def _prepare(drawn: Drawn, recipe: Recipe, generator: ImageGenerator) -> Drawn:
         "height": size,
         "width": size,
         "dtype": generator.models["dtype"],
+        "text_encoder_dtype": str(pipeline.text_encoder.dtype).removeprefix("torch."),
     }
     prompts = build_prompts(recipe.evaluate, images.test, draws_flatland=draws_flatland)
     return drawn._replace(prompts=prompts, images=images, drawing=drawing)

@@ -104,7 +104,7 @@ def compare_distributions(
 def build_record(measured: Measured, settings: EvaluateSettings) -> dict[str, Any]:
     """Sum everything up: all keys of evaluation.json but `environment` and `seconds`."""
     drawn, scorer = measured.drawn, measured.scorer
-    dtype = getattr(torch, drawn.drawing["dtype"])
+    dtype = getattr(torch, drawn.drawing["text_encoder_dtype"])
     note = independence_note(
         module_sha256(deepcopy(scorer.clip.model.text_model).to(dtype)), drawn.tower_sums
     )
