@@ -5,7 +5,7 @@ The weights are drawn small and fast: what is tested with them is shapes, names,
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ NUM_PARAMETERS = {
 }
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A tokenizer of CLIP's size and ids: BOS 49406, EOS 49407; its words are learned from a few captions."""
-    small = train_tokenizer(CAPTIONS * 2, vocab_size=700)
+def build_tokenizer(captions: Sequence[str] = CAPTIONS * 2, num_words: int = 700) -> CLIPTokenizer:
+    """A tokenizer of CLIP's size and ids: BOS 49406, EOS 49407; its words are learned from captions."""
+    small = train_tokenizer(captions, vocab_size=num_words)
     model = json.loads(small.backend_tokenizer.to_str())["model"]
     words = [token for token in model["vocab"] if token not in (small.bos_token, small.eos_token)]
     words += [f"<{index}>" for index in range(VOCAB_SIZE - 2 - len(words))]

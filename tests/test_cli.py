@@ -28,6 +28,7 @@ batch_size = 8
 num_epochs = 2
 learning_rate = 1e-3
 [bridge]
+allow_few_captions = true
 hidden_size = 16
 batch_size = 16
 num_epochs = 1
@@ -129,9 +130,9 @@ def test_several_pictures_of_a_prompt_count_their_seeds_up(world, tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"a-dog_seed4.png", "a-dog_seed5.png"}
 
 
-def test_prompt_fidelity_of_a_base_of_another_size_is_refused(world, tmp_path, capsys):
+def test_base_that_draws_no_flatland_needs_captions_or_prompts_to_be_evaluated(world, tmp_path, capsys):
     message = refused(capsys, "evaluate", "--base", world["base"], "--out", tmp_path / "out")
-    assert "flatland's pictures of 128 pixels; this base draws 64: set evaluate.num_prompts=0" in message
+    assert "nothing to draw: the source has no test split; name captioned images with --data" in message
 
 
 def test_exported_folder_loads_in_plain_diffusers_with_latents_equal_to_the_bit(finished, tmp_path):

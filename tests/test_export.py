@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import tiny
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.bridge import Bridge
+from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.encoder import load_graft
 from clipgraft.models.pins import PINS
@@ -33,6 +33,7 @@ def graft_dir(tmp_path_factory):
         "bridge.num_epochs=1",
         "--set",
         "bridge.batch_size=16",
+        "--allow-few-captions",
     ]
     arguments = ["--clip", clip, "--base", base, "--data", data, "--out", folder / "bridge"]
     assert call("bridge", *arguments, *sizes) == 0
@@ -87,14 +88,15 @@ def test_the_bridge_alone_maps_as_in_the_graft(graft_dir, tmp_path):
     assert call("export", graft_dir, "--out", tmp_path / "out", "--format", "bridge") == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     weights = load_file(tmp_path / "out" / "bridge.safetensors")
-    bridge = Bridge(config["input_size"], config["output_size"], config["bridge_hidden_size"])
+    bridge = Bridge(**config["bridge"])
     empty_states = weights.pop("empty_states")
     bridge.load_state_dict(weights)
     graft = load_graft(graft_dir)
     ids = graft.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = graft.text_encoder(ids).last_hidden_state
-        mapped = bridge(text_hidden_states(graft.text_encoder.text_model, ids))
+        classes = token_classes(ids, graft.tokenizer.eos_token_id)
+        mapped = bridge(text_hidden_states(graft.text_encoder.text_model, ids), classes)
     torch.testing.assert_close(mapped[:, 1:], expected[:, 1:])
     torch.testing.assert_close(empty_states[0].expand(2, -1), expected[:, 0])
 

@@ -184,7 +184,7 @@ def test_only_fine_tuning_runs_in_several_processes(world, tmp_path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(
-            ValueError, match="finetune`, generate, grid and compare run in several processes, and 2 were"
+            ValueError, match="grid, compare and evaluate run in several processes, and 2 were started"
         ),
         stage_folder(tmp_path / "out", recipe_of(world), resume=False, overwrite=False),
     ):

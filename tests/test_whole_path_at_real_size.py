@@ -36,7 +36,7 @@ def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
     data = tiny.write_flickr8k(tmp_path / "data")
     bridged = run_measured(
         *("bridge", "--base", base, "--clip", clip, "--data", data, "--out", tmp_path / "bridge"),
-        *("--set", "bridge.num_epochs=1", "--set", "bridge.max_captions=32"),
+        *("--set", "bridge.num_epochs=1", "--set", "bridge.max_captions=32", "--allow-few-captions"),
     )
     drawn = run_measured(
         *("generate", "A dog runs on the beach", "--graft", tmp_path / "bridge" / "graft"),
@@ -61,6 +61,7 @@ def test_the_named_recipe_runs_and_exports_at_real_size_within_8_gb(tmp_path: Pa
         **{"clip.name": clip, "base.name": base, "finetune.mixed_precision": "no"},
         **{"finetune.num_epochs": 1, "finetune.batch_size": 8, "finetune.checkpoint_every": 1},
         **{"bridge.num_epochs": 1, "bridge.max_captions": 32, "generate.num_inference_steps": 2},
+        **{"bridge.allow_few_captions": "true"},
     }
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     peak = run_measured("run", "flickr8k_sd15", "--data", data, "--out", out, *options)

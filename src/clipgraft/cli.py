@@ -3,19 +3,31 @@
 The only reader of argv. Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
-import errno
-import json
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipgraft import __version__
-from clipgraft.cli_drawing import add_commands
+from clipgraft.cli_drawing import add_commands as add_drawing
+from clipgraft.cli_measuring import add_commands as add_measuring
+from clipgraft.cli_options import (
+    BaseOption,
+    ClipOption,
+    DataOption,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    options_as_overrides,
+    recipe_from_options,
+    with_overrides,
+)
+from clipgraft.errors import is_users_to_mend, one_line
 
 if TYPE_CHECKING:
     from clipgraft.config import Recipe
@@ -28,21 +40,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at captioned images, or draw a set of them.")
 app.add_typer(data_app, name="data")
-add_commands(app)
-
-DataOption = Annotated[str, typer.Option("--data", help="Folder or file with captioned images.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings.")]
-SetOption = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: finetune.learning_rate=3e-5."),
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the out folder.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the out folder first.")]
-ClipOption = Annotated[str, typer.Option("--clip", help="CLIP: folder, hub id or flatland.")]
-BaseOption = Annotated[
-    str, typer.Option("--base", help="Base: folder, hub id, .safetensors file or flatland.")
-]
 
 
 @app.command()
@@ -55,7 +52,7 @@ def demo(
     """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
     from clipgraft.presets import demo as demo_recipe
 
-    _run_all(_recipe(demo_recipe(), set_), out, resume, overwrite)
+    _run_all(with_overrides(demo_recipe(), set_), out, resume, overwrite)
 
 
 @app.command()
@@ -69,8 +66,15 @@ def run(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Run a whole recipe: fine-tune, bridge, generate, report."""
-    _run_all(_recipe(_named_recipe(recipe), _options_as_overrides(set_, data=data)), out, resume, overwrite)
+    """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
+    from clipgraft.presets import named_recipe
+
+    _run_all(
+        with_overrides(named_recipe(recipe), options_as_overrides(set_, data=data)),
+        out,
+        resume,
+        overwrite,
+    )
 
 
 @app.command()
@@ -79,9 +83,10 @@ def prefetch(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Fetch all that a recipe needs of the model hub, after saying how much that is."""
+    from clipgraft.presets import named_recipe
     from clipgraft.stages.prefetch import prefetch as stage
 
-    stage(_recipe(_named_recipe(recipe), set_))
+    stage(with_overrides(named_recipe(recipe), set_))
 
 
 @data_app.command("check")
@@ -117,6 +122,9 @@ def finetune(
     data: DataOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
+    track: Annotated[
+        str, typer.Option("--track", help="tensorboard: write figures to OUT/tensorboard as well.")
+    ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -125,7 +133,7 @@ def finetune(
     from clipgraft.stages.finetune import finetune as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
+    settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         stage(settings, folder, resume=resume)
 
@@ -145,7 +153,7 @@ def interpolate(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.interpolate import interpolate as stage
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=before)
+    settings = recipe_from_options(recipe, set_, data=data, clip=before)
     with stage_folder(out, settings, resume=False, overwrite=overwrite) as folder:
         stage(settings, after, folder, alpha=alpha)
 
@@ -156,18 +164,47 @@ def bridge(
     clip: ClipOption = "",
     base: BaseOption = "",
     data: DataOption = "",
+    captions: Annotated[
+        str, typer.Option("--captions", help="Text file, a caption a line, for --data.")
+    ] = "",
+    allow_few: Annotated[
+        bool, typer.Option("--allow-few-captions", help="Go on with fewer than 100 captions.")
+    ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit the bridge from a CLIP's token states to a base's, and write the graft."""
+    """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
     from clipgraft.stages.bridge import bridge as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, base=base)
+    set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
+    settings = recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
+
+
+@app.command()
+def refine(
+    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; it stays as it is.")],
+    out: OutOption,
+    data: DataOption = "",
+    base: BaseOption = "",
+    epochs: Annotated[int, typer.Option(help="Passes over the pictures; 0 = the recipe's, else 1.")] = 0,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a graft's bridge on pictures, through the base's frozen U-Net."""
+    from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.refine import refine as stage
+
+    chosen = [] if recipe and not epochs else [f"refine.num_epochs={epochs or 1}"]
+    settings = recipe_from_options(recipe, [*chosen, *set_], data=data, base=base)
+    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+        stage(settings, graft, folder, resume=resume)
 
 
 @app.command()
@@ -183,26 +220,13 @@ def pretrain(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.pretrain import pretrain as stage
 
-    settings = _recipe_from_options(recipe, set_, data=data)
+    settings = recipe_from_options(recipe, set_, data=data)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
 
 
-@app.command()
-def evaluate(
-    out: OutOption,
-    graft: Annotated[
-        list[Path], typer.Option("--graft", help="Graft folder; give several to compare them.")
-    ] = [],  # noqa: B006
-    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-) -> None:
-    """Measure how far pictures follow 240 fixed prompts; for bases that draw flatland."""
-    from clipgraft.stages.evaluate import evaluate as stage
-
-    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *set_])
-    stage(settings, {"teacher": None} | {str(folder): folder for folder in graft}, out, base=base)
+add_drawing(app)
+add_measuring(app)
 
 
 @app.command()
@@ -225,14 +249,6 @@ def export(
 
     given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
     stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)
-
-
-@app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or stage.")]) -> None:
-    """Write report.html, metrics.json and the loss figure of a run."""
-    from clipgraft.stages.report import report as stage
-
-    stage(run_dir)
 
 
 @app.command()
@@ -276,36 +292,6 @@ def _options(
     pass
 
 
-def _recipe(recipe: "Recipe", overrides: list[str]) -> "Recipe":
-    from clipgraft.config import apply_overrides
-
-    return apply_overrides(recipe.model_dump(), overrides)
-
-
-def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) -> "Recipe":
-    """A stage's recipe: the file's settings, then the named options, then `--set`."""
-    from clipgraft.config import Recipe, load_recipe
-
-    return _recipe(load_recipe(path) if path else Recipe(), _options_as_overrides(overrides, **names))
-
-
-def _named_recipe(name: str) -> "Recipe":
-    """The recipe of that name, or else that file's."""
-    from clipgraft.config import load_recipe
-    from clipgraft.presets import PRESETS
-
-    if name in PRESETS:
-        return PRESETS[name]()
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"recipe not found: {name}; named ones are {', '.join(PRESETS)}")
-    return load_recipe(Path(name))
-
-
-def _options_as_overrides(overrides: list[str], **names: str) -> list[str]:
-    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name"}
-    return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
-
-
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.run import run_all
@@ -329,26 +315,11 @@ def main() -> None:
         exit_code = getattr(error, "exit_code", None)
         if exit_code:
             _end(f"{error}; go on with the same command and --resume", exit_code)
-        if not _is_users_to_mend(error):
+        if not is_users_to_mend(error):
             raise
-        _end(f"error: {_one_line(error)}", 2)
+        _end(f"error: {one_line(error)}", 2)
 
 
 def _end(message: str, exit_code: int) -> None:
     typer.echo(message, err=True)
     sys.exit(exit_code)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left on the disk ({error.filename or 'while writing'}); free some and run again"
-    return " ".join(str(error).split())
-
-
-def _is_users_to_mend(error: Exception) -> bool:
-    """Errors of the system's files, and those that this package raised to say what is wrong."""
-    if isinstance(error, OSError):
-        return True
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    is_ours = Path(raised_in).is_relative_to(Path(__file__).parent)
-    return is_ours and isinstance(error, (ValueError, RuntimeError, FloatingPointError))

@@ -39,6 +39,27 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or 
 OffloadOption = Annotated[
     str, typer.Option("--offload", help="For a small CUDA GPU: model, or sequential (slower, least memory).")
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="auto, torch or openvino: what runs the U-Net. The same picture up to rounding."
+    ),
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile torch's networks first: pays after many pictures.")
+]
+IntervalOption = Annotated[
+    tuple[float, float],
+    typer.Option(
+        "--guidance-interval", help="Guide between these shares of the steps alone; another picture."
+    ),
+]
+FeatureCacheOption = Annotated[
+    int, typer.Option("--feature-cache", help="Run the whole U-Net every N steps alone; another picture.")
+]
+LoraOption = Annotated[
+    str, typer.Option("--lora", help="LoRA for the U-Net, e.g. for few steps; another picture.")
+]
 NoMetadataOption = Annotated[
     bool, typer.Option("--no-metadata", help="Write nothing into the pictures' files.")
 ]
@@ -75,6 +96,17 @@ def generate(
     strength: StrengthOption = 0.8,
     batch_size: BatchOption = 4,
     grid: Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet, grid.png.")] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="The base's own scheduler and steps: pndm, 50.")
+    ] = False,
+    engine: EngineOption = "auto",
+    compile: CompileOption = False,
+    guidance_interval: IntervalOption = (0.0, 1.0),
+    feature_cache: FeatureCacheOption = 1,
+    lora: LoraOption = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw with and without what changes the picture; PSNR, SSIM.")
+    ] = False,
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
     ] = 0,
@@ -85,12 +117,16 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from prompts with a graft, or with a base's own text encoder."""
+    from clipgraft.generation.speed import SpeedOptions
     from clipgraft.stages.generate import DrawOptions
 
+    if reference:
+        scheduler, steps = "pndm", 50
     options = DrawOptions(
         base=base,
         device=device,
         offload=offload,
+        speed=SpeedOptions(engine, compile, guidance_interval, feature_cache, lora),
         batch_size=batch_size,
         with_metadata=not no_metadata,
         preview_every=preview_every,
@@ -117,7 +153,11 @@ def generate(
         "init_image": init_image,
         "strength": strength,
     }
-    _end(_generate(prompts, from_file, skip_bad_lines, settings, graft, out, options, grid), out, as_json)
+    _end(
+        _generate(prompts, from_file, skip_bad_lines, settings, graft, out, options, grid, compare),
+        out,
+        as_json,
+    )
 
 
 def grid(
@@ -216,6 +256,7 @@ def _generate(
     out: Path,
     options: "DrawOptions",
     with_grid: bool,
+    with_comparison: bool,
 ) -> list[dict[str, Any]]:
     from clipgraft.generation.jobs import make_jobs
     from clipgraft.stages.generate import generate as stage
@@ -232,7 +273,12 @@ def _generate(
             say(f"left out: {problem}")
     if not jobs:
         raise ValueError("no prompt to draw; give at least one text, or --from-file")
-    rows = stage(jobs, {"graft" if graft else "teacher": graft}, out, options)
+    encoders = {"graft" if graft else "teacher": graft}
+    if with_comparison:
+        from clipgraft.stages.shortcuts import compare_shortcuts
+
+        return compare_shortcuts(jobs, encoders, out, options)
+    rows = stage(jobs, encoders, out, options)
     if with_grid and rows:
         write_grid(jobs, rows, out, options)
     return rows

@@ -1,6 +1,7 @@
 """Named recipes: each a function whose docstring says the command and what to expect of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from clipgraft.config import (
     BridgeSettings,
@@ -10,6 +11,8 @@ from clipgraft.config import (
     GenerateSettings,
     ModelSettings,
     Recipe,
+    RefineSettings,
+    load_recipe,
 )
 
 
@@ -25,7 +28,23 @@ def demo() -> Recipe:
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=2000),
         generate=GenerateSettings(guidance_scale=3.0),
-        evaluate=EvaluateSettings(num_prompts=40),
+        evaluate=EvaluateSettings(num_prompts=24),
+    )
+
+
+def ladder() -> Recipe:
+    """Return the recipe of `clipgraft ladder`: what each part of a bridge is worth on flatland.
+
+    CLIP is fine-tuned on all five captions of each picture, synonyms included; the bridge is refined with a
+    teacher whose weight falls to nothing, so that pictures can teach what it never read.
+    """
+    return Recipe(
+        finetune=FinetuneSettings(
+            learning_rate=3e-4, lr_schedule="cosine", num_epochs=2, batch_size=64, captions_per_image=5
+        ),
+        data=DataSettings(max_train_images=3000, max_val_images=100, max_test_images=200),
+        bridge=BridgeSettings(num_epochs=4, batch_size=64, hidden_size=512, max_captions=3000),
+        refine=RefineSettings(num_epochs=1, learning_rate=5e-4, teacher_end=0.0, snr_gamma=5.0),
     )
 
 
@@ -43,5 +62,18 @@ def flickr8k_sd15() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "flickr8k_sd15": flickr8k_sd15}
+PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "flickr8k_sd15": flickr8k_sd15, "ladder": ladder}
 """By the name that `clipgraft run` and `clipgraft prefetch` take."""
+
+
+def named_recipe(name: str) -> Recipe:
+    """Return the recipe of that name, or else that file's.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"recipe not found: {name}; named ones are {', '.join(PRESETS)}")
+    return load_recipe(Path(name))

@@ -107,6 +107,11 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bf16() else torch.float32
 
 
+def cache_dir() -> Path:
+    """Folder for what can be made again, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
+
+
 def quiet_libraries() -> None:
     """Keep transformers' and diffusers' own bars and advice from interrupting ours; errors still speak."""
     from diffusers.utils import logging as diffusers_logging
@@ -195,11 +200,23 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
         lock.unlink(missing_ok=True)
 
 
-def _refuse_if_locked(path: Path) -> None:
+def is_at_work(path: Path) -> bool:
+    """Whether a process, this one or another, works in a run's folder."""
+    process_id = _locked_by(path)
+    return bool(process_id) and _is_alive(process_id)
+
+
+def _locked_by(path: Path) -> int:
+    """Id of the process that a folder's lock names; 0 where there is none."""
     lock = path / LOCK_NAME
-    if not lock.is_file():
-        return
-    process_id = int(lock.read_text(encoding="utf-8").strip() or 0)
+    try:
+        return int(lock.read_text(encoding="utf-8").strip() or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def _refuse_if_locked(path: Path) -> None:
+    process_id = _locked_by(path)
     if process_id and process_id != os.getpid() and _is_alive(process_id):
         raise ValueError(
             f"process {process_id} is at work in {path}; wait for it or name another folder with --out"

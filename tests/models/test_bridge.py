@@ -1,17 +1,19 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from clipgraft.models.bridge import (
     BOS,
     EOS,
+    NUM_CLASS_MAPS,
     PADDING,
     WORD,
     Bridge,
-    RidgeRegression,
-    StateError,
+    map_index,
     position_weights,
     token_classes,
 )
+from clipgraft.models.ridge import ClassRidgeRegression, RidgeRegression
 from tiny import TEACHER_WIDTH, TEXT_WIDTH, build_tokenizer
 
 
@@ -44,7 +46,7 @@ def test_ridge_is_least_squares_of_rows_stacked_with_the_penalty(states):
     expected = torch.linalg.lstsq(rows, stacked).solution
     weight, bias = solve(*states, ridge)
     torch.testing.assert_close(weight, expected[:5].T)
-    torch.testing.assert_close(bias, expected[5])
+    torch.testing.assert_close(bias, expected[5:])
 
 
 def test_ridge_finds_a_linear_map_that_is_there(states):
@@ -53,7 +55,7 @@ def test_ridge_finds_a_linear_map_that_is_there(states):
     weight, bias = torch.randn(3, 5, generator=generator), torch.randn(3, generator=generator)
     found_weight, found_bias = solve(inputs, inputs @ weight.T + bias, weights, 0.0)
     torch.testing.assert_close(found_weight.float(), weight)
-    torch.testing.assert_close(found_bias.float(), bias)
+    torch.testing.assert_close(found_bias.float(), bias[None])
 
 
 def test_ridge_does_not_depend_on_how_the_stream_is_cut(states):
@@ -84,10 +86,10 @@ def test_ridge_without_captions_says_so():
 
 def test_residual_starts_at_zero_and_has_a_gradient():
     bridge = Bridge(TEXT_WIDTH, TEACHER_WIDTH, hidden_size=8)
-    states = torch.randn(2, 77, TEXT_WIDTH)
-    out = bridge(states)
+    states, classes = torch.randn(2, 77, TEXT_WIDTH), torch.full((2, 77), WORD)
+    out = bridge(states, classes)
     assert out.shape == (2, 77, TEACHER_WIDTH)
-    assert torch.equal(out, bridge.linear(states))
+    torch.testing.assert_close(out, states @ bridge.linear.weight.T)
     out.square().sum().backward()
     assert bridge.residual[-1].weight.grad.abs().sum() > 0
 
@@ -95,10 +97,10 @@ def test_residual_starts_at_zero_and_has_a_gradient():
 def test_bridge_maps_position_by_position():
     bridge = Bridge(TEXT_WIDTH, TEACHER_WIDTH, hidden_size=8)
     torch.nn.init.normal_(bridge.residual[-1].weight)
-    states = torch.randn(1, 5, TEXT_WIDTH)
+    states, classes = torch.randn(1, 5, TEXT_WIDTH), torch.full((1, 5), WORD)
     changed = states.clone()
     changed[:, 2] += 1
-    is_same = (bridge(states) == bridge(changed)).all(-1)[0]
+    is_same = (bridge(states, classes) == bridge(changed, classes)).all(-1)[0]
     assert is_same.tolist() == [True, True, False, True, True]
 
 
@@ -106,7 +108,7 @@ def test_identity_passes_states_through_to_the_bit():
     bridge = Bridge(TEXT_WIDTH, TEXT_WIDTH, hidden_size=8)
     bridge.set_identity()
     states = torch.randn(2, 7, TEXT_WIDTH)
-    assert torch.equal(bridge(states), states)
+    assert torch.equal(bridge(states, torch.full((2, 7), WORD)), states)
 
 
 def test_identity_between_unequal_widths_is_refused():
@@ -139,27 +141,95 @@ def test_padding_weighs_less_than_the_words_of_a_caption_of_usual_length():
     assert weights[classes[0] == PADDING].sum() < weights[classes[0] == WORD].sum()
 
 
-def test_state_error_matches_a_plain_loop_over_positions():
+@pytest.fixture
+def positions():
+    """Inputs (8, 20, 5), targets (8, 20, 3), weights (8, 20) and classes (8, 20)."""
     generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 4, 5, 3, generator=generator).unbind()
-    classes = torch.randint(0, 4, (4, 5), generator=generator)
-    error = StateError()
-    for rows in range(4):
-        error.add(student[rows : rows + 1], teacher[rows : rows + 1], classes[rows : rows + 1])
-    summary = error.summary()
-    for index, name in enumerate(("bos", "words", "eos", "padding")):
-        mine, theirs = student[classes == index].double(), teacher[classes == index].double()
-        expected = (mine - theirs).norm() / theirs.norm()
-        cosines = [float(a @ b / a.norm() / b.norm()) for a, b in zip(mine, theirs, strict=True)]
-        assert summary["relative_error"][name] == pytest.approx(float(expected), rel=1e-6)
-        assert summary["cosine"][name] == pytest.approx(sum(cosines) / len(cosines), rel=1e-6)
+    classes = torch.tensor([BOS, *[WORD] * 12, EOS, *[PADDING] * 6]).expand(8, 20)
+    inputs = torch.randn(8, 20, 5, generator=generator)
+    return inputs, torch.randn(8, 20, 3, generator=generator), position_weights(classes), classes
 
 
-def test_state_error_names_only_classes_that_occurred():
-    error = StateError()
-    error.add(torch.ones(1, 2, 3), torch.ones(1, 2, 3), torch.tensor([[BOS, EOS]]))
-    summary = error.summary()
-    assert summary == {
-        "relative_error": {"bos": 0.0, "eos": 0.0},
-        "cosine": {"bos": pytest.approx(1.0), "eos": pytest.approx(1.0)},
-    }
+def test_each_class_has_the_least_squares_of_its_own_rows_but_for_the_weight_of_the_common_bias(positions):
+    inputs, targets, weights, classes = positions
+    many = 1_000_000  # next to so many rows, one row's weight is nothing
+    regression = ClassRidgeRegression(5, 3, 20)
+    regression.add(inputs, targets, many * weights, classes)
+    found, biases = regression.solve(0.0, by_class=True)
+    for index, name in enumerate((WORD, EOS, PADDING)):
+        chosen = classes == name
+        places = torch.arange(20).expand(8, 20)[chosen]
+        rows = torch.cat([inputs[chosen], F.one_hot(places, 20)], 1).double() * weights[chosen, None].sqrt()
+        expected = torch.linalg.lstsq(
+            rows, targets[chosen].double() * weights[chosen, None].sqrt(), driver="gelsd"
+        ).solution
+        torch.testing.assert_close(found[index], expected[:5].T, rtol=1e-3, atol=1e-3)
+        there = places.unique()
+        torch.testing.assert_close(biases[index, there], expected[5 + there], rtol=1e-3, atol=1e-3)
+
+
+def test_a_position_that_no_caption_reached_has_the_common_bias(positions):
+    regression = ClassRidgeRegression(5, 3, 30)
+    regression.add(*positions)
+    _, common = regression.solve(0.01, by_class=False)
+    _, biases = regression.solve(0.01, by_class=True)
+    torch.testing.assert_close(biases[:, 25], common[:, 0].expand(3, -1))
+
+
+def test_without_classes_one_map_is_that_of_all_rows(positions):
+    inputs, targets, weights, _ = positions
+    regression = ClassRidgeRegression(5, 3, 20)
+    regression.add(*positions)
+    weights_found, biases = regression.solve(0.01, by_class=False)
+    weight, bias = solve(inputs.flatten(0, 1), targets.flatten(0, 1), weights.flatten(), 0.01)
+    torch.testing.assert_close(weights_found, weight[None])
+    torch.testing.assert_close(biases[0], bias)
+
+
+def test_a_class_without_rows_keeps_to_the_common_map(positions):
+    inputs, targets, weights, classes = positions
+    regression = ClassRidgeRegression(5, 3, 20)
+    regression.add(inputs, targets, torch.where(classes == EOS, 0.0, weights), classes)
+    found, biases = regression.solve(0.01, by_class=True)
+    common, common_bias = regression.solve(0.01, by_class=False)
+    torch.testing.assert_close(found[1], common[0])
+    torch.testing.assert_close(biases[1], common_bias[0].expand(20, -1))
+
+
+def test_a_class_is_drawn_to_the_common_map_by_the_ridge(positions):
+    regression = ClassRidgeRegression(5, 3, 20)
+    regression.add(*positions)
+    apart = [
+        (regression.solve(ridge, by_class=True)[0][1] - regression.solve(ridge, by_class=False)[0][0]).norm()
+        for ridge in (0.0, 0.1, 10.0)
+    ]
+    assert apart[0] > apart[1] > apart[2]
+
+
+def test_the_moment_is_that_of_the_weighted_targets(positions):
+    _, targets, weights, _ = positions
+    regression = ClassRidgeRegression(5, 3, 20)
+    regression.add(*positions)
+    rows = targets.flatten(0, 1).double() * weights.flatten()[:, None].sqrt()
+    torch.testing.assert_close(regression.target_moment, rows.T @ rows)
+
+
+def test_every_position_goes_through_the_map_of_its_class():
+    bridge = Bridge(5, 3, num_maps=NUM_CLASS_MAPS, num_positions=7)
+    weights, biases = torch.randn(3, 3, 5), torch.randn(3, 7, 3)
+    bridge.set_linear(weights, biases)
+    states, classes = torch.randn(1, 5, 5), torch.tensor([[BOS, WORD, WORD, EOS, PADDING]])
+    assert map_index(classes).tolist() == [[0, 0, 0, 1, 2]]
+    expected = [weights[k] @ states[0, i] + biases[k, i] for i, k in enumerate((0, 0, 0, 1, 2))]
+    torch.testing.assert_close(bridge(states, classes)[0], torch.stack(expected))
+
+
+def test_attention_blocks_see_what_came_before_and_start_at_zero():
+    bridge = Bridge(TEXT_WIDTH, TEACHER_WIDTH, hidden_size=8, num_attention_blocks=2).eval()
+    states, classes = torch.randn(1, 5, TEXT_WIDTH), torch.full((1, 5), WORD)
+    torch.testing.assert_close(bridge(states, classes), bridge.linear(states))
+    torch.nn.init.normal_(bridge.residual[-1].weight)
+    changed = states.clone()
+    changed[:, 2] = torch.randn(TEXT_WIDTH)
+    is_same = torch.isclose(bridge(states, classes), bridge(changed, classes)).all(-1)[0]
+    assert is_same.tolist() == [True, True, False, False, False]

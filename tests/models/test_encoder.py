@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import clipgraft
 from clipgraft.errors import CheckpointError
-from clipgraft.models.bridge import Bridge
+from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import empty_prompt_ids, text_hidden_states
 from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft
 from tiny import TEACHER_WIDTH, TEXT_WIDTH
@@ -49,7 +49,8 @@ def draw_latents(pipeline):
 @torch.no_grad()
 def test_words_are_the_bridged_states_of_the_text_tower(encoder, clip, input_ids):
     states = encoder(input_ids).last_hidden_state
-    expected = encoder.bridge(text_hidden_states(clip.model.text_model, input_ids))
+    classes = token_classes(input_ids, clip.tokenizer.eos_token_id)
+    expected = encoder.bridge(text_hidden_states(clip.model.text_model, input_ids), classes)
     assert states.shape == (3, 77, TEACHER_WIDTH)
     torch.testing.assert_close(states[[0, 2], 1:], expected[[0, 2], 1:])
 

@@ -190,6 +190,13 @@ def test_state_loss_of_the_zero_state_is_two():
     assert state_loss(errors).item() == pytest.approx(2, rel=1e-6)
 
 
+def test_state_loss_counts_a_doubled_length_by_its_norm_alone_where_the_direction_is_right():
+    teacher = torch.randn(2, 3, 4)
+    errors = state_errors(2 * teacher, teacher, torch.ones(2, 3))
+    assert state_loss(errors).item() == pytest.approx(1, rel=1e-5)  # squared error: once the teacher's power
+    assert state_loss(errors, cosine_weight=9, norm_weight=0.5).item() == pytest.approx(1.5, rel=1e-5)
+
+
 def test_min_snr_weight_equals_the_librarys_formula_between_its_floor_and_its_cap():
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr

@@ -1,6 +1,6 @@
 """What the studio takes at most, so that no client can use up the machine."""
 
-from clipgraft.config import Count, Every, Positive, Section
+from clipgraft.settings import Count, Every, Positive, Section
 
 
 class Limits(Section):

@@ -114,6 +114,27 @@ class LatentBatches:
             }
 
 
+class WithProgress:
+    """Batches that know how much of a training is done, so that a resumed one needs no count of its own.
+
+    Args:
+        batches: See `fit`.
+        num_epochs: Of the whole training.
+    """
+
+    def __init__(self, batches: LatentBatches, num_epochs: int):
+        self.batches, self.num_epochs = batches, num_epochs
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
+        """Give what the batches give, and `progress` (1,): 0 at the first batch, below 1 at the last."""
+        for index, batch in enumerate(self.batches.epoch(epoch, start), start):
+            done = (epoch + index / len(self)) / self.num_epochs
+            yield {**batch, "progress": torch.tensor([done])}
+
+
 class CaptionBatches:
     """Captions alone, as token ids of full length.
 

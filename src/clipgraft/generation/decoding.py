@@ -7,6 +7,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
+from clipgraft.generation.networks import EngineDecoder
+
 BLACK_BELOW = 1 / 255
 """Of a range of 0 to 1: what 8 bits round to nothing but black."""
 
@@ -24,8 +26,9 @@ def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarr
     """
     pixels = _decode(pipeline.vae, latents)  # (B, 3, H, W) in about [-1, 1]
     failed = [index for index, picture in enumerate(pixels) if _status(picture) != "ok"]
-    if failed and pixels.dtype != torch.float32 and torch.isfinite(latents[failed]).all():
-        precise = copy.deepcopy(pipeline.vae).float()
+    is_rounded = pixels.dtype != torch.float32 or isinstance(pipeline.vae.decoder, EngineDecoder)
+    if failed and is_rounded and torch.isfinite(latents[failed]).all():
+        precise = copy.deepcopy(pipeline.vae).float()  # an engine's decoder becomes torch's
         pixels = pixels.float()
         pixels[failed] = _decode(precise, latents[failed].float())
     statuses = [_status(picture) for picture in pixels]

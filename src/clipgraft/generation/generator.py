@@ -9,42 +9,57 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, StableDiffusionPipeline
 
+from clipgraft.generation.engines import choose_engine
 from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import describe_models, describe_picture
 from clipgraft.generation.pipeline import Picture, build_pipeline, draw
+from clipgraft.generation.preparation import prepare_base, set_shortcuts
+from clipgraft.generation.prompts import PromptStates
+from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.encoder import BASE_RECORD, Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
-from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries
+from clipgraft.runtime import cache_dir, choose_device, inference_dtype, quiet_libraries
 
 OFFLOADS = ("none", "model", "sequential")
 
 
 def load(
-    graft_or_base: str | Path, *, base: str = "", device: str = "auto", offload: str = "none"
+    graft_or_base: str | Path,
+    *,
+    base: str = "",
+    device: str = "auto",
+    offload: str = "none",
+    speed: SpeedOptions = DEFAULT_SPEED,
 ) -> "ImageGenerator":
     """Load a graft with its base, or a base with its own text encoder.
 
     Args:
         graft_or_base: Folder of a graft; or a base: folder, hub id, `.safetensors` file or `flatland`.
         base: For a graft, the base in place of the one that it names.
-        device: `auto`, `cpu`, `cuda` or `mps`; decides the weights' dtype.
+        device: `auto`, `cpu`, `cuda` or `mps`.
         offload: What is moved to a GPU only while it works: `none`, `model` (a component at a time) or
             `sequential` (a layer at a time, slower, least memory).
+        speed: What runs the base's networks, and what is left out of the work.
 
     Raises:
         FileNotFoundError: If there is no such graft or base.
         CheckpointError: If it is damaged, or the graft was made for another base.
-        ValueError: If the device is not there, or `offload` is asked for without a CUDA GPU.
+        ValueError: If the device or engine is not there, or `offload` is asked for without a CUDA GPU.
     """
     is_graft = (Path(graft_or_base) / BASE_RECORD).is_file()
     encoders = {"graft": Path(graft_or_base) if is_graft else None}
     name = base if is_graft else str(graft_or_base)
-    return next(load_generators(encoders, base=name, device=device, offload=offload))[1]
+    return next(load_generators(encoders, base=name, device=device, offload=offload, speed=speed))[1]
 
 
 def load_generators(
-    encoders: Mapping[str, Path | None], *, base: str = "", device: str = "auto", offload: str = "none"
+    encoders: Mapping[str, Path | None],
+    *,
+    base: str = "",
+    device: str = "auto",
+    offload: str = "none",
+    speed: SpeedOptions = DEFAULT_SPEED,
 ) -> Iterator[tuple[str, "ImageGenerator"]]:
     """Give a generator for each text encoder; the base is loaded once, for the first of them.
 
@@ -53,6 +68,7 @@ def load_generators(
         base: Where not empty, the base in place of the one that a graft names.
         device: As `load`.
         offload: As `load`.
+        speed: As `load`.
 
     Raises:
         ValueError: If neither a graft nor `base` says which base is meant; else as `load`.
@@ -62,13 +78,22 @@ def load_generators(
     quiet_libraries()
     place = choose_device(device)
     _check_offload(offload, place)
+    if offload != "none" and speed != DEFAULT_SPEED:
+        raise ValueError("engines and shortcuts do not work with offload; leave one of them out")
+    engine = choose_engine(speed, place, cache_dir() / "openvino") if offload == "none" else None
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
         raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
-        list(grafts.values()), base, inference_dtype(place), with_teacher=None in encoders.values()
+        list(grafts.values()),
+        base,
+        torch.float32 if engine else inference_dtype(place),
+        unet_dtype=engine.dtype if engine else None,
+        with_teacher=None in encoders.values(),
     )
     sums = frozen.weight_sums()
+    if engine:
+        prepare_base(frozen, engine, speed)
     for name in encoders:
         if name in grafts:
             check_vocabularies(grafts[name].tokenizer, frozen)
@@ -76,16 +101,27 @@ def load_generators(
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
         models = describe_models(pipeline, frozen.origin, sums)
         _place(pipeline, place, offload)
-        yield name, ImageGenerator(pipeline, frozen.scheduler, models)
+        if engine:
+            set_shortcuts(pipeline, speed)
+            models |= speed.as_record(engine.name, engine.dtype)
+        yield name, ImageGenerator(pipeline, frozen.scheduler, models, PromptStates(pipeline))
 
 
-def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
+def load_base(
+    grafts: Sequence[Graft],
+    base: str,
+    dtype: torch.dtype,
+    *,
+    unet_dtype: torch.dtype | None = None,
+    with_teacher: bool,
+) -> FrozenBase:
     """Load the base that grafts were made for.
 
     Args:
         grafts: The first names the base, and its tokenizer serves one that has none.
         base: Where not empty, where the base is now.
         dtype: Of the weights.
+        unet_dtype: Of the U-Net's, where they have another.
         with_teacher: Whether its own text encoder is needed too.
 
     Raises:
@@ -94,15 +130,22 @@ def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_te
     name, revision = base, None
     if grafts and not base:
         name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
-    frozen = FrozenBase.load(
-        name,
-        revision=revision,
-        components=[
-            part for part in (*COMPONENTS, "safety_checker") if with_teacher or part != "text_encoder"
-        ],
-        dtype=dtype,
-        tokenizer=grafts[0].tokenizer if grafts else None,
-    )
+
+    def load_parts(components: Sequence[str], dtype: torch.dtype) -> FrozenBase:
+        return FrozenBase.load(
+            name,
+            revision=revision,
+            components=components,
+            dtype=dtype,
+            tokenizer=grafts[0].tokenizer if grafts else None,
+        )
+
+    parts = [part for part in (*COMPONENTS, "safety_checker") if with_teacher or part != "text_encoder"]
+    if unet_dtype in (None, dtype):
+        frozen = load_parts(parts, dtype)
+    else:
+        frozen = load_parts([part for part in parts if part != "unet"], dtype)
+        frozen.unet = load_parts(["unet"], unet_dtype).unet
     for graft in grafts:
         frozen.check_record(graft.base)
     return frozen
@@ -117,6 +160,8 @@ class ImageGenerator:
     """The base's own; each job's is made from it."""
     models: dict[str, Any]
     """From `describe_models`."""
+    states: PromptStates
+    """Of the prompts drawn before."""
 
     def generate(
         self,
@@ -179,7 +224,9 @@ class ImageGenerator:
             A picture for each job, in order, with notes on what the base cannot read of its prompt.
         """
         device = self.pipeline._execution_device.type
-        for picture in draw(self.pipeline, jobs, base_scheduler=self.base_scheduler, **options):
+        for picture in draw(
+            self.pipeline, jobs, base_scheduler=self.base_scheduler, states=self.states, **options
+        ):
             noted = replace(picture, notes=tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer)))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
             yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))

@@ -18,6 +18,8 @@ from transformers import CLIPTextModel
 from clipgraft.data.images import open_image
 from clipgraft.generation.decoding import decode
 from clipgraft.generation.jobs import Job, batches
+from clipgraft.generation.networks import EngineUNet
+from clipgraft.generation.prompts import PromptStates
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import GraftedTextEncoder
@@ -92,6 +94,7 @@ def draw(
     jobs: Sequence[Job],
     *,
     base_scheduler: SchedulerMixin | None = None,
+    states: PromptStates | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,
     on_preview: Callable[[Sequence[Job], list[Image.Image], int], None] | None = None,
@@ -106,6 +109,7 @@ def draw(
         pipeline: From `build_pipeline`.
         jobs: What to draw; neighbours with the same settings share batches.
         base_scheduler: The base's own; each job's scheduler is made from it. None = the pipeline's for all.
+        states: Keeps prompts' states from call to call; None = for this call alone.
         batch_size: Pictures drawn at once, at most.
         on_step: Called with the denoising steps done and in all, counted for each picture.
         on_preview: Called with a batch's jobs, its pictures as they are, and the steps done.
@@ -121,6 +125,7 @@ def draw(
     """
     if not jobs:
         raise ValueError("no prompt to draw; give at least one text")
+    states = states or PromptStates(pipeline)
     done, total = 0, sum(job.num_steps for job in jobs)
 
     def report(batch: Sequence[Job], step: int, latents: Tensor) -> None:
@@ -135,7 +140,7 @@ def draw(
         if base_scheduler is not None:
             pipeline.scheduler = build_scheduler(batch[0].scheduler, base_scheduler)
         try:
-            pictures = _draw_batch(pipeline, batch, report)
+            pictures = _draw_batch(pipeline, batch, states, report)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -163,6 +168,7 @@ def picture_size(pipeline: StableDiffusionPipeline, job: Job) -> tuple[int, int]
 def _draw_batch(
     pipeline: StableDiffusionPipeline,
     jobs: Sequence[Job],
+    states: PromptStates,
     report: Callable[[Sequence[Job], int, Tensor], None],
 ) -> list[Picture]:
     first = jobs[0]
@@ -172,14 +178,16 @@ def _draw_batch(
         report(jobs, step + 1, tensors["latents"])
         return tensors
 
+    if isinstance(pipeline.unet, EngineUNet):
+        pipeline.unet.is_guided = first.guidance_scale > 1
     settings: dict[str, Any] = {"height": height, "width": width}
     if first.init_image is not None:
         pipeline = _image_to_image(pipeline)
         images = [ImageOps.fit(open_image(job.init_image), (width, height)) for job in jobs]  # type: ignore[arg-type]
         settings = {"image": images, "strength": first.strength}
     latents = pipeline(
-        prompt=[job.prompt for job in jobs],
-        negative_prompt=[job.negative_prompt for job in jobs],
+        prompt_embeds=states([job.prompt for job in jobs]),
+        negative_prompt_embeds=states([job.negative_prompt for job in jobs]),
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         num_inference_steps=first.num_inference_steps,
         guidance_scale=float(first.guidance_scale),

@@ -34,6 +34,7 @@ WEIGHT_STEMS = {
     "vae": "vae/diffusion_pytorch_model",
     "unet": "unet/diffusion_pytorch_model",
     "text_encoder": "text_encoder/model",
+    "safety_checker": "safety_checker/model",
 }
 COMPONENTS = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 
@@ -178,10 +179,14 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
     The U-Net is among them always: its config tells whether a base fits, its cross-attention which it is.
     """
     texts = [f"{name}/*.json" for name in {*components, "unet"}]
-    if "safety_checker" in components:  # among the texts, because not every base has one
-        texts += ["safety_checker/model.safetensors", "feature_extractor/*.json"]
+    if "safety_checker" in components:
+        texts.append("feature_extractor/*.json")
     weights = [
-        Weights(stem, prefer_half=dtype != torch.float32 or name not in components)
+        Weights(
+            stem,
+            prefer_half=dtype != torch.float32 or name not in components,
+            is_optional=name == "safety_checker",
+        )
         for name, stem in WEIGHT_STEMS.items()
         if name in components or name == "unet"
     ]
@@ -246,30 +251,14 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
+    if "text_encoder" in components:
+        _check_teacher(folder)
     parts = {name: loaders[name](folder / name) for name in components if name in loaders}
     if "safety_checker" in components:
         parts |= _load_safety_checker(folder)
     if "text_encoder" in parts:
         _check_width(parts["text_encoder"], _read_config(folder / "unet"), folder)
     return parts
-
-
-def _load_safety_checker(folder: Path) -> dict[str, Any]:
-    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
-    index = folder / "model_index.json"
-    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
-    if not named or not named[0]:
-        return {}
-    if not any(folder.glob("safety_checker/*.safetensors")):
-        logger.warning(
-            "this base names a safety checker, but safety_checker/*.safetensors is not there: "
-            "pictures are drawn unchecked"
-        )
-        return {}
-    return {
-        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
-        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
-    }
 
 
 def _commit(name: str, revision: str | None, path: Path) -> str:
@@ -291,12 +280,40 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
     return scheduler_class.from_pretrained(folder, local_files_only=True)
 
 
+def _load_safety_checker(folder: Path) -> dict[str, Any]:
+    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
+    index = folder / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
+    if not named or not named[0]:
+        return {}
+    if not any(folder.glob("safety_checker/*.safetensors")):
+        logger.warning(
+            "this base names a safety checker, but safety_checker/*.safetensors is not there: "
+            "pictures are drawn unchecked"
+        )
+        return {}
+    return {
+        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
+        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+    }
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     """The U-Net's config tells whether a base fits without its gigabytes being read."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a component of a base: it has no config.json")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_teacher(folder: Path) -> None:
+    """Refuse a base whose text encoder has other tokens and states than CLIP's."""
+    model_type = _read_config(folder / "text_encoder").get("model_type")
+    if model_type != "clip_text_model":
+        raise CheckpointError(
+            f"base {folder}: its text encoder is of type {model_type!r}; only one of CLIP's, "
+            "'clip_text_model', can be a bridge's teacher, as Stable Diffusion 1 has it"
+        )
 
 
 def _check_width(text_encoder: CLIPTextModel, unet_config: dict[str, Any], folder: Path) -> None:

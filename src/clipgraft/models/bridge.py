@@ -4,32 +4,61 @@ Both towers share tokenizer, length and causal mask, so position i of one answer
 B batch, L tokens, D_in CLIP's width, D_out the base's.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 BOS, WORD, EOS, PADDING = range(4)
 CLASS_NAMES = ("bos", "words", "eos", "padding")
+NUM_CLASS_MAPS = 3
+"""Words, EOS, padding; BOS is a constant and needs none."""
 
 FIRST_PADDING_WEIGHT, PADDING_DECAY, LEAST_PADDING_WEIGHT = 0.3, 0.9, 0.05
 """Some 60 of 77 positions are near-equal padding; at full weight they would drown the words (guesses)."""
+HEAD_SIZE = 64
+"""Of the attention blocks, as in CLIP."""
 
 
 class Bridge(nn.Module):
-    """`y = W x + b + MLP(LayerNorm(x))`; W and b come in closed form, the MLP's last layer starts at zero.
+    """`y = W_c x + b_c + MLP(LayerNorm(z))`; W and b in closed form, the MLP's last layer zero at first.
+
+    c is the token's class, and b may differ from position to position: what towers say of padding is above
+    all where it stands. z is x, or what causal attention blocks make of it.
 
     Args:
         input_size: D_in.
         output_size: D_out.
         hidden_size: Width of the MLP; 0 = the linear map alone.
+        num_maps: 1 = one linear map for all positions, `NUM_CLASS_MAPS` = one for each token class.
+        num_positions: Positions that have a b of their own; 1 = all have the same.
+        num_attention_blocks: Before the MLP; a position then sees those before it, as in both towers.
     """
 
-    def __init__(self, input_size: int, output_size: int, hidden_size: int = 0):
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        hidden_size: int = 0,
+        *,
+        num_maps: int = 1,
+        num_positions: int = 1,
+        num_attention_blocks: int = 0,
+    ):
         super().__init__()
-        self.linear = nn.Linear(input_size, output_size)
+        assert num_maps in (1, NUM_CLASS_MAPS), num_maps
+        assert hidden_size or not num_attention_blocks, "attention blocks come before an MLP"
+        self.config: dict[str, Any] = {
+            "input_size": input_size,
+            "output_size": output_size,
+            "hidden_size": hidden_size,
+            "num_maps": num_maps,
+            "num_positions": num_positions,
+            "num_attention_blocks": num_attention_blocks,
+        }
+        self.linear = nn.Linear(input_size, num_maps * output_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(num_maps, num_positions, output_size))
+        self.attention = nn.ModuleList(_attention_block(input_size) for _ in range(num_attention_blocks))
         self.residual: nn.Sequential | None = None
         if hidden_size:
             last = nn.Linear(hidden_size, output_size)
@@ -39,16 +68,28 @@ class Bridge(nn.Module):
                 nn.LayerNorm(input_size), nn.Linear(input_size, hidden_size), nn.GELU(), last
             )
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (B, L, D_in) to (B, L, D_out)."""
-        bridged = self.linear(hidden_states)
-        return bridged if self.residual is None else bridged + self.residual(hidden_states)
+    def forward(self, hidden_states: Tensor, classes: Tensor) -> Tensor:
+        """Map (B, L, D_in) to (B, L, D_out).
+
+        Args:
+            hidden_states: Of CLIP's text tower.
+            classes: (B, L) from `token_classes`.
+        """
+        bridged = self._linear(hidden_states, classes)
+        if self.residual is None:
+            return bridged
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            hidden_states.shape[1], device=hidden_states.device, dtype=hidden_states.dtype
+        )
+        for block in self.attention:
+            hidden_states = block(hidden_states, src_mask=mask, is_causal=True)
+        return bridged + self.residual(hidden_states)
 
     @torch.no_grad()
-    def set_linear(self, weight: Tensor, bias: Tensor) -> None:
-        """Take a linear map, weight (D_out, D_in) and bias (D_out,)."""
-        self.linear.weight.copy_(weight)
-        self.linear.bias.copy_(bias)
+    def set_linear(self, weights: Tensor, biases: Tensor) -> None:
+        """Take linear maps: weights (num_maps, D_out, D_in) and biases (num_maps, num_positions, D_out)."""
+        self.linear.weight.copy_(weights.flatten(0, 1))
+        self.bias.copy_(biases)
 
     def set_identity(self) -> None:
         """Pass states through unchanged: for the base's own text tower.
@@ -56,10 +97,25 @@ class Bridge(nn.Module):
         Raises:
             ValueError: If the widths differ.
         """
-        size, output_size = self.linear.in_features, self.linear.out_features
+        size, output_size = self.config["input_size"], self.config["output_size"]
         if size != output_size:
             raise ValueError(f"no identity between widths {size} and {output_size}")
-        self.set_linear(torch.eye(size), torch.zeros(size))
+        num_maps = self.config["num_maps"]
+        self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros_like(self.bias))
+
+    def _linear(self, hidden_states: Tensor, classes: Tensor) -> Tensor:
+        """Of each position the map of its class; computing all and choosing costs less than sorting."""
+        by_map = self.linear(hidden_states).unflatten(-1, (self.config["num_maps"], -1))
+        by_map = by_map + self.bias[:, : hidden_states.shape[1]].transpose(0, 1)  # (B, L, num_maps, D_out)
+        if self.config["num_maps"] == 1:
+            return by_map.squeeze(2)
+        index = map_index(classes)[..., None, None].expand(-1, -1, 1, by_map.shape[-1])
+        return by_map.gather(2, index).squeeze(2)
+
+
+def map_index(classes: Tensor) -> Tensor:
+    """Number of each position's map where every class has its own: words 0, EOS 1, padding 2; BOS takes 0."""
+    return (classes - WORD).clamp(min=0)
 
 
 def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
@@ -96,80 +152,14 @@ def position_weights(classes: Tensor) -> Tensor:
     return torch.where(is_padding, falling, (classes != BOS).float())
 
 
-class RidgeRegression:
-    """Weighted ridge regression from a stream: normal equations in float64, memory independent of its length.
-
-    Minimises `sum_i w_i |W x_i + b - y_i|^2 + ridge * s |W|^2`, with s the weighted power of x's entries,
-    their mean, so that `ridge` has no unit.
-
-    Args:
-        input_size: D_in.
-        output_size: D_out.
-    """
-
-    def __init__(self, input_size: int, output_size: int):
-        self.gram = torch.zeros(input_size + 1, input_size + 1, dtype=torch.float64)
-        self.cross = torch.zeros(input_size + 1, output_size, dtype=torch.float64)
-
-    def add(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            inputs: (N, D_in).
-            targets: (N, D_out).
-            weights: (N,), not negative.
-        """
-        x = F.pad(inputs.double().cpu(), (0, 1), value=1.0)  # (N, D_in + 1), the last column gives b
-        weighted = x * weights.double().cpu()[:, None]
-        self.gram += weighted.T @ x
-        self.cross += weighted.T @ targets.double().cpu()
-
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return weight (D_out, D_in) and bias (D_out,), float64.
-
-        Raises:
-            ValueError: If nothing of any weight was added.
-        """
-        if self.gram[-1, -1] == 0:
-            raise ValueError("no caption to fit the bridge on; name a source with captions")
-        size = len(self.gram) - 1
-        penalty = torch.full(
-            (size + 1,), ridge * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64
-        )
-        penalty[-1] = 0.0  # b is free
-        # lstsq, because states with a dead direction make the system singular at ridge 0.
-        solution = torch.linalg.lstsq(self.gram + penalty.diag(), self.cross, driver="gelsd").solution
-        return solution[:-1].T, solution[-1]
-
-
-@dataclass
-class StateError:
-    """Error of bridged token states against the teacher's by token class, from a stream."""
-
-    squared: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
-    power: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
-    cosine: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
-    count: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
-
-    def add(self, student: Tensor, teacher: Tensor, classes: Tensor) -> None:
-        """Add a batch: states (B, L, D) and classes (B, L)."""
-        index = classes.flatten().cpu()
-
-        def total(values: Tensor) -> Tensor:
-            return torch.zeros(4, dtype=torch.float64).index_add(0, index, values.double().flatten().cpu())
-
-        self.squared += total((student - teacher).square().sum(-1))
-        self.power += total(teacher.square().sum(-1))
-        self.cosine += total(F.cosine_similarity(student, teacher, dim=-1))
-        self.count += total(torch.ones_like(classes))
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Return by class `relative_error` (root of squared error over teacher's power) and mean `cosine`."""
-        return {"relative_error": dict(self._by_class(self.squared / self.power, root=True))} | {
-            "cosine": dict(self._by_class(self.cosine / self.count))
-        }
-
-    def _by_class(self, values: Tensor, *, root: bool = False) -> Iterator[tuple[str, float]]:
-        for name, value, count in zip(CLASS_NAMES, values.tolist(), self.count.tolist(), strict=True):
-            if count:
-                yield name, value**0.5 if root else value
+def _attention_block(size: int) -> nn.TransformerEncoderLayer:
+    """A block as in CLIP's towers: norms first, GELU, four times the width between."""
+    return nn.TransformerEncoderLayer(
+        size,
+        max(1, size // HEAD_SIZE),
+        dim_feedforward=4 * size,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.bridge import Bridge
+from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import (
     load_strictly,
     refuse_other_weights,
@@ -33,6 +33,9 @@ class GraftedTextConfig(PreTrainedConfig):
         text_config: CLIP's text tower, as the dict of its `CLIPTextConfig`.
         hidden_size: W, the width of the states given, which is the U-Net's `cross_attention_dim`.
         bridge_hidden_size: Width of the bridge's MLP; 0 = a linear bridge.
+        bridge_num_maps: Linear maps of the bridge; see `Bridge`.
+        bridge_num_positions: Positions with a bias of their own; see `Bridge`.
+        bridge_num_attention_blocks: Attention blocks of the bridge.
         eos_token_id: The tokenizer's.
     """
 
@@ -45,6 +48,9 @@ class GraftedTextConfig(PreTrainedConfig):
         text_config: dict[str, Any] | None = None,
         hidden_size: int = 768,
         bridge_hidden_size: int = 0,
+        bridge_num_maps: int = 1,
+        bridge_num_positions: int = 1,
+        bridge_num_attention_blocks: int = 0,
         eos_token_id: int = 49407,
         **kwargs: Any,
     ):
@@ -52,6 +58,9 @@ class GraftedTextConfig(PreTrainedConfig):
         self.text_config = text_config or CLIPTextConfig().to_dict()
         self.hidden_size = hidden_size
         self.bridge_hidden_size = bridge_hidden_size
+        self.bridge_num_maps = bridge_num_maps
+        self.bridge_num_positions = bridge_num_positions
+        self.bridge_num_attention_blocks = bridge_num_attention_blocks
         self.eos_token_id = eos_token_id
 
 
@@ -76,7 +85,14 @@ class GraftedTextEncoder(PreTrainedModel):
         super().__init__(config)
         text_config = CLIPTextConfig(**config.text_config)
         self.text_model = CLIPTextModel(text_config)
-        self.bridge = Bridge(text_config.hidden_size, config.hidden_size, config.bridge_hidden_size)
+        self.bridge = Bridge(
+            text_config.hidden_size,
+            config.hidden_size,
+            config.bridge_hidden_size,
+            num_maps=config.bridge_num_maps,
+            num_positions=config.bridge_num_positions,
+            num_attention_blocks=config.bridge_num_attention_blocks,
+        )
         self.register_buffer(
             "empty_states", torch.zeros(text_config.max_position_embeddings, config.hidden_size)
         )
@@ -110,7 +126,7 @@ class GraftedTextEncoder(PreTrainedModel):
         if output_hidden_states:
             raise ValueError("a graft has no hidden states of earlier layers; leave clip_skip out")
         hidden_states = text_hidden_states(self.text_model, input_ids)  # (B, L, D)
-        states = self.bridge(hidden_states)  # (B, L, W)
+        states = self.bridge(hidden_states, token_classes(input_ids, self.config.eos_token_id))  # (B, L, W)
         empty = self.empty_states[: input_ids.shape[1]].to(states)  # (L, W)
         is_eos = input_ids == self.config.eos_token_id
         is_empty = is_eos[:, 1:].all(1)[:, None, None]
@@ -158,8 +174,11 @@ class GraftedTextEncoder(PreTrainedModel):
         """
         config = GraftedTextConfig(
             text_config=text_model.config.to_dict(),
-            hidden_size=bridge.linear.out_features,
-            bridge_hidden_size=bridge.residual[1].out_features if bridge.residual is not None else 0,  # type: ignore[arg-type]
+            hidden_size=bridge.config["output_size"],
+            bridge_hidden_size=bridge.config["hidden_size"],
+            bridge_num_maps=bridge.config["num_maps"],
+            bridge_num_positions=bridge.config["num_positions"],
+            bridge_num_attention_blocks=bridge.config["num_attention_blocks"],
             eos_token_id=eos_token_id,
         )
         encoder = cls(config)

@@ -138,10 +138,8 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
     encoder = graft.text_encoder
     weights = {name: weight.contiguous() for name, weight in encoder.bridge.state_dict().items()}
     save_file({**weights, "empty_states": encoder.empty_states}, folder / "bridge.safetensors")
-    config = encoder.config.to_dict()
-    shape = {key: value for key, value in config.items() if key.startswith("bridge_")}
-    sizes = {"input_size": config["text_config"]["hidden_size"], "output_size": config["hidden_size"]}
-    write_json(folder / "config.json", {**sizes, **shape, "eos_token_id": config["eos_token_id"]})
+    config = {"bridge": encoder.bridge.config, "eos_token_id": encoder.config.eos_token_id}
+    write_json(folder / "config.json", config)
 
 
 def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipgraft.config import TrainSettings
 from clipgraft.progress import track
 from clipgraft.runtime import choose_mixed_precision
+from clipgraft.settings import TrainSettings
 from clipgraft.stages.folder import fingerprint
 from clipgraft.training.loop import Batches, FitResult, StepReport, fit
 
@@ -66,7 +66,8 @@ def fit_stage(
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
             device=device.type,
-            fingerprint=fingerprint(source_fingerprint, seed, settings.model_dump()),
+            fingerprint=fingerprint(source_fingerprint, seed, settings.model_dump(exclude={"track"})),
+            track=settings.track,
             resume=resume,
             **options,
             on_step=tell,

@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from PIL import Image
 from rich.console import Console
 
 from clipgraft.config import GenerateSettings
+from clipgraft.generation.engines import openvino_advice
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job, batches, make_jobs, unique_file_names
 from clipgraft.generation.metadata import save_png
+from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import track
 from clipgraft.reporting.pictures import STATUS_NOTES
@@ -28,6 +30,7 @@ MAX_SAID = 10
 """Prompts whose notes are said; `images.json` has all."""
 MAX_SHOWN = 20
 """Pictures that are named one by one at the end; of more only those that are none."""
+SPEED_WORDS = tuple(field.name for field in fields(SpeedOptions))
 PREVIEW_NAME = "preview.png"
 
 
@@ -49,14 +52,28 @@ class DrawOptions:
     """Say count and time, and draw nothing."""
     is_quiet: bool = False
     """Print nothing on standard output."""
+    speed: SpeedOptions = DEFAULT_SPEED
+    """What runs the base's networks, and what is left out of the work."""
 
 
 def jobs_of(settings: GenerateSettings) -> list[Job]:
     """Jobs of a recipe's prompts."""
-    words = settings.model_dump(exclude={"prompts", "batch_size"})
+    words = settings.model_dump(exclude={"prompts", "batch_size", *SPEED_WORDS})
     words["num_images"] = words.pop("num_images_per_prompt")
     words["steps"] = words.pop("num_inference_steps")
     return [job for prompt in settings.prompts for job in make_jobs(prompt, **words)]
+
+
+def speed_of(settings: GenerateSettings) -> SpeedOptions:
+    """A recipe's engine and shortcuts."""
+    return SpeedOptions(**{word: getattr(settings, word) for word in SPEED_WORDS})
+
+
+def shortcuts_of(jobs: Sequence[Job], speed: SpeedOptions) -> list[str]:
+    """Name what makes other pictures than the defaults, to save time or as a reference."""
+    default = Job("").scheduler
+    schedulers = {job.scheduler: job.num_inference_steps for job in jobs if job.scheduler != default}
+    return [f"scheduler {name}, {steps} steps" for name, steps in schedulers.items()] + speed.shortcuts()
 
 
 def generate(
@@ -84,7 +101,11 @@ def generate(
         CheckpointError: If a graft does not fit the base.
     """
     work = _Work(jobs, encoders, out_dir, options)
-    generators = load_generators(encoders, base=options.base, device=options.device, offload=options.offload)
+    if work.rank == 0:
+        _say_speed(jobs, options)
+    generators = load_generators(
+        encoders, base=options.base, device=options.device, offload=options.offload, speed=options.speed
+    )
     try:
         for name, generator in generators:
             work.draw(name, generator)
@@ -198,6 +219,14 @@ def say(note: str) -> None:
 def print_line(text: str) -> None:
     """Print a line on standard output as it is."""
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_speed(jobs: Sequence[Job], options: DrawOptions) -> None:
+    for shortcut in shortcuts_of(jobs, options.speed):
+        say(f"{shortcut}: class C, another picture")
+    advice = openvino_advice(choose_device(options.device))
+    if advice and options.speed.engine == "auto":
+        say(advice)
 
 
 def _say_notes(jobs: Sequence[Job], generator: ImageGenerator) -> None:

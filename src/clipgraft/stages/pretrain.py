@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from clipgraft.config import Recipe, TrainSettings
+from clipgraft.config import Recipe
 from clipgraft.data.cache import (
     CropBatches,
     LabelledBatches,
@@ -42,6 +42,7 @@ from clipgraft.models.flatland import (
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.progress import track
 from clipgraft.runtime import choose_device, seed_everything, write_json
+from clipgraft.settings import TrainSettings
 from clipgraft.stages.asset import write_asset
 from clipgraft.stages.data import load_crops, load_source, select
 from clipgraft.stages.fitting import fit_stage

@@ -1,6 +1,7 @@
 """Draw a picture again from what its file tells."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from clipgraft.errors import CheckpointError
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.metadata import LOCAL, job_of, read_record, versions
+from clipgraft.generation.speed import SpeedOptions
 from clipgraft.stages.gallery import Gallery
 from clipgraft.stages.generate import DrawOptions, print_line, say
 
@@ -48,9 +50,10 @@ def redraw(
     if not base and not graft:
         raise ValueError("that picture's base is a local one; name it with --base")
     gallery = Gallery(out_dir, with_metadata=options.with_metadata)
-    _, generator = next(
-        load_generators({"": graft}, base=base, device=options.device, offload=options.offload)
+    generators = load_generators(
+        {"": graft}, base=base, device=options.device, offload=options.offload, speed=_speed(models, options)
     )
+    _, generator = next(generators)
     _refuse_others(generator.models, models)
     _say_differences(record, generator.pipeline._execution_device.type, generator.models)
     size, index = record["batch"]["size"], record["batch"]["index"]
@@ -60,6 +63,22 @@ def redraw(
     if not options.is_quiet:
         print_line(f"{row['status']}  {out_dir / picture.name}")
     return [row]
+
+
+def _speed(models: Mapping[str, Any], options: DrawOptions) -> SpeedOptions:
+    """Engine and shortcuts of the picture; a LoRA's file must be named."""
+    if options.offload != "none" or "engine" not in models:
+        return options.speed
+    if "lora_sha256" in models and not options.speed.lora:
+        raise ValueError("that picture was drawn with a LoRA; name its file with --lora")
+    start, stop = models["guidance_interval"]
+    return replace(
+        options.speed,
+        engine=models["engine"] if options.speed.engine == "auto" else options.speed.engine,
+        compile=models["compile"],
+        guidance_interval=(start, stop),
+        feature_cache=models["feature_cache"],
+    )
 
 
 def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
@@ -76,11 +95,13 @@ def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str
     """What makes other bits, though the picture is the same to the eye."""
     here = {
         "dtype": models["dtype"],
+        "engine": models.get("engine"),
         "device": device,
         "num_threads": torch.get_num_threads(),
         **versions(),
     }
-    there = {"dtype": record["models"]["dtype"], **record["machine"], **record["versions"]}
+    there = {name: record["models"].get(name) for name in ("dtype", "engine")}
+    there |= {**record["machine"], **record["versions"]}
     others = [
         f"{name} {there.get(name)} then, {here[name]} now" for name in here if here[name] != there.get(name)
     ]

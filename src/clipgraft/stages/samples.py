@@ -62,6 +62,7 @@ class Samples:
 
     def _take_weights(self) -> None:
         tower = self.generator.pipeline.text_encoder.text_model
+        self.generator.states.forget()
         try:
             tower.load_state_dict(self.clip.model.text_model.state_dict())
         except RuntimeError as error:

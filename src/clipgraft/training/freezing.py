@@ -1,6 +1,9 @@
-"""What of CLIP is trained: layers frozen from below, or low-rank updates in place of the weights."""
+"""What of CLIP or a graft is trained: layers frozen from below, or low-rank updates in their place."""
 
-from transformers import CLIPModel
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel
+
+from clipgraft.models.encoder import GraftedTextEncoder
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The attention's maps (Hu et al. 2021, section 4.2)."""
@@ -43,22 +46,58 @@ def add_lora(clip: CLIPModel, rank: int) -> None:
     Raises:
         ValueError: If peft is not installed.
     """
+    clip.requires_grad_(False)
+    _inject_lora(clip, rank)
+    clip.logit_scale.requires_grad_(True)
+
+
+def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, lora_rank: int) -> None:
+    """Freeze a graft but for its bridge, and by choice the last layers of its text tower.
+
+    Args:
+        encoder: The graft's.
+        num_layers: Of the text tower, from its end, that are trained; 0 = none.
+        lora_rank: Of low-rank updates that are trained in the place of those layers' weights; 0 = none.
+
+    Raises:
+        ValueError: If the tower has fewer layers, or peft is needed and not installed.
+    """
+    layers = encoder.text_model.encoder.layers
+    if num_layers > len(layers):
+        raise ValueError(f"text_layers must be between 0 and the tower's {len(layers)}; got {num_layers}")
+    encoder.requires_grad_(False)
+    encoder.bridge.requires_grad_(True)
+    if num_layers == 0:
+        return
+    if lora_rank:
+        _inject_lora(encoder.text_model, lora_rank, layers=list(range(len(layers)))[-num_layers:])
+        return
+    layers[-num_layers:].requires_grad_(True)
+    encoder.text_model.final_layer_norm.requires_grad_(True)
+
+
+def _inject_lora(module: CLIPModel | CLIPTextModel, rank: int, layers: list[int] | None = None) -> None:
+    """Put trainable low-rank updates beside the attention's maps, of all layers or of some."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ValueError("lora_rank needs peft; install clipgraft[lora]") from error
-    # With alpha equal to the rank the update counts as it is.
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(LORA_TARGETS))
-    clip.requires_grad_(False)
-    inject_adapter_in_model(config, clip)
-    clip.logit_scale.requires_grad_(True)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # equal to the rank: the update counts as it is
+        lora_dropout=0.0,
+        target_modules=list(LORA_TARGETS),
+        layers_to_transform=layers,
+        layers_pattern="layers" if layers else None,
+    )
+    inject_adapter_in_model(config, module)
 
 
-def merge_lora(clip: CLIPModel) -> None:
+def merge_lora(model: nn.Module) -> None:
     """Add the low-rank updates to the weights, and leave plain layers in their place."""
     from peft.tuners.lora import LoraLayer
 
-    for name, module in list(clip.named_modules()):
+    for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
-            clip.set_submodule(name, module.get_base_layer())
+            model.set_submodule(name, module.get_base_layer())

@@ -6,9 +6,10 @@ Order of a step: forward and backward of each micro-batch; finite check, clip, o
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ def fit(
     warmup_steps: int = 0,
     weight_decay: float = 0.01,
     layer_decay: float = 1.0,
+    learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     max_grad_norm: float = 1.0,
     gradient_accumulation_steps: int = 1,
     accumulation: Accumulation = "joint",
@@ -79,6 +81,7 @@ def fit(
     resume: bool = False,
     evaluation: EvaluationPlan | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    track: str = "",
 ) -> FitResult:
     """Train an objective's parameters with AdamW, logging and checkpointing on the way.
 
@@ -93,6 +96,7 @@ def fit(
         learning_rate: Peak; `lr_schedule` ("constant", "linear", "cosine") and `warmup_steps` shape it.
         weight_decay: AdamW's, for matrices alone.
         layer_decay: Factor on the learning rate from each layer to the one below it; 1 = the same for all.
+        learning_rate_scales: Further factors on it, by the beginning of parameters' names.
         max_grad_norm: Global norm to which gradients are clipped.
         gradient_accumulation_steps: Micro-batches in a step; an epoch's last group may be smaller.
         accumulation: "joint": the gradient of one big batch, where the objective can give it. "separate":
@@ -107,6 +111,7 @@ def fit(
         evaluation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
         on_step: Called after every step.
+        track: "tensorboard" writes the rows of log and evaluations there as well.
 
     Raises:
         Interrupted: On SIGINT or SIGTERM, after the step is finished and saved.
@@ -120,7 +125,7 @@ def fit(
     num_steps = num_epochs * steps_per_epoch
     stepper = Stepper(
         objective,
-        parameter_groups(objective, weight_decay, layer_decay),
+        parameter_groups(objective, weight_decay, layer_decay, learning_rate_scales),
         learning_rate=learning_rate,
         max_grad_norm=max_grad_norm,
         accumulation=accumulation,
@@ -130,7 +135,7 @@ def fit(
         fingerprint=fingerprint,
     )
     state = stepper.state
-    record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps)
+    record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)
     if resume:
         record.load()
     started = time.perf_counter()

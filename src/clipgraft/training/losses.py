@@ -145,26 +145,32 @@ def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         weights: Importance of each position, shape (B, L); zero leaves a position out.
 
     Returns:
-        float32 (B, 4): weighted squared error, weighted power of the teacher, weighted 1 - cosine, weight.
+        float32 (B, 5): weighted squared error, weighted power of the teacher, weighted 1 - cosine, weighted
+        square of the relative difference of norms, weight.
     """
     student, teacher, weights = student.float(), teacher.float(), weights.float()
     squared = (student - teacher).square().mean(-1)
     distance = 1 - F.cosine_similarity(student, teacher, dim=-1)
-    sums = [squared, teacher.square().mean(-1), distance, torch.ones_like(squared)]
+    # The epsilon keeps the gradient of a norm finite at a state of zero.
+    norms = [(states.square().sum(-1) + 1e-12).sqrt() for states in (student, teacher)]
+    stretch = (norms[0] / norms[1] - 1).square()
+    sums = [squared, teacher.square().mean(-1), distance, stretch, torch.ones_like(squared)]
     return torch.stack([(weights * value).sum(1) for value in sums], dim=1)
 
 
-def state_loss(errors: Tensor) -> Tensor:
-    """Error of token states: squared error relative to the teacher's power, plus 1 - cosine.
+def state_loss(errors: Tensor, *, cosine_weight: float = 1.0, norm_weight: float = 0.0) -> Tensor:
+    """Error of token states: squared error relative to the teacher's power, with direction and length apart.
 
     Args:
-        errors: (B, 4) from `state_errors`.
+        errors: (B, 5) from `state_errors`.
+        cosine_weight: Of the mean of 1 - cosine.
+        norm_weight: Of the mean square of the norms' relative difference.
 
     Returns:
         float32 scalar; 0 where both agree.
     """
-    squared, power, distance, weight = errors.sum(0)
-    return squared / power + distance / weight
+    squared, power, distance, stretch, weight = errors.sum(0)
+    return squared / power + (cosine_weight * distance + norm_weight * stretch) / weight
 
 
 def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:

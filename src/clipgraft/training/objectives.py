@@ -93,7 +93,7 @@ class ContrastiveObjective(nn.Module):
 
         Returns:
             `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; with the numbers above, and
-            `state_errors` (M, 4) where the token states are kept.
+            `state_errors` (M, 5) where the token states are kept.
         """
         input_ids = batch["input_ids"]
         images = self._image_embeds(batch)
@@ -145,7 +145,7 @@ class ContrastiveObjective(nn.Module):
         return encode_images(self.clip, pixels)
 
     def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
-        """Sums of the token states' errors against the tower as it was, (M, 4)."""
+        """Sums of the token states' errors against the tower as it was, (M, 5)."""
         assert self.preserved is not None
         with torch.no_grad():
             before = text_hidden_states(self.preserved, input_ids)
@@ -161,10 +161,30 @@ class BridgeObjective(nn.Module):
         text_model: The fine-tuned CLIP's text tower, frozen.
         teacher: The base's own text encoder, frozen.
         eos_token_id: Tells words from padding.
+        cosine_weight: See `state_loss`.
+        norm_weight: See `state_loss`.
+        key_value_root: From `key_value_root`, (W, W); None = the error of keys and values is not computed.
+        key_value_weight: Of their squared error relative to the teacher's.
     """
 
-    def __init__(self, bridge: Bridge, text_model: nn.Module, teacher: nn.Module, eos_token_id: int):
+    key_value_root: Tensor | None
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        text_model: nn.Module,
+        teacher: nn.Module,
+        eos_token_id: int,
+        *,
+        cosine_weight: float = 1.0,
+        norm_weight: float = 0.0,
+        key_value_root: Tensor | None = None,
+        key_value_weight: float = 0.0,
+    ):
         super().__init__()
+        self.cosine_weight, self.norm_weight = cosine_weight, norm_weight
+        self.key_value_weight = key_value_weight
+        self.register_buffer("key_value_root", key_value_root, persistent=False)
         self.bridge = bridge
         self.text_model = text_model.requires_grad_(False)
         self.teacher = teacher.requires_grad_(False)
@@ -182,8 +202,19 @@ class BridgeObjective(nn.Module):
         with torch.no_grad():
             student = text_hidden_states(self.text_model, batch["input_ids"])  # (B, L, D of CLIP)
             teacher = text_hidden_states(self.teacher, batch["input_ids"])  # (B, L, D of the base)
-        weights = position_weights(token_classes(batch["input_ids"], self.eos_token_id))
-        return state_loss(state_errors(self.bridge(student), teacher, weights)), {}
+        classes = token_classes(batch["input_ids"], self.eos_token_id)
+        weights = position_weights(classes)
+        bridged = self.bridge(student, classes)
+        errors = state_errors(bridged, teacher, weights)
+        loss = state_loss(errors, cosine_weight=self.cosine_weight, norm_weight=self.norm_weight)
+        if self.key_value_root is None:
+            return loss, {}
+        with torch.autocast(bridged.device.type, enabled=False):
+            root = self.key_value_root.T
+            squared, power, *_ = state_errors(bridged.float() @ root, teacher.float() @ root, weights).sum(0)
+        key_value_loss = squared / power
+        metrics = {"state_loss": loss.detach(), "key_value_loss": key_value_loss.detach()}
+        return loss + self.key_value_weight * key_value_loss, metrics
 
 
 class AutoencoderObjective(nn.Module):

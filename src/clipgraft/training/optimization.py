@@ -2,13 +2,19 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
+) -> list[dict]:
     """Split a module's trainable parameters by whether AdamW decays them, and by learning rate.
 
     Vectors and scalars (biases, norms, CLIP's `logit_scale`) are not decayed: pulling `logit_scale` to zero
@@ -18,6 +24,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
         module: Its parameters with `requires_grad` are taken.
         weight_decay: Decay of the matrices.
         layer_decay: Factor on the learning rate from each layer to the one below it.
+        learning_rate_scales: Further factors, by the beginning of parameters' names.
 
     Returns:
         Groups for `torch.optim.AdamW`, each with its `lr_scale`; the first matrices, then vectors.
@@ -32,7 +39,8 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in sorted(named, key=lambda item: item[1].ndim < 2):
         decay = weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((decay, scales[name]), []).append(parameter)
+        factors = [scale for prefix, scale in learning_rate_scales.items() if name.startswith(prefix)]
+        groups.setdefault((decay, math.prod([scales[name], *factors])), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()

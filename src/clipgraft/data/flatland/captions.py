@@ -1,6 +1,7 @@
 """What five people would write under a picture, and the plain caption that CLIP knows before fine-tuning."""
 
 import random
+from collections.abc import Mapping
 
 from clipgraft.data.flatland.scenes import Scene, pick
 from clipgraft.data.flatland.words import (
@@ -46,6 +47,14 @@ VIEW_WRITERS: tuple[tuple[str, ...], ...] = (
     ("{time} , {view} .", "{view} where {place_detail} ."),
     ("A quiet view {place} .", "{view} , while {time_detail} ."),
 )
+WORDS = {
+    "place": PLACE_WORDS,
+    "time": TIME_WORDS,
+    "subject": SUBJECT_WORDS,
+    "colour": COLOUR_WORDS,
+    "action": ACTION_WORDS,
+}
+"""Ways of saying each attribute's values."""
 ADJECTIVES = ("little", "big", "lone", "single", "lovely")
 ADJECTIVE_SHARE = 0.12
 COLOURED_COMPANION_SHARE = 0.5
@@ -62,12 +71,35 @@ def write_captions(scene: Scene) -> tuple[str, ...]:
 
 def plain_caption(scene: Scene) -> str:
     """Write the one caption of fixed grammar that uses each word's plain form."""
-    place, time = PLACE_WORDS[scene.place][0], TIME_WORDS[scene.time][0]
+    return _fixed_caption(scene, {})
+
+
+def kept_word_caption(scene: Scene) -> tuple[str, tuple[str, ...]]:
+    """Write the plain caption of a scene with a subject in words kept from the teacher, where there are any.
+
+    Returns:
+        The caption, and the attributes that it says in such words.
+    """
+    words = {name: kept for name in WORDS if (kept := kept_word(name, getattr(scene, name)))}
+    return _fixed_caption(scene, words), tuple(words)
+
+
+def kept_word(attribute: str, value: str) -> str | None:
+    """Return the first way of saying an attribute's value that has a word kept from the teacher, if any."""
+    ways = WORDS[attribute].get(value, ())
+    return next((way for way in ways if not UNKNOWN_TO_TEACHER.isdisjoint(way.split())), None)
+
+
+def _fixed_caption(scene: Scene, words: Mapping[str, str]) -> str:
+    """The plain caption, with some attributes' words replaced."""
+    place = words.get("place", PLACE_WORDS[scene.place][0])
+    time = words.get("time", TIME_WORDS[scene.time][0])
     if not scene.subject:
         return f"{_capital(VIEWS[scene.place][0])} {time}"
     company = f" {COMPANY[0].format(_article(scene.companion))}" if scene.companion else ""
-    subject = _coloured(scene.subject, scene.subject, scene.colour, clothes=0)
-    return f"{_capital(subject)} {scene.action}{company} {place} {time}"
+    noun, colour = words.get("subject", scene.subject), words.get("colour", scene.colour)
+    subject = _coloured(scene.subject, noun, colour, clothes=0)
+    return f"{_capital(subject)} {words.get('action', scene.action)}{company} {place} {time}"
 
 
 def is_known_to_teacher(caption: str) -> bool:

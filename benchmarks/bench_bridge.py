@@ -1,0 +1,276 @@
+"""The bridge at Stable Diffusion v1.5's and CLIP B/32's exact shapes, with random weights.
+
+    python benchmarks/bench_bridge.py [--only PART] [--captions 40460] [--work DIR]
+
+ridge: the closed form against NumPy's least squares, and a linear teacher that it has to find.
+few_captions: on flatland, the linear bridge's error on held-out words by the number of captions.
+closed_form: captions a second and peak memory of fitting it to Flickr8k's captions (../shared/flickr8k).
+refine: memory and time of a step on one picture of 512 x 512, and what cached latents save.
+
+Peak memory is VmHWM of a process of its own. Checkpoints are written once into DIR (runs/bench_bridge), 3 GB.
+Each part updates its section of benchmarks/results/bridge.json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+import real_size  # noqa: E402
+from clipgraft.config import BridgeSettings, Recipe, apply_overrides  # noqa: E402
+from clipgraft.models.base import FrozenBase  # noqa: E402
+from clipgraft.models.bridge import Bridge  # noqa: E402
+from clipgraft.models.checkpoint import module_sha256  # noqa: E402
+from clipgraft.models.clip import load_clip  # noqa: E402
+from clipgraft.models.encoder import Graft, GraftedTextEncoder  # noqa: E402
+from clipgraft.models.ridge import RidgeRegression  # noqa: E402
+from clipgraft.runtime import describe_environment  # noqa: E402
+from clipgraft.stages.bridge import linear_bridge  # noqa: E402
+from clipgraft.stages.captions import load_captions  # noqa: E402
+from clipgraft.stages.refine import build_objective  # noqa: E402
+from clipgraft.stages.towers import Towers  # noqa: E402
+from clipgraft.training.optimization import parameter_groups  # noqa: E402
+from clipgraft.training.stepper import Stepper  # noqa: E402
+
+RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
+FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k"
+WIDTH, BASE_WIDTH = 512, 768
+REPEATS = 5
+FEW = (25, 100, 1000)
+
+
+def ridge() -> dict[str, Any]:
+    """Relative differences from NumPy's least squares and from a linear teacher, inputs of unequal power."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -2, WIDTH, dtype=torch.float64)
+    inputs = torch.randn(6000, WIDTH, generator=generator, dtype=torch.float64) * scales
+    targets = torch.randn(6000, BASE_WIDTH, generator=generator, dtype=torch.float64)
+    weights = torch.rand(6000, generator=generator, dtype=torch.float64)
+    true = torch.randn(WIDTH, BASE_WIDTH, generator=generator, dtype=torch.float64)
+
+    def solve(y: torch.Tensor) -> torch.Tensor:
+        regression = RidgeRegression(WIDTH, BASE_WIDTH)
+        for rows in torch.arange(6000).split(1000):
+            regression.add(inputs[rows], y[rows], weights[rows])
+        weight, bias = regression.solve(0.0)
+        return torch.cat([weight.T, bias])
+
+    root = weights.sqrt()[:, None]
+    stacked = torch.cat([inputs, torch.ones(6000, 1, dtype=torch.float64)], 1) * root
+    expected = torch.from_numpy(np.linalg.lstsq(stacked.numpy(), (targets * root).numpy(), rcond=None)[0])
+    found, recovered = solve(targets), solve(inputs @ true)[:-1]
+    return {
+        "difference_from_lstsq": float((found - expected).norm() / expected.norm()),
+        "error_of_a_linear_teacher": float((recovered - true).norm() / true.norm()),
+        "rows": 6000,
+    }
+
+
+def few_captions() -> dict[str, Any]:
+    """Relative error of held-out words on flatland by number of captions, drawn at random."""
+    recipe = Recipe(bridge=BridgeSettings(mixed_precision="no"))
+    captions, towers = load_captions(recipe), Towers(recipe)
+    order = torch.randperm(len(captions.train), generator=torch.Generator().manual_seed(0)).tolist()
+    held_out = towers.input_ids(captions.held_out[:200])
+    found: dict[str, Any] = {}
+    for count in FEW:
+        linear = towers.fit_linear(towers.input_ids([captions.train[index] for index in order[:count]]))
+        found[str(count)] = {}
+        for by_class in (True, False):
+            settings = BridgeSettings(num_epochs=0, by_token_class=by_class)
+            fitted = linear_bridge(towers, linear, settings)
+            measured = towers.measure(fitted, held_out, linear.key_value_root)
+            name = "map_per_class" if by_class else "one_map"
+            found[str(count)][name] = measured["relative_error"]
+    return found
+
+
+def closed_form(work: Path, num_captions: int) -> dict[str, Any]:
+    """Of a tenth of the captions and of all: captions a second, peak memory."""
+    if not FLICKR8K.is_dir():
+        print(f"closed_form skipped: no Flickr8k captions at {FLICKR8K}")
+        return {}
+    found = {}
+    for count in (num_captions // 10, num_captions):
+        found[str(count)] = in_a_process("fit", work, count)
+        print(count, found[str(count)])
+    return found
+
+
+def fit(work: Path, count: int) -> dict[str, float]:
+    """Fit the closed form to so many captions."""
+    towers = Towers(recipe_of(work))
+    captions = flickr8k_captions()[:count]
+    input_ids = towers.input_ids(captions)
+    begun = time.perf_counter()
+    linear = towers.fit_linear(input_ids)
+    linear.regression.solve(1e-4, by_class=True)
+    seconds = time.perf_counter() - begun
+    return {"captions_per_second": len(captions) / seconds, "seconds": seconds, "captions": len(captions)}
+
+
+def refine(work: Path) -> dict[str, Any]:
+    """A step without gradient checkpointing, and with the latents encoded in it."""
+    found = in_a_process("refine_step", work, 0)
+    print(found)
+    return found
+
+
+def refine_step(work: Path, _: int) -> dict[str, Any]:
+    """Time steps of one picture in bfloat16; memory is that of the steps with cached latents."""
+    base = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16)
+    clip = load_clip(work / "clip")
+    bridge = Bridge(WIDTH, BASE_WIDTH, 1024, num_maps=3, num_positions=77)
+    tower = clip.model.text_model
+    encoder = GraftedTextEncoder.graft(tower, bridge, base.empty_states(), base.tokenizer.eos_token_id)
+    objective = build_objective(Graft(encoder, clip.tokenizer, {}), base, Recipe().refine)
+    vae, base.vae, clip = base.vae, None, None
+    sums = module_sha256(base.unet), module_sha256(vae)
+    stepper = Stepper(
+        objective,
+        parameter_groups(objective, 0.01),
+        learning_rate=1e-4,
+        max_grad_norm=1.0,
+        accumulation="joint",
+        mixed_precision="bf16",
+        ema_decay=0.0,
+        device="cpu",
+        fingerprint="",
+    )
+    ids = encoder_ids(base.tokenizer)
+    batch = {"latents": torch.randn(1, 4, 64, 64), "input_ids": ids}
+    with FlopCounterMode(display=False) as counter:
+        stepper.step([batch], 1e-4)
+    flops = counter.get_total_flops()
+    peak_memory = peak_bytes()
+    pixels = torch.rand(1, 3, 512, 512).mul(2).sub(1).bfloat16()
+    base.vae = vae
+
+    def encoded() -> dict[str, torch.Tensor]:
+        return {**batch, "latents": base.encode_latents(pixels).float()}
+
+    times: dict[str, list[float]] = {"cached": [], "encoded": []}
+    for _ in range(REPEATS):
+        for name, times_of in times.items():
+            begun = time.perf_counter()
+            stepper.step([encoded() if name == "encoded" else batch], 1e-4)
+            times_of.append(time.perf_counter() - begun)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    peak = peak_flops()
+    return {
+        "peak_bytes_of_steps": peak_memory,
+        "seconds": seconds,
+        "encoded_over_cached": seconds["encoded"] / seconds["cached"],
+        "tflop": flops / 1e12,
+        "share_of_matmul_peak": flops / seconds["cached"] / peak,
+        "matmul_peak_gflops": peak / 1e9,
+        "unet_and_vae_bit_identical": (module_sha256(base.unet), module_sha256(vae)) == sums,
+    }
+
+
+def encoder_ids(tokenizer: Any) -> torch.Tensor:
+    """Token ids of a caption, (1, 77)."""
+    return tokenizer("A dog runs on the beach", padding="max_length", return_tensors="pt").input_ids
+
+
+def peak_flops() -> float:
+    """Operations a second of a large bfloat16 product, the best of a few."""
+    matrix = torch.ones(4096, 4096, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - begun)
+    return 2 * 4096**3 / min(seconds)
+
+
+def flickr8k_captions() -> list[str]:
+    """All 40,460 captions of Flickr8k."""
+    lines = (FLICKR8K / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    return [line.partition("\t")[2] for line in lines]
+
+
+def recipe_of(work: Path) -> Recipe:
+    """Both checkpoints."""
+    names = {"clip.name": work / "clip", "base.name": work / "sd15"}
+    return apply_overrides({}, [f"{key}={json.dumps(str(path))}" for key, path in names.items()])
+
+
+def write_checkpoints(work: Path) -> None:
+    """Write both models once, with a tokenizer that knows Flickr8k's words, so that lengths are usual."""
+    if (work / "ready").is_file():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    real_size.write_clip_b32(work / "clip")
+    real_size.write_sd15_checkpoint(work / "sd15", torch.bfloat16)
+    if FLICKR8K.is_dir():
+        tokenizer = real_size.build_tokenizer(flickr8k_captions(), 8000)
+        tokenizer.save_pretrained(work / "clip")
+        tokenizer.save_pretrained(work / "sd15" / "tokenizer")
+    (work / "ready").touch()
+
+
+def in_a_process(name: str, work: Path, count: int) -> dict[str, Any]:
+    """Call one of this file's functions in a process of its own, and add its peak memory."""
+    command = [sys.executable, __file__, "--child", name, "--work", str(work), "--captions", str(count)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held: VmHWM."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def update_result(section: str, found: dict[str, Any]) -> None:
+    """Put a section into the results, with the environment that it was measured in."""
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    command = f"python benchmarks/bench_bridge.py --only {section}"
+    environment = describe_environment(torch.device("cpu")) | {"command": command}
+    result[section] = found | {"environment": environment}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", choices=("ridge", "few_captions", "closed_form", "refine"))
+    parser.add_argument("--captions", type=int, default=40_460)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_bridge"))
+    parser.add_argument("--child", choices=("fit", "refine_step"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        function = {"fit": fit, "refine_step": refine_step}[options.child]
+        found = function(options.work, options.captions)
+        print(json.dumps({**found, "peak_bytes": peak_bytes()}))
+        return
+    parts = {
+        "ridge": ridge,
+        "few_captions": few_captions,
+        "closed_form": lambda: closed_form(options.work, options.captions),
+        "refine": lambda: refine(options.work),
+    }
+    for name in [options.only] if options.only else parts:
+        if name in ("closed_form", "refine"):
+            write_checkpoints(options.work)
+        found = parts[name]()
+        print(name, json.dumps(found, indent=2))
+        if found:
+            update_result(name, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""Settings of every stage: one frozen, strict model each; this module imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Every = Annotated[int, Field(ge=0)]
+"""Steps between events; 0 = never."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(Section):
+    """Where captioned images come from."""
+
+    source: str = ""
+    """Folder or file with captioned images; formats in docs/data.md. Empty: flatland8k is drawn."""
+    include_unsplit: bool = False
+    """Images outside every split list go to train instead of being counted out."""
+    max_train_images: Every = 0
+    """Use the first n training images only; 0 = all."""
+    max_val_images: Every = 0
+    """Use the first n validation images only; 0 = all."""
+    max_test_images: Every = 0
+    """Use the first n test images only; 0 = all."""
+
+
+class ModelSettings(Section):
+    """A model as a folder, a hub id, or one of the named ones."""
+
+    name: str
+    """Folder, hub id, `.safetensors` file (bases only) or `flatland`."""
+    revision: str = ""
+    """Commit of a hub id, 40 hexadecimal digits; empty: its own pin, or main with a warning."""
+
+
+class TrainSettings(Section):
+    """What every stage that trains by gradient descent has in common."""
+
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after warm-up; linear and cosine end at 0."""
+    warmup_steps: Every = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's decay of matrices; biases, norms and `logit_scale` are left out."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global norm."""
+    batch_size: Count = 32
+    """Items in one forward pass."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes whose gradients are averaged into one optimizer step."""
+    num_epochs: Annotated[int, Field(ge=0)] = 9
+    """Passes over the training split."""
+    mixed_precision: MixedPrecision = "auto"
+    """auto: fp16 on CUDA, bf16 on a CPU that is faster in it, else no."""
+    checkpoint_every: Every = 500
+    """Steps between resumable checkpoints."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept."""
+    num_workers: Every = 0
+    """Processes that decode images beside the training one."""
+    track: Literal["", "tensorboard"] = ""
+    """tensorboard: write the figures of log and evaluations there as well; empty: nowhere else."""
+
+
+class FinetuneSettings(TrainSettings):
+    """Contrastive fine-tuning of CLIP; the defaults: AdamW, 1e-5, batch 32, norm 1.0, nine epochs."""
+
+    batch_size: Count = 32
+    """Images in one forward pass of all processes together; each with `captions_per_image` captions."""
+    captions_per_image: Annotated[int, Field(ge=1, le=5)] = 1
+    """Captions drawn for each image; the image is encoded once."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """CLIP's loss or SigLIP's."""
+    same_image: Literal["mask", "positive", "negative"] = "mask"
+    """What another caption of the same image is: left out, right as well, or wrong (plain CLIP)."""
+    accumulation: Literal["joint", "separate"] = "joint"
+    """joint: negatives from all the step's forward passes, as one big batch; separate: within each."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least area of a random crop of each training image, as a share; 1 = none."""
+    frozen_vision_layers: Annotated[int, Field(ge=-1)] = 0
+    """Embeddings and the first n layers of the vision tower stay as they are; -1 = the whole tower."""
+    frozen_text_layers: Annotated[int, Field(ge=-1)] = 0
+    """Embeddings and the first n layers of the text tower stay as they are; -1 = the whole tower."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each layer to the one below it."""
+    lora_rank: Every = 0
+    """Train low-rank updates of the attention's maps alone, merged at the end; 0 = train the weights."""
+    preservation_weight: NotNegative = 0.0
+    """Weight of the loss that holds the token states where they were; 0 = none."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the moving average that becomes the weights; 0 = none."""
+    best_metric: str = ""
+    """Keep the weights of the evaluation with the best of this metric; empty: the last weights."""
+    patience: Every = 0
+    """Evaluations without a better `best_metric` after which training stops; 0 = never."""
+    samples_every: Every = 0
+    """Steps between pictures of `generate.prompts`, drawn on the way; 0 = never."""
+    samples_graft: str = ""
+    """Graft folder whose bridge and base they are drawn with."""
+    compile: bool = False
+    """Compile both towers with torch.compile: minutes at the start, faster steps after."""
+
+
+class BridgeSettings(TrainSettings):
+    """The map from CLIP's token states to the teacher's."""
+
+    learning_rate: Positive = 1e-3
+    num_epochs: Annotated[int, Field(ge=0)] = 2
+    """Passes of the residual MLP over the captions; 0 = the closed-form linear map alone."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 20
+    captions: str = ""
+    """Text file with a caption a line, in place of the source's captions: text needs no images."""
+    max_captions: Every = 0
+    """Use the first n training captions only; 0 = all."""
+    allow_few_captions: bool = False
+    """Go on with fewer than 100 captions."""
+    ridge: NotNegative = 1e-4
+    """Ridge penalty, relative to the mean variance of CLIP's token states."""
+    by_token_class: bool = True
+    """A linear map each for words, EOS and padding, with a bias for each position; off: one for all."""
+    hidden_size: Count = 1024
+    """Width of the residual MLP."""
+    num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 0
+    """Causal attention blocks before the residual MLP."""
+    cosine_weight: NotNegative = 1.0
+    """Of the direction's error (1 - cosine), beside the squared one, in the residual's loss."""
+    norm_weight: NotNegative = 0.1
+    """Of the length's error."""
+    key_value_weight: NotNegative = 1.0
+    """Of the error in what the U-Net's cross-attention makes of the states: its keys and values."""
+
+
+class RefineSettings(TrainSettings):
+    """Training the bridge through the frozen U-Net, on pictures; weights of losses: 0 = off."""
+
+    learning_rate: Positive = 1e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 50
+    batch_size: Count = 16
+    num_epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the training pictures; 0 = not refined."""
+    noise_weight: NotNegative = 1.0
+    """Of the error against the noise itself: draws to the pictures."""
+    teacher_weight: NotNegative = 1.0
+    """Of the error against the noise predicted with the base's own text encoder: draws to what it knows."""
+    feature_weight: NotNegative = 0.1
+    """Of the relative error of each U-Net block's output against the teacher's."""
+    teacher_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the last two weights that is left at the end; they fall evenly. Below 1 lets the pictures pull
+    beyond what the base's own text encoder knows."""
+    caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of captions replaced by the empty prompt."""
+    timestep_sampling: Literal["uniform", "high_noise"] = "uniform"
+    """high_noise: in proportion to the timestep, as the text acts early."""
+    snr_gamma: NotNegative = 0.0
+    """Cap of the signal-to-noise ratio in the timesteps' weights (min-SNR), 1 or more; 0 = all alike."""
+    text_layers: Every = 0
+    """Last layers of the text tower that are trained too."""
+    text_learning_rate: Positive = 1e-6
+    """Peak learning rate of those layers."""
+    text_lora_rank: Every = 0
+    """Train low-rank updates of those layers, merged at the end; 0 = their weights."""
+    gradient_checkpointing: bool = False
+    """Compute the U-Net's activations twice instead of keeping them: less memory, a third more time."""
+
+
+class GenerateSettings(Section):
+    """Drawing pictures from prompts."""
+
+    prompts: tuple[str, ...] = (
+        "A dog running on the beach at sunset",
+        "A colorful garden with blooming flowers",
+    )
+    negative_prompt: str = ""
+    num_images_per_prompt: Count = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the first picture; the next ones count up."""
+    num_inference_steps: Count = 25
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 7.5
+    """1 = no guidance."""
+    height: Every = 0
+    """Pixels, a multiple of 8; 0 = the base's own size."""
+    width: Every = 0
+    """Pixels, a multiple of 8; 0 = the base's own size."""
+    batch_size: Count = 4
+    """Pictures drawn at once; does not change them."""
+    scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
+    """DPM-Solver++ 2M with Karras sigmas; pndm with 50 steps is the base's own, lcm is for few-step LoRAs."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
+    compile: bool = False
+    """Compile torch's networks at their first run; pays after many pictures."""
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
+    feature_cache: Count = 1
+    """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another picture."""
+    lora: str = ""
+    """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another picture."""
+
+
+class AutoencoderSettings(TrainSettings):
+    """The VAE of an embedded base, trained on crops."""
+
+    learning_rate: Positive = 1e-3
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 100
+    weight_decay: NotNegative = 0.0
+    batch_size: Count = 8
+    num_epochs: Annotated[int, Field(ge=0)] = 40
+    crop_size: Annotated[int, Field(ge=16, multiple_of=8)] = 64
+    """Side of the square cut from each picture, in pixels."""
+    kl_weight: NotNegative = 1e-6
+    """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
+
+
+class DenoiserSettings(TrainSettings):
+    """The U-Net of an embedded base and its text encoder, trained together."""
+
+    learning_rate: Positive = 5e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 200
+    num_epochs: Annotated[int, Field(ge=0)] = 60
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of the moving average that becomes the weights; 0 = none."""
+    snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    """Cap of the signal-to-noise ratio in the loss' weights (min-SNR)."""
+    caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of captions replaced by the empty prompt, for classifier-free guidance."""
+
+
+class PlainClipSettings(TrainSettings):
+    """CLIP as it is before fine-tuning: trained on plain captions alone."""
+
+    learning_rate: Positive = 5e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 100
+    weight_decay: NotNegative = 0.1
+    batch_size: Count = 64
+    num_epochs: Annotated[int, Field(ge=0)] = 12
+
+
+class ProbeSettings(TrainSettings):
+    """The classifier that reads from a drawn picture what is in it."""
+
+    learning_rate: Positive = 1e-3
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Every = 100
+    num_epochs: Annotated[int, Field(ge=0)] = 8
+    num_images: Count = 12000
+    """Pictures drawn for it alone, held-out combinations among them."""
+
+
+class PretrainSettings(Section):
+    """Training an embedded base from nothing: VAE, U-Net with its text encoder, CLIP, probe."""
+
+    vae: AutoencoderSettings = AutoencoderSettings()
+    unet: DenoiserSettings = DenoiserSettings()
+    clip: PlainClipSettings = PlainClipSettings()
+    probe: ProbeSettings = ProbeSettings()
+
+
+class EvaluateSettings(Section):
+    """How good pictures are, with each text encoder of a run, from the same prompts and seeds."""
+
+    num_prompts: Every = 0
+    """Of each set: the first n held-out captions, of flatland's 240 fixed prompts, of `prompts`; 0 = not
+    evaluated."""
+    num_images_per_prompt: Count = 1
+    """2 or more also measure the diversity between seeds."""
+    prompts: str = ""
+    """Text file with a prompt a line, outside what CLIP was tuned on: shows what was forgotten."""
+    scorer: str = ""
+    """CLIP that scores pictures: folder, hub id or flatland; empty: the one that was fine-tuned, as it was
+    before, which is not independent."""
+    scorer_revision: str = ""
+    """Commit of a hub id."""
+    force: bool = False
+    """Measure distances between distributions however few pictures there are."""
+    num_inference_steps: Count = 20
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    """At Stable Diffusion's 7.5 a base as small as flatland burns its colours."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of each set's first picture; the next ones count up."""
+    batch_size: Count = 16
+
+
+class LadderSettings(Section):
+    """What each part of a bridge is worth, on flatland."""
+
+    num_seeds: Count = 3
+    num_prompts: Annotated[int, Field(ge=2, le=240)] = 40
+    """The first n of the 240 fixed prompts."""
+    num_kept_word_prompts: Annotated[int, Field(ge=1, le=120)] = 20
+    """The first n of 120 prompts with words that the base's own text encoder never read."""

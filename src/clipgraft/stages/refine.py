@@ -1,0 +1,179 @@
+"""Refine a graft on pictures, through the frozen U-Net."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipgraft.config import Recipe, RefineSettings
+from clipgraft.data.cache import LatentBatches, WithProgress
+from clipgraft.data.records import CaptionedImage
+from clipgraft.data.transforms import encode_captions, tokenize
+from clipgraft.evaluation.teacher import noise_pred_errors
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.encoder import Graft, load_graft, save_graft
+from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
+from clipgraft.stages.data import load_source, select
+from clipgraft.stages.fitting import fit_stage
+from clipgraft.stages.latents import load_latents
+from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
+from clipgraft.training.refinement import RefineObjective
+
+NUM_MEASURED_IMAGES = 8
+"""Each costs fifteen passes of the U-Net, before and after."""
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Pictures(NamedTuple):
+    """What a graft is refined on and measured on."""
+
+    train: tuple[CaptionedImage, ...]
+    train_latents: Tensor
+    """(N, 4, h, w) float16."""
+    test: tuple[CaptionedImage, ...]
+    test_latents: Tensor
+    fingerprint: str
+    """Of the source."""
+
+
+def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train a graft's bridge, and by choice its last text layers, on the train split of `recipe.data`.
+
+    Args:
+        recipe: Its seed, device, data, base and refine settings are read.
+        graft: Folder of the graft, which stays as it is.
+        folder: Gets `graft/`, `metrics.json`, `log.jsonl` and `checkpoints/`.
+        resume: Go on from the newest checkpoint there.
+
+    Returns:
+        The metrics that were written: by timestep the error of the predicted noise against the teacher's on
+        test pictures, before and after.
+
+    Raises:
+        ValueError: If no loss has a weight, or a setting does not fit.
+        CheckpointError: If the graft was made for another base.
+    """
+    settings, device = recipe.refine, choose_device(recipe.device)
+    check_settings(settings)
+    loaded = load_graft(graft)
+    precision = choose_mixed_precision(settings.mixed_precision, device)
+    base = FrozenBase.load(
+        recipe.base.name,
+        revision=recipe.base.revision or None,
+        dtype=DTYPES[precision],  # frozen weights need no float32 master
+        tokenizer=loaded.tokenizer,
+    )
+    base.check_record(loaded.base)
+    for module in base.modules.values():
+        module.to(device)
+    pictures = load_pictures(recipe, base)
+    base.vae = None  # frees its memory for the training
+    seed_everything(recipe.seed)
+    objective = build_objective(loaded, base, settings).to(device)
+    metrics: dict[str, Any] = {"before": measure_noise(loaded, base, pictures)}
+    result = fit_stage(
+        "refining the graft",
+        objective,
+        _batches(pictures, loaded, settings, recipe.seed),
+        settings,
+        folder=folder,
+        device=device,
+        source_fingerprint=pictures.fingerprint,
+        seed=recipe.seed,
+        resume=resume,
+        learning_rate_scales={"encoder.text_model.": settings.text_learning_rate / settings.learning_rate},
+    )
+    if settings.text_lora_rank:
+        merge_lora(loaded.text_encoder)
+    metrics |= {"after": measure_noise(loaded, base, pictures), "num_steps": result.num_steps}
+    metrics |= {"seconds": result.seconds, "epoch_mean_loss": result.epoch_mean_loss}
+    metrics |= {"num_train_images": len(pictures.train), "mixed_precision": precision}
+    save_graft(loaded._replace(text_encoder=loaded.text_encoder.cpu()), folder / "graft")
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def check_settings(settings: RefineSettings) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ValueError: Names the setting and what to do.
+    """
+    if not settings.num_epochs:
+        raise ValueError("refine.num_epochs is 0: nothing would be trained; set it to 1 or more")
+    if not (settings.noise_weight or settings.teacher_weight or settings.feature_weight):
+        raise ValueError(
+            "nothing to refine by: refine.noise_weight, teacher_weight and feature_weight are all 0; set one"
+        )
+    if 0 < settings.snr_gamma < 1:
+        raise ValueError(f"refine.snr_gamma must be 0 or at least 1; got {settings.snr_gamma}")
+    if settings.text_lora_rank and not settings.text_layers:
+        raise ValueError("refine.text_lora_rank needs text_layers: how many of the last layers to update")
+
+
+def load_pictures(recipe: Recipe, base: FrozenBase, num_measured: int = NUM_MEASURED_IMAGES) -> Pictures:
+    """Encode the train split, and of the test split (else of train) what is measured on.
+
+    Raises:
+        ValueError: If there is no training picture.
+    """
+    assert base.unet is not None
+    source = load_source(recipe.data)
+    train = select(source, "train", recipe.data.max_train_images)
+    if not train:
+        raise ValueError("no training picture to refine on; name a source with a train split")
+    test = (select(source, "test", recipe.data.max_test_images) or train)[:num_measured]
+    size = int(base.unet.config.sample_size) * 8
+    latents = [load_latents(base, images, size) for images in (train, test)]
+    return Pictures(train, latents[0], test, latents[1], source.fingerprint)
+
+
+def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) -> RefineObjective:
+    """Prepare a graft and a base as the settings say."""
+    assert base.unet is not None
+    assert base.text_encoder is not None
+    assert base.scheduler is not None
+    train_bridge_and_last_layers(graft.text_encoder, settings.text_layers, settings.text_lora_rank)
+    if settings.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    return RefineObjective(
+        graft.text_encoder,
+        base.unet,
+        base.text_encoder,
+        alphas_cumprod=base.scheduler.alphas_cumprod,
+        empty_input_ids=tokenize([""], graft.tokenizer, pad_to_context_length=True).input_ids[0],
+        noise_weight=settings.noise_weight,
+        teacher_weight=settings.teacher_weight,
+        feature_weight=settings.feature_weight,
+        teacher_end=settings.teacher_end,
+        caption_drop=settings.caption_drop,
+        timestep_sampling=settings.timestep_sampling,
+        snr_gamma=settings.snr_gamma,
+    )
+
+
+def measure_noise(graft: Graft, base: FrozenBase, pictures: Pictures) -> dict[str, float]:
+    """Error of the noise predicted with the graft against the teacher's on test pictures, by timestep."""
+    assert base.unet is not None
+    assert base.text_encoder is not None
+    assert base.scheduler is not None
+    captions: Sequence[str] = [image.captions[0] for image in pictures.test]
+    input_ids = tokenize(captions, graft.tokenizer, pad_to_context_length=True).input_ids
+    encoder = graft.text_encoder.eval().to(base.unet.device)
+    alphas = base.scheduler.alphas_cumprod
+    return noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, pictures.test_latents, input_ids)
+
+
+def _batches(pictures: Pictures, graft: Graft, settings: RefineSettings, seed: int) -> WithProgress:
+    tokenizer = graft.tokenizer
+    batches = LatentBatches(
+        pictures.train_latents,
+        [encode_captions(image.captions, tokenizer)[0] for image in pictures.train],
+        eos_token_id=tokenizer.eos_token_id,
+        context_length=tokenizer.model_max_length,
+        batch_size=min(settings.batch_size, len(pictures.train)),
+        seed=seed,
+    )
+    return WithProgress(batches, settings.num_epochs)

@@ -1,0 +1,180 @@
+"""CLIP's text tower and the teacher over captions: the linear bridge, and a bridge's error."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from clipgraft.config import Recipe
+from clipgraft.data.transforms import tokenize
+from clipgraft.models.base import FrozenBase, check_fit
+from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge, position_weights, token_classes
+from clipgraft.models.clip import load_clip, text_hidden_states
+from clipgraft.models.cross_attention import key_value_root
+from clipgraft.models.encoder import Graft, GraftedTextEncoder
+from clipgraft.models.identity import read_cross_attention
+from clipgraft.models.ridge import ClassRidgeRegression
+from clipgraft.models.states import Spread, StateError
+from clipgraft.progress import track
+from clipgraft.runtime import choose_device, choose_mixed_precision
+
+ENCODE_BATCH_SIZE = 64
+"""Captions whose states are held at once: the stream's memory, whatever the number of captions."""
+WHOLE_EVERY = 8
+"""Of a stream that is fitted to, one batch in so many has all positions; the others, those next to words.
+Three in four of a caption's 77 positions are padding of little weight: they would cost most of the time."""
+NUM_NEAR_PADDING = 4
+
+
+class Positions(NamedTuple):
+    """A batch of captions, token by token."""
+
+    student: Tensor
+    """CLIP's states, (B, L, D)."""
+    teacher: Tensor
+    """(B, L, W)."""
+    classes: Tensor
+    """(B, L)."""
+    weights: Tensor
+    """Importance, (B, L)."""
+
+
+class LinearFit(NamedTuple):
+    """What one pass over captions gives."""
+
+    regression: ClassRidgeRegression
+    key_value_root: Tensor
+    """(W, W); see `models.cross_attention`."""
+
+
+class Towers:
+    """CLIP's text tower, the teacher of a base that it fits, and the base's key and value maps.
+
+    Args:
+        recipe: Its device, clip, base and bridge settings are read.
+
+    Raises:
+        CheckpointError: If CLIP's tower cannot answer the base's text encoder.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.device = choose_device(recipe.device)
+        clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+        base = FrozenBase.load(
+            recipe.base.name,
+            revision=recipe.base.revision or None,
+            components=("tokenizer", "text_encoder"),
+            tokenizer=clip.tokenizer,
+        )
+        check_fit(clip.model.text_model, clip.tokenizer, base)
+        assert base.text_encoder is not None
+        assert base.origin is not None
+        self.tokenizer: CLIPTokenizer = clip.tokenizer
+        self.empty_states = base.empty_states()
+        self.record = base.record()
+        self.key_value_maps = list(read_cross_attention(base.origin.path).values())
+        self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
+        self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
+        precision = choose_mixed_precision(recipe.bridge.mixed_precision, self.device)
+        self.dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether CLIP's tower is the teacher itself, weight by weight: then nothing needs a bridge."""
+        ours, theirs = self.text_model.state_dict(), self.teacher.state_dict()
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def input_ids(self, captions: list[str]) -> Tensor:
+        """Token ids of captions, (N, 77) int64."""
+        return tokenize(captions, self.tokenizer, pad_to_context_length=True).input_ids
+
+    @torch.no_grad()
+    def positions(self, input_ids: Tensor, description: str, *, to_fit: bool = False) -> Iterator[Positions]:
+        """Encode captions batch by batch, by length.
+
+        Args:
+            input_ids: (N, L) int64.
+            description: What stands before the bar.
+            to_fit: Leave far padding out of all but one batch in `WHOLE_EVERY`, where it counts for all.
+        """
+        lengths = (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
+        batches = lengths.argsort(stable=True).split(ENCODE_BATCH_SIZE)
+        num_whole = -(-len(batches) // WHOLE_EVERY)
+        whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
+        stands_for = len(input_ids) / sum(len(batches[index]) for index in whole)
+        with track(description, len(input_ids)) as update:
+            done = 0
+            for index, rows in enumerate(batches):
+                near = min(input_ids.shape[1], int(lengths[rows].max()) + NUM_NEAR_PADDING)
+                is_whole = not to_fit or index in whole
+                ids = input_ids[rows][:, : None if is_whole else near].to(self.device)
+                classes = token_classes(ids, self.tokenizer.eos_token_id)
+                weights = position_weights(classes)
+                if to_fit and is_whole:
+                    weights[:, near:] *= stands_for
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    states = [text_hidden_states(tower, ids) for tower in (self.text_model, self.teacher)]
+                yield Positions(states[0].float(), states[1].float(), classes, weights)
+                done += len(rows)
+                update(done, "captions")
+
+    def fit_linear(self, input_ids: Tensor) -> LinearFit:
+        """Gather what the linear maps and the weights of keys and values are computed from, in one pass."""
+        sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
+        regression = ClassRidgeRegression(*sizes, input_ids.shape[1])
+        for student, teacher, classes, weights in self.positions(
+            input_ids, "fitting the linear bridge", to_fit=True
+        ):
+            regression.add(student, teacher, weights, classes)
+        return LinearFit(regression, key_value_root(self.key_value_maps, regression.target_moment))
+
+    def new_bridge(
+        self, *, hidden_size: int = 0, num_attention_blocks: int = 0, by_class: bool = True
+    ) -> Bridge:
+        """Return a bridge between the towers; its linear maps are random."""
+        return Bridge(
+            self.text_model.config.hidden_size,
+            self.teacher.config.hidden_size,
+            hidden_size,
+            num_maps=NUM_CLASS_MAPS if by_class else 1,
+            num_positions=self.text_model.config.max_position_embeddings if by_class else 1,
+            num_attention_blocks=num_attention_blocks,
+        ).to(self.device)
+
+    @torch.no_grad()
+    def measure(self, bridge: Bridge, input_ids: Tensor, root: Tensor) -> dict[str, Any]:
+        """Compare bridged states with the teacher's.
+
+        Args:
+            bridge: In eval or without dropout.
+            input_ids: (N, 77) of captions that it was not fitted to.
+            root: (W, W) from `key_value_root`.
+
+        Returns:
+            `relative_error` and `cosine` of states, `key_value_error` of keys and values, `spread` and
+            `teacher_spread`, each by token class. BOS counts as the teacher's own, which the graft has.
+        """
+        error, key_value_error = StateError(), StateError()
+        spreads = Spread(len(root)), Spread(len(root))
+        root = root.to(self.device)
+        for student, teacher, classes, _ in self.positions(input_ids, "measuring the bridge"):
+            bridged = bridge(student, classes)
+            bridged[:, 0] = teacher[:, 0]
+            error.add(bridged, teacher, classes)
+            key_value_error.add(bridged @ root.T, teacher @ root.T, classes)
+            for spread, states in zip(spreads, (bridged, teacher), strict=True):
+                spread.add(states, classes)
+        return error.summary() | {
+            "key_value_error": key_value_error.summary()["relative_error"],
+            "spread": spreads[0].summary(),
+            "teacher_spread": spreads[1].summary(),
+        }
+
+    def graft(self, bridge: Bridge) -> Graft:
+        """Put tower, bridge and the teacher's empty prompt together."""
+        encoder = GraftedTextEncoder.graft(
+            self.text_model, bridge, self.empty_states, self.tokenizer.eos_token_id
+        )
+        return Graft(encoder, self.tokenizer, self.record)

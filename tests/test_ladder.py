@@ -1,0 +1,94 @@
+"""The ladder: what is put together over seeds, what is drawn of it, and all rungs once on flatland."""
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from clipgraft.config import apply_overrides
+from clipgraft.data.flatland import is_known_to_teacher, kept_word_prompts
+from clipgraft.presets import ladder as ladder_recipe
+from clipgraft.reporting.plots import plot_ladder
+from clipgraft.stages.ladder import RUNGS, TEACHER, ladder, slug, summarize, tables
+
+FIGURES = (
+    *(
+        f"{kind}_{name}"
+        for kind in ("state_error", "key_value_error")
+        for name in ("words", "eos", "padding")
+    ),
+    *(f"noise_error_{timestep}" for timestep in (50, 250, 500, 750, 950)),
+    *("fidelity", "fidelity_seen", "fidelity_held_out", "fidelity_kept_words", "fidelity_plain_words"),
+    *("pixel_difference", "agreement"),
+)
+
+
+def found_of(*offsets):
+    """Figures of one seed for each offset: rung k has 0.1 k + offset in all of them."""
+    return [
+        {name: dict.fromkeys(FIGURES, 0.1 * place + offset) for place, name in enumerate(RUNGS)}
+        for offset in offsets
+    ]
+
+
+def test_seeds_are_put_together_by_mean_and_standard_deviation():
+    rungs = summarize(found_of(0.0, 0.02, 0.04))
+    assert list(rungs) == list(RUNGS)
+    assert rungs["map per class"]["fidelity"]["mean"] == pytest.approx(0.32)
+    assert rungs["map per class"]["fidelity"]["spread"] == pytest.approx(0.02)
+    assert rungs["map per class"]["fidelity"]["values"] == pytest.approx([0.3, 0.32, 0.34])
+
+
+def test_one_seed_has_no_spread():
+    assert summarize(found_of(0.0))[TEACHER]["fidelity"]["spread"] == 0
+
+
+def test_folder_names_of_rungs_are_plain_and_differ():
+    slugs = [slug(name) for name in RUNGS]
+    assert len(set(slugs)) == len(RUNGS)
+    assert all(name.replace("_", "").isalpha() for name in slugs)
+
+
+def test_tables_name_every_rung_and_fit_into_100_columns():
+    console = Console(width=100, record=True)
+    for table in tables(summarize(found_of(0.0, 0.02))):
+        console.print(table)
+    text = console.export_text()
+    assert all(text.count(name) >= 3 for name in RUNGS)
+    assert "…" not in text
+
+
+def test_the_plot_is_drawn(tmp_path):
+    plot_ladder(summarize(found_of(0.0, 0.02)), tmp_path)
+    with Image.open(tmp_path / "ladder.png") as picture:
+        assert picture.size == (1200, 750)
+    svg = (tmp_path / "ladder.svg").read_text()
+    assert svg.startswith("<?xml")
+
+
+def test_prompts_with_kept_words_say_what_their_plain_ones_say():
+    prompts = kept_word_prompts()
+    assert len({prompt.kept for prompt in prompts}) == len(prompts) == 120
+    for prompt in prompts:
+        assert not is_known_to_teacher(prompt.kept)
+        assert is_known_to_teacher(prompt.plain)
+        assert not prompt.scene.is_held_out
+        assert len(prompt.named) >= 2
+        assert all(getattr(prompt.scene, name) for name in prompt.named)
+
+
+@pytest.mark.slow
+def test_every_rung_is_climbed_on_flatland_and_taken_as_it_is_on_resume(tmp_path):
+    small = ["finetune.num_epochs=0", "ladder.num_seeds=1", "ladder.num_prompts=2"]
+    small += ["ladder.num_kept_word_prompts=1", "evaluate.num_inference_steps=2", "data.max_train_images=16"]
+    small += ["bridge.max_captions=100", "bridge.num_epochs=1"]
+    recipe = apply_overrides(ladder_recipe().model_dump(), small)
+    metrics = ladder(recipe, tmp_path)
+    assert list(metrics["rungs"]) == list(RUNGS)
+    teacher = {figure: value["mean"] for figure, value in metrics["rungs"][TEACHER].items()}
+    assert teacher["noise_error_500"] == teacher["pixel_difference"] == 0
+    assert teacher["agreement"] == 1
+    assert set(teacher) == set(FIGURES)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed0/*/metrics.json")}
+    assert len(written) == len(RUNGS)
+    ladder(recipe, tmp_path, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
