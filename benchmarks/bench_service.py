@@ -1,6 +1,6 @@
 """What the studio costs over drawing in process, and what it gains where several clients ask at once.
 
-    python benchmarks/bench_service.py [--pictures 8] [--soak-seconds 60]
+    python benchmarks/bench_service.py [--rounds 5] [--pictures 8] [--soak-seconds 30]
 
 On flatland, over loopback, against a studio in a process of its own with as many threads as this one. One
 client: in-process drawing and calls over HTTP take turns, and the median ratio is printed. Eight clients: the
@@ -203,29 +203,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=16, help="of a round with eight clients")
+    parser.add_argument("--pictures", type=int, default=8, help="of a round with eight clients")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--soak-seconds", type=float, default=60.0, help="1800 for the half hour")
+    parser.add_argument("--soak-seconds", type=float, default=30.0, help="1800 for half an hour")
     options = parser.parse_args()
     result: dict = {"environment": describe_environment(torch.device("cpu")), "steps": STEPS}
     with tempfile.TemporaryDirectory() as folder:
         studio = Studio(Path(folder))
+        parts = {
+            "one_client": lambda: overhead(studio, options.rounds),
+            "eight_clients": lambda: eight_clients(studio, options.pictures, options.rounds),
+            "full_queue": lambda: full_queue(studio),
+            "soak": lambda: soak(
+                studio, options.soak_seconds, result["eight_clients"]["pictures_per_second"]["at_once"]
+            ),
+        }
         try:
-            result["one_client"] = overhead(studio, options.rounds)
-            print(json.dumps(result["one_client"], indent=2))
-            result["eight_clients"] = eight_clients(studio, options.pictures, options.rounds)
-            print(json.dumps(result["eight_clients"], indent=2))
-            result["full_queue"] = full_queue(studio)
-            print(json.dumps(result["full_queue"], indent=2))
-            if options.soak_seconds:
-                rate = result["eight_clients"]["pictures_per_second"]["at_once"]
-                result["soak"] = soak(studio, options.soak_seconds, rate)
-                print(json.dumps(result["soak"], indent=2))
+            for name, measure in parts.items():
+                result[name] = measure()
+                print(name, json.dumps(result[name], indent=2), flush=True)
+                write_json(RESULT, result)
         finally:
             studio.process.terminate()
             studio.process.wait(timeout=120)
-    write_json(RESULT, result)
-    print(RESULT.name)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,7 @@ def runs_dir(tmp_path_factory) -> Path:
             "clip": {"name": str(tiny.write_clip(folder / "clip"))},
             "base": {"name": str(tiny.write_base(folder / "base"))},
             "finetune": {"batch_size": 8, "num_epochs": 2, "learning_rate": 1e-3},
-            "bridge": {
-                "hidden_size": 16,
-                "batch_size": 16,
-                "num_epochs": 1,
-                "allow_few_captions": True,
-            },
+            "bridge": {"hidden_size": 16, "batch_size": 16, "num_epochs": 1, "allow_few_captions": True},
             "generate": {"num_inference_steps": 2, "guidance_scale": 2.0, "prompts": ["A dog"]},
         }
     )

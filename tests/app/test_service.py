@@ -10,7 +10,7 @@ from PIL import Image
 
 import clipgraft
 from clipgraft.app.limits import Limits
-from clipgraft.app.loaded import Loaded
+from clipgraft.app.loaded import Loaded, weight_bytes
 from clipgraft.app.service import Service, StoppedError
 from clipgraft.generation.jobs import Job
 
@@ -163,7 +163,7 @@ def test_least_recently_used_weights_leave_memory_first():
     def layer(width):
         return torch.nn.Linear(width, 256, bias=False)  # 1 KB a unit of width
 
-    loaded = Loaded(max_bytes=2500)
+    loaded = Loaded(max_bytes=2500, resident_bytes=lambda: 0)
     for name in ("a", "b", "a", "c"):
         loaded.get(name, lambda: layer(1), lambda model: [model])
     assert loaded.names() == ["a", "c"]
@@ -172,13 +172,20 @@ def test_least_recently_used_weights_leave_memory_first():
     assert loaded.names() == ["large"]
 
 
-def test_weights_that_encoders_share_count_once(service):
+def test_what_an_engine_holds_beside_the_modules_counts_too():
+    memory = iter((100, 5100))
+    loaded = Loaded(max_bytes=2500, resident_bytes=lambda: next(memory))
+    loaded.get("engine", lambda: torch.nn.Linear(1, 256, bias=False), lambda model: [model])
+    assert loaded.num_bytes == 5000
+
+
+def test_encoders_of_a_run_are_loaded_together_and_weights_they_share_count_once(service):
     with service.device_lock:
-        service.generator(AFTER)
-        shared = service.loaded.num_bytes
-    unet = sum(p.numel() * p.element_size() for p in service.generator(AFTER).pipeline.unet.parameters())
-    assert unet < shared < 3 * unet + 10**7
-    assert service.generator("tiny/before").pipeline.unet is service.generator(AFTER).pipeline.unet
+        for name in ("tiny/before", AFTER, "tiny/teacher"):
+            service.generator(name)
+    assert service.loaded.names() == ["draw tiny"]
+    layer = torch.nn.Linear(1, 256, bias=False)
+    assert weight_bytes([layer, torch.nn.Sequential(layer)]) == 256 * 4
 
 
 def test_queue_and_pictures_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):

@@ -261,7 +261,7 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.get("/runs/{name}/report", responses=answers("<!doctype html>", media_type="text/html"))
     def report(name: RunName) -> Any:
-        """A run's report: one page, which neither fetches nor runs anything."""
+        """A run's report: one page, which fetches nothing and whose script does not run here."""
         path = find("report", name, lambda: report_path(service.runs_dir, name))
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 

@@ -9,15 +9,21 @@ import torch
 from torch import nn
 
 
+def _resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
+
+
 class Loaded:
     """Models by name, least recently used first out. For one thread at a time.
 
     Args:
         max_bytes: Of all weights together; 0 = half of the machine's memory. The model that is asked for is
             kept even where it is larger by itself.
+        resident_bytes: Gives this process's memory.
     """
 
-    def __init__(self, max_bytes: int = 0):
+    def __init__(self, max_bytes: int = 0, resident_bytes: Callable[[], int] = _resident_bytes):
+        self._resident_bytes = resident_bytes
         self.max_bytes = max_bytes or psutil.virtual_memory().total // 2
         self._models: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
@@ -39,8 +45,11 @@ class Loaded:
             modules: Gives what holds its weights.
         """
         if name not in self._models:
+            before = self._resident_bytes()
             model = load()
-            self._models[name] = model, weight_bytes(modules(model))
+            # An engine holds copies that no module tells of.
+            grown = self._resident_bytes() - before
+            self._models[name] = model, max(weight_bytes(modules(model)), grown)
         self._models.move_to_end(name)
         while len(self._models) > 1 and self.num_bytes > self.max_bytes:
             self._models.popitem(last=False)
