@@ -33,7 +33,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=DataSettings(max_test_images=NUM_TEST_IMAGES),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
-        bridge=BridgeSettings(num_epochs=4, batch_size=64, hidden_size=256),
+        bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=6000),
         evaluate=EvaluateSettings(num_prompts=240),
     )
 

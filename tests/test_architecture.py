@@ -15,6 +15,9 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"cli_drawing", "cli_measuring"},
+    {"cli_options"},
+    {"app"},
     {"stages"},
     {"training", "generation", "evaluation", "reporting"},
     {"models"},

@@ -130,9 +130,9 @@ def test_several_pictures_of_a_prompt_count_their_seeds_up(world, tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"a-dog_seed4.png", "a-dog_seed5.png"}
 
 
-def test_prompt_fidelity_of_a_base_of_another_size_is_refused(world, tmp_path, capsys):
+def test_base_that_draws_no_flatland_needs_captions_or_prompts_to_be_evaluated(world, tmp_path, capsys):
     message = refused(capsys, "evaluate", "--base", world["base"], "--out", tmp_path / "out")
-    assert "flatland's pictures of 128 pixels; this base draws 64: set evaluate.num_prompts=0" in message
+    assert "nothing to draw: the source has no test split; name captioned images with --data" in message
 
 
 def test_exported_folder_loads_in_plain_diffusers_with_latents_equal_to_the_bit(finished, tmp_path):
@@ -297,9 +297,24 @@ def test_graft_that_is_none_is_refused(world, tmp_path, capsys):
     ("options", "message"),
     [
         (["--width", 60], "width must be a multiple of 8 pixels; got 60"),
-        (["--steps", 0], "'generate.num_inference_steps'"),
-        (["--guidance-scale", "nan"], "'generate.guidance_scale'"),
-        (["--seed", -1], "'generate.seed'"),
+        (["--steps", 0], "steps must be from 1 to 1000; got 0"),
+        (["--guidance-scale", "nan"], "guidance_scale must be 1 (no guidance) or more; got nan"),
+        (["--seed", -1], "seed must be from 0 to 2^64 - 1 (64 bits); got -1"),
+        (["--seed", 2**64], "seed must be from 0 to 2^64 - 1 (64 bits); got 18446744073709551616"),
+        (["--seed", 2**64 - 1, "--num-images", 2], "seed must be from 0 to 2^64 - 1 (64 bits)"),
+        (["--height", 12], "height must be a multiple of 8 pixels; got 12"),
+        (["--num-images", 0], "num_images must be at least 1; got 0"),
+        (["--batch-size", 0], "batch_size must be at least 1; got 0"),
+        (["--strength", 0], "strength must be above 0, at most 1; got 0"),
+        (["--scheduler", "magic"], "scheduler must be one of dpm++, pndm, ddim, euler, unipc, lcm"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or mps; got 'tpu'"),
+        (["--offload", "disk"], "offload must be one of none, model, sequential; got 'disk'"),
+        (["--offload", "model", "--device", "cpu"], "offload 'model' moves weights to a CUDA GPU"),
+        (["--init-image", "nowhere.png"], "init_image nowhere.png: no such image"),
+        (["--init-image", __file__, "--strength", 0.01], "25 steps at strength 0.01 leave none to draw"),
+        (["--init-image", __file__], "test_cli.py: is"),
+        (["--from-file", "nowhere.txt"], "file of prompts not found: nowhere.txt"),
+        (["--from-image", "nowhere.png"], "takes prompt and settings from the picture; leave prompts out"),
     ],
 )
 def test_wrong_picture_setting_is_refused(finished, tmp_path, capsys, options, message):

@@ -183,7 +183,9 @@ def test_captions_that_are_all_equal_are_refused(world, tmp_path):
 def test_only_fine_tuning_runs_in_several_processes(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        pytest.raises(ValueError, match="only `clipgraft finetune` runs in several processes, and 2 were"),
+        pytest.raises(
+            ValueError, match="grid, compare and evaluate run in several processes, and 2 were started"
+        ),
         stage_folder(tmp_path / "out", recipe_of(world), resume=False, overwrite=False),
     ):
         pass

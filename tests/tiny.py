@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -122,6 +123,30 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
 
 def write_base(folder: Path, seed: int = 1) -> Path:
     build_pipeline(seed).save_pretrained(folder)
+    return folder
+
+
+def build_safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
+    """One that blocks what is nearer to any concept than a cosine of `threshold`."""
+    torch.manual_seed(4)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
+    )
+    config = CLIPConfig(vision_config=vision.to_dict(), projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    return checker
+
+
+def write_checked_base(folder: Path, threshold: float) -> Path:
+    pipeline = build_pipeline()
+    size = {"height": 32, "width": 32}
+    pipeline.register_modules(
+        safety_checker=build_safety_checker(threshold),
+        feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size),
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 

@@ -3,7 +3,6 @@
 The only reader of argv. Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipgraft import __version__
+from clipgraft.cli_drawing import add_commands as add_drawing
+from clipgraft.cli_measuring import add_commands as add_measuring
+from clipgraft.cli_options import (
+    BaseOption,
+    ClipOption,
+    DataOption,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    options_as_overrides,
+    recipe_from_options,
+    with_overrides,
+)
 from clipgraft.errors import is_users_to_mend, one_line
 
 if TYPE_CHECKING:
@@ -27,20 +41,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look at captioned images, or draw a set of them.")
 app.add_typer(data_app, name="data")
 
-DataOption = Annotated[str, typer.Option("--data", help="Folder or file with captioned images.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings.")]
-SetOption = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: finetune.learning_rate=3e-5."),
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the out folder.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the out folder first.")]
-ClipOption = Annotated[str, typer.Option("--clip", help="CLIP: folder, hub id or flatland.")]
-BaseOption = Annotated[
-    str, typer.Option("--base", help="Base: folder, hub id, .safetensors file or flatland.")
-]
-
 
 @app.command()
 def demo(
@@ -52,7 +52,7 @@ def demo(
     """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
     from clipgraft.presets import demo as demo_recipe
 
-    _run_all(_recipe(demo_recipe(), set_), out, resume, overwrite)
+    _run_all(with_overrides(demo_recipe(), set_), out, resume, overwrite)
 
 
 @app.command()
@@ -69,7 +69,12 @@ def run(
     """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
     from clipgraft.presets import named_recipe
 
-    _run_all(_recipe(named_recipe(recipe), _options_as_overrides(set_, data=data)), out, resume, overwrite)
+    _run_all(
+        with_overrides(named_recipe(recipe), options_as_overrides(set_, data=data)),
+        out,
+        resume,
+        overwrite,
+    )
 
 
 @app.command()
@@ -81,7 +86,7 @@ def prefetch(
     from clipgraft.presets import named_recipe
     from clipgraft.stages.prefetch import prefetch as stage
 
-    stage(_recipe(named_recipe(recipe), set_))
+    stage(with_overrides(named_recipe(recipe), set_))
 
 
 @data_app.command("check")
@@ -117,6 +122,9 @@ def finetune(
     data: DataOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
+    track: Annotated[
+        str, typer.Option("--track", help="tensorboard: write figures to OUT/tensorboard as well.")
+    ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -125,7 +133,7 @@ def finetune(
     from clipgraft.stages.finetune import finetune as stage
     from clipgraft.stages.folder import stage_folder
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip)
+    settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         stage(settings, folder, resume=resume)
 
@@ -145,7 +153,7 @@ def interpolate(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.interpolate import interpolate as stage
 
-    settings = _recipe_from_options(recipe, set_, data=data, clip=before)
+    settings = recipe_from_options(recipe, set_, data=data, clip=before)
     with stage_folder(out, settings, resume=False, overwrite=overwrite) as folder:
         stage(settings, after, folder, alpha=alpha)
 
@@ -172,7 +180,7 @@ def bridge(
     from clipgraft.stages.folder import stage_folder
 
     set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
-    settings = _recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
+    settings = recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
 
@@ -194,7 +202,7 @@ def refine(
     from clipgraft.stages.refine import refine as stage
 
     chosen = [] if recipe and not epochs else [f"refine.num_epochs={epochs or 1}"]
-    settings = _recipe_from_options(recipe, [*chosen, *set_], data=data, base=base)
+    settings = recipe_from_options(recipe, [*chosen, *set_], data=data, base=base)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, graft, folder, resume=resume)
 
@@ -212,80 +220,13 @@ def pretrain(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.pretrain import pretrain as stage
 
-    settings = _recipe_from_options(recipe, set_, data=data)
+    settings = recipe_from_options(recipe, set_, data=data)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, folder, resume=resume)
 
 
-@app.command()
-def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: OutOption,
-    graft: Annotated[
-        Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")
-    ] = None,
-    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
-    negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of each prompt's first picture.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt; 1 = no guidance.")] = 7.5,
-    height: Annotated[int, typer.Option(help="Pixels; 0 = the base's own.")] = 0,
-    width: Annotated[int, typer.Option(help="Pixels; 0 = the base's own.")] = 0,
-    num_images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-) -> None:
-    """Draw pictures from prompts with a graft, or with a base's own text encoder."""
-    from clipgraft.config import build_recipe
-    from clipgraft.stages.generate import generate as stage
-
-    values = {
-        "prompts": prompts,
-        "negative_prompt": negative_prompt,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "height": height,
-        "width": width,
-        "num_images_per_prompt": num_images,
-    }
-    recipe = build_recipe({"device": device, "generate": values})
-    stage(recipe, {"graft" if graft else "teacher": graft}, out, base=base)
-
-
-@app.command()
-def evaluate(
-    out: OutOption,
-    graft: Annotated[
-        list[Path], typer.Option("--graft", help="Graft folder; give several to compare them.")
-    ] = [],  # noqa: B006
-    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-) -> None:
-    """Measure how far pictures follow 240 fixed prompts; for bases that draw flatland."""
-    from clipgraft.stages.evaluate import evaluate as stage
-
-    settings = _recipe_from_options(recipe, ["evaluate.num_prompts=240", *set_])
-    stage(settings, {"teacher": None} | {str(folder): folder for folder in graft}, out, base=base)
-
-
-@app.command()
-def ladder(
-    out: OutOption,
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Measure on flatland what each part of a bridge is worth, from a random map to the teacher."""
-    from clipgraft.config import load_recipe
-    from clipgraft.presets import ladder as ladder_recipe
-    from clipgraft.stages.folder import stage_folder
-    from clipgraft.stages.ladder import ladder as stage
-
-    settings = load_recipe(recipe, set_) if recipe else _recipe(ladder_recipe(), set_)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
-        stage(settings, folder, resume=resume)
+add_drawing(app)
+add_measuring(app)
 
 
 @app.command()
@@ -311,11 +252,20 @@ def export(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or stage.")]) -> None:
-    """Write report.html, metrics.json and the loss figure of a run."""
-    from clipgraft.stages.report import report as stage
-
-    stage(run_dir)
+def studio(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs to draw with and to look at.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="Queue and pictures; else RUNS/studio.")] = None,
+    host: Annotated[str, typer.Option(help="Address; any other than loopback needs --token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
+    token: Annotated[bool, typer.Option("--token", help="Ask for a token, which is shown once.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Draw, compare and look at runs in the browser, and from other programs over HTTP."""
+    try:
+        from clipgraft.app.server import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
+    serve(runs, out or runs / "studio", host=host, port=port, with_token=token, device=device)
 
 
 @app.command()
@@ -340,24 +290,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _recipe(recipe: "Recipe", overrides: list[str]) -> "Recipe":
-    from clipgraft.config import apply_overrides
-
-    return apply_overrides(recipe.model_dump(), overrides)
-
-
-def _recipe_from_options(path: Path | None, overrides: list[str], **names: str) -> "Recipe":
-    """A stage's recipe: the file's settings, then the named options, then `--set`."""
-    from clipgraft.config import Recipe, load_recipe
-
-    return _recipe(load_recipe(path) if path else Recipe(), _options_as_overrides(overrides, **names))
-
-
-def _options_as_overrides(overrides: list[str], **names: str) -> list[str]:
-    keys = {"data": "data.source", "clip": "clip.name", "base": "base.name", "captions": "bridge.captions"}
-    return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
 
 
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:

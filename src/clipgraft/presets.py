@@ -28,7 +28,7 @@ def demo() -> Recipe:
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=2000),
         generate=GenerateSettings(guidance_scale=3.0),
-        evaluate=EvaluateSettings(num_prompts=40),
+        evaluate=EvaluateSettings(num_prompts=24),
     )
 
 

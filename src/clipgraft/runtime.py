@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import random
+import re
 import shutil
 import sys
 import time
@@ -106,6 +107,11 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bf16() else torch.float32
 
 
+def cache_dir() -> Path:
+    """Folder for what can be made again, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
+
+
 def quiet_libraries() -> None:
     """Keep transformers' and diffusers' own bars and advice from interrupting ours; errors still speak."""
     from diffusers.utils import logging as diffusers_logging
@@ -142,6 +148,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 def _without_folders(argument: str) -> str:
     """An absolute path would tell the user's name to everyone the report is sent to."""
     return Path(argument).name if os.path.isabs(argument) else argument
+
+
+def without_folders(text: str) -> str:
+    """Take the folders out of every absolute path in a text, for readers on other machines."""
+    return re.sub(r"(?<![\w/:.])/(?:[^\s/:;,'\"]+/)+", "", text)
 
 
 def _cpu_name() -> str:
@@ -189,11 +200,23 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
         lock.unlink(missing_ok=True)
 
 
-def _refuse_if_locked(path: Path) -> None:
+def is_at_work(path: Path) -> bool:
+    """Whether a process, this one or another, works in a run's folder."""
+    process_id = _locked_by(path)
+    return bool(process_id) and _is_alive(process_id)
+
+
+def _locked_by(path: Path) -> int:
+    """Id of the process that a folder's lock names; 0 where there is none."""
     lock = path / LOCK_NAME
-    if not lock.is_file():
-        return
-    process_id = int(lock.read_text(encoding="utf-8").strip() or 0)
+    try:
+        return int(lock.read_text(encoding="utf-8").strip() or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def _refuse_if_locked(path: Path) -> None:
+    process_id = _locked_by(path)
     if process_id and process_id != os.getpid() and _is_alive(process_id):
         raise ValueError(
             f"process {process_id} is at work in {path}; wait for it or name another folder with --out"
@@ -210,10 +233,15 @@ def _is_alive(process_id: int) -> bool:
     return True
 
 
+def to_json(value: Any) -> str:
+    """Write a value as JSON; NaN and infinity become null, which is what JSON has for them."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinity become null, which is what JSON has for them."""
+    """Write a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(to_json(value) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

@@ -8,6 +8,7 @@ MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""
 
@@ -69,6 +70,8 @@ class TrainSettings(Section):
     """Newest checkpoints that are kept."""
     num_workers: Every = 0
     """Processes that decode images beside the training one."""
+    track: Literal["", "tensorboard"] = ""
+    """tensorboard: write the figures of log and evaluations there as well; empty: nowhere else."""
 
 
 class FinetuneSettings(TrainSettings):
@@ -194,6 +197,18 @@ class GenerateSettings(Section):
     """Pixels, a multiple of 8; 0 = the base's own size."""
     batch_size: Count = 4
     """Pictures drawn at once; does not change them."""
+    scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
+    """DPM-Solver++ 2M with Karras sigmas; pndm with 50 steps is the base's own, lcm is for few-step LoRAs."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
+    compile: bool = False
+    """Compile torch's networks at their first run; pays after many pictures."""
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
+    feature_cache: Count = 1
+    """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another picture."""
+    lora: str = ""
+    """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another picture."""
 
 
 class AutoencoderSettings(TrainSettings):
@@ -258,15 +273,27 @@ class PretrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How far pictures follow their prompts; for bases that draw flatland."""
+    """How good pictures are, with each text encoder of a run, from the same prompts and seeds."""
 
-    num_prompts: Annotated[int, Field(ge=0, le=240)] = 0
-    """The first n of the 240 fixed prompts; 0 = not measured."""
+    num_prompts: Every = 0
+    """Of each set: the first n held-out captions, of flatland's 240 fixed prompts, of `prompts`; 0 = not
+    evaluated."""
+    num_images_per_prompt: Count = 1
+    """2 or more also measure the diversity between seeds."""
+    prompts: str = ""
+    """Text file with a prompt a line, outside what CLIP was tuned on: shows what was forgotten."""
+    scorer: str = ""
+    """CLIP that scores pictures: folder, hub id or flatland; empty: the one that was fine-tuned, as it was
+    before, which is not independent."""
+    scorer_revision: str = ""
+    """Commit of a hub id."""
+    force: bool = False
+    """Measure distances between distributions however few pictures there are."""
     num_inference_steps: Count = 20
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
     """At Stable Diffusion's 7.5 a base as small as flatland burns its colours."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the first prompt's picture; each further prompt's counts up."""
+    """Of each set's first picture; the next ones count up."""
     batch_size: Count = 16
 
 

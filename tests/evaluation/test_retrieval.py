@@ -1,5 +1,7 @@
 """Recall against a naive sort and cases worked out by hand."""
 
+import statistics
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -32,6 +34,26 @@ def naive_metrics(text_embeds, image_embeds, image_index):
         )
         expected[f"text_to_image_recall@{k}"] = found_images / num_captions
         expected[f"image_to_text_recall@{k}"] = found_texts / num_images
+    return expected | naive_ranks(scores, image_index.tolist())
+
+
+def naive_ranks(scores, image_index):
+    """Median rank and mean average precision, from the same sorted lists."""
+    num_captions, num_images = len(scores), len(scores[0])
+    by_text = [sorted(range(num_images), key=lambda n: (-row[n], n)) for row in scores]
+    by_image = [sorted(range(num_captions), key=lambda m: (-scores[m][n], m)) for n in range(num_images)]
+    relevant = {
+        "text_to_image": [[image == image_index[m] for image in order] for m, order in enumerate(by_text)],
+        "image_to_text": [[image_index[m] == n for m in order] for n, order in enumerate(by_image)],
+    }
+    expected = {}
+    for direction, lists in relevant.items():
+        places = [[place for place, is_right in enumerate(found, 1) if is_right] for found in lists]
+        expected[f"{direction}_median_rank"] = statistics.median(own[0] for own in places)
+        precisions = [
+            statistics.mean(number / place for number, place in enumerate(own, 1)) for own in places
+        ]
+        expected[f"{direction}_map"] = statistics.mean(precisions)
     return expected
 
 

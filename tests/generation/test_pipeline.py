@@ -7,7 +7,8 @@ from diffusers import DPMSolverMultistepScheduler
 
 import tiny
 from clipgraft.generation import pipeline as generation
-from clipgraft.generation.pipeline import Job, build_pipeline, picture_file_name
+from clipgraft.generation.jobs import Job, picture_file_name
+from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.encoder import GraftedTextEncoder
@@ -26,12 +27,11 @@ def parts():
     return base, encoder, stock
 
 
-def draw(parts, prompts, *, seed=0, **settings):
+def draw(parts, prompts, *, seed=0, batch_size=4, on_step=None, **settings):
     base, encoder, _ = parts
-    jobs = [Job(prompt, seed) for prompt in prompts]
-    return list(
-        generation.draw(build_pipeline(base, encoder), jobs, **({"num_inference_steps": 3} | settings))
-    )
+    jobs = [Job(prompt, seed, **({"num_inference_steps": 3} | settings)) for prompt in prompts]
+    pipeline = build_pipeline(base, encoder)
+    return list(generation.draw(pipeline, jobs, batch_size=batch_size, on_step=on_step))
 
 
 def test_picture_equals_stock_diffusers_with_the_same_encoder_seed_and_scheduler(parts):
@@ -99,10 +99,10 @@ def test_picture_of_no_numbers_is_a_failure(parts):
     with torch.no_grad():
         saved = base.vae.decoder.conv_out.bias.clone()
         base.vae.decoder.conv_out.bias.fill_(float("nan"))
-        status = next(generation.draw(pipeline, [Job("A dog", 0)], num_inference_steps=1)).status
+        status = next(generation.draw(pipeline, [Job("A dog", num_inference_steps=1)])).status
         base.vae.decoder.conv_out.weight.zero_()
         base.vae.decoder.conv_out.bias.fill_(-5.0)
-        black = next(generation.draw(pipeline, [Job("A dog", 0)], num_inference_steps=1)).status
+        black = next(generation.draw(pipeline, [Job("A dog", num_inference_steps=1)])).status
         base.vae.load_state_dict(tiny.build_pipeline().vae.state_dict())
         assert torch.equal(base.vae.decoder.conv_out.bias, saved)
     assert (status, black) == ("failed_nan", "failed_black")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+EXAMPLE_EVALUATION = Path(__file__).parents[1] / "evaluation" / "example_evaluation.json"
 RECALL = {
     "text_to_image_recall@1": 0.112,
     "text_to_image_recall@5": 0.31,
@@ -54,7 +55,13 @@ ENVIRONMENT = {
 
 
 def log_rows(num_epochs, steps_per_epoch):
-    """Steps with a falling, wavy loss."""
+    """Steps with a falling, wavy loss and nothing else, as the oldest logs have them."""
+    keys = ("step", "epoch", "loss")
+    return [{key: row[key] for key in keys} for row in full_log_rows(num_epochs, steps_per_epoch)]
+
+
+def full_log_rows(num_epochs, steps_per_epoch):
+    """Steps as they are logged now."""
     num_steps = num_epochs * steps_per_epoch
     return [
         {
@@ -112,3 +119,42 @@ def write_pictures(folder: Path, rows, **options):
 
 def write_json(path, value):
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def write_evaluation(folder: Path, *, num_prompts=4, side=16, noise=False, **changes):
+    """Write evaluation.json: the worked example, or with more prompts of rising fidelity in its place.
+
+    Only pictures that a page can show get a file: of the best and worst three prompts.
+    """
+    evaluation = json.loads(EXAMPLE_EVALUATION.read_text(encoding="utf-8"))
+    if num_prompts != 4:
+        evaluation["prompts"] = [
+            {"id": i, "prompt": f"prompt number {i}", "image_id": None, "sets": ["plain"]}
+            for i in range(num_prompts)
+        ]
+        evaluation["pictures"] = [
+            {
+                "column": column,
+                "prompt_id": i,
+                "seed": i,
+                "file": f"pictures/{column}/{i}.png",
+                "status": "ok",
+                "scores": {"prompt_fidelity": (i * 7919 % num_prompts) / num_prompts},
+            }
+            for column in ("teacher", "before", "after")
+            for i in range(num_prompts)
+        ]
+    evaluation |= changes
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", evaluation)
+    files = [row["file"] for row in evaluation["pictures"] if is_at_an_end(row, num_prompts)]
+    files += [row["training_file"] for row in evaluation["nearest_training_images"]]
+    for index, file in enumerate(files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(folder / file, side=side, seed=index, noise=noise)
+    return evaluation
+
+
+def is_at_an_end(row, num_prompts):
+    place = row["prompt_id"] * 7919 % num_prompts
+    return num_prompts == 4 or place < 3 or place >= num_prompts - 3

@@ -11,9 +11,21 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from example_run import DATA, log_rows, picture_row, write_json, write_log, write_picture, write_pictures
+from example_run import (
+    DATA,
+    full_log_rows,
+    log_rows,
+    picture_row,
+    write_evaluation,
+    write_json,
+    write_log,
+    write_picture,
+    write_pictures,
+)
 
-from clipgraft.reporting.html import MAX_REPORT_BYTES, write_report
+from clipgraft.reporting.files import write_report
+from clipgraft.reporting.html import MAX_REPORT_BYTES, render_report
+from clipgraft.reporting.run import read_run
 
 VOID_TAGS = {"meta", "img", "source"}
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 7 }} &amp;"
@@ -38,15 +50,19 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
 
     def all(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
+def sum_of(text):
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def read_page(run_dir):
-    page = Page(write_report(run_dir).read_text(encoding="utf-8"))
+    page = Page(render_report(read_run(run_dir)))
     assert page.open == []
     return page
 
@@ -62,27 +78,31 @@ def test_report_of_a_whole_run_has_every_part(run_dir):
     assert "train 6,000 30,000" in text
     assert "in all 8,000 40,000" in text
     assert "in no split 91 1042020065_fb3d3ba5ba.jpg" in text
-    assert "fine-tuning took 12 min 34 s" in text
+    assert "fine-tuning 12 min 34 s" in text
     assert "2026-01-31 12:00 UTC" in text
     assert "clipgraft demo --out runs/demo" in text
     assert "is not known" not in text
 
 
-def test_report_fetches_nothing_and_runs_nothing(run_dir):
-    page = read_page(run_dir)
+def test_report_fetches_nothing_and_runs_nothing_but_its_own_script(run_dir):
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    page = Page(html)
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base", "svg"}
+    assert not tags & {"link", "iframe", "object", "embed", "form", "base", "svg"}
     for _, attrs in page.tags:
         assert not any(name.startswith("on") or name == "style" for name in attrs)
         for name in ("src", "srcset", "href"):
             assert attrs.get(name, "data:image/").startswith("data:image/")
     policy = page.all("meta")[1]["content"]
     assert policy.startswith("default-src 'none'; img-src data:;")
-    style = re.search("<style>(.*?)</style>", (run_dir / "report.html").read_text(), re.DOTALL).group(1)
+    assert page.all("script") == [{}]
+    script = re.search("<script>(.*?)</script>", html, re.DOTALL).group(1)
+    assert f"script-src 'sha256-{sum_of(script)}';" in policy
+    assert not re.search(r"fetch|XMLHttp|https?:|import|eval|innerHTML", script)
+    style = re.search("<style>(.*?)</style>", html, re.DOTALL).group(1)
     assert "url(" not in style
     assert "@import" not in style
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{style_hash}'" in policy
+    assert f"style-src 'sha256-{sum_of(style)}'" in policy
 
 
 def test_report_tells_nobody_where_the_folders_lie(run_dir):
@@ -99,7 +119,7 @@ def test_hostile_text_stays_text_wherever_it_stands(run_dir):
     write_json(run_dir / "environment.json", {"command": HOSTILE, "started": HOSTILE, HOSTILE: HOSTILE})
     (run_dir / "recipe.toml").write_text(f"[clip]\nname = '''{HOSTILE}'''\n", encoding="utf-8")
     page = read_page(run_dir)
-    assert not page.all("script")
+    assert page.all("script") == [{}]
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert page.text.count(" ".join(HOSTILE.split())) >= 7
     assert page.all("img")[0]["alt"] == HOSTILE
@@ -307,15 +327,18 @@ def test_small_picture_is_embedded_byte_for_byte(run_dir):
     )
 
 
-def test_many_heavy_pictures_and_a_long_recipe_stay_under_five_megabytes(run_dir):
+def test_many_heavy_pictures_long_logs_and_a_long_recipe_stay_under_five_megabytes(run_dir):
     rows = [picture_row(f"{i}.png", f"{i} {HOSTILE * 30}") for i in range(63)]
     write_pictures(run_dir / "generate", rows, side=256, noise=True)
+    write_evaluation(run_dir / "evaluate", num_prompts=2000, side=192, noise=True)
     with (run_dir / "recipe.toml").open("a", encoding="utf-8") as file:
         file.write("# " + '"<🐕>' * 50_000)
-    write_log(run_dir / "finetune" / "log.jsonl", log_rows(10, 800))
-    page = read_page(run_dir)
-    assert (run_dir / "report.html").stat().st_size <= MAX_REPORT_BYTES
+    write_log(run_dir / "finetune" / "log.jsonl", full_log_rows(10, 800))
+    html = render_report(read_run(run_dir))
+    page = Page(html)
+    assert len(html.encode()) <= MAX_REPORT_BYTES
     assert "3 more pictures lie in the run's folder" in page.text
+    assert "Of 2,000 prompts, by Prompt fidelity" in page.text
     assert "The rest is in recipe.toml." in page.text
     assert all(len(attrs["src"]) > 1000 for attrs in page.all("img"))
 
@@ -336,8 +359,18 @@ def test_single_stage_has_its_own_parts_and_misses_no_others(run_dir, stage, hea
     assert not any(f"<h2>{heading}</h2>" in html for heading in others)
 
 
-def test_empty_folder_is_said_to_hold_nothing(tmp_path):
+def test_folder_of_a_run_that_has_only_begun_is_said_to_hold_nothing(tmp_path):
+    (tmp_path / "recipe.toml").write_text("seed = 0")
     assert "This folder holds no results yet." in read_page(tmp_path).text
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"is no run: it holds neither recipe.toml, .*; name a folder that cl"
+    ):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 def test_loss_figure_lies_beside_the_report(run_dir):

@@ -6,7 +6,7 @@ A contrastive loss reads the state at EOS alone; a U-Net reads all 77.
 import torch
 from torch import Tensor, nn
 
-from clipgraft.models.bridge import token_classes
+from clipgraft.models.bridge import CLASS_NAMES, token_classes
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.states import StateError
 
@@ -36,3 +36,24 @@ def token_drift(
         now, then = (text_hidden_states(tower, ids).float() for tower in (after, before))
         error.add(now, then, token_classes(batch, eos_token_id))
     return {f"drift_{name}": value for name, value in error.summary()["relative_error"].items()}
+
+
+def caption_errors(states: Tensor, teacher: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Compare token states with the teacher's, caption by caption.
+
+    Args:
+        states: (B, L, W), what a graft gives.
+        teacher: (B, L, W), what the base's own text encoder gives.
+        classes: (B, L) from `token_classes`.
+
+    Returns:
+        For each token class (bos, words, eos, padding) the root of the squared difference over the teacher's
+        power (B,), float64; 0 = equal, NaN where a caption has no token of that class.
+    """
+    squared = (states.double() - teacher.double()).square().sum(-1)  # (B, L)
+    power = teacher.double().square().sum(-1)
+    errors = {}
+    for number, name in enumerate(CLASS_NAMES):
+        chosen = classes == number
+        errors[name] = ((squared * chosen).sum(1) / (power * chosen).sum(1)).sqrt()
+    return errors

@@ -32,9 +32,13 @@ class Probe(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the logits (B, values) of each attribute of pictures (B, 3, 128, 128) in [-1, 1]."""
-        features = self.features(pixels).flatten(2)  # (B, C, 64)
-        pooled = torch.cat([features.mean(2), features.amax(2)], 1)
+        pooled = self.pooled(pixels)
         return [head(pooled) for head in self.heads]
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Return the features (B, 256) that the heads read of pictures (B, 3, 128, 128) in [-1, 1]."""
+        features = self.features(pixels).flatten(2)  # (B, C, 64)
+        return torch.cat([features.mean(2), features.amax(2)], 1)
 
 
 def read_attributes(probe: Probe, pixels: Tensor) -> Tensor:

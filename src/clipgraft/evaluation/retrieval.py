@@ -1,7 +1,8 @@
-"""Retrieval between images and their captions: recall@k in both directions.
+"""Retrieval between images and their captions, in both directions: recall@k, median rank, mAP.
 
-M captions, N images, P joint dimension. The gallery holds each image once, however many captions it has.
-Scores are computed in float32, some queries at a time, so memory does not grow with the number of queries.
+M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once,
+however many captions it has. Scores are computed in float32, some queries at a time, so memory does not grow
+with the number of queries.
 """
 
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
 SCORES_PER_CHUNK = 2**22
-"""Scores held at once: 16 MiB of float32, and three masks of a quarter of that."""
+"""Scores held at once: 16 MiB of float32, and as much for comparing them."""
 
 
 def retrieval_metrics(
     text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
 ) -> dict[str, float | int]:
-    """Measure recall at 1, 5 and 10 of images by text and of texts by image.
+    """Measure recall at 1, 5 and 10, median rank and mAP, of images by text and of texts by image.
 
     Recall@k is the share of queries with a right answer among their k closest candidates. A caption has one
     right answer, its image; an image has several, its captions, and any of them counts. Equal scores rank by
@@ -29,8 +30,10 @@ def retrieval_metrics(
 
     Returns:
         `text_to_image_recall@k` over M queries and `image_to_text_recall@k` over N queries, fractions in
-        [0, 1] for k = 1, 5, 10, with `num_images` and `num_captions`. By chance, text_to_image_recall@k is
-        k / N: figures of galleries of another size cannot be compared.
+        [0, 1] for k = 1, 5, 10; `..._median_rank` of the first right answer, 1 the best; `..._map`, the mean
+        over queries of the mean precision at each right answer (with one right answer, the mean reciprocal
+        rank); with `num_images` and `num_captions`. By chance, text_to_image_recall@k is k / N: figures of
+        galleries of another size cannot be compared.
 
     Raises:
         ValueError: If shapes disagree, an embedding is not finite, or an image has no caption.
@@ -38,18 +41,43 @@ def retrieval_metrics(
     Source:
         Hodosh et al. 2013 (ranking protocol of Flickr8k); agrees with a naive sort in tests.
     """
+    ranks = retrieval_ranks(text_embeds, image_embeds, image_index)
+    figures: dict[str, float | int] = {}
+    for direction, found in ranks.items():
+        first = found[:, 0]
+        figures |= {f"{direction}_recall@{k}": (first < k).float().mean().item() for k in RECALL_AT}
+        figures[f"{direction}_median_rank"] = 1 + first.double().quantile(0.5).item()
+        figures[f"{direction}_map"] = average_precision(found).mean().item()
+    return {**figures, "num_images": len(image_embeds), "num_captions": len(text_embeds)}
+
+
+def retrieval_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, Tensor]:
+    """Rank every right answer of every query; arguments and errors as of `retrieval_metrics`.
+
+    Returns:
+        `text_to_image` (M, 1) and `image_to_text` (N, C) int64: candidates before each right answer, 0 the
+        best, each row rising; -1 behind an image's last caption.
+    """
     _check(text_embeds, image_embeds, image_index)
     text_embeds, image_embeds = text_embeds.float(), image_embeds.float()
-    ranks = {
-        "text_to_image": text_to_image_ranks(text_embeds, image_embeds, image_index),
-        "image_to_text": image_to_text_ranks(text_embeds, image_embeds, image_index),
+    return {
+        "text_to_image": text_to_image_ranks(text_embeds, image_embeds, image_index)[:, None],
+        "image_to_text": caption_ranks(text_embeds, image_embeds, image_index),
     }
-    recalls = {
-        f"{direction}_recall@{k}": (found < k).float().mean().item()
-        for direction, found in ranks.items()
-        for k in RECALL_AT
-    }
-    return {**recalls, "num_images": len(image_embeds), "num_captions": len(text_embeds)}
+
+
+def average_precision(ranks: Tensor) -> Tensor:
+    """Return each query's mean over right answers of the share of right ones up to there, in (0, 1].
+
+    Args:
+        ranks: (Q, C) int64 from `retrieval_ranks`.
+
+    Returns:
+        (Q,) float64.
+    """
+    found = 1 + torch.arange(ranks.shape[1], device=ranks.device)
+    precision = torch.where(ranks >= 0, found / (ranks + 1).double(), 0.0)
+    return precision.sum(1) / (ranks >= 0).sum(1)
 
 
 def paired_recall(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, float]:
@@ -87,14 +115,11 @@ def text_to_image_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
     Returns:
         Number of images that come before the right one, shape (M,), int64; 0 is the best.
     """
-    num_images = len(image_embeds)
-    positions = torch.arange(num_images, device=image_embeds.device)
-    ranks = []
-    for texts, targets in zip(
-        text_embeds.split(_chunk_size(num_images)), image_index.split(_chunk_size(num_images)), strict=True
-    ):
-        scores = texts @ image_embeds.T  # (chunk, N)
-        ranks.append(_rank(scores, positions, targets[:, None]))
+    size = _chunk_size(len(image_embeds))
+    ranks = [
+        _ranks(texts @ image_embeds.T, targets[:, None])[:, 0]  # of scores (chunk, N)
+        for texts, targets in zip(text_embeds.split(size), image_index.split(size), strict=True)
+    ]
     return torch.cat(ranks)
 
 
@@ -109,24 +134,62 @@ def image_to_text_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
     Returns:
         Number of captions that come before the first right one, shape (N,), int64; 0 is the best.
     """
-    num_captions = len(text_embeds)
-    positions = torch.arange(num_captions, device=text_embeds.device)
-    ranks = []
-    for rows in torch.arange(len(image_embeds), device=image_embeds.device).split(_chunk_size(num_captions)):
-        scores = image_embeds[rows] @ text_embeds.T  # (chunk, M)
-        # argmax does not promise the first of equal scores, so the lowest position is looked for by itself.
-        own_scores = scores.masked_fill(image_index[None, :] != rows[:, None], -torch.inf)
-        is_best = own_scores == own_scores.amax(dim=1, keepdim=True)
-        best = torch.where(is_best, positions, num_captions).amin(dim=1, keepdim=True)
-        ranks.append(_rank(scores, positions, best))
-    return torch.cat(ranks)
+    return caption_ranks(text_embeds, image_embeds, image_index)[:, 0]
 
 
-def _rank(scores: Tensor, positions: Tensor, target: Tensor) -> Tensor:
-    """Candidates before the target (chunk, 1): those with more, and equal ones of lower position."""
-    target_score = scores.gather(1, target)
-    comes_before = (scores > target_score) | ((scores == target_score) & (positions < target))
-    return comes_before.sum(dim=1)
+def caption_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> Tensor:
+    """Rank each of an image's captions among all captions; arguments as of `image_to_text_ranks`.
+
+    Returns:
+        Number of captions before each right one, shape (N, C), int64, each row rising; -1 behind the last.
+    """
+    own = _captions_of_images(image_index, len(image_embeds))  # (N, C)
+    size = _chunk_size(len(text_embeds))
+    ranks = [
+        _ranks(images @ text_embeds.T, targets)  # of scores (chunk, M)
+        for images, targets in zip(image_embeds.split(size), own.split(size), strict=True)
+    ]
+    found = torch.cat(ranks)
+    unused = len(text_embeds)
+    rising = found.masked_fill(own < 0, unused).sort(1).values
+    return rising.masked_fill(rising == unused, -1)
+
+
+def _captions_of_images(image_index: Tensor, num_images: int) -> Tensor:
+    """Rows of each image's captions, (N, C) int64, -1 behind the last."""
+    counts = torch.bincount(image_index, minlength=num_images)
+    order = image_index.argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    images = image_index[order]
+    own = torch.full((num_images, int(counts.max())), -1, device=image_index.device)
+    own[images, torch.arange(len(order), device=order.device) - starts[images]] = order
+    return own
+
+
+def _ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """Candidates before each target: those with more, and equal ones of lower position.
+
+    Args:
+        scores: (Q, candidates) float32, fewer than 2^24 candidates.
+        targets: (Q, C) int64; of -1 the rank has no meaning.
+    """
+    assert scores.shape[1] < 2**24, "float32 counts no further"
+    ranks = torch.empty_like(targets)
+    # Comparing into floats and adding these up takes a quarter of the time of adding up booleans.
+    compared = torch.empty_like(scores)
+    for column in range(targets.shape[1]):
+        rows = (targets[:, column] >= 0).nonzero()[:, 0]
+        is_whole = len(rows) == len(scores)
+        chosen, out = (scores, compared) if is_whole else (scores[rows], compared[: len(rows)])
+        target = targets[rows, column, None]
+        own = chosen.gather(1, target)
+        before = torch.gt(chosen, own, out=out).sum(1).long()
+        tied = (torch.ge(chosen, own, out=out).sum(1).long() - before > 1).nonzero()[:, 0]
+        if len(tied):
+            positions = torch.arange(scores.shape[1], device=scores.device)
+            before[tied] += ((chosen[tied] == own[tied]) & (positions < target[tied])).sum(1)
+        ranks[rows, column] = before
+    return ranks
 
 
 def _chunk_size(num_candidates: int) -> int:

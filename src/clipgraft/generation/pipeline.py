@@ -1,39 +1,55 @@
 """Drawing pictures with diffusers' own pipeline, the grafted encoder in the place of its text encoder."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from PIL import Image
+from accelerate.utils.memory import should_reduce_batch_size
+from diffusers import (
+    SchedulerMixin,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image, ImageOps
+from torch import Tensor
 from transformers import CLIPTextModel
 
+from clipgraft.data.images import open_image
+from clipgraft.generation.decoding import decode
+from clipgraft.generation.jobs import Job, batches
+from clipgraft.generation.networks import EngineUNet
+from clipgraft.generation.prompts import PromptStates
+from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import GraftedTextEncoder
-
-MAX_SLUG_LENGTH = 50
-"""Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
-
-
-class Job(NamedTuple):
-    """One picture to draw."""
-
-    prompt: str
-    seed: int
 
 
 @dataclass(frozen=True)
 class Picture:
     """One drawn picture and what it was drawn from."""
 
-    prompt: str
-    seed: int
+    job: Job
     status: str
-    """"ok", "failed_nan" (values that are no numbers) or "failed_black" (nothing but black)."""
+    """"ok", "failed_nan" (values that are no numbers), "failed_black" (nothing but black), or "blocked" (by
+    the base's safety checker)."""
     image: Image.Image
+    batch: tuple[int, int] = (1, 0)
+    """Pictures that were drawn at once, and this one's place among them: another number rounds otherwise."""
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    """What the base cannot read of the prompt."""
+    metadata: dict[str, Any] | None = field(default=None, kw_only=True)
+    """All that is needed to draw it again."""
+
+    @property
+    def prompt(self) -> str:
+        """The job's."""
+        return self.job.prompt
+
+    @property
+    def seed(self) -> int:
+        """The job's."""
+        return self.job.seed
 
 
 def build_pipeline(
@@ -59,18 +75,15 @@ def build_pipeline(
             f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
             "use the base that the graft was made for"
         )
-    scheduler = DPMSolverMultistepScheduler.from_config(
-        base.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
-    )
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         unet=base.unet,
         text_encoder=text_encoder,
         tokenizer=base.tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        scheduler=build_scheduler("dpm++", base.scheduler),
+        safety_checker=base.safety_checker,
+        feature_extractor=base.feature_extractor,
+        requires_safety_checker=base.safety_checker is not None,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -80,82 +93,125 @@ def draw(
     pipeline: StableDiffusionPipeline,
     jobs: Sequence[Job],
     *,
-    negative_prompt: str = "",
-    num_inference_steps: int = 25,
-    guidance_scale: float = 7.5,
-    height: int = 0,
-    width: int = 0,
+    base_scheduler: SchedulerMixin | None = None,
+    states: PromptStates | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,
+    on_preview: Callable[[Sequence[Job], list[Image.Image], int], None] | None = None,
+    preview_every: int = 0,
+    on_less_memory: Callable[[int], None] | None = None,
 ) -> Iterator[Picture]:
     """Draw pictures; each has a generator of its own, so its neighbours in a batch do not change it.
 
+    Where memory does not suffice for a batch, batches are halved from there on.
+
     Args:
         pipeline: From `build_pipeline`.
-        jobs: Prompt and seed of each picture.
-        negative_prompt: What to lead away from.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance.
-        height: Pixels, a multiple of the VAE's scale; 0 = the base's own size.
-        width: The same.
-        batch_size: Pictures drawn at once.
+        jobs: What to draw; neighbours with the same settings share batches.
+        base_scheduler: The base's own; each job's scheduler is made from it. None = the pipeline's for all.
+        states: Keeps prompts' states from call to call; None = for this call alone.
+        batch_size: Pictures drawn at once, at most.
         on_step: Called with the denoising steps done and in all, counted for each picture.
+        on_preview: Called with a batch's jobs, its pictures as they are, and the steps done.
+        preview_every: Steps between previews; 0 = none.
+        on_less_memory: Called with the new batch size when a batch did not fit into memory.
 
     Yields:
         A picture for each job, in order.
 
     Raises:
-        ValueError: If there is no job, or a size does not fit.
+        ValueError: If there is no job, or memory does not suffice for one picture.
+        DataError: If a job's first picture cannot be read.
     """
     if not jobs:
         raise ValueError("no prompt to draw; give at least one text")
-    height, width = _picture_size(pipeline, height, width)
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    states = states or PromptStates(pipeline)
+    done, total = 0, sum(job.num_steps for job in jobs)
 
-        def report(_pipe: object, step: int, _time: object, tensors: dict, done: int = start) -> dict:
-            if on_step:
-                size = min(batch_size, len(jobs) - done)
-                on_step(done * num_inference_steps + (step + 1) * size, len(jobs) * num_inference_steps)
-            return tensors
+    def report(batch: Sequence[Job], step: int, latents: Tensor) -> None:
+        if on_step:
+            on_step(done + step * len(batch), total)
+        if on_preview and preview_every and step % preview_every == 0 and step < batch[0].num_steps:
+            on_preview(batch, [Image.fromarray(values) for values in decode(pipeline, latents)[0]], step)
 
-        pixels = pipeline(
-            prompt=[job.prompt for job in batch],
-            negative_prompt=[negative_prompt] * len(batch),
-            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            output_type="np",
-            callback_on_step_end=report,
-        ).images  # (B, H, W, 3) in [0, 1]
-        for job, values in zip(batch, pixels, strict=True):
-            yield _to_picture(job, values)
+    remaining = list(jobs)
+    while remaining:
+        batch = next(batches(remaining, batch_size))
+        if base_scheduler is not None:
+            pipeline.scheduler = build_scheduler(batch[0].scheduler, base_scheduler)
+        try:
+            pictures = _draw_batch(pipeline, batch, states, report)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                height, width = picture_size(pipeline, batch[0])
+                raise ValueError(
+                    f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller "
+                    "one, or on CUDA add --offload sequential"
+                ) from error
+            batch_size = len(batch) // 2
+            if on_less_memory:
+                on_less_memory(batch_size)
+            continue
+        del remaining[: len(batch)]
+        done += sum(job.num_steps for job in batch)
+        yield from pictures
 
 
-def _picture_size(pipeline: StableDiffusionPipeline, height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels, the base's own where 0; refuse what the VAE cannot halve evenly."""
+def picture_size(pipeline: StableDiffusionPipeline, job: Job) -> tuple[int, int]:
+    """Height and width of a job's picture in pixels, the base's own where it names none."""
     own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    height, width = height or own_size, width or own_size
-    for name, size in (("height", height), ("width", width)):
-        if size % pipeline.vae_scale_factor:
-            raise ValueError(f"{name} must be a multiple of {pipeline.vae_scale_factor} pixels; got {size}")
-    return height, width
+    return job.height or own_size, job.width or own_size
 
 
-def _to_picture(job: Job, values: np.ndarray) -> Picture:
-    """A picture of no numbers, or of black alone, is never a success."""
-    status = "ok"
-    if not np.isfinite(values).all():
-        status = "failed_nan"
-    elif values.max() < 1 / 255:
-        status = "failed_black"
-    image = Image.fromarray((np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8))
-    return Picture(job.prompt, job.seed, status, image)
+def _draw_batch(
+    pipeline: StableDiffusionPipeline,
+    jobs: Sequence[Job],
+    states: PromptStates,
+    report: Callable[[Sequence[Job], int, Tensor], None],
+) -> list[Picture]:
+    first = jobs[0]
+    height, width = picture_size(pipeline, first)
+
+    def on_step_end(_pipeline: object, step: int, _time: object, tensors: dict[str, Tensor]) -> dict:
+        report(jobs, step + 1, tensors["latents"])
+        return tensors
+
+    if isinstance(pipeline.unet, EngineUNet):
+        pipeline.unet.is_guided = first.guidance_scale > 1
+    settings: dict[str, Any] = {"height": height, "width": width}
+    if first.init_image is not None:
+        pipeline = _image_to_image(pipeline)
+        images = [ImageOps.fit(open_image(job.init_image), (width, height)) for job in jobs]  # type: ignore[arg-type]
+        settings = {"image": images, "strength": first.strength}
+    latents = pipeline(
+        prompt_embeds=states([job.prompt for job in jobs]),
+        negative_prompt_embeds=states([job.negative_prompt for job in jobs]),
+        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=float(first.guidance_scale),
+        output_type="latent",
+        callback_on_step_end=on_step_end,
+        **settings,
+    ).images  # (B, 4, H / 8, W / 8)
+    pixels, statuses = decode(pipeline, latents)
+    pipeline.maybe_free_model_hooks()
+    return [
+        Picture(job, status, Image.fromarray(values), (len(jobs), index))
+        for index, (job, status, values) in enumerate(zip(jobs, statuses, pixels, strict=True))
+    ]
 
 
-def picture_file_name(prompt: str, seed: int) -> str:
-    """File name that tells a picture's prompt and seed: "a-dog-on-the-beach_seed0.png"."""
-    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:MAX_SLUG_LENGTH].rstrip("-") or "empty-prompt"
-    return f"{slug}_seed{seed}.png"
+def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2ImgPipeline:
+    """The sibling that starts from a picture, of the same components."""
+    # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
+    sibling = StableDiffusionImg2ImgPipeline(
+        **pipeline.components, requires_safety_checker=pipeline.safety_checker is not None
+    )
+    sibling.set_progress_bar_config(disable=True)
+    return sibling
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)

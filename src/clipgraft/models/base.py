@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import load_strictly, module_sha256
@@ -33,6 +34,7 @@ WEIGHT_STEMS = {
     "vae": "vae/diffusion_pytorch_model",
     "unet": "unet/diffusion_pytorch_model",
     "text_encoder": "text_encoder/model",
+    "safety_checker": "safety_checker/model",
 }
 COMPONENTS = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 
@@ -56,6 +58,10 @@ class FrozenBase:
     tokenizer: CLIPTokenizer | None = None
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
+    safety_checker: StableDiffusionSafetyChecker | None = None
+    """Loaded with the VAE, where the base has one."""
+    feature_extractor: CLIPImageProcessorPil | None = None
+    """Prepares pictures for the safety checker."""
     origin: "Origin | None" = None
     """Where it was loaded from."""
 
@@ -84,7 +90,7 @@ class FrozenBase:
         Args:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
             revision: Commit of a hub id; without one, this package's own pin, or main with a warning.
-            components: What to load: some of COMPONENTS.
+            components: What to load: some of COMPONENTS, and "safety_checker", which not every base has.
             dtype: Of the weights.
             tokenizer: Used where the base has none of its own (a single file has not).
 
@@ -173,8 +179,14 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
     The U-Net is among them always: its config tells whether a base fits, its cross-attention which it is.
     """
     texts = [f"{name}/*.json" for name in {*components, "unet"}]
+    if "safety_checker" in components:
+        texts.append("feature_extractor/*.json")
     weights = [
-        Weights(stem, prefer_half=dtype != torch.float32 or name not in components)
+        Weights(
+            stem,
+            prefer_half=dtype != torch.float32 or name not in components,
+            is_optional=name == "safety_checker",
+        )
         for name, stem in WEIGHT_STEMS.items()
         if name in components or name == "unet"
     ]
@@ -193,12 +205,27 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
         CheckpointError: If it is not CLIP's text tower, or vocabulary, BOS, EOS, padding or length differ.
     """
     assert base.text_encoder is not None
-    assert base.tokenizer is not None
     if not isinstance(text_model, CLIPTextModel):
         raise CheckpointError(
             f"only CLIP's text tower (CLIPTextModel) can be grafted; got {type(text_model).__name__}, "
             "whose states are not words"
         )
+    check_vocabularies(tokenizer, base)
+    ours = text_model.config.max_position_embeddings
+    theirs = base.text_encoder.config.max_position_embeddings
+    if ours != theirs:
+        raise CheckpointError(
+            f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal"
+        )
+
+
+def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
+    """Refuse a CLIP whose tokens are not the base's.
+
+    Raises:
+        CheckpointError: If vocabulary, BOS, EOS or padding differ.
+    """
+    assert base.tokenizer is not None
     for what in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(tokenizer, what), getattr(base.tokenizer, what)
         if ours != theirs:
@@ -210,12 +237,6 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
             f"CLIP's tokenizer ({len(tokenizer)} tokens) is not the base's ({len(base.tokenizer)} tokens), "
             "so their positions hold different words; use a CLIP and a base with one vocabulary"
         )
-    ours = text_model.config.max_position_embeddings
-    theirs = base.text_encoder.config.max_position_embeddings
-    if ours != theirs:
-        raise CheckpointError(
-            f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal"
-        )
 
 
 def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
@@ -226,13 +247,15 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         "tokenizer": load_tokenizer,
         "text_encoder": lambda path: load_strictly(CLIPTextModel, path, dtype=dtype),
     }
-    for name in {*components, "unet"}:
+    for name in {*components, "unet"} & {*loaders}:
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
     if "text_encoder" in components:
         _check_teacher(folder)
-    parts = {name: loaders[name](folder / name) for name in components}
+    parts = {name: loaders[name](folder / name) for name in components if name in loaders}
+    if "safety_checker" in components:
+        parts |= _load_safety_checker(folder)
     if "text_encoder" in parts:
         _check_width(parts["text_encoder"], _read_config(folder / "unet"), folder)
     return parts
@@ -255,6 +278,24 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
             f"{path} names no scheduler of diffusers: {name!r}; give `_class_name` one of them"
         )
     return scheduler_class.from_pretrained(folder, local_files_only=True)
+
+
+def _load_safety_checker(folder: Path) -> dict[str, Any]:
+    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
+    index = folder / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
+    if not named or not named[0]:
+        return {}
+    if not any(folder.glob("safety_checker/*.safetensors")):
+        logger.warning(
+            "this base names a safety checker, but safety_checker/*.safetensors is not there: "
+            "pictures are drawn unchecked"
+        )
+        return {}
+    return {
+        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
+        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+    }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

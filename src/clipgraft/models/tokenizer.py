@@ -57,8 +57,42 @@ def _merges(backend: Tokenizer) -> list[tuple[str, str]]:
 
 def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
     """Words of a text that the vocabulary holds only in pieces, in order, each once."""
-    vocab = tokenizer.get_vocab()
     backend = tokenizer.backend_tokenizer
     normalized = backend.normalizer.normalize_str(text)
     words = backend.pre_tokenizer.pre_tokenize_str(normalized)
-    return list(dict.fromkeys(normalized[a:b] for word, (a, b) in words if word + END_OF_WORD not in vocab))
+    return list(
+        dict.fromkeys(
+            normalized[a:b] for word, (a, b) in words if backend.token_to_id(word + END_OF_WORD) is None
+        )
+    )
+
+
+def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
+    """What lies behind the last position that a text encoder reads; empty where all is read."""
+    places = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True).offset_mapping
+    unread = places[tokenizer.model_max_length - 1 : -1]
+    # In the text's own letters: a vocabulary that was learned here would be decoded with its marks in it.
+    return text[unread[0][0] :].strip() if unread else ""
+
+
+def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
+    """Say what a base cannot read of a prompt: what lies behind its last position, and unknown words.
+
+    Args:
+        prompt: What is to be drawn.
+        tokenizer: The base's.
+
+    Returns:
+        A sentence for each; empty where all is read.
+    """
+    if not prompt.strip():
+        return ["the prompt is empty: drawn without one"]
+    notes = []
+    unread = cut_off(prompt, tokenizer)
+    if unread:
+        num_tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        notes.append(f"{num_tokens} tokens, {tokenizer.model_max_length} are read; cut off: {unread!r}")
+    unknown = unknown_words(prompt, tokenizer)
+    if unknown:
+        notes.append(f"not in the vocabulary, so read in pieces: {', '.join(unknown)}")
+    return notes

@@ -23,6 +23,8 @@ class Weights(NamedTuple):
     stem: str
     """Path without its endings: `unet/diffusion_pytorch_model`."""
     prefer_half: bool = False
+    is_optional: bool = False
+    """Whether a model is whole without them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Needed:
     Args:
         texts: Patterns of configurations and vocabularies; these come in several ways, and what is there is
             taken.
-        weights: Each must be there.
+        weights: Each must be there that is not optional.
     """
 
     texts: tuple[str, ...]
@@ -51,7 +53,7 @@ class Needed:
             if full_where_preferred and not weights.prefer_half:
                 variants = (FULL,)
             files, _ = find_weights(held, weights.stem, variants)
-            if not files:
+            if not files and not weights.is_optional:
                 return []
             chosen += files
         return chosen
@@ -62,7 +64,7 @@ class Needed:
 
     def lacking(self, held: Collection[str]) -> str:
         """Name of the first weights that no held file has; empty where nothing lacks."""
-        stems = (weights.stem for weights in self.weights)
+        stems = (weights.stem for weights in self.weights if not weights.is_optional)
         return next(
             (f"{stem}.safetensors" for stem in stems if not find_weights(held, stem, (FULL, HALF))[0]), ""
         )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from clipgraft.reporting.run import Run, is_number
-from clipgraft.reporting.sections import NO_NUMBER, Table, count, decimal, percent
+from clipgraft.reporting.wording import NO_NUMBER, Table, count, decimal, percent
 
 MAX_ROWS = 12
 """Of more evaluations, evenly spaced ones are shown, the first and the last among them."""

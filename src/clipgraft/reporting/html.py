@@ -1,21 +1,25 @@
-"""The report: one HTML file that can be sent to a colleague.
+"""Reports as one HTML file that can be sent to a colleague.
 
-Figures and pictures lie inside it. Nothing is fetched and no script runs: the page forbids both to itself, so
-that a caption which is a script stays a caption.
+Figures and pictures lie inside it. Nothing is fetched. The one script that the page allows itself, by its
+sum, is not needed to read it; so a caption which is a script stays a caption.
 """
 
 import base64
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipgraft.reporting import sections
+from clipgraft.reporting import comparison, evidence, ranking, resources, sections
+from clipgraft.reporting.curves import Curve, training_curves
 from clipgraft.reporting.evaluations import evaluations_table
 from clipgraft.reporting.pictures import group_pictures
-from clipgraft.reporting.plots import DARK, LIGHT, Theme, plot_loss, render_loss
-from clipgraft.reporting.run import Run, read_run, write_whole
+from clipgraft.reporting.plots import DARK, LIGHT, Theme, recolour, render_loss
+from clipgraft.reporting.run import Run
+from clipgraft.reporting.settings import settings_tables, shown_recipe
 
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000
@@ -23,36 +27,112 @@ MAX_RECIPE_CHARACTERS = 100_000
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write the report of a run.
+def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
+    """Return the HTML of a run's page.
 
     Args:
-        run_dir: Folder of a run, finished or not, or of a single stage.
-
-    Returns:
-        Path of `report.html`, at most 5 MB.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-
-    Side effects:
-        Writes `loss.png` and `loss.svg` beside the report where steps were logged. Each file is written whole
-        or not at all: where the disk is full, an older report stays as it was.
+        run: What its folder holds.
+        refresh_seconds: How often a browser is to load the page anew; 0 = never.
     """
-    run = read_run(run_dir)
-    page = render_report(run).encode("utf-8")
-    assert len(page) <= MAX_REPORT_BYTES, (
-        f"report of {len(page):,} bytes; at most {MAX_REPORT_BYTES:,} are allowed"
+    pictures, num_hidden = group_pictures(run.pictures)
+    ranked, ranked_note = ranking.ranked_prompts(run)
+    first_differences, other_differences = evidence.differences_tables(run)
+    first_metrics, other_metrics = evidence.metric_tables(run)
+    failed, num_failed = ranking.failed_pictures(run)
+    return _render(
+        "report.html.j2",
+        title=run.name,
+        refresh_seconds=refresh_seconds,
+        progress=sections.progress(run),
+        run=run,
+        started=resources.started(run),
+        lead=sections.describe_run(run),
+        highlights=sections.highlights(run),
+        pictures=pictures,
+        num_hidden_pictures=num_hidden,
+        recall=sections.recall_table(run),
+        evaluations=evaluations_table(run),
+        loss_figure=loss_figure(run),
+        curves=[_curve_figure(curve) for curve in training_curves(run)],
+        bridge=sections.bridge_table(run),
+        refine=sections.refine_table(run),
+        ladder=sections.ladder_table(run),
+        fidelity=sections.fidelity_table(run),
+        evidence={
+            "notes": evidence.evidence_notes(run),
+            "settings": evidence.evidence_settings(run),
+            "differences": first_differences,
+            "other_differences": other_differences,
+            "tables": first_metrics,
+            "others": other_metrics,
+        },
+        ranked=ranked,
+        ranked_note=ranked_note,
+        failures=evidence.failures_table(run),
+        failed=failed,
+        num_failed=num_failed,
+        nearest=ranking.nearest_training_pictures(run),
+        data=sections.data_table(run),
+        settings=settings_tables(run),
+        resources=resources.resources_table(run),
+        environment=resources.environment_rows(run),
+        recipe_text=shown_recipe(run)[:MAX_RECIPE_CHARACTERS],
+        is_recipe_cut=len(run.recipe_text) > MAX_RECIPE_CHARACTERS,
     )
-    if run.log:
-        log_dir = run_dir if run.is_single_stage else run_dir / "finetune"
-        plot_loss(log_dir / "log.jsonl", run_dir)
-    write_whole(run_dir / "report.html", page)
-    return run_dir / "report.html"
 
 
-def render_report(run: Run) -> str:
-    """Return the report's HTML."""
+def render_comparison(runs: Sequence[Run]) -> str:
+    """Return the HTML of a page that compares runs."""
+    names = comparison.run_names(runs)
+    pictures, num_hidden = comparison.compared_pictures(runs)
+    return _render(
+        "comparison.html.j2",
+        title=" and ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        refresh_seconds=0,
+        names=names,
+        runs=runs,
+        lead=comparison.lead(runs),
+        problems=[
+            f"{name}: {problem}" for name, run in zip(names, runs, strict=True) for problem in run.problems
+        ],
+        tables=comparison.figures_tables(runs),
+        loss_figure=_themed(
+            lambda theme: comparison.render_losses(runs, "svg", theme),
+            "Mean loss of each epoch, a line a run",
+            comparison.loss_notes(runs),
+        )
+        if any(run.log for run in runs)
+        else None,
+        differing=comparison.settings_table(runs, differing=True),
+        same=comparison.settings_table(runs, differing=False),
+        pictures=pictures,
+        num_hidden_pictures=num_hidden,
+        resources=comparison.resources_table(runs),
+    )
+
+
+def loss_figure(run: Run) -> dict[str, Any] | None:
+    """The loss as a figure for both themes; None where no step was logged."""
+    if not run.log:
+        return None
+    alt = "Loss of each batch in blue and mean of each epoch in red, over optimizer steps"
+    return _themed(lambda theme: render_loss(run.log, "svg", theme), alt, sections.loss_notes(run))
+
+
+def _curve_figure(curve: Curve) -> dict[str, Any]:
+    return _themed(lambda theme: curve.render("svg", theme), curve.alt, curve.notes) | {"title": curve.title}
+
+
+def _themed(render: Callable[[Theme], bytes], alt: str, notes: list[str]) -> dict[str, Any]:
+    light = render(LIGHT)
+    return {"light": _data_uri(light), "dark": _data_uri(recolour(light, DARK)), "alt": alt, "notes": notes}
+
+
+def _data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+
+
+def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR),
         autoescape=True,
@@ -60,38 +140,16 @@ def render_report(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8"))
-    pictures, num_hidden = group_pictures(run.pictures)
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        style=style,
-        style_hash=_sha256(style),
-        started=sections.started(run),
-        lead=sections.describe_run(run),
-        highlights=sections.highlights(run),
-        pictures=pictures,
-        num_hidden_pictures=num_hidden,
-        recall=sections.recall_table(run),
-        evaluations=evaluations_table(run),
-        loss_figures={
-            name: _loss_figure(run, theme) for name, theme in (("light", LIGHT), ("dark", DARK)) if run.log
-        },
-        loss_notes=sections.loss_notes(run),
-        bridge=sections.bridge_table(run),
-        fidelity=sections.fidelity_table(run),
-        data=sections.data_table(run),
-        settings=sections.settings_tables(run),
-        environment=sections.environment_rows(run),
-        recipe_text=run.recipe_text[:MAX_RECIPE_CHARACTERS],
-        is_recipe_cut=len(run.recipe_text) > MAX_RECIPE_CHARACTERS,
+    style, script = (
+        Markup((TEMPLATES_DIR / f"report.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")
     )
+    page = environment.get_template(template).render(
+        style=style, style_hash=_sha256(style), script=script, script_hash=_sha256(script), **values
+    )
+    assert len(page.encode()) <= MAX_REPORT_BYTES, f"page of {len(page.encode()):,} bytes"
+    return page
 
 
-def _loss_figure(run: Run, theme: Theme) -> str:
-    encoded = base64.b64encode(render_loss(run.log, "svg", theme)).decode("ascii")
-    return f"data:image/svg+xml;base64,{encoded}"
-
-
-def _sha256(style: str) -> str:
-    """Hash of the only style sheet that the page allows itself, as its policy names it."""
-    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+def _sha256(text: str) -> str:
+    """Sum of the only style sheet, or script, that the page allows itself, as its policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -14,8 +14,8 @@ from clipgraft.errors import DataError
 
 MAX_PICTURES = 60
 """Pictures on a page; of a run with more, the first prompts are shown, and the page says so."""
-MAX_BYTES = 2_500_000
-"""Of all pictures together: 3.4 MB as base64, so that page, figure and recipe stay under 5 MB."""
+MAX_BYTES = 1_600_000
+"""Of a run's own pictures together: 2.2 MB as base64, so that the whole page stays under 5 MB."""
 SMALLER_SIDES = (1024, 768, 512, 384, 256, 128, 64)
 """Longest side in pixels that a picture over its share is tried with, in this order."""
 JPEG_QUALITY = 85
@@ -23,10 +23,12 @@ COLUMN_LABELS = {
     "teacher": "the base's own text encoder",
     "before": "CLIP before fine-tuning",
     "after": "CLIP after fine-tuning",
+    "refined": "CLIP after fine-tuning, graft refined",
 }
 STATUS_NOTES = {
     "failed_nan": "failed: the values were no numbers",
     "failed_black": "failed: nothing but black",
+    "blocked": "blocked by the base's safety checker",
 }
 
 
@@ -42,6 +44,10 @@ class Cell:
     """What went wrong; empty where nothing did."""
     width: int = 0
     height: int = 0
+    column: str = ""
+    """Name of the column in the files."""
+    caption: str = ""
+    """What stands below it, such as its score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +60,16 @@ class PromptPictures:
     cells: tuple[Cell, ...]
 
 
-def group_pictures(rows: Sequence[dict[str, Any]]) -> tuple[list[PromptPictures], int]:
+def group_pictures(
+    rows: Sequence[dict[str, Any]], max_bytes: int = MAX_BYTES
+) -> tuple[list[PromptPictures], int]:
     """Group the rows of `images.json` by prompt and embed their files.
 
     Where rows name a `column`, each prompt and seed is a group, with a picture a column side by side.
 
     Args:
         rows: What `read_run` gave.
+        max_bytes: The most that the files of all may be together.
 
     Returns:
         The groups, in the order of their first picture, and how many pictures they leave out.
@@ -77,7 +86,7 @@ def group_pictures(rows: Sequence[dict[str, Any]]) -> tuple[list[PromptPictures]
             shown.append(group[:room])
             room -= len(shown[-1])
     num_shown = sum(len(group) for group in shown)
-    share = MAX_BYTES // max(1, num_shown)
+    share = max_bytes // max(1, num_shown)
     return [_prompt_pictures(group, share) for group in shown], len(rows) - num_shown
 
 
@@ -149,12 +158,12 @@ def _cell(row: dict[str, Any], max_bytes: int, *, is_alone: bool) -> Cell:
     label = COLUMN_LABELS.get(column, column) or ("" if is_alone else f"seed {row.get('seed', 'unknown')}")
     status = str(row.get("status", "ok"))
     note = "" if status == "ok" else STATUS_NOTES.get(status, status)
-    if row["path"] is None:
+    if row.get("path") is None:
         return Cell(label, "", f"{row['file']} lies outside the run's folder and is not shown")
     try:
         source, width, height = embed_picture(row["path"], max_bytes)
     except FileNotFoundError:
-        return Cell(label, "", f"{row['file']} is missing")
+        return Cell(label, "", note or f"{row['file']} is missing")
     except DataError as error:
         return Cell(label, "", str(error).replace(str(row["path"]), row["file"]))
-    return Cell(label, source, note, width, height)
+    return Cell(label, source, note, width, height, column, str(row.get("caption") or ""))

@@ -5,13 +5,20 @@ Nothing here fails for lack of a file: a run that was stopped half way is read a
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STAGES = ("finetune", "bridge", "generate", "evaluate")
+STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "generate", "evaluate")
+MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "evaluate")
+"""Stages that write a `metrics.json`."""
+RUN_FILES = ("recipe.toml", "metrics.json", "log.jsonl", "images.json", "evaluation.json")
+"""Any of these makes a folder a run's or a stage's."""
+EVALUATION_VERSION = 1
+"""Newest `schema_version` of `evaluation.json` that is understood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,14 @@ class Run:
     """Rows of `evaluations.jsonl`: recall, loss and drift on the way."""
     finetune: dict[str, Any]
     bridge: dict[str, Any]
+    refine: dict[str, Any]
+    ladder: dict[str, Any]
     evaluate: dict[str, Any]
     """Prompt fidelity."""
+    evaluation: dict[str, Any]
+    """`evaluation.json` (docs/evaluation.md); its files have `path` as the pictures have."""
+    resources: dict[str, dict[str, Any]]
+    """Seconds and memory by stage, the whole run's under an empty name."""
     pictures: list[dict[str, Any]]
     """Rows of `images.json`, each with `path`: the file, or None where it lies outside the run."""
     begun: frozenset[str]
@@ -54,11 +67,10 @@ def read_run(run_dir: Path) -> Run:
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        ValueError: If it holds nothing of a run's.
     """
-    if not run_dir.is_dir():
-        raise FileNotFoundError(f"run folder not found: {run_dir}")
+    begun = _begun_stages(run_dir)
     problems: list[str] = []
-    begun = frozenset(stage for stage in STAGES if (run_dir / stage).is_dir())
     folders = {stage: run_dir / stage if begun else run_dir for stage in STAGES}
     metrics = _stage_metrics(run_dir, problems)
     recipe_text = _read_text(run_dir / "recipe.toml", problems)
@@ -74,11 +86,31 @@ def read_run(run_dir: Path) -> Run:
         evaluations=_read_rows(folders["finetune"] / "evaluations.jsonl", problems),
         finetune=metrics.get("finetune", {}),
         bridge=metrics.get("bridge", {}),
+        refine=metrics.get("refine", {}),
+        ladder=metrics.get("ladder") or _top_ladder(run_dir),
         evaluate=metrics.get("evaluate", {}),
+        evaluation=_read_evaluation(folders["evaluate"], run_dir, problems),
+        resources={
+            stage: used
+            for stage in ("", *sorted(begun))
+            if (used := _read_object(run_dir / stage / "resources.json", problems))
+        },
         pictures=_read_pictures(folders["generate"], run_dir, problems),
         begun=begun,
         problems=list(dict.fromkeys(problems)),
     )
+
+
+def _begun_stages(run_dir: Path) -> frozenset[str]:
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"run folder not found: {run_dir}")
+    begun = frozenset(stage for stage in STAGES if (run_dir / stage).is_dir())
+    if not begun and not any((run_dir / name).is_file() for name in RUN_FILES):
+        raise ValueError(
+            f"{run_dir} is no run: it holds neither {', '.join(RUN_FILES[:-1])} nor a stage's folder; name a "
+            "folder that clipgraft wrote"
+        )
+    return begun
 
 
 def collect_metrics(run_dir: Path) -> dict[str, Any]:
@@ -144,7 +176,8 @@ def is_number(value: Any) -> bool:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: where it fails, an older file stays as it was."""
-    temporary = path.with_name(f".{path.name}.part")
+    # Two reports of one run may be written at once: by the run, and by one who watches it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -155,15 +188,46 @@ def write_whole(path: Path, content: bytes) -> None:
 def _stage_metrics(run_dir: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Metrics of the stages that ended; a single stage's are told apart by their keys."""
     if any((run_dir / stage).is_dir() for stage in STAGES):
-        found = {
-            stage: _read_object(run_dir / stage / "metrics.json", problems)
-            for stage in ("finetune", "bridge", "evaluate")
-        }
+        found = {stage: _read_object(run_dir / stage / "metrics.json", problems) for stage in MEASURED_STAGES}
     else:
         metrics = _read_object(run_dir / "metrics.json", problems)
         told_by = {"linear": "bridge", "scores": "evaluate"}
         found = {next((stage for key, stage in told_by.items() if key in metrics), "finetune"): metrics}
     return {stage: metrics for stage, metrics in found.items() if metrics}
+
+
+def _top_ladder(run_dir: Path) -> dict[str, Any]:
+    """The ladder where the folder is a ladder's own: it has a stage's folders, and its figures at the top."""
+    metrics = _read_object(run_dir / "metrics.json", [])
+    return metrics if isinstance(metrics.get("rungs"), dict) else {}
+
+
+def _read_evaluation(folder: Path, run_dir: Path, problems: list[str]) -> dict[str, Any]:
+    """Read `evaluation.json`; one of a later version is named and left out."""
+    evaluation = _read_object(folder / "evaluation.json", problems)
+    version = evaluation.get("schema_version", 0)
+    if version not in range(EVALUATION_VERSION + 1):
+        problems.append(
+            f"evaluation.json is of version {version}, this clipgraft reads up to {EVALUATION_VERSION}; "
+            "take a newer clipgraft to see it."
+        )
+        return {}
+    for key, name in (
+        ("pictures", "file"),
+        ("nearest_training_images", "file"),
+        ("nearest_training_images", "training_file"),
+    ):
+        rows = evaluation.get(key)
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict) and isinstance(row.get(name), str):
+                row[name.replace("file", "path")] = _inside(folder / row[name], run_dir)
+    return evaluation
+
+
+def _inside(file: Path, run_dir: Path) -> Path | None:
+    """The file; None where it lies outside the run."""
+    resolved = file.resolve()
+    return resolved if resolved.is_relative_to(run_dir.resolve()) else None
 
 
 def _read_pictures(folder: Path, run_dir: Path, problems: list[str]) -> list[dict[str, Any]]:
@@ -172,8 +236,7 @@ def _read_pictures(folder: Path, run_dir: Path, problems: list[str]) -> list[dic
     pictures = []
     for row in rows:
         if isinstance(row, dict) and isinstance(row.get("file"), str):
-            file = (folder / row["file"]).resolve()
-            pictures.append({**row, "path": file if file.is_relative_to(run_dir.resolve()) else None})
+            pictures.append({**row, "path": _inside(folder / row["file"], run_dir)})
         else:
             problems.append(f"{path.name}: a row names no file and is left out.")
     return pictures

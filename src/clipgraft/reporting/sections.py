@@ -1,83 +1,39 @@
 """What each section of the report says: tables of text and sentences, made from a run's plain data.
 
-Every number is formatted here, and what is missing becomes a sentence here; the template only lays out.
+What is missing becomes a sentence here; the template only lays out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from clipgraft.reporting.pictures import COLUMN_LABELS
 from clipgraft.reporting.plots import epoch_means
-from clipgraft.reporting.run import Run, is_number
+from clipgraft.reporting.resources import STAGE_LABELS
+from clipgraft.reporting.run import STAGES, Run, is_number
+from clipgraft.reporting.settings import setting
+from clipgraft.reporting.wording import (
+    NO_NUMBER,
+    Highlight,
+    Table,
+    count,
+    decimal,
+    difference,
+    percent,
+    short_name,
+    sub_dict,
+    with_number_note,
+)
 
-NO_NUMBER = "n/a"
-NO_NUMBER_NOTE = "n/a: the value was not a finite number, so nothing can be said of it."
 MAX_LEFT_OUT_ROWS = 30
 DIRECTIONS = {"text_to_image": "Image found by its caption", "image_to_text": "Caption found by its image"}
 TOKEN_CLASSES = {"bos": "Start (BOS)", "words": "Words", "eos": "End (EOS)", "padding": "Padding"}
 MAPS = {"linear": "linear", "residual": "+ MLP"}
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "Data": ("data.source", "data.include_unsplit", "data.max_train_images", "data.max_test_images", "seed"),
-    "Fine-tuning": (
-        "clip.name",
-        "finetune.num_epochs",
-        "finetune.batch_size",
-        "finetune.gradient_accumulation_steps",
-        "finetune.learning_rate",
-        "finetune.lr_schedule",
-        "finetune.warmup_steps",
-        "finetune.weight_decay",
-        "finetune.max_grad_norm",
-    ),
-    "Bridge": (
-        "base.name",
-        "bridge.ridge",
-        "bridge.hidden_size",
-        "bridge.num_epochs",
-        "bridge.learning_rate",
-        "bridge.batch_size",
-    ),
-    "Pictures": (
-        "generate.seed",
-        "generate.num_inference_steps",
-        "generate.guidance_scale",
-        "generate.num_images_per_prompt",
-        "generate.negative_prompt",
-    ),
-}
-MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
-    "data.source": {"": "flatland8k, drawn"},
-    "data.max_train_images": {0: "all"},
-    "data.max_test_images": {0: "all"},
-    "generate.negative_prompt": {"": "none"},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text below a head; a row of one text is a heading within the table."""
-
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Highlight:
-    """A figure to see first."""
-
-    label: str
-    value: str
-    note: str
 
 
 def describe_run(run: Run) -> str:
     """Say in a sentence or two what was done, and with what."""
-    clip, base = short_name(_setting(run, "clip.name")), short_name(_setting(run, "base.name"))
-    source = short_name(_setting(run, "data.source")) or "flatland8k"
+    clip, base = short_name(setting(run, "clip.name")), short_name(setting(run, "base.name"))
+    source = short_name(setting(run, "data.source")) or "flatland8k"
     sentences = []
     if run.finetune:
         epochs = run.finetune.get("num_epochs")
@@ -93,10 +49,21 @@ def describe_run(run: Run) -> str:
     return " ".join(sentences) or "This folder holds no results yet."
 
 
+def progress(run: Run) -> str:
+    """Say how far a run that is at work has come."""
+    epochs = setting(run, "finetune.num_epochs")
+    if run.finetune or not run.log:
+        begun = [stage for stage in STAGES if stage in run.begun]
+        return f"Now: {STAGE_LABELS[begun[-1]]}." if begun else ""
+    last = run.log[-1]
+    of = f" of {epochs}" if is_number(epochs) else ""
+    return f"Fine-tuning: epoch {last['epoch'] + 1}{of}, step {last['step']:,}."
+
+
 def highlights(run: Run) -> list[Highlight]:
     """Pick the figures that tell most: recall@1 both ways, and how close the bridge comes on words."""
     found = []
-    before, after = _dict(run.finetune, "before"), _dict(run.finetune, "after")
+    before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     for direction in DIRECTIONS:
         key = f"{direction}_recall@1"
         if is_number(after.get(key)):
@@ -104,7 +71,7 @@ def highlights(run: Run) -> list[Highlight]:
             name = direction.replace("_", " ").capitalize()
             found.append(Highlight(f"{name} recall@1", percent(after[key]), was))
     error = {
-        name: _dict(_dict(run.bridge, name), "relative_error").get("words")
+        name: sub_dict(sub_dict(run.bridge, name), "relative_error").get("words")
         for name in MAPS
         if name in run.bridge
     }
@@ -118,7 +85,7 @@ def highlights(run: Run) -> list[Highlight]:
 
 def recall_table(run: Run) -> Table | None:
     """Lay out recall before and after fine-tuning with differences; None if it was not measured."""
-    before, after = _dict(run.finetune, "before"), _dict(run.finetune, "after")
+    before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     if not before and not after:
         return None
     rows: list[tuple[str, ...]] = []
@@ -137,7 +104,7 @@ def recall_table(run: Run) -> Table | None:
         chance = percent(1 / num_images)
         note += f" By chance, the first image found by a caption would be right in {chance} of cases."
     note += _paired_note(after)
-    return Table(("", "before", "after", "difference"), rows, _with_number_note(note, rows))
+    return Table(("", "before", "after", "difference"), rows, with_number_note(note, rows))
 
 
 def _paired_note(after: dict[str, Any]) -> str:
@@ -174,7 +141,7 @@ def loss_notes(run: Run) -> list[str]:
 
 def bridge_table(run: Run) -> Table | None:
     """Lay out state error and cosine by token class, linear beside + MLP; None if there is no bridge."""
-    maps = [name for name in MAPS if _dict(run.bridge, name)]
+    maps = [name for name in MAPS if sub_dict(run.bridge, name)]
     if not maps:
         return None
     measures = {"relative_error": "error", "cosine": "cosine"}
@@ -183,7 +150,7 @@ def bridge_table(run: Run) -> Table | None:
         (
             label,
             *[
-                decimal(_dict(_dict(run.bridge, name), measure).get(token_class))
+                decimal(sub_dict(sub_dict(run.bridge, name), measure).get(token_class))
                 for measure in measures
                 for name in maps
             ],
@@ -199,24 +166,62 @@ def bridge_table(run: Run) -> Table | None:
         note += (
             f", fitted on {count(run.bridge.get('num_captions'))}." if "num_captions" in run.bridge else "."
         )
-    return Table(("tokens", *head), rows, _with_number_note(note, rows))
+    return Table(("tokens", *head), rows, with_number_note(note, rows))
+
+
+def refine_table(run: Run) -> Table | None:
+    """Lay out the error of predicted noise before and after refining; None if nothing was refined."""
+    before, after = sub_dict(run.refine, "before"), sub_dict(run.refine, "after")
+    keys = [key for key in before | after if is_number(before.get(key)) or is_number(after.get(key))]
+    if not keys:
+        return None
+    rows: list[tuple[str, ...]] = [
+        (key.replace("_", " "), decimal(before.get(key)), decimal(after.get(key))) for key in keys
+    ]
+    note = (
+        "Error of the noise that the U-Net predicts with the graft, against its prediction with its own text "
+        "encoder, on test pictures; 0 is a perfect copy."
+    )
+    return Table(("", "before refining", "after"), rows, with_number_note(note, rows))
+
+
+def ladder_table(run: Run) -> Table | None:
+    """Lay out what each part of the bridge is worth, a rung a row; None if it was not climbed."""
+    rungs = sub_dict(run.ladder, "rungs")
+    names = list(dict.fromkeys(name for rung in rungs for name in sub_dict(rungs, rung)))
+    if not names:
+        return None
+    rows = [
+        (rung, *(_mean_and_spread(sub_dict(sub_dict(rungs, rung), name)) for name in names)) for rung in rungs
+    ]
+    note = (
+        "From a random map to the teacher, each rung adding a part. After ±: standard deviation over seeds."
+    )
+    return Table(("", *(name.replace("_", " ") for name in names)), rows, with_number_note(note, rows))
+
+
+def _mean_and_spread(figure: dict[str, Any]) -> str:
+    spread = figure.get("spread")
+    return decimal(figure.get("mean")) + (f" ± {decimal(spread)}" if is_number(spread) and spread else "")
 
 
 def fidelity_table(run: Run) -> Table | None:
     """Lay out prompt fidelity of each text encoder between floors and ceiling; None if not measured."""
-    scores = _dict(run.evaluate, "scores")
+    scores = sub_dict(run.evaluate, "scores")
     if not scores:
         return None
-    attributes = list(dict.fromkeys(name for key in scores for name in _dict(scores[key], "by_attribute")))
+    attributes = list(dict.fromkeys(name for key in scores for name in sub_dict(scores[key], "by_attribute")))
     rows: list[tuple[str, ...]] = []
     for name, score in scores.items():
         low, high = (score.get("interval") or [None, None])[:2]
         figures = [decimal(score.get("mean")), f"{decimal(low)} to {decimal(high)}"]
         figures += [decimal(score.get(key)) for key in ("held_out", "seen", "all_at_once")]
-        figures += [decimal(_dict(score, "by_attribute").get(attribute)) for attribute in attributes]
+        figures += [decimal(sub_dict(score, "by_attribute").get(attribute)) for attribute in attributes]
         rows.append((COLUMN_LABELS.get(name, name), *figures))
-    accuracy = ", ".join(f"{name} {decimal(v)}" for name, v in _dict(run.evaluate, "probe_accuracy").items())
-    settings = _dict(run.evaluate, "settings")
+    accuracy = ", ".join(
+        f"{name} {decimal(v)}" for name, v in sub_dict(run.evaluate, "probe_accuracy").items()
+    )
+    settings = sub_dict(run.evaluate, "settings")
     guidance = settings.get("guidance_scale", NO_NUMBER)
     note = (
         "Share of what a prompt names (place, time, subject, colour, action) that a classifier, the probe, "
@@ -227,12 +232,12 @@ def fidelity_table(run: Run) -> Table | None:
         f"the drawing code itself draws, where the probe's accuracy is: {accuracy}."
     )
     head = ("", "mean", "95 % interval", "held out", "seen", "all at once", *attributes)
-    return Table(head, rows, _with_number_note(note, rows))
+    return Table(head, rows, with_number_note(note, rows))
 
 
 def data_table(run: Run) -> Table | None:
     """Count images and captions in by split, and out by reason; None if nothing was counted."""
-    counts = _dict(run.data, "counts") or _dict(run.data, "splits") or _counts_of_images(run.data)
+    counts = sub_dict(run.data, "counts") or sub_dict(run.data, "splits") or _counts_of_images(run.data)
     if not counts:
         return None
     rows: list[tuple[str, ...]] = [("Counted in",)]
@@ -260,111 +265,6 @@ def data_table(run: Run) -> Table | None:
     return Table(("", "images", "captions", "for example"), rows, note.strip())
 
 
-def settings_tables(run: Run) -> dict[str, list[tuple[str, str]]]:
-    """List the recipe's main settings by stage; of a single stage, only its own."""
-    has_results = {
-        "Data": True,
-        "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
-        "Bridge": bool(run.bridge),
-        "Pictures": bool(run.pictures),
-    }
-    return {
-        title: rows
-        for title, keys in SETTINGS.items()
-        if (has_results[title] or not run.is_single_stage)
-        and (
-            rows := [
-                (_label(key), _shown_setting(run, key)) for key in keys if _setting(run, key) is not None
-            ]
-        )
-    }
-
-
-def environment_rows(run: Run) -> list[tuple[str, str]]:
-    """List how long it took and where it ran."""
-    rows = [
-        (f"{title} took", duration(metrics["seconds"]))
-        for title, metrics in (("fine-tuning", run.finetune), ("bridge", run.bridge))
-        if is_number(metrics.get("seconds"))
-    ]
-    for key, value in run.environment.items():
-        if key == "seconds" and is_number(value):
-            rows.append(("in all", duration(value)))
-        elif key not in ("command", "started") and value not in (None, ""):
-            rows.append((key.replace("_", " "), str(value)))
-    return rows
-
-
-def started(run: Run) -> str:
-    """Say when the run began, to the minute; empty where that is not known."""
-    value = str(run.environment.get("started") or "")
-    try:
-        return datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M %Z").strip()
-    except ValueError:
-        return value
-
-
-def percent(value: Any) -> str:
-    """Format a fraction as a percentage."""
-    return f"{100 * value:.1f} %" if is_number(value) else NO_NUMBER
-
-
-def difference(before: Any, after: Any) -> str:
-    """Format the difference of two fractions in percentage points, with its sign."""
-    return f"{100 * (after - before):+.1f}" if is_number(before) and is_number(after) else NO_NUMBER
-
-
-def decimal(value: Any) -> str:
-    """Format a number with three decimals."""
-    return f"{value:.3f}" if is_number(value) else NO_NUMBER
-
-
-def count(value: Any) -> str:
-    """Format a number of things; a dash where it is not known."""
-    return f"{value:,}" if is_number(value) else "-"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def short_name(value: Any) -> str:
-    """A folder's own name alone: the way to it would tell a stranger the user's name."""
-    return Path(str(value)).name if Path(str(value)).is_absolute() else str(value or "")
-
-
-def _dict(values: dict[str, Any], key: str) -> dict[str, Any]:
-    value = values.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _setting(run: Run, dotted: str) -> Any:
-    *sections, key = dotted.split(".")
-    values = run.recipe
-    for section in sections:
-        values = _dict(values, section)
-    return values.get(key)
-
-
-def _label(dotted: str) -> str:
-    names = {"clip.name": "CLIP", "base.name": "diffusion model", "data.source": "source"}
-    return names.get(dotted, dotted.rpartition(".")[2].replace("_", " "))
-
-
-def _shown_setting(run: Run, dotted: str) -> str:
-    value = _setting(run, dotted)
-    if not isinstance(value, (list, dict)) and value in MEANING_OF_EMPTY.get(dotted, {}):
-        return MEANING_OF_EMPTY[dotted][value]
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else short_name(value) or str(value)
-
-
 def _counts_of_images(data: dict[str, Any]) -> dict[str, Any]:
     """The short form: `num_train_images`, `num_test_images`."""
     counts = {split: data.get(f"num_{split}_images") for split in ("train", "val", "test")}
@@ -381,7 +281,3 @@ def _left_out_row(group: dict[str, Any]) -> tuple[str, ...]:
         number if is_caption else "",
         example,
     )
-
-
-def _with_number_note(note: str, rows: list[tuple[str, ...]]) -> str:
-    return f"{note} {NO_NUMBER_NOTE}" if any(NO_NUMBER in row for row in rows) else note

@@ -1,6 +1,5 @@
 """Captioned images: reading, checking and drawing them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from clipgraft.data.records import CaptionedImage, Source, Split
 from clipgraft.data.transforms import ImageProcessor
 from clipgraft.models.clip import load_clip
 from clipgraft.progress import track
-from clipgraft.runtime import quiet_libraries
+from clipgraft.runtime import cache_dir, quiet_libraries
 
 FLATLAND8K_SEED = 0
 """Of the set that an empty `data.source` stands for."""
@@ -30,11 +29,6 @@ def load_source(settings: DataSettings) -> Source:
 def select(source: Source, split: Split, limit: int) -> tuple[CaptionedImage, ...]:
     """Images of a split; the first `limit` of them where it is not 0."""
     return source.in_split(split)[: limit or None]
-
-
-def cache_dir() -> Path:
-    """Folder for what can be made again, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
 
 
 def load_crops(images: Sequence[CaptionedImage], processor: ImageProcessor) -> Crops:

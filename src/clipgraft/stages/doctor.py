@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.errors import CheckpointError
+from clipgraft.generation.engines import openvino_advice, why_no_openvino
 from clipgraft.models.hub import embedded_models, hub_is_reachable
 from clipgraft.runtime import RECORDED_PACKAGES, choose_device, cpu_gains_from_bf16
 
@@ -53,6 +54,7 @@ def examine() -> Iterator[Finding]:
     )
     is_faster = cpu_gains_from_bf16()
     yield Finding("CPU bfloat16", "faster, so used" if is_faster else "not faster, so float32 is used", "")
+    yield _engine(device)
     yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()}", "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     too_little = f"Stable Diffusion v1.5 wants {NEEDED_MEMORY_GB} GB; flatland needs 2"
@@ -62,6 +64,11 @@ def examine() -> Iterator[Finding]:
     yield Finding("disk here", f"{disk:.1f} GB free", little_disk if disk < NEEDED_DISK_GB else "")
     yield _flatland()
     yield _hub()
+
+
+def _engine(device: torch.device) -> Finding:
+    missing = why_no_openvino(device)
+    return Finding("drawing runs on", "torch" if missing else "OpenVINO", openvino_advice(device))
 
 
 def _flatland() -> Finding:

@@ -1,121 +1,214 @@
-"""Prompt fidelity of a base with each of several text encoders, between its floors and its ceiling."""
+"""How good pictures are with each text encoder of a run, between floors and ceilings; docs/evaluation.md."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from accelerate import PartialState
 
-from clipgraft.config import EvaluateSettings, Recipe
-from clipgraft.data.flatland import ATTRIBUTES, Prompt, draw_scenes, fidelity_prompts
-from clipgraft.data.flatland.writer import IMAGE_SIZE
-from clipgraft.evaluation.fidelity import prompt_fidelity
-from clipgraft.evaluation.probe import load_probe, probe_accuracy, read_attributes
-from clipgraft.generation.pipeline import Job, draw
+from clipgraft.config import Recipe, load_recipe, to_toml
+from clipgraft.data.records import CaptionedImage
+from clipgraft.errors import CheckpointError
+from clipgraft.evaluation.probe import load_probe
+from clipgraft.models.clip import load_clip
 from clipgraft.models.hub import embedded_models
-from clipgraft.progress import track
-from clipgraft.runtime import choose_device, write_json
-from clipgraft.stages.generate import load_pipelines
+from clipgraft.runtime import (
+    RECIPE_NAME,
+    choose_device,
+    describe_environment,
+    quiet_libraries,
+    run_folder,
+    write_json,
+)
+from clipgraft.stages.columns import REAL, SHUFFLED, TEACHER, draw_all, real_pictures
+from clipgraft.stages.data import cache_dir
+from clipgraft.stages.evaluation import Measured, build_record, compare_distributions
+from clipgraft.stages.evaluation_tables import print_record, short_metrics
+from clipgraft.stages.prompt_sets import next_prompts
+from clipgraft.stages.scores import ClipFeatures, ProbeFeatures, score_by_clip, score_fidelity, score_likeness
+from clipgraft.stages.stores import FeatureStore
 
-CEILING = "drawn by flatland's code"
-EMPTY_FLOOR = "empty prompt"
-SHUFFLED_FLOOR = "shuffled prompts"
+
+def evaluate_run(run_dir: Path, settings: Sequence[str] = (), *, out: Path | None = None) -> dict[str, Any]:
+    """Evaluate the folder of a run.
+
+    Args:
+        run_dir: What `clipgraft run`, `clipgraft demo` or `clipgraft bridge` wrote.
+        settings: Texts of the form `section.key=value` over the run's own recipe.
+        out: Folder for the results; None: `evaluate/` within the run.
+
+    Returns:
+        What evaluation.json holds; empty in other processes than the first.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        CheckpointError: If it is no run's, of another version's settings, or has no graft.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"run folder not found: {run_dir}")
+    path = run_dir / RECIPE_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{run_dir} holds no run (no {RECIPE_NAME}); name what `clipgraft run` wrote")
+    try:
+        recipe = load_recipe(path)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run_dir} was written by a version with other settings ({error}); mend its {RECIPE_NAME}, or "
+            "run it again"
+        ) from error
+    recipe = load_recipe(path, [*_default_number(recipe), *settings])
+    encoders = graft_folders(run_dir)
+    clips = {"before": recipe.clip.name, "after": str(run_dir / "finetune" / "clip")}
+    has_both = Path(clips["after"]).is_dir() and "after" in encoders
+    return evaluate(recipe, encoders, out or run_dir / "evaluate", clips=clips if has_both else {})
+
+
+def graft_folders(run_dir: Path) -> dict[str, Path | None]:
+    """Text encoders that a run compares, by column; of a bridge stage's folder its one graft.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    known = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
+    found: dict[str, Path | None] = {
+        column: run_dir / stage / "graft"
+        for column, stage in known.items()
+        if (run_dir / stage / "graft").is_dir()
+    }
+    if (run_dir / "graft").is_dir():
+        found["graft"] = run_dir / "graft"
+    if not found:
+        raise CheckpointError(
+            f"{run_dir} has no weights to draw with (no bridge/graft); finish it with `clipgraft run "
+            f"{run_dir / RECIPE_NAME} --out {run_dir} --resume`"
+        )
+    return {TEACHER: None} | found
+
+
+def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name columns after their folders: of a `graft` the one around it; numbered where equal."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        whole = folder.resolve()
+        name = whole.parent.name if whole.name == "graft" else whole.name
+        taken = sum(other == name or other.startswith(f"{name}-") for other in named)
+        named[f"{name}-{taken + 1}" if taken else name] = folder
+    return named
 
 
 def evaluate(
-    recipe: Recipe, encoders: Mapping[str, Path | None], folder: Path, *, base: str = ""
+    recipe: Recipe,
+    encoders: Mapping[str, Path | None],
+    folder: Path,
+    *,
+    base: str = "",
+    clips: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Measure prompt fidelity over the first `recipe.evaluate.num_prompts` fixed prompts.
+    """Draw with several text encoders from the same prompts and seeds, and measure the pictures.
+
+    In several processes (started by `accelerate launch`) pictures and features are shared out, and the first
+    one writes.
 
     Args:
-        recipe: Its device and evaluate settings are read.
-        encoders: By name a graft folder, or None for the base's own text encoder.
-        folder: Gets `metrics.json`.
+        recipe: Its device, data, clip and evaluate settings are read.
+        encoders: By column a graft folder, or None for the base's own text encoder.
+        folder: Gets `evaluation.json`, `pictures/`, `features/`, `nearest/`, `metrics.json`, `recipe.toml`
+            and `environment.json`. What it holds of an earlier call is used where nothing that decides it
+            changed.
         base: Where not empty, the base in place of the one that a graft names.
+        clips: CLIP before and after fine-tuning, whose recall is measured on the test split.
 
     Returns:
-        The metrics that were written: `scores`, by name what `prompt_fidelity` gives, with two floors of the
-        first encoder (empty prompt; pictures scored against the next one's prompt) and the ceiling (fresh
-        drawings of the prompts' scenes); `probe_accuracy` on those drawings; the settings.
-
-    Raises:
-        ValueError: If the base draws another size than flatland's.
+        What evaluation.json holds; empty in other processes than the first.
     """
+    begun = time.monotonic()
+    quiet_libraries()
+    device = choose_device(recipe.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    device = processes.device if processes.num_processes > 1 else device
+    if not processes.is_main_process:
+        processes.wait_for_everyone()
+        _measure(recipe, encoders, folder, base, clips or {}, device, processes)
+        return {}
+    with run_folder(folder, resume=True):
+        (folder / RECIPE_NAME).write_text(to_toml(recipe), encoding="utf-8")
+        write_json(folder / "environment.json", describe_environment(device))
+        processes.wait_for_everyone()
+        measured = _measure(recipe, encoders, folder, base, clips or {}, device, processes)
+        record = build_record(measured, recipe.evaluate)
+        record |= {"environment": describe_environment(device), "seconds": time.monotonic() - begun}
+        write_json(folder / "evaluation.json", record)
+        write_json(folder / "metrics.json", short_metrics(record))
+    print_record(record, folder)
+    return record
+
+
+def _measure(
+    recipe: Recipe,
+    encoders: Mapping[str, Path | None],
+    folder: Path,
+    base: str,
+    clips: Mapping[str, str],
+    device: torch.device,
+    processes: PartialState,
+) -> Measured:
+    """Everything that all processes take part in."""
+    store, shared = (FeatureStore(path / "features", processes) for path in (folder, cache_dir()))
     settings = recipe.evaluate
-    prompts = fidelity_prompts()[: settings.num_prompts]
-    scenes = [prompt.scene for prompt in prompts]
-    probe = load_probe(embedded_models() / "probe.safetensors")
-    scores: dict[str, Any] = {}
-    for name, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
-        _refuse_other_sizes(pipeline)
-        read = read_attributes(probe, _draw(pipeline, [prompt.text for prompt in prompts], settings, name))
-        if not scores:
-            scores[SHUFFLED_FLOOR] = prompt_fidelity(read.roll(1, 0), scenes)
-            empty = _draw(pipeline, [""] * len(prompts), settings, EMPTY_FLOOR)
-            scores[EMPTY_FLOOR] = prompt_fidelity(read_attributes(probe, empty), scenes)
-        scores[name] = prompt_fidelity(read, scenes)
-    fresh = read_attributes(probe, torch.from_numpy(draw_scenes(_fresh(prompts))))
-    scores[CEILING] = prompt_fidelity(fresh, scenes)
-    accuracy = probe_accuracy(fresh, torch.tensor([scene.labels for scene in scenes]))
-    metrics = {"scores": scores, "probe_accuracy": accuracy, "settings": settings.model_dump()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", metrics)
-    for table in _tables(metrics):
-        Console().print(table)
-    return metrics
+    scorer_name = settings.scorer or recipe.clip.name
+    revision = settings.scorer_revision if settings.scorer else recipe.clip.revision
+    # Of a folder the name alone: a path would tell the user's to everyone the result is sent to.
+    name = Path(scorer_name).name if Path(scorer_name).is_dir() else scorer_name
+    # Before anything is drawn: a scorer that is not there is said at once.
+    scorer = ClipFeatures(_clip(scorer_name, revision, device), "scorer", store, shared)
+    drawn = draw_all(recipe, encoders, folder, base, device, processes)
+    prompts, paths, test = drawn.prompts, dict(drawn.paths), drawn.images.test
+    real = real_pictures(prompts, folder, processes)
+    if any(path for own in real for path in own):
+        paths[REAL] = real
+    shuffled = SHUFFLED, drawn.last
+    scores, embeds, nearest = score_by_clip(scorer, prompts, paths, drawn.images.train, shuffled)
+    if TEACHER in paths:
+        compared = [column for column in drawn.paths if column != TEACHER]
+        scores |= score_likeness(paths, embeds, TEACHER, compared, SHUFFLED, next_prompts(prompts))
+    probe = None
+    if any(prompt.scene for prompt in prompts):
+        probe = ProbeFeatures(load_probe(embedded_models() / "probe.safetensors"), store)
+        scores |= score_fidelity(probe, prompts, paths, shuffled)
+    scores |= drawn.state_errors
+    judges = {
+        column: ClipFeatures(_clip(name, "", device), f"CLIP {column}", store, shared)
+        for column, name in clips.items()
+    }
+    return Measured(
+        drawn=drawn,
+        paths=paths,
+        scores=scores,
+        nearest=nearest,
+        scorer=scorer,
+        scorer_name=name,
+        extractor=ProbeFeatures.name if probe else f"{name}'s embeds",
+        distributions=compare_distributions(drawn, paths, scorer, probe),
+        retrieval={
+            column: (judge.of_texts(_captions(test)), judge.of_images(test))
+            for column, judge in judges.items()
+            if test
+        },
+    )
 
 
-def _draw(
-    pipeline: StableDiffusionPipeline, texts: Sequence[str], settings: EvaluateSettings, name: str
-) -> Tensor:
-    """Pictures of the texts, (N, 3, 128, 128) uint8, the seed counting up from one to the next."""
-    jobs = [Job(text, settings.seed + index) for index, text in enumerate(texts)]
-    with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
-        pictures = draw(
-            pipeline,
-            jobs,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            batch_size=settings.batch_size,
-            on_step=lambda done, _total: update(done, "steps"),
-        )
-        arrays = [np.asarray(picture.image).transpose(2, 0, 1) for picture in pictures]
-    return torch.from_numpy(np.stack(arrays))
+def _clip(name: str, revision: str, device: torch.device) -> Any:
+    clip = load_clip(name, revision=revision or None)
+    clip.model.eval().to(device)
+    return clip
 
 
-def _fresh(prompts: Sequence[Prompt]) -> list:
-    """The prompts' scenes as other pictures than any in a data set."""
-    return [replace(prompt.scene, look=f"{prompt.scene.look}/fresh") for prompt in prompts]
+def _captions(images: Sequence[CaptionedImage]) -> list[str]:
+    return [caption for image in images for caption in image.captions]
 
 
-def _refuse_other_sizes(pipeline: StableDiffusionPipeline) -> None:
-    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    if size != IMAGE_SIZE:
-        raise ValueError(
-            f"prompt fidelity is read by a probe that knows flatland's pictures of {IMAGE_SIZE} pixels; this "
-            f"base draws {size}: set evaluate.num_prompts=0"
-        )
-
-
-def _tables(metrics: dict[str, Any]) -> tuple[Table, Table]:
-    """Means, and shares by attribute: two tables, each at home in 80 columns."""
-    heads = ("mean", "95 %", "held out", "seen", "all at once")
-    means, attributes = Table("", *heads, title="prompt fidelity"), Table("", *ATTRIBUTES)
-    for name, score in metrics["scores"].items():
-        low, high = score["interval"]
-        shares = [score[key] for key in ("held_out", "seen", "all_at_once")]
-        means.add_row(name, f"{score['mean']:.3f}", f"{low:.2f}-{high:.2f}", *map(_share, shares))
-        attributes.add_row(name, *(_share(score["by_attribute"].get(key)) for key in ATTRIBUTES))
-    accuracy = metrics["probe_accuracy"]
-    attributes.add_row("the probe's accuracy", *(_share(accuracy.get(key)) for key in ATTRIBUTES))
-    return means, attributes
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _default_number(recipe: Recipe) -> list[str]:
+    """Who asks for an evaluation wants one, also of a run whose recipe left it out."""
+    return [] if recipe.evaluate.num_prompts else ["evaluate.num_prompts=240"]

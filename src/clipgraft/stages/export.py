@@ -10,12 +10,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
+from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.checkpoint import write_folder_atomically
 from clipgraft.models.encoder import Graft, load_graft
+from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.reporting.card import Facts, model_card, public_recipe
 from clipgraft.runtime import RECIPE_NAME, quiet_libraries, write_json
-from clipgraft.stages.generate import load_base, prompt_notes
 
 FORMATS = ("diffusers", "prompt-embeds", "bridge")
 ENCODE_BATCH_SIZE = 32

@@ -19,6 +19,7 @@ from clipgraft.runtime import (
     run_folder,
     write_json,
 )
+from clipgraft.stages.resources import recorded_resources
 
 
 @contextmanager
@@ -44,8 +45,8 @@ def stage_folder(
     if num_processes > 1:
         if not in_parallel:
             raise ValueError(
-                f"only `clipgraft finetune` runs in several processes, and {num_processes} were started; "
-                "start this command by itself"
+                "only finetune, generate, grid, compare and evaluate run in several processes, and "
+                f"{num_processes} were started; start this command by itself"
             )
         processes = PartialState(cpu=device.type == "cpu")
         if not processes.is_main_process:
@@ -62,7 +63,8 @@ def stage_folder(
         write_json(folder / "environment.json", describe_environment(device))
         if num_processes > 1:
             processes.wait_for_everyone()
-        yield folder
+        with recorded_resources(folder):
+            yield folder
 
 
 def fingerprint(*parts: object) -> str:

@@ -1,180 +1,263 @@
-"""Draw pictures from prompts with a graft, or with a base's own text encoder."""
+"""Draw pictures from prompts into a folder: what is there already stays, what fails is said."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import StableDiffusionPipeline
+from accelerate import PartialState
+from diffusers.utils import make_image_grid
 from PIL import Image
 from rich.console import Console
-from transformers import CLIPTokenizer
 
-from clipgraft.config import GenerateSettings, Recipe
-from clipgraft.generation.pipeline import Job, Picture, build_pipeline, draw, picture_file_name
-from clipgraft.models.base import COMPONENTS, FrozenBase
-from clipgraft.models.encoder import Graft, load_graft
-from clipgraft.models.tokenizer import unknown_words
+from clipgraft.config import GenerateSettings
+from clipgraft.generation.engines import openvino_advice
+from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.generation.jobs import Job, batches, make_jobs, unique_file_names
+from clipgraft.generation.metadata import save_png
+from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
+from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, inference_dtype, quiet_libraries, write_json
+from clipgraft.reporting.pictures import STATUS_NOTES
+from clipgraft.runtime import choose_device
+from clipgraft.stages.estimate import announce
+from clipgraft.stages.gallery import LIST_NAME, Gallery
+
+MAX_SAID = 10
+"""Prompts whose notes are said; `images.json` has all."""
+MAX_SHOWN = 20
+"""Pictures that are named one by one at the end; of more only those that are none."""
+SPEED_WORDS = tuple(field.name for field in fields(SpeedOptions))
+PREVIEW_NAME = "preview.png"
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How to draw, whatever the jobs are."""
+
+    base: str = ""
+    """The base in place of the one that a graft names."""
+    device: str = "auto"
+    offload: str = "none"
+    batch_size: int = 4
+    with_metadata: bool = True
+    preview_every: int = 0
+    """Steps between pictures of a batch in the making; 0 = none."""
+    with_estimate: bool = False
+    """Say count and time first."""
+    is_dry_run: bool = False
+    """Say count and time, and draw nothing."""
+    is_quiet: bool = False
+    """Print nothing on standard output."""
+    speed: SpeedOptions = DEFAULT_SPEED
+    """What runs the base's networks, and what is left out of the work."""
+
+
+def jobs_of(settings: GenerateSettings) -> list[Job]:
+    """Jobs of a recipe's prompts."""
+    words = settings.model_dump(exclude={"prompts", "batch_size", *SPEED_WORDS})
+    words["num_images"] = words.pop("num_images_per_prompt")
+    words["steps"] = words.pop("num_inference_steps")
+    return [job for prompt in settings.prompts for job in make_jobs(prompt, **words)]
+
+
+def speed_of(settings: GenerateSettings) -> SpeedOptions:
+    """A recipe's engine and shortcuts."""
+    return SpeedOptions(**{word: getattr(settings, word) for word in SPEED_WORDS})
+
+
+def shortcuts_of(jobs: Sequence[Job], speed: SpeedOptions) -> list[str]:
+    """Name what makes other pictures than the defaults, to save time or as a reference."""
+    default = Job("").scheduler
+    schedulers = {job.scheduler: job.num_inference_steps for job in jobs if job.scheduler != default}
+    return [f"scheduler {name}, {steps} steps" for name, steps in schedulers.items()] + speed.shortcuts()
 
 
 def generate(
-    recipe: Recipe, encoders: Mapping[str, Path | None], out_dir: Path, *, base: str = ""
+    jobs: Sequence[Job],
+    encoders: Mapping[str, Path | None],
+    out_dir: Path,
+    options: DrawOptions = DrawOptions(),
 ) -> list[dict[str, Any]]:
-    """Draw the prompts of `recipe.generate`, from the same seeds with each text encoder.
+    """Draw jobs with each text encoder; of several processes each draws a part of the batches.
 
     Args:
-        recipe: Its device and generate settings are read.
+        jobs: What to draw.
         encoders: For each column of pictures a graft folder, or None for the base's own text encoder.
         out_dir: Gets a PNG a picture, named after its prompt and seed, and `images.json`; of several columns
-            each has a folder of its own for its pictures.
-        base: Where not empty, the base in place of the one that a graft names.
+            each has a folder of its own for its pictures. What is there, whole and the same, is not drawn
+            again.
+        options: How to draw.
 
     Returns:
-        The rows of `images.json`.
-    """
-    settings = recipe.generate
-    jobs = [
-        Job(prompt, settings.seed + index)
-        for prompt in settings.prompts
-        for index in range(settings.num_images_per_prompt)
-    ]
-    rows: list[dict[str, Any]] = []
-    for column, pipeline in load_pipelines(encoders, base=base, device=choose_device(recipe.device)):
-        if not rows:
-            notes = _say_notes(settings.prompts, pipeline.tokenizer)
-        column = column if len(encoders) > 1 else ""
-        folder = out_dir / column
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture in _draw(pipeline, jobs, settings, f"drawing {column}".strip()):
-            path = folder / picture_file_name(picture.prompt, picture.seed)
-            _save_png(picture.image, path)
-            row = {"file": path.relative_to(out_dir).as_posix(), "column": column}
-            rows.append(row | _record(picture, settings) | {"notes": notes[picture.prompt]})
-    write_json(out_dir / "images.json", rows)
-    for row in rows:
-        Console().print(f"{row['status']}  {out_dir / str(row['file'])}", highlight=False, soft_wrap=True)
-    return rows
-
-
-def load_pipelines(
-    encoders: Mapping[str, Path | None], *, base: str, device: torch.device
-) -> Iterator[tuple[str, StableDiffusionPipeline]]:
-    """Give each text encoder in a pipeline; the base is loaded once, for the first of them.
-
-    Args:
-        encoders: By name a graft folder, or None for the base's own text encoder.
-        base: Where not empty, the base in place of the one that a graft names.
-        device: Where to draw; decides the weights' dtype.
+        A row of `images.json` for each column and job, in that order; none in a dry run, and in all
+        processes but the first.
 
     Raises:
-        ValueError: If neither a graft nor `base` says which base is meant.
-        CheckpointError: If a graft was made for another base.
+        ValueError: If the folder cannot be written, or a setting does not fit the base.
+        CheckpointError: If a graft does not fit the base.
     """
-    quiet_libraries()
-    dtype = inference_dtype(device)
-    grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
-    if not grafts and not base:
-        raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
-    frozen = load_base(list(grafts.values()), base, dtype, with_teacher=None in encoders.values())
-    for name in encoders:
-        encoder = grafts[name].text_encoder.to(dtype) if name in grafts else frozen.text_encoder
-        yield name, build_pipeline(frozen, encoder).to(device)
-
-
-def load_base(grafts: Sequence[Graft], base: str, dtype: torch.dtype, *, with_teacher: bool) -> FrozenBase:
-    """Load the base that grafts were made for.
-
-    Args:
-        grafts: The first names the base.
-        base: Where not empty, where the base is now.
-        dtype: Of the weights.
-        with_teacher: Whether its own text encoder is needed too.
-
-    Raises:
-        CheckpointError: If it is not the base that each of the grafts was made for.
-    """
-    name, revision = base, None
-    if grafts and not base:
-        name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
-    frozen = FrozenBase.load(
-        name,
-        revision=revision,
-        components=COMPONENTS
-        if with_teacher
-        else tuple(name for name in COMPONENTS if name != "text_encoder"),
-        dtype=dtype,
-        tokenizer=grafts[0].tokenizer if grafts else None,
+    work = _Work(jobs, encoders, out_dir, options)
+    if work.rank == 0:
+        _say_speed(jobs, options)
+    generators = load_generators(
+        encoders, base=options.base, device=options.device, offload=options.offload, speed=options.speed
     )
-    for graft in grafts:
-        frozen.check_record(graft.base)
-    return frozen
+    try:
+        for name, generator in generators:
+            work.draw(name, generator)
+    except KeyboardInterrupt:
+        if work.is_alone:
+            work.end(" before it was stopped; the same command draws the rest")
+        raise
+    return work.end()
 
 
-def _draw(
-    pipeline: StableDiffusionPipeline, jobs: Sequence[Job], settings: GenerateSettings, description: str
-) -> Iterator[Picture]:
-    with track(description, len(jobs) * settings.num_inference_steps) as update:
-        yield from draw(
-            pipeline,
-            jobs,
-            negative_prompt=settings.negative_prompt,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            height=settings.height,
-            width=settings.width,
-            batch_size=settings.batch_size,
-            on_step=lambda done, _total: update(done, "steps"),
+class _Work:
+    """Jobs, the folder they go to, and what has become of them; one of several processes may do a part."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        encoders: Mapping[str, Path | None],
+        out_dir: Path,
+        options: DrawOptions,
+    ):
+        self.jobs, self.options, self.started = jobs, options, time.monotonic()
+        self.rank, self.num_processes = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
+        )
+        self.is_alone = self.num_processes == 1
+        if not self.is_alone:
+            self.processes = PartialState(cpu=choose_device(options.device).type == "cpu")
+        self.gallery = Gallery(out_dir, process=self.rank, with_metadata=options.with_metadata)
+        self.columns = {name: name if len(encoders) > 1 else "" for name in encoders}
+        names = unique_file_names(jobs)
+        self.files = {
+            name: [f"{folder}/{file}".lstrip("/") for file in names] for name, folder in self.columns.items()
+        }
+        self.num_there = self.num_columns_begun = 0
+        self.batch_size = options.batch_size
+
+    def draw(self, name: str, generator: ImageGenerator) -> None:
+        """Draw what one text encoder has still to draw."""
+        pending = [
+            (job, file)
+            for job, file in zip(self.jobs, self.files[name], strict=True)
+            if self.gallery.finished(file, job, generator.models) is None
+        ]
+        self.num_there += len(self.jobs) - len(pending)
+        if not self.num_columns_begun:
+            self.started = time.monotonic()
+        if not self.num_columns_begun and self.rank == 0:
+            _say_notes(self.jobs, generator)
+            if self.options.with_estimate:
+                announce(generator, [job for job, _ in pending], len(self.columns), self.batch_size)
+        self.num_columns_begun += 1
+        if not self.options.is_dry_run:
+            self._wait()  # else another process could take for finished what this one has just drawn
+            self._draw_own_batches(name, generator, pending)
+
+    def end(self, circumstance: str = "") -> list[dict[str, Any]]:
+        """Write the list of pictures and say what has become of the jobs."""
+        self._wait()
+        if self.options.is_dry_run or self.rank:
+            return []
+        folder = self.gallery.folder
+        (folder / PREVIEW_NAME).unlink(missing_ok=True)
+        rows = self.gallery.write_list(file for files in self.files.values() for file in files)
+        if not self.options.is_quiet:
+            _print(rows, folder)
+            print_line(_summary(rows, self.num_there, time.monotonic() - self.started) + circumstance)
+        return rows
+
+    def _draw_own_batches(
+        self, name: str, generator: ImageGenerator, pending: Sequence[tuple[Job, str]]
+    ) -> None:
+        """Whole batches are shared out: with other neighbours a picture is rounded otherwise."""
+        order = iter([file for _, file in pending])
+        numbered = [
+            (batch, [next(order) for _ in batch])
+            for batch in batches([job for job, _ in pending], self.batch_size)
+        ]
+        own = numbered[self.rank :: self.num_processes]
+        done, total = 0, sum(job.num_steps for batch, _ in own for job in batch)
+        with track(f"drawing {self.columns[name]}".strip(), total) as update:
+            for batch, files in own:
+                pictures = generator.draw(
+                    batch,
+                    batch_size=min(self.batch_size, len(batch)),
+                    on_step=lambda steps, _, done=done: update(done + steps, "steps"),
+                    on_preview=self._write_preview,
+                    preview_every=0 if self.rank else self.options.preview_every,
+                    on_less_memory=self._take_less,
+                )
+                for file, picture in zip(files, pictures, strict=True):
+                    self.gallery.add(file, self.columns[name], picture, generator.models)
+                done += sum(job.num_steps for job in batch)
+
+    def _take_less(self, batch_size: int) -> None:
+        say(f"not enough memory for {self.batch_size} pictures at once; going on with {batch_size}")
+        self.batch_size = batch_size
+
+    def _write_preview(self, _jobs: Sequence[Job], images: list[Image.Image], _step: int) -> None:
+        save_png(make_image_grid(images, 1, len(images)), self.gallery.folder / PREVIEW_NAME, None)
+
+    def _wait(self) -> None:
+        if not self.is_alone:
+            self.processes.wait_for_everyone()
+
+
+def say(note: str) -> None:
+    """Print a note on standard error."""
+    Console(stderr=True).print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line on standard output as it is."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_speed(jobs: Sequence[Job], options: DrawOptions) -> None:
+    for shortcut in shortcuts_of(jobs, options.speed):
+        say(f"{shortcut}: class C, another picture")
+    advice = openvino_advice(choose_device(options.device))
+    if advice and options.speed.engine == "auto":
+        say(advice)
+
+
+def _say_notes(jobs: Sequence[Job], generator: ImageGenerator) -> None:
+    num_noted = 0
+    for prompt in dict.fromkeys(job.prompt for job in jobs):
+        notes = prompt_notes(prompt, generator.pipeline.tokenizer)
+        num_noted += bool(notes)
+        for note in notes if num_noted <= MAX_SAID else ():
+            say(f"{prompt[:60]!r}: {note}")
+    if num_noted > MAX_SAID:
+        say(f"{num_noted - MAX_SAID} more prompts have notes, see {LIST_NAME}")
+
+
+def _print(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    shown = rows if len(rows) <= MAX_SHOWN else [row for row in rows if row["status"] != "ok"][:MAX_SHOWN]
+    for row in shown:
+        reason = STATUS_NOTES.get(row["status"])
+        print_line(
+            f"{row['status']}  {folder / row['file']}" + (f" is not there: {reason}" if reason else "")
         )
 
 
-def _record(picture: Picture, settings: GenerateSettings) -> dict[str, Any]:
-    return {
-        "prompt": picture.prompt,
-        "seed": picture.seed,
-        "status": picture.status,
-        "negative_prompt": settings.negative_prompt,
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": settings.guidance_scale,
-        "height": picture.image.height,
-        "width": picture.image.width,
-    }
-
-
-def _say_notes(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> dict[str, list[str]]:
-    notes = {prompt: prompt_notes(prompt, tokenizer) for prompt in prompts}
-    for prompt, lines in notes.items():
-        for line in lines:
-            Console(stderr=True).print(f"note: {prompt[:60]!r}: {line}", highlight=False, markup=False)
-    return notes
-
-
-def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Say what a base cannot read of a prompt: what lies behind its last position, and unknown words.
-
-    Args:
-        prompt: What is to be drawn.
-        tokenizer: The base's.
-
-    Returns:
-        A sentence for each; empty where all is read.
-    """
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    length = tokenizer.model_max_length
-    notes = []
-    if len(ids) > length:
-        notes.append(
-            f"{len(ids)} tokens, {length} are read; cut off: {tokenizer.decode(ids[length - 1 : -1])!r}"
-        )
-    unknown = unknown_words(prompt, tokenizer)
-    if unknown:
-        notes.append(f"not in the vocabulary, so read in pieces: {', '.join(unknown)}")
-    return notes
-
-
-def _save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+def _summary(rows: Sequence[dict[str, Any]], num_there: int, seconds: float) -> str:
+    """One line: what was drawn, was there, failed."""
+    num_drawn = len(rows) - num_there
+    parts = [
+        f"{num_drawn} drawn in {seconds:.1f} s"
+        + (f" ({seconds / num_drawn:.2f} s each)" if num_drawn else "")
+    ]
+    if num_there:
+        parts.append(f"{num_there} there already")
+    counts = Counter(row["status"] for row in rows)
+    parts += [f"{count} {status}" for status, count in counts.items() if status != "ok"]
+    return f"{len(rows)} picture{'s' * (len(rows) != 1)}: " + ", ".join(parts)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -17,10 +16,11 @@ from torch import Tensor
 
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.data.flatland import Scene, fidelity_prompts, kept_word_prompts
-from clipgraft.evaluation.fidelity import prompt_fidelity
+from clipgraft.evaluation.fidelity import fidelity_scores
 from clipgraft.evaluation.probe import load_probe, read_attributes
 from clipgraft.evaluation.teacher import attribute_agreement, noise_pred_errors, pixel_difference
-from clipgraft.generation.pipeline import Job, draw
+from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.generation.jobs import Job
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.encoder import load_graft, save_graft
@@ -32,7 +32,6 @@ from clipgraft.stages.bridge import fit_residual, linear_bridge
 from clipgraft.stages.captions import load_captions
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
-from clipgraft.stages.generate import load_pipelines
 from clipgraft.stages.refine import Pictures, load_pictures, refine
 from clipgraft.stages.towers import LinearFit, Towers
 
@@ -201,37 +200,47 @@ class Climb:
         texts = [prompt.text for prompt in prompts]
         texts += [text for prompt in words for text in (prompt.kept, prompt.plain)]
         encoders = {folder.name: graft}
-        [(_, pipeline)] = load_pipelines(encoders, base=self.recipe.base.name, device=self.device)
-        pixels = self._draw(pipeline, texts, folder.name)
+        [(_, generator)] = load_generators(encoders, base=self.recipe.base.name, device=self.device.type)
+        pixels = self._draw(generator, texts, folder.name)
         if graft is None:
             save_file({"pixels": pixels}, folder / "pictures.safetensors")
         teachers = load_file(self.folder / slug(TEACHER) / "pictures.safetensors")["pixels"]
         probe = load_probe(embedded_models() / "probe.safetensors")
         read, own = read_attributes(probe, pixels), read_attributes(probe, teachers)
         count = len(prompts)
-        fidelity = prompt_fidelity(read[:count], [prompt.scene for prompt in prompts])
+        fidelity = fidelity_scores(read[:count], [prompt.scene for prompt in prompts])["prompt_fidelity"]
+        is_held_out = np.array([prompt.scene.is_held_out for prompt in prompts])
         scenes: list[Scene] = [prompt.scene for prompt in words]
         named = [prompt.named for prompt in words]
+        kept, plain = (
+            fidelity_scores(read[count + place :: 2], scenes, named=named)["prompt_fidelity"]
+            for place in (0, 1)
+        )
         return {
-            "fidelity": fidelity["mean"],
-            "fidelity_seen": fidelity["seen"],
-            "fidelity_held_out": fidelity["held_out"],
-            "fidelity_kept_words": prompt_fidelity(read[count::2], scenes, named=named)["mean"],
-            "fidelity_plain_words": prompt_fidelity(read[count + 1 :: 2], scenes, named=named)["mean"],
+            "fidelity": fidelity.mean(),
+            "fidelity_seen": fidelity[~is_held_out].mean(),
+            "fidelity_held_out": fidelity[is_held_out].mean(),
+            "fidelity_kept_words": kept.mean(),
+            "fidelity_plain_words": plain.mean(),
             "pixel_difference": pixel_difference(pixels[:count], teachers[:count]),
             "agreement": attribute_agreement(read[:count], own[:count]),
         }
 
-    def _draw(self, pipeline: StableDiffusionPipeline, texts: Sequence[str], name: str) -> Tensor:
+    def _draw(self, generator: ImageGenerator, texts: Sequence[str], name: str) -> Tensor:
         """Pictures of the texts, (N, 3, 128, 128) uint8."""
         settings, first = self.recipe.evaluate, self.recipe.seed * SEEDS_APART
-        jobs = [Job(text, first + index) for index, text in enumerate(texts)]
-        with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
-            pictures = draw(
-                pipeline,
-                jobs,
+        jobs = [
+            Job(
+                text,
+                first + index,
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
+            )
+            for index, text in enumerate(texts)
+        ]
+        with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
+            pictures = generator.draw(
+                jobs,
                 batch_size=settings.batch_size,
                 on_step=lambda done, _total: update(done, "steps"),
             )

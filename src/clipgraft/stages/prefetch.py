@@ -12,7 +12,7 @@ from clipgraft.config import ModelSettings, Recipe
 from clipgraft.models import clip
 from clipgraft.models.base import COMPONENTS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
-from clipgraft.models.weight_files import Needed, Weights
+from clipgraft.models.weight_files import Needed
 from clipgraft.runtime import choose_device, inference_dtype
 
 
@@ -20,7 +20,7 @@ def prefetch(recipe: Recipe) -> int:
     """Fetch and verify the models of a recipe; what is in the hub's cache already is only verified.
 
     Args:
-        recipe: Its clip, base and device settings are read; the device decides the precision of the weights.
+        recipe: Its clip, base, evaluate and device settings are read; the device decides the precision.
 
     Returns:
         Bytes that were fetched.
@@ -33,7 +33,12 @@ def prefetch(recipe: Recipe) -> int:
     downloads: list[Download] = []
     table = Table("model", "revision", "files", "to fetch", box=None, pad_edge=False)
     dtype = inference_dtype(choose_device(recipe.device))
-    for model, needed in ((recipe.clip, clip.NEEDED), (recipe.base, run_files(dtype))):
+    models = [(recipe.clip, clip.NEEDED), (recipe.base, run_files(dtype))]
+    if recipe.evaluate.scorer:
+        settings = recipe.evaluate
+        scorer = ModelSettings(name=settings.scorer, revision=settings.scorer_revision)
+        models.append((scorer, clip.NEEDED))
+    for model, needed in models:
         found = _find(model, needed)
         if isinstance(found, Download):
             downloads.append(found)
@@ -54,9 +59,9 @@ def prefetch(recipe: Recipe) -> int:
 
 def run_files(dtype: torch.dtype) -> Needed:
     """Files of a base for a whole run: the teacher in full precision, to bridge to; the rest to draw with."""
-    needed = needed_files(COMPONENTS, dtype)
+    needed = needed_files((*COMPONENTS, "safety_checker"), dtype)
     weights = (
-        Weights(weights.stem, weights.prefer_half and "text_encoder" not in weights.stem)
+        weights._replace(prefer_half=weights.prefer_half and "text_encoder" not in weights.stem)
         for weights in needed.weights
     )
     return Needed(needed.texts, tuple(weights))

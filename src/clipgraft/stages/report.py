@@ -1,19 +1,62 @@
-"""Turn a run's folder into one page."""
+"""Turn a run's folder into one page, several into one that compares them, or watch a run at work."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from clipgraft.reporting.html import write_report
-from clipgraft.reporting.run import collect_metrics
-from clipgraft.runtime import write_json
+from rich.console import Console
+
+from clipgraft.reporting.files import write_comparison, write_report
+from clipgraft.reporting.run import collect_metrics, read_run
+from clipgraft.runtime import is_at_work, write_json
+
+REFRESH_SECONDS = 10
 
 
 def report(run_dir: Path) -> Path:
-    """Write `metrics.json` and `report.html` of a run.
+    """Write `metrics.json`, `report.html`, `report.json`, `model_card.md` and the figures of a run.
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        ValueError: If the folder is no run's.
     """
-    if not run_dir.is_dir():
-        raise FileNotFoundError(f"run folder not found: {run_dir}")
-    write_json(run_dir / "metrics.json", collect_metrics(run_dir))
-    return write_report(run_dir)
+    run = read_run(run_dir)
+    page = write_report(run_dir)
+    if not run.is_single_stage and "rungs" not in run.ladder:
+        write_json(run_dir / "metrics.json", collect_metrics(run_dir))
+    return page
+
+
+def compare(run_dirs: Sequence[Path], out_dir: Path) -> Path:
+    """Write `comparison.html`, `comparison.json` and its figure for two runs or more.
+
+    Raises:
+        FileNotFoundError: If one of the folders is not there.
+        ValueError: If one of them is no run's.
+    """
+    return write_comparison(run_dirs, out_dir)
+
+
+def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
+    """Write the page again and again while a run is at work, and once more when it has ended.
+
+    Args:
+        run_dir: Folder of a run.
+        every: Seconds between pages; the browser loads them as often.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder is no run's.
+    """
+    told = False
+    while is_at_work(run_dir):
+        page = write_report(run_dir, refresh_seconds=every)
+        if not told:
+            Console().print(
+                f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch", soft_wrap=True
+            )
+        told = True
+        time.sleep(every)
+    if not told:
+        Console().print(f"nothing is at work in {run_dir}; writing its report once", soft_wrap=True)
+    return report(run_dir)

@@ -12,9 +12,10 @@ from clipgraft.stages.bridge import bridge
 from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
-from clipgraft.stages.generate import generate
+from clipgraft.stages.generate import DrawOptions, generate, jobs_of, speed_of
 from clipgraft.stages.refine import refine
 from clipgraft.stages.report import report
+from clipgraft.stages.resources import recorded_resources
 
 
 def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -23,7 +24,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     Args:
         recipe: All of its settings are read; two bridges are fitted, for CLIP as it was and as it became.
         folder: Gets `finetune/`, `bridge_before/`, `bridge/`, `refine/` where epochs of it are asked for,
-            `generate/`, `evaluate/` where prompt fidelity is asked for, `metrics.json`, `loss.png`,
+            `generate/`, `evaluate/` where pictures are to be measured, `metrics.json`, `loss.png`,
             `report.html`.
         resume: Take finished stages as they are, and go on within the one that was at work.
 
@@ -43,9 +44,15 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
             with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
                 stage(settings, stage_dir, resume=resume)
     encoders = run_encoders(folder)
-    generate(recipe, encoders, folder / "generate")
+    options = DrawOptions(
+        device=recipe.device, batch_size=recipe.generate.batch_size, speed=speed_of(recipe.generate)
+    )
+    with recorded_resources(folder / "generate"):
+        generate(jobs_of(recipe.generate), encoders, folder / "generate", options)
     if recipe.evaluate.num_prompts:
-        evaluate(recipe, encoders, folder / "evaluate")
+        clips = {"before": recipe.clip.name, "after": tuned.name}
+        with recorded_resources(folder / "evaluate"):
+            evaluate(recipe, encoders, folder / "evaluate", clips=clips)
     page = report(folder)
     Console().print(f"report: {page}", highlight=False)
     return page

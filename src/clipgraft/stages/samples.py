@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from clipgraft.config import GenerateSettings
-from clipgraft.generation.pipeline import Job, draw
+from clipgraft.generation.generator import load_generators
+from clipgraft.generation.jobs import Job
 from clipgraft.models.clip import ClipParts
-from clipgraft.stages.generate import load_pipelines
 from clipgraft.training.loop import StepReport
 
 
@@ -36,7 +36,7 @@ class Samples:
         device: torch.device,
     ):
         self.clip, self.settings, self.folder, self.every = clip, settings, folder, every
-        _, self.pipeline = next(load_pipelines({"graft": graft}, base="", device=device))
+        _, self.generator = next(load_generators({"graft": graft}, device=device.type))
         self._take_weights()
 
     def __call__(self, report: StepReport) -> None:
@@ -44,22 +44,25 @@ class Samples:
         if report.step % self.every:
             return
         self._take_weights()
-        jobs = [Job(prompt, self.settings.seed) for prompt in self.settings.prompts]
+        settings = self.settings
+        jobs = [
+            Job(
+                prompt,
+                settings.seed,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+            )
+            for prompt in settings.prompts
+        ]
         folder = self.folder / f"step-{report.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = draw(
-            self.pipeline,
-            jobs,
-            num_inference_steps=self.settings.num_inference_steps,
-            guidance_scale=self.settings.guidance_scale,
-            batch_size=self.settings.batch_size,
-            on_step=lambda _done, _total: None,
-        )
+        pictures = self.generator.draw(jobs, batch_size=settings.batch_size)
         for number, picture in enumerate(pictures):
             picture.image.save(folder / f"{number}.png")
 
     def _take_weights(self) -> None:
-        tower = self.pipeline.text_encoder.text_model
+        tower = self.generator.pipeline.text_encoder.text_model
+        self.generator.states.forget()
         try:
             tower.load_state_dict(self.clip.model.text_model.state_dict())
         except RuntimeError as error:

@@ -81,6 +81,7 @@ def fit(
     resume: bool = False,
     evaluation: EvaluationPlan | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    track: str = "",
 ) -> FitResult:
     """Train an objective's parameters with AdamW, logging and checkpointing on the way.
 
@@ -110,6 +111,7 @@ def fit(
         evaluation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
         on_step: Called after every step.
+        track: "tensorboard" writes the rows of log and evaluations there as well.
 
     Raises:
         Interrupted: On SIGINT or SIGTERM, after the step is finished and saved.
@@ -133,7 +135,7 @@ def fit(
         fingerprint=fingerprint,
     )
     state = stepper.state
-    record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps)
+    record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)
     if resume:
         record.load()
     started = time.perf_counter()

@@ -12,6 +12,7 @@ from clipgraft.training.log import StepLog
 from clipgraft.training.state import load_newest_state, save_state
 from clipgraft.training.stepper import Stepper
 from clipgraft.training.stopping import Interrupted
+from clipgraft.training.tracking import Tracker
 
 
 class RunRecord:
@@ -24,6 +25,7 @@ class RunRecord:
         checkpoint_every: Steps between checkpoints; 0 = only at the end and on a signal.
         keep_checkpoints: Newest checkpoints kept.
         num_steps: Of the whole run.
+        track: See `Tracker`.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class RunRecord:
         checkpoint_every: int,
         keep_checkpoints: int,
         num_steps: int,
+        track: str = "",
     ):
         self.folder = folder
         self.stepper = stepper
@@ -41,8 +44,10 @@ class RunRecord:
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
         self.num_steps = num_steps
+        self.track = track
         self.process = stepper.accelerator
         self.log: StepLog | None = None
+        self.tracker: Tracker | None = None
         self.evaluations: Evaluations | None = None
 
     def load(self) -> None:
@@ -52,6 +57,7 @@ class RunRecord:
     def __enter__(self) -> "RunRecord":
         step = self.stepper.state.step
         if self.process.is_main_process:
+            self.tracker = Tracker(self.track, self.folder, step=step)
             self.log = StepLog(self.folder / "log.jsonl", keep=step)
         if self.plan:
             self.evaluations = Evaluations(self.folder, self.plan, step)
@@ -64,11 +70,15 @@ class RunRecord:
     def __exit__(self, *_: object) -> None:
         if self.log:
             self.log.close()
+        if self.tracker:
+            self.tracker.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a step's row to the log."""
         if self.log:
             self.log.write(row)
+        if self.tracker:
+            self.tracker.write(row, prefix="train")
 
     def save(self, *, signal_number: int = 0, now: bool = False) -> None:
         """Write a checkpoint where one is due.
@@ -106,6 +116,8 @@ class RunRecord:
                 {"step": step, "epoch": epoch, **metrics[0]},
                 self.stepper.weights() if self.process.is_main_process else None,
             )
+        if self.tracker:
+            self.tracker.write(self.evaluations.rows[-1], prefix="evaluation")
         if self.has_lost_patience():
             self.save(now=True)
 

@@ -1,0 +1,462 @@
+"""Drawing with Stable Diffusion v1.5's shape (random weights) and with flatland, side by side.
+
+    python benchmarks/bench_generation.py [--rows steps ...] [--repeats 5] [--minutes 7] [--again] [--tiny]
+
+Each row is written to benchmarks/results/generation.json as soon as it is measured, and one that is there is
+not measured again without --again: so the whole can be measured in parts. `--tiny` runs every row in a few
+minutes on flatland and writes nothing. The networks' weights are those of tests/real_size.py.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipgraft.generation.engines import choose_engine
+from clipgraft.generation.jobs import Job
+from clipgraft.generation.pipeline import build_pipeline, draw
+from clipgraft.generation.preparation import prepare_base, set_shortcuts
+from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.generation.speed import SpeedOptions
+from clipgraft.models import sd15
+from clipgraft.models.base import FrozenBase
+from clipgraft.runtime import cache_dir, describe_environment, quiet_libraries
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from real_size import write_sd15_checkpoint
+
+RESULT = Path(__file__).parent / "results" / "generation.json"
+SD15 = cache_dir() / "bench-sd15"
+CPU = torch.device("cpu")
+BF16, F32 = torch.bfloat16, torch.float32
+PROMPTS = (
+    "A dog running on the beach at sunset",
+    "A colorful garden with blooming flowers",
+    "A red boat on a lake at night",
+    "A black cat sits beside a white horse",
+    "A kite over a green park in the morning",
+    "A yellow bird in the snow",
+    "A brown horse in the desert at noon",
+    "A small house in the forest",
+)
+Step = Callable[[], object]
+DEADLINE = float("inf")
+"""Of `time.monotonic()`."""
+TURNS: list[int] = []
+"""How many were measured, by `take_turns`."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def load(options: argparse.Namespace, unet_dtype: torch.dtype, rest: torch.dtype = F32) -> FrozenBase:
+    """The base; its U-Net in a dtype of its own."""
+    name = "flatland" if options.tiny else str(SD15)
+    light = FrozenBase.load(name, components=("vae", "scheduler", "tokenizer", "text_encoder"), dtype=rest)
+    return replace(light, unet=FrozenBase.load(name, components=("unet",), dtype=unet_dtype).unet)
+
+
+def on_engine(options: argparse.Namespace, engine: str, dtype: torch.dtype, **speed: Any) -> FrozenBase:
+    """The base on an engine, as `clipgraft generate` has it."""
+    base = load(options, dtype)
+    settings = SpeedOptions(engine=engine, **speed)
+    made = choose_engine(settings, CPU, cache_dir() / "openvino")
+    made.dtype = dtype
+    prepare_base(base, made, settings)
+    return base
+
+
+def inputs_of(base: FrozenBase, rows: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, timestep and states of a batch."""
+    assert base.unet is not None
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(rows, 4, size // 8, size // 8, generator=generator)
+    states = torch.randn(rows, 77, base.unet.config.cross_attention_dim, generator=generator)
+    return latents, torch.tensor([500.0]), states
+
+
+def unet_step(base: FrozenBase, dtype: torch.dtype, rows: int, size: int) -> Step:
+    """A denoising step's forward pass, with inputs in the dtype that the pipeline would have."""
+    latents, timestep, states = inputs_of(base, rows, size)
+    latents, states = latents.to(dtype), states.to(dtype)
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        return base.unet(latents, timestep, encoder_hidden_states=states, return_dict=False)[0]  # type: ignore[misc]
+
+    return step
+
+
+def decode_step(base: FrozenBase, dtype: torch.dtype, size: int) -> Step:
+    """A picture's decoding."""
+    latents = inputs_of(base, 1, size)[0].to(dtype)
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        return base.vae.decode(latents, return_dict=False)[0]  # type: ignore[union-attr]
+
+    return step
+
+
+def take_turns(variants: dict[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds of each variant; the first turn of each is thrown away.
+
+    When the time is over, fewer turns have to do: how many is in the row.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        if turn > 1 and time.monotonic() > DEADLINE:
+            break
+        for name, step in variants.items():
+            begun = time.perf_counter()
+            step()
+            if turn:
+                seconds[name].append(time.perf_counter() - begun)
+        print({name: round(values[-1], 3) for name, values in seconds.items() if values}, flush=True)
+    TURNS.append(min(len(values) for values in seconds.values()))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def compare(variants: dict[str, Step], repeats: int) -> dict[str, Any]:
+    """Medians, each over the fastest, and how far each output is from the first's."""
+    medians = take_turns(variants, repeats)
+    outputs = {name: step().float() for name, step in variants.items()}  # type: ignore[attr-defined]
+    first = next(iter(outputs.values()))
+    fastest = min(medians.values())
+    return {
+        "median_seconds": medians,
+        "times_the_fastest": {name: value / fastest for name, value in medians.items()},
+        "largest_difference_to_the_first": {
+            name: float((output - first).abs().max()) for name, output in outputs.items()
+        },
+        "standard_deviation_of_the_first": float(first.std()),
+    }
+
+
+def variants_of(
+    options: argparse.Namespace, make: Callable[[FrozenBase, torch.dtype], Step]
+) -> dict[str, Step]:
+    """Stock diffusers and each engine."""
+    variants = {
+        f"stock diffusers {name_of(dtype)}": make(load(options, dtype, dtype), dtype) for dtype in (F32, BF16)
+    }
+    for engine, dtype in (("torch", BF16), ("openvino", BF16)):
+        variants[f"{engine} engine {name_of(dtype)}"] = make(on_engine(options, engine, dtype), F32)
+    return variants
+
+
+def row_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """A guided step of one picture."""
+    result = compare(
+        variants_of(options, lambda base, dtype: unet_step(base, dtype, 2, options.size)), options.repeats
+    )
+    flops = 2 * unet_flops()
+    peak = matmul_peak(BF16)
+    medians = result["median_seconds"]
+    return result | {
+        "ratios": {
+            f"stock diffusers {stock} / {engine} engine": medians[f"stock diffusers {stock}"]
+            / medians[f"{engine} engine bfloat16"]
+            for stock in ("float32", "bfloat16")
+            for engine in ("torch", "openvino")
+        },
+        "flops_a_guided_step": flops,
+        "matmul_peak_flops": {"bfloat16": peak, "float32": matmul_peak(F32)},
+        "share_of_bfloat16_peak": {name: flops / value / peak for name, value in medians.items()},
+    }
+
+
+def row_float32(options: argparse.Namespace) -> dict[str, Any]:
+    """The engines where the CPU has no bfloat16."""
+    variants = {"stock diffusers float32": unet_step(load(options, F32), F32, 2, options.size)}
+    for engine in ("torch", "openvino"):
+        variants[f"{engine} engine float32"] = unet_step(
+            on_engine(options, engine, F32), F32, 2, options.size
+        )
+    return compare(variants, options.repeats)
+
+
+def row_decode(options: argparse.Namespace) -> dict[str, Any]:
+    """The VAE's decoder, one picture."""
+    return compare(
+        variants_of(options, lambda base, dtype: decode_step(base, dtype, options.size)), options.repeats
+    )
+
+
+def row_whole_picture(options: argparse.Namespace) -> dict[str, Any]:
+    """Twenty steps from the prompt to the PNG against twenty times a step and a decoding."""
+    base = on_engine(options, "openvino", BF16)
+    pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
+    step, decode = unet_step(base, F32, 2, options.size), decode_step(base, F32, options.size)
+
+    def picture() -> None:
+        picture = next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=20)]))
+        with tempfile.TemporaryDirectory() as folder:
+            picture.image.save(Path(folder) / "picture.png")
+
+    medians = take_turns({"step": step, "decode": decode, "picture": picture}, min(3, options.repeats))
+    parts = 20 * medians["step"] + medians["decode"]
+    return {
+        "median_seconds": medians,
+        "twenty_steps_and_decoding": parts,
+        "picture / parts": medians["picture"] / parts,
+    }
+
+
+def row_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident bytes of a process that loads the base, draws a picture in two steps and saves it."""
+    peaks = {}
+    for engine in ("stock", "torch", "openvino"):
+        words = [sys.executable, __file__, "--memory-of", engine, *(["--tiny"] if options.tiny else [])]
+        output = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]
+        peaks[f"{engine} bfloat16"] = int(output)
+    return {"peak_bytes": peaks}
+
+
+def draw_for_memory(options: argparse.Namespace, engine: str) -> None:
+    """What `row_memory` starts; the engine's networks are converted beforehand."""
+    base = load(options, BF16, BF16) if engine == "stock" else on_engine(options, engine, BF16)
+    pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
+    next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=2)])).image.save(os.devnull, format="PNG")
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
+
+
+def row_batches(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a guided step for each picture of a batch."""
+    result: dict[str, dict[str, float]] = {}
+    for engine in ("openvino", "torch"):
+        base = on_engine(options, engine, BF16)
+        seconds = {}
+        for batch in (1, 2, 4, 8):
+            step = unet_step(base, F32, 2 * batch, options.size)
+            seconds[str(batch)] = take_turns({"": step}, min(3, options.repeats))[""] / batch
+        result[engine] = seconds
+    return {"seconds_a_picture_and_step": result}
+
+
+def row_sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a guided step of one picture by its side in pixels."""
+    base = on_engine(options, "openvino", BF16)
+    sizes = (64, 128, 192) if options.tiny else (256, 512, 768)
+    return {"seconds": {str(size): take_turns({"": unet_step(base, F32, 2, size)}, 3)[""] for size in sizes}}
+
+
+def row_feature_cache(options: argparse.Namespace) -> dict[str, Any]:
+    """A guided step with the whole U-Net, and one with its last layer on a kept feature."""
+    base = on_engine(options, "openvino", BF16, feature_cache=3)
+    unet = base.unet
+    sample, timestep, states = inputs_of(base, 2, options.size)
+    feature = unet.run_unet(sample, timestep, states)[1]  # type: ignore[union-attr]
+    variants: dict[str, Step] = {
+        "whole": lambda: unet.run_unet(sample, timestep, states),  # type: ignore[union-attr]
+        "last layer": lambda: unet.run_last_layer(sample, timestep, states, feature),  # type: ignore[union-attr]
+    }
+    return {"median_seconds": take_turns(variants, options.repeats)}
+
+
+def flatland_pictures(pipeline: Any, steps: int, scheduler: str = "dpm++") -> list[Image.Image]:
+    """The eight prompts, one seed each."""
+    pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler)
+    jobs = [Job(prompt, seed, num_inference_steps=steps) for seed, prompt in enumerate(PROMPTS)]
+    return [picture.image for picture in draw(pipeline, jobs, batch_size=8)]
+
+
+def closeness(images: list[Image.Image], references: list[Image.Image]) -> dict[str, float]:
+    """The worst and the middle of the pictures' PSNR (dB) and SSIM."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(images, references, strict=True)]
+    with np.errstate(divide="ignore"):  # equal pictures have no noise
+        psnr = [min(99.0, float(peak_signal_noise_ratio(b, a))) for a, b in pairs]
+    ssim = [float(structural_similarity(b, a, channel_axis=2)) for a, b in pairs]
+    return {
+        "psnr_min": min(psnr),
+        "psnr_median": statistics.median(psnr),
+        "ssim_min": min(ssim),
+        "ssim_median": statistics.median(ssim),
+    }
+
+
+def row_flatland_pictures(options: argparse.Namespace) -> dict[str, Any]:
+    """Pictures of the same seeds against stock diffusers in float32, 20 steps."""
+    stock = FrozenBase.load("flatland")
+    reference = flatland_pictures(build_pipeline(stock, stock.text_encoder), 20)  # type: ignore[arg-type]
+    result = {}
+    half = FrozenBase.load("flatland", dtype=BF16)
+    result["stock diffusers bfloat16"] = closeness(
+        flatland_pictures(build_pipeline(half, half.text_encoder), 20),  # type: ignore[arg-type]
+        reference,
+    )
+    for engine in ("torch", "openvino"):
+        for dtype in (F32, BF16):
+            base = on_engine(argparse.Namespace(tiny=True), engine, dtype)
+            pictures = flatland_pictures(build_pipeline(base, base.text_encoder), 20)  # type: ignore[arg-type]
+            result[f"{engine} engine {name_of(dtype)}"] = closeness(pictures, reference)
+    return result
+
+
+def row_flatland_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Pictures a second in batches of eight, 25 steps; and eight prompts from the command line."""
+    variants: dict[str, Step] = {}
+    stock = FrozenBase.load("flatland")
+    pipelines = {"stock diffusers float32": build_pipeline(stock, stock.text_encoder)}  # type: ignore[arg-type]
+    for engine in ("torch", "openvino"):
+        base = on_engine(argparse.Namespace(tiny=True), engine, BF16)
+        pipelines[f"{engine} engine bfloat16"] = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
+    for name, pipeline in pipelines.items():
+        variants[name] = partial(flatland_pictures, pipeline, 25)
+    medians = take_turns(variants, options.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            sys.executable,
+            "-m",
+            "clipgraft",
+            "generate",
+            *PROMPTS,
+            "--base",
+            "flatland",
+            "--out",
+            folder,
+        ]
+        begun = time.perf_counter()
+        subprocess.run(words, check=True, capture_output=True)
+        seconds = time.perf_counter() - begun
+    return {
+        "images_a_second": {name: 8 / value for name, value in medians.items()},
+        "ratio_to_stock": {
+            name: medians["stock diffusers float32"] / value for name, value in medians.items()
+        },
+        "eight_prompts_from_the_command_line_seconds": seconds,
+    }
+
+
+def row_shortcuts(options: argparse.Namespace) -> dict[str, Any]:
+    """Class C on flatland with the default engine: time, and how far the pictures go from the default's."""
+    settings: dict[str, tuple[dict[str, Any], int, str]] = {
+        "default, 25 steps": ({}, 25, "dpm++"),
+        "default, 15 steps": ({}, 15, "dpm++"),
+        "reference: pndm, 50 steps": ({}, 50, "pndm"),
+        "guidance interval 0 to 0.6": ({"guidance_interval": (0.0, 0.6)}, 25, "dpm++"),
+        "guidance interval 0.1 to 0.8": ({"guidance_interval": (0.1, 0.8)}, 25, "dpm++"),
+        "feature cache 2": ({"feature_cache": 2}, 25, "dpm++"),
+        "feature cache 3": ({"feature_cache": 3}, 25, "dpm++"),
+    }
+    variants: dict[str, Step] = {}
+    for name, (shortcut, steps, scheduler) in settings.items():
+        speed = SpeedOptions(**shortcut)
+        base = FrozenBase.load("flatland")
+        prepare_base(base, choose_engine(speed, CPU, cache_dir() / "openvino"), speed)
+        pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
+        set_shortcuts(pipeline, speed)
+        variants[name] = partial(flatland_pictures, pipeline, steps, scheduler)
+    medians = take_turns(variants, options.repeats)
+    reference = variants["default, 25 steps"]()
+    return {
+        name: {"ratio": medians["default, 25 steps"] / medians[name]} | closeness(step(), reference)  # type: ignore[arg-type]
+        for name, step in variants.items()
+    }
+
+
+def row_onnxruntime(options: argparse.Namespace) -> dict[str, Any]:
+    """ONNX Runtime on the U-Net, in an environment of its own, taking turns with OpenVINO."""
+    python = os.environ.get("ONNXRUNTIME_PYTHON", "")
+    if not python:
+        return {
+            "skipped": "name a Python with onnxruntime and onnxscript beside clipgraft in ONNXRUNTIME_PYTHON"
+        }
+    script = Path(__file__).parent / "onnxruntime_step.py"
+    words = [
+        python,
+        str(script),
+        str(options.size),
+        str(options.repeats),
+        "tiny" if options.tiny else "whole",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"skipped": done.stderr.strip().splitlines()[-1][:300]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def unet_flops() -> int:
+    """Operations of one row's forward pass at 512 x 512, counted on shapes alone."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(sd15.UNET_CONFIG)
+        inputs = torch.randn(1, 4, 64, 64), torch.tensor([1.0]), torch.randn(1, 77, 768)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2])
+    return counter.get_total_flops()
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Operations a second of a product of two 4096 x 4096 matrices, the best of a few."""
+    matrix = torch.ones(4096, 4096, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 4096**3 / best
+
+
+ROWS = {
+    name.removeprefix("row_"): function
+    for name, function in list(globals().items())
+    if name.startswith("row_")
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no turn after that")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    global DEADLINE
+    DEADLINE = time.monotonic() + 60 * options.minutes
+    options.size = 128 if options.tiny else 512
+    quiet_libraries()
+    if options.memory_of:
+        draw_for_memory(options, options.memory_of)
+        return
+    if not options.tiny and not SD15.is_dir():
+        write_sd15_checkpoint(SD15, BF16)
+    results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    for row in options.rows:
+        is_there = row in results and not options.again and not options.tiny
+        if is_there or time.monotonic() > DEADLINE:
+            continue
+        TURNS.clear()
+        measured = ROWS[row](options) | {"turns": min(TURNS, default=1)}
+        print(json.dumps({row: measured}, indent=2), flush=True)
+        results[row] = measured
+        results["environment"] = describe_environment(CPU) | {
+            "command": "python benchmarks/bench_generation.py"
+        }
+        if not options.tiny:
+            RESULT.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The studio: one service, an HTTP API and a page over it."""

@@ -1,0 +1,136 @@
+"""What routes answer: errors in one shape, and an example of every answer for the OpenAPI description."""
+
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from clipgraft.app.guard import error_body
+from clipgraft.app.queue import BusyError
+from clipgraft.app.service import Service, StoppedError, UnknownModelError
+from clipgraft.runtime import without_folders
+
+REASONS = {
+    401: "No token, or a wrong one.",
+    403: "Asked by another web page, or under another Host.",
+    404: "There is no such thing.",
+    405: "The route does not do that.",
+    408: "The request did not arrive in time.",
+    413: "The request is too large.",
+    415: "The request's Content-Type is another one than the route takes.",
+    422: "A value is not allowed; the message says which and what is.",
+    429: "Too much is waiting; try again after Retry-After seconds.",
+    503: "The studio is stopping.",
+}
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+
+
+class NotFoundError(LookupError):
+    """There is no such model, job, picture or run."""
+
+    def __init__(self, what: str, name: str, known: list[str] | None = None):
+        super().__init__(
+            f"there is no {what} {name!r}" + (f"; known are {', '.join(known)}" if known else "")
+        )
+        self.code = f"{what}_not_found"
+
+
+def answers(example: Any, status: int = 200, media_type: str = "application/json") -> dict[int | str, Any]:
+    """Describe a route's answers: the good one by an example, errors by their shape."""
+    good = {"description": "Done.", "content": {media_type: {"example": example}}}
+    if status == 202:
+        good["description"] = "Taken up."
+    content = {"application/json": {"schema": ERROR_SCHEMA}}
+    return {
+        status: good,
+        **{code: {"description": text, "content": content} for code, text in REASONS.items()},
+        400: {"description": "The body cannot be read.", "content": content},
+    }
+
+
+def handle_errors(app: FastAPI, service: Service) -> None:
+    """Answer every error in the one shape, without a path of this machine in it."""
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        return _answer(
+            422, "invalid_value", f"{'.'.join(place) or 'body'}: {first['msg']}", place[0] if place else None
+        )
+
+    @app.exception_handler(HTTPException)
+    async def _(_request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        return _answer(error.status_code, code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(NotFoundError)
+    async def _(_request: Request, error: NotFoundError) -> JSONResponse:
+        return _answer(404, error.code, str(error))
+
+    @app.exception_handler(UnknownModelError)
+    async def _(_request: Request, error: UnknownModelError) -> JSONResponse:
+        return _answer(404, "model_not_found", str(error), "model")
+
+    @app.exception_handler(ValueError)
+    async def _(_request: Request, error: ValueError) -> JSONResponse:
+        return _answer(422, "invalid_value", without_folders(str(error)))
+
+    @app.exception_handler(BusyError)
+    async def _(_request: Request, error: BusyError) -> JSONResponse:
+        seconds = str(math.ceil(service.seconds_until_room()))
+        return _answer(
+            429, "rate_limit_exceeded", str(error), kind="rate_limit_error", headers={"Retry-After": seconds}
+        )
+
+    @app.exception_handler(StoppedError)
+    async def _(_request: Request, error: StoppedError) -> JSONResponse:
+        return _answer(503, "stopping", str(error), kind="server_error", headers={"Retry-After": "5"})
+
+    @app.exception_handler(Exception)
+    async def _(_request: Request, _error: Exception) -> JSONResponse:
+        return _answer(
+            500, "internal_error", "that went wrong here; the studio's log says how", kind="server_error"
+        )
+
+
+def picture_error(status: str, error: str) -> JSONResponse:
+    """Answer for a call of which no picture came out."""
+    if status == "blocked":
+        message = "the base's safety checker blocked the picture"
+        return _answer(400, "content_policy_violation", message, "prompt")
+    reasons = {
+        "failed_nan": "the picture's values are no numbers",
+        "failed_black": "the picture is all black",
+    }
+    return _answer(500, status, reasons.get(status, error or status), kind="server_error")
+
+
+def _answer(
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    *,
+    kind: str = "invalid_request_error",
+    headers: Any = None,
+) -> JSONResponse:
+    return JSONResponse(error_body(code, message, kind, param), status_code=status, headers=headers)

@@ -1,0 +1,148 @@
+"""Routes that OpenAI's clients know: pictures, embeddings, models."""
+
+import asyncio
+import base64
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from clipgraft.app.answers import NotFoundError, answers, picture_error
+from clipgraft.app.queue import BusyError, JobRow
+from clipgraft.app.requests import EmbeddingsRequest, ImageInput, ImagesRequest
+from clipgraft.app.service import Service, StoppedError
+from clipgraft.app.uploads import decode_base64_picture
+
+IMAGES_EXAMPLE = {
+    "created": 1767225600,
+    "output_format": "png",
+    "data": [{"b64_json": "iVBORw0KGgo...", "seed": 0, "id": "1f0c9a52e3b84d17", "notes": []}],
+}
+EMBEDDINGS_EXAMPLE = {
+    "object": "list",
+    "model": "flatland",
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.12, -0.03, 0.31]}],
+    "usage": {"prompt_tokens": 9, "total_tokens": 9},
+}
+MODELS_EXAMPLE = {
+    "object": "list",
+    "default": "demo/after",
+    "data": [
+        {"id": "demo/after", "object": "model", "created": 0, "owned_by": "clipgraft", "does": ["images"]}
+    ],
+    "limits": {"max_steps": 150},
+}
+
+
+def client_name(request: Request, name: str | None) -> str:
+    """Who asks: the address, and the name that it gives itself."""
+    address = request.client.host if request.client else ""
+    return f"{address} {name or ''}".strip()
+
+
+def openai_routes(service: Service) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @router.get("/models", responses=answers(MODELS_EXAMPLE))
+    def list_models() -> Any:
+        """What pictures can be drawn with (`does: images`), and what embeds (`does: embeddings`)."""
+        does: dict[str, list[str]] = {name: ["images"] for name in service.models()}
+        for name in service.embedding.names():
+            does.setdefault(name, []).append("embeddings")
+        rows = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
+            | ({"guidance_scale": service.guidance_scale(name)} if "images" in what else {})
+            for name, what in does.items()
+        ]
+        limits = service.limits.model_dump(exclude={"memory_bytes"})
+        return {"object": "list", "data": rows, "default": service.default_model(), "limits": limits}
+
+    @router.post("/images/generations", responses=answers(IMAGES_EXAMPLE))
+    async def generate_images(body: ImagesRequest, request: Request) -> Any:
+        """Draw pictures and wait for them. Who hangs up is not drawn for any further."""
+        model = service.checked_model(body.model or service.default_model())
+        pictures = [(model, job) for job in body.jobs(service.guidance_scale(model))]
+        job_id = service.submit(client_name(request, body.user), "call", pictures)
+        job = await _outcome(service, job_id, request)
+        if job is None:
+            return Response(status_code=499)  # nobody reads it
+        if job.state == "interrupted":
+            raise StoppedError(job.error)
+        return _drawn(service, job, body, f"{request.base_url}v1/pictures/")
+
+    @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
+    def embed(body: EmbeddingsRequest) -> Any:
+        """Embed texts and pictures in the joint space of a CLIP: unit norm, so a dot product is a cosine."""
+        names = service.embedding.names()
+        model = body.model or next((name for name in names if name.endswith("/after")), names[0])
+        if model not in names:
+            raise NotFoundError("model", model, names)
+        items = [_text_or_picture(item, service.limits.max_upload_pixels) for item in body.items()]
+        if not service.slots.acquire(blocking=False):
+            raise BusyError("too many embeddings are being made; try again")
+        try:
+            embeds, num_tokens = service.embedding.embed(model, items)
+        finally:
+            service.slots.release()
+        rows = [
+            {"object": "embedding", "index": index, "embedding": _encoded(row.numpy(), body.encoding_format)}
+            for index, row in enumerate(embeds)
+        ]
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return JSONResponse({"object": "list", "model": model, "data": rows, "usage": usage})
+
+    return router
+
+
+def _drawn(service: Service, job: JobRow, body: ImagesRequest, address: str) -> Any:
+    """The answer when a call's job has ended; `address` is where its pictures are found."""
+    rows = service.queue.pictures_of(job.number)
+    drawn = [row for row in rows if row.state == "ok"]
+    if len(drawn) < len(rows):
+        return picture_error(next(row.state for row in rows if row.state != "ok"), job.error)
+    image_format = body.output_format or "png"
+    data = [{"seed": row.settings["seed"], "id": row.id, "notes": row.notes} for row in drawn]
+    for row, values in zip(drawn, data, strict=True):
+        if body.response_format == "url":
+            values["url"] = f"{address}{row.id}.{image_format}"
+        else:
+            values["b64_json"] = base64.b64encode(service.files.read(row.id, image_format)).decode()
+    return {"created": int(time.time()), "output_format": image_format, "data": data}
+
+
+def _text_or_picture(item: str | ImageInput, max_pixels: int) -> Any:
+    if isinstance(item, ImageInput):
+        return decode_base64_picture(item.image, max_pixels)
+    return decode_base64_picture(item, max_pixels) if item.startswith("data:image/") else item
+
+
+def _encoded(row: np.ndarray, encoding_format: str | None) -> list[float] | str:
+    if encoding_format == "base64":
+        return base64.b64encode(row.astype("<f4").tobytes()).decode()
+    return row.tolist()
+
+
+async def _outcome(service: Service, job_id: str, request: Request) -> JobRow | None:
+    """Wait for a job; cancel it, and return None, where the client hangs up."""
+    future: Future[JobRow] = service.wait(job_id)
+    ended: asyncio.Future[Any] = asyncio.wrap_future(future)
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return ended.result()
+    finally:
+        gone.cancel()
+        if not ended.done():
+            ended.cancel()
+            service.cancel(job_id)
+    return None
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,70 @@
+// Making elements: text is always set as text, so a caption that is a script stays a caption.
+
+export const $ = (id) => document.getElementById(id);
+
+/** element("p.hint", {title: "..."}, "text", child, ...) */
+export function element(description, properties = {}, ...children) {
+  const [tag, ...classes] = description.split(".");
+  const node = document.createElement(tag);
+  if (classes.length) node.className = classes.join(" ");
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+export function svg(tag, attributes = {}, text = "") {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.textContent = text;
+  return node;
+}
+
+export function options(select, values, chosen) {
+  select.replaceChildren(...values.map(([value, text]) => new Option(text, value, false, value === chosen)));
+}
+
+export function later(milliseconds, action) {
+  let timer;
+  return (...values) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => action(...values), milliseconds);
+  };
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  if (seconds < 1) return "under 1 s";
+  if (seconds < 90) return `about ${Math.round(seconds)} s`;
+  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${Math.round(seconds / 3600)} h`;
+}
+
+export const WHY = {
+  failed_nan: "Failed: its values are no numbers.",
+  failed_black: "Failed: it came out all black.",
+  blocked: "Blocked by the base’s safety checker.",
+  cancelled: "Cancelled.",
+  interrupted: "Interrupted: the studio was stopped.",
+  failed: "Failed.",
+  queued: "Waiting.",
+  running: "Beginning.",
+};
+
+/** A picture, or why there is none. */
+export function frame(picture, onOpen) {
+  const { settings, state } = picture;
+  const alt = `${settings.prompt}, seed ${settings.seed}, ${picture.model}`;
+  if (state === "ok") {
+    const button = element("button.frame", { type: "button", "aria-label": `Show settings: ${alt}` },
+      element("img", { src: `/v1/pictures/${picture.id}.png`, alt, loading: "lazy" }));
+    button.addEventListener("click", () => onOpen(picture));
+    return button;
+  }
+  if (state === "running" && picture.preview_step) {
+    const src = `/v1/pictures/${picture.id}/preview?step=${picture.preview_step}`;
+    return element("div.frame", {}, element("img", { src, alt: `Preview: ${alt}` }));
+  }
+  return element("div.frame", {}, element("span.why", {}, WHY[state] || state));
+}

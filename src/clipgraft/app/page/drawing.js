@@ -1,0 +1,126 @@
+// Jobs: asking for one, watching it through server-sent events, showing its pictures as they come.
+
+import { announce, attempt, get, parse, post } from "/page/api.js";
+import { $, WHY, duration, element, frame } from "/page/dom.js";
+import { showSlide } from "/page/compare.js";
+import { openDetail } from "/page/gallery.js";
+import { estimateSoon, request } from "/page/settings.js";
+
+let current = null;
+let stream = null;
+let shown = "";
+
+export function setUp() {
+  $("settings").addEventListener("submit", (event) => { event.preventDefault(); begin(); });
+  $("settings").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("settings").requestSubmit();
+  });
+  $("cancel").addEventListener("click", () => attempt(async () => show(await post(`/v1/jobs/${current}/cancel`, {}))));
+  const last = sessionStorage.getItem("job");
+  if (last) get(`/v1/jobs/${last}`).then(watch, () => sessionStorage.removeItem("job"));
+}
+
+async function begin() {
+  await attempt(async () => {
+    const job = await post("/v1/jobs", request());
+    sessionStorage.setItem("job", job.id);
+    watch(job);
+    // Where the form fills the screen, the pictures would appear out of sight.
+    if ($("result").getBoundingClientRect().top > innerHeight * 0.8) $("result").scrollIntoView();
+  });
+}
+
+function watch(job) {
+  stream?.close();
+  current = job.id;
+  shown = "";
+  show(job);
+  if (!isOpen(job)) return;
+  const source = new EventSource(`/v1/jobs/${job.id}/events`);
+  stream = source;
+  source.addEventListener("job", (event) => {
+    const changed = parse(event.data);
+    if (changed.id !== current) return;
+    if (!isOpen(changed)) source.close();
+    show(changed);
+  });
+}
+
+const isOpen = (job) => job.state === "queued" || job.state === "running";
+
+function show(job) {
+  $("empty").hidden = true;
+  $("job").hidden = false;
+  $("cancel").hidden = !isOpen(job);
+  $("job-progress").classList.toggle("done", !isOpen(job));
+  $("job-progress").value = job.steps ? job.step / job.steps : 0;
+  $("job-text").textContent = describe(job);
+  if (!isOpen(job)) {
+    announce($("job-text").textContent);
+    estimateSoon();
+  }
+  // Only what has changed is made anew: focus and pictures stay where they are.
+  const look = JSON.stringify(job.pictures.map((one) => [one.id, one.state, one.preview_step]));
+  if (look === shown) return;
+  shown = look;
+  const focused = document.activeElement?.closest?.("[data-picture]")?.dataset.picture;
+  $("pictures").replaceChildren(layout(job));
+  if (focused) document.querySelector(`[data-picture="${focused}"] button`)?.focus();
+}
+
+function describe(job) {
+  if (job.state === "queued") return ["Waiting", duration(job.seconds_left)].filter(Boolean).join(", ");
+  if (job.state === "running") {
+    const left = job.seconds_left === null ? "" : `, ${duration(job.seconds_left)} left`;
+    return `Drawing, step ${job.step} of ${job.steps}${left}`;
+  }
+  if (job.state !== "done") return job.state === "failed" ? `Failed: ${job.error}` : WHY[job.state];
+  const failed = job.pictures.filter((one) => one.state !== "ok").length;
+  const seconds = (job.ended - job.started).toFixed(1);
+  const count = job.pictures.length;
+  return `${count - failed} of ${count} drawn in ${seconds} s`;
+}
+
+function layout(job) {
+  if (job.kind === "grid") return grid(job.pictures);
+  const figures = element(`div.drawn${job.pictures.length === 1 ? ".one" : ""}`, {}, ...job.pictures.map((one) => figure(one, job.kind)));
+  if (job.kind !== "compare") return figures;
+  const drawn = job.pictures.filter((one) => one.state === "ok");
+  if (isOpen(job) || drawn.length < 2) return figures;
+  return element("div.compared", {}, showSlide(drawn), figures);
+}
+
+function figure(picture, kind) {
+  const name = kind === "compare" ? picture.model : `Seed ${picture.settings.seed}`;
+  return element("figure", { "data-picture": picture.id }, frame(picture, openDetail),
+    element("figcaption.hint", {}, [name, ...picture.notes].join(" · ")));
+}
+
+/** A table by the two settings that change; what changes is read from the pictures themselves. */
+function grid(pictures) {
+  const values = (picture) => ({ ...picture.settings, model: picture.model });
+  const names = ["prompt", "negative_prompt", "model", "seed", "num_inference_steps", "guidance_scale", "scheduler"]
+    .map((name) => [name, [...new Set(pictures.map((one) => String(values(one)[name])))]])
+    .filter(([, found]) => found.length > 1);
+  const width = columnsOf(pictures, values, names);
+  const [columnName] = names.find(([name]) => String(values(pictures[0])[name]) !== String(values(pictures[Math.min(1, pictures.length - 1)])[name])) || [""];
+  const rows = [];
+  for (let start = 0; start < pictures.length; start += width) rows.push(pictures.slice(start, start + width));
+  const label = (name, picture) => (name ? `${NAMES[name]}${values(picture)[name]}` : "");
+  const rowNames = names.map(([name]) => name).filter((name) => name !== columnName);
+  const head = element("tr", {}, element("th"), ...rows[0].map((one) => element("th", { scope: "col" }, label(columnName, one))));
+  const body = rows.map((row) => element("tr", {},
+    element("th", { scope: "row" }, rowNames.map((name) => label(name, row[0])).join(", ")),
+    ...row.map((one) => element("td", { "data-picture": one.id }, frame(one, openDetail)))));
+  return element("div.scroll", {}, element("table.grid", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+}
+
+const NAMES = {
+  prompt: "", negative_prompt: "without ", model: "", seed: "seed ", num_inference_steps: "steps ", guidance_scale: "guidance ", scheduler: "",
+};
+
+/** How many pictures stand side by side: until what changes fastest begins anew. */
+function columnsOf(pictures, values, names) {
+  const fastest = names.find(([name]) => pictures.length > 1 && String(values(pictures[0])[name]) !== String(values(pictures[1])[name]));
+  return fastest ? fastest[1].length : 1;
+}

@@ -1,0 +1,78 @@
+// Pictures drawn before: found by the words of their prompts, opened with their settings.
+
+import { attempt, get, remove } from "/page/api.js";
+import { $, element, frame, later } from "/page/dom.js";
+import { fill } from "/page/settings.js";
+
+const PAGE_SIZE = 48;
+let oldest = null;
+let opened = null;
+
+export function setUp() {
+  $("gallery-search").addEventListener("submit", (event) => { event.preventDefault(); show(); });
+  $("gallery-words").addEventListener("input", later(250, show));
+  $("gallery-more").addEventListener("click", () => attempt(more));
+  $("detail-use").addEventListener("click", () => {
+    fill(opened.settings, opened.model);
+    $("detail").close();
+    location.hash = "#draw";
+  });
+  $("detail-delete").addEventListener("click", () => attempt(async () => {
+    if (!confirm("Delete this picture? It cannot be brought back.")) return;
+    await remove(`/v1/pictures/${opened.id}`);
+    document.querySelectorAll(`[data-picture="${opened.id}"]`).forEach((node) => node.remove());
+    $("detail").close();
+  }));
+  $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
+}
+
+export async function show() {
+  await attempt(async () => {
+    oldest = null;
+    const rows = await fetchPage();
+    $("gallery-pictures").replaceChildren(...rows.map(tile));
+    $("gallery-empty").hidden = rows.length > 0;
+    $("gallery-empty").textContent = $("gallery-words").value.trim() ? "No prompt holds these words." : "Nothing has been drawn yet.";
+  });
+}
+
+async function more() {
+  $("gallery-pictures").append(...(await fetchPage()).map(tile));
+}
+
+async function fetchPage() {
+  const query = new URLSearchParams({ limit: PAGE_SIZE, search: $("gallery-words").value.trim() });
+  if (oldest) query.set("before", oldest);
+  const { pictures } = await get(`/v1/pictures?${query}`);
+  oldest = pictures.at(-1)?.number;
+  $("gallery-more").hidden = pictures.length < PAGE_SIZE;
+  return pictures;
+}
+
+function tile(picture) {
+  return element("li", { "data-picture": picture.id }, frame(picture, openDetail), element("p.hint", {}, picture.settings.prompt));
+}
+
+export function openDetail(picture) {
+  opened = picture;
+  const { settings } = picture;
+  $("detail-image").src = `/v1/pictures/${picture.id}.png`;
+  $("detail-image").alt = settings.prompt;
+  $("detail-prompt").textContent = settings.prompt || "(empty prompt)";
+  const rows = {
+    Model: picture.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
+    Guidance: settings.guidance_scale, Scheduler: settings.scheduler,
+    Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "the base’s own",
+    "Drawn in": picture.seconds ? `${picture.seconds.toFixed(1)} s` : "", Notes: picture.notes.join(" "),
+  };
+  $("detail-settings").replaceChildren(...Object.entries(rows).filter(([, value]) => value !== "" && value !== undefined)
+    .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
+  $("detail-download").href = `/v1/pictures/${picture.id}.png`;
+  $("detail-download-bare").href = `/v1/pictures/${picture.id}.png?metadata=false`;
+  for (const id of ["detail-download", "detail-download-bare"]) $(id).download = `${slug(settings.prompt)}_seed${settings.seed}.png`;
+  if (!$("detail").open) $("detail").showModal();
+}
+
+function slug(prompt) {
+  return prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 50) || "empty-prompt";
+}

@@ -1,0 +1,181 @@
+// The form: what is to be drawn, what the model reads of the prompt, how long it takes.
+
+import { announce, attempt, get, post, tell, upload } from "/page/api.js";
+import { $, duration, element, later, options } from "/page/dom.js";
+
+const AXES = [
+  ["", "none"], ["prompt", "Prompt"], ["negative_prompt", "Negative prompt"], ["model", "Model"], ["seed", "Seed"],
+  ["steps", "Steps"], ["guidance_scale", "Guidance"], ["scheduler", "Scheduler"],
+];
+const EXAMPLES = {
+  seed: () => "0\n1\n2", steps: () => "5\n10\n25", guidance_scale: () => "1\n3\n5", scheduler: () => "dpm++\nddim",
+  prompt: () => $("prompt").value, negative_prompt: () => "", model: () => comparable($("model").value).join("\n"), "": () => "",
+};
+let models = [];
+let mode = "draw";
+let isGuidanceOwn = false;
+
+export async function setUp() {
+  await loadModels();
+  options($("row-axis"), AXES, "seed");
+  options($("column-axis"), AXES, "guidance_scale");
+  for (const side of ["row", "column"]) {
+    const fill = () => { $(`${side}-values`).value = EXAMPLES[$(`${side}-axis`).value](); };
+    $(`${side}-axis`).addEventListener("change", fill);
+    fill();
+  }
+  couple("steps");
+  couple("guidance");
+  $("guidance").addEventListener("input", () => { isGuidanceOwn = true; });
+  $("guidance-slider").addEventListener("input", () => { isGuidanceOwn = true; });
+  $("model").addEventListener("change", () => { suggestGuidance(); readPrompt(); });
+  $("prompt").addEventListener("input", readPromptSoon);
+  $("settings").addEventListener("input", estimateSoon);
+  $("settings").addEventListener("change", estimateSoon);
+  $("load-file").addEventListener("change", () => loadFile($("load-file").files[0]));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => { event.preventDefault(); loadFile(event.dataTransfer.files[0]); });
+  readPrompt();
+}
+
+export async function loadModels() {
+  const answer = await get("/v1/models");
+  models = answer.data.filter((row) => row.does.includes("images"));
+  const chosen = models.some((row) => row.id === $("model").value) ? $("model").value : answer.default;
+  options($("model"), models.map((row) => [row.id, row.id]), chosen);
+  const compared = comparable(answer.default);
+  $("compared-models").replaceChildren(...models.map(({ id }) => {
+    const box = element("input", { type: "checkbox", value: id, checked: compared.includes(id), name: "compared" });
+    return element("label", {}, box, id);
+  }));
+  suggestGuidance();
+}
+
+export function setMode(name) {
+  mode = name;
+  for (const part of document.querySelectorAll("#settings [data-only]")) part.hidden = !part.dataset.only.split(" ").includes(mode);
+  $("submit").textContent = { draw: "Draw", compare: "Compare", grid: "Draw the grid" }[mode];
+  estimateSoon();
+}
+
+/** The request for /v1/jobs, as the form says it now. */
+export function request() {
+  const number = (id) => Number($(id).value);
+  const body = {
+    prompt: $("prompt").value,
+    negative_prompt: $("negative-prompt").value,
+    steps: number("steps"),
+    guidance_scale: number("guidance"),
+    scheduler: $("scheduler").value,
+    width: number("width"),
+    height: number("height"),
+    client: clientName(),
+  };
+  if ($("seed").value.trim()) body.seed = BigInt($("seed").value.trim());
+  if (mode === "compare") body.models = [...document.querySelectorAll("[name=compared]:checked")].map((box) => box.value);
+  else body.models = [$("model").value].filter(Boolean);
+  if (mode === "draw") body.num_images = number("num-images");
+  if (mode === "grid") body.axes = ["row", "column"].map(axis).filter((one) => one.name);
+  return body;
+}
+
+/** Fill the form with a picture's settings. */
+export function fill(settings, model) {
+  $("prompt").value = settings.prompt;
+  $("negative-prompt").value = settings.negative_prompt || "";
+  $("seed").value = String(settings.seed);
+  $("num-images").value = 1;
+  setBoth("steps", settings.num_inference_steps);
+  setBoth("guidance", settings.guidance_scale);
+  isGuidanceOwn = true;
+  $("width").value = settings.width || "";
+  $("height").value = settings.height || "";
+  $("scheduler").value = settings.scheduler;
+  if (models.some((row) => row.id === model)) $("model").value = model;
+  readPrompt();
+  announce("Settings loaded.");
+}
+
+async function loadFile(file) {
+  $("load-file").value = "";
+  if (!file) return;
+  await attempt(async () => {
+    const settings = await upload("/v1/pictures/settings", file);
+    fill(settings, settings.model);
+    if (!["#draw", "#compare", "#grid"].includes(location.hash)) location.hash = "#draw";
+    tell("");
+  });
+}
+
+function axis(side) {
+  const name = $(`${side}-axis`).value;
+  const lines = $(`${side}-values`).value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const kinds = { seed: BigInt, steps: Number, guidance_scale: Number };
+  return { name, values: lines.map((line) => (kinds[name] || String)(line)) };
+}
+
+function comparable(model) {
+  const group = model.split("/").slice(0, -1).join("/");
+  return models.map((row) => row.id).filter((id) => id.startsWith(`${group}/`));
+}
+
+function suggestGuidance() {
+  const row = models.find(({ id }) => id === $("model").value);
+  if (row && !isGuidanceOwn) setBoth("guidance", row.guidance_scale);
+}
+
+function couple(id) {
+  $(`${id}-slider`).addEventListener("input", () => { $(id).value = $(`${id}-slider`).value; });
+  $(id).addEventListener("input", () => { $(`${id}-slider`).value = $(id).value; });
+}
+
+function setBoth(id, value) {
+  $(id).value = $(`${id}-slider`).value = value;
+  $(id).value = value;
+}
+
+async function readPrompt() {
+  const prompt = $("prompt").value;
+  try {
+    const reading = await post("/v1/prompts", { prompt, model: mode === "compare" ? "" : $("model").value });
+    if ($("prompt").value !== prompt) return;
+    const parts = [`${reading.num_tokens} of ${reading.max_tokens} tokens`];
+    if (reading.cut_off) parts.push(`not read, since too long: “${reading.cut_off.trim()}”`);
+    if (reading.unknown_words.length) parts.push(`not in the vocabulary: ${reading.unknown_words.join(", ")}`);
+    $("prompt-reading").textContent = parts.join(" · ");
+    $("prompt-reading").classList.toggle("warn", parts.length > 1);
+  } catch (error) {
+    $("prompt-reading").textContent = error.message;
+  }
+}
+
+async function estimate() {
+  const changing = mode === "grid" ? [$("row-axis").value, $("column-axis").value] : [];
+  for (const [name, id] of [["seed", "seed"], ["steps", "steps"], ["guidance_scale", "guidance"]]) {
+    $(id).disabled = changing.includes(name);  // decided along an axis
+    if ($(`${id}-slider`)) $(`${id}-slider`).disabled = $(id).disabled;
+  }
+  let text = "";
+  try {
+    const { num_images: count, seconds } = await post("/v1/estimates", request());
+    const time = seconds === null ? "time not measured yet" : duration(seconds);
+    text = `${count} ${count === 1 ? "picture" : "pictures"}, ${time}`;
+  } catch (error) {
+    text = error.message;
+  }
+  $("estimate").textContent = text;
+}
+
+function clientName() {
+  let name = localStorage.getItem("client");
+  if (!name) {
+    name = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    localStorage.setItem("client", name);
+  }
+  return name;
+}
+
+const readPromptSoon = later(250, readPrompt);
+
+/** Say how much would be drawn, and how long that takes. */
+export const estimateSoon = later(300, estimate);

@@ -1,0 +1,100 @@
+// Runs: their loss while they train, and their reports when they have ended.
+
+import { attempt, get } from "/page/api.js";
+import { $, element, svg } from "/page/dom.js";
+
+const MAX_WIDTH = 832, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 34;
+const MILLISECONDS_BETWEEN_LOOKS = 2000;
+let chosen = "";
+let timer = null;
+let report = null;
+let drawnFor = "";
+
+export async function show() {
+  drawnFor = "";
+  await attempt(refresh);
+  clearInterval(timer);
+  timer = setInterval(() => refresh().catch(() => {}), MILLISECONDS_BETWEEN_LOOKS);
+}
+
+export function hide() {
+  clearInterval(timer);
+}
+
+async function refresh() {
+  const { runs } = await get("/v1/runs");
+  $("runs-empty").hidden = runs.length > 0;
+  if (!runs.length) return;
+  if (!runs.some((run) => run.name === chosen)) chosen = runs[0].name;
+  const focused = document.activeElement?.dataset?.run;
+  $("run-list").replaceChildren(...runs.map((run) => {
+    const button = element("button", { type: "button", "aria-pressed": String(run.name === chosen), "data-run": run.name },
+      run.name, element("small", {}, run.state));
+    button.addEventListener("click", () => { chosen = run.name; attempt(refresh); });
+    return element("li", {}, button);
+  }));
+  if (focused) document.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus();
+  showRun(await get(`/v1/runs/${encodeURIComponent(chosen)}`));
+}
+
+function showRun(run) {
+  const last = run.epochs.at(-1);
+  const facts = [run.state, run.steps.length ? `step ${run.steps.at(-1)}` : "", last ? `mean loss of epoch ${last[0]}: ${last[2].toFixed(4)}` : ""];
+  const look = JSON.stringify([run, $("run").clientWidth]);
+  if (look === drawnFor) return;
+  drawnFor = look;
+  const parts = [element("div", {}, element("h2", {}, run.name), element("p.hint", {}, facts.filter(Boolean).join(" · ")))];
+  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No step of fine-tuning is logged here."));
+  for (const problem of run.problems) parts.push(element("p.hint.warn", {}, problem));
+  if (run.has_report) parts.push(reportOf(run));
+  $("run").replaceChildren(...parts);
+}
+
+/** The same frame as before, so that a look at the loss does not load the report anew. */
+function reportOf(run) {
+  if (report?.dataset.run !== `${run.name} ${run.changed}`) {
+    const address = `/v1/runs/${encodeURIComponent(run.name)}/report`;
+    report = element("div", { "data-run": `${run.name} ${run.changed}` },
+      element("iframe", { src: address, title: `Report of ${run.name}`, sandbox: "", loading: "lazy" }),
+      element("p.hint", {}, element("a", { href: address, target: "_blank", rel: "noopener" }, "Open the report by itself")));
+  }
+  return report;
+}
+
+function chart(run) {
+  // In pixels of the screen, so that its words are as large as all others.
+  const width = Math.min(MAX_WIDTH, $("run").clientWidth || MAX_WIDTH);
+  const height = Math.round(width * 0.3 + 110);
+  const values = [...run.losses.filter((loss) => loss !== null), ...run.epochs.map((epoch) => epoch[2])];
+  const top = Math.max(...values) * 1.05 || 1;
+  const end = Math.max(run.steps.at(-1), 1);
+  const x = (step) => LEFT + ((width - LEFT - RIGHT) * step) / end;
+  const y = (loss) => height - BOTTOM - ((height - TOP - BOTTOM) * loss) / top;
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "chart", role: "img" });
+  root.append(svg("title", {}, `Loss of ${run.name} over ${end} steps; last batch ${run.losses.at(-1)}`));
+  for (const tick of ticks(top)) {
+    root.append(svg("path", { class: "axis-line", d: `M${LEFT} ${y(tick)}H${width - RIGHT}` }));
+    root.append(svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
+  }
+  for (const tick of ticks(end)) root.append(svg("text", { x: x(tick), y: height - BOTTOM + 20, "text-anchor": "middle" }, String(tick)));
+  root.append(svg("text", { x: LEFT, y: 16, class: "batch-text" }, "batch loss"), svg("text", { x: LEFT + 84, y: 16, class: "mean-text" }, "epoch mean"));
+  let pen = "M";
+  const path = run.steps.map((step, index) => {
+    if (run.losses[index] === null) { pen = "M"; return ""; }
+    const command = `${pen}${x(step).toFixed(1)} ${y(run.losses[index]).toFixed(1)}`;
+    pen = "L";
+    return command;
+  });
+  root.append(svg("path", { class: "batch", d: path.join("") }));
+  if (run.epochs.length > 1) root.append(svg("path", { class: "mean", d: run.epochs.map(([, step, mean], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(mean).toFixed(1)}`).join("") }));
+  for (const [, step, mean] of run.epochs) root.append(svg("circle", { class: "dot", cx: x(step), cy: y(mean), r: 4 }));
+  return root;
+}
+
+/** Round numbers from 0 up to a greatest one. */
+function ticks(top) {
+  const rough = top / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  return Array.from({ length: Math.floor(top / step) + 1 }, (_, index) => Number((index * step).toPrecision(6)));
+}

@@ -1,0 +1,172 @@
+"""Starting and stopping the studio: address, token, log, signals."""
+
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from rich.console import Console
+
+from clipgraft.app.guard import Access
+from clipgraft.app.http_api import build_app
+from clipgraft.app.limits import Limits
+from clipgraft.app.service import Service
+from clipgraft.runtime import quiet_libraries, run_folder
+
+TOKEN_VARIABLE = "CLIPGRAFT_TOKEN"
+MIN_TOKEN_LENGTH = 16
+SECRET_VARIABLES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
+MAX_CONNECTIONS = 256
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def serve(
+    runs_dir: Path,
+    home: Path,
+    *,
+    host: str,
+    port: int,
+    with_token: bool,
+    device: str,
+    limits: Limits | None = None,
+) -> None:
+    """Run the studio until a signal ends it.
+
+    Args:
+        runs_dir: Runs to draw with and to look at.
+        home: Folder of queue and pictures; one process at a time.
+        host: Address to listen on.
+        port: Port; 0 = a free one.
+        with_token: Whether a token is asked for; must be so on any address but loopback.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        limits: What is taken at most.
+
+    Raises:
+        ValueError: If others can reach the address without a token, or another studio has the home.
+        OSError: If the address is taken.
+    """
+    quiet_libraries()
+    access = make_access(host, with_token)
+    with run_folder(home, resume=True), _bound(host, port) as listener:
+        service = Service(runs_dir, home, device=device, limits=limits)
+        redact_secrets(access.token)
+        config = uvicorn.Config(
+            build_app(service, access),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            lifespan="on",
+            timeout_graceful_shutdown=None,
+        )
+        server = _Server(
+            config, service, lambda: _announce(host, listener.getsockname()[1], access, with_token)
+        )
+        server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens; tells the service of a signal, so that whoever waits is answered."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, on_listening: Callable[[], None]):
+        super().__init__(config)
+        self._service, self._on_listening = service, on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)  # asked twice: at once, as if it were killed; the queue is made for that
+        self._service.begin_to_stop()
+        super().handle_exit(sig, frame)
+
+
+def make_access(host: str, with_token: bool) -> Access:
+    """Decide who is let in.
+
+    Raises:
+        ValueError: If others can reach the address and no token is asked for, or the given token is short.
+    """
+    is_loopback = host in LOOPBACK_NAMES or _is_loopback(host)
+    if not is_loopback and not with_token:
+        raise ValueError(
+            f"on {host} others can reach the studio; add --token, which makes one and shows it once, "
+            "or stay on 127.0.0.1"
+        )
+    token = (os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32)) if with_token else ""
+    if with_token and (len(token) < MIN_TOKEN_LENGTH or not re.fullmatch(r"[\w.~-]+", token, re.ASCII)):
+        raise ValueError(
+            f"{TOKEN_VARIABLE} must have at least {MIN_TOKEN_LENGTH} letters, digits, or any of . _ ~ -; "
+            "without it one is made"
+        )
+    own = frozenset() if is_loopback else frozenset({host.lower(), socket.gethostname().lower()})
+    return Access(token, LOOPBACK_NAMES | own, any_address=not is_loopback)
+
+
+def redact_secrets(token: str) -> None:
+    """Keep the token, and every secret that the environment holds, out of all logs."""
+    values = [
+        value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 8
+    ]
+    secret_values = [value for value in (token, *values) if value]
+
+    def redact(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        for value in secret_values:
+            text = text.replace(value, "[secret]")
+            record.exc_text = (
+                record.exc_text.replace(value, "[secret]") if record.exc_text else record.exc_text
+            )
+        record.msg, record.args = text, ()
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redact)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"cannot listen on {host} port {port}: {error.strerror}; name another with --port"
+        ) from error
+    return listener
+
+
+def _announce(host: str, port: int, access: Access, with_token: bool) -> None:
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{port}/"
+    console = Console()
+    own = os.environ.get(TOKEN_VARIABLE)
+    if with_token and not own:
+        address += f"?token={access.token}"
+    console.print(f"studio: {address}", highlight=False, soft_wrap=True)
+    if with_token:
+        note = f"the token is {TOKEN_VARIABLE}'s" if own else "the token is shown this once"
+        console.print(
+            f"{note}; programs send it as Authorization: Bearer TOKEN", highlight=False, soft_wrap=True
+        )
+    console.print("Ctrl-C ends it; what waits is drawn after the next start", highlight=False, soft_wrap=True)

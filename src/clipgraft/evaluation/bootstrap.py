@@ -1,0 +1,113 @@
+"""Intervals of means over prompts, and of paired differences between two text encoders.
+
+They say how far a figure would move with other prompts of the same kind. They say nothing about another
+training seed: for that, train again.
+"""
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+NUM_RESAMPLES = 2000
+RESAMPLING_SEED = 0
+DRAWS_PER_CHUNK = 2**22
+"""Numbers drawn at once: 32 MiB of int64, however many values and resamples there are."""
+NUM_GROUPS = 20
+"""Of the grouped jackknife; their number is a guess between cost and noise."""
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf(0.975)
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    method: Literal["bca", "percentile"] = "bca",
+    num_resamples: int = NUM_RESAMPLES,
+) -> list[float] | None:
+    """Return the bootstrap 95 % interval of the mean of values (N,).
+
+    Args:
+        values: One a prompt: what is drawn again and again, with replacement.
+        weights: (N,), positive, where the mean is a weighted one: five captions of one photograph are no five
+            samples, so recall's values are its photographs' shares, its weights their numbers of captions.
+        method: `percentile`, or `bca`, which also corrects for bias and skew (Efron 1987). Both are widened
+            for few values, as Student's t is against the normal distribution (Hesterberg 2015, "expanded").
+        num_resamples: Drawn with a fixed seed, so that equal values give equal intervals.
+
+    Returns:
+        Lower and upper bound; None for fewer than two values, or where one is not finite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None
+    if np.ptp(values) == 0:
+        return [float(values[0])] * 2
+    mean = (values * weights).sum() / weights.sum()
+    resampled = _resampled_means(values, weights, num_resamples)
+    z = np.sqrt(len(values) / (len(values) - 1)) * t_quantile(len(values) - 1)
+    shares = np.array([NORMAL.cdf(-z), NORMAL.cdf(z)])
+    if method == "bca":
+        # Influence of each value on the mean; of the plain mean it is what the jackknife gives.
+        influence = (values - mean) * weights
+        acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+        below = (resampled < mean).mean() + (resampled == mean).mean() / 2
+        bias = NORMAL.inv_cdf(float(np.clip(below, 1 / num_resamples, 1 - 1 / num_resamples)))
+        corrected = [bias + sign * z for sign in (-1, 1)]
+        shares = np.array([NORMAL.cdf(bias + c / (1 - acceleration * c)) for c in corrected])
+    return [float(bound) for bound in np.quantile(resampled, shares)]
+
+
+def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: int) -> list[float] | None:
+    """Return the 95 % interval of a figure that is no mean, such as a distance between distributions.
+
+    Each of 20 groups of prompts is left out in turn. A bootstrap would not do: it holds pictures twice, and a
+    kernel distance takes doubles for likeness.
+
+    Args:
+        statistic: The figure over the prompts of the given rows.
+        num_prompts: How many there are.
+
+    Returns:
+        The figure over all prompts, plus and minus its standard error times Student's t; None where there are
+        fewer than two prompts a group, or the figure is not finite.
+    """
+    if num_prompts < 2 * NUM_GROUPS:
+        return None
+    order = np.random.default_rng(RESAMPLING_SEED).permutation(num_prompts)
+    whole = statistic(np.arange(num_prompts))
+    parts = [np.sort(np.setdiff1d(order, group)) for group in np.array_split(order, NUM_GROUPS)]
+    left = np.array([statistic(rows) for rows in parts])
+    if not np.isfinite([whole, *left]).all():
+        return None
+    error = np.sqrt((NUM_GROUPS - 1) * ((left - left.mean()) ** 2).mean())
+    reach = t_quantile(NUM_GROUPS - 1) * error
+    return [float(whole - reach), float(whole + reach)]
+
+
+def t_quantile(degrees: int) -> float:
+    """97.5 % point of Student's t, from its expansion around the normal's; within 0.5 % from 4 degrees on.
+
+    Source:
+        Abramowitz and Stegun 1964, 26.7.5.
+    """
+    z, n = Z, degrees
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / n ** (power + 1) for power, term in enumerate(terms))
+
+
+def _resampled_means(values: np.ndarray, weights: np.ndarray, num_resamples: int) -> np.ndarray:
+    random = np.random.default_rng(RESAMPLING_SEED)
+    products, means, size = values * weights, [], max(1, DRAWS_PER_CHUNK // len(values))
+    for start in range(0, num_resamples, size):
+        rows = min(size, num_resamples - start)
+        chosen = random.integers(0, len(values), size=(rows, len(values)))
+        means.append(products[chosen].sum(1) / weights[chosen].sum(1))
+    return np.concatenate(means)

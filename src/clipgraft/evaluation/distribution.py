@@ -1,0 +1,111 @@
+"""Distances between two sets of pictures by their features: CMMD, KID, FID. Smaller is closer.
+
+All in float64. Features come from one extractor and one resize filter, or the distance is between these. N
+generated pictures, M real ones, D features.
+"""
+
+import torch
+from torch import Tensor
+
+CMMD_SIGMA = 10.0
+CMMD_SCALE = 1000.0
+LEAST_FOR_CMMD, LEAST_FOR_KID = 100, 50
+"""Pictures of each set. Guesses: below them intervals are wider than differences worth speaking of."""
+ROWS_PER_CHUNK = 1024
+
+
+def cmmd(generated: Tensor, real: Tensor) -> float:
+    """Squared maximum mean discrepancy of CLIP embeds, times 1,000.
+
+    `mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` with `k(x, y) = exp(-|x - y|^2 / (2 sigma^2))`, sigma 10,
+    each mean over all pairs, a picture with itself among them. This estimator is the published one; it is
+    biased upwards by about 1000 (1 - mean k) (1 / N + 1 / M), so compare sets of equal size. Published
+    figures are of ViT-L/14 at 336 pixels and 30,000 pictures.
+
+    Args:
+        generated: (N, D), unit norm.
+        real: (M, D), unit norm.
+
+    Source:
+        Jayasumana et al. 2024, and the code beside it.
+    """
+    x, y = generated.double(), real.double()
+    return CMMD_SCALE * (_mean_gaussian(x, x) + _mean_gaussian(y, y) - 2 * _mean_gaussian(x, y))
+
+
+def kid(generated: Tensor, real: Tensor) -> float:
+    """Squared maximum mean discrepancy with the kernel `(x . y / D + 1)^3`, unbiased: it can be below 0.
+
+    Over all pictures at once, where the published code takes the mean over 100 subsets of 1,000.
+
+    Args:
+        generated: (N, D).
+        real: (M, D).
+
+    Source:
+        Binkowski et al. 2018, equation 4; its features are Inception's 2,048.
+    """
+    x, y = generated.double(), real.double()
+    return _mean_off_diagonal(x) + _mean_off_diagonal(y) - 2 * float(_cubic(x, y).mean())
+
+
+def fid(generated: Tensor, real: Tensor) -> float:
+    """Frechet distance between Gaussians of the features' means and covariances (of N - 1 degrees).
+
+    `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. Biased upwards, the more so the fewer pictures: 259
+    gave 134 where 30,000 give 12.6 (CompVis/latent-diffusion issue 90).
+
+    Args:
+        generated: (N, D).
+        real: (M, D).
+
+    Source:
+        Heusel et al. 2017; its features are Inception's 2,048.
+    """
+    x, y = generated.double(), real.double()
+    root = _root(_covariance(x))
+    between = torch.linalg.eigvalsh(root @ _covariance(y) @ root).clamp(min=0).sqrt().sum()
+    spread = x.var(0).sum() + y.var(0).sum()
+    return float((x.mean(0) - y.mean(0)).square().sum() + spread - 2 * between)
+
+
+def shortage(metric: str, num_generated: int, num_real: int, num_features: int) -> str:
+    """Say that there are too few pictures for a distance; empty where there are enough.
+
+    FID needs more than it has features: below, both covariances are singular.
+    """
+    least = {"cmmd": LEAST_FOR_CMMD, "kid": LEAST_FOR_KID, "fid": num_features + 1}[metric]
+    found = min(num_generated, num_real)
+    if found >= least:
+        return ""
+    return (
+        f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real pictures, and it "
+        f"needs {least} of each; --force takes fewer"
+    )
+
+
+def _mean_gaussian(x: Tensor, y: Tensor) -> float:
+    total = 0.0
+    for rows in x.split(ROWS_PER_CHUNK):
+        # |x|^2 + |y|^2 - 2 x.y, as cdist's differences would take D times the memory.
+        squared = rows.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * rows @ y.T
+        total += float(torch.exp(-squared.clamp(min=0) / (2 * CMMD_SIGMA**2)).sum())
+    return total / (len(x) * len(y))
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _mean_off_diagonal(x: Tensor) -> float:
+    kernel = _cubic(x, x)
+    return float(kernel.sum() - kernel.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _covariance(x: Tensor) -> Tensor:
+    return torch.atleast_2d(x.T.cov())

@@ -1,0 +1,242 @@
+"""Rows of evaluation.json: figures with intervals, and paired differences; see docs/evaluation.md."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from clipgraft.evaluation.bootstrap import bootstrap_interval, jackknife_interval
+
+SCHEMA, SCHEMA_VERSION = "clipgraft.evaluation", 1
+
+
+class Metric(NamedTuple):
+    """What a reader has to know of a metric."""
+
+    title: str
+    what: str
+    unit: str
+    higher_is_better: bool | None
+    kind: Literal["mean", "distribution"] = "mean"
+
+
+METRICS = {
+    "prompt_fidelity": Metric(
+        "Prompt fidelity", "Share of what a prompt names that the probe finds in the picture.", "share", True
+    ),
+    "prompt_fidelity_all_at_once": Metric(
+        "Prompt fidelity, all at once",
+        "Share of pictures that show everything their prompt names.",
+        "share",
+        True,
+    ),
+    **{
+        f"prompt_fidelity_{name}": Metric(
+            f"Prompt fidelity: {name}",
+            f"Share of prompts naming a {name} whose picture shows it.",
+            "share",
+            True,
+        )
+        for name in ("place", "time", "subject", "colour", "action")
+    },
+    "clip_score_raw": Metric(
+        "CLIPScore, raw cosine", "Cosine of picture and prompt in the scorer's joint space.", "cosine", True
+    ),
+    "clip_score_2.5": Metric(
+        "CLIPScore, 2.5 max(cosine, 0)", "Hessel et al. 2021, without its prefix.", "", True
+    ),
+    "picture_to_caption_recall@1": Metric(
+        "Picture to caption recall@1",
+        "Share of pictures to which, of all prompts of the set, the scorer finds their own the nearest.",
+        "share",
+        True,
+    ),
+    "same_seed_psnr": Metric(
+        "PSNR to the teacher's picture",
+        "Of the same prompt and seed; at most 100, for equal pictures.",
+        "dB",
+        True,
+    ),
+    "same_seed_ssim": Metric("SSIM to the teacher's picture", "Of the same prompt and seed.", "", True),
+    "same_seed_cosine": Metric(
+        "Cosine to the teacher's picture", "Of the scorer's embeds, same prompt and seed.", "cosine", True
+    ),
+    **{
+        f"state_error_{name}": Metric(
+            f"Error of token states: {name}",
+            "Root of the squared distance to the teacher's states, over their power; 0 = equal.",
+            "",
+            False,
+        )
+        for name in ("words", "eos", "padding")
+    },
+    "seed_diversity": Metric(
+        "Diversity between seeds", "Mean of 1 - cosine over pairs of one prompt's pictures.", "", None
+    ),
+    "nearest_training_cosine": Metric(
+        "Cosine to the nearest training picture",
+        "High where a picture is a copy; photographs that were held out are the measure.",
+        "cosine",
+        None,
+    ),
+    "cmmd": Metric(
+        "CMMD",
+        "1000 x squared MMD of the scorer's embeds, Gaussian kernel of sigma 10.",
+        "",
+        False,
+        "distribution",
+    ),
+    "kid": Metric("KID", "Squared MMD of features, cubic kernel, unbiased.", "", False, "distribution"),
+    "fid": Metric(
+        "FID", "Frechet distance of features as Gaussians; biased by N.", "", False, "distribution"
+    ),
+    **{
+        f"{direction}_recall@{k}": Metric(
+            f"{direction.replace('_', ' ').capitalize()} recall@{k}",
+            f"Share of the test split's queries with a right answer among the first {k}.",
+            "share",
+            True,
+        )
+        for direction in ("text_to_image", "image_to_text")
+        for k in (1, 5, 10)
+    },
+    **{
+        f"{direction}_map": Metric(
+            f"{direction.replace('_', ' ').capitalize()} mAP",
+            "Mean over queries of the mean precision at each right answer.",
+            "",
+            True,
+        )
+        for direction in ("text_to_image", "image_to_text")
+    },
+    **{
+        f"{direction}_median_rank": Metric(
+            f"{direction.replace('_', ' ').capitalize()} median rank",
+            "Of the first right answer; 1 = best.",
+            "",
+            False,
+        )
+        for direction in ("text_to_image", "image_to_text")
+    },
+}
+
+
+def mean_row(
+    metric: str, prompt_set: str, column: str, values: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return the figure of a mean over prompts.
+
+    Args:
+        metric: One of METRICS.
+        prompt_set: Name of the set.
+        column: What was measured.
+        values: (P, K): of each prompt its pictures' scores, NaN where there is none.
+        weights: (P,), where prompts count unequally.
+    """
+    per_prompt = prompt_means(values)
+    has_score = np.isfinite(per_prompt)
+    kept = None if weights is None else weights[has_score]
+    return _row(metric, prompt_set, column) | _summary(per_prompt[has_score], kept)
+
+
+def difference_row(
+    metric: str,
+    prompt_set: str,
+    columns: tuple[str, str],
+    values: tuple[np.ndarray, np.ndarray],
+    weights: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Return the second column's mean less the first's, over the prompts and seeds that both have.
+
+    Args:
+        metric: One of METRICS.
+        prompt_set: Name of the set.
+        columns: Names of both.
+        values: (P, K) of both.
+        weights: (P,), where prompts count unequally.
+    """
+    per_prompt = prompt_means(values[1] - values[0])
+    has_both = np.isfinite(per_prompt)
+    differences = per_prompt[has_both]
+    kept = None if weights is None else weights[has_both]
+    better = METRICS[metric].higher_is_better
+    won = None if better is None else int((differences > 0).sum() if better else (differences < 0).sum())
+    lost = None if better is None else int((differences < 0).sum() if better else (differences > 0).sum())
+    return (
+        {"metric": metric, "prompt_set": prompt_set, "from": columns[0], "to": columns[1]}
+        | {key: value for key, value in _summary(differences, kept).items() if key != "note"}
+        | {"num_better": won, "num_worse": lost}
+    )
+
+
+def distribution_rows(
+    metric: str,
+    prompt_set: str,
+    features: dict[str, list[Any]],
+    distance: Callable[[list[Any]], float],
+    pairs: list[tuple[str, str]],
+    note: str,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return figures and differences of a distance between distributions, with jackknife intervals.
+
+    Args:
+        metric: One of METRICS.
+        prompt_set: Name of the set.
+        features: By column, for each prompt the features (k, D) of its pictures; k may be 0.
+        distance: Of a list of such features from the reference.
+        pairs: Columns to take differences of; both have the same prompts.
+        note: What a reader has to know of these figures.
+    """
+
+    def at(column: str, rows: np.ndarray) -> float:
+        return distance([features[column][row] for row in rows])
+
+    def summary(statistic: Callable[[np.ndarray], float], num: int) -> dict[str, Any]:
+        interval = jackknife_interval(statistic, num)
+        method = "jackknife" if interval else None
+        value = statistic(np.arange(num))
+        return {"value": value, "interval": interval, "interval_method": method, "num": num}
+
+    figures = [
+        _row(metric, prompt_set, column)
+        | summary(lambda rows, column=column: at(column, rows), len(own))  # type: ignore[misc]
+        | {"note": note}
+        for column, own in features.items()
+    ]
+    differences = [
+        {"metric": metric, "prompt_set": prompt_set, "from": first, "to": second}
+        | summary(lambda rows, a=first, b=second: at(b, rows) - at(a, rows), len(features[first]))  # type: ignore[misc]
+        | {"num_better": None, "num_worse": None}
+        for first, second in pairs
+        if first in features and second in features
+    ]
+    return figures, differences
+
+
+def absent_row(metric: str, prompt_set: str, column: str, num: int, note: str) -> dict[str, Any]:
+    """Return the figure of what was not measured, with the reason."""
+    empty = {"value": None, "interval": None, "interval_method": None, "num": num, "note": note}
+    return _row(metric, prompt_set, column) | empty
+
+
+def prompt_means(values: np.ndarray) -> np.ndarray:
+    """Mean of each row (P, K) over what is finite; NaN where nothing is."""
+    is_finite = np.isfinite(values)
+    total, count = np.where(is_finite, values, 0).sum(1), is_finite.sum(1)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+def _row(metric: str, prompt_set: str, column: str) -> dict[str, Any]:
+    assert metric in METRICS, metric
+    return {"metric": metric, "prompt_set": prompt_set, "column": column}
+
+
+def _summary(values: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+    interval = bootstrap_interval(values, weights)
+    return {
+        "value": float(np.average(values, weights=weights)) if len(values) else None,
+        "interval": interval,
+        "interval_method": "bca" if interval else None,
+        "num": len(values),
+        "note": "" if len(values) else "nothing to measure",
+    }

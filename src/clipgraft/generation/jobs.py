@@ -1,0 +1,174 @@
+"""What is to be drawn: one job a picture, checked before anything is loaded."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.models.checkpoint import file_sha256
+
+MAX_SLUG_LENGTH = 50
+"""Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
+MAX_STEPS = 1000
+"""Noise levels that bases of this kind know; a scheduler cannot visit more."""
+MAX_SEED = 2**64 - 1
+SIZE_MULTIPLE = 8
+"""Pixels a latent position covers in Stable Diffusion's VAE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to draw.
+
+    Raises:
+        ValueError: If a value is not allowed; says what is.
+    """
+
+    prompt: str
+    seed: int = 0
+    negative_prompt: str = ""
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    """1 = no guidance."""
+    scheduler: str = "dpm++"
+    """A key of `schedulers.SCHEDULERS`."""
+    height: int = 0
+    """Pixels, a multiple of 8; 0 = the base's own size."""
+    width: int = 0
+    init_image: Path | None = None
+    """Picture to start from; None = from noise alone."""
+    strength: float = 0.8
+    """Share of the steps that change `init_image`; 1 = nothing of it is left."""
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        _check_text("negative_prompt", self.negative_prompt)
+        _check_integer("seed", self.seed, 0, MAX_SEED, "from 0 to 2^64 - 1 (64 bits)")
+        _check_integer("steps", self.num_inference_steps, 1, MAX_STEPS, f"from 1 to {MAX_STEPS}")
+        _check_number("guidance_scale", self.guidance_scale, 1, math.inf, "1 (no guidance) or more")
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
+        for name in ("height", "width"):
+            _check_size(name, getattr(self, name))
+        _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
+        if self.init_image is not None and not self.init_image.is_file():
+            raise ValueError(f"init_image {self.init_image}: no such image")
+        if self.init_image is not None and not self.num_steps:
+            raise ValueError(
+                f"{self.num_inference_steps} steps at strength {self.strength} leave none to draw; raise one"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps that are run: of an `init_image` only the last ones."""
+        if self.init_image is None:
+            return self.num_inference_steps
+        return int(self.num_inference_steps * self.strength)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what decides the picture as plain values; of `init_image`, where there is one, the sum."""
+        names = [field.name for field in fields(self) if field.name not in ("init_image", "strength")]
+        record = {name: getattr(self, name) for name in names}
+        if self.init_image is not None:
+            record |= {"init_image_sha256": _sum_of(self.init_image), "strength": self.strength}
+        return record
+
+
+def make_jobs(prompt: str, *, num_images: int = 1, steps: int = 25, **settings: Any) -> list[Job]:
+    """Make the jobs of one prompt from the words of the command line, their seeds counting up.
+
+    Args:
+        prompt: What to draw.
+        num_images: Pictures.
+        steps: `num_inference_steps`.
+        **settings: The other fields of `Job`.
+
+    Raises:
+        ValueError: If a word is unknown, or a value is not allowed.
+    """
+    for word in settings:
+        known = (*WORDS, "num_images")
+        if word not in known:
+            nearest = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown setting {word!r} ({hint})")
+    _check_integer("num_images", num_images, 1, 2**31, "at least 1")
+    job = Job(prompt, num_inference_steps=steps, **settings)
+    return [replace(job, seed=job.seed + index) for index in range(num_images)]
+
+
+WORDS = tuple({"num_inference_steps": "steps"}.get(field.name, field.name) for field in fields(Job))
+"""Of the command line, of `ImageGenerator.generate` and of a line of prompts, beside `num_images`."""
+
+
+def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Split jobs into batches of neighbours that differ in prompts, seeds and first pictures alone."""
+    _check_integer("batch_size", batch_size, 1, 2**31, "at least 1")
+    for _, same in groupby(jobs, key=_shared_settings):
+        while batch := list(islice(same, batch_size)):
+            yield batch
+
+
+def picture_file_name(prompt: str, seed: int) -> str:
+    """File name that tells a picture's prompt and seed: "a-dog-on-the-beach_seed0.png"."""
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:MAX_SLUG_LENGTH].rstrip("-") or "empty-prompt"
+    return f"{slug}_seed{seed}.png"
+
+
+def unique_file_names(jobs: Iterable[Job]) -> list[str]:
+    """File name of each job; one that is taken already gets a number, the same one at every call."""
+    taken: dict[str, int] = {}
+    names = []
+    for job in jobs:
+        name = picture_file_name(job.prompt, job.seed)
+        taken[name] = count = taken.get(name, 0) + 1
+        names.append(name if count == 1 else f"{name.removesuffix('.png')}_{count}.png")
+    return names
+
+
+@cache
+def _sum_of(path: Path) -> str:
+    return file_sha256(path)
+
+
+def _shared_settings(job: Job) -> tuple:
+    return (
+        job.num_inference_steps,
+        job.guidance_scale,
+        job.scheduler,
+        job.height,
+        job.width,
+        job.init_image is None,
+        job.strength,
+    )
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text; got {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name} holds half a character (a lone surrogate); got {value!r}")
+
+
+def _check_integer(name: str, value: Any, lowest: int, highest: int, allowed: str) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not lowest <= value <= highest:
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+
+
+def _check_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not lowest <= value <= highest or (highest == 1 and value == 0):
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+
+
+def _check_size(name: str, value: Any) -> None:
+    _check_integer(name, value, 0, 2**16, f"a multiple of {SIZE_MULTIPLE} pixels")
+    if value % SIZE_MULTIPLE:
+        raise ValueError(f"{name} must be a multiple of {SIZE_MULTIPLE} pixels; got {value}")

@@ -1,0 +1,187 @@
+"""What a picture tells of itself: A1111's `parameters`, which other tools read, and all that redraws it."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, PngImagePlugin
+
+from clipgraft.errors import DataError
+from clipgraft.generation.jobs import Job
+from clipgraft.generation.pipeline import Picture
+from clipgraft.models.base import Origin
+from clipgraft.models.checkpoint import module_sha256
+from clipgraft.models.encoder import GraftedTextEncoder
+from clipgraft.runtime import to_json
+
+PARAMETERS_KEY = "parameters"
+RECORD_KEY = "clipgraft"
+FORMAT = 1
+LOCAL = "local"
+"""Name of a base that is a folder or file of the user's: its path is nobody else's business."""
+SAMPLERS = {
+    "dpm++": ("DPM++ 2M", "Karras"),
+    "pndm": ("PLMS", ""),
+    "ddim": ("DDIM", ""),
+    "euler": ("Euler", ""),
+    "unipc": ("UniPC", ""),
+    "lcm": ("LCM", ""),
+}
+"""A1111's names of sampler and schedule type."""
+VERSIONED = ("clipgraft", "torch", "diffusers", "transformers")
+
+
+def describe_models(
+    pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str]
+) -> dict[str, Any]:
+    """Tell a pipeline's models apart from all others, without a path.
+
+    Args:
+        pipeline: Holds them.
+        origin: Where the base was loaded from; a folder or file of the user's is not told.
+        base_sums: sha256 of the weights of VAE and U-Net.
+    """
+    name, revision = (origin.name, origin.revision) if origin else ("", "")
+    is_public = name == "flatland" or bool(revision)
+    is_graft = isinstance(pipeline.text_encoder, GraftedTextEncoder)
+    return {
+        "base": name if is_public else LOCAL,
+        "revision": revision,
+        "vae_sha256": base_sums["vae"],
+        "unet_sha256": base_sums["unet"],
+        "text_encoder": "graft" if is_graft else "teacher",
+        "text_encoder_sha256": module_sha256(pipeline.text_encoder),
+        "safety_checker": pipeline.safety_checker is not None,
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+    }
+
+
+def describe_picture(
+    picture: Picture, models: dict[str, Any], scheduler: dict[str, Any], device: str
+) -> dict[str, Any]:
+    """All that is needed to draw a picture again, to the bit on the same machine.
+
+    Args:
+        picture: From `draw`.
+        models: From `describe_models`.
+        scheduler: The configuration of the scheduler that drew it.
+        device: Where it was drawn: "cpu", "cuda" or "mps".
+    """
+    return {
+        "format": FORMAT,
+        "job": picture.job.as_record() | {"height": picture.image.height, "width": picture.image.width},
+        "batch": {"size": picture.batch[0], "index": picture.batch[1]},
+        "notes": list(picture.notes),
+        "models": models,
+        "scheduler": scheduler,
+        "machine": {"device": device, "num_threads": torch.get_num_threads()},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a picture's bits."""
+    return {name: version(name) for name in VERSIONED}
+
+
+def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
+    """Write a picture whole or not at all.
+
+    Args:
+        image: The picture.
+        path: The file.
+        record: From `describe_picture`, written into the file; None = nothing is.
+    """
+    text = None
+    if record is not None:
+        text = PngImagePlugin.PngInfo()
+        for key, value in (
+            (PARAMETERS_KEY, parameters_text(record)),
+            (RECORD_KEY, to_json(record)),
+        ):
+            # tEXt holds Latin-1 alone; iTXt holds every prompt.
+            (text.add_text if value.isascii() else text.add_itxt)(key, value)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        image.save(temporary, format="PNG", pnginfo=text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def parameters_text(record: dict[str, Any]) -> str:
+    """A picture's record in the form of A1111: prompt, negative prompt, one line of `Key: value`."""
+    job, models = record["job"], record["models"]
+    sampler, schedule = SAMPLERS[job["scheduler"]]
+    values = {
+        "Steps": job["num_inference_steps"],
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": job["guidance_scale"],
+        "Seed": job["seed"],
+        "Size": f"{job['width']}x{job['height']}",
+        "Model hash": models["unet_sha256"][:10],
+        "Model": models["base"].rpartition("/")[2],
+        "Denoising strength": job.get("strength", ""),
+        "Version": f"clipgraft {record['versions']['clipgraft']}",
+    }
+    lines = [job["prompt"]]
+    if job["negative_prompt"]:
+        lines.append(f"Negative prompt: {job['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value != ""))
+    return "\n".join(lines)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of a picture.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataError: If it is no PNG of clipgraft's, or was written without its record.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such picture")
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # a text behind the pixels is read with them
+            text = image.info.get(RECORD_KEY)
+        record = json.loads(text) if text else None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be read as a PNG with a record ({error})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: holds no record of how it was drawn; only PNGs of clipgraft written without "
+            "--no-metadata do"
+        )
+    return record
+
+
+def job_of(record: dict[str, Any], init_image: Path | None) -> Job:
+    """The job that a record tells.
+
+    Args:
+        record: From `read_record`.
+        init_image: The picture that it started from, where it did.
+
+    Raises:
+        DataError: If the record is damaged, or the picture to start from is missing or another one.
+    """
+    values = dict(record.get("job", {}))
+    expected = values.pop("init_image_sha256", None)
+    if expected and init_image is None:
+        raise DataError("that picture was drawn from another one; name it with --init-image")
+    try:
+        job = Job(**values, init_image=init_image if expected else None)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the picture's record is damaged: {error}") from error
+    if expected and job.as_record()["init_image_sha256"] != expected:
+        raise DataError(f"{init_image} is not the picture that was started from (sha256 {expected})")
+    return job
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text

@@ -1,0 +1,135 @@
+"""What an engine runs: networks of tensors alone; and what stands in a pipeline in their place.
+
+The pipeline is float32 throughout; only what an engine runs, the U-Net and the VAE's decoder, has the
+engine's dtype. B rows (a guided picture has two), h and w latent positions, L tokens, W states' width.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from torch import Tensor, nn
+
+Run = Callable[..., tuple[Tensor, ...]]
+"""Runs a network on an engine: float32 tensors in, float32 tensors out."""
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`predict(sample (B, 4, h, w), timestep (1,), states (B, L, W))` gives noise_pred (B, 4, h, w)."""
+
+POSITIONS_AT_ONCE = 8192
+"""Latent positions of the rows that are run at once: a guided picture of 512 x 512. More rows do not make a
+CPU faster there, but take memory; smaller pictures share a pass."""
+
+
+class Denoiser(nn.Module):
+    """The U-Net: sample, waves and states to `(noise_pred,)`.
+
+    Waves (1, C) are the sines and cosines of a timestep. They are made outside, in float32: OpenVINO would
+    make them in bfloat16, in which 500 radians are some 2 off.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+        unet.get_time_embed = lambda sample, timestep: timestep.to(sample.dtype)
+
+    def forward(self, sample: Tensor, waves: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+        """Return noise_pred (B, 4, h, w) of sample (B, 4, h, w), waves (1, C) and states (B, L, W)."""
+        return (self.unet(sample, waves, encoder_hidden_states=states, return_dict=False)[0],)
+
+
+class Decoder(nn.Module):
+    """The VAE's decoder: latents (B, 4, h, w), after `post_quant_conv`, to `(pixels (B, 3, 8h, 8w),)`."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """Return pixels in [-1, 1], not clamped."""
+        return (self.decoder(latents),)
+
+
+def of_timestep(run: Run, time_proj: nn.Module) -> Run:
+    """Let a network that takes a timestep's waves take the timestep (1,) itself."""
+    return lambda sample, timestep, *others: run(sample, time_proj(timestep), *others)
+
+
+def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Run a network a few rows at a time, so that memory does not grow with the batch.
+
+    Args:
+        run: The network.
+        *tensors: Inputs; the first is (B, C, h, w); those of one dimension belong to all rows.
+
+    Returns:
+        The outputs of all rows, in order.
+    """
+    num_rows, _, height, width = tensors[0].shape
+    rows = max(1, POSITIONS_AT_ONCE // (height * width))
+    if num_rows <= rows:
+        return run(*tensors)
+    parts = [
+        run(*(tensor if tensor.ndim == 1 else tensor[start : start + rows] for tensor in tensors))
+        for start in range(0, num_rows, rows)
+    ]
+    return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
+class EngineUNet(nn.Module):
+    """In the place of a pipeline's U-Net.
+
+    Args:
+        config: The U-Net's.
+        device: Where the pipeline works.
+        run_unet: Gives noise_pred first.
+        run_last_layer: For a feature cache.
+    """
+
+    def __init__(self, config: Any, device: torch.device, run_unet: Run, run_last_layer: Run | None) -> None:
+        super().__init__()
+        self.config, self.device, self.dtype = config, device, torch.float32
+        self.run_unet, self.run_last_layer = run_unet, run_last_layer
+        self.predict: Predict = lambda *inputs: in_chunks(run_unet, *inputs)[0]
+        self.is_guided = True
+        """Whether the first half of a batch has the negative prompt."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = False,
+        **unused: Any,
+    ) -> tuple[Tensor]:
+        """Return `(noise_pred,)`, as the U-Net does with `return_dict=False`."""
+        assert not any(value is not None for value in unused.values()), unused
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(1)
+        return (self.predict(sample, timestep, encoder_hidden_states),)
+
+
+class EngineDecoder(nn.Module):
+    """In the place of a VAE's decoder; a deep copy of it is the decoder itself, in torch and float32.
+
+    Args:
+        decoder: Kept for copies.
+        run: Gives `(pixels,)`.
+    """
+
+    def __init__(self, decoder: nn.Module, run: Run) -> None:
+        super().__init__()
+        self.decoder, self.run = decoder, run
+
+    def forward(self, latents: Tensor, *_unused: Any) -> Tensor:
+        """Return pixels (B, 3, 8h, 8w) of latents (B, 4, h, w)."""
+        return in_chunks(self.run, latents)[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return copy.deepcopy(self.decoder, memo)
+
+
+def step_of(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[int, int]:
+    """Which step of how many a timestep is; a scheduler that visits one twice has two of the same number."""
+    steps: Sequence[float] = scheduler.timesteps.tolist()
+    return min(range(len(steps)), key=lambda index: abs(steps[index] - float(timestep))), len(steps)

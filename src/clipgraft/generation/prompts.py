@@ -1,0 +1,43 @@
+"""Token states of prompts, each encoded once: a negative prompt once for all pictures. Class A."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+MAX_KEPT = 256
+"""Prompts whose states stay in memory; SD v1.5's take 0.24 MB each."""
+
+
+class PromptStates:
+    """Encodes prompts with a pipeline's text encoder.
+
+    A prompt is encoded by itself, so that its neighbours in a batch do not change its rounding.
+
+    Args:
+        pipeline: Its tokenizer and text encoder are used.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return states (B, L, W) of B prompts."""
+        return torch.cat([self._of(prompt) for prompt in prompts])
+
+    def forget(self) -> None:
+        """Encode anew: the text encoder has other weights."""
+        self._kept.clear()
+
+    @torch.no_grad()
+    def _of(self, prompt: str) -> Tensor:
+        if prompt not in self._kept:
+            device = self.pipeline._execution_device
+            self._kept[prompt] = self.pipeline.encode_prompt(prompt, device, 1, False)[0]
+            if len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(prompt)
+        return self._kept[prompt]

@@ -1,0 +1,299 @@
+"""What one page says of several runs: figures side by side where they can be compared, and why where not."""
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from clipgraft.reporting.evidence import figure_text
+from clipgraft.reporting.pictures import PromptPictures, group_pictures
+from clipgraft.reporting.plots import Theme, epoch_means, render_figure, style_axes
+from clipgraft.reporting.ranking import last_measured_column
+from clipgraft.reporting.resources import STAGE_LABELS
+from clipgraft.reporting.run import STAGES, Run, is_number
+from clipgraft.reporting.sections import DIRECTIONS, TOKEN_CLASSES, describe_run
+from clipgraft.reporting.settings import setting, setting_text
+from clipgraft.reporting.wording import Table, decimal, duration, gigabytes, percent, sub_dict, sub_rows
+
+MARKERS = "osD^vP"
+IGNORED_SETTINGS = ("device",)
+DRAWING = ("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
+"""What has to be equal besides the prompt for pictures of two runs to stand side by side."""
+LOSS_SETTINGS = tuple(
+    f"finetune.{key}"
+    for key in (
+        "batch_size",
+        "gradient_accumulation_steps",
+        "accumulation",
+        "captions_per_image",
+        "loss",
+        "same_image",
+        "preservation_weight",
+    )
+)
+"""A contrastive loss is of a batch: with another batch it is another figure."""
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Names of the runs' folders; equal ones are numbered."""
+    names = [run.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
+    ]
+
+
+def lead(runs: Sequence[Run]) -> str:
+    """Say what is compared, and whether the data is the same."""
+    first, *others = {describe_run(run) for run in runs}
+    what = first if not others else ""
+    return f"{len(runs)} runs side by side. {what} {_data_sentence(runs)}".replace("  ", " ").strip()
+
+
+def comparability(runs: Sequence[Run]) -> dict[str, str]:
+    """For each kind of figure an empty text where the runs can be compared by it, else the reason why not."""
+    data = [data_key(run) for run in runs]
+    test = [
+        (data_key(run), _after(run).get("num_images"), _after(run).get("num_captions"))
+        for run in runs
+        if run.finetune
+    ]
+    loss = [
+        tuple(setting(run, key) for key in ("data.max_train_images", *LOSS_SETTINGS))
+        for run in runs
+        if run.log
+    ]
+    bridge = [
+        (data_key(run), setting(run, "base.name"), run.bridge.get("num_held_out_captions"))
+        for run in runs
+        if run.bridge
+    ]
+    fidelity = [_dump(run.evaluate.get("settings")) for run in runs if run.evaluate]
+    judged = [
+        (_dump(run.evaluation.get("settings")), sub_dict(run.evaluation, "data").get("fingerprint"))
+        for run in runs
+        if run.evaluation
+    ]
+    other_data = "the runs are on different data"
+    return {
+        "recall": _reason(test, "recall was measured on different test images, of which one can be harder"),
+        "loss": other_data
+        if len(set(data)) > 1
+        else _reason(loss, "a contrastive loss depends on the batch it is of"),
+        "bridge": _reason(
+            bridge, "the bridges were measured on different captions, or lead to different bases"
+        ),
+        "prompt fidelity": _reason(fidelity, "pictures were drawn with different settings"),
+        "evaluation": _reason(judged, "pictures were drawn or scored with different settings or captions"),
+    }
+
+
+def data_key(run: Run) -> Any:
+    """What names a run's data: the sum over its captions, or, in runs that have none, its counts."""
+    if run.data.get("fingerprint"):
+        return run.data["fingerprint"]
+    return _dump([run.data.get("format"), run.data.get("counts")]) if run.data else None
+
+
+def figures_tables(runs: Sequence[Run]) -> list[Table]:
+    """A table a kind of figure, a run a column; where the runs cannot be compared, the reason alone."""
+    reasons = comparability(runs)
+    kinds: dict[str, tuple[str, Callable[[Run], dict[str, str]]]] = {
+        "recall": ("Retrieval", _recall),
+        "loss": ("Loss", _loss),
+        "bridge": ("Bridge: state error", _bridge),
+        "prompt fidelity": ("Prompt fidelity", _fidelity),
+        "evaluation": ("Evaluation", _judged),
+    }
+    tables = []
+    for kind, (title, read) in kinds.items():
+        columns = [read(run) for run in runs]
+        if not any(columns):
+            continue
+        if reasons[kind]:
+            tables.append(Table((), [], f"Not compared: {reasons[kind]}.", title))
+        else:
+            tables.append(Table(("", *run_names(runs)), _across(columns), _note(kind), title))
+    return tables
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """By dotted name, the settings that are not the same in all runs, a value a run."""
+    flat = [_flat(run.recipe) for run in runs]
+    keys = dict.fromkeys(key for values in flat for key in values if key not in IGNORED_SETTINGS)
+    found = {key: [values.get(key) for values in flat] for key in keys}
+    return {key: values for key, values in found.items() if len({_dump(value) for value in values}) > 1}
+
+
+def settings_table(runs: Sequence[Run], *, differing: bool) -> Table | None:
+    """Lay out the settings that differ, or those that are the same in all runs; None where there are none."""
+    differ = differing_settings(runs)
+    if differing:
+        rows: list[tuple[str, ...]] = [
+            (key, *(setting_text(key, value) if value is not None else "-" for value in values))
+            for key, values in differ.items()
+        ]
+        return Table(("setting", *run_names(runs)), rows) if rows else None
+    same = {key: value for key, value in _flat(runs[0].recipe).items() if key not in differ}
+    rows = [(key, setting_text(key, value)) for key, value in same.items()]
+    return Table(("setting", "in all runs"), rows) if rows else None
+
+
+def resources_table(runs: Sequence[Run]) -> Table | None:
+    """Lay out time and memory by stage, a run a column."""
+    columns = []
+    for run in runs:
+        used = run.resources
+        column = {
+            f"{STAGE_LABELS[stage]}, time": duration(used[stage]["seconds"])
+            for stage in (*STAGES, "")
+            if stage in used and is_number(used[stage].get("seconds"))
+        }
+        peaks = [
+            values["peak_memory_bytes"]
+            for values in used.values()
+            if is_number(values.get("peak_memory_bytes"))
+        ]
+        columns.append(column | ({"peak memory": gigabytes(max(peaks))} if peaks else {}))
+        for key in ("cpu", "gpu", "torch"):
+            if run.environment.get(key):
+                columns[-1][key] = str(run.environment[key])
+    return Table(("", *run_names(runs)), _across(columns)) if any(columns) else None
+
+
+def compared_pictures(runs: Sequence[Run]) -> tuple[list[PromptPictures], int]:
+    """Pictures that at least two runs drew of one prompt with the same seed and settings, a run a column."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, run in zip(run_names(runs), runs, strict=True):
+        columns = [str(row.get("column") or "") for row in run.pictures]
+        last = next((column for column in ("refined", "after", "") if column in columns), None)
+        for row in run.pictures:
+            if str(row.get("column") or "") == last:
+                key = _dump([row.get("prompt"), *(row.get(key) for key in DRAWING)])
+                groups.setdefault(key, []).append(row | {"column": name})
+    return group_pictures([row for rows in groups.values() if len(rows) > 1 for row in rows])
+
+
+def loss_notes(runs: Sequence[Run]) -> list[str]:
+    """Say what keeps the lines of the figure apart."""
+    reason = comparability(runs)["loss"]
+    return [f"The heights of these lines cannot be compared: {reason}; their shapes can."] if reason else []
+
+
+def render_losses(runs: Sequence[Run], image_format: str, theme: Theme) -> bytes:
+    """Draw each run's mean loss an epoch as a line over epochs."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        colors = cycle((theme.batch, theme.mean, theme.text))
+        for name, run, marker, color in zip(run_names(runs), runs, cycle(MARKERS), colors, strict=False):
+            means = epoch_means(run.log)
+            label = name if len(name) <= 32 else f"{name[:31]}…"
+            axes.plot(
+                [epoch + 1 for epoch, _, _ in means],
+                [loss for _, _, loss in means],
+                color=color,
+                marker=marker,
+                markersize=4.5,
+                label=label.replace("$", r"\$"),
+            )
+        style_axes(axes, theme, "epoch's mean loss", legend=True, x_label="epoch")
+
+    return render_figure(lambda axes: draw(axes, theme), image_format, theme)
+
+
+def _data_sentence(runs: Sequence[Run]) -> str:
+    keys = [data_key(run) for run in runs]
+    if None in keys:
+        return "Of some it is not known which data they are on; figures that depend on it are not compared."
+    if len(set(keys)) == 1:
+        return "All are on the same data."
+    return "They are on different data, so only figures that do not depend on it are compared."
+
+
+def _reason(keys: Sequence[Any], sentence: str) -> str:
+    return sentence if len({_dump(key) for key in keys}) > 1 else ""
+
+
+def _note(kind: str) -> str:
+    if kind in ("prompt fidelity", "evaluation"):
+        return (
+            "In brackets: 95 % over prompts. Where intervals of two runs overlap, no difference is shown; "
+            "they say nothing about another training seed."
+        )
+    return ""
+
+
+def _across(columns: Sequence[dict[str, str]]) -> list[tuple[str, ...]]:
+    labels = dict.fromkeys(label for column in columns for label in column)
+    return [(label, *(column.get(label, "-") for column in columns)) for label in labels]
+
+
+def _after(run: Run) -> dict[str, Any]:
+    return sub_dict(run.finetune, "after")
+
+
+def _recall(run: Run) -> dict[str, str]:
+    found = {}
+    for direction, label in DIRECTIONS.items():
+        for k in (1, 5):
+            key = f"{direction}_recall@{k}"
+            pair = sub_dict(run.finetune, "before").get(key), _after(run).get(key)
+            if any(map(is_number, pair)):
+                found[f"{label}, recall@{k}"] = f"{percent(pair[0])} → {percent(pair[1])}"
+    return found
+
+
+def _loss(run: Run) -> dict[str, str]:
+    means = epoch_means(run.log)
+    if not means:
+        return {}
+    return {"first epoch's mean": decimal(means[0][2]), "last epoch's mean": decimal(means[-1][2])} | {
+        "steps": f"{len(run.log):,}"
+    }
+
+
+def _bridge(run: Run) -> dict[str, str]:
+    best = sub_dict(run.bridge, "residual") or sub_dict(run.bridge, "linear")
+    error = sub_dict(best, "relative_error")
+    return {
+        label: decimal(error[name]) for name, label in TOKEN_CLASSES.items() if is_number(error.get(name))
+    }
+
+
+def _fidelity(run: Run) -> dict[str, str]:
+    found = {}
+    for name, score in sub_dict(run.evaluate, "scores").items():
+        bounds = score.get("interval") if isinstance(score, dict) else None
+        if isinstance(bounds, list) and len(bounds) == 2:
+            found[name] = f"{decimal(score.get('mean'))} [{decimal(bounds[0])} to {decimal(bounds[1])}]"
+    return found
+
+
+def _judged(run: Run) -> dict[str, str]:
+    """Figures of the run's last measured column."""
+    metrics, column = sub_dict(run.evaluation, "metrics"), last_measured_column(run)
+    titles = {row.get("name"): row.get("title") for row in sub_rows(run.evaluation, "prompt_sets")}
+    return {
+        f"{sub_dict(metrics, str(row.get('metric'))).get('title', row.get('metric'))}; "
+        f"{titles.get(row.get('prompt_set'), row.get('prompt_set'))}": figure_text(
+            row, sub_dict(metrics, str(row.get("metric")))
+        )
+        for row in sub_rows(run.evaluation, "figures")
+        if row.get("column") == column
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if key != "pretrain":
+                flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _dump(value: Any) -> str:
+    return repr(value)

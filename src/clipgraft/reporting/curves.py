@@ -1,0 +1,164 @@
+"""Figures of a training beside its loss: gradient norm, learning rate, time a step, evaluations."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from clipgraft.reporting.plots import Theme, render_figure, style_axes, thin_out
+from clipgraft.reporting.run import Run, is_number
+from clipgraft.reporting.settings import setting
+from clipgraft.reporting.wording import percent
+
+SHORT_INCHES = (4.6, 2.5)
+MAX_CURVE_POINTS = 1_500
+NUM_BINS = 120
+"""Steps are averaged into so many bars of time."""
+LOG_ABOVE = 20.0
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+
+
+class Curve(NamedTuple):
+    """A figure: its file's name, what it shows, and how it is drawn."""
+
+    name: str
+    title: str
+    alt: str
+    notes: list[str]
+    draw: Callable[[Axes, Theme], None]
+
+    def render(self, image_format: str, theme: Theme) -> bytes:
+        """Return the figure as "png" or "svg"."""
+        return render_figure(lambda axes: self.draw(axes, theme), image_format, theme, SHORT_INCHES)
+
+
+def training_curves(run: Run) -> list[Curve]:
+    """Return the figures that log and evaluations can give; of an older log, those it has keys for."""
+    candidates = (_gradient_norm(run), _learning_rate(run), _step_time(run), _on_the_way(run))
+    return [curve for curve in candidates if curve]
+
+
+def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Values of a key, NaN where there is none."""
+    return np.array([row[key] if is_number(row.get(key)) else np.nan for row in rows], dtype=float)
+
+
+def _gradient_norm(run: Run) -> Curve | None:
+    steps, norms = _column(run.log, "step"), _column(run.log, "grad_norm")
+    if not np.isfinite(norms).any():
+        return None
+    is_skipped = ~(np.isfinite(norms) & np.isfinite(_column(run.log, "loss")))
+    limit = setting(run, "finetune.max_grad_norm")
+    num_clipped = int((norms > limit).sum()) if is_number(limit) else 0
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        shown_steps, shown, _ = thin_out(steps, norms, MAX_CURVE_POINTS)
+        axes.plot(shown_steps, shown, color=theme.batch, linewidth=1, label="norm")
+        positive = norms[np.isfinite(norms) & (norms > 0)]
+        if len(positive) and positive.max() / positive.min() > LOG_ABOVE:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if is_number(limit):
+            axes.axhline(limit, color=theme.text, linewidth=1, linestyle=(0, (4, 3)), label="clipped to")
+        if is_skipped.any():
+            at = steps[is_skipped]
+            axes.plot(
+                at,
+                np.full(len(at), 0.03),
+                "|",
+                color=theme.mean,
+                transform=axes.get_xaxis_transform(),
+                label="skipped",
+            )
+        style_axes(axes, theme, "norm before clipping", legend=True)
+
+    notes = []
+    if is_number(limit) and num_clipped:
+        share = percent(num_clipped / len(norms))
+        notes.append(
+            f"{num_clipped:,} of {len(norms):,} steps ({share}) were scaled down to a norm of {limit:g}."
+        )
+    if len(steps) > MAX_CURVE_POINTS:
+        notes.append("Of every few steps the lowest and the highest norm are drawn.")
+    if is_skipped.any():
+        num_skipped = int(is_skipped.sum())
+        notes.append(
+            f"Red marks: steps skipped for want of a finite loss or gradient, {num_skipped:,} in all."
+        )
+    return Curve("grad_norm", "Gradient norm", "Gradient norm over optimizer steps", notes, draw)
+
+
+def _learning_rate(run: Run) -> Curve | None:
+    steps, rates = _column(run.log, "step"), _column(run.log, "learning_rate")
+    if not np.isfinite(rates).any():
+        return None
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        shown_steps, shown, _ = thin_out(steps, rates, MAX_CURVE_POINTS)
+        axes.plot(shown_steps, shown, color=theme.batch, linewidth=1.5)
+        axes.set_ylim(bottom=0, top=1.15 * np.nanmax(rates) or 1)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        style_axes(axes, theme, "learning rate")
+
+    return Curve("learning_rate", "Learning rate", "Learning rate over optimizer steps", [], draw)
+
+
+def _step_time(run: Run) -> Curve | None:
+    steps = _column(run.log, "step")
+    data, compute = _column(run.log, "data_seconds"), _column(run.log, "step_seconds")
+    is_known = np.isfinite(data) & np.isfinite(compute)
+    if not is_known.any():
+        return None
+    steps, data, compute = steps[is_known], data[is_known], compute[is_known]
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        bins = np.array_split(np.arange(len(steps)), min(NUM_BINS, len(steps)))
+        starts = [steps[part[0]] - 0.5 for part in bins]
+        edges = [*starts, steps[-1] + 0.5]
+        means = [np.array([values[part].mean() for part in bins]) for values in (compute, data)]
+        axes.stairs(means[0], edges, fill=True, color=theme.batch, label="computing")
+        axes.stairs(
+            means[0] + means[1],
+            edges,
+            baseline=means[0],
+            fill=True,
+            color=theme.mean,
+            label="waiting for data",
+        )
+        axes.set_ylim(bottom=0, top=1.3 * (means[0] + means[1]).max() or 1)
+        style_axes(axes, theme, "seconds a step", legend=True)
+
+    share = data.sum() / max(data.sum() + compute.sum(), 1e-9)
+    note = (
+        f"Median step: {np.median(data + compute):.3g} s. {percent(float(share))} of the time went by "
+        "waiting for data."
+    )
+    return Curve("step_time", "Time a step", "Seconds a step: computing, and waiting for data", [note], draw)
+
+
+def _on_the_way(run: Run) -> Curve | None:
+    lines = (
+        ("text_to_image_recall@1", "image R@1", "batch"),
+        ("image_to_text_recall@1", "text R@1", "mean"),
+        ("drift_words", "drift of words", "text"),
+    )
+    epochs = _column(run.evaluations, "epoch")
+    known = {key: 100 * _column(run.evaluations, key) for key, _, _ in lines}
+    if len(epochs) < 2 or not any(np.isfinite(values).sum() > 1 for values in known.values()):
+        return None
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for key, label, color in lines:
+            if np.isfinite(known[key]).any():
+                axes.plot(
+                    epochs, known[key], color=getattr(theme, color), marker="o", markersize=3.5, label=label
+                )
+        axes.set_ylim(
+            bottom=0, top=1.3 * max(np.nanmax(v) for v in known.values() if np.isfinite(v).any()) or 1
+        )
+        style_axes(axes, theme, "%", legend=True, x_label="after epoch")
+
+    return Curve("evaluations", "On the way", "Recall at 1 and drift of words after each epoch", [], draw)

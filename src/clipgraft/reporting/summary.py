@@ -1,0 +1,90 @@
+"""`report.json`: what the page shows, for machines."""
+
+import math
+from typing import Any
+
+from clipgraft.reporting import ranking, sections
+from clipgraft.reporting.plots import epoch_means
+from clipgraft.reporting.resources import started, watt_hours
+from clipgraft.reporting.run import Run
+from clipgraft.reporting.wording import short_name
+
+VERSION = 1
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Return a run as JSON has it: no NaN, and no path that tells where its folder lies."""
+    summary = {
+        "schema": "clipgraft.report",
+        "schema_version": VERSION,
+        "name": run.name,
+        "started": started(run),
+        "summary": sections.describe_run(run),
+        "problems": run.problems,
+        "recipe": run.recipe,
+        "data": {
+            key: run.data[key] for key in ("format", "fingerprint", "counts", "left_out") if key in run.data
+        },
+        "training": {
+            "num_steps": len(run.log),
+            "epoch_mean_loss": [
+                {"epoch": epoch, "step": step, "loss": loss} for epoch, step, loss in epoch_means(run.log)
+            ],
+            "evaluations": run.evaluations,
+        },
+        "finetune": run.finetune,
+        "bridge": run.bridge,
+        "refine": run.refine,
+        "ladder": run.ladder.get("rungs", {}),
+        "prompt_fidelity": run.evaluate,
+        "evaluation": {
+            key: run.evaluation.get(key)
+            for key in (
+                "settings",
+                "data",
+                "columns",
+                "metrics",
+                "prompt_sets",
+                "figures",
+                "differences",
+                "counts",
+            )
+            if key in run.evaluation
+        },
+        "ranked_prompts": {
+            title: [group.prompt for group in groups]
+            for title, groups in ranking.ranked_prompts(run)[0].items()
+        },
+        "num_failed_pictures": ranking.failed_pictures(run)[1],
+        "pictures": [{key: value for key, value in row.items() if key != "path"} for row in run.pictures],
+        "resources": {
+            stage or "all": used | {"watt_hours_estimated": watt_hours(used, run.environment)}
+            for stage, used in run.resources.items()
+        },
+        "environment": run.environment,
+    }
+    if run.data.get("root"):
+        summary["data"]["name"] = short_name(run.data["root"])
+    return _without_places(_finite(summary))
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null, which is what JSON has for them."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_places(summary: dict[str, Any]) -> dict[str, Any]:
+    """Absolute paths of the recipe's models and data become their own names."""
+    recipe = {
+        section: {
+            key: short_name(value) if isinstance(value, str) else value for key, value in values.items()
+        }
+        if isinstance(values, dict)
+        else values
+        for section, values in summary["recipe"].items()
+    }
+    return summary | {"recipe": recipe}

@@ -1,0 +1,69 @@
+"""The same prompts and seeds drawn with several text encoders, side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipgraft.stages.generate import DrawOptions
+from clipgraft.stages.grid import Axis, draw_grid, graft_axis
+
+RUN_GRAFTS = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
+"""Column and stage of a run whose graft it shows."""
+
+
+def compare(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    encoders: Mapping[str, Path | None],
+    settings: Mapping[str, Any],
+    out_dir: Path,
+    options: DrawOptions,
+) -> list[dict[str, Any]]:
+    """Draw prompts and seeds with each text encoder.
+
+    Args:
+        prompts: What to draw.
+        seeds: Of each prompt's pictures.
+        encoders: Columns: by name a graft folder, or None for the base's own text encoder.
+        settings: Other words of `make_jobs`.
+        out_dir: Gets the pictures, a labelled sheet as PNG and a page.
+        options: How to draw.
+
+    Returns:
+        Rows of `images.json`; none in a dry run.
+
+    Raises:
+        ValueError: If there are fewer than two columns, or no prompt.
+    """
+    if len(encoders) < 2:
+        raise ValueError("fewer than two text encoders to compare; name --run, or --graft NAME=FOLDER twice")
+    if not seeds:
+        raise ValueError("num_images must be at least 1")
+    if not prompts:
+        raise ValueError("no prompt to draw; give at least one text")
+    axes = [
+        graft_axis(encoders),
+        Axis("seed", tuple(seeds), tuple(f"seed {seed}" for seed in seeds)),
+        Axis("prompt", tuple(prompts), tuple(prompts)),
+    ]
+    title = "Text encoders side by side"
+    return draw_grid(axes, settings, out_dir, options, title=title, on_one_sheet=True)
+
+
+def encoders_of_run(folder: Path) -> dict[str, Path | None]:
+    """Text encoders that a run has: the base's own, and the graft of each of its stages.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no graft in it.
+    """
+    found = {
+        column: folder / stage / "graft"
+        for column, stage in RUN_GRAFTS.items()
+        if (folder / stage / "graft").is_dir()
+    }
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} is no run with a graft (no {', '.join(RUN_GRAFTS.values())}); name the folder of "
+            "`clipgraft run` or `demo`"
+        )
+    return {"teacher": None, **found}

@@ -1,0 +1,129 @@
+"""A folder of pictures: what lies there already, each picture whole, and the list of them in images.json."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipgraft.generation.jobs import Job
+from clipgraft.generation.metadata import save_png
+from clipgraft.generation.pipeline import Picture
+from clipgraft.models.checkpoint import file_sha256
+from clipgraft.runtime import write_json
+from clipgraft.stages.folder import fingerprint
+
+LIST_NAME = "images.json"
+
+
+class Gallery:
+    """Pictures in a folder, each with a row that says what it was drawn from.
+
+    Rows are appended to `images-<process>.jsonl` as pictures are finished, so that a killed process loses
+    none, and become `images.json` at the end.
+
+    Args:
+        folder: Made where there is none.
+        process: Number of this process among several that write there.
+        with_metadata: Whether the pictures tell in their files how they were drawn.
+
+    Raises:
+        ValueError: If nothing can be written there.
+    """
+
+    def __init__(self, folder: Path, *, process: int = 0, with_metadata: bool = True):
+        self.folder, self.with_metadata = folder, with_metadata
+        self._lines = folder / f"images-{process}.jsonl"
+        _make_writable(folder)
+        _end_torn_line(self._lines)
+        self._known = {row["file"]: row for row in self._read_rows()}
+
+    def finished(self, file: str, job: Job, models: dict[str, Any]) -> dict[str, Any] | None:
+        """Row of a picture that is there, whole, and drawn from the same job by the same models."""
+        row = self._known.get(file)
+        if row is None or row.get("key") != _key(job, models) or row["status"] not in ("ok", "blocked"):
+            return None
+        path = self.folder / file
+        is_whole = row["status"] == "blocked" or (path.is_file() and file_sha256(path) == row["sha256"])
+        return row if is_whole else None
+
+    def add(self, file: str, column: str, picture: Picture, models: dict[str, Any]) -> dict[str, Any]:
+        """Write a picture that is one, and its row.
+
+        Args:
+            file: Path within the folder.
+            column: What is compared, where several text encoders draw the same.
+            picture: What to write; one that failed or was blocked gets a row alone.
+            models: Of its metadata.
+        """
+        path = self.folder / file
+        row = {
+            "file": file,
+            "column": column,
+            **picture.job.as_record(),
+            "height": picture.image.height,
+            "width": picture.image.width,
+            "status": picture.status,
+            "notes": list(picture.notes),
+            "key": _key(picture.job, models),
+        }
+        if picture.status == "ok":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(picture.image, path, picture.metadata if self.with_metadata else None)
+            row["sha256"] = file_sha256(path)
+        else:
+            path.unlink(missing_ok=True)
+        with self._lines.open("a", encoding="utf-8") as file_:
+            file_.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return row
+
+    def write_list(self, files: Iterable[str]) -> list[dict[str, Any]]:
+        """Write `images.json` of all rows that any process left, and give those of `files` in their order."""
+        rows = {row["file"]: row for row in self._read_rows()}
+        listed = [rows.pop(file) for file in dict.fromkeys(files) if file in rows]
+        write_json(self.folder / LIST_NAME, [*listed, *rows.values()])
+        for path in self.folder.glob("images-*.jsonl"):
+            path.unlink()
+        return listed
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        """All rows, a later one of a file in the place of an earlier; lines that are not whole are none."""
+        rows: list[dict[str, Any]] = []
+        listed = self.folder / LIST_NAME
+        if listed.is_file():
+            rows = _parse(listed.read_text(encoding="utf-8")) or []
+        for path in sorted(self.folder.glob("images-*.jsonl")):
+            rows += filter(None, map(_parse, path.read_text(encoding="utf-8", errors="replace").splitlines()))
+        return [row for row in rows if isinstance(row, dict) and "file" in row and "status" in row]
+
+
+def _key(job: Job, models: dict[str, Any]) -> str:
+    return fingerprint(job.as_record(), models)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _end_torn_line(path: Path) -> None:
+    """A process that was killed while it wrote left half a row: the next one begins on a line of its own."""
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+
+def _make_writable(folder: Path) -> None:
+    """Find out before anything is loaded whether pictures can be written."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(
+            f"out folder {folder} cannot be written ({reason}); name another with --out"
+        ) from error

@@ -1,0 +1,95 @@
+"""What shortcuts gain and what they cost: the same prompts and seeds with and without them."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from clipgraft.evaluation.similarity import psnr, ssim
+from clipgraft.generation.jobs import Job
+from clipgraft.generation.speed import SpeedOptions
+from clipgraft.runtime import write_json
+from clipgraft.stages.generate import DrawOptions, generate, shortcuts_of
+
+RESULT_NAME = "shortcuts.json"
+
+
+def compare_shortcuts(
+    jobs: Sequence[Job], encoders: Mapping[str, Path | None], out_dir: Path, options: DrawOptions
+) -> list[dict[str, Any]]:
+    """Draw jobs with their shortcuts and without, and print time, PSNR and SSIM between.
+
+    Args:
+        jobs: What to draw.
+        encoders: The one column of pictures.
+        out_dir: Gets the folders `with` and `without`, and `shortcuts.json`.
+        options: How to draw.
+
+    Returns:
+        Rows of both, those with shortcuts first.
+
+    Raises:
+        ValueError: If there is no shortcut to compare.
+    """
+    if not shortcuts_of(jobs, options.speed):
+        raise ValueError(
+            "nothing to compare: no shortcut is named; add --scheduler, --reference, --guidance-interval, "
+            "--feature-cache or --lora"
+        )
+    plain = replace(SpeedOptions(), engine=options.speed.engine, compile=options.speed.compile)
+    plain_jobs = [_without(job) for job in jobs]
+    rows, seconds = [], {}
+    for name, own_jobs, speed in (("with", jobs, options.speed), ("without", plain_jobs, plain)):
+        begun = time.perf_counter()
+        rows.append(generate(own_jobs, encoders, out_dir / name, replace(options, speed=speed)))
+        seconds[name] = time.perf_counter() - begun
+    pairs = [
+        (out_dir / "with" / str(a["file"]), out_dir / "without" / str(b["file"]))
+        for a, b in zip(*rows, strict=True)
+    ]
+    likeness = [
+        {
+            "file": a.name,
+            "psnr": float(psnr(_pixels(a), _pixels(b))),
+            "ssim": float(ssim(_pixels(a), _pixels(b))),
+        }
+        for a, b in pairs
+    ]
+    write_json(out_dir / RESULT_NAME, {"seconds": seconds, "pictures": likeness})
+    if not options.is_quiet:
+        _print(likeness, seconds)
+    return [
+        row | {"file": f"{name}/{row['file']}"}
+        for name, own in zip(("with", "without"), rows, strict=True)
+        for row in own
+    ]
+
+
+def _without(job: Job) -> Job:
+    default = Job("")
+    if job.scheduler == default.scheduler:
+        return job
+    return replace(job, scheduler=default.scheduler, num_inference_steps=default.num_inference_steps)
+
+
+def _pixels(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+
+
+def _print(likeness: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> None:
+    table = Table("picture", "PSNR (dB)", "SSIM", box=None, pad_edge=False)
+    for row in likeness:
+        table.add_row(row["file"], f"{row['psnr']:.1f}", f"{row['ssim']:.3f}")
+    Console().print(table)
+    Console().print(
+        f"{seconds['with']:.1f} s with, {seconds['without']:.1f} s without, loading included", highlight=False
+    )

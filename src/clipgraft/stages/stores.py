@@ -1,0 +1,229 @@
+"""Pictures and features that an evaluation has made, found again by what decided them.
+
+What has not changed is not made twice, and what any process has made is there for all.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import clipgraft
+from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.jobs import Job, picture_file_name
+from clipgraft.models.checkpoint import file_sha256, module_sha256
+from clipgraft.progress import track
+from clipgraft.stages.folder import fingerprint
+
+ITEMS_PER_FILE = 64
+"""Features that are kept in one file, and lost together when a process is killed."""
+CODE = ("data", "evaluation", "generation", "models")
+"""Packages whose source decides a picture or a feature."""
+
+T = TypeVar("T")
+
+
+@cache
+def code_fingerprint() -> str:
+    """Sum of the source and the libraries that decide a picture or a feature."""
+    root = Path(clipgraft.__file__).parent
+    files = sorted(path for name in CODE for path in (root / name).rglob("*.py"))
+    versions = [version(name) for name in ("torch", "diffusers", "transformers", "pillow")]
+    return fingerprint(versions, [[path.relative_to(root).as_posix(), file_sha256(path)] for path in files])
+
+
+class Task(NamedTuple):
+    """One picture of one column."""
+
+    prompt_id: int
+    job: Job
+
+
+class PictureStore:
+    """Pictures in a folder, with a line of `pictures.<process>.jsonl` for each.
+
+    Args:
+        folder: Gets `pictures/<column>/` and the lines.
+        processes: Which of how many this one is.
+    """
+
+    def __init__(self, folder: Path, processes: PartialState):
+        self.folder, self.processes = folder, processes
+
+    def draw(
+        self,
+        column: str,
+        generator: ImageGenerator,
+        tasks: Sequence[Task],
+        batch_size: int,
+    ) -> list[dict[str, Any]]:
+        """Draw what is not there yet, shared out over the processes.
+
+        Args:
+            column: Names the folder.
+            generator: With the column's text encoder.
+            tasks: Prompts and seeds; equal ones are drawn once.
+            batch_size: Pictures drawn at once.
+
+        Returns:
+            For each task a row as in evaluation.json, without scores.
+        """
+        whole = generator_fingerprint(generator)
+        keys = [self._key(whole, generator, task.job) for task in tasks]
+        held = self._held()
+        lacking = {key: task for key, task in zip(keys, tasks, strict=True) if key not in held}
+        # All have to see the same as lacking, or they would share it out differently.
+        self.processes.wait_for_everyone()
+        own = list(lacking.items())[self.processes.process_index :: self.processes.num_processes]
+        if own:
+            self._draw(column, generator, own, batch_size)
+        self.processes.wait_for_everyone()
+        held = self._held() if lacking else held
+        return [
+            {"column": column, "prompt_id": task.prompt_id, "seed": task.job.seed}
+            | {name: held[key][name] for name in ("file", "status")}
+            for key, task in zip(keys, tasks, strict=True)
+        ]
+
+    def _draw(
+        self,
+        column: str,
+        generator: ImageGenerator,
+        tasks: Sequence[tuple[str, Task]],
+        batch_size: int,
+    ) -> None:
+        folder = self.folder / "pictures" / column
+        folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"pictures.{self.processes.process_index}.jsonl"
+        num_steps = sum(task.job.num_steps for _, task in tasks)
+        description = f"drawing for {column}"
+        with track(description, num_steps) as update, log.open("a", encoding="utf-8") as lines:
+            pictures = generator.draw(
+                [task.job for _, task in tasks],
+                batch_size=batch_size,
+                on_step=lambda done, _total: update(done, "steps"),
+            )
+            lines.write(
+                "\n" if log.stat().st_size else ""
+            )  # behind a line that a killed process left unfinished
+            for (key, task), picture in zip(tasks, pictures, strict=True):
+                name = picture_file_name(picture.prompt, picture.seed)
+                path = folder / f"{task.prompt_id:04d}-{name}"
+                write_whole(path, lambda part, image=picture.image: image.save(part, format="PNG"))  # type: ignore[misc]
+                row = {"key": key, "file": path.relative_to(self.folder).as_posix(), "status": picture.status}
+                lines.write(json.dumps(row | {"sha256": file_sha256(path)}) + "\n")
+                lines.flush()
+
+    def _held(self) -> dict[str, dict[str, Any]]:
+        """Rows by key, of pictures that are as they were written."""
+        rows = {}
+        for log in sorted(self.folder.glob("pictures.*.jsonl")):
+            rows.update({row["key"]: row for row in _whole_lines(log)})
+        return {key: row for key, row in rows.items() if self._is_as_written(row)}
+
+    def _is_as_written(self, row: dict[str, Any]) -> bool:
+        path = self.folder / row["file"]
+        return path.is_file() and file_sha256(path) == row["sha256"]
+
+    @staticmethod
+    def _key(whole: str, generator: ImageGenerator, job: Job) -> str:
+        ids = generator.pipeline.tokenizer(job.prompt, truncation=True).input_ids
+        return fingerprint(whole, ids, job.seed, job.num_inference_steps, job.guidance_scale)
+
+
+def generator_fingerprint(generator: ImageGenerator) -> str:
+    """Sum of everything but prompt, seed, steps and guidance that decides what a generator draws."""
+    pipeline = generator.pipeline
+    config = pipeline.scheduler.config
+    scheduler = {name: str(value) for name, value in config.items() if not name.startswith("_")}
+    # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
+    models = generator.models | {"text_encoder_sha256": module_sha256(pipeline.text_encoder)}
+    return fingerprint(code_fingerprint(), models, scheduler, str(pipeline.device))
+
+
+class FeatureStore:
+    """Features of pictures, photographs or texts, some hundred a file.
+
+    Args:
+        folder: Gets a safetensors file for each 64 items.
+        processes: Which of how many this one is.
+    """
+
+    def __init__(self, folder: Path, processes: PartialState):
+        self.folder, self.processes = folder, processes
+
+    def features(
+        self,
+        description: str,
+        extractor: str,
+        items: Sequence[T],
+        sums: Sequence[str],
+        extract: Callable[[Sequence[T]], Tensor],
+    ) -> Tensor:
+        """Return features (N, D) float32 of the items, made where they are not there yet.
+
+        Args:
+            description: What the progress bar says.
+            extractor: Sum of its weights, and what else decides a feature.
+            items: What features are taken of; at least one.
+            sums: The content of each, as a name.
+            extract: Of some items their features (n, D).
+        """
+        groups = [
+            range(start, min(start + ITEMS_PER_FILE, len(items)))
+            for start in range(0, len(items), ITEMS_PER_FILE)
+        ]
+        paths = [
+            self.folder
+            / f"{fingerprint(code_fingerprint(), extractor, [sums[i] for i in group])[:32]}.safetensors"
+            for group in groups
+        ]
+        lacking = [number for number, path in enumerate(paths) if _load(path) is None]
+        self.processes.wait_for_everyone()  # as for pictures
+        own = lacking[self.processes.process_index :: self.processes.num_processes]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if own:
+            with track(description, sum(len(groups[number]) for number in own)) as update:
+                done = 0
+                for number in own:
+                    found = extract([items[i] for i in groups[number]]).float().cpu().contiguous()
+                    write_whole(paths[number], lambda part, found=found: save_file({"features": found}, part))  # type: ignore[misc]
+                    done += len(groups[number])
+                    update(done, "items")
+        self.processes.wait_for_everyone()
+        loaded = [_load(path) for path in paths]
+        return torch.cat([found for found in loaded if found is not None])
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place and then renamed: it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Tensor | None:
+    try:
+        return load_file(path)["features"] if path.is_file() else None
+    except (SafetensorError, KeyError):
+        return None
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a log; a line that a killed process left unfinished is none."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

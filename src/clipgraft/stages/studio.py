@@ -1,0 +1,150 @@
+"""What the studio offers: text encoders of runs to draw with, and CLIPs before and after fine-tuning.
+
+A client names them; which folder that is, is decided here alone, so no path ever comes from outside.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from clipgraft.config import EvaluateSettings, Recipe, load_recipe
+from clipgraft.data.records import CaptionedImage
+from clipgraft.data.transforms import tokenize
+from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.models.clip import ClipParts, encode_text, load_clip
+from clipgraft.models.encoder import BASE_RECORD
+from clipgraft.runtime import RECIPE_NAME, choose_device
+from clipgraft.stages.data import load_source, select
+from clipgraft.stages.measure import embed_images
+from clipgraft.stages.run import run_encoders
+
+DEFAULT_BASE = "flatland"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelGroup:
+    """Text encoders that share a base, and so its memory."""
+
+    name: str
+    encoders: dict[str, Path | None]
+    """Name -> graft folder, or None for the base's own."""
+    base: str = ""
+    """Where no graft names it."""
+    guidance_scale: float = EvaluateSettings().guidance_scale
+    """That suits the base: a run's own, and for the embedded base the one it is measured at."""
+
+    def load(self, device: str) -> dict[str, ImageGenerator]:
+        """Load all of them, ready to draw.
+
+        Raises:
+            CheckpointError: If one is damaged.
+            FileNotFoundError: If one is gone.
+        """
+        return dict(load_generators(self.encoders, base=self.base, device=device))
+
+
+def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
+    """Find what can be drawn with.
+
+    Args:
+        runs_dir: Its folders that hold whole runs, or single grafts (`clipgraft bridge`); may be missing.
+
+    Returns:
+        Groups by name: `flatland` with its own text encoder, then each run with `teacher`, `before` and
+        `after`, as far as its grafts are there.
+    """
+    groups = {DEFAULT_BASE: ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE)}
+    for folder in run_folders(runs_dir):
+        encoders = {name: path for name, path in run_encoders(folder).items() if not path or _is_graft(path)}
+        if len(encoders) > 1:
+            pass
+        elif _is_graft(folder / "graft"):
+            encoders = {"teacher": None, "graft": folder / "graft"}
+        else:
+            continue
+        guidance_scale = _recipe(folder).generate.guidance_scale
+        groups[folder.name] = ModelGroup(folder.name, encoders, guidance_scale=guidance_scale)
+    return groups
+
+
+def run_folders(runs_dir: Path) -> list[Path]:
+    """Folders of runs and single stages, by name.
+
+    Hidden folders are left alone; one whose recipe cannot be read is left out and named in the log.
+    """
+    if not runs_dir.is_dir():
+        return []
+    folders = sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [folder for folder in folders if (folder / RECIPE_NAME).is_file()]
+    return [folder for folder in found if _is_readable(folder, (folder / RECIPE_NAME).stat().st_mtime_ns)]
+
+
+def clip_names(runs_dir: Path) -> dict[str, str]:
+    """CLIPs that can embed: name for clients -> name or folder for `load_clip`."""
+    names = {DEFAULT_BASE: DEFAULT_BASE}
+    for folder in run_folders(runs_dir):
+        after = next(
+            (path for path in (folder / "finetune" / "clip", folder / "clip") if path.is_dir()), None
+        )
+        if after:
+            names[f"{folder.name}/before"] = _recipe(folder).clip.name
+            names[f"{folder.name}/after"] = str(after)
+    return names
+
+
+def load_embedder(name: str, device: str) -> ClipParts:
+    """Load a CLIP for embedding, on a device."""
+    clip = load_clip(name)
+    clip.model.to(choose_device(device)).eval().requires_grad_(False)
+    return clip
+
+
+@torch.inference_mode()
+def embed_texts(clip: ClipParts, texts: list[str]) -> torch.Tensor:
+    """Embed texts: unit-norm float32 (N, P) on the CPU; what lies behind position 77 is not read."""
+    ids = tokenize(texts, clip.tokenizer).input_ids.to(clip.model.device)
+    return encode_text(clip.model, ids).cpu()
+
+
+def searchable_images(runs_dir: Path, run: str, limit: int) -> tuple[CaptionedImage, ...]:
+    """The test images of a run's data (validation where it has none), at most `limit`."""
+    source = load_source(_recipe(runs_dir / run).data)
+    return select(source, "test", limit) or select(source, "val", limit)
+
+
+def embed_searchable(
+    clip: ClipParts, images: tuple[CaptionedImage, ...], update: Callable[[int], None]
+) -> torch.Tensor:
+    """Embed images: unit-norm float32 (N, P) on the CPU."""
+    return embed_images(clip, images, update)
+
+
+def _recipe(folder: Path) -> Recipe:
+    path = folder / RECIPE_NAME
+    return _read_recipe(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read_recipe(path: Path, _changed: int) -> Recipe:
+    return load_recipe(path)
+
+
+@lru_cache(maxsize=256)
+def _is_readable(folder: Path, _changed: int) -> bool:
+    """Whether a folder's recipe is one of this version's; said once where it is not."""
+    try:
+        load_recipe(folder / RECIPE_NAME)
+    except ValueError as error:
+        logger.warning("the studio leaves out run %s: %s", folder.name, error)
+        return False
+    return True
+
+
+def _is_graft(folder: Path) -> bool:
+    return (folder / BASE_RECORD).is_file()

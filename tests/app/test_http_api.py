@@ -1,0 +1,266 @@
+"""The HTTP API: jobs, events, pictures, runs, search; every answer in one shape, every route described."""
+
+import getpass
+import io
+import json
+import socket
+
+import pytest
+from PIL import Image
+
+from app_client import ended
+
+JOB = {"prompt": "A dog runs on the beach", "steps": 3, "seed": 5}
+
+
+def draw(client, **values):
+    answer = client.post("/v1/jobs", json=JOB | values)
+    assert answer.status_code == 202, answer.text
+    return ended(client, answer.json()["id"])
+
+
+def refused(answer, status: int) -> str:
+    """The message of an error, which has OpenAI's shape."""
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"error"}
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    return answer.json()["error"]["message"]
+
+
+def test_a_job_is_drawn_and_its_pictures_are_found_by_id(client):
+    job = draw(client, num_images=3)
+    assert (job["state"], job["kind"], job["step"], job["steps"]) == ("done", "draw", 9, 9)
+    assert [picture["settings"]["seed"] for picture in job["pictures"]] == [5, 6, 7]
+    assert {picture["model"] for picture in job["pictures"]} == {"tiny/after"}
+    assert {picture["settings"]["guidance_scale"] for picture in job["pictures"]} == {2.0}
+    picture = job["pictures"][0]
+    content = client.get(f"/v1/pictures/{picture['id']}.png")
+    assert content.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(content.content)).size == (64, 64)
+    assert client.get(f"/v1/pictures/{picture['id']}").json()["settings"] == picture["settings"]
+    for extension, name in (("jpeg", "JPEG"), ("webp", "WEBP")):
+        content = client.get(f"/v1/pictures/{picture['id']}.{extension}").content
+        assert Image.open(io.BytesIO(content)).format == name
+
+
+def test_compare_draws_the_same_seed_with_every_model(client):
+    job = draw(client, models=["tiny/teacher", "tiny/before", "tiny/after"])
+    assert job["kind"] == "compare"
+    assert [picture["model"] for picture in job["pictures"]] == ["tiny/teacher", "tiny/before", "tiny/after"]
+    assert {picture["settings"]["seed"] for picture in job["pictures"]} == {5}
+
+
+def test_a_grid_is_counted_and_timed_before_it_is_drawn(client):
+    axes = [{"name": "seed", "values": [1, 2]}, {"name": "guidance_scale", "values": [1, 2.5, 4]}]
+    assert client.post("/v1/estimates", json=JOB | {"axes": axes}).json() == {
+        "num_images": 6,
+        "num_steps": 18,
+        "seconds": None,
+    }
+    job = draw(client, axes=axes)
+    cells = [(p["settings"]["seed"], p["settings"]["guidance_scale"]) for p in job["pictures"]]
+    assert cells == [(1, 1), (1, 2.5), (1, 4), (2, 1), (2, 2.5), (2, 4)]
+    assert 0 < client.post("/v1/estimates", json=JOB | {"axes": axes}).json()["seconds"] < 60
+
+
+def test_without_a_seed_one_is_drawn_by_lot_and_told(client):
+    seeds = {draw(client, seed=None, steps=1)["pictures"][0]["settings"]["seed"] for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_events_tell_each_change_and_end_with_the_job(client):
+    job_id = client.post("/v1/jobs", json=JOB | {"steps": 100}).json()["id"]
+    with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    steps = [job["step"] for job in told]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 2
+    assert told[-1]["state"] == "done"
+
+
+def test_settings_come_back_from_a_downloaded_picture(client):
+    job = draw(client, negative_prompt="a cat", prompt="Ein Hund läuft 犬 🐕", seed=2**64 - 1, width=72)
+    picture = job["pictures"][0]
+    headers = {"content-type": "image/png"}
+    content = client.get(f"/v1/pictures/{picture['id']}.png").content
+    settings = client.post("/v1/pictures/settings", content=content, headers=headers).json()
+    assert settings["model"] == "tiny/after"
+    assert {name: settings[name] for name in ("prompt", "negative_prompt", "seed")} == {
+        "prompt": "Ein Hund läuft 犬 🐕",
+        "negative_prompt": "a cat",
+        "seed": 2**64 - 1,
+    }
+    assert (settings["width"], settings["height"]) == (72, 64)
+    bare = client.get(f"/v1/pictures/{picture['id']}.png?metadata=false").content
+    assert "does not say how it was drawn" in refused(
+        client.post("/v1/pictures/settings", content=bare, headers=headers), 422
+    )
+
+
+def test_a_picture_tells_no_path_user_or_host(client, runs_dir):
+    picture = draw(client)["pictures"][0]
+    content = client.get(f"/v1/pictures/{picture['id']}.png").content
+    texts = str(Image.open(io.BytesIO(content)).text)
+    assert "A dog runs on the beach" in texts
+    for secret in (str(runs_dir), "/home", "/root", "/tmp", getpass.getuser() + "@", socket.gethostname()):
+        assert secret not in texts
+
+
+def test_history_is_searched_and_pictures_are_deleted_with_their_files(client, service):
+    job = draw(client, prompt="A red ball", num_images=2)
+    draw(client, prompt="A black cat")
+    found = client.get("/v1/pictures", params={"search": "ball red"}).json()["pictures"]
+    assert {picture["id"] for picture in found} == {picture["id"] for picture in job["pictures"]}
+    gone = found[0]["id"]
+    assert client.delete(f"/v1/pictures/{gone}").json() == {"deleted": True}
+    assert "there is no picture" in refused(client.get(f"/v1/pictures/{gone}.png"), 404)
+    assert not service.files.is_there(gone)
+
+
+def test_a_cancelled_job_says_so(client):
+    job_id = client.post("/v1/jobs", json=JOB | {"steps": 150, "num_images": 16}).json()["id"]
+    assert client.post(f"/v1/jobs/{job_id}/cancel", json={}).json()["state"] == "cancelled"
+    assert client.get("/v1/jobs").json()["jobs"][0]["state"] == "cancelled"
+
+
+def test_a_full_queue_answers_429_with_the_time_to_wait(client, service):
+    service.queue.max_waiting = 4
+    with service.device_lock:  # nothing is drawn meanwhile
+        client.post("/v1/jobs", json=JOB | {"num_images": 4})
+        answers = [client.post("/v1/jobs", json=JOB | {"num_images": 4}) for _ in range(3)]
+    assert "do not fit" in refused(answers[-1], 429)
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 120
+
+
+def test_an_unknown_model_is_named_with_those_that_there_are(client):
+    message = refused(client.post("/v1/jobs", json=JOB | {"models": ["../../etc"]}), 404)
+    assert message.startswith("there is no model '../../etc'; known are flatland/teacher, tiny/teacher")
+
+
+def test_runs_are_shown_with_their_loss_and_their_report(client):
+    told = client.get("/v1/runs").json()
+    assert told["searchable"] == ["tiny"]
+    assert [(run["name"], run["state"], run["has_report"]) for run in told["runs"]] == [
+        ("tiny", "finished", True)
+    ]
+    run = client.get("/v1/runs/tiny").json()
+    assert run["steps"] == list(range(1, len(run["losses"]) + 1))
+    assert [epoch for epoch, _, _ in run["epochs"]] == [1, 2]
+    report = client.get("/v1/runs/tiny/report")
+    assert report.headers["content-security-policy"].endswith("sandbox")
+    assert "<script" not in report.text
+    for name in ("nope", "..", "%2e%2e", "tiny%2f..%2f..", "C:%5CWindows"):
+        assert client.get(f"/v1/runs/{name}").status_code == 404
+
+
+def test_search_ranks_the_test_pictures_by_both_clips(client, service):
+    found = client.post("/v1/search", json={"run": "tiny", "caption": "A red ball", "limit": 3}).json()
+    for side in ("before", "after"):
+        scores = [row["score"] for row in found[side]]
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) == 3
+    index = service.embedding.index("tiny")
+    text, _ = service.embedding.embed("tiny/after", ["A red ball"])
+    best = (index.embeds["after"] @ text[0]).argmax().item()
+    assert found["after"][0]["image"] == best
+    image = client.get(f"/v1/search/tiny/{best}")
+    assert Image.open(io.BytesIO(image.content)).format == "JPEG"
+    assert client.get("/v1/search/tiny/999").status_code == 404
+    assert "there is no run" in refused(client.post("/v1/search", json={"run": "no", "caption": "x"}), 404)
+
+
+def test_health_and_metrics_speak_for_themselves(client):
+    draw(client)
+    assert client.get("/health").json() == {"status": "ok"}
+    lines = client.get("/metrics").text.splitlines()
+    assert 'clipgraft_pictures_drawn_total{status="ok"} 1' in lines
+    assert 'clipgraft_jobs{state="done"} 1' in lines
+    assert all(line.startswith("#") or len(line.split(" ")) == 2 for line in lines)
+
+
+def test_every_route_is_described_with_an_example(client):
+    schema = client.get("/openapi.json").json()
+    assert len(schema["paths"]) >= 18
+    for path, methods in schema["paths"].items():
+        for method, route in methods.items():
+            answer = next(answer for code, answer in route["responses"].items() if code.startswith("2"))
+            assert any("example" in kind for kind in answer["content"].values()), (method, path)
+            assert route.get("description"), (method, path)
+
+
+DEEP = b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+BODIES = [
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"\xff\xfe",
+    DEEP,
+    b'{"prompt": "a", "prompt2": 1}',
+    b"NaN",
+    b"1e999",
+]
+BAD = {
+    "prompt": [None, 1, True, [], {}, ["a"], "x" * 1_000_000, "\ud800", 1.5, "x" * 4001],
+    "negative_prompt": [None, 1, True, [], {}, "x" * 4001, "\udfff", 0.0, ["a"], {"a": 1}],
+    "seed": [-1, 2**64, 1.5, "1", True, [], {}, float("nan"), float("inf"), 10**400],
+    "steps": [0, -1, 1001, 151, 2.5, "3", None, [], float("nan"), 10**30],
+    "guidance_scale": [0, -1, 0.99, 101, "2", [], {}, float("nan"), float("inf"), True],
+    "scheduler": [None, "", "nope", 1, [], {}, "DPM++", "x" * 1000, True, "dpm++\0"],
+    "width": [-8, 1, 9, 4104, 1032, 56, "64", 64.5, None, float("inf")],
+    "height": [-8, 1, 9, 4104, 1032, 56, "64", 64.5, None, float("inf")],
+    "num_images": [0, -1, 65, 17, 1.5, "1", None, [], True, 10**30],
+    "models": ["tiny/after", None, [1], [None], ["x" * 300], ["no"], {}, [""], ["../x"], ["tiny/after"] * 9],
+    "axes": [
+        {}, "seed", [{}], [{"name": "nope", "values": [1]}], [{"name": "seed", "values": []}],
+        [{"name": "seed", "values": ["a"]}], [{"name": "steps", "values": [1.5]}],
+        [{"name": "seed", "values": [1]}] * 2, [{"name": "seed", "values": list(range(65))}],
+        [{"name": "model", "values": ["", "/etc/passwd"]}],
+    ],
+    "client": [None, 1, True, [], {}, "x" * 65, 1.5, "\ud800", ["a"], {"a": 1}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_ten_bad_values_of_each_field_are_refused_in_a_sentence(client, field):
+    assert len(BAD[field]) == 10
+    for value in BAD[field]:
+        # Python's own writer lets NaN and half characters through, as a hostile client does.
+        body = json.dumps(JOB | {field: value}).encode()
+        answer = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 404, 422), (field, str(value)[:80], answer.text)
+        assert len(refused(answer, answer.status_code)) > 10
+    assert client.get("/v1/jobs").json() == {"jobs": []}
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:20]))
+def test_bodies_that_are_no_request_are_refused(client, body):
+    answer = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert client.get("/health").status_code == 200
+
+
+def test_ids_are_no_paths(client):
+    for bad in (
+        "..",
+        "../../queue.sqlite",
+        "%2e%2e%2fqueue",
+        "a" * 17,
+        "A" * 16,
+        "C:\\x",
+        "1f0c9a52e3b84d1g",
+    ):
+        assert client.get(f"/v1/pictures/{bad}").status_code in (404, 422)
+        assert client.get(f"/v1/pictures/{bad}.png").status_code in (404, 422)
+        if bad != "..":  # which a client turns into / by itself
+            assert client.get(f"/page/{bad}").status_code == 404
+    for bad in (
+        "/page/../http_api.py",
+        "/page/%2e%2e/server.py",
+        "/page/index.html",
+        "/etc/passwd",
+        "//etc/passwd",
+    ):
+        assert client.get(bad).status_code == 404

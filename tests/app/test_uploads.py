@@ -1,0 +1,126 @@
+"""Pictures from strangers: bombs, cut-off files, files in files, places in EXIF, addresses to fetch."""
+
+import base64
+import io
+import time
+import zlib
+
+import pytest
+from PIL import Image
+
+from clipgraft.app.uploads import decode_base64_picture, decode_upload, encode, read_png_texts
+from clipgraft.errors import DataError
+
+MAX_PIXELS = 16_000_000
+
+
+def file_of(image_format: str, size=(40, 30), **options) -> bytes:
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert("RGB").save(file, image_format, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int, data: bytes = b"", *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG by hand, one bit a pixel."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        for kind, content in parts
+    )
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_the_three_formats_are_taken(image_format):
+    assert decode_upload(file_of(image_format), MAX_PIXELS).size == (40, 30)
+
+
+BOMB = png(30_000, 30_000, zlib.compress(bytes(30_000 * 3751), 9))
+HUGE_TEXT = png(8, 8, zlib.compress(b"\0\0" * 8), (b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000), 9)))
+BAD = {
+    "a bomb of 900 million pixels": (BOMB, "more than 16,000,000 pixels|at most 16,000,000"),
+    "a text of 80 MB in 80 KB": (HUGE_TEXT, "damaged|beginning is damaged"),
+    "an empty file": (b"", "empty"),
+    "a cut-off JPEG": (file_of("JPEG", (400, 300))[:-200], "cut off"),
+    "a cut-off PNG": (file_of("PNG")[:-40], "cut off"),
+    "a cut-off WebP": (file_of("WEBP")[:-10], "cut off|damaged"),
+    "a GIF": (file_of("GIF"), "no PNG, JPEG or WebP"),
+    "a TIFF": (file_of("TIFF"), "no PNG, JPEG or WebP"),
+    "an SVG": (
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        "no PNG, JPEG or WebP",
+    ),
+    "a PNG with a page behind it": (
+        file_of("PNG") + b"<script>alert(1)</script>",
+        "something follows its end",
+    ),
+    "a JPEG with an archive behind it": (file_of("JPEG") + b"PK\x03\x04", "something follows its end"),
+    "a page that begins like a PNG": (b"\x89PNG\r\n\x1a\n<html>", "no PNG, JPEG or WebP"),
+    "noise": (bytes(range(256)) * 40, "no PNG, JPEG or WebP"),
+    "an animation": (
+        file_of("WEBP", save_all=True, append_images=[Image.new("RGB", (40, 30), "red")], duration=10),
+        "animated",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_plain_picture_is_refused_at_once(name):
+    content, message = BAD[name]
+    begun = time.process_time()
+    with pytest.raises(DataError, match=message):
+        decode_upload(content, MAX_PIXELS)
+    assert time.process_time() - begun < 1
+
+
+def test_a_broken_middle_is_found_when_it_is_decoded():
+    content = bytearray(file_of("PNG", (200, 200)))
+    content[200:260] = bytes(60)
+    with pytest.raises(DataError, match="damaged"):
+        decode_upload(bytes(content), MAX_PIXELS)
+
+
+def test_the_place_where_a_photograph_was_taken_is_gone_and_its_rotation_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 0.0)
+    exif[0x010F] = "SECRET CAMERA"
+    content = file_of("JPEG", exif=exif, comment=b"SECRET COMMENT")
+    assert b"SECRET CAMERA" in content
+    image = decode_upload(content, MAX_PIXELS)
+    assert image.size == (30, 40)
+    assert image.info == {}
+    assert not image.getexif()
+    for image_format in ("PNG", "JPEG", "WEBP"):
+        assert b"SECRET" not in encode(image, image_format)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://169.254.169.254/latest",
+        "https://evil.example/x.png",
+        "file:///etc/passwd",
+        "gopher://x",
+        "FILE://x",
+        "//evil/x",
+    ],
+)
+def test_nothing_is_fetched_from_an_address(text):
+    # pytest-socket forbids every connection here.
+    with pytest.raises(DataError, match=r"nothing is fetched from an address|not base64|no PNG"):
+        decode_base64_picture(text, MAX_PIXELS)
+
+
+def test_base64_comes_plain_or_as_a_data_address():
+    text = base64.b64encode(file_of("PNG")).decode()
+    for form in (text, f"data:image/png;base64,{text}"):
+        assert decode_base64_picture(form, MAX_PIXELS).size == (40, 30)
+    for bad in ("", "%%%", text[:-3] + "\n", "data:image/png;base64,", "data:,x"):
+        with pytest.raises(DataError):
+            decode_base64_picture(bad, MAX_PIXELS)
+
+
+def test_texts_of_a_png_alone_are_read():
+    with pytest.raises(DataError, match="settings are kept in PNG files; this is a JPEG"):
+        read_png_texts(file_of("JPEG"), MAX_PIXELS)

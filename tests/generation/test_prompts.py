@@ -1,0 +1,50 @@
+"""Prompts are encoded once, each by itself."""
+
+import torch
+
+import tiny
+from clipgraft.generation.prompts import MAX_KEPT, PromptStates
+
+PROMPTS = ["A dog runs", "", "A red ball"]
+
+
+def counted(pipeline):
+    """Rows that the text encoder is given, one number a call."""
+    rows = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    return rows
+
+
+def test_states_are_diffusers_own():
+    pipeline = tiny.build_pipeline()
+    states = PromptStates(pipeline)(PROMPTS)
+    for prompt, found in zip(PROMPTS, states, strict=True):
+        expected, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        assert torch.equal(found, expected[0])
+
+
+def test_each_prompt_is_encoded_once_and_the_negative_prompt_once_for_all():
+    pipeline = tiny.build_pipeline()
+    rows, states = counted(pipeline), PromptStates(pipeline)
+    states(PROMPTS)
+    states([""] * 8)
+    states(["A red ball", "A black cat"])
+    assert rows == [1, 1, 1, 1]
+
+
+def test_other_weights_are_seen_after_forgetting():
+    pipeline = tiny.build_pipeline()
+    states = PromptStates(pipeline)
+    before = states(PROMPTS)
+    with torch.no_grad():
+        pipeline.text_encoder.final_layer_norm.bias += 1
+    states.forget()
+    assert torch.allclose(states(PROMPTS), before + 1, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_prompts():
+    pipeline = tiny.build_pipeline()
+    states = PromptStates(pipeline)
+    for index in range(MAX_KEPT + 20):
+        states([f"ball {index}"])
+    assert len(states._kept) == MAX_KEPT

@@ -1,0 +1,105 @@
+"""Several runs on one page: what differs stands out, and what cannot be compared is not."""
+
+import json
+import shutil
+
+import pytest
+from example_run import log_rows, picture_row, write_json, write_log, write_pictures
+
+from clipgraft.reporting.comparison import comparability, compared_pictures, differing_settings, run_names
+from clipgraft.reporting.files import write_comparison
+from clipgraft.reporting.html import render_comparison
+from clipgraft.reporting.run import read_run
+
+
+@pytest.fixture
+def two(run_dir):
+    """Two folders of equal runs."""
+    other = run_dir.parent / "other"
+    shutil.copytree(run_dir, other)
+    return run_dir, other
+
+
+def test_runs_that_differ_in_one_setting_show_it_and_no_other(two):
+    recipe = two[1] / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("learning_rate = 1e-05", "learning_rate = 3e-05", 1))
+    runs = [read_run(folder) for folder in two]
+    assert differing_settings(runs) == {"finetune.learning_rate": [1e-05, 3e-05]}
+    html = render_comparison(runs)
+    differing = html.split("Settings that differ")[1].split("</section>")[0]
+    assert "finetune.learning_rate" in differing
+    assert "1e-05" in differing
+    assert "3e-05" in differing
+    assert "weight_decay" not in differing
+
+
+def test_equal_runs_are_said_to_be_so_and_compared_in_everything(two):
+    runs = [read_run(folder) for folder in two]
+    assert set(comparability(runs).values()) == {""}
+    html = render_comparison(runs)
+    assert "None: the recipes are the same." in html
+    assert "All are on the same data." in html
+    assert html.count("11.2 % → 31.2 %") == 2
+
+
+def test_runs_on_different_data_are_not_compared_by_what_depends_on_it(two):
+    path = two[1] / "data.json"
+    write_json(path, json.loads(path.read_text()) | {"fingerprint": "another"})
+    runs = [read_run(folder) for folder in two]
+    html = render_comparison(runs)
+    assert "They are on different data" in html
+    assert "Not compared: recall was measured on different test images" in html
+    assert "11.2 %" not in html
+    assert "The heights of these lines cannot be compared: the runs are on different data" in html
+
+
+def test_losses_of_different_batches_are_not_compared_and_recall_is(two):
+    recipe = two[1] / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("batch_size = 32", "batch_size = 64", 1))
+    reasons = comparability([read_run(folder) for folder in two])
+    assert reasons["recall"] == ""
+    assert reasons["loss"] == "a contrastive loss depends on the batch it is of"
+
+
+def test_pictures_of_one_prompt_and_seed_stand_side_by_side_and_others_do_not(two):
+    for folder, guidance in zip(two, (3.0, 7.5), strict=True):
+        rows = [
+            picture_row("0.png", "the same", column="after"),
+            picture_row("1.png", "another guidance", column="after", guidance_scale=guidance),
+            picture_row("2.png", "the same", column="before"),
+        ]
+        write_pictures(folder / "generate", rows)
+    groups, num_hidden = compared_pictures([read_run(folder) for folder in two])
+    assert [(group.prompt, [cell.label for cell in group.cells]) for group in groups] == [
+        ("the same", ["demo", "other"])
+    ]
+    assert num_hidden == 0
+
+
+def test_runs_of_one_name_are_numbered(run_dir):
+    assert run_names([read_run(run_dir)] * 2) == ["demo (1)", "demo (2)"]
+
+
+def test_killed_run_beside_a_whole_one_is_readable(two):
+    for stage in ("bridge", "generate"):
+        shutil.rmtree(two[1] / stage)
+    (two[1] / "finetune" / "metrics.json").unlink()
+    write_log(two[1] / "finetune" / "log.jsonl", log_rows(3, 20)[:7])
+    assert "side by side" in render_comparison([read_run(folder) for folder in two])
+
+
+def test_page_json_and_figure_are_written_where_asked(two, tmp_path):
+    out = tmp_path / "compared"
+    assert write_comparison(two, out) == out / "comparison.html"
+    assert {path.name for path in out.iterdir()} == {
+        f"comparison.{kind}" for kind in ("html", "json", "png", "svg")
+    }
+    written = json.loads((out / "comparison.json").read_text())
+    assert [run["name"] for run in written["runs"]] == ["demo", "other"]
+    assert written["differing_settings"] == {}
+
+
+def test_folder_that_is_no_run_is_named(run_dir, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is no run"):
+        write_comparison([run_dir, tmp_path / "empty"], tmp_path)

@@ -1,0 +1,181 @@
+"""What the page says of evaluation.json: figures between floors and ceilings, and nothing picked by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from example_run import picture_row, write_evaluation, write_json
+
+from clipgraft.reporting.evidence import differences_tables, failures_table, metric_tables, verdict
+from clipgraft.reporting.html import render_report
+from clipgraft.reporting.ranking import failed_pictures, nearest_training_pictures, ranked_prompts
+from clipgraft.reporting.run import read_run
+
+
+@pytest.fixture
+def judged(run_dir):
+    write_evaluation(run_dir / "evaluate")
+    return read_run(run_dir)
+
+
+def test_figures_stand_with_their_intervals_between_floors_and_ceilings(judged):
+    table = metric_tables(judged)[0][0]
+    assert table.title == "Prompt fidelity"
+    assert table.rows[0] == ("the base with its own text encoder (ceiling)", "90.0 % [80.0 to 100.0]")
+    assert table.rows[2] == ("graft of CLIP after fine-tuning", "80.0 % [70.0 to 90.0]")
+    assert table.rows[4] == ("the same seeds without a prompt (floor)", "30.0 % [20.0 to 40.0]")
+
+
+def test_figure_that_was_not_taken_says_why(judged):
+    table = next(table for table in metric_tables(judged)[1] if table.title == "CMMD")
+    assert table.rows[0][1] == "n/a"
+    assert "2 pictures; at least 100 are needed (--force takes fewer)." in table.note
+
+
+def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):
+    first, others = differences_tables(judged)
+    assert first.rows[0] == ("Prompt fidelity",)
+    assert first.rows[-1] == (
+        "retrieval over the test split, before → after",
+        "+18.4",
+        "+16.0 to +21.0",
+        "70, 4 of 300",
+        "better",
+    )
+    assert others is None
+
+
+def test_differences_to_floors_over_parts_and_of_lesser_metrics_come_after(run_dir):
+    row = {"metric": "prompt_fidelity", "prompt_set": "plain", "from": "before", "to": "after", "value": 0.1}
+    rows = [
+        row | {"prompt_set": "plain/no_subject"},
+        row | {"from": "random_bridge"},
+        row | {"metric": "same_seed_psnr"},
+        row | {"metric": "clip_score_raw"},
+        row,
+    ]
+    write_evaluation(run_dir / "evaluate", differences=rows)
+    first, others = differences_tables(read_run(run_dir))
+    assert [cells[0] for cells in first.rows if len(cells) == 1] == [
+        "Prompt fidelity",
+        "CLIPScore, raw cosine",
+    ]
+    assert sum(len(cells) > 1 for cells in others.rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("interval", "higher_is_better", "said"),
+    [
+        ([0.01, 0.2], True, "better"),
+        ([0.01, 0.2], False, "worse"),
+        ([-0.2, -0.01], True, "worse"),
+        ([-0.2, -0.01], False, "better"),
+        ([-0.2, 0.01], True, "no difference shown"),
+        ([0.0, 0.2], True, "no difference shown"),
+        ([0.01, 0.2], None, "higher"),
+        ([-0.2, -0.1], None, "lower"),
+        ([None, 0.2], True, ""),
+        (None, True, ""),
+    ],
+)
+def test_difference_counts_only_where_its_interval_leaves_out_zero(interval, higher_is_better, said):
+    assert verdict({"interval": interval}, {"higher_is_better": higher_is_better}) == said
+
+
+def test_best_and_worst_prompts_are_those_that_a_sort_of_the_scores_finds(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate", num_prompts=200)
+    scores = {
+        row["prompt_id"]: row["scores"]["prompt_fidelity"]
+        for row in evaluation["pictures"]
+        if row["column"] == "after"
+    }
+    order = sorted(scores, key=scores.get)
+    ranked, note = ranked_prompts(read_run(run_dir))
+    assert [group.prompt for group in ranked["Worst"]] == [f"prompt number {i}" for i in order[:3]]
+    assert [group.prompt for group in ranked["Best"]] == [f"prompt number {i}" for i in order[:-4:-1]]
+    assert [cell.column for cell in ranked["Best"][0].cells] == ["teacher", "before", "after"]
+    assert "Of 200 prompts, by Prompt fidelity of the column 'after'" in note
+
+
+def test_pictures_that_failed_are_counted_and_named_but_never_ranked(judged):
+    assert ("CLIP of 'after' with an untrained map for a bridge (floor)", "4", "3", "0", "1", "0") in (
+        failures_table(judged).rows
+    )
+    assert failed_pictures(judged) == (
+        [
+            (
+                "A colorful garden with blooming flowers during the day",
+                "random_bridge",
+                "failed: nothing but black",
+            )
+        ],
+        1,
+    )
+    own = judged.pictures[0] | {"status": "blocked"}
+    assert failed_pictures(replace(judged, pictures=[own]))[1] == 2
+
+
+def test_nearest_training_picture_stands_beside_the_drawn_one(judged):
+    drawn, nearest = nearest_training_pictures(judged)[0].cells
+    assert drawn.source.startswith("data:image/png")
+    assert nearest.source != drawn.source
+    assert nearest.caption == "cosine 0.830"
+
+
+def test_page_shows_the_evaluation_and_its_warnings(judged):
+    html = render_report(judged)
+    for text in ("Did it help?", "not independent", "Best and worst prompts", "Failures", "Nearest training"):
+        assert text in html
+
+
+def test_hostile_prompts_stay_text(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    for row in (*evaluation["prompts"], *evaluation["columns"], *evaluation["prompt_sets"]):
+        row |= {key: "<script>alert(1)</script>" for key in ("prompt", "title") if key in row}
+    evaluation["notes"] = ["<img src=x onerror=alert(2)>"]
+    write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
+    html = render_report(read_run(run_dir))
+    assert html.count("<script>") == 1
+    assert "<img src=x" not in html
+
+
+def test_evaluation_of_a_later_version_is_named_and_left_out(run_dir):
+    write_evaluation(run_dir / "evaluate", schema_version=2)
+    run = read_run(run_dir)
+    assert run.evaluation == {}
+    assert "evaluation.json is of version 2, this clipgraft reads up to 1" in run.problems[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"figures": None, "differences": 3, "counts": "x", "pictures": [1, {}, {"file": 3}], "notes": {}},
+        {"metrics": [], "columns": {}, "prompt_sets": [{}], "prompts": [{}, {"id": []}]},
+        {"differences": [{"metric": "cmmd", "value": None, "interval": [1]}], "settings": []},
+        {"nearest_training_images": [{}, {"file": "a"}], "pictures": []},
+    ],
+)
+def test_parts_of_a_wrong_kind_never_stop_the_page(run_dir, changes):
+    write_json(
+        run_dir / "evaluate.json",
+        changes,
+    )
+    (run_dir / "evaluate").mkdir()
+    example = json.loads((run_dir / "evaluate.json").read_text())
+    write_json(run_dir / "evaluate" / "evaluation.json", example)
+    assert "clipgraft report" in render_report(read_run(run_dir))
+
+
+def test_picture_outside_the_run_is_not_taken_into_the_page(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    for row in evaluation["pictures"]:
+        row["file"] = "../../secret.png"
+    write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
+    ranked, _ = ranked_prompts(read_run(run_dir))
+    assert not any(cell.source for groups in ranked.values() for group in groups for cell in group.cells)
+
+
+def test_refined_pictures_are_a_column_of_their_own(run_dir):
+    rows = [picture_row(f"{column}.png", "a", column=column) for column in ("after", "refined")]
+    write_json(run_dir / "generate" / "images.json", rows)
+    assert "graft refined" in render_report(read_run(run_dir))
