@@ -1,10 +1,11 @@
 """The bridge at Stable Diffusion v1.5's and CLIP B/32's exact shapes, with random weights.
 
-    python benchmarks/bench_bridge.py [--only PART] [--captions 40460] [--work DIR]
+    python benchmarks/bench_bridge.py [--only PART] [--captions 40460] [--flickr8k FILE] [--work DIR]
 
 ridge: the closed form against NumPy's least squares, and a linear teacher that it has to find.
 few_captions: on flatland, the linear bridge's error on held-out words by the number of captions.
-closed_form: captions a second and peak memory of fitting it to Flickr8k's captions (../shared/flickr8k).
+closed_form: captions a second and peak memory of fitting it to Flickr8k's captions (FILE:
+    ../shared/flickr8k/Flickr8k.token.txt).
 refine: memory and time of a step on one picture of 512 x 512, and what cached latents save.
 
 Peak memory is VmHWM of a process of its own. Checkpoints are written once into DIR (runs/bench_bridge), 3 GB.
@@ -33,7 +34,7 @@ from clipgraft.models.base import FrozenBase  # noqa: E402
 from clipgraft.models.bridge import Bridge  # noqa: E402
 from clipgraft.models.checkpoint import module_sha256  # noqa: E402
 from clipgraft.models.clip import load_clip  # noqa: E402
-from clipgraft.models.encoder import Graft, GraftedTextEncoder  # noqa: E402
+from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
 from clipgraft.runtime import describe_environment  # noqa: E402
 from clipgraft.stages.bridge import linear_bridge  # noqa: E402
@@ -44,7 +45,7 @@ from clipgraft.training.optimization import parameter_groups  # noqa: E402
 from clipgraft.training.stepper import Stepper  # noqa: E402
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
-FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k"
+FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k" / "Flickr8k.token.txt"
 WIDTH, BASE_WIDTH = 512, 768
 REPEATS = 5
 FEW = (25, 100, 1000)
@@ -96,22 +97,22 @@ def few_captions() -> dict[str, Any]:
     return found
 
 
-def closed_form(work: Path, num_captions: int) -> dict[str, Any]:
+def closed_form(work: Path, num_captions: int, flickr8k: Path) -> dict[str, Any]:
     """Of a tenth of the captions and of all: captions a second, peak memory."""
-    if not FLICKR8K.is_dir():
-        print(f"closed_form skipped: no Flickr8k captions at {FLICKR8K}")
+    if not flickr8k.is_file():
+        print(f"closed_form skipped: no Flickr8k captions at {flickr8k}; name them with --flickr8k")
         return {}
     found = {}
     for count in (num_captions // 10, num_captions):
-        found[str(count)] = in_a_process("fit", work, count)
+        found[str(count)] = in_a_process("fit", work, count, flickr8k)
         print(count, found[str(count)])
     return found
 
 
-def fit(work: Path, count: int) -> dict[str, float]:
+def fit(work: Path, count: int, flickr8k: Path) -> dict[str, float]:
     """Fit the closed form to so many captions."""
     towers = Towers(recipe_of(work))
-    captions = flickr8k_captions()[:count]
+    captions = flickr8k_captions(flickr8k)[:count]
     input_ids = towers.input_ids(captions)
     begun = time.perf_counter()
     linear = towers.fit_linear(input_ids)
@@ -122,21 +123,20 @@ def fit(work: Path, count: int) -> dict[str, float]:
 
 def refine(work: Path) -> dict[str, Any]:
     """A step without gradient checkpointing, and with the latents encoded in it."""
-    found = in_a_process("refine_step", work, 0)
+    found = in_a_process("refine_step", work, 0, FLICKR8K)
     print(found)
     return found
 
 
-def refine_step(work: Path, _: int) -> dict[str, Any]:
-    """Time steps of one picture in bfloat16; memory is that of the steps with cached latents."""
-    base = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16)
-    clip = load_clip(work / "clip")
-    bridge = Bridge(WIDTH, BASE_WIDTH, 1024, num_maps=3, num_positions=77)
-    tower = clip.model.text_model
-    encoder = GraftedTextEncoder.graft(tower, bridge, base.empty_states(), base.tokenizer.eos_token_id)
-    objective = build_objective(Graft(encoder, clip.tokenizer, {}), base, Recipe().refine)
-    vae, base.vae, clip = base.vae, None, None
-    sums = module_sha256(base.unet), module_sha256(vae)
+def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
+    """Time steps of one picture in bfloat16; memory of loading, and of steps with cached latents."""
+    graft = load_graft(work / "graft")
+    parts = ("unet", "scheduler", "tokenizer", "text_encoder")
+    base = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16, components=parts)
+    objective = build_objective(graft, base, Recipe().refine)
+    sums = [module_sha256(base.unet)]
+    loading = peak_bytes()
+    forget_peak()
     stepper = Stepper(
         objective,
         parameter_groups(objective, 0.01),
@@ -148,14 +148,15 @@ def refine_step(work: Path, _: int) -> dict[str, Any]:
         device="cpu",
         fingerprint="",
     )
-    ids = encoder_ids(base.tokenizer)
+    ids = prompt_ids(base.tokenizer)
     batch = {"latents": torch.randn(1, 4, 64, 64), "input_ids": ids}
     with FlopCounterMode(display=False) as counter:
         stepper.step([batch], 1e-4)
-    flops = counter.get_total_flops()
-    peak_memory = peak_bytes()
+    stepper.step([batch], 1e-4)
+    flops, peak_memory = counter.get_total_flops(), peak_bytes()
     pixels = torch.rand(1, 3, 512, 512).mul(2).sub(1).bfloat16()
-    base.vae = vae
+    base.vae = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16, components=("vae",)).vae
+    sums.append(module_sha256(base.vae))
 
     def encoded() -> dict[str, torch.Tensor]:
         return {**batch, "latents": base.encode_latents(pixels).float()}
@@ -169,17 +170,18 @@ def refine_step(work: Path, _: int) -> dict[str, Any]:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     peak = peak_flops()
     return {
+        "peak_bytes_of_loading": loading,
         "peak_bytes_of_steps": peak_memory,
         "seconds": seconds,
         "encoded_over_cached": seconds["encoded"] / seconds["cached"],
         "tflop": flops / 1e12,
         "share_of_matmul_peak": flops / seconds["cached"] / peak,
         "matmul_peak_gflops": peak / 1e9,
-        "unet_and_vae_bit_identical": (module_sha256(base.unet), module_sha256(vae)) == sums,
+        "unet_and_vae_bit_identical": [module_sha256(base.unet), module_sha256(base.vae)] == sums,
     }
 
 
-def encoder_ids(tokenizer: Any) -> torch.Tensor:
+def prompt_ids(tokenizer: Any) -> torch.Tensor:
     """Token ids of a caption, (1, 77)."""
     return tokenizer("A dog runs on the beach", padding="max_length", return_tensors="pt").input_ids
 
@@ -195,9 +197,9 @@ def peak_flops() -> float:
     return 2 * 4096**3 / min(seconds)
 
 
-def flickr8k_captions() -> list[str]:
+def flickr8k_captions(path: Path) -> list[str]:
     """All 40,460 captions of Flickr8k."""
-    lines = (FLICKR8K / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [line.partition("\t")[2] for line in lines]
 
 
@@ -207,23 +209,29 @@ def recipe_of(work: Path) -> Recipe:
     return apply_overrides({}, [f"{key}={json.dumps(str(path))}" for key, path in names.items()])
 
 
-def write_checkpoints(work: Path) -> None:
+def write_checkpoints(work: Path, flickr8k: Path) -> None:
     """Write both models once, with a tokenizer that knows Flickr8k's words, so that lengths are usual."""
     if (work / "ready").is_file():
         return
     work.mkdir(parents=True, exist_ok=True)
     real_size.write_clip_b32(work / "clip")
     real_size.write_sd15_checkpoint(work / "sd15", torch.bfloat16)
-    if FLICKR8K.is_dir():
-        tokenizer = real_size.build_tokenizer(flickr8k_captions(), 8000)
+    if flickr8k.is_file():
+        tokenizer = real_size.build_tokenizer(flickr8k_captions(flickr8k), 8000)
         tokenizer.save_pretrained(work / "clip")
         tokenizer.save_pretrained(work / "sd15" / "tokenizer")
+    clip = load_clip(work / "clip")
+    bridge = Bridge(WIDTH, BASE_WIDTH, 1024, num_maps=3, num_positions=77)
+    empty, eos = torch.zeros(77, BASE_WIDTH), clip.tokenizer.eos_token_id
+    encoder = GraftedTextEncoder.graft(clip.model.text_model, bridge, empty, eos)
+    save_graft(Graft(encoder, clip.tokenizer, {"name": "", "revision": "", "sums": {}}), work / "graft")
     (work / "ready").touch()
 
 
-def in_a_process(name: str, work: Path, count: int) -> dict[str, Any]:
+def in_a_process(name: str, work: Path, count: int, flickr8k: Path) -> dict[str, Any]:
     """Call one of this file's functions in a process of its own, and add its peak memory."""
     command = [sys.executable, __file__, "--child", name, "--work", str(work), "--captions", str(count)]
+    command += ["--flickr8k", str(flickr8k)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return json.loads(ended.stdout.splitlines()[-1])
@@ -233,6 +241,11 @@ def peak_bytes() -> int:
     """Most memory that this process has held: VmHWM."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def forget_peak() -> None:
+    """Have VmHWM count from what is held now: reading weights maps their file beside them."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def update_result(section: str, found: dict[str, Any]) -> None:
@@ -249,23 +262,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", choices=("ridge", "few_captions", "closed_form", "refine"))
     parser.add_argument("--captions", type=int, default=40_460)
+    parser.add_argument("--flickr8k", type=Path, default=FLICKR8K)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_bridge"))
     parser.add_argument("--child", choices=("fit", "refine_step"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         function = {"fit": fit, "refine_step": refine_step}[options.child]
-        found = function(options.work, options.captions)
+        found = function(options.work, options.captions, options.flickr8k)
         print(json.dumps({**found, "peak_bytes": peak_bytes()}))
         return
     parts = {
         "ridge": ridge,
         "few_captions": few_captions,
-        "closed_form": lambda: closed_form(options.work, options.captions),
+        "closed_form": lambda: closed_form(options.work, options.captions, options.flickr8k),
         "refine": lambda: refine(options.work),
     }
     for name in [options.only] if options.only else parts:
         if name in ("closed_form", "refine"):
-            write_checkpoints(options.work)
+            write_checkpoints(options.work, options.flickr8k)
         found = parts[name]()
         print(name, json.dumps(found, indent=2))
         if found:

@@ -92,7 +92,7 @@ class Towers:
 
     @torch.no_grad()
     def positions(self, input_ids: Tensor, description: str, *, to_fit: bool = False) -> Iterator[Positions]:
-        """Encode captions batch by batch, by length.
+        """Encode captions batch by batch, the longest first.
 
         Args:
             input_ids: (N, L) int64.
@@ -100,7 +100,8 @@ class Towers:
             to_fit: Leave far padding out of all but one batch in `WHOLE_EVERY`, where it counts for all.
         """
         lengths = (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
-        batches = lengths.argsort(stable=True).split(ENCODE_BATCH_SIZE)
+        # The longest first: what they needed, the shorter ones use again, so that memory stays level.
+        batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
         num_whole = -(-len(batches) // WHOLE_EVERY)
         whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
         stands_for = len(input_ids) / sum(len(batches[index]) for index in whole)
