@@ -29,7 +29,7 @@ NUM_TEST_IMAGES = 1000
 
 
 def recipe() -> Recipe:
-    """The demo's settings with nothing left out: all pictures, all captions, all prompts."""
+    """The demo's settings with all pictures, all prompts and 6,000 captions for the bridge."""
     return Recipe(
         data=DataSettings(max_test_images=NUM_TEST_IMAGES),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
