@@ -19,7 +19,7 @@ demo: $(STAMP) ## fine-tune, graft and draw on flatland: runs/demo/report.html
 	$(BIN)/clipgraft demo --out runs/demo --overwrite
 
 test: $(STAMP) ## default tests
-	$(BIN)/pytest
+	$(BIN)/pytest -p no:randomly
 
 test-slow: $(STAMP) ## tests that take minutes or gigabytes
 	$(BIN)/pytest -m slow
