@@ -30,7 +30,12 @@ def test_clients_are_served_in_turn_however_much_one_of_them_asks_for(queue):
 def test_a_batch_takes_one_of_each_client_before_a_second_of_any(queue):
     queue.add("greedy", "draw", [picture() for _ in range(10)])
     queue.add("modest", "draw", [picture()])
-    assert sorted(clients_of(queue, queue.take(3))) == ["greedy", "greedy", "modest"]
+    assert sorted(clients_of(queue, queue.take(4))) == ["greedy", "greedy", "greedy", "modest"]
+
+
+def test_batches_have_few_sizes_for_engines_that_compile_for_each(queue):
+    queue.add("a", "draw", [picture() for _ in range(15)])
+    assert [len(queue.take(8)) for _ in range(5)] == [8, 4, 2, 1, 0]
 
 
 def test_a_batch_holds_pictures_of_one_shape_and_one_model_alone(queue):

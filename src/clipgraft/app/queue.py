@@ -159,13 +159,19 @@ class Queue:
         return job_id
 
     def take(self, batch_size: int) -> list[PictureRow]:
-        """Take the pictures that are next in turn and can be drawn together; they are running from now on."""
+        """Take the pictures that are next in turn and can be drawn together; they are running from now on.
+
+        Args:
+            batch_size: At most so many; taken are 1, 2, 4, 8, ... of what waits.
+        """
         with self._transaction() as run:
             first = run(IN_TURN.format(where=""), 1).fetchone()
             if first is None:
                 return []
             where = "AND p.shape = ? AND p.model = ?"
             rows = run(IN_TURN.format(where=where), first["shape"], first["model"], batch_size).fetchall()
+            # An engine that compiles for each batch size has only a few to compile: 1, 2, 4, 8, ...
+            del rows[1 << (len(rows).bit_length() - 1) :]
             last = run("SELECT coalesce(max(turn), 0) FROM turns").fetchone()[0]
             for row in rows:
                 run("INSERT OR REPLACE INTO turns VALUES (?, ?)", row["client"], last + 1)

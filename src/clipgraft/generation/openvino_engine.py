@@ -33,8 +33,11 @@ import openvino as ov  # noqa: E402
 FILE_NAME = "network.xml"
 KEYED_VERSIONS = ("openvino", "torch", "diffusers")
 """Another version may trace, convert or read otherwise."""
-MAX_COMPILED = 2
-"""Shapes of a network that stay compiled, with guidance and without; SD v1.5's U-Net takes 1.7 GB each."""
+MIN_COMPILED, MAX_COMPILED = 2, 8
+"""Shapes of a network that stay compiled: at least with guidance and without (SD v1.5's U-Net takes 1.7 GB
+each); of a small network so many that the studio's batches of 1, 2, 4 and 8 are each compiled once."""
+MAX_COMPILED_BYTES = 2**30
+"""Of weights, counted for each shape beyond the least number."""
 
 Template = Callable[[], ov.Model]
 """Gives a network whose rows, height and width are open."""
@@ -59,11 +62,13 @@ class OpenVinoEngine:
         """As `Engine.prepare`; converts the network, or finds it converted."""
         template = self._template(name, network, examples)
         compiled: OrderedDict[tuple, ov.CompiledModel] = OrderedDict()
+        num_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+        max_compiled = min(MAX_COMPILED, max(MIN_COMPILED, MAX_COMPILED_BYTES // max(1, num_bytes)))
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             key = tuple(tensor.shape for tensor in tensors)
             if key not in compiled:
-                while len(compiled) >= MAX_COMPILED:
+                while len(compiled) >= max_compiled:
                     compiled.popitem(last=False)
                 compiled[key] = self._compile(template(), key)
             compiled.move_to_end(key)
