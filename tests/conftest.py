@@ -1,8 +1,10 @@
 """Fixtures shared by all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -14,3 +16,12 @@ def flickr8k_dir() -> Path:
     if not path.is_dir():
         pytest.skip("real Flickr8k is not beside this repository (../shared/flickr8k)")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as each of several processes does: with more of them sums round otherwise."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

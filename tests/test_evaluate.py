@@ -51,7 +51,7 @@ def run_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(run_dir):
+def record(run_dir, one_thread):
     return evaluate_run(run_dir, [*SETTINGS, "evaluate.force=true"])
 
 
@@ -274,7 +274,7 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     ("text", "message"),
     [
         (None, "prompts file not found"),
-        ("\n \n", "is empty; write a prompt a line"),
+        ("\n \n", "holds no prompt; write one a line"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
 )

@@ -251,7 +251,7 @@ def test_out_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
     assert "name another with --out" in message
 
 
-def test_two_processes_draw_what_one_draws(base, tmp_path):
+def test_two_processes_draw_what_one_draws(base, one_thread, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"A dog {number}", "steps": 1 + number // 5} for number in range(9)]
     prompts.write_text("\n".join(map(json.dumps, lines)))
