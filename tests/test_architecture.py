@@ -25,7 +25,7 @@ LAYERS = (
     {"runtime", "presets", "progress"},
     {"config"},
     {"settings"},
-    {"errors"},
+    {"errors", "writing"},
 )
 """From top to bottom; a module imports from layers below its own, or from its own package."""
 

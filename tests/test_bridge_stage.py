@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from clipgraft.config import apply_overrides
-from clipgraft.data.captions import read_caption_lines
+from clipgraft.data.captions import read_lines
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import load_graft
@@ -75,7 +75,7 @@ def test_fewer_than_100_captions_are_refused_with_what_to_expect(world, tmp_path
 
 def test_files_without_captions_are_said(world, tmp_path):
     with pytest.raises(FileNotFoundError, match="captions file not found"):
-        read_caption_lines(tmp_path / "none.txt")
+        read_lines(tmp_path / "none.txt", "caption")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     with pytest.raises(DataError, match="holds no caption; write one a line"):
@@ -83,7 +83,7 @@ def test_files_without_captions_are_said(world, tmp_path):
     latin = tmp_path / "latin.txt"
     latin.write_bytes("a café".encode("latin-1"))
     with pytest.raises(DataError, match="is not UTF-8 text"):
-        read_caption_lines(latin)
+        read_lines(latin, "caption")
 
 
 def test_a_base_whose_teacher_is_not_clips_is_refused(world, tmp_path):

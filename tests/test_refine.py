@@ -15,9 +15,9 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import load_graft
 from clipgraft.settings import RefineSettings
 from clipgraft.stages.bridge import bridge
+from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.latents import load_latents
 from clipgraft.stages.refine import check_settings, refine
-from clipgraft.stages.run import run_encoders
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,8 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
 
 
 def test_a_refined_graft_is_one_more_column_of_a_run(tmp_path):
+    for stage in ("bridge_before", "bridge"):
+        (tmp_path / stage / "graft").mkdir(parents=True)
     assert list(run_encoders(tmp_path)) == ["teacher", "before", "after"]
     (tmp_path / "refine" / "graft").mkdir(parents=True)
     assert list(run_encoders(tmp_path)) == ["teacher", "before", "after", "refined"]

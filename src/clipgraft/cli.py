@@ -244,10 +244,10 @@ def export(
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
 ) -> None:
     """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
+    from clipgraft.data.captions import read_lines
     from clipgraft.stages.export import export as stage
-    from clipgraft.stages.export import read_prompts
 
-    given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    given = [*prompts, *(read_lines(prompts_file, "prompt") if prompts_file else [])]
     stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)
 
 

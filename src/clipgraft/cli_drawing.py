@@ -1,12 +1,14 @@
 """The commands that draw: generate, grid, compare."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from clipgraft.generation.jobs import Job
     from clipgraft.stages.generate import DrawOptions
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
@@ -67,21 +69,36 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say count and tim
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
+PromptsArgument = Annotated[
+    list[str], typer.Argument(help="What to draw; - reads prompts from standard input.")
+]
+FromFileOption = Annotated[
+    Path | None, typer.Option("--from-file", help="Prompts, one a line, or JSONL with settings of their own.")
+]
+SkipBadLinesOption = Annotated[
+    bool, typer.Option("--skip-bad-lines", help="Go on without lines that cannot be used.")
+]
+FromImageOption = Annotated[
+    Path | None, typer.Option("--from-image", help="Draw a picture of clipgraft's again, to the bit.")
+]
+GridOption = Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet, grid.png.")]
+ReferenceOption = Annotated[
+    bool, typer.Option("--reference", help="The base's own scheduler and steps: pndm, 50.")
+]
+CompareOption = Annotated[
+    bool, typer.Option("--compare", help="Draw with and without what changes the picture; PSNR, SSIM.")
+]
+PreviewOption = Annotated[
+    int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
+]
+
+
 def generate(
     out: OutOption,
-    prompts: Annotated[
-        list[str], typer.Argument(help="What to draw; - reads prompts from standard input.")
-    ] = [],  # noqa: B006  (typer copies it)
-    from_file: Annotated[
-        Path | None,
-        typer.Option("--from-file", help="Prompts, one a line, or JSONL with settings of their own."),
-    ] = None,
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Go on without lines that cannot be used.")
-    ] = False,
-    from_image: Annotated[
-        Path | None, typer.Option("--from-image", help="Draw a picture of clipgraft's again, to the bit.")
-    ] = None,
+    prompts: PromptsArgument = [],  # noqa: B006  (typer copies it)
+    from_file: FromFileOption = None,
+    skip_bad_lines: SkipBadLinesOption = False,
+    from_image: FromImageOption = None,
     graft: GraftOption = None,
     base: BaseOption = "",
     negative_prompt: NegativeOption = "",
@@ -95,21 +112,15 @@ def generate(
     init_image: InitImageOption = None,
     strength: StrengthOption = 0.8,
     batch_size: BatchOption = 4,
-    grid: Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet, grid.png.")] = False,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="The base's own scheduler and steps: pndm, 50.")
-    ] = False,
+    grid: GridOption = False,
+    reference: ReferenceOption = False,
     engine: EngineOption = "auto",
     compile: CompileOption = False,
     guidance_interval: IntervalOption = (0.0, 1.0),
     feature_cache: FeatureCacheOption = 1,
     lora: LoraOption = "",
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Draw with and without what changes the picture; PSNR, SSIM.")
-    ] = False,
-    preview_every: Annotated[
-        int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
-    ] = 0,
+    compare: CompareOption = False,
+    preview_every: PreviewOption = 0,
     device: DeviceOption = "auto",
     offload: OffloadOption = "none",
     no_metadata: NoMetadataOption = False,
@@ -118,46 +129,20 @@ def generate(
 ) -> None:
     """Draw pictures from prompts with a graft, or with a base's own text encoder."""
     from clipgraft.generation.speed import SpeedOptions
-    from clipgraft.stages.generate import DrawOptions
 
     if reference:
         scheduler, steps = "pndm", 50
-    options = DrawOptions(
-        base=base,
-        device=device,
-        offload=offload,
-        speed=SpeedOptions(engine, compile, guidance_interval, feature_cache, lora),
-        batch_size=batch_size,
-        with_metadata=not no_metadata,
-        preview_every=preview_every,
-        with_estimate=dry_run,
-        is_dry_run=dry_run,
-        is_quiet=as_json,
-    )
+    options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
+    speed = SpeedOptions(engine, compile, guidance_interval, feature_cache, lora)
+    options = replace(options, speed=speed, preview_every=preview_every, with_estimate=dry_run)
     if from_image:
-        from clipgraft.stages.redraw import redraw
-
-        if prompts or from_file:
-            raise ValueError("--from-image takes prompt and settings from the picture; leave prompts out")
-        _end(redraw(from_image, graft, out, options, init_image), out, as_json)
-        return
-    settings = {
-        "negative_prompt": negative_prompt,
-        "seed": seed,
-        "num_images": num_images,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "scheduler": scheduler,
-        "height": height,
-        "width": width,
-        "init_image": init_image,
-        "strength": strength,
-    }
-    _end(
-        _generate(prompts, from_file, skip_bad_lines, settings, graft, out, options, grid, compare),
-        out,
-        as_json,
-    )
+        rows = _redraw(from_image, graft, out, options, init_image, prompts, from_file)
+    else:
+        settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width)
+        settings |= {"seed": seed, "num_images": num_images, "init_image": init_image, "strength": strength}
+        jobs = _jobs(prompts, from_file, settings, skip_bad_lines)
+        rows = _generate(jobs, graft, out, options, grid, compare)
+    _end(rows, out, as_json)
 
 
 def grid(
@@ -197,7 +182,7 @@ def grid(
     settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width) | {"seed": seed}
     if len(prompts) == 1:
         settings["prompt"] = prompts[0]
-    options = _grid_options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
+    options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
     title = prompts[0] if len(prompts) == 1 else "Grid"
     _end(draw_grid(axes, settings, out, options, graft=graft, title=title), out, as_json)
 
@@ -236,7 +221,7 @@ def compare(
 
     encoders = (encoders_of_run(run) if run else {}) | parse_encoders(graft)
     settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width)
-    options = _grid_options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
+    options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
     seeds = range(seed, seed + num_images)
     _end(stage(prompts, seeds, encoders, settings, out, options), out, as_json)
 
@@ -247,21 +232,27 @@ def add_commands(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _generate(
-    prompts: list[str],
-    from_file: Path | None,
-    skip_bad_lines: bool,
-    settings: dict[str, Any],
+def _redraw(
+    picture: Path,
     graft: Path | None,
     out: Path,
     options: "DrawOptions",
-    with_grid: bool,
-    with_comparison: bool,
+    init_image: Path | None,
+    prompts: list[str],
+    from_file: Path | None,
 ) -> list[dict[str, Any]]:
+    from clipgraft.stages.redraw import redraw
+
+    if prompts or from_file:
+        raise ValueError("--from-image takes prompt and settings from the picture; leave prompts out")
+    return redraw(picture, graft, out, options, init_image)
+
+
+def _jobs(
+    prompts: list[str], from_file: Path | None, settings: dict[str, Any], skip_bad_lines: bool
+) -> list["Job"]:
     from clipgraft.generation.jobs import make_jobs
-    from clipgraft.stages.generate import generate as stage
     from clipgraft.stages.generate import say
-    from clipgraft.stages.grid import write_grid
     from clipgraft.stages.prompts import STANDARD_INPUT, read_jobs
 
     jobs = [job for prompt in prompts if prompt != "-" for job in make_jobs(prompt, **settings)]
@@ -273,10 +264,23 @@ def _generate(
             say(f"left out: {problem}")
     if not jobs:
         raise ValueError("no prompt to draw; give at least one text, or --from-file")
+    return jobs
+
+
+def _generate(
+    jobs: list["Job"],
+    graft: Path | None,
+    out: Path,
+    options: "DrawOptions",
+    with_grid: bool,
+    with_comparison: bool,
+) -> list[dict[str, Any]]:
+    from clipgraft.stages.generate import generate as stage
+    from clipgraft.stages.grid import write_grid
+    from clipgraft.stages.shortcuts import compare_shortcuts
+
     encoders = {"graft" if graft else "teacher": graft}
     if with_comparison:
-        from clipgraft.stages.shortcuts import compare_shortcuts
-
         return compare_shortcuts(jobs, encoders, out, options)
     rows = stage(jobs, encoders, out, options)
     if with_grid and rows:
@@ -297,7 +301,7 @@ def _settings(
     }
 
 
-def _grid_options(
+def _options(
     base: str, device: str, offload: str, batch_size: int, no_metadata: bool, dry_run: bool, as_json: bool
 ) -> "DrawOptions":
     from clipgraft.stages.generate import DrawOptions

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from clipgraft.writing import write_bytes
+
 RECORDED_PACKAGES = (
     "clipgraft",
     "torch",
@@ -33,6 +35,8 @@ RECORDED_PACKAGES = (
 BF16_GAIN = 1.2
 """So much faster bfloat16 must be to be taken: its rounding costs something too (guess)."""
 LOCK_NAME = "run.lock"
+PRECISION_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""By accelerate's names of mixed precision."""
 RECIPE_NAME = "recipe.toml"
 
 logger = logging.getLogger(__name__)
@@ -102,9 +106,7 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
 
 def inference_dtype(device: torch.device) -> torch.dtype:
     """Fastest dtype that draws the same picture up to rounding: never float16 on a CPU."""
-    if device.type == "cuda":
-        return torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bf16() else torch.float32
+    return PRECISION_DTYPES[choose_mixed_precision("auto", device)]
 
 
 def cache_dir() -> Path:
@@ -211,7 +213,7 @@ def _locked_by(path: Path) -> int:
     lock = path / LOCK_NAME
     try:
         return int(lock.read_text(encoding="utf-8").strip() or 0)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a lock that was cut off while it was written names nobody
         return 0
 
 
@@ -240,9 +242,7 @@ def to_json(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(to_json(value) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, (to_json(value) + "\n").encode("utf-8"))
 
 
 def _finite(value: Any) -> Any:

@@ -69,13 +69,17 @@ def test_a_folder_that_holds_half_precision_alone_is_loaded(base, base_dir, copy
             assert torch.equal(weight.half(), base.modules[name].state_dict()[key].half())
 
 
-def test_of_both_precisions_the_one_nearer_to_the_dtype_is_read(base_dir, copy):
+def test_of_both_precisions_the_one_nearer_to_the_dtype_is_read(base, base_dir, copy):
     folder = copy(base_dir)
     tiny.halve(folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not read")
     (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
-    FrozenBase.load(str(folder), components=("unet",), dtype=torch.bfloat16)
-    FrozenBase.load(str(folder), components=("vae",))
+    half = FrozenBase.load(str(folder), components=("unet",), dtype=torch.bfloat16).unet.state_dict()
+    for name, weight in base.unet.state_dict().items():
+        assert torch.equal(half[name], weight.half().bfloat16())
+    assert FrozenBase.load(str(folder), components=("vae",)).weight_sums() == {
+        "vae": base.weight_sums()["vae"]
+    }
 
 
 def test_weights_in_shards_are_loaded_and_missing_ones_named(base, base_dir, copy):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from example_run import RECALL, STATES, picture_row, write_json, write_pictures
 
-from clipgraft.reporting.run import collect_metrics, read_log, read_run, write_whole
+from clipgraft.reporting.run import collect_metrics, read_log, read_run
 
 
 def test_metrics_of_all_stages_are_brought_together(run_dir):
@@ -56,12 +56,3 @@ def test_log_lines_that_cannot_be_read_are_counted(tmp_path):
     problems = []
     assert read_log(log, problems) == [{"step": 1, "epoch": 0, "loss": 2.5}]
     assert problems == ["log.jsonl: 3 of 4 lines cannot be read."]
-
-
-def test_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
-    path = tmp_path / "page"
-    path.write_bytes(b"old")
-    with pytest.raises(TypeError):
-        write_whole(path, "text is no bytes")
-    assert path.read_bytes() == b"old"
-    assert [child.name for child in tmp_path.iterdir()] == ["page"]

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from clipgraft.reporting.plots import epoch_means, thin_out
 from clipgraft.reporting.run import STAGES, Run, is_number, read_run
-from clipgraft.runtime import LOCK_NAME
+from clipgraft.runtime import is_at_work
 from clipgraft.stages.studio import run_folders
 
 REPORT_NAME = "report.html"
@@ -67,18 +66,10 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _state(folder: Path, stages: list[str]) -> str:
-    if any(_is_held(place) for place in (folder, *(folder / stage for stage in stages))):
+    if any(is_at_work(place) for place in (folder, *(folder / stage for stage in stages))):
         return "running"
     is_done = (folder / REPORT_NAME).is_file() if stages else (folder / "metrics.json").is_file()
     return "finished" if is_done else "stopped"
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a process is at work there."""
-    try:
-        return psutil.pid_exists(int((folder / LOCK_NAME).read_text(encoding="utf-8").strip() or 0))
-    except (OSError, ValueError):
-        return False
 
 
 def _curve(run: Run) -> dict[str, Any]:

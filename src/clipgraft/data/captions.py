@@ -1,24 +1,28 @@
-"""Captions without images: any text file with one a line."""
+"""Text files with one caption or prompt a line."""
 
 from pathlib import Path
 
 from clipgraft.errors import DataError
 
 
-def read_caption_lines(path: Path) -> list[str]:
-    """Read captions, one a line; blank lines and repetitions are left out.
+def read_lines(path: Path, kind: str) -> list[str]:
+    """Read what a text file holds, one a line; blank lines are left out.
+
+    Args:
+        path: The file.
+        kind: What a line is, for messages: "caption" or "prompt".
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DataError: If it is not UTF-8 text, or holds no caption.
+        DataError: If it is not UTF-8 text, or holds nothing.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"captions file not found: {path}; it is a text file with one caption a line")
+        raise FileNotFoundError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); write it as UTF-8") from error
-    captions = list(dict.fromkeys(filter(None, map(str.strip, lines))))
-    if not captions:
-        raise DataError(f"{path} holds no caption; write one a line")
-    return captions
+    found = list(filter(None, map(str.strip, lines)))
+    if not found:
+        raise DataError(f"{path} holds no {kind}; write one a line")
+    return found

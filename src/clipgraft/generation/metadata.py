@@ -16,6 +16,7 @@ from clipgraft.models.base import Origin
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
 from clipgraft.runtime import to_json
+from clipgraft.writing import written_whole
 
 PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"
@@ -104,12 +105,8 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
         ):
             # tEXt holds Latin-1 alone; iTXt holds every prompt.
             (text.add_text if value.isascii() else text.add_itxt)(key, value)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with written_whole(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def parameters_text(record: dict[str, Any]) -> str:

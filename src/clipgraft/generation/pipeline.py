@@ -142,15 +142,7 @@ def draw(
         try:
             pictures = _draw_batch(pipeline, batch, states, report)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                height, width = picture_size(pipeline, batch[0])
-                raise ValueError(
-                    f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller "
-                    "one, or on CUDA add --offload sequential"
-                ) from error
-            batch_size = len(batch) // 2
+            batch_size = _smaller_batch(pipeline, batch, error)
             if on_less_memory:
                 on_less_memory(batch_size)
             continue
@@ -213,5 +205,14 @@ def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2Img
     return sibling
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[Job], error: Exception) -> int:
+    """Half a batch that memory did not suffice for; any other error goes on."""
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not should_reduce_batch_size(error):
+        raise error
+    if len(batch) == 1:
+        height, width = picture_size(pipeline, batch[0])
+        raise ValueError(
+            f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller one, or on "
+            "CUDA add --offload sequential"
+        ) from error
+    return len(batch) // 2

@@ -10,8 +10,9 @@ from clipgraft.reporting.curves import training_curves
 from clipgraft.reporting.html import render_comparison, render_report
 from clipgraft.reporting.model_card import render_model_card
 from clipgraft.reporting.plots import LIGHT, render_loss
-from clipgraft.reporting.run import read_run, write_whole
+from clipgraft.reporting.run import read_run
 from clipgraft.reporting.summary import summarize
+from clipgraft.writing import write_bytes
 
 
 def write_report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
@@ -86,7 +87,7 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_bytes(path, content)
 
 
 def _to_json(value: dict[str, Any]) -> bytes:

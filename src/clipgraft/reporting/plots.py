@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
-from clipgraft.reporting.run import is_number, read_log, write_whole
+from clipgraft.reporting.run import is_number, read_log
+from clipgraft.writing import write_bytes
 
 MAX_POINTS = 5_000
 """Batch losses drawn one by one; of more, the lowest and the highest of every few steps are drawn."""
@@ -54,8 +55,8 @@ def plot_loss(log_path: Path, out_dir: Path) -> tuple[Path, Path]:
     """
     rows = read_log(log_path, problems=[])
     png, svg = out_dir / "loss.png", out_dir / "loss.svg"
-    write_whole(png, render_loss(rows, "png"))
-    write_whole(svg, render_loss(rows, "svg"))
+    write_bytes(png, render_loss(rows, "png"))
+    write_bytes(svg, render_loss(rows, "svg"))
     return png, svg
 
 
@@ -170,7 +171,7 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
     """
     for image_format in ("png", "svg"):
         content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)
-        write_whole(out_dir / f"interpolation.{image_format}", content)
+        write_bytes(out_dir / f"interpolation.{image_format}", content)
 
 
 def plot_ladder(rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], out_dir: Path) -> None:
@@ -182,7 +183,7 @@ def plot_ladder(rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], out_dir: P
     """
     for image_format in ("png", "svg"):
         content = render_figure(lambda axes: _draw_ladder(axes, rungs), image_format, LIGHT)
-        write_whole(out_dir / f"ladder.{image_format}", content)
+        write_bytes(out_dir / f"ladder.{image_format}", content)
 
 
 def _draw_ladder(axes: Axes, rungs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

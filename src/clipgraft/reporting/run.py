@@ -5,7 +5,6 @@ Nothing here fails for lack of a file: a run that was stopped half way is read a
 
 import json
 import math
-import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -172,17 +171,6 @@ def _read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 def is_number(value: Any) -> bool:
     """Whether a value read from JSON is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: where it fails, an older file stays as it was."""
-    # Two reports of one run may be written at once: by the run, and by one who watches it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _stage_metrics(run_dir: Path, problems: list[str]) -> dict[str, dict[str, Any]]:

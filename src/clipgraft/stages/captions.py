@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from clipgraft.config import Recipe
-from clipgraft.data.captions import read_caption_lines
+from clipgraft.data.captions import read_lines
 from clipgraft.data.records import Source, Split
 from clipgraft.stages.data import load_source, select
 
@@ -39,7 +39,7 @@ def load_captions(recipe: Recipe) -> Captions:
     """
     settings = recipe.bridge
     if settings.captions:
-        lines = read_caption_lines(Path(settings.captions))
+        lines = list(dict.fromkeys(read_lines(Path(settings.captions), "caption")))
         held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
         fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()

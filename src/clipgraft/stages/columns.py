@@ -17,13 +17,14 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.evaluation.drift import caption_errors
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job
+from clipgraft.generation.metadata import save_png
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.prompt_sets import EvaluationPrompt, build_prompts
 from clipgraft.stages.scores import Paths, Scores
-from clipgraft.stages.stores import PictureStore, Task, write_whole
+from clipgraft.stages.stores import PictureStore, Task
 
 TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
     "teacher",
@@ -200,7 +201,7 @@ def real_pictures(prompts: Sequence[EvaluationPrompt], folder: Path, processes: 
             if processes.is_main_process and not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fresh = draw_scene(replace(prompt.scene, look=f"{prompt.scene.look}/fresh"))
-                write_whole(path, lambda part, image=fresh: image.save(part, format="PNG"))  # type: ignore[misc]
+                save_png(fresh, path, None)
         paths.append([path])
     processes.wait_for_everyone()
     return paths

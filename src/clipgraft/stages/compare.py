@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipgraft.stages.folder import GRAFT_STAGES, run_encoders
 from clipgraft.stages.generate import DrawOptions
 from clipgraft.stages.grid import Axis, draw_grid, graft_axis
-
-RUN_GRAFTS = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
-"""Column and stage of a run whose graft it shows."""
 
 
 def compare(
@@ -56,14 +54,10 @@ def encoders_of_run(folder: Path) -> dict[str, Path | None]:
     Raises:
         FileNotFoundError: If there is no such folder, or no graft in it.
     """
-    found = {
-        column: folder / stage / "graft"
-        for column, stage in RUN_GRAFTS.items()
-        if (folder / stage / "graft").is_dir()
-    }
-    if not found:
+    encoders = run_encoders(folder)
+    if len(encoders) == 1:
         raise FileNotFoundError(
-            f"{folder} is no run with a graft (no {', '.join(RUN_GRAFTS.values())}); name the folder of "
+            f"{folder} is no run with a graft (no {', '.join(GRAFT_STAGES.values())}); name the folder of "
             "`clipgraft run` or `demo`"
         )
-    return {"teacher": None, **found}
+    return encoders

@@ -16,6 +16,7 @@ from clipgraft.models.clip import load_clip
 from clipgraft.models.hub import embedded_models
 from clipgraft.runtime import (
     RECIPE_NAME,
+    cache_dir,
     choose_device,
     describe_environment,
     quiet_libraries,
@@ -23,9 +24,9 @@ from clipgraft.runtime import (
     write_json,
 )
 from clipgraft.stages.columns import REAL, SHUFFLED, TEACHER, draw_all, real_pictures
-from clipgraft.stages.data import cache_dir
 from clipgraft.stages.evaluation import Measured, build_record, compare_distributions
 from clipgraft.stages.evaluation_tables import print_record, short_metrics
+from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.prompt_sets import next_prompts
 from clipgraft.stages.scores import ClipFeatures, ProbeFeatures, score_by_clip, score_fidelity, score_likeness
 from clipgraft.stages.stores import FeatureStore
@@ -71,20 +72,15 @@ def graft_folders(run_dir: Path) -> dict[str, Path | None]:
     Raises:
         CheckpointError: If it has none.
     """
-    known = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
-    found: dict[str, Path | None] = {
-        column: run_dir / stage / "graft"
-        for column, stage in known.items()
-        if (run_dir / stage / "graft").is_dir()
-    }
+    encoders = run_encoders(run_dir)
     if (run_dir / "graft").is_dir():
-        found["graft"] = run_dir / "graft"
-    if not found:
+        encoders["graft"] = run_dir / "graft"
+    if len(encoders) == 1:
         raise CheckpointError(
             f"{run_dir} has no weights to draw with (no bridge/graft); finish it with `clipgraft run "
             f"{run_dir / RECIPE_NAME} --out {run_dir} --resume`"
         )
-    return {TEACHER: None} | found
+    return encoders
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:

@@ -27,11 +27,11 @@ from clipgraft.evaluation.record import (
     mean_row,
 )
 from clipgraft.evaluation.retrieval import RECALL_AT, average_precision, retrieval_ranks
+from clipgraft.generation.metadata import save_png
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.stages.columns import CHANCE, EMPTY, RANDOM, REAL, SHUFFLED, TEACHER, TITLES, Drawn
 from clipgraft.stages.prompt_sets import HELD_OUT, TEST_SPLIT, describe_sets, members
 from clipgraft.stages.scores import ClipFeatures, Paths, ProbeFeatures, Scores, picture_features
-from clipgraft.stages.stores import write_whole
 
 DISTANCES = {"cmmd": cmmd, "kid": kid, "fid": fid}
 NUM_NEAREST, THUMBNAIL_SIZE = 12, 256
@@ -310,7 +310,7 @@ def _save_thumbnail(image: CaptionedImage, path: Path) -> None:
     picture = open_image(image.path)
     picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda part: picture.save(part, format="PNG"))
+    save_png(picture, path, None)
 
 
 def _test_split(measured: Measured) -> dict[str, Any]:

@@ -92,21 +92,6 @@ def export(
     Console().print(f"{file_format}: {out_dir}", highlight=False, soft_wrap=True)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read a text file with a prompt a line; empty lines are let be.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no prompt.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts file not found: {path}")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one a line")
-    return prompts
-
-
 def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
     frozen = load_base([graft], base, torch.float32, with_teacher=False)
     build_pipeline(frozen, graft.text_encoder).save_pretrained(folder)

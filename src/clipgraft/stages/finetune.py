@@ -4,13 +4,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
 
 from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.data.check import check_source, to_json
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.records import CaptionedImage
+from clipgraft.data.records import CaptionedImage, Source
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
@@ -47,15 +48,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     source = load_source(recipe.data)
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     clip.model.to(device)
-    splits = {
-        "train": select(source, "train", recipe.data.max_train_images),
-        "val": select(source, "val", recipe.data.max_val_images),
-        "test": select(source, "test", recipe.data.max_test_images),
-    }
-    check_settings(settings, has_val=bool(splits["val"]))
-    captions = {caption for image in splits["train"] for caption in image.captions}
-    if len(captions) == 1:
-        raise ValueError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
+    splits = _splits(source, recipe)
     seed_everything(recipe.seed)
     batches = _batches(splits["train"], clip, recipe, processes)
     before = None
@@ -67,10 +60,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     if settings.loss == "sigmoid":
         objective.start_bias(send_to_device(next(iter(batches.epoch(0, 0))), device))
     watch = ClipWatch(clip, objective, splits["val"], settings.batch_size) if splits["val"] else None
-    samples = None
-    if settings.samples_every and processes.is_main_process:
-        graft, out = Path(settings.samples_graft), folder / "samples"
-        samples = Samples(clip, graft, recipe.generate, out, settings.samples_every, device)
+    samples = _samples(clip, recipe, folder, device) if processes.is_main_process else None
     result = fit_stage(
         "fine-tuning CLIP",
         objective,
@@ -93,6 +83,29 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     metrics["mixed_precision"] = choose_mixed_precision(settings.mixed_precision, device)
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _splits(source: Source, recipe: Recipe) -> dict[str, tuple[CaptionedImage, ...]]:
+    """Images to train on, to watch by and to measure on; refuses those that nothing can be learned from."""
+    data = recipe.data
+    splits = {
+        "train": select(source, "train", data.max_train_images),
+        "val": select(source, "val", data.max_val_images),
+        "test": select(source, "test", data.max_test_images),
+    }
+    check_settings(recipe.finetune, has_val=bool(splits["val"]))
+    captions = {caption for image in splits["train"] for caption in image.captions}
+    if len(captions) == 1:
+        raise ValueError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
+    return splits
+
+
+def _samples(clip: ClipParts, recipe: Recipe, folder: Path, device: torch.device) -> Samples | None:
+    settings = recipe.finetune
+    if not settings.samples_every:
+        return None
+    graft, out = Path(settings.samples_graft), folder / "samples"
+    return Samples(clip, graft, recipe.generate, out, settings.samples_every, device)
 
 
 def _finish(

@@ -21,6 +21,9 @@ from clipgraft.runtime import (
 )
 from clipgraft.stages.resources import recorded_resources
 
+GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
+"""Column of pictures -> stage of a run whose graft draws it."""
+
 
 @contextmanager
 def stage_folder(
@@ -70,3 +73,9 @@ def stage_folder(
 def fingerprint(*parts: object) -> str:
     """Name of data and settings together: the sha256 (hex) of their JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def run_encoders(folder: Path) -> dict[str, Path | None]:
+    """Text encoders that a run has, by column: the base's own, and the graft of each stage that wrote one."""
+    grafts = {column: folder / stage / "graft" for column, stage in GRAFT_STAGES.items()}
+    return {"teacher": None, **{column: graft for column, graft in grafts.items() if graft.is_dir()}}

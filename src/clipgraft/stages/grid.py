@@ -10,9 +10,9 @@ from typing import Any
 from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import save_png
 from clipgraft.reporting.pictures import COLUMN_LABELS
-from clipgraft.reporting.run import write_whole
 from clipgraft.reporting.sheet import Sheet, SheetCell, draw_sheet, render_sheets
 from clipgraft.stages.generate import DrawOptions, generate, print_line
+from clipgraft.writing import write_bytes
 
 AXES = ("prompt", "seed", "guidance", "steps", "scheduler", "graft")
 WORDS = {"guidance": "guidance_scale"}
@@ -204,7 +204,7 @@ def _write_sheets(
     )
     for name, sheet in zip(names, sheets, strict=True):
         save_png(draw_sheet(sheet), out_dir / name, None)
-    write_whole(out_dir / PAGE_NAME, render_sheets(title, lead, sheets).encode("utf-8"))
+    write_bytes(out_dir / PAGE_NAME, render_sheets(title, lead, sheets).encode("utf-8"))
     if not options.is_quiet:
         for name in (*names, PAGE_NAME):
             print_line(f"grid: {out_dir / name}")

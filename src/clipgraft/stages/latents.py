@@ -1,6 +1,5 @@
 """Latents of a source's pictures, encoded once for all runs."""
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +12,9 @@ from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
-from clipgraft.stages.data import cache_dir
+from clipgraft.runtime import cache_dir
 from clipgraft.stages.folder import fingerprint
+from clipgraft.writing import written_whole
 
 ENCODE_BATCH_SIZE = 4
 """Of 512 x 512 pictures; more at once is no faster on a CPU."""
@@ -46,7 +46,6 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
             update(start + len(opened), "images")
     latents = torch.cat(encoded).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file({"latents": latents}, temporary)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file({"latents": latents}, temporary)
     return latents

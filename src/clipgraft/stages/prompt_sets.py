@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgraft.config import EvaluateSettings
+from clipgraft.data.captions import read_lines
 from clipgraft.data.flatland import Scene, fidelity_prompts
 from clipgraft.data.records import CaptionedImage
 
@@ -70,32 +71,13 @@ def build_prompts(
             for number, prompt in enumerate(fidelity_prompts()[:num])
         ]
     if settings.prompts:
-        texts = read_prompts(Path(settings.prompts))[:num]
+        texts = read_lines(Path(settings.prompts), "prompt")[:num]
         prompts += [EvaluationPrompt(text, number, (FROM_FILE,)) for number, text in enumerate(texts)]
     if not prompts:
         raise ValueError(
             "nothing to draw: the source has no test split; name captioned images with --data, or a file "
             "with a prompt a line with --prompts"
         )
-    return prompts
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read a text file with a prompt a line; blank lines are none.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no prompt, or is no UTF-8 text.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts file not found: {path}; it holds a prompt a line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts file {path} is not UTF-8 text: {error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"prompts file {path} is empty; write a prompt a line")
     return prompts
 
 

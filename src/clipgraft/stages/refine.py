@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from clipgraft.config import Recipe, RefineSettings
@@ -14,7 +13,13 @@ from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.evaluation.teacher import noise_pred_errors
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import Graft, load_graft, save_graft
-from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
+from clipgraft.runtime import (
+    PRECISION_DTYPES,
+    choose_device,
+    choose_mixed_precision,
+    seed_everything,
+    write_json,
+)
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.latents import load_latents
@@ -23,7 +28,6 @@ from clipgraft.training.refinement import RefineObjective
 
 NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net, before and after."""
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Pictures(NamedTuple):
@@ -62,7 +66,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     base = FrozenBase.load(
         recipe.base.name,
         revision=recipe.base.revision or None,
-        dtype=DTYPES[precision],  # frozen weights need no float32 master
+        dtype=PRECISION_DTYPES[precision],  # frozen weights need no float32 master
         tokenizer=loaded.tokenizer,
     )
     base.check_record(loaded.base)

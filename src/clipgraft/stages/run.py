@@ -11,7 +11,7 @@ from clipgraft.config import Recipe
 from clipgraft.stages.bridge import bridge
 from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
-from clipgraft.stages.folder import stage_folder
+from clipgraft.stages.folder import run_encoders, stage_folder
 from clipgraft.stages.generate import DrawOptions, generate, jobs_of, speed_of
 from clipgraft.stages.refine import refine
 from clipgraft.stages.report import report
@@ -56,17 +56,6 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     page = report(folder)
     Console().print(f"report: {page}", highlight=False)
     return page
-
-
-def run_encoders(folder: Path) -> dict[str, Path | None]:
-    """Text encoders that a run compares: the base's own, CLIP's graft before and after, and refined."""
-    refined = folder / "refine" / "graft"
-    return {
-        "teacher": None,
-        "before": folder / "bridge_before" / "graft",
-        "after": folder / "bridge" / "graft",
-        **({"refined": refined} if refined.is_dir() else {}),
-    }
 
 
 def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, Any]:

@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from clipgraft.evaluation.similarity import psnr, ssim
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.speed import SpeedOptions
 from clipgraft.runtime import write_json
 from clipgraft.stages.generate import DrawOptions, generate, shortcuts_of
+from clipgraft.stages.scores import load_pixels
 
 RESULT_NAME = "shortcuts.json"
 
@@ -58,8 +55,8 @@ def compare_shortcuts(
     likeness = [
         {
             "file": a.name,
-            "psnr": float(psnr(_pixels(a), _pixels(b))),
-            "ssim": float(ssim(_pixels(a), _pixels(b))),
+            "psnr": float(psnr(load_pixels([a]), load_pixels([b]))),
+            "ssim": float(ssim(load_pixels([a]), load_pixels([b]))),
         }
         for a, b in pairs
     ]
@@ -78,11 +75,6 @@ def _without(job: Job) -> Job:
     if job.scheduler == default.scheduler:
         return job
     return replace(job, scheduler=default.scheduler, num_inference_steps=default.num_inference_steps)
-
-
-def _pixels(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
 
 
 def _print(likeness: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> None:

@@ -19,9 +19,11 @@ from torch import Tensor
 import clipgraft
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, picture_file_name
+from clipgraft.generation.metadata import save_png
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.stages.folder import fingerprint
+from clipgraft.writing import written_whole
 
 ITEMS_PER_FILE = 64
 """Features that are kept in one file, and lost together when a process is killed."""
@@ -117,7 +119,7 @@ class PictureStore:
             for (key, task), picture in zip(tasks, pictures, strict=True):
                 name = picture_file_name(picture.prompt, picture.seed)
                 path = folder / f"{task.prompt_id:04d}-{name}"
-                write_whole(path, lambda part, image=picture.image: image.save(part, format="PNG"))  # type: ignore[misc]
+                save_png(picture.image, path, None)
                 row = {"key": key, "file": path.relative_to(self.folder).as_posix(), "status": picture.status}
                 lines.write(json.dumps(row | {"sha256": file_sha256(path)}) + "\n")
                 lines.flush()
@@ -195,22 +197,13 @@ class FeatureStore:
                 done = 0
                 for number in own:
                     found = extract([items[i] for i in groups[number]]).float().cpu().contiguous()
-                    write_whole(paths[number], lambda part, found=found: save_file({"features": found}, part))  # type: ignore[misc]
+                    with written_whole(paths[number]) as temporary:
+                        save_file({"features": found}, temporary)
                     done += len(groups[number])
                     update(done, "items")
         self.processes.wait_for_everyone()
         loaded = [_load(path) for path in paths]
         return torch.cat([found for found in loaded if found is not None])
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and then renamed: it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> Tensor | None:

@@ -19,8 +19,8 @@ from clipgraft.models.clip import ClipParts, encode_text, load_clip
 from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.runtime import RECIPE_NAME, choose_device
 from clipgraft.stages.data import load_source, select
+from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.measure import embed_images
-from clipgraft.stages.run import run_encoders
 
 DEFAULT_BASE = "flatland"
 
@@ -61,12 +61,10 @@ def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
     """
     groups = {DEFAULT_BASE: ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE)}
     for folder in run_folders(runs_dir):
-        encoders = {name: path for name, path in run_encoders(folder).items() if not path or _is_graft(path)}
-        if len(encoders) > 1:
-            pass
-        elif _is_graft(folder / "graft"):
-            encoders = {"teacher": None, "graft": folder / "graft"}
-        else:
+        encoders = run_encoders(folder)
+        if _is_graft(folder / "graft"):
+            encoders["graft"] = folder / "graft"
+        if len(encoders) == 1:
             continue
         guidance_scale = _recipe(folder).generate.guidance_scale
         groups[folder.name] = ModelGroup(folder.name, encoders, guidance_scale=guidance_scale)

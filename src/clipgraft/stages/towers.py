@@ -18,7 +18,7 @@ from clipgraft.models.identity import read_cross_attention
 from clipgraft.models.ridge import ClassRidgeRegression
 from clipgraft.models.states import Spread, StateError
 from clipgraft.progress import track
-from clipgraft.runtime import choose_device, choose_mixed_precision
+from clipgraft.runtime import PRECISION_DTYPES, choose_device, choose_mixed_precision
 
 ENCODE_BATCH_SIZE = 64
 """Captions whose states are held at once: the stream's memory, whatever the number of captions."""
@@ -78,7 +78,7 @@ class Towers:
         self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
         self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
         precision = choose_mixed_precision(recipe.bridge.mixed_precision, self.device)
-        self.dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        self.dtype = PRECISION_DTYPES[precision]
 
     @property
     def are_equal(self) -> bool:

@@ -5,13 +5,16 @@ All of it is read from the file's rows, so a resumed run decides as the unbroken
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from clipgraft.writing import written_whole
 
 BEST_NAME = "best.safetensors"
 
@@ -71,9 +74,11 @@ class Evaluations:
         if weights is None:
             return
         if is_best:
-            _write_whole(self.folder / BEST_NAME, lambda path: save_file(weights, path))
+            with _on_disk(self.folder / BEST_NAME) as path:
+                save_file(weights, path)
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        _write_whole(self.folder / "evaluations.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        with _on_disk(self.folder / "evaluations.jsonl") as path:
+            path.write_text(text, encoding="utf-8")
 
     def best(self) -> dict[str, Any]:
         """Return the best row; of equal ones the first."""
@@ -100,10 +105,10 @@ class Evaluations:
         return sign * row[metric] > sign * than[metric]
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, then move it there: a killed run leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+@contextmanager
+def _on_disk(path: Path) -> Iterator[Path]:
+    """`written_whole`, and on the disk before the old file is gone: a killed run leaves one of the two."""
+    with written_whole(path) as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())

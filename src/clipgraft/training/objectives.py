@@ -283,13 +283,18 @@ class DenoisingObjective(nn.Module):
             self.text_encoder, torch.where(is_dropped, self.empty_input_ids, input_ids)
         )  # (B, 77, D)
         timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),), device=latents.device)
-        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
-        noisy_latents = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        noisy_latents = add_noise(latents, noise, self.alphas_cumprod, timesteps)
         noise_pred = self.unet(noisy_latents, timesteps, hidden_states).sample
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean((1, 2, 3))  # (B,)
         weights = min_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
         return (weights * errors).mean(), {"noise_error": errors.mean().detach()}
+
+
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """Return `noisy_latents` (B, 4, h, w) of latents at timesteps (B,)."""
+    alphas = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
 
 
 class AttributeObjective(nn.Module):

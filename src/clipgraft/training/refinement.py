@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.encoder import GraftedTextEncoder
 from clipgraft.training.losses import min_snr_weights
-from clipgraft.training.objectives import Result
+from clipgraft.training.objectives import Result, add_noise
 
 TimestepSampling = Literal["uniform", "high_noise"]
 
@@ -119,12 +119,6 @@ class RefineObjective(nn.Module):
     def _predict(self, noisy_latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         dtype = self.unet.dtype
         return self.unet(noisy_latents.to(dtype), timesteps, states.to(dtype)).sample.float()
-
-
-def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """Return `noisy_latents` (B, 4, h, w) of latents at timesteps (B,)."""
-    alphas = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
 
 
 def sample_timesteps(
