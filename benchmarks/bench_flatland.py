@@ -29,11 +29,11 @@ NUM_TEST_IMAGES = 1000
 
 
 def recipe() -> Recipe:
-    """The demo's settings with all pictures, all prompts and 6,000 captions for the bridge."""
+    """The demo's settings with all pictures and prompts, and all captions for a bridge trained for longer."""
     return Recipe(
         data=DataSettings(max_test_images=NUM_TEST_IMAGES),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
-        bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=6000),
+        bridge=BridgeSettings(learning_rate=3e-3, num_epochs=8, hidden_size=512),
         evaluate=EvaluateSettings(num_prompts=240),
     )
 

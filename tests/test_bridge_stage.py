@@ -117,8 +117,8 @@ def test_far_padding_of_some_batches_stands_for_that_of_all(world):
     towers = Towers(recipe_of(world))
     ids = towers.input_ids(load_captions(recipe_of(world)).train)
     weights = torch.zeros(2)
-    for index, to_fit in enumerate((True, False)):
-        for batch in towers.positions(ids, "x", to_fit=to_fit):
+    for index, whole_every in enumerate((3, 1)):
+        for batch in towers.positions(ids, "x", whole_every=whole_every):
             weights[index] += batch.weights.sum()
     assert weights[0].item() == pytest.approx(weights[1].item(), rel=0.05)
 

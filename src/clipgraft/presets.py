@@ -26,7 +26,7 @@ def demo() -> Recipe:
     return Recipe(
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
-        bridge=BridgeSettings(num_epochs=2, batch_size=64, hidden_size=256, max_captions=2000),
+        bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=12_000),
         generate=GenerateSettings(guidance_scale=3.0),
         evaluate=EvaluateSettings(num_prompts=24),
     )
@@ -43,7 +43,7 @@ def ladder() -> Recipe:
             learning_rate=3e-4, lr_schedule="cosine", num_epochs=2, batch_size=64, captions_per_image=5
         ),
         data=DataSettings(max_train_images=3000, max_val_images=100, max_test_images=200),
-        bridge=BridgeSettings(num_epochs=4, batch_size=64, hidden_size=512, max_captions=3000),
+        bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=12_000),
         refine=RefineSettings(num_epochs=1, learning_rate=5e-4, teacher_end=0.0, snr_gamma=5.0),
     )
 

@@ -116,11 +116,12 @@ class FinetuneSettings(TrainSettings):
 class BridgeSettings(TrainSettings):
     """The map from CLIP's token states to the teacher's."""
 
-    learning_rate: Positive = 1e-3
-    num_epochs: Annotated[int, Field(ge=0)] = 2
-    """Passes of the residual MLP over the captions; 0 = the closed-form linear map alone."""
+    learning_rate: Positive = 2e-3
+    batch_size: Count = 128
+    num_epochs: Annotated[int, Field(ge=0)] = 4
+    """Passes of what is not linear over the captions; 0 = the closed-form linear map alone."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: Every = 20
+    warmup_steps: Every = 50
     captions: str = ""
     """Text file with a caption a line, in place of the source's captions: text needs no images."""
     max_captions: Every = 0
@@ -133,7 +134,7 @@ class BridgeSettings(TrainSettings):
     """A linear map each for words, EOS and padding, with a bias for each position; off: one for all."""
     hidden_size: Count = 1024
     """Width of the residual MLP."""
-    num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 0
+    num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 2
     """Causal attention blocks before the residual MLP."""
     cosine_weight: NotNegative = 1.0
     """Of the direction's error (1 - cosine), beside the squared one, in the residual's loss."""

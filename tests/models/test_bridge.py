@@ -12,6 +12,7 @@ from clipgraft.models.bridge import (
     map_index,
     position_weights,
     token_classes,
+    visible_positions,
 )
 from clipgraft.models.ridge import ClassRidgeRegression, RidgeRegression
 from tiny import TEACHER_WIDTH, TEXT_WIDTH, build_tokenizer
@@ -127,12 +128,12 @@ def test_token_classes_of_a_caption_a_full_one_and_the_empty_one():
     ]
 
 
-def test_position_weights_leave_bos_out_and_fall_over_the_padding():
-    classes = torch.tensor([[BOS, WORD, EOS, *[PADDING] * 30]])
-    weights = position_weights(classes)[0]
-    assert weights[:3].tolist() == [0, 1, 1]
-    torch.testing.assert_close(weights[3:6], torch.tensor([0.3, 0.27, 0.243]))
-    assert weights[-1] == pytest.approx(0.05)
+def test_position_weights_leave_bos_out_and_give_all_padding_the_weight_of_eight_words():
+    classes = torch.tensor([[BOS, WORD, EOS, *[PADDING] * 32], [BOS, *[WORD] * 31, EOS, PADDING, PADDING]])
+    weights = position_weights(classes)
+    assert weights[0, :3].tolist() == [0, 1, 1]
+    assert weights[0, 3:].tolist() == [0.25] * 32
+    assert weights[1].tolist() == [0] + [1] * 34
 
 
 def test_padding_weighs_less_than_the_words_of_a_caption_of_usual_length():
@@ -233,3 +234,28 @@ def test_attention_blocks_see_what_came_before_and_start_at_zero():
     changed[:, 2] = torch.randn(TEXT_WIDTH)
     is_same = torch.isclose(bridge(states, classes), bridge(changed, classes)).all(-1)[0]
     assert is_same.tolist() == [True, True, False, False, False]
+
+
+def test_states_without_some_of_the_padding_are_bridged_as_with_all_of_it():
+    bridge = Bridge(
+        TEXT_WIDTH, TEACHER_WIDTH, 8, num_maps=NUM_CLASS_MAPS, num_positions=77, num_attention_blocks=2
+    )
+    for parameter in bridge.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    states = torch.randn(2, 12, TEXT_WIDTH)
+    classes = torch.tensor([[BOS, WORD, WORD, EOS, *[PADDING] * 8]]).expand(2, 12)
+    kept = torch.tensor([0, 1, 2, 3, 6, 11])
+    part = bridge(states[:, kept], classes[:, kept], kept.expand(2, 6))
+    torch.testing.assert_close(part, bridge(states, classes)[:, kept])
+
+
+def test_a_state_sees_itself_and_what_came_before_but_no_padding():
+    classes = torch.tensor([[BOS, WORD, EOS, PADDING, PADDING]])
+    seen = visible_positions(classes, torch.arange(5)[None])[0, 0].int()
+    assert seen.tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 1],
+    ]

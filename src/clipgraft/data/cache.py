@@ -135,29 +135,6 @@ class WithProgress:
             yield {**batch, "progress": torch.tensor([done])}
 
 
-class CaptionBatches:
-    """Captions alone, as token ids of full length.
-
-    Args:
-        input_ids: (N, L) int64.
-        batch_size: Captions in a batch; an epoch's last, smaller batch is left out.
-        seed: Decides the order, together with the epoch.
-    """
-
-    def __init__(self, input_ids: Tensor, *, batch_size: int, seed: int):
-        self.input_ids, self.batch_size, self.seed = input_ids, batch_size, seed
-
-    def __len__(self) -> int:
-        return len(self.input_ids) // self.batch_size
-
-    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Give `input_ids` (B, L)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.input_ids))
-        for batch in range(start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield {"input_ids": self.input_ids[torch.from_numpy(chosen)]}
-
-
 class LabelledBatches:
     """Pictures with their labels.
 

@@ -8,30 +8,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 BOS, WORD, EOS, PADDING = range(4)
 CLASS_NAMES = ("bos", "words", "eos", "padding")
 NUM_CLASS_MAPS = 3
 """Words, EOS, padding; BOS is a constant and needs none."""
 
-FIRST_PADDING_WEIGHT, PADDING_DECAY, LEAST_PADDING_WEIGHT = 0.3, 0.9, 0.05
-"""Some 60 of 77 positions are near-equal padding; at full weight they would drown the words (guesses)."""
-HEAD_SIZE = 64
-"""Of the attention blocks, as in CLIP."""
+PADDING_WEIGHT = 8
+"""Words that all padding of a caption weighs as much as (a guess). Some 60 of 77 positions are padding: each
+at full weight would drown the words, and at next to none pictures lose what the padding says: on flatland,
+with the teacher's words and the empty prompt's padding, place and time of day were right in four of five."""
+HEAD_SIZE = 32
+"""Of the attention blocks; half of CLIP's, as more heads mix words in more ways (a guess)."""
 
 
 class Bridge(nn.Module):
     """`y = W_c x + b_c + MLP(LayerNorm(z))`; W and b in closed form, the MLP's last layer zero at first.
 
     c is the token's class, and b may differ from position to position: what towers say of padding is above
-    all where it stands. z is x, or what causal attention blocks make of it.
+    all where it stands. z is x, or what causal attention blocks make of it. In those no position sees padding
+    but itself, so that any part of the padding may be left out and the rest stays what it is.
 
     Args:
         input_size: D_in.
         output_size: D_out.
         hidden_size: Width of the MLP; 0 = the linear map alone.
         num_maps: 1 = one linear map for all positions, `NUM_CLASS_MAPS` = one for each token class.
-        num_positions: Positions that have a b of their own; 1 = all have the same.
+        num_positions: Positions that have a b of their own, and an embedding before attention blocks; 1 = all
+            have the same.
         num_attention_blocks: Before the MLP; a position then sees those before it, as in both towers.
     """
 
@@ -58,7 +63,10 @@ class Bridge(nn.Module):
         }
         self.linear = nn.Linear(input_size, num_maps * output_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(num_maps, num_positions, output_size))
-        self.attention = nn.ModuleList(_attention_block(input_size) for _ in range(num_attention_blocks))
+        self.position_embedding: nn.Parameter | None = None
+        if num_attention_blocks:
+            self.position_embedding = nn.Parameter(torch.zeros(num_positions, input_size))
+        self.attention = nn.ModuleList(AttentionBlock(input_size) for _ in range(num_attention_blocks))
         self.residual: nn.Sequential | None = None
         if hidden_size:
             last = nn.Linear(hidden_size, output_size)
@@ -68,21 +76,24 @@ class Bridge(nn.Module):
                 nn.LayerNorm(input_size), nn.Linear(input_size, hidden_size), nn.GELU(), last
             )
 
-    def forward(self, hidden_states: Tensor, classes: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, classes: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map (B, L, D_in) to (B, L, D_out).
 
         Args:
             hidden_states: Of CLIP's text tower.
             classes: (B, L) from `token_classes`.
+            positions: (B, L) int64, where each state stands; None = all, one after another.
         """
-        bridged = self._linear(hidden_states, classes)
+        if positions is None:
+            positions = torch.arange(classes.shape[1], device=classes.device).expand_as(classes)
+        bridged = self._linear(hidden_states, classes, positions)
         if self.residual is None:
             return bridged
-        mask = nn.Transformer.generate_square_subsequent_mask(
-            hidden_states.shape[1], device=hidden_states.device, dtype=hidden_states.dtype
-        )
-        for block in self.attention:
-            hidden_states = block(hidden_states, src_mask=mask, is_causal=True)
+        if self.position_embedding is not None:
+            hidden_states = hidden_states + self.position_embedding[self._place(positions)]
+            seen = visible_positions(classes, positions)
+            for block in self.attention:
+                hidden_states = block(hidden_states, seen)
         return bridged + self.residual(hidden_states)
 
     @torch.no_grad()
@@ -103,14 +114,17 @@ class Bridge(nn.Module):
         num_maps = self.config["num_maps"]
         self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros_like(self.bias))
 
-    def _linear(self, hidden_states: Tensor, classes: Tensor) -> Tensor:
+    def _linear(self, hidden_states: Tensor, classes: Tensor, positions: Tensor) -> Tensor:
         """Of each position the map of its class; computing all and choosing costs less than sorting."""
-        by_map = self.linear(hidden_states).unflatten(-1, (self.config["num_maps"], -1))
-        by_map = by_map + self.bias[:, : hidden_states.shape[1]].transpose(0, 1)  # (B, L, num_maps, D_out)
-        if self.config["num_maps"] == 1:
-            return by_map.squeeze(2)
-        index = map_index(classes)[..., None, None].expand(-1, -1, 1, by_map.shape[-1])
-        return by_map.gather(2, index).squeeze(2)
+        num_maps, _, size = self.bias.shape
+        index = map_index(classes) if num_maps > 1 else torch.zeros_like(classes)
+        by_map = self.linear(hidden_states).unflatten(-1, (num_maps, size))  # (B, L, num_maps, D_out)
+        mapped = by_map.gather(2, index[..., None, None].expand(-1, -1, 1, size)).squeeze(2)
+        return mapped + self.bias[index, self._place(positions)]
+
+    def _place(self, positions: Tensor) -> Tensor:
+        """Number of each position's own bias and embedding."""
+        return positions if self.config["num_positions"] > 1 else torch.zeros_like(positions)
 
 
 def map_index(classes: Tensor) -> Tensor:
@@ -138,28 +152,54 @@ def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def position_weights(classes: Tensor) -> Tensor:
-    """Importance of each position: 0 for BOS (a constant), 1 for words and EOS, falling over the padding.
+    """Importance of each position: 0 for BOS (a constant), 1 for words and EOS, a share for padding.
 
     Args:
         classes: (B, L) from `token_classes`.
 
     Returns:
-        (B, L) float32.
+        (B, L) float32; all padding of a caption together has `PADDING_WEIGHT`, and none more than a word.
     """
     is_padding = classes == PADDING
-    place = is_padding.cumsum(1) - 1
-    falling = (FIRST_PADDING_WEIGHT * PADDING_DECAY**place).clamp(min=LEAST_PADDING_WEIGHT)
-    return torch.where(is_padding, falling, (classes != BOS).float())
+    each = (PADDING_WEIGHT / is_padding.sum(1, keepdim=True)).clamp(max=1.0)
+    return torch.where(is_padding, each, (classes != BOS).float())
 
 
-def _attention_block(size: int) -> nn.TransformerEncoderLayer:
-    """A block as in CLIP's towers: norms first, GELU, four times the width between."""
-    return nn.TransformerEncoderLayer(
-        size,
-        max(1, size // HEAD_SIZE),
-        dim_feedforward=4 * size,
-        dropout=0.0,
-        activation="gelu",
-        batch_first=True,
-        norm_first=True,
-    )
+def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
+    """Say which states each state may attend to: itself, and those before it that are no padding.
+
+    Args:
+        classes: (B, L) from `token_classes`.
+        positions: (B, L) int64, where each stands.
+
+    Returns:
+        bool (B, 1, L, L): of each state (row) the states that it sees.
+    """
+    is_before = positions[:, None, :] < positions[:, :, None]
+    itself = torch.eye(classes.shape[1], dtype=torch.bool, device=classes.device)
+    return (is_before & (classes != PADDING)[:, None, :] | itself)[:, None]
+
+
+class AttentionBlock(nn.Module):
+    """A block as in CLIP's towers: norms first, GELU, four times the width between.
+
+    Args:
+        size: D.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.num_heads = max(1, size // HEAD_SIZE)
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.query_key_value, self.output = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+
+    def forward(self, hidden_states: Tensor, visible: Tensor) -> Tensor:
+        """Mix states (B, L, D), each with those that `visible` (B, 1, L, L) lets it see."""
+        heads = self.query_key_value(self.attention_norm(hidden_states)).unflatten(
+            -1, (3, self.num_heads, -1)
+        )
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, L, D / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        hidden_states = hidden_states + self.output(mixed.transpose(1, 2).flatten(2))
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))

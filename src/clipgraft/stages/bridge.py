@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
 from clipgraft.config import BridgeSettings, Recipe
-from clipgraft.data.cache import CaptionBatches
-from clipgraft.models.bridge import Bridge
+from clipgraft.data.token_states import StateBatches
+from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.encoder import save_graft
 from clipgraft.models.states import COLLAPSED_SHARE, collapsed_classes
 from clipgraft.runtime import seed_everything, write_json
@@ -17,6 +16,9 @@ from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.towers import LinearFit, Towers
 from clipgraft.training.loop import FitResult
 from clipgraft.training.objectives import BridgeObjective
+
+STATES_NAME = "states.bin"
+"""Token states of the training captions, kept while a residual MLP is trained on them."""
 
 
 def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -38,13 +40,19 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
     towers = Towers(recipe)
     train_ids, held_out_ids = towers.input_ids(captions.train), towers.input_ids(captions.held_out)
     seed_everything(recipe.seed)
-    linear = towers.fit_linear(train_ids)
-    fitted = linear_bridge(towers, linear, recipe.bridge)
-    metrics: dict[str, Any] = {"linear": towers.measure(fitted, held_out_ids, linear.key_value_root)}
-    if fitted.residual is not None:
-        result = fit_residual(fitted, towers, linear, train_ids, recipe, folder, resume, captions.fingerprint)
-        metrics["residual"] = towers.measure(fitted, held_out_ids, linear.key_value_root)
-        metrics["seconds"] = result.seconds
+    has_residual = bool(recipe.bridge.num_epochs) and not towers.are_equal
+    states_file = folder / STATES_NAME if has_residual else None
+    try:
+        linear = towers.fit_linear(train_ids, states_file)
+        fitted = linear_bridge(towers, linear, recipe.bridge)
+        metrics: dict[str, Any] = {"linear": towers.measure(fitted, held_out_ids, linear.key_value_root)}
+        if has_residual:
+            result = fit_residual(fitted, towers, linear, recipe, folder, resume, captions.fingerprint)
+            metrics["residual"] = towers.measure(fitted, held_out_ids, linear.key_value_root)
+            metrics["seconds"] = result.seconds
+    finally:
+        if states_file is not None:
+            states_file.unlink(missing_ok=True)
     measured = metrics.get("residual", metrics["linear"])
     metrics["collapsed"] = say_collapse(measured["spread"], measured["teacher_spread"])
     save_graft(towers.graft(fitted), folder / "graft")
@@ -72,7 +80,6 @@ def fit_residual(
     fitted: Bridge,
     towers: Towers,
     linear: LinearFit,
-    input_ids: Tensor,
     recipe: Recipe,
     folder: Path,
     resume: bool,
@@ -83,22 +90,21 @@ def fit_residual(
     Args:
         fitted: Changed in place.
         towers: What it lies between.
-        linear: What its linear maps were solved from.
-        input_ids: (N, 77) of the training captions.
+        linear: What its linear maps were solved from, with the states of the training captions.
         recipe: Its seed and bridge settings are read.
         folder: Gets `log.jsonl` and `checkpoints/`.
         resume: Go on from the newest checkpoint there.
         source_fingerprint: Names the captions.
     """
-    settings = recipe.bridge
+    settings, states = recipe.bridge, linear.states
+    assert states is not None
     # The linear map is the least-squares optimum already; only what it leaves is learned.
     fitted.linear.requires_grad_(False)
-    batches = CaptionBatches(input_ids, batch_size=min(settings.batch_size, len(input_ids)), seed=recipe.seed)
+    batches = StateBatches(
+        states, padding=PADDING, bos=BOS, batch_size=min(settings.batch_size, len(states)), seed=recipe.seed
+    )
     objective = BridgeObjective(
         fitted,
-        towers.text_model,
-        towers.teacher,
-        towers.tokenizer.eos_token_id,
         cosine_weight=settings.cosine_weight,
         norm_weight=settings.norm_weight,
         key_value_root=linear.key_value_root,

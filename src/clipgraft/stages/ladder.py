@@ -28,7 +28,7 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.progress import track
 from clipgraft.reporting.plots import plot_ladder
 from clipgraft.runtime import choose_device, seed_everything, write_json
-from clipgraft.stages.bridge import fit_residual, linear_bridge
+from clipgraft.stages.bridge import STATES_NAME, fit_residual, linear_bridge
 from clipgraft.stages.captions import load_captions
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import stage_folder
@@ -77,6 +77,7 @@ def ladder(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
         own = recipe.model_copy(update={"clip": clip, "seed": seed})
         climb = Climb(own, folder / f"seed{seed}")
         found.append({name: climb.rung(name) for name in (TEACHER, *RUNGS[:-1])})
+        (climb.folder / STATES_NAME).unlink(missing_ok=True)
     metrics = {"rungs": summarize(found), "recipe": recipe.model_dump(mode="json")}
     write_json(folder / "metrics.json", metrics)
     plot_ladder(metrics["rungs"], folder)
@@ -121,8 +122,8 @@ class Climb:
 
     @cached_property
     def linear(self) -> LinearFit:
-        """What the closed form is computed from."""
-        return self.towers.fit_linear(self.train_ids)
+        """What the bridges are fitted to."""
+        return self.towers.fit_linear(self.train_ids, self.folder / STATES_NAME)
 
     @cached_property
     def base(self) -> FrozenBase:
@@ -160,7 +161,7 @@ class Climb:
         fitted = linear_bridge(self.towers, self.linear, settings)
         if fitted.residual is not None:
             own = self.recipe.model_copy(update={"bridge": settings})
-            fit_residual(fitted, self.towers, self.linear, self.train_ids, own, folder, True, "")
+            fit_residual(fitted, self.towers, self.linear, own, folder, True, "")
         return fitted
 
     def _measure(self, graft: Path | None, folder: Path) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """CLIP's text tower and the teacher over captions: the linear bridge, and a bridge's error."""
 
 from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +10,17 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.config import Recipe
+from clipgraft.data.token_states import TokenStates
 from clipgraft.data.transforms import tokenize
 from clipgraft.models.base import FrozenBase, check_fit
-from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge, position_weights, token_classes
+from clipgraft.models.bridge import (
+    NUM_CLASS_MAPS,
+    PADDING,
+    PADDING_WEIGHT,
+    Bridge,
+    position_weights,
+    token_classes,
+)
 from clipgraft.models.clip import load_clip, text_hidden_states
 from clipgraft.models.cross_attention import key_value_root
 from clipgraft.models.encoder import Graft, GraftedTextEncoder
@@ -20,12 +30,13 @@ from clipgraft.models.states import Spread, StateError
 from clipgraft.progress import track
 from clipgraft.runtime import PRECISION_DTYPES, choose_device, choose_mixed_precision
 
-ENCODE_BATCH_SIZE = 64
+ENCODE_BATCH_SIZE = 128
 """Captions whose states are held at once: the stream's memory, whatever the number of captions."""
 WHOLE_EVERY = 8
-"""Of a stream that is fitted to, one batch in so many has all positions; the others, those next to words.
-Three in four of a caption's 77 positions are padding of little weight: they would cost most of the time."""
-NUM_NEAR_PADDING = 4
+"""Where the linear maps alone are fitted, one batch in so many has padding. Three in four of a caption's 77
+positions are padding of little weight: they would cost most of the time."""
+NUM_KEPT_PADDING = PADDING_WEIGHT
+"""Positions drawn from a caption's padding that are kept for the residual: as many as all of it weighs."""
 
 
 class Positions(NamedTuple):
@@ -47,6 +58,8 @@ class LinearFit(NamedTuple):
     regression: ClassRidgeRegression
     key_value_root: Tensor
     """(W, W); see `models.cross_attention`."""
+    states: TokenStates | None
+    """What a residual MLP is trained on, where a file for it was named."""
 
 
 class Towers:
@@ -78,7 +91,13 @@ class Towers:
         self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
         self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
         precision = choose_mixed_precision(recipe.bridge.mixed_precision, self.device)
-        self.dtype = PRECISION_DTYPES[precision]
+        dtype = PRECISION_DTYPES[precision]
+        # Copies, as the graft takes float32 weights. A CPU that has bfloat16 encodes twice as fast in it, and
+        # its rounding, 4e-3, is far below the error of any bridge.
+        is_full = dtype == torch.float32
+        self.encoders = [
+            tower if is_full else deepcopy(tower).to(dtype) for tower in (self.text_model, self.teacher)
+        ]
 
     @property
     def are_equal(self) -> bool:
@@ -91,45 +110,59 @@ class Towers:
         return tokenize(captions, self.tokenizer, pad_to_context_length=True).input_ids
 
     @torch.no_grad()
-    def positions(self, input_ids: Tensor, description: str, *, to_fit: bool = False) -> Iterator[Positions]:
+    def positions(self, input_ids: Tensor, description: str, *, whole_every: int = 1) -> Iterator[Positions]:
         """Encode captions batch by batch, the longest first.
 
         Args:
             input_ids: (N, L) int64.
             description: What stands before the bar.
-            to_fit: Leave far padding out of all but one batch in `WHOLE_EVERY`, where it counts for all.
+            whole_every: One batch in so many has padding, which there counts for all.
         """
-        lengths = (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
+        lengths = self.lengths(input_ids)
         # The longest first: what they needed, the shorter ones use again, so that memory stays level.
         batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
-        num_whole = -(-len(batches) // WHOLE_EVERY)
+        num_whole = -(-len(batches) // whole_every)
         whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
         stands_for = len(input_ids) / sum(len(batches[index]) for index in whole)
         with track(description, len(input_ids)) as update:
             done = 0
             for index, rows in enumerate(batches):
-                near = min(input_ids.shape[1], int(lengths[rows].max()) + NUM_NEAR_PADDING)
-                is_whole = not to_fit or index in whole
-                ids = input_ids[rows][:, : None if is_whole else near].to(self.device)
+                is_whole = index in whole
+                ids = input_ids[rows][:, : None if is_whole else int(lengths[rows].max())].to(self.device)
                 classes = token_classes(ids, self.tokenizer.eos_token_id)
                 weights = position_weights(classes)
-                if to_fit and is_whole:
-                    weights[:, near:] *= stands_for
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    states = [text_hidden_states(tower, ids) for tower in (self.text_model, self.teacher)]
+                weights[classes == PADDING] *= stands_for if is_whole else 0
+                states = [text_hidden_states(encoder, ids) for encoder in self.encoders]
                 yield Positions(states[0].float(), states[1].float(), classes, weights)
                 done += len(rows)
                 update(done, "captions")
 
-    def fit_linear(self, input_ids: Tensor) -> LinearFit:
-        """Gather what the linear maps and the weights of keys and values are computed from, in one pass."""
+    def lengths(self, input_ids: Tensor) -> Tensor:
+        """Positions of each caption from BOS to EOS, (N,) int64."""
+        return (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
+
+    def fit_linear(self, input_ids: Tensor, states_file: Path | None = None) -> LinearFit:
+        """Gather what the linear maps and the weights of keys and values are computed from, in one pass.
+
+        Args:
+            input_ids: (N, 77) of the training captions.
+            states_file: Where to keep the states that a residual MLP is trained on; None = they are not kept.
+        """
         sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
-        regression = ClassRidgeRegression(*sizes, input_ids.shape[1])
+        regression, kept = ClassRidgeRegression(*sizes, input_ids.shape[1]), None
+        if states_file is not None:
+            lengths = self.lengths(input_ids).sort(descending=True).values
+            kept = TokenStates(
+                states_file, lengths + (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING), sizes
+            )
+        whole_every = WHOLE_EVERY if kept is None else 1
         for student, teacher, classes, weights in self.positions(
-            input_ids, "fitting the linear bridge", to_fit=True
+            input_ids, "fitting the linear bridge", whole_every=whole_every
         ):
             regression.add(student, teacher, weights, classes)
-        return LinearFit(regression, key_value_root(self.key_value_maps, regression.target_moment))
+            if kept is not None:
+                kept.add(student.cpu(), teacher.cpu(), classes.cpu(), kept_positions(classes.cpu()))
+        return LinearFit(regression, key_value_root(self.key_value_maps, regression.target_moment), kept)
 
     def new_bridge(
         self, *, hidden_size: int = 0, num_attention_blocks: int = 0, by_class: bool = True
@@ -179,3 +212,18 @@ class Towers:
             self.text_model, bridge, self.empty_states, self.tokenizer.eos_token_id
         )
         return Graft(encoder, self.tokenizer, self.record)
+
+
+def kept_positions(classes: Tensor) -> Tensor:
+    """Choose what of captions is kept: all but padding, and `NUM_KEPT_PADDING` drawn from the padding.
+
+    Args:
+        classes: (B, L) from `token_classes`.
+
+    Returns:
+        bool (B, L).
+    """
+    is_padding = classes == PADDING
+    draws = torch.rand(classes.shape).masked_fill(~is_padding, -1.0)
+    drawn = torch.zeros_like(is_padding).scatter(1, draws.topk(NUM_KEPT_PADDING, dim=1).indices, True)
+    return ~is_padding | drawn

@@ -154,13 +154,10 @@ class ContrastiveObjective(nn.Module):
 
 
 class BridgeObjective(nn.Module):
-    """Error of the bridged token states against the teacher's, computed on the way from `input_ids`.
+    """Error of the bridged token states against the teacher's.
 
     Args:
         bridge: Trained.
-        text_model: The fine-tuned CLIP's text tower, frozen.
-        teacher: The base's own text encoder, frozen.
-        eos_token_id: Tells words from padding.
         cosine_weight: See `state_loss`.
         norm_weight: See `state_loss`.
         key_value_root: From `key_value_root`, (W, W); None = the error of keys and values is not computed.
@@ -172,9 +169,6 @@ class BridgeObjective(nn.Module):
     def __init__(
         self,
         bridge: Bridge,
-        text_model: nn.Module,
-        teacher: nn.Module,
-        eos_token_id: int,
         *,
         cosine_weight: float = 1.0,
         norm_weight: float = 0.0,
@@ -186,25 +180,11 @@ class BridgeObjective(nn.Module):
         self.key_value_weight = key_value_weight
         self.register_buffer("key_value_root", key_value_root, persistent=False)
         self.bridge = bridge
-        self.text_model = text_model.requires_grad_(False)
-        self.teacher = teacher.requires_grad_(False)
-        self.eos_token_id = eos_token_id
-
-    def train(self, mode: bool = True) -> "BridgeObjective":
-        """Switch the bridge alone: frozen towers stay in eval."""
-        super().train(mode)
-        self.text_model.eval()
-        self.teacher.eval()
-        return self
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss over `input_ids` (B, L), each position weighted by its class."""
-        with torch.no_grad():
-            student = text_hidden_states(self.text_model, batch["input_ids"])  # (B, L, D of CLIP)
-            teacher = text_hidden_states(self.teacher, batch["input_ids"])  # (B, L, D of the base)
-        classes = token_classes(batch["input_ids"], self.eos_token_id)
-        weights = position_weights(classes)
-        bridged = self.bridge(student, classes)
+        """Return the loss over what `StateBatches` gives."""
+        teacher, weights = batch["teacher"], batch["weights"]
+        bridged = self.bridge(batch["student"], batch["classes"], batch["positions"])
         errors = state_errors(bridged, teacher, weights)
         loss = state_loss(errors, cosine_weight=self.cosine_weight, norm_weight=self.norm_weight)
         if self.key_value_root is None:
