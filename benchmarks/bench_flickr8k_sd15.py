@@ -22,14 +22,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from clipgraft.models import sd15
+from clipgraft.models.bridge import WORD, Bridge
 from clipgraft.presets import flickr8k_sd15
 from clipgraft.runtime import choose_device, describe_environment, inference_dtype, quiet_libraries
+from clipgraft.stages.captions import MAX_HELD_OUT_CAPTIONS
 
 RESULT = Path(__file__).parent / "results" / "flickr8k_sd15.json"
 NUM_TRAIN_IMAGES, NUM_OTHER_IMAGES, CAPTIONS_PER_IMAGE = 6000, 1000, 5
 """Flickr8k's split; validation and test are of one size."""
 CAPTION_TOKENS = 32
 """Of the longest caption of a batch; Flickr8k's captions have 11 words in the median, 38 at most."""
+KEPT_POSITIONS = 22
+"""Of a caption, for the bridge: BOS, Flickr8k's 12 tokens in the mean, EOS, and eight of the padding."""
 BATCH_SIZE = 32
 NUM_PICTURES = 6
 """Two prompts with the base's own text encoder, and with CLIP before and after."""
@@ -54,11 +58,23 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
     teacher = build(lambda: CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)), torch.float32, device)
     unet = build(lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG), dtype, device)
     vae = build(lambda: AutoencoderKL.from_config(sd15.VAE_CONFIG), dtype, device)
+    settings = recipe.bridge
+    shape = CLIPConfig().text_config.hidden_size, sd15.TEXT_CONFIG["hidden_size"], settings.hidden_size
+    bridge = build(
+        lambda: Bridge(
+            *shape, num_maps=3, num_positions=77, num_attention_blocks=settings.num_attention_blocks
+        ),
+        torch.float32,
+        device,
+    )
+    bridge.linear.requires_grad_(False)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)
     with torch.device(device):
         pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
         words = torch.randint(0, 49000, (BATCH_SIZE, CAPTION_TOKENS))
         prompts = torch.randint(0, 49000, (BATCH_SIZE, 77))
+        student = torch.randn(settings.batch_size, KEPT_POSITIONS, shape[0])
+        classes = torch.full((settings.batch_size, KEPT_POSITIONS), WORD)
         latents, states = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
 
     def finetune() -> None:
@@ -72,6 +88,10 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
         clip.text_model(prompts)
         teacher(prompts)
 
+    def fit_bridge() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            bridge(student, classes).float().square().mean().backward()
+
     @torch.no_grad()
     def denoise() -> None:
         unet(latents, 500, states)
@@ -81,11 +101,13 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
         vae.decode(latents[:1])
 
     steps = recipe.finetune.num_epochs * -(-NUM_TRAIN_IMAGES // BATCH_SIZE)
-    fitted = NUM_TRAIN_IMAGES * CAPTIONS_PER_IMAGE * (1 + recipe.bridge.num_epochs)
-    measured = 2 * NUM_OTHER_IMAGES * CAPTIONS_PER_IMAGE
+    captions = NUM_TRAIN_IMAGES * CAPTIONS_PER_IMAGE
+    measured = 2 * min(NUM_OTHER_IMAGES * CAPTIONS_PER_IMAGE, MAX_HELD_OUT_CAPTIONS)
+    bridge_steps = recipe.bridge.num_epochs * (captions // recipe.bridge.batch_size)
     return {
         "a fine-tuning step of 32 images": (finetune, steps),
-        "32 captions through CLIP's text tower and the teacher": (encode, 2 * (fitted + measured) / 32),
+        "32 captions through CLIP's text tower and the teacher": (encode, 2 * (captions + measured) / 32),
+        "a step of the bridge on 128 captions": (fit_bridge, 2 * bridge_steps),
         "a denoising step of a 512 px picture, with guidance": (
             denoise,
             NUM_PICTURES * recipe.generate.num_inference_steps,

@@ -35,16 +35,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one caption, preserved": {"preservation_weight": 1.0},
     "five captions, preserved": {"captions_per_image": 5, "preservation_weight": 1.0},
 }
-HALFWAY = "one caption, WiSE-FT 0.5"
+BEFORE, HALFWAY = "before fine-tuning", "one caption, WiSE-FT 0.5"
 
 
 def recipe_of(seed: int, settings: dict[str, Any]) -> Recipe:
-    """The demo's recipe with other fine-tuning settings."""
+    """The demo's recipe with other fine-tuning settings, and 8,000 captions for each of many bridges."""
     base = demo()
     return base.model_copy(
         update={
             "seed": seed,
             "finetune": base.finetune.model_copy(update=settings),
+            "bridge": base.bridge.model_copy(update={"max_captions": 8000}),
             "evaluate": base.evaluate.model_copy(update={"num_prompts": NUM_PROMPTS}),
         }
     )
@@ -59,47 +60,50 @@ def run_stage(folder: Path, recipe: Recipe, stage: Any) -> dict[str, Any]:
     return json.loads(metrics.read_text(encoding="utf-8"))
 
 
-def measure(
-    folder: Path, recipe: Recipe, clip: Path, drift: dict[str, float], recall: dict[str, float]
-) -> dict:
-    """Bridge a fine-tuned CLIP, draw, and put its figures together."""
-    tuned = recipe.model_copy(update={"clip": recipe.clip.model_copy(update={"name": str(clip)})})
-    run_stage(folder / "bridge", tuned, lambda out: bridge(tuned, out))
-    encoders = {"graft": folder / "bridge" / "graft"}
-    evaluated = run_stage(folder / "evaluate", tuned, lambda out: evaluate(tuned, encoders, out))
-    fidelity = evaluated["scores"]["graft"]
-    return {
-        "image_recall@1": recall["text_to_image_recall@1"],
-        "text_recall@1": recall["image_to_text_recall@1"],
-        "drift_words": drift["drift_words"],
-        "drift_padding": drift["drift_padding"],
-        "fidelity": fidelity["mean"],
-        "fidelity_held_out": fidelity["held_out"],
-    }
-
-
 def run_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Figures of every recipe with one seed, and of CLIP as it was."""
+    found, encoders = {}, {}
+    for name, (clip, drift, recall) in tuned_clips(folder, seed).items():
+        recipe = recipe_of(seed, {})
+        own = recipe.model_copy(update={"clip": recipe.clip.model_copy(update={"name": str(clip)})})
+        run_stage(folder / slug(name) / "bridge", own, lambda out, own=own: bridge(own, out))
+        encoders[slug(name)] = folder / slug(name) / "bridge" / "graft"
+        found[name] = {
+            "image_recall@1": recall["text_to_image_recall@1"],
+            "text_recall@1": recall["image_to_text_recall@1"],
+            "drift_words": drift["drift_words"],
+            "drift_padding": drift["drift_padding"],
+        }
+    scores = run_stage(
+        folder / "evaluate", recipe_of(seed, {}), lambda out: evaluate(recipe_of(seed, {}), encoders, out)
+    )["scores"]
+    for name, figures in found.items():
+        figures |= {
+            "fidelity": scores[slug(name)]["mean"],
+            "fidelity_held_out": scores[slug(name)]["held_out"],
+        }
+    return found
+
+
+def tuned_clips(folder: Path, seed: int) -> dict[str, tuple[Path, dict[str, float], dict[str, float]]]:
+    """By name each CLIP, its drift on validation captions and its recall on test pictures."""
     found = {}
     for name, settings in RECIPES.items():
-        recipe, own = recipe_of(seed, settings), folder / name.replace(", ", "_").replace(" ", "_")
+        recipe, own = recipe_of(seed, settings), folder / slug(name)
         tuned = run_stage(
             own / "finetune", recipe, lambda out, recipe=recipe: finetune(recipe, out, resume=True)
         )
         lines = (own / "finetune" / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
         drift = [json.loads(line) for line in lines]
-        found[name] = measure(own, recipe, own / "finetune" / "clip", drift[-1], tuned["after"])
-        if name == "one caption":
-            before = recipe.clip.name
-            found["before fine-tuning"] = measure(
-                folder / "before", recipe, Path(before), drift[0], tuned["before"]
-            )
-            found[HALFWAY] = halfway(folder / "halfway", recipe, own / "finetune" / "clip")
+        if not found:
+            found[BEFORE] = (Path(recipe.clip.name), drift[0], tuned["before"])
+        found[name] = (own / "finetune" / "clip", drift[-1], tuned["after"])
+    found[HALFWAY] = halfway(folder / slug(HALFWAY), recipe_of(seed, {}), found["one caption"][0])
     return found
 
 
-def halfway(folder: Path, recipe: Recipe, clip: Path) -> dict[str, float]:
-    """Figures of the weights in the middle between before and after."""
+def halfway(folder: Path, recipe: Recipe, clip: Path) -> tuple[Path, dict[str, float], dict[str, float]]:
+    """The weights in the middle between before and after."""
     stage = run_stage(
         folder / "interpolate", recipe, lambda out: interpolate(recipe, str(clip), out, alpha=0.5)
     )
@@ -112,7 +116,12 @@ def halfway(folder: Path, recipe: Recipe, clip: Path) -> dict[str, float]:
         }
     )
     recall = run_stage(folder / "recall", middle, lambda out: finetune(middle, out))["after"]
-    return measure(folder, recipe, folder / "interpolate" / "clip", row, recall)
+    return folder / "interpolate" / "clip", row, recall
+
+
+def slug(name: str) -> str:
+    """Folder name of a recipe."""
+    return name.replace(", ", "_").replace(" ", "_")
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def test_joint_gradient_of_clip_is_that_of_one_batch(accelerator):
 
 
 @pytest.mark.parametrize("batches_each", [1, 2])
-def test_two_processes_give_the_gradient_of_one(accelerator, tmp_path, batches_each):
+def test_two_processes_give_the_gradient_of_one(accelerator, one_thread, tmp_path, batches_each):
     clip, objective = clip_objective()
     backward_jointly(objective, clip_batches(clip, 2 * batches_each), accelerator)
     run_in_two_processes(tmp_path, batches_each)
