@@ -35,8 +35,8 @@ CAPTION_TOKENS = 32
 KEPT_POSITIONS = 22
 """Of a caption, for the bridge: BOS, Flickr8k's 12 tokens in the mean, EOS, and eight of the padding."""
 BATCH_SIZE = 32
-NUM_PICTURES = 6
-"""Two prompts with the base's own text encoder, and with CLIP before and after."""
+NUM_COLUMNS = 4
+"""The base's own text encoder, CLIP before and after, the refined graft."""
 
 
 def build(builder: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> Any:
@@ -56,7 +56,9 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
     recipe = flickr8k_sd15()
     clip = build(lambda: CLIPModel(CLIPConfig()), torch.float32, device)
     teacher = build(lambda: CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)), torch.float32, device)
-    unet = build(lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG), dtype, device)
+    unet = build(lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG), dtype, device).requires_grad_(
+        False
+    )
     vae = build(lambda: AutoencoderKL.from_config(sd15.VAE_CONFIG), dtype, device)
     settings = recipe.bridge
     shape = CLIPConfig().text_config.hidden_size, sd15.TEXT_CONFIG["hidden_size"], settings.hidden_size
@@ -75,6 +77,7 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
         prompts = torch.randint(0, 49000, (BATCH_SIZE, 77))
         student = torch.randn(settings.batch_size, KEPT_POSITIONS, shape[0])
         classes = torch.full((settings.batch_size, KEPT_POSITIONS), WORD)
+        picture = torch.randn(1, 3, 512, 512, dtype=dtype)
         latents, states = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
 
     def finetune() -> None:
@@ -96,6 +99,15 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
     def denoise() -> None:
         unet(latents, 500, states)
 
+    def refine() -> None:
+        with torch.no_grad():
+            unet(latents[:1], 500, states[:1])
+        unet(latents[:1], 500, states[:1].detach().requires_grad_()).sample.sum().backward()
+
+    @torch.no_grad()
+    def encode_picture() -> None:
+        vae.encode(picture)
+
     @torch.no_grad()
     def decode() -> None:
         vae.decode(latents[:1])
@@ -104,15 +116,21 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
     captions = NUM_TRAIN_IMAGES * CAPTIONS_PER_IMAGE
     measured = 2 * min(NUM_OTHER_IMAGES * CAPTIONS_PER_IMAGE, MAX_HELD_OUT_CAPTIONS)
     bridge_steps = recipe.bridge.num_epochs * (captions // recipe.bridge.batch_size)
+    drawn, measured_prompts = NUM_COLUMNS * len(recipe.generate.prompts), recipe.evaluate.num_prompts
+    # A column more is the untrained bridge's; the empty prompt's is drawn without guidance, at half the cost.
+    guided = drawn * recipe.generate.num_inference_steps
+    guided += (NUM_COLUMNS + 1.5) * measured_prompts * recipe.evaluate.num_inference_steps
     return {
         "a fine-tuning step of 32 images": (finetune, steps),
         "32 captions through CLIP's text tower and the teacher": (encode, 2 * (captions + measured) / 32),
         "a step of the bridge on 128 captions": (fit_bridge, 2 * bridge_steps),
-        "a denoising step of a 512 px picture, with guidance": (
-            denoise,
-            NUM_PICTURES * recipe.generate.num_inference_steps,
+        "encoding a 512 px picture": (encode_picture, NUM_TRAIN_IMAGES),
+        "refining on one picture, without gradient checkpointing": (
+            refine,
+            NUM_TRAIN_IMAGES * recipe.refine.num_epochs,
         ),
-        "decoding a 512 px picture": (decode, NUM_PICTURES),
+        "a denoising step of a 512 px picture, with guidance": (denoise, guided),
+        "decoding a 512 px picture": (decode, drawn + (NUM_COLUMNS + 2) * measured_prompts),
     }
 
 

@@ -52,13 +52,16 @@ def flickr8k_sd15() -> Recipe:
     """Return the recipe of `clipgraft run flickr8k_sd15 --data FLICKR8K --out DIR`, for a GPU and the hub.
 
     CLIP B/32 fine-tuned on Flickr8k with AdamW at 1e-5, batch 32, gradient norm 1.0, nine epochs, fp16;
-    bridged to Stable Diffusion v1.5, at its pinned commit; both prompts drawn with the base's own text
-    encoder and with CLIP before and after. What it needs and what to expect: docs/flickr8k_sd15.md.
+    bridged to Stable Diffusion v1.5, at its pinned commit, and refined; both prompts, and 100 held-out
+    captions for the figures, drawn with the base's own text encoder, with CLIP before and after, and refined.
+    What it needs and what to expect: docs/flickr8k_sd15.md.
     """
     return Recipe(
         clip=ModelSettings(name="openai/clip-vit-base-patch32"),
         base=ModelSettings(name="stable-diffusion-v1-5/stable-diffusion-v1-5"),
         finetune=FinetuneSettings(mixed_precision="fp16"),
+        refine=RefineSettings(num_epochs=1, batch_size=8, gradient_checkpointing=True),
+        evaluate=EvaluateSettings(num_prompts=100, guidance_scale=7.5, batch_size=8),
     )
 
 
