@@ -284,6 +284,11 @@ def test_resume_with_other_settings_is_refused(finished, world, capsys):
     assert "begun with other settings" in message
 
 
+def test_how_to_go_on_is_said_with_resume_alone(tmp_path, capsys):
+    for option in (["--from-step", 8], ["--allow-changed-data"]):
+        assert "add --resume" in refused(capsys, "finetune", "--out", tmp_path / "o", *option)
+
+
 def test_graft_that_is_none_is_refused(world, tmp_path, capsys):
     assert "graft" in refused(
         capsys, "generate", "A dog", "--graft", tmp_path / "no", "--out", tmp_path / "o"

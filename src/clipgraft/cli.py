@@ -127,15 +127,24 @@ def finetune(
     ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
+    from_step: Annotated[
+        int | None, typer.Option("--from-step", help="With --resume: from this step's checkpoint.")
+    ] = None,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="With --resume: though the data changed since.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fine-tune CLIP on captioned images."""
     from clipgraft.stages.finetune import finetune as stage
     from clipgraft.stages.folder import stage_folder
+    from clipgraft.training.state import Resume
 
+    if not resume and (from_step is not None or allow_changed_data):
+        raise ValueError("--from-step and --allow-changed-data say how to go on; add --resume")
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
-        stage(settings, folder, resume=resume)
+        stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
 
 
 @app.command()

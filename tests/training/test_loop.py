@@ -10,6 +10,7 @@ from torch import nn
 
 from clipgraft.errors import CheckpointError
 from clipgraft.training.loop import fit
+from clipgraft.training.state import Resume
 from clipgraft.training.stepper import MAX_SKIPPED_IN_A_ROW
 from clipgraft.training.stopping import Interrupted
 
@@ -189,6 +190,35 @@ def test_checkpoint_of_other_data_or_settings_is_refused(tmp_path):
     train(tmp_path, fingerprint="aaaa")
     with pytest.raises(CheckpointError, match="made with other data or settings"):
         train(tmp_path, resume=True, fingerprint="bbbb")
+
+
+def test_changed_data_is_accepted_aloud_where_asked_for(tmp_path, caplog):
+    train(tmp_path, fingerprint="aaaa", num_epochs=2)
+    _, result = train(tmp_path, fingerprint="bbbb", resume=Resume(allow_changed_data=True))
+    assert "other data or settings (aaaa, now bbbb); going on all the same" in caplog.text
+    assert (result.num_steps, len(read_log(tmp_path))) == (18, 18)
+
+
+def test_run_goes_on_from_the_step_that_is_named_and_later_checkpoints_are_gone(tmp_path):
+    unbroken, _ = train(tmp_path / "unbroken")
+    train(tmp_path / "again", keep_checkpoints=9)
+    folder = tmp_path / "again" / "checkpoints"
+    newer = {"step-00000016", "step-00000018"}
+    assert newer <= {path.name for path in folder.iterdir()}
+    resumed, _ = train(tmp_path / "again", resume=Resume(step=8), num_epochs=2)
+    assert not newer & {path.name for path in folder.iterdir()}
+    assert [row["step"] for row in read_log(tmp_path / "again")] == list(range(1, 13))
+    resumed, _ = train(tmp_path / "again", resume=True)
+    assert torch.equal(resumed.linear.weight, unbroken.linear.weight)
+
+
+def test_named_checkpoint_that_is_damaged_or_missing_is_an_error(tmp_path):
+    train(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 in .*; steps: 18, 16$"):
+        train(tmp_path, resume=Resume(step=7))
+    (tmp_path / "checkpoints/step-00000018/state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        train(tmp_path, resume=Resume(step=18))
 
 
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):

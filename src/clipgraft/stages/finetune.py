@@ -23,9 +23,10 @@ from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
 from clipgraft.training.loop import FitResult
 from clipgraft.training.objectives import ContrastiveObjective
+from clipgraft.training.state import Resume
 
 
-def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> dict[str, Any]:
     """Fine-tune `recipe.clip` on the train split of `recipe.data`.
 
     In several processes (started by `accelerate launch`) the first one measures and writes.
@@ -34,7 +35,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
         recipe: Its seed, device, data, clip and finetune settings are read.
         folder: Gets `clip/`, `log.jsonl`, `evaluations.jsonl`, `metrics.json`, `data.json`, `loss.png`,
             `loss.svg` and `checkpoints/`.
-        resume: Go on from the newest checkpoint there.
+        resume: Go on from the newest checkpoint there, or as a `Resume` says.
 
     Returns:
         The metrics that were written; empty in the other processes.

@@ -12,6 +12,7 @@ from clipgraft.runtime import choose_mixed_precision
 from clipgraft.settings import TrainSettings
 from clipgraft.stages.folder import fingerprint
 from clipgraft.training.loop import Batches, FitResult, StepReport, fit
+from clipgraft.training.state import Resume
 
 
 def fit_stage(
@@ -24,7 +25,7 @@ def fit_stage(
     device: torch.device,
     source_fingerprint: str,
     seed: int,
-    resume: bool,
+    resume: bool | Resume,
     on_step: Callable[[StepReport], None] | None = None,
     **options: Any,
 ) -> FitResult:
@@ -39,7 +40,7 @@ def fit_stage(
         device: Where to train.
         source_fingerprint: Names the data; a checkpoint of other data, seed or settings is refused.
         seed: The run's.
-        resume: Go on from the newest checkpoint.
+        resume: Go on from the newest checkpoint, or as a `Resume` says.
         on_step: Called after every step.
         **options: Further ones of `fit`.
     """

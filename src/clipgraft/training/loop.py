@@ -19,6 +19,7 @@ from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.log import epoch_means
 from clipgraft.training.optimization import learning_rate_factor, parameter_groups
 from clipgraft.training.record import RunRecord
+from clipgraft.training.state import Resume
 from clipgraft.training.stepper import Stepper
 from clipgraft.training.stopping import StopOnSignal
 
@@ -78,7 +79,7 @@ def fit(
     keep_checkpoints: int = 2,
     device: str = "cpu",
     fingerprint: str = "",
-    resume: bool = False,
+    resume: bool | Resume = False,
     evaluation: EvaluationPlan | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     track: str = "",
@@ -107,7 +108,7 @@ def fit(
         keep_checkpoints: Newest checkpoints kept.
         device: "cpu", "cuda" or "mps".
         fingerprint: Names data and settings; a checkpoint with another is refused on resume.
-        resume: Go on from the newest whole checkpoint, if there is one.
+        resume: Go on from the newest whole checkpoint, if there is one, or as a `Resume` says.
         evaluation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
         on_step: Called after every step.
@@ -137,7 +138,7 @@ def fit(
     state = stepper.state
     record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)
     if resume:
-        record.load()
+        record.load(resume if isinstance(resume, Resume) else Resume())
     started = time.perf_counter()
     with record, StopOnSignal() as stop:
         if state.step % steps_per_epoch == 0:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from clipgraft.training.evaluations import EvaluationPlan, Evaluations
 from clipgraft.training.log import StepLog
-from clipgraft.training.state import load_newest_state, save_state
+from clipgraft.training.state import (
+    Resume,
+    delete_newer_states,
+    load_named_state,
+    load_newest_state,
+    save_state,
+)
 from clipgraft.training.stepper import Stepper
 from clipgraft.training.stopping import Interrupted
 from clipgraft.training.tracking import Tracker
@@ -50,9 +56,16 @@ class RunRecord:
         self.tracker: Tracker | None = None
         self.evaluations: Evaluations | None = None
 
-    def load(self) -> None:
-        """Bring the state back from the newest whole checkpoint, if there is one."""
-        load_newest_state(self.folder / "checkpoints", self.stepper.state)
+    def load(self, resume: Resume) -> None:
+        """Bring the state back from the checkpoint asked for, or the newest whole one if there is one."""
+        checkpoints, state = self.folder / "checkpoints", self.stepper.state
+        if resume.step is None:
+            load_newest_state(checkpoints, state, allow_changed_data=resume.allow_changed_data)
+            return
+        load_named_state(checkpoints, state, resume)
+        self.process.wait_for_everyone()
+        if self.process.is_main_process:
+            delete_newer_states(checkpoints, resume.step)
 
     def __enter__(self) -> "RunRecord":
         step = self.stepper.state.step

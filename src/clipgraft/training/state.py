@@ -37,6 +37,16 @@ class TrainingState:
     skipped_steps: int = 0
 
 
+@dataclass(frozen=True)
+class Resume:
+    """From where to go on, and on what terms."""
+
+    step: int | None = None
+    """Of the checkpoint; None = the newest that is whole."""
+    allow_changed_data: bool = False
+    """Go on although data or settings are others than those that the checkpoint was made with."""
+
+
 def save_state(checkpoints: Path, state: TrainingState, *, keep: int) -> Path:
     """Write a checkpoint, then delete all but the newest `keep`.
 
@@ -57,7 +67,32 @@ def save_state(checkpoints: Path, state: TrainingState, *, keep: int) -> Path:
     return folder
 
 
-def load_newest_state(checkpoints: Path, state: TrainingState) -> Path | None:
+def load_named_state(checkpoints: Path, state: TrainingState, resume: Resume) -> None:
+    """Bring a state back from the checkpoint of `resume.step`, and from no other.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged, or of another model, data or settings.
+    """
+    folder = checkpoints / f"step-{resume.step:08d}"
+    if not folder.is_dir():
+        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in _newest_first(checkpoints))
+        raise CheckpointError(
+            f"no checkpoint of step {resume.step} in {checkpoints}; steps: {steps or 'none'}"
+        )
+    verify_folder(folder)
+    load_state(folder, state, allow_changed_data=resume.allow_changed_data)
+
+
+def delete_newer_states(checkpoints: Path, step: int) -> None:
+    """Delete the checkpoints beyond a step: of steps that are made once more, in another way perhaps."""
+    for folder in _newest_first(checkpoints):
+        if folder.name > f"step-{step:08d}":
+            shutil.rmtree(folder)
+
+
+def load_newest_state(
+    checkpoints: Path, state: TrainingState, *, allow_changed_data: bool = False
+) -> Path | None:
     """Bring a state back from the newest checkpoint that verifies.
 
     Returns:
@@ -73,14 +108,14 @@ def load_newest_state(checkpoints: Path, state: TrainingState) -> Path | None:
         except CheckpointError as error:
             logger.warning("checkpoint %s is damaged, falling back to the one before: %s", folder.name, error)
             continue
-        load_state(folder, state)
+        load_state(folder, state, allow_changed_data=allow_changed_data)
         return folder
     if folders:
         raise CheckpointError(f"no checkpoint in {checkpoints} is whole; start again with --overwrite")
     return None
 
 
-def load_state(folder: Path, state: TrainingState) -> None:
+def load_state(folder: Path, state: TrainingState, *, allow_changed_data: bool = False) -> None:
     """Bring a state back from one checkpoint.
 
     Raises:
@@ -88,10 +123,16 @@ def load_state(folder: Path, state: TrainingState) -> None:
     """
     values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if values["fingerprint"] != state.fingerprint:
-        raise CheckpointError(
+        what = (
             f"{folder} was made with other data or settings ({values['fingerprint'][:12]}, "
-            f"now {state.fingerprint[:12]}); use the recipe beside it, or start again with --overwrite"
+            f"now {state.fingerprint[:12]})"
         )
+        if not allow_changed_data:
+            raise CheckpointError(
+                f"{what}; use the recipe beside it, or start again with --overwrite; fine-tuning goes on "
+                "with changed data by --allow-changed-data"
+            )
+        logger.warning("%s; going on all the same", what)
     tensors = load_file(folder / "tensors.safetensors")
     expected = {name: tensor.shape for name, tensor in _module_tensors(state).items()}
     found = {name: tensor.shape for name, tensor in tensors.items() if name in expected}
