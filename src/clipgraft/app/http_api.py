@@ -21,6 +21,7 @@ from clipgraft.app.queue import BusyError, JobRow, PictureRow
 from clipgraft.app.requests import JobRequest, PromptRequest, SearchRequest
 from clipgraft.app.service import Service
 from clipgraft.app.training import describe_run, list_runs, report_path
+from clipgraft.reporting.html import script_hash
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
@@ -30,8 +31,9 @@ SECONDS_BETWEEN_HEARTBEATS = 15.0
 MAX_STREAMS = 64
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'self'; sandbox"
+    f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
 )
+"""A report may come from anybody: of its scripts the slider's alone runs, in an origin of its own."""
 PICTURE_EXAMPLE = {
     "id": "1f0c9a52e3b84d17",
     "model": "demo/after",
@@ -261,7 +263,7 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.get("/runs/{name}/report", responses=answers("<!doctype html>", media_type="text/html"))
     def report(name: RunName) -> Any:
-        """A run's report: one page, which fetches nothing and whose script does not run here."""
+        """A run's report: one page, which fetches nothing and runs no script but its slider's."""
         path = find("report", name, lambda: report_path(service.runs_dir, name))
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 

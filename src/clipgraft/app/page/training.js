@@ -55,7 +55,7 @@ function reportOf(run) {
   if (report?.dataset.run !== `${run.name} ${run.changed}`) {
     const address = `/v1/runs/${encodeURIComponent(run.name)}/report`;
     report = element("div", { "data-run": `${run.name} ${run.changed}` },
-      element("iframe", { src: address, title: `Report of ${run.name}`, sandbox: "", loading: "lazy" }),
+      element("iframe", { src: address, title: `Report of ${run.name}`, sandbox: "allow-scripts", loading: "lazy" }),
       element("p.hint", {}, element("a", { href: address, target: "_blank", rel: "noopener" }, "Open the report by itself")));
   }
   return report;
