@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipgraft.config import ModelSettings, Recipe
-from clipgraft.data.flatland import Scene, fidelity_prompts, kept_word_prompts
+from clipgraft.data.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
 from clipgraft.evaluation.fidelity import fidelity_scores
 from clipgraft.evaluation.probe import load_probe, read_attributes
 from clipgraft.evaluation.teacher import attribute_agreement, noise_pred_errors, pixel_difference
@@ -118,7 +118,7 @@ class Climb:
     @cached_property
     def train_ids(self) -> Tensor:
         """Of the training captions, (N, 77)."""
-        return self.towers.input_ids(load_captions(self.recipe).train)
+        return self._input_ids(load_captions(self.recipe).train)
 
     @cached_property
     def linear(self) -> LinearFit:
@@ -137,6 +137,10 @@ class Climb:
     def pictures(self) -> Pictures:
         """Latents of training and test pictures."""
         return load_pictures(self.recipe, self.base, NUM_MEASURED_IMAGES)
+
+    def _input_ids(self, captions: Sequence[str]) -> Tensor:
+        """Of captions that the teacher understands: of a word that it never read its states say nothing."""
+        return self.towers.input_ids([caption for caption in captions if is_known_to_teacher(caption)])
 
     def _make(self, name: str, folder: Path) -> None:
         if name == "+ refinement":
@@ -186,7 +190,7 @@ class Climb:
             return figures | {
                 f"{kind}_{name}": 0.0 for kind in ("state_error", "key_value_error") for name in classes
             }
-        held_out = self.towers.input_ids(load_captions(self.recipe).held_out)
+        held_out = self._input_ids(load_captions(self.recipe).held_out)
         measured = self.towers.measure(encoder.bridge, held_out, self.linear.key_value_root)
         for name in classes:
             figures[f"state_error_{name}"] = measured["relative_error"][name]
