@@ -27,7 +27,7 @@ from clipgraft.models.encoder import Graft, GraftedTextEncoder, save_graft
 from clipgraft.stages import gallery
 from clipgraft.stages.generate import DrawOptions
 from clipgraft.stages.generate import generate as stage
-from clipgraft.stages.grid import parse_axis
+from clipgraft.stages.grid import parse_axis, parse_encoders
 from test_cli import call, refused, run_apart
 
 A1111_PAIR = re.compile(r"\s*(\w[\w \-/]+):\s*(\"(?:\\.|[^\\\"])+\"|[^,]*)(?:,|$)")
@@ -481,6 +481,11 @@ def test_grid_cell_is_the_picture_of_its_labels(base, tmp_path):
 def test_axis_that_is_none_is_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_axis(text)
+
+
+def test_a_column_is_named_by_its_folder_or_as_asked_for():
+    found = parse_encoders(["teacher", "runs/mine/graft", "own=teacher", "other=b"])
+    assert found == {"teacher": None, "mine": Path("runs/mine/graft"), "own": None, "other": Path("b")}
 
 
 def test_axis_that_comes_twice_or_holds_what_is_not_allowed_is_refused(base, tmp_path, capsys):

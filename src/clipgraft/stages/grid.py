@@ -67,7 +67,7 @@ def graft_axis(encoders: Mapping[str, Path | None]) -> Axis:
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
-    """Read text encoders: `NAME=FOLDER`, a graft folder alone, or `teacher` for the base's own.
+    """Read text encoders: `NAME=FOLDER` or a folder alone; `teacher` in its place is the base's own.
 
     Raises:
         ValueError: If one has another form, or two have the same name.
@@ -82,7 +82,7 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
             raise ValueError(f"a graft is given as NAME=FOLDER, FOLDER or teacher; got {text!r}")
         if name in encoders:
             raise ValueError(f"two grafts are called {name!r}; give them as NAME=FOLDER")
-        encoders[name] = None if text == "teacher" else path
+        encoders[name] = None if str(path) == "teacher" else path
     return encoders
 
 

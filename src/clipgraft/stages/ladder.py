@@ -41,7 +41,7 @@ RUNGS = (
     "zero padding",
     "one linear map",
     "map per class",
-    "+ residual MLP",
+    "+ attention and MLP",
     "+ key/value loss",
     "+ refinement",
     TEACHER,
@@ -159,7 +159,7 @@ class Climb:
         update: dict[str, Any] = {"by_token_class": name != "one linear map"}
         if not name.startswith("+"):
             update["num_epochs"] = 0
-        if name == "+ residual MLP":
+        if name == "+ attention and MLP":
             update["key_value_weight"] = 0.0
         settings = self.recipe.bridge.model_copy(update=update)
         fitted = linear_bridge(self.towers, self.linear, settings)
