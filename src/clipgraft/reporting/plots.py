@@ -174,27 +174,35 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
         write_bytes(out_dir / f"interpolation.{image_format}", content)
 
 
+LADDER_LINES = (
+    ("fidelity", "prompt fidelity", LIGHT.batch, "o"),
+    ("fidelity_kept_words", "with words kept from the teacher", LIGHT.mean, "s"),
+    ("fidelity_plain_words", "the same in plain words", LIGHT.text, "D"),
+)
+
+
 def plot_ladder(rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], out_dir: Path) -> None:
-    """Draw what each rung of the ladder is worth: prompt fidelity, and the error of keys and values.
+    """Draw what each rung of the ladder is worth: prompt fidelity, also with words kept from the teacher.
 
     Args:
         rungs: By rung and figure its `mean` and `values`; see `stages.ladder`. The last one is the teacher.
         out_dir: Gets `ladder.png` and `ladder.svg`.
     """
     for image_format in ("png", "svg"):
-        content = render_figure(lambda axes: _draw_ladder(axes, rungs), image_format, LIGHT)
-        write_bytes(out_dir / f"ladder.{image_format}", content)
+        write_bytes(out_dir / f"ladder.{image_format}", render_ladder(rungs, image_format))
+
+
+def render_ladder(
+    rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], image_format: str, theme: Theme = LIGHT
+) -> bytes:
+    """Return the figure that `plot_ladder` writes, as "png" or "svg"."""
+    return render_figure(lambda axes: _draw_ladder(axes, rungs), image_format, theme)
 
 
 def _draw_ladder(axes: Axes, rungs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     style_axes(axes, LIGHT, "", x_label="share of what prompts name that pictures show")
     places = np.arange(len(rungs))[::-1]
-    lines = (
-        ("fidelity", "prompt fidelity", LIGHT.batch, "o"),
-        ("fidelity_kept_words", "with words kept from the teacher", LIGHT.mean, "s"),
-        ("fidelity_plain_words", "the same in plain words", LIGHT.text, "D"),
-    )
-    for key, label, color, marker in lines:
+    for key, label, color, marker in LADDER_LINES:
         means = [figures[key]["mean"] for figures in rungs.values()]
         axes.plot(means, places, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
         for place, figures in zip(places, rungs.values(), strict=True):
