@@ -191,7 +191,6 @@ LADDER_FIGURES = {
     "fidelity_kept_words": "kept words",
     "fidelity_plain_words": "plain words",
     "noise_error_500": "noise",
-    "state_error_words": "words' states",
 }
 
 
