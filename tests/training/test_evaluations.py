@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_loop import Regression, Rows, read_log
 
+from clipgraft.errors import CheckpointError
 from clipgraft.training.evaluations import EvaluationPlan, Evaluations
 from clipgraft.training.loop import fit
+from clipgraft.training.state import Resume
 
 SCORES = [0.1, 0.3, 0.2, 0.3, 0.25, 0.1]
 
@@ -104,3 +106,20 @@ def test_evaluation_sees_the_averaged_weights_and_training_goes_on_from_its_own(
 def test_metric_that_is_not_measured_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"best_metric 'recal' is not measured; known here: .*recall"):
         train(tmp_path, metric="recal")
+
+
+def test_another_way_is_refused_from_before_the_best_weights_that_are_kept(tmp_path):
+    train(tmp_path, scores=[0.1, 0.2, 0.3, 0.4, 0.5], keep_checkpoints=9)
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    for resume in (Resume(step=8), Resume(step=20)):
+        with pytest.raises(CheckpointError, match=r"best weights that are kept are of step 24, not of one"):
+            train(tmp_path, resume=resume)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
+    train(tmp_path, resume=Resume(step=24))
+
+
+def test_another_way_keeps_the_best_weights_that_were_found_before_it(tmp_path):
+    _, first = train(tmp_path, keep_checkpoints=9)
+    objective, _ = train(tmp_path, resume=Resume(step=8), scores=[0.0, 0.0, 0.0])
+    assert torch.equal(objective.linear.weight, first.seen[1])
+    assert [row["recall"] for row in rows_of(tmp_path)] == [0.1, 0.3, 0.0, 0.0, 0.0]

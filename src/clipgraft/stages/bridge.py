@@ -40,13 +40,12 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
     towers = Towers(recipe)
     train_ids, held_out_ids = towers.input_ids(captions.train), towers.input_ids(captions.held_out)
     seed_everything(recipe.seed)
-    has_residual = bool(recipe.bridge.num_epochs) and not towers.are_equal
-    states_file = folder / STATES_NAME if has_residual else None
+    states_file = folder / STATES_NAME if has_residual(towers, recipe.bridge) else None
     try:
         linear = towers.fit_linear(train_ids, states_file)
         fitted = linear_bridge(towers, linear, recipe.bridge)
         metrics: dict[str, Any] = {"linear": towers.measure(fitted, held_out_ids, linear.key_value_root)}
-        if has_residual:
+        if fitted.residual is not None:
             result = fit_residual(fitted, towers, linear, recipe, folder, resume, captions.fingerprint)
             metrics["residual"] = towers.measure(fitted, held_out_ids, linear.key_value_root)
             metrics["seconds"] = result.seconds
@@ -61,12 +60,17 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
     return metrics
 
 
+def has_residual(towers: Towers, settings: BridgeSettings) -> bool:
+    """Whether a bridge gets what is not linear: not between a tower and itself, nor without epochs."""
+    return bool(settings.num_epochs) and not towers.are_equal
+
+
 def linear_bridge(towers: Towers, linear: LinearFit, settings: BridgeSettings) -> Bridge:
     """Return a bridge with its linear maps solved for; its residual MLP, if any, adds nothing yet."""
-    has_residual = bool(settings.num_epochs) and not towers.are_equal
+    is_linear = not has_residual(towers, settings)
     fitted = towers.new_bridge(
-        hidden_size=settings.hidden_size if has_residual else 0,
-        num_attention_blocks=settings.num_attention_blocks if has_residual else 0,
+        hidden_size=0 if is_linear else settings.hidden_size,
+        num_attention_blocks=0 if is_linear else settings.num_attention_blocks,
         by_class=settings.by_token_class and not towers.are_equal,
     )
     if towers.are_equal:

@@ -5,6 +5,7 @@ All of it is read from the file's rows, so a resumed run decides as the unbroken
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipgraft.errors import CheckpointError
 from clipgraft.writing import written_whole
 
 BEST_NAME = "best.safetensors"
@@ -103,6 +105,20 @@ class Evaluations:
         # Of a loss and of a drift less is better, of a recall more.
         sign = -1 if "loss" in metric or "drift" in metric else 1
         return sign * row[metric] > sign * than[metric]
+
+
+def refuse_lost_best(folder: Path, plan: EvaluationPlan, step: int) -> None:
+    """Refuse to go another way from a step whose best weights so far were overwritten by later ones.
+
+    Raises:
+        CheckpointError: If they were: those that lie there would pass for weights of this way.
+    """
+    every = Evaluations(folder, plan, sys.maxsize)
+    if plan.best_metric and every.rows and every.best()["step"] > step:
+        raise CheckpointError(
+            f"the best weights that are kept are of step {every.best()['step']}, not of one up to {step}; "
+            "go on from there or later, or start again with --overwrite"
+        )
 
 
 @contextmanager

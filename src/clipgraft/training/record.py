@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from clipgraft.training.evaluations import EvaluationPlan, Evaluations
+from clipgraft.training.evaluations import EvaluationPlan, Evaluations, refuse_lost_best
 from clipgraft.training.log import StepLog
 from clipgraft.training.state import (
     Resume,
@@ -59,12 +59,15 @@ class RunRecord:
     def load(self, resume: Resume) -> None:
         """Bring the state back from the checkpoint asked for, or the newest whole one if there is one."""
         checkpoints, state = self.folder / "checkpoints", self.stepper.state
+        accept = resume.allow_changed_data
         if resume.step is None:
-            load_newest_state(checkpoints, state, allow_changed_data=resume.allow_changed_data)
-            return
-        load_named_state(checkpoints, state, resume)
+            load_newest_state(checkpoints, state, allow_changed_data=accept)
+        else:
+            load_named_state(checkpoints, state, resume.step, allow_changed_data=accept)
+        if self.plan and (accept or resume.step is not None):
+            refuse_lost_best(self.folder, self.plan, state.step)
         self.process.wait_for_everyone()
-        if self.process.is_main_process:
+        if resume.step is not None and self.process.is_main_process:
             delete_newer_states(checkpoints, resume.step)
 
     def __enter__(self) -> "RunRecord":

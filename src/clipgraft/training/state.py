@@ -67,20 +67,20 @@ def save_state(checkpoints: Path, state: TrainingState, *, keep: int) -> Path:
     return folder
 
 
-def load_named_state(checkpoints: Path, state: TrainingState, resume: Resume) -> None:
-    """Bring a state back from the checkpoint of `resume.step`, and from no other.
+def load_named_state(
+    checkpoints: Path, state: TrainingState, step: int, *, allow_changed_data: bool = False
+) -> None:
+    """Bring a state back from the checkpoint of a step, and from no other.
 
     Raises:
         CheckpointError: If there is none, or it is damaged, or of another model, data or settings.
     """
-    folder = checkpoints / f"step-{resume.step:08d}"
+    folder = checkpoints / f"step-{step:08d}"
     if not folder.is_dir():
         steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in _newest_first(checkpoints))
-        raise CheckpointError(
-            f"no checkpoint of step {resume.step} in {checkpoints}; steps: {steps or 'none'}"
-        )
+        raise CheckpointError(f"no checkpoint of step {step} in {checkpoints}; steps: {steps or 'none'}")
     verify_folder(folder)
-    load_state(folder, state, allow_changed_data=resume.allow_changed_data)
+    load_state(folder, state, allow_changed_data=allow_changed_data)
 
 
 def delete_newer_states(checkpoints: Path, step: int) -> None:
