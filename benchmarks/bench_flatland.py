@@ -2,9 +2,9 @@
 
     python benchmarks/bench_flatland.py [--out runs/bench_flatland]
 
-Fine-tunes on all of flatland8k and draws the 240 fixed prompts with three text encoders: about an hour on two
-cores, and a second call goes on where the first stopped. Prints a row for each figure, shortfalls too, and
-writes benchmarks/results/flatland.json.
+Fine-tunes on all of flatland8k and draws the 240 fixed prompts with three text encoders: a quarter of an hour
+on two cores, and a second call goes on where the first stopped. Prints a row for each figure, shortfalls too,
+and writes benchmarks/results/flatland.json.
 """
 
 import argparse

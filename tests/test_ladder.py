@@ -1,6 +1,7 @@
 """The ladder: what is put together over seeds, what is drawn of it, and all rungs once on flatland."""
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -8,7 +9,7 @@ from clipgraft.config import apply_overrides
 from clipgraft.data.flatland import is_known_to_teacher, kept_word_prompts
 from clipgraft.presets import ladder as ladder_recipe
 from clipgraft.reporting.plots import plot_ladder
-from clipgraft.stages.ladder import RUNGS, TEACHER, ladder, slug, summarize, tables
+from clipgraft.stages.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
 
 FIGURES = (
     *(
@@ -74,6 +75,18 @@ def test_prompts_with_kept_words_say_what_their_plain_ones_say():
         assert not prompt.scene.is_held_out
         assert len(prompt.named) >= 2
         assert all(getattr(prompt.scene, name) for name in prompt.named)
+
+
+def test_bridges_are_fitted_to_captions_that_the_teacher_understands_alone(tmp_path):
+    lines = [f"A {noun} running on the beach {index}" for index in range(55) for noun in ("dog", "hound")]
+    (tmp_path / "captions.txt").write_text("\n".join([*lines, *lines[:20:2]]))
+    recipe = apply_overrides(
+        {}, [f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]
+    )
+    climb = Climb(recipe, tmp_path)
+    known = [line for index, line in enumerate(lines) if (index + 1) % 10 and "dog" in line]
+    assert torch.equal(climb.train_ids, climb.towers.input_ids(known))
+    assert 0 < len(known) < len(lines) / 2 + 1
 
 
 @pytest.mark.slow
