@@ -90,7 +90,7 @@ class Bridge(nn.Module):
         if self.residual is None:
             return bridged
         if self.position_embedding is not None:
-            hidden_states = hidden_states + self.position_embedding[self._place(positions)]
+            hidden_states = hidden_states + F.embedding(self._place(positions), self.position_embedding)
             seen = visible_positions(classes, positions)
             for block in self.attention:
                 hidden_states = block(hidden_states, seen)
@@ -120,7 +120,9 @@ class Bridge(nn.Module):
         index = map_index(classes) if num_maps > 1 else torch.zeros_like(classes)
         by_map = self.linear(hidden_states).unflatten(-1, (num_maps, size))  # (B, L, num_maps, D_out)
         mapped = by_map.gather(2, index[..., None, None].expand(-1, -1, 1, size)).squeeze(2)
-        return mapped + self.bias[index, self._place(positions)]
+        # Not by indexing: its gradient is summed in another order each time, and no run could be made again.
+        row = index * self.config["num_positions"] + self._place(positions)
+        return mapped + F.embedding(row, self.bias.flatten(0, 1))
 
     def _place(self, positions: Tensor) -> Tensor:
         """Number of each position's own bias and embedding."""
