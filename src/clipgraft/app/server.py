@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 from rich.console import Console
 
+from clipgraft.app.connection import TimedConnection
 from clipgraft.app.guard import Access
 from clipgraft.app.http_api import build_app
 from clipgraft.app.limits import Limits
@@ -58,6 +59,7 @@ def serve(
         redact_secrets(access.token)
         config = uvicorn.Config(
             build_app(service, access),
+            http=TimedConnection,
             log_level="warning",
             access_log=False,
             server_header=False,
