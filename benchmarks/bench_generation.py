@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipgraft.evaluation.similarity import psnr, ssim
 from clipgraft.generation.engines import choose_engine
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.pipeline import build_pipeline, draw
@@ -281,17 +282,17 @@ def flatland_pictures(pipeline: Any, steps: int, scheduler: str = "dpm++") -> li
 
 def closeness(images: list[Image.Image], references: list[Image.Image]) -> dict[str, float]:
     """The worst and the middle of the pictures' PSNR (dB) and SSIM."""
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(images, references, strict=True)]
-    with np.errstate(divide="ignore"):  # equal pictures have no noise
-        psnr = [min(99.0, float(peak_signal_noise_ratio(b, a))) for a, b in pairs]
-    ssim = [float(structural_similarity(b, a, channel_axis=2)) for a, b in pairs]
+    drawn, expected = (
+        torch.stack([torch.from_numpy(np.asarray(image) / 255).permute(2, 0, 1) for image in each])
+        for each in (images, references)
+    )
+    decibels = psnr(drawn, expected).clamp(max=99)  # equal pictures have no noise
+    alike = ssim(drawn, expected)
     return {
-        "psnr_min": min(psnr),
-        "psnr_median": statistics.median(psnr),
-        "ssim_min": min(ssim),
-        "ssim_median": statistics.median(ssim),
+        "psnr_min": float(decibels.min()),
+        "psnr_median": float(decibels.median()),
+        "ssim_min": float(alike.min()),
+        "ssim_median": float(alike.median()),
     }
 
 

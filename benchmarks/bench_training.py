@@ -16,11 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
@@ -28,6 +31,7 @@ from clipgraft.config import DataSettings
 from clipgraft.data.crops import Crops, cut_crops
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
 from clipgraft.data.records import CaptionedImage
+from clipgraft.models.attention import ATTENTION, attend
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.runtime import choose_mixed_precision, describe_environment, quiet_libraries
@@ -86,6 +90,7 @@ def our_step(
 ) -> Step:
     """A step of clipgraft's trainer, its data with it."""
     clip = build_clip(images, tiny)
+    clip.model.set_attn_implementation(ATTENTION)  # as `load_clip` does
     batches = CaptionedBatches(
         images,
         None if is_vision_frozen else crops,
@@ -154,6 +159,27 @@ def matmul_peak(dtype: torch.dtype) -> float:
         matrix @ matrix
         best = min(best, time.perf_counter() - begun)
     return 2 * 2048**3 / best
+
+
+def measure_attention(repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of attention and its gradients in bfloat16: torch's own, and ours, in turns."""
+    rows = {}
+    for name, (heads, length) in {"12 heads, 50 patches": (12, 50), "8 heads, 77 tokens": (8, 77)}.items():
+        query, key, value = (
+            torch.randn(BATCH_SIZE, length, heads, 64, dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+            for _ in range(3)
+        )
+        ways = {"torch": functional.scaled_dot_product_attention, "ours": attend}
+
+        def measure(way: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
+            begun = time.perf_counter()
+            way(*inputs).sum().backward()
+            return time.perf_counter() - begun
+
+        inputs = (query, key, value)
+        variants = {way: partial(measure, function, inputs) for way, function in ways.items()}
+        rows[name] = {way: 1000 * seconds for way, seconds in take_turns(variants, 4 * repeats).items()}
+    return rows
 
 
 def operations(step: Step) -> int:
@@ -273,6 +299,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         "share_of_peak": operations(steps["ours"]) / own / peak,
         "peak_memory_bytes": memory,
         "largest_loss_difference": loss_differences(images, crops, tiny),
+        "attention_milliseconds": measure_attention(options.repeats),
         "growth": measure_growth(folder, tiny, precision),
         "open_clip": why_not or "its own training program, ViT-B-32, in another environment's torch",
         "environment": describe_environment(torch.device("cpu"))

@@ -21,7 +21,8 @@ def main() -> None:
     size, repeats, is_tiny = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "tiny"
     options = argparse.Namespace(tiny=is_tiny)
     base = load(options, F32)
-    inputs = inputs_of(base, 2, size)
+    latents, timestep, states = inputs_of(base, 2, size)
+    inputs = latents, base.unet.time_proj(timestep), states
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "unet.onnx"
         with torch.no_grad():

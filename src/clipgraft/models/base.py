@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
+from clipgraft.models.attention import ATTENTION
 from clipgraft.models.checkpoint import load_strictly, module_sha256
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_tokenizer, text_hidden_states
 from clipgraft.models.hub import resolve_model
@@ -245,7 +246,9 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         "unet": lambda path: load_strictly(UNet2DConditionModel, path, torch_dtype=dtype),
         "scheduler": _load_scheduler,
         "tokenizer": load_tokenizer,
-        "text_encoder": lambda path: load_strictly(CLIPTextModel, path, dtype=dtype),
+        "text_encoder": lambda path: load_strictly(
+            CLIPTextModel, path, dtype=dtype, attn_implementation=ATTENTION
+        ),
     }
     for name in {*components, "unet"} & {*loaders}:
         if not (folder / name).is_dir():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipgraft.models.attention import attend
+
 BOS, WORD, EOS, PADDING = range(4)
 CLASS_NAMES = ("bos", "words", "eos", "padding")
 NUM_CLASS_MAPS = 3
@@ -202,6 +204,6 @@ class AttentionBlock(nn.Module):
             -1, (3, self.num_heads, -1)
         )
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, L, D / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        mixed = attend(query, key, value, visible)
         hidden_states = hidden_states + self.output(mixed.transpose(1, 2).flatten(2))
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))

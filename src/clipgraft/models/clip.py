@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
+from clipgraft.models.attention import ATTENTION
 from clipgraft.models.checkpoint import MANIFEST_NAME, load_strictly, verify_folder, write_folder_atomically
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.weight_files import Needed, Weights
@@ -53,7 +54,7 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
         verify_folder(folder)
     _refuse_other_models(folder)
     # Master weights are float32 always: AdamW on half-precision weights ends in NaN (openai/CLIP issue 40).
-    model = load_strictly(CLIPModel, folder, dtype=torch.float32)
+    model = load_strictly(CLIPModel, folder, dtype=torch.float32, attn_implementation=ATTENTION)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(model.text_model, tokenizer)
     _take_special_token_ids(model, tokenizer)

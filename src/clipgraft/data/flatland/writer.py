@@ -8,6 +8,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,11 +42,19 @@ def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
 def draw_scenes(scenes: Sequence[Scene], *, num_workers: int | None = None) -> np.ndarray:
     """Draw scenes into memory: (N, 3, 128, 128) uint8; `num_workers` processes, None = one a core."""
     pixels = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    # spawn, because a forked child of a process that runs torch can hang.
-    with multiprocessing.get_context("spawn").Pool(num_workers or os.cpu_count()) as pool:
-        for index, picture in enumerate(pool.imap(draw_scene, scenes, chunksize=50)):
+    with _processes(num_workers) as pool:
+        for index, picture in enumerate(pool.map(draw_scene, scenes, chunksize=50)):
             pixels[index] = np.asarray(picture).transpose(2, 0, 1)
     return pixels
+
+
+def _processes(num_workers: int | None) -> ProcessPoolExecutor:
+    """Processes to draw in; spawned, because a forked child of a process that runs torch can hang.
+
+    Not `multiprocessing.Pool`: it starts a worker that dies anew for ever, as each does where a script that
+    calls this has no `if __name__ == "__main__"`.
+    """
+    return ProcessPoolExecutor(num_workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 
 def draw_flatland8k(
@@ -93,9 +102,8 @@ def _draw_pictures(
     (part / "Images").mkdir()
     rows: list[dict] = []
     draw = partial(_draw_one, seed=seed, num_images=num_images, folder=part / "Images")
-    # spawn, because a forked child of a process that runs torch can hang.
-    with multiprocessing.get_context("spawn").Pool(num_workers or os.cpu_count()) as pool:
-        for row in pool.imap(draw, range(num_images), chunksize=50):
+    with _processes(num_workers) as pool:
+        for row in pool.map(draw, range(num_images), chunksize=50):
             rows.append(row)
             if progress:
                 progress(len(rows), num_images)
