@@ -6,22 +6,33 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import clipgraft
 import tiny
 from clipgraft.config import Recipe
+from clipgraft.data.flatland import draw_scene, fidelity_prompts
+from clipgraft.errors import CheckpointError, is_users_to_mend, one_line
 from clipgraft.evaluation.record import METRICS
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.encoder import Graft, GraftedTextEncoder, save_graft
-from clipgraft.stages.columns import RANDOM
-from clipgraft.stages.evaluate import evaluate, evaluate_run, name_grafts
+from clipgraft.models.clip import save_clip
+from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.stages import stores
+from clipgraft.stages.columns import RANDOM, TEACHER, real_pictures
+from clipgraft.stages.evaluate import evaluate, evaluate_grafts, evaluate_run, name_grafts
+from clipgraft.stages.prompt_sets import PLAIN, EvaluationPrompt
 from clipgraft.stages.run import run_all
 from clipgraft.stages.scores import load_pixels
+from clipgraft.stages.stores import FeatureStore, code_fingerprint
 from test_cli import call, refused
 
 EXAMPLE = json.loads((Path(__file__).parent / "evaluation" / "example_evaluation.json").read_text())
@@ -127,6 +138,53 @@ def test_differences_are_over_the_same_prompts_and_seeds(record):
 def test_scorer_that_is_not_independent_is_said(record):
     assert record["settings"]["scorer"]["is_independent"] is False
     assert any("not independent" in note for note in record["notes"])
+
+
+def test_scorer_is_independent_unless_a_graft_has_it_or_was_tuned_from_it(run_dir, tmp_path):
+    recipe = Recipe.model_validate(
+        {"data": {"source": str(run_dir.parent / "data")}, "evaluate": {"num_prompts": 1, "batch_size": 2}}
+    )
+    settings = recipe.evaluate.model_copy(update={"num_inference_steps": 1})
+    graft, found = run_dir / "bridge" / "graft", {}
+    scorers = {
+        "another": tiny.write_clip(tmp_path / "another", seed=7),
+        "tuned": run_dir / "finetune" / "clip",
+        "as it was before": run_dir.parent / "clip",
+    }
+    for name, scorer in scorers.items():
+        own = settings.model_copy(update={"scorer": str(scorer)})
+        record = evaluate_grafts(recipe.model_copy(update={"evaluate": own}), [graft], tmp_path / "out")
+        notes = [note for note in record["notes"] if "not independent" in note]
+        found[name] = record["settings"]["scorer"]["is_independent"], "".join(notes)[:50]
+    assert found == {
+        "another": (True, ""),
+        "tuned": (False, "The scorer is the CLIP of 'bridge' itself, so CLIP"),
+        "as it was before": (False, "The scorer is the CLIP that 'bridge' was tuned fro"),
+    }
+
+
+def test_scorer_that_is_the_teachers_own_clip_is_not_independent(run_dir, tmp_path):
+    base, clip = FrozenBase.load(str(run_dir.parent / "base")), tiny.build_clip()
+    clip.model.config.text_config.hidden_size = tiny.TEACHER_WIDTH
+    clip.model.text_model = base.text_encoder
+    clip.model.text_projection = torch.nn.Linear(tiny.TEACHER_WIDTH, 8, bias=False)
+    clip.model.config.text_config = base.text_encoder.config
+    save_clip(clip, tmp_path / "clip")
+    recipe = Recipe.model_validate(
+        {"data": {"source": str(run_dir.parent / "data")}}
+        | {"evaluate": {"num_prompts": 1, "num_inference_steps": 1, "scorer": str(tmp_path / "clip")}}
+    )
+    record = evaluate_grafts(recipe, [run_dir / "bridge" / "graft"], tmp_path / "out")
+    assert record["settings"]["scorer"]["is_independent"] is False
+    assert "The scorer is the CLIP of 'teacher' itself" in record["notes"][0]
+
+
+def test_clip_of_flatland_scores_no_other_bases_pictures_unless_it_is_named(run_dir, tmp_path, capsys):
+    options = ["--graft", run_dir / "bridge" / "graft", "--data", run_dir.parent / "data"]
+    message = refused(capsys, "evaluate", *options, "--out", tmp_path / "out")
+    assert "no CLIP is named to score pictures by" in message
+    assert "add --scorer" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_prompts_are_held_out_captions_and_the_reference_other_photographs(record):
@@ -245,6 +303,90 @@ def test_failed_pictures_are_counted_apart_and_never_scored(run_dir, tmp_path):
     assert real == ["real_pictures"]
 
 
+def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tmp_path):
+    graft = load_graft(run_dir / "bridge" / "graft")
+    next(graft.text_encoder.bridge.parameters()).data.fill_(torch.nan)
+    save_graft(graft, tmp_path / "broken" / "graft")
+    recipe = Recipe.model_validate(
+        {
+            "data": {"source": str(run_dir.parent / "data")},
+            "evaluate": {"num_prompts": 3, "num_inference_steps": 1, "force": True}
+            | {"scorer": str(run_dir.parent / "clip")},
+        }
+    )
+    record = evaluate_grafts(recipe, [tmp_path / "broken" / "graft"], tmp_path / "out")
+    found = {row["column"]: row for row in record["figures"] if row["metric"] == "kid"}
+    assert found[TEACHER]["value"] is not None
+    assert (found[TEACHER]["num"], found["broken"]["num"]) == (3, 0)
+    assert found["broken"]["value"] is None
+    lack = "KID was not taken: 0 generated and 5 real pictures, and it needs 2 of each"
+    assert found["broken"]["note"] == lack
+    assert f"{lack} (broken)." in record["notes"]
+    assert "--force" not in "".join(record["notes"])
+
+
+def test_drawing_of_a_scene_is_never_taken_for_anothers(tmp_path):
+    prompts = [EvaluationPrompt(each.text, 0, (PLAIN,), scene=each.scene) for each in fidelity_prompts()[:3]]
+    processes = PartialState(cpu=True)
+    first = real_pictures(prompts[:2], tmp_path, processes)
+    second = real_pictures(prompts[1:], tmp_path, processes)  # as with another --num-prompts
+    assert second[0] == first[1]
+    fresh = replace(prompts[2].scene, look=f"{prompts[2].scene.look}/fresh")
+    assert (np.asarray(Image.open(second[1][0])) == np.asarray(draw_scene(fresh))).all()
+
+
+@pytest.mark.parametrize("changed", ["nothing", "data", "code"])
+def test_feature_is_made_again_where_data_or_code_has_changed(tmp_path, monkeypatch, changed):
+    store, made = FeatureStore(tmp_path, PartialState(cpu=True)), []
+
+    def extract(items):
+        made.extend(items)
+        return torch.ones(len(items), 2)
+
+    store.features("", "extractor", ["a", "b"], ["sum of a", "sum of b"], extract)
+    if changed == "code":
+        monkeypatch.setattr(stores, "code_fingerprint", lambda: "another")
+    sums = ["sum of a", "another" if changed == "data" else "sum of b"]
+    store.features("", "extractor", ["a", "b"], sums, extract)
+    assert len(made) == (2 if changed == "nothing" else 4)
+
+
+def test_how_pictures_are_prepared_for_a_model_counts_as_code(tmp_path, monkeypatch):
+    source = tmp_path / "stages" / "scores.py"
+    source.parent.mkdir()
+    monkeypatch.setattr(clipgraft, "__file__", str(tmp_path / "__init__.py"))
+    sums = []
+    for text in ("size = 1", "size = 2"):
+        source.write_text(text)
+        sums.append(code_fingerprint.__wrapped__())
+    assert sums[0] != sums[1]
+
+
+def test_features_on_a_full_disk_are_the_users_to_mend(tmp_path):
+    store = FeatureStore(tmp_path, PartialState(cpu=True))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            store.features("", "extractor", ["a"], ["sum"], lambda items: torch.ones(len(items), 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_users_to_mend(raised.value)
+    assert one_line(raised.value).startswith("no space left on the disk")
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_are_lost_in_between_are_never_left_out(tmp_path):
+    def extract(items):
+        for path in tmp_path.glob("*.safetensors"):
+            path.unlink()
+        return torch.ones(len(items), 2)
+
+    names = [str(number) for number in range(stores.ITEMS_PER_FILE + 1)]
+    with pytest.raises(CheckpointError, match="run the same command again"):
+        FeatureStore(tmp_path, PartialState(cpu=True)).features("", "extractor", names, names, extract)
+
+
 def test_prompts_of_a_file_are_drawn_without_any_data(run_dir, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("A cat\n\n  كلب على الشاطئ 🐶 \n", encoding="utf-8")
     options = ["--prompts", tmp_path / "prompts.txt", "--scorer", run_dir.parent / "clip", *OPTIONS]
@@ -258,8 +400,24 @@ def test_prompts_of_a_file_are_drawn_without_any_data(run_dir, tmp_path, capsys)
 
 
 def test_columns_are_named_after_folders_and_numbered_where_equal():
-    folders = [Path("a/graft"), Path("b/graft"), Path("c/a"), Path("other")]
-    assert list(name_grafts(folders)) == ["a", "b", "a-2", "other"]
+    folders = [Path("a/graft"), Path("b/graft"), Path("c/a"), Path("other"), Path("a-2")]
+    assert list(name_grafts(folders)) == ["a", "b", "a-2", "other", "a-2-2"]
+
+
+@pytest.mark.parametrize("name", ["teacher", "random_bridge", "real_pictures"])
+def test_graft_with_the_name_of_a_floor_or_ceiling_is_refused(tmp_path, capsys, name):
+    options = ["--graft", tmp_path / name / "graft", "--scorer", "flatland", "--out", tmp_path / "out"]
+    message = refused(capsys, "evaluate", *options)
+    assert f"would be the column '{name}'" in message
+    assert "rename its folder" in message
+
+
+def test_no_prompts_are_refused_with_the_least_number(run_dir, tmp_path, capsys):
+    options = ["--out", tmp_path / "out", "--set", "evaluate.num_prompts=0"]
+    assert "num_prompts must be 1 or more" in refused(capsys, "evaluate", run_dir, *options)
+    for number in (0, -3):
+        message = refused(capsys, "evaluate", run_dir, "--num-prompts", number)
+        assert message == f"error: --num-prompts must be 1 or more; got {number}"
 
 
 def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
@@ -267,6 +425,8 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     printed = capsys.readouterr().out
     for words in ("teacher", "after - before", "random_bridge", "chance", "note: The scorer is the CLIP of"):
         assert words in printed
+    for words in ("pictures drawn: 40", "seed: 0, steps: 2, guidance: 3.0", "scorer: clip", "bicubic to 32"):
+        assert words in printed.rpartition("drawn and scored: ")[2]
     assert "CMMD was not taken: 4 generated and 4 real pictures" in " ".join(printed.split())
 
 

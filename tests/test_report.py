@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -93,6 +94,36 @@ def test_watched_page_renews_itself_until_the_run_ends(run_dir):
     assert 'http-equiv="refresh"' in pages[0]
     assert "Fine-tuning: epoch 1 of 9, step 1." in pages[0]
     assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_evaluation_within_a_run_is_watched_too(run_dir, capsys):
+    def work():
+        with run_folder(run_dir / "evaluate", resume=True):
+            deadline = time.monotonic() + 30
+            while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while worker.is_alive() and not is_at_work(run_dir / "evaluate"):
+        time.sleep(0.01)
+    watch(run_dir, every=0.2)
+    worker.join()
+    assert "nothing is at work" not in capsys.readouterr().out
+
+
+def test_page_is_at_rest_when_ctrl_c_ends_the_watch(run_dir):
+    def interrupt():
+        deadline = time.monotonic() + 30
+        while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    worker = threading.Thread(target=interrupt, daemon=True)
+    worker.start()
+    with run_folder(run_dir, resume=True), pytest.raises(KeyboardInterrupt):
+        watch(run_dir, every=30)
+    assert 'http-equiv="refresh"' not in (run_dir / "report.html").read_text()
 
 
 def test_lock_of_a_process_that_was_killed_is_no_run_at_work(run_dir, capsys):

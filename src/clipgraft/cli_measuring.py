@@ -31,16 +31,17 @@ def evaluate(
     data: DataOption = "",
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
     prompts: Annotated[str, typer.Option("--prompts", help="Text file with a prompt a line.")] = "",
-    num_prompts: Annotated[int, typer.Option("--num-prompts", help="Prompts of each set.")] = 0,
+    num_prompts: Annotated[int | None, typer.Option("--num-prompts", help="Prompts of each set.")] = None,
     scorer: Annotated[str, typer.Option("--scorer", help="CLIP that scores: folder, hub id, flatland.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Take distances of few pictures too.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
-    from clipgraft.stages.evaluate import evaluate as stage
-    from clipgraft.stages.evaluate import evaluate_run, name_grafts
+    from clipgraft.stages.evaluate import evaluate_grafts, evaluate_run
 
+    if num_prompts is not None and num_prompts < 1:
+        raise ValueError(f"--num-prompts must be 1 or more; got {num_prompts}")
     values = {"data.source": data, "evaluate.prompts": prompts, "evaluate.scorer": scorer}
     options = [f"{key}={json.dumps(value)}" for key, value in values.items() if value]
     options += [f"evaluate.num_prompts={num_prompts}"] if num_prompts else []
@@ -54,7 +55,7 @@ def evaluate(
             "with --out"
         )
     settings = recipe_from_options(recipe, ["evaluate.num_prompts=240", *options, *set_])
-    stage(settings, {"teacher": None, **name_grafts(graft)}, out, base=base)
+    evaluate_grafts(settings, graft, out, base=base)
 
 
 def ladder(

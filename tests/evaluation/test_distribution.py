@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from clipgraft.evaluation import distribution
 from clipgraft.evaluation.distribution import cmmd, fid, kid, shortage
+from clipgraft.evaluation.record import distribution_rows
 
 
 def gaussian(num, size, seed, mean=0.0, scale=1.0):
@@ -105,3 +106,24 @@ def test_too_few_pictures_are_refused_with_their_number(metric, least):
         f"{metric.upper()} was not taken: {least} generated and {least - 1} real pictures, and it needs "
         f"{least} of each; --force takes fewer"
     )
+
+
+@pytest.mark.parametrize("metric", ["cmmd", "kid", "fid"])
+def test_forced_distance_needs_two_pictures_and_speaks_of_force_no_more(metric):
+    assert shortage(metric, 2, 2, 256, force=True) == ""
+    assert shortage(metric, 1, 4, 256, force=True) == (
+        f"{metric.upper()} was not taken: 1 generated and 4 real pictures, and it needs 2 of each"
+    )
+
+
+def test_distances_count_pictures_and_pair_those_prompts_that_both_columns_drew():
+    def distance(parts):
+        return float(torch.cat(parts).mean())
+
+    one, none = torch.ones(1, 2), torch.ones(0, 2)
+    features = {"before": [one, none, 3 * one, one], "after": [none, one, 2 * one, 3 * one]}
+    figures, [difference] = distribution_rows(
+        "kid", "held_out", features, distance, [("before", "after")], {"after": "few"}
+    )
+    assert [(row["num"], row["note"]) for row in figures] == [(3, ""), (3, "few")]
+    assert (difference["num"], difference["value"]) == (2, 2.5 - 2)

@@ -72,6 +72,7 @@ def test_scorer_that_is_one_of_the_clips_compared_is_said_loudly():
     note = independence_note("a", sums)
     assert "The scorer is the CLIP of 'before' itself" in note
     assert "--scorer" in note
+    assert "the CLIP that 'after' was tuned from" in independence_note("c", sums, ["after"])
 
 
 def test_diversity_is_the_mean_over_pairs():

@@ -81,9 +81,23 @@ def test_page_that_compares_is_quiet_too(page, tmp_path):
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
+    assert measured_title(page, tmp_path, width) == f"fits {width}"
+
+
+def test_page_without_pictures_and_without_numbers_fits_a_telephone(run_dir, tmp_path):
+    shutil.rmtree(run_dir / "generate")
+    evaluation = write_evaluation(run_dir / "evaluate", pictures=[])
+    nothing = {"value": None, "interval": None, "note": "nothing to measure"}
+    rows = {key: [row | nothing for row in evaluation[key]] for key in ("figures", "differences")}
+    write_evaluation(run_dir / "evaluate", pictures=[], **rows)
+    assert measured_title(write_report(run_dir), tmp_path, 390) == "fits 390"
+
+
+def measured_title(page, folder, width):
+    """Whether a page fits a frame of some width, as `MEASURE` says it."""
     html = page.read_text()
     # Measured by a script of the test's own, which the page's policy would forbid.
-    measured = tmp_path / "measured.html"
+    measured = folder / "measured.html"
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html).group(0)
     framed = json.dumps(html.replace(policy, "").replace("</body>", MEASURE + "</body>")).replace(
         "</", "<\\/"
@@ -94,5 +108,5 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
         f"const frame = document.querySelector('iframe'); frame.srcdoc = {framed};"
         "frame.onload = () => { document.title = frame.contentDocument.title }</script>"
     )
-    dom, _, _ = open_in_browser(measured, tmp_path, width=1500)
-    assert f"<title>fits {width}</title>" in dom
+    dom, _, _ = open_in_browser(measured, folder, width=1500)
+    return re.search("<title>(.*?)</title>", dom).group(1)

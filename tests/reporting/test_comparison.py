@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from example_run import log_rows, picture_row, write_json, write_log, write_pictures
+from example_run import log_rows, picture_row, write_evaluation, write_json, write_log, write_pictures
 
 from clipgraft.reporting.comparison import comparability, compared_pictures, differing_settings, run_names
 from clipgraft.reporting.files import write_comparison
@@ -51,6 +51,47 @@ def test_runs_on_different_data_are_not_compared_by_what_depends_on_it(two):
     assert "Not compared: recall was measured on different test images" in html
     assert "11.2 %" not in html
     assert "The heights of these lines cannot be compared: the runs are on different data" in html
+
+
+def test_runs_whose_data_is_unknown_are_not_said_to_be_on_equal_data(two):
+    for folder in two:
+        (folder / "data.json").unlink()
+    runs = [read_run(folder) for folder in two]
+    reasons = comparability(runs)
+    for kind in ("recall", "loss", "bridge"):
+        assert reasons[kind] == "of some it is not known which data they are on"
+    assert "11.2 %" not in render_comparison(runs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": [{"id": 0, "prompt": "another", "image_id": None, "sets": ["plain"]}]},
+        {"data": {"fingerprint": "same", "num_reference_images": 10}},
+        {"columns": [{"name": "teacher", "role": "ceiling", "sha256": "of another base"}]},
+        {"settings": {"base": {"name": "local", "unet_sha256": "another"}}},
+    ],
+)
+def test_evaluations_of_other_prompts_photographs_or_bases_are_not_compared(two, change):
+    write_evaluation(two[0] / "evaluate")
+    write_evaluation(two[1] / "evaluate")
+    assert comparability([read_run(folder) for folder in two])["evaluation"] == ""
+    write_evaluation(two[1] / "evaluate", **change)
+    assert "different settings, bases" in comparability([read_run(folder) for folder in two])["evaluation"]
+
+
+def test_warnings_of_an_evaluation_stand_on_the_page_that_compares_too(two):
+    write_evaluation(two[1] / "evaluate")
+    html = render_comparison([read_run(folder) for folder in two])
+    assert "other: The scorer is the CLIP that was fine-tuned, as it was before: not independent" in html
+
+
+def test_places_of_folders_are_told_to_nobody_where_settings_differ(two, tmp_path):
+    recipe = two[1] / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('source = ""', 'source = "/home/someone/photos"'))
+    written = write_comparison(two, tmp_path / "out").with_suffix(".json").read_text()
+    assert json.loads(written)["differing_settings"] == {"data.source": ["", "photos"]}
+    assert "/home/someone" not in written
 
 
 def test_losses_of_different_batches_are_not_compared_and_recall_is(two):

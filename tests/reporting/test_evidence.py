@@ -26,6 +26,33 @@ def test_figures_stand_with_their_intervals_between_floors_and_ceilings(judged):
     assert table.rows[4] == ("the same seeds without a prompt (floor)", "30.0 % [20.0 to 40.0]")
 
 
+def test_fidelity_stands_by_combinations_that_train_shows_and_never_shows(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    row = next(row for row in evaluation["figures"] if row["metric"] == "prompt_fidelity")
+    parts = [f"plain/{name}" for name in ("held_out_combinations", "seen_combinations", "no_subject")]
+    names = ["held_out", "plain", *parts, "prompts_file", "test"]
+    sets = [
+        {"name": name, "title": name, "part_of": "plain" if name in parts else None, "num_prompts": 4}
+        for name in names
+    ]
+    figures = [row | {"prompt_set": name, "value": 0.5} for name in names]
+    figures += [each | {"metric": "clip_score_raw"} for each in figures]
+    write_evaluation(run_dir / "evaluate", prompt_sets=sets, figures=figures)
+    first, others = metric_tables(read_run(run_dir))
+    heads = {table.title: table.head[1:] for table in first}
+    assert set(heads["Prompt fidelity"]) == set(names)
+    assert heads["CLIPScore, raw cosine"] == ("held_out", "plain", "prompts_file", "test")
+    assert {table.title: table.head[1:] for table in others}["CLIPScore, raw cosine"] == tuple(parts)
+
+
+def test_grafts_of_any_name_are_shown_among_best_and_worst_prompts(run_dir):
+    evaluation = json.loads(json.dumps(write_evaluation(run_dir / "evaluate")).replace('"after"', '"mine-2"'))
+    write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
+    ranked, _ = ranked_prompts(read_run(run_dir))
+    shown = [cell.column for cell in ranked["Best"][0].cells]
+    assert shown == ["teacher", "before", "mine-2"]
+
+
 def test_figure_that_was_not_taken_says_why(judged):
     table = next(table for table in metric_tables(judged)[1] if table.title == "CMMD")
     assert table.rows[0][1] == "n/a"
@@ -144,6 +171,22 @@ def test_evaluation_of_a_later_version_is_named_and_left_out(run_dir):
     run = read_run(run_dir)
     assert run.evaluation == {}
     assert "evaluation.json is of version 2, this clipgraft reads up to 1" in run.problems[0]
+
+
+def test_evaluation_that_names_no_version_is_read_as_far_as_it_goes(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    del evaluation["schema_version"]
+    write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
+    run = read_run(run_dir)
+    assert run.problems == []
+    assert metric_tables(run)[0][0].title == "Prompt fidelity"
+
+
+@pytest.mark.parametrize("scores", [{"after": 3}, {"after": {"interval": 1, "by_attribute": []}}, [1]])
+def test_scores_of_a_wrong_kind_never_stop_the_page(run_dir, scores):
+    (run_dir / "evaluate").mkdir()
+    write_json(run_dir / "evaluate" / "metrics.json", {"scores": scores})
+    assert "clipgraft report" in render_report(read_run(run_dir))
 
 
 @pytest.mark.parametrize(

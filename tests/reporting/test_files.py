@@ -6,6 +6,7 @@ import math
 import pytest
 from example_run import DATA, full_log_rows, write_evaluation, write_json, write_log
 
+from clipgraft.reporting import html
 from clipgraft.reporting.curves import training_curves
 from clipgraft.reporting.files import write_report
 from clipgraft.reporting.model_card import render_model_card
@@ -31,6 +32,36 @@ def test_report_json_says_what_the_page_says_for_machines(run_dir):
     assert summary["num_failed_pictures"] == 1
     assert str(run_dir.parent) not in text
     assert "/home/someone" not in text
+
+
+def test_report_that_cannot_be_written_whole_replaces_nothing(run_dir):
+    write_report(run_dir)
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    write_log(run_dir / "finetune" / "log.jsonl", full_log_rows(2, 10))
+    (run_dir / "figures").write_text("")  # a file where a folder has to be, behind page and JSON
+    with pytest.raises(OSError, match="figures"):
+        write_report(run_dir)
+    (run_dir / "figures").unlink()
+    assert {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
+
+
+def test_page_over_five_megabytes_is_refused_with_what_to_do(run_dir, monkeypatch):
+    monkeypatch.setattr(html, "MAX_REPORT_BYTES", 10_000)
+    with pytest.raises(ValueError, match=r"page of 'demo' would be .* bytes, and 10,000 .* compare fewer"):
+        write_report(run_dir)
+
+
+def test_warnings_and_how_pictures_were_drawn_are_in_card_and_json(run_dir):
+    write_evaluation(run_dir / "evaluate")
+    write_json(run_dir / "evaluate" / "metrics.json", {"scores": {"after": {"mean": 0.8}}, "settings": {}})
+    run = read_run(run_dir)
+    card = render_model_card(run)
+    assert card.count("## Prompt fidelity\n") == 1
+    assert "not independent" in card
+    assert "How it was drawn and scored: " in card
+    assert "seed: 0, steps: 20, guidance: 3.0" in card
+    assert "pictures drawn: " in card
+    assert any("not independent" in note for note in summarize(run)["evaluation"]["notes"])
 
 
 def test_figures_that_are_not_finite_are_null_in_json(run_dir):

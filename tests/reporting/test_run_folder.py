@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
-from example_run import RECALL, STATES, picture_row, write_json, write_pictures
+from example_run import RECALL, STATES, picture_row, write_evaluation, write_json, write_pictures
 
 from clipgraft.reporting.run import collect_metrics, read_log, read_run
+from clipgraft.stages.report import report
 
 
 def test_metrics_of_all_stages_are_brought_together(run_dir):
@@ -29,6 +30,37 @@ def test_stage_that_did_not_end_is_left_out_of_the_metrics(run_dir):
 def test_metrics_of_a_single_stage_are_returned_as_they_are(run_dir, stage):
     written = json.loads((run_dir / stage / "metrics.json").read_text())
     assert collect_metrics(run_dir / stage) == written
+
+
+@pytest.mark.parametrize("stage", ["finetune", "bridge"])
+def test_stage_that_was_evaluated_keeps_its_metrics_and_is_shown_with_them(run_dir, stage):
+    folder = run_dir / stage
+    before = (folder / "metrics.json").read_bytes()
+    write_evaluation(folder / "evaluate")
+    write_json(folder / "evaluate" / "metrics.json", {"scores": {}, "settings": {}})
+    page = report(folder).read_text()
+    assert (folder / "metrics.json").read_bytes() == before
+    run = read_run(folder)
+    assert run.is_single_stage
+    assert getattr(run, stage) == json.loads(before)
+    assert run.evaluation["prompts"]
+    assert f"<h2>{'Bridge' if stage == 'bridge' else 'Retrieval'}</h2>" in page
+    assert "Did it help?" in page
+
+
+def test_stages_own_metrics_survive_a_later_stages_folder_within_it(run_dir):
+    tuned = run_dir / "finetune"
+    shutil.copytree(run_dir / "bridge", tuned / "bridge")
+    before = (tuned / "metrics.json").read_bytes()
+    report(tuned)
+    assert (tuned / "metrics.json").read_bytes() == before
+
+
+def test_metrics_of_refining_alone_are_not_taken_for_fine_tunings(tmp_path):
+    metrics = {"before": {"500": 0.4}, "after": {"500": 0.3}, "num_steps": 3, "num_train_images": 8}
+    write_json(tmp_path / "metrics.json", metrics)
+    run = read_run(tmp_path)
+    assert (run.refine, run.finetune) == (metrics, {})
 
 
 def test_metrics_collected_at_the_top_are_not_taken_for_a_stages(run_dir):

@@ -1,6 +1,6 @@
 """CLIPScore: how near a picture and its prompt lie in the joint space of a CLIP, the scorer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -35,17 +35,21 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
     return SCALE * cosines.clamp(min=0)
 
 
-def independence_note(scorer_sum: str, tower_sums: Mapping[str, str]) -> str:
-    """Say why a scorer is no independent judge of the CLIPs compared; empty where its weights are others.
+def independence_note(
+    scorer_sum: str, tower_sums: Mapping[str, str], tuned_from_it: Sequence[str] = ()
+) -> str:
+    """Say why a scorer is no independent judge of the CLIPs compared; empty where it is one.
 
     Args:
         scorer_sum: Sum of the scorer's text tower.
         tower_sums: The same of the text towers that are compared, by column.
+        tuned_from_it: Columns whose CLIP was tuned from the scorer.
     """
     own = [column for column, value in tower_sums.items() if value == scorer_sum]
-    if not own:
+    if not own and not tuned_from_it:
         return ""
+    whose = f"of {own[0]!r} itself" if own else f"that {tuned_from_it[0]!r} was tuned from"
     return (
-        f"The scorer is the CLIP of {own[0]!r} itself, so CLIPScore, CMMD and cosines are not independent of "
+        f"The scorer is the CLIP {whose}, so CLIPScore, CMMD and cosines are not independent of "
         "what is measured: pictures that please it may please nobody else. Name another with --scorer."
     )

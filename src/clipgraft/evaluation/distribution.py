@@ -11,6 +11,8 @@ CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 LEAST_FOR_CMMD, LEAST_FOR_KID = 100, 50
 """Pictures of each set. Guesses: below them intervals are wider than differences worth speaking of."""
+LEAST_FORCED = 2
+"""Pictures of each set below which KID has no pair, and FID no covariance."""
 ROWS_PER_CHUNK = 1024
 
 
@@ -69,18 +71,22 @@ def fid(generated: Tensor, real: Tensor) -> float:
     return float((x.mean(0) - y.mean(0)).square().sum() + spread - 2 * between)
 
 
-def shortage(metric: str, num_generated: int, num_real: int, num_features: int) -> str:
+def shortage(
+    metric: str, num_generated: int, num_real: int, num_features: int, *, force: bool = False
+) -> str:
     """Say that there are too few pictures for a distance; empty where there are enough.
 
-    FID needs more than it has features: below, both covariances are singular.
+    FID needs more than it has features: below, both covariances are singular. Where it is forced, each
+    distance is taken of two pictures or more.
     """
     least = {"cmmd": LEAST_FOR_CMMD, "kid": LEAST_FOR_KID, "fid": num_features + 1}[metric]
+    least = LEAST_FORCED if force else least
     found = min(num_generated, num_real)
     if found >= least:
         return ""
     return (
         f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real pictures, and it "
-        f"needs {least} of each; --force takes fewer"
+        f"needs {least} of each{'' if force else '; --force takes fewer'}"
     )
 
 

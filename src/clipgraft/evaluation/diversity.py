@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def seed_diversity(embeds: Tensor) -> Tensor:
-    """Return the mean of `1 - cosine` over all pairs of a prompt's pictures.
+    """Return the mean of `1 - cosine` over all pairs of a prompt's pictures: two at the least.
+
+    Preprocessing is the extractor's own.
 
     Args:
         embeds: (N, K, P), unit norm: K >= 2 pictures of each of N prompts, which differ in their seed alone.
@@ -27,7 +29,8 @@ def seed_diversity(embeds: Tensor) -> Tensor:
 def nearest_images(embeds: Tensor, image_embeds: Tensor, rows_per_chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Find the training image nearest to each picture: one that is a copy was memorised.
 
-    A cosine says nothing alone; held-out photographs' own nearest training images are the measure.
+    A cosine says nothing alone; held-out photographs' own nearest training images are the measure. One
+    training image is enough. Preprocessing is the extractor's own, the same for both.
 
     Args:
         embeds: (N, P), unit norm.

@@ -1,6 +1,7 @@
 """Drift: how far the token states of a text tower have moved from where they began, by token class.
 
-A contrastive loss reads the state at EOS alone; a U-Net reads all 77.
+A contrastive loss reads the state at EOS alone; a U-Net reads all 77. Captions are cut and padded to the 77
+positions of the tokenizer; one caption is enough.
 """
 
 import torch

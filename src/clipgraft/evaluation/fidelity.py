@@ -1,4 +1,8 @@
-"""Prompt fidelity: the share of what a prompt names that the probe finds in the picture."""
+"""Prompt fidelity: the share of what a prompt names that the probe finds in the picture.
+
+The probe reads pictures of flatland's 128 pixels; others are cut to them. Each picture is a sample; one is
+enough.
+"""
 
 from collections.abc import Collection, Sequence
 

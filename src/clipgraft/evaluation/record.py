@@ -1,6 +1,6 @@
 """Rows of evaluation.json: figures with intervals, and paired differences; see docs/evaluation.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -175,7 +175,7 @@ def distribution_rows(
     features: dict[str, list[Any]],
     distance: Callable[[list[Any]], float],
     pairs: list[tuple[str, str]],
-    note: str,
+    notes: Mapping[str, str],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return figures and differences of a distance between distributions, with jackknife intervals.
 
@@ -184,31 +184,36 @@ def distribution_rows(
         prompt_set: Name of the set.
         features: By column, for each prompt the features (k, D) of its pictures; k may be 0.
         distance: Of a list of such features from the reference.
-        pairs: Columns to take differences of; both have the same prompts.
-        note: What a reader has to know of these figures.
+        pairs: Columns to take differences of; both have the same prompts, of which those count that have
+            pictures in both.
+        notes: By column, what a reader has to know of its figure.
+
+    Returns:
+        Figures, whose `num` is of the column's pictures, and differences, whose `num` is of the prompts.
     """
+    drawn = {column: {row for row, one in enumerate(own) if len(one)} for column, own in features.items()}
 
     def at(column: str, rows: np.ndarray) -> float:
         return distance([features[column][row] for row in rows])
 
-    def summary(statistic: Callable[[np.ndarray], float], num: int) -> dict[str, Any]:
-        interval = jackknife_interval(statistic, num)
+    def summary(statistic: Callable[[np.ndarray], float], prompts: set[int]) -> dict[str, Any]:
+        places = np.array(sorted(prompts))
+        interval = jackknife_interval(lambda rows: statistic(places[rows]), len(places))
         method = "jackknife" if interval else None
-        value = statistic(np.arange(num))
-        return {"value": value, "interval": interval, "interval_method": method, "num": num}
+        return {"value": statistic(places), "interval": interval, "interval_method": method}
 
     figures = [
         _row(metric, prompt_set, column)
-        | summary(lambda rows, column=column: at(column, rows), len(own))  # type: ignore[misc]
-        | {"note": note}
+        | summary(lambda rows, column=column: at(column, rows), drawn[column])  # type: ignore[misc]
+        | {"num": sum(map(len, own)), "note": notes.get(column, "")}
         for column, own in features.items()
     ]
     differences = [
         {"metric": metric, "prompt_set": prompt_set, "from": first, "to": second}
-        | summary(lambda rows, a=first, b=second: at(b, rows) - at(a, rows), len(features[first]))  # type: ignore[misc]
-        | {"num_better": None, "num_worse": None}
+        | summary(lambda rows, a=first, b=second: at(b, rows) - at(a, rows), both)  # type: ignore[misc]
+        | {"num": len(both), "num_better": None, "num_worse": None}
         for first, second in pairs
-        if first in features and second in features
+        if first in features and second in features and len(both := drawn[first] & drawn[second]) > 1
     ]
     return figures, differences
 

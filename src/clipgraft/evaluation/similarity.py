@@ -1,4 +1,7 @@
-"""Likeness of two pictures of the same prompt and seed, pixel by pixel."""
+"""Likeness of two pictures of the same prompt and seed, pixel by pixel.
+
+Pictures are compared as they were drawn, neither resized nor cropped. Each pair is a sample; one is enough.
+"""
 
 import torch
 from torch import Tensor

@@ -53,40 +53,56 @@ def lead(runs: Sequence[Run]) -> str:
 
 def comparability(runs: Sequence[Run]) -> dict[str, str]:
     """For each kind of figure an empty text where the runs can be compared by it, else the reason why not."""
-    data = [data_key(run) for run in runs]
+    tuned = [run for run in runs if run.finetune]
+    logged = [run for run in runs if run.log]
+    bridged = [run for run in runs if run.bridge]
     test = [
-        (data_key(run), _after(run).get("num_images"), _after(run).get("num_captions"))
-        for run in runs
-        if run.finetune
+        (data_key(run), *(_after(run).get(key) for key in ("num_images", "num_captions"))) for run in tuned
     ]
-    loss = [
-        tuple(setting(run, key) for key in ("data.max_train_images", *LOSS_SETTINGS))
-        for run in runs
-        if run.log
+    batch = [tuple(setting(run, key) for key in ("data.max_train_images", *LOSS_SETTINGS)) for run in logged]
+    captions = [
+        (data_key(run), setting(run, "base.name"), run.bridge.get("num_held_out_captions")) for run in bridged
     ]
-    bridge = [
-        (data_key(run), setting(run, "base.name"), run.bridge.get("num_held_out_captions"))
-        for run in runs
-        if run.bridge
-    ]
-    fidelity = [_dump(run.evaluate.get("settings")) for run in runs if run.evaluate]
-    judged = [
-        (_dump(run.evaluation.get("settings")), sub_dict(run.evaluation, "data").get("fingerprint"))
-        for run in runs
-        if run.evaluation
-    ]
-    other_data = "the runs are on different data"
+    fidelity = [_drawing_key(run, run.evaluate) for run in runs if run.evaluate]
+    judged = [_evaluation_key(run) for run in runs if run.evaluation]
     return {
-        "recall": _reason(test, "recall was measured on different test images, of which one can be harder"),
-        "loss": other_data
-        if len(set(data)) > 1
-        else _reason(loss, "a contrastive loss depends on the batch it is of"),
-        "bridge": _reason(
-            bridge, "the bridges were measured on different captions, or lead to different bases"
+        "recall": _unknown_data(tuned)
+        or _reason(test, "recall was measured on different test images, of which one can be harder"),
+        "loss": _unknown_data(logged)
+        or _reason([data_key(run) for run in logged], "the runs are on different data")
+        or _reason(batch, "a contrastive loss depends on the batch it is of"),
+        "bridge": _unknown_data(bridged)
+        or _reason(captions, "the bridges were measured on different captions, or lead to different bases"),
+        "prompt fidelity": _reason(fidelity, "pictures were drawn with different settings or bases"),
+        "evaluation": _reason(
+            judged, "pictures were drawn or scored with different settings, bases, prompts or photographs"
         ),
-        "prompt fidelity": _reason(fidelity, "pictures were drawn with different settings"),
-        "evaluation": _reason(judged, "pictures were drawn or scored with different settings or captions"),
     }
+
+
+def _unknown_data(runs: Sequence[Run]) -> str:
+    """The reason why figures cannot be compared where a run does not say which data it is on."""
+    is_known = all(data_key(run) is not None for run in runs)
+    return "" if is_known else "of some it is not known which data they are on"
+
+
+def _drawing_key(run: Run, measured: dict[str, Any]) -> Any:
+    """How pictures were drawn, and with which base; old files have its name in the recipe alone."""
+    settings = sub_dict(measured, "settings")
+    return settings, None if "base" in settings else setting(run, "base.name")
+
+
+def _evaluation_key(run: Run) -> Any:
+    """What decides an evaluation's figures besides the grafts: settings, base, prompts and photographs."""
+    evaluation = run.evaluation
+    columns, prompts = sub_rows(evaluation, "columns"), sub_rows(evaluation, "prompts")
+    data = {key: value for key, value in sub_dict(evaluation, "data").items() if key != "source"}
+    return (
+        _drawing_key(run, evaluation),
+        [row.get("sha256") for row in columns if row.get("name") == "teacher"],
+        [(row.get("prompt"), row.get("image_id")) for row in prompts],
+        data,
+    )
 
 
 def data_key(run: Run) -> Any:
@@ -205,7 +221,10 @@ def render_losses(runs: Sequence[Run], image_format: str, theme: Theme) -> bytes
 def _data_sentence(runs: Sequence[Run]) -> str:
     keys = [data_key(run) for run in runs]
     if None in keys:
-        return "Of some it is not known which data they are on; figures that depend on it are not compared."
+        return (
+            "Of some it is not known which data they are on; figures that depend on it are compared only "
+            "where it is known of all."
+        )
     if len(set(keys)) == 1:
         return "All are on the same data."
     return "They are on different data, so only figures that do not depend on it are compared."

@@ -5,9 +5,9 @@ from typing import Any
 from clipgraft.reporting.run import Run, is_number
 from clipgraft.reporting.wording import NO_NUMBER, Table, count, short_name, sub_dict, sub_rows
 
-MAX_SETS = 6
-"""Prompt sets side by side in a table."""
 FIRST_METRICS = ("prompt_fidelity", "clip_score_raw", "cmmd", "kid", "fid")
+FIRST_BY_PARTS = ("prompt_fidelity",)
+"""Of these, parts of prompt sets stand beside the whole: combinations that train shows, and never shows."""
 FIRST_DIFFERENCES = (
     "prompt_fidelity",
     "clip_score_raw",
@@ -27,13 +27,15 @@ def evidence_notes(run: Run) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
-def evidence_settings(run: Run) -> str:
+def evidence_settings(evaluation: dict[str, Any]) -> str:
     """Say what was drawn and scored, and how."""
-    settings, data = sub_dict(run.evaluation, "settings"), sub_dict(run.evaluation, "data")
+    settings, data = sub_dict(evaluation, "settings"), sub_dict(evaluation, "data")
     if not settings:
         return ""
     scorer, extractor = sub_dict(settings, "scorer"), sub_dict(settings, "feature_extractor")
     parts = {
+        "base": sub_dict(settings, "base").get("name"),
+        "pictures drawn": count(len(sub_rows(evaluation, "pictures"))),
         "prompts": settings.get("num_prompts"),
         "pictures a prompt": settings.get("num_images_per_prompt"),
         "seed": settings.get("seed"),
@@ -45,7 +47,7 @@ def evidence_settings(run: Run) -> str:
         "scorer": scorer.get("name"),
         "features": extractor.get("name"),
         "resizing": settings.get("resize_filter"),
-        "data": f"{short_name(data.get('source'))}, {data.get('split')} split" if data else None,
+        "data": f"{short_name(data['source'])}, {data.get('split')} split" if data.get("source") else None,
     }
     return ", ".join(f"{name}: {value}" for name, value in parts.items() if value is not None) + "."
 
@@ -61,29 +63,43 @@ def metric_tables(run: Run) -> tuple[list[Table], list[Table]]:
         (row.get("metric"), row.get("prompt_set"), row.get("column")): row
         for row in sub_rows(evaluation, "figures")
     }
-    first: list[Table] = []
-    others: list[Table] = []
+    first: list[Table | None] = []
+    others: list[Table | None] = []
     for name, metric in sub_dict(evaluation, "metrics").items():
         if not isinstance(metric, dict):
             continue
-        own = {key: row for key, row in figures.items() if key[0] == name}
+        own = {key[1:]: row for key, row in figures.items() if key[0] == name}
         is_first = name in FIRST_METRICS and any(is_number(row.get("value")) for row in own.values())
-        sets = [row for row in _prompt_sets(run) if any(key[1] == row["name"] for key in own)]
-        if is_first:
-            sets = [row for row in sets if row.get("part_of") is None]
-        own = {key: row for key, row in own.items() if any(key[1] == shown["name"] for shown in sets)}
-        rows = [
-            (_column_title(column), *(figure_text(found, metric) for found in cells))
-            for column in sub_rows(evaluation, "columns")
-            if any(cells := [own.get((name, row["name"], column.get("name")), {}) for row in sets])
-        ]
-        if rows:
-            head = ("", *(str(row.get("title", row["name"])) for row in sets))
-            table = Table(
-                head, rows, _metric_note(metric, list(own.values())), str(metric.get("title", name))
-            )
-            (first if is_first else others).append(table)
-    return first, others
+        whole = [row for row in _all_sets(run) if row.get("part_of") is None]
+        parts = [row for row in _all_sets(run) if row.get("part_of") is not None]
+        if is_first and name not in FIRST_BY_PARTS:
+            first.append(_metric_table(run, name, metric, own, whole))
+            others.append(_metric_table(run, name, metric, own, parts))
+        else:
+            (first if is_first else others).append(_metric_table(run, name, metric, own, whole + parts))
+    return [table for table in first if table], [table for table in others if table]
+
+
+def _metric_table(
+    run: Run,
+    name: str,
+    metric: dict[str, Any],
+    figures: dict[tuple[Any, Any], dict[str, Any]],
+    prompt_sets: list[dict[str, Any]],
+) -> Table | None:
+    """Lay out a metric's figures, by prompt set and column, over those of the sets that have one."""
+    sets = [row for row in prompt_sets if any(key[0] == row["name"] for key in figures)]
+    shown = [row["name"] for row in sets]
+    rows = [
+        (_column_title(column), *(figure_text(found, metric) for found in cells))
+        for column in sub_rows(run.evaluation, "columns")
+        if any(cells := [figures.get((each, column.get("name")), {}) for each in shown])
+    ]
+    if not rows:
+        return None
+    head = ("", *(str(row.get("title", row["name"])) for row in sets))
+    own = [row for key, row in figures.items() if key[0] in shown]
+    return Table(head, rows, _metric_note(metric, own), str(metric.get("title", name)))
 
 
 def differences_tables(run: Run) -> tuple[Table | None, Table | None]:
@@ -176,11 +192,6 @@ def failures_table(run: Run) -> Table | None:
 
 def _all_sets(run: Run) -> list[dict[str, Any]]:
     return [row for row in sub_rows(run.evaluation, "prompt_sets") if isinstance(row.get("name"), str)]
-
-
-def _prompt_sets(run: Run) -> list[dict[str, Any]]:
-    """Whole prompt sets, then parts of them, as many as stand side by side."""
-    return sorted(_all_sets(run), key=lambda row: row.get("part_of") is not None)[:MAX_SETS]
 
 
 def _column_title(column: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from clipgraft.reporting.html import render_comparison, render_report
 from clipgraft.reporting.model_card import render_model_card
 from clipgraft.reporting.plots import LIGHT, render_loss
 from clipgraft.reporting.run import read_run
+from clipgraft.reporting.settings import short_setting
 from clipgraft.reporting.summary import summarize
-from clipgraft.writing import write_bytes
+from clipgraft.writing import written_whole
 
 
 def write_report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
@@ -28,12 +30,13 @@ def write_report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder is no run's.
+        ValueError: If the folder is no run's, or the page would be larger than 5 MB.
 
     Side effects:
         Writes `report.json` and `model_card.md` beside the report; `loss.png` and `loss.svg` where steps were
         logged, and the other figures of the page into `figures/`. All is made before anything is written,
-        and each file is written whole: where the disk is full, an older report stays as it was.
+        and all is written before anything is replaced: where the disk is full, an older report stays as it
+        was.
     """
     run = read_run(run_dir)
     files = {"report.html": render_report(run, refresh_seconds=refresh_seconds).encode("utf-8")}
@@ -61,7 +64,7 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
 
     Raises:
         FileNotFoundError: If one of them is not there.
-        ValueError: If one is no run's folder.
+        ValueError: If one is no run's folder, or the page would be larger than 5 MB.
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
     files = {
@@ -71,7 +74,10 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
                 "schema": "clipgraft.comparison",
                 "schema_version": 1,
                 "comparable": comparison.comparability(runs),
-                "differing_settings": comparison.differing_settings(runs),
+                "differing_settings": {
+                    key: [short_setting(value) for value in values]
+                    for key, values in comparison.differing_settings(runs).items()
+                },
                 "runs": [summarize(run) for run in runs],
             }
         ),
@@ -84,10 +90,12 @@ def write_comparison(run_dirs: Sequence[Path], out_dir: Path) -> Path:
 
 
 def _write_all(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+    """Write files beside their places, and put all in place when the last one is on the disk."""
+    with ExitStack() as written:
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written.enter_context(written_whole(path)).write_bytes(content)
 
 
 def _to_json(value: dict[str, Any]) -> bytes:

@@ -33,6 +33,9 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
     Args:
         run: What its folder holds.
         refresh_seconds: How often a browser is to load the page anew; 0 = never.
+
+    Raises:
+        ValueError: If the page would be larger than 5 MB.
     """
     pictures, num_hidden = group_pictures(run.pictures)
     ranked, ranked_note = ranking.ranked_prompts(run)
@@ -61,7 +64,7 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
         fidelity=sections.fidelity_table(run),
         evidence={
             "notes": evidence.evidence_notes(run),
-            "settings": evidence.evidence_settings(run),
+            "settings": evidence.evidence_settings(run.evaluation),
             "differences": first_differences,
             "other_differences": other_differences,
             "tables": first_metrics,
@@ -83,7 +86,11 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
-    """Return the HTML of a page that compares runs."""
+    """Return the HTML of a page that compares runs.
+
+    Raises:
+        ValueError: If the page would be larger than 5 MB.
+    """
     names = comparison.run_names(runs)
     pictures, num_hidden = comparison.compared_pictures(runs)
     return _render(
@@ -94,7 +101,9 @@ def render_comparison(runs: Sequence[Run]) -> str:
         runs=runs,
         lead=comparison.lead(runs),
         problems=[
-            f"{name}: {problem}" for name, run in zip(names, runs, strict=True) for problem in run.problems
+            f"{name}: {sentence}"
+            for name, run in zip(names, runs, strict=True)
+            for sentence in (*run.problems, *evidence.evidence_notes(run))
         ],
         tables=comparison.figures_tables(runs),
         loss_figure=_themed(
@@ -154,7 +163,12 @@ def _render(template: str, **values: Any) -> str:
     page = environment.get_template(template).render(
         style=style, style_hash=_sha256(style), script=script, script_hash=script_hash(), **values
     )
-    assert len(page.encode()) <= MAX_REPORT_BYTES, f"page of {len(page.encode()):,} bytes"
+    num_bytes = len(page.encode())
+    if num_bytes > MAX_REPORT_BYTES:
+        raise ValueError(
+            f"the page of {values['title']!r} would be {num_bytes:,} bytes, and {MAX_REPORT_BYTES:,} are the "
+            "most; report a stage's folder alone, compare fewer runs, or evaluate fewer grafts at once"
+        )
     return page
 
 

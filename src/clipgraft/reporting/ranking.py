@@ -13,7 +13,6 @@ NUM_NEAREST = 4
 MAX_FAILED = 12
 METRICS = ("prompt_fidelity", "clip_score_raw", "clip_score_2.5")
 """By the first of these that scores pictures, prompts are ranked; the next one decides between equals."""
-COLUMNS = ("teacher", "before", "after", "refined")
 RANKED_BYTES = 500_000
 NEAREST_BYTES = 200_000
 
@@ -45,9 +44,12 @@ def ranked_prompts(run: Run) -> tuple[dict[str, list[PromptPictures]], str]:
 
 def last_measured_column(run: Run) -> str:
     """Name of the column that the run was made for: the last one that is neither floor nor ceiling."""
+    return _measured_columns(run)[-1] if _measured_columns(run) else ""
+
+
+def _measured_columns(run: Run) -> list[str]:
     columns = sub_rows(run.evaluation, "columns")
-    measured = [str(row.get("name")) for row in columns if row.get("role") == "measured"]
-    return measured[-1] if measured else ""
+    return [str(row.get("name")) for row in columns if row.get("role") == "measured"]
 
 
 def failed_pictures(run: Run) -> tuple[list[tuple[str, str, str]], int]:
@@ -117,10 +119,10 @@ def _sort_key(item: tuple[Any, list[dict[str, Any]]], metric: str) -> tuple[floa
 def _group(
     run: Run, texts: dict[Any, str], prompt_id: Any, pictures: Sequence[dict[str, Any]], metric: str
 ) -> PromptPictures:
-    """A prompt's pictures of the first seed, a column each."""
-    rows = [row for row in pictures if row.get("prompt_id") == prompt_id and row.get("column") in COLUMNS]
+    """A prompt's pictures of the first seed: the teacher's, then those of each column measured."""
+    order = {name: index for index, name in enumerate(("teacher", *_measured_columns(run)))}
+    rows = [row for row in pictures if row.get("prompt_id") == prompt_id and row.get("column") in order]
     first = min((row["seed"] for row in rows if is_number(row.get("seed"))), default=None)
-    order = {name: index for index, name in enumerate(COLUMNS)}
     chosen = sorted((row for row in rows if row.get("seed") == first), key=lambda row: order[row["column"]])
     shown = [
         {

@@ -14,6 +14,8 @@ from typing import Any
 STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "generate", "evaluate")
 MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "evaluate")
 """Stages that write a `metrics.json`."""
+NESTED_STAGES = frozenset({"generate", "evaluate"})
+"""Stages whose folders a single stage's folder may hold too: what its graft draws, and how good that is."""
 RUN_FILES = ("recipe.toml", "metrics.json", "log.jsonl", "images.json", "evaluation.json")
 """Any of these makes a folder a run's or a stage's."""
 EVALUATION_VERSION = 1
@@ -69,13 +71,14 @@ def read_run(run_dir: Path) -> Run:
         ValueError: If it holds nothing of a run's.
     """
     begun = _begun_stages(run_dir)
+    is_single = begun <= NESTED_STAGES
     problems: list[str] = []
-    folders = {stage: run_dir / stage if begun else run_dir for stage in STAGES}
+    folders = {stage: run_dir if is_single and stage not in begun else run_dir / stage for stage in STAGES}
     metrics = _stage_metrics(run_dir, problems)
     recipe_text = _read_text(run_dir / "recipe.toml", problems)
     return Run(
         name=run_dir.resolve().name,
-        is_single_stage=not begun,
+        is_single_stage=is_single,
         recipe=_parse(run_dir / "recipe.toml", recipe_text, tomllib.loads, problems),
         recipe_text=recipe_text,
         environment=_read_object(run_dir / "environment.json", problems),
@@ -103,13 +106,17 @@ def read_run(run_dir: Path) -> Run:
 def _begun_stages(run_dir: Path) -> frozenset[str]:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"run folder not found: {run_dir}")
-    begun = frozenset(stage for stage in STAGES if (run_dir / stage).is_dir())
+    begun = _stage_folders(run_dir)
     if not begun and not any((run_dir / name).is_file() for name in RUN_FILES):
         raise ValueError(
             f"{run_dir} is no run: it holds neither {', '.join(RUN_FILES[:-1])} nor a stage's folder; name a "
             "folder that clipgraft wrote"
         )
     return begun
+
+
+def _stage_folders(run_dir: Path) -> frozenset[str]:
+    return frozenset(stage for stage in STAGES if (run_dir / stage).is_dir())
 
 
 def collect_metrics(run_dir: Path) -> dict[str, Any]:
@@ -123,14 +130,19 @@ def collect_metrics(run_dir: Path) -> dict[str, Any]:
         a stage that did not end is left out. A single stage's metrics are returned as they are.
     """
     problems: list[str] = []
+    if _stage_folders(run_dir) <= NESTED_STAGES:
+        return _read_object(run_dir / "metrics.json", problems)
     metrics = _stage_metrics(run_dir, problems)
-    if not any((run_dir / stage).is_dir() for stage in STAGES):
-        return next(iter(metrics.values()), {})
     pictures = _read_pictures(run_dir / "generate", run_dir, problems)
     if pictures:
         num_failed = sum(row.get("status", "ok") != "ok" for row in pictures)
         metrics["generate"] = {"num_images": len(pictures), "num_failed": num_failed}
     return metrics
+
+
+def has_own_metrics(run_dir: Path) -> bool:
+    """Whether a folder's `metrics.json` is a stage's own: not to be written over by all stages' together."""
+    return not set(_read_object(run_dir / "metrics.json", [])) <= set(STAGES)
 
 
 def read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
@@ -175,12 +187,17 @@ def is_number(value: Any) -> bool:
 
 def _stage_metrics(run_dir: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Metrics of the stages that ended; a single stage's are told apart by their keys."""
-    if any((run_dir / stage).is_dir() for stage in STAGES):
-        found = {stage: _read_object(run_dir / stage / "metrics.json", problems) for stage in MEASURED_STAGES}
-    else:
+    begun, found = _stage_folders(run_dir), {}
+    if begun <= NESTED_STAGES:
         metrics = _read_object(run_dir / "metrics.json", problems)
-        told_by = {"linear": "bridge", "scores": "evaluate"}
+        told_by = {"linear": "bridge", "scores": "evaluate", "rungs": "ladder"}
+        told_by |= {"num_epochs": "finetune", "num_train_images": "refine"}  # the first has both keys
         found = {next((stage for key, stage in told_by.items() if key in metrics), "finetune"): metrics}
+    found |= {
+        stage: _read_object(run_dir / stage / "metrics.json", problems)
+        for stage in MEASURED_STAGES
+        if stage in begun
+    }
     return {stage: metrics for stage, metrics in found.items() if metrics}
 
 

@@ -52,7 +52,7 @@ def describe_run(run: Run) -> str:
 def progress(run: Run) -> str:
     """Say how far a run that is at work has come."""
     epochs = setting(run, "finetune.num_epochs")
-    if run.finetune or not run.log:
+    if run.finetune or run.bridge or not run.log:
         begun = [stage for stage in STAGES if stage in run.begun]
         return f"Now: {STAGE_LABELS[begun[-1]]}." if begun else ""
     last = run.log[-1]
@@ -221,10 +221,14 @@ def fidelity_table(run: Run) -> Table | None:
     scores = sub_dict(run.evaluate, "scores")
     if not scores:
         return None
-    attributes = list(dict.fromkeys(name for key in scores for name in sub_dict(scores[key], "by_attribute")))
+    attributes = list(
+        dict.fromkeys(name for key in scores for name in sub_dict(sub_dict(scores, key), "by_attribute"))
+    )
     rows: list[tuple[str, ...]] = []
-    for name, score in scores.items():
-        low, high = (score.get("interval") or [None, None])[:2]
+    for name in scores:
+        score = sub_dict(scores, name)
+        bounds = score.get("interval")
+        low, high = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
         figures = [decimal(score.get("mean")), f"{decimal(low)} to {decimal(high)}"]
         figures += [decimal(score.get(key)) for key in ("held_out", "seen", "all_at_once")]
         figures += [decimal(sub_dict(score, "by_attribute").get(attribute)) for attribute in attributes]
@@ -234,13 +238,16 @@ def fidelity_table(run: Run) -> Table | None:
     )
     settings = sub_dict(run.evaluate, "settings")
     guidance = settings.get("guidance_scale", NO_NUMBER)
+    num_each = settings.get("num_images_per_prompt", 1)
+    each = "a picture each" if num_each == 1 else f"{count(num_each)} pictures each"
     note = (
         "Share of what a prompt names (place, time, subject, colour, action) that a classifier, the probe, "
-        f"finds in the picture: {count(settings.get('num_prompts'))} fixed prompts, a picture each, "
-        f"{count(settings.get('num_inference_steps'))} steps, guidance {guidance}. "
-        "Every second prompt is of a combination that no training picture shows. The floors are the first "
-        "text encoder's pictures of the empty prompt, and its pictures of other prompts; the ceiling is what "
-        f"the drawing code itself draws, where the probe's accuracy is: {accuracy}."
+        f"finds in the picture: {count(settings.get('num_prompts'))} fixed prompts, {each}, "
+        f"{count(settings.get('num_inference_steps'))} steps, guidance {guidance}. Held out: combinations "
+        "that no training picture shows. The floors are the first text encoder's pictures of the empty "
+        "prompt, the last one's pictures of other prompts, and an untrained map in the place of its bridge; "
+        "the ceilings are the base's own text encoder, and what the drawing code itself draws, where the "
+        f"probe's accuracy is: {accuracy}."
     )
     head = ("", "mean", "95 % interval", "held out", "seen", "all at once", *attributes)
     return Table(head, rows, with_number_note(note, rows))

@@ -89,6 +89,13 @@ def setting_text(dotted: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else short_name(value) or str(value)
 
 
+def short_setting(value: Any) -> Any:
+    """A value for machines: of a folder its own name alone, in a list as well."""
+    if isinstance(value, list):
+        return [short_setting(item) for item in value]
+    return short_name(value) if isinstance(value, str) else value
+
+
 def shown_recipe(run: Run) -> str:
     """The recipe's text with folders' own names in place of the way to them."""
     text = run.recipe_text

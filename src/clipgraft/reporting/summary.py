@@ -7,6 +7,7 @@ from clipgraft.reporting import ranking, sections
 from clipgraft.reporting.plots import epoch_means
 from clipgraft.reporting.resources import started, watt_hours
 from clipgraft.reporting.run import Run
+from clipgraft.reporting.settings import short_setting
 from clipgraft.reporting.wording import short_name
 
 VERSION = 1
@@ -40,6 +41,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "evaluation": {
             key: run.evaluation.get(key)
             for key in (
+                "notes",
                 "settings",
                 "data",
                 "columns",
@@ -80,9 +82,7 @@ def _finite(value: Any) -> Any:
 def _without_places(summary: dict[str, Any]) -> dict[str, Any]:
     """Absolute paths of the recipe's models and data become their own names."""
     recipe = {
-        section: {
-            key: short_name(value) if isinstance(value, str) else value for key, value in values.items()
-        }
+        section: {key: short_setting(value) for key, value in values.items()}
         if isinstance(values, dict)
         else values
         for section, values in summary["recipe"].items()

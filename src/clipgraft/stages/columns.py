@@ -1,7 +1,7 @@
 """What an evaluation sets side by side: grafts, the teacher above them, floors below, from equal seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,10 @@ from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.stages.data import load_source, select
+from clipgraft.stages.folder import fingerprint
 from clipgraft.stages.prompt_sets import EvaluationPrompt, build_prompts
 from clipgraft.stages.scores import Paths, Scores
-from clipgraft.stages.stores import PictureStore, Task
+from clipgraft.stages.stores import PictureStore, Task, code_fingerprint
 
 TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
     "teacher",
@@ -68,7 +69,7 @@ class Drawn(NamedTuple):
     """`pictures` of evaluation.json, without scores."""
     encoder_sums: dict[str, str]
     tower_sums: dict[str, str]
-    """Of the grafts' CLIP text towers: which of them the scorer has too."""
+    """Of the text towers that are compared, the teacher's last: which of them the scorer has too."""
     state_errors: Scores
     measured: tuple[str, ...]
     """Columns of grafts."""
@@ -113,6 +114,8 @@ def draw_all(
             generator.states.forget()
             _draw_column(drawn, RANDOM, generator, store, settings)
             _compare_states(drawn, RANDOM, generator, teacher)
+    if TEACHER in drawn.encoder_sums:
+        drawn.tower_sums[TEACHER] = drawn.encoder_sums[TEACHER]
     return drawn
 
 
@@ -123,6 +126,10 @@ def _prepare(drawn: Drawn, recipe: Recipe, generator: ImageGenerator) -> Drawn:
     images = _images(recipe) if recipe.data.source or draws_flatland else Images()
     scheduler = pipeline.scheduler.config
     drawing = {
+        "base": {
+            "name": generator.models["base"],
+            **{key: generator.models[key] for key in ("unet_sha256", "vae_sha256")},
+        },
         "scheduler": f"{type(pipeline.scheduler).__name__}, {scheduler.algorithm_type}, order "
         f"{scheduler.solver_order}" + (", Karras sigmas" if scheduler.use_karras_sigmas else ""),
         "height": size,
@@ -192,16 +199,20 @@ def _randomize(encoder: Any) -> None:
 
 
 def real_pictures(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:
-    """The photograph that each prompt describes; of a known scene a drawing that is in no data set."""
+    """The photograph that each prompt describes; of a known scene a drawing that is in no data set.
+
+    A drawing's file is named by its scene and the code, so that none is taken for another's.
+    """
     paths: Paths = []
-    for index, prompt in enumerate(prompts):
+    for prompt in prompts:
         path = prompt.image.path if prompt.image else None
         if prompt.scene:
-            path = folder / "pictures" / REAL / f"{index:04d}.png"
+            fresh = replace(prompt.scene, look=f"{prompt.scene.look}/fresh")
+            name = fingerprint(code_fingerprint(), asdict(fresh))[:32]
+            path = folder / "pictures" / REAL / f"{name}.png"
             if processes.is_main_process and not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                fresh = draw_scene(replace(prompt.scene, look=f"{prompt.scene.look}/fresh"))
-                save_png(fresh, path, None)
+                save_png(draw_scene(fresh), path, None)
         paths.append([path])
     processes.wait_for_everyone()
     return paths

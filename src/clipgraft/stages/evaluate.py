@@ -1,7 +1,9 @@
 """How good pictures are with each text encoder of a run, between floors and ceilings; docs/evaluation.md."""
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from clipgraft.config import Recipe, load_recipe, to_toml
 from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.probe import load_probe
+from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
+from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.models.hub import embedded_models
+from clipgraft.reporting.wording import sub_dict
 from clipgraft.runtime import (
     RECIPE_NAME,
     cache_dir,
@@ -23,13 +28,25 @@ from clipgraft.runtime import (
     run_folder,
     write_json,
 )
-from clipgraft.stages.columns import REAL, SHUFFLED, TEACHER, draw_all, real_pictures
+from clipgraft.stages.columns import (
+    CHANCE,
+    EMPTY,
+    RANDOM,
+    REAL,
+    SHUFFLED,
+    TEACHER,
+    draw_all,
+    real_pictures,
+)
 from clipgraft.stages.evaluation import Measured, build_record, compare_distributions
 from clipgraft.stages.evaluation_tables import print_record, short_metrics
 from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.prompt_sets import next_prompts
 from clipgraft.stages.scores import ClipFeatures, ProbeFeatures, score_by_clip, score_fidelity, score_likeness
 from clipgraft.stages.stores import FeatureStore
+
+FLATLAND = "flatland"
+"""Name of the embedded base and of its CLIP."""
 
 
 def evaluate_run(run_dir: Path, settings: Sequence[str] = (), *, out: Path | None = None) -> dict[str, Any]:
@@ -83,14 +100,60 @@ def graft_folders(run_dir: Path) -> dict[str, Path | None]:
     return encoders
 
 
+def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: str = "") -> dict[str, Any]:
+    """Evaluate grafts that are no run's, beside the base's own text encoder.
+
+    Args:
+        recipe: As of `evaluate`.
+        grafts: Folders.
+        out: Folder for the results.
+        base: Where not empty, the base in place of the one that a graft names.
+
+    Returns:
+        As `evaluate`.
+
+    Raises:
+        ValueError: If a folder has the name of another column, or no CLIP that could score is named.
+    """
+    encoders = name_grafts(grafts)
+    base_name = base or next(map(_base_of, grafts), FLATLAND)
+    if base_name != FLATLAND and not recipe.evaluate.scorer and recipe.clip.name == FLATLAND:
+        raise ValueError(
+            "no CLIP is named to score pictures by, and flatland's knows flatland's pictures alone; add "
+            "--scorer with a folder or a hub id, e.g. --scorer openai/clip-vit-base-patch16"
+        )
+    return evaluate(recipe, {TEACHER: None, **encoders}, out, base=base)
+
+
+def _base_of(graft: Path) -> str:
+    """Name of the base that a graft was made for; flatland where the folder is none, which is said later."""
+    record = graft / BASE_RECORD
+    if not record.is_file():
+        return FLATLAND
+    verify_folder(graft)
+    return str(json.loads(record.read_text(encoding="utf-8"))["name"])
+
+
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name columns after their folders: of a `graft` the one around it; numbered where equal."""
+    """Name columns after their folders: of a `graft` the one around it; numbered where equal.
+
+    Raises:
+        ValueError: If a folder has the name of a floor or a ceiling.
+    """
     named: dict[str, Path] = {}
     for folder in folders:
         whole = folder.resolve()
-        name = whole.parent.name if whole.name == "graft" else whole.name
-        taken = sum(other == name or other.startswith(f"{name}-") for other in named)
-        named[f"{name}-{taken + 1}" if taken else name] = folder
+        name = column = whole.parent.name if whole.name == "graft" else whole.name
+        if name in (TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE):
+            raise ValueError(
+                f"the graft {folder} would be the column {name!r}, which is a floor's or ceiling's own; "
+                "rename its folder"
+            )
+        number = 1
+        while column in named:
+            number += 1
+            column = f"{name}-{number}"
+        named[column] = folder
     return named
 
 
@@ -118,7 +181,12 @@ def evaluate(
 
     Returns:
         What evaluation.json holds; empty in other processes than the first.
+
+    Raises:
+        ValueError: If no prompt is asked for.
     """
+    if not recipe.evaluate.num_prompts:
+        raise ValueError("evaluate.num_prompts must be 1 or more to evaluate; got 0")
     begun = time.monotonic()
     quiet_libraries()
     device = choose_device(recipe.device)
@@ -185,6 +253,9 @@ def _measure(
         nearest=nearest,
         scorer=scorer,
         scorer_name=name,
+        tuned_from_scorer=[
+            column for column, graft in encoders.items() if graft and _is_tuned_from(graft, scorer_name)
+        ],
         extractor=ProbeFeatures.name if probe else f"{name}'s embeds",
         distributions=compare_distributions(drawn, paths, scorer, probe),
         retrieval={
@@ -193,6 +264,30 @@ def _measure(
             if test
         },
     )
+
+
+def _is_tuned_from(graft: Path, clip_name: str) -> bool:
+    """Whether a graft's CLIP is of that name, or was tuned from it."""
+    return any(
+        name == clip_name or Path(name).resolve() == Path(clip_name).resolve() for name in _clip_names(graft)
+    )
+
+
+def _clip_names(graft: Path) -> Iterator[str]:
+    """The CLIP of a graft, the one that it was tuned from and so on, as the recipes beside each say."""
+    seen: set[str] = set()
+    recipe = graft.parent / RECIPE_NAME
+    while recipe.is_file():
+        try:
+            values = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        except ValueError:  # damaged: nothing is known of it
+            return
+        name = str(sub_dict(values, "clip").get("name", FLATLAND))
+        if name in seen:
+            return
+        seen.add(name)
+        yield name
+        recipe = Path(name).parent / RECIPE_NAME
 
 
 def _clip(name: str, revision: str, device: torch.device) -> Any:

@@ -60,6 +60,8 @@ class Measured(NamedTuple):
     """By column the row (P, K) of each picture's nearest training image."""
     scorer: ClipFeatures
     scorer_name: str
+    tuned_from_scorer: list[str]
+    """Columns whose CLIP was tuned from the scorer, as the recipes beside it say."""
     extractor: str
     """Of the features that KID and FID are taken over."""
     distributions: dict[str, Distribution]
@@ -106,7 +108,9 @@ def build_record(measured: Measured, settings: EvaluateSettings) -> dict[str, An
     drawn, scorer = measured.drawn, measured.scorer
     dtype = getattr(torch, drawn.drawing["text_encoder_dtype"])
     note = independence_note(
-        module_sha256(deepcopy(scorer.clip.model.text_model).to(dtype)), drawn.tower_sums
+        module_sha256(deepcopy(scorer.clip.model.text_model).to(dtype)),
+        drawn.tower_sums,
+        measured.tuned_from_scorer,
     )
     figures, differences = _means(measured)
     notes = [note] if note else []
@@ -174,25 +178,30 @@ def _distances(measured: Measured, *, force: bool) -> tuple[Rows, Rows, list[str
     differences: Rows = []
     notes: list[str] = []
     for metric, features in measured.distributions.items():
-        columns = {
-            column: features.generated[column] for column in measured.columns if column in features.generated
+        num_real, size = features.reference.shape
+        nums = {
+            column: sum(map(len, features.generated[column]))
+            for column in measured.columns
+            if column in features.generated
         }
-        least = min(sum(map(len, own)) for own in columns.values())
-        lack = shortage(metric, least, len(features.reference), features.reference.shape[1])
-        if lack and (not force or least < 2 or len(features.reference) < 2):
-            notes.append(lack + ".")
-            figures += [
-                absent_row(metric, HELD_OUT, column, len(own), lack) for column, own in columns.items()
-            ]
-            continue
+        lacks = {column: shortage(metric, num, num_real, size, force=force) for column, num in nums.items()}
+        notes += _lack_notes(lacks)
+        figures += [
+            absent_row(metric, HELD_OUT, column, nums[column], lack) for column, lack in lacks.items() if lack
+        ]
+        taken = {column: features.generated[column] for column, lack in lacks.items() if not lack}
+        worth_little = {
+            column: f"{metric.upper()} is worth little of {nums[column]} generated, {num_real} real pictures"
+            for column in taken
+            if shortage(metric, nums[column], num_real, size)
+        }
 
         def distance(
             parts: list[Tensor], metric: str = metric, reference: Tensor = features.reference
         ) -> float:
             return DISTANCES[metric](torch.cat(parts), reference)
 
-        note = lack.replace("was not taken", "is worth little") if lack else ""
-        rows = distribution_rows(metric, HELD_OUT, columns, distance, measured.pairs, note)
+        rows = distribution_rows(metric, HELD_OUT, taken, distance, measured.pairs, worth_little)
         figures, differences = figures + rows[0], differences + rows[1]
     if any(row["metric"] in ("kid", "fid") and row["value"] is not None for row in figures):
         notes.append(
@@ -200,6 +209,16 @@ def _distances(measured: Measured, *, force: bool) -> tuple[Rows, Rows, list[str
             "evaluation, not with published figures."
         )
     return figures, differences, notes
+
+
+def _lack_notes(lacks: Mapping[str, str]) -> list[str]:
+    """Say once what is lacking, and of which columns where not of all."""
+    notes = []
+    for lack in dict.fromkeys(lack for lack in lacks.values() if lack):
+        columns = [column for column, own in lacks.items() if own == lack]
+        of_whom = "" if len(columns) == len(lacks) else f" ({', '.join(columns)})"
+        notes.append(f"{lack}{of_whom}.")
+    return notes
 
 
 def _recalls(measured: Measured) -> tuple[Rows, Rows, list[str]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.data.flatland import ATTRIBUTES
+from clipgraft.reporting.evidence import evidence_settings
 from clipgraft.stages.columns import REAL
 from clipgraft.stages.prompt_sets import PLAIN
 
@@ -56,7 +57,7 @@ def short_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_record(record: Mapping[str, Any], folder: Path) -> None:
-    """Print a table a prompt set, the notes, and where the rest is."""
+    """Print a table a prompt set, the notes, how it was drawn and scored, and where the rest is."""
     console = Console()
     figures = {(row["metric"], row["prompt_set"], row["column"]): row for row in record["figures"]}
     for each in record["prompt_sets"]:
@@ -75,6 +76,9 @@ def print_record(record: Mapping[str, Any], folder: Path) -> None:
         console.print(table)
     for note in record["notes"]:
         console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(
+        f"drawn and scored: {evidence_settings(dict(record))}", highlight=False, markup=False, soft_wrap=True
+    )
     console.print(f"evaluation: {folder / 'evaluation.json'}", highlight=False, soft_wrap=True)
 
 

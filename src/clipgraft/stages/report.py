@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from clipgraft.reporting.files import write_comparison, write_report
-from clipgraft.reporting.run import collect_metrics, read_run
+from clipgraft.reporting.run import STAGES, collect_metrics, has_own_metrics, read_run
 from clipgraft.runtime import is_at_work, write_json
 
 REFRESH_SECONDS = 10
 
 
 def report(run_dir: Path) -> Path:
-    """Write `metrics.json`, `report.html`, `report.json`, `model_card.md` and the figures of a run.
+    """Write `report.html`, `report.json`, `model_card.md` and the figures, and a whole run's `metrics.json`.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -22,7 +22,7 @@ def report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     page = write_report(run_dir)
-    if not run.is_single_stage and "rungs" not in run.ladder:
+    if not run.is_single_stage and not has_own_metrics(run_dir):
         write_json(run_dir / "metrics.json", collect_metrics(run_dir))
     return page
 
@@ -47,16 +47,28 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the folder is no run's.
+
+    Side effects:
+        Where Ctrl-C ends the watch, the page is written once more, as one that no longer renews itself.
     """
     told = False
-    while is_at_work(run_dir):
-        page = write_report(run_dir, refresh_seconds=every)
-        if not told:
-            Console().print(
-                f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch", soft_wrap=True
-            )
-        told = True
-        time.sleep(every)
+    try:
+        while _is_at_work(run_dir):
+            page = write_report(run_dir, refresh_seconds=every)
+            if not told:
+                Console().print(
+                    f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch", soft_wrap=True
+                )
+            told = True
+            time.sleep(every)
+    except KeyboardInterrupt:
+        write_report(run_dir)
+        raise
     if not told:
         Console().print(f"nothing is at work in {run_dir}; writing its report once", soft_wrap=True)
     return report(run_dir)
+
+
+def _is_at_work(run_dir: Path) -> bool:
+    """Whether the run, or a stage in a folder within it, is at work: each command holds its own folder."""
+    return any(is_at_work(folder) for folder in (run_dir, *(run_dir / stage for stage in STAGES)))

@@ -13,22 +13,23 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import clipgraft
+from clipgraft.errors import CheckpointError
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, picture_file_name
 from clipgraft.generation.metadata import save_png
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.stages.folder import fingerprint
-from clipgraft.writing import written_whole
+from clipgraft.writing import write_bytes
 
 ITEMS_PER_FILE = 64
 """Features that are kept in one file, and lost together when a process is killed."""
-CODE = ("data", "evaluation", "generation", "models")
-"""Packages whose source decides a picture or a feature."""
+CODE = ("data", "evaluation", "generation", "models", "stages/scores.py")
+"""Packages and files whose source decides a picture or a feature: the last one how pixels reach a model."""
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ T = TypeVar("T")
 def code_fingerprint() -> str:
     """Sum of the source and the libraries that decide a picture or a feature."""
     root = Path(clipgraft.__file__).parent
-    files = sorted(path for name in CODE for path in (root / name).rglob("*.py"))
+    files = sorted(path for path in root.rglob("*.py") if path.relative_to(root).as_posix().startswith(CODE))
     versions = [version(name) for name in ("torch", "diffusers", "transformers", "pillow")]
     return fingerprint(versions, [[path.relative_to(root).as_posix(), file_sha256(path)] for path in files])
 
@@ -178,6 +179,9 @@ class FeatureStore:
             items: What features are taken of; at least one.
             sums: The content of each, as a name.
             extract: Of some items their features (n, D).
+
+        Raises:
+            CheckpointError: If a file of them is gone again, or damaged, when all are there.
         """
         groups = [
             range(start, min(start + ITEMS_PER_FILE, len(items)))
@@ -197,13 +201,18 @@ class FeatureStore:
                 done = 0
                 for number in own:
                     found = extract([items[i] for i in groups[number]]).float().cpu().contiguous()
-                    with written_whole(paths[number]) as temporary:
-                        save_file({"features": found}, temporary)
+                    write_bytes(paths[number], save({"features": found}))
                     done += len(groups[number])
                     update(done, "items")
         self.processes.wait_for_everyone()
         loaded = [_load(path) for path in paths]
-        return torch.cat([found for found in loaded if found is not None])
+        for path, features in zip(paths, loaded, strict=True):
+            if features is None:
+                raise CheckpointError(
+                    f"features {path} were removed or damaged while they were in use; run the same command "
+                    "again"
+                )
+        return torch.cat(loaded)  # type: ignore[arg-type]
 
 
 def _load(path: Path) -> Tensor | None:
