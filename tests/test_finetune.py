@@ -4,16 +4,25 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 import tiny
-from clipgraft.config import build_recipe
+from clipgraft import cli
+from clipgraft.config import build_recipe, load_recipe, to_toml
+from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import CheckpointError
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
 from clipgraft.models.encoder import Graft, GraftedTextEncoder, save_graft
-from clipgraft.stages.finetune import finetune
+from clipgraft.runtime import choose_mixed_precision
+from clipgraft.stages.finetune import finetune, print_result
+from clipgraft.stages.fitting import settle_precision
 from clipgraft.stages.folder import stage_folder
 from clipgraft.stages.interpolate import interpolate, set_between
+from clipgraft.stages.measure import ClipWatch
+from clipgraft.stages.samples import Samples
+from clipgraft.training.loop import StepReport
+from clipgraft.training.objectives import ContrastiveObjective
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +103,78 @@ def test_sigmoid_loss_starts_at_a_bias_that_expects_the_pairs_there_are(world, t
     assert first["logit_bias"] == pytest.approx(-4.5, abs=1)
 
 
+def test_validation_loss_of_single_images_is_that_of_two(world, tmp_path):
+    run(world, tmp_path / "out", batch_size=1, gradient_accumulation_steps=8, num_epochs=1)
+    assert all(row["val_loss"] > 0.1 for row in evaluations(tmp_path / "out"))
+
+
+def test_equal_images_are_no_wrong_answers_in_the_validation_loss(tmp_path):
+    clip = tiny.build_clip()
+    images = []
+    for index, color in enumerate(("red", "red", "blue")):
+        path = tmp_path / f"{index}.png"
+        Image.new("RGB", (32, 32), color).save(path)
+        images.append(CaptionedImage(path.name, path, (tiny.CAPTIONS[index],), "val"))
+    objective = ContrastiveObjective(clip.model)
+    assert ClipWatch(clip, objective, images[:2], 2).measure()["val_loss"] == 0
+    assert ClipWatch(clip, objective, images[1:], 2).measure()["val_loss"] > 0.1
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_automatic_precision_of_a_resumed_run_is_the_one_it_began_in(world, tmp_path, precision):
+    run(world, tmp_path / "out", num_epochs=1, mixed_precision=precision)
+    cpu = torch.device("cpu")
+    assert settle_precision("auto", cpu, tmp_path / "out") == precision
+    assert settle_precision("no", cpu, tmp_path / "out") == "no"
+    assert settle_precision("auto", cpu, None) == choose_mixed_precision("auto", cpu)
+
+
+def test_only_where_figures_are_written_may_change_when_a_run_is_gone_on_with(world, tmp_path):
+    out = tmp_path / "out"
+    run(world, out, num_epochs=1)
+    run(world, out, num_epochs=1, resume=True, track="tensorboard")
+    assert load_recipe(out / "recipe.toml").finetune.track == "tensorboard"
+    message = (
+        r"begun with other settings \(finetune\.batch_size was 8, is 4; finetune\.num_epochs was 1, is 2\)"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        run(world, out, batch_size=4, resume=True)
+
+
+def test_resuming_where_there_is_no_checkpoint_says_that_training_begins_anew(world, tmp_path, capsys):
+    run(world, tmp_path / "out", num_epochs=1, resume=True)
+    assert "note: no checkpoint in" in capsys.readouterr().err
+    run(world, tmp_path / "out", num_epochs=1, resume=True)
+    assert "no checkpoint" not in capsys.readouterr().err
+
+
+def test_captions_that_are_too_long_are_counted_aloud(world, tmp_path, capsys):
+    source = tiny.write_flickr8k(tmp_path / "data")
+    path = source / "Flickr8k.token.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0] + " dog" * 80, lines[1] + " dog" * 80, *lines[2:]]))
+    recipe = recipe_of(world, num_epochs=1)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(source)})})
+    finetune(recipe, tmp_path)
+    assert "note: 2 training captions are longer than 77 tokens; the words" in capsys.readouterr().err
+
+
+def test_result_is_recall_in_both_directions_before_and_after(world, tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe_of(world, num_epochs=1)))
+    cli.finetune(tmp_path / "out", recipe=tmp_path / "recipe.toml")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    before, after = metrics["before"], metrics["after"]
+    assert capsys.readouterr().out == (
+        "recall@1 among 8 test images, 40 captions: "
+        f"text to image {before['text_to_image_recall@1']:.1%} -> {after['text_to_image_recall@1']:.1%}, "
+        f"image to text {before['image_to_text_recall@1']:.1%} -> {after['image_to_text_recall@1']:.1%}\n"
+    )
+    print_result({"before": None, "after": None})
+    assert capsys.readouterr().out == "recall was not measured: the source has no test split\n"
+    print_result({})
+    assert capsys.readouterr().out == ""
+
+
 def test_resumed_run_with_every_option_ends_in_the_same_bits(world, tmp_path):
     options = {
         "captions_per_image": 3,
@@ -118,17 +199,52 @@ def test_resumed_run_with_every_option_ends_in_the_same_bits(world, tmp_path):
     assert evaluations(out) == evaluations(tmp_path / "unbroken")
 
 
-def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_path):
+def write_graft(world, base, folder):
     clip = load_clip(world / "clip")
-    tiny.write_base(tmp_path / "base")
     encoder = GraftedTextEncoder.graft(
         clip.model.text_model,
         Bridge(tiny.TEXT_WIDTH, tiny.TEACHER_WIDTH),
         torch.zeros(77, tiny.TEACHER_WIDTH),
         clip.tokenizer.eos_token_id,
     )
-    record = {"name": str(tmp_path / "base"), "revision": "", "sums": {}}
-    save_graft(Graft(encoder, clip.tokenizer, record), tmp_path / "graft")
+    save_graft(Graft(encoder, clip.tokenizer, {"name": str(base), "revision": "", "sums": {}}), folder)
+    return clip
+
+
+def samples_of(world, base, folder, **settings):
+    clip = write_graft(world, base, folder / "graft")
+    defaults = {"num_inference_steps": 2, "engine": "torch"}
+    samples = Samples(
+        clip,
+        folder / "graft",
+        build_recipe({"generate": defaults | settings}).generate,
+        folder / "samples",
+        1,
+        torch.device("cpu"),
+    )
+    samples(StepReport(1, 1, 0.0, 0.0))
+    return {path.name: Image.open(path) for path in sorted((folder / "samples/step-00000001").iterdir())}
+
+
+def test_pictures_on_the_way_are_drawn_as_the_recipe_says(world, tmp_path):
+    base = tiny.write_base(tmp_path / "base")
+    options = {"prompts": ["a dog"], "height": 32, "width": 64, "num_images_per_prompt": 2}
+    drawn = samples_of(world, base, tmp_path / "plain", **options)
+    assert [(name, image.size) for name, image in drawn.items()] == [("0.png", (64, 32)), ("1.png", (64, 32))]
+    for name, change in {"negative": {"negative_prompt": "a cat"}, "other": {"scheduler": "euler"}}.items():
+        other = samples_of(world, base, tmp_path / name, **options | change)
+        assert other["0.png"].tobytes() != drawn["0.png"].tobytes(), name
+
+
+def test_picture_on_the_way_that_is_blocked_is_not_kept_and_it_is_said(world, tmp_path, capsys):
+    base = tiny.write_checked_base(tmp_path / "base", threshold=-1.0)
+    assert samples_of(world, base, tmp_path, prompts=["a dog"]) == {}
+    message = "note: step 1, picture 0 of 'a dog' is not there: blocked by the base's safety checker"
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_path):
+    write_graft(world, tiny.write_base(tmp_path / "base"), tmp_path / "graft")
     _, plain = run(world, tmp_path / "plain", num_epochs=1)
     samples = {"samples_every": 2, "samples_graft": str(tmp_path / "graft")}
     _, watched = run(world, tmp_path / "watched", num_epochs=1, **samples)
@@ -147,6 +263,10 @@ def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_
     ("settings", "message"),
     [
         ({"batch_size": 1}, "a batch of one image has no wrong answer to learn from"),
+        (
+            {"frozen_vision_layers": -1, "frozen_text_layers": -1},
+            "leave nothing to train but the logit scale; set one of them to 0 or more",
+        ),
         ({"patience": 2}, "patience needs a best_metric: name one"),
         ({"samples_every": 5}, "samples_every and samples_graft belong together"),
         ({"frozen_vision_layers": -1, "crop_scale": 0.9}, "crop_scale below 1 augments images"),

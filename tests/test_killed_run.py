@@ -13,14 +13,18 @@ from safetensors.torch import load_file
 import tiny
 
 PLACES = {
-    "at an epoch's start": ("clipgraft.data.loader", "EpochSampler.resume", 2),
+    "at an epoch's start": ("clipgraft.data.loader", "EpochSampler.resume", 3),
     "inside an epoch": ("clipgraft.training.stepper", "Stepper.step", 6),
-    "inside accumulation": ("clipgraft.training.objectives", "ContrastiveObjective.embed", 19),
+    "inside accumulation": ("clipgraft.training.objectives", "ContrastiveObjective.embed", 22),
     "inside an evaluation": ("clipgraft.stages.measure", "ClipWatch.measure", 2),
     "inside a save": ("clipgraft.training.state", "save_file", 3),
     "between a save and the next log line": ("clipgraft.training.log", "StepLog.write", 7),
 }
-"""Module, function or method, and the call at which the process dies, counted from 1."""
+"""Module, function or method, and the call at which the process dies, counted from 1.
+
+`resume` is called by the sampler itself, then by each epoch: 3 is the second. `embed` is called once an
+evaluation and four times a step, twice without a graph, then twice with one: 22 is the last of step 5.
+"""
 
 SETTINGS = (
     'device="cpu"',

@@ -1,6 +1,7 @@
 """Device, precision and the run's folder."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -88,6 +89,35 @@ def test_second_run_in_a_folder_names_the_first_ones_process(tmp_path):
             pass
     finally:
         other.communicate()
+
+
+def try_folders(folders, barrier, results):
+    for folder in folders:
+        barrier.wait()
+        try:
+            with run_folder(folder, overwrite=True):
+                results.put(str(folder))
+                barrier.wait()  # nobody lets go before all have tried
+        except ValueError:
+            barrier.wait()
+
+
+def test_of_processes_that_start_at_once_one_holds_the_folder(tmp_path):
+    folders = [tmp_path / str(index) for index in range(30)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / RECIPE_NAME).write_text("")
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3, timeout=60), context.SimpleQueue()
+    processes = [context.Process(target=try_folders, args=(folders, barrier, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    held = [results.get() for _ in folders]
+    assert held == [str(folder) for folder in folders]
+    assert results.empty()
 
 
 def test_lock_of_a_dead_process_does_not_hold(tmp_path):

@@ -35,6 +35,8 @@ RECORDED_PACKAGES = (
 BF16_GAIN = 1.2
 """So much faster bfloat16 must be to be taken: its rounding costs something too (guess)."""
 LOCK_NAME = "run.lock"
+LOCK_WRITE_SECONDS = 0.1
+"""So long a lock without a process's id may be one that is just being written (guess)."""
 PRECISION_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """By accelerate's names of mixed precision."""
 RECIPE_NAME = "recipe.toml"
@@ -181,25 +183,49 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"out folder {path} is a file; name another with --out")
-    if path.is_dir():
-        _refuse_if_locked(path)
-        if any(path.iterdir()) and not resume:
-            if not overwrite:
-                raise ValueError(
-                    f"{path} already holds files; add --resume or --overwrite, or name another with --out"
-                )
-            if not (path / RECIPE_NAME).is_file():
-                raise ValueError(
-                    f"{path} holds no run (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
-                )
-            shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
-    lock = path / LOCK_NAME
-    lock.write_text(str(os.getpid()), encoding="utf-8")
+    _take_lock(path)
     try:
+        if not resume:
+            _empty(path, overwrite=overwrite)
         yield path
     finally:
-        lock.unlink(missing_ok=True)
+        (path / LOCK_NAME).unlink(missing_ok=True)
+
+
+def _take_lock(path: Path) -> None:
+    """Write a folder's lock, unless another process has it: of several that try at once, one succeeds."""
+    lock = path / LOCK_NAME
+    while True:
+        try:
+            with lock.open("x", encoding="utf-8") as file:
+                file.write(str(os.getpid()))
+            return
+        except FileExistsError:
+            if not _locked_by(path):
+                time.sleep(LOCK_WRITE_SECONDS)
+            _refuse_if_locked(path)
+            lock.unlink(missing_ok=True)
+
+
+def _empty(path: Path, *, overwrite: bool) -> None:
+    """Delete the run that a locked folder holds, or refuse to."""
+    found = [item for item in path.iterdir() if item.name != LOCK_NAME]
+    if not found:
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{path} already holds files; add --resume or --overwrite, or name another with --out"
+        )
+    if not (path / RECIPE_NAME).is_file():
+        raise ValueError(
+            f"{path} holds no run (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
+        )
+    for item in found:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
 
 
 def is_at_work(path: Path) -> bool:

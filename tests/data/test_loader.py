@@ -104,13 +104,16 @@ def test_image_with_all_of_its_captions_is_in_the_batch_once(
         assert words == sorted(images[index].captions)
 
 
-def test_captions_are_padded_to_the_longest_or_to_all_positions(
+def test_captions_are_padded_to_the_longest_or_to_a_multiple_up_to_all_positions(
     images: list[CaptionedImage], options: dict
 ) -> None:
     longest = next(iter(batches_of(images, captions_per_image=3, **options).epoch(0, 0)))
-    whole = next(iter(batches_of(images, pad_to_context_length=True, **options).epoch(0, 0)))
+    whole = next(iter(batches_of(images, length_multiple=77, **options).epoch(0, 0)))
     assert longest["input_ids"].shape == (12, 7)  # BOS, five letters, EOS
     assert whole["input_ids"].shape == (4, 77)
+    eighths = next(iter(batches_of(images, length_multiple=8, captions_per_image=3, **options).epoch(0, 0)))
+    assert eighths["input_ids"].shape == (12, 8)
+    assert torch.equal(eighths["input_ids"][:, :7], longest["input_ids"])
 
 
 def test_files_of_equal_bytes_have_one_content_number(images: list[CaptionedImage], tmp_path: Path) -> None:
@@ -118,6 +121,18 @@ def test_files_of_equal_bytes_have_one_content_number(images: list[CaptionedImag
     copy.write_bytes(images[1].path.read_bytes())
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
     assert content_numbers([*images[:3], twin]) == [0, 1, 2, 1]
+
+
+def test_batch_tells_which_of_its_images_are_equal_files(
+    images: list[CaptionedImage], options: dict, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(images[1].path.read_bytes())
+    twin = CaptionedImage("copy.png", copy, ("a",), "train")
+    batches = batches_of([*images[:3], twin], **options)
+    batch = next(iter(batches.epoch(0, 0)))
+    content = dict(zip(batch["image_index"].tolist(), batch["image_content"].tolist(), strict=True))
+    assert content == {0: 0, 1: 1, 2: 2, 3: 1}
 
 
 def test_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:

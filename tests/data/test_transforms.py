@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
-from clipgraft.data.transforms import clip_pixel_values, tokenize, vae_pixel_values
+from clipgraft.data.transforms import clip_pixel_values, encode_captions, tokenize, vae_pixel_values
 
 BOS, EOS = 0, 1
 
@@ -81,3 +81,17 @@ def test_truncation_keeps_eos_and_is_counted(tokenizer: CLIPTokenizer) -> None:
     input_ids, num_truncated = tokenize(["abcdef", "ab"], tokenizer, context_length=5)
     assert input_ids[0].tolist() == [BOS, *tokenizer.convert_tokens_to_ids(["a", "b", "c"]), EOS]
     assert num_truncated == 1
+
+
+def test_captions_are_cut_behind_a_whole_word(tokenizer: CLIPTokenizer) -> None:
+    captions = ["a dog ran", "a dog", "a do g", "do gran"]
+    ids, num_truncated = encode_captions(captions, tokenizer, context_length=5)
+    assert [tokenizer.decode(row, skip_special_tokens=True) for row in ids] == ["a", "a", "a do", "do"]
+    assert all(row[-1] == EOS for row in ids)
+    assert num_truncated == 4
+    # Where the cut falls at a word's end, nothing more is lost.
+    assert encode_captions(["a dog ran"], tokenizer, context_length=6)[0][0] == [
+        BOS,
+        *tokenizer.convert_tokens_to_ids(["a</w>", "d", "o", "g</w>"]),
+        EOS,
+    ]

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tiny
+from clipgraft.stages.finetune import start_bias
 from clipgraft.training.accumulation import average_over_processes, backward_jointly, backward_separately
+from clipgraft.training.loop import fit
 from clipgraft.training.objectives import ContrastiveObjective
 
 
@@ -92,6 +94,38 @@ def test_joint_gradient_is_not_that_of_separate_micro_batches(accelerator):
     assert not torch.allclose(gradients(joint)["logit_scale"], gradients(separate)["logit_scale"])
 
 
+@pytest.mark.parametrize("accumulation", ["separate", "joint"])
+def test_step_of_a_training_is_by_the_accumulation_that_was_asked_for(tmp_path, accumulation, accelerator):
+    batches = micro_batches((4, 4), torch.float32)
+
+    class TwoBatches:
+        def __len__(self):
+            return 2
+
+        def epoch(self, epoch, start):
+            return batches[start:]
+
+    ours, plain = TwoTowers().float(), TwoTowers().float()
+    options = {"num_epochs": 1, "learning_rate": 0.1, "weight_decay": 0.0, "max_grad_norm": 1e9}
+    torch.manual_seed(9)
+    fit(
+        ours,
+        TwoBatches(),
+        run_dir=tmp_path,
+        gradient_accumulation_steps=2,
+        accumulation=accumulation,
+        **options,
+    )
+    torch.manual_seed(9)
+    if accumulation == "separate":
+        (sum(plain(batch)[0] for batch in batches) / 2).backward()
+    else:
+        parts = [plain.embed(batch) for batch in batches]
+        plain.joint_loss({name: torch.cat([part[name] for part in parts]) for name in parts[0]})[0].backward()
+    torch.optim.AdamW(plain.parameters(), lr=0.1, weight_decay=0.0).step()
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(plain.named_parameters()))
+
+
 def test_random_state_after_a_joint_step_is_that_of_one_pass(accelerator):
     batches, objective = micro_batches((4, 4)), TwoTowers()
     torch.manual_seed(5)
@@ -123,9 +157,13 @@ def clip_batches(clip, num_batches):
     return batches
 
 
-def clip_objective():
+def clip_objective(loss="softmax"):
     clip = tiny.build_clip()
-    return clip, ContrastiveObjective(clip.model).train()
+    return clip, ContrastiveObjective(clip.model, loss=loss).train()
+
+
+def together(first, second):
+    return {key: torch.cat([first[key], second[key]]) for key in first}
 
 
 def test_joint_gradient_of_clip_is_that_of_one_batch(accelerator):
@@ -142,11 +180,22 @@ def test_joint_gradient_of_clip_is_that_of_one_batch(accelerator):
 @pytest.mark.parametrize("batches_each", [1, 2])
 def test_two_processes_give_the_gradient_of_one(accelerator, one_thread, tmp_path, batches_each):
     clip, objective = clip_objective()
-    backward_jointly(objective, clip_batches(clip, 2 * batches_each), accelerator)
+    batches = clip_batches(clip, 2 * batches_each)
+    backward_jointly(objective, batches, accelerator)
+    joint = gradients(objective)
+    objective.zero_grad()
+    backward_separately(objective, [*map(together, batches[::2], batches[1::2])], accelerator)
+    sigmoid = clip_objective("sigmoid")[1]
+    start_bias(sigmoid, together(*batches[:2]))
     run_in_two_processes(tmp_path, batches_each)
     for rank in range(2):
-        found = load_file(tmp_path / f"{rank}.safetensors")
+        found = load_file(tmp_path / f"{rank}.joint.safetensors")
+        torch.testing.assert_close(found, joint, rtol=1e-4, atol=1e-6)
+        found = load_file(tmp_path / f"{rank}.separate.safetensors")
         torch.testing.assert_close(found, gradients(objective), rtol=1e-4, atol=1e-6)
+        found = load_file(tmp_path / f"{rank}.bias.safetensors")["logit_bias"]
+        torch.testing.assert_close(found, sigmoid.logit_bias.detach(), rtol=1e-5, atol=1e-5)
+        assert torch.equal(found, load_file(tmp_path / "0.bias.safetensors")["logit_bias"])
 
 
 def run_in_two_processes(folder: Path, batches_each: int) -> None:
@@ -173,9 +222,15 @@ def save_gradients_of_this_process(folder: Path, batches_each: int) -> None:
     clip, objective = clip_objective()
     # Micro-batch k of both processes together is a piece of the one batch; the loss asks for no order.
     own = clip_batches(clip, 2 * batches_each)[accelerator.process_index :: 2]
-    backward_jointly(objective, own, accelerator)
-    average_over_processes(list(objective.parameters()), accelerator)
-    save_file(gradients(objective), folder / f"{accelerator.process_index}.safetensors")
+    rank = accelerator.process_index
+    for name, backward in (("joint", backward_jointly), ("separate", backward_separately)):
+        backward(objective, own, accelerator)
+        average_over_processes(list(objective.parameters()), accelerator)
+        save_file(gradients(objective), folder / f"{rank}.{name}.safetensors")
+        objective.zero_grad()
+    sigmoid = clip_objective("sigmoid")[1]
+    start_bias(sigmoid, own[0])
+    save_file({"logit_bias": sigmoid.logit_bias.detach()}, folder / f"{rank}.bias.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Evaluations on the way: when they are made, which weights are the best, and when training stops early."""
 
 import json
+import signal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_loop import Regression, Rows, read_log
 
 from clipgraft.errors import CheckpointError
-from clipgraft.training.evaluations import EvaluationPlan, Evaluations
+from clipgraft.training.evaluations import EvaluationPlan, Evaluations, _description
 from clipgraft.training.loop import fit
 from clipgraft.training.state import Resume
+from clipgraft.training.stopping import Interrupted
 
 SCORES = [0.1, 0.3, 0.2, 0.3, 0.25, 0.1]
 
@@ -17,22 +20,35 @@ SCORES = [0.1, 0.3, 0.2, 0.3, 0.25, 0.1]
 class Scorer:
     """Gives scores in a row, or one that the weights decide; remembers the weights it was asked about."""
 
-    def __init__(self, objective, scores=SCORES, die_at=None):
-        self.objective, self.scores, self.die_at, self.seen = objective, scores, die_at, []
+    def __init__(self, objective, scores=SCORES, die_at=None, signal_at=None):
+        self.objective, self.scores, self.seen = objective, scores, []
+        self.die_at, self.signal_at = die_at, signal_at
 
     def __call__(self):
         weight = self.objective.linear.weight.detach().clone()
         if len(self.seen) == self.die_at:
             raise KeyboardInterrupt
+        if len(self.seen) == self.signal_at:
+            signal.raise_signal(signal.SIGTERM)
         self.seen.append(weight)
         value = -abs(weight.sum().item() - 1.5)
         return {"recall": self.scores[len(self.seen) - 1] if self.scores else value}
 
 
-def train(run_dir, *, metric="recall", patience=0, resume=False, die_at=None, scores=SCORES, **settings):
+def train(
+    run_dir,
+    *,
+    metric="recall",
+    patience=0,
+    resume=False,
+    scores=SCORES,
+    die_at=None,
+    signal_at=None,
+    **settings,
+):
     objective = Regression()
     torch.manual_seed(1)
-    scorer = Scorer(objective, scores, die_at)
+    scorer = Scorer(objective, scores, die_at, signal_at)
     plan = EvaluationPlan(scorer, metric, patience)
     defaults = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4}
     fit(objective, Rows(), run_dir=run_dir, evaluation=plan, resume=resume, **(defaults | settings))
@@ -67,10 +83,11 @@ def test_without_a_metric_the_last_weights_are_left(tmp_path):
     assert len(rows_of(tmp_path)) == 5
 
 
-def test_of_a_loss_the_least_is_the_best(tmp_path):
-    evaluations = Evaluations(tmp_path, EvaluationPlan(dict, "val_loss"), 0)
+@pytest.mark.parametrize("metric", ["val_loss", "drift_words", "text_to_image_median_rank"])
+def test_of_a_loss_a_drift_and_a_rank_the_least_is_the_best(tmp_path, metric):
+    evaluations = Evaluations(tmp_path, EvaluationPlan(dict, metric), 0)
     for step, value in enumerate((3.0, 1.0, 2.0)):
-        evaluations.add({"step": step, "epoch": step, "val_loss": value}, {"w": torch.tensor(value)})
+        evaluations.add({"step": step, "epoch": step, metric: value}, {"w": torch.tensor(value)})
     assert evaluations.best()["step"] == 1
     assert evaluations.best_weights()["w"].item() == 1.0
 
@@ -81,6 +98,50 @@ def test_training_stops_when_patience_is_lost_and_a_resumed_run_stays_stopped(tm
     before = (tmp_path / "log.jsonl").read_text()
     train(tmp_path, patience=2, resume=True)
     assert (tmp_path / "log.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(("signal_at", "step", "patience"), [(0, 0, 0), (1, 6, 0), (4, 24, 0), (3, 18, 2)])
+def test_signal_that_comes_in_an_evaluation_stops_the_run_right_after_it(tmp_path, signal_at, step, patience):
+    options = {"patience": patience}
+    unbroken, _ = train(tmp_path / "unbroken", **options)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; state saved in") as caught:
+        train(tmp_path / "broken", signal_at=signal_at, **options)
+    assert caught.value.exit_code == 143
+    assert max((tmp_path / "broken/checkpoints").iterdir()).name == f"step-{step:08d}"
+    assert rows_of(tmp_path / "broken")[-1]["step"] == step
+    left = SCORES[signal_at + 1 :] if step else SCORES  # what was measured before the first step is again
+    objective, _ = train(tmp_path / "broken", resume=True, scores=left, **options)
+    assert torch.equal(objective.linear.weight, unbroken.linear.weight)
+    assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")
+    assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
+
+
+def test_best_weights_that_are_damaged_lost_or_of_another_step_are_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    evaluations = Evaluations(tmp_path, EvaluationPlan(dict, "recall"), 0)
+    evaluations.add({"step": 0, "epoch": 0, "recall": 0.1}, {"w": torch.ones(3)})
+    first = path.read_bytes()
+    evaluations.add({"step": 6, "epoch": 1, "recall": 0.2}, {"w": torch.ones(3) * 2})
+    second = path.read_bytes()
+    for content in (first, second[:-1] + b"\x7f"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is damaged, or not of step 6, whose evaluation"):
+            evaluations.best_weights()
+    path.write_bytes(second[:-1])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors cannot be read"):
+        evaluations.best_weights()
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors cannot be read"):
+        evaluations.best_weights()
+
+
+def test_best_weights_of_another_model_are_refused_by_name(tmp_path):
+    train(tmp_path)
+    best = Evaluations(tmp_path, EvaluationPlan(dict, "recall"), 24)
+    weights = best.best_weights() | {"other": torch.ones(1)}
+    save_file(weights, tmp_path / "best.safetensors", _description(6, weights))
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is of another model; differing: other"):
+        train(tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("die_at", [0, 1, 3, 4])

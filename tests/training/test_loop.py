@@ -151,6 +151,26 @@ def test_killed_run_goes_on_from_its_checkpoint_without_a_double_line(tmp_path):
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
 
 
+def test_log_is_cut_back_beside_the_old_file_and_takes_its_place_whole(tmp_path):
+    train(tmp_path, keep_checkpoints=9)
+    whole = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "old.jsonl").hardlink_to(tmp_path / "log.jsonl")
+    train(tmp_path, resume=Resume(step=8))
+    assert (tmp_path / "old.jsonl").read_text() == whole
+
+
+def test_log_that_lost_rows_is_refused(tmp_path):
+    train(tmp_path)
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    message = r"log\.jsonl has 5 rows and the checkpoint 18 steps: the log was lost or cut; bring it back, or"
+    with pytest.raises(CheckpointError, match=message):
+        train(tmp_path, resume=True)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="has 0 rows and the checkpoint 18 steps"):
+        train(tmp_path, resume=True)
+
+
 def test_sigterm_ends_with_exit_code_143(tmp_path):
     def stop(objective, loss):
         signal.raise_signal(signal.SIGTERM)
@@ -243,6 +263,23 @@ def test_step_without_a_finite_loss_never_reaches_a_weight(tmp_path, caplog):
     assert read_log(tmp_path)[2]["loss"] is None
     assert "step 3 skipped" in caplog.text
     assert "e0b2.jpg" in caplog.text
+
+
+def test_step_without_a_finite_gradient_never_reaches_a_weight_though_its_loss_is_finite(tmp_path):
+    weights = {}
+
+    def fail_at_third(objective, loss):
+        weights[objective.num_forwards] = objective.linear.weight.detach().clone()
+        # The root of 0 is 0, and its gradient is not finite.
+        return loss + (0 * objective.linear.weight).sum().sqrt() if objective.num_forwards == 3 else loss
+
+    objective, result = train(tmp_path, Regression(fail_at_third), num_epochs=1)
+    assert torch.equal(weights[3], weights[4])
+    assert torch.isfinite(objective.linear.weight).all()
+    assert result.skipped_steps == 1
+    row = read_log(tmp_path)[2]
+    assert row["loss"] is not None
+    assert row["grad_norm"] is None
 
 
 def test_run_that_stays_non_finite_stops_with_advice(tmp_path):

@@ -7,6 +7,7 @@ copy of the dataset.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -196,8 +197,8 @@ class Collate:
     eos_token_id: int
     content: tuple[int, ...]
     """Of every image, from `content_numbers`."""
-    pad_to: int = 0
-    """Length of every row of `input_ids`; 0 = the batch's longest."""
+    length_multiple: int = 1
+    """Rows of `input_ids` are as long as the batch's longest, rounded up to a multiple of this."""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor | list[str]]:
         """Return the batch.
@@ -213,7 +214,8 @@ class Collate:
         crops = [item.clip_crop for item in items if item.clip_crop is not None]
         pixels = normalize_clip_crops(torch.from_numpy(np.stack(crops)), self.processor) if crops else None
         input_ids = [ids for item in items for ids in item.input_ids]
-        length = self.pad_to or max(map(len, input_ids))
+        longest = max(map(len, input_ids))
+        length = min(CONTEXT_LENGTH, math.ceil(longest / self.length_multiple) * self.length_multiple)
         batch: dict[str, Tensor | list[str]] = {
             "input_ids": pad_input_ids(input_ids, self.eos_token_id, length),
             "image_index": torch.tensor([item.image_index for item in items]),
@@ -236,7 +238,8 @@ class CaptionedBatches:
             not full: a contrastive loss depends on its size.
         seed: Decides order and captions, together with the epoch.
         captions_per_image: Captions drawn for each image.
-        pad_to_context_length: Pad captions to all 77 positions, not to the batch's longest.
+        length_multiple: Captions are padded to the batch's longest, rounded up to a multiple of this: 77 for
+            all positions.
         num_workers: Processes that read images; 0 reads in this one.
         process_index: Which share of each batch is given.
         num_processes: Equal shares that a batch is cut in.
@@ -255,7 +258,7 @@ class CaptionedBatches:
         batch_size: int,
         seed: int,
         captions_per_image: int = 1,
-        pad_to_context_length: bool = False,
+        length_multiple: int = 1,
         num_workers: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
@@ -278,7 +281,7 @@ class CaptionedBatches:
                 processor,
                 tokenizer.eos_token_id,
                 content=tuple(content_numbers(images)),
-                pad_to=CONTEXT_LENGTH if pad_to_context_length else 0,
+                length_multiple=length_multiple,
             ),
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each pass would draw from the global one

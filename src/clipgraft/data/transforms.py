@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from clipgraft.data.records import CONTEXT_LENGTH
 
+END_OF_WORD = "</w>"
+"""By which CLIP's vocabulary tells a token that ends a word."""
+
 
 class ImageProcessor(Protocol):
     """What is used of transformers' `CLIPImageProcessor`, whichever of its backends made it."""
@@ -111,7 +114,7 @@ def tokenize(
         pad_to_context_length: Pad to `context_length`, as diffusion models want, not to the longest.
 
     Returns:
-        The ids, and how many captions were longer; of these the words at the end are lost, EOS stays.
+        The ids, and how many captions were longer; of these whole words at the end are lost, EOS stays.
     """
     ids, num_truncated = encode_captions(captions, tokenizer, context_length=context_length)
     length = context_length if pad_to_context_length else max(map(len, ids))
@@ -121,15 +124,22 @@ def tokenize(
 def encode_captions(
     captions: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, context_length: int = CONTEXT_LENGTH
 ) -> tuple[list[list[int]], int]:
-    """Return each caption's token ids without padding, EOS last, and how many captions were cut."""
+    """Return each caption's token ids without padding, EOS last, and how many captions were cut.
+
+    They are cut behind a whole word: part of one can be another word. A first word that is too long by itself
+    is cut within.
+    """
     # `verbose` off: the tokenizer would warn of one long caption, and we count all.
     encoded = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
-    too_long = [len(ids) > context_length for ids in encoded]
-    eos = tokenizer.eos_token_id
-    ids = [
-        [*ids[: context_length - 1], eos] if cut else ids for ids, cut in zip(encoded, too_long, strict=True)
-    ]
-    return ids, sum(too_long)
+    ids = [_cut(ids, tokenizer, context_length) if len(ids) > context_length else ids for ids in encoded]
+    return ids, sum(len(row) > context_length for row in encoded)
+
+
+def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, context_length: int) -> list[int]:
+    kept = ids[: context_length - 1]
+    tokens = tokenizer.convert_ids_to_tokens(kept)
+    end = max((place + 1 for place, token in enumerate(tokens) if token.endswith(END_OF_WORD)), default=0)
+    return [*kept[: end or len(kept)], tokenizer.eos_token_id]
 
 
 def pad_input_ids(ids: Sequence[Sequence[int]], eos_token_id: int, length: int) -> Tensor:

@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import send_to_device
+from accelerate.utils import gather, send_to_device
 
 from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.data.check import check_source, to_json
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.records import CaptionedImage, Source
+from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage, Source
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_loss
-from clipgraft.runtime import choose_device, choose_mixed_precision, seed_everything, write_json
+from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_crops, load_source, select
 from clipgraft.stages.fitting import fit_stage
+from clipgraft.stages.generate import print_line, say
 from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
 from clipgraft.stages.samples import Samples
 from clipgraft.training.evaluations import EvaluationPlan
@@ -24,6 +25,9 @@ from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
 from clipgraft.training.loop import FitResult
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.state import Resume
+
+COMPILED_LENGTHS = 8
+"""Where towers are compiled, captions are padded to a multiple of it: ten lengths in all."""
 
 
 def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> dict[str, Any]:
@@ -56,10 +60,11 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     if processes.is_main_process:
         counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
         (folder / "data.json").write_text(to_json(counts), encoding="utf-8")
+        _say_notes(batches, folder, resume)
         before = measure_retrieval(clip, splits["test"], "recall before")
     objective = build_objective(clip, settings, splits["train"]).to(device)
     if settings.loss == "sigmoid":
-        objective.start_bias(send_to_device(next(iter(batches.epoch(0, 0))), device))
+        start_bias(objective, send_to_device(next(iter(batches.epoch(0, 0))), device))
     watch = ClipWatch(clip, objective, splits["val"], settings.batch_size) if splits["val"] else None
     samples = _samples(clip, recipe, folder, device) if processes.is_main_process else None
     result = fit_stage(
@@ -81,9 +86,44 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     if not processes.is_main_process:
         return {}
     metrics = {"before": before} | _finish(clip, splits, settings, folder, result)
-    metrics["mixed_precision"] = choose_mixed_precision(settings.mixed_precision, device)
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def print_result(metrics: dict[str, Any]) -> None:
+    """Print in one line what fine-tuning brought; nothing where no metrics are given."""
+    if not metrics:
+        return
+    before, after = metrics["before"], metrics["after"]
+    if before is None:
+        print_line("recall was not measured: the source has no test split")
+        return
+    directions = ("text_to_image", "image_to_text")
+    figures = (
+        f"{name.replace('_', ' ')} {before[key]:.1%} -> {after[key]:.1%}"
+        for name, key in ((name, f"{name}_recall@1") for name in directions)
+    )
+    gallery = f"{after['num_images']} test images, {after['num_captions']} captions"
+    print_line(f"recall@1 among {gallery}: {', '.join(figures)}")
+
+
+def _say_notes(batches: CaptionedBatches, folder: Path, resume: bool | Resume) -> None:
+    """Say what is not as one may think it is."""
+    is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
+    if is_from_newest and not any((folder / "checkpoints").glob("step-*")):
+        say(f"no checkpoint in {folder} to go on from; training begins anew")
+    num_truncated = batches.dataset.num_truncated
+    if num_truncated:
+        say(
+            f"{num_truncated} training captions are longer than {CONTEXT_LENGTH} tokens; the words beyond "
+            "them are not read"
+        )
+
+
+def start_bias(objective: ContrastiveObjective, batch: dict[str, Any]) -> None:
+    """Start SigLIP's bias from the first batch of all processes together: one bias in all of them."""
+    with torch.no_grad():
+        objective.start_bias(gather(objective.embed(batch)))
 
 
 def _splits(source: Source, recipe: Recipe) -> dict[str, tuple[CaptionedImage, ...]]:
@@ -125,6 +165,7 @@ def _finish(
         "after": measure_retrieval(clip, splits["test"], "recall after"),
         "num_steps": result.num_steps,
         "skipped_steps": result.skipped_steps,
+        "mixed_precision": result.mixed_precision,
         "num_epochs": settings.num_epochs,
         "num_train_images": len(splits["train"]),
         "epoch_mean_loss": result.epoch_mean_loss,
@@ -149,12 +190,19 @@ def _batches(
         batch_size=settings.batch_size,
         seed=recipe.seed,
         captions_per_image=settings.captions_per_image,
-        # What is not in the batch cannot be held: a U-Net reads padding too.
-        pad_to_context_length=settings.preservation_weight > 0,
+        length_multiple=_length_multiple(settings),
         num_workers=settings.num_workers,
         process_index=processes.process_index,
         num_processes=processes.num_processes,
     )
+
+
+def _length_multiple(settings: FinetuneSettings) -> int:
+    """To what length captions are padded, as far as it is free: no state up to EOS sees what comes after."""
+    if settings.preservation_weight:
+        return CONTEXT_LENGTH  # what is not in the batch cannot be held, and a U-Net reads padding too
+    # Each further length would be compiled anew.
+    return COMPILED_LENGTHS if settings.compile else 1
 
 
 def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
@@ -181,6 +229,11 @@ def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
     if settings.samples_every and settings.lora_rank:
         raise ValueError(
             "samples_every needs whole weights, which lora_rank has at the end only; set one to 0"
+        )
+    if settings.frozen_vision_layers == settings.frozen_text_layers == -1:
+        raise ValueError(
+            "frozen_vision_layers=-1 and frozen_text_layers=-1 leave nothing to train but the logit scale; "
+            "set one of them to 0 or more"
         )
     if settings.frozen_vision_layers == -1 and settings.crop_scale < 1:
         raise ValueError(

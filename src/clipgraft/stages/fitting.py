@@ -12,7 +12,7 @@ from clipgraft.runtime import choose_mixed_precision
 from clipgraft.settings import TrainSettings
 from clipgraft.stages.folder import fingerprint
 from clipgraft.training.loop import Batches, FitResult, StepReport, fit
-from clipgraft.training.state import Resume
+from clipgraft.training.state import Resume, saved_precision
 
 
 def fit_stage(
@@ -63,7 +63,7 @@ def fit_stage(
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            mixed_precision=choose_mixed_precision(settings.mixed_precision, device),
+            mixed_precision=settle_precision(settings.mixed_precision, device, folder if resume else None),
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
             device=device.type,
@@ -73,3 +73,18 @@ def fit_stage(
             **options,
             on_step=tell,
         )
+
+
+def settle_precision(name: str, device: torch.device, resumed: Path | None) -> str:
+    """Resolve "auto", to what a run began in where it is gone on with: this machine may choose otherwise now.
+
+    Args:
+        name: Of the settings.
+        device: Where to train.
+        resumed: The run's folder, to go on in; None = a new run.
+
+    Raises:
+        ValueError: If the precision cannot work on the device.
+    """
+    begun_in = saved_precision(resumed / "checkpoints") if resumed and name == "auto" else ""
+    return choose_mixed_precision(begun_in or name, device)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -21,6 +22,8 @@ from clipgraft.runtime import (
 )
 from clipgraft.stages.resources import recorded_resources
 
+MAX_NAMED = 3
+"""Settings that differ, as an error names them."""
 GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
 """Column of pictures -> stage of a run whose graft draws it."""
 
@@ -40,7 +43,8 @@ def stage_folder(
 
     Raises:
         ValueError: If the folder is another run's, or holds what is not a run.
-        CheckpointError: If a run is to go on with another recipe than it began with.
+        CheckpointError: If a run is to go on with other settings than it began with; where its figures are
+            written beside the log (`track`) may change.
     """
     quiet_libraries()
     device = choose_device(recipe.device)
@@ -58,16 +62,37 @@ def stage_folder(
             return
     with run_folder(path, resume=resume, overwrite=overwrite) as folder:
         written = folder / RECIPE_NAME
-        if written.is_file() and load_recipe(written) != recipe:
-            raise CheckpointError(
-                f"{path} was begun with other settings; go on with its own {RECIPE_NAME}, or add --overwrite"
-            )
+        if written.is_file():
+            _refuse_other_settings(path, load_recipe(written), recipe)
         written.write_text(to_toml(recipe), encoding="utf-8")
         write_json(folder / "environment.json", describe_environment(device))
         if num_processes > 1:
             processes.wait_for_everyone()
         with recorded_resources(folder):
             yield folder
+
+
+def _refuse_other_settings(path: Path, begun: Recipe, recipe: Recipe) -> None:
+    before, now = (_by_name(settings.model_dump()) for settings in (begun, recipe))
+    differing = [
+        f"{name} was {value!r}, is {now[name]!r}"
+        for name, value in before.items()
+        if value != now[name] and name.rpartition(".")[2] != "track"
+    ]
+    if differing:
+        shown = "; ".join(differing[:MAX_NAMED]) + ("; ..." if len(differing) > MAX_NAMED else "")
+        raise CheckpointError(
+            f"{path} was begun with other settings ({shown}); go on with its own {RECIPE_NAME}, or add "
+            "--overwrite"
+        )
+
+
+def _by_name(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of nested sections by their dotted names."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        named |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return named
 
 
 def fingerprint(*parts: object) -> str:

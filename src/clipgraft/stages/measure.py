@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipgraft.data.images import open_image
+from clipgraft.data.loader import content_numbers
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.evaluation.drift import token_drift
@@ -74,7 +75,8 @@ class ClipWatch:
         clip: The model as it is now; its text tower is remembered.
         objective: Whose loss is measured, at one fixed batch.
         images: The validation split, at least one image.
-        batch_size: Images of the fixed batch, each with its first caption.
+        batch_size: Images of the fixed batch, each with its first caption; of one, 2 are taken: alone it has
+            no wrong answer, and its loss is always 0.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class ClipWatch:
     ):
         self.clip, self.objective, self.images = clip, objective, images
         self.before = deepcopy(clip.model.text_model).eval()
-        fixed = images[:batch_size]
+        fixed = images[: max(2, batch_size)]
         opened = [open_image(image.path) for image in fixed]
         rows = torch.arange(len(fixed))
         captions = [image.captions[0] for image in fixed]
@@ -95,6 +97,7 @@ class ClipWatch:
             "input_ids": tokenize(captions, clip.tokenizer).input_ids,
             "image_index": rows,
             "caption_image": rows,
+            "image_content": torch.tensor(content_numbers(fixed)),
         }
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
         self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids

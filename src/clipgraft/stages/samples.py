@@ -6,8 +6,9 @@ import torch
 
 from clipgraft.config import GenerateSettings
 from clipgraft.generation.generator import load_generators
-from clipgraft.generation.jobs import Job
 from clipgraft.models.clip import ClipParts
+from clipgraft.reporting.pictures import STATUS_NOTES
+from clipgraft.stages.generate import jobs_of, say, speed_of
 from clipgraft.training.loop import StepReport
 
 
@@ -17,8 +18,8 @@ class Samples:
     Args:
         clip: The model in training; its text tower takes the place of the graft's.
         graft: Folder with the bridge, and the record of the base.
-        settings: Prompts, seed, steps and guidance.
-        folder: Gets `step-<step>/<number>.png`, a picture a prompt.
+        settings: What to draw, and how.
+        folder: Gets `step-<step>/<number>.png`, a picture a job; of one that failed it is said.
         every: Steps from one time to the next.
         device: Where to draw.
 
@@ -35,8 +36,11 @@ class Samples:
         every: int,
         device: torch.device,
     ):
-        self.clip, self.settings, self.folder, self.every = clip, settings, folder, every
-        _, self.generator = next(load_generators({"graft": graft}, device=device.type))
+        self.clip, self.folder, self.every = clip, folder, every
+        self.jobs, self.batch_size = jobs_of(settings), settings.batch_size
+        _, self.generator = next(
+            load_generators({"graft": graft}, device=device.type, speed=speed_of(settings))
+        )
         self._take_weights()
 
     def __call__(self, report: StepReport) -> None:
@@ -44,21 +48,14 @@ class Samples:
         if report.step % self.every:
             return
         self._take_weights()
-        settings = self.settings
-        jobs = [
-            Job(
-                prompt,
-                settings.seed,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-            )
-            for prompt in settings.prompts
-        ]
         folder = self.folder / f"step-{report.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = self.generator.draw(jobs, batch_size=settings.batch_size)
-        for number, picture in enumerate(pictures):
-            picture.image.save(folder / f"{number}.png")
+        for number, picture in enumerate(self.generator.draw(self.jobs, batch_size=self.batch_size)):
+            if picture.status == "ok":
+                picture.image.save(folder / f"{number}.png")
+            else:
+                reason = STATUS_NOTES[picture.status]
+                say(f"step {report.step}, picture {number} of {picture.prompt[:60]!r} is not there: {reason}")
 
     def _take_weights(self) -> None:
         tower = self.generator.pipeline.text_encoder.text_model

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from clipgraft.training.random_states import random_states, set_random_states
+
 Batch = dict[str, Any]
 Accumulation = Literal["joint", "separate"]
 
@@ -19,26 +21,34 @@ def backward_separately(
 ) -> dict[str, Tensor]:
     """Add the gradients of the mean of the micro-batches' own losses to the parameters.
 
+    A micro-batch is that of all processes together: where the objective can give a joint loss, its negatives
+    come from all of them.
+
     Args:
-        objective: `objective(batch) -> (loss, metrics)`.
-        batches: Micro-batches, on the accelerator's device.
-        accelerator: Gives autocast and the gradient scale.
+        objective: `objective(batch) -> (loss, metrics)`; may have what `backward_jointly` reads.
+        batches: Micro-batches, on the accelerator's device; as many in each process.
+        accelerator: Gives autocast, the gradient scale and the other processes.
 
     Returns:
         Means of `loss` and of each metric.
     """
+    is_shared = accelerator.num_processes > 1 and hasattr(objective, "joint_loss")
     totals: dict[str, Any] = {}
     for batch in batches:
-        with accelerator.autocast():
-            loss, metrics = objective(batch)
-        accelerator.backward(loss / len(batches))
-        for name, value in {"loss": loss.detach(), **metrics}.items():
+        if is_shared:
+            metrics = backward_jointly(objective, [batch], accelerator, num_parts=len(batches))
+        else:
+            with accelerator.autocast():
+                loss, metrics = objective(batch)
+            accelerator.backward(loss / len(batches))
+            metrics = {"loss": loss.detach(), **metrics}
+        for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     return totals
 
 
 def backward_jointly(
-    objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
+    objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator, *, num_parts: int = 1
 ) -> dict[str, Tensor]:
     """Add the gradient of the loss over all micro-batches of all processes together to the parameters.
 
@@ -53,6 +63,7 @@ def backward_jointly(
             item; `joint_loss(embeds) -> (loss, metrics)` reads them concatenated.
         batches: Micro-batches, on the accelerator's device; as many items in each process.
         accelerator: Gives autocast, the gradient scale and the other processes.
+        num_parts: Of a mean that this loss is one part of; divides the gradient.
 
     Returns:
         `loss` and the metrics, over all processes.
@@ -61,16 +72,16 @@ def backward_jointly(
         Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
     """
     keeps_graph = len(batches) == 1
-    random_states, parts = [], []
+    states, parts = [], []
     for batch in batches:
-        random_states.append(_random_state(accelerator.device))
+        states.append(random_states(accelerator.device))
         with torch.set_grad_enabled(keeps_graph):
             parts.append(_embed(objective, batch, accelerator))
     local = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
     embeds = {name: _as_leaf(accelerator.gather(tensor)) for name, tensor in local.items()}
     loss, metrics = objective.joint_loss(embeds)  # type: ignore[operator]
-    accelerator.backward(loss)
-    random_state = _random_state(accelerator.device)
+    accelerator.backward(loss / num_parts)
+    state_after = random_states(accelerator.device)
     gradients = {
         name: _own_share(leaf.grad, accelerator).split([len(part[name]) for part in parts])
         for name, leaf in embeds.items()
@@ -78,13 +89,13 @@ def backward_jointly(
     }
     for index, batch in enumerate(batches):
         if not keeps_graph:
-            _set_random_state(random_states[index], accelerator.device)
+            set_random_states(states[index], accelerator.device)
             parts[index] = _embed(objective, batch, accelerator)
         torch.autograd.backward(
             [parts[index][name] for name in gradients], [parts_of[index] for parts_of in gradients.values()]
         )
         parts[index] = {}  # frees the graph before the next one is built
-    _set_random_state(random_state, accelerator.device)
+    set_random_states(state_after, accelerator.device)
     return {"loss": loss.detach(), **metrics}
 
 
@@ -114,14 +125,3 @@ def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Acce
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -3,22 +3,25 @@
 All of it is read from the file's rows, so a resumed run decides as the unbroken one.
 """
 
+import hashlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clipgraft.errors import CheckpointError
-from clipgraft.writing import written_whole
+from clipgraft.training.log import written_to_disk
 
 BEST_NAME = "best.safetensors"
+LOWER_IS_BETTER = ("loss", "drift", "median_rank")
+"""Parts of the names of such metrics; of all others (recall, mAP) more is better."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ class Evaluations:
         if weights is None:
             return
         if is_best:
-            with _on_disk(self.folder / BEST_NAME) as path:
-                save_file(weights, path)
+            with written_to_disk(self.folder / BEST_NAME) as path:
+                save_file(weights, path, metadata=_description(row["step"], weights))
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        with _on_disk(self.folder / "evaluations.jsonl") as path:
+        with written_to_disk(self.folder / "evaluations.jsonl") as path:
             path.write_text(text, encoding="utf-8")
 
     def best(self) -> dict[str, Any]:
@@ -90,8 +93,26 @@ class Evaluations:
         return best
 
     def best_weights(self) -> dict[str, Tensor] | None:
-        """Read the weights of the best row; None where none are kept."""
-        return load_file(self.folder / BEST_NAME) if self.plan.best_metric else None
+        """Read the weights of the best row; None where none are kept.
+
+        Raises:
+            CheckpointError: If they are lost, damaged, or of another step than the best row's.
+        """
+        if not self.plan.best_metric:
+            return None
+        path, step = self.folder / BEST_NAME, self.best()["step"]
+        try:
+            with safe_open(path, "pt") as file:
+                description = file.metadata()
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); start again with --overwrite") from error
+        if description != _description(step, weights):
+            raise CheckpointError(
+                f"{path} is damaged, or not of step {step}, whose evaluation is the best; start again with "
+                "--overwrite"
+            )
+        return weights
 
     def has_lost_patience(self) -> bool:
         """Whether the best row lies `patience` rows back."""
@@ -102,8 +123,7 @@ class Evaluations:
 
     def _is_better(self, row: dict[str, Any], than: dict[str, Any]) -> bool:
         metric = self.plan.best_metric
-        # Of a loss and of a drift less is better, of a recall more.
-        sign = -1 if "loss" in metric or "drift" in metric else 1
+        sign = -1 if any(part in metric for part in LOWER_IS_BETTER) else 1
         return sign * row[metric] > sign * than[metric]
 
 
@@ -121,10 +141,11 @@ def refuse_lost_best(folder: Path, plan: EvaluationPlan, step: int) -> None:
         )
 
 
-@contextmanager
-def _on_disk(path: Path) -> Iterator[Path]:
-    """`written_whole`, and on the disk before the old file is gone: a killed run leaves one of the two."""
-    with written_whole(path) as temporary:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+def _description(step: int, weights: dict[str, Tensor]) -> dict[str, str]:
+    """What a file of best weights says of itself: of which step it is, and the sum of its values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        # Viewed as bytes, because NumPy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return {"step": str(step), "sha256": digest.hexdigest()}

@@ -3,8 +3,13 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from clipgraft.errors import CheckpointError
+from clipgraft.writing import written_whole
 
 
 class StepLog:
@@ -16,11 +21,19 @@ class StepLog:
         Args:
             path: The file; made where there is none.
             keep: Rows that stay: the optimizer steps already made.
+
+        Raises:
+            CheckpointError: If the log has fewer.
         """
         rows = path.read_text(encoding="utf-8").splitlines(keepends=True)[:keep] if path.is_file() else []
-        assert len(rows) == keep, f"{path} has {len(rows)} rows, the checkpoint has {keep} steps"
+        if len(rows) < keep:
+            raise CheckpointError(
+                f"{path} has {len(rows)} rows and the checkpoint {keep} steps: the log was lost or cut; "
+                "bring it back, or start again with --overwrite"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(rows), encoding="utf-8")
+        with written_to_disk(path) as temporary:
+            temporary.write_text("".join(rows), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -39,6 +52,15 @@ class StepLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextmanager
+def written_to_disk(path: Path) -> Iterator[Path]:
+    """`written_whole`, and on the disk before the old file is gone: a killed run leaves one of the two."""
+    with written_whole(path) as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def epoch_means(path: Path) -> list[float]:

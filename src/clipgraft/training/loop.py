@@ -1,7 +1,8 @@
 """The one training loop. It knows no stage: an objective turns a batch into a loss, `fit` does the rest.
 
 Order of a step: forward and backward of each micro-batch; finite check, clip, optimizer,
-`objective.after_step()`, moving average; then, where due, log, checkpoint, stop on a signal, evaluate.
+`objective.after_step()`, moving average; then, where due, log, checkpoint, stop on a signal, evaluate, and
+again stop on a signal.
 """
 
 import math
@@ -56,6 +57,7 @@ class FitResult:
     seconds: float
     """Of this process; a resumed run's earlier part is not in it."""
     epoch_mean_loss: list[float]
+    mixed_precision: str
 
 
 def fit(
@@ -115,7 +117,7 @@ def fit(
         track: "tensorboard" writes the rows of log and evaluations there as well.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM, after the step is finished and saved.
+        Interrupted: On SIGINT or SIGTERM, after the step or the evaluation is finished and the state saved.
         CheckpointError: If the checkpoints do not fit this run.
         ValueError: If there is no batch, or nothing to train.
         FloatingPointError: After `stepper.MAX_SKIPPED_IN_A_ROW` steps without a finite loss.
@@ -143,6 +145,7 @@ def fit(
     with record, StopOnSignal() as stop:
         if state.step % steps_per_epoch == 0:
             record.evaluate(epoch=state.step // steps_per_epoch)
+            record.stop_on(stepper.agree_on(stop.signal_number))
         while state.step < num_steps and not record.has_lost_patience():
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
             remaining = batches.epoch(epoch, step_in_epoch * gradient_accumulation_steps)
@@ -155,12 +158,15 @@ def fit(
                 if on_step:
                     rate = sum(map(_num_items, group)) / sum(seconds.values())
                     on_step(StepReport(state.step, num_steps, metrics["loss"], rate))
-                record.save(signal_number=stepper.agree_on(stop.signal_number))
+                record.save()
+                record.stop_on(stepper.agree_on(stop.signal_number))
             assert state.step % steps_per_epoch == 0, "an epoch gave fewer batches than len(batches)"
             record.evaluate(epoch=epoch + 1)
+            record.stop_on(stepper.agree_on(stop.signal_number))
     stepper.finish(record.best_weights())
     elapsed = time.perf_counter() - started
-    return FitResult(state.step, state.skipped_steps, elapsed, epoch_means(run_dir / "log.jsonl"))
+    means = epoch_means(run_dir / "log.jsonl")
+    return FitResult(state.step, state.skipped_steps, elapsed, means, mixed_precision)
 
 
 def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

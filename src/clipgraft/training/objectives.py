@@ -124,10 +124,13 @@ class ContrastiveObjective(nn.Module):
         return loss, metrics
 
     @torch.no_grad()
-    def start_bias(self, batch: dict[str, Any]) -> None:
-        """Set `logit_bias`, if there is one, to where a batch's expected number of pairs is its own."""
+    def start_bias(self, embeds: dict[str, Tensor]) -> None:
+        """Set `logit_bias`, if there is one, to where a batch's expected number of pairs is its own.
+
+        Args:
+            embeds: What `embed` gave of the batch, in all processes the same.
+        """
         if self.logit_bias is not None:
-            embeds = self.embed(batch)
             cosines = embeds["text_embeds"] @ embeds["image_embeds"].T
             self.logit_bias.copy_(balanced_bias(self.clip.logit_scale.exp() * cosines))
 

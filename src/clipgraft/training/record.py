@@ -55,6 +55,7 @@ class RunRecord:
         self.log: StepLog | None = None
         self.tracker: Tracker | None = None
         self.evaluations: Evaluations | None = None
+        self.saved_step = -1
 
     def load(self, resume: Resume) -> None:
         """Bring the state back from the checkpoint asked for, or the newest whole one if there is one."""
@@ -96,25 +97,32 @@ class RunRecord:
         if self.tracker:
             self.tracker.write(row, prefix="train")
 
-    def save(self, *, signal_number: int = 0, now: bool = False) -> None:
-        """Write a checkpoint where one is due.
+    def save(self, *, now: bool = False) -> None:
+        """Write a checkpoint where one is due, and there is none of this step yet.
 
         Args:
-            signal_number: Of the signal to stop on, 0 = none.
             now: Whether one is due in any case.
-
-        Raises:
-            Interrupted: After saving, where there is a signal.
         """
         state = self.stepper.state
         is_due = bool(self.checkpoint_every) and state.step % self.checkpoint_every == 0
-        checkpoints = self.folder / "checkpoints"
-        if self.log and (is_due or now or signal_number or state.step == self.num_steps):
+        if self.log and (is_due or now or state.step == self.num_steps) and state.step != self.saved_step:
             self.log.sync()
-            save_state(checkpoints, state, keep=self.keep_checkpoints)
+            save_state(self.folder / "checkpoints", state, keep=self.keep_checkpoints)
+            self.saved_step = state.step
+
+    def stop_on(self, signal_number: int) -> None:
+        """Save and stop where there is a signal.
+
+        Args:
+            signal_number: The same in all processes; 0 = none.
+
+        Raises:
+            Interrupted: After saving.
+        """
         if signal_number:
+            self.save(now=True)
             self.process.wait_for_everyone()
-            raise Interrupted(signal_number, checkpoints)
+            raise Interrupted(signal_number, self.folder / "checkpoints")
 
     def evaluate(self, *, epoch: int) -> None:
         """Measure, unless this step was measured before the run was cut off; keep the best weights.

@@ -7,6 +7,7 @@ A checkpoint is a folder `step-00000100/` with `tensors.safetensors`, `state.jso
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from clipgraft.errors import CheckpointError
 from clipgraft.models.checkpoint import verify_folder, write_folder_atomically
 from clipgraft.training.optimization import MovingAverage
+from clipgraft.training.random_states import random_states, set_random_states
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ class TrainingState:
     scaler: torch.amp.GradScaler | None
     fingerprint: str
     """Names the data and settings that the steps were made with."""
+    mixed_precision: str = "no"
+    """In which they were made."""
     step: int = 0
     """Optimizer steps made; the position in the data follows from it."""
     skipped_steps: int = 0
@@ -115,13 +119,37 @@ def load_newest_state(
     return None
 
 
+def saved_precision(checkpoints: Path) -> str:
+    """Mixed precision that the newest readable checkpoint was made in; empty where there is none."""
+    for folder in _newest_first(checkpoints):
+        try:
+            return json.loads((folder / "state.json").read_text(encoding="utf-8"))["mixed_precision"]
+        except (OSError, ValueError, KeyError):  # damaged: loading it says so
+            continue
+    return ""
+
+
 def load_state(folder: Path, state: TrainingState, *, allow_changed_data: bool = False) -> None:
     """Bring a state back from one checkpoint.
 
     Raises:
-        CheckpointError: If it is of another model, data or settings, or an entry is missing.
+        CheckpointError: If it is of another model, data, settings or precision, or an entry is missing.
     """
     values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "tensors.safetensors")
+    try:
+        _refuse_other_settings(folder, values, state, allow_changed_data)
+        _load_entries(folder, values, tensors, state)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder} lacks {error}, which this run needs to go on: it was made on another device or by "
+            "another version; go on there, or start again with --overwrite"
+        ) from error
+
+
+def _refuse_other_settings(
+    folder: Path, values: dict[str, Any], state: TrainingState, allow_changed_data: bool
+) -> None:
     if values["fingerprint"] != state.fingerprint:
         what = (
             f"{folder} was made with other data or settings ({values['fingerprint'][:12]}, "
@@ -133,22 +161,41 @@ def load_state(folder: Path, state: TrainingState, *, allow_changed_data: bool =
                 "with changed data by --allow-changed-data"
             )
         logger.warning("%s; going on all the same", what)
-    tensors = load_file(folder / "tensors.safetensors")
-    expected = {name: tensor.shape for name, tensor in _module_tensors(state).items()}
-    found = {name: tensor.shape for name, tensor in tensors.items() if name in expected}
-    if found != expected:
-        wrong = sorted(name for name in expected if found.get(name) != expected[name])
-        raise CheckpointError(f"{folder} is of another model; differing: {', '.join(wrong[:5])}")
+    if values["mixed_precision"] != state.mixed_precision:
+        raise CheckpointError(
+            f"{folder} was made in mixed_precision {values['mixed_precision']!r}, and this run is in "
+            f"{state.mixed_precision!r}; go on in the former, or start again with --overwrite"
+        )
+    if state.scaler is not None and not values["scaler"]:
+        raise CheckpointError(
+            f"{folder} has no state of the gradient scaler, which {state.mixed_precision!r} needs here; "
+            "go on where it was made, or start again with --overwrite"
+        )
+
+
+def _load_entries(
+    folder: Path, values: dict[str, Any], tensors: dict[str, Tensor], state: TrainingState
+) -> None:
+    expected = _module_tensors(state)
+    refuse_other_model(str(folder), {name: tensors[name] for name in expected if name in tensors}, expected)
     with torch.no_grad():
-        for name, tensor in _module_tensors(state).items():
+        for name, tensor in expected.items():
             tensor.copy_(tensors[name])
     _load_optimizer(state.optimizer, values["optimizer"], tensors)
     if state.scaler is not None:
         state.scaler.load_state_dict(values["scaler"])
     if state.average:
         state.average.num_updates = values["average_updates"]
-    _load_random_state(tensors)
+    set_random_states(tensors, _device(state))
     state.step, state.skipped_steps = values["step"], values["skipped_steps"]
+
+
+def refuse_other_model(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError naming the first tensors that are missing, too many or of another shape."""
+    shapes = [{name: tensor.shape for name, tensor in named.items()} for named in (found, expected)]
+    wrong = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+    if wrong:
+        raise CheckpointError(f"{what} is of another model; differing: {', '.join(wrong[:5])}")
 
 
 def _newest_first(checkpoints: Path) -> list[Path]:
@@ -168,10 +215,11 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _module_tensors(state).items()}
     for index, entry in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor.cpu() for name, tensor in entry.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
+    return tensors | random_states(_device(state))
+
+
+def _device(state: TrainingState) -> torch.device:
+    return next(state.module.parameters()).device
 
 
 def _values(state: TrainingState) -> dict[str, Any]:
@@ -179,6 +227,7 @@ def _values(state: TrainingState) -> dict[str, Any]:
         "step": state.step,
         "skipped_steps": state.skipped_steps,
         "fingerprint": state.fingerprint,
+        "mixed_precision": state.mixed_precision,
         "optimizer": state.optimizer.state_dict()["param_groups"],
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
         "average_updates": state.average.num_updates if state.average else 0,
@@ -192,9 +241,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, groups: list[dict], tensor
             _, index, key = name.split(".", 2)
             entries.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
-
-
-def _load_random_state(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -19,7 +19,7 @@ from clipgraft.training.accumulation import (
     backward_separately,
 )
 from clipgraft.training.optimization import MovingAverage
-from clipgraft.training.state import TrainingState
+from clipgraft.training.state import TrainingState, refuse_other_model
 
 MAX_SKIPPED_IN_A_ROW = 10
 """A run whose loss stays non-finite this long does not come back (guess)."""
@@ -66,7 +66,12 @@ class Stepper:
         self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.average = MovingAverage(self.trained, ema_decay) if ema_decay else None
         self.state = TrainingState(
-            objective, self.optimizer.optimizer, self.average, self.accelerator.scaler, fingerprint
+            objective,
+            self.optimizer.optimizer,
+            self.average,
+            self.accelerator.scaler,
+            fingerprint,
+            mixed_precision,
         )
         self.is_joint = accumulation == "joint" and hasattr(objective, "joint_loss")
         self.skipped_in_a_row = 0
@@ -116,11 +121,17 @@ class Stepper:
         return int(signals.max())
 
     def finish(self, weights: dict[str, Tensor] | None) -> None:
-        """Leave the given weights in the objective; without them the averaged ones, or the last."""
+        """Leave the given weights in the objective; without them the averaged ones, or the last.
+
+        Raises:
+            CheckpointError: If they are not those of what is trained, by names and shapes.
+        """
         if self.average:
             self.average.copy_to_parameters()
         if weights:
-            self.objective.load_state_dict(weights, strict=False)
+            named = self.objective.named_parameters()
+            refuse_other_model("best.safetensors", weights, {n: p for n, p in named if p.requires_grad})
+            self.objective.load_state_dict(weights, strict=False)  # what is frozen is not among them
         self.accelerator.free_memory()
 
     def _backward(self, group: list[Batch]) -> dict[str, float]:

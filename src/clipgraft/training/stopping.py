@@ -14,7 +14,7 @@ class Interrupted(Exception):
 
 
 class StopOnSignal:
-    """Remembers SIGINT or SIGTERM until the step is done; a second one acts at once."""
+    """Remembers SIGINT or SIGTERM until the step or the evaluation is done; a second one acts at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
