@@ -49,6 +49,8 @@ FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k" / "Flickr8k.token.txt"
 WIDTH, BASE_WIDTH = 512, 768
 REPEATS = 5
 FEW = (25, 100, 1000)
+NUM_CAPTIONS = 40_460
+"""All of Flickr8k's."""
 
 
 def ridge() -> dict[str, Any]:
@@ -248,10 +250,12 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def update_result(section: str, found: dict[str, Any]) -> None:
+def update_result(section: str, found: dict[str, Any], num_captions: int) -> None:
     """Put a section into the results, with the environment that it was measured in."""
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     command = f"python benchmarks/bench_bridge.py --only {section}"
+    if section == "closed_form" and num_captions != NUM_CAPTIONS:
+        command += f" --captions {num_captions}"
     environment = describe_environment(torch.device("cpu")) | {"command": command}
     result[section] = found | {"environment": environment}
     RESULT.parent.mkdir(exist_ok=True)
@@ -261,7 +265,7 @@ def update_result(section: str, found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", choices=("ridge", "few_captions", "closed_form", "refine"))
-    parser.add_argument("--captions", type=int, default=40_460)
+    parser.add_argument("--captions", type=int, default=NUM_CAPTIONS)
     parser.add_argument("--flickr8k", type=Path, default=FLICKR8K)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_bridge"))
     parser.add_argument("--child", choices=("fit", "refine_step"), help=argparse.SUPPRESS)
@@ -283,7 +287,7 @@ def main() -> None:
         found = parts[name]()
         print(name, json.dumps(found, indent=2))
         if found:
-            update_result(name, found)
+            update_result(name, found, options.captions)
 
 
 if __name__ == "__main__":

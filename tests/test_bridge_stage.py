@@ -11,10 +11,12 @@ from clipgraft.config import apply_overrides
 from clipgraft.data.captions import read_lines
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.bridge import Bridge, position_weights, token_classes
 from clipgraft.models.encoder import load_graft
 from clipgraft.stages.bridge import bridge, say_collapse
 from clipgraft.stages.captions import load_captions
 from clipgraft.stages.towers import Towers
+from clipgraft.training.objectives import BridgeObjective
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +69,22 @@ def test_the_bridge_of_one_map_and_that_with_attention_are_saved_and_come_back(w
 def test_fewer_than_100_captions_are_refused_with_what_to_expect(world, tmp_path, capsys):
     few = tmp_path / "few.txt"
     few.write_text("\n".join(f"a dog {index}" for index in range(40)))
-    with pytest.raises(ValueError, match=r"only 36 .* 0\.77 from 100, .* --allow-few-captions"):
+    with pytest.raises(
+        ValueError, match=r"only 36 .*few\.txt, of which one in 10 lines is held out\).* 0\.77"
+    ):
         load_captions(recipe_of(world, captions=few))
     assert len(load_captions(recipe_of(world, "bridge.allow_few_captions=true", captions=few)).train) == 36
     assert "note: only 36 different captions" in capsys.readouterr().err
+
+
+def test_a_source_without_training_captions_is_said(world, tmp_path):
+    data = tiny.write_flickr8k(tmp_path / "data")
+    (data / "Flickr_8k.trainImages.txt").write_text("")
+    overrides = ['bridge.captions=""', f"data.source={data}"]
+    with pytest.raises(
+        ValueError, match=r"no training caption in .*data to fit the bridge on; name a source"
+    ):
+        load_captions(recipe_of(world, *overrides))
 
 
 def test_files_without_captions_are_said(world, tmp_path):
@@ -121,6 +135,24 @@ def test_far_padding_of_some_batches_stands_for_that_of_all(world):
         for batch in towers.positions(ids, "x", whole_every=whole_every):
             weights[index] += batch.weights.sum()
     assert weights[0].item() == pytest.approx(weights[1].item(), rel=0.05)
+
+
+def test_the_loss_in_keys_and_values_is_their_weighted_error_over_the_teachers_power():
+    torch.manual_seed(0)
+    classes = token_classes(torch.tensor([[0, 5, 6, 9, 9, 9], [0, 5, 9, 9, 9, 9]]), 9)
+    student, teacher, root = torch.randn(2, 6, 4), torch.randn(2, 6, 3), torch.randn(3, 3)
+    weights = position_weights(classes)
+    batch = {"student": student, "teacher": teacher, "classes": classes, "weights": weights}
+    batch["positions"] = torch.arange(6).expand(2, 6)
+    bridge = Bridge(4, 3, 5)
+    plain = BridgeObjective(bridge, norm_weight=0.1)(batch)[0]
+    loss, metrics = BridgeObjective(bridge, norm_weight=0.1, key_value_root=root, key_value_weight=2.0)(batch)
+    ours, theirs = bridge(student, classes) @ root.T, teacher @ root.T
+    rows = [(row, place) for row in range(2) for place in range(6)]
+    error = sum(weights[at] * (ours[at] - theirs[at]).square().sum() for at in rows)
+    expected = error / sum(weights[at] * theirs[at].square().sum() for at in rows)
+    torch.testing.assert_close(metrics["key_value_loss"], expected.detach())
+    torch.testing.assert_close(loss, plain + 2 * expected)
 
 
 def test_a_collapse_is_said_aloud(capsys):

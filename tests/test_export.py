@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import tiny
+from clipgraft.config import load_recipe
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, token_classes
@@ -38,6 +39,16 @@ def graft_dir(tmp_path_factory):
     arguments = ["--clip", clip, "--base", base, "--data", data, "--out", folder / "bridge"]
     assert call("bridge", *arguments, *sizes) == 0
     return folder / "bridge" / "graft"
+
+
+@pytest.fixture(scope="module")
+def refined_dir(graft_dir, tmp_path_factory):
+    """The graft, refined on other pictures; no recipe names its CLIP."""
+    folder = tmp_path_factory.mktemp("refined")
+    photos = tiny.write_flickr8k(folder / "photos")
+    options = ["--graft", graft_dir, "--base", graft_dir.parents[1] / "base", "--data", photos]
+    assert call("refine", *options, "--out", folder / "refine", "--set", "refine.batch_size=8") == 0
+    return folder / "refine" / "graft"
 
 
 def latents(pipeline, **prompt):
@@ -119,6 +130,58 @@ def test_a_graft_without_its_run_says_so(graft_dir, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "its recipe is not known" in card
     assert "None are beside the graft" in card
+
+
+def test_a_refined_graft_has_a_card_of_both_its_bridge_and_its_refinement(graft_dir, refined_dir, tmp_path):
+    assert call("export", refined_dir, "--out", tmp_path / "out", "--format", "bridge") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    bridged = json.loads((graft_dir.parent / "metrics.json").read_text())
+    refined = json.loads((refined_dir.parent / "metrics.json").read_text())
+    for figure in (
+        bridged["residual"]["relative_error"]["words"],
+        refined["before"]["500"],
+        refined["after"]["50"],
+    ):
+        assert f"{figure:.4f}" in card
+    for part in ("`data`", "on `photos`", "- CLIP: `clip`", "num_captions: 80", "num_train_images: 16"):
+        assert part in card
+    assert "None are beside the graft" not in card
+    recipe = load_recipe(tmp_path / "out" / "recipe.toml")
+    assert (recipe.clip.name, recipe.bridge.hidden_size, recipe.refine.num_epochs) == ("clip", 16, 1)
+
+
+def test_a_refined_graft_whose_bridge_is_gone_names_no_clip(refined_dir, tmp_path):
+    alone = shutil.copytree(refined_dir.parent, tmp_path / "refine")
+    (alone / "started_from.json").write_text(json.dumps({"graft": "gone/graft", "sha256": "0"}))
+    assert call("export", alone / "graft", "--out", tmp_path / "out", "--format", "bridge") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "its captions and CLIP are not known" in card
+    assert "- CLIP:" not in card
+    assert "| after refining |" in card
+
+
+def test_a_card_takes_nothing_from_the_folder_that_one_stands_in(graft_dir, tmp_path, monkeypatch):
+    alone = shutil.copytree(graft_dir, tmp_path / "alone" / "graft")
+    shutil.copy(graft_dir.parent / "recipe.toml", tmp_path)
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"before": {"recall@1": 0.5}, "after": {"recall@1": 0.6}})
+    )
+    monkeypatch.chdir(tmp_path)
+    assert call("export", alone, "--out", tmp_path / "out", "--format", "bridge") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "fine-tun" not in card
+    assert "None are beside the graft" in card
+
+
+def test_a_card_says_whether_the_bases_safety_checker_is_in_the_folder(tmp_path, graft_dir):
+    base = tiny.write_checked_base(tmp_path / "base", 0.5)
+    cards = []
+    for name, options in (("diffusers", ["--base", base]), ("bridge", [])):
+        out = tmp_path / name
+        assert call("export", graft_dir, "--out", out, "--format", name, *options) == 0
+        cards.append((out / "README.md").read_text())
+    assert "the base's safety checker, which is included," in cards[0]
+    assert "no safety checker is included" in cards[1]
 
 
 def test_a_card_of_stable_diffusion_has_commit_licence_and_fine_tuning():

@@ -9,6 +9,8 @@ from clipgraft.config import apply_overrides
 from clipgraft.data.flatland import is_known_to_teacher, kept_word_prompts
 from clipgraft.presets import ladder as ladder_recipe
 from clipgraft.reporting.plots import plot_ladder
+from clipgraft.runtime import write_json
+from clipgraft.stages.bridge import STATES_NAME
 from clipgraft.stages.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
 
 FIGURES = (
@@ -89,6 +91,28 @@ def test_bridges_are_fitted_to_captions_that_the_teacher_understands_alone(tmp_p
     assert 0 < len(known) < len(lines) / 2 + 1
 
 
+def test_what_refining_measured_is_not_taken_for_a_rungs_figures(tmp_path):
+    folder = tmp_path / slug("+ refinement")
+    folder.mkdir()
+    write_json(folder / "metrics.json", {"before": {"50": 1.0}, "num_steps": 3})
+    write_json(folder / "figures.json", {"fidelity": 0.5})
+    assert Climb(apply_overrides({}, []), tmp_path).rung("+ refinement") == {"fidelity": 0.5}
+
+
+def test_the_padding_that_bridges_are_trained_on_does_not_depend_on_what_was_drawn_before(tmp_path):
+    """Whichever rung needs it first, as after a resume."""
+    (tmp_path / "captions.txt").write_text("".join(f"A dog running on the beach {n}\n" for n in range(12)))
+    words = [f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]
+    recipe = apply_overrides({}, [*words, "device=cpu", "bridge.mixed_precision=no"])
+    kept = []
+    for name in ("first", "later"):
+        (tmp_path / name).mkdir()
+        torch.rand(7)
+        assert Climb(recipe, tmp_path / name).linear.states is not None
+        kept.append((tmp_path / name / STATES_NAME).read_bytes())
+    assert kept[0] == kept[1]
+
+
 @pytest.mark.slow
 def test_every_rung_is_climbed_on_flatland_and_taken_as_it_is_on_resume(tmp_path):
     small = ["finetune.num_epochs=0", "ladder.num_seeds=1", "ladder.num_prompts=2"]
@@ -101,7 +125,7 @@ def test_every_rung_is_climbed_on_flatland_and_taken_as_it_is_on_resume(tmp_path
     assert teacher["noise_error_500"] == teacher["pixel_difference"] == 0
     assert teacher["agreement"] == 1
     assert set(teacher) == set(FIGURES)
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed0/*/metrics.json")}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed0/*/figures.json")}
     assert len(written) == len(RUNGS)
     ladder(recipe, tmp_path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -4,10 +4,17 @@ import shutil
 from collections import namedtuple
 
 import pytest
+import torch
 
 import tiny
+from clipgraft.config import apply_overrides
+from clipgraft.generation.generator import load_base
+from clipgraft.models.encoder import Graft
+from clipgraft.models.hub import fetch, find_model
 from clipgraft.models.pins import PINS
 from clipgraft.presets import PRESETS
+from clipgraft.runtime import inference_dtype
+from clipgraft.stages.prefetch import needed_models, run_files
 from hub_server import ask_only, serve
 from test_cli import RECIPE, call, refused
 
@@ -60,6 +67,38 @@ def test_a_recipe_says_how_much_then_fetches_and_then_runs_without_the_hub(
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
     assert call("prefetch", recipe) == 0
     assert "to fetch: 0.0 MB" in capsys.readouterr().out
+
+
+def test_what_a_run_draws_with_is_all_that_is_fetched(hub, tmp_path):
+    """With an engine in half precision the U-Net alone is read in it."""
+    folder = tiny.write_checked_base(tmp_path / "checked", 0.5)
+    tiny.halve(folder)
+    hub.models["owner/checked"] = {COMMIT: folder}
+    found = find_model("owner/checked", COMMIT, run_files(torch.bfloat16))
+    fetch(found)
+    halves = [name for name in found.files if ".fp16." in name]
+    assert halves == ["unet/diffusion_pytorch_model.fp16.safetensors"]
+    hub.models.clear()
+    hub.requests.clear()
+    record = {"name": "owner/checked", "revision": COMMIT, "sums": {}}
+    graft = Graft(None, tiny.build_tokenizer(), record)
+    base = load_base([graft], "", torch.float32, unet_dtype=torch.bfloat16, with_teacher=True)
+    assert base.unet.dtype == torch.bfloat16
+    assert {base.vae.dtype, base.text_encoder.dtype, base.safety_checker.dtype} == {torch.float32}
+    assert hub.requests == []
+
+
+def test_the_u_net_is_fetched_in_full_where_one_stage_wants_it_so(tmp_path):
+    """Of a CPU's engines torch's draws in what it trains in."""
+    overrides = ["device=cpu", "generate.engine=torch", "refine.num_epochs=1"]
+    for precision, is_half in (
+        ("no", False),
+        ("bf16", inference_dtype(torch.device("cpu")) != torch.float32),
+    ):
+        recipe = apply_overrides({}, [*overrides, f"refine.mixed_precision={precision}"])
+        _, (_, needed) = needed_models(recipe)
+        unet = next(weights for weights in needed.weights if weights.stem.startswith("unet/"))
+        assert unet.prefer_half == is_half
 
 
 def test_a_named_recipe_that_needs_nothing_fetches_nothing(hub, capsys):

@@ -5,19 +5,22 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 import tiny
-from clipgraft.config import apply_overrides
+from clipgraft.config import apply_overrides, load_recipe
 from clipgraft.data.readers import read_source
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.encoder import load_graft
 from clipgraft.settings import RefineSettings
 from clipgraft.stages.bridge import bridge
 from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.latents import load_latents
-from clipgraft.stages.refine import check_settings, refine
+from clipgraft.stages.refine import build_objective, check_settings, read_start, refine, with_makings
+from clipgraft.stages.run import run_all
+from test_cli import call, refused
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,14 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def other_graft(world, tmp_path_factory):
+    """Of the same CLIP and base, but with one map for all token classes."""
+    folder = tmp_path_factory.mktemp("other")
+    bridge(recipe_of(world, "bridge.by_token_class=false"), folder)
+    return folder / "graft"
 
 
 def recipe_of(world, *overrides):
@@ -73,6 +84,58 @@ def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_a_refinement_is_not_resumed_with_another_graft(world, other_graft, tmp_path, capsys):
+    recipe = recipe_of(world, "refine.num_epochs=1")
+    refine(recipe, world["graft"], tmp_path)
+    assert read_start(tmp_path) == world["graft"]
+    with pytest.raises(CheckpointError, match=r"was begun with the graft .*/bridge/graft, not with .*other"):
+        refine(recipe, other_graft, tmp_path, resume=True)
+    options = ["--graft", other_graft, "--base", world["base"], "--out", tmp_path, "--resume"]
+    assert "was begun with the graft" in refused(capsys, "refine", *options)
+    (tmp_path / "started_from.json").unlink()  # the checkpoints' own fingerprint has the graft too
+    with pytest.raises(CheckpointError):
+        refine(recipe, other_graft, tmp_path, resume=True)
+
+
+def test_the_graft_that_was_refined_is_found_where_a_whole_run_was_moved(world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world["graft"], run / "bridge" / "graft")
+    refine(recipe_of(world, "refine.num_epochs=1"), run / "bridge" / "graft", run / "refine")
+    moved = run.rename(tmp_path / "moved")
+    assert read_start(moved / "refine") == moved / "bridge" / "graft"
+    (moved / "bridge" / "graft" / "manifest.json").write_text("{}")
+    assert read_start(moved / "refine") is None
+
+
+def test_a_refinements_recipe_names_what_its_graft_was_made_of(world, tmp_path):
+    options = ["--clip", world["clip"], "--base", world["base"], "--data", world["data"]]
+    small = ["--set", "bridge.num_epochs=0", "--allow-few-captions"]
+    assert call("bridge", *options, *small, "--out", tmp_path / "bridge") == 0
+    graft = tmp_path / "bridge" / "graft"
+    assert call("refine", "--graft", graft, *options[2:], "--out", tmp_path / "refine") == 0
+    recipe = load_recipe(tmp_path / "refine" / "recipe.toml")
+    assert recipe.clip.name == str(world["clip"])
+    assert recipe.bridge.num_epochs == 0
+    assert with_makings(recipe, tmp_path / "nowhere" / "graft") == recipe
+
+
+def test_rates_of_text_layers_are_those_of_the_settings(world, tmp_path):
+    options = ["refine.text_layers=1", "refine.text_learning_rate=1e-6", "refine.learning_rate=1e-3"]
+    options += ["refine.num_epochs=1", "refine.checkpoint_every=1", "refine.lr_schedule=constant"]
+    refine(recipe_of(world, *options), world["graft"], tmp_path)
+    checkpoint = max((tmp_path / "checkpoints").iterdir())
+    groups = json.loads((checkpoint / "state.json").read_text())["optimizer"]
+    assert {round(group["lr"], 9) for group in groups} == {1e-6, 1e-3}
+
+
+def test_gradient_checkpointing_is_switched_on_by_its_setting_alone(world):
+    for is_on in (False, True):
+        base = FrozenBase.load(str(world["base"]))
+        settings = RefineSettings(num_epochs=1, gradient_checkpointing=is_on)
+        build_objective(load_graft(world["graft"]), base, settings)
+        assert base.unet.is_gradient_checkpointing == is_on
+
+
 def test_last_text_layers_change_by_low_rank_updates(world, tmp_path):
     options = ["refine.text_layers=1", "refine.text_lora_rank=2", "refine.text_learning_rate=1e-2"]
     refine(recipe_of(world, *options), world["graft"], tmp_path)
@@ -94,6 +157,46 @@ def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
     assert torch.equal(load_latents(base, images, 64), first)
 
 
+def test_a_picture_without_finite_latents_is_named_and_nothing_is_kept(world):
+    base = FrozenBase.load(str(world["base"]))
+    images = read_source(world["data"]).in_split("test")
+    with torch.no_grad():
+        base.vae.quant_conv.bias[0] = float("nan")
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=f"no finite latents of .*{images[0].path.name}; take the picture"
+        ):
+            load_latents(base, images, 64)
+
+
+def test_damaged_latents_are_said_and_encoded_anew(world, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    base = FrozenBase.load(str(world["base"]))
+    images = read_source(world["data"]).in_split("test")
+    first = load_latents(base, images, 64)
+    (path,) = (tmp_path / "clipgraft" / "latents").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    assert torch.equal(load_latents(base, images, 64), first)
+    assert "is damaged" in caplog.text
+    assert torch.equal(load_file(path)["latents"], first)
+
+
+def test_a_base_that_predicts_no_noise_is_refused(world, tmp_path):
+    base = shutil.copytree(world["base"], tmp_path / "base")
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(base / "scheduler")
+    with pytest.raises(CheckpointError, match=r"predicts 'v_prediction'; only through one that predicts"):
+        refine(recipe_of({**world, "base": base}), world["graft"], tmp_path / "out")
+
+
+def test_a_source_without_training_pictures_is_refused(world, tmp_path):
+    data = shutil.copytree(world["data"], tmp_path / "data")
+    (data / "Flickr_8k.trainImages.txt").write_text("")
+    with pytest.raises(
+        ValueError, match="no training picture to refine on; name a source with a train split"
+    ):
+        refine(recipe_of({**world, "data": data}), world["graft"], tmp_path / "out")
+
+
 def test_a_graft_of_another_base_is_refused(world, tmp_path):
     other = tiny.write_base(tmp_path / "other", seed=5)
     with pytest.raises(CheckpointError, match="the graft was made for another base"):
@@ -112,6 +215,41 @@ def test_a_graft_of_another_base_is_refused(world, tmp_path):
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         check_settings(RefineSettings(**{"num_epochs": 1, **settings}))
+
+
+def test_a_run_refines_the_tuned_graft_and_its_card_says_so(world, tmp_path):
+    small = ["finetune.num_epochs=1", "finetune.batch_size=8", "finetune.mixed_precision=no"]
+    small += ["refine.num_epochs=1", "generate.num_inference_steps=1", 'generate.prompts=["A dog"]']
+    recipe = recipe_of(world, *small)
+    run_all(recipe, tmp_path / "run")
+    refined = tmp_path / "run" / "refine"
+    assert read_start(refined) == tmp_path / "run" / "bridge" / "graft"
+    assert (tmp_path / "run" / "generate" / "refined").is_dir()
+    assert call("export", refined / "graft", "--format", "bridge", "--out", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- CLIP: `clip`, fine-tuned." in card
+    assert "text_to_image_recall@1" in card
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ("refine.feature_weight=0", ValueError, "nothing to refine by"),
+        ("refine.mixed_precision=fp16", ValueError, "'fp16' needs a GPU"),
+        ("generate.height=7", ValueError, "height"),
+        ("base.name=nowhere", FileNotFoundError, "no model at nowhere"),
+        ("bridge.allow_few_captions=false", ValueError, "only 80 different captions"),
+        ("evaluate.prompts=nowhere.txt", FileNotFoundError, "prompts file not found"),
+        ("evaluate.scorer=nowhere", FileNotFoundError, "no model at nowhere"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_fine_tuning(
+    world, tmp_path, setting, error, message
+):
+    others = ["refine.noise_weight=0", "refine.teacher_weight=0", "device=cpu", "evaluate.num_prompts=1"]
+    with pytest.raises(error, match=message):
+        run_all(recipe_of(world, *others, setting), tmp_path)
+    assert not (tmp_path / "finetune").exists()
 
 
 def test_a_refined_graft_is_one_more_column_of_a_run(tmp_path):

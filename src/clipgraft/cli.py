@@ -137,6 +137,7 @@ def finetune(
 ) -> None:
     """Fine-tune CLIP on captioned images."""
     from clipgraft.stages.finetune import finetune as stage
+    from clipgraft.stages.finetune import print_result
     from clipgraft.stages.folder import stage_folder
     from clipgraft.training.state import Resume
 
@@ -144,7 +145,8 @@ def finetune(
         raise ValueError("--from-step and --allow-changed-data say how to go on; add --resume")
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
-        stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
+        metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
+    print_result(metrics)
 
 
 @app.command()
@@ -188,6 +190,8 @@ def bridge(
     from clipgraft.stages.bridge import bridge as stage
     from clipgraft.stages.folder import stage_folder
 
+    if data and captions:
+        raise ValueError("--captions takes the place of --data; leave one of them out")
     set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
@@ -208,10 +212,13 @@ def refine(
 ) -> None:
     """Train a graft's bridge on pictures, through the base's frozen U-Net."""
     from clipgraft.stages.folder import stage_folder
+    from clipgraft.stages.refine import check_start, with_makings
     from clipgraft.stages.refine import refine as stage
 
     chosen = [] if recipe and not epochs else [f"refine.num_epochs={epochs or 1}"]
-    settings = recipe_from_options(recipe, [*chosen, *set_], data=data, base=base)
+    settings = with_makings(recipe_from_options(recipe, [*chosen, *set_], data=data, base=base), graft)
+    if resume:
+        check_start(graft, out)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
         stage(settings, graft, folder, resume=resume)
 

@@ -129,7 +129,7 @@ class BridgeSettings(TrainSettings):
     allow_few_captions: bool = False
     """Go on with fewer than 100 captions."""
     ridge: NotNegative = 1e-4
-    """Ridge penalty, relative to the mean variance of CLIP's token states."""
+    """Ridge penalty, relative to the mean square of CLIP's token states' entries."""
     by_token_class: bool = True
     """A linear map each for words, EOS and padding, with a bias for each position; off: one for all."""
     hidden_size: Count = 1024

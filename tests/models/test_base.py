@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import tiny
 from clipgraft.errors import CheckpointError
 from clipgraft.models import sd15
-from clipgraft.models.base import FrozenBase, check_fit
+from clipgraft.models.base import FrozenBase, check_fit, check_vocabularies
 from real_size import write_single_file
 from tiny import TEACHER_WIDTH, build_clip, build_tokenizer, text_config
 
@@ -274,6 +274,22 @@ def test_the_vision_tower_does_not_fit_though_it_is_as_wide_as_the_teacher(clip,
     assert clip.model.config.vision_config.hidden_size == base.text_encoder.config.hidden_size
     with pytest.raises(CheckpointError, match=r"only CLIP's text tower .* got CLIPVisionModel"):
         check_fit(clip.model.vision_model, clip.tokenizer, base)
+
+
+def test_a_clip_that_does_not_pad_with_eos_does_not_fit_a_single_file(single_file):
+    """Its tokenizer stands in for the base's, so that a comparison of both says nothing."""
+    tokenizer = build_tokenizer()
+    tokenizer.pad_token = "a"
+    base = FrozenBase.load(str(single_file), tokenizer=tokenizer)
+    with pytest.raises(CheckpointError, match=r"pad_token_id is \d+ in CLIP's tokenizer; only one that pads"):
+        check_vocabularies(tokenizer, base)
+
+
+def test_a_clip_of_another_vocabulary_does_not_fit_a_single_file(single_file):
+    vocabulary = build_tokenizer().get_vocab()
+    larger = CLIPTokenizer(vocab=vocabulary | {"more": len(vocabulary)}, merges=[], model_max_length=77)
+    with pytest.raises(CheckpointError, match=r"knows \d+ tokens, .* take both from one model's folder"):
+        FrozenBase.load(str(single_file), tokenizer=larger)
 
 
 @pytest.mark.parametrize("token", ["bos_token", "eos_token", "pad_token"])

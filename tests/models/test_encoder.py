@@ -191,8 +191,16 @@ def test_a_missing_graft_folder_is_said(tmp_path):
 
 
 def test_a_folder_that_is_no_graft_is_said(clip_dir):
-    with pytest.raises(CheckpointError, match=r"is not a graft: it has no base\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a graft: it has no base\.json; name the folder `graft`"
+    ):
         load_graft(clip_dir)
+
+
+def test_the_graft_within_a_stages_folder_is_named(tmp_path):
+    (tmp_path / "graft").mkdir()
+    with pytest.raises(CheckpointError, match=rf"is not a graft: .*; name {tmp_path / 'graft'}$"):
+        load_graft(tmp_path)
 
 
 def test_the_bridge_of_a_new_encoder_starts_as_bridges_do(encoder):

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.models import hub as hub_module
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
-from clipgraft.models.hub import find_model
+from clipgraft.models.hub import fetch, find_model
 from clipgraft.models.pins import PINS, FileSum, Pin
 from clipgraft.models.weight_files import Needed, Weights
 from hub_server import ask_only, file_entry, serve
@@ -122,6 +123,36 @@ def test_a_revision_that_vanished_is_said_with_what_to_do(hub):
 def test_a_model_that_is_gone_is_said(hub):
     with pytest.raises(CheckpointError, match=r"refused owner/nothing at revision main: .*`hf auth login`"):
         load_clip("owner/nothing")
+
+
+def test_a_branch_is_taken_with_a_warning_and_recorded_as_the_commit_it_is(hub, caplog):
+    loaded = FrozenBase.load("owner/base", revision="main")
+    assert loaded.record()["revision"] == COMMIT
+    assert "owner/base at revision main is what that holds today; name a commit" in caplog.text
+
+
+def test_a_branch_of_a_pinned_model_is_said_to_be_without_its_sums(hub, pinned, caplog):
+    assert FrozenBase.load("owner/base", revision="main").record()["revision"] == COMMIT
+    assert "its files are not compared with this package's own sums" in caplog.text
+
+
+def test_a_connection_that_is_cut_again_and_again_is_said_in_one_line(hub, monkeypatch):
+    found = find_model("owner/clip", COMMIT, NEEDED)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's own tries
+
+    class Always(set):
+        def remove(self, _):
+            """Cut it the next time too."""
+
+    hub.cut = Always({"model.safetensors"})
+    with pytest.raises(CheckpointError, match=r"the connection to the model hub failed while owner/clip was"):
+        fetch(found)
+
+
+def test_a_mirror_that_does_not_answer_is_passed_over(hub, pinned, base):
+    del hub.models["owner/base"]
+    hub.models["gone/base"] = {}  # the server breaks down over it
+    assert FrozenBase.load("owner/base").weight_sums() == base.weight_sums()
 
 
 @pytest.mark.parametrize("gone", ["model", "commit"])

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from clipgraft.models.bridge import BOS, EOS, WORD
+from clipgraft.models.bridge import BOS, EOS, PADDING, WORD
 from clipgraft.models.states import Spread, StateError, collapsed_classes
 
 
@@ -32,23 +34,31 @@ def test_state_error_names_only_classes_that_occurred():
     }
 
 
-def test_spread_is_the_mean_cosine_distance_over_all_pairs():
+def test_spread_is_the_mean_cosine_distance_over_all_pairs_of_captions_at_one_position():
     torch.manual_seed(0)
-    states, classes = torch.randn(3, 4, 6), torch.tensor([[BOS, WORD, WORD, EOS]]).expand(3, 4)
-    spread = Spread(6)
-    for row in range(3):
-        spread.add(states[row : row + 1], classes[row : row + 1])
-    words = states[classes == WORD].double()
+    states = torch.randn(3, 4, 6)
+    classes = torch.tensor([[BOS, WORD, WORD, EOS], [BOS, WORD, WORD, EOS], [BOS, WORD, EOS, PADDING]])
+    spread = Spread(4, 6)
+    for row, length in enumerate((4, 4, 3)):  # of the last one without its padding
+        spread.add(states[row : row + 1, :length], classes[row : row + 1, :length])
     pairs = [
-        F.cosine_similarity(a, b, dim=0) for i, a in enumerate(words) for j, b in enumerate(words) if i != j
+        F.cosine_similarity(states[a, place].double(), states[b, place].double(), dim=0)
+        for place in (1, 2)
+        for a, b in itertools.combinations(range(3), 2)
+        if classes[a, place] == classes[b, place] == WORD
     ]
-    assert spread.summary()["words"] == pytest.approx(1 - float(sum(pairs)) / len(pairs))
+    assert len(pairs) == 4
+    summary = spread.summary()
+    assert summary["words"] == pytest.approx(1 - float(sum(pairs)) / len(pairs))
+    assert set(summary) == {"bos", "words", "eos"}  # one caption alone has padding
 
 
-def test_states_that_are_all_one_have_no_spread_and_are_called_collapsed():
+def test_states_that_differ_from_position_to_position_alone_are_called_collapsed():
+    """A bridge that gives nothing but its biases: the same states for every caption."""
+    torch.manual_seed(0)
     classes = torch.full((5, 3), WORD)
-    student, teacher = Spread(6), Spread(6)
-    student.add(torch.ones(5, 3, 6), classes)
+    student, teacher = Spread(3, 6), Spread(3, 6)
+    student.add(torch.randn(3, 6).expand(5, 3, 6), classes)
     teacher.add(torch.randn(5, 3, 6), classes)
     assert student.summary()["words"] == pytest.approx(0, abs=1e-12)
     assert collapsed_classes(student.summary(), teacher.summary()) == ["words"]

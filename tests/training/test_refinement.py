@@ -147,6 +147,34 @@ def test_each_weight_switches_its_error(base, encoder, batch, name):
     assert torch.isfinite(without)
 
 
+def test_timesteps_weigh_by_their_capped_signal_to_noise_ratio(base, encoder, batch):
+    """min-SNR of noise prediction, min(SNR, gamma) / SNR, with the noise and timesteps that were drawn."""
+    one = {name: value[:1] for name, value in batch.items()}
+    plain, _ = run(objective_of(base, encoder), one)
+    torch.manual_seed(0)
+    torch.rand(1, 1)
+    alpha = base.scheduler.alphas_cumprod[torch.randint(1000, (1,)).item()].item()
+    ratio = alpha / (1 - alpha)
+    for gamma in (2 * ratio, 0.5 * ratio):
+        loss, _ = run(objective_of(base, encoder, snr_gamma=gamma), one)
+        assert (loss / plain).item() == pytest.approx(min(ratio, gamma) / ratio, rel=1e-4)
+
+
+def test_the_objective_draws_timesteps_as_it_is_told(base, encoder, batch):
+    told = []
+    for sampling in ("uniform", "high_noise"):
+        objective = objective_of(
+            base, encoder, timestep_sampling=sampling, teacher_weight=0, feature_weight=0
+        )
+        handle = base.unet.register_forward_pre_hook(lambda _module, inputs: told.append(inputs[1]))
+        run(objective, batch)
+        handle.remove()
+        torch.manual_seed(0)
+        torch.rand(5, 1)
+        assert torch.equal(told[-1], sample_timesteps(5, 1000, sampling, torch.device("cpu")))
+    assert not torch.equal(*told)
+
+
 def test_the_teachers_weight_falls_to_its_end(base, encoder, batch):
     def loss_at(progress):
         objective = objective_of(base, encoder, teacher_end=0.5, feature_weight=0.0)

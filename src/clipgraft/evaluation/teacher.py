@@ -1,4 +1,7 @@
-"""How near a text encoder comes to a base's own: in predicted noise, and in pictures from the same seeds."""
+"""How near a text encoder comes to a base's own: in predicted noise, and in pictures from the same seeds.
+
+Latents are of pictures resized and cut for the VAE; pictures are compared as drawn. One of either is enough.
+"""
 
 from collections.abc import Sequence
 
@@ -56,9 +59,12 @@ def noise_pred_errors(
             alpha = alphas_cumprod[timestep].item()
             noisy = alpha**0.5 * latents[rows].float() + (1 - alpha) ** 0.5 * noise[rows]
             noisy = noisy.to(device, unet.dtype)
-            student, own, blank = (unet(noisy, timestep, s.to(unet.dtype)).sample.double() for s in states)
-            totals[index, 0] += (student - own).square().sum().cpu()
-            totals[index, 1] += (blank - own).square().sum().cpu()
+            # To the CPU first: Apple's GPUs have no float64.
+            student, own, blank = (
+                unet(noisy, timestep, s.to(unet.dtype)).sample.cpu().double() for s in states
+            )
+            totals[index, 0] += (student - own).square().sum()
+            totals[index, 1] += (blank - own).square().sum()
     ratios = (totals[:, 0] / totals[:, 1]).tolist()
     return {str(timestep): ratio for timestep, ratio in zip(timesteps, ratios, strict=True)}
 

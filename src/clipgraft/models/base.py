@@ -18,7 +18,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.models.attention import ATTENTION
 from clipgraft.models.checkpoint import load_strictly, module_sha256
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_tokenizer, text_hidden_states
-from clipgraft.models.hub import resolve_model
+from clipgraft.models.hub import COMMIT, resolve_model
 from clipgraft.models.identity import (
     LARGEST_DIFFERENCE,
     cross_attention_sums,
@@ -216,7 +216,8 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
     theirs = base.text_encoder.config.max_position_embeddings
     if ours != theirs:
         raise CheckpointError(
-            f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal"
+            f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal: use a CLIP "
+            "and a base of one length"
         )
 
 
@@ -224,15 +225,22 @@ def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
     """Refuse a CLIP whose tokens are not the base's.
 
     Raises:
-        CheckpointError: If vocabulary, BOS, EOS or padding differ.
+        CheckpointError: If vocabulary, BOS, EOS or padding differ, or captions are not padded with EOS.
     """
     assert base.tokenizer is not None
     for what in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(tokenizer, what), getattr(base.tokenizer, what)
         if ours != theirs:
             raise CheckpointError(
-                f"{what} differs: CLIP's tokenizer has {ours}, the base's {theirs}; they must be equal"
+                f"{what} differs: CLIP's tokenizer has {ours}, the base's {theirs}; they must be equal: use "
+                "a CLIP and a base with one tokenizer"
             )
+    # Of a single file, which has no tokenizer, CLIP's own was compared with itself.
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"pad_token_id is {tokenizer.pad_token_id} in CLIP's tokenizer; only one that pads with EOS "
+            f"({tokenizer.eos_token_id}) can be grafted, as Stable Diffusion 1 has it: use a CLIP that does"
+        )
     if tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise CheckpointError(
             f"CLIP's tokenizer ({len(tokenizer)} tokens) is not the base's ({len(base.tokenizer)} tokens), "
@@ -268,7 +276,8 @@ def _commit(name: str, revision: str | None, path: Path) -> str:
     """The hub's commit that a name stood for, also where its files came from a mirror."""
     if name == "flatland" or Path(name).expanduser().exists():
         return ""
-    return revision or (PINS[name].revision if name in PINS else path.name)
+    asked = revision or (PINS[name].revision if name in PINS else "")
+    return asked if COMMIT.fullmatch(asked) else path.name
 
 
 def _load_scheduler(folder: Path) -> SchedulerMixin:
@@ -305,7 +314,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """The U-Net's config tells whether a base fits without its gigabytes being read."""
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a component of a base: it has no config.json")
+        raise CheckpointError(
+            f"{folder} is not a component of a base: it has no config.json; fetch the base again, whole"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -323,5 +334,6 @@ def _check_width(text_encoder: CLIPTextModel, unet_config: dict[str, Any], folde
     width, needed = text_encoder.config.hidden_size, unet_config.get("cross_attention_dim")
     if width != needed:
         raise CheckpointError(
-            f"base {folder}: its text encoder is {width} wide, its U-Net's cross_attention_dim is {needed}"
+            f"base {folder}: its text encoder is {width} wide, its U-Net's cross_attention_dim is {needed}; "
+            "take both from one model"
         )

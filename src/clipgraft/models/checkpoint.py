@@ -177,7 +177,9 @@ def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
     for what, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
         if keys:
             shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
-            raise CheckpointError(f"{path} {what} {len(keys)} weights: {shown}; it is of another model")
+            raise CheckpointError(
+                f"{path} {what} {len(keys)} weights: {shown}; it is of another model: name the right one"
+            )
 
 
 def module_sha256(module: torch.nn.Module) -> str:

@@ -163,17 +163,17 @@ def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer) -> Non
     if len(tokenizer) != config.vocab_size:
         raise CheckpointError(
             f"the tokenizer knows {len(tokenizer)} tokens, the text tower {config.vocab_size}; "
-            "they are not of one model"
+            "take both from one model's folder"
         )
     if config.eos_token_id not in (tokenizer.eos_token_id, LEGACY_EOS_TOKEN_ID):
         raise CheckpointError(
             f"eos_token_id is {tokenizer.eos_token_id} in the tokenizer and {config.eos_token_id} in the "
-            "text tower; they are not of one model"
+            "text tower; take both from one model's folder"
         )
     if tokenizer.model_max_length != config.max_position_embeddings:
         raise CheckpointError(
             f"the tokenizer cuts at {tokenizer.model_max_length} tokens, the text tower has "
-            f"{config.max_position_embeddings} positions; they are not of one model"
+            f"{config.max_position_embeddings} positions; take both from one model's folder"
         )
 
 

@@ -217,9 +217,9 @@ def load_graft(folder: Path) -> Graft:
         raise FileNotFoundError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
     record = folder / BASE_RECORD
     if not record.is_file():
-        raise CheckpointError(
-            f"{folder} is not a graft: it has no {BASE_RECORD}; name the folder that `bridge` wrote"
-        )
+        inner = folder / "graft"
+        named = inner if inner.is_dir() else "the folder `graft` that `bridge` or `refine` wrote"
+        raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
     verify_folder(folder)
     encoder = load_strictly(GraftedTextEncoder, folder)
     return Graft(encoder, load_tokenizer(folder), json.loads(record.read_text(encoding="utf-8")))

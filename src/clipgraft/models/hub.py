@@ -65,7 +65,8 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
         name: Folder or file; `flatland`; or a hub id, `owner/name`.
         part: Part of flatland that is meant: "base" or "clip".
         needed: Files that it is loaded from.
-        revision: Commit of a hub id; without one, this package's own pin, or main with a warning.
+        revision: Commit of a hub id; without one, this package's own pin, or main with a warning. A branch or
+            a part of a commit is taken with a warning too.
 
     Returns:
         Path of a folder, or of a single file.
@@ -95,12 +96,20 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
         raise FileNotFoundError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
     pin = PINS.get(name)
     revision = revision or (pin.revision if pin else None)
+    is_commit = bool(revision and COMMIT.fullmatch(revision))
     if revision is None:
         logger.warning("%s without a revision is what its main branch holds today; pin a commit", name)
+    elif not is_commit:
+        logger.warning(
+            "%s at revision %s is what that holds today%s; name a commit, 40 hexadecimal digits",
+            name,
+            revision,
+            ", and its files are not compared with this package's own sums" if pin else "",
+        )
     if pin and revision != pin.revision:
         pin = None
     cached = _cached(name, revision, needed, pin, full_where_preferred=True)
-    if cached and revision and COMMIT.fullmatch(revision):  # a commit cannot have changed: no need to ask
+    if cached and is_commit:  # a commit cannot have changed: no need to ask
         return cached
     try:
         return _ask_hub(name, revision, needed, pin)
@@ -128,16 +137,27 @@ def fetch(download: Download) -> Path:
         Folder in the hub's cache.
 
     Raises:
-        CheckpointError: If a sum differs; the file is taken out of the cache.
+        CheckpointError: If a sum differs; the file is taken out of the cache. If the hub refuses a file, or
+            the connection fails again and again.
     """
-    folder = Path(
-        snapshot_download(
-            download.name,
-            revision=download.revision,
-            allow_patterns=list(download.files),
-            etag_timeout=HUB_TIMEOUT_SECONDS,
+    try:
+        folder = Path(
+            snapshot_download(
+                download.name,
+                revision=download.revision,
+                allow_patterns=list(download.files),
+                etag_timeout=HUB_TIMEOUT_SECONDS,
+            )
         )
-    )
+    except HfHubHTTPError as error:
+        raise CheckpointError(_refused(download.name, download.revision, error)) from error
+    except Exception as error:  # the hub's library has no class of its own for a connection that fails
+        if isinstance(error, OSError) and not isinstance(error, (LocalEntryNotFoundError, ConnectionError)):
+            raise  # the disk's
+        raise CheckpointError(
+            f"the connection to the model hub failed while {download.name} was fetched "
+            f"({_first_line(error)}); run again: what is whole is kept"
+        ) from error
     _verify(download.name, folder, list(download.files), download.pin)
     return folder
 
@@ -190,7 +210,7 @@ def _ask_mirror(name: str, needed: Needed, pin: Pin | None) -> Download | None:
     assert pin is not None
     try:
         info = HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
-    except HfHubHTTPError:
+    except Exception:  # it refuses, or the connection fails, for which the hub's library has no class
         return None
     held = {file.rfilename: file for file in info.siblings or [] if file.rfilename in pin.files}
     files = needed.choose(held)

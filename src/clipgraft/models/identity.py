@@ -40,7 +40,7 @@ def cross_attention_sums(weights: Mapping[str, Tensor]) -> str:
     total = torch.zeros(NUM_SUMS, dtype=torch.float64)
     chosen = [weight for name, weight in weights.items() if name.endswith(CROSS_ATTENTION)]
     if not chosen:
-        raise CheckpointError("this U-Net has no cross-attention, so no text enters it")
+        raise CheckpointError("this U-Net has no cross-attention, so no text enters it; name another base")
     for weight in chosen:
         values = weight.detach().cpu().double().flatten()
         # Signs that depend on the place alone: bits of a multiplicative hash (Knuth's constant).
@@ -72,7 +72,9 @@ def read_cross_attention(path: Path) -> dict[str, Tensor]:
                 names = [name for name in file.keys() if name.endswith(CROSS_ATTENTION)]  # noqa: SIM118
                 weights |= {name: file.get_tensor(name) for name in names}
         except SafetensorError as error:
-            raise CheckpointError(f"{file_path} is damaged or no safetensors file: {error}") from error
+            raise CheckpointError(
+                f"{file_path} is damaged or no safetensors file: {error}; fetch it again"
+            ) from error
     return weights
 
 
@@ -80,7 +82,9 @@ def _unet_files(folder: Path) -> Iterable[Path]:
     names = [path.name for path in folder.iterdir()]
     files, _ = find_weights(names, "diffusion_pytorch_model", (HALF, FULL))
     if not files:
-        raise CheckpointError(f"{folder} holds no weights in safetensors, so the base cannot be told by them")
+        raise CheckpointError(
+            f"{folder} holds no weights in safetensors, so the base cannot be told by them; fetch it again"
+        )
     if files[0].endswith(".json"):
         listed = json.loads((folder / files[0]).read_text(encoding="utf-8"))["weight_map"]
         files = sorted({listed[name] for name in listed if name.endswith(CROSS_ATTENTION)})

@@ -40,12 +40,13 @@ class RidgeRegression:
             weights: (N,), not negative.
             biases: (N,) int64, number of each row's bias; None = the first.
         """
+        # To the CPU first: Apple's GPUs have no float64.
         index = torch.zeros(len(inputs), dtype=torch.int64) if biases is None else biases.cpu()
         chosen = F.one_hot(index, self.num_biases).double()
-        x = torch.cat([inputs.double().cpu(), chosen], 1)  # (N, D_in + K)
-        weighted = x * weights.double().cpu()[:, None]
+        x = torch.cat([inputs.cpu().double(), chosen], 1)  # (N, D_in + K)
+        weighted = x * weights.cpu().double()[:, None]
         self.gram += weighted.T @ x
-        self.cross += weighted.T @ targets.double().cpu()
+        self.cross += weighted.T @ targets.cpu().double()
 
     def with_one_bias(self) -> "RidgeRegression":
         """Return the regression of the same rows with one bias for all."""
@@ -121,8 +122,8 @@ class ClassRidgeRegression:
             chosen = (map_index(classes) == index) & (weights > 0)
             part.add(inputs[chosen], targets[chosen], weights[chosen], positions[chosen])
         counted = weights > 0
-        y = targets[counted].double().cpu()
-        self.target_moment += y.T @ (y * weights[counted].double().cpu()[:, None])
+        y = targets[counted].cpu().double()
+        self.target_moment += y.T @ (y * weights[counted].cpu().double()[:, None])
 
     def solve(self, ridge: float, *, by_class: bool) -> tuple[Tensor, Tensor]:
         """Return weights (num_maps, D_out, D_in) and biases (num_maps, num_positions, D_out), float64.

@@ -62,9 +62,12 @@ def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  (it is no dict)
             weights = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}; fetch it again") from error
     if not weights:
-        raise CheckpointError(f"{path} is not a whole Stable Diffusion v1 checkpoint: it has no {prefix}*")
+        raise CheckpointError(
+            f"{path} is not a whole Stable Diffusion v1 checkpoint: it has no {prefix}*; name one with "
+            "U-Net, VAE and text encoder"
+        )
     return weights
 
 
@@ -76,7 +79,7 @@ def _load_ldm_model(
         weights = convert(_read_ldm_weights(path, prefix), dict(model.config))
     except (KeyError, IndexError) as error:
         raise CheckpointError(
-            f"{path} is not a Stable Diffusion v1 checkpoint: {prefix}* lacks {error}"
+            f"{path} is not a Stable Diffusion v1 checkpoint: {prefix}* lacks {error}; name one that is"
         ) from error
     _refuse_misfits(path, model, weights)
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
@@ -101,5 +104,5 @@ def _refuse_misfits(path: Path, model: nn.Module, weights: dict[str, Tensor]) ->
         if shape != expected[name]:
             raise CheckpointError(
                 f"{path} is not a Stable Diffusion v1 checkpoint: {name} has shape {shape}, "
-                f"not {expected[name]}"
+                f"not {expected[name]}; name one that is"
             )

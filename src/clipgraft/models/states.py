@@ -31,7 +31,7 @@ class StateError:
         index = classes.flatten().cpu()
 
         def total(values: Tensor) -> Tensor:
-            return _zeros().index_add(0, index, values.double().flatten().cpu())
+            return _zeros().index_add(0, index, values.cpu().double().flatten())
 
         self.squared += total((student - teacher).square().sum(-1))
         self.power += total(teacher.square().sum(-1))
@@ -51,33 +51,35 @@ class StateError:
 
 
 class Spread:
-    """Mean cosine distance between the states of one class, over all pairs of positions, from a stream.
+    """Mean cosine distance between captions' states of one class at the same position, from a stream.
 
     A bridge whose states say the same whatever the caption has a small error and a spread near 0: "rat",
-    "cat" and "man" have become one.
+    "cat" and "man" have become one. Between positions states differ in any case: each has a bias of its own.
 
     Args:
+        num_positions: L.
         size: D.
     """
 
-    def __init__(self, size: int):
-        self.directions = torch.zeros(len(CLASS_NAMES), size, dtype=torch.float64)
-        self.count = _zeros()
+    def __init__(self, num_positions: int, size: int):
+        self.directions = torch.zeros(len(CLASS_NAMES), num_positions, size, dtype=torch.float64)
+        self.count = torch.zeros(len(CLASS_NAMES), num_positions, dtype=torch.float64)
 
     def add(self, states: Tensor, classes: Tensor) -> None:
-        """Add a batch: states (B, L, D) and classes (B, L)."""
-        index = classes.flatten().cpu()
-        directions = F.normalize(states.double().flatten(0, 1).cpu(), dim=-1)
-        self.directions.index_add_(0, index, directions)
-        self.count += torch.bincount(index, minlength=len(CLASS_NAMES))
+        """Add a batch: states (B, L, D) and classes (B, L); L may be less than that of the spread."""
+        num_positions = self.count.shape[1]
+        index = (classes.cpu() * num_positions + torch.arange(classes.shape[1])).flatten()
+        directions = F.normalize(states.cpu().double().flatten(0, 1), dim=-1)
+        self.directions.view(-1, directions.shape[1]).index_add_(0, index, directions)
+        self.count += torch.bincount(index, minlength=self.count.numel()).view_as(self.count)
 
     def summary(self) -> dict[str, float]:
-        """Return the mean distance, 0 to 2, by class, of classes with two positions or more."""
+        """Return the mean distance, 0 to 2, by class, of classes that two captions have at one position."""
         n = self.count
         # |sum of unit vectors|^2 is the sum of cosines over all ordered pairs, each with itself included.
-        distances = 1 - (self.directions.square().sum(1) - n) / (n * (n - 1))
-        rows = zip(CLASS_NAMES, distances.tolist(), n.tolist(), strict=True)
-        return {name: distance for name, distance, count in rows if count > 1}
+        cosines, pairs = (self.directions.square().sum(2) - n).sum(1), (n * (n - 1)).sum(1)
+        rows = zip(CLASS_NAMES, (1 - cosines / pairs).tolist(), pairs.tolist(), strict=True)
+        return {name: distance for name, distance, num_pairs in rows if num_pairs}
 
 
 def collapsed_classes(student: dict[str, float], teacher: dict[str, float]) -> list[str]:

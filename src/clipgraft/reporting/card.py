@@ -36,13 +36,19 @@ class Facts:
     base: Mapping[str, Any]
     """A graft's record of its base."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Of the run that made the graft; empty where it is not known."""
+    """That the bridge was fitted by; empty where it is not known."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Of the stage that made it."""
+    """Of the bridge."""
+    refine_recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Of the refinement; empty where there was none, or it is not known."""
+    refine_metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Of the refinement."""
     finetuned_from: str = ""
     """CLIP before fine-tuning; empty where it was not fine-tuned, or that is not known."""
     finetune_metrics: Mapping[str, Any] = field(default_factory=dict)
     """Of CLIP's fine-tuning."""
+    has_safety_checker: bool = False
+    """Whether the folder holds the base's."""
 
 
 def model_card(facts: Facts) -> str:
@@ -103,18 +109,30 @@ def _base_lines(record: Mapping[str, Any], name: str) -> str:
     commit = record["revision"]
     where = f"`{name}` at commit `{commit}`" if commit else f"`{name}`"
     return (
-        f"{where}: VAE and U-Net as they are there, unchanged. The graft is refused on a base whose "
-        "cross-attention has other weights."
+        f"{where}: the graft was made for its VAE and U-Net as they are there, unchanged. `clipgraft` "
+        "refuses the graft on a base whose cross-attention has other weights."
     )
 
 
 def _recipe_lines(facts: Facts) -> Iterator[str]:
-    if not facts.recipe:
+    if facts.recipe:
+        yield from _bridge_lines(facts)
+    elif facts.refine_recipe:
+        yield "- The bridge's own run is not where it was, so its captions and CLIP are not known."
+    else:
         yield "The run that made this graft is not beside it, so its recipe is not known."
         return
+    if facts.refine_recipe:
+        yield f"- Refined through the base's U-Net on {_source(facts.refine_recipe)}."
+        if "num_train_images" in facts.refine_metrics:
+            yield f"- num_train_images: {facts.refine_metrics['num_train_images']:,}"
+    yield "- All settings: `recipe.toml` beside this card."
+
+
+def _bridge_lines(facts: Facts) -> Iterator[str]:
     recipe = facts.recipe
-    source = str(recipe["data"]["source"])
-    yield f"- Captioned images: {f'`{public_name(source)}`' if source else 'flatland8k, drawn'}."
+    captions = str(recipe["bridge"]["captions"])
+    yield f"- Captions: `{public_name(captions)}`." if captions else f"- Captioned images: {_source(recipe)}."
     clip, tuned = str(recipe["clip"]["name"]), facts.finetuned_from
     revision = recipe["clip"]["revision"]
     at = f" at commit `{revision}`" if revision else ""
@@ -122,12 +140,17 @@ def _recipe_lines(facts: Facts) -> Iterator[str]:
     for name in ("num_captions", "num_held_out_captions"):
         if name in facts.metrics:
             yield f"- {name}: {facts.metrics[name]:,}"
-    yield "- All settings: `recipe.toml` beside this card."
+
+
+def _source(recipe: Mapping[str, Any]) -> str:
+    source = str(recipe["data"]["source"])
+    return f"`{public_name(source)}`" if source else "flatland8k, drawn"
 
 
 def _figure_lines(facts: Facts) -> Iterator[str]:
     before, after = (facts.finetune_metrics.get(when, {}) for when in ("before", "after"))
     shared = [name for name in before if "recall@" in name and name in after]
+    noise = facts.refine_metrics.get("after", {})
     if shared:
         yield "CLIP's fine-tuning, on held-out images:\n"
         yield "| | before | after |\n| --- | --- | --- |"
@@ -145,19 +168,32 @@ def _figure_lines(facts: Facts) -> Iterator[str]:
         for name, errors in fits.items():
             shown = [f"{errors[key]:.4f}" if key in errors else "-" for key in classes]
             yield f"| {name} | {' | '.join(shown)} |"
-    if not (shared or fits):
+        yield ""
+    if noise:
+        yield "Error of the noise predicted against the base's own text encoder (no text: 1), by timestep:\n"
+        yield f"| | {' | '.join(noise)} |\n| --- |{' --- |' * len(noise)}"
+        for when in ("before", "after"):
+            errors = facts.refine_metrics[when].values()
+            shown = ["-" if error is None else f"{error:.4f}" for error in errors]
+            yield f"| {when} refining | {' | '.join(shown)} |"
+    if not (shared or fits or noise):
         yield "None are beside the graft."
 
 
 def _limits(facts: Facts) -> str:
     captions = facts.metrics.get("num_captions")
-    of = f"{captions:,} captions" if captions else "the captions of one source"
+    of = f"{captions:,} captions" if captions else "captions whose number is not known"
+    checked = (
+        "the base's safety checker, which is included, is no proof of anything either"
+        if facts.has_safety_checker
+        else "no safety checker is included"
+    )
     return f"""\
 - The bridge was fitted on {of}. Words and combinations that are not among them are mapped by a
   rule that never saw them; expect less there than of the base's own text encoder.
 - It has the base's biases and those of the captions.
 - 77 tokens are read, the rest of a prompt is cut off. `clip_skip` is not possible.
-- The pictures are not evidence of anything, and no safety filter is included."""
+- The pictures are not evidence of anything, and {checked}."""
 
 
 def _terms(name: str) -> str:

@@ -17,6 +17,7 @@ from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.reporting.card import Facts, model_card, public_recipe
 from clipgraft.runtime import RECIPE_NAME, quiet_libraries, write_json
+from clipgraft.stages.refine import START_NAME, read_start
 
 FORMATS = ("diffusers", "prompt-embeds", "bridge")
 ENCODE_BATCH_SIZE = 32
@@ -54,7 +55,7 @@ def export(
     """Write a graft for other tools, with a model card.
 
     Args:
-        graft: Folder that `bridge` wrote; recipe and figures are looked for beside it.
+        graft: Folder that `bridge` or `refine` wrote; recipe and figures are looked for beside it.
         out_dir: Gets the files, whole or not at all.
         file_format: One of FORMATS.
         base: Where not empty, where the base is now; for diffusers alone.
@@ -128,17 +129,22 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
 
 
 def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> None:
-    """Write the card from what lies beside the graft and, where it was fine-tuned, beside its CLIP."""
-    recipe = _read_recipe(graft_dir.parent)
-    clip = Path(recipe.clip.name) if recipe else Path()
-    tuned_by = _read_recipe(clip.parent) if clip.is_dir() else None
+    """Write the card from what lies beside the graft, what it was refined from, and its fine-tuned CLIP."""
+    own, bridged = graft_dir.parent, _bridged_in(graft_dir.parent)
+    recipe, made = _read_recipe(own), _read_recipe(bridged)
+    tuned = _tuned_in(made)
+    tuned_by = _read_recipe(tuned)
+    is_refined = own != bridged
     facts = Facts(
         content,
         graft.base,
-        recipe.model_dump() if recipe else {},
-        _read_json(graft_dir.parent / "metrics.json"),
-        tuned_by.clip.name if tuned_by else "",
-        _read_json(clip.parent / "metrics.json") if tuned_by else {},
+        recipe=made.model_dump() if made else {},
+        metrics=_read_metrics(bridged),
+        refine_recipe=recipe.model_dump() if recipe and is_refined else {},
+        refine_metrics=_read_metrics(own) if is_refined else {},
+        finetuned_from=tuned_by.clip.name if tuned_by else "",
+        finetune_metrics=_read_metrics(tuned) if tuned_by else {},
+        has_safety_checker=(folder / "safety_checker").is_dir(),
     )
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     if recipe:
@@ -146,10 +152,28 @@ def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> No
         (folder / RECIPE_NAME).write_text(shown, encoding="utf-8")
 
 
-def _read_recipe(folder: Path) -> Recipe | None:
-    path = folder / RECIPE_NAME
-    return load_recipe(path) if path.is_file() else None
+def _bridged_in(folder: Path) -> Path | None:
+    """Folder that a graft was bridged in, before it was refined; None where that is not to be found."""
+    while (folder / START_NAME).is_file():
+        start = read_start(folder)
+        if start is None:
+            return None
+        folder = start.parent
+    return folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _tuned_in(recipe: Recipe | None) -> Path | None:
+    """Folder that holds a bridge's CLIP; None where that is no folder."""
+    if recipe is None or recipe.clip.name == "flatland" or not Path(recipe.clip.name).is_dir():
+        return None
+    return Path(recipe.clip.name).parent
+
+
+def _read_recipe(folder: Path | None) -> Recipe | None:
+    path = folder / RECIPE_NAME if folder else None
+    return load_recipe(path) if path and path.is_file() else None
+
+
+def _read_metrics(folder: Path | None) -> dict[str, Any]:
+    path = folder / "metrics.json" if folder else None
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}

@@ -46,6 +46,8 @@ RUNGS = (
     "+ refinement",
     TEACHER,
 )
+FIGURES_NAME = "figures.json"
+"""Of a rung; not `metrics.json`, which refining writes there before the rung is measured."""
 NUM_MEASURED_IMAGES = 64
 SEEDS_APART = 1000
 """Between the drawing seeds of two runs: more than there are prompts."""
@@ -91,7 +93,7 @@ class Climb:
 
     Args:
         recipe: With the CLIP to graft and the seed.
-        folder: Gets a folder for each rung with `metrics.json` and, but for the teacher, `graft/`.
+        folder: Gets a folder for each rung with `figures.json` and, but for the teacher, `graft/`.
     """
 
     def __init__(self, recipe: Recipe, folder: Path):
@@ -101,7 +103,7 @@ class Climb:
     def rung(self, name: str) -> dict[str, float]:
         """Return a rung's figures; made unless they are there."""
         folder = self.folder / slug(name)
-        path = folder / "metrics.json"
+        path = folder / FIGURES_NAME
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             seed_everything(self.recipe.seed)
@@ -123,7 +125,9 @@ class Climb:
     @cached_property
     def linear(self) -> LinearFit:
         """What the bridges are fitted to."""
-        return self.towers.fit_linear(self.train_ids, self.folder / STATES_NAME)
+        # A generator of its own: a resumed ladder may need it first in another rung.
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        return self.towers.fit_linear(self.train_ids, self.folder / STATES_NAME, generator)
 
     @cached_property
     def base(self) -> FrozenBase:

@@ -1,20 +1,26 @@
 """Latents of a source's pictures, encoded once for all runs."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import vae_pixel_values
+from clipgraft.errors import DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.runtime import cache_dir
 from clipgraft.stages.folder import fingerprint
 from clipgraft.writing import written_whole
+
+logger = logging.getLogger(__name__)
 
 ENCODE_BATCH_SIZE = 4
 """Of 512 x 512 pictures; more at once is no faster on a CPU."""
@@ -31,21 +37,47 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
 
     Returns:
         (N, 4, size / 8, size / 8) float16: half the memory, and far finer than the noise that is added.
+
+    Raises:
+        DataError: If the VAE makes something else than numbers of a picture.
     """
     assert base.vae is not None
     key = fingerprint([file_sha256(image.path) for image in images], size, module_sha256(base.vae))
     path = cache_dir() / "latents" / f"{key}.safetensors"
-    if path.is_file():
-        return load_file(path)["latents"]
+    kept = _read(path)
+    if kept is not None:
+        return kept
     encoded = []
     with track("encoding latents", len(images)) as update:
         for start in range(0, len(images), ENCODE_BATCH_SIZE):
-            opened = [open_image(image.path) for image in images[start : start + ENCODE_BATCH_SIZE]]
+            batch = images[start : start + ENCODE_BATCH_SIZE]
+            opened = [open_image(image.path) for image in batch]
             pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
             encoded.append(base.encode_latents(pixels).half().cpu())
+            _refuse_not_finite(encoded[-1], batch)
             update(start + len(opened), "images")
     latents = torch.cat(encoded).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         save_file({"latents": latents}, temporary)
     return latents
+
+
+def _read(path: Path) -> Tensor | None:
+    """What was kept; None where there is none, or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)["latents"]
+    except (SafetensorError, KeyError) as error:
+        logger.warning("%s is damaged (%s); its latents are encoded anew", path, error)
+        return None
+
+
+def _refuse_not_finite(latents: Tensor, images: Sequence[CaptionedImage]) -> None:
+    for row, image in zip(latents, images, strict=True):
+        if not row.isfinite().all():
+            raise DataError(
+                f"the base's VAE makes no finite latents of {image.path}; take the picture out of the "
+                "source, or set refine.mixed_precision to no"
+            )

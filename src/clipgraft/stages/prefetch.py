@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.config import ModelSettings, Recipe
+from clipgraft.generation.engines import choose_engine
+from clipgraft.generation.speed import DEFAULT_SPEED
 from clipgraft.models import clip
-from clipgraft.models.base import COMPONENTS, needed_files
+from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
 from clipgraft.models.weight_files import Needed
-from clipgraft.runtime import choose_device, inference_dtype
+from clipgraft.runtime import PRECISION_DTYPES, cache_dir, choose_device, choose_mixed_precision
+from clipgraft.stages.generate import speed_of
 
 
 def prefetch(recipe: Recipe) -> int:
     """Fetch and verify the models of a recipe; what is in the hub's cache already is only verified.
 
     Args:
-        recipe: Its clip, base, evaluate and device settings are read; the device decides the precision.
+        recipe: Its clip, base, refine, generate, evaluate and device settings are read.
 
     Returns:
         Bytes that were fetched.
@@ -32,13 +35,7 @@ def prefetch(recipe: Recipe) -> int:
     """
     downloads: list[Download] = []
     table = Table("model", "revision", "files", "to fetch", box=None, pad_edge=False)
-    dtype = inference_dtype(choose_device(recipe.device))
-    models = [(recipe.clip, clip.NEEDED), (recipe.base, run_files(dtype))]
-    if recipe.evaluate.scorer:
-        settings = recipe.evaluate
-        scorer = ModelSettings(name=settings.scorer, revision=settings.scorer_revision)
-        models.append((scorer, clip.NEEDED))
-    for model, needed in models:
+    for model, needed in needed_models(recipe):
         found = _find(model, needed)
         if isinstance(found, Download):
             downloads.append(found)
@@ -57,14 +54,34 @@ def prefetch(recipe: Recipe) -> int:
     return num_bytes
 
 
-def run_files(dtype: torch.dtype) -> Needed:
-    """Files of a base for a whole run: the teacher in full precision, to bridge to; the rest to draw with."""
-    needed = needed_files((*COMPONENTS, "safety_checker"), dtype)
+def needed_models(recipe: Recipe) -> list[tuple[ModelSettings, Needed]]:
+    """Models that a whole run loads, each with the files of it that are needed."""
+    models = [(recipe.clip, clip.NEEDED), (recipe.base, run_files(_unet_dtype(recipe)))]
+    settings = recipe.evaluate
+    if settings.scorer:
+        models.append((ModelSettings(name=settings.scorer, revision=settings.scorer_revision), clip.NEEDED))
+    return models
+
+
+def run_files(unet_dtype: torch.dtype) -> Needed:
+    """Files of a base for a whole run: bridged to and drawn with in full precision, but for the U-Net."""
+    needed = needed_files((*COMPONENTS, "safety_checker"), torch.float32)
+    is_half = unet_dtype != torch.float32
     weights = (
-        weights._replace(prefer_half=weights.prefer_half and "text_encoder" not in weights.stem)
+        weights._replace(prefer_half=is_half and weights.stem == WEIGHT_STEMS["unet"])
         for weights in needed.weights
     )
     return Needed(needed.texts, tuple(weights))
+
+
+def _unet_dtype(recipe: Recipe) -> torch.dtype:
+    """The fullest in which a stage of a run uses the U-Net."""
+    device = choose_device(recipe.device)
+    speeds = [speed_of(recipe.generate), *([DEFAULT_SPEED] if recipe.evaluate.num_prompts else [])]
+    dtypes = [choose_engine(speed, device, cache_dir() / "openvino").dtype for speed in speeds]
+    if recipe.refine.num_epochs:
+        dtypes.append(PRECISION_DTYPES[choose_mixed_precision(recipe.refine.mixed_precision, device)])
+    return torch.float32 if torch.float32 in dtypes else dtypes[0]
 
 
 def _find(model: ModelSettings, needed: Needed) -> Path | Download | None:

@@ -1,20 +1,24 @@
 """Refine a graft on pictures, through the frozen U-Net."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from clipgraft.config import Recipe, RefineSettings
+from clipgraft.config import Recipe, RefineSettings, load_recipe
 from clipgraft.data.cache import LatentBatches, WithProgress
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import encode_captions, tokenize
+from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.teacher import noise_pred_errors
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.checkpoint import MANIFEST_NAME, file_sha256
 from clipgraft.models.encoder import Graft, load_graft, save_graft
 from clipgraft.runtime import (
     PRECISION_DTYPES,
+    RECIPE_NAME,
     choose_device,
     choose_mixed_precision,
     seed_everything,
@@ -22,12 +26,15 @@ from clipgraft.runtime import (
 )
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.fitting import fit_stage
+from clipgraft.stages.folder import fingerprint
 from clipgraft.stages.latents import load_latents
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.refinement import RefineObjective
 
 NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net, before and after."""
+START_NAME = "started_from.json"
+"""Which graft was refined: its folder, and the sum of its manifest."""
 
 
 class Pictures(NamedTuple):
@@ -48,7 +55,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     Args:
         recipe: Its seed, device, data, base and refine settings are read.
         graft: Folder of the graft, which stays as it is.
-        folder: Gets `graft/`, `metrics.json`, `log.jsonl` and `checkpoints/`.
+        folder: Gets `graft/`, `metrics.json`, `started_from.json`, `log.jsonl` and `checkpoints/`.
         resume: Go on from the newest checkpoint there.
 
     Returns:
@@ -57,11 +64,13 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
 
     Raises:
         ValueError: If no loss has a weight, or a setting does not fit.
-        CheckpointError: If the graft was made for another base.
+        CheckpointError: If the graft was made for another base, the base does not predict the noise, or the
+            run was begun with another graft.
     """
     settings, device = recipe.refine, choose_device(recipe.device)
     check_settings(settings)
     loaded = load_graft(graft)
+    check_start(graft, folder)
     precision = choose_mixed_precision(settings.mixed_precision, device)
     base = FrozenBase.load(
         recipe.base.name,
@@ -70,10 +79,14 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
         tokenizer=loaded.tokenizer,
     )
     base.check_record(loaded.base)
+    check_prediction(base)
     for module in base.modules.values():
         module.to(device)
     pictures = load_pictures(recipe, base)
     base.vae = None  # frees its memory for the training
+    start = {"graft": str(graft), "sha256": _manifest_sum(graft)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / START_NAME, start)
     seed_everything(recipe.seed)
     objective = build_objective(loaded, base, settings).to(device)
     metrics: dict[str, Any] = {"before": measure_noise(loaded, base, pictures)}
@@ -84,7 +97,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
         settings,
         folder=folder,
         device=device,
-        source_fingerprint=pictures.fingerprint,
+        source_fingerprint=fingerprint(pictures.fingerprint, start["sha256"]),
         seed=recipe.seed,
         resume=resume,
         learning_rate_scales={"encoder.text_model.": settings.text_learning_rate / settings.learning_rate},
@@ -115,6 +128,62 @@ def check_settings(settings: RefineSettings) -> None:
         raise ValueError(f"refine.snr_gamma must be 0 or at least 1; got {settings.snr_gamma}")
     if settings.text_lora_rank and not settings.text_layers:
         raise ValueError("refine.text_lora_rank needs text_layers: how many of the last layers to update")
+
+
+def check_prediction(base: FrozenBase) -> None:
+    """Refuse a base that predicts something else than the noise, which the losses are of.
+
+    Raises:
+        CheckpointError: Names what it predicts.
+    """
+    assert base.scheduler is not None
+    assert base.origin is not None
+    predicted = base.scheduler.config.get("prediction_type", "epsilon")
+    if predicted != "epsilon":
+        raise CheckpointError(
+            f"base {base.origin.name} predicts {predicted!r}; only through one that predicts the noise "
+            "('epsilon') can a graft be refined: draw with the graft as `bridge` wrote it"
+        )
+
+
+def check_start(graft: Path, folder: Path) -> None:
+    """Refuse to go on in a folder with another graft than was begun with.
+
+    Raises:
+        CheckpointError: Names both.
+    """
+    if not (folder / START_NAME).is_file():
+        return
+    begun = json.loads((folder / START_NAME).read_text(encoding="utf-8"))
+    if begun["sha256"] != _manifest_sum(graft):
+        raise CheckpointError(
+            f"{folder} was begun with the graft {begun['graft']}, not with {graft} as it is now; go on with "
+            "that one, or add --overwrite"
+        )
+
+
+def read_start(folder: Path) -> Path | None:
+    """Folder of the graft that was refined in a folder; None where it is not there as it was then."""
+    start = json.loads((folder / START_NAME).read_text(encoding="utf-8"))
+    graft = Path(start["graft"])
+    # Where a whole run was moved, its stages still lie beside each other.
+    places = (graft, folder.parent.joinpath(*graft.parts[-2:]))
+    return next((place for place in places if _manifest_sum(place) == start["sha256"]), None)
+
+
+def _manifest_sum(graft: Path) -> str:
+    """Sum of a graft's manifest, which lists those of its files; empty where there is none."""
+    manifest = graft / MANIFEST_NAME
+    return file_sha256(manifest) if manifest.is_file() else ""
+
+
+def with_makings(recipe: Recipe, graft: Path) -> Recipe:
+    """Return a recipe with the CLIP and the bridge of the one beside a graft, where there is one."""
+    path = graft.parent / RECIPE_NAME
+    if not (graft.is_dir() and path.is_file()):
+        return recipe
+    made = load_recipe(path)
+    return recipe.model_copy(update={"clip": made.clip, "bridge": made.bridge})
 
 
 def load_pictures(recipe: Recipe, base: FrozenBase, num_measured: int = NUM_MEASURED_IMAGES) -> Pictures:

@@ -8,14 +8,21 @@ from typing import Any
 from rich.console import Console
 
 from clipgraft.config import Recipe
+from clipgraft.data.captions import read_lines
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.hub import resolve_model
+from clipgraft.runtime import choose_device, choose_mixed_precision
 from clipgraft.stages.bridge import bridge
+from clipgraft.stages.captions import load_captions
 from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
 from clipgraft.stages.folder import run_encoders, stage_folder
 from clipgraft.stages.generate import DrawOptions, generate, jobs_of, speed_of
-from clipgraft.stages.refine import refine
+from clipgraft.stages.prefetch import needed_models
+from clipgraft.stages.refine import check_prediction, check_settings, refine
 from clipgraft.stages.report import report
 from clipgraft.stages.resources import recorded_resources
+from clipgraft.stages.towers import Towers
 
 
 def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -31,14 +38,17 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     Returns:
         Path of the report.
     """
+    if not (folder / "finetune" / "metrics.json").is_file():
+        check(recipe)
     tuned = recipe.clip.model_copy(update={"name": str(folder / "finetune" / "clip"), "revision": ""})
+    of_tuned = recipe.model_copy(update={"clip": tuned})
     stages: dict[str, tuple[Callable[..., Any], Recipe]] = {
         "finetune": (finetune, recipe),
         "bridge_before": (bridge, recipe),
-        "bridge": (bridge, recipe.model_copy(update={"clip": tuned})),
+        "bridge": (bridge, of_tuned),
     }
     if recipe.refine.num_epochs:
-        stages["refine"] = (partial(_refine, folder / "bridge" / "graft"), recipe)
+        stages["refine"] = (partial(_refine, folder / "bridge" / "graft"), of_tuned)
     for name, (stage, settings) in stages.items():
         if not (resume and (folder / name / "metrics.json").is_file()):
             with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
@@ -56,6 +66,32 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     page = report(folder)
     Console().print(f"report: {page}", highlight=False)
     return page
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what a later stage would, before fine-tuning takes its hours; fetch the models of all stages.
+
+    Raises:
+        ValueError: As the stages.
+        FileNotFoundError: As the stages.
+        CheckpointError: As the stages.
+    """
+    device = choose_device(recipe.device)
+    for settings in (recipe.finetune, recipe.bridge):
+        choose_mixed_precision(settings.mixed_precision, device)
+    jobs_of(recipe.generate)
+    if recipe.evaluate.num_prompts and recipe.evaluate.prompts:
+        read_lines(Path(recipe.evaluate.prompts), "prompt")
+    if recipe.refine.num_epochs:
+        choose_mixed_precision(recipe.refine.mixed_precision, device)
+        check_settings(recipe.refine)
+    load_captions(recipe)
+    for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
+        resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
+    Towers(recipe)
+    if recipe.refine.num_epochs:
+        revision = recipe.base.revision or None
+        check_prediction(FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",)))
 
 
 def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, Any]:

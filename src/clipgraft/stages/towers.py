@@ -141,12 +141,18 @@ class Towers:
         """Positions of each caption from BOS to EOS, (N,) int64."""
         return (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
 
-    def fit_linear(self, input_ids: Tensor, states_file: Path | None = None) -> LinearFit:
+    def fit_linear(
+        self,
+        input_ids: Tensor,
+        states_file: Path | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LinearFit:
         """Gather what the linear maps and the weights of keys and values are computed from, in one pass.
 
         Args:
             input_ids: (N, 77) of the training captions.
             states_file: Where to keep the states that a residual MLP is trained on; None = they are not kept.
+            generator: Draws the padding that is kept of them; None = torch's own.
         """
         sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
         regression, kept = ClassRidgeRegression(*sizes, input_ids.shape[1]), None
@@ -161,7 +167,8 @@ class Towers:
         ):
             regression.add(student, teacher, weights, classes)
             if kept is not None:
-                kept.add(student.cpu(), teacher.cpu(), classes.cpu(), kept_positions(classes.cpu()))
+                chosen = kept_positions(classes.cpu(), generator)
+                kept.add(student.cpu(), teacher.cpu(), classes.cpu(), chosen)
         return LinearFit(regression, key_value_root(self.key_value_maps, regression.target_moment), kept)
 
     def new_bridge(
@@ -191,7 +198,7 @@ class Towers:
             `teacher_spread`, each by token class. BOS counts as the teacher's own, which the graft has.
         """
         error, key_value_error = StateError(), StateError()
-        spreads = Spread(len(root)), Spread(len(root))
+        spreads = [Spread(input_ids.shape[1], len(root)) for _ in range(2)]
         root = root.to(self.device)
         for student, teacher, classes, _ in self.positions(input_ids, "measuring the bridge"):
             bridged = bridge(student, classes)
@@ -214,16 +221,17 @@ class Towers:
         return Graft(encoder, self.tokenizer, self.record)
 
 
-def kept_positions(classes: Tensor) -> Tensor:
+def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Choose what of captions is kept: all but padding, and `NUM_KEPT_PADDING` drawn from the padding.
 
     Args:
         classes: (B, L) from `token_classes`.
+        generator: Draws; None = torch's own.
 
     Returns:
         bool (B, L).
     """
     is_padding = classes == PADDING
-    draws = torch.rand(classes.shape).masked_fill(~is_padding, -1.0)
+    draws = torch.rand(classes.shape, generator=generator).masked_fill(~is_padding, -1.0)
     drawn = torch.zeros_like(is_padding).scatter(1, draws.topk(NUM_KEPT_PADDING, dim=1).indices, True)
     return ~is_padding | drawn
