@@ -445,7 +445,8 @@ def main() -> None:
         write_sd15_checkpoint(SD15, BF16)
     results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for row in options.rows:
-        is_there = row in results and not options.again and not options.tiny
+        is_measured = row in results and "skipped" not in results[row]
+        is_there = is_measured and not options.again and not options.tiny
         if is_there or time.monotonic() > DEADLINE:
             continue
         TURNS.clear()

@@ -10,21 +10,24 @@ import subprocess
 import sys
 import time
 import weakref
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 import clipgraft
 import tiny
 from clipgraft.generation.jobs import Job
-from clipgraft.generation.metadata import PARAMETERS_KEY, RECORD_KEY
+from clipgraft.generation.metadata import PARAMETERS_KEY, RECORD_KEY, save_png, versions
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.encoder import Graft, GraftedTextEncoder, save_graft
+from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft
 from clipgraft.stages import gallery
+from clipgraft.stages import generate as generate_stage
 from clipgraft.stages.generate import DrawOptions
 from clipgraft.stages.generate import generate as stage
 from clipgraft.stages.grid import parse_axis, parse_encoders
@@ -107,6 +110,18 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
         (b'{"prompt": "A dog", "steps": 0}', "steps must be from 1 to 1000; got 0"),
         (b'{"prompt": "A dog", "seed": "x"}', "seed must be from 0 to 2^64 - 1 (64 bits); got 'x'"),
         (b'{"prompt": 7}', "prompt must be a text; got 7"),
+        (
+            b'{"prompt": "A dog", "scheduler": []}',
+            "scheduler must be one of dpm++, pndm, ddim, euler, unipc, lcm; got []",
+        ),
+        (
+            b'{"prompt": "A dog", "guidance_scale": 1' + b"0" * 400 + b"}",
+            "guidance_scale must be at most 1.8e+308; got 10000",
+        ),
+        (
+            b'{"prompt": "A dog", "init_image": ""}',
+            "init_image must be the path of a JPEG, PNG or WebP picture; got ''",
+        ),
         (b'{"prompt": "\\ud800"}', "prompt holds half a character"),
         (b'{"prompt": "\xff"}', "no UTF-8 (byte 13)"),
     ],
@@ -121,6 +136,26 @@ def test_bad_line_is_named_with_its_number_and_left_out_by_a_flag(base, tmp_path
     assert generate(base, tmp_path / "out", "--from-file", prompts, "--skip-bad-lines") == 0
     assert f"left out: prompts.jsonl, line 2: {reason}" in " ".join(capsys.readouterr().err.split())
     assert len(rows_of(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no picture", "is no JPEG, PNG or WebP picture"),
+        (b"", "is no JPEG"),
+        (None, "has 8x8 pixels; allowed"),
+    ],
+)
+def test_line_whose_first_picture_is_none_is_a_bad_line(base, tmp_path, capsys, content, reason):
+    first, prompts = tmp_path / "first.png", tmp_path / "prompts.jsonl"
+    if content is None:
+        Image.new("RGB", (8, 8)).save(first)
+    else:
+        first.write_bytes(content)
+    prompts.write_text('{"prompt": "A cat"}\n{"prompt": "A dog", "init_image": "first.png"}\n')
+    message = refused(capsys, "generate", "--from-file", prompts, "--base", base, "--out", tmp_path / "out")
+    assert f"prompts.jsonl, line 2: init_image {first}" in message
+    assert reason in message
 
 
 def test_file_without_a_prompt_is_refused(base, tmp_path, capsys):
@@ -181,6 +216,38 @@ def test_other_settings_or_another_model_draw_again(base, graft, tmp_path, capsy
         assert "1 drawn" in capsys.readouterr().out
 
 
+def test_picture_of_another_job_stays_and_the_new_one_gets_a_number(base, tmp_path, capsys):
+    generate(base, tmp_path, "A dog")
+    first = (tmp_path / "a-dog_seed0.png").read_bytes()
+    (tmp_path / "a-dog_seed0_2.png").write_bytes(b"of no job in the list")
+    generate(base, tmp_path, "A dog", "--guidance-scale", 3)
+    second = (tmp_path / "a-dog_seed0_3.png").read_bytes()
+    assert (tmp_path / "a-dog_seed0.png").read_bytes() == first
+    assert (tmp_path / "a-dog_seed0_2.png").read_bytes() == b"of no job in the list"
+    assert {row["guidance_scale"]: row["file"] for row in rows_of(tmp_path)} == {
+        3.0: "a-dog_seed0_3.png",
+        7.5: "a-dog_seed0.png",
+    }
+    for arguments in ([], ["--guidance-scale", 3]):
+        capsys.readouterr()
+        generate(base, tmp_path, "A dog", *arguments)
+        assert "0 drawn" in capsys.readouterr().out
+    (tmp_path / "a-dog_seed0.png").unlink()  # its place is free, and the other job still has its own
+    generate(base, tmp_path, "A dog", "--guidance-scale", 3)
+    assert "0 drawn" in capsys.readouterr().out
+    assert (tmp_path / "a-dog_seed0_3.png").read_bytes() == second
+
+
+def test_picture_with_metadata_is_not_taken_for_one_without(base, tmp_path):
+    generate(base, tmp_path, "A dog")
+    before = pixels(tmp_path / "a-dog_seed0.png")
+    generate(base, tmp_path, "A dog", "--no-metadata")
+    with Image.open(tmp_path / "a-dog_seed0.png") as image:
+        assert image.info == {}
+    assert np.array_equal(pixels(tmp_path / "a-dog_seed0.png"), before)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
 def test_interrupted_job_keeps_its_pictures_and_goes_on(base, tmp_path):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("\n".join(f"A dog {number}" for number in range(400)))
@@ -200,6 +267,44 @@ def test_interrupted_job_keeps_its_pictures_and_goes_on(base, tmp_path):
     rows = rows_of(out)
     assert 3 <= len(rows) < 400
     assert all(pixels(out / row["file"]).shape == (64, 64, 3) for row in rows)
+
+
+def test_job_that_is_stopped_while_loading_has_drawn_nothing(base, tmp_path, capsys, monkeypatch):
+    generate(base, tmp_path, "A dog", "A cat")
+
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_stage, "load_generators", stop)
+    capsys.readouterr()
+    assert generate(base, tmp_path, "A dog", "A cat", "A kite") == 130
+    assert "0 pictures: 0 drawn in " in capsys.readouterr().out
+    assert len(rows_of(tmp_path)) == 2
+
+
+def test_batches_stay_halved_after_one_did_not_fit_into_memory(base, tmp_path, capsys, monkeypatch):
+    load = generate_stage.load_generators
+
+    def load_with_little_memory(*arguments, **options):
+        for name, generator in load(*arguments, **options):
+            predict = generator.pipeline.unet.predict
+
+            def fail(sample, *inputs, predict=predict):
+                if len(sample) > 4:  # guidance doubles a batch
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                return predict(sample, *inputs)
+
+            generator.pipeline.unet.predict = fail
+            yield name, generator
+
+    monkeypatch.setattr(generate_stage, "load_generators", load_with_little_memory)
+    assert generate(base, tmp_path, "A dog", "--num-images", 9) == 0
+    assert capsys.readouterr().err.count("not enough memory for 4 pictures at once; going on with 2") == 1
+    sizes = []
+    for row in rows_of(tmp_path):
+        with Image.open(tmp_path / row["file"]) as image:
+            sizes.append(json.loads(image.info[RECORD_KEY])["batch"]["size"])
+    assert sizes == [2] * 8 + [1]
 
 
 def test_batch_that_does_not_fit_into_memory_is_halved(base, tmp_path, capsys):
@@ -339,6 +444,16 @@ def test_picture_without_metadata_tells_nothing(base, tmp_path, capsys):
     assert "holds no record of how it was drawn" in message
 
 
+def test_what_is_not_read_of_a_negative_prompt_is_said_and_recorded(base, tmp_path, capsys):
+    generate(base, tmp_path, "A dog", "--negative-prompt", "a dog " * 80 + "beach")
+    assert "note: negative prompt 'a dog a dog" in capsys.readouterr().err
+    [note] = rows_of(tmp_path)[0]["notes"]
+    assert note.startswith("negative prompt: ")
+    assert "77 are read; cut off: " in note
+    with Image.open(tmp_path / "a-dog_seed0.png") as image:
+        assert json.loads(image.info[RECORD_KEY])["notes"] == [note]
+
+
 @pytest.mark.parametrize("with_graft", [False, True])
 def test_picture_is_drawn_again_to_the_bit(base, graft, tmp_path, with_graft):
     graft_option = ["--graft", graft] if with_graft else []
@@ -361,6 +476,82 @@ def test_redrawing_with_another_model_is_refused(base, graft, tmp_path, capsys):
     assert "that picture's base is a local one; name it with --base" in refused(capsys, *options)
 
 
+def test_picture_is_not_drawn_again_over_itself(base, tmp_path, capsys):
+    generate(base, tmp_path / "a", "A dog")
+    original = tmp_path / "a" / "a-dog_seed0.png"
+    before = original.read_bytes()
+    options = ["generate", "--from-image", original, "--base", base, "--out"]
+    assert "is the folder of that picture; name another one" in refused(capsys, *options, tmp_path / "a")
+    assert original.read_bytes() == before
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / original.name).write_bytes(b"another one")
+    assert call(*options, tmp_path / "b") == 0
+    assert (tmp_path / "b" / original.name).read_bytes() == b"another one"
+    assert (tmp_path / "b" / "a-dog_seed0_2.png").read_bytes() == before
+
+
+def test_dry_run_draws_no_picture_again(base, tmp_path, capsys):
+    generate(base, tmp_path / "a", "A dog")
+    options = ["--base", base, "--out", tmp_path / "b", "--dry-run"]
+    assert call("generate", "--from-image", tmp_path / "a" / "a-dog_seed0.png", *options) == 0
+    assert "1 picture, 2 steps, about " in capsys.readouterr().err
+    assert not list((tmp_path / "b").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--from-image", "a.png", "--grid"], "without effect beside --from-image: --grid; leave it out"),
+        (
+            ["--from-image", "a.png", "--steps", 25, "--seed", 0],
+            "beside --from-image: --seed, --steps; leave",
+        ),
+        (["--from-image", "a.png", "--from-file", "b"], "beside --from-image: --from-file"),
+        (["A dog", "--reference", "--scheduler", "ddim"], "beside --reference: --scheduler"),
+        (["A dog", "--reference", "--compare", "--grid"], "beside --compare: --grid"),
+    ],
+)
+def test_option_without_effect_is_refused(tmp_path, capsys, options, message):
+    assert message in refused(capsys, "generate", "--out", tmp_path, *options)
+
+
+def test_picture_of_another_precision_is_drawn_again_by_the_same_text_encoder_alone(base, tmp_path, capsys):
+    options = ["generate", "--base", base, "--out"]
+    generate(base, tmp_path / "a", "A dog", "--engine", "torch")
+    original = tmp_path / "a" / "a-dog_seed0.png"
+    with Image.open(original) as image:
+        record = json.loads(image.info[RECORD_KEY])
+        record["models"]["dtype"] = "float16"
+        save_png(image, original, record)
+    capsys.readouterr()
+    assert call(*options, tmp_path / "b", "--from-image", original) == 0
+    assert "the unet's weights cannot be compared: float16 then, " in capsys.readouterr().err
+    with Image.open(original) as image:
+        record["models"]["text_encoder_sha256"] = "0" * 64
+        save_png(image, original, record)
+    message = refused(capsys, *options, tmp_path / "b", "--from-image", original)
+    assert "the text encoder here (sha256" in message
+
+
+def test_picture_of_a_hubs_base_is_drawn_again_with_the_commit_that_drew_it(base, tmp_path, monkeypatch):
+    hub = tmp_path / "hub" / "models--owner--base"
+    for commit, seed in (("a" * 40, 1), ("b" * 40, 2)):
+        tiny.write_base(hub / "snapshots" / commit, seed=seed)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert generate("owner/base", tmp_path / "a", "A dog") == 0
+    (hub / "refs" / "main").write_text("b" * 40)
+    original = tmp_path / "a" / "a-dog_seed0.png"
+    assert call("generate", "--from-image", original, "--out", tmp_path / "b") == 0
+    assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
+
+
+def test_version_of_openvino_is_told_where_it_draws():
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    assert versions("openvino") == versions("torch") | {"openvino": version("openvino")}
+
+
 # img2img
 
 
@@ -379,6 +570,18 @@ def test_strength_says_how_much_of_the_first_picture_is_left(base, tmp_path):
     assert found[0.3].shape == (64, 64, 3)
 
 
+def test_low_strength_stays_nearer_to_the_first_picture_than_high_strength(tmp_path):
+    generator = clipgraft.load("flatland", device="cpu")
+    first = generator.generate("A red boat on the lake", steps=8, guidance_scale=3)[0].image
+    first.save(tmp_path / "first.png")
+    settings = {"steps": 8, "guidance_scale": 3, "seed": 1, "init_image": tmp_path / "first.png"}
+    distances = []
+    for strength in (0.2, 0.6, 1.0):
+        found = generator.generate("A dog on the beach at night", strength=strength, **settings)[0].image
+        distances.append(np.abs(np.asarray(found, float) - np.asarray(first, float)).mean())
+    assert distances == sorted(distances)
+
+
 def test_picture_from_a_picture_is_drawn_again_with_that_picture_alone(base, tmp_path, capsys):
     for name, color in (("red", "red"), ("blue", "blue")):
         Image.new("RGB", (64, 64), color).save(tmp_path / f"{name}.png")
@@ -389,6 +592,10 @@ def test_picture_from_a_picture_is_drawn_again_with_that_picture_alone(base, tmp
     assert "is not the picture that was started from" in refused(
         capsys, *options, "--init-image", tmp_path / "blue.png"
     )
+    generate(base, tmp_path / "plain", "A dog")
+    plain = ["generate", "--from-image", tmp_path / "plain" / original.name, "--base", base]
+    plain += ["--out", tmp_path / "b", "--init-image", tmp_path / "red.png"]
+    assert "was drawn from noise alone; leave --init-image out" in refused(capsys, *plain)
     assert call(*options, "--init-image", tmp_path / "red.png") == 0
     assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
 
@@ -404,7 +611,32 @@ def test_json_is_all_that_is_printed(base, tmp_path, capsys):
     assert printed["pictures"] == rows_of(tmp_path)
 
 
-def test_previews_are_written_on_the_way_and_taken_away_at_the_end(base, tmp_path):
+def test_json_is_printed_of_a_dry_run_too(base, tmp_path, capsys):
+    assert generate(base, tmp_path, "A dog", "--json", "--dry-run") == 0
+    assert json.loads(capsys.readouterr().out) == {"out": str(tmp_path), "counts": {}, "pictures": []}
+
+
+def test_json_of_a_job_that_is_stopped_has_what_was_drawn(base, tmp_path, capsys, monkeypatch):
+    write = gallery.save_png
+
+    def stop_at_the_cat(image, path, record):
+        if "cat" in path.name:
+            raise KeyboardInterrupt
+        write(image, path, record)
+
+    monkeypatch.setattr(gallery, "save_png", stop_at_the_cat)
+    assert generate(base, tmp_path, "A dog", "A cat", "--json") == 130
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["file"] for row in printed["pictures"]] == ["a-dog_seed0.png"]
+
+
+@pytest.mark.parametrize("height", [-8, 70_000])
+def test_size_that_is_out_of_range_is_refused_with_the_range(base, tmp_path, capsys, height):
+    message = refused(capsys, "generate", "A dog", "--base", base, "--out", tmp_path, "--height", height)
+    assert f"a multiple of 8 from 8 to 65536, or 0 for the base's own size; got {height}" in message
+
+
+def test_previews_are_written_on_the_way_and_taken_away_at_the_end(base, tmp_path, monkeypatch):
     generator = clipgraft.load(base, device="cpu")
     seen = []
     jobs = [Job("A dog", seed, num_inference_steps=5) for seed in (0, 1)]
@@ -414,7 +646,15 @@ def test_previews_are_written_on_the_way_and_taken_away_at_the_end(base, tmp_pat
         )
     )
     assert seen == [(2, 2), (2, 4)]
-    assert generate(base, tmp_path, "A dog", "--preview-every", 1) == 0
+    write, written = generate_stage.save_png, []
+
+    def see(image, path, record):
+        write(image, path, record)
+        written.append((path, pixels(path).shape))
+
+    monkeypatch.setattr(generate_stage, "save_png", see)
+    assert generate(base, tmp_path, "A dog", "A cat", "--steps", 3, "--preview-every", 1) == 0
+    assert written == [(tmp_path / "preview.png", (64, 128, 3))] * 2
     assert not (tmp_path / "preview.png").exists()
 
 
@@ -438,7 +678,33 @@ def test_graft_of_another_width_or_vocabulary_is_refused(base, tmp_path, capsys)
     assert "use a CLIP and a base with one vocabulary" in message
 
 
+def test_graft_of_another_base_is_refused(base, tmp_path, capsys):
+    folder = write_graft(tmp_path / "graft", base)
+    made_for = FrozenBase.load(str(tiny.write_base(tmp_path / "other", seed=2)))
+    save_graft(load_graft(folder)._replace(base=made_for.record()), folder)
+    options = ["--graft", folder, "--base", base, "--out", tmp_path / "out"]
+    assert "the graft was made for another base" in refused(capsys, "generate", "A dog", *options)
+
+
 # Grids
+
+
+def test_generate_puts_its_pictures_on_one_sheet(base, tmp_path, capsys):
+    assert generate(base, tmp_path, "A dog", "A cat", "--num-images", 2, "--grid") == 0
+    assert f"grid: {tmp_path / 'grid.png'}" in capsys.readouterr().out
+    sheet = pixels(tmp_path / "grid.png")
+    last = pixels(tmp_path / "a-cat_seed1.png")
+    assert np.array_equal(sheet[-8 - 64 : -8, -4 - 64 : -4], last)  # behind gaps of 4 pixels
+
+
+def test_count_of_a_resumed_comparison_is_of_what_each_column_lacks(base, graft, tmp_path, capsys):
+    options = ["compare", "A dog", "A cat", "--graft", "teacher", "--graft", f"mine={graft}", "--base", base]
+    options += ["--steps", 1, "--out", tmp_path]
+    assert call(*options) == 0
+    (tmp_path / "mine" / "a-dog_seed0.png").unlink()
+    capsys.readouterr()
+    assert call(*options, "--dry-run") == 0
+    assert "1 picture, 1 step, about " in capsys.readouterr().err
 
 
 def test_grid_draws_every_combination_labelled(base, graft, tmp_path, capsys):
@@ -517,7 +783,7 @@ def test_compare_puts_the_text_encoders_of_a_run_side_by_side(base, graft, tmp_p
 def test_compare_of_one_or_of_no_run_is_refused(base, graft, tmp_path, capsys):
     options = ["compare", "A dog", "--base", base, "--out", tmp_path / "out"]
     assert "fewer than two text encoders" in refused(capsys, *options, "--graft", "teacher")
-    assert "num_images must be at least 1" in refused(
+    assert "num_images must be at least 1; got 0" in refused(
         capsys, *options, "--graft", "teacher", "--graft", graft, "--num-images", 0
     )
     assert "is no run with a graft" in refused(capsys, *options, "--run", tmp_path)

@@ -1,6 +1,7 @@
 """The commands that draw: generate, grid, compare."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +84,7 @@ FromImageOption = Annotated[
 ]
 GridOption = Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet, grid.png.")]
 ReferenceOption = Annotated[
-    bool, typer.Option("--reference", help="The base's own scheduler and steps: pndm, 50.")
+    bool, typer.Option("--reference", help="Stable Diffusion's own scheduler and steps: pndm, 50.")
 ]
 CompareOption = Annotated[
     bool, typer.Option("--compare", help="Draw with and without what changes the picture; PSNR, SSIM.")
@@ -92,8 +93,15 @@ PreviewOption = Annotated[
     int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
 ]
 
+BESIDE_FROM_IMAGE = {
+    *("out", "prompts", "from_image", "graft", "base", "init_image", "engine", "lora", "device", "offload"),
+    *("no_metadata", "dry_run", "as_json"),
+}
+"""Parameters of `generate` that have an effect where the picture says all others."""
+
 
 def generate(
+    ctx: typer.Context,
     out: OutOption,
     prompts: PromptsArgument = [],  # noqa: B006  (typer copies it)
     from_file: FromFileOption = None,
@@ -130,19 +138,23 @@ def generate(
     """Draw pictures from prompts with a graft, or with a base's own text encoder."""
     from clipgraft.generation.speed import SpeedOptions
 
+    if from_image and prompts:
+        raise ValueError("--from-image takes prompt and settings from the picture; leave prompts out")
+    _refuse_without_effect(ctx)
     if reference:
         scheduler, steps = "pndm", 50
     options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
     speed = SpeedOptions(engine, compile, guidance_interval, feature_cache, lora)
     options = replace(options, speed=speed, preview_every=preview_every, with_estimate=dry_run)
     if from_image:
-        rows = _redraw(from_image, graft, out, options, init_image, prompts, from_file)
+        from clipgraft.stages.redraw import redraw
+
+        _draw(lambda: redraw(from_image, graft, out, options, init_image), out, as_json)
     else:
         settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width)
         settings |= {"seed": seed, "num_images": num_images, "init_image": init_image, "strength": strength}
         jobs = _jobs(prompts, from_file, settings, skip_bad_lines)
-        rows = _generate(jobs, graft, out, options, grid, compare)
-    _end(rows, out, as_json)
+        _draw(lambda: _generate(jobs, graft, out, options, grid, compare), out, as_json)
 
 
 def grid(
@@ -184,7 +196,7 @@ def grid(
         settings["prompt"] = prompts[0]
     options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
     title = prompts[0] if len(prompts) == 1 else "Grid"
-    _end(draw_grid(axes, settings, out, options, graft=graft, title=title), out, as_json)
+    _draw(lambda: draw_grid(axes, settings, out, options, graft=graft, title=title), out, as_json)
 
 
 def compare(
@@ -222,8 +234,7 @@ def compare(
     encoders = (encoders_of_run(run) if run else {}) | parse_encoders(graft)
     settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width)
     options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
-    seeds = range(seed, seed + num_images)
-    _end(stage(prompts, seeds, encoders, settings, out, options), out, as_json)
+    _draw(lambda: stage(prompts, seed, num_images, encoders, settings, out, options), out, as_json)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -232,20 +243,22 @@ def add_commands(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _redraw(
-    picture: Path,
-    graft: Path | None,
-    out: Path,
-    options: "DrawOptions",
-    init_image: Path | None,
-    prompts: list[str],
-    from_file: Path | None,
-) -> list[dict[str, Any]]:
-    from clipgraft.stages.redraw import redraw
-
-    if prompts or from_file:
-        raise ValueError("--from-image takes prompt and settings from the picture; leave prompts out")
-    return redraw(picture, graft, out, options, init_image)
+def _refuse_without_effect(ctx: typer.Context) -> None:
+    """Refuse options of `generate` that another one makes idle, rather than leave them out in silence."""
+    given = {
+        str(parameter.name): parameter.opts[0]
+        for parameter in ctx.command.params
+        if getattr(ctx.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    }
+    idle_beside = {
+        "from_image": given.keys() - BESIDE_FROM_IMAGE,
+        "reference": {"scheduler", "steps"},
+        "compare": {"grid"},
+    }
+    for flag, idle in idle_beside.items():
+        options = [option for name, option in given.items() if name in idle]
+        if ctx.params[flag] and options:
+            raise ValueError(f"without effect beside {given[flag]}: {', '.join(options)}; leave it out")
 
 
 def _jobs(
@@ -318,14 +331,29 @@ def _options(
     )
 
 
-def _end(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
-    """Print the rows for machines; exit code 2 where a picture is none."""
+def _draw(draw: Callable[[], list[dict[str, Any]]], out: Path, as_json: bool) -> None:
+    """Draw, and print the rows for machines, after Ctrl-C too; exit code 2 where a picture is none."""
+    from clipgraft.stages.generate import Stopped
+
+    try:
+        rows = draw()
+    except KeyboardInterrupt as stop:
+        if as_json:
+            _print_json(stop.rows if isinstance(stop, Stopped) else [], out)
+        raise
+    if as_json:
+        _print_json(rows, out)
+    if any(row["status"] != "ok" for row in rows):
+        raise typer.Exit(2)
+
+
+def _print_json(rows: list[dict[str, Any]], out: Path) -> None:
+    """One object, from the first of several processes alone."""
     from collections import Counter
 
     from clipgraft.runtime import to_json
+    from clipgraft.stages.generate import process_rank
 
-    counts = Counter(row["status"] for row in rows)
-    if as_json and rows:
+    if process_rank() == 0:
+        counts = Counter(row["status"] for row in rows)
         sys.stdout.write(to_json({"out": str(out), "counts": dict(counts), "pictures": rows}) + "\n")
-    if set(counts) - {"ok"}:
-        raise typer.Exit(2)

@@ -35,6 +35,19 @@ def test_latents_that_are_no_numbers_are_a_failure_and_leave_their_neighbours_al
     assert np.array_equal(pictures[0], decode(pipeline, latents[:1])[0][0])
 
 
+def test_latents_that_are_no_numbers_do_not_keep_their_neighbours_from_being_decoded_again():
+    pipeline = tiny.build_pipeline()
+    latents = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pipeline.vae.post_quant_conv.weight.mul_(1e5)  # times latents / 0.18: over float16's 65504
+    pipeline.vae.half()
+    with torch.no_grad():
+        found = pipeline.vae.decode(latents.half() / pipeline.vae.config.scaling_factor).sample
+    assert not any(torch.isfinite(picture).all() for picture in found)
+    latents[1, 0, 0, 0] = float("nan")
+    assert decode(pipeline, latents.half())[1] == ["ok", "failed_nan"]
+
+
 @pytest.mark.parametrize(("threshold", "status"), [(-1.0, "blocked"), (1.1, "ok")])
 def test_bases_safety_checker_has_its_say(tmp_path, threshold, status):
     base = tiny.write_checked_base(tmp_path / "base", threshold)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from clipgraft.generation.engines import TorchEngine, choose_engine, openvino_advice, why_no_openvino
@@ -230,6 +231,29 @@ def test_feature_cache_starts_anew_with_other_pictures():
     pictures(pipeline, ("A man rides",) * 3, num_inference_steps=1)
     pictures(pipeline, ("A man rides",), num_inference_steps=2)
     assert np.array_equal(pictures(pipeline), first)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "pndm"])
+def test_feature_cache_is_not_taken_to_a_first_picture_that_begins_late(scheduler, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    settings = {"init_image": tmp_path / "red.png", "strength": 0.5, "scheduler": scheduler}
+    job = Job("A red ball", num_inference_steps=4, **settings)
+    found = []
+    for jobs in ([job], [Job("A black cat", num_inference_steps=2), job]):
+        base = tiny_base()
+        pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), SpeedOptions(feature_cache=3))
+        found.append(list(draw(pipeline, jobs, base_scheduler=base.scheduler))[-1].image)
+    assert np.array_equal(*map(np.asarray, found))
+
+
+def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    base, rows = tiny_base(), []
+    base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    speed = SpeedOptions(guidance_interval=(0.0, 0.5))
+    pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), speed)
+    pictures(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
+    assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
 
 
 def test_networks_for_a_feature_cache_that_is_off_give_equal_bits():

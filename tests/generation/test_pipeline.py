@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
 
 import tiny
 from clipgraft.generation import pipeline as generation
@@ -11,6 +12,7 @@ from clipgraft.generation.jobs import Job, picture_file_name
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
+from clipgraft.models.checkpoint import file_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
 
 
@@ -84,6 +86,22 @@ def test_progress_counts_each_pictures_denoising_steps(parts):
     assert seen == [(2, 9), (4, 9), (6, 9), (7, 9), (8, 9), (9, 9)]
 
 
+def test_progress_does_not_count_the_step_that_pndm_runs_twice(parts):
+    base, encoder, _ = parts
+    seen = []
+    jobs = [Job("A dog", num_inference_steps=3, scheduler="pndm")]
+    pipeline = build_pipeline(base, encoder)
+    list(
+        generation.draw(
+            pipeline,
+            jobs,
+            base_scheduler=base.scheduler,
+            on_step=lambda done, total: seen.append((done, total)),
+        )
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3), (3, 3)]
+
+
 def test_graft_of_another_width_is_refused(parts):
     base, encoder, _ = parts
     narrow = GraftedTextEncoder.graft(
@@ -123,3 +141,12 @@ def test_file_is_named_after_the_prompt(prompt, name):
 def test_file_name_of_a_long_foreign_prompt_fits_every_file_system():
     assert len(picture_file_name("🐕狗" * 200, 3).encode()) <= 255
     assert len(picture_file_name("狗" * 200, 2**62).encode()) <= 255
+
+
+def test_first_picture_that_is_changed_between_two_jobs_is_another_one(tmp_path):
+    path = tmp_path / "first.png"
+    sums = []
+    for color in ("red", "blue"):
+        Image.new("RGB", (64, 64), color).save(path)
+        sums.append(Job("A dog", init_image=path).as_record()["init_image_sha256"])
+    assert sums[1] == file_sha256(path) != sums[0]

@@ -25,9 +25,13 @@ def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarr
         "failed_black" (nothing but black), or "blocked" (by the safety checker).
     """
     pixels = _decode(pipeline.vae, latents)  # (B, 3, H, W) in about [-1, 1]
-    failed = [index for index, picture in enumerate(pixels) if _status(picture) != "ok"]
+    failed = [
+        index
+        for index, (picture, own) in enumerate(zip(pixels, latents, strict=True))
+        if _status(picture) != "ok" and torch.isfinite(own).all()  # of no numbers float32 makes none either
+    ]
     is_rounded = pixels.dtype != torch.float32 or isinstance(pipeline.vae.decoder, EngineDecoder)
-    if failed and is_rounded and torch.isfinite(latents[failed]).all():
+    if failed and is_rounded:
         precise = copy.deepcopy(pipeline.vae).float()  # an engine's decoder becomes torch's
         pixels = pixels.float()
         pixels[failed] = _decode(precise, latents[failed].float())

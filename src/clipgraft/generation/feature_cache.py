@@ -56,18 +56,16 @@ def with_feature_cache(
     Args:
         run_all: Runs a `DenoiserWithFeature`.
         run_last: Runs a `LastLayer`.
-        step_of: Which step of how many a timestep is.
+        step_of: Which step of how many a timestep is; the first one, 0, begins other pictures.
         interval: 1 = no cache.
     """
-    feature, feature_timestep = torch.empty(0), -1.0
+    feature = torch.empty(0)
 
     def predict(sample: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
-        nonlocal feature, feature_timestep
-        is_kept = feature.shape[2:] == sample.shape[2:] and len(feature) >= len(sample)
-        is_later = float(timestep) < feature_timestep  # else these are other pictures
-        if not (is_kept and is_later) or step_of(timestep)[0] % interval == 0:
+        nonlocal feature
+        # Where guidance begins, there are more rows than were kept.
+        if step_of(timestep)[0] % interval == 0 or len(feature) < len(sample):
             noise_pred, feature = in_chunks(run_all, sample, timestep, states)
-            feature_timestep = float(timestep)
             return noise_pred
         # After guidance has ended, the prompts' half of the feature is what is left.
         return in_chunks(run_last, sample, timestep, states, feature[-len(sample) :])[0]

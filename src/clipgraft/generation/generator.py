@@ -14,11 +14,10 @@ from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import describe_models, describe_picture
 from clipgraft.generation.pipeline import Picture, build_pipeline, draw
 from clipgraft.generation.preparation import prepare_base, set_shortcuts
-from clipgraft.generation.prompts import PromptStates
+from clipgraft.generation.prompts import PromptStates, all_notes
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.encoder import BASE_RECORD, Graft, load_graft
-from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.runtime import cache_dir, choose_device, inference_dtype, quiet_libraries
 
 OFFLOADS = ("none", "model", "sequential")
@@ -57,6 +56,7 @@ def load_generators(
     encoders: Mapping[str, Path | None],
     *,
     base: str = "",
+    revision: str = "",
     device: str = "auto",
     offload: str = "none",
     speed: SpeedOptions = DEFAULT_SPEED,
@@ -66,6 +66,7 @@ def load_generators(
     Args:
         encoders: By name a graft folder, or None for the base's own text encoder.
         base: Where not empty, the base in place of the one that a graft names.
+        revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         device: As `load`.
         offload: As `load`.
         speed: As `load`.
@@ -88,6 +89,7 @@ def load_generators(
         list(grafts.values()),
         base,
         torch.float32 if engine else inference_dtype(place),
+        revision=revision,
         unet_dtype=engine.dtype if engine else None,
         with_teacher=None in encoders.values(),
     )
@@ -112,6 +114,7 @@ def load_base(
     base: str,
     dtype: torch.dtype,
     *,
+    revision: str = "",
     unet_dtype: torch.dtype | None = None,
     with_teacher: bool,
 ) -> FrozenBase:
@@ -121,20 +124,21 @@ def load_base(
         grafts: The first names the base, and its tokenizer serves one that has none.
         base: Where not empty, where the base is now.
         dtype: Of the weights.
+        revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         unet_dtype: Of the U-Net's, where they have another.
         with_teacher: Whether its own text encoder is needed too.
 
     Raises:
         CheckpointError: If it is not the base that each of the grafts was made for.
     """
-    name, revision = base, None
+    name = base
     if grafts and not base:
-        name, revision = grafts[0].base["name"], grafts[0].base["revision"] or None
+        name, revision = grafts[0].base["name"], grafts[0].base["revision"]
 
     def load_parts(components: Sequence[str], dtype: torch.dtype) -> FrozenBase:
         return FrozenBase.load(
             name,
-            revision=revision,
+            revision=revision or None,
             components=components,
             dtype=dtype,
             tokenizer=grafts[0].tokenizer if grafts else None,
@@ -221,13 +225,14 @@ class ImageGenerator:
         """Draw jobs one batch after another; `options` are those of `generation.pipeline.draw`.
 
         Yields:
-            A picture for each job, in order, with notes on what the base cannot read of its prompt.
+            A picture for each job, in order, with notes on what the base cannot read of its prompts.
         """
         device = self.pipeline._execution_device.type
         for picture in draw(
             self.pipeline, jobs, base_scheduler=self.base_scheduler, states=self.states, **options
         ):
-            noted = replace(picture, notes=tuple(prompt_notes(picture.prompt, self.pipeline.tokenizer)))
+            notes = all_notes(picture.prompt, picture.job.negative_prompt, self.pipeline.tokenizer)
+            noted = replace(picture, notes=tuple(notes))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
             yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))
 

@@ -20,7 +20,7 @@ def in_interval(
     *,
     is_guided: Callable[[], bool],
 ) -> Predict:
-    """Guide from the share `start` of the steps to the share `stop`.
+    """Guide from the share `start` of the steps that are run to the share `stop`.
 
     Args:
         predict: Of a guided batch, whose first half has the negative prompt.

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -10,6 +11,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from clipgraft.data.images import MAX_PIXELS, MIN_SIDE
 from clipgraft.generation.schedulers import SCHEDULERS
 from clipgraft.models.checkpoint import file_sha256
 
@@ -20,6 +24,8 @@ MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
 SIZE_MULTIPLE = 8
 """Pixels a latent position covers in Stable Diffusion's VAE."""
+MAX_SIDE = 2**16
+"""Pixels; more than any machine here could draw (a guess)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +58,17 @@ class Job:
         _check_integer("seed", self.seed, 0, MAX_SEED, "from 0 to 2^64 - 1 (64 bits)")
         _check_integer("steps", self.num_inference_steps, 1, MAX_STEPS, f"from 1 to {MAX_STEPS}")
         _check_number("guidance_scale", self.guidance_scale, 1, math.inf, "1 (no guidance) or more")
-        if self.scheduler not in SCHEDULERS:
+        if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
-        if self.init_image is not None and not self.init_image.is_file():
-            raise ValueError(f"init_image {self.init_image}: no such image")
         if self.init_image is not None and not self.num_steps:
             raise ValueError(
                 f"{self.num_inference_steps} steps at strength {self.strength} leave none to draw; raise one"
             )
+        if self.init_image is not None:
+            _check_image("init_image", self.init_image)
 
     @property
     def num_steps(self) -> int:
@@ -121,19 +127,13 @@ def picture_file_name(prompt: str, seed: int) -> str:
     return f"{slug}_seed{seed}.png"
 
 
-def unique_file_names(jobs: Iterable[Job]) -> list[str]:
-    """File name of each job; one that is taken already gets a number, the same one at every call."""
-    taken: dict[str, int] = {}
-    names = []
-    for job in jobs:
-        name = picture_file_name(job.prompt, job.seed)
-        taken[name] = count = taken.get(name, 0) + 1
-        names.append(name if count == 1 else f"{name.removesuffix('.png')}_{count}.png")
-    return names
+def _sum_of(path: Path) -> str:
+    status = path.stat()
+    return _sum_of_state(path, status.st_size, status.st_mtime_ns)
 
 
 @cache
-def _sum_of(path: Path) -> str:
+def _sum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
     return file_sha256(path)
 
 
@@ -163,12 +163,35 @@ def _check_integer(name: str, value: Any, lowest: int, highest: int, allowed: st
 
 
 def _check_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name} must be at most {sys.float_info.max:.1e}; got {value}")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not lowest <= value <= highest or (highest == 1 and value == 0):
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
 def _check_size(name: str, value: Any) -> None:
-    _check_integer(name, value, 0, 2**16, f"a multiple of {SIZE_MULTIPLE} pixels")
+    allowed = (
+        f"a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIDE}, or 0 for the base's own size"
+    )
+    _check_integer(name, value, 0, MAX_SIDE, allowed)
     if value % SIZE_MULTIPLE:
         raise ValueError(f"{name} must be a multiple of {SIZE_MULTIPLE} pixels; got {value}")
+
+
+def _check_image(name: str, path: Any) -> None:
+    """Refuse a picture whose header says that `open_image` would; its pixels are not decoded yet."""
+    if not isinstance(path, Path):
+        raise ValueError(f"{name} must be the path of a JPEG, PNG or WebP picture; got {path!r}")
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+            width, height = image.size
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"{name} {path}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} {path}: is no JPEG, PNG or WebP picture ({error})") from error
+    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
+        raise ValueError(
+            f"{name} {path} has {width}x{height} pixels; allowed are sides of at least {MIN_SIDE} and "
+            f"{MAX_PIXELS:,} pixels in all"
+        )

@@ -1,6 +1,8 @@
 """What a picture tells of itself: A1111's `parameters`, which other tools read, and all that redraws it."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,13 +81,14 @@ def describe_picture(
         "models": models,
         "scheduler": scheduler,
         "machine": {"device": device, "num_threads": torch.get_num_threads()},
-        "versions": versions(),
+        "versions": versions(models.get("engine", "")),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a picture's bits."""
-    return {name: version(name) for name in VERSIONED}
+@cache
+def versions(engine: str) -> dict[str, str]:
+    """Versions of what decides a picture's bits, where an engine of that name draws it."""
+    return {name: version(name) for name in (*VERSIONED, *(["openvino"] if engine == "openvino" else []))}
 
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
@@ -164,16 +167,20 @@ def job_of(record: dict[str, Any], init_image: Path | None) -> Job:
         init_image: The picture that it started from, where it did.
 
     Raises:
-        DataError: If the record is damaged, or the picture to start from is missing or another one.
+        DataError: If the record is damaged, or the picture to start from is missing, another or one too many.
+        ValueError: If the picture to start from cannot be read.
     """
     values = dict(record.get("job", {}))
     expected = values.pop("init_image_sha256", None)
     if expected and init_image is None:
         raise DataError("that picture was drawn from another one; name it with --init-image")
+    if init_image and not expected:
+        raise DataError("that picture was drawn from noise alone; leave --init-image out")
     try:
-        job = Job(**values, init_image=init_image if expected else None)
+        job = Job(**values)
     except (TypeError, ValueError) as error:
         raise DataError(f"the picture's record is damaged: {error}") from error
+    job = replace(job, init_image=init_image)
     if expected and job.as_record()["init_image_sha256"] != expected:
         raise DataError(f"{init_image} is not the picture that was started from (sha256 {expected})")
     return job

@@ -94,6 +94,8 @@ class EngineUNet(nn.Module):
         self.predict: Predict = lambda *inputs: in_chunks(run_unet, *inputs)[0]
         self.is_guided = True
         """Whether the first half of a batch has the negative prompt."""
+        self.first_step = 0
+        """Of the scheduler's steps: one that starts from a picture leaves the first ones out."""
 
     def forward(
         self,

@@ -37,7 +37,7 @@ class Picture:
     batch: tuple[int, int] = (1, 0)
     """Pictures that were drawn at once, and this one's place among them: another number rounds otherwise."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
-    """What the base cannot read of the prompt."""
+    """What the base cannot read of the prompts."""
     metadata: dict[str, Any] | None = field(default=None, kw_only=True)
     """All that is needed to draw it again."""
 
@@ -58,7 +58,7 @@ def build_pipeline(
     """Put a text encoder, a graft or the base's own, and a frozen base together.
 
     The scheduler is DPM-Solver++ 2M with Karras sigmas, made from the base's own noise schedule: its 25 steps
-    reach what the base's own PNDM needs 50 for.
+    reach what PNDM, Stable Diffusion's own, needs 50 for.
 
     Args:
         base: VAE, U-Net, tokenizer and scheduler.
@@ -167,11 +167,12 @@ def _draw_batch(
     height, width = picture_size(pipeline, first)
 
     def on_step_end(_pipeline: object, step: int, _time: object, tensors: dict[str, Tensor]) -> dict:
-        report(jobs, step + 1, tensors["latents"])
+        report(jobs, min(step + 1, first.num_steps), tensors["latents"])  # PNDM runs one step twice
         return tensors
 
     if isinstance(pipeline.unet, EngineUNet):
         pipeline.unet.is_guided = first.guidance_scale > 1
+        pipeline.unet.first_step = first.num_inference_steps - first.num_steps
     settings: dict[str, Any] = {"height": height, "width": width}
     if first.init_image is not None:
         pipeline = _image_to_image(pipeline)

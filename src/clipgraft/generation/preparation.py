@@ -82,7 +82,9 @@ def set_shortcuts(pipeline: StableDiffusionPipeline, options: SpeedOptions) -> N
     own = pipeline.unet = EngineUNet(unet.config, unet.device, unet.run_unet, unet.run_last_layer)
 
     def step(timestep: torch.Tensor) -> tuple[int, int]:
-        return step_of(pipeline.scheduler, timestep)
+        number, num_steps = step_of(pipeline.scheduler, timestep)
+        # Of the steps that are run: PNDM's first visit of a timestep may lie before them, its second not.
+        return max(0, number - own.first_step), num_steps - own.first_step
 
     if options.feature_cache > 1:
         assert own.run_last_layer is not None

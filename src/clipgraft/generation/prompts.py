@@ -1,4 +1,4 @@
-"""Token states of prompts, each encoded once: a negative prompt once for all pictures. Class A."""
+"""Prompts' token states, each encoded once, negative prompts too (class A); and what of them is not read."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from transformers import CLIPTokenizer
+
+from clipgraft.models.tokenizer import prompt_notes
 
 MAX_KEPT = 256
 """Prompts whose states stay in memory; SD v1.5's take 0.24 MB each."""
@@ -41,3 +44,11 @@ class PromptStates:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(prompt)
         return self._kept[prompt]
+
+
+def all_notes(prompt: str, negative_prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
+    """Say what a base cannot read of a picture's prompts; an empty negative prompt is none."""
+    notes = prompt_notes(prompt, tokenizer)
+    if negative_prompt.strip():
+        notes += [f"negative prompt: {note}" for note in prompt_notes(negative_prompt, tokenizer)]
+    return notes

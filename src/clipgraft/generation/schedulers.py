@@ -23,7 +23,7 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "unipc": (UniPCMultistepScheduler, {}),
     "lcm": (LCMScheduler, {}),
 }
-"""dpm++ reaches in 25 steps what pndm, the base's own, needs 50 for; lcm is for few-step LoRAs alone."""
+"""dpm++ reaches in 25 steps what pndm, Stable Diffusion's own, needs 50 for; lcm is for few-step LoRAs."""
 
 
 def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin:

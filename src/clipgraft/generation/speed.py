@@ -25,7 +25,7 @@ class SpeedOptions:
     compile: bool = False
     """Compile torch's networks at their first run; pays after many pictures. Class B."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Shares of the steps between which there is guidance. Class C where not 0 and 1."""
+    """Shares of the steps that are run between which there is guidance. Class C where not 0 and 1."""
     feature_cache: int = 1
     """Steps from one whole run of the U-Net to the next. Class C above 1."""
     lora: str = ""

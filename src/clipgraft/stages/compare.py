@@ -11,7 +11,8 @@ from clipgraft.stages.grid import Axis, draw_grid, graft_axis
 
 def compare(
     prompts: Sequence[str],
-    seeds: Sequence[int],
+    seed: int,
+    num_images: int,
     encoders: Mapping[str, Path | None],
     settings: Mapping[str, Any],
     out_dir: Path,
@@ -21,7 +22,8 @@ def compare(
 
     Args:
         prompts: What to draw.
-        seeds: Of each prompt's pictures.
+        seed: Of each prompt's first picture; the next ones count up.
+        num_images: Pictures a prompt.
         encoders: Columns: by name a graft folder, or None for the base's own text encoder.
         settings: Other words of `make_jobs`.
         out_dir: Gets the pictures, a labelled sheet as PNG and a page.
@@ -31,17 +33,18 @@ def compare(
         Rows of `images.json`; none in a dry run.
 
     Raises:
-        ValueError: If there are fewer than two columns, or no prompt.
+        ValueError: If there are fewer than two columns, or no prompt or picture of one.
     """
     if len(encoders) < 2:
         raise ValueError("fewer than two text encoders to compare; name --run, or --graft NAME=FOLDER twice")
-    if not seeds:
-        raise ValueError("num_images must be at least 1")
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1; got {num_images}")
     if not prompts:
         raise ValueError("no prompt to draw; give at least one text")
+    seeds = range(seed, seed + num_images)
     axes = [
         graft_axis(encoders),
-        Axis("seed", tuple(seeds), tuple(f"seed {seed}" for seed in seeds)),
+        Axis("seed", tuple(seeds), tuple(f"seed {number}" for number in seeds)),
         Axis("prompt", tuple(prompts), tuple(prompts)),
     ]
     title = "Text encoders side by side"

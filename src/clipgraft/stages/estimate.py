@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from rich.console import Console
 
@@ -11,35 +12,34 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, batches
 
 
-def announce(generator: ImageGenerator, jobs: Sequence[Job], num_columns: int, batch_size: int) -> None:
+def announce(generator: ImageGenerator, columns: Sequence[Sequence[Job]], batch_size: int) -> None:
     """Print on standard error the number of pictures and steps, and the time that a trial makes of them.
 
     Args:
         generator: Draws the trial: one batch with one step, and one with two.
-        jobs: What is still to be drawn, by each of the text encoders.
-        num_columns: Text encoders that draw them.
+        columns: What each text encoder has still to draw.
         batch_size: Pictures drawn at once.
     """
-    num_pictures = len(jobs) * num_columns
-    num_steps = sum(job.num_steps for job in jobs) * num_columns
-    line = f"{num_pictures} pictures, {num_steps} steps"
-    if jobs:
-        line += f", about {_describe(estimate_seconds(generator, jobs, batch_size) * num_columns)}"
+    num_pictures = sum(map(len, columns))
+    num_steps = sum(job.num_steps for jobs in columns for job in jobs)
+    line = f"{num_pictures} picture{'s' * (num_pictures != 1)}, {num_steps} step{'s' * (num_steps != 1)}"
+    if num_pictures:
+        line += f", about {_describe(estimate_seconds(generator, columns, batch_size))}"
     Console(stderr=True).print(line, highlight=False)
 
 
-def estimate_seconds(generator: ImageGenerator, jobs: Sequence[Job], batch_size: int) -> float:
+def estimate_seconds(generator: ImageGenerator, columns: Sequence[Sequence[Job]], batch_size: int) -> float:
     """Seconds that jobs will take, by a trial for each size of picture and batch among them.
 
     Args:
         generator: Draws the trials.
-        jobs: What is to be drawn.
+        columns: What each text encoder has to draw.
         batch_size: Pictures drawn at once.
     """
     kinds: Counter[tuple] = Counter()
     steps: Counter[tuple] = Counter()
     examples: dict[tuple, list[Job]] = {}
-    for batch in batches(jobs, batch_size):
+    for batch in chain.from_iterable(batches(jobs, batch_size) for jobs in columns):
         kind = (batch[0].height, batch[0].width, batch[0].guidance_scale > 1, len(batch))
         kinds[kind] += 1
         steps[kind] += batch[0].num_steps

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,42 @@ class Gallery:
         _end_torn_line(self._lines)
         self._known = {row["file"]: row for row in self._read_rows()}
 
+    def name_files(self, wanted: Iterable[str], jobs: Sequence[Job], models: dict[str, Any]) -> list[str]:
+        """Decide where each job's picture goes: where it lies already, else the first place that is free.
+
+        What lies there and was not drawn from the same job by the same models stays: the number behind the
+        name counts up past it. To be called before anything is drawn.
+
+        Args:
+            wanted: Path within the folder of each job, for the case that nothing lies there.
+            jobs: What is to be drawn.
+            models: Of their metadata.
+        """
+        files: dict[str, None] = {}
+        for file, job in zip(wanted, jobs, strict=True):
+            files[self._own_or_free(file, _key(job, models), files)] = None
+        return list(files)
+
+    def _own_or_free(self, wanted: str, key: str, taken: Container[str]) -> str:
+        free = ""
+        for number in count(1):
+            file = wanted if number == 1 else f"{wanted.removesuffix('.png')}_{number}.png"
+            if file in taken:
+                continue
+            row, is_there = self._known.get(file), (self.folder / file).exists()
+            if row is not None and row.get("key") == key:
+                return file
+            free = free or ("" if is_there else file)
+            if row is None and not is_there:
+                break
+        return free
+
     def finished(self, file: str, job: Job, models: dict[str, Any]) -> dict[str, Any] | None:
-        """Row of a picture that is there, whole, and drawn from the same job by the same models."""
+        """Row of a picture that is there, whole, of the same job and models, and alike in having metadata."""
         row = self._known.get(file)
         if row is None or row.get("key") != _key(job, models) or row["status"] not in ("ok", "blocked"):
+            return None
+        if row.get("with_metadata") != self.with_metadata:
             return None
         path = self.folder / file
         is_whole = row["status"] == "blocked" or (path.is_file() and file_sha256(path) == row["sha256"])
@@ -65,6 +98,7 @@ class Gallery:
             "width": picture.image.width,
             "status": picture.status,
             "notes": list(picture.notes),
+            "with_metadata": self.with_metadata,
             "key": _key(picture.job, models),
         }
         if picture.status == "ok":

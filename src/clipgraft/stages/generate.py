@@ -16,7 +16,7 @@ from rich.console import Console
 from clipgraft.config import GenerateSettings
 from clipgraft.generation.engines import openvino_advice
 from clipgraft.generation.generator import ImageGenerator, load_generators
-from clipgraft.generation.jobs import Job, batches, make_jobs, unique_file_names
+from clipgraft.generation.jobs import Job, batches, make_jobs, picture_file_name
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.tokenizer import prompt_notes
@@ -56,6 +56,19 @@ class DrawOptions:
     """What runs the base's networks, and what is left out of the work."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while pictures were drawn; `rows` of `images.json` are those of the finished ones."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        super().__init__()
+        self.rows = rows
+
+
+def process_rank() -> int:
+    """Number of this process among those that share the work; 0 where it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def jobs_of(settings: GenerateSettings) -> list[Job]:
     """Jobs of a recipe's prompts."""
     words = settings.model_dump(exclude={"prompts", "batch_size", *SPEED_WORDS})
@@ -71,9 +84,14 @@ def speed_of(settings: GenerateSettings) -> SpeedOptions:
 
 def shortcuts_of(jobs: Sequence[Job], speed: SpeedOptions) -> list[str]:
     """Name what makes other pictures than the defaults, to save time or as a reference."""
-    default = Job("").scheduler
-    schedulers = {job.scheduler: job.num_inference_steps for job in jobs if job.scheduler != default}
-    return [f"scheduler {name}, {steps} steps" for name, steps in schedulers.items()] + speed.shortcuts()
+    default, named = Job(""), []
+    for name, steps in dict.fromkeys((job.scheduler, job.num_inference_steps) for job in jobs):
+        words = f"{steps} step{'s' * (steps != 1)}"
+        if name != default.scheduler:
+            named.append(f"scheduler {name}, {words}")
+        elif steps != default.num_inference_steps:
+            named.append(words)
+    return named + speed.shortcuts()
 
 
 def generate(
@@ -89,7 +107,7 @@ def generate(
         encoders: For each column of pictures a graft folder, or None for the base's own text encoder.
         out_dir: Gets a PNG a picture, named after its prompt and seed, and `images.json`; of several columns
             each has a folder of its own for its pictures. What is there, whole and the same, is not drawn
-            again.
+            again; a picture of another job or other models stays, and the new one's name gets a number.
         options: How to draw.
 
     Returns:
@@ -99,19 +117,27 @@ def generate(
     Raises:
         ValueError: If the folder cannot be written, or a setting does not fit the base.
         CheckpointError: If a graft does not fit the base.
+        Stopped: At Ctrl-C, where this is the only process.
     """
     work = _Work(jobs, encoders, out_dir, options)
     if work.rank == 0:
         _say_speed(jobs, options)
-    generators = load_generators(
-        encoders, base=options.base, device=options.device, offload=options.offload, speed=options.speed
-    )
     try:
-        for name, generator in generators:
+        generators = dict(
+            load_generators(
+                encoders,
+                base=options.base,
+                device=options.device,
+                offload=options.offload,
+                speed=options.speed,
+            )
+        )
+        work.begin(generators)
+        for name, generator in generators.items():
             work.draw(name, generator)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if work.is_alone:
-            work.end(" before it was stopped; the same command draws the rest")
+            raise Stopped(work.end(" before it was stopped; the same command draws the rest")) from stop
         raise
     return work.end()
 
@@ -127,39 +153,49 @@ class _Work:
         options: DrawOptions,
     ):
         self.jobs, self.options, self.started = jobs, options, time.monotonic()
-        self.rank, self.num_processes = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
-        )
+        self.rank, self.num_processes = process_rank(), int(os.environ.get("WORLD_SIZE", "1"))
         self.is_alone = self.num_processes == 1
         if not self.is_alone:
             self.processes = PartialState(cpu=choose_device(options.device).type == "cpu")
         self.gallery = Gallery(out_dir, process=self.rank, with_metadata=options.with_metadata)
         self.columns = {name: name if len(encoders) > 1 else "" for name in encoders}
-        names = unique_file_names(jobs)
-        self.files = {
-            name: [f"{folder}/{file}".lstrip("/") for file in names] for name, folder in self.columns.items()
-        }
-        self.num_there = self.num_columns_begun = 0
+        self.files: list[str] = []
+        """Of all columns, in order."""
+        self.pending: dict[str, list[tuple[Job, str]]] = {}
+        """What each column has still to draw."""
+        self.lacking: set[str] = set()
+        """Files that are pending and not there yet."""
+        self.num_there = 0
         self.batch_size = options.batch_size
 
-    def draw(self, name: str, generator: ImageGenerator) -> None:
-        """Draw what one text encoder has still to draw."""
-        pending = [
-            (job, file)
-            for job, file in zip(self.jobs, self.files[name], strict=True)
-            if self.gallery.finished(file, job, generator.models) is None
-        ]
-        self.num_there += len(self.jobs) - len(pending)
-        if not self.num_columns_begun:
-            self.started = time.monotonic()
-        if not self.num_columns_begun and self.rank == 0:
-            _say_notes(self.jobs, generator)
+    def begin(self, generators: Mapping[str, ImageGenerator]) -> None:
+        """Find out what is there, give the rest its files' names, and say what is to be said before."""
+        self.started = time.monotonic()
+        files: list[str] = []
+        for name, generator in generators.items():
+            own = self._file_names(name, generator)
+            self.pending[name] = [
+                (job, file)
+                for job, file in zip(self.jobs, own, strict=True)
+                if self.gallery.finished(file, job, generator.models) is None
+            ]
+            files += own
+        self.lacking = {file for pending in self.pending.values() for _, file in pending}
+        self.num_there = len(files) - len(self.lacking)
+        self.files = files
+        if self.rank == 0:
+            first = next(iter(generators.values()))
+            _say_notes(self.jobs, first)
             if self.options.with_estimate:
-                announce(generator, [job for job, _ in pending], len(self.columns), self.batch_size)
-        self.num_columns_begun += 1
+                columns = [[job for job, _ in pending] for pending in self.pending.values()]
+                announce(first, columns, self.batch_size)
+        self._wait()  # else another process could take for finished what this one has just drawn
+
+    def draw(self, name: str, generator: ImageGenerator) -> None:
+        """Draw what one text encoder has still to draw, unless nothing is to be drawn at all."""
         if not self.options.is_dry_run:
-            self._wait()  # else another process could take for finished what this one has just drawn
-            self._draw_own_batches(name, generator, pending)
+            self._draw_own_batches(name, generator, self.pending[name])
+            self.lacking.difference_update(file for _, file in self.pending[name])  # the other processes' too
 
     def end(self, circumstance: str = "") -> list[dict[str, Any]]:
         """Write the list of pictures and say what has become of the jobs."""
@@ -168,11 +204,16 @@ class _Work:
             return []
         folder = self.gallery.folder
         (folder / PREVIEW_NAME).unlink(missing_ok=True)
-        rows = self.gallery.write_list(file for files in self.files.values() for file in files)
+        rows = self.gallery.write_list(file for file in self.files if file not in self.lacking)
         if not self.options.is_quiet:
             _print(rows, folder)
             print_line(_summary(rows, self.num_there, time.monotonic() - self.started) + circumstance)
         return rows
+
+    def _file_names(self, name: str, generator: ImageGenerator) -> list[str]:
+        folder = self.columns[name]
+        wanted = (f"{folder}/{picture_file_name(job.prompt, job.seed)}".lstrip("/") for job in self.jobs)
+        return self.gallery.name_files(wanted, self.jobs, generator.models)
 
     def _draw_own_batches(
         self, name: str, generator: ImageGenerator, pending: Sequence[tuple[Job, str]]
@@ -197,6 +238,7 @@ class _Work:
                 )
                 for file, picture in zip(files, pictures, strict=True):
                     self.gallery.add(file, self.columns[name], picture, generator.models)
+                    self.lacking.discard(file)
                 done += sum(job.num_steps for job in batch)
 
     def _take_less(self, batch_size: int) -> None:
@@ -230,12 +272,14 @@ def _say_speed(jobs: Sequence[Job], options: DrawOptions) -> None:
 
 
 def _say_notes(jobs: Sequence[Job], generator: ImageGenerator) -> None:
+    texts = [("", job.prompt) for job in jobs]
+    texts += [("negative prompt ", job.negative_prompt) for job in jobs if job.negative_prompt.strip()]
     num_noted = 0
-    for prompt in dict.fromkeys(job.prompt for job in jobs):
+    for kind, prompt in dict.fromkeys(texts):
         notes = prompt_notes(prompt, generator.pipeline.tokenizer)
         num_noted += bool(notes)
         for note in notes if num_noted <= MAX_SAID else ():
-            say(f"{prompt[:60]!r}: {note}")
+            say(f"{kind}{prompt[:60]!r}: {note}")
     if num_noted > MAX_SAID:
         say(f"{num_noted - MAX_SAID} more prompts have notes, see {LIST_NAME}")
 

@@ -64,8 +64,9 @@ def _jobs_of_object(text: str, settings: Mapping[str, Any], folder: Path) -> lis
     values = json.loads(text)
     if not isinstance(values, dict) or "prompt" not in values:
         raise ValueError('no object with a "prompt"')
-    if values.get("init_image"):
-        values["init_image"] = folder / str(values["init_image"])
+    init_image = values.get("init_image")
+    if init_image and isinstance(init_image, str):
+        values["init_image"] = folder / init_image
     return make_jobs(**{**settings, **values})
 
 

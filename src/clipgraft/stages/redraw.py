@@ -11,6 +11,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.metadata import LOCAL, job_of, read_record, versions
 from clipgraft.generation.speed import SpeedOptions
+from clipgraft.stages.estimate import announce
 from clipgraft.stages.gallery import Gallery
 from clipgraft.stages.generate import DrawOptions, print_line, say
 
@@ -25,21 +26,23 @@ def redraw(
     Args:
         picture: A PNG that clipgraft wrote.
         graft: Folder of the graft that it was drawn with; None for a base's own text encoder.
-        out_dir: Gets the picture under its own name.
+        out_dir: Gets the picture under its own name, or that with a number where another one lies there.
         options: Base and device; the base needs a name only where the picture does not tell one.
         init_image: The picture that it was started from, where it was.
 
     Returns:
-        Its row in `images.json`.
+        Its row in `images.json`; none in a dry run.
 
     Raises:
         FileNotFoundError: If there is no such picture.
         DataError: If it holds no record.
-        ValueError: If graft or base must be named.
+        ValueError: If graft, base or LoRA must be named or left out, or `out_dir` holds the picture itself.
         CheckpointError: If their weights are not those that drew it.
     """
     record = read_record(picture)
     job, models = job_of(record, init_image), record["models"]
+    if picture.parent.resolve() == out_dir.resolve():
+        raise ValueError(f"{out_dir} is the folder of that picture; name another one with --out")
     base = options.base or (models["base"] if models["base"] != LOCAL else "")
     if (models["text_encoder"] == "graft") != bool(graft):
         raise ValueError(
@@ -51,44 +54,76 @@ def redraw(
         raise ValueError("that picture's base is a local one; name it with --base")
     gallery = Gallery(out_dir, with_metadata=options.with_metadata)
     generators = load_generators(
-        {"": graft}, base=base, device=options.device, offload=options.offload, speed=_speed(models, options)
+        {"": graft},
+        base=base,
+        revision=models["revision"] if base == models["base"] else "",
+        device=options.device,
+        offload=options.offload,
+        speed=_speed(models, options),
     )
     _, generator = next(generators)
     _refuse_others(generator.models, models)
     _say_differences(record, generator.pipeline._execution_device.type, generator.models)
     size, index = record["batch"]["size"], record["batch"]["index"]
-    drawn = list(generator.draw([job] * size, batch_size=size))[index]
-    row = gallery.add(picture.name, "", drawn, generator.models)
+    batch = [job] * size
+    if options.is_dry_run:
+        announce(generator, [batch], size)
+        return []
+    [file] = gallery.name_files([picture.name], [job], generator.models)
+    row = gallery.add(file, "", list(generator.draw(batch, batch_size=size))[index], generator.models)
     gallery.write_list([])
     if not options.is_quiet:
-        print_line(f"{row['status']}  {out_dir / picture.name}")
+        print_line(f"{row['status']}  {out_dir / file}")
     return [row]
 
 
 def _speed(models: Mapping[str, Any], options: DrawOptions) -> SpeedOptions:
     """Engine and shortcuts of the picture; a LoRA's file must be named."""
-    if options.offload != "none" or "engine" not in models:
-        return options.speed
     if "lora_sha256" in models and not options.speed.lora:
         raise ValueError("that picture was drawn with a LoRA; name its file with --lora")
+    if "lora_sha256" not in models and options.speed.lora:
+        raise ValueError("that picture was drawn without a LoRA; leave --lora out")
+    if "engine" not in models:
+        return options.speed
     start, stop = models["guidance_interval"]
-    return replace(
+    speed = replace(
         options.speed,
         engine=models["engine"] if options.speed.engine == "auto" else options.speed.engine,
         compile=models["compile"],
         guidance_interval=(start, stop),
         feature_cache=models["feature_cache"],
     )
+    if options.offload == "none":
+        return speed
+    if speed.shortcuts():
+        raise ValueError(f"that picture was drawn with {', '.join(speed.shortcuts())}; leave --offload out")
+    return options.speed
 
 
 def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
-    for name in SUMS if here["dtype"] == there["dtype"] else ():
-        if here[name] != there[name]:
-            part = name.removesuffix("_sha256").replace("_", " ")
+    """Compare sums; in another dtype the same weights have another one."""
+    if here.get("lora_sha256") != there.get("lora_sha256"):
+        raise CheckpointError(
+            f"the LoRA here (sha256 {here['lora_sha256'][:10]}) is not the one that drew the picture "
+            f"({there['lora_sha256'][:10]}); name the right --lora"
+        )
+    ours, theirs = _dtypes(here), _dtypes(there)
+    for name in SUMS:
+        part = name.removesuffix("_sha256").replace("_", " ")
+        if ours[name] != theirs[name]:
+            say(f"the {part}'s weights cannot be compared: {theirs[name]} then, {ours[name]} now")
+        elif here[name] != there[name]:
             raise CheckpointError(
                 f"the {part} here (sha256 {here[name][:10]}) is not the one that drew the picture "
                 f"({there[name][:10]}); name the right --graft and --base"
             )
+
+
+def _dtypes(models: Mapping[str, Any]) -> dict[str, str]:
+    """Of the weights that the sums are of: beside an engine all but the U-Net's stay float32."""
+    return {
+        name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"] for name in SUMS
+    }
 
 
 def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str, Any]) -> None:
@@ -98,7 +133,7 @@ def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str
         "engine": models.get("engine"),
         "device": device,
         "num_threads": torch.get_num_threads(),
-        **versions(),
+        **versions(models.get("engine", "")),
     }
     there = {name: record["models"].get(name) for name in ("dtype", "engine")}
     there |= {**record["machine"], **record["versions"]}

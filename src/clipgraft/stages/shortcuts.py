@@ -13,7 +13,7 @@ from clipgraft.evaluation.similarity import psnr, ssim
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.speed import SpeedOptions
 from clipgraft.runtime import write_json
-from clipgraft.stages.generate import DrawOptions, generate, shortcuts_of
+from clipgraft.stages.generate import DrawOptions, Stopped, generate, say, shortcuts_of
 from clipgraft.stages.scores import load_pixels
 
 RESULT_NAME = "shortcuts.json"
@@ -31,28 +31,53 @@ def compare_shortcuts(
         options: How to draw.
 
     Returns:
-        Rows of both, those with shortcuts first.
+        Rows of both, those with shortcuts first; none in a dry run, and in all processes but the first.
 
     Raises:
         ValueError: If there is no shortcut to compare.
+        Stopped: At Ctrl-C, where this is the only process.
     """
     if not shortcuts_of(jobs, options.speed):
         raise ValueError(
-            "nothing to compare: no shortcut is named; add --scheduler, --reference, --guidance-interval, "
-            "--feature-cache or --lora"
+            "nothing to compare: no shortcut is named; add --scheduler, --steps, --reference, "
+            "--guidance-interval, --feature-cache or --lora"
         )
     plain = replace(SpeedOptions(), engine=options.speed.engine, compile=options.speed.compile)
     plain_jobs = [_without(job) for job in jobs]
-    rows, seconds = [], {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    seconds = {}
     for name, own_jobs, speed in (("with", jobs, options.speed), ("without", plain_jobs, plain)):
         begun = time.perf_counter()
-        rows.append(generate(own_jobs, encoders, out_dir / name, replace(options, speed=speed)))
+        try:
+            rows[name] = generate(own_jobs, encoders, out_dir / name, replace(options, speed=speed))
+        except Stopped as stop:
+            raise Stopped(_all_rows(rows | {name: stop.rows})) from stop
         seconds[name] = time.perf_counter() - begun
+    if rows["with"]:
+        likeness = _likeness(rows["with"], rows["without"], out_dir)
+        write_json(out_dir / RESULT_NAME, {"seconds": seconds, "pictures": likeness})
+        if not options.is_quiet:
+            _print(likeness, seconds)
+    return _all_rows(rows)
+
+
+def _all_rows(rows: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [row | {"file": f"{name}/{row['file']}"} for name, own in rows.items() for row in own]
+
+
+def _likeness(
+    with_rows: Sequence[Mapping[str, Any]], without_rows: Sequence[Mapping[str, Any]], out_dir: Path
+) -> list[dict[str, Any]]:
+    """PSNR and SSIM of each pair whose pictures are both there."""
     pairs = [
         (out_dir / "with" / str(a["file"]), out_dir / "without" / str(b["file"]))
-        for a, b in zip(*rows, strict=True)
+        for a, b in zip(with_rows, without_rows, strict=True)
+        if a["status"] == b["status"] == "ok"
     ]
-    likeness = [
+    num_lacking = len(with_rows) - len(pairs)
+    if num_lacking:
+        say(f"{num_lacking} of {len(with_rows)} pairs left out: a picture of theirs is not there")
+    return [
         {
             "file": a.name,
             "psnr": float(psnr(load_pixels([a]), load_pixels([b]))),
@@ -60,20 +85,10 @@ def compare_shortcuts(
         }
         for a, b in pairs
     ]
-    write_json(out_dir / RESULT_NAME, {"seconds": seconds, "pictures": likeness})
-    if not options.is_quiet:
-        _print(likeness, seconds)
-    return [
-        row | {"file": f"{name}/{row['file']}"}
-        for name, own in zip(("with", "without"), rows, strict=True)
-        for row in own
-    ]
 
 
 def _without(job: Job) -> Job:
     default = Job("")
-    if job.scheduler == default.scheduler:
-        return job
     return replace(job, scheduler=default.scheduler, num_inference_steps=default.num_inference_steps)
 
 
