@@ -131,7 +131,9 @@ def test_several_pictures_of_a_prompt_count_their_seeds_up(world, tmp_path):
 
 
 def test_base_that_draws_no_flatland_needs_captions_or_prompts_to_be_evaluated(world, tmp_path, capsys):
-    message = refused(capsys, "evaluate", "--base", world["base"], "--out", tmp_path / "out")
+    message = refused(
+        capsys, "evaluate", "--base", world["base"], "--scorer", world["clip"], "--out", tmp_path / "out"
+    )
     assert "nothing to draw: the source has no test split; name captioned images with --data" in message
 
 
