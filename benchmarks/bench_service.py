@@ -4,8 +4,10 @@
 
 On flatland, over loopback, against a studio in a process of its own with as many threads as this one. One
 client: in-process drawing and calls over HTTP take turns, and the median ratio is printed. Eight clients: the
-same pictures one after another and all at once. Full queue: time of a 429. Soak: clients ask for twice what
-is drawn; every accepted job must end, none may be lost or come twice, and memory is read at both ends. Writes
+same pictures one after another and all at once, and what batches of eight gain in process, the most that can
+be had. Full queue: time of a 429. Soak: clients ask for twice what is drawn and follow their jobs to the end;
+every accepted job must end, none may be lost or drawn twice. Memory is read at the start, after a tenth of
+the time (a first use compiles for each size of a batch) and at the end. Writes
 benchmarks/results/service.json.
 """
 
@@ -17,10 +19,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,9 +73,10 @@ class Studio:
         self.ask("v1/images/generations", body)
         return time.perf_counter() - begun
 
-    def resident_bytes(self) -> float:
-        """Memory of the process, by its own figures."""
-        return float(re.search(r"^clipgraft_resident_bytes (\S+)", self.ask("metrics"), re.MULTILINE)[1])
+    def figure(self, name: str) -> float:
+        """One of its own figures; 0 where it has none of that name yet."""
+        found = re.search(rf"^clipgraft_{re.escape(name)} (\S+)", self.ask("metrics"), re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
 
 def overhead(studio: Studio, rounds: int) -> dict:
@@ -101,8 +104,21 @@ def overhead(studio: Studio, rounds: int) -> dict:
 
 def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
     """Pictures a second, one after another and by eight clients at once, in turns; latencies."""
-    rates: dict[str, list[float]] = {"one_after_another": [], "at_once": []}
+    rates: dict[str, list[float]] = {
+        "one_after_another": [],
+        "at_once": [],
+        "in_process_by_one": [],
+        "in_process_by_eight": [],
+    }
     latencies: list[float] = []
+    generator = clipgraft.load("flatland")
+
+    def in_process(batch_size: int) -> float:
+        begun = time.perf_counter()
+        generator.generate([PROMPT] * pictures, steps=STEPS, guidance_scale=3.0, batch_size=batch_size)
+        return pictures / (time.perf_counter() - begun)
+
+    in_process(1), in_process(CLIENTS)
     for _ in range(rounds):
         begun = time.perf_counter()
         for seed in range(pictures):
@@ -112,6 +128,8 @@ def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
         with ThreadPoolExecutor(CLIENTS) as pool:
             latencies += pool.map(lambda seed: studio.draw(seed, f"client {seed % CLIENTS}"), range(pictures))
         rates["at_once"].append(pictures / (time.perf_counter() - begun))
+        rates["in_process_by_one"].append(in_process(1))
+        rates["in_process_by_eight"].append(in_process(CLIENTS))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     latencies.sort()
     at = {
@@ -121,6 +139,7 @@ def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
     return {
         "pictures_per_second": medians,
         "at_once_over_one_after_another": medians["at_once"] / medians["one_after_another"],
+        "in_process_by_eight_over_by_one": medians["in_process_by_eight"] / medians["in_process_by_one"],
         "latency_seconds_of_eight_clients": at,
         "pictures": pictures,
         "rounds": rounds,
@@ -156,45 +175,54 @@ def full_queue(studio: Studio) -> dict:
     return {"milliseconds_to_429": {"median": 1000 * statistics.median(seconds), "max": 1000 * max(seconds)}}
 
 
-def soak(studio: Studio, seconds: float, rate: float) -> dict:
-    """Ask for twice what can be drawn; every accepted job must end, each once."""
-    accepted, refused, lock = [], [0], threading.Lock()
-    before = studio.resident_bytes()
-    end = time.monotonic() + seconds
-
-    def client(number: int) -> None:
-        seed = number
-        while time.monotonic() < end:
+def soak_client(studio: Studio, number: int, end: float, pause: float) -> Counter[str]:
+    """Ask for a picture after each pause, following each job while it is known; count how they ended."""
+    counts: Counter[str] = Counter()
+    waiting: deque[str] = deque()
+    seed = number
+    while time.monotonic() < end or waiting:
+        if time.monotonic() < end:
+            body = {"prompt": PROMPT, "steps": STEPS, "seed": seed, "client": f"client {number}"}
             try:
-                body = {"prompt": PROMPT, "steps": STEPS, "seed": seed, "client": f"client {number}"}
-                job = studio.ask("v1/jobs", body)["id"]
-                with lock:
-                    accepted.append(job)
+                waiting.append(studio.ask("v1/jobs", body)["id"])
+                counts["accepted"] += 1
             except urllib.error.HTTPError as error:
                 check_is_busy(error)
-                refused[0] += 1
+                counts["refused"] += 1
             seed += CLIENTS
-            time.sleep(CLIENTS / (2 * rate))
+        while waiting and (state := studio.ask(f"v1/jobs/{waiting[0]}")["state"]) not in (
+            "queued",
+            "running",
+        ):
+            counts[state] += 1
+            waiting.popleft()
+        time.sleep(pause)
+    return counts
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    states: dict[str, int] = {}
-    for job in accepted:
-        while (state := studio.ask(f"v1/jobs/{job}")["state"]) in ("queued", "running"):
-            time.sleep(0.2)
-        states[state] = states.get(state, 0) + 1
-    after = studio.resident_bytes()
-    assert len(set(accepted)) == len(accepted)
-    assert states == {"done": len(accepted)}, states
+
+def soak(studio: Studio, seconds: float, rate: float) -> dict:
+    """Ask for twice what can be drawn; every accepted job must end, each drawn once."""
+    drawn = 'pictures_drawn_total{status="ok"}'
+    drawn_before, memory = studio.figure(drawn), [studio.figure("resident_bytes")]
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [
+            pool.submit(soak_client, studio, number, end, CLIENTS / (2 * rate)) for number in range(CLIENTS)
+        ]
+        time.sleep(seconds / 10)
+        memory.append(studio.figure("resident_bytes"))
+        counts = sum((client.result() for client in clients), Counter())
+    memory.append(studio.figure("resident_bytes"))
+    accepted, refused = counts.pop("accepted"), counts.pop("refused", 0)
+    assert counts == {"done": accepted}, counts
+    assert studio.figure(drawn) - drawn_before == accepted
     return {
         "seconds": seconds,
-        "accepted": len(accepted),
-        "refused_with_429": refused[0],
-        "states": states,
-        "memory_growth": after / before - 1,
+        "accepted": accepted,
+        "refused_with_429": refused,
+        "states": counts,
+        "memory_growth_in_first_tenth": memory[1] / memory[0] - 1,
+        "memory_growth_after_it": memory[2] / memory[1] - 1,
     }
 
 

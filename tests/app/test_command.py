@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from clipgraft import cli
-from clipgraft.stages.studio import clip_names, find_groups
+from clipgraft.errors import CheckpointError
+from clipgraft.stages.studio import find_clips, find_groups, load_embedder
 
 
 def refused(monkeypatch, capsys, *arguments: object) -> str:
@@ -54,11 +55,20 @@ def test_single_grafts_are_offered_and_unreadable_runs_are_named(runs_dir, tmp_p
         "alone": ["teacher", "graft"],
     }
     assert groups["alone"].guidance_scale == 2.0
-    assert set(clip_names(tmp_path)) == {"flatland", "tuned/before", "tuned/after"}
+    assert set(find_clips(tmp_path)) == {"flatland", "tuned/before", "tuned/after"}
     assert [record.getMessage() for record in caplog.records] == [
         "the studio leaves out run other: unknown recipe key 'finetune.learning_rat'; "
         "did you mean 'learning_rate'?"
     ]
+
+
+def test_the_clip_before_fine_tuning_is_of_the_commit_that_the_recipe_names(runs_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    shutil.copytree(runs_dir / "tiny" / "finetune" / "clip", tmp_path / "tuned" / "clip")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    (tmp_path / "tuned" / "recipe.toml").write_text(f'[clip]\nname = "no/such"\nrevision = "{commit}"\n')
+    with pytest.raises(CheckpointError, match=commit):
+        load_embedder(find_clips(tmp_path)["tuned/before"], "cpu")
 
 
 def test_without_runs_the_embedded_base_draws(tmp_path):

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from clipgraft.app.guard import Access, Guard
 from clipgraft.app.http_api import build_app
-from clipgraft.app.server import make_access, redact_secrets, serve
+from clipgraft.app.server import Server, make_access, redact_secrets, serve
 
 TOKEN = "t" * 40
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -91,7 +91,10 @@ def test_another_host_is_refused_before_its_body_is_read(client, host):
     assert answer.json()["error"]["code"] == "host_not_allowed"
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9999", "file://", ""])
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "http://localhost:9999", "file://", "", "http://[", "http://]:1"],
+)
 def test_another_page_is_refused(client, origin):
     for method, path in (("POST", "/v1/jobs"), ("GET", "/v1/pictures"), ("OPTIONS", "/v1/jobs")):
         answer = client.request(method, path, headers={"origin": origin})
@@ -126,23 +129,39 @@ def test_large_bodies_are_refused_by_what_they_say_and_by_what_they_are(client):
     assert client.get("/health").status_code == 200
 
 
-def test_a_body_that_drips_in_is_given_up():
+def status_at_the_door(access, receive, **headers: str) -> int:
+    """Send a request that must not come past the guard; return the answer's status."""
+
     async def app(scope, receive, send):
         raise AssertionError("it must not come this far")
-
-    async def receive():
-        await asyncio.sleep(0.02)
-        return {"type": "http.request", "body": b" ", "more_body": True}
 
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "headers": headers}
-    asyncio.run(Guard(app, Access(), 10_000, body_seconds=0.2)(scope, receive, send))
-    assert sent[0]["status"] == 408
+    headers = {"host": "localhost", "content_type": "application/json"} | headers
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "headers": pairs}
+    asyncio.run(Guard(app, access, 10_000, body_seconds=0.2)(scope, receive, send))
+    return sent[0]["status"]
+
+
+def test_a_body_that_drips_in_is_given_up():
+    async def receive():
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    assert status_at_the_door(Access(), receive) == 408
+
+
+def test_a_stranger_and_a_body_too_large_are_refused_before_a_byte_of_it_is_read():
+    async def receive():
+        raise AssertionError("the body is read")
+
+    assert status_at_the_door(Access(TOKEN), receive, content_length="2") == 401
+    assert status_at_the_door(Access(), receive, content_length="10001") == 413
+    assert status_at_the_door(Access(), receive, origin="http://[") == 403
 
 
 def test_every_answer_forbids_foreign_content_and_guessing(client):
@@ -162,7 +181,10 @@ def test_an_address_that_others_reach_needs_a_token(runs_dir, tmp_path):
         with pytest.raises(ValueError, match=f"on {host} others can reach the studio; add --token"):
             serve(runs_dir, tmp_path, host=host, port=0, with_token=False, device="cpu")
     for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
-        assert make_access(host, False).token == ""
+        access = make_access(host, False)
+        assert access.token == ""
+        assert access.allows_host(f"[{host}]:8080" if ":" in host else f"{host}:8080")
+        assert not access.allows_host("127.0.0.3:8080")
 
 
 def test_tokens_are_made_long_or_taken_from_the_environment(monkeypatch):
@@ -186,12 +208,16 @@ def test_on_an_open_address_plain_ip_addresses_are_hosts_and_foreign_names_are_n
         assert not access.allows_host(host), host
 
 
-def test_secrets_never_reach_the_log(monkeypatch, tmp_path):
+def test_secrets_never_reach_the_log(monkeypatch, tmp_path, service):
     monkeypatch.setenv("HF_TOKEN", "hf_SENTINEL_IN_THE_ENVIRONMENT")
     handler = logging.FileHandler(tmp_path / "log.txt")
     logging.getLogger().addHandler(handler)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "handlers", [])  # of servers of other tests
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
     try:
         redact_secrets(TOKEN)
+        Server(service, Access(TOKEN), lambda: None)
+        logging.getLogger("uvicorn.error").error("the server was asked with %s", TOKEN)
         logger = logging.getLogger("clipgraft.test")
         logger.warning("asked with %s and %s", TOKEN, {"token": "hf_SENTINEL_IN_THE_ENVIRONMENT"})
         try:
@@ -201,6 +227,7 @@ def test_secrets_never_reach_the_log(monkeypatch, tmp_path):
     finally:
         logging.getLogger().removeHandler(handler)
     text = (tmp_path / "log.txt").read_text()
+    assert "the server was asked with [secret]" in text
     assert "RuntimeError: no access with [secret]" in text
     assert TOKEN not in text
     assert "SENTINEL" not in text

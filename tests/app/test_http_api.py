@@ -6,12 +6,18 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import socket
+import threading
+import time
+import zlib
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from starlette.testclient import TestClient
 
 from app_client import ended
+from clipgraft.app.http_api import build_app
 
 JOB = {"prompt": "A dog runs on the beach", "steps": 3, "seed": 5}
 
@@ -28,6 +34,19 @@ def refused(answer, status: int) -> str:
     assert set(answer.json()) == {"error"}
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     return answer.json()["error"]["message"]
+
+
+def png_bytes(size=(40, 30), **texts: str) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def test_a_job_is_drawn_and_its_pictures_are_found_by_id(client):
@@ -119,6 +138,11 @@ def test_history_is_searched_and_pictures_are_deleted_with_their_files(client, s
     assert client.delete(f"/v1/pictures/{gone}").json() == {"deleted": True}
     assert "there is no picture" in refused(client.get(f"/v1/pictures/{gone}.png"), 404)
     assert not service.files.is_there(gone)
+    left = found[1]["id"]
+    service.files.path(left).unlink()
+    for extension in ("png", "webp"):
+        message = refused(client.get(f"/v1/pictures/{left}.{extension}"), 404)
+        assert message == f"the file of picture {left} is gone"
 
 
 def test_a_cancelled_job_says_so(client):
@@ -177,6 +201,89 @@ def test_search_ranks_the_test_pictures_by_both_clips(client, service):
     assert "there is no run" in refused(client.post("/v1/search", json={"run": "no", "caption": "x"}), 404)
 
 
+@pytest.fixture
+def own_run(service, runs_dir, tmp_path):
+    """The folder of a run, `own`, that a test may damage."""
+    service.runs_dir = service.embedding.runs_dir = tmp_path / "runs"
+    return shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "own")
+
+
+def test_a_damaged_clip_and_data_that_are_gone_are_told_without_folders(client, own_run, tmp_path):
+    weights = own_run / "finetune" / "clip" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    message = refused(client.post("/v1/embeddings", json={"model": "own/after", "input": "A dog"}), 409)
+    assert "model.safetensors is damaged" in message
+    assert str(tmp_path) not in message
+    weights.write_bytes(whole)
+    recipe = own_run / "recipe.toml"
+    recipe.write_text(re.sub('source = ".*"', f'source = "{tmp_path}/gone"', recipe.read_text()))
+    message = refused(client.post("/v1/search", json={"run": "own", "caption": "A dog"}), 404)
+    assert "gone" in message
+    assert str(tmp_path) not in message
+
+
+def call_in_thread(client, **values) -> tuple[threading.Thread, list]:
+    """Ask for pictures as OpenAI's clients do; the thread's end, and what was answered."""
+    answers = []
+    body = {"prompt": "A dog", "seed": 1} | values
+
+    def ask():
+        answers.append(client.post("/v1/images/generations", json=body))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    return thread, answers
+
+
+def only_job(service):
+    give_up = time.monotonic() + 20
+    while not service.queue.jobs(1):
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+    return service.queue.jobs(1)[0]
+
+
+def test_a_call_that_somebody_cancels_is_told_so(client, service):
+    thread, answers = call_in_thread(client, n=10, steps=150)
+    client.post(f"/v1/jobs/{only_job(service).id}/cancel", json={})
+    thread.join(timeout=20)
+    assert refused(answers[0], 409) == "the job was cancelled while it was waited for"
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "status", "kind", "message"),
+    [
+        ("blocked", "", 400, "invalid_request_error", "the base's safety checker blocked the picture"),
+        ("failed_nan", "", 500, "server_error", "the picture's values are no numbers"),
+        ("failed_black", "", 500, "server_error", "the picture is all black"),
+        ("failed", "MemoryError: too little", 500, "server_error", "MemoryError: too little"),
+    ],
+)
+def test_a_call_whose_picture_does_not_come_out_says_why(service, state, error, status, kind, message):
+    client = TestClient(build_app(service), base_url="http://localhost")  # not started: the test draws
+    thread, answers = call_in_thread(client)
+    job = only_job(service)
+    [row] = service.queue.take(1)
+    if error:
+        service.worker.on_failed(job.number, error)
+    else:
+        service.queue.finish_picture(row.number, state)
+        service.queue.end_job_if_drawn(job.number)
+        service.worker.on_drawn(job.number)
+    thread.join(timeout=20)
+    assert refused(answers[0], status) == message
+    assert answers[0].json()["error"]["type"] == kind
+
+
+def test_a_studio_without_anybody_who_draws_is_unhealthy(service):
+    client = TestClient(build_app(service), base_url="http://localhost")
+    assert (client.get("/health").status_code, client.get("/health").json()) == (
+        503,
+        {"status": "not drawing"},
+    )
+
+
 def test_health_and_metrics_speak_for_themselves(client):
     draw(client)
     assert client.get("/health").json() == {"status": "ok"}
@@ -194,6 +301,63 @@ def test_every_route_is_described_with_an_example(client):
             answer = next(answer for code, answer in route["responses"].items() if code.startswith("2"))
             assert any("example" in kind for kind in answer["content"].values()), (method, path)
             assert route.get("description"), (method, path)
+
+
+def _bomb() -> bytes:
+    """A PNG of 30,000 x 30,000 pixels, one bit each."""
+    chunks = (
+        (b"IHDR", (30_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])),
+        (b"IDAT", zlib.compress(bytes(30_000 * 3751), 9)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        for kind, content in chunks
+    )
+
+
+HOSTILE = {
+    "a bomb": (_bomb, "pixels"),
+    "a cut-off file": (lambda: png_bytes()[:-30], "cut off"),
+    "two files in one": (lambda: png_bytes() + b"<script>alert(1)</script>", "something follows its end"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pictures_are_refused_by_every_route_that_takes_one(client, name):
+    make, message = HOSTILE[name]
+    content = make()
+    upload = client.post("/v1/pictures/settings", content=content, headers={"content-type": "image/png"})
+    assert message in refused(upload, 422)
+    body = {"model": "flatland", "input": [{"image": base64_of(content)}]}
+    assert message in refused(client.post("/v1/embeddings", json=body), 422)
+    assert client.get("/health").status_code == 200
+
+
+def test_a_record_nested_without_end_is_no_record(client):
+    content = png_bytes(clipgraft="[" * 100_000)
+    answer = client.post("/v1/pictures/settings", content=content, headers={"content-type": "image/png"})
+    assert "does not say how it was drawn" in refused(answer, 422)
+
+
+def test_pixels_of_a_request_are_bounded_together_before_any_is_decoded(service):
+    service.limits = service.limits.model_copy(update={"max_request_pixels": 3000})
+    damaged = png_bytes()[:-40] + png_bytes()[-12:]  # which decoding would say
+    client = TestClient(build_app(service), base_url="http://localhost")
+    body = {"model": "flatland", "input": [{"image": base64_of(damaged)}] * 3}
+    message = "the request's 3 pictures have 3,600 pixels together; at most 3,000 are taken"
+    assert message in refused(client.post("/v1/embeddings", json=body), 422)
+    body["input"] = body["input"][:2]
+    assert "damaged" in refused(client.post("/v1/embeddings", json=body), 422)
+
+
+def test_pictures_are_embedded_in_their_order_however_many(client):
+    pictures = [{"image": base64_of(png_bytes((40 + n, 60 - n)))} for n in range(10)]
+    embed = lambda items: client.post("/v1/embeddings", json={"model": "tiny/after", "input": items}).json()  # noqa: E731
+    together = embed([*pictures[:5], "A dog", *pictures[5:]])["data"]
+    for index in (0, 5, 6, 10):
+        alone = embed([[*pictures[:5], "A dog", *pictures[5:]][index]])["data"][0]
+        assert together[index]["embedding"] == pytest.approx(alone["embedding"], abs=1e-5)
 
 
 DEEP = b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -240,6 +404,74 @@ def test_ten_bad_values_of_each_field_are_refused_in_a_sentence(client, field):
         assert answer.status_code in (400, 404, 422), (field, str(value)[:80], answer.text)
         assert len(refused(answer, answer.status_code)) > 10
     assert client.get("/v1/jobs").json() == {"jobs": []}
+
+
+IMAGES = {"prompt": "A dog", "steps": 1}
+BAD_IMAGES = {
+    "prompt": [None, 1, True, [], {}, "", "x" * 4001, "\ud800", 1.5, ["a"]],
+    "model": [1, True, [], {}, "no", "../x", "x" * 201, "flatland", "\ud800", 1.5],
+    "n": [0, -1, 11, 1.5, "1", [], {}, True, 10**30, float("nan")],
+    "size": ["", "63x64", "8x8", "64", "x", "1032x64", "9999x9999", 64, [], "64x64x64"],
+    "response_format": ["", "png", 1, [], {}, True, "URL", "b64", "url ", 1.5],
+    "output_format": ["", "gif", 1, [], {}, True, "PNG", "jpg", "svg", 1.5],
+    "quality": ["", "hd", 1, [], {}, True, "high", "low", "AUTO", 1.5],
+    "user": [1, True, [], {}, "x" * 65, 1.5, "\ud800", ["a"], {"a": 1}, 10**30],
+    **{name: BAD[name] for name in ("negative_prompt", "steps", "scheduler")},
+    "seed": BAD["seed"],
+    "guidance_scale": BAD["guidance_scale"],
+}
+EMBEDDINGS = {"input": "A dog", "model": "flatland"}
+PICTURE = {"image": base64_of(png_bytes())}
+BAD_EMBEDDINGS = {
+    "input": [
+        None, 1, [], {}, "", [""], [1, 2, 3], ["a"] * 257, [{"image": 1}], [PICTURE | {"url": "x"}],
+    ],
+    "model": [1, True, [], {}, "no", "../x", "x" * 201, "tiny/teacher", "\ud800", 1.5],
+    "encoding_format": ["", "int8", 1, [], {}, True, "FLOAT", "b64", "base64 ", 1.5],
+    "user": BAD_IMAGES["user"],
+}  # fmt: skip
+PROMPT = {"prompt": "A dog"}
+BAD_PROMPT = {
+    "prompt": [None, 1, True, [], {}, ["a"], "x" * 4001, "\ud800", 1.5, float("nan")],
+    "model": [1, True, [], {}, "no", "../x", "x" * 201, None, "\ud800", 1.5],
+}
+SEARCH = {"run": "tiny", "caption": "A dog"}
+BAD_SEARCH = {
+    "run": [None, 1, True, [], {}, "no", "..", "x" * 201, "\ud800", 1.5],
+    "caption": [None, 1, True, [], {}, "", "x" * 4001, "\ud800", 1.5, ["a"]],
+    "limit": [0, -1, 49, 1.5, "1", None, [], True, 10**30, float("nan")],
+}
+ROUTES = {
+    "/v1/images/generations": (IMAGES, BAD_IMAGES),
+    "/v1/embeddings": (EMBEDDINGS, BAD_EMBEDDINGS),
+    "/v1/prompts": (PROMPT, BAD_PROMPT),
+    "/v1/search": (SEARCH, BAD_SEARCH),
+}
+
+
+@pytest.mark.parametrize(("path", "field"), [(path, field) for path in ROUTES for field in ROUTES[path][1]])
+def test_ten_bad_values_of_each_field_of_the_other_routes_are_refused_in_a_sentence(client, path, field):
+    good, bad = ROUTES[path]
+    assert len(bad[field]) == 10
+    for value in bad[field]:
+        body = json.dumps(good | {field: value}).encode()
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 404, 422), (field, str(value)[:80], answer.text)
+        assert len(refused(answer, answer.status_code)) > 10
+    assert client.get("/v1/jobs").json() == {"jobs": []}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 151}, "steps: Input should be less than or equal to 150; got 151"),
+        ({"width": 1032}, "width: Input should be less than or equal to 1024; got 1032"),
+        ({"axes": [{"name": "steps", "values": [2, 151]}]}, "steps must be from 1 to 150; got 151"),
+        ({"prompt2": "x" * 99}, f"prompt2: Extra inputs are not permitted; got '{'x' * 12}...{'x' * 13}'"),
+    ],
+)
+def test_a_refusal_names_the_value_and_the_bound_that_holds(client, values, message):
+    assert refused(client.post("/v1/jobs", json=JOB | values), 422) == message
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:20]))

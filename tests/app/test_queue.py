@@ -27,6 +27,29 @@ def test_clients_are_served_in_turn_however_much_one_of_them_asks_for(queue):
     assert served == ["greedy", "modest", "greedy", "greedy"]
 
 
+def test_clients_that_come_back_after_each_picture_do_not_keep_another_waiting(queue):
+    queue.add("waits", "draw", [picture("64x64 a") for _ in range(4)])
+    shapes = {"back": "64x64 b", "again": "64x64 c"}  # none can share a batch
+    for client, shape in shapes.items():
+        queue.add(client, "draw", [picture(shape)])
+    served = [""]
+    for _ in range(9):
+        [row] = queue.take(1)
+        if served[-1] in shapes:  # it took its picture, and asks for the next one meanwhile
+            queue.add(served[-1], "draw", [picture(shapes[served[-1]])])
+        queue.finish_picture(row.number, "ok")
+        queue.end_job_if_drawn(row.job)
+        served += clients_of(queue, [row])
+    assert served[1:] == ["waits", "back", "again"] * 3
+
+
+def test_who_comes_is_served_before_those_who_were_served_just_now(queue):
+    queue.add("busy", "draw", [picture() for _ in range(4)])
+    queue.take(1)
+    queue.add("new", "draw", [picture()])
+    assert [clients_of(queue, queue.take(1))[0] for _ in range(2)] == ["new", "busy"]
+
+
 def test_a_batch_takes_one_of_each_client_before_a_second_of_any(queue):
     queue.add("greedy", "draw", [picture() for _ in range(10)])
     queue.add("modest", "draw", [picture()])
@@ -132,9 +155,10 @@ def test_history_is_bounded_and_open_jobs_are_never_forgotten(queue):
 
 
 def test_time_of_a_step_is_measured_on_the_last_pictures_of_a_model(queue):
-    assert queue.seconds_per_step("m") is None
+    assert queue.seconds_per_step("m", "64x64") is None
     queue.add("a", "draw", [picture(steps=10), picture(steps=30)])
     for row in queue.take(2):
         queue.finish_picture(row.number, "ok", seconds=2.0)
-    assert queue.seconds_per_step("m") == pytest.approx(4.0 / 40)
-    assert queue.seconds_per_step("other") is None
+    assert queue.seconds_per_step("m", "64x64") == pytest.approx(4.0 / 40)
+    assert queue.seconds_per_step("m", "32x32") is None
+    assert queue.seconds_per_step("other", "64x64") is None

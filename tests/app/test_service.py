@@ -1,5 +1,10 @@
 """The service without a web framework: same pictures, real cancel, turns, memory bound, stopping in order."""
 
+import logging
+import os
+import shutil
+import sqlite3
+import threading
 import time
 from dataclasses import replace
 
@@ -9,10 +14,12 @@ import torch
 from PIL import Image
 
 import clipgraft
+from clipgraft.app.estimates import shape_of
 from clipgraft.app.limits import Limits
 from clipgraft.app.loaded import Loaded, weight_bytes
 from clipgraft.app.service import Service, StoppedError
 from clipgraft.generation.jobs import Job
+from clipgraft.stages.studio import UnknownModelError, find_clips
 
 AFTER = "tiny/after"
 DOG = Job("A dog runs on the beach", seed=3, num_inference_steps=3, guidance_scale=2.0)
@@ -106,8 +113,6 @@ def test_progress_preview_and_time_left_are_told_while_drawing(service):
 
 
 def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, tmp_path, runs_dir):
-    import shutil
-
     shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "broken")
     weights = tmp_path / "runs" / "broken" / "bridge" / "graft" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -136,6 +141,44 @@ def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(servic
     again.stop(timeout=20)
 
 
+def test_stopping_answers_a_call_whose_last_pictures_are_not_drawn(service):
+    service.start()
+    job_id = service.submit("a", "call", [(AFTER, replace(LONG, seed=seed)) for seed in range(8)])
+    until(lambda: service.worker.progress)
+    service.begin_to_stop()
+    job = outcome(service, job_id)
+    assert (job.state, job.error) == ("interrupted", "the studio is stopping")
+    states = [row.state for row in service.queue.pictures_of(job.number)]
+    assert states == ["ok"] * 4 + ["interrupted"] * 4
+
+
+@pytest.mark.parametrize("event", ["UPDATE ON pictures", "UPDATE ON jobs WHEN NEW.state = 'done'"])
+def test_the_worker_outlives_a_queue_that_fails_for_a_while(service, monkeypatch, caplog, event):
+    monkeypatch.setattr("clipgraft.app.worker.SECONDS_BETWEEN_LOOKS", 0.02)
+    service.start()
+    database = sqlite3.connect(service.files.folder.parent / "queue.sqlite", isolation_level=None)
+    database.execute(f"CREATE TRIGGER full BEFORE {event} BEGIN SELECT RAISE(ABORT, 'no space'); END")
+    with caplog.at_level(logging.ERROR):
+        job_id = service.submit("a", "draw", [(AFTER, DOG)])
+        until(lambda: caplog.records)
+        time.sleep(0.2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the queue cannot be used; trying again every second"
+    ]
+    assert service.is_drawing
+    database.execute("DROP TRIGGER full")
+    database.close()
+    assert outcome(service, job_id).state == "done"
+
+
+def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
+    job_id = service.submit("a", "draw", [(AFTER, DOG)])
+    given_up, kept = service.wait(job_id), service.wait(job_id)
+    given_up.set_result(None)
+    assert service.cancel(job_id)
+    assert kept.result(timeout=0).state == "cancelled"
+
+
 @pytest.mark.parametrize(
     ("jobs", "message"),
     [
@@ -144,7 +187,10 @@ def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(servic
         ([replace(DOG, width=8, height=8)], "8 x 8 pixels; each side has from 64 to 1024"),
         ([DOG] * 17, "17 pictures; a job holds from 1 to 16"),
         ([], "0 pictures; a job holds from 1 to 16"),
-        ([replace(DOG, prompt="x" * 4001)], "the prompt is too long; at most 4000 characters"),
+        (
+            [replace(DOG, prompt="x" * 3000, negative_prompt="y" * 1001)],
+            "prompt and negative prompt have 4001 characters together; at most 4000 are taken",
+        ),
     ],
 )
 def test_jobs_that_would_hold_the_device_for_too_long_are_refused(service, jobs, message):
@@ -184,8 +230,67 @@ def test_encoders_of_a_run_are_loaded_together_and_weights_they_share_count_once
         for name in ("tiny/before", AFTER, "tiny/teacher"):
             service.generator(name)
     assert service.loaded.names() == ["draw tiny"]
+    assert service.generator(AFTER) is service.generator(AFTER)
     layer = torch.nn.Linear(1, 256, bias=False)
     assert weight_bytes([layer, torch.nn.Sequential(layer)]) == 256 * 4
+
+
+@pytest.fixture
+def own_run(service, runs_dir, tmp_path, monkeypatch):
+    """The folder of a run, `own`, that a test may change."""
+    monkeypatch.setattr("clipgraft.app.service.SECONDS_BETWEEN_SCANS", 0.0)
+    service.runs_dir = service.embedding.runs_dir = tmp_path / "runs"
+    return shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "own")
+
+
+def write_anew(source, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    os.utime(folder / "manifest.json")
+
+
+def test_a_graft_that_is_written_anew_is_loaded_anew(service, own_run):
+    def states(name):
+        encoder = service.generator(name).pipeline.text_encoder
+        return torch.cat([weight.flatten() for weight in encoder.parameters()])
+
+    assert not torch.equal(states("own/after"), states("own/before"))
+    write_anew(own_run / "bridge_before" / "graft", own_run / "bridge" / "graft")
+    assert torch.equal(states("own/after"), states("own/before"))
+    assert service.loaded.names() == ["draw own"]
+
+
+def test_an_encoder_that_comes_is_drawn_with_and_one_that_goes_is_missed_by_name(service, own_run):
+    graft = own_run / "bridge" / "graft"
+    graft.rename(own_run / "kept")
+    service.generator("own/before")
+    with pytest.raises(UnknownModelError, match="there is no model 'own/after'; known are flatland/teacher"):
+        service.generator("own/after")
+    (own_run / "kept").rename(graft)
+    assert service.generator("own/after")
+
+
+def test_a_clip_that_is_written_anew_embeds_and_searches_anew(service, own_run):
+    embed = lambda side: service.embedding.embed(f"own/{side}", ["A dog"])[0]  # noqa: E731
+    index = service.embedding.index("own")
+    assert service.embedding.index("own") is index
+    assert not torch.equal(embed("after"), embed("before"))
+    write_anew(find_clips(service.runs_dir)["own/before"].name, own_run / "finetune" / "clip")
+    assert torch.equal(embed("after"), embed("before"))
+    index = service.embedding.index("own")
+    assert torch.equal(index.embeds["after"], index.embeds["before"])
+
+
+def test_other_sizes_take_time_in_proportion_to_their_pixels(service):
+    service.start()
+    assert service.estimates.of([(AFTER, DOG)]) is None
+    outcome(service, service.submit("a", "draw", [(AFTER, DOG)]))
+    per_step = service.queue.seconds_per_step(AFTER, shape_of(DOG))
+    own = replace(DOG, num_inference_steps=30)
+    four_times = replace(own, width=128, height=128)  # the base's own are 64
+    assert service.estimates.of([(AFTER, own)]) == pytest.approx(30 * per_step)
+    assert service.estimates.of([(AFTER, four_times)]) == pytest.approx(4 * 30 * per_step)
+    assert service.estimates.of([(AFTER, own), ("tiny/before", own)]) is None
 
 
 def test_queue_and_pictures_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):
@@ -203,3 +308,13 @@ def test_a_prompt_is_read_as_the_model_reads_it(service):
     assert told["unknown_words"] == ["zebra"]
     assert told["cut_off"].endswith("A dog runs zebra")
     assert "<" not in told["cut_off"]
+
+
+def test_a_prompt_is_read_while_the_device_is_at_work_and_nothing_is_loaded_for_it(service):
+    read = []
+    reader = threading.Thread(target=lambda: read.append(service.read_prompt("flatland/teacher", "A dog")))
+    with service.device_lock:
+        reader.start()
+        reader.join(timeout=20)
+        assert [told["num_tokens"] for told in read] == [4]
+    assert service.loaded.names() == []

@@ -8,7 +8,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from clipgraft.app.uploads import decode_base64_picture, decode_upload, encode, read_png_texts
+from clipgraft.app.uploads import count_pixels, decode_upload, encode, read_base64, read_png_texts
 from clipgraft.errors import DataError
 
 MAX_PIXELS = 16_000_000
@@ -56,6 +56,7 @@ BAD = {
     ),
     "a JPEG with an archive behind it": (file_of("JPEG") + b"PK\x03\x04", "something follows its end"),
     "a page that begins like a PNG": (b"\x89PNG\r\n\x1a\n<html>", "no PNG, JPEG or WebP"),
+    "a line of a million pixels": (png(1_000_000, 1, b""), "1000000 x 1 pixels; one side may be 100 times"),
     "noise": (bytes(range(256)) * 40, "no PNG, JPEG or WebP"),
     "an animation": (
         file_of("WEBP", save_all=True, append_images=[Image.new("RGB", (40, 30), "red")], duration=10),
@@ -109,16 +110,16 @@ def test_the_place_where_a_photograph_was_taken_is_gone_and_its_rotation_applied
 def test_nothing_is_fetched_from_an_address(text):
     # pytest-socket forbids every connection here.
     with pytest.raises(DataError, match=r"nothing is fetched from an address|not base64|no PNG"):
-        decode_base64_picture(text, MAX_PIXELS)
+        count_pixels(read_base64(text), MAX_PIXELS)
 
 
 def test_base64_comes_plain_or_as_a_data_address():
     text = base64.b64encode(file_of("PNG")).decode()
     for form in (text, f"data:image/png;base64,{text}"):
-        assert decode_base64_picture(form, MAX_PIXELS).size == (40, 30)
+        assert count_pixels(read_base64(form), MAX_PIXELS) == 40 * 30
     for bad in ("", "%%%", text[:-3] + "\n", "data:image/png;base64,", "data:,x"):
         with pytest.raises(DataError):
-            decode_base64_picture(bad, MAX_PIXELS)
+            count_pixels(read_base64(bad), MAX_PIXELS)
 
 
 def test_texts_of_a_png_alone_are_read():

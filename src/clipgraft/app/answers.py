@@ -1,6 +1,7 @@
 """What routes answer: errors in one shape, and an example of every answer for the OpenAPI description."""
 
 import math
+import reprlib
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,8 +11,10 @@ from starlette.exceptions import HTTPException
 
 from clipgraft.app.guard import error_body
 from clipgraft.app.queue import BusyError
-from clipgraft.app.service import Service, StoppedError, UnknownModelError
+from clipgraft.app.service import Service, StoppedError
+from clipgraft.errors import CheckpointError, one_line
 from clipgraft.runtime import without_folders
+from clipgraft.stages.studio import UnknownModelError
 
 REASONS = {
     401: "No token, or a wrong one.",
@@ -19,6 +22,7 @@ REASONS = {
     404: "There is no such thing.",
     405: "The route does not do that.",
     408: "The request did not arrive in time.",
+    409: "A model's files cannot be used, or the job was cancelled.",
     413: "The request is too large.",
     415: "The request's Content-Type is another one than the route takes.",
     422: "A value is not allowed; the message says which and what is.",
@@ -73,9 +77,10 @@ def handle_errors(app: FastAPI, service: Service) -> None:
     async def _(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        return _answer(
-            422, "invalid_value", f"{'.'.join(place) or 'body'}: {first['msg']}", place[0] if place else None
-        )
+        message = f"{'.'.join(place) or 'body'}: {first['msg']}"
+        if place and first["type"] not in ("missing", "json_invalid"):  # these give no value, but all of it
+            message += f"; got {reprlib.repr(first['input'])}"
+        return _answer(422, "invalid_value", message, place[0] if place else None)
 
     @app.exception_handler(HTTPException)
     async def _(_request: Request, error: HTTPException) -> JSONResponse:
@@ -94,9 +99,17 @@ def handle_errors(app: FastAPI, service: Service) -> None:
     async def _(_request: Request, error: ValueError) -> JSONResponse:
         return _answer(422, "invalid_value", without_folders(str(error)))
 
+    @app.exception_handler(FileNotFoundError)
+    async def _(_request: Request, error: FileNotFoundError) -> JSONResponse:
+        return _answer(404, "not_found", without_folders(one_line(error)))
+
+    @app.exception_handler(CheckpointError)
+    async def _(_request: Request, error: CheckpointError) -> JSONResponse:
+        return _answer(409, "model_unusable", without_folders(one_line(error)), "model")
+
     @app.exception_handler(BusyError)
     async def _(_request: Request, error: BusyError) -> JSONResponse:
-        seconds = str(math.ceil(service.seconds_until_room()))
+        seconds = str(math.ceil(service.estimates.until_room()))
         return _answer(
             429, "rate_limit_exceeded", str(error), kind="rate_limit_error", headers={"Retry-After": seconds}
         )
@@ -114,6 +127,8 @@ def handle_errors(app: FastAPI, service: Service) -> None:
 
 def picture_error(status: str, error: str) -> JSONResponse:
     """Answer for a call of which no picture came out."""
+    if status == "cancelled":
+        return _answer(409, "cancelled", "the job was cancelled while it was waited for")
     if status == "blocked":
         message = "the base's safety checker blocked the picture"
         return _answer(400, "content_policy_violation", message, "prompt")

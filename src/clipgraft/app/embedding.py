@@ -1,30 +1,33 @@
 """Texts and pictures in CLIP's joint space, and a data set's pictures nearest to a caption."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
 from clipgraft.app.limits import Limits
 from clipgraft.app.loaded import Loaded
-from clipgraft.app.uploads import encode
+from clipgraft.app.uploads import decode_upload, encode
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import clip_pixel_values
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.stages.studio import (
-    clip_names,
+    UnknownModelError,
+    clip_version,
     embed_searchable,
     embed_texts,
+    find_clips,
     load_embedder,
     searchable_images,
 )
 
+PICTURES_AT_ONCE = 8
 THUMBNAIL_SIDE = 256
 SIDES = ("before", "after")
 
@@ -36,6 +39,8 @@ class SearchIndex:
     images: tuple[CaptionedImage, ...]
     embeds: dict[str, Tensor]
     """Side -> unit-norm (N, P)."""
+    version: Hashable
+    """Of both CLIPs."""
 
 
 class Embedding:
@@ -46,7 +51,7 @@ class Embedding:
         device: As `runtime.choose_device`.
         loaded: Shared with drawing: one bound for all weights.
         device_lock: Held while computing.
-        limits: Bounds of searches.
+        limits: Bounds of searches and of pictures.
     """
 
     def __init__(
@@ -61,34 +66,40 @@ class Embedding:
 
     def names(self) -> list[str]:
         """CLIPs that can embed."""
-        return list(clip_names(self.runs_dir))
+        return list(find_clips(self.runs_dir))
 
     def searchable_runs(self) -> list[str]:
         """Runs with a CLIP before and after fine-tuning."""
         return [name.removesuffix("/after") for name in self.names() if name.endswith("/after")]
 
-    def embed(self, name: str, items: Sequence[str | Image.Image]) -> tuple[Tensor, int]:
-        """Embed texts and RGB pictures.
+    def embed(self, name: str, items: Sequence[str | bytes]) -> tuple[Tensor, int]:
+        """Embed texts and pictures; the latter are decoded one after another, and a few computed at once.
+
+        Args:
+            name: Of the CLIP.
+            items: Texts, and the content of picture files.
 
         Returns:
             Unit-norm float32 (N, P) in the items' order, and the number of text tokens read.
 
         Raises:
-            KeyError: If there is no such CLIP.
+            UnknownModelError: If there is no such CLIP.
+            CheckpointError, FileNotFoundError: If it cannot be loaded.
+            DataError: As `decode_upload`.
         """
         texts = [item for item in items if isinstance(item, str)]
-        pictures = [item for item in items if not isinstance(item, str)]
+        files = [item for item in items if isinstance(item, bytes)]
+        rows: dict[type, list[Tensor]] = {str: [], bytes: []}
+        num_tokens = 0
         with self._device_lock:
             clip = self._clip(name)
-            rows: dict[bool, Any] = {True: iter(()), False: iter(())}
-            num_tokens = 0
             if texts:
-                rows[True] = iter(embed_texts(clip, texts))
-                lengths = (len(ids) for ids in clip.tokenizer(texts, truncation=True).input_ids)
-                num_tokens = sum(lengths)
-            if pictures:
-                rows[False] = iter(_embed_pictures(clip, pictures))
-        return torch.stack([next(rows[isinstance(item, str)]) for item in items]), num_tokens
+                rows[str] += embed_texts(clip, texts)
+                num_tokens = sum(map(len, clip.tokenizer(texts, truncation=True).input_ids))
+        for first in range(0, len(files), PICTURES_AT_ONCE):
+            rows[bytes] += self._embed_files(clip, files[first : first + PICTURES_AT_ONCE])
+        in_turn = {kind: iter(found) for kind, found in rows.items()}
+        return torch.stack([next(in_turn[type(item)]) for item in items]), num_tokens
 
     def search(self, run: str, caption: str, limit: int) -> dict[str, list[dict[str, Any]]]:
         """Find the pictures nearest to a caption, by CLIP before and after fine-tuning.
@@ -113,11 +124,13 @@ class Embedding:
         return found
 
     def index(self, run: str) -> SearchIndex:
-        """Return a run's index; made, once, at the first search."""
+        """Return a run's index; made at the first search, and anew when one of its CLIPs is another."""
         if run not in self.searchable_runs():
             raise KeyError(run)
         with self._index_lock:
-            if run not in self._indexes:
+            clips = find_clips(self.runs_dir)
+            version = tuple(clip_version(clips[f"{run}/{side}"]) for side in SIDES)
+            if run not in self._indexes or self._indexes[run].version != version:
                 images = searchable_images(self.runs_dir, run, self.limits.max_search_images)
                 try:
                     embeds = {
@@ -125,8 +138,8 @@ class Embedding:
                     }
                 finally:
                     self.progress.pop(run, None)
-                self._indexes[run] = SearchIndex(images, embeds)
-        return self._indexes[run]
+                self._indexes[run] = SearchIndex(images, embeds, version)
+            return self._indexes[run]
 
     def thumbnail(self, run: str, image: int) -> bytes:
         """A picture of an index as a small JPEG, decoded and written anew.
@@ -148,14 +161,22 @@ class Embedding:
             clip = self._clip(f"{run}/{SIDES[number]}")
             return embed_searchable(clip, images, update)
 
+    @torch.inference_mode()
+    def _embed_files(self, clip: ClipParts, files: Sequence[bytes]) -> Tensor:
+        pixels = [
+            clip_pixel_values([decode_upload(content, self.limits.max_upload_pixels)], clip.image_processor)
+            for content in files
+        ]
+        with self._device_lock:
+            return encode_images(clip.model, torch.cat(pixels).to(clip.model.device)).cpu()
+
     def _clip(self, name: str) -> ClipParts:
-        path = clip_names(self.runs_dir)[name]
+        clips = find_clips(self.runs_dir)
+        if name not in clips:
+            raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(clips)}")
         return self.loaded.get(
-            f"clip {name}", lambda: load_embedder(path, self.device), lambda clip: [clip.model]
+            f"clip {name}",
+            lambda: load_embedder(clips[name], self.device),
+            lambda clip: [clip.model],
+            clip_version(clips[name]),
         )
-
-
-@torch.inference_mode()
-def _embed_pictures(clip: ClipParts, pictures: Sequence[Image.Image]) -> Tensor:
-    pixels = clip_pixel_values(pictures, clip.image_processor).to(clip.model.device)
-    return encode_images(clip.model, pixels).cpu()

@@ -109,7 +109,7 @@ class Guard:
             return 403, "host_not_allowed", "this server does not go by that name (Host)"
         origin = headers.get("origin")
         if origin is not None and (
-            urlsplit(origin).netloc != host or headers.get("sec-fetch-site") == "cross-site"
+            _origin_host(origin) != host or headers.get("sec-fetch-site") == "cross-site"
         ):
             return 403, "origin_not_allowed", "requests from other web pages are not answered (Origin)"
         if scope["path"] in OPEN_PATHS:
@@ -200,6 +200,14 @@ def _host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _origin_host(origin: str) -> str | None:
+    """Host of an Origin, with its port; None where it is none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

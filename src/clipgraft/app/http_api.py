@@ -17,7 +17,7 @@ from clipgraft.app.guard import Access, Guard
 from clipgraft.app.metrics import metrics_text
 from clipgraft.app.openai_api import client_name, openai_routes
 from clipgraft.app.pictures import settings_from_png
-from clipgraft.app.queue import BusyError, JobRow, PictureRow
+from clipgraft.app.queue import OPEN, BusyError, JobRow, PictureRow
 from clipgraft.app.requests import JobRequest, PromptRequest, SearchRequest
 from clipgraft.app.service import Service
 from clipgraft.app.training import describe_run, list_runs, report_path
@@ -160,7 +160,7 @@ def _planning_routes(service: Service) -> APIRouter:
         return {
             "num_images": len(pictures),
             "num_steps": sum(job.num_inference_steps for _, job in pictures),
-            "seconds": service.estimate(pictures),
+            "seconds": service.estimates.of(pictures),
         }
 
     @router.post(
@@ -300,9 +300,9 @@ def _page_routes(service: Service, guard: Guard) -> APIRouter:
     @router.get("/health", responses=answers({"status": "ok"}))
     async def health() -> Any:
         """Whether the studio takes jobs; the one route without a token."""
-        return JSONResponse(
-            {"status": "stopping" if service.is_stopping else "ok"}, 503 if service.is_stopping else 200
-        )
+        if service.is_drawing:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "stopping" if service.is_stopping else "not drawing"}, 503)
 
     @router.get("/metrics", responses=answers("clipgraft_batches_total 7\n", media_type="text/plain"))
     def metrics() -> Any:
@@ -356,7 +356,7 @@ async def _events(service: Service, job_id: str, num_streams: list[int]) -> Asyn
             elif silent > SECONDS_BETWEEN_HEARTBEATS:
                 yield ": still here\n\n"
                 silent = 0.0
-            if job.state not in ("queued", "running") or service.is_stopping:
+            if job.state not in OPEN or service.is_stopping:
                 return
             await asyncio.sleep(SECONDS_BETWEEN_EVENTS)
             silent += SECONDS_BETWEEN_EVENTS

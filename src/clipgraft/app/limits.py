@@ -22,7 +22,11 @@ class Limits(Section):
     body_seconds: Positive = 30.0
     """In which a request has to arrive whole."""
     max_upload_pixels: Count = 16_000_000
+    """Of one picture."""
+    max_request_pixels: Count = 64_000_000
+    """Of all pictures of a request together."""
     max_prompt_characters: Count = 4000
+    """Prompt and negative prompt together."""
     max_texts: Count = 256
     """Texts and images of one request for embeddings."""
     max_search_images: Count = 1000

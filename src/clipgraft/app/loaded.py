@@ -1,7 +1,7 @@
 """Models in memory: those used last stay, within a bound; others are loaded again when asked for."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import psutil
@@ -25,31 +25,40 @@ class Loaded:
     def __init__(self, max_bytes: int = 0, resident_bytes: Callable[[], int] = _resident_bytes):
         self._resident_bytes = resident_bytes
         self.max_bytes = max_bytes or psutil.virtual_memory().total // 2
-        self._models: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._models: OrderedDict[str, tuple[Any, int, Hashable]] = OrderedDict()
 
     @property
     def num_bytes(self) -> int:
         """Of all weights that are loaded."""
-        return sum(size for _, size in list(self._models.values()))
+        return sum(size for _, size, _ in list(self._models.values()))
 
     def names(self) -> list[str]:
         """What is loaded, least recently used first."""
         return list(self._models)
 
-    def get(self, name: str, load: Callable[[], Any], modules: Callable[[Any], Iterable[nn.Module]]) -> Any:
+    def get(
+        self,
+        name: str,
+        load: Callable[[], Any],
+        modules: Callable[[Any], Iterable[nn.Module]],
+        version: Hashable = None,
+    ) -> Any:
         """Return a model, loaded where it is not.
 
         Args:
             name: Of the model.
             load: Loads it.
             modules: Gives what holds its weights.
+            version: Of its files; a model of another version is forgotten first.
         """
+        if name in self._models and self._models[name][2] != version:
+            del self._models[name]
         if name not in self._models:
             before = self._resident_bytes()
             model = load()
             # An engine holds copies that no module tells of.
             grown = self._resident_bytes() - before
-            self._models[name] = model, max(weight_bytes(modules(model)), grown)
+            self._models[name] = model, max(weight_bytes(modules(model)), grown), version
         self._models.move_to_end(name)
         while len(self._models) > 1 and self.num_bytes > self.max_bytes:
             self._models.popitem(last=False)

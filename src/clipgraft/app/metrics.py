@@ -14,7 +14,8 @@ def metrics_text(service: Service, statuses: Counter[int]) -> str:
         service: Counts jobs, pictures and seconds.
         statuses: HTTP answers by status code.
     """
-    totals = service.totals
+    # Copies: other threads count on meanwhile.
+    totals, statuses = Counter(service.totals), Counter(statuses)
     lines: list[str] = []
 
     def add(name: str, kind: str, text: str, values: dict[str, float]) -> None:

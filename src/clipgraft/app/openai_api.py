@@ -11,10 +11,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from clipgraft.app.answers import NotFoundError, answers, picture_error
+from clipgraft.app.limits import Limits
 from clipgraft.app.queue import BusyError, JobRow
 from clipgraft.app.requests import EmbeddingsRequest, ImageInput, ImagesRequest
 from clipgraft.app.service import Service, StoppedError
-from clipgraft.app.uploads import decode_base64_picture
+from clipgraft.app.uploads import count_pixels, read_base64
+from clipgraft.errors import DataError
 
 IMAGES_EXAMPLE = {
     "created": 1767225600,
@@ -50,12 +52,13 @@ def openai_routes(service: Service) -> APIRouter:
     @router.get("/models", responses=answers(MODELS_EXAMPLE))
     def list_models() -> Any:
         """What pictures can be drawn with (`does: images`), and what embeds (`does: embeddings`)."""
-        does: dict[str, list[str]] = {name: ["images"] for name in service.models()}
+        drawn_with = service.models()
+        does: dict[str, list[str]] = {name: ["images"] for name in drawn_with}
         for name in service.embedding.names():
             does.setdefault(name, []).append("embeddings")
         rows = [
             {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
-            | ({"guidance_scale": service.guidance_scale(name)} if "images" in what else {})
+            | ({"guidance_scale": drawn_with[name][0].guidance_scale} if name in drawn_with else {})
             for name, what in does.items()
         ]
         limits = service.limits.model_dump(exclude={"memory_bytes"})
@@ -81,7 +84,8 @@ def openai_routes(service: Service) -> APIRouter:
         model = body.model or next((name for name in names if name.endswith("/after")), names[0])
         if model not in names:
             raise NotFoundError("model", model, names)
-        items = [_text_or_picture(item, service.limits.max_upload_pixels) for item in body.items()]
+        items = [_text_or_file(item, service.limits) for item in body.items()]
+        _check_pixels([item for item in items if isinstance(item, bytes)], service.limits)
         if not service.slots.acquire(blocking=False):
             raise BusyError("too many embeddings are being made; try again")
         try:
@@ -114,10 +118,30 @@ def _drawn(service: Service, job: JobRow, body: ImagesRequest, address: str) -> 
     return {"created": int(time.time()), "output_format": image_format, "data": data}
 
 
-def _text_or_picture(item: str | ImageInput, max_pixels: int) -> Any:
+def _text_or_file(item: str | ImageInput, limits: Limits) -> str | bytes:
     if isinstance(item, ImageInput):
-        return decode_base64_picture(item.image, max_pixels)
-    return decode_base64_picture(item, max_pixels) if item.startswith("data:image/") else item
+        return read_base64(item.image)
+    if item.startswith("data:image/"):
+        return read_base64(item)
+    if len(item) > limits.max_prompt_characters:
+        raise DataError(
+            f"a text has {len(item)} characters; at most {limits.max_prompt_characters} are taken"
+        )
+    return item
+
+
+def _check_pixels(files: list[bytes], limits: Limits) -> None:
+    """Bound what decoding takes, before anything is decoded.
+
+    Raises:
+        DataError: If a picture, or all of them together, are too large.
+    """
+    total = sum(count_pixels(content, limits.max_upload_pixels) for content in files)
+    if total > limits.max_request_pixels:
+        raise DataError(
+            f"the request's {len(files)} pictures have {total:,} pixels together; at most "
+            f"{limits.max_request_pixels:,} are taken: send fewer, or smaller ones"
+        )
 
 
 def _encoded(row: np.ndarray, encoding_format: str | None) -> list[float] | str:

@@ -1,5 +1,6 @@
 """Drawn pictures on disk, by id: PNG files that are whole or not there."""
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -60,14 +61,27 @@ class PictureFiles:
             picture_id: Of a drawn picture.
             image_format: png, jpeg or webp.
             with_metadata: False to leave out how it was drawn.
+
+        Raises:
+            FileNotFoundError: If its file is gone.
         """
-        content = self.path(picture_id).read_bytes()
+        try:
+            content = self.path(picture_id).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"the file of picture {picture_id} is gone") from None
         if image_format == "png" and with_metadata:
             return content
-        with Image.open(self.path(picture_id), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             pixels = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
         options = {"jpeg": {"quality": 95}, "webp": {"quality": 95}}.get(image_format, {})
         return encode(pixels, image_format.upper(), **options)
+
+    def count_pixels(self, picture_id: str) -> int:
+        """Width times height of a picture, by its header; 0 where its file is gone."""
+        if not self.is_there(picture_id):
+            return 0
+        with Image.open(self.path(picture_id), formats=["PNG"]) as image:
+            return image.width * image.height
 
     def delete(self, *picture_ids: str) -> None:
         """Delete files; those that are not there do not matter."""
@@ -88,6 +102,6 @@ def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
         # What the form takes; a damaged value is refused here as it would be when drawing.
         settings = asdict(Job(**{name: job[name] for name in SETTINGS}))
         model = str(studio.get("model", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError("this picture does not say how it was drawn; PNGs that clipgraft drew do") from None
     return {name: settings[name] for name in SETTINGS} | {"model": model}

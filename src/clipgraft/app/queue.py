@@ -43,6 +43,8 @@ WHERE p.state = 'queued' {where}
 ORDER BY round, turn, p.number LIMIT ?
 """
 """One picture of each client, then a second one of each; first who was served longest ago."""
+TURN = 2
+"""From one batch's clients to the next one's; who comes meanwhile stands between them."""
 
 
 class BusyError(RuntimeError):
@@ -144,6 +146,9 @@ class Queue:
             ).fetchone()[0]
             if jobs >= self.max_jobs_per_client:
                 raise BusyError(f"{jobs} of your jobs are waiting and at most {self.max_jobs_per_client} may")
+            # Whoever comes, or comes back, stands behind all that wait and before those served just now; in
+            # front, two clients that come back after each picture would be served by turns for ever.
+            run("INSERT OR IGNORE INTO turns VALUES (?, ?)", client, _last_turn(run) - TURN // 2)
             job_id = secrets.token_hex(8)
             number = run(
                 "INSERT INTO jobs (id, client, kind, state, created) VALUES (?, ?, ?, 'queued', ?)",
@@ -172,17 +177,18 @@ class Queue:
             rows = run(IN_TURN.format(where=where), first["shape"], first["model"], batch_size).fetchall()
             # An engine that compiles for each batch size has only a few to compile: 1, 2, 4, 8, ...
             del rows[1 << (len(rows).bit_length() - 1) :]
-            last = run("SELECT coalesce(max(turn), 0) FROM turns").fetchone()[0]
+            turn = _last_turn(run) + TURN
             for row in rows:
-                run("INSERT OR REPLACE INTO turns VALUES (?, ?)", row["client"], last + 1)
+                run("INSERT OR REPLACE INTO turns VALUES (?, ?)", row["client"], turn)
                 run("UPDATE pictures SET state = 'running' WHERE number = ?", row["number"])
                 run(
                     "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?",
                     time.time(), row["job"],
                 )  # fmt: skip
-            run(
-                "DELETE FROM turns WHERE client NOT IN (SELECT client FROM jobs WHERE state IN (?, ?))", *OPEN
-            )
+            run(  # but for the last turn, from which newcomers count
+                "DELETE FROM turns WHERE turn < (SELECT max(turn) FROM turns) "
+                "AND client NOT IN (SELECT client FROM jobs WHERE state IN (?, ?))", *OPEN,
+            )  # fmt: skip
         return [_picture(row) for row in rows]
 
     def finish_picture(
@@ -304,23 +310,36 @@ class Queue:
         assert table in ("jobs", "pictures")
         return {row[0]: row[1] for row in self._read(f"SELECT state, count(*) FROM {table} GROUP BY state")}
 
-    def steps_before(self, job_number: int) -> list[tuple[str, int]]:
-        """Model and steps of what is to be drawn until a job is done: all open jobs up to it."""
+    def steps_until(self, job_number: int) -> list[tuple[str, str, int]]:
+        """Steps, by model and shape, of the open pictures of all jobs up to one."""
         rows = self._read(
-            "SELECT model, sum(steps) FROM pictures WHERE state IN (?, ?) AND job <= ? GROUP BY model",
-            *OPEN, job_number,
+            "SELECT model, shape, sum(steps) FROM pictures WHERE state IN (?, ?) AND job <= ? "
+            "GROUP BY model, shape", *OPEN, job_number,
         )  # fmt: skip
-        return [(row[0], row[1]) for row in rows]
+        return [(row[0], row[1], row[2]) for row in rows]
 
-    def seconds_per_step(self, model: str, shape: str = "") -> float | None:
+    def seconds_per_step(self, model: str, shape: str) -> float | None:
         """Mean time of a denoising step of one picture, from the last drawn ones; None before the first."""
-        where, values = ("AND shape = ?", [shape]) if shape else ("", [])
         rows = self._read(
             "SELECT sum(seconds) / sum(steps) FROM (SELECT seconds, steps FROM pictures WHERE state = 'ok' "
-            f"AND seconds IS NOT NULL AND model = ? {where} ORDER BY number DESC LIMIT 20)",
-            model, *values,
+            "AND seconds IS NOT NULL AND model = ? AND shape = ? ORDER BY number DESC LIMIT 20)",
+            model, shape,
         )  # fmt: skip
         return rows[0][0]
+
+    def nearest_drawn(self, model: str, size: str) -> PictureRow | None:
+        """Return one of a model's last drawn pictures: the newest of a size, else the newest of all.
+
+        Args:
+            model: Of the picture.
+            size: As shapes begin, `WIDTHxHEIGHT`.
+        """
+        rows = self._read(
+            "SELECT * FROM (SELECT * FROM pictures WHERE state = 'ok' AND seconds IS NOT NULL AND model = ? "
+            "ORDER BY number DESC LIMIT 100) ORDER BY shape LIKE ? DESC, number DESC LIMIT 1",
+            model, f"{size} %",
+        )  # fmt: skip
+        return _picture(rows[0]) if rows else None
 
     def prune(self, max_history: int) -> list[str]:
         """Forget the oldest ended jobs where too many pictures are kept; return the pictures' ids."""
@@ -360,6 +379,11 @@ class Queue:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+
+
+def _last_turn(run: Callable[..., Any]) -> int:
+    """Of the clients that were served last; 0 before the first."""
+    return run("SELECT max(0, coalesce(max(turn), 0)) FROM turns").fetchone()[0]
 
 
 def _picture(row: sqlite3.Row) -> PictureRow:

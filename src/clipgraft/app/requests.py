@@ -7,17 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clipgraft.generation.jobs import MAX_SEED, Job
+from clipgraft.app.limits import Limits
+from clipgraft.generation.jobs import MAX_SEED, SIZE_MULTIPLE, Job
 from clipgraft.generation.schedulers import SCHEDULERS
 
-MAX_TEXT = 4000
+LIMITS = Limits()
+"""Bounds that the description of the API tells; a studio's own, where stricter, are checked when it plans."""
 MAX_IMAGE_TEXT = 16_000_000
 """Characters of a picture in base64; the bound of the body is met first."""
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Text = Annotated[str, Field(max_length=LIMITS.max_prompt_characters)]
 Name = Annotated[str, Field(max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[int, Field(ge=0, le=4096, multiple_of=8)]
-Steps = Annotated[int, Field(ge=1, le=1000)]
+Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=SIZE_MULTIPLE)]
+Steps = Annotated[int, Field(ge=1, le=LIMITS.max_steps)]
 Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 Scheduler = Annotated[str, Field(max_length=20, json_schema_extra={"enum": list(SCHEDULERS)})]
 """Checked where a job is made."""
@@ -57,7 +59,7 @@ class JobRequest(Settings):
 
     models: Annotated[list[Name], Field(max_length=8)] = []
     """Of `GET /v1/models`; none = the default one. All draw from the same seeds."""
-    num_images: Annotated[int, Field(ge=1, le=64)] = 1
+    num_images: Annotated[int, Field(ge=1, le=LIMITS.max_pictures_per_job)] = 1
     axes: Annotated[list[Axis], Field(max_length=3)] = []
     client: Annotated[str, Field(max_length=64)] = ""
     """Clients are served in turn; a name of the browser's own making."""
@@ -110,7 +112,10 @@ def make_job(settings: dict[str, Any]) -> Job:
         ValueError: If a value is not allowed.
     """
     values = dict(settings)
-    return Job(num_inference_steps=values.pop("steps"), **values)
+    steps = values.pop("steps")
+    if isinstance(steps, int) and steps > LIMITS.max_steps:  # a job by itself may have more
+        raise ValueError(f"steps must be from 1 to {LIMITS.max_steps}; got {steps}")
+    return Job(num_inference_steps=steps, **values)
 
 
 class ImagesRequest(Request):
@@ -124,7 +129,7 @@ class ImagesRequest(Request):
         }
     )
 
-    prompt: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    prompt: Annotated[Text, Field(min_length=1)]
     model: Name | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
     size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$")] | None = "auto"
@@ -176,7 +181,7 @@ class EmbeddingsRequest(Request):
         json_schema_extra={"examples": [{"model": "flatland", "input": ["a red ball in the park"]}]}
     )
 
-    input: EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=256)]
+    input: EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=LIMITS.max_texts)]
     """Texts; a text that begins with `data:image/` is a picture, as is `{"image": base64}`."""
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
@@ -202,5 +207,5 @@ class SearchRequest(Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"run": "demo", "caption": "a red kite"}]})
 
     run: Name
-    caption: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    caption: Annotated[Text, Field(min_length=1)]
     limit: Annotated[int, Field(ge=1, le=48)] = 12

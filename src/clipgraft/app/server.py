@@ -1,5 +1,6 @@
 """Starting and stopping the studio: address, token, log, signals."""
 
+import asyncio
 import ipaddress
 import logging
 import os
@@ -57,9 +58,26 @@ def serve(
     with run_folder(home, resume=True), _bound(host, port) as listener:
         service = Service(runs_dir, home, device=device, limits=limits)
         redact_secrets(access.token)
+        server = Server(
+            service, access, lambda: _announce(host, listener.getsockname()[1], access, with_token)
+        )
+        server.run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """Says when it listens; tells the service when it stops, so that whoever waits is answered.
+
+    Args:
+        service: What it serves.
+        access: Who is let in.
+        on_listening: Called when clients can connect.
+    """
+
+    def __init__(self, service: Service, access: Access, on_listening: Callable[[], None]):
         config = uvicorn.Config(
             build_app(service, access),
             http=TimedConnection,
+            log_config=None,  # a handler of its own would write what the root's leave out
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -68,16 +86,6 @@ def serve(
             lifespan="on",
             timeout_graceful_shutdown=None,
         )
-        server = _Server(
-            config, service, lambda: _announce(host, listener.getsockname()[1], access, with_token)
-        )
-        server.run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens; tells the service of a signal, so that whoever waits is answered."""
-
-    def __init__(self, config: uvicorn.Config, service: Service, on_listening: Callable[[], None]):
         super().__init__(config)
         self._service, self._on_listening = service, on_listening
 
@@ -88,8 +96,12 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(128 + sig)  # asked twice: at once, as if it were killed; the queue is made for that
-        self._service.begin_to_stop()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Not in the signal's handler, which may have interrupted the holder of one of the service's locks.
+        await asyncio.to_thread(self._service.begin_to_stop)
+        await super().shutdown(sockets)
 
 
 def make_access(host: str, with_token: bool) -> Access:
@@ -110,7 +122,7 @@ def make_access(host: str, with_token: bool) -> Access:
             f"{TOKEN_VARIABLE} must have at least {MIN_TOKEN_LENGTH} letters, digits, or any of . _ ~ -; "
             "without it one is made"
         )
-    own = frozenset() if is_loopback else frozenset({host.lower(), socket.gethostname().lower()})
+    own = {host.lower()} if is_loopback else {host.lower(), socket.gethostname().lower()}
     return Access(token, LOOPBACK_NAMES | own, any_address=not is_loopback)
 
 

@@ -4,36 +4,35 @@ One thread draws on the one device that a process holds; everything else only re
 """
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Future
-from copy import deepcopy
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPTokenizer
 
 from clipgraft.app.embedding import Embedding
+from clipgraft.app.estimates import Estimates, shape_of
 from clipgraft.app.limits import Limits
 from clipgraft.app.loaded import Loaded
 from clipgraft.app.pictures import SETTINGS, PictureFiles
-from clipgraft.app.queue import JobRow, NewPicture, PictureRow, Queue
+from clipgraft.app.queue import OPEN, JobRow, NewPicture, PictureRow, Queue
 from clipgraft.app.worker import Worker
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import SIZE_MULTIPLE, Job
 from clipgraft.models.tokenizer import cut_off, unknown_words
-from clipgraft.stages.studio import ModelGroup, find_groups
+from clipgraft.stages.studio import ModelGroup, UnknownModelError, find_groups
 
 MAX_EMBEDDINGS = 8
-MAX_RETRY_SECONDS = 120.0
+SECONDS_BETWEEN_SCANS = 1.0
+"""Of the folder of runs: a request asks for what is in it several times over."""
 
 
 class StoppedError(RuntimeError):
     """The studio takes no more jobs: it is stopping."""
-
-
-class UnknownModelError(LookupError):
-    """There is no model of that name."""
 
 
 class Service:
@@ -73,10 +72,15 @@ class Service:
             self.totals,
             on_drawn=lambda number: self._tell_ended(number, "done"),
             on_failed=lambda number, error: self._end_job(number, "failed", error),
+            on_stopped=lambda: self._end_calls(*OPEN),
             batch_size=self.limits.batch_size,
             max_history=self.limits.max_history,
         )
-        self._tokenizers: dict[str, CLIPTokenizer] = {}
+        self.estimates = Estimates(self.queue, self.files, self.worker.progress)
+        self._scanned: tuple[float, Path, dict[str, tuple[ModelGroup, str]]] | None = None
+        self._tokenizers: dict[str, tuple[Hashable, CLIPTokenizer]] = {}
+        self._tokenizer_lock = threading.Lock()
+        """A tokenizer of this kind must not be at work in two threads."""
         self._waiting: dict[int, list[Future[JobRow]]] = {}
         self._lock = threading.Lock()
 
@@ -93,37 +97,54 @@ class Service:
         """Whether no more jobs are taken."""
         return self.worker.is_stopping
 
+    @property
+    def is_drawing(self) -> bool:
+        """Whether jobs that are taken will be drawn."""
+        return self.worker.is_alive and not self.is_stopping
+
     def begin_to_stop(self) -> None:
-        """Take no more jobs; the batch at work is drawn to its end, what waits stays for the next start."""
+        """Take no more jobs; the batch at work is drawn to its end, what waits stays for the next start.
+
+        A call, whose client would wait for an answer, is interrupted: at once where it has not begun, else
+        after that batch.
+        """
         self.worker.begin_to_stop()
-        for job in self.queue.open_jobs("call"):
-            if job.state == "queued":
-                self._end_job(job.number, "interrupted", "the studio is stopping")
+        self._end_calls("queued")
 
     def stop(self, timeout: float | None = None) -> None:
         """Wait until the batch at work is drawn, and close the queue."""
         self.begin_to_stop()
         self.worker.join(timeout)
-        for job in self.queue.open_jobs("call"):
-            self._end_job(job.number, "interrupted", "the studio is stopping")
+        self._end_calls(*OPEN)
         self.queue.close()
 
     # -- what can be drawn with ---------------------------------------------------------------------------
 
     def models(self) -> dict[str, tuple[ModelGroup, str]]:
-        """Text encoders by the name that clients use, `group/encoder`."""
-        groups = find_groups(self.runs_dir)
-        return {
+        """Text encoders by the name that clients use, `group/encoder`; as they were a second ago at most."""
+        now = time.monotonic()
+        if self._scanned is not None:
+            scanned, runs_dir, found = self._scanned
+            if now - scanned < SECONDS_BETWEEN_SCANS and runs_dir == self.runs_dir:
+                return found
+        found = {
             f"{name}/{encoder}": (group, encoder)
-            for name, group in groups.items()
+            for name, group in find_groups(self.runs_dir).items()
             for encoder in group.encoders
         }
+        self._scanned = now, self.runs_dir, found
+        return found
 
     def default_model(self) -> str:
         """The run that was last written to, after fine-tuning; without runs the base itself."""
-        names = [name for name in self.models() if name.endswith(("/after", "/graft"))]
-        newest = max(names, key=lambda name: (self.runs_dir / name.split("/")[0]).stat().st_mtime, default="")
-        return newest or next(iter(self.models()))
+
+        def changed(name: str) -> float:
+            folder = self.runs_dir / name.split("/")[0]
+            return folder.stat().st_mtime if folder.is_dir() else 0.0
+
+        models = self.models()
+        names = [name for name in models if name.endswith(("/after", "/graft"))]
+        return max(names, key=changed, default=next(iter(models)))
 
     def checked_model(self, name: str) -> str:
         """Return a model's name.
@@ -131,37 +152,54 @@ class Service:
         Raises:
             UnknownModelError: If there is none of that name; says which there are.
         """
-        if name not in self.models():
-            raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(self.models())}")
+        self._model(name)
         return name
 
     def guidance_scale(self, model: str) -> float:
-        """That suits a model, where none is asked for."""
-        return self.models()[model][0].guidance_scale
+        """That suits a model, where none is asked for.
+
+        Raises:
+            UnknownModelError: If there is no such model.
+        """
+        return self._model(model)[0].guidance_scale
 
     def generator(self, model: str) -> ImageGenerator:
         """Load a text encoder with its base. The device's lock must be held.
 
         Raises:
-            KeyError: If there is no such model.
+            UnknownModelError: If there is no such model.
             CheckpointError, FileNotFoundError: If it cannot be loaded.
         """
-        group, encoder = self.models()[model]
+        group, encoder = self._model(model)
         generators = self.loaded.get(
             f"draw {group.name}",
             lambda: group.load(self.device),
             lambda loaded: (part for each in loaded.values() for part in _modules(each)),
+            group.version,
         )
         return generators[encoder]
 
     def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
-        """Say what a model reads of a prompt: tokens, what is cut off, words that it does not know."""
-        if model not in self._tokenizers:
-            with self.device_lock:
-                # Of its own: a tokenizer of this kind must not be at work in two threads.
-                self._tokenizers[model] = deepcopy(self.generator(model).pipeline.tokenizer)
-        with self._lock:
-            return _reading(prompt, self._tokenizers[model])
+        """Say what a model reads of a prompt: tokens, what is cut off, words that it does not know.
+
+        Raises:
+            UnknownModelError: If there is no such model.
+            CheckpointError: If it has no tokenizer.
+        """
+        group = self._model(model)[0]
+        with self._tokenizer_lock:
+            version, tokenizer = self._tokenizers.get(group.name, (None, None))
+            if tokenizer is None or version != group.version:
+                # By itself: whoever writes a prompt waits neither for the base nor for the device.
+                tokenizer = group.load_tokenizer()
+                self._tokenizers[group.name] = group.version, tokenizer
+            return _reading(prompt, tokenizer)
+
+    def _model(self, name: str) -> tuple[ModelGroup, str]:
+        models = self.models()
+        if name not in models:
+            raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(models)}")
+        return models[name]
 
     # -- jobs ---------------------------------------------------------------------------------------------
 
@@ -185,6 +223,8 @@ class Service:
             raise StoppedError("the studio is stopping; ask again when it is back")
         self.check_size([job for _, job in jobs])
         job_id = self.queue.add(client, kind, [_new_picture(model, job) for model, job in jobs])
+        if self.is_stopping:  # since then: that has not seen this job
+            self._end_calls("queued")
         self.worker.wake()
         return job_id
 
@@ -206,9 +246,11 @@ class Service:
                 )
             if job.num_inference_steps > limits.max_steps:
                 raise ValueError(f"{job.num_inference_steps} steps; at most {limits.max_steps} are taken")
-            if len(job.prompt) + len(job.negative_prompt) > limits.max_prompt_characters:
+            length = len(job.prompt) + len(job.negative_prompt)
+            if length > limits.max_prompt_characters:
                 raise ValueError(
-                    f"the prompt is too long; at most {limits.max_prompt_characters} characters are taken"
+                    f"prompt and negative prompt have {length} characters together; at most "
+                    f"{limits.max_prompt_characters} are taken: shorten them"
                 )
             pixel_steps += (job.height or 512) * (job.width or 512) * job.num_inference_steps
         if pixel_steps > limits.max_pixel_steps:
@@ -224,7 +266,7 @@ class Service:
         with self._lock:
             job = self.queue.job(job_id)
             assert job is not None
-            if job.state in ("queued", "running"):
+            if job.state in OPEN:
                 self._waiting.setdefault(job.number, []).append(future)
                 return future
         future.set_result(job)
@@ -240,8 +282,7 @@ class Service:
 
     def describe(self, job: JobRow) -> dict[str, Any]:
         """A job as plain values, with its pictures and how far they are."""
-        rows = self.queue.pictures_of(job.number)
-        pictures = [self.describe_picture(row) for row in rows]
+        pictures = [self.describe_picture(row) for row in self.queue.pictures_of(job.number)]
         done = sum(picture["step"] for picture in pictures)
         return {
             "id": job.id,
@@ -253,15 +294,14 @@ class Service:
             "ended": job.ended,
             "step": done,
             "steps": sum(picture["steps"] for picture in pictures),
-            "seconds_left": self._seconds_left(job, rows) if job.state in ("queued", "running") else None,
+            "seconds_left": self.estimates.until_drawn(job) if job.state in OPEN else None,
             "pictures": pictures,
         }
 
     def describe_picture(self, row: PictureRow) -> dict[str, Any]:
         """A picture as plain values."""
         progress = self.worker.progress.get(row.number)
-        is_open = row.state in ("queued", "running")
-        step = (progress.step if progress else 0) if is_open else row.steps
+        step = (progress.step if progress else 0) if row.state in OPEN else row.steps
         return {
             "id": row.id,
             "number": row.number,
@@ -282,23 +322,6 @@ class Service:
         progress = self.worker.progress.get(row.number) if row else None
         return progress.preview if progress else b""
 
-    def estimate(self, jobs: Sequence[tuple[str, Job]]) -> float | None:
-        """Seconds that drawing takes by what was measured last; None where that model never drew."""
-        total = 0.0
-        for model, job in jobs:
-            per_step = self.queue.seconds_per_step(model, _shape(job)) or self.queue.seconds_per_step(model)
-            if per_step is None:
-                return None
-            total += per_step * job.num_inference_steps
-        return total
-
-    def seconds_until_room(self) -> float:
-        """Until half of what waits is drawn, from 1 to 120: when a client that was refused may try again."""
-        seconds = 0.0
-        for model, steps in self.queue.steps_before(2**62):
-            seconds += steps * (self.queue.seconds_per_step(model) or 0)
-        return min(MAX_RETRY_SECONDS, max(1.0, seconds / 2))
-
     def delete_picture(self, picture_id: str) -> bool:
         """Forget a drawn picture and delete its file; return whether there was one."""
         was_there = self.queue.delete_picture(picture_id)
@@ -306,22 +329,17 @@ class Service:
             self.files.delete(picture_id)
         return was_there
 
-    def _seconds_left(self, job: JobRow, rows: Sequence[PictureRow]) -> float | None:
-        done = sum(progress.step for progress in list(self.worker.progress.values()))
-        total, ahead = 0.0, self.queue.steps_before(job.number)
-        for model, steps in ahead:
-            per_step = self.queue.seconds_per_step(model)
-            if per_step is None:
-                return None
-            total += per_step * max(0, steps - done)
-            done = max(0, done - steps)
-        return total
-
     def _end_job(self, number: int, state: str, error: str = "") -> bool:
         ended = self.queue.end_job(number, state, error)
         if ended:
+            self.worker.leave_out(number)
             self._tell_ended(number, state)
         return ended
+
+    def _end_calls(self, *states: str) -> None:
+        for job in self.queue.open_jobs("call"):
+            if job.state in states:
+                self._end_job(job.number, "interrupted", "the studio is stopping")
 
     def _tell_ended(self, number: int, state: str) -> None:
         self.totals[f"jobs_{state}"] += 1
@@ -329,7 +347,7 @@ class Service:
             futures = self._waiting.pop(number, [])
             job = self.queue.job_by_number(number)
         for future in futures:
-            if not future.cancelled():
+            with suppress(InvalidStateError):  # cancelled: its client has hung up
                 future.set_result(job)
 
 
@@ -338,14 +356,9 @@ def _modules(generator: ImageGenerator) -> list[Any]:
     return [part for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder) if part is not None]
 
 
-def _shape(job: Job) -> str:
-    """Equal for pictures that can be drawn in one batch."""
-    return f"{job.width}x{job.height} {job.num_inference_steps} {job.guidance_scale} {job.scheduler}"
-
-
 def _new_picture(model: str, job: Job) -> NewPicture:
     settings = {name: getattr(job, name) for name in SETTINGS}
-    return NewPicture(model, _shape(job), settings, job.num_steps)
+    return NewPicture(model, shape_of(job), settings, job.num_steps)
 
 
 def _reading(prompt: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:

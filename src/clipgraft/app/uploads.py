@@ -1,7 +1,8 @@
 """Pictures from strangers: looked at before they are decoded, and never kept as they came.
 
-Only PNG, JPEG and WebP; nothing behind the picture's end, where another file could hide; the size is read
-from the header and bounded before a pixel is decoded. What is given back holds pixels alone: no EXIF.
+Only PNG, JPEG and WebP, and only files that end as these do: what is cut off, or has another file behind it,
+is refused in most cases, though not where that file ends in the same bytes. The size is read from the header
+and bounded before a pixel is decoded. What is given back holds pixels alone: no EXIF, and no other file.
 """
 
 import base64
@@ -16,6 +17,8 @@ from PIL import Image, ImageOps
 from clipgraft.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_ASPECT = 100
+"""Long side over short one: CLIP's processor makes the short one 224 pixels, the other in proportion."""
 # What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (
     OSError,
@@ -64,11 +67,21 @@ def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
         return {str(key): str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
 
 
-def decode_base64_picture(text: str, max_pixels: int) -> Image.Image:
-    """Decode a picture in base64, with or without `data:image/...;base64,` before it.
+def count_pixels(content: bytes, max_pixels: int) -> int:
+    """Width times height of a picture, by its header alone.
 
     Raises:
-        DataError: If it is a web address, no base64, or no picture; see `decode_upload`.
+        DataError: As `decode_upload`, but for damage behind the header.
+    """
+    with _opened(content, max_pixels) as image:
+        return image.width * image.height
+
+
+def read_base64(text: str) -> bytes:
+    """Decode a file in base64, with or without `data:image/...;base64,` before it.
+
+    Raises:
+        DataError: If it is a web address or no base64.
     """
     head, comma, rest = text.partition(",")
     if comma and head.startswith("data:"):
@@ -76,10 +89,9 @@ def decode_base64_picture(text: str, max_pixels: int) -> Image.Image:
     elif "://" in text[:64]:
         raise DataError("pictures are taken as base64 in the request; nothing is fetched from an address")
     try:
-        content = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise DataError("the picture is not base64") from None
-    return decode_upload(content, max_pixels)
 
 
 def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
@@ -103,6 +115,10 @@ def _opened(content: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(f"the picture has {width} x {height} pixels; at most {max_pixels:,} are taken")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(
+            f"the picture has {width} x {height} pixels; one side may be {MAX_ASPECT} times the other at most"
+        )
     if getattr(image, "n_frames", 1) > 1:
         raise DataError("the picture is animated; upload a still one")
     if not _ends_with_its_end(content, str(image.format)):

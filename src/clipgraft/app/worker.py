@@ -20,7 +20,7 @@ from clipgraft.runtime import without_folders
 PREVIEWS_PER_PICTURE = 6
 PREVIEW_QUALITY = 80
 SECONDS_BETWEEN_LOOKS = 1.0
-"""The worker is woken for each job; this is for safety alone."""
+"""The worker is woken for each job; this is for safety, and for another try where the queue failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class CancelledDrawing(Exception):
 class Progress:
     """How far a picture is that is being drawn."""
 
-    step: int
-    steps: int
+    row: PictureRow
+    step: int = 0
     preview: bytes = b""
     """JPEG."""
     preview_step: int = 0
@@ -51,6 +51,7 @@ class Worker:
         totals: Counts batches, pictures and seconds.
         on_drawn: Called with a job's number when its last picture is drawn.
         on_failed: Called with a job's number and what is wrong; ends the job.
+        on_stopped: Called when the last batch before a stop is drawn.
         batch_size: Pictures drawn at once, at most.
         max_history: Pictures kept.
     """
@@ -65,14 +66,19 @@ class Worker:
         *,
         on_drawn: Callable[[int], object],
         on_failed: Callable[[int, str], object],
+        on_stopped: Callable[[], object],
         batch_size: int,
         max_history: int,
     ):
         self.queue, self.files, self.generator, self.totals = queue, files, generator, totals
-        self.on_drawn, self.on_failed = on_drawn, on_failed
+        self.on_drawn, self.on_failed, self.on_stopped = on_drawn, on_failed, on_stopped
         self.batch_size, self.max_history = batch_size, max_history
         self.progress: dict[int, Progress] = {}
         """Of the pictures at work, by number."""
+        self._drawn: tuple[list[PictureRow], str] | None = None
+        """The last batch, and what went wrong, until its jobs are told."""
+        self._ended: set[int] = set()
+        """Numbers of jobs that ended otherwise while the batch is at work: no SQL at each step."""
         self._device_lock = device_lock
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -85,6 +91,15 @@ class Worker:
     def wake(self) -> None:
         """Look at the queue now."""
         self._wake.set()
+
+    def leave_out(self, job_number: int) -> None:
+        """Draw no further for a job that has ended."""
+        self._ended.add(job_number)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is anybody who draws."""
+        return self._thread.is_alive()
 
     @property
     def is_stopping(self) -> bool:
@@ -102,23 +117,48 @@ class Worker:
             self._thread.join(timeout)
 
     def _work(self) -> None:
+        is_failing = False
         while not self._stopping.is_set():
+            try:
+                if not self._draw_next():
+                    self._wake.wait(SECONDS_BETWEEN_LOOKS)
+                    self._wake.clear()
+                is_failing = False
+            except Exception:
+                # A full disk may have room again: without this thread nothing would ever be drawn.
+                if not is_failing:
+                    logger.exception("the queue cannot be used; trying again every second")
+                is_failing = True
+                self._stopping.wait(SECONDS_BETWEEN_LOOKS)
+        self.on_stopped()
+
+    def _draw_next(self) -> bool:
+        """Draw a batch and tell its jobs; return whether there was one."""
+        if self._drawn is None:
             batch = self.queue.take(self.batch_size)
             if not batch:
-                self._wake.wait(SECONDS_BETWEEN_LOOKS)
-                self._wake.clear()
-                continue
+                return False
             with self._device_lock:
-                self._draw(batch)
-            for number in dict.fromkeys(row.job for row in batch):
-                if self.queue.end_job_if_drawn(number):
-                    self.on_drawn(number)
-            self.files.delete(*self.queue.prune(self.max_history))
+                self._drawn = batch, self._draw(batch)
+        batch, error = self._drawn
+        for number in dict.fromkeys(row.job for row in batch):
+            if error:
+                self.on_failed(number, error)
+            elif self.queue.end_job_if_drawn(number):
+                self.on_drawn(number)
+        self._drawn = None
+        self.files.delete(*self.queue.prune(self.max_history))
+        return True
 
-    def _draw(self, batch: list[PictureRow]) -> None:
-        self.progress.update({row.number: Progress(0, row.steps) for row in batch})
+    def _draw(self, batch: list[PictureRow]) -> str:
+        """Draw and keep pictures; return what went wrong, empty if nothing."""
+        self._ended.clear()
+        self.progress.update({row.number: Progress(row) for row in batch})
         begun = time.monotonic()
         try:
+            jobs = [self.queue.job_by_number(number) for number in {row.job for row in batch}]
+            self._ended.update(job.number for job in jobs if job.state != "running")
+            kinds = {job.kind for job in jobs}
             generator = self.generator(batch[0].model)
             begun = time.monotonic()  # loading is no part of what a step takes
             pictures = generator.draw(
@@ -126,7 +166,8 @@ class Worker:
                 batch_size=len(batch),
                 on_step=self._step_reporter(batch),
                 on_preview=self._preview_keeper(batch),
-                preview_every=self._preview_every(batch),
+                # A call's pictures are looked at by nobody before they are done.
+                preview_every=max(1, batch[0].steps // PREVIEWS_PER_PICTURE) if kinds != {"call"} else 0,
             )
             for row, picture in zip(batch, pictures, strict=True):
                 self._keep(row, picture, (time.monotonic() - begun) / len(batch))
@@ -134,14 +175,13 @@ class Worker:
             pass
         except Exception as error:
             logger.exception("drawing failed")
-            message = without_folders(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
-            for number in dict.fromkeys(row.job for row in batch):
-                self.on_failed(number, message)
+            return without_folders(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
         finally:
             self.totals["batches"] += 1
             self.totals["draw_milliseconds"] += round(1000 * (time.monotonic() - begun))
             for row in batch:
                 self.progress.pop(row.number, None)
+        return ""
 
     def _keep(self, row: PictureRow, picture: Picture, seconds: float) -> None:
         current = self.queue.picture(row.id)
@@ -158,7 +198,7 @@ class Worker:
         def on_step(done: int, total: int) -> None:
             for row in batch:
                 self.progress[row.number].step = row.steps * done // total
-            if all(self.queue.job_by_number(number).state != "running" for number in jobs):
+            if jobs <= self._ended:
                 raise CancelledDrawing
 
         return on_step
@@ -175,8 +215,3 @@ class Worker:
                 progress.preview_step = step
 
         return on_preview
-
-    def _preview_every(self, batch: list[PictureRow]) -> int:
-        """A call's pictures are looked at by nobody before they are done."""
-        kinds = {self.queue.job_by_number(row.job).kind for row in batch}
-        return 0 if kinds == {"call"} else max(1, batch[0].steps // PREVIEWS_PER_PICTURE)

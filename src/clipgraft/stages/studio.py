@@ -4,18 +4,21 @@ A client names them; which folder that is, is decided here alone, so no path eve
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from transformers import CLIPTokenizer
 
-from clipgraft.config import EvaluateSettings, Recipe, load_recipe
+from clipgraft.config import EvaluateSettings, ModelSettings, Recipe, load_recipe
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import tokenize
 from clipgraft.generation.generator import ImageGenerator, load_generators
-from clipgraft.models.clip import ClipParts, encode_text, load_clip
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.checkpoint import MANIFEST_NAME
+from clipgraft.models.clip import ClipParts, encode_text, load_clip, load_tokenizer
 from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.runtime import RECIPE_NAME, choose_device
 from clipgraft.stages.data import load_source, select
@@ -25,6 +28,10 @@ from clipgraft.stages.measure import embed_images
 DEFAULT_BASE = "flatland"
 
 logger = logging.getLogger(__name__)
+
+
+class UnknownModelError(LookupError):
+    """There is no model of that name."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,24 @@ class ModelGroup:
             FileNotFoundError: If one is gone.
         """
         return dict(load_generators(self.encoders, base=self.base, device=device))
+
+    def load_tokenizer(self) -> CLIPTokenizer:
+        """Load what reads prompts for all of them: text encoders that share a base share its vocabulary.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        graft = next((folder for folder in self.encoders.values() if folder), None)
+        if graft:
+            return load_tokenizer(graft)
+        tokenizer = FrozenBase.load(self.base, components=["tokenizer"]).tokenizer
+        assert tokenizer is not None
+        return tokenizer
+
+    @property
+    def version(self) -> Hashable:
+        """Another one when a text encoder has come, gone or been written anew."""
+        return tuple((name, folder and _written(folder)) for name, folder in self.encoders.items())
 
 
 def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
@@ -83,22 +108,27 @@ def run_folders(runs_dir: Path) -> list[Path]:
     return [folder for folder in found if _is_readable(folder, (folder / RECIPE_NAME).stat().st_mtime_ns)]
 
 
-def clip_names(runs_dir: Path) -> dict[str, str]:
-    """CLIPs that can embed: name for clients -> name or folder for `load_clip`."""
-    names = {DEFAULT_BASE: DEFAULT_BASE}
+def find_clips(runs_dir: Path) -> dict[str, ModelSettings]:
+    """Find the CLIPs that can embed, by the name that clients use."""
+    clips = {DEFAULT_BASE: ModelSettings(name=DEFAULT_BASE)}
     for folder in run_folders(runs_dir):
         after = next(
             (path for path in (folder / "finetune" / "clip", folder / "clip") if path.is_dir()), None
         )
         if after:
-            names[f"{folder.name}/before"] = _recipe(folder).clip.name
-            names[f"{folder.name}/after"] = str(after)
-    return names
+            clips[f"{folder.name}/before"] = _recipe(folder).clip
+            clips[f"{folder.name}/after"] = ModelSettings(name=str(after))
+    return clips
 
 
-def load_embedder(name: str, device: str) -> ClipParts:
+def clip_version(clip: ModelSettings) -> Hashable:
+    """Another one when a CLIP is another, or its folder has been written anew."""
+    return clip.name, clip.revision, _written(Path(clip.name))
+
+
+def load_embedder(model: ModelSettings, device: str) -> ClipParts:
     """Load a CLIP for embedding, on a device."""
-    clip = load_clip(name)
+    clip = load_clip(model.name, revision=model.revision or None)
     clip.model.to(choose_device(device)).eval().requires_grad_(False)
     return clip
 
@@ -142,6 +172,12 @@ def _is_readable(folder: Path, _changed: int) -> bool:
         logger.warning("the studio leaves out run %s: %s", folder.name, error)
         return False
     return True
+
+
+def _written(folder: Path) -> int | None:
+    """When a folder of weights was written, in nanoseconds; None where it is no such folder."""
+    manifest = folder / MANIFEST_NAME
+    return manifest.stat().st_mtime_ns if manifest.is_file() else None
 
 
 def _is_graft(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import { showSlide } from "/page/compare.js";
 import { openDetail } from "/page/gallery.js";
 import { estimateSoon, request } from "/page/settings.js";
 
+const MILLISECONDS_BETWEEN_ASKS = 2000;
 let current = null;
 let stream = null;
 let shown = "";
@@ -44,6 +45,19 @@ function watch(job) {
     if (!isOpen(changed)) source.close();
     show(changed);
   });
+  source.addEventListener("error", () => {
+    // A lost connection comes back by itself; a refusal (too many listen, the job is forgotten) is final.
+    if (source.readyState === EventSource.CLOSED && job.id === current) setTimeout(() => ask(job.id), MILLISECONDS_BETWEEN_ASKS);
+  });
+}
+
+/** Ask for a job where its events cannot be had, until it has ended. */
+async function ask(id) {
+  if (id !== current) return;
+  const job = await attempt(() => get(`/v1/jobs/${id}`));
+  if (!job || id !== current) return;
+  show(job);
+  if (isOpen(job)) setTimeout(() => ask(id), MILLISECONDS_BETWEEN_ASKS);
 }
 
 const isOpen = (job) => job.state === "queued" || job.state === "running";
@@ -106,7 +120,7 @@ function grid(pictures) {
   const [columnName] = names.find(([name]) => String(values(pictures[0])[name]) !== String(values(pictures[Math.min(1, pictures.length - 1)])[name])) || [""];
   const rows = [];
   for (let start = 0; start < pictures.length; start += width) rows.push(pictures.slice(start, start + width));
-  const label = (name, picture) => (name ? `${NAMES[name]}${values(picture)[name]}` : "");
+  const label = (name, picture) => (name ? `${NAMES[name]}${String(values(picture)[name]) || "nothing"}` : "");
   const rowNames = names.map(([name]) => name).filter((name) => name !== columnName);
   const head = element("tr", {}, element("th"), ...rows[0].map((one) => element("th", { scope: "col" }, label(columnName, one))));
   const body = rows.map((row) => element("tr", {},

@@ -109,7 +109,8 @@ async function loadFile(file) {
 
 function axis(side) {
   const name = $(`${side}-axis`).value;
-  const lines = $(`${side}-values`).value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const lines = $(`${side}-values`).value.replace(/\n$/, "").split("\n").map((line) => line.trim())
+    .filter((line) => line || name === "negative_prompt");  // none is a value of it
   const kinds = { seed: BigInt, steps: Number, guidance_scale: Number };
   return { name, values: lines.map((line) => (kinds[name] || String)(line)) };
 }

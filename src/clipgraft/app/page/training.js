@@ -12,9 +12,9 @@ let drawnFor = "";
 
 export async function show() {
   drawnFor = "";
-  await attempt(refresh);
   clearInterval(timer);
-  timer = setInterval(() => refresh().catch(() => {}), MILLISECONDS_BETWEEN_LOOKS);
+  timer = setInterval(() => refresh().catch(() => {}), MILLISECONDS_BETWEEN_LOOKS);  // first: hide() may come while it waits
+  await attempt(refresh);
 }
 
 export function hide() {
