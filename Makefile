@@ -19,7 +19,7 @@ demo: $(STAMP) ## fine-tune, graft and draw on flatland: runs/demo/report.html
 	$(BIN)/clipgraft demo --out runs/demo --overwrite
 
 test: $(STAMP) ## default tests
-	$(BIN)/pytest -p no:randomly
+	OMP_NUM_THREADS=1 $(BIN)/pytest -p no:randomly --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP) ## tests that take minutes or gigabytes
 	$(BIN)/pytest -m slow
