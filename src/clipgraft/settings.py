@@ -199,7 +199,7 @@ class GenerateSettings(Section):
     batch_size: Count = 4
     """Pictures drawn at once; does not change them."""
     scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
-    """DPM-Solver++ 2M with Karras sigmas; pndm in 50 steps is Stable Diffusion's own, lcm for few-step LoRAs."""
+    """DPM-Solver++ 2M with Karras sigmas; pndm in 50 steps is Stable Diffusion's own, lcm for few steps."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
     compile: bool = False
