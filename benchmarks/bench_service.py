@@ -1,6 +1,6 @@
 """What the studio costs over drawing in process, and what it gains where several clients ask at once.
 
-    python benchmarks/bench_service.py [--rounds 5] [--pictures 8] [--soak-seconds 30]
+    python benchmarks/bench_service.py [--rounds 5] [--pictures 8] [--soak-seconds 1800]
 
 On flatland, over loopback, against a studio in a process of its own with as many threads as this one. One
 client: in-process drawing and calls over HTTP take turns, and the median ratio is printed. Eight clients: the
@@ -233,9 +233,16 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=8, help="of a round with eight clients")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--soak-seconds", type=float, default=30.0, help="1800 for half an hour")
+    parser.add_argument(
+        "--soak-seconds", type=float, default=1800.0, help="0 = no soak; the last one is kept"
+    )
     options = parser.parse_args()
-    result: dict = {"environment": describe_environment(torch.device("cpu")), "steps": STEPS}
+    environment = describe_environment(torch.device("cpu"))
+    environment |= {"command": f"python benchmarks/bench_service.py --soak-seconds {options.soak_seconds:g}"}
+    before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    result: dict = {"environment": environment, "steps": STEPS}
+    if not options.soak_seconds and "soak" in before:
+        result["soak"] = before["soak"]
     with tempfile.TemporaryDirectory() as folder:
         studio = Studio(Path(folder))
         parts = {
@@ -246,9 +253,11 @@ def main() -> None:
                 studio, options.soak_seconds, result["eight_clients"]["pictures_per_second"]["at_once"]
             ),
         }
+        if not options.soak_seconds:
+            del parts["soak"]
         try:
             for name, measure in parts.items():
-                result[name] = measure()
+                result[name] = measure() | {"num_threads": torch.get_num_threads()}
                 print(name, json.dumps(result[name], indent=2), flush=True)
                 write_json(RESULT, result)
         finally:
