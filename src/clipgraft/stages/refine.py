@@ -20,12 +20,11 @@ from clipgraft.runtime import (
     PRECISION_DTYPES,
     RECIPE_NAME,
     choose_device,
-    choose_mixed_precision,
     seed_everything,
     write_json,
 )
 from clipgraft.stages.data import load_source, select
-from clipgraft.stages.fitting import fit_stage
+from clipgraft.stages.fitting import fit_stage, settle_precision
 from clipgraft.stages.folder import fingerprint
 from clipgraft.stages.latents import load_latents
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
@@ -71,7 +70,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     check_settings(settings)
     loaded = load_graft(graft)
     check_start(graft, folder)
-    precision = choose_mixed_precision(settings.mixed_precision, device)
+    precision = settle_precision(settings.mixed_precision, device, folder if resume else None)
     base = FrozenBase.load(
         recipe.base.name,
         revision=recipe.base.revision or None,
