@@ -265,7 +265,7 @@ def _jobs(
     prompts: list[str], from_file: Path | None, settings: dict[str, Any], skip_bad_lines: bool
 ) -> list["Job"]:
     from clipgraft.generation.jobs import make_jobs
-    from clipgraft.stages.generate import say
+    from clipgraft.progress import say
     from clipgraft.stages.prompts import STANDARD_INPUT, read_jobs
 
     jobs = [job for prompt in prompts if prompt != "-" for job in make_jobs(prompt, **settings)]

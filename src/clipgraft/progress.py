@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with rate and ETA on a terminal, a line now and then elsewhere."""
+"""What is said: progress (a bar on a terminal, lines elsewhere) and notes on stderr, results on stdout."""
 
 import os
 import time
@@ -60,3 +60,13 @@ def _line_printer(console: Console, description: str, total: int) -> Update:
         console.print(f"{description}: {done}/{total} {note} {remaining:.0f} s left", highlight=False)
 
     return update
+
+
+def say(note: str) -> None:
+    """Print a note on standard error."""
+    Console(stderr=True).print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line on standard output as it is."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from clipgraft.errors import CheckpointError
 from clipgraft.generation.networks import Run
 from clipgraft.models.checkpoint import module_sha256, verify_folder, write_folder_atomically
-from clipgraft.progress import track
+from clipgraft.progress import say, track
 
 # OpenVINO's converter reports its use to its makers, unless this package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -94,7 +93,7 @@ class OpenVinoEngine:
                 verify_folder(folder)
                 return lambda: self._core.read_model(folder / FILE_NAME)
             except CheckpointError as error:
-                _say(f"kept {name} of OpenVINO's is damaged, so it is converted anew ({error})")
+                say(f"kept {name} of OpenVINO's is damaged, so it is converted anew ({error})")
                 shutil.rmtree(folder)
         with track(f"converting {name} for OpenVINO, once for this base", 2) as update:
             model = convert(network, examples)
@@ -102,7 +101,7 @@ class OpenVinoEngine:
             try:
                 self._keep(model, folder)
             except (CheckpointError, OSError) as error:
-                _say(f"converted {name} cannot be kept for the next time: {error}")
+                say(f"converted {name} cannot be kept for the next time: {error}")
                 return model.clone
             update(2, "kept on disk")
         return lambda: self._core.read_model(folder / FILE_NAME)
@@ -151,7 +150,3 @@ def _open_shape(example: Tensor) -> list[int]:
     if example.ndim == 2:
         return list(example.shape)
     return [-1, *example.shape[1:]] if example.ndim == 3 else [-1, example.shape[1], -1, -1]
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(f"note: {text}", highlight=False, markup=False)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,14 @@ def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
 
 
 def module_sha256(module: torch.nn.Module) -> str:
-    """Checksum of a module's parameters and buffers: names, dtypes, shapes and values, hexadecimal."""
+    """Checksum of a module's parameters and buffers, as `tensors_sha256`."""
+    return tensors_sha256(module.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Checksum of named tensors: names, dtypes, shapes and values, hexadecimal."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # Viewed as bytes, because NumPy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-END_OF_WORD = "</w>"
+from clipgraft.data.transforms import END_OF_WORD
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length: int = 77) -> CLIPTokenizer:

@@ -13,11 +13,11 @@ from clipgraft.data.check import check_source, to_json
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage, Source
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
+from clipgraft.progress import print_line, say
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_crops, load_source, select
 from clipgraft.stages.fitting import fit_stage
-from clipgraft.stages.generate import print_line, say
 from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
 from clipgraft.stages.samples import Samples
 from clipgraft.training.evaluations import EvaluationPlan

@@ -11,7 +11,6 @@ from typing import Any
 from accelerate import PartialState
 from diffusers.utils import make_image_grid
 from PIL import Image
-from rich.console import Console
 
 from clipgraft.config import GenerateSettings
 from clipgraft.generation.engines import openvino_advice
@@ -20,7 +19,7 @@ from clipgraft.generation.jobs import Job, batches, make_jobs, picture_file_name
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.tokenizer import prompt_notes
-from clipgraft.progress import track
+from clipgraft.progress import print_line, say, track
 from clipgraft.reporting.pictures import STATUS_NOTES
 from clipgraft.runtime import choose_device
 from clipgraft.stages.estimate import announce
@@ -251,16 +250,6 @@ class _Work:
     def _wait(self) -> None:
         if not self.is_alone:
             self.processes.wait_for_everyone()
-
-
-def say(note: str) -> None:
-    """Print a note on standard error."""
-    Console(stderr=True).print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-
-
-def print_line(text: str) -> None:
-    """Print a line on standard output as it is."""
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_speed(jobs: Sequence[Job], options: DrawOptions) -> None:

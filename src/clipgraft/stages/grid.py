@@ -9,9 +9,10 @@ from typing import Any
 
 from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import save_png
+from clipgraft.progress import print_line
 from clipgraft.reporting.pictures import COLUMN_LABELS
 from clipgraft.reporting.sheet import Sheet, SheetCell, draw_sheet, render_sheets
-from clipgraft.stages.generate import DrawOptions, generate, print_line
+from clipgraft.stages.generate import DrawOptions, generate
 from clipgraft.writing import write_bytes
 
 AXES = ("prompt", "seed", "guidance", "steps", "scheduler", "graft")

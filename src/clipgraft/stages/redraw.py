@@ -11,9 +11,10 @@ from clipgraft.errors import CheckpointError
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.metadata import LOCAL, job_of, read_record, versions
 from clipgraft.generation.speed import SpeedOptions
+from clipgraft.progress import print_line, say
 from clipgraft.stages.estimate import announce
 from clipgraft.stages.gallery import Gallery
-from clipgraft.stages.generate import DrawOptions, print_line, say
+from clipgraft.stages.generate import DrawOptions
 
 SUMS = ("vae_sha256", "unet_sha256", "text_encoder_sha256")
 

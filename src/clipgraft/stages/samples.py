@@ -7,8 +7,9 @@ import torch
 from clipgraft.config import GenerateSettings
 from clipgraft.generation.generator import load_generators
 from clipgraft.models.clip import ClipParts
+from clipgraft.progress import say
 from clipgraft.reporting.pictures import STATUS_NOTES
-from clipgraft.stages.generate import jobs_of, say, speed_of
+from clipgraft.stages.generate import jobs_of, speed_of
 from clipgraft.training.loop import StepReport
 
 

@@ -12,8 +12,9 @@ from rich.table import Table
 from clipgraft.evaluation.similarity import psnr, ssim
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.speed import SpeedOptions
+from clipgraft.progress import say
 from clipgraft.runtime import write_json
-from clipgraft.stages.generate import DrawOptions, Stopped, generate, say, shortcuts_of
+from clipgraft.stages.generate import DrawOptions, Stopped, generate, shortcuts_of
 from clipgraft.stages.scores import load_pixels
 
 RESULT_NAME = "shortcuts.json"

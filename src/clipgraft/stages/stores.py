@@ -28,7 +28,7 @@ from clipgraft.writing import write_bytes
 
 ITEMS_PER_FILE = 64
 """Features that are kept in one file, and lost together when a process is killed."""
-CODE = ("data", "evaluation", "generation", "models", "stages/scores.py")
+CODE = ("data/", "evaluation/", "generation/", "models/", "stages/scores.py")
 """Packages and files whose source decides a picture or a feature: the last one how pixels reach a model."""
 
 T = TypeVar("T")

@@ -3,7 +3,6 @@
 All of it is read from the file's rows, so a resumed run decides as the unbroken one.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clipgraft.errors import CheckpointError
+from clipgraft.models.checkpoint import tensors_sha256
 from clipgraft.training.log import written_to_disk
 
 BEST_NAME = "best.safetensors"
@@ -143,9 +142,4 @@ def refuse_lost_best(folder: Path, plan: EvaluationPlan, step: int) -> None:
 
 def _description(step: int, weights: dict[str, Tensor]) -> dict[str, str]:
     """What a file of best weights says of itself: of which step it is, and the sum of its values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        # Viewed as bytes, because NumPy has no bfloat16.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return {"step": str(step), "sha256": digest.hexdigest()}
+    return {"step": str(step), "sha256": tensors_sha256(weights)}
