@@ -41,7 +41,7 @@ from clipgraft.stages.bridge import linear_bridge  # noqa: E402
 from clipgraft.stages.captions import load_captions  # noqa: E402
 from clipgraft.stages.refine import build_objective  # noqa: E402
 from clipgraft.stages.towers import Towers  # noqa: E402
-from clipgraft.training.optimization import parameter_groups  # noqa: E402
+from clipgraft.training.optimization import Optimization  # noqa: E402
 from clipgraft.training.stepper import Stepper  # noqa: E402
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
@@ -139,17 +139,7 @@ def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
     sums = [module_sha256(base.unet)]
     loading = peak_bytes()
     forget_peak()
-    stepper = Stepper(
-        objective,
-        parameter_groups(objective, 0.01),
-        learning_rate=1e-4,
-        max_grad_norm=1.0,
-        accumulation="joint",
-        mixed_precision="bf16",
-        ema_decay=0.0,
-        device="cpu",
-        fingerprint="",
-    )
+    stepper = Stepper(objective, Optimization(learning_rate=1e-4, mixed_precision="bf16"))
     ids = prompt_ids(base.tokenizer)
     batch = {"latents": torch.randn(1, 4, 64, 64), "input_ids": ids}
     with FlopCounterMode(display=False) as counter:

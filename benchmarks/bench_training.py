@@ -37,7 +37,7 @@ from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.runtime import choose_mixed_precision, describe_environment, quiet_libraries
 from clipgraft.stages.data import load_source
 from clipgraft.training.objectives import ContrastiveObjective
-from clipgraft.training.optimization import parameter_groups
+from clipgraft.training.optimization import Optimization
 from clipgraft.training.stepper import Stepper
 from rival_training import LEARNING_RATE, PlainLoop, open_clip_seconds, trainer_run, why_no_open_clip
 
@@ -108,17 +108,7 @@ def our_step(
             embeds = encode_images(clip.model, torch.zeros(1, 3, 224, 224))
         table = embeds.repeat(len(images), 1)
     objective = ContrastiveObjective(clip.model, image_table=table)
-    stepper = Stepper(
-        objective,
-        parameter_groups(objective, 0.01),
-        learning_rate=LEARNING_RATE,
-        max_grad_norm=1.0,
-        accumulation="joint",
-        mixed_precision=mixed_precision,
-        ema_decay=0.0,
-        device="cpu",
-        fingerprint="",
-    )
+    stepper = Stepper(objective, Optimization(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision))
     source = epochs(batches)
     return lambda: stepper.step([next(source) for _ in range(accumulation)], LEARNING_RATE)["loss"]
 

@@ -1,6 +1,7 @@
 """Builders of tiny real components: the real classes, so small that a test takes a second."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from transformers import (
 
 from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.tokenizer import train_tokenizer
+from clipgraft.training import loop
+from clipgraft.training.optimization import Optimization
 
 CAPTIONS = (
     "A dog runs on the beach .",
@@ -186,3 +189,10 @@ def shard(folder: Path, stem: str) -> None:
         index |= dict.fromkeys(part, file_name)
     (folder / f"{path.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     path.unlink()
+
+
+def fit(objective, batches, **settings):
+    """`training.loop.fit` with the fields of its `Optimization` among the other settings."""
+    names = {field.name for field in fields(Optimization)} & settings.keys()
+    how = Optimization(**{name: settings.pop(name) for name in names})
+    return loop.fit(objective, batches, how, **settings)

@@ -8,8 +8,8 @@ from clipgraft.data.flatland import ATTRIBUTES, draw_scenes, sample_scene
 from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
 from clipgraft.models.hub import embedded_models
-from clipgraft.training.loop import fit
 from clipgraft.training.objectives import AttributeObjective
+from tiny import fit
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from torch import nn
 import tiny
 from clipgraft.stages.finetune import start_bias
 from clipgraft.training.accumulation import average_over_processes, backward_jointly, backward_separately
-from clipgraft.training.loop import fit
 from clipgraft.training.objectives import ContrastiveObjective
+from tiny import fit
 
 
 class TwoTowers(nn.Module):

@@ -10,9 +10,9 @@ from test_loop import Regression, Rows, read_log
 
 from clipgraft.errors import CheckpointError
 from clipgraft.training.evaluations import EvaluationPlan, Evaluations, _description
-from clipgraft.training.loop import fit
 from clipgraft.training.state import Resume
 from clipgraft.training.stopping import Interrupted
+from tiny import fit
 
 SCORES = [0.1, 0.3, 0.2, 0.3, 0.25, 0.1]
 

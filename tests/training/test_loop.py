@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from clipgraft.errors import CheckpointError
-from clipgraft.training.loop import fit
 from clipgraft.training.state import Resume
 from clipgraft.training.stepper import MAX_SKIPPED_IN_A_ROW
 from clipgraft.training.stopping import Interrupted
+from tiny import fit
 
 
 class Regression(nn.Module):

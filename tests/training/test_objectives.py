@@ -11,13 +11,13 @@ from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, position_weights, token_classes
 from clipgraft.models.clip import text_hidden_states
-from clipgraft.training.loop import fit
 from clipgraft.training.objectives import (
     AutoencoderObjective,
     BridgeObjective,
     ContrastiveObjective,
     DenoisingObjective,
 )
+from tiny import fit
 
 
 class Repeated:

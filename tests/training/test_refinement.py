@@ -12,8 +12,8 @@ from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
-from clipgraft.training.loop import fit
 from clipgraft.training.refinement import RefineObjective, add_noise, block_outputs, sample_timesteps
+from tiny import fit
 
 
 @pytest.fixture

@@ -78,9 +78,6 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
         seed=recipe.seed,
         resume=resume,
         on_step=samples,
-        ema_decay=settings.ema_decay,
-        layer_decay=settings.layer_decay,
-        accumulation=settings.accumulation,
         evaluation=EvaluationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
     )
     if not processes.is_main_process:

@@ -1,8 +1,9 @@
 """Hand a stage's training settings to `fit`, with a progress bar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -11,7 +12,9 @@ from clipgraft.progress import track
 from clipgraft.runtime import choose_mixed_precision
 from clipgraft.settings import TrainSettings
 from clipgraft.stages.folder import fingerprint
+from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.loop import Batches, FitResult, StepReport, fit
+from clipgraft.training.optimization import Optimization
 from clipgraft.training.state import Resume, saved_precision
 
 
@@ -26,8 +29,9 @@ def fit_stage(
     source_fingerprint: str,
     seed: int,
     resume: bool | Resume,
+    learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
+    evaluation: EvaluationPlan | None = None,
     on_step: Callable[[StepReport], None] | None = None,
-    **options: Any,
 ) -> FitResult:
     """Train an objective as the settings say.
 
@@ -41,8 +45,9 @@ def fit_stage(
         source_fingerprint: Names the data; a checkpoint of other data, seed or settings is refused.
         seed: The run's.
         resume: Go on from the newest checkpoint, or as a `Resume` says.
+        learning_rate_scales: See `Optimization`; what else that has is read from the settings.
+        evaluation: See `fit`.
         on_step: Called after every step.
-        **options: Further ones of `fit`.
     """
     num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
 
@@ -51,26 +56,26 @@ def fit_stage(
         if on_step:
             on_step(report)
 
+    named = {field.name for field in fields(Optimization)} - {"mixed_precision"}
+    how = Optimization(
+        **settings.model_dump(include=named),
+        mixed_precision=settle_precision(settings.mixed_precision, device, folder if resume else None),
+        learning_rate_scales=learning_rate_scales,
+    )
     with track(description, num_steps) as update:
         return fit(
             objective,
             batches,
+            how,
             run_dir=folder,
             num_epochs=settings.num_epochs,
-            learning_rate=settings.learning_rate,
-            lr_schedule=settings.lr_schedule,
-            warmup_steps=settings.warmup_steps,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            mixed_precision=settle_precision(settings.mixed_precision, device, folder if resume else None),
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
             device=device.type,
             fingerprint=fingerprint(source_fingerprint, seed, settings.model_dump(exclude={"track"})),
             track=settings.track,
             resume=resume,
-            **options,
+            evaluation=evaluation,
             on_step=tell,
         )
 

@@ -117,7 +117,6 @@ class _Training:
         objective: torch.nn.Module,
         batches: Batches,
         settings: TrainSettings,
-        ema_decay: float = 0.0,
     ) -> FitResult:
         """Train one part in a folder of its own."""
         return fit_stage(
@@ -130,7 +129,6 @@ class _Training:
             source_fingerprint=self.source.fingerprint,
             seed=self.recipe.seed,
             resume=self.resume,
-            ema_decay=ema_decay,
         )
 
 
@@ -225,7 +223,7 @@ def _train_unet(
             batch_size=settings.batch_size,
             seed=training.recipe.seed,
         )
-        training.fit("unet", objective, batches, settings, ema_decay=settings.ema_decay)
+        training.fit("unet", objective, batches, settings)
         objective.unet.save_pretrained(done / "unet")
         objective.text_encoder.save_pretrained(done / "text_encoder")
     unet = UNet2DConditionModel.from_pretrained(done / "unet")

@@ -7,18 +7,17 @@ again stop on a signal.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from clipgraft.training.accumulation import Accumulation, Batch
+from clipgraft.training.accumulation import Batch
 from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.log import epoch_means
-from clipgraft.training.optimization import learning_rate_factor, parameter_groups
+from clipgraft.training.optimization import Optimization
 from clipgraft.training.record import RunRecord
 from clipgraft.training.state import Resume
 from clipgraft.training.stepper import Stepper
@@ -63,58 +62,35 @@ class FitResult:
 def fit(
     objective: nn.Module,
     batches: Batches,
+    how: Optimization,
     *,
     run_dir: Path,
     num_epochs: int,
-    learning_rate: float,
-    lr_schedule: str = "constant",
-    warmup_steps: int = 0,
-    weight_decay: float = 0.01,
-    layer_decay: float = 1.0,
-    learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
-    max_grad_norm: float = 1.0,
-    gradient_accumulation_steps: int = 1,
-    accumulation: Accumulation = "joint",
-    mixed_precision: str = "no",
-    ema_decay: float = 0.0,
     checkpoint_every: int = 500,
     keep_checkpoints: int = 2,
     device: str = "cpu",
     fingerprint: str = "",
     resume: bool | Resume = False,
     evaluation: EvaluationPlan | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: Callable[[StepReport], None] = lambda _report: None,
     track: str = "",
 ) -> FitResult:
-    """Train an objective's parameters with AdamW, logging and checkpointing on the way.
+    """Train an objective's parameters, logging and checkpointing on the way.
 
     Args:
         objective: `objective(batch) -> (loss, metrics)`: a float32 scalar and scalars to log; may have
             `after_step()`, and `embed` and `joint_loss` (see `backward_jointly`). Parameters with
             `requires_grad` are trained and saved, the rest is not touched.
         batches: Batches of each epoch; in several processes, this one's share of them.
-        run_dir: Gets `log.jsonl`, a row a step, and `checkpoints/`; `evaluations.jsonl` and the best weights
-            where evaluations are made.
+        how: Steps are made.
+        run_dir: See `RunRecord`, as for `checkpoint_every`, `keep_checkpoints` and `track`.
         num_epochs: Passes over `batches`.
-        learning_rate: Peak; `lr_schedule` ("constant", "linear", "cosine") and `warmup_steps` shape it.
-        weight_decay: AdamW's, for matrices alone.
-        layer_decay: Factor on the learning rate from each layer to the one below it; 1 = the same for all.
-        learning_rate_scales: Further factors on it, by the beginning of parameters' names.
-        max_grad_norm: Global norm to which gradients are clipped.
-        gradient_accumulation_steps: Micro-batches in a step; an epoch's last group may be smaller.
-        accumulation: "joint": the gradient of one big batch, where the objective can give it. "separate":
-            the mean of the micro-batches' own losses.
-        mixed_precision: "no", "fp16" or "bf16"; master weights stay float32.
-        ema_decay: Where above 0, a moving average of the weights takes their place at the end.
-        checkpoint_every: Steps between checkpoints; 0 = only at the end and on a signal.
-        keep_checkpoints: Newest checkpoints kept.
         device: "cpu", "cuda" or "mps".
         fingerprint: Names data and settings; a checkpoint with another is refused on resume.
         resume: Go on from the newest whole checkpoint, if there is one, or as a `Resume` says.
         evaluation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
         on_step: Called after every step.
-        track: "tensorboard" writes the rows of log and evaluations there as well.
 
     Raises:
         Interrupted: On SIGINT or SIGTERM, after the step or the evaluation is finished and the state saved.
@@ -124,49 +100,48 @@ def fit(
     """
     if len(batches) == 0:
         raise ValueError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
-    steps_per_epoch = math.ceil(len(batches) / gradient_accumulation_steps)
-    num_steps = num_epochs * steps_per_epoch
-    stepper = Stepper(
-        objective,
-        parameter_groups(objective, weight_decay, layer_decay, learning_rate_scales),
-        learning_rate=learning_rate,
-        max_grad_norm=max_grad_norm,
-        accumulation=accumulation,
-        mixed_precision=mixed_precision,
-        ema_decay=ema_decay,
-        device=device,
-        fingerprint=fingerprint,
-    )
-    state = stepper.state
+    num_steps = num_epochs * math.ceil(len(batches) / how.gradient_accumulation_steps)
+    stepper = Stepper(objective, how, device=device, fingerprint=fingerprint)
     record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)
     if resume:
         record.load(resume if isinstance(resume, Resume) else Resume())
     started = time.perf_counter()
+    _make_steps(stepper, batches, how, record, on_step)
+    stepper.finish(record.best_weights())
+    elapsed = time.perf_counter() - started
+    means = epoch_means(run_dir / "log.jsonl")
+    return FitResult(stepper.state.step, stepper.state.skipped_steps, elapsed, means, how.mixed_precision)
+
+
+def _make_steps(
+    stepper: Stepper,
+    batches: Batches,
+    how: Optimization,
+    record: RunRecord,
+    on_step: Callable[[StepReport], None],
+) -> None:
+    """Make the steps that are left, epoch after epoch, and evaluate where an epoch begins and ends."""
+    state = stepper.state
+    steps_per_epoch = math.ceil(len(batches) / how.gradient_accumulation_steps)
     with record, StopOnSignal() as stop:
         if state.step % steps_per_epoch == 0:
             record.evaluate(epoch=state.step // steps_per_epoch)
             record.stop_on(stepper.agree_on(stop.signal_number))
-        while state.step < num_steps and not record.has_lost_patience():
+        while state.step < record.num_steps and not record.has_lost_patience():
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
-            remaining = batches.epoch(epoch, step_in_epoch * gradient_accumulation_steps)
-            for group, data_seconds in timed(grouped(remaining, gradient_accumulation_steps)):
+            remaining = batches.epoch(epoch, step_in_epoch * how.gradient_accumulation_steps)
+            for group, data_seconds in timed(grouped(remaining, how.gradient_accumulation_steps)):
                 begun = time.perf_counter()
-                factor = learning_rate_factor(state.step, lr_schedule, warmup_steps, num_steps)
-                metrics = stepper.step(group, learning_rate * factor)
+                metrics = stepper.step(group, how.learning_rate_at(state.step, record.num_steps))
                 seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
                 record.write({"step": state.step, "epoch": epoch, **metrics, **seconds})
-                if on_step:
-                    rate = sum(map(_num_items, group)) / sum(seconds.values())
-                    on_step(StepReport(state.step, num_steps, metrics["loss"], rate))
+                rate = sum(map(_num_items, group)) / sum(seconds.values())
+                on_step(StepReport(state.step, record.num_steps, metrics["loss"], rate))
                 record.save()
                 record.stop_on(stepper.agree_on(stop.signal_number))
             assert state.step % steps_per_epoch == 0, "an epoch gave fewer batches than len(batches)"
             record.evaluate(epoch=epoch + 1)
             record.stop_on(stepper.agree_on(stop.signal_number))
-    stepper.finish(record.best_weights())
-    elapsed = time.perf_counter() - started
-    means = epoch_means(run_dir / "log.jsonl")
-    return FitResult(state.step, state.skipped_steps, elapsed, means, mixed_precision)
 
 
 def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -3,10 +3,45 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from torch import nn
+
+from clipgraft.training.accumulation import Accumulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How steps are made, with AdamW."""
+
+    learning_rate: float
+    """Peak; `lr_schedule` ("constant", "linear", "cosine") and `warmup_steps` shape it."""
+    lr_schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    """Of matrices alone."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one below it; 1 = the same for all."""
+    learning_rate_scales: Mapping[str, float] = field(default_factory=dict)
+    """Further factors on it, by the beginning of parameters' names."""
+    max_grad_norm: float = 1.0
+    """Global norm to which gradients are clipped."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches in a step; an epoch's last group may be smaller."""
+    accumulation: Accumulation = "joint"
+    """"joint": the gradient of one big batch, where the objective can give it. "separate": the mean of the
+    micro-batches' own losses."""
+    mixed_precision: str = "no"
+    """"no", "fp16" or "bf16"; master weights stay float32."""
+    ema_decay: float = 0.0
+    """Where above 0, a moving average of the weights takes their place at the end."""
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """Learning rate of a step, 0-based, of a run of so many."""
+        factor = learning_rate_factor(step, self.lr_schedule, self.warmup_steps, num_steps)
+        return self.learning_rate * factor
 
 
 def parameter_groups(

@@ -25,13 +25,14 @@ class RunRecord:
     """A run's files.
 
     Args:
-        folder: Gets `log.jsonl`, `checkpoints/`, `evaluations.jsonl` and the best weights.
+        folder: Gets `log.jsonl`, a row a step, and `checkpoints/`; `evaluations.jsonl` and the best weights
+            where evaluations are made.
         stepper: Whose state is saved.
         plan: What to evaluate; None = nothing.
         checkpoint_every: Steps between checkpoints; 0 = only at the end and on a signal.
         keep_checkpoints: Newest checkpoints kept.
         num_steps: Of the whole run.
-        track: See `Tracker`.
+        track: "tensorboard" writes the rows of log and evaluations there as well.
     """
 
     def __init__(

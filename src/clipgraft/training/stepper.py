@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,13 +12,12 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from clipgraft.training.accumulation import (
-    Accumulation,
     Batch,
     average_over_processes,
     backward_jointly,
     backward_separately,
 )
-from clipgraft.training.optimization import MovingAverage
+from clipgraft.training.optimization import MovingAverage, Optimization, parameter_groups
 from clipgraft.training.state import TrainingState, refuse_other_model
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -32,48 +31,37 @@ class Stepper:
 
     Args:
         objective: See `fit`.
-        parameter_groups: For AdamW.
-        learning_rate: Peak.
-        max_grad_norm: Global norm to which gradients are clipped.
-        accumulation: See `fit`.
-        mixed_precision: "no", "fp16" or "bf16"; master weights stay float32.
-        ema_decay: Of the moving average; 0 = none.
+        how: Steps are made.
         device: "cpu", "cuda" or "mps".
         fingerprint: Of data and settings.
+
+    Raises:
+        ValueError: If there is nothing to train.
     """
 
     def __init__(
-        self,
-        objective: nn.Module,
-        parameter_groups: Sequence[dict],
-        *,
-        learning_rate: float,
-        max_grad_norm: float,
-        accumulation: Accumulation,
-        mixed_precision: str,
-        ema_decay: float,
-        device: str,
-        fingerprint: str,
+        self, objective: nn.Module, how: Optimization, *, device: str = "cpu", fingerprint: str = ""
     ):
+        groups = parameter_groups(objective, how.weight_decay, how.layer_decay, how.learning_rate_scales)
         # accelerate keeps the first Accelerator's precision for the whole process; stages may differ in it.
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+        self.accelerator = Accelerator(mixed_precision=how.mixed_precision, cpu=device == "cpu")
         self.objective = objective.to(self.accelerator.device).train()
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = how.max_grad_norm
         # Fused, for it changes nothing but the time: one pass over memory in place of ten.
-        optimizer = torch.optim.AdamW(parameter_groups, lr=learning_rate, fused=device != "mps")
+        optimizer = torch.optim.AdamW(groups, lr=how.learning_rate, fused=device != "mps")
         self.optimizer = self.accelerator.prepare(optimizer)
         self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        self.average = MovingAverage(self.trained, ema_decay) if ema_decay else None
+        self.average = MovingAverage(self.trained, how.ema_decay) if how.ema_decay else None
         self.state = TrainingState(
             objective,
             self.optimizer.optimizer,
             self.average,
             self.accelerator.scaler,
             fingerprint,
-            mixed_precision,
+            how.mixed_precision,
         )
-        self.is_joint = accumulation == "joint" and hasattr(objective, "joint_loss")
+        self.is_joint = how.accumulation == "joint" and hasattr(objective, "joint_loss")
         self.skipped_in_a_row = 0
 
     def step(self, group: list[Batch], learning_rate: float) -> dict[str, float]:
