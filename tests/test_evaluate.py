@@ -1,11 +1,8 @@
 """Evaluating a run on tiny real models: what is written, what is not made twice, and what is refused."""
 
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +31,7 @@ from clipgraft.stages.run import run_all
 from clipgraft.stages.scores import load_pixels
 from clipgraft.stages.stores import FeatureStore, code_fingerprint
 from test_cli import call, refused
+from two_processes import run_in_two_processes
 
 EXAMPLE = json.loads((Path(__file__).parent / "evaluation" / "example_evaluation.json").read_text())
 SETTINGS = ("evaluate.num_prompts=4", "evaluate.num_inference_steps=2", "evaluate.num_images_per_prompt=2")
@@ -256,25 +254,8 @@ def test_broken_bridge_is_found_in_the_token_states(record):
 
 
 def test_two_processes_share_the_drawing_and_say_what_one_does(record, run_dir, tmp_path):
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    words = ["evaluate", str(run_dir), "--out", str(tmp_path / "out"), "--force", *OPTIONS]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "clipgraft", *words],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    words = ["evaluate", run_dir, "--out", tmp_path / "out", "--force", *OPTIONS]
+    run_in_two_processes("-m", "clipgraft", *words)
     logs = [tmp_path / "out" / f"pictures.{rank}.jsonl" for rank in range(2)]
     assert [sum(bool(line) for line in log.read_text().splitlines()) for log in logs] == [20, 20]
     together = json.loads((tmp_path / "out" / "evaluation.json").read_text())

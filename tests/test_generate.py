@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import resource
 import signal
@@ -32,6 +31,7 @@ from clipgraft.stages.generate import DrawOptions
 from clipgraft.stages.generate import generate as stage
 from clipgraft.stages.grid import parse_axis, parse_encoders
 from test_cli import call, refused, run_apart
+from two_processes import run_in_two_processes
 
 A1111_PAIR = re.compile(r"\s*(\w[\w \-/]+):\s*(\"(?:\\.|[^\\\"])+\"|[^,]*)(?:,|$)")
 """With which A1111 and Forge read the last line of `parameters` (modules/infotext_utils.py)."""
@@ -362,25 +362,7 @@ def test_two_processes_draw_what_one_draws(base, one_thread, tmp_path):
     prompts.write_text("\n".join(map(json.dumps, lines)))
     arguments = ["--from-file", str(prompts), "--base", str(base), "--batch-size", "2"]
     assert call("generate", *arguments, "--out", tmp_path / "one") == 0
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29671",
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "clipgraft", "generate", *arguments, "--out", str(tmp_path / "two")]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    printed = run_in_two_processes("-m", "clipgraft", "generate", *arguments, "--out", tmp_path / "two")
     assert "9 pictures: 9 drawn" in printed[0]
     assert printed[1] == ""
     assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")  # sums of the files among them

@@ -298,7 +298,16 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+def _end_process_group(*_: object, **__: object) -> None:
+    """A process that leaves with its group still open may be aborted on its way out, all work done."""
+    if "WORLD_SIZE" in os.environ:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+@app.callback(result_callback=_end_process_group)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[

@@ -1,7 +1,5 @@
 """Accumulated gradients against one pass over everything, dropout on, in one process and in two."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from clipgraft.stages.finetune import start_bias
 from clipgraft.training.accumulation import average_over_processes, backward_jointly, backward_separately
 from clipgraft.training.objectives import ContrastiveObjective
 from tiny import fit
+from two_processes import run_in_two_processes
 
 
 class TwoTowers(nn.Module):
@@ -187,7 +186,7 @@ def test_two_processes_give_the_gradient_of_one(accelerator, one_thread, tmp_pat
     backward_separately(objective, [*map(together, batches[::2], batches[1::2])], accelerator)
     sigmoid = clip_objective("sigmoid")[1]
     start_bias(sigmoid, together(*batches[:2]))
-    run_in_two_processes(tmp_path, batches_each)
+    run_in_two_processes(__file__, tmp_path, batches_each)
     for rank in range(2):
         found = load_file(tmp_path / f"{rank}.joint.safetensors")
         torch.testing.assert_close(found, joint, rtol=1e-4, atol=1e-6)
@@ -196,24 +195,6 @@ def test_two_processes_give_the_gradient_of_one(accelerator, one_thread, tmp_pat
         found = load_file(tmp_path / f"{rank}.bias.safetensors")["logit_bias"]
         torch.testing.assert_close(found, sigmoid.logit_bias.detach(), rtol=1e-5, atol=1e-5)
         assert torch.equal(found, load_file(tmp_path / "0.bias.safetensors")["logit_bias"])
-
-
-def run_in_two_processes(folder: Path, batches_each: int) -> None:
-    command = [sys.executable, __file__, str(folder), str(batches_each)]
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29650 + batches_each),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    processes = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
 
 
 def save_gradients_of_this_process(folder: Path, batches_each: int) -> None:
@@ -231,6 +212,7 @@ def save_gradients_of_this_process(folder: Path, batches_each: int) -> None:
     sigmoid = clip_objective("sigmoid")[1]
     start_bias(sigmoid, own[0])
     save_file({"logit_bias": sigmoid.logit_bias.detach()}, folder / f"{rank}.bias.safetensors")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""Runs a program in two processes that work together, as `accelerate launch` starts them."""
+
+import os
+import subprocess
+import sys
+
+
+def run_in_two_processes(*arguments: object) -> tuple[str, str]:
+    """Run Python with these arguments twice at once; give what each of the two printed."""
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        # Tests run side by side, each in a process of its own.
+        "MASTER_PORT": str(20_000 + os.getpid() % 10_000),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (process.communicate(timeout=240)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    return first, second
