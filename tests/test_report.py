@@ -117,7 +117,7 @@ def test_page_is_at_rest_when_ctrl_c_ends_the_watch(run_dir):
         deadline = time.monotonic() + 30
         while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     worker = threading.Thread(target=interrupt, daemon=True)
     worker.start()
