@@ -12,6 +12,7 @@ from PIL import Image
 from clipgraft.app.http_api import build_app
 from clipgraft.app.server import _bound
 from clipgraft.generation.jobs import Job
+from contrast import faint_texts
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -26,6 +27,7 @@ ARGUMENTS = [
 ]
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${alert(3)} & a dog"
 LONG = 150
+VIEWS = ("draw", "compare", "grid", "gallery", "search", "training")
 EXPECTED = re.compile("status of 422")
 """A refusal that the page shows."""
 
@@ -245,8 +247,18 @@ def test_captions_find_pictures_and_runs_show_their_loss_and_report(page):
     assert frame.get_by_role("slider").first.input_value() == "50"
 
 
+def test_every_text_stands_out_in_light_and_in_dark(page):
+    draw(page, prompt="A red ball")
+    is_drawn(page, 1)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for name in VIEWS:
+            view(page, name)
+            assert faint_texts(page) == []
+
+
 def test_everything_has_a_name_for_a_screen_reader(page):
-    for name in ("draw", "compare", "grid", "gallery", "search", "training"):
+    for name in VIEWS:
         view(page, name)
         unnamed = page.evaluate(
             "[...document.querySelectorAll('input, select, textarea, button, a, img, iframe')]"

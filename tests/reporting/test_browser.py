@@ -9,6 +9,7 @@ import pytest
 from example_run import full_log_rows, picture_row, write_evaluation, write_log, write_pictures
 
 from clipgraft.reporting.files import write_comparison, write_report
+from contrast import faint_texts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -82,6 +83,20 @@ def test_page_that_compares_is_quiet_too(page, tmp_path):
 @pytest.mark.parametrize("width", [390, 1440])
 def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
     assert measured_title(page, tmp_path, width) == f"fits {width}"
+
+
+def test_every_text_stands_out_in_light_and_in_dark(page):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        opened, colours = browser.new_page(), set()
+        opened.goto(page.as_uri())
+        for scheme in ("light", "dark"):
+            opened.emulate_media(color_scheme=scheme)
+            colours.add(opened.evaluate("getComputedStyle(document.body).color"))
+            assert faint_texts(opened) == []
+        browser.close()
+    assert len(colours) == 2
 
 
 def test_page_without_pictures_and_without_numbers_fits_a_telephone(run_dir, tmp_path):
