@@ -22,16 +22,25 @@ def world(tmp_path_factory):
     }
 
 
-def test_a_bridge_of_a_text_file_is_refined_on_pictures(world, tmp_path, monkeypatch):
+def test_a_bridge_of_a_text_file_is_refined_on_pictures(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     models = ["--base", world["base"], "--set", "bridge.num_epochs=0"]
     captions = ["--captions", world["captions"], "--clip", world["clip"]]
     assert call("bridge", *captions, *models, "--out", tmp_path / "br") == 0
     graft = tmp_path / "br" / "graft"
+    errors = json.loads((tmp_path / "br" / "metrics.json").read_text())["linear"]["relative_error"]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("state error on 12 held-out captions: words " + f"{errors['words']:.3f}, eos")
+    assert second == f"graft: {graft}"
     options = ["--graft", graft, "--data", world["data"], *models, "--set", "refine.batch_size=8"]
     assert call("refine", *options, "--out", tmp_path / "rf") == 0
-    assert json.loads((tmp_path / "rf" / "metrics.json").read_text())["num_steps"] == 2
+    metrics = json.loads((tmp_path / "rf" / "metrics.json").read_text())
+    assert metrics["num_steps"] == 2
     refined = tmp_path / "rf" / "graft"
+    before, after = (sum(metrics[when].values()) / len(metrics[when]) for when in ("before", "after"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"against the teacher's: {before:.3f} -> {after:.3f} (0 is the teacher's own" in first
+    assert second == f"graft: {refined}"
     assert call("generate", "A dog", "--graft", refined, "--out", tmp_path / "out", "--steps", 1) == 0
 
 

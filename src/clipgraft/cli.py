@@ -146,7 +146,9 @@ def finetune(
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
-    print_result(metrics)
+    if metrics:  # of several processes the first one has them
+        print_result(metrics)
+        typer.echo(f"clip: {out / 'clip'}")
 
 
 @app.command()
@@ -167,6 +169,7 @@ def interpolate(
     settings = recipe_from_options(recipe, set_, data=data, clip=before)
     with stage_folder(out, settings, resume=False, overwrite=overwrite) as folder:
         stage(settings, after, folder, alpha=alpha)
+    typer.echo(f"clip: {out / 'clip'}")
 
 
 @app.command()
@@ -188,6 +191,7 @@ def bridge(
 ) -> None:
     """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
     from clipgraft.stages.bridge import bridge as stage
+    from clipgraft.stages.bridge import print_result
     from clipgraft.stages.folder import stage_folder
 
     if data and captions:
@@ -195,7 +199,9 @@ def bridge(
     set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
-        stage(settings, folder, resume=resume)
+        metrics = stage(settings, folder, resume=resume)
+    print_result(metrics)
+    typer.echo(f"graft: {out / 'graft'}")
 
 
 @app.command()
@@ -212,7 +218,7 @@ def refine(
 ) -> None:
     """Train a graft's bridge on pictures, through the base's frozen U-Net."""
     from clipgraft.stages.folder import stage_folder
-    from clipgraft.stages.refine import check_start, with_makings
+    from clipgraft.stages.refine import check_start, print_result, with_makings
     from clipgraft.stages.refine import refine as stage
 
     chosen = [] if recipe and not epochs else [f"refine.num_epochs={epochs or 1}"]
@@ -220,7 +226,9 @@ def refine(
     if resume:
         check_start(graft, out)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
-        stage(settings, graft, folder, resume=resume)
+        metrics = stage(settings, graft, folder, resume=resume)
+    print_result(metrics)
+    typer.echo(f"graft: {out / 'graft'}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from clipgraft.data.token_states import StateBatches
 from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.encoder import save_graft
 from clipgraft.models.states import COLLAPSED_SHARE, collapsed_classes
+from clipgraft.progress import print_line
 from clipgraft.runtime import seed_everything, write_json
 from clipgraft.stages.captions import load_captions
 from clipgraft.stages.fitting import fit_stage
@@ -58,6 +59,14 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
     metrics |= {"num_captions": len(train_ids), "num_held_out_captions": len(held_out_ids)}
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def print_result(metrics: dict[str, Any]) -> None:
+    """Print in one line how near the bridge comes to the teacher's states."""
+    errors = metrics.get("residual", metrics["linear"])["relative_error"]
+    figures = ", ".join(f"{name} {errors[name]:.3f}" for name in ("words", "eos", "padding"))
+    captions = f"{metrics['num_held_out_captions']} held-out captions"
+    print_line(f"state error on {captions}: {figures} (0 is a perfect copy)")
 
 
 def has_residual(towers: Towers, settings: BridgeSettings) -> bool:

@@ -88,9 +88,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
 
 
 def print_result(metrics: dict[str, Any]) -> None:
-    """Print in one line what fine-tuning brought; nothing where no metrics are given."""
-    if not metrics:
-        return
+    """Print in one line what fine-tuning brought."""
     before, after = metrics["before"], metrics["after"]
     if before is None:
         print_line("recall was not measured: the source has no test split")
