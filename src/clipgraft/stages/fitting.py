@@ -52,7 +52,7 @@ def fit_stage(
     num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
 
     def tell(report: StepReport) -> None:
-        update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f}/s")
+        update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f} samples/s")
         if on_step:
             on_step(report)
 
