@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 import tiny
 from clipgraft import cli
@@ -400,6 +401,15 @@ def test_bug_of_ours_shows_its_traceback(monkeypatch):
 def test_version_is_printed(capsys):
     assert call("--version") == 0
     assert capsys.readouterr().out.startswith("clipgraft 0.")
+
+
+def test_a_process_of_several_leaves_its_group_before_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for arguments, exit_code in ((["--version"], 0), (["no-such-command"], 2)):
+        store = tmp_path / str(exit_code)
+        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        assert call(*arguments) == exit_code
+        assert not distributed.is_initialized()
 
 
 def run_apart(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

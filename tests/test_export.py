@@ -95,6 +95,12 @@ def test_a_diffusers_folder_draws_the_same_and_tells_no_path_of_this_machine(gra
             assert machine not in path.read_text(), path
 
 
+def test_the_place_of_what_was_written_is_told_as_it_is(graft_dir, tmp_path, capsys):
+    out = tmp_path / "[red] cats"  # rich takes brackets for colours, unless told not to
+    assert call("export", graft_dir, "--out", out, "--format", "bridge") == 0
+    assert capsys.readouterr().out == f"bridge: {out}\n"
+
+
 def test_the_bridge_alone_maps_as_in_the_graft(graft_dir, tmp_path):
     assert call("export", graft_dir, "--out", tmp_path / "out", "--format", "bridge") == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())

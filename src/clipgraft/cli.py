@@ -306,16 +306,7 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _end_process_group(*_: object, **__: object) -> None:
-    """A process that leaves with its group still open may be aborted on its way out, all work done."""
-    if "WORLD_SIZE" in os.environ:
-        from torch import distributed
-
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-@app.callback(result_callback=_end_process_group)
+@app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
@@ -340,6 +331,9 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
+    except SystemExit:  # how each command that came to its end leaves, one with failed pictures too
+        _end_process_group()
+        raise
     except KeyboardInterrupt:
         _end("stopped by Ctrl-C", 130)
     except Exception as error:
@@ -351,6 +345,15 @@ def main() -> None:
         if not is_users_to_mend(error):
             raise
         _end(f"error: {one_line(error)}", 2)
+
+
+def _end_process_group() -> None:
+    """A process that leaves with its group still open may be aborted on its way out, all work done."""
+    if "WORLD_SIZE" in os.environ:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _end(message: str, exit_code: int) -> None:

@@ -4,11 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from clipgraft.config import Recipe
 from clipgraft.data.captions import read_lines
 from clipgraft.data.records import Source, Split
+from clipgraft.progress import say
 from clipgraft.stages.data import load_source, select
 
 FEWEST_CAPTIONS = 100
@@ -70,7 +69,7 @@ def _check_number(count: int, name: str, allow_few: bool) -> None:
             f"only {what}; give {FEWEST_CAPTIONS} or more, or go on with --allow-few-captions "
             "(bridge.allow_few_captions=true)"
         )
-    Console(stderr=True).print(f"note: only {what}", highlight=False, markup=False)
+    say(f"only {what}")
 
 
 def expected_quality() -> str:

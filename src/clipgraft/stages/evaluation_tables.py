@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.data.flatland import ATTRIBUTES
+from clipgraft.progress import print_line
 from clipgraft.reporting.evidence import evidence_settings
 from clipgraft.stages.columns import REAL
 from clipgraft.stages.prompt_sets import PLAIN
@@ -76,10 +77,8 @@ def print_record(record: Mapping[str, Any], folder: Path) -> None:
         console.print(table)
     for note in record["notes"]:
         console.print(f"note: {note}", highlight=False, markup=False)
-    console.print(
-        f"drawn and scored: {evidence_settings(dict(record))}", highlight=False, markup=False, soft_wrap=True
-    )
-    console.print(f"evaluation: {folder / 'evaluation.json'}", highlight=False, soft_wrap=True)
+    print_line(f"drawn and scored: {evidence_settings(dict(record))}")
+    print_line(f"evaluation: {folder / 'evaluation.json'}")
 
 
 def _differences(record: Mapping[str, Any], prompt_set: str) -> dict[tuple[str, str], dict[str, Any]]:

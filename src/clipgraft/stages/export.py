@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 
 from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
@@ -15,6 +14,7 @@ from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.checkpoint import write_folder_atomically
 from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
+from clipgraft.progress import print_line, say
 from clipgraft.reporting.card import Facts, model_card, public_recipe
 from clipgraft.runtime import RECIPE_NAME, quiet_libraries, write_json
 from clipgraft.stages.refine import START_NAME, read_start
@@ -90,7 +90,7 @@ def export(
     with write_folder_atomically(out_dir) as folder:
         write(folder)
         _write_card(graft, loaded, content, folder)
-    Console().print(f"{file_format}: {out_dir}", highlight=False, soft_wrap=True)
+    print_line(f"{file_format}: {out_dir}")
 
 
 def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
@@ -111,7 +111,7 @@ def _write_prompt_embeds(graft: Graft, prompts: Sequence[str], negative_prompt: 
 
     for prompt in prompts:
         for note in prompt_notes(prompt, graft.tokenizer):
-            Console(stderr=True).print(f"note: {prompt[:60]!r}: {note}", highlight=False, markup=False)
+            say(f"{prompt[:60]!r}: {note}")
     embeds = {
         "prompt_embeds": encode(prompts),
         "negative_prompt_embeds": encode([negative_prompt]).repeat(len(prompts), 1, 1),

@@ -4,8 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from clipgraft.progress import print_line
 from clipgraft.reporting.files import write_comparison, write_report
 from clipgraft.reporting.run import STAGES, collect_metrics, has_own_metrics, read_run
 from clipgraft.runtime import is_at_work, write_json
@@ -56,16 +55,14 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
         while _is_at_work(run_dir):
             page = write_report(run_dir, refresh_seconds=every)
             if not told:
-                Console().print(
-                    f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch", soft_wrap=True
-                )
+                print_line(f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch")
             told = True
             time.sleep(every)
     except KeyboardInterrupt:
         write_report(run_dir)
         raise
     if not told:
-        Console().print(f"nothing is at work in {run_dir}; writing its report once", soft_wrap=True)
+        print_line(f"nothing is at work in {run_dir}; writing its report once")
     return report(run_dir)
 
 

@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from clipgraft.config import Recipe
 from clipgraft.data.captions import read_lines
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
+from clipgraft.progress import print_line
 from clipgraft.runtime import choose_device, choose_mixed_precision
 from clipgraft.stages.bridge import bridge
 from clipgraft.stages.captions import load_captions
@@ -64,7 +63,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         with recorded_resources(folder / "evaluate"):
             evaluate(recipe, encoders, folder / "evaluate", clips=clips)
     page = report(folder)
-    Console().print(f"report: {page}", highlight=False)
+    print_line(f"report: {page}")
     return page
 
 
