@@ -25,7 +25,8 @@ LAYERS = (
     {"runtime", "presets", "progress"},
     {"config"},
     {"settings"},
-    {"errors", "writing"},
+    {"files"},
+    {"errors"},
 )
 """From top to bottom; a module imports from layers below its own, or from its own package."""
 

@@ -27,7 +27,7 @@ from clipgraft.cli_options import (
     recipe_from_options,
     with_overrides,
 )
-from clipgraft.errors import is_users_to_mend, one_line
+from clipgraft.errors import UserError, is_user_error, one_line
 
 if TYPE_CHECKING:
     from clipgraft.config import Recipe
@@ -142,7 +142,7 @@ def finetune(
     from clipgraft.training.state import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
-        raise ValueError("--from-step and --allow-changed-data say how to go on; add --resume")
+        raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
         metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
@@ -195,7 +195,7 @@ def bridge(
     from clipgraft.stages.folder import stage_folder
 
     if data and captions:
-        raise ValueError("--captions takes the place of --data; leave one of them out")
+        raise UserError("--captions takes the place of --data; leave one of them out")
     set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
     settings = recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
     with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
@@ -288,7 +288,7 @@ def studio(
     try:
         from clipgraft.app.server import serve
     except ModuleNotFoundError as error:
-        raise ValueError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
+        raise UserError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
     serve(runs, out or runs / "studio", host=host, port=port, with_token=token, device=device)
 
 
@@ -342,7 +342,7 @@ def main() -> None:
         exit_code = getattr(error, "exit_code", None)
         if exit_code:
             _end(f"{error}; go on with the same command and --resume", exit_code)
-        if not is_users_to_mend(error):
+        if not is_user_error(error):
             raise
         _end(f"error: {one_line(error)}", 2)
 

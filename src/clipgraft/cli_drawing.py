@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipgraft.errors import UserError
+
 if TYPE_CHECKING:
     from clipgraft.generation.jobs import Job
     from clipgraft.stages.generate import DrawOptions
@@ -139,7 +141,7 @@ def generate(
     from clipgraft.generation.speed import SpeedOptions
 
     if from_image and prompts:
-        raise ValueError("--from-image takes prompt and settings from the picture; leave prompts out")
+        raise UserError("--from-image takes prompt and settings from the picture; leave prompts out")
     _refuse_without_effect(ctx)
     if reference:
         scheduler, steps = "pndm", 50
@@ -258,7 +260,7 @@ def _refuse_without_effect(ctx: typer.Context) -> None:
     for flag, idle in idle_beside.items():
         options = [option for name, option in given.items() if name in idle]
         if ctx.params[flag] and options:
-            raise ValueError(f"without effect beside {given[flag]}: {', '.join(options)}; leave it out")
+            raise UserError(f"without effect beside {given[flag]}: {', '.join(options)}; leave it out")
 
 
 def _jobs(
@@ -276,7 +278,7 @@ def _jobs(
         for problem in skipped:
             say(f"left out: {problem}")
     if not jobs:
-        raise ValueError("no prompt to draw; give at least one text, or --from-file")
+        raise UserError("no prompt to draw; give at least one text, or --from-file")
     return jobs
 
 

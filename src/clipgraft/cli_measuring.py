@@ -16,6 +16,7 @@ from clipgraft.cli_options import (
     recipe_from_options,
     with_overrides,
 )
+from clipgraft.errors import UserError
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
     from clipgraft.stages.evaluate import evaluate_grafts, evaluate_run
 
     if num_prompts is not None and num_prompts < 1:
-        raise ValueError(f"--num-prompts must be 1 or more; got {num_prompts}")
+        raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")
     values = {"data.source": data, "evaluate.prompts": prompts, "evaluate.scorer": scorer}
     options = [f"{key}={json.dumps(value)}" for key, value in values.items() if value]
     options += [f"evaluate.num_prompts={num_prompts}"] if num_prompts else []
@@ -50,7 +51,7 @@ def evaluate(
         evaluate_run(run_dir, [*options, *set_], out=out)
         return
     if run_dir or not out:
-        raise ValueError(
+        raise UserError(
             "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
             "with --out"
         )
@@ -92,7 +93,7 @@ def report(
 
     if len(runs) > 1:
         if watch:
-            raise ValueError("--watch shows one run; name one folder")
+            raise UserError("--watch shows one run; name one folder")
         page = stage.compare(runs, out)
     else:
         page = stage.watch(runs[0]) if watch else stage.report(runs[0])

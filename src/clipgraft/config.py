@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from clipgraft.errors import MissingFileError, UserError
 from clipgraft.settings import (
     BridgeSettings,
     DataSettings,
@@ -59,11 +60,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: If it is not TOML, or a key or value is not allowed; names the nearest known key.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"recipe not found: {path}")
+        raise MissingFileError(f"recipe not found: {path}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+        raise UserError(f"{path} is not TOML: {error}") from error
     return apply_overrides(values, overrides)
 
 
@@ -77,13 +78,13 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Reci
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted.strip():
-            raise ValueError(f"--set takes section.key=value; got {override!r}")
+            raise UserError(f"--set takes section.key=value; got {override!r}")
         *sections, key = dotted.strip().split(".")
         target = merged
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise ValueError(f"--set {override!r}: {section!r} is not a section")
+                raise UserError(f"--set {override!r}: {section!r} is not a section")
         target[key] = _parse_value(text.strip())
     return build_recipe(merged)
 
@@ -98,7 +99,7 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise UserError(_explain(error)) from None
 
 
 def _refuse_tokens(values: Mapping[str, Any], prefix: str) -> None:
@@ -107,7 +108,7 @@ def _refuse_tokens(values: Mapping[str, Any], prefix: str) -> None:
         if isinstance(value, Mapping):
             _refuse_tokens(value, f"{prefix}{key}.")
         elif HUB_TOKEN.search(str(value)):
-            raise ValueError(
+            raise UserError(
                 f"recipe key '{prefix}{key}' holds a token of the model hub; a token is taken from the "
                 "environment (HF_TOKEN) or `hf auth login` alone"
             )

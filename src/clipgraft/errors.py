@@ -1,29 +1,47 @@
-"""What can go wrong by the user's hand, and how it is said."""
+"""User-facing errors and their one-line messages."""
 
 import errno
-import traceback
-from pathlib import Path
 
 
-class DataError(ValueError):
+class UserError(ValueError):
+    """Something that the user can mend: one line saying what, which value, what is allowed, what to do."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that was named is not there."""
+
+    __str__ = Exception.__str__  # OSError's own puts errno first
+
+
+class DataError(UserError):
     """A captioned-image source, a caption file or an image cannot be used as it is."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """Saved weights or training state are missing, damaged or made for something else."""
 
 
 def one_line(error: Exception) -> str:
-    """Say an error in one line."""
+    """Format an error as one line; control characters are escaped.
+
+    A file name of a stranger may hold terminal escapes, and ends up in messages.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left on the disk ({error.filename or 'while writing'}); free some and run again"
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))
 
 
-def is_users_to_mend(error: Exception) -> bool:
-    """Whether it is one of the system's files, or one that this package raised to say what is wrong."""
-    if isinstance(error, OSError):
-        return True
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    is_ours = Path(raised_in).is_relative_to(Path(__file__).parent)
-    return is_ours and isinstance(error, (ValueError, RuntimeError, FloatingPointError))
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or cannot show: control characters, lone surrogates."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether the user can mend it: a `UserError`, or a refusal of the operating system.
+
+    Everything else, also a `ValueError` raised by our own code, is a bug of ours and keeps its traceback.
+    """
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)

@@ -14,6 +14,7 @@ from clipgraft.config import (
     RefineSettings,
     load_recipe,
 )
+from clipgraft.errors import MissingFileError
 
 
 def demo() -> Recipe:
@@ -79,5 +80,5 @@ def named_recipe(name: str) -> Recipe:
     if name in PRESETS:
         return PRESETS[name]()
     if not Path(name).is_file():
-        raise FileNotFoundError(f"recipe not found: {name}; named ones are {', '.join(PRESETS)}")
+        raise MissingFileError(f"recipe not found: {name}; named ones are {', '.join(PRESETS)}")
     return load_recipe(Path(name))

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipgraft.writing import write_bytes
+from clipgraft.errors import UserError
+from clipgraft.files import write_bytes
 
 RECORDED_PACKAGES = (
     "clipgraft",
@@ -54,9 +55,9 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device(next(device for device, is_there in available.items() if is_there))
     if name not in available:
-        raise ValueError(f"device must be auto, cpu, cuda or mps; got {name!r}")
+        raise UserError(f"device must be auto, cpu, cuda or mps; got {name!r}")
     if not available[name]:
-        raise ValueError(
+        raise UserError(
             f'device {name!r} is not available to torch {torch.__version__} here; use device = "auto"'
         )
     return torch.device(name)
@@ -99,7 +100,7 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
             return "fp16"
         return "bf16" if device.type == "cpu" and cpu_gains_from_bf16() else "no"
     if name == "fp16" and device.type == "cpu":
-        raise ValueError(
+        raise UserError(
             "mixed_precision 'fp16' needs a GPU (its gradient scaler works on CUDA alone); "
             "on a CPU use 'bf16' or 'no'"
         )
@@ -182,7 +183,7 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
             or another process is at work in it.
     """
     if path.exists() and not path.is_dir():
-        raise ValueError(f"out folder {path} is a file; name another with --out")
+        raise UserError(f"out folder {path} is a file; name another with --out")
     path.mkdir(parents=True, exist_ok=True)
     _take_lock(path)
     try:
@@ -214,11 +215,11 @@ def _empty(path: Path, *, overwrite: bool) -> None:
     if not found:
         return
     if not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{path} already holds files; add --resume or --overwrite, or name another with --out"
         )
     if not (path / RECIPE_NAME).is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} holds no run (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
         )
     for item in found:
@@ -246,7 +247,7 @@ def _locked_by(path: Path) -> int:
 def _refuse_if_locked(path: Path) -> None:
     process_id = _locked_by(path)
     if process_id and process_id != os.getpid() and _is_alive(process_id):
-        raise ValueError(
+        raise UserError(
             f"process {process_id} is at work in {path}; wait for it or name another folder with --out"
         )
 

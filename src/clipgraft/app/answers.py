@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from clipgraft.app.guard import error_body
 from clipgraft.app.queue import BusyError
 from clipgraft.app.service import Service, StoppedError
-from clipgraft.errors import CheckpointError, one_line
+from clipgraft.errors import CheckpointError, MissingFileError, UserError, one_line
 from clipgraft.runtime import without_folders
 from clipgraft.stages.studio import UnknownModelError
 
@@ -95,12 +95,12 @@ def handle_errors(app: FastAPI, service: Service) -> None:
     async def _(_request: Request, error: UnknownModelError) -> JSONResponse:
         return _answer(404, "model_not_found", str(error), "model")
 
-    @app.exception_handler(ValueError)
-    async def _(_request: Request, error: ValueError) -> JSONResponse:
-        return _answer(422, "invalid_value", without_folders(str(error)))
+    @app.exception_handler(UserError)
+    async def _(_request: Request, error: UserError) -> JSONResponse:
+        return _answer(422, "invalid_value", without_folders(one_line(error)))
 
-    @app.exception_handler(FileNotFoundError)
-    async def _(_request: Request, error: FileNotFoundError) -> JSONResponse:
+    @app.exception_handler(MissingFileError)
+    async def _(_request: Request, error: MissingFileError) -> JSONResponse:
         return _answer(404, "not_found", without_folders(one_line(error)))
 
     @app.exception_handler(CheckpointError)

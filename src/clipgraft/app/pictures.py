@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from clipgraft.app.uploads import encode, read_png_texts
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.metadata import RECORD_KEY, save_png
 from clipgraft.generation.pipeline import Picture
@@ -68,7 +68,7 @@ class PictureFiles:
         try:
             content = self.path(picture_id).read_bytes()
         except FileNotFoundError:
-            raise FileNotFoundError(f"the file of picture {picture_id} is gone") from None
+            raise MissingFileError(f"the file of picture {picture_id} is gone") from None
         if image_format == "png" and with_metadata:
             return content
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:

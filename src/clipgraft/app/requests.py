@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clipgraft.app.limits import Limits
+from clipgraft.errors import UserError
 from clipgraft.generation.jobs import MAX_SEED, SIZE_MULTIPLE, Job
 from clipgraft.generation.schedulers import SCHEDULERS
 
@@ -68,7 +69,7 @@ class JobRequest(Settings):
     def _axes_differ(self) -> "JobRequest":
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names):
-            raise ValueError("each axis changes another thing")
+            raise UserError("each axis changes another thing")
         return self
 
     @property
@@ -89,7 +90,7 @@ class JobRequest(Settings):
         """
         count = math.prod(len(axis.values) for axis in self.axes) * max(1, len(self.models)) * self.num_images
         if count > max_pictures:
-            raise ValueError(f"{count} pictures; a job holds at most {max_pictures}")
+            raise UserError(f"{count} pictures; a job holds at most {max_pictures}")
         first = self.seed if self.seed is not None else secrets.randbelow(2**32)
         plain = self.model_dump(include=set(Settings.model_fields) - {"seed"})
         plain["guidance_scale"] = self.guidance_scale or guidance_scale
@@ -114,7 +115,7 @@ def make_job(settings: dict[str, Any]) -> Job:
     values = dict(settings)
     steps = values.pop("steps")
     if isinstance(steps, int) and steps > LIMITS.max_steps:  # a job by itself may have more
-        raise ValueError(f"steps must be from 1 to {LIMITS.max_steps}; got {steps}")
+        raise UserError(f"steps must be from 1 to {LIMITS.max_steps}; got {steps}")
     return Job(num_inference_steps=steps, **values)
 
 

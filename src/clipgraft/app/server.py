@@ -19,6 +19,7 @@ from clipgraft.app.guard import Access
 from clipgraft.app.http_api import build_app
 from clipgraft.app.limits import Limits
 from clipgraft.app.service import Service
+from clipgraft.errors import UserError
 from clipgraft.runtime import quiet_libraries, run_folder
 
 TOKEN_VARIABLE = "CLIPGRAFT_TOKEN"
@@ -112,13 +113,13 @@ def make_access(host: str, with_token: bool) -> Access:
     """
     is_loopback = host in LOOPBACK_NAMES or _is_loopback(host)
     if not is_loopback and not with_token:
-        raise ValueError(
+        raise UserError(
             f"on {host} others can reach the studio; add --token, which makes one and shows it once, "
             "or stay on 127.0.0.1"
         )
     token = (os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32)) if with_token else ""
     if with_token and (len(token) < MIN_TOKEN_LENGTH or not re.fullmatch(r"[\w.~-]+", token, re.ASCII)):
-        raise ValueError(
+        raise UserError(
             f"{TOKEN_VARIABLE} must have at least {MIN_TOKEN_LENGTH} letters, digits, or any of . _ ~ -; "
             "without it one is made"
         )

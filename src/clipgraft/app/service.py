@@ -21,6 +21,7 @@ from clipgraft.app.loaded import Loaded
 from clipgraft.app.pictures import SETTINGS, PictureFiles
 from clipgraft.app.queue import OPEN, JobRow, NewPicture, PictureRow, Queue
 from clipgraft.app.worker import Worker
+from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import SIZE_MULTIPLE, Job
 from clipgraft.models.tokenizer import cut_off, unknown_words
@@ -236,25 +237,25 @@ class Service:
         """
         limits = self.limits
         if not 1 <= len(jobs) <= limits.max_pictures_per_job:
-            raise ValueError(f"{len(jobs)} pictures; a job holds from 1 to {limits.max_pictures_per_job}")
+            raise UserError(f"{len(jobs)} pictures; a job holds from 1 to {limits.max_pictures_per_job}")
         pixel_steps = 0
         for job in jobs:
             side = max(job.height, job.width)
             if side > limits.max_side or 0 < min(job.height or side, job.width or side) < 8 * SIZE_MULTIPLE:
-                raise ValueError(
+                raise UserError(
                     f"{job.width} x {job.height} pixels; each side has from 64 to {limits.max_side}"
                 )
             if job.num_inference_steps > limits.max_steps:
-                raise ValueError(f"{job.num_inference_steps} steps; at most {limits.max_steps} are taken")
+                raise UserError(f"{job.num_inference_steps} steps; at most {limits.max_steps} are taken")
             length = len(job.prompt) + len(job.negative_prompt)
             if length > limits.max_prompt_characters:
-                raise ValueError(
+                raise UserError(
                     f"prompt and negative prompt have {length} characters together; at most "
                     f"{limits.max_prompt_characters} are taken: shorten them"
                 )
             pixel_steps += (job.height or 512) * (job.width or 512) * job.num_inference_steps
         if pixel_steps > limits.max_pixel_steps:
-            raise ValueError(
+            raise UserError(
                 f"{len(jobs)} pictures of this size in so many steps are "
                 f"{pixel_steps / limits.max_pixel_steps:.1f} times what one job may ask for; "
                 "ask for fewer, smaller ones or fewer steps"

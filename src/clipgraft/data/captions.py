@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError
 
 
 def read_lines(path: Path, kind: str) -> list[str]:
@@ -17,7 +17,7 @@ def read_lines(path: Path, kind: str) -> list[str]:
         DataError: If it is not UTF-8 text, or holds nothing.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
+        raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ import numpy as np
 
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import ImageProcessor, clip_crop
+from clipgraft.errors import MissingFileError
 
 SEGMENT_BYTES = 128 * 2**20
 """Held in memory while it is cut: 891 crops of 224 pixels."""
@@ -110,7 +111,7 @@ def _file_sum(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image") from None
+        raise MissingFileError(f"{path}: no such image") from None
 
 
 def _write_segment(folder: Path, sums: Sequence[str], crops: np.ndarray) -> dict[str, Place]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipgraft.data.records import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError
 
 MAX_PIXELS = 100_000_000
 """More is refused from the header: 300 MB as RGB, and no camera photograph of a caption set comes near."""
@@ -84,7 +84,7 @@ def open_image(path: Path) -> Image.Image:
         DataError: If it is empty, of another format, damaged, over `MAX_PIXELS` or under `MIN_SIDE`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
+        raise MissingFileError(f"{path}: no such image")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)")
     try:

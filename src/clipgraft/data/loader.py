@@ -27,6 +27,7 @@ from clipgraft.data.transforms import (
     normalize_clip_crops,
     pad_input_ids,
 )
+from clipgraft.errors import UserError
 
 
 class EpochIndex(NamedTuple):
@@ -69,13 +70,13 @@ class EpochSampler(Sampler[list[EpochIndex]]):
         num_processes: int = 1,
     ) -> None:
         if seed < 0:
-            raise ValueError(f"seed must not be negative; got {seed}")
+            raise UserError(f"seed must not be negative; got {seed}")
         if batch_size < 1 or (drop_last and num_items < batch_size):
-            raise ValueError(
+            raise UserError(
                 f"batch_size must be between 1 and the number of images, {num_items}; got {batch_size}"
             )
         if batch_size % num_processes:
-            raise ValueError(
+            raise UserError(
                 f"batch_size must be a multiple of the number of processes, {num_processes}; got {batch_size}"
             )
         self.num_items = num_items
@@ -93,7 +94,7 @@ class EpochSampler(Sampler[list[EpochIndex]]):
             ValueError: If `start` is not between 0 and the number of batches.
         """
         if not 0 <= start <= self.num_batches:
-            raise ValueError(f"start must be between 0 and the {self.num_batches} batches; got {start}")
+            raise UserError(f"start must be between 0 and the {self.num_batches} batches; got {start}")
         self.epoch = epoch
         self.start = start
 

@@ -15,7 +15,7 @@ from typing import Any
 from clipgraft.data.flickr8k import read_flickr8k, read_lines, read_text, tidy
 from clipgraft.data.images import list_images
 from clipgraft.data.records import RawCaption, Reading, Source, Split, assemble, check_image_name
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError
 
 SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -53,7 +53,7 @@ def read_source(path: str | Path, *, include_unsplit: bool = False) -> Source:
     """
     root = Path(path)
     if not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder; expected a folder of images with captions")
+        raise MissingFileError(f"{root}: no such folder; expected a folder of images with captions")
     if not root.is_dir():
         raise DataError(f"{root}: is a file; give the folder that holds the captions and the images")
     for read in READERS.values():

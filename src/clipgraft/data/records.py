@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -103,7 +103,7 @@ class Source:
             ValueError: If `split` is not train, val or test.
         """
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         return tuple(image for image in self.images if image.split == split)
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from clipgraft.data.records import CONTEXT_LENGTH
+from clipgraft.errors import UserError
 
 END_OF_WORD = "</w>"
 """By which CLIP's vocabulary tells a token that ends a word."""
@@ -89,7 +90,7 @@ def vae_pixel_values(images: Sequence[Image.Image], size: int) -> Tensor:
         ValueError: If `size` is not a positive multiple of 8.
     """
     if size < 8 or size % 8:
-        raise ValueError(f"size must be a positive multiple of 8 pixels; got {size}")
+        raise UserError(f"size must be a positive multiple of 8 pixels; got {size}")
     crops = [np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)) for image in images]
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # (B, 3, H, W) uint8
     return pixels.float().div(127.5).sub(1).contiguous()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from clipgraft.errors import UserError
+
 
 def seed_diversity(embeds: Tensor) -> Tensor:
     """Return the mean of `1 - cosine` over all pairs of a prompt's pictures: two at the least.
@@ -20,7 +22,7 @@ def seed_diversity(embeds: Tensor) -> Tensor:
     """
     num_seeds = embeds.shape[1]
     if num_seeds < 2:
-        raise ValueError(f"diversity needs 2 or more pictures a prompt; got {num_seeds}")
+        raise UserError(f"diversity needs 2 or more pictures a prompt; got {num_seeds}")
     # Of K unit vectors the cosines of all ordered pairs sum to |sum|^2 - K.
     pairs = embeds.double().sum(1).square().sum(-1) - embeds.double().square().sum((1, 2))
     return 1 - pairs / (num_seeds * (num_seeds - 1))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipgraft.data.flatland import ATTRIBUTES
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, MissingFileError
 from clipgraft.progress import track
 
 CHANNELS = (24, 48, 96, 128)
@@ -81,7 +81,7 @@ def load_probe(path: Path) -> Probe:
         CheckpointError: If it holds other weights.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"probe not found: {path}; `clipgraft pretrain` trains one")
+        raise MissingFileError(f"probe not found: {path}; `clipgraft pretrain` trains one")
     probe = Probe()
     try:
         probe.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})

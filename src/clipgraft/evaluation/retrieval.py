@@ -9,6 +9,8 @@ float32, some queries at a time, so memory does not grow with the number of quer
 import torch
 from torch import Tensor
 
+from clipgraft.errors import UserError
+
 RECALL_AT = (1, 5, 10)
 SCORES_PER_CHUNK = 2**22
 """Scores held at once: 16 MiB of float32, and as much for comparing them."""
@@ -200,27 +202,27 @@ def _chunk_size(num_candidates: int) -> int:
 def _check(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> None:
     shapes = f"text_embeds {tuple(text_embeds.shape)}, image_embeds {tuple(image_embeds.shape)}"
     if text_embeds.ndim != 2 or image_embeds.ndim != 2 or text_embeds.shape[1] != image_embeds.shape[1]:
-        raise ValueError(f"text and image embeddings must be (M, P) and (N, P) with the same P; got {shapes}")
+        raise UserError(f"text and image embeddings must be (M, P) and (N, P) with the same P; got {shapes}")
     if image_index.shape != text_embeds.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"image_index must name one image for each of {len(text_embeds)} captions; "
             f"got shape {tuple(image_index.shape)}"
         )
     for name, embeds in (("text_embeds", text_embeds), ("image_embeds", image_embeds)):
         if not embeds.isfinite().all():
             row = int((~embeds.isfinite()).any(dim=1).nonzero()[0])
-            raise ValueError(f"{name} row {row} is not finite; the model gave NaN or infinity for it")
+            raise UserError(f"{name} row {row} is not finite; the model gave NaN or infinity for it")
     _check_index(image_index, len(image_embeds))
 
 
 def _check_index(image_index: Tensor, num_images: int) -> None:
     if image_index.is_floating_point() or image_index.dtype == torch.bool:
-        raise ValueError(f"image_index must hold integers; got {image_index.dtype}")
+        raise UserError(f"image_index must hold integers; got {image_index.dtype}")
     if num_images == 0:
-        raise ValueError("there is no image to rank; give at least one image with a caption")
+        raise UserError("there is no image to rank; give at least one image with a caption")
     outside = image_index[(image_index < 0) | (image_index >= num_images)]
     if len(outside):
-        raise ValueError(f"image_index must lie in 0..{num_images - 1}; got {int(outside[0])}")
+        raise UserError(f"image_index must lie in 0..{num_images - 1}; got {int(outside[0])}")
     num_captions = torch.bincount(image_index, minlength=num_images)
     if not num_captions.all():
-        raise ValueError(f"image {int((num_captions == 0).nonzero()[0])} has no caption; leave it out")
+        raise UserError(f"image {int((num_captions == 0).nonzero()[0])} has no caption; leave it out")

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from clipgraft.errors import UserError
 from clipgraft.generation.networks import Run
 from clipgraft.generation.speed import SpeedOptions
 from clipgraft.runtime import cpu_gains_from_bf16, inference_dtype
@@ -88,12 +89,12 @@ def choose_engine(speed: SpeedOptions, device: torch.device, cache_folder: Path)
     """
     name = speed.engine
     if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
     missing = why_no_openvino(device)
     if name == "openvino" and speed.compile:
-        raise ValueError("compile is for torch's engine; leave it out, or use engine 'torch'")
+        raise UserError("compile is for torch's engine; leave it out, or use engine 'torch'")
     if name == "openvino" and missing:
-        raise ValueError(f"engine 'openvino' cannot run here: {missing}; use engine 'torch' or 'auto'")
+        raise UserError(f"engine 'openvino' cannot run here: {missing}; use engine 'torch' or 'auto'")
     if name == "torch" or missing or speed.compile:
         return TorchEngine(device, inference_dtype(device), is_compiled=speed.compile)
     from clipgraft.generation.openvino_engine import OpenVinoEngine

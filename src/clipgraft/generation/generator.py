@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, StableDiffusionPipeline
 
+from clipgraft.errors import UserError
 from clipgraft.generation.engines import choose_engine
 from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import describe_models, describe_picture
@@ -80,11 +81,11 @@ def load_generators(
     place = choose_device(device)
     _check_offload(offload, place)
     if offload != "none" and speed != DEFAULT_SPEED:
-        raise ValueError("engines and shortcuts do not work with offload; leave one of them out")
+        raise UserError("engines and shortcuts do not work with offload; leave one of them out")
     engine = choose_engine(speed, place, cache_dir() / "openvino") if offload == "none" else None
     grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
-        raise ValueError("no graft and no base; name one of them, e.g. --base flatland")
+        raise UserError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
         list(grafts.values()),
         base,
@@ -248,9 +249,9 @@ def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str
 
 def _check_offload(offload: str, device: torch.device) -> None:
     if offload not in OFFLOADS:
-        raise ValueError(f"offload must be one of {', '.join(OFFLOADS)}; got {offload!r}")
+        raise UserError(f"offload must be one of {', '.join(OFFLOADS)}; got {offload!r}")
     if offload != "none" and device.type != "cuda":
-        raise ValueError(
+        raise UserError(
             f"offload {offload!r} moves weights to a CUDA GPU while they work; this is {device.type}: "
             "leave --offload out"
         )

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from clipgraft.data.images import MAX_PIXELS, MIN_SIDE
+from clipgraft.errors import UserError
 from clipgraft.generation.schedulers import SCHEDULERS
 from clipgraft.models.checkpoint import file_sha256
 
@@ -59,12 +60,12 @@ class Job:
         _check_integer("steps", self.num_inference_steps, 1, MAX_STEPS, f"from 1 to {MAX_STEPS}")
         _check_number("guidance_scale", self.guidance_scale, 1, math.inf, "1 (no guidance) or more")
         if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
-            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
+            raise UserError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
         if self.init_image is not None and not self.num_steps:
-            raise ValueError(
+            raise UserError(
                 f"{self.num_inference_steps} steps at strength {self.strength} leave none to draw; raise one"
             )
         if self.init_image is not None:
@@ -103,7 +104,7 @@ def make_jobs(prompt: str, *, num_images: int = 1, steps: int = 25, **settings: 
         if word not in known:
             nearest = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-            raise ValueError(f"unknown setting {word!r} ({hint})")
+            raise UserError(f"unknown setting {word!r} ({hint})")
     _check_integer("num_images", num_images, 1, 2**31, "at least 1")
     job = Job(prompt, num_inference_steps=steps, **settings)
     return [replace(job, seed=job.seed + index) for index in range(num_images)]
@@ -151,23 +152,23 @@ def _shared_settings(job: Job) -> tuple:
 
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be a text; got {value!r}")
+        raise UserError(f"{name} must be a text; got {value!r}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name} holds half a character (a lone surrogate); got {value!r}")
+        raise UserError(f"{name} holds half a character (a lone surrogate); got {value!r}")
 
 
 def _check_integer(name: str, value: Any, lowest: int, highest: int, allowed: str) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not lowest <= value <= highest:
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+        raise UserError(f"{name} must be {allowed}; got {value!r}")
 
 
 def _check_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ValueError(f"{name} must be at most {sys.float_info.max:.1e}; got {value}")
+        raise UserError(f"{name} must be at most {sys.float_info.max:.1e}; got {value}")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not lowest <= value <= highest or (highest == 1 and value == 0):
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+        raise UserError(f"{name} must be {allowed}; got {value!r}")
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -176,22 +177,22 @@ def _check_size(name: str, value: Any) -> None:
     )
     _check_integer(name, value, 0, MAX_SIDE, allowed)
     if value % SIZE_MULTIPLE:
-        raise ValueError(f"{name} must be a multiple of {SIZE_MULTIPLE} pixels; got {value}")
+        raise UserError(f"{name} must be a multiple of {SIZE_MULTIPLE} pixels; got {value}")
 
 
 def _check_image(name: str, path: Any) -> None:
     """Refuse a picture whose header says that `open_image` would; its pixels are not decoded yet."""
     if not isinstance(path, Path):
-        raise ValueError(f"{name} must be the path of a JPEG, PNG or WebP picture; got {path!r}")
+        raise UserError(f"{name} must be the path of a JPEG, PNG or WebP picture; got {path!r}")
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
     except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"{name} {path}: no such image") from None
+        raise UserError(f"{name} {path}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} {path}: is no JPEG, PNG or WebP picture ({error})") from error
+        raise UserError(f"{name} {path}: is no JPEG, PNG or WebP picture ({error})") from error
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
-        raise ValueError(
+        raise UserError(
             f"{name} {path} has {width}x{height} pixels; allowed are sides of at least {MIN_SIDE} and "
             f"{MAX_PIXELS:,} pixels in all"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
 
 
 def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
@@ -24,9 +24,9 @@ def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
         CheckpointError: If it is no LoRA, or of another U-Net.
     """
     if find_spec("peft") is None:
-        raise ValueError("a LoRA needs peft; pip install 'clipgraft[lora]'")
+        raise UserError("a LoRA needs peft; pip install 'clipgraft[lora]'")
     if not path.exists():
-        raise FileNotFoundError(f"no LoRA at {path}; name a .safetensors file or a folder with one")
+        raise MissingFileError(f"no LoRA at {path}; name a .safetensors file or a folder with one")
     try:
         weights, alphas = StableDiffusionPipeline.lora_state_dict(
             path, unet_config=unet.config, use_safetensors=True, local_files_only=True

@@ -11,14 +11,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, PngImagePlugin
 
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError
+from clipgraft.files import written_whole
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.pipeline import Picture
 from clipgraft.models.base import Origin
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.encoder import GraftedTextEncoder
 from clipgraft.runtime import to_json
-from clipgraft.writing import written_whole
 
 PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"
@@ -143,7 +143,7 @@ def read_record(path: Path) -> dict[str, Any]:
         DataError: If it is no PNG of clipgraft's, or was written without its record.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such picture")
+        raise MissingFileError(f"{path}: no such picture")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # a text behind the pixels is read with them

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from clipgraft.data.images import open_image
+from clipgraft.errors import UserError
 from clipgraft.generation.decoding import decode
 from clipgraft.generation.jobs import Job, batches
 from clipgraft.generation.networks import EngineUNet
@@ -71,7 +72,7 @@ def build_pipeline(
     assert base.scheduler is not None
     width, needed = text_encoder.config.hidden_size, base.unet.config.cross_attention_dim
     if width != needed:
-        raise ValueError(
+        raise UserError(
             f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
             "use the base that the graft was made for"
         )
@@ -124,7 +125,7 @@ def draw(
         DataError: If a job's first picture cannot be read.
     """
     if not jobs:
-        raise ValueError("no prompt to draw; give at least one text")
+        raise UserError("no prompt to draw; give at least one text")
     states = states or PromptStates(pipeline)
     done, total = 0, sum(job.num_steps for job in jobs)
 
@@ -212,7 +213,7 @@ def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[Job], erro
         raise error
     if len(batch) == 1:
         height, width = picture_size(pipeline, batch[0])
-        raise ValueError(
+        raise UserError(
             f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller one, or on "
             "CUDA add --offload sequential"
         ) from error

@@ -12,6 +12,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from clipgraft.errors import UserError
+
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpm++": (
         DPMSolverMultistepScheduler,
@@ -37,6 +39,6 @@ def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin
         ValueError: If there is no scheduler of that name.
     """
     if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {name!r}")
+        raise UserError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {name!r}")
     scheduler_class, settings = SCHEDULERS[name]
     return scheduler_class.from_config(base_scheduler.config, **settings)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from clipgraft.errors import UserError
 from clipgraft.models.checkpoint import file_sha256
 
 
@@ -34,11 +35,11 @@ class SpeedOptions:
     def __post_init__(self) -> None:
         start, stop = self.guidance_interval
         if not 0 <= start < stop <= 1:
-            raise ValueError(
+            raise UserError(
                 f"guidance_interval must be two rising shares of the steps, 0 to 1; got {start:g} {stop:g}"
             )
         if self.feature_cache < 1:
-            raise ValueError(f"feature_cache must be 1 (none) or more; got {self.feature_cache}")
+            raise UserError(f"feature_cache must be 1 (none) or more; got {self.feature_cache}")
 
     @property
     def is_guided_throughout(self) -> bool:

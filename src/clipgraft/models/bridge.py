@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipgraft.errors import UserError
 from clipgraft.models.attention import attend
 
 BOS, WORD, EOS, PADDING = range(4)
@@ -112,7 +113,7 @@ class Bridge(nn.Module):
         """
         size, output_size = self.config["input_size"], self.config["output_size"]
         if size != output_size:
-            raise ValueError(f"no identity between widths {size} and {output_size}")
+            raise UserError(f"no identity between widths {size} and {output_size}")
         num_maps = self.config["num_maps"]
         self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros_like(self.bias))
 

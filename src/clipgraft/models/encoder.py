@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import (
     load_strictly,
@@ -124,7 +124,7 @@ class GraftedTextEncoder(PreTrainedModel):
             ValueError: If `output_hidden_states` is true.
         """
         if output_hidden_states:
-            raise ValueError("a graft has no hidden states of earlier layers; leave clip_skip out")
+            raise UserError("a graft has no hidden states of earlier layers; leave clip_skip out")
         hidden_states = text_hidden_states(self.text_model, input_ids)  # (B, L, D)
         states = self.bridge(hidden_states, token_classes(input_ids, self.config.eos_token_id))  # (B, L, W)
         empty = self.empty_states[: input_ids.shape[1]].to(states)  # (L, W)
@@ -214,7 +214,7 @@ def load_graft(folder: Path) -> Graft:
         CheckpointError: If it is not a graft, or a file or weight is missing, foreign or damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
+        raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
     record = folder / BASE_RECORD
     if not record.is_file():
         inner = folder / "graft"

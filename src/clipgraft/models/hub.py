@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 import clipgraft
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, MissingFileError
 from clipgraft.models.checkpoint import file_sha256, verify_folder
 from clipgraft.models.pins import PINS, Pin
 from clipgraft.models.weight_files import Needed
@@ -93,7 +93,7 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
         CheckpointError: As `resolve_model`.
     """
     if not HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
+        raise MissingFileError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
     pin = PINS.get(name)
     revision = revision or (pin.revision if pin else None)
     is_commit = bool(revision and COMMIT.fullmatch(revision))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipgraft.errors import UserError
 from clipgraft.models.bridge import NUM_CLASS_MAPS, map_index
 
 PRIOR_ROWS, PRIOR_ROWS_OF_BIAS = 30.0, 1.0
@@ -75,7 +76,7 @@ class RidgeRegression:
             start = torch.cat([prior[0].T, prior[1].expand(self.num_biases, -1)])
         if count == 0:
             if prior is None:
-                raise ValueError("no caption to fit the bridge on; name a source with captions")
+                raise UserError("no caption to fit the bridge on; name a source with captions")
             return start[:size].T, start[size:]
         power = float(self.gram.diagonal()[:size].mean())
         penalty[:size] = ridge * power

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from clipgraft.files import written_whole
 from clipgraft.reporting import comparison
 from clipgraft.reporting.curves import training_curves
 from clipgraft.reporting.html import render_comparison, render_report
@@ -14,7 +15,6 @@ from clipgraft.reporting.plots import LIGHT, render_loss
 from clipgraft.reporting.run import read_run
 from clipgraft.reporting.settings import short_setting
 from clipgraft.reporting.summary import summarize
-from clipgraft.writing import written_whole
 
 
 def write_report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from clipgraft.errors import UserError
 from clipgraft.reporting import comparison, evidence, ranking, resources, sections
 from clipgraft.reporting.curves import Curve, training_curves
 from clipgraft.reporting.evaluations import evaluations_table
@@ -165,7 +166,7 @@ def _render(template: str, **values: Any) -> str:
     )
     num_bytes = len(page.encode())
     if num_bytes > MAX_REPORT_BYTES:
-        raise ValueError(
+        raise UserError(
             f"the page of {values['title']!r} would be {num_bytes:,} bytes, and {MAX_REPORT_BYTES:,} are the "
             "most; report a stage's folder alone, compare fewer runs, or evaluate fewer grafts at once"
         )

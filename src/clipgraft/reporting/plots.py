@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
+from clipgraft.files import write_bytes
 from clipgraft.reporting.run import is_number, read_log
-from clipgraft.writing import write_bytes
 
 MAX_POINTS = 5_000
 """Batch losses drawn one by one; of more, the lowest and the highest of every few steps are drawn."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipgraft.errors import MissingFileError, UserError
+
 STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "generate", "evaluate")
 MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "evaluate")
 """Stages that write a `metrics.json`."""
@@ -105,10 +107,10 @@ def read_run(run_dir: Path) -> Run:
 
 def _begun_stages(run_dir: Path) -> frozenset[str]:
     if not run_dir.is_dir():
-        raise FileNotFoundError(f"run folder not found: {run_dir}")
+        raise MissingFileError(f"run folder not found: {run_dir}")
     begun = _stage_folders(run_dir)
     if not begun and not any((run_dir / name).is_file() for name in RUN_FILES):
-        raise ValueError(
+        raise UserError(
             f"{run_dir} is no run: it holds neither {', '.join(RUN_FILES[:-1])} nor a stage's folder; name a "
             "folder that clipgraft wrote"
         )

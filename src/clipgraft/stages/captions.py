@@ -7,6 +7,7 @@ from typing import NamedTuple
 from clipgraft.config import Recipe
 from clipgraft.data.captions import read_lines
 from clipgraft.data.records import Source, Split
+from clipgraft.errors import UserError
 from clipgraft.progress import say
 from clipgraft.stages.data import load_source, select
 
@@ -62,10 +63,10 @@ def _check_number(count: int, name: str, allow_few: bool) -> None:
     if count >= FEWEST_CAPTIONS:
         return
     if count == 0:
-        raise ValueError(f"no training caption in {name} to fit the bridge on; name a source with captions")
+        raise UserError(f"no training caption in {name} to fit the bridge on; name a source with captions")
     what = f"{count} different captions to fit the bridge on ({name}); {expected_quality()}"
     if not allow_few:
-        raise ValueError(
+        raise UserError(
             f"only {what}; give {FEWEST_CAPTIONS} or more, or go on with --allow-few-captions "
             "(bridge.allow_few_captions=true)"
         )

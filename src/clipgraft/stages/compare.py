@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipgraft.errors import MissingFileError, UserError
 from clipgraft.stages.folder import GRAFT_STAGES, run_encoders
 from clipgraft.stages.generate import DrawOptions
 from clipgraft.stages.grid import Axis, draw_grid, graft_axis
@@ -36,11 +37,11 @@ def compare(
         ValueError: If there are fewer than two columns, or no prompt or picture of one.
     """
     if len(encoders) < 2:
-        raise ValueError("fewer than two text encoders to compare; name --run, or --graft NAME=FOLDER twice")
+        raise UserError("fewer than two text encoders to compare; name --run, or --graft NAME=FOLDER twice")
     if num_images < 1:
-        raise ValueError(f"num_images must be at least 1; got {num_images}")
+        raise UserError(f"num_images must be at least 1; got {num_images}")
     if not prompts:
-        raise ValueError("no prompt to draw; give at least one text")
+        raise UserError("no prompt to draw; give at least one text")
     seeds = range(seed, seed + num_images)
     axes = [
         graft_axis(encoders),
@@ -59,7 +60,7 @@ def encoders_of_run(folder: Path) -> dict[str, Path | None]:
     """
     encoders = run_encoders(folder)
     if len(encoders) == 1:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} is no run with a graft (no {', '.join(GRAFT_STAGES.values())}); name the folder of "
             "`clipgraft run` or `demo`"
         )

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from clipgraft.config import Recipe, load_recipe, to_toml
 from clipgraft.data.records import CaptionedImage
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.probe import load_probe
 from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
@@ -65,7 +65,7 @@ def evaluate_run(run_dir: Path, settings: Sequence[str] = (), *, out: Path | Non
         CheckpointError: If it is no run's, of another version's settings, or has no graft.
     """
     if not run_dir.is_dir():
-        raise FileNotFoundError(f"run folder not found: {run_dir}")
+        raise MissingFileError(f"run folder not found: {run_dir}")
     path = run_dir / RECIPE_NAME
     if not path.is_file():
         raise CheckpointError(f"{run_dir} holds no run (no {RECIPE_NAME}); name what `clipgraft run` wrote")
@@ -118,7 +118,7 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
     encoders = name_grafts(grafts)
     base_name = base or next(map(_base_of, grafts), FLATLAND)
     if base_name != FLATLAND and not recipe.evaluate.scorer and recipe.clip.name == FLATLAND:
-        raise ValueError(
+        raise UserError(
             "no CLIP is named to score pictures by, and flatland's knows flatland's pictures alone; add "
             "--scorer with a folder or a hub id, e.g. --scorer openai/clip-vit-base-patch16"
         )
@@ -145,7 +145,7 @@ def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
         whole = folder.resolve()
         name = column = whole.parent.name if whole.name == "graft" else whole.name
         if name in (TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE):
-            raise ValueError(
+            raise UserError(
                 f"the graft {folder} would be the column {name!r}, which is a floor's or ceiling's own; "
                 "rename its folder"
             )
@@ -186,7 +186,7 @@ def evaluate(
         ValueError: If no prompt is asked for.
     """
     if not recipe.evaluate.num_prompts:
-        raise ValueError("evaluate.num_prompts must be 1 or more to evaluate; got 0")
+        raise UserError("evaluate.num_prompts must be 1 or more to evaluate; got 0")
     begun = time.monotonic()
     quiet_libraries()
     device = choose_device(recipe.device)

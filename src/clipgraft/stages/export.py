@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
+from clipgraft.errors import UserError
 from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.checkpoint import write_folder_atomically
@@ -67,15 +68,15 @@ def export(
         CheckpointError: If the graft or its base is not what it should be.
     """
     if file_format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {file_format!r}")
+        raise UserError(f"format must be one of {', '.join(FORMATS)}; got {file_format!r}")
     if bool(prompts) != (file_format == "prompt-embeds"):
-        raise ValueError(
+        raise UserError(
             "prompt-embeds needs prompts, as arguments or in a --prompts-file"
             if not prompts
             else f"prompts are for --format prompt-embeds; {file_format} encodes none"
         )
     if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
+        raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
     quiet_libraries()
     loaded = load_graft(graft)
     writers: dict[str, tuple[Callable[[Path], None], str]] = {

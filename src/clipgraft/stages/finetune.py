@@ -12,6 +12,7 @@ from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.data.check import check_source, to_json
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage, Source
+from clipgraft.errors import UserError
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.progress import print_line, say
 from clipgraft.reporting.plots import plot_loss
@@ -132,7 +133,7 @@ def _splits(source: Source, recipe: Recipe) -> dict[str, tuple[CaptionedImage, .
     check_settings(recipe.finetune, has_val=bool(splits["val"]))
     captions = {caption for image in splits["train"] for caption in image.captions}
     if len(captions) == 1:
-        raise ValueError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
+        raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
     return splits
 
 
@@ -209,29 +210,27 @@ def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
     if settings.batch_size == 1 and (
         settings.gradient_accumulation_steps == 1 or settings.accumulation == "separate"
     ):
-        raise ValueError(
-            "a batch of one image has no wrong answer to learn from; set batch_size to 2 or more"
-        )
+        raise UserError("a batch of one image has no wrong answer to learn from; set batch_size to 2 or more")
     if settings.patience and not settings.best_metric:
-        raise ValueError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")
+        raise UserError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")
     if settings.best_metric and not has_val:
-        raise ValueError(
+        raise UserError(
             f"best_metric {settings.best_metric!r} is measured on a validation split, and the source has "
             "none; leave best_metric empty, or add a val split"
         )
     if bool(settings.samples_every) != bool(settings.samples_graft):
-        raise ValueError("samples_every and samples_graft belong together: set both, or neither")
+        raise UserError("samples_every and samples_graft belong together: set both, or neither")
     if settings.samples_every and settings.lora_rank:
-        raise ValueError(
+        raise UserError(
             "samples_every needs whole weights, which lora_rank has at the end only; set one to 0"
         )
     if settings.frozen_vision_layers == settings.frozen_text_layers == -1:
-        raise ValueError(
+        raise UserError(
             "frozen_vision_layers=-1 and frozen_text_layers=-1 leave nothing to train but the logit scale; "
             "set one of them to 0 or more"
         )
     if settings.frozen_vision_layers == -1 and settings.crop_scale < 1:
-        raise ValueError(
+        raise UserError(
             "crop_scale below 1 augments images, and with frozen_vision_layers=-1 each is encoded once for "
             "all epochs; set crop_scale=1"
         )

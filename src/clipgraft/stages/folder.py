@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 
 from clipgraft.config import Recipe, load_recipe, to_toml
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.runtime import (
     RECIPE_NAME,
     choose_device,
@@ -51,7 +51,7 @@ def stage_folder(
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes > 1:
         if not in_parallel:
-            raise ValueError(
+            raise UserError(
                 "only finetune, generate, grid, compare and evaluate run in several processes, and "
                 f"{num_processes} were started; start this command by itself"
             )

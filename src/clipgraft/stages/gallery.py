@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clipgraft.errors import UserError
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.pipeline import Picture
@@ -158,6 +159,6 @@ def _make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"out folder {folder} cannot be written ({reason}); name another with --out"
         ) from error

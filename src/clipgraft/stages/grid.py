@@ -7,13 +7,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from clipgraft.errors import UserError
+from clipgraft.files import write_bytes
 from clipgraft.generation.jobs import Job, make_jobs
 from clipgraft.generation.metadata import save_png
 from clipgraft.progress import print_line
 from clipgraft.reporting.pictures import COLUMN_LABELS
 from clipgraft.reporting.sheet import Sheet, SheetCell, draw_sheet, render_sheets
 from clipgraft.stages.generate import DrawOptions, generate
-from clipgraft.writing import write_bytes
 
 AXES = ("prompt", "seed", "guidance", "steps", "scheduler", "graft")
 WORDS = {"guidance": "guidance_scale"}
@@ -42,7 +43,7 @@ def parse_axis(text: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip()
     if not equals or name not in AXES:
-        raise ValueError(f"--axis takes NAME=VALUE,VALUE with a name of {', '.join(AXES)}; got {text!r}")
+        raise UserError(f"--axis takes NAME=VALUE,VALUE with a name of {', '.join(AXES)}; got {text!r}")
     parts = [part.strip() for part in values.split("|" if name == "prompt" else ",")]
     converters: dict[str, Callable[[Sequence[str]], Sequence[Any]]] = {
         "seed": _seeds,
@@ -52,9 +53,9 @@ def parse_axis(text: str) -> Axis:
     convert = converters.get(name, tuple)
     parsed: tuple[Any, ...] = tuple(convert([part for part in parts if part or name == "prompt"]))
     if not parsed:
-        raise ValueError(f"axis {name!r} has no value; give at least one")
+        raise UserError(f"axis {name!r} has no value; give at least one")
     if len(set(parsed)) < len(parsed):
-        raise ValueError(f"axis {name!r} has a value twice: {values}")
+        raise UserError(f"axis {name!r} has a value twice: {values}")
     if name == "graft":
         return graft_axis(parse_encoders(parsed))
     prefix = "" if name in ("prompt", "scheduler") else f"{name} "
@@ -80,9 +81,9 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
         if not equals:  # a run's grafts are all called so; their stages tell them apart
             name = path.resolve().parent.name if path.name == "graft" else path.name
         if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|') or (equals and not folder):
-            raise ValueError(f"a graft is given as NAME=FOLDER, FOLDER or teacher; got {text!r}")
+            raise UserError(f"a graft is given as NAME=FOLDER, FOLDER or teacher; got {text!r}")
         if name in encoders:
-            raise ValueError(f"two grafts are called {name!r}; give them as NAME=FOLDER")
+            raise UserError(f"two grafts are called {name!r}; give them as NAME=FOLDER")
         encoders[name] = None if str(path) == "teacher" else path
     return encoders
 
@@ -117,9 +118,9 @@ def draw_grid(
     """
     names = [axis.name for axis in axes]
     if "prompt" not in {*names, *settings}:
-        raise ValueError("no prompt to draw; give at least one text")
+        raise UserError("no prompt to draw; give at least one text")
     if len(set(names)) < len(names):
-        raise ValueError(f"an axis comes twice: {', '.join(names)}; give its values together")
+        raise UserError(f"an axis comes twice: {', '.join(names)}; give its values together")
     by_name = {axis.name: axis for axis in axes}
     encoders = dict(by_name["graft"].values) if "graft" in by_name else {"": graft}
     inner = [by_name[name] for name in COST_ORDER if name in by_name and name != "graft"]
@@ -234,7 +235,7 @@ def _seeds(parts: Sequence[str]) -> list[int]:
             continue
         begin, end = _integers([first, last])
         if not 0 <= end - begin < MAX_SEEDS:
-            raise ValueError(f"seeds {part!r}: the second is to be above the first, by less than {MAX_SEEDS}")
+            raise UserError(f"seeds {part!r}: the second is to be above the first, by less than {MAX_SEEDS}")
         seeds += range(begin, end + 1)
     return seeds
 
@@ -243,11 +244,11 @@ def _integers(parts: Sequence[str]) -> list[int]:
     try:
         return [int(part) for part in parts]
     except ValueError:
-        raise ValueError(f"an axis has a value that is no whole number: {', '.join(parts)}") from None
+        raise UserError(f"an axis has a value that is no whole number: {', '.join(parts)}") from None
 
 
 def _numbers(parts: Sequence[str]) -> list[float]:
     try:
         return [float(part) for part in parts]
     except ValueError:
-        raise ValueError(f"an axis has a value that is no number: {', '.join(parts)}") from None
+        raise UserError(f"an axis has a value that is no number: {', '.join(parts)}") from None

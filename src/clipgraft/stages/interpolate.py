@@ -14,7 +14,7 @@ from torch import nn
 
 from clipgraft.config import Recipe
 from clipgraft.data.transforms import tokenize
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.drift import token_drift
 from clipgraft.models.clip import load_clip, save_clip
 from clipgraft.reporting.plots import plot_interpolation
@@ -42,10 +42,10 @@ def interpolate(recipe: Recipe, after: str, folder: Path, *, alpha: float = 0.5)
         CheckpointError: If the two models differ in shape.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be between 0 (before) and 1 (after); got {alpha}")
+        raise UserError(f"alpha must be between 0 (before) and 1 (after); got {alpha}")
     images = select(load_source(recipe.data), "val", recipe.data.max_val_images)
     if not images:
-        raise ValueError("weights are compared on a validation split, and the source has none; add one")
+        raise UserError("weights are compared on a validation split, and the source has none; add one")
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     first, last = deepcopy(clip.model), load_clip(after).model
     _refuse_other_shapes(first, last)

@@ -13,12 +13,12 @@ from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError
+from clipgraft.files import written_whole
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.runtime import cache_dir
 from clipgraft.stages.folder import fingerprint
-from clipgraft.writing import written_whole
 
 logger = logging.getLogger(__name__)
 

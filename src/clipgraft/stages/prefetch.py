@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.config import ModelSettings, Recipe
+from clipgraft.errors import UserError
 from clipgraft.generation.engines import choose_engine
 from clipgraft.generation.speed import DEFAULT_SPEED
 from clipgraft.models import clip
@@ -96,7 +97,7 @@ def _refuse_without_room(num_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise ValueError(
+        raise UserError(
             f"{_size(num_bytes)} are to be fetched into {folder}, which has {_size(free)} free; "
             "free some, or set HF_HOME to another disk"
         )

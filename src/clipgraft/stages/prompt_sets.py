@@ -8,6 +8,7 @@ from clipgraft.config import EvaluateSettings
 from clipgraft.data.captions import read_lines
 from clipgraft.data.flatland import Scene, fidelity_prompts
 from clipgraft.data.records import CaptionedImage
+from clipgraft.errors import UserError
 
 HELD_OUT, PLAIN, FROM_FILE, TEST_SPLIT = "held_out", "plain", "prompts_file", "test"
 
@@ -74,7 +75,7 @@ def build_prompts(
         texts = read_lines(Path(settings.prompts), "prompt")[:num]
         prompts += [EvaluationPrompt(text, number, (FROM_FILE,)) for number, text in enumerate(texts)]
     if not prompts:
-        raise ValueError(
+        raise UserError(
             "nothing to draw: the source has no test split; name captioned images with --data, or a file "
             "with a prompt a line with --prompts"
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.generation.jobs import Job, make_jobs
 
 STANDARD_INPUT = Path("-")
@@ -56,14 +56,14 @@ def _content(source: Path) -> tuple[str, bytes]:
     if source == STANDARD_INPUT:
         return "standard input", sys.stdin.buffer.read()
     if not source.is_file():
-        raise FileNotFoundError(f"file of prompts not found: {source}")
+        raise MissingFileError(f"file of prompts not found: {source}")
     return source.name, source.read_bytes()
 
 
 def _jobs_of_object(text: str, settings: Mapping[str, Any], folder: Path) -> list[Job]:
     values = json.loads(text)
     if not isinstance(values, dict) or "prompt" not in values:
-        raise ValueError('no object with a "prompt"')
+        raise UserError('no object with a "prompt"')
     init_image = values.get("init_image")
     if init_image and isinstance(init_image, str):
         values["init_image"] = folder / init_image

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.metadata import LOCAL, job_of, read_record, versions
 from clipgraft.generation.speed import SpeedOptions
@@ -43,16 +43,16 @@ def redraw(
     record = read_record(picture)
     job, models = job_of(record, init_image), record["models"]
     if picture.parent.resolve() == out_dir.resolve():
-        raise ValueError(f"{out_dir} is the folder of that picture; name another one with --out")
+        raise UserError(f"{out_dir} is the folder of that picture; name another one with --out")
     base = options.base or (models["base"] if models["base"] != LOCAL else "")
     if (models["text_encoder"] == "graft") != bool(graft):
-        raise ValueError(
+        raise UserError(
             "that picture was drawn with a graft; name its folder with --graft"
             if not graft
             else "that picture was drawn with the base's own text encoder; leave --graft out"
         )
     if not base and not graft:
-        raise ValueError("that picture's base is a local one; name it with --base")
+        raise UserError("that picture's base is a local one; name it with --base")
     gallery = Gallery(out_dir, with_metadata=options.with_metadata)
     generators = load_generators(
         {"": graft},
@@ -81,9 +81,9 @@ def redraw(
 def _speed(models: Mapping[str, Any], options: DrawOptions) -> SpeedOptions:
     """Engine and shortcuts of the picture; a LoRA's file must be named."""
     if "lora_sha256" in models and not options.speed.lora:
-        raise ValueError("that picture was drawn with a LoRA; name its file with --lora")
+        raise UserError("that picture was drawn with a LoRA; name its file with --lora")
     if "lora_sha256" not in models and options.speed.lora:
-        raise ValueError("that picture was drawn without a LoRA; leave --lora out")
+        raise UserError("that picture was drawn without a LoRA; leave --lora out")
     if "engine" not in models:
         return options.speed
     start, stop = models["guidance_interval"]
@@ -97,7 +97,7 @@ def _speed(models: Mapping[str, Any], options: DrawOptions) -> SpeedOptions:
     if options.offload == "none":
         return speed
     if speed.shortcuts():
-        raise ValueError(f"that picture was drawn with {', '.join(speed.shortcuts())}; leave --offload out")
+        raise UserError(f"that picture was drawn with {', '.join(speed.shortcuts())}; leave --offload out")
     return options.speed
 
 

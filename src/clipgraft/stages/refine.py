@@ -12,7 +12,7 @@ from clipgraft.config import Recipe, RefineSettings, load_recipe
 from clipgraft.data.cache import LatentBatches, WithProgress
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import encode_captions, tokenize
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.teacher import noise_pred_errors
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import MANIFEST_NAME, file_sha256
@@ -120,15 +120,15 @@ def check_settings(settings: RefineSettings) -> None:
         ValueError: Names the setting and what to do.
     """
     if not settings.num_epochs:
-        raise ValueError("refine.num_epochs is 0: nothing would be trained; set it to 1 or more")
+        raise UserError("refine.num_epochs is 0: nothing would be trained; set it to 1 or more")
     if not (settings.noise_weight or settings.teacher_weight or settings.feature_weight):
-        raise ValueError(
+        raise UserError(
             "nothing to refine by: refine.noise_weight, teacher_weight and feature_weight are all 0; set one"
         )
     if 0 < settings.snr_gamma < 1:
-        raise ValueError(f"refine.snr_gamma must be 0 or at least 1; got {settings.snr_gamma}")
+        raise UserError(f"refine.snr_gamma must be 0 or at least 1; got {settings.snr_gamma}")
     if settings.text_lora_rank and not settings.text_layers:
-        raise ValueError("refine.text_lora_rank needs text_layers: how many of the last layers to update")
+        raise UserError("refine.text_lora_rank needs text_layers: how many of the last layers to update")
 
 
 def check_prediction(base: FrozenBase) -> None:
@@ -197,7 +197,7 @@ def load_pictures(recipe: Recipe, base: FrozenBase, num_measured: int = NUM_MEAS
     source = load_source(recipe.data)
     train = select(source, "train", recipe.data.max_train_images)
     if not train:
-        raise ValueError("no training picture to refine on; name a source with a train split")
+        raise UserError("no training picture to refine on; name a source with a train split")
     test = (select(source, "test", recipe.data.max_test_images) or train)[:num_measured]
     size = int(base.unet.config.sample_size) * 8
     latents = [load_latents(base, images, size) for images in (train, test)]

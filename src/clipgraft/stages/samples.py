@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from clipgraft.config import GenerateSettings
+from clipgraft.errors import UserError
 from clipgraft.generation.generator import load_generators
 from clipgraft.models.clip import ClipParts
 from clipgraft.progress import say
@@ -64,6 +65,6 @@ class Samples:
         try:
             tower.load_state_dict(self.clip.model.text_model.state_dict())
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 "samples_graft was made for a text tower of another shape; name a graft of this CLIP"
             ) from error

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from clipgraft.errors import UserError
 from clipgraft.evaluation.similarity import psnr, ssim
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.speed import SpeedOptions
@@ -39,7 +40,7 @@ def compare_shortcuts(
         Stopped: At Ctrl-C, where this is the only process.
     """
     if not shortcuts_of(jobs, options.speed):
-        raise ValueError(
+        raise UserError(
             "nothing to compare: no shortcut is named; add --scheduler, --steps, --reference, "
             "--guidance-interval, --feature-cache or --lora"
         )

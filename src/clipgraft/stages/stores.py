@@ -18,13 +18,13 @@ from torch import Tensor
 
 import clipgraft
 from clipgraft.errors import CheckpointError
+from clipgraft.files import write_bytes
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, picture_file_name
 from clipgraft.generation.metadata import save_png
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.stages.folder import fingerprint
-from clipgraft.writing import write_bytes
 
 ITEMS_PER_FILE = 64
 """Features that are kept in one file, and lost together when a process is killed."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.checkpoint import tensors_sha256
 from clipgraft.training.log import written_to_disk
 
@@ -72,7 +72,7 @@ class Evaluations:
         metric = self.plan.best_metric
         if metric and not isinstance(row.get(metric), int | float):
             known = ", ".join(name for name, value in row.items() if isinstance(value, int | float))
-            raise ValueError(f"best_metric {metric!r} is not measured; known here: {known}")
+            raise UserError(f"best_metric {metric!r} is not measured; known here: {known}")
         is_best = bool(metric) and (not self.rows or self._is_better(row, self.best()))
         self.rows.append(row)
         if weights is None:

@@ -3,6 +3,7 @@
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
+from clipgraft.errors import UserError
 from clipgraft.models.encoder import GraftedTextEncoder
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -27,7 +28,7 @@ def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
     for name, (count, tower, projection) in towers.items():
         layers = tower.encoder.layers
         if count > len(layers):
-            raise ValueError(f"{name} must be between -1 and the tower's {len(layers)} layers; got {count}")
+            raise UserError(f"{name} must be between -1 and the tower's {len(layers)} layers; got {count}")
         if count == -1:
             tower.requires_grad_(False)
             projection.requires_grad_(False)
@@ -64,7 +65,7 @@ def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, l
     """
     layers = encoder.text_model.encoder.layers
     if num_layers > len(layers):
-        raise ValueError(f"text_layers must be between 0 and the tower's {len(layers)}; got {num_layers}")
+        raise UserError(f"text_layers must be between 0 and the tower's {len(layers)}; got {num_layers}")
     encoder.requires_grad_(False)
     encoder.bridge.requires_grad_(True)
     if num_layers == 0:
@@ -81,7 +82,7 @@ def _inject_lora(module: CLIPModel | CLIPTextModel, rank: int, layers: list[int]
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError("lora_rank needs peft; install clipgraft[lora]") from error
+        raise UserError("lora_rank needs peft; install clipgraft[lora]") from error
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # equal to the rank: the update counts as it is

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.errors import CheckpointError
-from clipgraft.writing import written_whole
+from clipgraft.files import written_whole
 
 
 class StepLog:

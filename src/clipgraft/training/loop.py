@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from clipgraft.errors import UserError
 from clipgraft.training.accumulation import Batch
 from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.log import epoch_means
@@ -99,7 +100,7 @@ def fit(
         FloatingPointError: After `stepper.MAX_SKIPPED_IN_A_ROW` steps without a finite loss.
     """
     if len(batches) == 0:
-        raise ValueError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
+        raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
     num_steps = num_epochs * math.ceil(len(batches) / how.gradient_accumulation_steps)
     stepper = Stepper(objective, how, device=device, fingerprint=fingerprint)
     record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)

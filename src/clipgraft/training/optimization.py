@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from clipgraft.errors import UserError
 from clipgraft.training.accumulation import Accumulation
 
 
@@ -69,7 +70,7 @@ def parameter_groups(
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     if not named:
-        raise ValueError("nothing to train: every parameter is frozen")
+        raise UserError("nothing to train: every parameter is frozen")
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in sorted(named, key=lambda item: item[1].ndim < 2):

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from clipgraft.errors import UserError
 from clipgraft.training.accumulation import (
     Batch,
     average_over_processes,
@@ -151,7 +152,7 @@ class Stepper:
             *(self.state.step, metrics["loss"], metrics["grad_norm"], ", ".join(images) or "not named"),
         )
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(
+            raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had no finite loss or gradient; stopped at step "
                 f"{self.state.step}. Lower learning_rate, or set mixed_precision to 'no' or 'bf16'"
             )

@@ -6,6 +6,8 @@ from typing import Any
 
 from accelerate.tracking import TensorBoardTracker
 
+from clipgraft.errors import UserError
+
 FOLDER = "tensorboard"
 
 
@@ -26,9 +28,9 @@ class Tracker:
         if not name:
             return
         if name != "tensorboard":
-            raise ValueError(f"track must be tensorboard or empty; got {name!r}")
+            raise UserError(f"track must be tensorboard or empty; got {name!r}")
         if find_spec("tensorboard") is None:
-            raise ValueError("track = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
+            raise UserError("track = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
         self.tracker = TensorBoardTracker(FOLDER, folder, purge_step=step + 1 if step else None)
         self.tracker.start()
 

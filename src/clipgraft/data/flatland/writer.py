@@ -21,6 +21,7 @@ from clipgraft.data.flatland.canvas import Canvas
 from clipgraft.data.flatland.captions import plain_caption, write_captions
 from clipgraft.data.flatland.scenes import Scene, sample_scene
 from clipgraft.data.flatland.subjects import draw_subjects
+from clipgraft.errors import MissingFileError, UserError
 
 IMAGE_SIZE = 128
 JPEG_QUALITY = 95
@@ -78,7 +79,7 @@ def draw_flatland8k(
         ValueError: If the folder holds something already.
     """
     if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} already holds files; name an empty or new folder with --out")
+        raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own for each process, because several may draw the same set at the same time.
     part = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
@@ -127,7 +128,7 @@ def plain_captions(folder: Path) -> dict[str, str]:
     """
     path = folder / ATTRIBUTES_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found; plain captions exist for drawn sets alone")
+        raise MissingFileError(f"{path} not found; plain captions exist for drawn sets alone")
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return {row["image_id"]: row["plain_caption"] for row in rows}
 

@@ -1,0 +1,163 @@
+"""Files at the border: written whole or not at all, and read through one door with bounds.
+
+Whatever comes from outside (models, runs, caches, data sets, recipes) is read by `read_text`, `read_json`,
+`read_json_lines` and `read_toml`: bounded in size and depth, checked for its type, named when it is wrong.
+"""
+
+import json
+import os
+import re
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clipgraft.errors import DataError, MissingFileError, UserError
+
+MAX_BYTES = 1 << 30
+"""Of a text file that is read at once. COCO's largest caption file has 92 MB."""
+MAX_DEPTH = 64
+"""Of nested objects and lists. No format read here goes beyond ten; Python itself gives up near 1,000."""
+STALE_SECONDS = 3600
+"""A partial file that nobody has written to for so long belongs to no living process (guess)."""
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+JSON_TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write, which takes its place when the block ends without an error.
+
+    So `path` is there whole or as it was before, also where the disk is full, the process is killed, or two
+    processes write it at once.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
+    """Delete partial files that killed processes left in a folder.
+
+    Args:
+        folder: Where `written_whole` has written.
+        stale_seconds: Since the last write to it; 0 where the caller alone may write there.
+    """
+    for part in folder.glob(".*.part"):
+        if time.time() - part.lstat().st_mtime >= stale_seconds:
+            part.unlink(missing_ok=True)
+
+
+def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> str:
+    """Read a UTF-8 text file; a byte order mark, which Windows' editors write, is left out.
+
+    Args:
+        path: A regular file, or a link to one.
+        error: Raised where the file is not as it should be.
+        max_bytes: Largest size that is read.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: Of the class given, if it is no file, too large, or not UTF-8; names the file.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file")
+    if not path.is_file():
+        raise error(f"{path} is not a file")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise error(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as wrong:
+        raise error(f"{path} is not UTF-8 text (byte {wrong.start})") from wrong
+
+
+def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        kind: Type that it must hold: dict, list, str or int.
+        error: Raised where it does not.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: Of the class given, if it is no JSON, of another type, or nested too deep; names the file.
+    """
+    return parse_json(read_text(path, error=error), str(path), kind, error=error)
+
+
+def read_json_lines(path: Path, *, error: type[UserError] = DataError) -> list[dict[str, Any]]:
+    """Read a file with one JSON object a line; blank lines are left out, errors name file and line."""
+    lines = enumerate(read_text(path, error=error).split("\n"), 1)
+    return [parse_json(line, f"{path}:{number}", error=error) for number, line in lines if line.strip()]
+
+
+def read_toml(path: Path, *, error: type[UserError] = UserError) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: Of the class given, if it is no TOML or nested too deep; names the file.
+    """
+    text = read_text(path, error=error)
+    return _parse(tomllib.loads, text, f"{path} is not TOML", dict, error)
+
+
+def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
+    """Parse JSON that came from outside.
+
+    Args:
+        text: What to parse.
+        name: Of the place it came from, for messages.
+        kind: Type that it must hold.
+        error: Raised where it does not.
+    """
+    return _parse(json.loads, text, f"{name} is not JSON", kind, error)
+
+
+def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, error: type[UserError]) -> Any:
+    try:
+        value = parse(text)
+    except RecursionError as wrong:
+        raise error(f"{complaint} as read here: nested deeper than {MAX_DEPTH}") from wrong
+    except ValueError as wrong:  # JSONDecodeError, TOMLDecodeError, and a number of over 4,300 digits
+        raise error(f"{complaint}: {wrong}") from wrong
+    _refuse_depth_and_surrogates(value, complaint, error)
+    if not isinstance(value, kind):
+        raise error(f"{complaint} of the right type: {JSON_TYPES[kind]} is expected, not {_type_name(value)}")
+    return value
+
+
+def _refuse_depth_and_surrogates(value: Any, complaint: str, error: type[UserError]) -> None:
+    """Refuse what would fail far from here: deep nesting, and half a pair of UTF-16 (`"\\ud83d"`)."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        texts = [item for item in level if isinstance(item, str)]
+        texts += [key for item in level if isinstance(item, dict) for key in item]
+        for text in texts:
+            if LONE_SURROGATE.search(text):
+                raise error(
+                    f"{complaint} of whole characters: {ascii(text)[:80]} holds half a surrogate pair"
+                )
+        nested = [item for item in level if isinstance(item, (dict, list))]
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return
+    raise error(f"{complaint} as read here: nested deeper than {MAX_DEPTH}")
+
+
+def _type_name(value: Any) -> str:
+    return next((name for kind, name in JSON_TYPES.items() if isinstance(value, kind)), type(value).__name__)

@@ -1,0 +1,123 @@
+"""Files are written whole or not at all, and read through one door with bounds."""
+
+import os
+import time
+
+import pytest
+
+from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError
+from clipgraft.files import (
+    clear_parts,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_toml,
+    write_bytes,
+    written_whole,
+)
+
+DEEP = 100_000
+
+
+def write_half(path):
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyError
+
+
+def test_a_file_takes_its_place_when_it_is_written_whole(tmp_path):
+    path = tmp_path / "page"
+    path.write_bytes(b"old")
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"ne")
+        assert path.read_bytes() == b"old"
+        temporary.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert [child.name for child in tmp_path.iterdir()] == ["page"]
+
+
+def test_a_file_stays_as_it_was_where_writing_it_fails(tmp_path):
+    path = tmp_path / "page"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        write_bytes(path, "text is no bytes")
+    with pytest.raises(KeyError):
+        write_half(path)
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["page"]
+
+
+def test_clear_parts_keeps_what_is_being_written(tmp_path):
+    old, fresh, other = (tmp_path / name for name in (".a.1.part", ".b.2.part", "c.part"))
+    for path in (old, fresh, other):
+        path.write_bytes(b"half")
+    os.utime(old, (0, time.time() - 7200))
+    os.utime(other, (0, 0))
+    clear_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.2.part", "c.part"]
+    clear_parts(tmp_path, stale_seconds=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.part"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is not JSON: Expecting value"),
+        (b"{", "is not JSON"),
+        (b"[]", "is not JSON of the right type: an object is expected, not a list"),
+        (b"null", "an object is expected, not NoneType"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
+        (b"[" * DEEP + b"]" * DEEP, "nested deeper than 64"),
+        (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
+        (b'{"a": ["\\ud83d"]}', r"'.*ud83d' holds half a surrogate pair"),
+        (b'{"\\udc00": 1}', "half a surrogate pair"),
+        (b'"\xff"', r"is not UTF-8 text \(byte 1\)"),
+    ],
+)
+def test_read_json_refuses_damage_in_one_line_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_json(path, error=CheckpointError)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_json_takes_deep_but_bounded_nesting_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"a":' * 63 + b'"\xf0\x9f\x98\x80"' + b"}" * 63)
+    value = read_json(path)
+    for _ in range(63):
+        value = value["a"]
+    assert value == "😀"
+
+
+def test_readers_name_a_missing_file_a_folder_and_one_too_large(tmp_path):
+    with pytest.raises(MissingFileError, match=r"none.json: no such file") as caught:
+        read_json(tmp_path / "none.json")
+    assert isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(DataError, match="is not a file"):
+        read_text(tmp_path)
+    (tmp_path / "large").write_bytes(b"12345")
+    with pytest.raises(DataError, match="has 5 bytes; at most 4 are read"):
+        read_text(tmp_path / "large", max_bytes=4)
+
+
+def test_read_json_lines_names_file_and_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n\n{"st', encoding="utf-8")
+    with pytest.raises(DataError, match=r"log.jsonl:3 is not JSON"):
+        read_json_lines(path)
+    path.write_text('{"step": 1}\n\n{"step": 2}\n', encoding="utf-8")
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a = ", "is not TOML"), ("a = " + "[" * DEEP, "nested deeper"), ("a = " + "9" * 5000, "is not TOML")],
+)
+def test_read_toml_refuses_damage_in_one_line(tmp_path, content, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_toml(path)
