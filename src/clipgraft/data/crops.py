@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clipgraft.data.content import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import ImageProcessor, clip_crop
-from clipgraft.errors import MissingFileError
 
 SEGMENT_BYTES = 128 * 2**20
 """Held in memory while it is cut: 891 crops of 224 pixels."""
@@ -77,8 +77,8 @@ def cut_crops(
     """
     own = folder / _settings_sum(processor)
     own.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib let go of the interpreter's lock
-        sums = list(pool.map(_file_sum, paths))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter's lock
+        sums = content_sums(paths)
         known = _verified(_read_index(own), set(sums))
         missing = {
             file_sum: path for file_sum, path in zip(sums, paths, strict=True) if file_sum not in known
@@ -105,13 +105,6 @@ def _settings_sum(processor: ImageProcessor) -> str:
     names = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
     settings = {name: str(getattr(processor, name, None)) for name in names}
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-
-
-def _file_sum(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such image") from None
 
 
 def _write_segment(folder: Path, sums: Sequence[str], crops: np.ndarray) -> dict[str, Place]:

@@ -6,9 +6,7 @@ and of training processes. The epoch travels inside each index, because workers 
 copy of the dataset.
 """
 
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from clipgraft.data.content import content_sums
 from clipgraft.data.crops import Crops
 from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.transforms import (
@@ -133,18 +132,10 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
 
 
 def content_numbers(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return for each image the place of the first one whose file holds the same bytes.
-
-    Only files of equal size are read.
-    """
-    sizes = [image.path.stat().st_size for image in images]
-    counts = Counter(sizes)
-    first: dict[object, int] = {}
-    numbers = []
-    for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
-        key = hashlib.sha256(image.path.read_bytes()).digest() if counts[size] > 1 else (index, size)
-        numbers.append(first.setdefault(key, index))
-    return numbers
+    """Return for each image the place of the first one whose file holds the same bytes."""
+    first: dict[str, int] = {}
+    sums = content_sums([image.path for image in images])
+    return [first.setdefault(content, index) for index, content in enumerate(sums)]
 
 
 class ImageCaptionDataset(Dataset[Item]):
