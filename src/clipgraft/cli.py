@@ -283,13 +283,17 @@ def studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
     token: Annotated[bool, typer.Option("--token", help="Ask for a token, which is shown once.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    public_url: Annotated[
+        str, typer.Option(help="Address that a proxy with TLS gives it, as https://studio.example.org.")
+    ] = "",
 ) -> None:
     """Draw, compare and look at runs in the browser, and from other programs over HTTP."""
     try:
         from clipgraft.app.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
-    serve(runs, out or runs / "studio", host=host, port=port, with_token=token, device=device)
+    home = out or runs / "studio"
+    serve(runs, home, host=host, port=port, with_token=token, device=device, public_url=public_url)
 
 
 @app.command()

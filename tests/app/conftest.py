@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import tiny
-from clipgraft.app.guard import Access
+from clipgraft.app.access import Access
 from clipgraft.app.http_api import build_app
 from clipgraft.app.limits import Limits
 from clipgraft.app.service import Service

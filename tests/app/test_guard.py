@@ -4,13 +4,15 @@ import asyncio
 import logging
 import re
 import socket
+from contextlib import suppress
 
 import pytest
 from fastapi.routing import APIRoute
 
-from clipgraft.app.guard import Access, Guard
+from clipgraft.app.access import Access, make_access
+from clipgraft.app.guard import Guard
 from clipgraft.app.http_api import build_app
-from clipgraft.app.server import Server, make_access, redact_secrets, serve
+from clipgraft.app.server import Server, redact_secrets, serve
 
 TOKEN = "t" * 40
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -83,12 +85,34 @@ def test_the_token_lets_a_program_in_and_through_the_page_a_browser(locked):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "", "[", "192.168.0.7"]
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.nip.io",
+        "",
+        "[",
+        "192.168.0.7",
+        "evil@127.0.0.1",
+        "127.0.0.1#x",
+        "127.0.0.1/x",
+        "127.0.0.1?x",
+        "127.0.0.1\\x",
+        "localhost:x",
+        "localhost:",
+        "::1",
+        "[::1",
+        "[127.0.0.1]x",
+        "localhost localhost",
+        "localhost, evil.example",
+        "127.0.0.1:123456",
+    ],
 )
 def test_another_host_is_refused_before_its_body_is_read(client, host):
     answer = client.post("/v1/jobs", json={"prompt": "a"}, headers={"host": host})
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "host_not_allowed"
+    assert "--public-url" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +123,26 @@ def test_another_page_is_refused(client, origin):
     for method, path in (("POST", "/v1/jobs"), ("GET", "/v1/pictures"), ("OPTIONS", "/v1/jobs")):
         answer = client.request(method, path, headers={"origin": origin})
         assert answer.status_code == 403
+        assert "--public-url" in answer.json()["error"]["message"]
         assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE", ""])
+def test_a_picture_in_another_page_is_refused_without_an_origin(client, site):
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    for path in ("/", "/v1/pictures", "/health"):
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "origin_not_allowed"
+
+
+def test_a_link_from_elsewhere_opens_the_page_and_nothing_else(client):
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert client.get("/", headers=headers).status_code == 200
+    assert client.get("/v1/pictures", headers=headers).status_code == 403
+    assert client.post("/", json={}, headers=headers).status_code == 403
+    for site in ("none", "same-origin"):
+        assert client.get("/v1/pictures", headers=headers | {"sec-fetch-site": site}).status_code == 200
 
 
 def test_the_own_page_is_answered(client):
@@ -129,6 +172,10 @@ def test_large_bodies_are_refused_by_what_they_say_and_by_what_they_are(client):
     assert client.get("/health").status_code == 200
 
 
+class BodyReadError(Exception):
+    """Raised where somebody asks for a body."""
+
+
 def status_at_the_door(access, receive, **headers: str) -> int:
     """Send a request that must not come past the guard; return the answer's status."""
 
@@ -143,7 +190,8 @@ def status_at_the_door(access, receive, **headers: str) -> int:
     headers = {"host": "localhost", "content_type": "application/json"} | headers
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "headers": pairs}
-    asyncio.run(Guard(app, access, 10_000, body_seconds=0.2)(scope, receive, send))
+    with suppress(BodyReadError):
+        asyncio.run(Guard(app, access, 10_000, body_seconds=0.2)(scope, receive, send))
     return sent[0]["status"]
 
 
@@ -157,11 +205,23 @@ def test_a_body_that_drips_in_is_given_up():
 
 def test_a_stranger_and_a_body_too_large_are_refused_before_a_byte_of_it_is_read():
     async def receive():
-        raise AssertionError("the body is read")
+        raise BodyReadError
 
     assert status_at_the_door(Access(TOKEN), receive, content_length="2") == 401
     assert status_at_the_door(Access(), receive, content_length="10001") == 413
     assert status_at_the_door(Access(), receive, origin="http://[") == 403
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_a_refused_client_sends_is_thrown_away_within_bounds(ended):
+    read = []
+
+    async def receive():
+        read.append(1000)
+        return {"type": "http.request", "body": bytes(1000), "more_body": not ended or len(read) < 5}
+
+    assert status_at_the_door(Access(TOKEN), receive) == 401
+    assert sum(read) == 5000 if ended else 40_000 < sum(read) <= 41_000
 
 
 def test_every_answer_forbids_foreign_content_and_guessing(client):

@@ -1,7 +1,10 @@
 """The real `openai` client against a studio on loopback."""
 
 import base64
+import http.client
 import io
+import json
+import os
 import threading
 import time
 
@@ -11,7 +14,7 @@ import torch
 import uvicorn
 from PIL import Image
 
-from clipgraft.app.guard import Access
+from clipgraft.app.access import Access
 from clipgraft.app.http_api import build_app
 from clipgraft.app.server import _bound
 from clipgraft.data.transforms import clip_pixel_values, tokenize
@@ -90,6 +93,36 @@ def test_texts_and_pictures_are_embedded_as_by_the_fine_tuned_clip(client, runs_
 
 def test_models_are_listed(client):
     assert {"tiny/after", "flatland"} <= {model.id for model in client.models.list()}
+
+
+def test_every_listed_model_is_retrieved_by_its_name(client):
+    for model in client.models.list():
+        assert client.models.retrieve(model.id) == model
+    for name in ("tiny/nope", "nope", "tiny/after/x"):
+        with pytest.raises(openai.NotFoundError) as error:
+            client.models.retrieve(name)
+        assert error.value.code == "model_not_found"
+
+
+def test_a_refused_upload_is_told_so_while_it_is_still_sent(client):
+    file = io.BytesIO(os.urandom(8_000_000))  # more than any socket holds on the way
+    for _ in range(3):
+        with pytest.raises(openai.APIStatusError) as error:
+            client.images.edit(image=("a.png", file, "image/png"), prompt="A dog")
+        assert error.value.status_code == 415
+
+
+@pytest.mark.parametrize(("num_bytes", "token", "status"), [(20_000_000, TOKEN, 413), (8_000_000, "no", 401)])
+def test_a_refused_body_is_read_so_that_no_client_is_reset(address, num_bytes, token, status):
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
+    for chunked in (False, True):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+        body = (bytes(1 << 20) for _ in range(num_bytes >> 20)) if chunked else bytes(num_bytes)
+        connection.request("POST", "/v1/pictures/settings", body, headers)
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert json.loads(answer.read())["error"]["message"]
+        connection.close()
 
 
 def test_errors_are_those_that_the_client_knows(client, address, service):

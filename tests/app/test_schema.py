@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from clipgraft.app.guard import Access
+from clipgraft.app.access import Access
 from clipgraft.app.http_api import build_app
 from clipgraft.app.limits import Limits
 from clipgraft.app.service import Service

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from clipgraft.app.guard import Access
+from clipgraft.app.access import Access
 from clipgraft.app.server import Server, _bound
 
 

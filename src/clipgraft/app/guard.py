@@ -5,15 +5,16 @@ arrive. A web page that a user happens to visit can so neither ask nor listen, a
 """
 
 import asyncio
-import hmac
-import ipaddress
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+from clipgraft.app.access import Access
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,6 +24,12 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 COOKIE = "clipgraft_token"
 OPEN_PATHS = ("/health",)
 UPLOAD_PATHS = ("/v1/pictures/settings",)
+OWN_SITES = ("same-origin", "none")
+"""What a browser says of a request by the studio's own page, or by the user's own hand. Another port of the
+same machine is `same-site`, and another page."""
+PROXY_HINT = "behind a proxy, start the studio with --public-url and the address that browsers open"
+DRAIN_FACTOR = 4
+"""Of a refused request, so many times the largest body is read and thrown away (guess)."""
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -37,33 +44,6 @@ SECURITY_HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who is let in."""
-
-    token: str = ""
-    """Empty = nobody is asked; for loopback alone."""
-    hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "::1"})
-    """Names that a request may give as its Host, without port."""
-    any_address: bool = False
-    """Whether a Host that is a plain IP address will do: a foreign page can only ever bring a name."""
-
-    def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this server."""
-        name = _host_name(host)
-        if name in self.hosts:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return self.any_address
-
-    def allows_token(self, given: str) -> bool:
-        """Compare in a time that does not depend on where they differ."""
-        return not self.token or hmac.compare_digest(given.encode(), self.token.encode())
 
 
 @dataclass
@@ -89,7 +69,7 @@ class Guard:
         send = self._with_security_headers(send)
         refusal = self._refusal(scope, headers)
         if refusal is None and self._is_login(scope):
-            await _respond(send, 303, b"", {"location": "/", "set-cookie": self._cookie()})
+            await _respond(send, 303, b"", {"location": "/", "set-cookie": self._cookie(scope)})
             return
         body = b""
         if refusal is None:
@@ -99,19 +79,40 @@ class Guard:
             except TimeoutError:
                 refusal = 408, "request_timeout", f"the request did not arrive within {self.body_seconds:g} s"
         if refusal:
-            await _refuse(send, *refusal)
+            await self._refuse(headers, receive, send, *refusal)
             return
         await self.app(scope, _replay(body, receive), send)
+
+    async def _refuse(
+        self, headers: dict[str, str], receive: Receive, send: Send, status: int, code: str, message: str
+    ) -> None:
+        """Answer, and throw away what the client still sends.
+
+        A connection that is closed with bytes unread is reset, and most clients then lose the answer.
+        """
+        body = json.dumps(error_body(code, message)).encode()
+        given = {"content-type": "application/json", "connection": "close"}
+        given |= {"www-authenticate": "Bearer"} if status == 401 else {}
+        await _respond(send, status, body, given, is_whole=False)
+        if status != 408 and "expect" not in headers:  # who waits for 100 Continue sends nothing any more
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.body_seconds):
+                    await _drain(receive, DRAIN_FACTOR * self.max_body_bytes)
+        await send({"type": "http.response.body", "body": b""})
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         host = headers.get("host", "")
         if not self.access.allows_host(host):
-            return 403, "host_not_allowed", "this server does not go by that name (Host)"
+            return 403, "host_not_allowed", f"this server does not go by that name (Host); {PROXY_HINT}"
         origin = headers.get("origin")
-        if origin is not None and (
-            _origin_host(origin) != host or headers.get("sec-fetch-site") == "cross-site"
+        if origin is not None and not self.access.allows_origin(origin, host):
+            message = f"requests from other web pages are not answered (Origin); {PROXY_HINT}"
+            return 403, "origin_not_allowed", message
+        if headers.get("sec-fetch-site", "none") not in OWN_SITES and not _is_link_to_the_page(
+            scope, headers
         ):
-            return 403, "origin_not_allowed", "requests from other web pages are not answered (Origin)"
+            message = "requests from other web pages are not answered (Sec-Fetch-Site)"
+            return 403, "origin_not_allowed", message
         if scope["path"] in OPEN_PATHS:
             return None
         if not self.access.allows_token(_token(scope, headers)):
@@ -151,8 +152,9 @@ class Guard:
     def _is_login(self, scope: Scope) -> bool:
         return bool(self.access.token) and scope["path"] == "/" and b"token=" in scope["query_string"]
 
-    def _cookie(self) -> str:
-        return f"{COOKIE}={self.access.token}; HttpOnly; SameSite=Strict; Path=/"
+    def _cookie(self, scope: Scope) -> str:
+        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        return f"{COOKIE}={self.access.token}; HttpOnly; SameSite=Strict; Path=/{secure}"
 
     def _with_security_headers(self, send: Send) -> Send:
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
@@ -194,20 +196,10 @@ def _token(scope: Scope, headers: dict[str, str]) -> str:
     return cookie.value if cookie else ""
 
 
-def _host_name(host: str) -> str:
-    """Host without its port, and an IPv6 address without brackets."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _origin_host(origin: str) -> str | None:
-    """Host of an Origin, with its port; None where it is none."""
-    try:
-        return urlsplit(origin).netloc or None
-    except ValueError:
-        return None
+def _is_link_to_the_page(scope: Scope, headers: dict[str, str]) -> bool:
+    """Whether a user follows a link from elsewhere to the page itself, which tells the other page nothing."""
+    wanted = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
+    return scope["method"] == "GET" and scope["path"] == "/" and wanted == ("navigate", "document")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -220,15 +212,19 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, status: int, code: str, message: str) -> None:
-    headers = {"content-type": "application/json", "connection": "close"}
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    await _respond(send, status, json.dumps(error_body(code, message)).encode(), headers)
+async def _drain(receive: Receive, max_bytes: int) -> None:
+    size = 0
+    while size <= max_bytes:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
 
 
-async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
+async def _respond(
+    send: Send, status: int, body: bytes, headers: dict[str, str], *, is_whole: bool = True
+) -> None:
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     pairs.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": not is_whole})

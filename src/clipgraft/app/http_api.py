@@ -12,8 +12,9 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 
 import clipgraft
+from clipgraft.app.access import Access
 from clipgraft.app.answers import NotFoundError, answers, handle_errors
-from clipgraft.app.guard import Access, Guard
+from clipgraft.app.guard import Guard
 from clipgraft.app.metrics import metrics_text
 from clipgraft.app.openai_api import client_name, openai_routes
 from clipgraft.app.pictures import settings_from_png
@@ -87,11 +88,11 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=lifespan,
     )
-    limits = service.limits
-    guard = Guard(app, access or Access(), limits.max_body_bytes, limits.body_seconds)
+    access, limits = access or Access(), service.limits
+    guard = Guard(app, access, limits.max_body_bytes, limits.body_seconds)
     handle_errors(app, service)
     for router in (
-        openai_routes(service),
+        openai_routes(service, access.public_url),
         _job_routes(service),
         _planning_routes(service),
         _picture_routes(service),

@@ -4,10 +4,11 @@ import asyncio
 import base64
 import time
 from concurrent.futures import Future
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 
 from clipgraft.app.answers import NotFoundError, answers, picture_error
@@ -29,12 +30,17 @@ EMBEDDINGS_EXAMPLE = {
     "data": [{"object": "embedding", "index": 0, "embedding": [0.12, -0.03, 0.31]}],
     "usage": {"prompt_tokens": 9, "total_tokens": 9},
 }
+MODEL_EXAMPLE = {
+    "id": "demo/after",
+    "object": "model",
+    "created": 0,
+    "owned_by": "clipgraft",
+    "does": ["images", "embeddings"],
+}
 MODELS_EXAMPLE = {
     "object": "list",
     "default": "demo/after",
-    "data": [
-        {"id": "demo/after", "object": "model", "created": 0, "owned_by": "clipgraft", "does": ["images"]}
-    ],
+    "data": [MODEL_EXAMPLE],
     "limits": {"max_steps": 150},
 }
 
@@ -45,24 +51,24 @@ def client_name(request: Request, name: str | None) -> str:
     return f"{address} {name or ''}".strip()
 
 
-def openai_routes(service: Service) -> APIRouter:
-    """Make the routes."""
+def openai_routes(service: Service, public_url: str) -> APIRouter:
+    """Make the routes; addresses that they answer begin with `public_url`, or with what was asked."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.get("/models", responses=answers(MODELS_EXAMPLE))
     def list_models() -> Any:
         """What pictures can be drawn with (`does: images`), and what embeds (`does: embeddings`)."""
-        drawn_with = service.models()
-        does: dict[str, list[str]] = {name: ["images"] for name in drawn_with}
-        for name in service.embedding.names():
-            does.setdefault(name, []).append("embeddings")
-        rows = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
-            | ({"guidance_scale": drawn_with[name][0].guidance_scale} if name in drawn_with else {})
-            for name, what in does.items()
-        ]
         limits = service.limits.model_dump(exclude={"memory_bytes"})
+        rows = list(_model_rows(service).values())
         return {"object": "list", "data": rows, "default": service.default_model(), "limits": limits}
+
+    @router.get("/models/{model:path}", responses=answers(MODEL_EXAMPLE))
+    def show_model(model: Annotated[str, PathParameter(max_length=200, examples=["demo/after"])]) -> Any:
+        """What a model does."""
+        rows = _model_rows(service)
+        if model not in rows:
+            raise NotFoundError("model", model, list(rows))
+        return rows[model]
 
     @router.post("/images/generations", responses=answers(IMAGES_EXAMPLE))
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
@@ -75,7 +81,8 @@ def openai_routes(service: Service) -> APIRouter:
             return Response(status_code=499)  # nobody reads it
         if job.state == "interrupted":
             raise StoppedError(job.error)
-        return _drawn(service, job, body, f"{request.base_url}v1/pictures/")
+        address = public_url or str(request.base_url).removesuffix("/")
+        return _drawn(service, job, body, f"{address}/v1/pictures/")
 
     @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
     def embed(body: EmbeddingsRequest) -> Any:
@@ -100,6 +107,19 @@ def openai_routes(service: Service) -> APIRouter:
         return JSONResponse({"object": "list", "model": model, "data": rows, "usage": usage})
 
     return router
+
+
+def _model_rows(service: Service) -> dict[str, dict[str, Any]]:
+    """By name, what draws and then what only embeds."""
+    drawn_with = service.models()
+    does: dict[str, list[str]] = {name: ["images"] for name in drawn_with}
+    for name in service.embedding.names():
+        does.setdefault(name, []).append("embeddings")
+    return {
+        name: {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
+        | ({"guidance_scale": drawn_with[name][0].guidance_scale} if name in drawn_with else {})
+        for name, what in does.items()
+    }
 
 
 def _drawn(service: Service, job: JobRow, body: ImagesRequest, address: str) -> Any:

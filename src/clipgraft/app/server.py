@@ -1,11 +1,9 @@
 """Starting and stopping the studio: address, token, log, signals."""
 
 import asyncio
-import ipaddress
 import logging
 import os
 import re
-import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +12,16 @@ from types import FrameType
 import uvicorn
 from rich.console import Console
 
+from clipgraft.app.access import TOKEN_VARIABLE, Access, make_access
 from clipgraft.app.connection import TimedConnection
-from clipgraft.app.guard import Access
 from clipgraft.app.http_api import build_app
 from clipgraft.app.limits import Limits
 from clipgraft.app.service import Service
 from clipgraft.errors import UserError
 from clipgraft.runtime import quiet_libraries, run_folder
 
-TOKEN_VARIABLE = "CLIPGRAFT_TOKEN"
-MIN_TOKEN_LENGTH = 16
 SECRET_VARIABLES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
 MAX_CONNECTIONS = 256
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def serve(
@@ -37,6 +32,7 @@ def serve(
     port: int,
     with_token: bool,
     device: str,
+    public_url: str = "",
     limits: Limits | None = None,
 ) -> None:
     """Run the studio until a signal ends it.
@@ -48,14 +44,15 @@ def serve(
         port: Port; 0 = a free one.
         with_token: Whether a token is asked for; must be so on any address but loopback.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        public_url: Where a proxy with TLS serves the studio, as https://studio.example.org; empty = no proxy.
         limits: What is taken at most.
 
     Raises:
-        ValueError: If others can reach the address without a token, or another studio has the home.
-        OSError: If the address is taken.
+        UserError: If others can reach the address without a token, another studio has the home, or the
+            address is taken.
     """
     quiet_libraries()
-    access = make_access(host, with_token)
+    access = make_access(host, with_token, public_url)
     with run_folder(home, resume=True), _bound(host, port) as listener:
         service = Service(runs_dir, home, device=device, limits=limits)
         redact_secrets(access.token)
@@ -82,7 +79,8 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            # The proxy's word for who asks and by https; of FORWARDED_ALLOW_IPS alone, by default 127.0.0.1.
+            proxy_headers=bool(access.public_url),
             limit_concurrency=MAX_CONNECTIONS,
             lifespan="on",
             timeout_graceful_shutdown=None,
@@ -97,34 +95,14 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(128 + sig)  # asked twice: at once, as if it were killed; the queue is made for that
-        super().handle_exit(sig, frame)
+        # Not uvicorn's own, which raises the signal anew when all is done: whoever holds the folder's lock
+        # would be killed by it, instead of giving it back.
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Not in the signal's handler, which may have interrupted the holder of one of the service's locks.
         await asyncio.to_thread(self._service.begin_to_stop)
         await super().shutdown(sockets)
-
-
-def make_access(host: str, with_token: bool) -> Access:
-    """Decide who is let in.
-
-    Raises:
-        ValueError: If others can reach the address and no token is asked for, or the given token is short.
-    """
-    is_loopback = host in LOOPBACK_NAMES or _is_loopback(host)
-    if not is_loopback and not with_token:
-        raise UserError(
-            f"on {host} others can reach the studio; add --token, which makes one and shows it once, "
-            "or stay on 127.0.0.1"
-        )
-    token = (os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32)) if with_token else ""
-    if with_token and (len(token) < MIN_TOKEN_LENGTH or not re.fullmatch(r"[\w.~-]+", token, re.ASCII)):
-        raise UserError(
-            f"{TOKEN_VARIABLE} must have at least {MIN_TOKEN_LENGTH} letters, digits, or any of . _ ~ -; "
-            "without it one is made"
-        )
-    own = {host.lower()} if is_loopback else {host.lower(), socket.gethostname().lower()}
-    return Access(token, LOOPBACK_NAMES | own, any_address=not is_loopback)
 
 
 def redact_secrets(token: str) -> None:
@@ -150,13 +128,6 @@ def redact_secrets(token: str) -> None:
         handler.addFilter(redact)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
@@ -165,7 +136,7 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise OSError(
+        raise UserError(
             f"cannot listen on {host} port {port}: {error.strerror}; name another with --port"
         ) from error
     return listener
@@ -173,12 +144,12 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _announce(host: str, port: int, access: Access, with_token: bool) -> None:
     name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{port}/"
     console = Console()
     own = os.environ.get(TOKEN_VARIABLE)
-    if with_token and not own:
-        address += f"?token={access.token}"
-    console.print(f"studio: {address}", highlight=False, soft_wrap=True)
+    login = f"?token={access.token}" if with_token and not own else ""
+    console.print(f"studio: http://{name}:{port}/{login}", highlight=False, soft_wrap=True)
+    if access.public_url:
+        console.print(f"behind the proxy: {access.public_url}/{login}", highlight=False, soft_wrap=True)
     if with_token:
         note = f"the token is {TOKEN_VARIABLE}'s" if own else "the token is shown this once"
         console.print(
