@@ -655,6 +655,7 @@ def test_graft_of_another_width_or_vocabulary_is_refused(base, tmp_path, capsys)
     assert "the graft gives states of width 20, but this base's U-Net takes 24" in message
     clip = tiny.build_clip()
     clip.tokenizer.add_tokens(["zebra"])
+    clip.model.text_model.resize_token_embeddings(len(clip.tokenizer))
     foreign = write_graft(tmp_path / "foreign", base, clip=clip)
     message = refused(capsys, "generate", "A dog", "--graft", foreign, "--out", tmp_path / "out")
     assert "use a CLIP and a base with one vocabulary" in message

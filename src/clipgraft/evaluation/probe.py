@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgraft.data.flatland import ATTRIBUTES
-from clipgraft.errors import CheckpointError, MissingFileError
+from clipgraft.errors import MissingFileError
+from clipgraft.models.loading import read_weights, refuse_misfits
 from clipgraft.progress import track
 
 CHANNELS = (24, 48, 96, 128)
@@ -82,13 +82,9 @@ def load_probe(path: Path) -> Probe:
     """
     if not path.is_file():
         raise MissingFileError(f"probe not found: {path}; `clipgraft pretrain` trains one")
-    probe = Probe()
-    try:
-        probe.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} holds no probe's weights: {' '.join(str(error).split())[:300]}"
-        ) from error
+    probe, weights = Probe(), read_weights([path])
+    refuse_misfits(path, probe, weights)
+    probe.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return probe.eval()
 
 

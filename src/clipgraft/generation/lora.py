@@ -4,9 +4,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors import SafetensorError
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.models.configs import loading
+from clipgraft.models.loading import read_weights, refuse_links_out
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+"""Of a LoRA in a folder, as diffusers writes it."""
 
 
 def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
@@ -16,7 +20,7 @@ def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
 
     Args:
         unet: In torch.
-        path: A `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`.
+        path: A `.safetensors` file, or a folder with `WEIGHTS_NAME`.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -27,15 +31,17 @@ def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
         raise UserError("a LoRA needs peft; pip install 'clipgraft[lora]'")
     if not path.exists():
         raise MissingFileError(f"no LoRA at {path}; name a .safetensors file or a folder with one")
-    try:
-        weights, alphas = StableDiffusionPipeline.lora_state_dict(
-            path, unet_config=unet.config, use_safetensors=True, local_files_only=True
-        )
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    if path.is_dir():
+        refuse_links_out(path, [file])
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise CheckpointError(f"{file} is no .safetensors file; name one, or a folder with {WEIGHTS_NAME}")
+    # A rank's scale may be a whole number.
+    tensors = read_weights([file], may_be_whole=lambda name: name.endswith("alpha"))
+    with loading(path, "a LoRA of this U-Net"):
+        weights, alphas = StableDiffusionPipeline.lora_state_dict(tensors, unet_config=unet.config)
         if not any(key.startswith("unet.") for key in weights):
             raise KeyError("it has no part for a U-Net")  # else diffusers would load nothing in silence
         StableDiffusionPipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=unet)
         unet.fuse_lora()
         unet.unload_lora()
-    except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path} cannot be loaded as a LoRA of this U-Net: {reason}") from error

@@ -1,6 +1,5 @@
 """The frozen base: a latent diffusion model's VAE, U-Net, scheduler, text encoder (the teacher)."""
 
-import json
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
@@ -16,8 +15,19 @@ from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.attention import ATTENTION
-from clipgraft.models.checkpoint import load_strictly, module_sha256
-from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_tokenizer, text_hidden_states
+from clipgraft.models.checkpoint import module_sha256
+from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_image_processor, text_hidden_states
+from clipgraft.models.configs import (
+    Checked,
+    ClipConfig,
+    ModelIndex,
+    SchedulerConfig,
+    TextConfig,
+    UnetConfig,
+    VaeConfig,
+    loading,
+    read_config,
+)
 from clipgraft.models.hub import COMMIT, resolve_model
 from clipgraft.models.identity import (
     LARGEST_DIFFERENCE,
@@ -25,8 +35,10 @@ from clipgraft.models.identity import (
     read_cross_attention,
     sums_differ,
 )
+from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.pins import PINS
 from clipgraft.models.single_file import load_single_file
+from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weight_files import Needed, Weights
 
 logger = logging.getLogger(__name__)
@@ -112,7 +124,7 @@ class FrozenBase:
             parts["tokenizer"] = tokenizer
         base = cls(**parts, origin=Origin(name, _commit(name, revision, path), path))
         if base.text_encoder is not None and base.tokenizer is not None:
-            check_vocabulary(base.text_encoder, base.tokenizer)
+            check_vocabulary(base.text_encoder, base.tokenizer, path)
         return base
 
     @torch.no_grad()
@@ -250,25 +262,31 @@ def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
 
 def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
     loaders: dict[str, Callable[[Path], Any]] = {
-        "vae": lambda path: load_strictly(AutoencoderKL, path, torch_dtype=dtype),
-        "unet": lambda path: load_strictly(UNet2DConditionModel, path, torch_dtype=dtype),
+        "vae": lambda path: load_strictly(AutoencoderKL, path, VaeConfig, dtype=dtype),
+        "unet": lambda path: load_strictly(UNet2DConditionModel, path, UnetConfig, dtype=dtype),
         "scheduler": _load_scheduler,
         "tokenizer": load_tokenizer,
         "text_encoder": lambda path: load_strictly(
-            CLIPTextModel, path, dtype=dtype, attn_implementation=ATTENTION
+            CLIPTextModel, path, TextConfig, dtype=dtype, attn_implementation=ATTENTION
         ),
     }
     for name in {*components, "unet"} & {*loaders}:
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
+    read = {
+        *components,
+        "unet",
+        *(("safety_checker", "feature_extractor") if "safety_checker" in components else ()),
+    }
+    refuse_links_out(folder, [folder / "model_index.json", *(folder / name for name in sorted(read))])
     if "text_encoder" in components:
         _check_teacher(folder)
     parts = {name: loaders[name](folder / name) for name in components if name in loaders}
     if "safety_checker" in components:
         parts |= _load_safety_checker(folder)
     if "text_encoder" in parts:
-        _check_width(parts["text_encoder"], _read_config(folder / "unet"), folder)
+        _check_width(parts["text_encoder"], _read_config(folder / "unet", UnetConfig), folder)
     return parts
 
 
@@ -283,19 +301,21 @@ def _commit(name: str, revision: str | None, path: Path) -> str:
 def _load_scheduler(folder: Path) -> SchedulerMixin:
     """Load the scheduler of the class that its config names."""
     path = folder / "scheduler_config.json"
-    name = json.loads(path.read_text(encoding="utf-8")).get("_class_name") if path.is_file() else None
+    config = read_config(path, SchedulerConfig)
+    name = config.get("_class_name")
     scheduler_class: Any = getattr(diffusers, str(name), None)
     if not hasattr(scheduler_class, "add_noise"):
         raise CheckpointError(
             f"{path} names no scheduler of diffusers: {name!r}; give `_class_name` one of them"
         )
-    return scheduler_class.from_pretrained(folder, local_files_only=True)
+    with loading(path, str(name)):
+        return scheduler_class.from_config(config)
 
 
 def _load_safety_checker(folder: Path) -> dict[str, Any]:
     """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
     index = folder / "model_index.json"
-    named = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") if index.is_file() else None
+    named = read_config(index, ModelIndex).get("safety_checker") if index.is_file() else None
     if not named or not named[0]:
         return {}
     if not any(folder.glob("safety_checker/*.safetensors")):
@@ -305,24 +325,26 @@ def _load_safety_checker(folder: Path) -> dict[str, Any]:
         )
         return {}
     return {
-        "safety_checker": load_strictly(StableDiffusionSafetyChecker, folder / "safety_checker"),
-        "feature_extractor": CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+        "safety_checker": load_strictly(
+            StableDiffusionSafetyChecker, folder / "safety_checker", ClipConfig, dtype=torch.float32
+        ),
+        "feature_extractor": load_image_processor(folder / "feature_extractor"),
     }
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, kind: type[Checked]) -> dict[str, Any]:
     """The U-Net's config tells whether a base fits without its gigabytes being read."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a component of a base: it has no config.json; fetch the base again, whole"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_config(path, kind)
 
 
 def _check_teacher(folder: Path) -> None:
     """Refuse a base whose text encoder has other tokens and states than CLIP's."""
-    model_type = _read_config(folder / "text_encoder").get("model_type")
+    model_type = _read_config(folder / "text_encoder", TextConfig).get("model_type")
     if model_type != "clip_text_model":
         raise CheckpointError(
             f"base {folder}: its text encoder is of type {model_type!r}; only one of CLIP's, "

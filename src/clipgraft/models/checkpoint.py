@@ -1,4 +1,4 @@
-"""Folders of weights that are whole or not there at all, and that are loaded whole or not at all.
+"""Folders of weights that are whole or not there at all, and that are verified before they are read.
 
 A folder is written beside its place, listed with sizes and checksums in `manifest.json`, and then renamed.
 """
@@ -7,25 +7,23 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.weight_files import FULL, HALF, find_weights
+from clipgraft.files import read_json
 
 MANIFEST_NAME = "manifest.json"
-SHOWN_KEYS = 5
-"""Weights that an error names; a wrong checkpoint lacks hundreds."""
 READ_BYTES = 1 << 22
-STEMS = ("diffusion_pytorch_model", "model")
-"""Names of weights, without their endings, in diffusers and in transformers."""
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+DECIDING_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+"""Of files that libraries look for beside a model: configurations, vocabularies, adapters, weights."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -69,42 +67,79 @@ def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
         raise
 
 
-def verify_folder(folder: Path) -> None:
+def verify_folder(folder: Path) -> set[str]:
     """Compare a folder with its manifest.
 
     Args:
         folder: Written by `write_folder_atomically`; files that the manifest does not list are let be.
 
+    Returns:
+        Names of the files listed, relative to the folder.
+
     Raises:
-        CheckpointError: If there is no manifest, or a listed file is missing or differs in size or content;
-            names the file and the sha256 that it should have.
+        CheckpointError: If there is no manifest, or it is damaged, or a listed file is missing or differs in
+            size or content; names the file and the sha256 that it should have.
     """
+    listed = _read_manifest(folder)
+    for name, (size, checksum) in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing (sha256 {checksum} in {MANIFEST_NAME}); write the folder again"
+            )
+        found_size = path.stat().st_size
+        if found_size != size:
+            raise CheckpointError(
+                f"{path} is damaged: {found_size} bytes; {size} bytes with sha256 {checksum} "
+                "were written; write the folder again"
+            )
+        found = file_sha256(path)
+        if found != checksum:
+            raise CheckpointError(
+                f"{path} is damaged: sha256 {found}, {checksum} was written; write the folder again"
+            )
+    return set(listed)
+
+
+def verify_model(folder: Path) -> None:
+    """Compare a model's folder with its manifest, which must list every file that decides the model.
+
+    Raises:
+        CheckpointError: As `verify_folder`; or if a configuration, a vocabulary or weights are there that the
+            manifest does not list, or it lists no weights; names the file.
+    """
+    listed = verify_folder(folder)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in DECIDING_SUFFIXES and path.name not in {*listed, MANIFEST_NAME}:
+            raise CheckpointError(
+                f"{path} is not listed in {MANIFEST_NAME}, so it is none of this model's files; take it away"
+            )
+    if not any(name.endswith(".safetensors") for name in listed):
+        raise CheckpointError(f"{folder / MANIFEST_NAME} lists no weights; write the folder again")
+
+
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of each file listed."""
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
         raise CheckpointError(
             f"{folder} has no {MANIFEST_NAME}; it was not written by clipgraft, or not whole"
         )
-    try:
-        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{manifest} is damaged: {error}; write the folder again") from error
-    for name, entry in listed.items():
-        path = folder / name
-        if not path.is_file():
+    files = read_json(manifest, error=CheckpointError).get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{manifest} is damaged: it has no list of files; write the folder again")
+    listed = {}
+    for name, entry in files.items():
+        entry = entry if isinstance(entry, dict) else {}
+        size, checksum = entry.get("bytes"), str(entry.get("sha256"))
+        is_inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+        if type(size) is not int or not SHA256.fullmatch(checksum) or not is_inside:
             raise CheckpointError(
-                f"{path} is missing (sha256 {entry['sha256']} in {MANIFEST_NAME}); write the folder again"
+                f"{manifest} is damaged: its entry {name!r} is no file of the folder with its bytes and "
+                "sha256; write the folder again"
             )
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise CheckpointError(
-                f"{path} is damaged: {size} bytes; {entry['bytes']} bytes with sha256 {entry['sha256']} "
-                "were written; write the folder again"
-            )
-        checksum = file_sha256(path)
-        if checksum != entry["sha256"]:
-            raise CheckpointError(
-                f"{path} is damaged: sha256 {checksum}, {entry['sha256']} was written; write the folder again"
-            )
+        listed[name] = (size, checksum)
+    return listed
 
 
 def file_sha256(path: Path) -> str:
@@ -114,72 +149,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def load_strictly(model_class: Any, folder: Path, **kwargs: Any) -> Any:
-    """Load a transformers or diffusers model from safetensors; every weight must be there and none left over.
-
-    Args:
-        model_class: Class with `from_pretrained`.
-        folder: With `config.json` and `*.safetensors`, whole or in shards, in full precision or as `fp16`; of
-            both the one is read that is nearer to the dtype asked for.
-        **kwargs: Handed to `from_pretrained`.
-
-    Returns:
-        The model, in eval mode.
-
-    Raises:
-        CheckpointError: If the folder holds no safetensors, another model, or weights that do not fit.
-    """
-    refuse_pickles(folder)
-    try:
-        model, info = model_class.from_pretrained(
-            folder,
-            output_loading_info=True,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=_variant(folder, kwargs),
-            **kwargs,
-        )
-    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from error
-    # Files of older libraries hold the positions 0..76 too, which are no weight.
-    unexpected = [name for name in info["unexpected_keys"] if not name.endswith("position_ids")]
-    refuse_other_weights(folder, missing=info["missing_keys"], unexpected=unexpected)
-    return model.eval()
-
-
-def _variant(folder: Path, kwargs: dict[str, Any]) -> str | None:
-    names = [path.name for path in folder.iterdir()]
-    stem = next((stem for stem in STEMS if any(name.startswith(stem) for name in names)), STEMS[-1])
-    is_half = kwargs.get("dtype", kwargs.get("torch_dtype")) in (torch.float16, torch.bfloat16)
-    return find_weights(names, stem, (HALF, FULL) if is_half else (FULL, HALF))[1] or None
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Make sure that a folder's weights are safetensors: pickled ones can run code when opened.
-
-    Raises:
-        CheckpointError: If it holds pickled weights alone.
-    """
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if any(folder.glob("*.safetensors")) or not pickles:
-        return
-    raise CheckpointError(
-        f"{folder} holds pickled weights alone ({pickles[0]}), which can run code when opened; if you trust "
-        "them, load them with the library they come from and write them again with its save_pretrained(DIR)"
-    )
-
-
-def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
-    """Raise CheckpointError naming the first weights that are missing or too many."""
-    for what, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
-        if keys:
-            shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
-            raise CheckpointError(
-                f"{path} {what} {len(keys)} weights: {shown}; it is of another model: name the right one"
-            )
 
 
 def module_sha256(module: torch.nn.Module) -> str:

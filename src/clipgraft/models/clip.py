@@ -4,7 +4,6 @@ B batch, L tokens, D hidden width, P joint width. Text is never masked: attentio
 after EOS, so no state up to EOS can see it, and Stable Diffusion was trained on unmasked padding.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +14,24 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTo
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.attention import ATTENTION
-from clipgraft.models.checkpoint import MANIFEST_NAME, load_strictly, verify_folder, write_folder_atomically
+from clipgraft.models.checkpoint import MANIFEST_NAME, verify_model, write_folder_atomically
+from clipgraft.models.configs import (
+    Checked,
+    ClipConfig,
+    JointProcessorConfig,
+    ProcessorConfig,
+    loading,
+    read_config,
+)
 from clipgraft.models.hub import resolve_model
+from clipgraft.models.loading import load_strictly, refuse_links_out
+from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weight_files import Needed, Weights
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
 """Files that a CLIP is loaded from."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Configurations of an image processor; transformers 5 may write the first, together with the tokenizer's."""
 LEGACY_EOS_TOKEN_ID = 2
 """What the released configs say (transformers pull request 24773); no CLIP vocabulary has its EOS there."""
 
@@ -50,26 +61,32 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
     folder = resolve_model(name_or_path, part="clip", revision=revision, needed=NEEDED)
     if not folder.is_dir():
         raise CheckpointError(f"CLIP must be a folder with config.json and weights; {folder} is a file")
+    refuse_links_out(folder, [folder])
     if (folder / MANIFEST_NAME).is_file():
-        verify_folder(folder)
+        verify_model(folder)
     _refuse_other_models(folder)
     # Master weights are float32 always: AdamW on half-precision weights ends in NaN (openai/CLIP issue 40).
-    model = load_strictly(CLIPModel, folder, dtype=torch.float32, attn_implementation=ATTENTION)
+    model = load_strictly(CLIPModel, folder, ClipConfig, dtype=torch.float32, attn_implementation=ATTENTION)
     tokenizer = load_tokenizer(folder)
-    check_vocabulary(model.text_model, tokenizer)
+    check_vocabulary(model.text_model, tokenizer, folder)
     _take_special_token_ids(model, tokenizer)
-    return ClipParts(model, tokenizer, CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True))
+    processor = load_image_processor(folder)
+    _check_image_size(folder, model.config.vision_config.image_size, processor)
+    return ClipParts(model, tokenizer, processor)
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load a CLIP tokenizer from a folder.
+def load_image_processor(folder: Path) -> CLIPImageProcessorPil:
+    """Load what prepares images for a CLIP.
 
     Raises:
-        CheckpointError: If the folder holds none.
+        CheckpointError: If the folder describes none, or a damaged one; names the file.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise CheckpointError(f"{folder} holds no tokenizer (tokenizer.json, or vocab.json with merges.txt)")
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    joint, path = (folder / name for name in PROCESSOR_FILES)
+    config = read_config(joint, JointProcessorConfig).get("image_processor") if joint.is_file() else None
+    if config is None:
+        config = read_config(path, ProcessorConfig)
+    with loading(path, "CLIPImageProcessor"):
+        return CLIPImageProcessorPil.from_dict(config)
 
 
 def save_clip(clip: ClipParts, folder: Path) -> None:
@@ -142,19 +159,29 @@ def _refuse_other_models(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise CheckpointError(f"{folder} is no CLIP folder: it has no config.json")
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    model_type = read_config(config, Checked).get("model_type")
     if model_type != "clip":
         raise CheckpointError(
             f"{folder} holds a model of type {model_type!r}; a 'clip' with both towers is needed"
         )
 
 
-def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+def _check_image_size(folder: Path, side: int, processor: CLIPImageProcessorPil) -> None:
+    crop = (processor.crop_size["height"], processor.crop_size["width"])
+    if crop != (side, side):
+        raise CheckpointError(
+            f"{folder}: images are cut to {crop[0]} x {crop[1]} pixels ({PROCESSOR_FILES[-1]}), the vision "
+            f"tower sees {side} x {side} (config.json); take both from one model's folder"
+        )
+
+
+def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer, path: Path) -> None:
     """Make sure that a text tower was trained on a tokenizer's ids.
 
     Args:
         text_model: A CLIP text tower.
         tokenizer: What prepares its input.
+        path: Where both are from, for messages.
 
     Raises:
         CheckpointError: If the number of tokens, the EOS or the number of positions differs.
@@ -162,17 +189,17 @@ def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer) -> Non
     config = text_model.config
     if len(tokenizer) != config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer knows {len(tokenizer)} tokens, the text tower {config.vocab_size}; "
+            f"{path}: the tokenizer knows {len(tokenizer)} tokens, the text tower {config.vocab_size}; "
             "take both from one model's folder"
         )
     if config.eos_token_id not in (tokenizer.eos_token_id, LEGACY_EOS_TOKEN_ID):
         raise CheckpointError(
-            f"eos_token_id is {tokenizer.eos_token_id} in the tokenizer and {config.eos_token_id} in the "
-            "text tower; take both from one model's folder"
+            f"{path}: eos_token_id is {tokenizer.eos_token_id} in the tokenizer and {config.eos_token_id} in "
+            "the text tower; take both from one model's folder"
         )
     if tokenizer.model_max_length != config.max_position_embeddings:
         raise CheckpointError(
-            f"the tokenizer cuts at {tokenizer.model_max_length} tokens, the text tower has "
+            f"{path}: the tokenizer cuts at {tokenizer.model_max_length} tokens, the text tower has "
             f"{config.max_position_embeddings} positions; take both from one model's folder"
         )
 

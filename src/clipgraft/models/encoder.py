@@ -15,13 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.models.bridge import Bridge, token_classes
-from clipgraft.models.checkpoint import (
-    load_strictly,
-    refuse_other_weights,
-    verify_folder,
-    write_folder_atomically,
-)
-from clipgraft.models.clip import load_tokenizer, text_hidden_states
+from clipgraft.models.checkpoint import verify_model, write_folder_atomically
+from clipgraft.models.clip import check_vocabulary, text_hidden_states
+from clipgraft.models.configs import BaseRecord, GraftConfig, read_config
+from clipgraft.models.loading import load_strictly, refuse_adapters, refuse_links_out, refuse_other_weights
+from clipgraft.models.tokenizer import load_tokenizer
 
 BASE_RECORD = "base.json"
 
@@ -152,6 +150,8 @@ class GraftedTextEncoder(PreTrainedModel):
             CheckpointError: If a weight is missing or too many.
         """
         kwargs["use_safetensors"] = True
+        if pretrained_model_name_or_path and Path(pretrained_model_name_or_path).is_dir():
+            refuse_adapters(Path(pretrained_model_name_or_path))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -220,6 +220,14 @@ def load_graft(folder: Path) -> Graft:
         inner = folder / "graft"
         named = inner if inner.is_dir() else "the folder `graft` that `bridge` or `refine` wrote"
         raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
-    verify_folder(folder)
-    encoder = load_strictly(GraftedTextEncoder, folder)
-    return Graft(encoder, load_tokenizer(folder), json.loads(record.read_text(encoding="utf-8")))
+    refuse_links_out(folder, [folder])
+    verify_model(folder)
+    encoder = load_strictly(GraftedTextEncoder, folder, GraftConfig)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(encoder.text_model, tokenizer, folder)
+    if encoder.config.eos_token_id != tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: eos_token_id is {encoder.config.eos_token_id}, the tokenizer's is "
+            f"{tokenizer.eos_token_id}; write the graft again"
+        )
+    return Graft(encoder, tokenizer, read_config(record, BaseRecord))

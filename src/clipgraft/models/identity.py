@@ -5,17 +5,16 @@ precision moves those of a U-Net of Stable Diffusion's shape by 0.0002 of their 
 other random weights by more than all of it.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.weight_files import FULL, HALF, find_weights
+from clipgraft.models.loading import DIFFUSERS_STEM, read_weights, weight_paths
+from clipgraft.models.weight_files import FULL, HALF
 
 NUM_SUMS = 64
 LARGEST_DIFFERENCE = 0.01
@@ -63,29 +62,7 @@ def read_cross_attention(path: Path) -> dict[str, Tensor]:
         path: A base: a folder in diffusers layout, or one `.safetensors` file.
 
     Raises:
-        CheckpointError: If there are none, or a file is damaged.
+        CheckpointError: If there are none, or a file is damaged; names it.
     """
-    weights: dict[str, Tensor] = {}
-    for file_path in [path] if path.is_file() else _unet_files(path / "unet"):
-        try:
-            with safe_open(file_path, framework="pt") as file:
-                names = [name for name in file.keys() if name.endswith(CROSS_ATTENTION)]  # noqa: SIM118
-                weights |= {name: file.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{file_path} is damaged or no safetensors file: {error}; fetch it again"
-            ) from error
-    return weights
-
-
-def _unet_files(folder: Path) -> Iterable[Path]:
-    names = [path.name for path in folder.iterdir()]
-    files, _ = find_weights(names, "diffusion_pytorch_model", (HALF, FULL))
-    if not files:
-        raise CheckpointError(
-            f"{folder} holds no weights in safetensors, so the base cannot be told by them; fetch it again"
-        )
-    if files[0].endswith(".json"):
-        listed = json.loads((folder / files[0]).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({listed[name] for name in listed if name.endswith(CROSS_ATTENTION)})
-    return [folder / name for name in files]
+    paths = [path] if path.is_file() else weight_paths(path / "unet", DIFFUSERS_STEM, (HALF, FULL))
+    return read_weights(paths, lambda name: name.endswith(CROSS_ATTENTION))

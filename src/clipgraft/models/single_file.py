@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models import sd15
-from clipgraft.models.checkpoint import refuse_other_weights
+from clipgraft.models.configs import loading
+from clipgraft.models.loading import read_weights, refuse_misfits, set_weights
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
@@ -57,12 +57,7 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
 
 def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
     """The weights of one component, with their full names; the others' are not read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  (it is no dict)
-            weights = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}; fetch it again") from error
+    weights = read_weights([path], lambda name: name.startswith(prefix))
     if not weights:
         raise CheckpointError(
             f"{path} is not a whole Stable Diffusion v1 checkpoint: it has no {prefix}*; name one with "
@@ -75,34 +70,17 @@ def _load_ldm_model(
     path: Path, prefix: str, model: Any, convert: Callable[..., dict], dtype: torch.dtype
 ) -> Any:
     """Give a model without memory its weights, renamed by diffusers' own converter."""
-    try:
-        weights = convert(_read_ldm_weights(path, prefix), dict(model.config))
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} is not a Stable Diffusion v1 checkpoint: {prefix}* lacks {error}; name one that is"
-        ) from error
-    _refuse_misfits(path, model, weights)
-    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-    return model.eval()
+    weights = _read_ldm_weights(path, prefix)
+    with loading(path, f"Stable Diffusion v1 ({prefix}*)"):
+        weights = convert(weights, dict(model.config))
+    refuse_misfits(path, model, weights)
+    return set_weights(model, weights, dtype)
 
 
 def _load_text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
     found = _read_ldm_weights(path, TEXT_PREFIX)
-    # Files of older libraries hold the positions 0..76 too, which are no weight.
-    weights = {name.removeprefix(TEXT_PREFIX): w for name, w in found.items() if "position_ids" not in name}
+    weights = {name.removeprefix(TEXT_PREFIX): weight for name, weight in found.items()}
     model = CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)).to(dtype)
-    _refuse_misfits(path, model, weights)
+    refuse_misfits(path, model, weights)
     model.load_state_dict(weights)
     return model.eval()
-
-
-def _refuse_misfits(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    refuse_other_weights(path, missing=expected.keys() - found, unexpected=found.keys() - expected)
-    for name, shape in found.items():
-        if shape != expected[name]:
-            raise CheckpointError(
-                f"{path} is not a Stable Diffusion v1 checkpoint: {name} has shape {shape}, "
-                f"not {expected[name]}; name one that is"
-            )

@@ -1,7 +1,9 @@
-"""A CLIP tokenizer of one's own: CLIP's class and rules, with byte pairs learned from given captions."""
+"""CLIP tokenizers: loaded from a folder, or learned from captions; and what they cannot read of a prompt."""
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -10,6 +12,65 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
 from clipgraft.data.transforms import END_OF_WORD
+from clipgraft.errors import CheckpointError
+from clipgraft.files import read_text
+from clipgraft.models.configs import Checked, TokenizerConfig, loading, read_config
+
+EXAMPLE = "A dog, 2 boats & the sea's edge"
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Load a CLIP tokenizer from a folder.
+
+    Raises:
+        CheckpointError: If the folder holds none, or a file is damaged, or ids and merges do not fit the
+            vocabulary; names the file.
+    """
+    source = next(
+        (folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()), None
+    )
+    if source is None:
+        raise CheckpointError(f"{folder} holds no tokenizer (tokenizer.json, or vocab.json with merges.txt)")
+    for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_config(folder / name, TokenizerConfig if name == "tokenizer_config.json" else Checked)
+    _check_byte_pairs(source)
+    with loading(source, "CLIPTokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer(EXAMPLE).input_ids
+    if sorted(tokenizer.get_vocab().values()) != list(range(len(tokenizer))):
+        raise CheckpointError(f"{source}: token ids are not 0 to {len(tokenizer) - 1}; fetch it again")
+    if (ids[0], ids[-1]) != (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        raise CheckpointError(
+            f"{source} sets no BOS and EOS around a caption, as CLIP's does; fetch it again"
+        )
+    return tokenizer
+
+
+def _check_byte_pairs(source: Path) -> None:
+    """Make sure that ids are unique and merges of the vocabulary; libraries find out late or never."""
+    content = read_config(source, Checked)
+    if source.name == "tokenizer.json":
+        model = content.get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+            raise CheckpointError(
+                f"{source} holds no byte pairs (BPE), which CLIP's tokenizer is; fetch it again"
+            )
+        vocab, merges = model.get("vocab"), model.get("merges")
+    else:
+        lines = read_text(source.with_name("merges.txt"), error=CheckpointError).splitlines()
+        vocab, merges = content, [line for line in lines if line and not line.startswith("#version")]
+    vocab = vocab if isinstance(vocab, dict) else {}
+    ids = list(vocab.values())
+    if not ids or any(type(index) is not int for index in ids) or len(set(ids)) < len(ids):
+        raise CheckpointError(f"{source} is damaged: its vocabulary is no list of tokens with an id each")
+    for merge in merges if isinstance(merges, list) else [None]:
+        pair: Any = merge.split(" ") if isinstance(merge, str) else merge
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+        if not is_pair or not {*pair, "".join(pair)} <= vocab.keys():
+            raise CheckpointError(
+                f"{source} is damaged: its merge {str(merge)[:60]!r} is no pair of tokens of its vocabulary"
+            )
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length: int = 77) -> CLIPTokenizer:

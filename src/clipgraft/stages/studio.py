@@ -18,8 +18,9 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import MANIFEST_NAME
-from clipgraft.models.clip import ClipParts, encode_text, load_clip, load_tokenizer
+from clipgraft.models.clip import ClipParts, encode_text, load_clip
 from clipgraft.models.encoder import BASE_RECORD
+from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.runtime import RECIPE_NAME, choose_device
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.folder import run_encoders

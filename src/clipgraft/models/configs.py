@@ -1,0 +1,327 @@
+"""Configurations of models from outside: types and bounds, checked before a library sees them.
+
+A library builds what a configuration says: a layer count of 10^9 hangs it, a text in the place of a number
+fails far from here, and some keys name code or files. Bounds are far above any published model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clipgraft.errors import CheckpointError, UserError
+from clipgraft.files import read_json
+
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Layers = Annotated[int, Field(ge=1, le=256)]
+"""Each is built in a loop, a millisecond or so a layer."""
+BlockLayers = Annotated[int, Field(ge=1, le=32)]
+TokenId = Annotated[int, Field(ge=0, le=1 << 24)]
+Positions = Annotated[int, Field(ge=3, le=4096)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, le=1e4)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
+Dtype = Literal["float32", "float16", "bfloat16", "float64"] | None
+Blocks = Annotated[list[str], Field(min_length=1, max_length=16)]
+PerBlock = BlockLayers | Annotated[list[BlockLayers], Field(max_length=16)]
+
+CODE_KEYS = (
+    "auto_map",
+    "custom_pipeline",
+    "custom_pipelines",
+    "distributed_config",
+    "fusion_config",
+    "kernel_config",
+    "quantization_config",
+    "transformers_weights",
+    "use_kernels",
+)
+"""Keys by which transformers and diffusers run other code, rebuild a model, or read other files."""
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+ATTENTIONS = (None, "eager", "sdpa")
+"""Others may be names of kernels on the hub, which are code."""
+
+
+class Checked(BaseModel):
+    """A configuration whose other keys are the library's own affair."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class TextConfig(Checked):
+    """Of a CLIP's text tower."""
+
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 24)] = 49408
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Width = 8
+    max_position_embeddings: Positions = 77
+    projection_dim: Width | None = 512
+    layer_norm_eps: Positive = 1e-5
+    attention_dropout: Share = 0.0
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | None = None
+    pad_token_id: TokenId | None = None
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
+
+
+class VisionConfig(Checked):
+    """Of a CLIP's vision tower."""
+
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Width = 12
+    num_channels: Annotated[int, Field(ge=1, le=16)] = 3
+    image_size: Pixels = 224
+    patch_size: Pixels = 32
+    projection_dim: Width | None = 512
+    layer_norm_eps: Positive = 1e-5
+    attention_dropout: Share = 0.0
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
+
+
+class ClipConfig(Checked):
+    """Of a CLIP with both towers, and of a safety checker; older files give a tower twice."""
+
+    text_config: TextConfig | None = None
+    text_config_dict: TextConfig | None = None
+    vision_config: VisionConfig | None = None
+    vision_config_dict: VisionConfig | None = None
+    projection_dim: Width = 512
+    logit_scale_init_value: float = 2.6592
+    dtype: Dtype = None
+    torch_dtype: Dtype = None
+
+
+class GraftConfig(Checked):
+    """Of a graft: CLIP's text tower and a bridge."""
+
+    text_config: TextConfig
+    hidden_size: Width
+    bridge_hidden_size: Annotated[int, Field(ge=0, le=1 << 16)] = 0
+    bridge_num_maps: Literal[1, 3] = 1
+    bridge_num_positions: Annotated[int, Field(ge=1, le=4096)] = 1
+    bridge_num_attention_blocks: Annotated[int, Field(ge=0, le=64)] = 0
+    eos_token_id: TokenId
+    dtype: Dtype = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GraftConfig":
+        if self.bridge_num_attention_blocks and not self.bridge_hidden_size:
+            raise ValueError("attention blocks come before an MLP, and bridge_hidden_size is 0")
+        if 1 < self.bridge_num_positions < self.text_config.max_position_embeddings:
+            raise ValueError("bridge_num_positions must be 1, or at least the text tower's positions")
+        return self
+
+
+class VaeConfig(Checked):
+    """Of a base's VAE."""
+
+    sample_size: Width = 32
+    scaling_factor: Positive = 0.18215
+    shift_factor: float | None = None
+    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=16)]
+    down_block_types: Blocks
+    up_block_types: Blocks
+    layers_per_block: BlockLayers = 1
+    latent_channels: Width = 4
+    in_channels: Width = 3
+    out_channels: Width = 3
+    norm_num_groups: Width = 32
+    act_fn: str = "silu"
+
+
+class UnetConfig(Checked):
+    """Of a base's U-Net."""
+
+    sample_size: Width
+    cross_attention_dim: Width
+    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=16)]
+    down_block_types: Blocks
+    up_block_types: Blocks
+    layers_per_block: PerBlock = 2
+    transformer_layers_per_block: PerBlock | list[list[BlockLayers]] = 1
+    reverse_transformer_layers_per_block: None = None
+    attention_head_dim: Width | list[Width] = 8
+    num_attention_heads: Width | list[Width] | None = None
+    in_channels: Width = 4
+    out_channels: Width = 4
+    norm_num_groups: Width | None = 32
+    norm_eps: Positive = 1e-5
+    dropout: Share = 0.0
+    freq_shift: Annotated[float, Field(ge=0, le=1)] = 0
+    flip_sin_to_cos: bool = True
+    center_input_sample: bool = False
+    mid_block_scale_factor: Positive = 1.0
+    resnet_out_scale_factor: Positive = 1.0
+    act_fn: str = "silu"
+
+
+class SchedulerConfig(Checked):
+    """Of a base's noise schedule."""
+
+    num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    beta_start: Beta = 0.0001
+    beta_end: Beta = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: Annotated[list[Beta], Field(max_length=100_000)] | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
+    steps_offset: Annotated[int, Field(ge=0, le=1000)] = 0
+    clip_sample: bool = False
+    clip_sample_range: Positive = 1.0
+    set_alpha_to_one: bool = False
+    skip_prk_steps: bool = False
+    rescale_betas_zero_snr: bool = False
+
+
+class TokenizerConfig(Checked):
+    """Of a CLIP tokenizer; special tokens are texts, or objects with one."""
+
+    model_max_length: Annotated[int, Field(ge=3)] | None = None
+    bos_token: str | dict[str, Any] | None = None
+    eos_token: str | dict[str, Any] | None = None
+    pad_token: str | dict[str, Any] | None = None
+    unk_token: str | dict[str, Any] | None = None
+
+
+def _has_sides(size: dict[str, Pixels]) -> dict[str, Pixels]:
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError("a size has either a shortest_edge, or a height and a width")
+    return size
+
+
+Size = Pixels | Annotated[dict[str, Pixels], AfterValidator(_has_sides)]
+
+
+class ProcessorConfig(Checked):
+    """Of what prepares images for CLIP."""
+
+    size: Size = 224
+    crop_size: Size = 224
+    resample: Annotated[int, Field(ge=0, le=5)] = 3
+    rescale_factor: Positive = 1 / 255
+    image_mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    image_std: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+    do_resize: bool = True
+    do_center_crop: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+
+
+class JointProcessorConfig(Checked):
+    """Of what prepares images and texts together."""
+
+    image_processor: ProcessorConfig | None = None
+
+
+class BaseRecord(Checked):
+    """Of the base that a graft was made for: name, commit, and sums of `models/identity.py`."""
+
+    class Sums(Checked):
+        """64 float32 numbers, hexadecimal; grafts of older versions have none."""
+
+        cross_attention: Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None = None
+
+    name: Annotated[str, Field(min_length=1)]
+    revision: str = ""
+    sums: Sums
+
+
+class ModelIndex(Checked):
+    """Of a base's parts: for each the library and the class."""
+
+    safety_checker: list[str | bool | None] | None = None
+
+
+def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
+    """Read a configuration and check it.
+
+    Args:
+        path: A JSON file.
+        kind: What it must hold.
+
+    Returns:
+        Its content, as it stands in the file.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        CheckpointError: If it is no JSON object, a value is of a wrong type or out of bounds, or a key names
+            code or other files; names file, key and value.
+    """
+    config = read_json(path, error=CheckpointError)
+    _refuse_code(config, path, "")
+    try:
+        kind.model_validate(config)
+    except ValidationError as wrong:
+        first = wrong.errors(include_url=False, include_context=False)[0]
+        raise CheckpointError(
+            f"{path} is damaged or of another model: {_place(first['loc'], config)}{_explain(first)}; fetch "
+            "it again"
+        ) from wrong
+    return config
+
+
+@contextmanager
+def loading(path: Path, what: str) -> Iterator[None]:
+    """Tell whatever a library raises while it loads what came from outside as one line that names it.
+
+    Args:
+        path: The file or folder that is loaded.
+        what: What as.
+
+    Raises:
+        CheckpointError: In place of any error but our own and lack of memory.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        # A panic of a Rust library is no Exception; Ctrl-C is none either, and is let through.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"{path} cannot be loaded as {what}: {reason}") from error
+
+
+def _place(location: tuple[int | str, ...], config: Any) -> str:
+    """Keys down to what is wrong, without the names that pydantic gives to the members of a union."""
+    keys: list[str] = []
+    for part in location:
+        try:
+            config = config[part]
+        except (LookupError, TypeError):
+            return ".".join(keys or [str(part)])
+        keys.append(str(part))
+    return ".".join(keys)
+
+
+def _explain(wrong: Any) -> str:
+    if wrong["type"] == "missing":
+        return " is missing"
+    reason = wrong["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f" is {str(wrong['input'])[:60]!r}, {reason}" if wrong["loc"] else reason
+
+
+def _refuse_code(value: Any, path: Path, place: str) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _refuse_code(item, path, place)
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        is_code = key in CODE_KEYS and inner not in (None, False, {}, [])
+        if is_code or (key in ATTENTION_KEYS and inner not in ATTENTIONS):
+            raise CheckpointError(
+                f"{path}: {place}{key} is refused ({str(inner)[:60]!r}): it would run other code or load "
+                "other weights than this folder's; take the key out, or a copy of the model without it"
+            )
+        _refuse_code(inner, path, f"{place}{key}.")

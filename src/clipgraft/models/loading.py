@@ -1,0 +1,281 @@
+"""Models loaded whole or not at all, from safetensors of their own folder that are named, never searched for.
+
+A library's `from_pretrained` looks for files itself: shards anywhere that an index names, pickles among them,
+and adapters that it injects in silence. So files are chosen and read here, and a library is handed tensors.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from clipgraft.errors import CheckpointError
+from clipgraft.files import read_json
+from clipgraft.models.configs import Checked, loading, read_config
+from clipgraft.models.weight_files import FULL, HALF, find_weights
+
+SHOWN_KEYS = 5
+"""Weights that an error names; a wrong checkpoint lacks hundreds."""
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+"""Names of weights, without their endings."""
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+"""What transformers injects into a model where peft is installed."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+OLDER_TOWER = re.compile(r"(vision_model|text_model)\.(?=\1\.)|^text_model\.(?=embeddings|encoder|final)")
+"""Level of a tower's weights that transformers before version 5 had, and later ones have no more."""
+
+
+def load_strictly(
+    model_class: Any, folder: Path, kind: type[Checked], *, dtype: torch.dtype | None = None, **kwargs: Any
+) -> Any:
+    """Load a transformers or diffusers model from safetensors; every weight must be there and none left over.
+
+    Args:
+        model_class: Class of the model.
+        folder: With `config.json` and `*.safetensors`, whole or in shards, in full precision or as `fp16`; of
+            both the one is read that is nearer to the dtype asked for.
+        kind: What `config.json` must hold.
+        dtype: Of the weights; None = as the configuration says (transformers alone).
+        **kwargs: Handed to a transformers model's `from_pretrained`.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: If the folder holds no safetensors, another model, or weights that do not fit or are
+            no finite floating-point numbers; names the file.
+    """
+    refuse_adapters(folder)
+    config = read_config(folder / "config.json", kind)
+    is_transformers = issubclass(model_class, PreTrainedModel)
+    stem = TRANSFORMERS_STEM if is_transformers else DIFFUSERS_STEM
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    paths = weight_paths(folder, stem, (HALF, FULL) if is_half else (FULL, HALF))
+    weights = read_weights(paths)
+    with loading(folder, model_class.__name__):
+        # Without memory: a configuration of any size costs nothing before it is compared with the weights.
+        with torch.device("meta"):
+            described = model_class.config_class.from_dict(config) if is_transformers else config
+            model = model_class(described) if is_transformers else model_class.from_config(described)
+        weights = _renamed(weights, model)
+    refuse_misfits(folder, model, weights)
+    with loading(folder, model_class.__name__):
+        if not is_transformers:
+            return set_weights(model, weights, dtype)
+        model = model_class.from_pretrained(
+            None, config=described, state_dict=weights, dtype=dtype or "auto", **kwargs
+        )
+    return model.eval()
+
+
+def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+    """Give a model without memory its weights; return it in eval mode."""
+    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    return model.eval()
+
+
+def weight_paths(folder: Path, stem: str, variants: Collection[str]) -> list[Path]:
+    """Choose the files of a model's weights.
+
+    Args:
+        folder: Where they are.
+        stem: Their name, without endings.
+        variants: Precisions, most wanted first.
+
+    Raises:
+        CheckpointError: If there are none, or an index names anything but safetensors of that folder.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    files, _ = find_weights(names, stem, tuple(variants))
+    indices = [f"{stem}.safetensors.index{'.' if variant else ''}{variant}.json" for variant in variants]
+    # Without whole weights an index is read too, so that what it lacks is named.
+    index = files[0] if files else next((name for name in indices if name in names), "")
+    if index.endswith(".json"):
+        return _listed_shards(folder / index)
+    if files:
+        return [folder / files[0]]
+    refuse_pickles(folder)
+    raise CheckpointError(f"{folder} holds no weights: it has no {stem}.safetensors; fetch it again, whole")
+
+
+def _listed_shards(index: Path) -> list[Path]:
+    """Files that an index names, each a safetensors file beside it."""
+    listed = read_json(index, error=CheckpointError).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{index} is damaged: it has no weight_map with names of files; fetch it again")
+    files = {name for name in listed.values() if isinstance(name, str)}
+    for name in listed.values():
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{index} names {str(name)[:80]!r}; only .safetensors files in that very folder are read: "
+                "take another copy of the model"
+            )
+    paths = [index.parent / name for name in sorted(files)]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, and {index.name} names it; fetch it again")
+    return paths
+
+
+def read_weights(
+    paths: Iterable[Path],
+    wanted: Callable[[str], bool] = lambda _: True,
+    *,
+    may_be_whole: Callable[[str], bool] = lambda _: False,
+) -> dict[str, Tensor]:
+    """Read tensors of safetensors files.
+
+    Args:
+        paths: The files.
+        wanted: Whether a tensor of that name is read.
+        may_be_whole: Whether it may hold whole numbers.
+
+    Returns:
+        Tensors by name, mapped from the files; positions 0, 1, ..., which files of older libraries hold
+        among the weights, are left out.
+
+    Raises:
+        CheckpointError: If a file is damaged or no safetensors file, or a tensor is in two files or holds
+            other than finite floating-point numbers; names file and tensor.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in paths:
+        found = {}
+        try:
+            with loading(path, "safetensors"), safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  (it is no dict)
+                    if wanted(name) and not name.endswith("position_ids"):
+                        found[name] = file.get_tensor(name)
+        except CheckpointError as error:
+            reason = str(error).partition("as safetensors: ")[2]
+            raise CheckpointError(
+                f"{path} is damaged or no safetensors file: {reason}; fetch it again"
+            ) from error
+        for name, tensor in found.items():
+            _check_values(path, name, tensor, may_be_whole(name))
+        if weights.keys() & found:
+            raise CheckpointError(
+                f"{path} holds {min(weights.keys() & found)}, and another shard does too; fetch both again"
+            )
+        weights |= found
+    return weights
+
+
+def _check_values(path: Path, name: str, tensor: Tensor, may_be_whole: bool) -> None:
+    if tensor.dtype not in FLOATS:
+        if may_be_whole:
+            return
+        raise CheckpointError(
+            f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers; "
+            "it is damaged, or quantized: take a copy in float32, float16 or bfloat16"
+        )
+    # One pass without a copy, a hundredth of what `isfinite` takes; a NaN anywhere is both ends.
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinity; it is damaged, or its training failed: take another copy"
+        )
+
+
+def _renamed(weights: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Weights under the names of today's libraries."""
+    if isinstance(model, PreTrainedModel):
+        own = model.state_dict().keys()
+        return {
+            name if name in own else OLDER_TOWER.sub("", name): weight for name, weight in weights.items()
+        }
+    model._fix_state_dict_keys_on_load(weights)  # the VAE's attention as `query`, `key`, `value`
+    return weights
+
+
+def refuse_misfits(path: Path, model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes of weights with those of a model.
+
+    Raises:
+        CheckpointError: If one is missing, too many, or of another shape; names it.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    refuse_other_weights(path, missing=expected.keys() - found, unexpected=found.keys() - expected)
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"{path} is of another model: {name} has shape {shape}, not {expected[name]}; name the right "
+                "one"
+            )
+
+
+def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
+    """Raise CheckpointError naming the first weights that are missing or too many."""
+    for what, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
+        if keys:
+            shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
+            raise CheckpointError(
+                f"{path} {what} {len(keys)} weights: {shown}; it is of another model: name the right one"
+            )
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Make sure that a folder's weights are safetensors: pickled ones can run code when opened.
+
+    Raises:
+        CheckpointError: If it holds pickled weights alone.
+    """
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if any(folder.glob("*.safetensors")) or not pickles:
+        return
+    raise CheckpointError(
+        f"{folder} holds pickled weights alone ({pickles[0]}), which can run code when opened; if you trust "
+        "them, load them with the library they come from and write them again with its save_pretrained(DIR)"
+    )
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Make sure that no adapter lies beside a model's weights, of which the model would be another.
+
+    Raises:
+        CheckpointError: If one does; names its file.
+    """
+    for name in ADAPTERS:
+        if (folder / name).exists():
+            raise CheckpointError(
+                f"{folder / name} is an adapter, which is not applied to a model in silence: merge it with "
+                "peft's merge_and_unload() and write the model again, or take the file away"
+            )
+
+
+def refuse_links_out(root: Path, folders: Iterable[Path]) -> None:
+    """Make sure that all files of a model are its own.
+
+    Args:
+        root: Of the model, which may be a link itself.
+        folders: Within it, whose files are read.
+
+    Raises:
+        CheckpointError: If one of them, or a file in one, is a link that ends outside of `root`. In the hub's
+            cache it may end anywhere in the folder of its repository, where the files are.
+    """
+    allowed = _repository(Path(os.path.realpath(root)))
+    for folder in folders:
+        inner = folder.iterdir() if folder.is_dir() else ()
+        for path in (folder, *inner):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(allowed):
+                raise CheckpointError(
+                    f"{path} is a link to {os.path.realpath(path)}, out of the model's folder; put the file "
+                    "itself in its place"
+                )
+
+
+def _repository(root: Path) -> Path:
+    """Folder of a repository in the hub's cache (`models--owner--name`) of a snapshot; else `root`."""
+    for folder in (root, *root.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.parent.parent
+    return root
