@@ -59,6 +59,28 @@ def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
             part.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a file whole.
+
+    Args:
+        path: A regular file, or a link to one.
+        error: Raised where the file is not as it should be.
+        max_bytes: Largest size that is read.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: Of the class given, if it is no file or too large; names the file.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file")
+    if not path.is_file():
+        raise error(f"{path} is not a file")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise error(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
+    return path.read_bytes()
+
+
 def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> str:
     """Read a UTF-8 text file; a byte order mark, which Windows' editors write, is left out.
 
@@ -71,17 +93,11 @@ def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int 
         MissingFileError: If there is no such file.
         UserError: Of the class given, if it is no file, too large, or not UTF-8; names the file.
     """
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file")
-    if not path.is_file():
-        raise error(f"{path} is not a file")
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise error(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, error=error, max_bytes=max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
         raise error(f"{path} is not UTF-8 text (byte {wrong.start})") from wrong
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataError) -> Any:

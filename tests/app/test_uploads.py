@@ -44,20 +44,20 @@ BAD = {
     "a cut-off JPEG": (file_of("JPEG", (400, 300))[:-200], "cut off"),
     "a cut-off PNG": (file_of("PNG")[:-40], "cut off"),
     "a cut-off WebP": (file_of("WEBP")[:-10], "cut off|damaged"),
-    "a GIF": (file_of("GIF"), "no PNG, JPEG or WebP"),
-    "a TIFF": (file_of("TIFF"), "no PNG, JPEG or WebP"),
+    "a GIF": (file_of("GIF"), "is a GIF; expected a JPEG, PNG or WebP"),
+    "a TIFF": (file_of("TIFF"), "is a TIFF; expected"),
     "an SVG": (
         b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-        "no PNG, JPEG or WebP",
+        "is an SVG; expected",
     ),
     "a PNG with a page behind it": (
         file_of("PNG") + b"<script>alert(1)</script>",
         "something follows its end",
     ),
     "a JPEG with an archive behind it": (file_of("JPEG") + b"PK\x03\x04", "something follows its end"),
-    "a page that begins like a PNG": (b"\x89PNG\r\n\x1a\n<html>", "no PNG, JPEG or WebP"),
-    "a line of a million pixels": (png(1_000_000, 1, b""), "1000000 x 1 pixels; one side may be 100 times"),
-    "noise": (bytes(range(256)) * 40, "no PNG, JPEG or WebP"),
+    "a page that begins like a PNG": (b"\x89PNG\r\n\x1a\n<html>", "is no image of a known format"),
+    "a line of a million pixels": (png(1_000_000, 1, b""), "1000000x1 pixels; one side may be 100 times"),
+    "noise": (bytes(range(256)) * 40, "is no image of a known format"),
     "an animation": (
         file_of("WEBP", save_all=True, append_images=[Image.new("RGB", (40, 30), "red")], duration=10),
         "animated",
@@ -109,7 +109,9 @@ def test_the_place_where_a_photograph_was_taken_is_gone_and_its_rotation_applied
 )
 def test_nothing_is_fetched_from_an_address(text):
     # pytest-socket forbids every connection here.
-    with pytest.raises(DataError, match=r"nothing is fetched from an address|not base64|no PNG"):
+    with pytest.raises(
+        DataError, match=r"nothing is fetched from an address|not base64|is no image of a known format"
+    ):
         count_pixels(read_base64(text), MAX_PIXELS)
 
 
@@ -123,5 +125,21 @@ def test_base64_comes_plain_or_as_a_data_address():
 
 
 def test_texts_of_a_png_alone_are_read():
-    with pytest.raises(DataError, match="settings are kept in PNG files; this is a JPEG"):
+    with pytest.raises(DataError, match="is a JPEG; settings are kept in PNG files"):
         read_png_texts(file_of("JPEG"), MAX_PIXELS)
+
+
+def test_transparent_parts_are_white_as_in_training():
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    file = io.BytesIO()
+    clear.save(file, "PNG")
+    assert decode_upload(file.getvalue(), MAX_PIXELS).getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_a_telephones_jpeg_of_several_pictures_gives_the_first():
+    content = file_of("MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), "red")])
+    assert decode_upload(content, MAX_PIXELS).getpixel((20, 15)) != (255, 0, 0)
+
+
+def test_garbage_in_the_exif_data_is_no_damage():
+    assert decode_upload(file_of("JPEG", exif=b"Exif\0\0garbage!"), MAX_PIXELS).size == (40, 30)

@@ -105,7 +105,7 @@ def test_token_file_reads_the_same_in_every_variant(tmp_path: Path, change: Call
 def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
     source = read_source(write(tmp_path, {"Flickr8k.token.txt": "a.jpg#0\tA café\n".encode("cp1252")}))
     assert captions_of(source) == {"a.jpg": ("A café",)}
-    assert "Flickr8k.token.txt is not UTF-8 and was read as Windows-1252" in source.notes
+    assert "not UTF-8, so read as Windows-1252: Flickr8k.token.txt" in source.notes
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_real_folder_takes_the_token_file_and_the_split_lists(flickr8k_dir: Path
     assert source.format == "Flickr8k token file"
     assert source.files["captions"] == "Flickr8k.token.txt"
     assert source.files["test split"] == "Flickr_8k.testImages.txt"
-    assert source.notes == ("captions.txt is there too and was not read",)
+    assert source.notes == ("there too, and not read: captions.txt",)
     assert [count["images"] for count in source.counts.values()] == [38, 8, 4]
     assert source.num_captions == 250
     assert source.num_captions + len(source.left_out) == 40_460

@@ -122,9 +122,9 @@ def test_metadata_in_split_folders_names_images_beside_itself(tmp_path: Path) ->
         (
             "metadata.jsonl",
             '{"file_name": "a.jpg"',
-            r"metadata.jsonl, line 1: read '.*'; expected a JSON object",
+            r"metadata.jsonl, line 1 is not JSON: Expecting",
         ),
-        ("metadata.jsonl", "[]", r"line 1: read '\[\]'; expected a JSON object with file_name and text"),
+        ("metadata.jsonl", "[]", "line 1 is not JSON of the right type: an object is expected, not a list"),
         (
             "metadata.jsonl",
             '{"file_name": "a.jpg", "label": 3}',
@@ -204,9 +204,27 @@ def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{\n  oops", r"captions_val.json, line 2: not readable as JSON \(.*\); expected COCO captions"),
-        ("{}", r"captions_val.json: KeyError\('images'\) while reading it; expected COCO captions"),
-        ('{"images": [3], "annotations": []}', r"TypeError.* while reading it; expected COCO captions"),
+        ("{\n  oops", r"captions_val.json is not JSON: .* line 2"),
+        ("{}", r"captions_val.json: read None in images; expected COCO captions"),
+        ('{"images": [3], "annotations": []}', r"read 3 in images; expected COCO captions"),
+        (
+            '{"images": [{"id": 1, "file_name": 7}], "annotations": []}',
+            r"'file_name': 7\} in images; expected",
+        ),
+        ('{"images": [{"id": 1, "file_name": null}], "annotations": []}', r"'file_name': None\} in images"),
+        ('{"images": [{"id": [1], "file_name": "1.jpg"}], "annotations": []}', r"'id': \[1\].* in images"),
+        (
+            '{"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": [{"image_id": 7, "caption": 5}]}',
+            r"'caption': 5\} in annotations; expected COCO captions",
+        ),
+        (
+            '{"images": [], "annotations": [{"image_id": [7], "caption": ""}]}',
+            r"'image_id': \[7\].* in annotations; expected COCO captions",
+        ),
+        (
+            '{"images": [{"id": 7, "file_name": "1.jpg"}, {"id": 7, "file_name": "2.jpg"}]}',
+            r"captions_val.json: the id 7 stands for '1.jpg' and for '2.jpg'",
+        ),
         (
             '{"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}',
             "a caption belongs to image_id 3, which images does not list",

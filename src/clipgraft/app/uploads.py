@@ -8,28 +8,13 @@ and bounded before a pixel is decoded. What is given back holds pixels alone: no
 import base64
 import binascii
 import io
-import struct
-import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError
-
-FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_ASPECT = 100
-"""Long side over short one: CLIP's processor makes the short one 224 pixels, the other in proportion."""
-# What Pillow's decoders raise on damaged files.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    MemoryError,
-)
 
 
 def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
@@ -43,11 +28,8 @@ def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
         DataError: If it is no whole PNG, JPEG or WebP, is too large, or something follows it.
     """
     with _opened(content, max_pixels) as image:
-        try:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        except _DECODE_ERRORS as error:
-            raise DataError(f"the picture is damaged ({error}); upload it whole") from None
-    # A copy of the pixels: convert() keeps what the file said of itself in `info`.
+        upright = decode(image)
+    # A copy of the pixels: `upright` keeps what the file said of itself in `info`.
     return Image.frombytes("RGB", upright.size, upright.tobytes())
 
 
@@ -59,11 +41,8 @@ def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
     """
     with _opened(content, max_pixels) as image:
         if image.format != "PNG":
-            raise DataError(f"settings are kept in PNG files; this is a {image.format}")
-        try:
-            image.load()  # texts behind the pixels are read with them
-        except _DECODE_ERRORS as error:
-            raise DataError(f"the picture is damaged ({error}); upload it whole") from None
+            raise DataError(f"is a {image.format}; settings are kept in PNG files")
+        decode(image)  # texts behind the pixels are read with them
         return {str(key): str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
 
 
@@ -101,35 +80,24 @@ def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
     return file.getvalue()
 
 
-def _opened(content: bytes, max_pixels: int) -> Image.Image:
-    if not content:
-        raise DataError("the picture is empty (0 bytes)")
+@contextmanager
+def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Give an image with header and end checked; errors in the block are said of the picture."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise DataError(f"the picture has more than {max_pixels:,} pixels; make it smaller") from None
-    except _DECODE_ERRORS:
-        raise DataError("the file is no PNG, JPEG or WebP picture, or its beginning is damaged") from None
-    width, height = image.size
-    if width * height > max_pixels:
-        raise DataError(f"the picture has {width} x {height} pixels; at most {max_pixels:,} are taken")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise DataError(
-            f"the picture has {width} x {height} pixels; one side may be {MAX_ASPECT} times the other at most"
-        )
-    if getattr(image, "n_frames", 1) > 1:
-        raise DataError("the picture is animated; upload a still one")
-    if not _ends_with_its_end(content, str(image.format)):
-        raise DataError("the picture is cut off, or something follows its end; save it anew and upload that")
-    return image
+        image = read_header(content, max_pixels)
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise DataError("is animated; upload a still one")
+        if not _ends_with_its_end(content, str(image.format)):
+            raise DataError("is cut off, or something follows its end; save it anew and upload that")
+        yield image
+    except DataError as error:
+        raise DataError(f"the picture {error}") from error.__cause__
 
 
 def _ends_with_its_end(content: bytes, image_format: str) -> bool:
     if image_format == "PNG":
         return content.endswith(b"\0\0\0\0IEND\xaeB`\x82")
-    if image_format == "JPEG":
+    if image_format in ("JPEG", "MPO"):  # an MPO is JPEGs one behind the other
         return content.endswith(b"\xff\xd9")
     size = int.from_bytes(content[4:8], "little") + 8
     return len(content) in (size, size + size % 2)

@@ -3,12 +3,11 @@
 `check_source` measures, `render` shows it in a terminal, `to_json` gives it to machines; none needs torch.
 """
 
-import hashlib
 import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +17,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from clipgraft.data.content import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
@@ -76,12 +76,12 @@ class SourceCheck:
     """Captions longer than 77 tokens, that will lose their end; None without a tokenizer."""
     num_images_read: int
     """Photographs that were opened; 0 if this was not asked for."""
-    unreadable: dict[str, str]
-    """Image id -> why its photograph cannot be opened."""
-    duplicates: tuple[tuple[str, ...], ...]
-    """Image ids whose files are equal byte by byte."""
-    leakage: tuple[dict[str, str], ...]
-    """Equal files in different splits: image id -> split."""
+    unreadable: dict[str, str] | None
+    """Image id -> why its photograph cannot be opened; None if photographs were not opened."""
+    duplicates: tuple[tuple[str, ...], ...] | None
+    """Image ids whose files are equal byte by byte; None if photographs were not opened."""
+    leakage: tuple[dict[str, Split], ...] | None
+    """Equal files in different splits: image id -> split; None if photographs were not opened."""
 
 
 def check_source(
@@ -105,8 +105,8 @@ def check_source(
     captions = [caption for image in source.images for caption in image.captions]
     lengths = [len(caption.split()) for caption in captions]
     tokens = _count_tokens(captions, tokenizer) if tokenizer is not None else None
-    unreadable, groups = _read_images(source.images, on_image) if read_images else ({}, [])
-    duplicates = [group for group in groups if len(group) > 1]
+    unreadable = _read_images(source.images, on_image) if read_images else None
+    equal = None if unreadable is None else _equal_images(source.images, unreadable)
     return SourceCheck(
         root=str(source.root),
         format=source.format,
@@ -124,17 +124,13 @@ def check_source(
         num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
         num_images_read=len(source.images) if read_images else 0,
         unreadable=unreadable,
-        duplicates=tuple(tuple(image.image_id for image in group) for group in duplicates),
-        leakage=tuple(
-            {image.image_id: image.split for image in group}
-            for group in duplicates
-            if len({image.split for image in group}) > 1
-        ),
+        duplicates=None if equal is None else tuple(tuple(group) for group in equal),
+        leakage=None if equal is None else tuple(group for group in equal if len(set(group.values())) > 1),
     )
 
 
 def to_json(check: SourceCheck) -> str:
-    """Return the measurements as JSON text, keys as `SourceCheck`'s fields."""
+    """Return the measurements as JSON text, keys as `SourceCheck`'s fields; null is what was not measured."""
     return json.dumps(asdict(check), indent=2, ensure_ascii=False, default=str)
 
 
@@ -156,21 +152,25 @@ def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> lis
     return [len(ids) for ids in tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
 
 
-def _read_images(
-    images: Iterable[CaptionedImage], on_image: Callable[[], None]
-) -> tuple[dict[str, str], list[list[CaptionedImage]]]:
-    """Return the photographs that cannot be opened with the reason, and all images grouped by equal bytes."""
+def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None]) -> dict[str, str]:
+    """Return the photographs that cannot be opened, with the reason."""
     unreadable: dict[str, str] = {}
-    groups: dict[bytes, list[CaptionedImage]] = {}
     for image in images:
         try:
             open_image(image.path)
-        except (DataError, FileNotFoundError) as error:
+        except (DataError, MissingFileError) as error:
             unreadable[image.image_id] = str(error).removeprefix(f"{image.path}: ")
-        else:
-            groups.setdefault(hashlib.sha256(image.path.read_bytes()).digest(), []).append(image)
         on_image()
-    return unreadable, list(groups.values())
+    return unreadable
+
+
+def _equal_images(images: Iterable[CaptionedImage], unreadable: Mapping[str, str]) -> list[dict[str, Split]]:
+    """Return id and split of images whose files are equal byte by byte, each group of them together."""
+    readable = [image for image in images if image.image_id not in unreadable]
+    groups: dict[str, dict[str, Split]] = {}
+    for image, content in zip(readable, content_sums([image.path for image in readable]), strict=True):
+        groups.setdefault(content, {})[image.image_id] = image.split
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _group_left_out(source: Source) -> tuple[LeftOutGroup, ...]:
@@ -241,7 +241,7 @@ def _range(lengths: Lengths) -> str:
 
 
 def _problems(check: SourceCheck) -> list[RenderableType]:
-    if not check.num_images_read:
+    if check.unreadable is None or check.duplicates is None or check.leakage is None:
         return [Text("photographs         not opened", style="dim")]
     problems: list[RenderableType] = []
     lists = {
@@ -264,5 +264,5 @@ def _problems(check: SourceCheck) -> list[RenderableType]:
 
 
 def _plain(text: str) -> str:
-    """Return text without control characters, which could steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """Return text in one line, of which control characters, which could steer the terminal, are escaped."""
+    return printable(text.replace("\n", "\\n"))

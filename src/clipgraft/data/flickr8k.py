@@ -6,10 +6,11 @@ found by name wherever copies have them, and each caption line is parsed on its 
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clipgraft.data.images import list_images
+from clipgraft.data.folder import DataFolder, tidy
 from clipgraft.data.records import IMAGE_SUFFIXES, SPLITS, RawCaption, Reading, Split, check_image_name
 from clipgraft.errors import DataError
 
@@ -19,20 +20,25 @@ IMAGE_FOLDERS = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr8k_im
 _SPLIT_LIST = re.compile(r".*[._](train|dev|val|test)images\.txt", re.IGNORECASE)
 _SPLIT_NAMES: dict[str, Split] = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 # `name.jpg#0<tab>caption`; some copies have spaces where the tab was.
-_TOKEN_LINE = re.compile(r"(?P<name>[^#]+)#(?P<number>\d+)\s+(?P<caption>.*)")
+_TOKEN_LINE = re.compile(r"(?P<name>[^#]+)#(?P<number>[0-9]{1,9})\s+(?P<caption>.*)")
 # The name ends at its suffix and the first comma behind it (`.jpg.1` is in every copy); commas in an unquoted
 # caption stay in it.
-_CSV_LINE = re.compile(r'"?(?P<name>[^,"]+\.(?:jpe?g|png|webp)(?:\.\d+)?)"?,(?P<caption>.*)', re.IGNORECASE)
+_CSV_LINE = re.compile(
+    r'"?(?P<name>[^,"]+\.(?:jpe?g?|jfif|png|webp)(?:\.\d+)?)"?,(?P<caption>.*)', re.IGNORECASE
+)
 _CSV_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
+_CSV_HEADER = re.compile(r"image\w*,(\s*comment_number\w*,)?\s*(caption|comment)\w*", re.IGNORECASE)
+_CSV_NUMBERED = re.compile(r"\s*[0-9]{1,9}\s*,(.*)")
+"""Flickr30k's captions: their number stands before each one."""
 
 
-def read_flickr8k(root: Path) -> Reading | None:
+def read_flickr8k(folder: DataFolder) -> Reading | None:
     """Read a folder in one of Flickr8k's forms.
 
     The token file wins over `captions.txt` where both are there, because only it numbers the captions.
 
     Args:
-        root: Folder that holds caption file, split lists and image folder, or folders that hold these.
+        folder: It holds caption file, split lists and image folder, or folders that hold these.
 
     Returns:
         What was found, or None if there is neither a token file nor a `captions.txt`.
@@ -41,67 +47,30 @@ def read_flickr8k(root: Path) -> Reading | None:
         DataError: If a caption line cannot be parsed, an image is in two split lists, an image name points
             out of its folder, two files of one kind lie at the same depth, or there is no image folder.
     """
-    levels = _list_levels(root)
+    root, levels = folder.root, _list_levels(folder.root)
     token_file = _find_one(root, levels, lambda name: name.endswith(".token.txt") and "lemma" not in name)
     kaggle_file = _find_one(root, levels, lambda name: name == "captions.txt")
     caption_file = token_file or kaggle_file
     if caption_file is None:
         return None
-    notes: list[str] = []
     parse = _parse_token_lines if token_file else _parse_kaggle_lines
-    captions = list(parse(caption_file, notes))
+    captions = list(parse(folder, caption_file))
     if token_file and kaggle_file:
-        notes.append(f"{kaggle_file.relative_to(root)} is there too and was not read")
+        folder.note("there too, and not read: ", folder.name(kaggle_file))
     image_dir = _find_image_dir(root, levels, caption_file)
     lists = _find_split_lists(root, levels)
-    splits = _read_split_lists(lists, notes) if lists else None
+    splits = _read_split_lists(folder, lists) if lists else None
     if lists and (missing := [split for split in SPLITS if split not in lists]):
-        notes.append(f"no list of the {' and '.join(missing)} split")
+        folder.note(f"no list of the {' and '.join(missing)} split")
     files = {"captions": caption_file, "images": image_dir}
     files |= {f"{split} split": path for split, path in lists.items()}
     return Reading(
         format="Flickr8k token file" if token_file else "Flickr8k captions.txt (Kaggle)",
-        files={role: path.relative_to(root).as_posix() for role, path in files.items()},
-        photographs=list_images(image_dir),
+        files={role: folder.name(path) for role, path in files.items()},
+        photographs=folder.list_images(image_dir),
         captions=captions,
         splits=splits,
-        notes=tuple(notes),
     )
-
-
-def read_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield number (from 1) and text of each line that is not blank, without its line end (LF, CRLF or CR).
-
-    Args:
-        path: A text file in UTF-8 with or without byte order mark; else it is read as Windows-1252.
-        notes: Gets a line if the file is not UTF-8.
-
-    Raises:
-        DataError: If the file is neither, or holds NUL bytes as UTF-16 does.
-    """
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(path, notes)), start=1):
-        if line.strip():
-            yield number, line
-
-
-def read_text(path: Path, notes: list[str]) -> str:
-    """Return a file's text; encodings, `notes` and errors as for `read_lines`."""
-    raw = path.read_bytes()
-    if b"\0" in raw:
-        raise DataError(f"{path}: holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        notes.append(f"{path.name} is not UTF-8 and was read as Windows-1252")
-    try:
-        return raw.decode("cp1252")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is neither UTF-8 nor Windows-1252 ({error}); save it as UTF-8") from None
-
-
-def tidy(caption: str) -> str:
-    """Return a caption with single spaces and none around it."""
-    return " ".join(caption.split())
 
 
 def bad_line(path: Path, number: int, line: str, expected: str) -> DataError:
@@ -109,8 +78,8 @@ def bad_line(path: Path, number: int, line: str, expected: str) -> DataError:
     return DataError(f"{path}, line {number}: read {line[:120]!r}; expected {expected}")
 
 
-def _parse_token_lines(path: Path, notes: list[str]) -> Iterator[RawCaption]:
-    for number, line in read_lines(path, notes):
+def _parse_token_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
+    for number, line in folder.read_lines(path):
         match = _TOKEN_LINE.fullmatch(line)
         if match is None:
             raise bad_line(path, number, line, "IMAGE.jpg#NUMBER, a tab and the caption")
@@ -118,19 +87,23 @@ def _parse_token_lines(path: Path, notes: list[str]) -> Iterator[RawCaption]:
         yield RawCaption(name, int(match["number"]), tidy(match["caption"]))
 
 
-def _parse_kaggle_lines(path: Path, notes: list[str]) -> Iterator[RawCaption]:
-    seen: dict[str, int] = {}
-    for number, line in read_lines(path, notes):
-        if not seen and re.fullmatch(r"image\w*,\s*caption\w*", line.strip(), re.IGNORECASE):
-            continue  # the header
+def _parse_kaggle_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
+    rows: list[tuple[str, str]] = []
+    for number, line in folder.read_lines(path):
+        if not rows and _CSV_HEADER.fullmatch(line.strip()):
+            continue
         match = _CSV_LINE.fullmatch(line)
         if match is None:
             raise bad_line(path, number, line, "IMAGE.jpg, a comma and the caption")
-        name = check_image_name(match["name"].strip(), f"{path}, line {number}")
-        quoted = _CSV_QUOTED.fullmatch(match["caption"])
-        caption = quoted[1].replace('""', '"') if quoted else match["caption"]
-        yield RawCaption(name, seen.get(name, 0), tidy(caption))
-        seen[name] = seen.get(name, 0) + 1
+        rows.append((check_image_name(match["name"].strip(), f"{path}, line {number}"), match["caption"]))
+    numbers = [_CSV_NUMBERED.fullmatch(caption) for _, caption in rows]
+    are_numbered = all(numbers)
+    seen: Counter[str] = Counter()
+    for (name, caption), match in zip(rows, numbers, strict=True):
+        text = match[1] if match and are_numbered else caption
+        quoted = _CSV_QUOTED.fullmatch(text)
+        yield RawCaption(name, seen[name], tidy(quoted[1].replace('""', '"') if quoted else text))
+        seen[name] += 1
 
 
 def _list_levels(root: Path) -> list[list[Path]]:
@@ -194,10 +167,10 @@ def _find_split_lists(root: Path, levels: list[list[Path]]) -> dict[Split, Path]
     return {}
 
 
-def _read_split_lists(lists: dict[Split, Path], notes: list[str]) -> dict[str, Split]:
+def _read_split_lists(folder: DataFolder, lists: dict[Split, Path]) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for split, path in lists.items():
-        for number, line in read_lines(path, notes):
+        for number, line in folder.read_lines(path):
             name = check_image_name(line.strip(), f"{path}, line {number}")
             if splits.setdefault(name, split) != split:
                 raise DataError(

@@ -1,22 +1,32 @@
-"""Photographs on disk: find them in a folder, and open one as a checked RGB image.
+"""Images from outside: bounded by their header, decoded in bounded memory, opened as checked RGB images.
 
-Only JPEG, PNG and WebP are decoded, told by content and not by name, and the size is checked in the header
-before any pixel is decoded: caption folders come from strangers.
+Only JPEG, PNG and WebP are decoded, told by content and not by name. Pixels, shape and scans are checked
+before any pixel is decoded, for images of a data folder and of the studio's clients alike.
 """
 
-import os
-import struct
+import io
+import re
+import threading
 import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from clipgraft.data.records import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from clipgraft.errors import DataError, MissingFileError
 
 MAX_PIXELS = 100_000_000
-"""More is refused from the header: 300 MB as RGB, and no camera photograph of a caption set comes near."""
+"""Of one image, and of all that are decoded at once; docs/data.md tells how much memory they take."""
+MAX_ASPECT = 100
+"""Long side over short one: CLIP's processor makes the short one 224 pixels, the other in proportion."""
+MAX_SCANS = 100
+"""Of a JPEG; each goes over all of its pixels. Encoders write some ten (the bound is a guess)."""
+MAX_PARTS, PART_BYTES = 1000, 1024
+"""Markers of a JPEG or chunks of a PNG: so many, and one for so many bytes of the file (a guess)."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Of an image's file, which is read whole; 100 million pixels of a photograph have some 60 MB as a JPEG."""
 MIN_SIDE = 16
 """Least width and height in pixels; below it there is nothing that a caption could speak of (a guess)."""
 
@@ -35,43 +45,21 @@ _MAGIC = {
     b"<html": "a web page",
     b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
 }
-# What Pillow's decoders raise on damaged files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-
-
-def list_images(folder: Path) -> dict[str, Path]:
-    """Return every file below a folder whose name says that it is an image.
-
-    Linked folders are not followed; a linked file may point anywhere inside the folder.
-
-    Args:
-        folder: The image folder.
-
-    Returns:
-        Name relative to the folder with forward slashes -> path, sorted by name. Hidden files and images of
-        formats that cannot be used are among them, since they are to be counted out by name.
-
-    Raises:
-        DataError: If a linked file points out of the folder.
-    """
-    inside = folder.resolve()
-    images: dict[str, Path] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
-                continue
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise DataError(f"{path}: links to a file outside of {folder}; copy the file into the folder")
-            images[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(images.items()))
+_BAND_ROWS = 256
+"""Rows that are laid on white at once, so that an image is in memory twice, not four times."""
+_SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
+"""What Pillow multiplies a PNG's samples of 1, 2 and 4 bits by, but not the sample that is transparent."""
+JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_FILTERS = threading.Lock()
+# Not those that have no length: a byte 0xFF in a scan (0), TEM (1), restarts (0xD0 to 0xD7).
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open a photograph as it is meant to be seen.
+    """Open an image as it is meant to be seen.
 
-    EXIF rotation is applied; grayscale, palette and CMYK become RGB; transparency is laid on white; of an
-    animation the first frame is taken.
+    EXIF rotation is applied where the EXIF data can be read; grayscale, palette and CMYK become RGB;
+    transparency is laid on white; of an animation the first frame is taken.
 
     Args:
         path: A JPEG, PNG or WebP file.
@@ -80,53 +68,160 @@ def open_image(path: Path) -> Image.Image:
         RGB image, 8 bits per channel, fully decoded, file closed.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        DataError: If it is empty, of another format, damaged, over `MAX_PIXELS` or under `MIN_SIDE`.
+        MissingFileError: If there is no such file.
+        DataError: If it is empty, of another format, damaged, or out of the bounds of this module.
+    """
+    with opened_image(path) as image:
+        return decode(image)
+
+
+@contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """Give an image of which the header is checked; to be decoded by `decode` within the block.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        DataError: As `open_image`; one that is raised within the block gets the file's name too.
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such image")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty (0 bytes)")
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise DataError(f"{path}: has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels on; the limit here is MAX_PIXELS, and it is an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=_FORMATS)
-        with image:
-            _check_size(path, image)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
+        yield read_header(path.read_bytes(), MAX_PIXELS, min_side=MIN_SIDE)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error.__cause__
+
+
+def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.Image:
+    """Return an image that is not decoded yet, or refuse it.
+
+    Args:
+        content: The file.
+        max_pixels: Width times height, at most.
+        min_side: Width and height, at least.
+
+    Raises:
+        DataError: If it is empty, of another format, damaged at its beginning, or out of bounds; begins with
+            a verb.
+    """
+    if not content:
+        raise DataError("is empty (0 bytes)")
+    _refuse_costly(content)
+    try:
+        with _quiet():
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise DataError(f"{path}: is {_content_name(path)}; expected a JPEG, PNG or WebP image") from None
+        raise DataError(f"is {_content_name(content)}; expected a JPEG, PNG or WebP image") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{path}: has more than {MAX_PIXELS:,} pixels; make it smaller") from None
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{path}: the image is damaged ({error}); replace it or take it out") from error
-
-
-def _check_size(path: Path, image: Image.Image) -> None:
+        raise DataError(f"has more than {max_pixels:,} pixels; make it smaller") from None
+    except Exception as error:  # whatever Pillow raises, it is the file's damage
+        raise _damaged(error) from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: {width}x{height} is more than {MAX_PIXELS:,} pixels; make it smaller")
-    if min(width, height) < MIN_SIDE:
-        raise DataError(f"{path}: {width}x{height} is too small; each side needs at least {MIN_SIDE} pixels")
+    if width * height > max_pixels:
+        raise DataError(f"has {width}x{height} pixels; at most {max_pixels:,} are taken; make it smaller")
+    if min(width, height) < min_side:
+        raise DataError(f"has {width}x{height} pixels; each side needs at least {min_side}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(f"has {width}x{height} pixels; one side may be {MAX_ASPECT} times the other at most")
+    return image
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """Decode an image that `read_header` gave: upright, RGB, 8 bits per channel.
+
+    Raises:
+        DataError: If it is damaged; begins with a verb.
+    """
+    try:
+        _scale_transparent_sample(image)
+        image.load()
+        with suppress(Exception):  # garbage in the EXIF data: the pixels stand as they lie, as in browsers
+            with _quiet():
+                image.getexif().get(ExifTags.Base.Orientation)  # is kept
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+    except Exception as error:  # whatever Pillow raises, it is the file's damage
+        raise _damaged(error) from error
+
+
+def parts_of(content: bytes) -> Iterator[int]:
+    """Yield the marker of each part of a JPEG, scans among them; 0 for each chunk of a PNG."""
+    if content.startswith(b"\xff\xd8"):
+        place = 2
+        while (marker := _JPEG_MARKER.search(content, place)) and marker[1][0] != _JPEG_END:
+            yield marker[1][0]
+            place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    elif content.startswith(b"\x89PNG"):
+        place = 8
+        while place < len(content):
+            yield 0
+            place += 12 + int.from_bytes(content[place : place + 4])
+
+
+def _refuse_costly(content: bytes) -> None:
+    """Refuse a small file that would take long: a scan goes over all pixels, a part through Python."""
+    num_scans = 0
+    for num_parts, marker in enumerate(parts_of(content)):
+        num_scans += marker == JPEG_SCAN
+        if num_scans > MAX_SCANS:
+            raise DataError(f"has more than {MAX_SCANS} scans; save it anew")
+        if num_parts >= MAX_PARTS + len(content) // PART_BYTES:
+            raise DataError(f"is cut into more than {num_parts:,} parts; save it anew")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow from warning of large images and odd EXIF data: the bounds here decide.
+
+    Filters of warnings are the process's own, so one thread at a time.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _damaged(error: Exception) -> DataError:
+    return DataError(f"is damaged ({error or type(error).__name__}); replace it or take it out")
+
+
+def _scale_transparent_sample(image: Image.Image) -> None:
+    """Bring the sample that a PNG calls transparent to 8 bits, as Pillow does with all others."""
+    transparent = image.info.get("transparency")
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return
+    raw_mode = str(image.tile[0].args)
+    if isinstance(transparent, tuple):
+        depth_shift = 8 if raw_mode == "RGB;16B" else 0
+        image.info["transparency"] = tuple(sample >> depth_shift & 255 for sample in transparent)
+    elif isinstance(transparent, int) and image.mode != "I;16":
+        scale = _SAMPLE_SCALES.get(raw_mode, 1)
+        image.info["transparency"] = transparent % (255 // scale + 1) * scale
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grayscale: convert("RGB") would clip it to white
-        image = image.point(lambda value: value / 256).convert("L")
+    if image.mode == "I;16":
+        image = _from_16_bits(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND_ROWS):
+        band = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return rgb
 
 
-def _content_name(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(32)
-    if start[4:8] == b"ftyp":
-        return f"an ISO media file ({start[8:12].decode('ascii', 'replace')})"  # HEIC, AVIF, MP4
-    known = (name for magic, name in _MAGIC.items() if start.startswith(magic))
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Turn 16-bit grayscale into 8 bits, value / 257 rounded; convert("RGB") would cut all above 255 off."""
+    values = np.asarray(image)
+    levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+    if (transparent := image.info.get("transparency")) is not None:
+        levels[values == transparent] = 255
+    return Image.fromarray(levels)
+
+
+def _content_name(content: bytes) -> str:
+    if content[4:8] == b"ftyp":
+        return f"an ISO media file ({content[8:12].decode('ascii', 'replace')})"  # HEIC, AVIF, MP4
+    known = (name for magic, name in _MAGIC.items() if content.startswith(magic))
     return next(known, "no image of a known format")

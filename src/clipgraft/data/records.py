@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from clipgraft.errors import DataError, UserError
+from clipgraft.errors import DataError, UserError, printable
+from clipgraft.files import LONE_SURROGATE
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -29,11 +30,18 @@ IN_NO_SPLIT = "in no split"
 EMPTY_CAPTION = "empty caption"
 OTHER_FORMAT = "not a JPEG, PNG or WebP file"
 HIDDEN_FILE = "hidden file"
+NOT_UTF8 = "file name that is not UTF-8"
+LONG_CAPTION = "caption of over 10,000 characters"
+
+MAX_CAPTION_CHARACTERS = 10_000
+"""CLIP reads 77 tokens, some 400 characters; the longest captions written for images have some thousands."""
 
 HASHED_SPLIT = "no split is named, so a hash of each image's name draws it: 80% train, 10% val, 10% test"
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-OTHER_IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".jp2", ".svg", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +164,6 @@ class Reading:
     captions: list[RawCaption]
     splits: Mapping[str, Split] | None
     """Split of each image id; None where the format names no splits, so that a hash draws them."""
-    notes: tuple[str, ...] = ()
 
 
 def hash_split(image_id: str) -> Split:
@@ -164,7 +171,7 @@ def hash_split(image_id: str) -> Split:
 
     Depends on the image id alone, so that more images or other captions never move an image to another split.
     """
-    tenth = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) % 10
+    tenth = int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()[:8]) % 10
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
 
 
@@ -187,12 +194,18 @@ def check_image_name(name: str, where: str) -> str:
     return name
 
 
-def assemble(root: Path, reading: Reading, *, include_unsplit: bool) -> Source:
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text; Python stands a lone surrogate for each byte of it that is none."""
+    return not LONE_SURROGATE.search(name)
+
+
+def assemble(root: Path, reading: Reading, notes: Iterable[str] = (), *, include_unsplit: bool) -> Source:
     """Count every photograph and every caption of a reading in, or out with a reason.
 
     Args:
         root: The source's folder.
         reading: What the format's reader found.
+        notes: What it found odd.
         include_unsplit: Put images that no split names into train instead of leaving them out.
 
     Raises:
@@ -203,6 +216,8 @@ def assemble(root: Path, reading: Reading, *, include_unsplit: bool) -> Source:
     for caption in reading.captions:
         if not caption.text:
             left_out.append(_caption_left_out(caption, EMPTY_CAPTION))
+        elif len(caption.text) > MAX_CAPTION_CHARACTERS:
+            left_out.append(_caption_left_out(caption, LONG_CAPTION))
         elif caption.image_id not in reading.photographs:
             left_out.append(_caption_left_out(caption, NO_PHOTOGRAPH))
         else:
@@ -211,12 +226,12 @@ def assemble(root: Path, reading: Reading, *, include_unsplit: bool) -> Source:
     images: list[CaptionedImage] = []
     for image_id, path in sorted(reading.photographs.items()):
         captions = captions_of.get(image_id, [])
-        split = hash_split(image_id) if reading.splits is None else reading.splits.get(image_id)
+        split = reading.splits.get(image_id) if reading.splits is not None else hash_split(image_id)
         if split is None and include_unsplit:
             split = "train"
-        reason = _reason_against(path, captions, split)
+        reason = _reason_against(image_id, path, captions)
         if reason is not None or split is None:
-            left_out.append(LeftOut("image", image_id, reason or IN_NO_SPLIT))
+            left_out.append(LeftOut("image", printable(image_id), reason or IN_NO_SPLIT))
             left_out.extend(_caption_left_out(caption, reason or IN_NO_SPLIT) for caption in captions)
         else:
             images.append(CaptionedImage(image_id, path, tuple(caption.text for caption in captions), split))
@@ -225,22 +240,23 @@ def assemble(root: Path, reading: Reading, *, include_unsplit: bool) -> Source:
     left_out.extend(LeftOut("image", name, NEITHER) for name in sorted((reading.splits or {}).keys() - known))
     if not images:
         raise DataError(_nothing_remains(root, reading, left_out))
-    notes = reading.notes if reading.splits is not None else (*reading.notes, HASHED_SPLIT)
-    return Source(root, reading.format, reading.files, tuple(images), tuple(left_out), notes)
+    notes = tuple(map(printable, notes)) + ((HASHED_SPLIT,) if reading.splits is None else ())
+    files = {printable(role): printable(name) for role, name in reading.files.items()}
+    return Source(root, reading.format, files, tuple(images), tuple(left_out), notes)
 
 
-def _reason_against(path: Path, captions: list[RawCaption], split: Split | None) -> str | None:
+def _reason_against(image_id: str, path: Path, captions: list[RawCaption]) -> str | None:
+    if not is_utf8(image_id):
+        return NOT_UTF8
     if path.name.startswith("."):
         return HIDDEN_FILE  # macOS leaves `._name.jpg` beside every photograph of an unpacked archive
     if path.suffix.lower() in OTHER_IMAGE_SUFFIXES:
         return OTHER_FORMAT
-    if not captions:
-        return NO_CAPTION
-    return IN_NO_SPLIT if split is None else None
+    return None if captions else NO_CAPTION
 
 
 def _caption_left_out(caption: RawCaption, reason: str) -> LeftOut:
-    return LeftOut("caption", f"{caption.image_id}#{caption.number}", reason)
+    return LeftOut("caption", printable(f"{caption.image_id}#{caption.number}"), reason)
 
 
 def _nothing_remains(root: Path, reading: Reading, left_out: list[LeftOut]) -> str:
