@@ -22,7 +22,7 @@ LAYERS = (
     {"training", "generation", "evaluation", "reporting"},
     {"models"},
     {"data"},
-    {"runtime", "presets", "progress"},
+    {"runtime", "presets", "progress", "run_folder"},
     {"config"},
     {"settings"},
     {"files"},

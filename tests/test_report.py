@@ -1,7 +1,6 @@
 """`clipgraft report`: from a folder to its page, several to one, and a run at work."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 from clipgraft import cli
 from clipgraft.config import Recipe, to_toml
-from clipgraft.runtime import LOCK_NAME, is_at_work, run_folder
+from clipgraft.run_folder import LOCK_NAME, is_at_work, run_folder
 from clipgraft.stages.folder import stage_folder
 from clipgraft.stages.report import watch
 
@@ -154,4 +153,4 @@ def test_stage_that_fails_leaves_what_it_used_as_well(tmp_path):
     ):
         raise KeyboardInterrupt
     assert json.loads((folder / "resources.json").read_text())["processor_seconds"] >= 0
-    assert os.listdir(folder).count(LOCK_NAME) == 0
+    assert not is_at_work(folder)

@@ -23,7 +23,6 @@ from clipgraft.cli_options import (
     RecipeOption,
     ResumeOption,
     SetOption,
-    options_as_overrides,
     recipe_from_options,
     with_overrides,
 )
@@ -67,14 +66,10 @@ def run(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
-    from clipgraft.presets import named_recipe
+    from clipgraft.presets import PRESETS, named_recipe
 
-    _run_all(
-        with_overrides(named_recipe(recipe), options_as_overrides(set_, data=data)),
-        out,
-        resume,
-        overwrite,
-    )
+    settings = with_overrides(named_recipe(recipe), set_, {"data.source": data})
+    _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
 
 
 @app.command()
@@ -143,8 +138,17 @@ def finetune(
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
-    settings = recipe_from_options(recipe, set_, data=data, clip=clip, track=track)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite, in_parallel=True) as folder:
+    given = {"data.source": data, "clip.name": clip, "finetune.track": track}
+    settings = recipe_from_options(recipe, set_, given)
+    with stage_folder(
+        out,
+        settings,
+        stage="finetune",
+        inputs={"--recipe": recipe},
+        resume=resume,
+        overwrite=overwrite,
+        in_parallel=True,
+    ) as folder:
         metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
     if metrics:  # of several processes the first one has them
         print_result(metrics)
@@ -166,8 +170,11 @@ def interpolate(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.interpolate import interpolate as stage
 
-    settings = recipe_from_options(recipe, set_, data=data, clip=before)
-    with stage_folder(out, settings, resume=False, overwrite=overwrite) as folder:
+    settings = recipe_from_options(recipe, set_, {"data.source": data, "clip.name": before})
+    inputs = {"--recipe": recipe, "--after": after}
+    with stage_folder(
+        out, settings, stage="interpolate", inputs=inputs, resume=False, overwrite=overwrite
+    ) as folder:
         stage(settings, after, folder, alpha=alpha)
     typer.echo(f"clip: {out / 'clip'}")
 
@@ -196,9 +203,11 @@ def bridge(
 
     if data and captions:
         raise UserError("--captions takes the place of --data; leave one of them out")
-    set_ = [*(["bridge.allow_few_captions=true"] if allow_few else []), *set_]
-    settings = recipe_from_options(recipe, set_, data=data, clip=clip, base=base, captions=captions)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+    given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
+    settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
+    with stage_folder(
+        out, settings, stage="bridge", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
+    ) as folder:
         metrics = stage(settings, folder, resume=resume)
     print_result(metrics)
     typer.echo(f"graft: {out / 'graft'}")
@@ -221,11 +230,15 @@ def refine(
     from clipgraft.stages.refine import check_start, print_result, with_makings
     from clipgraft.stages.refine import refine as stage
 
-    chosen = [] if recipe and not epochs else [f"refine.num_epochs={epochs or 1}"]
-    settings = with_makings(recipe_from_options(recipe, [*chosen, *set_], data=data, base=base), graft)
+    chosen = epochs or (0 if recipe else 1)
+    given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
+    settings = with_makings(recipe_from_options(recipe, set_, given), graft)
     if resume:
         check_start(graft, out)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+    inputs = {"--recipe": recipe, "--graft": graft}
+    with stage_folder(
+        out, settings, stage="refine", inputs=inputs, resume=resume, overwrite=overwrite
+    ) as folder:
         metrics = stage(settings, graft, folder, resume=resume)
     print_result(metrics)
     typer.echo(f"graft: {out / 'graft'}")
@@ -244,8 +257,10 @@ def pretrain(
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.pretrain import pretrain as stage
 
-    settings = recipe_from_options(recipe, set_, data=data)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+    settings = recipe_from_options(recipe, set_, {"data.source": data})
+    with stage_folder(
+        out, settings, stage="pretrain", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
+    ) as folder:
         stage(settings, folder, resume=resume)
 
 
@@ -320,11 +335,12 @@ def _options(
     pass
 
 
-def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool) -> None:
+def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_file: str = "") -> None:
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.run import run_all
 
-    with stage_folder(out, recipe, resume=resume, overwrite=overwrite) as folder:
+    inputs = {"the recipe": recipe_file}
+    with stage_folder(out, recipe, inputs=inputs, resume=resume, overwrite=overwrite) as folder:
         run_all(recipe, folder, resume=resume)
 
 

@@ -1,6 +1,5 @@
 """The commands that measure and show: evaluate, ladder, report."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -43,19 +42,22 @@ def evaluate(
 
     if num_prompts is not None and num_prompts < 1:
         raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")
-    values = {"data.source": data, "evaluate.prompts": prompts, "evaluate.scorer": scorer}
-    options = [f"{key}={json.dumps(value)}" for key, value in values.items() if value]
-    options += [f"evaluate.num_prompts={num_prompts}"] if num_prompts else []
-    options += ["evaluate.force=true"] if force else []
+    given = {
+        "data.source": data,
+        "evaluate.prompts": prompts,
+        "evaluate.scorer": scorer,
+        "evaluate.num_prompts": num_prompts,
+        "evaluate.force": force,
+    }
     if run_dir and not graft and not recipe and not base:
-        evaluate_run(run_dir, [*options, *set_], out=out)
+        evaluate_run(run_dir, set_, {key: value for key, value in given.items() if value}, out=out)
         return
     if run_dir or not out:
         raise UserError(
             "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
             "with --out"
         )
-    settings = recipe_from_options(recipe, ["evaluate.num_prompts=240", *options, *set_])
+    settings = recipe_from_options(recipe, set_, given | {"evaluate.num_prompts": num_prompts or 240})
     evaluate_grafts(settings, graft, out, base=base)
 
 
@@ -67,13 +69,14 @@ def ladder(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure on flatland what each part of a bridge is worth, from a random map to the teacher."""
-    from clipgraft.config import load_recipe
     from clipgraft.presets import ladder as ladder_recipe
     from clipgraft.stages.folder import stage_folder
     from clipgraft.stages.ladder import ladder as stage
 
-    settings = load_recipe(recipe, set_) if recipe else with_overrides(ladder_recipe(), set_)
-    with stage_folder(out, settings, resume=resume, overwrite=overwrite) as folder:
+    settings = recipe_from_options(recipe, set_) if recipe else with_overrides(ladder_recipe(), set_)
+    with stage_folder(
+        out, settings, stage="ladder", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
+    ) as folder:
         stage(settings, folder, resume=resume)
 
 

@@ -1,8 +1,9 @@
 """Options that several commands share, and the recipe that they make."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,27 +25,27 @@ BaseOption = Annotated[
 ]
 
 
-def with_overrides(recipe: "Recipe", overrides: list[str]) -> "Recipe":
-    """Return the recipe with `section.key=value` texts on top."""
-    from clipgraft.config import apply_overrides
+def recipe_from_options(
+    path: Path | None, overrides: list[str], given: Mapping[str, Any] = MappingProxyType({})
+) -> "Recipe":
+    """Make a stage's recipe: the file's settings, then named options, then `--set`.
 
-    return apply_overrides(recipe.model_dump(), overrides)
-
-
-def recipe_from_options(path: Path | None, overrides: list[str], **names: str) -> "Recipe":
-    """A stage's recipe: the file's settings, then the named options, then `--set`."""
+    Args:
+        path: The recipe file, if any.
+        overrides: Texts of the form `section.key=value`.
+        given: What named options set, by `section.key`; empty where an option was left out.
+    """
     from clipgraft.config import Recipe, load_recipe
 
-    return with_overrides(load_recipe(path) if path else Recipe(), options_as_overrides(overrides, **names))
+    return with_overrides(load_recipe(path) if path else Recipe(), overrides, given)
 
 
-def options_as_overrides(overrides: list[str], **names: str) -> list[str]:
-    """Return what named options set as `section.key=value` texts, and then the given ones."""
-    keys = {
-        "data": "data.source",
-        "clip": "clip.name",
-        "base": "base.name",
-        "captions": "bridge.captions",
-        "track": "finetune.track",
-    }
-    return [*(f"{keys[name]}={json.dumps(value)}" for name, value in names.items() if value), *overrides]
+def with_overrides(
+    recipe: "Recipe", overrides: list[str], given: Mapping[str, Any] = MappingProxyType({})
+) -> "Recipe":
+    """Return a recipe with named options and then `--set` on top; see `recipe_from_options`."""
+    from clipgraft.config import apply_overrides
+
+    return apply_overrides(
+        recipe.model_dump(), overrides, {key: value for key, value in given.items() if value}
+    )

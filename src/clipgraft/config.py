@@ -9,12 +9,16 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from clipgraft.errors import MissingFileError, UserError
+from clipgraft.files import LONE_SURROGATE, read_toml
 from clipgraft.settings import (
+    MODEL,
+    PATH,
     BridgeSettings,
     DataSettings,
     EvaluateSettings,
@@ -48,45 +52,57 @@ class Recipe(Section):
     pretrain: PretrainSettings = PretrainSettings()
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] = MappingProxyType({})
+) -> Recipe:
     """Read a recipe from a TOML file and apply overrides.
 
     Args:
         path: The TOML file.
-        overrides: Texts of the form `section.key=value`, value in TOML or a bare word.
+        overrides: See `apply_overrides`, as for `given`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not TOML, or a key or value is not allowed; names the nearest known key.
+        UserError: If it is not TOML, or a key or value is not allowed; names the nearest known key.
     """
     if not path.is_file():
         raise MissingFileError(f"recipe not found: {path}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    return apply_overrides(values, overrides)
+    return apply_overrides(read_toml(path), overrides, given)
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
-    """Build a recipe from nested values, with `section.key=value` texts on top.
+def apply_overrides(
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Recipe:
+    """Build a recipe from nested values, with given settings and then overrides on top.
+
+    Args:
+        values: Of a recipe, by section.
+        overrides: Texts of the form `section.key=value`, value in TOML or a bare word.
+        given: Values by `section.key`, taken as they are.
 
     Raises:
-        ValueError: If an override has another form, or a key or value is not allowed.
+        UserError: If an override has another form, or a key or value is not allowed.
     """
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for dotted, value in given.items():
+        _set(merged, dotted, value, f"{dotted}={value}")
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted.strip():
             raise UserError(f"--set takes section.key=value; got {override!r}")
-        *sections, key = dotted.strip().split(".")
-        target = merged
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {override!r}: {section!r} is not a section")
-        target[key] = _parse_value(text.strip())
+        _set(merged, dotted.strip(), _parse_value(text.strip()), override)
     return build_recipe(merged)
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any, override: str) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override!r}: {section!r} is not a section")
+    values[key] = value
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -95,22 +111,38 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: One line naming the first wrong key and what is allowed there.
     """
-    _refuse_tokens(values, "")
+    _refuse_texts(values, "")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
 
 
-def _refuse_tokens(values: Mapping[str, Any], prefix: str) -> None:
-    """Keep tokens of the model hub out of recipes, which are written beside results and handed on."""
+def named_paths(settings: BaseModel, prefix: str = "") -> dict[str, str]:
+    """Local files and folders that settings name, by `section.key`."""
+    found: dict[str, str] = {}
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if isinstance(value, BaseModel):
+            found |= named_paths(value, f"{prefix}{key}.")
+        elif (PATH in field.metadata or MODEL in field.metadata) and Path(value).is_absolute():
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
+    """Keep out of recipes what cannot be written, and tokens of the model hub: recipes are handed on."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            _refuse_tokens(value, f"{prefix}{key}.")
+            _refuse_texts(value, f"{prefix}{key}.")
         elif HUB_TOKEN.search(str(value)):
             raise UserError(
                 f"recipe key '{prefix}{key}' holds a token of the model hub; a token is taken from the "
                 "environment (HF_TOKEN) or `hf auth login` alone"
+            )
+        elif LONE_SURROGATE.search(str(value)):
+            raise UserError(
+                f"recipe key '{prefix}{key}': {value!r} is not UTF-8; give the file or folder another name"
             )
 
 

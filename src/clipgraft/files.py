@@ -7,6 +7,7 @@ Whatever comes from outside (models, runs, caches, data sets, recipes) is read b
 import json
 import os
 import re
+import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -48,14 +49,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
-    """Delete partial files that killed processes left in a folder.
+    """Delete partial files and folders that killed processes left in a folder.
 
     Args:
-        folder: Where `written_whole` has written.
+        folder: Where `written_whole`, or its like for folders, has written.
         stale_seconds: Since the last write to it; 0 where the caller alone may write there.
     """
     for part in folder.glob(".*.part"):
-        if time.time() - part.lstat().st_mtime >= stale_seconds:
+        if time.time() - part.lstat().st_mtime < stale_seconds:
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part)
+        else:
             part.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Where a run happens: device, precision, seeds, the run folder and the record of its environment."""
+"""Where a run happens: device, precision, seeds, and the record of its environment."""
 
 import json
 import logging
@@ -6,11 +6,8 @@ import os
 import platform
 import random
 import re
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -35,12 +32,10 @@ RECORDED_PACKAGES = (
 )
 BF16_GAIN = 1.2
 """So much faster bfloat16 must be to be taken: its rounding costs something too (guess)."""
-LOCK_NAME = "run.lock"
-LOCK_WRITE_SECONDS = 0.1
-"""So long a lock without a process's id may be one that is just being written (guess)."""
+PROCESS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""By which processes that share the work find each other."""
 PRECISION_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """By accelerate's names of mixed precision."""
-RECIPE_NAME = "recipe.toml"
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +112,25 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
 
 
+def num_processes() -> int:
+    """Return how many processes share the work, as who started them says in the environment.
+
+    Raises:
+        UserError: If they are said to be several and not how they find each other.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in PROCESS_VARIABLES if not os.environ.get(name)]
+    if text == "1":
+        return 1
+    if missing or not text.isdecimal():
+        raise UserError(
+            f"WORLD_SIZE={text} in the environment says that several processes share the work"
+            + (f", and {', '.join(missing)} are not set" if missing else ", and is no number")
+            + "; start them with `accelerate launch`, or unset WORLD_SIZE"
+        )
+    return int(text)
+
+
 def quiet_libraries() -> None:
     """Keep transformers' and diffusers' own bars and advice from interrupting ours; errors still speak."""
     from diffusers.utils import logging as diffusers_logging
@@ -167,99 +181,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-@contextmanager
-def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
-    """Hold a run's folder: nobody else writes there, and an earlier run is not lost by accident.
-
-    Args:
-        path: The folder; made where there is none.
-        resume: Go on in a folder that holds a run.
-        overwrite: Delete the run that the folder holds.
-
-    Raises:
-        ValueError: If the folder holds something and neither was asked for, holds files that are no run's,
-            or another process is at work in it.
-    """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"out folder {path} is a file; name another with --out")
-    path.mkdir(parents=True, exist_ok=True)
-    _take_lock(path)
-    try:
-        if not resume:
-            _empty(path, overwrite=overwrite)
-        yield path
-    finally:
-        (path / LOCK_NAME).unlink(missing_ok=True)
-
-
-def _take_lock(path: Path) -> None:
-    """Write a folder's lock, unless another process has it: of several that try at once, one succeeds."""
-    lock = path / LOCK_NAME
-    while True:
-        try:
-            with lock.open("x", encoding="utf-8") as file:
-                file.write(str(os.getpid()))
-            return
-        except FileExistsError:
-            if not _locked_by(path):
-                time.sleep(LOCK_WRITE_SECONDS)
-            _refuse_if_locked(path)
-            lock.unlink(missing_ok=True)
-
-
-def _empty(path: Path, *, overwrite: bool) -> None:
-    """Delete the run that a locked folder holds, or refuse to."""
-    found = [item for item in path.iterdir() if item.name != LOCK_NAME]
-    if not found:
-        return
-    if not overwrite:
-        raise UserError(
-            f"{path} already holds files; add --resume or --overwrite, or name another with --out"
-        )
-    if not (path / RECIPE_NAME).is_file():
-        raise UserError(
-            f"{path} holds no run (no {RECIPE_NAME}), so --overwrite leaves it alone; name another"
-        )
-    for item in found:
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
-        else:
-            item.unlink()
-
-
-def is_at_work(path: Path) -> bool:
-    """Whether a process, this one or another, works in a run's folder."""
-    process_id = _locked_by(path)
-    return bool(process_id) and _is_alive(process_id)
-
-
-def _locked_by(path: Path) -> int:
-    """Id of the process that a folder's lock names; 0 where there is none."""
-    lock = path / LOCK_NAME
-    try:
-        return int(lock.read_text(encoding="utf-8").strip() or 0)
-    except (FileNotFoundError, ValueError):  # a lock that was cut off while it was written names nobody
-        return 0
-
-
-def _refuse_if_locked(path: Path) -> None:
-    process_id = _locked_by(path)
-    if process_id and process_id != os.getpid() and _is_alive(process_id):
-        raise UserError(
-            f"process {process_id} is at work in {path}; wait for it or name another folder with --out"
-        )
-
-
-def _is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def to_json(value: Any) -> str:

@@ -1,9 +1,30 @@
 """Settings of every stage: one frozen, strict model each; this module imports no torch."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+
+def _absolute(text: str) -> str:
+    """Return a path that names the same place from any working directory; an empty one stays empty."""
+    if "\0" in text:
+        raise ValueError("a path holds no NUL character")
+    return str(Path(os.path.expanduser(text)).absolute()) if text else ""
+
+
+def _absolute_if_there(name: str) -> str:
+    """Return a local folder's or file's absolute path; hub ids and names of models stay as they are."""
+    is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
+    return _absolute(name) if is_there and name != "flatland" else name
+
+
+PATH, MODEL = AfterValidator(_absolute), AfterValidator(_absolute_if_there)
+LocalPath = Annotated[str, PATH]
+"""A file or folder; absolute in every recipe, so that it runs again from any working directory."""
+ModelName = Annotated[str, MODEL]
+"""A folder or file, absolute where there is one; else a hub id or `flatland`."""
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -22,7 +43,7 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where captioned images come from."""
 
-    source: str = ""
+    source: LocalPath = ""
     """Folder or file with captioned images; formats in docs/data.md. Empty: flatland8k is drawn."""
     include_unsplit: bool = False
     """Images outside every split list go to train instead of being counted out."""
@@ -37,7 +58,7 @@ class DataSettings(Section):
 class ModelSettings(Section):
     """A model as a folder, a hub id, or one of the named ones."""
 
-    name: str
+    name: ModelName
     """Folder, hub id, `.safetensors` file (bases only) or `flatland`."""
     revision: str = ""
     """Commit of a hub id, 40 hexadecimal digits; empty: its own pin, or main with a warning."""
@@ -107,7 +128,7 @@ class FinetuneSettings(TrainSettings):
     """Evaluations without a better `best_metric` after which training stops; 0 = never."""
     samples_every: Every = 0
     """Steps between pictures of `generate.prompts`, drawn on the way; 0 = never."""
-    samples_graft: str = ""
+    samples_graft: LocalPath = ""
     """Graft folder whose bridge and base they are drawn with."""
     compile: bool = False
     """Compile both towers with torch.compile: minutes at the start, faster steps after."""
@@ -122,7 +143,7 @@ class BridgeSettings(TrainSettings):
     """Passes of what is not linear over the captions; 0 = the closed-form linear map alone."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: Every = 50
-    captions: str = ""
+    captions: LocalPath = ""
     """Text file with a caption a line, in place of the source's captions: text needs no images."""
     max_captions: Every = 0
     """Use the first n training captions only; 0 = all."""
@@ -208,7 +229,7 @@ class GenerateSettings(Section):
     """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
     feature_cache: Count = 1
     """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another picture."""
-    lora: str = ""
+    lora: LocalPath = ""
     """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another picture."""
 
 
@@ -281,9 +302,9 @@ class EvaluateSettings(Section):
     evaluated."""
     num_images_per_prompt: Count = 1
     """2 or more also measure the diversity between seeds."""
-    prompts: str = ""
+    prompts: LocalPath = ""
     """Text file with a prompt a line, outside what CLIP was tuned on: shows what was forgotten."""
-    scorer: str = ""
+    scorer: ModelName = ""
     """CLIP that scores pictures: folder, hub id or flatland; empty: the one that was fine-tuned, as it was
     before, which is not independent."""
     scorer_revision: str = ""

@@ -18,7 +18,8 @@ from clipgraft.app.http_api import build_app
 from clipgraft.app.limits import Limits
 from clipgraft.app.service import Service
 from clipgraft.errors import UserError
-from clipgraft.runtime import quiet_libraries, run_folder
+from clipgraft.run_folder import hold_folder
+from clipgraft.runtime import quiet_libraries
 
 SECRET_VARIABLES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
 MAX_CONNECTIONS = 256
@@ -53,7 +54,7 @@ def serve(
     """
     quiet_libraries()
     access = make_access(host, with_token, public_url)
-    with run_folder(home, resume=True), _bound(host, port) as listener:
+    with hold_folder(home), _bound(host, port) as listener:
         service = Service(runs_dir, home, device=device, limits=limits)
         redact_secrets(access.token)
         server = Server(

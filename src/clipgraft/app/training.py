@@ -8,7 +8,7 @@ import numpy as np
 
 from clipgraft.reporting.plots import epoch_means, thin_out
 from clipgraft.reporting.run import STAGES, Run, is_number, read_run
-from clipgraft.runtime import is_at_work
+from clipgraft.run_folder import is_at_work
 from clipgraft.stages.studio import run_folders
 
 REPORT_NAME = "report.html"

@@ -5,27 +5,29 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from clipgraft.config import Recipe, load_recipe, to_toml
+from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
 from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.probe import load_probe
+from clipgraft.files import write_bytes
 from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
 from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.models.hub import embedded_models
 from clipgraft.reporting.wording import sub_dict
+from clipgraft.run_folder import RECIPE_NAME, refuse_inputs_within, run_folder
 from clipgraft.runtime import (
-    RECIPE_NAME,
     cache_dir,
     choose_device,
     describe_environment,
+    num_processes,
     quiet_libraries,
-    run_folder,
     write_json,
 )
 from clipgraft.stages.columns import (
@@ -47,14 +49,23 @@ from clipgraft.stages.stores import FeatureStore
 
 FLATLAND = "flatland"
 """Name of the embedded base and of its CLIP."""
+OTHER_RUNS = ("log.jsonl", "clip", "graft", "finetune", "bridge")
+"""What lies at the top of other runs."""
 
 
-def evaluate_run(run_dir: Path, settings: Sequence[str] = (), *, out: Path | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: Path,
+    settings: Sequence[str] = (),
+    given: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    out: Path | None = None,
+) -> dict[str, Any]:
     """Evaluate the folder of a run.
 
     Args:
         run_dir: What `clipgraft run`, `clipgraft demo` or `clipgraft bridge` wrote.
         settings: Texts of the form `section.key=value` over the run's own recipe.
+        given: Values by `section.key` over it, below `settings`.
         out: Folder for the results; None: `evaluate/` within the run.
 
     Returns:
@@ -76,7 +87,9 @@ def evaluate_run(run_dir: Path, settings: Sequence[str] = (), *, out: Path | Non
             f"{run_dir} was written by a version with other settings ({error}); mend its {RECIPE_NAME}, or "
             "run it again"
         ) from error
-    recipe = load_recipe(path, [*_default_number(recipe), *settings])
+    # Who asks for an evaluation wants one, also of a run whose recipe left it out.
+    number = {"evaluate.num_prompts": recipe.evaluate.num_prompts or 240}
+    recipe = load_recipe(path, settings, number | dict(given))
     encoders = graft_folders(run_dir)
     clips = {"before": recipe.clip.name, "after": str(run_dir / "finetune" / "clip")}
     has_both = Path(clips["after"]).is_dir() and "after" in encoders
@@ -190,14 +203,18 @@ def evaluate(
     begun = time.monotonic()
     quiet_libraries()
     device = choose_device(recipe.device)
+    grafts = {f"the graft of {column}": path for column, path in encoders.items()}
+    refuse_inputs_within(folder, named_paths(recipe) | grafts | dict(clips or {}))
+    num_processes()  # refuses what PartialState would fail at
     processes = PartialState(cpu=device.type == "cpu")
     device = processes.device if processes.num_processes > 1 else device
     if not processes.is_main_process:
         processes.wait_for_everyone()
         _measure(recipe, encoders, folder, base, clips or {}, device, processes)
         return {}
+    _refuse_other_run(folder)
     with run_folder(folder, resume=True):
-        (folder / RECIPE_NAME).write_text(to_toml(recipe), encoding="utf-8")
+        write_bytes(folder / RECIPE_NAME, to_toml(recipe).encode("utf-8"))
         write_json(folder / "environment.json", describe_environment(device))
         processes.wait_for_everyone()
         measured = _measure(recipe, encoders, folder, base, clips or {}, device, processes)
@@ -207,6 +224,13 @@ def evaluate(
         write_json(folder / "metrics.json", short_metrics(record))
     print_record(record, folder)
     return record
+
+
+def _refuse_other_run(folder: Path) -> None:
+    """Keep the recipe and the figures of a run that is no evaluation from being replaced."""
+    other = next((name for name in OTHER_RUNS if (folder / name).exists()), None)
+    if other:
+        raise UserError(f"{folder} holds a run that is no evaluation ({other}); name another with --out")
 
 
 def _measure(
@@ -298,8 +322,3 @@ def _clip(name: str, revision: str, device: torch.device) -> Any:
 
 def _captions(images: Sequence[CaptionedImage]) -> list[str]:
     return [caption for image in images for caption in image.captions]
-
-
-def _default_number(recipe: Recipe) -> list[str]:
-    """Who asks for an evaluation wants one, also of a run whose recipe left it out."""
-    return [] if recipe.evaluate.num_prompts else ["evaluate.num_prompts=240"]

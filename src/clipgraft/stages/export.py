@@ -17,7 +17,8 @@ from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import print_line, say
 from clipgraft.reporting.card import Facts, model_card, public_recipe
-from clipgraft.runtime import RECIPE_NAME, quiet_libraries, write_json
+from clipgraft.run_folder import RECIPE_NAME
+from clipgraft.runtime import quiet_libraries, write_json
 from clipgraft.stages.refine import START_NAME, read_start
 
 FORMATS = ("diffusers", "prompt-embeds", "bridge")

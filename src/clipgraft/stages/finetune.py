@@ -13,6 +13,7 @@ from clipgraft.data.check import check_source, to_json
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage, Source
 from clipgraft.errors import UserError
+from clipgraft.files import write_bytes
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.progress import print_line, say
 from clipgraft.reporting.plots import plot_loss
@@ -60,7 +61,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     before = None
     if processes.is_main_process:
         counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
-        (folder / "data.json").write_text(to_json(counts), encoding="utf-8")
+        write_bytes(folder / "data.json", to_json(counts).encode("utf-8"))
         _say_notes(batches, folder, resume)
         before = measure_retrieval(clip, splits["test"], "recall before")
     objective = build_objective(clip, settings, splits["train"]).to(device)

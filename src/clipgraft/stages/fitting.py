@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clipgraft.progress import track
+from clipgraft.run_folder import let_go
 from clipgraft.runtime import choose_mixed_precision
 from clipgraft.settings import TrainSettings
 from clipgraft.stages.folder import fingerprint
@@ -52,6 +53,7 @@ def fit_stage(
     num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
 
     def tell(report: StepReport) -> None:
+        let_go(folder)  # there is something now that goes on by itself
         update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f} samples/s")
         if on_step:
             on_step(report)

@@ -21,7 +21,7 @@ from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import print_line, say, track
 from clipgraft.reporting.pictures import STATUS_NOTES
-from clipgraft.runtime import choose_device
+from clipgraft.runtime import choose_device, num_processes
 from clipgraft.stages.estimate import announce
 from clipgraft.stages.gallery import LIST_NAME, Gallery
 
@@ -152,7 +152,7 @@ class _Work:
         options: DrawOptions,
     ):
         self.jobs, self.options, self.started = jobs, options, time.monotonic()
-        self.rank, self.num_processes = process_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.num_processes = process_rank(), num_processes()
         self.is_alone = self.num_processes == 1
         if not self.is_alone:
             self.processes = PartialState(cpu=choose_device(options.device).type == "cpu")

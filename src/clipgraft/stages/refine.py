@@ -18,13 +18,8 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import MANIFEST_NAME, file_sha256
 from clipgraft.models.encoder import Graft, load_graft, save_graft
 from clipgraft.progress import print_line
-from clipgraft.runtime import (
-    PRECISION_DTYPES,
-    RECIPE_NAME,
-    choose_device,
-    seed_everything,
-    write_json,
-)
+from clipgraft.run_folder import RECIPE_NAME
+from clipgraft.runtime import PRECISION_DTYPES, choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.fitting import fit_stage, settle_precision
 from clipgraft.stages.folder import fingerprint

@@ -7,7 +7,8 @@ from pathlib import Path
 from clipgraft.progress import print_line
 from clipgraft.reporting.files import write_comparison, write_report
 from clipgraft.reporting.run import STAGES, collect_metrics, has_own_metrics, read_run
-from clipgraft.runtime import is_at_work, write_json
+from clipgraft.run_folder import is_at_work
+from clipgraft.runtime import write_json
 
 REFRESH_SECONDS = 10
 

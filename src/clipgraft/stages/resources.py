@@ -57,7 +57,8 @@ class Resources:
             used[key] = round(used[key] + self.earlier.get(key, 0), 1)
         for key, value in _peak_memory().items():
             used[key] = max(value, self.earlier.get(key, 0))
-        write_json(self.path, used)
+        if self.path.parent.is_dir():  # a stage may have refused before it made its folder
+            write_json(self.path, used)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from clipgraft.models.checkpoint import MANIFEST_NAME
 from clipgraft.models.clip import ClipParts, encode_text, load_clip
 from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.models.tokenizer import load_tokenizer
-from clipgraft.runtime import RECIPE_NAME, choose_device
+from clipgraft.run_folder import RECIPE_NAME
+from clipgraft.runtime import choose_device
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.measure import embed_images
