@@ -16,7 +16,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"cli_drawing", "cli_measuring"},
-    {"cli_options"},
+    {"cli_options", "cli_ending"},
     {"app"},
     {"stages"},
     {"training", "generation", "evaluation", "reporting"},

@@ -3,9 +3,7 @@
 The only reader of argv. Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ import typer
 
 from clipgraft import __version__
 from clipgraft.cli_drawing import add_commands as add_drawing
+from clipgraft.cli_ending import Commands, run_to_an_end
 from clipgraft.cli_measuring import add_commands as add_measuring
 from clipgraft.cli_options import (
     BaseOption,
@@ -26,12 +25,14 @@ from clipgraft.cli_options import (
     recipe_from_options,
     with_overrides,
 )
-from clipgraft.errors import UserError, is_user_error, one_line
+from clipgraft.errors import UserError
+from clipgraft.progress import print_line
 
 if TYPE_CHECKING:
     from clipgraft.config import Recipe
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -152,7 +153,7 @@ def finetune(
         metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
     if metrics:  # of several processes the first one has them
         print_result(metrics)
-        typer.echo(f"clip: {out / 'clip'}")
+        print_line(f"clip: {out / 'clip'}")
 
 
 @app.command()
@@ -176,7 +177,7 @@ def interpolate(
         out, settings, stage="interpolate", inputs=inputs, resume=False, overwrite=overwrite
     ) as folder:
         stage(settings, after, folder, alpha=alpha)
-    typer.echo(f"clip: {out / 'clip'}")
+    print_line(f"clip: {out / 'clip'}")
 
 
 @app.command()
@@ -210,7 +211,7 @@ def bridge(
     ) as folder:
         metrics = stage(settings, folder, resume=resume)
     print_result(metrics)
-    typer.echo(f"graft: {out / 'graft'}")
+    print_line(f"graft: {out / 'graft'}")
 
 
 @app.command()
@@ -241,7 +242,7 @@ def refine(
     ) as folder:
         metrics = stage(settings, graft, folder, resume=resume)
     print_result(metrics)
-    typer.echo(f"graft: {out / 'graft'}")
+    print_line(f"graft: {out / 'graft'}")
 
 
 @app.command()
@@ -345,37 +346,7 @@ def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_
 
 
 def main() -> None:
-    """Entry point: exit code 0, 2 for what the user can mend, 130 or 143 for a signal, 1 for our bugs."""
+    """Entry point of the command line; see `cli_ending` for how it ends."""
     # Before it is imported, else transformers advises on torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        app()
-    except SystemExit:  # how each command that came to its end leaves, one with failed pictures too
-        _end_process_group()
-        raise
-    except KeyboardInterrupt:
-        _end("stopped by Ctrl-C", 130)
-    except Exception as error:
-        if "--debug" in sys.argv:
-            raise
-        exit_code = getattr(error, "exit_code", None)
-        if exit_code:
-            _end(f"{error}; go on with the same command and --resume", exit_code)
-        if not is_user_error(error):
-            raise
-        _end(f"error: {one_line(error)}", 2)
-
-
-def _end_process_group() -> None:
-    """A process that leaves with its group still open may be aborted on its way out, all work done."""
-    if "WORLD_SIZE" in os.environ:
-        from torch import distributed
-
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-def _end(message: str, exit_code: int) -> None:
-    typer.echo(message, err=True)
-    sys.exit(exit_code)
+    run_to_an_end(app)

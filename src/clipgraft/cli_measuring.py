@@ -16,6 +16,7 @@ from clipgraft.cli_options import (
     with_overrides,
 )
 from clipgraft.errors import UserError
+from clipgraft.progress import print_line
 
 
 def evaluate(
@@ -100,7 +101,7 @@ def report(
         page = stage.compare(runs, out)
     else:
         page = stage.watch(runs[0]) if watch else stage.report(runs[0])
-    typer.echo(f"report: {page}")
+    print_line(f"report: {page}")
 
 
 def add_commands(app: typer.Typer) -> None:

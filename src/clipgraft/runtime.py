@@ -108,8 +108,18 @@ def inference_dtype(device: torch.device) -> torch.dtype:
 
 
 def cache_dir() -> Path:
-    """Folder for what can be made again, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipgraft"
+    """Folder for what can be made again, by the XDG convention.
+
+    Raises:
+        UserError: If there is neither `XDG_CACHE_HOME` nor a home folder, as in a container under a bare id.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named or Path.home() / ".cache") / "clipgraft"
+    except RuntimeError as error:
+        raise UserError(
+            "no home folder to keep a cache in; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def num_processes() -> int:
@@ -166,7 +176,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def _without_folders(argument: str) -> str:
     """An absolute path would tell the user's name to everyone the report is sent to."""
-    return Path(argument).name if os.path.isabs(argument) else argument
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if os.path.isabs(value) else argument
 
 
 def without_folders(text: str) -> str:

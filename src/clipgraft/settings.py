@@ -32,6 +32,12 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""
+Rank = Annotated[int, Field(ge=0, le=4096)]
+"""Of a low-rank update; no text tower here is wider. 0 = none."""
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""Of denoising; a model was trained on 1,000 timesteps."""
+Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
+"""1 = no guidance; far beyond 20 pictures are burnt, and beyond 100 nothing is drawn (guess)."""
 
 
 class Section(BaseModel):
@@ -89,7 +95,7 @@ class TrainSettings(Section):
     """Steps between resumable checkpoints."""
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept."""
-    num_workers: Every = 0
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that decode images beside the training one."""
     track: Literal["", "tensorboard"] = ""
     """tensorboard: write the figures of log and evaluations there as well; empty: nowhere else."""
@@ -116,7 +122,7 @@ class FinetuneSettings(TrainSettings):
     """Embeddings and the first n layers of the text tower stay as they are; -1 = the whole tower."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer to the one below it."""
-    lora_rank: Every = 0
+    lora_rank: Rank = 0
     """Train low-rank updates of the attention's maps alone, merged at the end; 0 = train the weights."""
     preservation_weight: NotNegative = 0.0
     """Weight of the loss that holds the token states where they were; 0 = none."""
@@ -153,7 +159,7 @@ class BridgeSettings(TrainSettings):
     """Ridge penalty, relative to the mean square of CLIP's token states' entries."""
     by_token_class: bool = True
     """A linear map each for words, EOS and padding, with a bias for each position; off: one for all."""
-    hidden_size: Count = 1024
+    hidden_size: Annotated[int, Field(ge=1, le=65_536)] = 1024
     """Width of the residual MLP."""
     num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 2
     """Causal attention blocks before the residual MLP."""
@@ -193,7 +199,7 @@ class RefineSettings(TrainSettings):
     """Last layers of the text tower that are trained too."""
     text_learning_rate: Positive = 1e-6
     """Peak learning rate of those layers."""
-    text_lora_rank: Every = 0
+    text_lora_rank: Rank = 0
     """Train low-rank updates of those layers, merged at the end; 0 = their weights."""
     gradient_checkpointing: bool = False
     """Compute the U-Net's activations twice instead of keeping them: less memory, a third more time."""
@@ -210,8 +216,8 @@ class GenerateSettings(Section):
     num_images_per_prompt: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the first picture; the next ones count up."""
-    num_inference_steps: Count = 25
-    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 7.5
+    num_inference_steps: Steps = 25
+    guidance_scale: Guidance = 7.5
     """1 = no guidance."""
     height: Every = 0
     """Pixels, a multiple of 8; 0 = the base's own size."""
@@ -311,8 +317,8 @@ class EvaluateSettings(Section):
     """Commit of a hub id."""
     force: bool = False
     """Measure distances between distributions however few pictures there are."""
-    num_inference_steps: Count = 20
-    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    num_inference_steps: Steps = 20
+    guidance_scale: Guidance = 3.0
     """At Stable Diffusion's 7.5 a base as small as flatland burns its colours."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of each set's first picture; the next ones count up."""

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.models.configs import loading
@@ -27,6 +28,18 @@ def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
         ValueError: If peft, which loads it, is not installed.
         CheckpointError: If it is no LoRA, or of another U-Net.
     """
+    tensors = read_lora(path)
+    with loading(path, "a LoRA of this U-Net"):
+        weights, alphas = StableDiffusionPipeline.lora_state_dict(tensors, unet_config=unet.config)
+        if not any(key.startswith("unet.") for key in weights):
+            raise KeyError("it has no part for a U-Net")  # else diffusers would load nothing in silence
+        StableDiffusionPipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=unet)
+        unet.fuse_lora()
+        unet.unload_lora()
+
+
+def read_lora(path: Path) -> dict[str, Tensor]:
+    """Read a LoRA's weights; see `fuse_lora` for arguments and errors."""
     if find_spec("peft") is None:
         raise UserError("a LoRA needs peft; pip install 'clipgraft[lora]'")
     if not path.exists():
@@ -37,11 +50,4 @@ def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
     if file.suffix != ".safetensors" or not file.is_file():
         raise CheckpointError(f"{file} is no .safetensors file; name one, or a folder with {WEIGHTS_NAME}")
     # A rank's scale may be a whole number.
-    tensors = read_weights([file], may_be_whole=lambda name: name.endswith("alpha"))
-    with loading(path, "a LoRA of this U-Net"):
-        weights, alphas = StableDiffusionPipeline.lora_state_dict(tensors, unet_config=unet.config)
-        if not any(key.startswith("unet.") for key in weights):
-            raise KeyError("it has no part for a U-Net")  # else diffusers would load nothing in silence
-        StableDiffusionPipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=unet)
-        unet.fuse_lora()
-        unet.unload_lora()
+    return read_weights([file], may_be_whole=lambda name: name.endswith("alpha"))

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.generation.engines import openvino_advice, why_no_openvino
 from clipgraft.models.hub import embedded_models, hub_is_reachable
-from clipgraft.runtime import RECORDED_PACKAGES, choose_device, cpu_gains_from_bf16
+from clipgraft.runtime import RECORDED_PACKAGES, cache_dir, choose_device, cpu_gains_from_bf16
 
 NEEDED_MEMORY_GB = 8
 """SD v1.5 in bfloat16 draws 512x512 in less."""
@@ -62,6 +62,7 @@ def examine() -> Iterator[Finding]:
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     little_disk = f"free some: Stable Diffusion v1.5 with checkpoints wants {NEEDED_DISK_GB} GB"
     yield Finding("disk here", f"{disk:.1f} GB free", little_disk if disk < NEEDED_DISK_GB else "")
+    yield _cache()
     yield _flatland()
     yield _hub()
 
@@ -69,6 +70,18 @@ def examine() -> Iterator[Finding]:
 def _engine(device: torch.device) -> Finding:
     missing = why_no_openvino(device)
     return Finding("drawing runs on", "torch" if missing else "OpenVINO", openvino_advice(device))
+
+
+def _cache() -> Finding:
+    """Whether crops, latents and compiled networks can be kept."""
+    fix = "set XDG_CACHE_HOME to a folder that can be written"
+    try:
+        place = cache_dir()
+    except UserError as error:
+        return Finding("cache", "none", str(error))
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    is_writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    return Finding("cache", str(place), "" if is_writable else f"it cannot be written; {fix}")
 
 
 def _flatland() -> Finding:

@@ -143,6 +143,30 @@ def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
     ]
 
 
+def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
+    """Whether a finished stage ended with equal settings, from the same places or from where they were moved.
+
+    Args:
+        path: Its folder.
+        recipe: With the settings that it should have.
+        stage: A name of `SECTIONS`.
+    """
+    written = path / RECIPE_NAME
+    if not written.is_file():  # of a version that wrote none
+        return True
+    before, now = (_by_name(settings.model_dump()) for settings in (_read_begun(written), recipe))
+    return all(
+        value == now[name] or name.rpartition(".")[2] in NO_RESULT or _is_moved(value, now[name])
+        for name, value in before.items()
+        if _is_read(name, stage, recipe)
+    )
+
+
+def _is_moved(before: Any, now: Any) -> bool:
+    paths = [Path(value) for value in (before, now) if isinstance(value, str) and os.path.isabs(value)]
+    return len(paths) == 2 and not paths[0].exists() and paths[0].parts[-2:] == paths[1].parts[-2:]
+
+
 def _is_read(name: str, stage: str, recipe: Recipe) -> bool:
     section = name.partition(".")[0]
     is_drawn = stage == "finetune" and section == "generate" and bool(recipe.finetune.samples_every)

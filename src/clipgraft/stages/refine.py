@@ -80,7 +80,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
         module.to(device)
     pictures = load_pictures(recipe, base)
     base.vae = None  # frees its memory for the training
-    start = {"graft": str(graft), "sha256": _manifest_sum(graft)}
+    start = {"graft": str(graft.absolute()), "sha256": _manifest_sum(graft)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / START_NAME, start)
     seed_everything(recipe.seed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from clipgraft.config import Recipe
 from clipgraft.data.captions import read_lines
+from clipgraft.generation.lora import read_lora
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
 from clipgraft.progress import print_line
@@ -15,13 +16,17 @@ from clipgraft.stages.bridge import bridge
 from clipgraft.stages.captions import load_captions
 from clipgraft.stages.evaluate import evaluate
 from clipgraft.stages.finetune import finetune
-from clipgraft.stages.folder import run_encoders, stage_folder
+from clipgraft.stages.folder import ended_with, run_encoders, stage_folder
 from clipgraft.stages.generate import DrawOptions, generate, jobs_of, speed_of
 from clipgraft.stages.prefetch import needed_models
 from clipgraft.stages.refine import check_prediction, check_settings, refine
 from clipgraft.stages.report import report
 from clipgraft.stages.resources import recorded_resources
 from clipgraft.stages.towers import Towers
+from clipgraft.training.freezing import check_last_layers
+
+STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
+"""Stage -> those whose weights it starts from."""
 
 
 def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -39,19 +44,9 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     """
     if not (folder / "finetune" / "metrics.json").is_file():
         check(recipe)
-    tuned = recipe.clip.model_copy(update={"name": str(folder / "finetune" / "clip"), "revision": ""})
-    of_tuned = recipe.model_copy(update={"clip": tuned})
-    stages: dict[str, tuple[Callable[..., Any], Recipe]] = {
-        "finetune": (finetune, recipe),
-        "bridge_before": (bridge, recipe),
-        "bridge": (bridge, of_tuned),
-    }
-    if recipe.refine.num_epochs:
-        stages["refine"] = (partial(_refine, folder / "bridge" / "graft"), of_tuned)
-    for name, (stage, settings) in stages.items():
-        if not (resume and (folder / name / "metrics.json").is_file()):
-            with stage_folder(folder / name, settings, resume=resume, overwrite=True) as stage_dir:
-                stage(settings, stage_dir, resume=resume)
+    tuned_clip = str((folder / "finetune" / "clip").absolute())
+    tuned = recipe.clip.model_copy(update={"name": tuned_clip, "revision": ""})
+    _train(recipe, recipe.model_copy(update={"clip": tuned}), folder, resume)
     encoders = run_encoders(folder)
     options = DrawOptions(
         device=recipe.device, batch_size=recipe.generate.batch_size, speed=speed_of(recipe.generate)
@@ -67,6 +62,36 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     return page
 
 
+def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None:
+    """Run the stages that train, and again those whose start another one has changed.
+
+    Args:
+        recipe: The run's.
+        of_tuned: The same with the fine-tuned CLIP.
+        folder: The run's.
+        resume: Take stages as they are that ended with equal settings, and go on within the others.
+    """
+    stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {
+        "finetune": ("finetune", finetune, recipe),
+        "bridge_before": ("bridge", bridge, recipe),
+        "bridge": ("bridge", bridge, of_tuned),
+    }
+    if recipe.refine.num_epochs:
+        stages["refine"] = ("refine", partial(_refine, folder / "bridge" / "graft"), of_tuned)
+    changed: set[str] = set()
+    for name, (stage, work, settings) in stages.items():
+        place = folder / name
+        is_there = resume and (place / "metrics.json").is_file()
+        is_stale = bool(changed & STARTS_FROM.get(name, frozenset()))
+        if is_there and not is_stale and ended_with(place, settings, stage):
+            continue
+        goes_on = resume and not is_stale
+        with stage_folder(place, settings, stage=stage, resume=goes_on, overwrite=True) as stage_dir:
+            work(settings, stage_dir, resume=goes_on)
+        if is_there:
+            changed.add(name)
+
+
 def check(recipe: Recipe) -> None:
     """Refuse what a later stage would, before fine-tuning takes its hours; fetch the models of all stages.
 
@@ -79,6 +104,8 @@ def check(recipe: Recipe) -> None:
     for settings in (recipe.finetune, recipe.bridge):
         choose_mixed_precision(settings.mixed_precision, device)
     jobs_of(recipe.generate)
+    if recipe.generate.lora:
+        read_lora(Path(recipe.generate.lora))
     if recipe.evaluate.num_prompts and recipe.evaluate.prompts:
         read_lines(Path(recipe.evaluate.prompts), "prompt")
     if recipe.refine.num_epochs:
@@ -87,8 +114,9 @@ def check(recipe: Recipe) -> None:
     load_captions(recipe)
     for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
         resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
-    Towers(recipe)
+    towers = Towers(recipe)
     if recipe.refine.num_epochs:
+        check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
         revision = recipe.base.revision or None
         check_prediction(FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",)))
 

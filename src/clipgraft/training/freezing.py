@@ -64,8 +64,7 @@ def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, l
         ValueError: If the tower has fewer layers, or peft is needed and not installed.
     """
     layers = encoder.text_model.encoder.layers
-    if num_layers > len(layers):
-        raise UserError(f"text_layers must be between 0 and the tower's {len(layers)}; got {num_layers}")
+    check_last_layers(num_layers, len(layers))
     encoder.requires_grad_(False)
     encoder.bridge.requires_grad_(True)
     if num_layers == 0:
@@ -75,6 +74,16 @@ def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, l
         return
     layers[-num_layers:].requires_grad_(True)
     encoder.text_model.final_layer_norm.requires_grad_(True)
+
+
+def check_last_layers(num_layers: int, depth: int) -> None:
+    """Refuse to train more of the last layers than a tower has.
+
+    Raises:
+        UserError: Says how many there are.
+    """
+    if num_layers > depth:
+        raise UserError(f"text_layers must be between 0 and the tower's {depth}; got {num_layers}")
 
 
 def _inject_lora(module: CLIPModel | CLIPTextModel, rank: int, layers: list[int] | None = None) -> None:
