@@ -1,6 +1,10 @@
 """User-facing errors and their one-line messages."""
 
 import errno
+from typing import TypeGuard
+
+NO_SPACE = "no space left on the disk"
+"""So begins what is said of a full disk."""
 
 
 class UserError(ValueError):
@@ -26,9 +30,14 @@ def one_line(error: Exception) -> str:
 
     A file name of a stranger may hold terminal escapes, and ends up in messages.
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left on the disk ({error.filename or 'while writing'}); free some and run again"
+    if is_no_space(error):
+        return f"{NO_SPACE} ({error.filename or 'while writing'}); free some and run again"
     return printable(" ".join(str(error).split()))
+
+
+def is_no_space(error: Exception) -> TypeGuard[OSError]:
+    """Whether the operating system refused to write more: a full disk, a quota, a limit of file sizes."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def printable(text: str) -> str:

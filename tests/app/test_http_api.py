@@ -258,6 +258,13 @@ def test_a_call_that_somebody_cancels_is_told_so(client, service):
         ("failed_nan", "", 500, "server_error", "the picture's values are no numbers"),
         ("failed_black", "", 500, "server_error", "the picture is all black"),
         ("failed", "MemoryError: too little", 500, "server_error", "MemoryError: too little"),
+        (
+            "failed",
+            "no space left on the disk (a.png)",
+            503,
+            "server_error",
+            "no space left on the disk (a.png)",
+        ),
     ],
 )
 def test_a_call_whose_picture_does_not_come_out_says_why(service, state, error, status, kind, message):
@@ -280,7 +287,7 @@ def test_a_studio_without_anybody_who_draws_is_unhealthy(service):
     client = TestClient(build_app(service), base_url="http://localhost")
     assert (client.get("/health").status_code, client.get("/health").json()) == (
         503,
-        {"status": "not drawing"},
+        {"status": "not drawing", "reason": "nobody draws; restart the studio"},
     )
 
 

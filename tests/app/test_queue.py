@@ -85,6 +85,18 @@ def test_one_client_cannot_hold_all_places(queue):
     assert queue.add("b", "draw", [picture()])
 
 
+def test_names_of_one_address_share_its_places_and_its_turns(queue):
+    queue.max_waiting = 100
+    for name in range(4):
+        queue.add(f"1.1.1.1 {name}", "draw", [picture(), picture()])
+    with pytest.raises(BusyError, match="4 of your jobs are waiting and at most 4 may"):
+        queue.add("1.1.1.1 another", "draw", [picture()])
+    queue.add("2.2.2.2 ", "draw", [picture() for _ in range(4)])
+    served = [clients_of(queue, queue.take(1))[0] for _ in range(8)]
+    assert served[1::2] == ["2.2.2.2 "] * 4
+    assert served[::2] == [f"1.1.1.1 {name}" for name in range(4)]
+
+
 def test_a_cancelled_job_leaves_nothing_to_draw_and_stays_cancelled(queue):
     job = queue.job(queue.add("a", "draw", [picture(), picture()]))
     taken = queue.take(1)

@@ -16,7 +16,7 @@ from clipgraft.app.server import Server, _bound
 def test_a_signal_takes_no_lock_that_the_code_it_interrupts_may_hold(service):
     server = Server(service, Access(), lambda: None)
     handler = threading.Thread(target=server.handle_exit, args=(signal.SIGTERM, None), daemon=True)
-    with service._lock, service.queue._lock:
+    with service._lock, service.queue.database._write_lock, service.queue.database._read_lock:
         handler.start()
         handler.join(timeout=5)
         assert not handler.is_alive()

@@ -2,6 +2,8 @@
 
 import math
 import reprlib
+import secrets
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,10 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from clipgraft.app.database import UnavailableError
 from clipgraft.app.guard import error_body
 from clipgraft.app.queue import BusyError
 from clipgraft.app.service import Service, StoppedError
-from clipgraft.errors import CheckpointError, MissingFileError, UserError, one_line
+from clipgraft.errors import NO_SPACE, CheckpointError, MissingFileError, UserError, is_no_space, one_line
 from clipgraft.runtime import without_folders
 from clipgraft.stages.studio import UnknownModelError
 
@@ -27,8 +30,10 @@ REASONS = {
     415: "The request's Content-Type is another one than the route takes.",
     422: "A value is not allowed; the message says which and what is.",
     429: "Too much is waiting; try again after Retry-After seconds.",
-    503: "The studio is stopping.",
+    503: "The studio is stopping, or its database or its disk cannot be used now.",
 }
+RETRY_SECONDS = 5
+"""After what may have passed by then: a restart, another program's lock, a full disk (guess)."""
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -109,20 +114,29 @@ def handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(BusyError)
     async def _(_request: Request, error: BusyError) -> JSONResponse:
-        seconds = str(math.ceil(service.estimates.until_room()))
-        return _answer(
-            429, "rate_limit_exceeded", str(error), kind="rate_limit_error", headers={"Retry-After": seconds}
-        )
+        seconds = float(RETRY_SECONDS)
+        with suppress(UnavailableError):
+            seconds = service.estimates.until_room()
+        headers = {"Retry-After": str(math.ceil(seconds))}
+        return _answer(429, "rate_limit_exceeded", str(error), kind="rate_limit_error", headers=headers)
 
     @app.exception_handler(StoppedError)
     async def _(_request: Request, error: StoppedError) -> JSONResponse:
-        return _answer(503, "stopping", str(error), kind="server_error", headers={"Retry-After": "5"})
+        return _unavailable("stopping", str(error))
+
+    @app.exception_handler(UnavailableError)
+    async def _(_request: Request, error: UnavailableError) -> JSONResponse:
+        return _unavailable("unavailable", str(error))
 
     @app.exception_handler(Exception)
-    async def _(_request: Request, _error: Exception) -> JSONResponse:
-        return _answer(
-            500, "internal_error", "that went wrong here; the studio's log says how", kind="server_error"
-        )
+    async def _(_request: Request, error: Exception) -> JSONResponse:
+        if is_no_space(error):
+            return _unavailable("no_space", f"{NO_SPACE}; free some")
+        # The server logs the traceback, and with it this note.
+        number = secrets.token_hex(8)
+        error.add_note(f"told to the client as error {number}")
+        message = f"that went wrong here; the studio's log says how, see error {number}"
+        return _answer(500, "internal_error", message, kind="server_error")
 
 
 def picture_error(status: str, error: str) -> JSONResponse:
@@ -132,11 +146,18 @@ def picture_error(status: str, error: str) -> JSONResponse:
     if status == "blocked":
         message = "the base's safety checker blocked the picture"
         return _answer(400, "content_policy_violation", message, "prompt")
+    if error.startswith(NO_SPACE):
+        return _unavailable("no_space", error)
     reasons = {
         "failed_nan": "the picture's values are no numbers",
         "failed_black": "the picture is all black",
     }
     return _answer(500, status, reasons.get(status, error or status), kind="server_error")
+
+
+def _unavailable(code: str, message: str) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return _answer(503, code, message, kind="server_error", headers=headers)
 
 
 def _answer(

@@ -299,11 +299,16 @@ def _page_routes(service: Service, guard: Guard) -> APIRouter:
     router = APIRouter(tags=["studio"])
 
     @router.get("/health", responses=answers({"status": "ok"}))
-    async def health() -> Any:
-        """Whether the studio takes jobs; the one route without a token."""
-        if service.is_drawing:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "stopping" if service.is_stopping else "not drawing"}, 503)
+    def health() -> Any:
+        """Whether the studio takes jobs, and else why not; the one route without a token."""
+        if service.is_stopping:
+            return JSONResponse({"status": "stopping", "reason": "the studio is stopping"}, 503)
+        if not service.worker.is_alive:
+            return JSONResponse({"status": "not drawing", "reason": "nobody draws; restart the studio"}, 503)
+        problem = service.health.problem()
+        return JSONResponse(
+            {"status": "failing", "reason": problem} if problem else {"status": "ok"}, 503 if problem else 200
+        )
 
     @router.get("/metrics", responses=answers("clipgraft_batches_total 7\n", media_type="text/plain"))
     def metrics() -> Any:

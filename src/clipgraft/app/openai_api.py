@@ -48,7 +48,7 @@ MODELS_EXAMPLE = {
 def client_name(request: Request, name: str | None) -> str:
     """Who asks: the address, and the name that it gives itself."""
     address = request.client.host if request.client else ""
-    return f"{address} {name or ''}".strip()
+    return f"{address} {name or ''}"
 
 
 def openai_routes(service: Service, public_url: str) -> APIRouter:

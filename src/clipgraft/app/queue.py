@@ -8,13 +8,13 @@ next start a job that was cut off is `interrupted`, and one that had not begun i
 import json
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from clipgraft.app.database import Database, UnavailableError
 
 OPEN = ("queued", "running")
 SCHEMA = """
@@ -35,14 +35,22 @@ CREATE INDEX IF NOT EXISTS pictures_by_job ON pictures (job, position);
 CREATE INDEX IF NOT EXISTS pictures_by_state ON pictures (state, number);
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
 """
-IN_TURN = """
-SELECT p.*, j.client, j.kind, row_number() OVER (PARTITION BY j.client ORDER BY p.number) AS round,
-       coalesce(t.turn, 0) AS turn
-FROM pictures p JOIN jobs j ON j.number = p.job LEFT JOIN turns t ON t.client = j.client
-WHERE p.state = 'queued' {where}
-ORDER BY round, turn, p.number LIMIT ?
+ADDRESS = "substr(client, 1, instr(client || ' ', ' ') - 1)"
+"""Of a client, whose name follows it after a space."""
+IN_TURN = f"""
+WITH waiting AS (
+    SELECT p.*, j.client, j.kind, {ADDRESS.replace("client", "j.client")} AS address,
+           row_number() OVER (PARTITION BY j.client ORDER BY p.number) AS round
+    FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.state = 'queued' {{where}}
+), within AS (
+    SELECT w.*, row_number() OVER (PARTITION BY address ORDER BY round, coalesce(t.turn, 0), number) AS place
+    FROM waiting w LEFT JOIN turns t ON t.client = w.client
+)
+SELECT within.* FROM within LEFT JOIN turns t ON t.client = address
+ORDER BY place, coalesce(t.turn, 0), number LIMIT ?
 """
-"""One picture of each client, then a second one of each; first who was served longest ago."""
+"""One picture of each address, then a second one of each, first who was served longest ago; and so among the
+names that one address gives itself, which by themselves would be as many clients as it likes."""
 TURN = 2
 """From one batch's clients to the next one's; who comes meanwhile stands between them."""
 
@@ -106,23 +114,22 @@ class Queue:
     Args:
         path: The database; made where there is none.
         max_waiting: Pictures that may wait, of all clients together.
-        max_jobs_per_client: Open jobs of one client.
+        max_jobs_per_client: Open jobs of one address, however many names it gives itself.
+
+    Raises:
+        CheckpointError: If the file is no database of a studio.
+
+    Methods raise `UnavailableError` where the database cannot be used.
     """
 
     def __init__(self, path: Path, *, max_waiting: int = 256, max_jobs_per_client: int = 16):
         self.max_waiting, self.max_jobs_per_client = max_waiting, max_jobs_per_client
-        self._lock = threading.RLock()
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.row_factory = sqlite3.Row
-        self._connection.executescript(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
-        )
-        self._connection.executescript(SCHEMA)
+        self.database = Database(path, SCHEMA)
+        self._read, self._transaction = self.database.read, self.database.transaction
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._connection.close()
+        self.database.close()
 
     def add(self, client: str, kind: str, pictures: Sequence[NewPicture]) -> str:
         """Queue a job, whole or not at all.
@@ -141,14 +148,17 @@ class Queue:
                     f"{waiting} pictures are waiting and at most {self.max_waiting} may; "
                     f"{len(pictures)} more do not fit: try again later, or ask for fewer"
                 )
+            address = address_of(client)
             jobs = run(
-                "SELECT count(*) FROM jobs WHERE client = ? AND state IN (?, ?)", client, *OPEN
+                f"SELECT count(*) FROM jobs WHERE {ADDRESS} = ? AND state IN (?, ?)", address, *OPEN
             ).fetchone()[0]
             if jobs >= self.max_jobs_per_client:
                 raise BusyError(f"{jobs} of your jobs are waiting and at most {self.max_jobs_per_client} may")
             # Whoever comes, or comes back, stands behind all that wait and before those served just now; in
             # front, two clients that come back after each picture would be served by turns for ever.
-            run("INSERT OR IGNORE INTO turns VALUES (?, ?)", client, _last_turn(run) - TURN // 2)
+            turn = _last_turn(run) - TURN // 2
+            for name in {address, client}:
+                run("INSERT OR IGNORE INTO turns VALUES (?, ?)", name, turn)
             job_id = secrets.token_hex(8)
             number = run(
                 "INSERT INTO jobs (id, client, kind, state, created) VALUES (?, ?, ?, 'queued', ?)",
@@ -179,7 +189,8 @@ class Queue:
             del rows[1 << (len(rows).bit_length() - 1) :]
             turn = _last_turn(run) + TURN
             for row in rows:
-                run("INSERT OR REPLACE INTO turns VALUES (?, ?)", row["client"], turn)
+                for name in {address_of(row["client"]), row["client"]}:
+                    run("INSERT OR REPLACE INTO turns VALUES (?, ?)", name, turn)
                 run("UPDATE pictures SET state = 'running' WHERE number = ?", row["number"])
                 run(
                     "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?",
@@ -187,7 +198,8 @@ class Queue:
                 )  # fmt: skip
             run(  # but for the last turn, from which newcomers count
                 "DELETE FROM turns WHERE turn < (SELECT max(turn) FROM turns) "
-                "AND client NOT IN (SELECT client FROM jobs WHERE state IN (?, ?))", *OPEN,
+                "AND client NOT IN (SELECT client FROM jobs WHERE state IN (?, ?)) "
+                f"AND client NOT IN (SELECT {ADDRESS} FROM jobs WHERE state IN (?, ?))", *OPEN, *OPEN,
             )  # fmt: skip
         return [_picture(row) for row in rows]
 
@@ -361,24 +373,10 @@ class Queue:
         with self._transaction() as run:
             return run("DELETE FROM pictures WHERE id = ? AND state = 'ok'", picture_id).rowcount > 0
 
-    def _read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._connection.execute(sql, values).fetchall()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        """Give a function that runs SQL; all of it counts, or nothing. One within another joins it."""
-        with self._lock:
-            if self._connection.in_transaction:
-                yield lambda sql, *values: self._connection.execute(sql, values)
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield lambda sql, *values: self._connection.execute(sql, values)
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+def address_of(client: str) -> str:
+    """Return the address of a client, without the name that it gives itself."""
+    return client.partition(" ")[0]
 
 
 def _last_turn(run: Callable[..., Any]) -> int:
@@ -388,7 +386,11 @@ def _last_turn(run: Callable[..., Any]) -> int:
 
 def _picture(row: sqlite3.Row) -> PictureRow:
     values = {name: row[name] for name in PictureRow.__dataclass_fields__}
-    return PictureRow(**values | {"settings": json.loads(row["settings"]), "notes": json.loads(row["notes"])})
+    try:
+        settings, notes = json.loads(row["settings"]), json.loads(row["notes"])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnavailableError(f"picture {row['id']} is damaged in the studio's database") from error
+    return PictureRow(**values | {"settings": settings, "notes": notes})
 
 
 def _escape_like(word: str) -> str:

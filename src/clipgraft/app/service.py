@@ -3,6 +3,7 @@
 One thread draws on the one device that a process holds; everything else only reads and writes the queue.
 """
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -14,8 +15,10 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
+from clipgraft.app.database import UnavailableError
 from clipgraft.app.embedding import Embedding
 from clipgraft.app.estimates import Estimates, shape_of
+from clipgraft.app.health import Health
 from clipgraft.app.limits import Limits
 from clipgraft.app.loaded import Loaded
 from clipgraft.app.pictures import SETTINGS, PictureFiles
@@ -26,6 +29,8 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import SIZE_MULTIPLE, Job
 from clipgraft.models.tokenizer import cut_off, unknown_words
 from clipgraft.stages.studio import ModelGroup, UnknownModelError, find_groups
+
+logger = logging.getLogger(__name__)
 
 MAX_EMBEDDINGS = 8
 SECONDS_BETWEEN_SCANS = 1.0
@@ -77,6 +82,7 @@ class Service:
             batch_size=self.limits.batch_size,
             max_history=self.limits.max_history,
         )
+        self.health = Health(home, self.queue.database, self.worker)
         self.estimates = Estimates(self.queue, self.files, self.worker.progress)
         self._scanned: tuple[float, Path, dict[str, tuple[ModelGroup, str]]] | None = None
         self._tokenizers: dict[str, tuple[Hashable, CLIPTokenizer]] = {}
@@ -97,11 +103,6 @@ class Service:
     def is_stopping(self) -> bool:
         """Whether no more jobs are taken."""
         return self.worker.is_stopping
-
-    @property
-    def is_drawing(self) -> bool:
-        """Whether jobs that are taken will be drawn."""
-        return self.worker.is_alive and not self.is_stopping
 
     def begin_to_stop(self) -> None:
         """Take no more jobs; the batch at work is drawn to its end, what waits stays for the next start.
@@ -331,16 +332,25 @@ class Service:
         return was_there
 
     def _end_job(self, number: int, state: str, error: str = "") -> bool:
-        ended = self.queue.end_job(number, state, error)
+        try:
+            ended = self.queue.end_job(number, state, error)
+        except UnavailableError as unavailable:
+            self._tell_unavailable(number, unavailable)
+            raise
         if ended:
             self.worker.leave_out(number)
             self._tell_ended(number, state)
         return ended
 
     def _end_calls(self, *states: str) -> None:
-        for job in self.queue.open_jobs("call"):
-            if job.state in states:
-                self._end_job(job.number, "interrupted", "the studio is stopping")
+        try:
+            for job in self.queue.open_jobs("call"):
+                if job.state in states:
+                    self._end_job(job.number, "interrupted", "the studio is stopping")
+        except UnavailableError as error:  # the next start does it, if it can
+            logger.warning("the studio stops though its queue cannot be used: %s", error)
+            for number in list(self._waiting):
+                self._tell_unavailable(number, error)
 
     def _tell_ended(self, number: int, state: str) -> None:
         self.totals[f"jobs_{state}"] += 1
@@ -350,6 +360,14 @@ class Service:
         for future in futures:
             with suppress(InvalidStateError):  # cancelled: its client has hung up
                 future.set_result(job)
+
+    def _tell_unavailable(self, number: int, error: UnavailableError) -> None:
+        """Whoever waits for a job whose end cannot be written waits no longer."""
+        with self._lock:
+            futures = self._waiting.pop(number, [])
+        for future in futures:
+            with suppress(InvalidStateError):
+                future.set_exception(error)
 
 
 def _modules(generator: ImageGenerator) -> list[Any]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from clipgraft.app.database import UnavailableError
 from clipgraft.app.pictures import PictureFiles
 from clipgraft.app.queue import PictureRow, Queue
 from clipgraft.app.uploads import encode
+from clipgraft.errors import is_user_error, one_line
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.pipeline import Picture
@@ -75,6 +77,8 @@ class Worker:
         self.batch_size, self.max_history = batch_size, max_history
         self.progress: dict[int, Progress] = {}
         """Of the pictures at work, by number."""
+        self.problem = ""
+        """Why the queue cannot be used now; empty if it can."""
         self._drawn: tuple[list[PictureRow], str] | None = None
         """The last batch, and what went wrong, until its jobs are told."""
         self._ended: set[int] = set()
@@ -117,18 +121,17 @@ class Worker:
             self._thread.join(timeout)
 
     def _work(self) -> None:
-        is_failing = False
         while not self._stopping.is_set():
             try:
                 if not self._draw_next():
                     self._wake.wait(SECONDS_BETWEEN_LOOKS)
                     self._wake.clear()
-                is_failing = False
-            except Exception:
+                self.problem = ""
+            except Exception as error:
                 # A full disk may have room again: without this thread nothing would ever be drawn.
-                if not is_failing:
+                if not self.problem:
                     logger.exception("the queue cannot be used; trying again every second")
-                is_failing = True
+                self.problem = _told(error)
                 self._stopping.wait(SECONDS_BETWEEN_LOOKS)
         self.on_stopped()
 
@@ -154,7 +157,7 @@ class Worker:
         """Draw and keep pictures; return what went wrong, empty if nothing."""
         self._ended.clear()
         self.progress.update({row.number: Progress(row) for row in batch})
-        begun = time.monotonic()
+        begun, jobs = time.monotonic(), []
         try:
             jobs = [self.queue.job_by_number(number) for number in {row.job for row in batch}]
             self._ended.update(job.number for job in jobs if job.state != "running")
@@ -174,8 +177,9 @@ class Worker:
         except CancelledDrawing:
             pass
         except Exception as error:
-            logger.exception("drawing failed")
-            return without_folders(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+            names = ", ".join(job.id for job in jobs)
+            logger.exception("drawing failed; jobs: %s", names)
+            return _told(error)
         finally:
             self.totals["batches"] += 1
             self.totals["draw_milliseconds"] += round(1000 * (time.monotonic() - begun))
@@ -215,3 +219,10 @@ class Worker:
                 progress.preview_step = step
 
         return on_preview
+
+
+def _told(error: Exception) -> str:
+    """What a client is told of an error: no folder of this machine, one line."""
+    is_clear = is_user_error(error) or isinstance(error, UnavailableError)
+    text = one_line(error) if is_clear else f"{type(error).__name__}: {one_line(error)}"
+    return without_folders(text)[:500]
