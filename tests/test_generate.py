@@ -103,8 +103,10 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"prompt": "A dog"', "no JSON (Expecting ',' delimiter at character 19)"),
-        (b'["A dog"]', 'no object with a "prompt"'),
+        (b'{"prompt": "A dog"', "the line is not JSON: Expecting ',' delimiter: line 1 column 19"),
+        (b'{"prompt": ' + b"[" * 100_000, "the line is not JSON as read here: nested deeper than 64"),
+        (b'{"prompt": "A dog", "seed": 1' + b"0" * 5000 + b"}", "the line is not JSON: Exceeds the limit"),
+        (b'["A dog"]', "the line is not JSON of the right type: an object is expected, not a list"),
         (b'{"seed": 1}', 'no object with a "prompt"'),
         (b'{"prompt": "A dog", "sed": 1}', "unknown setting 'sed' (did you mean 'seed'?)"),
         (b'{"prompt": "A dog", "steps": 0}', "steps must be from 1 to 1000; got 0"),
@@ -122,7 +124,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
             b'{"prompt": "A dog", "init_image": ""}',
             "init_image must be the path of a JPEG, PNG or WebP picture; got ''",
         ),
-        (b'{"prompt": "\\ud800"}', "prompt holds half a character"),
+        (b'{"prompt": "\\ud800"}', "the line is not JSON of whole characters: '\\ud800' holds half"),
         (b'{"prompt": "\xff"}', "no UTF-8 (byte 13)"),
     ],
 )
@@ -141,9 +143,9 @@ def test_bad_line_is_named_with_its_number_and_left_out_by_a_flag(base, tmp_path
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"no picture", "is no JPEG, PNG or WebP picture"),
-        (b"", "is no JPEG"),
-        (None, "has 8x8 pixels; allowed"),
+        (b"no picture", "expected a JPEG, PNG or WebP image"),
+        (b"", "is empty (0 bytes)"),
+        (None, "has 8x8 pixels; each side needs"),
     ],
 )
 def test_line_whose_first_picture_is_none_is_a_bad_line(base, tmp_path, capsys, content, reason):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clipgraft.errors import DataError, MissingFileError
+from clipgraft.files import read_text
 
 
 def read_lines(path: Path, kind: str) -> list[str]:
@@ -18,11 +19,7 @@ def read_lines(path: Path, kind: str) -> list[str]:
     """
     if not path.is_file():
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); write it as UTF-8") from error
-    found = list(filter(None, map(str.strip, lines)))
+    found = list(filter(None, map(str.strip, read_text(path).splitlines())))
     if not found:
         raise DataError(f"{path} holds no {kind}; write one a line")
     return found

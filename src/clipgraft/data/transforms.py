@@ -4,7 +4,7 @@ Sizes, means and deviations are read from the model's own image processor, never
 preprocessing is cut in two at its 8-bit image, so that the costly half (resize, crop) can be kept in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,11 +40,11 @@ class TokenizedCaptions(NamedTuple):
     """Captions that lost words."""
 
 
-def clip_pixel_values(images: Sequence[Image.Image], processor: ImageProcessor) -> Tensor:
+def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) -> Tensor:
     """Return images as CLIP's vision tower wants them: what `processor(images)` gives.
 
     Args:
-        images: B RGB images of any size.
+        images: B RGB images of any size, taken one by one.
         processor: The model's own `CLIPImageProcessor`; gives size S, crop, mean and deviation.
 
     Returns:
@@ -76,11 +76,11 @@ def normalize_clip_crops(crops: Tensor, processor: ImageProcessor) -> Tensor:
     return (crops.float() * processor.rescale_factor - mean) / std  # (B, 3, S, S)
 
 
-def vae_pixel_values(images: Sequence[Image.Image], size: int) -> Tensor:
+def vae_pixel_values(images: Iterable[Image.Image], size: int) -> Tensor:
     """Return images as the VAE wants them: resized to fill a square (bicubic), centre-cropped, in [-1, 1].
 
     Args:
-        images: B RGB images of any size.
+        images: B RGB images of any size, taken one by one.
         size: Side of the square in pixels; a multiple of 8, because the VAE halves it three times.
 
     Returns:

@@ -11,9 +11,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from clipgraft.data.images import MAX_PIXELS, MIN_SIDE
+from clipgraft.data.images import opened_image
 from clipgraft.errors import UserError
 from clipgraft.generation.schedulers import SCHEDULERS
 from clipgraft.models.checkpoint import file_sha256
@@ -185,14 +183,7 @@ def _check_image(name: str, path: Any) -> None:
     if not isinstance(path, Path):
         raise UserError(f"{name} must be the path of a JPEG, PNG or WebP picture; got {path!r}")
     try:
-        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-            width, height = image.size
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{name} {path}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} {path}: is no JPEG, PNG or WebP picture ({error})") from error
-    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
-        raise UserError(
-            f"{name} {path} has {width}x{height} pixels; allowed are sides of at least {MIN_SIDE} and "
-            f"{MAX_PIXELS:,} pixels in all"
-        )
+        with opened_image(path):
+            pass
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error

@@ -51,11 +51,11 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
     with track("encoding latents", len(images)) as update:
         for start in range(0, len(images), ENCODE_BATCH_SIZE):
             batch = images[start : start + ENCODE_BATCH_SIZE]
-            opened = [open_image(image.path) for image in batch]
+            opened = (open_image(image.path) for image in batch)
             pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
             encoded.append(base.encode_latents(pixels).half().cpu())
             _refuse_not_finite(encoded[-1], batch)
-            update(start + len(opened), "images")
+            update(start + len(batch), "images")
     latents = torch.cat(encoded).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:

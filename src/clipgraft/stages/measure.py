@@ -61,10 +61,10 @@ def embed_images(
     """
     embeds = []
     for start in range(0, len(images), ENCODE_BATCH_SIZE):
-        opened = [open_image(image.path) for image in images[start : start + ENCODE_BATCH_SIZE]]
+        opened = (open_image(image.path) for image in images[start : start + ENCODE_BATCH_SIZE])
         pixels = clip_pixel_values(opened, clip.image_processor).to(clip.model.device)
         embeds.append(encode_images(clip.model, pixels).cpu())
-        update(start + len(opened))
+        update(start + len(pixels))
     return torch.cat(embeds)
 
 
@@ -89,7 +89,7 @@ class ClipWatch:
         self.clip, self.objective, self.images = clip, objective, images
         self.before = deepcopy(clip.model.text_model).eval()
         fixed = images[: max(2, batch_size)]
-        opened = [open_image(image.path) for image in fixed]
+        opened = (open_image(image.path) for image in fixed)
         rows = torch.arange(len(fixed))
         captions = [image.captions[0] for image in fixed]
         self.batch = {

@@ -1,12 +1,12 @@
 """Prompts from a file or standard input: one a line, or JSONL with settings of their own."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.files import parse_json, read_bytes
 from clipgraft.generation.jobs import Job, make_jobs
 
 STANDARD_INPUT = Path("-")
@@ -42,7 +42,7 @@ def read_jobs(
         try:
             text = line.decode("utf-8").strip()
             jobs += _jobs_of_object(text, settings, folder) if is_jsonl else make_jobs(text, **settings)
-        except ValueError as error:
+        except (UserError, UnicodeDecodeError) as error:
             problem = f"{name}, line {number}: {_reason(error)}"
             if not skip_bad_lines:
                 raise DataError(f"{problem}; mend it, or add --skip-bad-lines") from error
@@ -57,12 +57,12 @@ def _content(source: Path) -> tuple[str, bytes]:
         return "standard input", sys.stdin.buffer.read()
     if not source.is_file():
         raise MissingFileError(f"file of prompts not found: {source}")
-    return source.name, source.read_bytes()
+    return source.name, read_bytes(source)
 
 
 def _jobs_of_object(text: str, settings: Mapping[str, Any], folder: Path) -> list[Job]:
-    values = json.loads(text)
-    if not isinstance(values, dict) or "prompt" not in values:
+    values = parse_json(text, "the line")
+    if "prompt" not in values:
         raise UserError('no object with a "prompt"')
     init_image = values.get("init_image")
     if init_image and isinstance(init_image, str):
@@ -71,8 +71,6 @@ def _jobs_of_object(text: str, settings: Mapping[str, Any], folder: Path) -> lis
 
 
 def _reason(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"no JSON ({error.msg} at character {error.pos + 1})"
     if isinstance(error, UnicodeDecodeError):
         return f"no UTF-8 (byte {error.start + 1})"
     return str(error)

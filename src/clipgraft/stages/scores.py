@@ -85,7 +85,7 @@ class ClipFeatures:
     @torch.no_grad()
     def _look(self, paths: Sequence[Path]) -> Tensor:
         def embed(part: Sequence[Path]) -> Tensor:
-            pixels = clip_pixel_values([open_image(path) for path in part], self.clip.image_processor)
+            pixels = clip_pixel_values((open_image(path) for path in part), self.clip.image_processor)
             return encode_images(self.clip.model, pixels.to(self.clip.model.device)).cpu()
 
         return _batched(embed, paths)
@@ -130,7 +130,7 @@ class ProbeFeatures:
     @staticmethod
     def _pixels(paths: Sequence[Path]) -> Tensor:
         """The probe's size is flatland's; a photograph is cut to it as for the VAE."""
-        return vae_pixel_values([open_image(path) for path in paths], IMAGE_SIZE)
+        return vae_pixel_values((open_image(path) for path in paths), IMAGE_SIZE)
 
 
 def score_by_clip(
