@@ -17,7 +17,7 @@ PLACES = {
     "inside an epoch": ("clipgraft.training.stepper", "Stepper.step", 6),
     "inside accumulation": ("clipgraft.training.objectives", "ContrastiveObjective.embed", 22),
     "inside an evaluation": ("clipgraft.stages.measure", "ClipWatch.measure", 2),
-    "inside a save": ("clipgraft.training.state", "save_file", 3),
+    "inside a save": ("clipgraft.training.checkpoints", "write_tensors", 3),
     "between a save and the next log line": ("clipgraft.training.log", "StepLog.write", 7),
 }
 """Module, function or method, and the call at which the process dies, counted from 1.

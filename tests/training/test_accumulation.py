@@ -14,6 +14,7 @@ import tiny
 from clipgraft.stages.finetune import start_bias
 from clipgraft.training.accumulation import average_over_processes, backward_jointly, backward_separately
 from clipgraft.training.objectives import ContrastiveObjective
+from clipgraft.training.random_states import seed_step
 from tiny import fit
 from two_processes import run_in_two_processes
 
@@ -106,16 +107,16 @@ def test_step_of_a_training_is_by_the_accumulation_that_was_asked_for(tmp_path, 
 
     ours, plain = TwoTowers().float(), TwoTowers().float()
     options = {"num_epochs": 1, "learning_rate": 0.1, "weight_decay": 0.0, "max_grad_norm": 1e9}
-    torch.manual_seed(9)
     fit(
         ours,
         TwoBatches(),
         run_dir=tmp_path,
+        seed=9,
         gradient_accumulation_steps=2,
         accumulation=accumulation,
         **options,
     )
-    torch.manual_seed(9)
+    seed_step(9, 0, 0)
     if accumulation == "separate":
         (sum(plain(batch)[0] for batch in batches) / 2).backward()
     else:

@@ -1,60 +1,116 @@
 """A run's state on disk: what of it is missing or does not fit is refused by name."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_loop import Regression
 
 from clipgraft.errors import CheckpointError
-from clipgraft.training.state import TrainingState, load_state, save_state, saved_precision
+from clipgraft.models.checkpoint import write_folder_atomically
+from clipgraft.training.checkpoints import read_named, saved_precision
+from clipgraft.training.log import LOG_NAME, NO_ROWS
+from clipgraft.training.state import TrainingState, restore, save_state
 
 
 def state_of(module=None, **values) -> TrainingState:
     module = module or Regression()
     optimizer = torch.optim.AdamW(parameter for parameter in module.parameters() if parameter.requires_grad)
-    return TrainingState(module, optimizer, **({"average": None, "scaler": None, "fingerprint": ""} | values))
+    return TrainingState(module, optimizer, **({"average": None, "scaler": None} | values))
 
 
-def test_checkpoint_without_a_random_state_is_refused_by_name(tmp_path):
-    folder = save_state(tmp_path, state_of(), keep=1)
-    path = folder / "tensors.safetensors"
-    tensors = load_file(path)
-    del tensors["random.cpu"]
-    save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=r"lacks 'random\.cpu', which this run needs to go on"):
-        load_state(folder, state_of())
+def save(folder, state):
+    return save_state(folder, state, keep=9, rows={LOG_NAME: NO_ROWS})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA")
-def test_checkpoint_of_a_cpu_is_refused_by_name_on_cuda_and_the_other_way_round_it_is_taken(tmp_path):
-    on_cpu = save_state(tmp_path / "cpu", state_of(), keep=1)
-    with pytest.raises(CheckpointError, match=r"lacks 'random\.cuda', which this run needs to go on"):
-        load_state(on_cpu, state_of(Regression().cuda()))
-    torch.manual_seed(5)
-    on_cuda = save_state(tmp_path / "cuda", state_of(Regression().cuda()), keep=1)
-    expected = torch.rand(3, device="cuda")
-    load_state(on_cuda, state_of())
-    load_state(on_cuda, state_of(Regression().cuda()))
-    assert torch.equal(torch.rand(3, device="cuda"), expected)
+def load(folder, state, step=0):
+    restore(read_named(folder, step), state)
+
+
+def rewrite(folder, change) -> None:
+    """Write a checkpoint again with other values or tensors, and a manifest that fits them."""
+    values, tensors = (
+        json.loads((folder / "state.json").read_text()),
+        load_file(folder / "tensors.safetensors"),
+    )
+    change(values, tensors)
+    with write_folder_atomically(folder) as temporary:
+        (temporary / "state.json").write_text(json.dumps(values))
+        save_file(tensors, temporary / "tensors.safetensors")
+
+
+def test_checkpoint_of_a_cpu_goes_on_wherever_there_is_another_device(tmp_path):
+    device = "cuda" if torch.cuda.is_available() else "meta"
+    save(tmp_path, state_of())
+    load(tmp_path, state_of(Regression().to(device)))
+
+
+@pytest.mark.parametrize("wrong", [None, "3", [3], {}, 1.5, True])
+@pytest.mark.parametrize(
+    "name", ["version", "step", "skipped_steps", "num_steps", "data", "settings", "mixed_precision", "rows"]
+)
+def test_value_of_a_wrong_type_is_refused_by_name(tmp_path, name, wrong):
+    folder = save(tmp_path, state_of())
+    before = json.loads((folder / "state.json").read_text())[name]
+    if type(wrong) is type(before):
+        return
+    rewrite(folder, lambda values, _: values.update({name: wrong}))
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        load(tmp_path, state_of())
+
+
+@pytest.mark.parametrize(
+    "rows", [{"log.jsonl": [1]}, {"log.jsonl": [1, 2]}, {"log.jsonl": {}}, {"log.jsonl": 0}]
+)
+def test_sum_of_rows_of_a_wrong_type_is_refused(tmp_path, rows):
+    rewrite(save(tmp_path, state_of()), lambda values, _: values.update(rows=rows))
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged in rows"):
+        load(tmp_path, state_of())
+
+
+def test_checkpoint_of_another_version_names_the_way_on(tmp_path):
+    rewrite(save(tmp_path, state_of()), lambda values, _: values.pop("version"))
+    with pytest.raises(CheckpointError, match=r"whose steps are others; go on with that version, which"):
+        load(tmp_path, state_of())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["weight.linear.bias", "optimizer.0.exp_avg", "optimizer.7.step", "optimizer.x.step", "optimizer", "z"],
+)
+def test_tensors_that_are_missing_or_too_many_are_refused_by_name(tmp_path, name):
+    state = state_of()
+    state.module({"x": torch.ones(8, 4)})[0].backward()
+    state.optimizer.step()
+    folder = save(tmp_path, state)
+
+    def change(_, tensors):
+        if tensors.pop(name, None) is None:
+            tensors[name] = torch.ones(1)
+
+    rewrite(folder, change)
+    with pytest.raises(CheckpointError, match=f"is of another model; differing: {name}"):
+        load(tmp_path, state_of())
 
 
 def test_checkpoint_of_another_precision_is_refused(tmp_path):
-    folder = save_state(tmp_path, state_of(mixed_precision="bf16"), keep=1)
+    save(tmp_path, state_of(mixed_precision="bf16"))
     assert saved_precision(tmp_path) == "bf16"
     with pytest.raises(CheckpointError, match="made in mixed_precision 'bf16', and this run is in 'no'"):
-        load_state(folder, state_of(mixed_precision="no"))
+        load(tmp_path, state_of(mixed_precision="no"))
 
 
 def test_checkpoint_without_the_gradient_scalers_state_is_refused(tmp_path):
-    folder = save_state(tmp_path, state_of(mixed_precision="fp16"), keep=1)
+    save(tmp_path, state_of(mixed_precision="fp16"))
     scaled = state_of(mixed_precision="fp16", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(CheckpointError, match="has no state of the gradient scaler, which 'fp16' needs here"):
-        load_state(folder, scaled)
+    with pytest.raises(CheckpointError, match="has no state of the gradient scaler, which 'fp16' needs;"):
+        load(tmp_path, scaled)
 
 
 def test_precision_is_read_from_the_newest_checkpoint_that_can_be_read(tmp_path):
     assert saved_precision(tmp_path) == ""
-    save_state(tmp_path, state_of(mixed_precision="bf16"), keep=2)
-    newer = save_state(tmp_path, state_of(step=1), keep=2)
+    save(tmp_path, state_of(mixed_precision="bf16"))
+    newer = save(tmp_path, state_of(step=1))
     (newer / "state.json").write_text("{")
     assert saved_precision(tmp_path) == "bf16"

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from clipgraft.errors import CheckpointError
-from clipgraft.files import read_json
+from clipgraft.files import read_json, written_whole
 
 MANIFEST_NAME = "manifest.json"
 READ_BYTES = 1 << 22
@@ -164,6 +165,25 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         # Viewed as bytes, because NumPy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, whole or not at all, and on the disk when it returns.
+
+    Raises:
+        OSError: If there is no space left; safetensors tells the system's error number in its text alone.
+    """
+    try:
+        with written_whole(path) as temporary:
+            save_file(dict(tensors), temporary, metadata=metadata)
+            _sync(temporary)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _write_manifest(folder: Path) -> None:

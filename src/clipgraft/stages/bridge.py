@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from clipgraft.config import BridgeSettings, Recipe
 from clipgraft.data.token_states import StateBatches
 from clipgraft.models.bridge import BOS, PADDING, Bridge
+from clipgraft.models.checkpoint import tensors_sha256
 from clipgraft.models.encoder import save_graft
 from clipgraft.models.states import COLLAPSED_SHARE, collapsed_classes
 from clipgraft.progress import print_line
@@ -47,7 +49,7 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
         fitted = linear_bridge(towers, linear, recipe.bridge)
         metrics: dict[str, Any] = {"linear": towers.measure(fitted, held_out_ids, linear.key_value_root)}
         if fitted.residual is not None:
-            result = fit_residual(fitted, towers, linear, recipe, folder, resume, captions.fingerprint)
+            result = fit_residual(fitted, towers, linear, train_ids, recipe, folder, resume)
             metrics["residual"] = towers.measure(fitted, held_out_ids, linear.key_value_root)
             metrics["seconds"] = result.seconds
     finally:
@@ -93,10 +95,10 @@ def fit_residual(
     fitted: Bridge,
     towers: Towers,
     linear: LinearFit,
+    input_ids: Tensor,
     recipe: Recipe,
     folder: Path,
     resume: bool,
-    source_fingerprint: str,
 ) -> FitResult:
     """Train what is not linear of a bridge.
 
@@ -104,10 +106,10 @@ def fit_residual(
         fitted: Changed in place.
         towers: What it lies between.
         linear: What its linear maps were solved from, with the states of the training captions.
+        input_ids: (N, 77) of the training captions.
         recipe: Its seed and bridge settings are read.
         folder: Gets `log.jsonl` and `checkpoints/`.
         resume: Go on from the newest checkpoint there.
-        source_fingerprint: Names the captions.
     """
     settings, states = recipe.bridge, linear.states
     assert states is not None
@@ -130,7 +132,7 @@ def fit_residual(
         settings,
         folder=folder,
         device=towers.device,
-        source_fingerprint=source_fingerprint,
+        data={"captions": tensors_sha256({"input_ids": input_ids}), **towers.sums()},
         seed=recipe.seed,
         resume=resume,
     )

@@ -1,6 +1,5 @@
 """Which captions a bridge is fitted to, and on which it is measured."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +24,6 @@ class Captions(NamedTuple):
     train: list[str]
     held_out: list[str]
     """At most 1,000; the training ones where there are no others."""
-    fingerprint: str
-    """Names them."""
 
 
 def load_captions(recipe: Recipe) -> Captions:
@@ -42,16 +39,14 @@ def load_captions(recipe: Recipe) -> Captions:
         lines = list(dict.fromkeys(read_lines(Path(settings.captions), "caption")))
         held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
-        fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     else:
         source = load_source(recipe.data)
         train, held_out = _captions(source, "train"), _captions(source, "test")
-        fingerprint = source.fingerprint
     train = train[: settings.max_captions or None]
     name = settings.captions or recipe.data.source or "flatland8k"
     of = f", of which one in {HELD_OUT_EVERY} lines is held out" if settings.captions else ""
     _check_number(len(train), f"{name}{of}", settings.allow_few_captions)
-    return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], fingerprint)
+    return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS])
 
 
 def _captions(source: Source, split: Split) -> list[str]:

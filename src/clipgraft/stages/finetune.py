@@ -19,6 +19,7 @@ from clipgraft.progress import print_line, say
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_crops, load_source, select
+from clipgraft.stages.fingerprints import sum_of_clip, sums_of_images
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
 from clipgraft.stages.samples import Samples
@@ -56,6 +57,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     clip.model.to(device)
     splits = _splits(source, recipe)
+    data = {**sums_of_images({"train": splits["train"], "val": splits["val"]}), "CLIP": sum_of_clip(clip)}
     seed_everything(recipe.seed)
     batches = _batches(splits["train"], clip, recipe, processes)
     before = None
@@ -76,7 +78,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
         settings,
         folder=folder,
         device=device,
-        source_fingerprint=source.fingerprint,
+        data=data,
         seed=recipe.seed,
         resume=resume,
         on_step=samples,

@@ -12,11 +12,12 @@ from clipgraft.progress import track
 from clipgraft.run_folder import let_go
 from clipgraft.runtime import choose_mixed_precision
 from clipgraft.settings import TrainSettings
-from clipgraft.stages.folder import fingerprint
+from clipgraft.stages.fingerprints import deciding_settings
+from clipgraft.training.checkpoints import saved_precision
 from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.loop import Batches, FitResult, StepReport, fit
 from clipgraft.training.optimization import Optimization
-from clipgraft.training.state import Resume, saved_precision
+from clipgraft.training.state import Fingerprint, Resume
 
 
 def fit_stage(
@@ -27,7 +28,7 @@ def fit_stage(
     *,
     folder: Path,
     device: torch.device,
-    source_fingerprint: str,
+    data: Mapping[str, str],
     seed: int,
     resume: bool | Resume,
     learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
@@ -43,7 +44,8 @@ def fit_stage(
         settings: Of the stage.
         folder: Gets `log.jsonl` and `checkpoints/`.
         device: Where to train.
-        source_fingerprint: Names the data; a checkpoint of other data, seed or settings is refused.
+        data: Sums of what is trained on and started from, by name; a checkpoint of others is refused, as is
+            one of another seed or other settings.
         seed: The run's.
         resume: Go on from the newest checkpoint, or as a `Resume` says.
         learning_rate_scales: See `Optimization`; what else that has is read from the settings.
@@ -74,7 +76,8 @@ def fit_stage(
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
             device=device.type,
-            fingerprint=fingerprint(source_fingerprint, seed, settings.model_dump(exclude={"track"})),
+            seed=seed,
+            fingerprint=Fingerprint(data, deciding_settings(settings, seed)),
             track=settings.track,
             resume=resume,
             evaluation=evaluation,

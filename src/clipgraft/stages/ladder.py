@@ -169,7 +169,7 @@ class Climb:
         fitted = linear_bridge(self.towers, self.linear, settings)
         if fitted.residual is not None:
             own = self.recipe.model_copy(update={"bridge": settings})
-            fit_residual(fitted, self.towers, self.linear, own, folder, True, "")
+            fit_residual(fitted, self.towers, self.linear, self.train_ids, own, folder, True)
         return fitted
 
     def _measure(self, graft: Path | None, folder: Path) -> dict[str, float]:

@@ -25,7 +25,7 @@ from clipgraft.data.cache import (
 )
 from clipgraft.data.flatland import draw_scenes, is_known_to_teacher, plain_captions, sample_scene
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.records import CaptionedImage, Source
+from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import encode_captions
 from clipgraft.evaluation.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
@@ -45,6 +45,7 @@ from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.settings import TrainSettings
 from clipgraft.stages.asset import write_asset
 from clipgraft.stages.data import load_crops, load_source, select
+from clipgraft.stages.fingerprints import sums_of_images
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.measure import measure_retrieval
 from clipgraft.training.loop import Batches, FitResult
@@ -83,7 +84,8 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
         (caption for image in train for caption in image.captions), vocab_size=VOCAB_SIZE
     )
     pixels = load_pixels(train, IMAGE_SIZE)
-    training = _Training(recipe, folder, source, choose_device(recipe.device), resume)
+    sums = sums_of_images({"train": train})
+    training = _Training(recipe, folder, sums, choose_device(recipe.device), resume)
     vae = _train_vae(training, pixels).to(training.device)
     psnr = reconstruction_psnr(vae, load_pixels(test, IMAGE_SIZE))
     latents = _cached_latents(vae, pixels, folder / "latents.safetensors")
@@ -107,7 +109,8 @@ class _Training:
 
     recipe: Recipe
     folder: Path
-    source: Source
+    sums: dict[str, str]
+    """Of what is trained on."""
     device: torch.device
     resume: bool
 
@@ -126,7 +129,7 @@ class _Training:
             settings,
             folder=self.folder / name,
             device=self.device,
-            source_fingerprint=self.source.fingerprint,
+            data=self.sums,
             seed=self.recipe.seed,
             resume=self.resume,
         )

@@ -15,12 +15,13 @@ from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.teacher import noise_pred_errors
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.checkpoint import MANIFEST_NAME, file_sha256
+from clipgraft.models.checkpoint import MANIFEST_NAME, file_sha256, module_sha256, tensors_sha256
 from clipgraft.models.encoder import Graft, load_graft, save_graft
 from clipgraft.progress import print_line
 from clipgraft.run_folder import RECIPE_NAME
 from clipgraft.runtime import PRECISION_DTYPES, choose_device, seed_everything, write_json
 from clipgraft.stages.data import load_source, select
+from clipgraft.stages.fingerprints import sum_of_tokenizer
 from clipgraft.stages.fitting import fit_stage, settle_precision
 from clipgraft.stages.folder import fingerprint
 from clipgraft.stages.latents import load_latents
@@ -41,8 +42,6 @@ class Pictures(NamedTuple):
     """(N, 4, h, w) float16."""
     test: tuple[CaptionedImage, ...]
     test_latents: Tensor
-    fingerprint: str
-    """Of the source."""
 
 
 def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -83,6 +82,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     start = {"graft": str(graft.absolute()), "sha256": _manifest_sum(graft)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / START_NAME, start)
+    sums = _sums(pictures, loaded, base)
     seed_everything(recipe.seed)
     objective = build_objective(loaded, base, settings).to(device)
     metrics: dict[str, Any] = {"before": measure_noise(loaded, base, pictures)}
@@ -93,7 +93,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
         settings,
         folder=folder,
         device=device,
-        source_fingerprint=fingerprint(pictures.fingerprint, start["sha256"]),
+        data=sums,
         seed=recipe.seed,
         resume=resume,
         learning_rate_scales={"encoder.text_model.": settings.text_learning_rate / settings.learning_rate},
@@ -196,7 +196,22 @@ def load_pictures(recipe: Recipe, base: FrozenBase, num_measured: int = NUM_MEAS
     test = (select(source, "test", recipe.data.max_test_images) or train)[:num_measured]
     size = int(base.unet.config.sample_size) * 8
     latents = [load_latents(base, images, size) for images in (train, test)]
-    return Pictures(train, latents[0], test, latents[1], source.fingerprint)
+    return Pictures(train, latents[0], test, latents[1])
+
+
+def _sums(pictures: Pictures, graft: Graft, base: FrozenBase) -> dict[str, str]:
+    """Sums of what a graft is refined on and started from; latents hold photographs and VAE."""
+    assert base.unet is not None
+    assert base.text_encoder is not None
+    assert base.scheduler is not None
+    schedule = {"alphas_cumprod": base.scheduler.alphas_cumprod}
+    base_sums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
+    return {
+        "photographs": tensors_sha256({"latents": pictures.train_latents}),
+        "captions": fingerprint([image.captions for image in pictures.train]),
+        "graft": fingerprint(module_sha256(graft.text_encoder), sum_of_tokenizer(graft.tokenizer)),
+        "base": fingerprint(*base_sums),
+    }
 
 
 def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) -> RefineObjective:

@@ -21,6 +21,7 @@ from clipgraft.models.bridge import (
     position_weights,
     token_classes,
 )
+from clipgraft.models.checkpoint import module_sha256, tensors_sha256
 from clipgraft.models.clip import load_clip, text_hidden_states
 from clipgraft.models.cross_attention import key_value_root
 from clipgraft.models.encoder import Graft, GraftedTextEncoder
@@ -104,6 +105,14 @@ class Towers:
         """Whether CLIP's tower is the teacher itself, weight by weight: then nothing needs a bridge."""
         ours, theirs = self.text_model.state_dict(), self.teacher.state_dict()
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def sums(self) -> dict[str, str]:
+        """Return sums of what a bridge between the towers is fitted to, for a run's fingerprint."""
+        base = {f"map {index}": weight for index, weight in enumerate(self.key_value_maps)}
+        return {
+            "CLIP": module_sha256(self.text_model),
+            "base": module_sha256(self.teacher) + tensors_sha256(base),
+        }
 
     def input_ids(self, captions: list[str]) -> Tensor:
         """Token ids of captions, (N, 77) int64."""

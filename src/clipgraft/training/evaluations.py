@@ -3,21 +3,21 @@
 All of it is read from the file's rows, so a resumed run decides as the unbroken one.
 """
 
-import json
-import sys
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.models.checkpoint import tensors_sha256
-from clipgraft.training.log import written_to_disk
+from clipgraft.files import parse_json
+from clipgraft.models.checkpoint import tensors_sha256, write_tensors
+from clipgraft.training.log import RowsSum, as_line, read_rows, sum_of_rows, written_to_disk
 
+EVALUATIONS_NAME = "evaluations.jsonl"
 BEST_NAME = "best.safetensors"
 LOWER_IS_BETTER = ("loss", "drift", "median_rank")
 """Parts of the names of such metrics; of all others (recall, mAP) more is better."""
@@ -28,7 +28,7 @@ class EvaluationPlan:
     """What is measured before the first step and after every epoch."""
 
     measure: Callable[[], dict[str, Any]]
-    """Gives metrics by name; must leave weights and random state alone."""
+    """Gives metrics by name; must leave the weights alone."""
     best_metric: str = ""
     """Name of the metric by which the best weights are told; empty: none are kept."""
     patience: int = 0
@@ -51,9 +51,13 @@ class Evaluations:
     rows: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        path = self.folder / "evaluations.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and self.step else []
-        self.rows = [row for row in map(json.loads, lines) if row["step"] <= self.step]
+        # What a checkpoint counts on was compared with its sum; a damaged row behind that is measured again.
+        path = self.folder / EVALUATIONS_NAME
+        self.rows = _readable_rows(path, self.plan.best_metric, self.step) if self.step else []
+
+    def sum(self) -> RowsSum:
+        """Return number and sum of the rows, which a checkpoint counts on."""
+        return sum_of_rows(map(as_line, self.rows))
 
     def is_due(self, step: int) -> bool:
         """Whether there is no row of this step yet."""
@@ -67,7 +71,8 @@ class Evaluations:
             weights: What is trained, by name; None in a process that writes nothing.
 
         Raises:
-            ValueError: If the row lacks the metric that tells the best.
+            UserError: If the row lacks the metric that tells the best.
+            OSError: If there is no space left; both files are as they were.
         """
         metric = self.plan.best_metric
         if metric and not isinstance(row.get(metric), int | float):
@@ -78,11 +83,9 @@ class Evaluations:
         if weights is None:
             return
         if is_best:
-            with written_to_disk(self.folder / BEST_NAME) as path:
-                save_file(weights, path, metadata=_description(row["step"], weights))
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        with written_to_disk(self.folder / "evaluations.jsonl") as path:
-            path.write_text(text, encoding="utf-8")
+            write_tensors(self.folder / BEST_NAME, weights, _description(row["step"], weights))
+        with written_to_disk(self.folder / EVALUATIONS_NAME) as path:
+            path.write_bytes(b"".join(map(as_line, self.rows)))
 
     def best(self) -> dict[str, Any]:
         """Return the best row; of equal ones the first."""
@@ -99,23 +102,37 @@ class Evaluations:
         """
         if not self.plan.best_metric:
             return None
-        path, step = self.folder / BEST_NAME, self.best()["step"]
-        try:
-            with safe_open(path, "pt") as file:
-                description = file.metadata()
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); start again with --overwrite") from error
-        if description != _description(step, weights):
+        step, weights = _read_best(self.folder / BEST_NAME)
+        if step != self.best()["step"]:
             raise CheckpointError(
-                f"{path} is damaged, or not of step {step}, whose evaluation is the best; start again with "
-                "--overwrite"
+                f"{self.folder / BEST_NAME} is of step {step}, not of step {self.best()['step']}, whose "
+                "evaluation is the best; start again with --overwrite"
             )
         return weights
 
+    def refuse_lost_best(self, *, goes_another_way: bool) -> None:
+        """Make sure, before the first step, that the best weights so far will be there at the end.
+
+        Args:
+            goes_another_way: Whether the steps to come may be others than those that were made from here.
+
+        Raises:
+            CheckpointError: If they are lost or damaged, or were overwritten by those of a later step, which
+                only the same steps would bring back.
+        """
+        if not self.plan.best_metric or not self.rows:
+            return
+        found, best = _read_best(self.folder / BEST_NAME)[0], self.best()["step"]
+        is_written_again = found > self.rows[-1]["step"] and not goes_another_way
+        if found != best and not is_written_again:
+            raise CheckpointError(
+                f"the best weights that are kept are of step {found}, not of step {best}, the best up to "
+                f"step {self.step}; go on from step {found} or later, or start again with --overwrite"
+            )
+
     def has_lost_patience(self) -> bool:
         """Whether the best row lies `patience` rows back."""
-        if not self.plan.patience:
+        if not self.plan.patience or not self.rows:
             return False
         since_best = len(self.rows) - 1 - self.rows.index(self.best())
         return self.plan.patience <= since_best
@@ -126,18 +143,33 @@ class Evaluations:
         return sign * row[metric] > sign * than[metric]
 
 
-def refuse_lost_best(folder: Path, plan: EvaluationPlan, step: int) -> None:
-    """Refuse to go another way from a step whose best weights so far were overwritten by later ones.
+def _readable_rows(path: Path, metric: str, step: int) -> list[dict[str, Any]]:
+    """Rows up to a step, as far as they are whole."""
+    rows: list[dict[str, Any]] = []
+    for line in read_rows(path):
+        try:
+            row = parse_json(line.decode(errors="replace"), str(path))
+        except UserError:
+            break
+        is_number = not metric or isinstance(row.get(metric), int | float)
+        if type(row.get("step")) is not int or row["step"] > step or not is_number:
+            break
+        rows.append(row)
+    return rows
 
-    Raises:
-        CheckpointError: If they were: those that lie there would pass for weights of this way.
-    """
-    every = Evaluations(folder, plan, sys.maxsize)
-    if plan.best_metric and every.rows and every.best()["step"] > step:
-        raise CheckpointError(
-            f"the best weights that are kept are of step {every.best()['step']}, not of one up to {step}; "
-            "go on from there or later, or start again with --overwrite"
-        )
+
+def _read_best(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """Read the best weights and the step that they are of."""
+    try:
+        with safe_open(path, "pt") as file:
+            description = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); start again with --overwrite") from error
+    step = description.get("step", "")
+    if not re.fullmatch(r"\d{1,18}", step) or description != _description(int(step), weights):
+        raise CheckpointError(f"{path} is damaged; start again with --overwrite")
+    return int(step), weights
 
 
 def _description(step: int, weights: dict[str, Tensor]) -> dict[str, str]:

@@ -15,12 +15,13 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from clipgraft.errors import UserError
+from clipgraft.progress import say
 from clipgraft.training.accumulation import Batch
 from clipgraft.training.evaluations import EvaluationPlan
-from clipgraft.training.log import epoch_means
+from clipgraft.training.log import LOG_NAME, epoch_means
 from clipgraft.training.optimization import Optimization
 from clipgraft.training.record import RunRecord
-from clipgraft.training.state import Resume
+from clipgraft.training.state import NO_FINGERPRINT, Fingerprint, Resume
 from clipgraft.training.stepper import Stepper
 from clipgraft.training.stopping import StopOnSignal
 
@@ -70,7 +71,8 @@ def fit(
     checkpoint_every: int = 500,
     keep_checkpoints: int = 2,
     device: str = "cpu",
-    fingerprint: str = "",
+    seed: int = 0,
+    fingerprint: Fingerprint = NO_FINGERPRINT,
     resume: bool | Resume = False,
     evaluation: EvaluationPlan | None = None,
     on_step: Callable[[StepReport], None] = lambda _report: None,
@@ -85,9 +87,10 @@ def fit(
         batches: Batches of each epoch; in several processes, this one's share of them.
         how: Steps are made.
         run_dir: See `RunRecord`, as for `checkpoint_every`, `keep_checkpoints` and `track`.
-        num_epochs: Passes over `batches`.
+        num_epochs: Passes over `batches`; a run that is gone on with may be given more than it began with.
         device: "cpu", "cuda" or "mps".
-        fingerprint: Names data and settings; a checkpoint with another is refused on resume.
+        seed: Of the random numbers that the objective draws: those of a step follow from it alone.
+        fingerprint: Of data and settings; a checkpoint with another is refused on resume.
         resume: Go on from the newest whole checkpoint, if there is one, or as a `Resume` says.
         evaluation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
@@ -96,22 +99,43 @@ def fit(
     Raises:
         Interrupted: On SIGINT or SIGTERM, after the step or the evaluation is finished and the state saved.
         CheckpointError: If the checkpoints do not fit this run.
-        ValueError: If there is no batch, or nothing to train.
-        FloatingPointError: After `stepper.MAX_SKIPPED_IN_A_ROW` steps without a finite loss.
+        UserError: If there is no batch, nothing to train, more epochs are made already than are asked for, or
+            no loss was finite for `stepper.MAX_SKIPPED_IN_A_ROW` steps.
     """
     if len(batches) == 0:
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
-    num_steps = num_epochs * math.ceil(len(batches) / how.gradient_accumulation_steps)
-    stepper = Stepper(objective, how, device=device, fingerprint=fingerprint)
+    steps_per_epoch = math.ceil(len(batches) / how.gradient_accumulation_steps)
+    num_steps = num_epochs * steps_per_epoch
+    stepper = Stepper(objective, how, device=device, seed=seed, fingerprint=fingerprint)
     record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)
     if resume:
         record.load(resume if isinstance(resume, Resume) else Resume())
+        _settle_length(stepper, how, record, steps_per_epoch)
     started = time.perf_counter()
     _make_steps(stepper, batches, how, record, on_step)
     stepper.finish(record.best_weights())
     elapsed = time.perf_counter() - started
-    means = epoch_means(run_dir / "log.jsonl")
+    means = epoch_means(run_dir / LOG_NAME)
     return FitResult(stepper.state.step, stepper.state.skipped_steps, elapsed, means, how.mixed_precision)
+
+
+def _settle_length(stepper: Stepper, how: Optimization, record: RunRecord, steps_per_epoch: int) -> None:
+    """Say what other epochs than a run began with mean for its learning rate; refuse fewer than are made."""
+    step, before, now = stepper.state.step, record.planned_steps, record.num_steps
+    if step > now:
+        raise UserError(
+            f"{record.folder} has made {step} steps already, and num_epochs = {now // steps_per_epoch} is "
+            f"{now}; set it to {math.ceil(step / steps_per_epoch)} or more"
+        )
+    if before == now or not stepper.is_first_process:
+        return
+    rates = f"from here {how.learning_rate_at(step, now):.2g}"
+    if how.lr_schedule != "constant":
+        rates += (
+            f" to {how.learning_rate_at(now - 1, now):.2g}: lr_schedule = {how.lr_schedule!r} is spread over "
+            f"all steps, and would else go on at {how.learning_rate_at(min(step, before), before):.2g}"
+        )
+    say(f"{step} steps are made; the run has {now} now in place of {before}. The learning rate is {rates}")
 
 
 def _make_steps(
@@ -128,6 +152,8 @@ def _make_steps(
         if state.step % steps_per_epoch == 0:
             record.evaluate(epoch=state.step // steps_per_epoch)
             record.stop_on(stepper.agree_on(stop.signal_number))
+        if state.step < record.num_steps and record.has_lost_patience() and stepper.is_first_process:
+            say(f"training stopped early at step {state.step}, by patience; no step is left to make")
         while state.step < record.num_steps and not record.has_lost_patience():
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
             remaining = batches.epoch(epoch, step_in_epoch * how.gradient_accumulation_steps)

@@ -3,19 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from clipgraft.training.evaluations import EvaluationPlan, Evaluations, refuse_lost_best
-from clipgraft.training.log import StepLog
-from clipgraft.training.state import (
-    Resume,
-    delete_newer_states,
-    load_named_state,
-    load_newest_state,
-    save_state,
-)
+from clipgraft.files import clear_parts
+from clipgraft.training.checkpoints import Saved, delete_newer_states, read_named, read_newest
+from clipgraft.training.evaluations import EVALUATIONS_NAME, EvaluationPlan, Evaluations
+from clipgraft.training.log import LOG_NAME, NO_ROWS, StepLog, refuse_other_rows
+from clipgraft.training.state import Resume, restore, save_state
 from clipgraft.training.stepper import Stepper
 from clipgraft.training.stopping import Interrupted
 from clipgraft.training.tracking import Tracker
@@ -50,38 +45,53 @@ class RunRecord:
         self.plan = plan
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
-        self.num_steps = num_steps
+        self.num_steps = stepper.state.num_steps = num_steps
         self.track = track
         self.process = stepper.accelerator
         self.log: StepLog | None = None
         self.tracker: Tracker | None = None
         self.evaluations: Evaluations | None = None
         self.saved_step = -1
+        self.planned_steps = num_steps
+        """Of the whole run, when the checkpoint that it goes on from was written."""
 
     def load(self, resume: Resume) -> None:
-        """Bring the state back from the checkpoint asked for, or the newest whole one if there is one."""
+        """Bring the state back from the checkpoint asked for, or the newest whole one if there is one.
+
+        Raises:
+            CheckpointError: If none is whole, or fits; nothing has changed then.
+        """
         checkpoints, state = self.folder / "checkpoints", self.stepper.state
-        accept = resume.allow_changed_data
         if resume.step is None:
-            load_newest_state(checkpoints, state, allow_changed_data=accept)
+            saved = read_newest(checkpoints, self._refuse_lost_rows)
         else:
-            load_named_state(checkpoints, state, resume.step, allow_changed_data=accept)
-        if self.plan and (accept or resume.step is not None):
-            refuse_lost_best(self.folder, self.plan, state.step)
+            saved = read_named(checkpoints, resume.step, self._refuse_lost_rows)
+        if saved is None:
+            return
+        restore(saved, state, allow_changed_data=resume.allow_changed_data)
+        if self.plan:
+            goes_another_way = resume.step is not None or resume.allow_changed_data
+            evaluations = Evaluations(self.folder, self.plan, state.step)
+            evaluations.refuse_lost_best(goes_another_way=goes_another_way)
+        self.saved_step, self.planned_steps = state.step, saved.values["num_steps"]
         self.process.wait_for_everyone()
-        if resume.step is not None and self.process.is_main_process:
-            delete_newer_states(checkpoints, resume.step)
+        if self.process.is_main_process:
+            delete_newer_states(checkpoints, state.step)
+
+    def _refuse_lost_rows(self, saved: Saved) -> None:
+        """Make sure that log and evaluations are as a checkpoint knows them."""
+        for name in (LOG_NAME, *([EVALUATIONS_NAME] if self.plan else [])):
+            refuse_other_rows(self.folder / name, saved.rows.get(name, NO_ROWS))
 
     def __enter__(self) -> "RunRecord":
         step = self.stepper.state.step
         if self.process.is_main_process:
+            for folder in (self.folder, self.folder / "checkpoints"):
+                clear_parts(folder, stale_seconds=0)  # whoever works here holds the run's folder
             self.tracker = Tracker(self.track, self.folder, step=step)
-            self.log = StepLog(self.folder / "log.jsonl", keep=step)
+            self.log = StepLog(self.folder / LOG_NAME, keep=step)
         if self.plan:
             self.evaluations = Evaluations(self.folder, self.plan, step)
-        if not self.process.is_main_process:
-            # Dropout is to differ between processes; the checkpoint holds the first one's random state.
-            torch.manual_seed(int(torch.randint(2**31, ())) + self.process.process_index)
         self.process.wait_for_everyone()  # nobody writes before all have read
         return self
 
@@ -107,8 +117,10 @@ class RunRecord:
         state = self.stepper.state
         is_due = bool(self.checkpoint_every) and state.step % self.checkpoint_every == 0
         if self.log and (is_due or now or state.step == self.num_steps) and state.step != self.saved_step:
-            self.log.sync()
-            save_state(self.folder / "checkpoints", state, keep=self.keep_checkpoints)
+            rows = {LOG_NAME: self.log.sync()}
+            if self.evaluations:
+                rows[EVALUATIONS_NAME] = self.evaluations.sum()
+            save_state(self.folder / "checkpoints", state, keep=self.keep_checkpoints, rows=rows)
             self.saved_step = state.step
 
     def stop_on(self, signal_number: int) -> None:

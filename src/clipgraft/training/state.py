@@ -1,27 +1,35 @@
-"""A training run's whole state on disk: what is needed to go on to the same bits.
+"""A training run's whole state: what is saved of it, and how it is brought back to the same bits."""
 
-A checkpoint is a folder `step-00000100/` with `tensors.safetensors`, `state.json` and the manifest that
-`models.checkpoint` writes and verifies. Nothing is pickled.
-"""
-
-import json
 import logging
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.checkpoint import verify_folder, write_folder_atomically
+from clipgraft.training.checkpoints import Saved, write_checkpoint
+from clipgraft.training.log import RowsSum
 from clipgraft.training.optimization import MovingAverage
-from clipgraft.training.random_states import random_states, set_random_states
+
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides a run's steps, by name."""
+
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Sums of what is read: photographs, captions, the weights that training starts from."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values; the number of epochs is not among them, since a run may be given more."""
+
+
+NO_FINGERPRINT = Fingerprint()
 
 
 @dataclass
@@ -32,13 +40,14 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
     scaler: torch.amp.GradScaler | None
-    fingerprint: str
-    """Names the data and settings that the steps were made with."""
+    fingerprint: Fingerprint = NO_FINGERPRINT
     mixed_precision: str = "no"
-    """In which they were made."""
+    """In which the steps were made."""
     step: int = 0
-    """Optimizer steps made; the position in the data follows from it."""
+    """Optimizer steps made; the position in the data and the random numbers follow from it."""
     skipped_steps: int = 0
+    num_steps: int = 0
+    """Of the whole run, as it is planned."""
 
 
 @dataclass(frozen=True)
@@ -48,158 +57,98 @@ class Resume:
     step: int | None = None
     """Of the checkpoint; None = the newest that is whole."""
     allow_changed_data: bool = False
-    """Go on although data or settings are others than those that the checkpoint was made with."""
+    """Go on though what is read (photographs, captions, start weights) has changed since; not so settings."""
 
 
-def save_state(checkpoints: Path, state: TrainingState, *, keep: int) -> Path:
-    """Write a checkpoint, then delete all but the newest `keep`.
+def save_state(checkpoints: Path, state: TrainingState, *, keep: int, rows: Mapping[str, RowsSum]) -> Path:
+    """Write a checkpoint of a state.
 
     Args:
         checkpoints: Folder of this run's checkpoints.
         state: What to save.
-        keep: Checkpoints that stay, this one included.
+        keep: Newest checkpoints that stay.
+        rows: What it counts on of the run's files of rows, by their names.
 
     Returns:
         The new checkpoint's folder.
     """
-    folder = checkpoints / f"step-{state.step:08d}"
-    with write_folder_atomically(folder) as temporary:
-        save_file(_tensors(state), temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(json.dumps(_values(state), indent=2), encoding="utf-8")
-    for old in _newest_first(checkpoints)[keep:]:
-        shutil.rmtree(old)
-    return folder
+    return write_checkpoint(checkpoints, _values(state) | {"rows": rows}, _tensors(state), keep=keep)
 
 
-def load_named_state(
-    checkpoints: Path, state: TrainingState, step: int, *, allow_changed_data: bool = False
-) -> None:
-    """Bring a state back from the checkpoint of a step, and from no other.
+def restore(saved: Saved, state: TrainingState, *, allow_changed_data: bool = False) -> None:
+    """Bring a state back from a checkpoint.
+
+    Args:
+        saved: The checkpoint.
+        state: Changed in place, `num_steps` aside.
+        allow_changed_data: See `Resume`.
 
     Raises:
-        CheckpointError: If there is none, or it is damaged, or of another model, data or settings.
+        CheckpointError: If it is of another model, data, settings or precision; the state is as it was then.
     """
-    folder = checkpoints / f"step-{step:08d}"
-    if not folder.is_dir():
-        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in _newest_first(checkpoints))
-        raise CheckpointError(f"no checkpoint of step {step} in {checkpoints}; steps: {steps or 'none'}")
-    verify_folder(folder)
-    load_state(folder, state, allow_changed_data=allow_changed_data)
+    _refuse_other_data(saved, state.fingerprint.data, allow_changed_data)
+    _refuse_other_settings(saved, state)
+    expected = _module_tensors(state)
+    refuse_other_model(str(saved.folder), saved.tensors, expected | _optimizer_shapes(saved.tensors, state))
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(saved.tensors[name])
+    _load_optimizer(state.optimizer, saved.tensors)
+    if state.scaler is not None:
+        state.scaler.load_state_dict(saved.values["scaler"])
+    if state.average:
+        state.average.num_updates = saved.values["average_updates"]
+    state.step, state.skipped_steps = saved.values["step"], saved.values["skipped_steps"]
 
 
-def delete_newer_states(checkpoints: Path, step: int) -> None:
-    """Delete the checkpoints beyond a step: of steps that are made once more, in another way perhaps."""
-    for folder in _newest_first(checkpoints):
-        if folder.name > f"step-{step:08d}":
-            shutil.rmtree(folder)
-
-
-def load_newest_state(
-    checkpoints: Path, state: TrainingState, *, allow_changed_data: bool = False
-) -> Path | None:
-    """Bring a state back from the newest checkpoint that verifies.
-
-    Returns:
-        The checkpoint's folder, or None where there is none.
-
-    Raises:
-        CheckpointError: If none of the checkpoints is whole, or it is of another model, data or settings.
-    """
-    folders = _newest_first(checkpoints)
-    for folder in folders:
-        try:
-            verify_folder(folder)
-        except CheckpointError as error:
-            logger.warning("checkpoint %s is damaged, falling back to the one before: %s", folder.name, error)
-            continue
-        load_state(folder, state, allow_changed_data=allow_changed_data)
-        return folder
-    if folders:
-        raise CheckpointError(f"no checkpoint in {checkpoints} is whole; start again with --overwrite")
-    return None
-
-
-def saved_precision(checkpoints: Path) -> str:
-    """Mixed precision that the newest readable checkpoint was made in; empty where there is none."""
-    for folder in _newest_first(checkpoints):
-        try:
-            return json.loads((folder / "state.json").read_text(encoding="utf-8"))["mixed_precision"]
-        except (OSError, ValueError, KeyError):  # damaged: loading it says so
-            continue
-    return ""
-
-
-def load_state(folder: Path, state: TrainingState, *, allow_changed_data: bool = False) -> None:
-    """Bring a state back from one checkpoint.
-
-    Raises:
-        CheckpointError: If it is of another model, data, settings or precision, or an entry is missing.
-    """
-    values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "tensors.safetensors")
-    try:
-        _refuse_other_settings(folder, values, state, allow_changed_data)
-        _load_entries(folder, values, tensors, state)
-    except KeyError as error:
+def _refuse_other_data(saved: Saved, data: Mapping[str, str], allow_changed_data: bool) -> None:
+    changed = _differing(saved.values["data"], data)
+    if not changed:
+        return
+    what = f"{saved.folder} was made with other {' and other '.join(changed)} than there are now"
+    if not allow_changed_data:
         raise CheckpointError(
-            f"{folder} lacks {error}, which this run needs to go on: it was made on another device or by "
-            "another version; go on there, or start again with --overwrite"
-        ) from error
-
-
-def _refuse_other_settings(
-    folder: Path, values: dict[str, Any], state: TrainingState, allow_changed_data: bool
-) -> None:
-    if values["fingerprint"] != state.fingerprint:
-        what = (
-            f"{folder} was made with other data or settings ({values['fingerprint'][:12]}, "
-            f"now {state.fingerprint[:12]})"
+            f"{what}; bring back what there was, or start again with --overwrite; fine-tuning goes on with "
+            "what there is now by --allow-changed-data"
         )
-        if not allow_changed_data:
-            raise CheckpointError(
-                f"{what}; use the recipe beside it, or start again with --overwrite; fine-tuning goes on "
-                "with changed data by --allow-changed-data"
-            )
-        logger.warning("%s; going on all the same", what)
+    logger.warning("%s; going on all the same", what)
+
+
+def _refuse_other_settings(saved: Saved, state: TrainingState) -> None:
+    settings, values = state.fingerprint.settings, saved.values
+    differing = _differing(values["settings"], settings)
+    if differing:
+        shown = ", ".join(
+            f"{name} was {values['settings'].get(name)!r}, is {settings.get(name)!r}"
+            for name in differing[:3]
+        )
+        raise CheckpointError(
+            f"{saved.folder} was made with other settings ({shown}); use the recipe beside it, or start "
+            "again with --overwrite"
+        )
     if values["mixed_precision"] != state.mixed_precision:
         raise CheckpointError(
-            f"{folder} was made in mixed_precision {values['mixed_precision']!r}, and this run is in "
+            f"{saved.folder} was made in mixed_precision {values['mixed_precision']!r}, and this run is in "
             f"{state.mixed_precision!r}; go on in the former, or start again with --overwrite"
         )
-    if state.scaler is not None and not values["scaler"]:
+    if state.scaler is not None and values.get("scaler", {}).keys() != state.scaler.state_dict().keys():
         raise CheckpointError(
-            f"{folder} has no state of the gradient scaler, which {state.mixed_precision!r} needs here; "
+            f"{saved.folder} has no state of the gradient scaler, which {state.mixed_precision!r} needs; "
             "go on where it was made, or start again with --overwrite"
         )
 
 
-def _load_entries(
-    folder: Path, values: dict[str, Any], tensors: dict[str, Tensor], state: TrainingState
-) -> None:
-    expected = _module_tensors(state)
-    refuse_other_model(str(folder), {name: tensors[name] for name in expected if name in tensors}, expected)
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
-    _load_optimizer(state.optimizer, values["optimizer"], tensors)
-    if state.scaler is not None:
-        state.scaler.load_state_dict(values["scaler"])
-    if state.average:
-        state.average.num_updates = values["average_updates"]
-    set_random_states(tensors, _device(state))
-    state.step, state.skipped_steps = values["step"], values["skipped_steps"]
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def refuse_other_model(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError naming the first tensors that are missing, too many or of another shape."""
     shapes = [{name: tensor.shape for name, tensor in named.items()} for named in (found, expected)]
-    wrong = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+    names = sorted(shapes[0] | shapes[1], key=lambda name: (name.startswith("optimizer"), name))
+    wrong = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
     if wrong:
         raise CheckpointError(f"{what} is of another model; differing: {', '.join(wrong[:5])}")
-
-
-def _newest_first(checkpoints: Path) -> list[Path]:
-    return sorted(checkpoints.glob("step-[0-9]*"), reverse=True)
 
 
 def _module_tensors(state: TrainingState) -> dict[str, Tensor]:
@@ -215,29 +164,39 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _module_tensors(state).items()}
     for index, entry in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor.cpu() for name, tensor in entry.items()}
-    return tensors | random_states(_device(state))
-
-
-def _device(state: TrainingState) -> torch.device:
-    return next(state.module.parameters()).device
+    return tensors
 
 
 def _values(state: TrainingState) -> dict[str, Any]:
-    return {
+    values = {
         "step": state.step,
         "skipped_steps": state.skipped_steps,
-        "fingerprint": state.fingerprint,
+        "num_steps": state.num_steps,
+        "data": dict(state.fingerprint.data),
+        "settings": dict(state.fingerprint.settings),
         "mixed_precision": state.mixed_precision,
-        "optimizer": state.optimizer.state_dict()["param_groups"],
-        "scaler": state.scaler.state_dict() if state.scaler is not None else None,
         "average_updates": state.average.num_updates if state.average else 0,
     }
+    return values | ({"scaler": state.scaler.state_dict()} if state.scaler is not None else {})
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, groups: list[dict], tensors: dict[str, Tensor]) -> None:
+def _optimizer_shapes(tensors: Mapping[str, Tensor], state: TrainingState) -> dict[str, Tensor]:
+    """Tensors like those that the optimizer has of each parameter that a checkpoint has a state of."""
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    expected: dict[str, Tensor] = {}
+    for index, parameter in enumerate(parameters):
+        names = [f"optimizer.{index}.{name}" for name in ADAMW_STATE]
+        if any(name in tensors for name in names):  # one without a gradient so far has none
+            expected |= dict(zip(names, (torch.empty(()), parameter, parameter), strict=True))
+    return expected
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             entries.setdefault(int(index), {})[key] = tensor
+    # Groups follow from the settings, and the learning rate from the step.
+    groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})

@@ -19,7 +19,8 @@ from clipgraft.training.accumulation import (
     backward_separately,
 )
 from clipgraft.training.optimization import MovingAverage, Optimization, parameter_groups
-from clipgraft.training.state import TrainingState, refuse_other_model
+from clipgraft.training.random_states import seed_step
+from clipgraft.training.state import NO_FINGERPRINT, Fingerprint, TrainingState, refuse_other_model
 
 MAX_SKIPPED_IN_A_ROW = 10
 """A run whose loss stays non-finite this long does not come back (guess)."""
@@ -34,21 +35,28 @@ class Stepper:
         objective: See `fit`.
         how: Steps are made.
         device: "cpu", "cuda" or "mps".
+        seed: Of the random numbers that an objective draws.
         fingerprint: Of data and settings.
 
     Raises:
-        ValueError: If there is nothing to train.
+        UserError: If there is nothing to train.
     """
 
     def __init__(
-        self, objective: nn.Module, how: Optimization, *, device: str = "cpu", fingerprint: str = ""
+        self,
+        objective: nn.Module,
+        how: Optimization,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        fingerprint: Fingerprint = NO_FINGERPRINT,
     ):
         groups = parameter_groups(objective, how.weight_decay, how.layer_decay, how.learning_rate_scales)
         # accelerate keeps the first Accelerator's precision for the whole process; stages may differ in it.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(mixed_precision=how.mixed_precision, cpu=device == "cpu")
         self.objective = objective.to(self.accelerator.device).train()
-        self.max_grad_norm = how.max_grad_norm
+        self.max_grad_norm, self.seed = how.max_grad_norm, seed
         # Fused, for it changes nothing but the time: one pass over memory in place of ten.
         optimizer = torch.optim.AdamW(groups, lr=how.learning_rate, fused=device != "mps")
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -65,10 +73,16 @@ class Stepper:
         self.is_joint = how.accumulation == "joint" and hasattr(objective, "joint_loss")
         self.skipped_in_a_row = 0
 
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this one of several processes is the one to speak."""
+        return self.accelerator.is_main_process
+
     def step(self, group: list[Batch], learning_rate: float) -> dict[str, float]:
         """Make one optimizer step from a group of micro-batches; return what to log."""
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = learning_rate * parameter_group.get("lr_scale", 1.0)
+        seed_step(self.seed, self.state.step, self.accelerator.process_index)
         metrics = self._backward(send_to_device(group, self.accelerator.device))
         norm = self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm)
         metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
