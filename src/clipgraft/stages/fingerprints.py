@@ -14,17 +14,9 @@ from clipgraft.data.records import CaptionedImage
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import ClipParts
 from clipgraft.settings import TrainSettings
-from clipgraft.stages.folder import fingerprint
+from clipgraft.stages.folder import NO_RESULT, fingerprint
 
-WITHOUT_EFFECT = {
-    "num_workers",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "track",
-    "samples_every",
-    "samples_graft",
-    "allow_few_captions",
-}
+WITHOUT_EFFECT = {*NO_RESULT, "samples_every", "samples_graft", "allow_few_captions"}
 """Settings that leave the weights as they are."""
 KNOWN_OTHERWISE = {"num_epochs", "mixed_precision", "captions", "max_captions"}
 """Settings of which a checkpoint knows what became of them: steps planned, precision, captions' sum."""
