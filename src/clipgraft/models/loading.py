@@ -43,7 +43,7 @@ def load_strictly(
         folder: With `config.json` and `*.safetensors`, whole or in shards, in full precision or as `fp16`; of
             both the one is read that is nearer to the dtype asked for.
         kind: What `config.json` must hold.
-        dtype: Of the weights; None = as the configuration says (transformers alone).
+        dtype: Of the weights; None = as the configuration says, float32 where it says nothing.
         **kwargs: Handed to a transformers model's `from_pretrained`.
 
     Returns:
@@ -54,29 +54,28 @@ def load_strictly(
             no finite floating-point numbers; names the file.
     """
     refuse_adapters(folder)
-    config = read_config(folder / "config.json", kind)
+    path = folder / "config.json"
+    config = read_config(path, kind)
     is_transformers = issubclass(model_class, PreTrainedModel)
     stem = TRANSFORMERS_STEM if is_transformers else DIFFUSERS_STEM
     is_half = dtype in (torch.float16, torch.bfloat16)
     paths = weight_paths(folder, stem, (HALF, FULL) if is_half else (FULL, HALF))
-    weights = read_weights(paths)
-    with loading(folder, model_class.__name__):
-        # Without memory: a configuration of any size costs nothing before it is compared with the weights.
-        with torch.device("meta"):
-            described = model_class.config_class.from_dict(config) if is_transformers else config
-            model = model_class(described) if is_transformers else model_class.from_config(described)
-        weights = _renamed(weights, model)
+    # Without memory: a configuration of any size costs nothing before it is compared with the weights.
+    with loading(path, model_class.__name__), torch.device("meta"):
+        described = model_class.config_class.from_dict(config) if is_transformers else config
+        model = model_class(described) if is_transformers else model_class.from_config(described)
+    weights = _renamed(read_weights(paths), model)
     refuse_misfits(folder, model, weights)
     with loading(folder, model_class.__name__):
         if not is_transformers:
-            return set_weights(model, weights, dtype)
+            return set_weights(model, weights, dtype or torch.float32)
         model = model_class.from_pretrained(
             None, config=described, state_dict=weights, dtype=dtype or "auto", **kwargs
         )
     return model.eval()
 
 
-def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
     """Give a model without memory its weights; return it in eval mode."""
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
     return model.eval()
