@@ -1,0 +1,404 @@
+"""Kills, damage and faults against the whole command line: tried, held, failed.
+
+    python benchmarks/bench_faults.py [--only kills disk ...] [--seed 0]
+
+Every case runs `clipgraft` in a process of its own, forked from one that has torch loaded. It holds if it
+ends as expected: with exit code 0, or 2 and one line of error; never with a traceback, a hang, other bits than
+the undisturbed run, or an input that has changed. A few minutes on two cores. Prints each family and every
+case that failed, exits with 1 if there is one, and writes benchmarks/results/faults.json.
+"""
+
+import argparse
+import hashlib
+import importlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from clipgraft.cli import main as clipgraft
+from clipgraft.models.hub import ASSETS
+from clipgraft.runtime import describe_environment, write_json
+
+RESULT = Path(__file__).parent / "results" / "faults.json"
+TIMEOUT_SECONDS = 120
+ONE = "--set=device='cpu'"
+TRAIN = [
+    ONE,
+    "--set=finetune.mixed_precision='no'",
+    "--set=finetune.num_epochs=2",
+    "--set=finetune.batch_size=8",
+    "--set=finetune.checkpoint_every=2",
+    "--set=finetune.crop_scale=0.8",
+    "--set=finetune.best_metric='val_loss'",
+]
+BRIDGE = [
+    ONE,
+    "--allow-few-captions",
+    "--set=bridge.mixed_precision='no'",
+    "--set=bridge.num_epochs=2",
+    "--set=bridge.hidden_size=16",
+    "--set=bridge.batch_size=32",
+    "--set=bridge.checkpoint_every=2",
+]
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut in half": lambda content: content[: len(content) // 2],
+    "cut at the end": lambda content: content[:-3],
+    "a list": lambda _: b"[]",
+    "null": lambda _: b"null",
+    "an empty object": lambda _: b"{}",
+    "not UTF-8": lambda _: b"\xff\xfe\x00{",
+    "deep": lambda _: b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "a bit turned": lambda content: bytes([content[0] ^ 8]) + content[1:],
+}
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    """Exit code; negative: the signal that killed it."""
+    errors: str
+    """Standard error."""
+
+
+class Case(NamedTuple):
+    """One attempt."""
+
+    name: str
+    attempt: Callable[[], str]
+    """Returns what went wrong; empty = it held."""
+
+
+def call(*words: str | Path, kill_after: float = 0, file_bytes: int = 0) -> Outcome:
+    """Run a command in a forked process.
+
+    Args:
+        words: Of the command, after `clipgraft`.
+        kill_after: Seconds after which it is killed with SIGKILL; 0 = never.
+        file_bytes: Largest file that it can write, as on a full disk; 0 = no limit.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process_id = os.fork()
+        if not process_id:
+            _become(list(map(str, words)), errors.fileno(), file_bytes)
+        end = time.monotonic() + (kill_after or TIMEOUT_SECONDS)
+        while not (ended := os.waitpid(process_id, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                os.kill(process_id, signal.SIGKILL)
+                ended = os.waitpid(process_id, 0)
+                break
+            time.sleep(0.01)
+        errors.seek(0)
+        return Outcome(os.waitstatus_to_exitcode(ended[1]), errors.read().decode(errors="replace"))
+
+
+def _become(words: list[str], errors: int, file_bytes: int) -> None:
+    """Be `clipgraft` with these words, and end."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        os.dup2(errors, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if file_bytes:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        sys.argv = ["clipgraft", *words]
+        clipgraft()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def refused(outcome: Outcome, *needles: str) -> str:
+    """What is wrong with a command that should have been refused in one line."""
+    if outcome.code != 2:
+        return f"exit code {outcome.code}: {outcome.errors.strip()[-300:]}"
+    said = [line for line in outcome.errors.splitlines() if line.startswith("error:")]
+    if len(said) != 1 or "Traceback" in outcome.errors:
+        return f"not one line of error: {outcome.errors.strip()[-300:]}"
+    missing = [needle for needle in needles if needle not in said[0]]
+    return f"{said[0]} does not name {missing}" if missing else ""
+
+
+def ended_well(outcome: Outcome) -> str:
+    """What is wrong with a command that should have come to its end."""
+    return "" if outcome.code == 0 else f"exit code {outcome.code}: {outcome.errors.strip()[-300:]}"
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Sum of each file in a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.lock"
+    }
+
+
+class World:
+    """What the cases start from: data, a fine-tuned CLIP, a graft. Each is copied before it is hurt."""
+
+    def __init__(self, root: Path, seed: int):
+        self.root, self.random, self.count = root, random.Random(seed), 0
+        self.data, self.tuned, self.bridged = root / "data", root / "tuned", root / "bridged"
+        self.base = root / "base"
+        shutil.copytree(ASSETS / "base", self.base)
+        self.begin("data", "draw", "--num-images", 48, "--out", self.data)
+        started = time.monotonic()
+        self.begin("finetune", "--data", self.data, "--out", self.tuned, *TRAIN)
+        self.train_seconds = time.monotonic() - started
+        self.begin(
+            "bridge", "--data", self.data, "--clip", self.tuned / "clip", "--out", self.bridged, *BRIDGE
+        )
+
+    def begin(self, *words: str | Path | int) -> None:
+        """Run a command that has to succeed."""
+        if problem := ended_well(call(*map(str, words))):
+            raise SystemExit(f"{words[0]} failed: {problem}")
+
+    def new(self, like: Path | None = None) -> Path:
+        """A place of its own, or a copy of a folder there."""
+        self.count += 1
+        place = self.root / f"case-{self.count}"
+        if like:
+            shutil.copytree(like, place)
+        return place
+
+    def finetune(self, out: Path, *more: str, **limits: float) -> Outcome:
+        """Fine-tune as `tuned` was."""
+        return call("finetune", "--data", self.data, "--out", out, *TRAIN, *more, **limits)
+
+    def other_bits(self, out: Path) -> str:
+        """What differs between a run and the undisturbed one."""
+        if not (out / "clip" / "model.safetensors").is_file():
+            return "there is no clip/model.safetensors"
+        mine, theirs = (tree(folder / "clip") for folder in (out, self.tuned))
+        return "" if mine == theirs else "clip/ has other bits than the undisturbed run"
+
+
+def kills(world: World) -> Iterator[Case]:
+    """SIGKILL at any moment; resumed, the run ends in the same bits."""
+
+    def killed_and_resumed() -> str:
+        out = world.new()
+        for _ in range(2):
+            world.finetune(out, "--resume", kill_after=world.random.uniform(0.05, world.train_seconds))
+        return ended_well(world.finetune(out, "--resume")) or world.other_bits(out)
+
+    def killed_while_overwriting() -> str:
+        out = world.new(world.tuned)
+        world.finetune(out, "--overwrite", kill_after=world.random.uniform(0.05, world.train_seconds / 4))
+        if not world.other_bits(out):
+            return ""  # the old run is whole
+        return ended_well(world.finetune(out, "--resume")) or world.other_bits(out)
+
+    for number in range(10):
+        yield Case(f"fine-tuning killed twice and resumed, {number}", killed_and_resumed)
+    for number in range(10):
+        yield Case(f"--overwrite killed, {number}", killed_while_overwriting)
+
+
+def training_damage(world: World) -> Iterator[Case]:
+    """Each file of a run damaged: resumed, it ends in the same bits, or says in one line what is wrong."""
+
+    def hurt(name: str, damage: Callable[[bytes], bytes]) -> str:
+        out = world.new(world.tuned)
+        for left in ("metrics.json", "clip"):  # else there is nothing left to do
+            shutil.rmtree(out / left) if (out / left).is_dir() else (out / left).unlink()
+        newest = max((out / "checkpoints").iterdir())
+        path = newest / name.removeprefix("NEWEST/") if name.startswith("NEWEST/") else out / name
+        path.write_bytes(damage(path.read_bytes()))
+        outcome = world.finetune(out, "--resume")
+        return world.other_bits(out) if outcome.code == 0 else refused(outcome)
+
+    files = ["NEWEST/manifest.json", "NEWEST/state.json", "NEWEST/tensors.safetensors"]
+    for name in [*files, "log.jsonl", "evaluations.jsonl", "recipe.toml", "data.json", "environment.json"]:
+        for kind, damage in DAMAGE.items():
+            yield Case(f"{name} {kind}", lambda name=name, damage=damage: hurt(name, damage))
+
+
+def inputs_in_out(world: World) -> Iterator[Case]:
+    """A command is told to write where it reads: nothing that it was to read is lost."""
+
+    def overlap(like: Path, *words: str) -> str:
+        place = world.new(like)
+        before = tree(place)
+        outcome = call(*(word.replace("PLACE", str(place)) for word in words))
+        lost = [name for name, content in before.items() if tree(place).get(name) != content]
+        return refused(outcome) or (f"lost: {lost[:3]}" if lost else "")
+
+    data = str(world.data)
+    to = ["--data", data, "--out"]
+    commands = {
+        "finetune --data": (world.data, "finetune", "--data", "PLACE", "--out", "PLACE"),
+        "finetune --data inside": (world.data, "finetune", "--data", "PLACE/Images", "--out", "PLACE"),
+        "finetune into data": (world.data, "finetune", "--data", "PLACE", "--out", "PLACE/run"),
+        "finetune --clip": (world.tuned, "finetune", "--clip", "PLACE/clip", *to, "PLACE"),
+        "finetune --recipe": (world.tuned, "finetune", "--recipe", "PLACE/recipe.toml", *to, "PLACE"),
+        "bridge --clip": (world.tuned, "bridge", "--clip", "PLACE/clip", *to, "PLACE"),
+        "bridge --base": (world.base, "bridge", "--base", "PLACE", *to, "PLACE"),
+        "refine --graft": (world.bridged, "refine", "--graft", "PLACE/graft", *to, "PLACE"),
+        "interpolate --after": (world.tuned, "interpolate", "--after", "PLACE/clip", *to, "PLACE"),
+        "export": (world.bridged, "export", "PLACE/graft", "--out", "PLACE/graft"),
+        "data draw": (world.data, "data", "draw", "--num-images", "8", "--out", "PLACE"),
+        "run --data": (world.data, "run", "demo", "--data", "PLACE", "--out", "PLACE"),
+    }
+    for name, (like, *words) in commands.items():
+        options = [] if words[0] in ("export", "data") else ["--overwrite"]
+        yield Case(
+            f"{name} in --out", lambda like=like, words=words, more=options: overlap(like, *words, *more)
+        )
+        if options:
+            yield Case(
+                f"{name} in --out, --resume",
+                lambda like=like, words=words: (
+                    overlap(like, *words, "--resume") if words[0] != "interpolate" else ""
+                ),
+            )
+    no_run = [world.data, "finetune", "--data", data, "--out", "PLACE"]
+    for option in ("--resume", "--overwrite"):
+        yield Case(f"{option} in a folder of photographs", lambda o=option: overlap(*no_run, o))
+    missing = (world.bridged, "refine", "--graft", "none", "--data", data, "--out", "PLACE", "--overwrite")
+    yield Case("--overwrite with a graft that is not there", lambda: overlap(*missing))
+
+
+def models(world: World) -> Iterator[Case]:
+    """Each file of a CLIP, a base and a graft damaged or gone: refused in one line."""
+
+    def hurt(like: Path, name: str, damage: Callable[[bytes], bytes] | None, *words: str) -> str:
+        place = world.new(like)
+        path = place / name
+        if damage:
+            path.write_bytes(damage(path.read_bytes()))
+        else:
+            path.unlink()
+        return refused(call(*(word.replace("PLACE", str(place)) for word in words)))
+
+    data, out = str(world.data), str(world.root / "unused")
+    uses = {
+        "CLIP": (world.tuned / "clip", ("data", "check", data, "--clip", "PLACE")),
+        "base": (world.base, ("generate", "a dog", "--base", "PLACE", "--out", out)),
+        "graft": (world.bridged / "graft", ("generate", "a dog", "--graft", "PLACE", "--out", out)),
+    }
+    for what, (like, words) in uses.items():
+        optional = {"model_index.json", "README.md", "generation_config.json", "special_tokens_map.json"}
+        names = [name for name in tree(like) if Path(name).name not in optional]
+        for name in names:
+            for kind, damage in ({"gone": None} | DAMAGE).items():
+                harmless = kind == "an empty object" and name.endswith("preprocessor_config.json")
+                if not harmless:
+                    yield Case(
+                        f"{what}: {name} {kind}",
+                        lambda like=like, n=name, d=damage, w=words: hurt(like, n, d, *w),
+                    )
+
+
+def disk(world: World) -> Iterator[Case]:
+    """A disk that is full at any file: one line says so, and with room again the run goes on."""
+
+    def full(limit: int) -> str:
+        out = world.new()
+        outcome = world.finetune(out, file_bytes=limit)
+        problem = "" if outcome.code == 0 else refused(outcome, "no space left")
+        left = [path.name for path in out.rglob("*.part")]
+        problem = problem or (f"left behind: {left}" if left else "")
+        return problem or ended_well(world.finetune(out, "--resume")) or world.other_bits(out)
+
+    for limit in (100, 1000, 2048, 4096, 10_000, 100_000, 1_000_000, 5_000_000, 9_000_000, 12_000_000):
+        yield Case(f"no file above {limit} bytes", lambda limit=limit: full(limit))
+
+
+def images(world: World) -> Iterator[Case]:
+    """Photographs that are none: named, and nothing worse."""
+
+    def png(**options: object) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(file, "PNG", **options)
+        return file.getvalue()
+
+    def thin() -> bytes:
+        file = io.BytesIO()
+        Image.new("L", (16, 400_000)).save(file, "PNG")
+        return file.getvalue()
+
+    bad = {"thin": thin(), "cut": png()[:-30], "not one": b"GIF89a", "empty": b"", "text": b"a" * 1000}
+
+    def hurt(content: bytes) -> str:
+        data = world.new(world.data)
+        first = min((data / "Images").iterdir())
+        first.write_bytes(content)
+        outcome = call("finetune", "--data", data, "--out", world.new(), *TRAIN)
+        return refused(outcome, first.name)
+
+    for name, content in bad.items():
+        yield Case(f"photograph {name}", lambda content=content: hurt(content))
+
+
+FAMILIES = {
+    "kills": kills,
+    "training damage": training_damage,
+    "inputs in out": inputs_in_out,
+    "models": models,
+    "disk": disk,
+    "images": images,
+}
+
+
+def main() -> None:
+    """Try, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # a forked process cannot use threads that the first one has started
+    for stage in ("finetune", "bridge", "refine", "interpolate", "generate", "export", "run", "data"):
+        importlib.import_module(f"clipgraft.stages.{stage}")  # once here, not in every forked process
+    console, counts, failures = Console(), {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder + "/cache"
+        world = World(Path(folder), options.seed)
+        for family in options.only:
+            cases = list(FAMILIES[family](world))
+            started = time.monotonic()
+            problems = {case.name: problem for case in cases if (problem := case.attempt())}
+            counts[family] = {
+                "tried": len(cases),
+                "held": len(cases) - len(problems),
+                "failed": len(problems),
+            }
+            console.print(f"{family}: {counts[family]}, {time.monotonic() - started:.0f} s", highlight=False)
+            for name, problem in problems.items():
+                console.print(f"  {name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            failures += problems
+    total = {key: sum(count[key] for count in counts.values()) for key in ("tried", "held", "failed")}
+    console.print("all: " + " / ".join(f"{key} {value}" for key, value in total.items()))
+    command = f"python benchmarks/bench_faults.py --seed {options.seed}"
+    environment = describe_environment(torch.device("cpu")) | {"command": command}
+    if options.only == list(FAMILIES):
+        write_json(
+            RESULT, {"environment": environment, "total": total, "families": counts, "failed": failures}
+        )
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
