@@ -4,8 +4,8 @@
 
 Every case runs `clipgraft` in a process of its own, forked from one that has torch loaded. It holds if it
 ends as expected: with exit code 0, or 2 and one line of error; never with a traceback, a hang, other bits
-than the undisturbed run, or an input that has changed. A few minutes on two cores. Prints each family and every
-case that failed, exits with 1 if there is one, and writes benchmarks/results/faults.json.
+than the undisturbed run, or an input that has changed. A few minutes on two cores. Prints each family and
+every case that failed, exits with 1 if there is one, and writes benchmarks/results/faults.json.
 """
 
 import argparse
