@@ -106,17 +106,12 @@ def inputs_in_out(world: World) -> Iterator[Case]:
         "run --data": (world.data, "run", "demo", "--data", "PLACE", "--out", "PLACE"),
     }
     for name, (like, *words) in commands.items():
-        options = [] if words[0] in ("export", "data") else ["--overwrite"]
-        yield Case(
-            f"{name} in --out", lambda like=like, words=words, more=options: overlap(like, *words, *more)
-        )
-        if options:
-            yield Case(
-                f"{name} in --out, --resume",
-                lambda like=like, words=words: (
-                    overlap(like, *words, "--resume") if words[0] != "interpolate" else ""
-                ),
-            )
+        ways = {"export": [""], "data": [""], "interpolate": ["--overwrite"]}
+        # To go on with a run's own recipe is right.
+        is_own_recipe = "recipe.toml" in str(words)
+        for way in ["--overwrite"] if is_own_recipe else ways.get(words[0], ["--overwrite", "--resume"]):
+            given = [*words, *filter(None, [way])]
+            yield Case(f"{name} in --out {way}", lambda like=like, given=given: overlap(like, *given))
     no_run = [world.data, "finetune", "--data", data, "--out", "PLACE"]
     for option in ("--resume", "--overwrite"):
         yield Case(f"{option} in a folder of photographs", lambda o=option: overlap(*no_run, o))

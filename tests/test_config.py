@@ -3,6 +3,7 @@
 import pytest
 
 from clipgraft.config import FinetuneSettings, Recipe, apply_overrides, build_recipe, load_recipe, to_toml
+from clipgraft.errors import UserError
 
 
 def test_finetune_defaults_are_the_seed_recipe():
@@ -87,3 +88,24 @@ def test_a_token_of_the_hub_is_refused_without_being_told(override):
     with pytest.raises(ValueError, match=r"holds a token of the model hub; .* \(HF_TOKEN\)") as caught:
         apply_overrides(Recipe().model_dump(), [override.format(token)])
     assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("finetune.num_workers=true", "'finetune.num_workers': input should be a valid integer; got True"),
+        ("finetune.num_epochs='9'", "'finetune.num_epochs': input should be a valid integer; got '9'"),
+        ("finetune.learning_rate='x'", "'finetune.learning_rate': input should be a valid number; got 'x'"),
+        ("finetune.compile=1", "'finetune.compile': input should be a valid boolean; got 1"),
+    ],
+)
+def test_values_of_another_type_are_refused(override, expected):
+    with pytest.raises(UserError) as caught:
+        apply_overrides({}, [override])
+    assert str(caught.value) == f"recipe key {expected}"
+
+
+def test_whole_numbers_and_lists_stand_for_floats_and_tuples():
+    recipe = apply_overrides({}, ["finetune.learning_rate=1", "generate.guidance_interval=[0, 1]"])
+    assert recipe.finetune.learning_rate == 1.0
+    assert recipe.generate.guidance_interval == (0.0, 1.0)

@@ -40,10 +40,15 @@ Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 """1 = no guidance; far beyond 20 pictures are burnt, and beyond 100 nothing is drawn (guess)."""
 
 
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
+FROM_LIST = Field(strict=False)
+"""TOML and JSON have lists and no tuples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys and values of another type."""
+
+    # Strict: else `true` would be 1 worker, and a text a learning rate.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class DataSettings(Section):
@@ -208,7 +213,7 @@ class RefineSettings(TrainSettings):
 class GenerateSettings(Section):
     """Drawing pictures from prompts."""
 
-    prompts: tuple[str, ...] = (
+    prompts: Annotated[tuple[str, ...], FROM_LIST] = (
         "A dog running on the beach at sunset",
         "A colorful garden with blooming flowers",
     )
@@ -231,7 +236,7 @@ class GenerateSettings(Section):
     """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
     compile: bool = False
     """Compile torch's networks at their first run; pays after many pictures."""
-    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    guidance_interval: Annotated[tuple[Share, Share], FROM_LIST] = (0.0, 1.0)
     """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
     feature_cache: Count = 1
     """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another picture."""
