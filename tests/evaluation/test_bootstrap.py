@@ -56,8 +56,9 @@ def test_weights_are_those_of_the_mean():
     assert low < 0.6
 
 
-def test_interval_of_equal_values_is_a_point():
-    assert bootstrap_interval(np.full(10, 0.5)) == [0.5, 0.5]
+def test_equal_values_have_no_interval_for_no_resample_shows_their_spread():
+    assert bootstrap_interval(np.full(10, 0.5)) is None
+    assert jackknife_interval(lambda rows: 0.5, 100) is None
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan], [1.0, np.inf]])

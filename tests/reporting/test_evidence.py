@@ -109,6 +109,16 @@ def test_difference_counts_only_where_its_interval_leaves_out_zero(interval, hig
     assert verdict({"interval": interval}, {"higher_is_better": higher_is_better}) == said
 
 
+def test_difference_without_an_interval_says_why_and_is_none_where_it_is_nothing(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    row = next(row for row in evaluation["differences"] if row["metric"] == "clip_score_raw")
+    row |= {"value": 0.0, "interval": None, "note": "no interval: no prompt differs from another"}
+    write_evaluation(run_dir / "evaluate", differences=[row])
+    cells = differences_tables(read_run(run_dir))[0].rows[1]
+    assert cells[1:3] == ("+0.000", "no interval: no prompt differs from another")
+    assert cells[-1] == "no difference shown"
+
+
 def test_best_and_worst_prompts_are_those_that_a_sort_of_the_scores_finds(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate", num_prompts=200)
     scores = {

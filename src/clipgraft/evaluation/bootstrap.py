@@ -1,4 +1,4 @@
-"""Intervals of means over prompts, and of paired differences between two text encoders.
+"""Intervals of means over prompts, and of paired differences between two text encoders; `shares.py` has more.
 
 They say how far a figure would move with other prompts of the same kind. They say nothing about another
 training seed: for that, train again.
@@ -38,14 +38,13 @@ def bootstrap_interval(
         num_resamples: Drawn with a fixed seed, so that equal values give equal intervals.
 
     Returns:
-        Lower and upper bound; None for fewer than two values, or where one is not finite.
+        Lower and upper bound; None for fewer than two values, where one is not finite, or where all are
+        equal: resamples of them show no spread, which is not to say that there is none.
     """
     values = np.asarray(values, dtype=np.float64)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if len(values) < 2 or not np.isfinite(values).all():
+    if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return None
-    if np.ptp(values) == 0:
-        return [float(values[0])] * 2
     mean = (values * weights).sum() / weights.sum()
     resampled = _resampled_means(values, weights, num_resamples)
     z = np.sqrt(len(values) / (len(values) - 1)) * t_quantile(len(values) - 1)
@@ -73,7 +72,7 @@ def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: in
 
     Returns:
         The figure over all prompts, plus and minus its standard error times Student's t; None where there are
-        fewer than two prompts a group, or the figure is not finite.
+        fewer than two prompts a group, the figure is not finite, or no group changes it.
     """
     if num_prompts < 2 * NUM_GROUPS:
         return None
@@ -81,7 +80,7 @@ def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: in
     whole = statistic(np.arange(num_prompts))
     parts = [np.sort(np.setdiff1d(order, group)) for group in np.array_split(order, NUM_GROUPS)]
     left = np.array([statistic(rows) for rows in parts])
-    if not np.isfinite([whole, *left]).all():
+    if not np.isfinite([whole, *left]).all() or np.ptp(left) == 0:
         return None
     error = np.sqrt((NUM_GROUPS - 1) * ((left - left.mean()) ** 2).mean())
     reach = t_quantile(NUM_GROUPS - 1) * error

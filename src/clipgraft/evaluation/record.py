@@ -5,9 +5,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from clipgraft.evaluation.bootstrap import bootstrap_interval, jackknife_interval
+from clipgraft.evaluation.bootstrap import NUM_GROUPS, bootstrap_interval, jackknife_interval
+from clipgraft.evaluation.shares import paired_share_interval, share_interval
 
 SCHEMA, SCHEMA_VERSION = "clipgraft.evaluation", 1
+SHARE = "share"
+"""Unit of metrics whose scores lie in [0, 1] and count hits; their intervals are those of shares."""
+
+NO_SPREAD = "no prompt differs from another"
+
+Interval = Callable[[np.ndarray, np.ndarray | None], list[float] | None]
+METHODS: dict[Interval, str] = {
+    bootstrap_interval: "bca",
+    share_interval: "agresti_coull",
+    paired_share_interval: "tango",
+}
 
 
 class Metric(NamedTuple):
@@ -22,19 +34,19 @@ class Metric(NamedTuple):
 
 METRICS = {
     "prompt_fidelity": Metric(
-        "Prompt fidelity", "Share of what a prompt names that the probe finds in the picture.", "share", True
+        "Prompt fidelity", "Share of what a prompt names that the probe finds in the picture.", SHARE, True
     ),
     "prompt_fidelity_all_at_once": Metric(
         "Prompt fidelity, all at once",
         "Share of pictures that show everything their prompt names.",
-        "share",
+        SHARE,
         True,
     ),
     **{
         f"prompt_fidelity_{name}": Metric(
             f"Prompt fidelity: {name}",
             f"Share of prompts naming a {name} whose picture shows it.",
-            "share",
+            SHARE,
             True,
         )
         for name in ("place", "time", "subject", "colour", "action")
@@ -48,7 +60,7 @@ METRICS = {
     "picture_to_caption_recall@1": Metric(
         "Picture to caption recall@1",
         "Share of pictures to which, of all prompts of the set, the scorer finds their own the nearest.",
-        "share",
+        SHARE,
         True,
     ),
     "same_seed_psnr": Metric(
@@ -94,7 +106,7 @@ METRICS = {
         f"{direction}_recall@{k}": Metric(
             f"{direction.replace('_', ' ').capitalize()} recall@{k}",
             f"Share of the test split's queries with a right answer among the first {k}.",
-            "share",
+            SHARE,
             True,
         )
         for direction in ("text_to_image", "image_to_text")
@@ -136,7 +148,8 @@ def mean_row(
     per_prompt = prompt_means(values)
     has_score = np.isfinite(per_prompt)
     kept = None if weights is None else weights[has_score]
-    return _row(metric, prompt_set, column) | _summary(per_prompt[has_score], kept)
+    interval = share_interval if METRICS[metric].unit == SHARE else bootstrap_interval
+    return _row(metric, prompt_set, column) | _summary(per_prompt[has_score], kept, interval)
 
 
 def difference_row(
@@ -162,9 +175,10 @@ def difference_row(
     better = METRICS[metric].higher_is_better
     won = None if better is None else int((differences > 0).sum() if better else (differences < 0).sum())
     lost = None if better is None else int((differences < 0).sum() if better else (differences > 0).sum())
+    interval = paired_share_interval if METRICS[metric].unit == SHARE else bootstrap_interval
     return (
         {"metric": metric, "prompt_set": prompt_set, "from": columns[0], "to": columns[1]}
-        | {key: value for key, value in _summary(differences, kept).items() if key != "note"}
+        | _summary(differences, kept, interval)
         | {"num_better": won, "num_worse": lost}
     )
 
@@ -199,15 +213,18 @@ def distribution_rows(
     def summary(statistic: Callable[[np.ndarray], float], prompts: set[int]) -> dict[str, Any]:
         places = np.array(sorted(prompts))
         interval = jackknife_interval(lambda rows: statistic(places[rows]), len(places))
-        method = "jackknife" if interval else None
-        return {"value": statistic(places), "interval": interval, "interval_method": method}
+        return {
+            "value": statistic(places),
+            "interval": interval,
+            "interval_method": "jackknife" if interval else None,
+            "note": "" if interval else _why_no_interval(places, 2 * NUM_GROUPS),
+        }
 
-    figures = [
-        _row(metric, prompt_set, column)
-        | summary(lambda rows, column=column: at(column, rows), drawn[column])  # type: ignore[misc]
-        | {"num": sum(map(len, own)), "note": notes.get(column, "")}
-        for column, own in features.items()
-    ]
+    figures = []
+    for column, own in features.items():
+        row = summary(lambda rows, column=column: at(column, rows), drawn[column])  # type: ignore[misc]
+        note = "; ".join(filter(None, [notes.get(column, ""), row["note"]]))
+        figures.append(_row(metric, prompt_set, column) | row | {"num": sum(map(len, own)), "note": note})
     differences = [
         {"metric": metric, "prompt_set": prompt_set, "from": first, "to": second}
         | summary(lambda rows, a=first, b=second: at(b, rows) - at(a, rows), both)  # type: ignore[misc]
@@ -236,12 +253,18 @@ def _row(metric: str, prompt_set: str, column: str) -> dict[str, Any]:
     return {"metric": metric, "prompt_set": prompt_set, "column": column}
 
 
-def _summary(values: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
-    interval = bootstrap_interval(values, weights)
+def _summary(values: np.ndarray, weights: np.ndarray | None, take: Interval) -> dict[str, Any]:
+    interval = take(values, weights)
     return {
         "value": float(np.average(values, weights=weights)) if len(values) else None,
         "interval": interval,
-        "interval_method": "bca" if interval else None,
+        "interval_method": METHODS[take] if interval else None,
         "num": len(values),
-        "note": "" if len(values) else "nothing to measure",
+        "note": "" if interval else _why_no_interval(values),
     }
+
+
+def _why_no_interval(values: np.ndarray, least: int = 2) -> str:
+    if not len(values):
+        return "nothing to measure"
+    return f"no interval: {NO_SPREAD if len(values) >= least else f'fewer than {least} prompts'}"

@@ -139,7 +139,7 @@ def _differences_table(run: Run, differences: list[dict[str, Any]], note: str) -
         cells = (
             f"{where}, {row.get('from')} → {row.get('to')}",
             _number(row.get("value"), metric, signed=True),
-            _interval(row.get("interval"), metric, signed=True),
+            _interval(row.get("interval"), metric, signed=True, otherwise=str(row.get("note") or "-")),
             _up_and_down(row),
             verdict(row, metric),
         )
@@ -159,7 +159,7 @@ def verdict(row: dict[str, Any], metric: dict[str, Any]) -> str:
     """Say if a paired difference is one: `better`, `worse`, `higher`, `lower`, `no difference shown`."""
     bounds = row.get("interval")
     if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-        return ""
+        return "no difference shown" if row.get("value") == 0 else ""
     if bounds[0] <= 0 <= bounds[1]:
         return "no difference shown"
     is_up = bounds[0] > 0
@@ -236,7 +236,7 @@ def _number(value: Any, metric: dict[str, Any], *, signed: bool = False) -> str:
     return f"{value:.{digits}f}{' %' if metric.get('unit') == 'share' else ''}"
 
 
-def _interval(bounds: Any, metric: dict[str, Any], *, signed: bool = False) -> str:
+def _interval(bounds: Any, metric: dict[str, Any], *, signed: bool = False, otherwise: str = "-") -> str:
     if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-        return "-"
+        return otherwise
     return " to ".join(_number(bound, metric, signed=signed).removesuffix(" %") for bound in bounds)

@@ -37,6 +37,7 @@ DISTANCES = {"cmmd": cmmd, "kid": kid, "fid": fid}
 NUM_NEAREST, THUMBNAIL_SIZE = 12, 256
 OF_THE_PROMPT = ("state_error", "seed_diversity")
 """Metrics that no single picture has."""
+WORKED_OUT = "no interval: chance is worked out"
 STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
 
 Rows = list[dict[str, Any]]
@@ -235,7 +236,11 @@ def _recalls(measured: Measured) -> tuple[Rows, Rows, list[str]]:
             found[f"{direction}_map"] = average_precision(ranks).numpy()
             for metric, queries in found.items():
                 values.setdefault(metric, {})[column] = _by_image(queries, counts)
-            median = {"value": 1 + float(np.median(first)), "num": len(first), "note": "no interval is taken"}
+            median = {
+                "value": 1 + float(np.median(first)),
+                "num": len(first),
+                "note": "no interval is taken of a median",
+            }
             figures.append(absent_row(f"{direction}_median_rank", TEST_SPLIT, column, 0, "") | median)
     differences = []
     for metric, by_column in values.items():
@@ -261,7 +266,7 @@ def _chance(counts: np.ndarray) -> Rows:
             ("text_to_image", min(1.0, k / num_images)),
             ("image_to_text", 1 - float(np.mean(missed)) if missed else 1.0),
         ):
-            row = absent_row(f"{direction}_recall@{k}", TEST_SPLIT, CHANCE, num_images, "")
+            row = absent_row(f"{direction}_recall@{k}", TEST_SPLIT, CHANCE, num_images, WORKED_OUT)
             rows.append(row | {"value": value})
     return rows
 

@@ -94,6 +94,6 @@ def _cell(row: Mapping[str, Any] | None, sign: str = "") -> str:
     if row is None or row["value"] is None:
         return "-"
     if not row["interval"]:
-        return f"{row['value']:{sign}.3f}"
+        return f"{row['value']:{sign}.3f}" + (f"\n[dim]{row['note']}[/dim]" if row["note"] else "")
     low, high = row["interval"]
     return f"{row['value']:{sign}.3f}\n[dim]{low:{sign}.2f} to {high:{sign}.2f}[/dim]"
