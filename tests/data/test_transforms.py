@@ -1,12 +1,22 @@
 """Tensors from photographs and captions, against the library's own preprocessing."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
-from clipgraft.data.transforms import clip_pixel_values, encode_captions, tokenize, vae_pixel_values
+from clipgraft.data.images import open_image
+from clipgraft.data.transforms import (
+    PIXELS_VERSION,
+    clip_crop,
+    clip_pixel_values,
+    encode_captions,
+    tokenize,
+    vae_pixel_values,
+)
 
 BOS, EOS = 0, 1
 
@@ -95,3 +105,21 @@ def test_captions_are_cut_behind_a_whole_word(tokenizer: CLIPTokenizer) -> None:
         *tokenizer.convert_tokens_to_ids(["a</w>", "d", "o", "g</w>"]),
         EOS,
     ]
+
+
+def test_pixels_are_as_their_version_says(tmp_path) -> None:
+    """Transparent, turned by EXIF, and larger than what is made of it."""
+    path, exif = tmp_path / "picture.png", Image.Exif()
+    exif[0x0112] = 6
+    alpha = Image.linear_gradient("L").resize((90, 60))
+    image = picture(90, 60)
+    image.putalpha(alpha)
+    image.save(path, exif=exif)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
+    opened = open_image(path)
+    digest = hashlib.sha256(opened.tobytes() + clip_crop(opened, processor).tobytes())
+    digest.update(((vae_pixel_values([opened], 32) + 1) * 127.5).round().byte().numpy().tobytes())
+    assert (PIXELS_VERSION, digest.hexdigest()[:16]) == (1, "f5f59c71fe66b234"), (
+        "files become other pixels: raise PIXELS_VERSION in data/transforms.py, or what caches hold of the "
+        "old ones is taken for the new ones; then write the new sum here"
+    )

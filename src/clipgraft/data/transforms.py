@@ -16,6 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from clipgraft.data.records import CONTEXT_LENGTH
 from clipgraft.errors import UserError
 
+PIXELS_VERSION = 1
+"""Of the pixels that `open_image`, `clip_crop` and `vae_pixel_values` make of a file.
+
+Caches of what is made of these are keyed by it. Raised when other pixels come out, which a test says.
+"""
 END_OF_WORD = "</w>"
 """By which CLIP's vocabulary tells a token that ends a word."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from clipgraft.config import EvaluateSettings, Recipe
 from clipgraft.data.flatland import draw_scene
-from clipgraft.data.flatland.writer import IMAGE_SIZE
+from clipgraft.data.flatland.writer import DRAWING_VERSION, IMAGE_SIZE
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import tokenize
 from clipgraft.evaluation.drift import caption_errors
@@ -25,7 +26,7 @@ from clipgraft.stages.data import load_source, select
 from clipgraft.stages.folder import fingerprint
 from clipgraft.stages.prompt_sets import EvaluationPrompt, build_prompts
 from clipgraft.stages.scores import Paths, Scores
-from clipgraft.stages.stores import PictureStore, Task, code_fingerprint
+from clipgraft.stages.stores import PictureStore, Task
 
 TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
     "teacher",
@@ -201,14 +202,14 @@ def _randomize(encoder: Any) -> None:
 def real_pictures(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:
     """The photograph that each prompt describes; of a known scene a drawing that is in no data set.
 
-    A drawing's file is named by its scene and the code, so that none is taken for another's.
+    A drawing's file is named by its scene and the drawing's version, so that none is taken for another's.
     """
     paths: Paths = []
     for prompt in prompts:
         path = prompt.image.path if prompt.image else None
         if prompt.scene:
             fresh = replace(prompt.scene, look=f"{prompt.scene.look}/fresh")
-            name = fingerprint(code_fingerprint(), asdict(fresh))[:32]
+            name = fingerprint(DRAWING_VERSION, version("pillow"), asdict(fresh))[:32]
             path = folder / "pictures" / REAL / f"{name}.png"
             if processes.is_main_process and not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)

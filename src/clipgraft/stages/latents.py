@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -9,16 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipgraft.data.content import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError
-from clipgraft.files import written_whole
+from clipgraft.files import clear_parts, written_whole
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.runtime import cache_dir
 from clipgraft.stages.folder import fingerprint
+from clipgraft.stages.stores import model_fingerprint, pixels_versions
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +44,10 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
         DataError: If the VAE makes something else than numbers of a picture.
     """
     assert base.vae is not None
-    key = fingerprint([file_sha256(image.path) for image in images], size, module_sha256(base.vae))
+    sums = content_sums([image.path for image in images])
+    key = fingerprint(sums, size, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
     path = cache_dir() / "latents" / f"{key}.safetensors"
-    kept = _read(path)
+    kept = _read(path, len(images))
     if kept is not None:
         return kept
     encoded = []
@@ -58,20 +61,25 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
             update(start + len(batch), "images")
     latents = torch.cat(encoded).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_parts(path.parent)
     with written_whole(path) as temporary:
         save_file({"latents": latents}, temporary)
     return latents
 
 
-def _read(path: Path) -> Tensor | None:
+def _read(path: Path, num_images: int) -> Tensor | None:
     """What was kept; None where there is none, or the file is damaged."""
     if not path.is_file():
         return None
     try:
-        return load_file(path)["latents"]
-    except (SafetensorError, KeyError) as error:
-        logger.warning("%s is damaged (%s); its latents are encoded anew", path, error)
-        return None
+        latents = load_file(path)["latents"]
+        if latents.ndim == 4 and len(latents) == num_images:
+            return latents
+        found = str(tuple(latents.shape))
+    except (SafetensorError, KeyError, OSError) as error:
+        found = str(error)
+    logger.warning("%s is damaged (%s); its latents are encoded anew", path, found)
+    return None
 
 
 def _refuse_not_finite(latents: Tensor, images: Sequence[CaptionedImage]) -> None:

@@ -14,20 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipgraft.data.content import content_sums
 from clipgraft.data.flatland import ATTRIBUTES
 from clipgraft.data.flatland.writer import IMAGE_SIZE
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
-from clipgraft.data.transforms import clip_pixel_values, tokenize, vae_pixel_values
+from clipgraft.data.transforms import clip_pixel_values, encode_captions, pad_input_ids, vae_pixel_values
 from clipgraft.evaluation.clipscore import clip_score_2_5, clip_score_raw
 from clipgraft.evaluation.diversity import nearest_images, seed_diversity
 from clipgraft.evaluation.fidelity import fidelity_scores
 from clipgraft.evaluation.probe import READ_BATCH_SIZE, Probe, read_attributes
 from clipgraft.evaluation.similarity import psnr, ssim
-from clipgraft.models.checkpoint import file_sha256, module_sha256
+from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.stages.prompt_sets import EvaluationPrompt, members, next_prompts
-from clipgraft.stages.stores import FeatureStore
+from clipgraft.stages.stores import FeatureStore, model_fingerprint
 
 ENCODE_BATCH_SIZE = 64
 MAX_PSNR = 100.0
@@ -52,8 +53,8 @@ class ClipFeatures:
     def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):
         self.clip, self.name, self.store, self.shared = clip, name, store, shared
         self.sum = module_sha256(clip.model)
-        processor = clip.image_processor
-        self._image_sum = f"{self.sum} {processor.size} {processor.crop_size} {processor.resample}"
+        self._model = model_fingerprint(clip.model)
+        self._model_and_processor = self._model + clip.image_processor.to_json_string()
 
     def of_pictures(self, paths: Sequence[Path]) -> Tensor:
         """Embed files of a run."""
@@ -64,8 +65,10 @@ class ClipFeatures:
         return self._images(self.shared, [image.path for image in images], "photographs")
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed prompts."""
-        return self.shared.features(f"{self.name} reads captions", self.sum, texts, list(texts), self._read)
+        """Embed prompts, known by their token ids: another tokenizer makes others of the same words."""
+        ids, _ = encode_captions(texts, self.clip.tokenizer)
+        sums = [" ".join(map(str, row)) for row in ids]
+        return self.shared.features(f"{self.name} reads captions", self._model, ids, sums, self._read)
 
     @property
     def resize_filter(self) -> str:
@@ -79,8 +82,8 @@ class ClipFeatures:
         return f"{name} to {size} pixels, centre crop of {crop} (the scorer's own processor)"
 
     def _images(self, store: FeatureStore, paths: Sequence[Path], what: str) -> Tensor:
-        sums = [file_sha256(path) for path in paths]
-        return store.features(f"{self.name} looks at {what}", self._image_sum, paths, sums, self._look)
+        described = f"{self.name} looks at {what}"
+        return store.features(described, self._model_and_processor, paths, content_sums(paths), self._look)
 
     @torch.no_grad()
     def _look(self, paths: Sequence[Path]) -> Tensor:
@@ -91,12 +94,12 @@ class ClipFeatures:
         return _batched(embed, paths)
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[str]) -> Tensor:
-        def embed(part: Sequence[str]) -> Tensor:
-            ids = tokenize(part, self.clip.tokenizer).input_ids
+    def _read(self, input_ids: Sequence[list[int]]) -> Tensor:
+        def embed(part: Sequence[list[int]]) -> Tensor:
+            ids = pad_input_ids(part, self.clip.tokenizer.eos_token_id, max(map(len, part)))
             return encode_text(self.clip.model, ids.to(self.clip.model.device)).cpu()
 
-        return _batched(embed, texts)
+        return _batched(embed, input_ids)
 
 
 class ProbeFeatures:
@@ -114,8 +117,7 @@ class ProbeFeatures:
         def pool(part: Sequence[Path]) -> Tensor:
             return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
 
-        sums = [file_sha256(path) for path in paths]
-        return self.store.features("probe looks at pictures", self.sum, paths, sums, pool)
+        return self.store.features("probe looks at pictures", self.sum, paths, content_sums(paths), pool)
 
     def read(self, paths: Sequence[Path]) -> Tensor:
         """Return the number of each attribute's likeliest value, (N, 5) int64."""
@@ -123,9 +125,8 @@ class ProbeFeatures:
         def labels(part: Sequence[Path]) -> Tensor:
             return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
 
-        sums = [file_sha256(path) for path in paths]
-        found = self.store.features("probe reads pictures", f"{self.sum} read", paths, sums, labels)
-        return found.long()
+        how = f"{self.sum} read"
+        return self.store.features("probe reads pictures", how, paths, content_sums(paths), labels).long()
 
     @staticmethod
     def _pixels(paths: Sequence[Path]) -> Tensor:
@@ -227,20 +228,21 @@ def score_fidelity(
         probe: The probe.
         prompts: Only those whose scene is known are scored.
         paths: Column -> pictures.
-        shuffled: Name of the floor's column, and the column whose pictures it takes.
-
+        shuffled: Name of the floor's column, and the column whose pictures it takes, each against what the
+            next prompt names, as in `score_by_clip`.
     """
     scores: Scores = defaultdict(dict)
     known = [index for index, prompt in enumerate(prompts) if prompt.scene]
-    scenes = [prompts[index].scene for index in known]
+    following = next_prompts(prompts)
     read = {
         column: _features(probe.read, [own[index] for index in known], len(ATTRIBUTES)).nan_to_num(-1).long()
         for column, own in paths.items()
     }
-    read[shuffled[0]] = read[shuffled[1]].roll(-1, 0)
+    read[shuffled[0]] = read[shuffled[1]]
     for column, labels in read.items():
         num_seeds = labels.shape[1]
-        each = [scene for scene in scenes if scene for _ in range(num_seeds)]
+        named = [prompts[following[index] if column == shuffled[0] else index].scene for index in known]
+        each = [scene for scene in named if scene for _ in range(num_seeds)]
         for name, values in fidelity_scores(labels.flatten(0, 1), each).items():
             scores[name][column] = np.full((len(prompts), num_seeds), np.nan)
             scores[name][column][known] = values.reshape(-1, num_seeds)

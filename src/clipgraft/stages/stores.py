@@ -4,8 +4,8 @@ What has not changed is not made twice, and what any process has made is there f
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,31 +16,51 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import clipgraft
-from clipgraft.errors import CheckpointError
-from clipgraft.files import write_bytes
+from clipgraft.data.transforms import PIXELS_VERSION
+from clipgraft.errors import CheckpointError, DataError
+from clipgraft.files import clear_parts, parse_json, write_bytes
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, picture_file_name
-from clipgraft.generation.metadata import save_png
+from clipgraft.generation.metadata import save_png, versions
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.stages.folder import fingerprint
 
+GENERATION_VERSION = 1
+"""Of what `generation/` and the bridge make of weights, prompt and seed."""
+FEATURES_VERSION = 1
+"""Of what `stages/scores.py` makes of pixels, token ids and weights.
+
+Both are raised when other numbers come out, which tests/test_stores.py says.
+"""
 ITEMS_PER_FILE = 64
 """Features that are kept in one file, and lost together when a process is killed."""
-CODE = ("data/", "evaluation/", "generation/", "models/", "stages/scores.py")
-"""Packages and files whose source decides a picture or a feature: the last one how pixels reach a model."""
+
+ROW = ("key", "file", "status", "sha256")
+"""What a line of `pictures.*.jsonl` says of a picture."""
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
-@cache
-def code_fingerprint() -> str:
-    """Sum of the source and the libraries that decide a picture or a feature."""
-    root = Path(clipgraft.__file__).parent
-    files = sorted(path for path in root.rglob("*.py") if path.relative_to(root).as_posix().startswith(CODE))
-    versions = [version(name) for name in ("torch", "diffusers", "transformers", "pillow")]
-    return fingerprint(versions, [[path.relative_to(root).as_posix(), file_sha256(path)] for path in files])
+def pixels_versions() -> list[Any]:
+    """Versions that decide how a file becomes pixels."""
+    return [PIXELS_VERSION, *(version(name) for name in ("pillow", "transformers"))]
+
+
+def model_fingerprint(model: Any) -> str:
+    """Sum of a model's weights and configuration: equal weights compute otherwise with another GELU."""
+    return fingerprint(module_sha256(model), _settings(model.config))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Settings of a configuration of transformers or diffusers; where it lay and who wrote it are none."""
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    return {
+        str(name): _settings(value) if isinstance(value, dict) else str(value)
+        for name, value in values.items()
+        if not str(name).startswith("_") and name != "transformers_version"
+    }
 
 
 class Task(NamedTuple):
@@ -105,6 +125,7 @@ class PictureStore:
     ) -> None:
         folder = self.folder / "pictures" / column
         folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(folder)
         log = self.folder / f"pictures.{self.processes.process_index}.jsonl"
         num_steps = sum(task.job.num_steps for _, task in tasks)
         description = f"drawing for {column}"
@@ -134,22 +155,24 @@ class PictureStore:
 
     def _is_as_written(self, row: dict[str, Any]) -> bool:
         path = self.folder / row["file"]
-        return path.is_file() and file_sha256(path) == row["sha256"]
+        is_inside = path.resolve().is_relative_to(self.folder.resolve())
+        return is_inside and path.is_file() and file_sha256(path) == row["sha256"]
 
     @staticmethod
     def _key(whole: str, generator: ImageGenerator, job: Job) -> str:
         ids = generator.pipeline.tokenizer(job.prompt, truncation=True).input_ids
-        return fingerprint(whole, ids, job.seed, job.num_inference_steps, job.guidance_scale)
+        return fingerprint(whole, ids, {**job.as_record(), "prompt": None})
 
 
 def generator_fingerprint(generator: ImageGenerator) -> str:
     """Sum of everything but prompt, seed, steps and guidance that decides what a generator draws."""
     pipeline = generator.pipeline
-    config = pipeline.scheduler.config
-    scheduler = {name: str(value) for name, value in config.items() if not name.startswith("_")}
+    scheduler = type(pipeline.scheduler).__name__, _settings(pipeline.scheduler.config)
     # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
     models = generator.models | {"text_encoder_sha256": module_sha256(pipeline.text_encoder)}
-    return fingerprint(code_fingerprint(), models, scheduler, str(pipeline.device))
+    configs = [_settings(part.config) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
+    libraries = versions(generator.models.get("engine", "")) | {"clipgraft": GENERATION_VERSION}
+    return fingerprint(libraries, models, configs, scheduler, str(pipeline.device))
 
 
 class FeatureStore:
@@ -187,15 +210,15 @@ class FeatureStore:
             range(start, min(start + ITEMS_PER_FILE, len(items)))
             for start in range(0, len(items), ITEMS_PER_FILE)
         ]
+        how = fingerprint(FEATURES_VERSION, pixels_versions(), version("torch"), extractor)
         paths = [
-            self.folder
-            / f"{fingerprint(code_fingerprint(), extractor, [sums[i] for i in group])[:32]}.safetensors"
-            for group in groups
+            self.folder / f"{fingerprint(how, [sums[i] for i in group])[:32]}.safetensors" for group in groups
         ]
-        lacking = [number for number, path in enumerate(paths) if _load(path) is None]
+        lacking = [number for number, path in enumerate(paths) if _load(path, len(groups[number])) is None]
         self.processes.wait_for_everyone()  # as for pictures
         own = lacking[self.processes.process_index :: self.processes.num_processes]
         self.folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(self.folder)
         if own:
             with track(description, sum(len(groups[number]) for number in own)) as update:
                 done = 0
@@ -205,7 +228,7 @@ class FeatureStore:
                     done += len(groups[number])
                     update(done, "items")
         self.processes.wait_for_everyone()
-        loaded = [_load(path) for path in paths]
+        loaded = [_load(path, len(group)) for path, group in zip(paths, groups, strict=True)]
         for path, features in zip(paths, loaded, strict=True):
             if features is None:
                 raise CheckpointError(
@@ -215,17 +238,34 @@ class FeatureStore:
         return torch.cat(loaded)  # type: ignore[arg-type]
 
 
-def _load(path: Path) -> Tensor | None:
-    try:
-        return load_file(path)["features"] if path.is_file() else None
-    except (SafetensorError, KeyError):
+def _load(path: Path, num_items: int) -> Tensor | None:
+    """Features (`num_items`, D) of a file; None where there is none, or what it holds is not that."""
+    if not path.is_file():
         return None
+    try:
+        features = load_file(path)["features"]
+        if features.ndim == 2 and len(features) == num_items and features.dtype == torch.float32:
+            return features
+        found = f"{tuple(features.shape)} {features.dtype}"
+    except (SafetensorError, KeyError, OSError) as error:
+        found = str(error)
+    logger.warning("%s is damaged (%s); its features are made anew", path, found)
+    return None
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a log; a line that a killed process left unfinished is none."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Rows of a log; what a killed process left unfinished, or is damaged, is none."""
+    num_damaged = 0
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
         try:
-            yield json.loads(line)
-        except ValueError:
+            row = parse_json(line, str(path)) if line.strip() else None
+        except DataError:
+            row = {}
+        if row is None:
             continue
+        if all(isinstance(row.get(name), str) for name in ROW):
+            yield row
+        else:
+            num_damaged += 1
+    if num_damaged:
+        logger.warning("%s: %d damaged lines; what they name is drawn anew", path, num_damaged)

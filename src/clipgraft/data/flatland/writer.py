@@ -24,6 +24,8 @@ from clipgraft.data.flatland.subjects import draw_subjects
 from clipgraft.errors import MissingFileError, UserError
 
 IMAGE_SIZE = 128
+DRAWING_VERSION = 1
+"""Raised when other pixels come out of `draw_scene`; a test holds the sum of these."""
 JPEG_QUALITY = 95
 ATTRIBUTES_NAME = "attributes.jsonl"
 SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
