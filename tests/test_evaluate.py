@@ -270,7 +270,8 @@ def test_failed_pictures_are_counted_apart_and_never_scored(run_dir, tmp_path):
     base = shutil.copytree(run_dir.parent / "base", tmp_path / "base")
     weights = base / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
-    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], torch.nan)
+    for name in ("conv_norm_out", "conv_out"):  # finite, as a model has to be; what comes out is not
+        tensors[f"decoder.{name}.weight"] *= 1e30
     save_file(tensors, weights, metadata={"format": "pt"})
     recipe = Recipe.model_validate(
         {
@@ -289,7 +290,7 @@ def test_failed_pictures_are_counted_apart_and_never_scored(run_dir, tmp_path):
 
 def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tmp_path):
     graft = load_graft(run_dir / "bridge" / "graft")
-    next(graft.text_encoder.bridge.parameters()).data.fill_(torch.nan)
+    next(graft.text_encoder.bridge.parameters()).data.fill_(3e38)  # finite; its states are not
     save_graft(graft, tmp_path / "broken" / "graft")
     recipe = Recipe.model_validate(
         {

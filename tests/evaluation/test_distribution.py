@@ -116,6 +116,9 @@ def test_forced_distance_needs_two_pictures_and_speaks_of_force_no_more(metric):
     )
 
 
+LACK = "no interval: fewer than 40 prompts"
+
+
 def test_distances_count_pictures_and_pair_those_prompts_that_both_columns_drew():
     def distance(parts):
         return float(torch.cat(parts).mean())
@@ -125,5 +128,5 @@ def test_distances_count_pictures_and_pair_those_prompts_that_both_columns_drew(
     figures, [difference] = distribution_rows(
         "kid", "held_out", features, distance, [("before", "after")], {"after": "few"}
     )
-    assert [(row["num"], row["note"]) for row in figures] == [(3, ""), (3, "few")]
+    assert [(row["num"], row["note"]) for row in figures] == [(3, LACK), (3, f"few; {LACK}")]
     assert (difference["num"], difference["value"]) == (2, 2.5 - 2)

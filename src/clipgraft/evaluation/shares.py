@@ -1,9 +1,9 @@
 """95 % intervals of shares, and of paired differences of shares.
 
-A resample cannot show what the sample does not hold: the bootstrap of 20 hits in 20 is a point. These
-come from the binomial model and keep a width there. Scores of one prompt (its images, the attributes that it names,
-its captions) are not independent: the interval is over prompts, each with its mean, and their number is
-replaced by that of independent 0/1 scores with the same variance (Korn and Graubard 1998).
+A resample cannot show what the sample does not hold: the bootstrap of 20 hits in 20 is a point. These come
+from the binomial model and keep a width there. Scores of one prompt (its images, the attributes that it
+names, its captions) are not independent: the interval is over prompts, each with its mean, and their number
+is replaced by that of independent 0/1 scores with the same variance (Korn and Graubard 1998).
 """
 
 import math
