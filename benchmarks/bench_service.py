@@ -5,10 +5,10 @@
 On flatland, over loopback, against a studio in a process of its own with as many threads as this one. One
 client: in-process drawing and calls over HTTP take turns, and the median ratio is printed. Eight clients: the
 same pictures one after another and all at once, and what batches of eight gain in process, the most that can
-be had. Full queue: time of a 429. Soak: clients ask for twice what is drawn and follow their jobs to the end;
-every accepted job must end, none may be lost or drawn twice. Memory is read at the start, after a tenth of
-the time (a first use compiles for each size of a batch) and at the end. Writes
-benchmarks/results/service.json.
+be had. Listeners: steps a second while 0 and while 64 clients listen to a job's events. Full queue: time of a
+429. Soak: clients ask for twice what is drawn and follow their jobs to the end; every accepted job must end,
+none may be lost or drawn twice. Memory is read at the start, after a tenth of the time (a first use compiles
+for each size of a batch) and at the end. Writes benchmarks/results/service.json.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from clipgraft.runtime import describe_environment, write_json
 
 RESULT = Path(__file__).parent / "results" / "service.json"
 CLIENTS = 8
+LISTENERS = 64
 STEPS = 10
 PROMPT = "A dog running on the beach at sunset"
 
@@ -146,6 +147,52 @@ def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
     }
 
 
+LISTENER = """
+import selectors, socket, sys
+port, path, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+waiting = selectors.DefaultSelector()
+for _ in range(number):
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(f"GET /{path} HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n".encode())
+    waiting.register(connection, selectors.EVENT_READ)
+print("listening", flush=True)
+while True:
+    for key, _ in waiting.select():
+        if not key.fileobj.recv(1 << 20):
+            waiting.unregister(key.fileobj)
+"""
+"""Reads events and throws them away, in a process of its own."""
+
+
+def listeners(studio: Studio, rounds: int, seconds: float = 4.0) -> dict:
+    """Steps a second of a job of 64 pictures while 0, and while 64 clients listen to its events, in turns."""
+    rates: dict[int, list[float]] = {0: [], LISTENERS: []}
+    port = int(studio.address.rsplit(":", 1)[1].strip("/"))
+    for _ in range(rounds):
+        for number, found in rates.items():
+            body = {"prompt": PROMPT, "steps": 150, "num_images": 64, "width": 128, "height": 128}
+            job = studio.ask("v1/jobs", body)["id"]
+            command = [sys.executable, "-c", LISTENER, str(port), f"v1/jobs/{job}/events", str(number)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                process.stdout.readline()
+                while not (begun := studio.ask(f"v1/jobs/{job}")["step"]):
+                    time.sleep(0.05)
+                start = time.perf_counter()
+                time.sleep(seconds)
+                steps = studio.ask(f"v1/jobs/{job}")["step"] - begun
+                found.append(steps / (time.perf_counter() - start))
+                process.terminate()
+            studio.ask(f"v1/jobs/{job}/cancel", {})
+    medians = {str(number): statistics.median(found) for number, found in rates.items()}
+    return {
+        "steps_per_second_by_listeners": medians,
+        "with_64_over_with_none": statistics.median(
+            listened / alone for alone, listened in zip(rates[0], rates[LISTENERS], strict=True)
+        ),
+        "rounds": rounds,
+    }
+
+
 def check_is_busy(error: urllib.error.HTTPError) -> None:
     """Any other refusal than for want of room ends the measurement."""
     if error.code != 429:
@@ -248,6 +295,7 @@ def main() -> None:
         parts = {
             "one_client": lambda: overhead(studio, options.rounds),
             "eight_clients": lambda: eight_clients(studio, options.pictures, options.rounds),
+            "listeners": lambda: listeners(studio, options.rounds),
             "full_queue": lambda: full_queue(studio),
             "soak": lambda: soak(
                 studio, options.soak_seconds, result["eight_clients"]["pictures_per_second"]["at_once"]

@@ -1,7 +1,6 @@
 """The HTTP API and the page's files over one service."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,16 +8,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
 import clipgraft
 from clipgraft.app.access import Access
 from clipgraft.app.answers import NotFoundError, answers, handle_errors
+from clipgraft.app.events import Events
 from clipgraft.app.guard import Guard
 from clipgraft.app.metrics import metrics_text
 from clipgraft.app.openai_api import client_name, openai_routes
 from clipgraft.app.pictures import settings_from_png
-from clipgraft.app.queue import OPEN, BusyError, JobRow, PictureRow
+from clipgraft.app.queue import BusyError, JobRow, PictureRow
 from clipgraft.app.requests import JobRequest, PromptRequest, SearchRequest
 from clipgraft.app.service import Service
 from clipgraft.app.training import describe_run, list_runs, report_path
@@ -27,9 +27,6 @@ from clipgraft.reporting.html import script_hash
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
 """What the page is made of, by name: nothing else is ever served."""
-SECONDS_BETWEEN_EVENTS = 0.2
-SECONDS_BETWEEN_HEARTBEATS = 15.0
-MAX_STREAMS = 64
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
@@ -105,7 +102,7 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
 
 def _job_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["jobs"])
-    num_streams = [0]
+    feeds = Events(service)
 
     def job_of(job_id: str) -> JobRow:
         job = service.queue.job(job_id)
@@ -142,10 +139,7 @@ def _job_routes(service: Service) -> APIRouter:
     )
     async def events(job_id: Id) -> Any:
         """A job as server-sent events: `job` whenever it has changed, for the last time when it has ended."""
-        job_of(job_id)
-        if num_streams[0] >= MAX_STREAMS:
-            raise BusyError(f"{MAX_STREAMS} clients are listening to events already")
-        return StreamingResponse(_events(service, job_id, num_streams), media_type="text/event-stream")
+        return feeds.listen(await asyncio.to_thread(job_of, job_id))
 
     return router
 
@@ -345,26 +339,3 @@ def _expanded(service: Service, body: JobRequest) -> list:
 def _upload_schema() -> dict[str, Any]:
     content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png",)}
     return {"requestBody": {"required": True, "content": content}}
-
-
-async def _events(service: Service, job_id: str, num_streams: list[int]) -> AsyncIterator[str]:
-    num_streams[0] += 1
-    last, silent = "", 0.0
-    try:
-        while True:
-            job = service.queue.job(job_id)
-            if job is None:
-                return
-            data = json.dumps(service.describe(job))
-            if data != last:
-                yield f"event: job\ndata: {data}\n\n"
-                last, silent = data, 0.0
-            elif silent > SECONDS_BETWEEN_HEARTBEATS:
-                yield ": still here\n\n"
-                silent = 0.0
-            if job.state not in OPEN or service.is_stopping:
-                return
-            await asyncio.sleep(SECONDS_BETWEEN_EVENTS)
-            silent += SECONDS_BETWEEN_EVENTS
-    finally:
-        num_streams[0] -= 1
