@@ -16,6 +16,7 @@ from torch import distributed
 import tiny
 from clipgraft import cli
 from clipgraft.config import load_recipe
+from clipgraft.run_folder import unknown_names
 
 RECIPE = """
 [data]
@@ -181,7 +182,7 @@ def test_drawn_set_is_read_back_by_the_flickr8k_reader(tmp_path, capsys, world):
 def test_doctor_names_every_part_with_ok_or_the_fix(capsys):
     assert call("doctor") == 0
     out = capsys.readouterr().out
-    for part in ("torch", "device", "threads", "memory", "disk", "flatland", "model hub"):
+    for part in ("torch", "device", "threads", "memory", "disk", "cache", "flatland", "model hub"):
         assert part in out
 
 
@@ -285,6 +286,66 @@ def test_out_folder_of_another_run_is_left_alone(finished, world, capsys):
 def test_resume_with_other_settings_is_refused(finished, world, capsys):
     message = refused(capsys, "run", world["recipe"], "--out", finished, "--resume", "--set", "seed=5")
     assert "begun with other settings" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["generate.lora=nowhere.safetensors"], "no LoRA at"),
+        (["generate.lora={recipe}"], "is no .safetensors file"),
+        (["refine.num_epochs=1", "refine.text_layers=99"], "text_layers must be between 0 and the tower's"),
+        (["evaluate.num_prompts=2", "evaluate.prompts=nowhere.txt"], "prompts file not found"),
+    ],
+)
+def test_run_refuses_before_it_trains(world, tmp_path, capsys, settings, message):
+    options = [word for text in settings for word in ("--set", text.format(**world))]
+    assert message in refused(capsys, "run", world["recipe"], "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out" / "finetune").exists()
+
+
+def test_a_moved_run_goes_on_with_what_is_finished(finished, world, tmp_path):
+    moved, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
+    shutil.copytree(finished, moved)
+    finished.rename(elsewhere)
+    weights = [moved / stage / "model.safetensors" for stage in ("finetune/clip", "bridge/graft")]
+    before = [path.stat().st_mtime_ns for path in weights]
+    options = ["--out", moved, "--resume", "--data", f"{world['data']}/"]
+    try:
+        assert call("run", moved / "recipe.toml", *options, "--set", "refine.num_epochs=1") == 0
+    finally:
+        elsewhere.rename(finished)
+    assert [path.stat().st_mtime_ns for path in weights] == before
+    assert (moved / "refine" / "graft" / "model.safetensors").is_file()
+    assert unknown_names(moved) == []
+
+
+def test_evaluation_leaves_the_run_that_it_measures_alone(finished, capsys):
+    before = (finished / "recipe.toml").read_bytes()
+    for out in (finished, finished / "bridge"):
+        message = refused(capsys, "evaluate", finished, "--out", out, "--num-prompts", 2)
+        assert "lies in the out folder" in message
+    message = refused(capsys, "evaluate", finished, "--out", finished / "finetune", "--num-prompts", 2)
+    assert "lies in the out folder" in message or "holds a run that is no evaluation" in message
+    assert (finished / "recipe.toml").read_bytes() == before
+
+
+def test_processes_that_cannot_find_each_other_are_refused(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    for command in (["finetune"], ["generate", "A dog", "--base", world["base"]]):
+        message = refused(capsys, *command, "--out", tmp_path / "out")
+        assert "WORLD_SIZE=2 in the environment says" in message
+        assert "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set" in message
+
+
+def test_no_home_and_no_cache_is_one_line(world, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"}
+    ended = run_apart(
+        *("finetune", "--recipe", str(world["recipe"]), "--out", str(tmp_path / "out")),
+        env=environment | {"HOME": "/proc"},
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith("set XDG_CACHE_HOME to a folder that can be written")
 
 
 def test_how_to_go_on_is_said_with_resume_alone(tmp_path, capsys):

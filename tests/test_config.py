@@ -2,7 +2,15 @@
 
 import pytest
 
-from clipgraft.config import FinetuneSettings, Recipe, apply_overrides, build_recipe, load_recipe, to_toml
+from clipgraft.config import (
+    FinetuneSettings,
+    Recipe,
+    apply_overrides,
+    build_recipe,
+    load_recipe,
+    named_paths,
+    to_toml,
+)
 from clipgraft.errors import UserError
 
 
@@ -57,6 +65,14 @@ def test_override_wins_over_the_file(tmp_path):
         ("finetune.batch_size=0", "greater than or equal to 1; got 0"),
         ("finetune.lr_schedule=step", "recipe key 'finetune.lr_schedule'"),
         ("generate.guidance_scale=nan", "recipe key 'generate.guidance_scale'"),
+        ("generate.guidance_scale=1e308", "less than or equal to 100; got 1e+308"),
+        ("evaluate.guidance_scale=101", "less than or equal to 100; got 101"),
+        ("generate.num_inference_steps=1001", "less than or equal to 1000; got 1001"),
+        ("finetune.num_workers=100000", "less than or equal to 256; got 100000"),
+        ("finetune.lora_rank=99999", "less than or equal to 4096; got 99999"),
+        ("refine.text_lora_rank=99999", "less than or equal to 4096; got 99999"),
+        ("bridge.hidden_size=100000", "less than or equal to 65536; got 100000"),
+        ('data.source="a\\u0000b"', "a path holds no NUL character"),
         ("generate.seed=-1", "recipe key 'generate.seed'"),
         ("pretrain.vae.crop_size=20", "recipe key 'pretrain.vae.crop_size'"),
         ("no equals sign", "--set takes section.key=value; got 'no equals sign'"),
@@ -68,6 +84,56 @@ def test_wrong_setting_is_refused_by_name(override, message):
         apply_overrides(Recipe().model_dump(), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["😀", "a\x7fb", 'a "quoted" \\ one', "[1, 2]", "true", "2024", "x # y", "' '"]
+)
+def test_given_settings_are_taken_as_they_are(name, tmp_path):
+    given = {"data.source": f"/photos/{name}", "clip.name": name, "finetune.num_epochs": 3}
+    recipe = apply_overrides({}, ["seed=4"], given)
+    assert (recipe.data.source, recipe.clip.name) == (f"/photos/{name}", name)
+    assert (recipe.finetune.num_epochs, recipe.seed) == (3, 4)
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
+
+
+def test_recipe_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbfseed = 7\n")
+    assert load_recipe(tmp_path / "recipe.toml").seed == 7
+
+
+PATHS = {
+    *("data.source", "bridge.captions", "evaluate.prompts", "generate.lora", "finetune.samples_graft"),
+    *("clip.name", "base.name", "evaluate.scorer"),
+}
+
+
+def test_local_paths_are_absolute_in_every_recipe(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text in ("here", "./here", "here/", "~/here", str(tmp_path / "here")):
+        recipe = apply_overrides({}, given=dict.fromkeys(PATHS, text))
+        assert named_paths(recipe) == dict.fromkeys(PATHS, str(tmp_path / "here"))
+    monkeypatch.chdir("/")
+    assert build_recipe(recipe.model_dump()) == recipe
+
+
+def test_names_of_models_that_are_no_paths_stay(tmp_path, monkeypatch):
+    (tmp_path / "flatland").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = apply_overrides({}, given={"clip.name": "owner/name", "base.name": "flatland"})
+    assert (recipe.clip.name, recipe.base.name) == ("owner/name", "flatland")
+    assert named_paths(recipe) == {}
+
+
+@pytest.mark.parametrize("key", sorted(PATHS))
+def test_a_name_that_is_not_utf8_is_refused_by_key(key):
+    with pytest.raises(
+        UserError, match=rf"recipe key '{key}': .*is not UTF-8; give the file or folder another name"
+    ):
+        apply_overrides({}, given={key: "caf\udce9"})
 
 
 def test_missing_recipe_is_named(tmp_path):

@@ -101,6 +101,7 @@ def test_old_run_is_back_where_the_new_one_fails_first(run, error):
             (run / name).parent.mkdir(exist_ok=True)
             (run / name).write_text("new")
         (run / "log.jsonl").touch()  # opened, no step made
+        (run / "report.html").write_text("a report of nothing")
         raise error
 
     with pytest.raises(type(error)), run_folder(run, overwrite=True):

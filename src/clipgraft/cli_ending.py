@@ -16,24 +16,19 @@ from typer.core import TyperGroup
 from clipgraft.errors import UserError, is_user_error, one_line, printable
 from clipgraft.progress import unhindered_output
 
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code, by the shell's convention."""
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes, by the shell's convention; typer too has the first for Ctrl-C."""
+STOPPED = {INTERRUPTED: "stopped by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
 
 
 class Commands(TyperGroup):
-    """Keeps typer from answering Ctrl-C without a word, and an EOFError of ours as an abortion."""
+    """Keeps typer from taking an EOFError of ours for the end of what a user types."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            raise _Stopped from stop
         except EOFError as error:
             raise RuntimeError(f"unexpected end of a file: {error}") from error
-
-
-class _Stopped(Exception):
-    """Ctrl-C."""
 
 
 def run_to_an_end(app: Callable[[], Any]) -> None:
@@ -44,21 +39,22 @@ def run_to_an_end(app: Callable[[], Any]) -> None:
     Args:
         app: Reads argv, and leaves by `SystemExit`.
     """
-    with unhindered_output(), _ended_by_sigterm():
+    with unhindered_output(), _ended_by_signals():
         handler = logging.StreamHandler()
         handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
         logging.basicConfig(handlers=[handler], level=logging.WARNING)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # warns of a cache of its own that it lacks
         try:
             app()
         except (
             SystemExit
         ) as end:  # how each command that came to its end leaves, one with failed pictures too
             _end_process_group()
-            if end.code == TERMINATED:
-                _end("stopped by SIGTERM", TERMINATED)
+            if end.code in STOPPED:
+                _end(STOPPED[end.code], end.code)
             raise
-        except (KeyboardInterrupt, _Stopped):
-            _end("stopped by Ctrl-C", 130)
+        except KeyboardInterrupt:
+            _end(STOPPED[INTERRUPTED], INTERRUPTED)
         except Exception as error:
             _end_by(error)
 
@@ -96,20 +92,29 @@ class _PlainFormatter(logging.Formatter):
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process by way of every `finally`, so that nothing is left half done."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminate)
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals end this process by way of every `finally`, so that nothing is left half done.
+
+    A signal that is to be ignored, as Ctrl-C under nohup, stays ignored.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    mine = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    for number in mine:
+        signal.signal(number, _stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in mine.items():
+            signal.signal(number, handler)
 
 
-def _terminate(_signal_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
+def _stop(signal_number: int, _frame: FrameType | None) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and getattr(torch.__spec__, "_initializing", False):
+        # Half imported, its C++ would abort the process at an exception; no folder is held yet.
+        os.write(2, f"{STOPPED[128 + signal_number]}\n".encode())
+        os._exit(128 + signal_number)
+    raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(TERMINATED)
 
 
 def _end_process_group() -> None:

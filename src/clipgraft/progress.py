@@ -93,7 +93,7 @@ def track(description: str, total: int) -> Iterator[Update]:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, note="")
-        yield lambda done, note: progress.update(task, completed=done, note=note)
+        yield lambda done, note: progress.update(task, completed=done, note=printable(note))
 
 
 def _line_printer(console: Console, description: str, total: int) -> Update:
@@ -108,7 +108,7 @@ def _line_printer(console: Console, description: str, total: int) -> Update:
             return
         last = now
         remaining = (now - started) * (total - done) / max(1, done - done_before)
-        line = f"{description}: {done}/{total} {note} {remaining:.0f} s left"
+        line = f"{description}: {done}/{total} {printable(note)} {remaining:.0f} s left"
         console.print(line, highlight=False, markup=False)
 
     return update

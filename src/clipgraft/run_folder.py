@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -169,7 +169,11 @@ def let_go(path: Path) -> None:
 def unknown_names(path: Path) -> list[str]:
     """Names in a folder that no command of a run writes."""
     names = sorted(item.name for item in path.iterdir())
-    return [name for name in names if not any(fnmatch(name, known) for known in CONTENT)]
+    return [name for name in names if not _is_known(name)]
+
+
+def _is_known(name: str) -> bool:
+    return any(fnmatch(name, known) for known in CONTENT)
 
 
 def _refuse_other_content(path: Path, resume: bool, overwrite: bool) -> None:
@@ -216,7 +220,7 @@ def _settle(path: Path) -> None:
             _delete(old)
             return
         for item in path.iterdir():
-            if item.name not in (LOCK_NAME, OLD_RUN_NAME):
+            if item.name not in (LOCK_NAME, OLD_RUN_NAME) and _is_known(item.name):
                 _delete(item)
         old.rename(moving)
     if moving.is_dir():
@@ -227,14 +231,12 @@ def _settle(path: Path) -> None:
 
 
 def _has_result(path: Path) -> bool:
-    """Whether a new run has written anything beyond what is written before its work begins."""
+    """Whether a new run has made a step or written weights; every stage that is worth keeping has."""
     for folder, names, files in os.walk(path):
-        with suppress(ValueError):
-            names.remove(OLD_RUN_NAME)
+        names[:] = [name for name in names if not name.startswith(".")]
         for name in files:
-            # An empty log is one that was only opened; token states are the bridge's own notes.
-            is_result = name not in BEFORE_RESULTS and name != "states.bin" and not fnmatch(name, ".*.part")
-            if is_result and (Path(folder) / name).stat().st_size:
+            is_result = name == "log.jsonl" or fnmatch(name, "[!.]*.safetensors")
+            if is_result and (Path(folder) / name).stat().st_size:  # an empty log was only opened
                 return True
     return False
 

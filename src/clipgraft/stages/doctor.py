@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -80,8 +81,11 @@ def _cache() -> Finding:
     except UserError as error:
         return Finding("cache", "none", str(error))
     nearest = next(folder for folder in (place, *place.parents) if folder.exists())
-    is_writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-    return Finding("cache", str(place), "" if is_writable else f"it cannot be written; {fix}")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()  # permissions alone do not tell of a read-only disk
+    except OSError as error:
+        return Finding("cache", str(place), f"{error.strerror}; {fix}")
+    return Finding("cache", str(place), "")
 
 
 def _flatland() -> Finding:

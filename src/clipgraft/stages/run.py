@@ -9,6 +9,7 @@ from clipgraft.config import Recipe
 from clipgraft.data.captions import read_lines
 from clipgraft.generation.lora import read_lora
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.checkpoint import MANIFEST_NAME
 from clipgraft.models.hub import resolve_model
 from clipgraft.progress import print_line
 from clipgraft.runtime import choose_device, choose_mixed_precision
@@ -85,11 +86,17 @@ def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None
         is_stale = bool(changed & STARTS_FROM.get(name, frozenset()))
         if is_there and not is_stale and ended_with(place, settings, stage):
             continue
-        goes_on = resume and not is_stale
+        goes_on, weights = resume and not is_stale, _weights(place)
         with stage_folder(place, settings, stage=stage, resume=goes_on, overwrite=True) as stage_dir:
             work(settings, stage_dir, resume=goes_on)
-        if is_there:
+        if is_there and _weights(place) != weights:
             changed.add(name)
+
+
+def _weights(place: Path) -> list[bytes]:
+    """What names a stage's weights: the manifests with their sums."""
+    manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft"))
+    return [manifest.read_bytes() for manifest in manifests if manifest.is_file()]
 
 
 def check(recipe: Recipe) -> None:
