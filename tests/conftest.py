@@ -18,6 +18,15 @@ def flickr8k_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """Folder with small inputs that once failed, kept beside the repository."""
+    path = REPOSITORY.parent / "shared" / "cases"
+    if not path.is_dir():
+        pytest.skip("small inputs that once failed are not beside this repository (../shared/cases)")
+    return path
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Compute with one thread, as each of several processes does: with more of them sums round otherwise."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from clipgraft.errors import CheckpointError, UserError
+from clipgraft.training.checkpoints import VERSION
 from clipgraft.training.random_states import seed_step
 from clipgraft.training.state import Fingerprint, Resume
 from clipgraft.training.stepper import MAX_SKIPPED_IN_A_ROW
@@ -231,6 +232,64 @@ def test_changed_data_is_accepted_aloud_where_asked_for_and_changed_settings_nev
     changed = replace(BEGUN, settings={"learning_rate": 0.2})
     with pytest.raises(CheckpointError, match=r"other settings \(learning_rate was 0\.1, is 0\.2\)"):
         train(tmp_path, fingerprint=changed, resume=resume)
+
+
+@pytest.mark.parametrize("stop_at", [None, 8])
+def test_more_epochs_than_a_run_began_with_leave_its_first_ones_as_they_are(tmp_path, capsys, stop_at):
+    def stop(objective, loss):
+        if objective.num_forwards == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    longer, _ = train(tmp_path / "longer", num_epochs=5)
+    folder = tmp_path / "short"
+    if stop_at:
+        with pytest.raises(Interrupted):
+            train(folder, Regression(stop))
+    else:
+        train(folder)
+    first = (folder / "log.jsonl").read_text()
+    resumed, result = train(folder, resume=True, num_epochs=5)
+    assert (folder / "log.jsonl").read_text().startswith(first)
+    assert result.num_steps == 30
+    assert torch.equal(resumed.linear.weight, longer.linear.weight)  # the learning rate is constant
+    assert read_log(folder) == read_log(tmp_path / "longer")
+    made = stop_at or 18
+    message = (
+        f"note: {made} steps are made; the run has 30 now in place of 18. The learning rate is from here 0.05"
+    )
+    assert capsys.readouterr().err.splitlines() == [message]
+
+
+def test_schedule_is_stretched_over_more_epochs_and_what_results_is_said(tmp_path, capsys):
+    train(tmp_path, lr_schedule="linear")
+    train(tmp_path, lr_schedule="linear", resume=True, num_epochs=5)
+    rates = [row["learning_rate"] for row in read_log(tmp_path)]
+    assert rates[:18] == pytest.approx([0.05 * (1 - step / 18) for step in range(18)])
+    assert rates[18:] == pytest.approx([0.05 * (1 - step / 30) for step in range(18, 30)])
+    assert capsys.readouterr().err == (
+        "note: 18 steps are made; the run has 30 now in place of 18. The learning rate is from here 0.02 to "
+        "0.0017: lr_schedule = 'linear' is spread over all steps, and would else go on at 0\n"
+    )
+
+
+def test_fewer_epochs_than_are_made_are_refused(tmp_path):
+    train(tmp_path)
+    with pytest.raises(
+        UserError, match=r"made 18 steps already, and num_epochs = 2 is 12; set it to 3 or more"
+    ):
+        train(tmp_path, resume=True, num_epochs=2)
+
+
+GOLDEN_LOSSES = [12.933893, 28.472633, 22.663811, 21.612907, 22.074924, 13.204123]
+
+
+def test_steps_are_those_of_this_version(tmp_path):
+    """Where this fails, a checkpoint of before would go on otherwise: raise `checkpoints.VERSION`."""
+    train(tmp_path, num_epochs=1)
+    losses = [row["loss"] for row in read_log(tmp_path)]
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-4)
+    assert VERSION == 2
 
 
 def test_run_goes_on_from_the_step_that_is_named_and_later_checkpoints_are_gone(tmp_path):

@@ -51,7 +51,7 @@ class Evaluations:
     rows: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        # What a checkpoint counts on was compared with its sum; a damaged row behind that is measured again.
+        # What a checkpoint counts on was compared with its sum; a torn row behind that is measured again.
         path = self.folder / EVALUATIONS_NAME
         self.rows = _readable_rows(path, self.plan.best_metric, self.step) if self.step else []
 
@@ -152,7 +152,8 @@ def _readable_rows(path: Path, metric: str, step: int) -> list[dict[str, Any]]:
         except UserError:
             break
         is_number = not metric or isinstance(row.get(metric), int | float)
-        if type(row.get("step")) is not int or row["step"] > step or not is_number:
+        earliest = rows[-1]["step"] + 1 if rows else 0
+        if not is_number or type(row.get("step")) is not int or not earliest <= row["step"] <= step:
             break
         rows.append(row)
     return rows

@@ -109,7 +109,7 @@ class RunRecord:
             self.tracker.write(row, prefix="train")
 
     def save(self, *, now: bool = False) -> None:
-        """Write a checkpoint where one is due, and there is none of this step yet.
+        """Write a checkpoint where one is due, and there is none of this state yet.
 
         Args:
             now: Whether one is due in any case.
@@ -155,7 +155,9 @@ class RunRecord:
             )
         if self.tracker:
             self.tracker.write(self.evaluations.rows[-1], prefix="evaluation")
-        if self.has_lost_patience():
+        # A checkpoint of this step that was written before does not count on the row.
+        is_saved, self.saved_step = self.saved_step == step, -1
+        if is_saved or self.has_lost_patience():
             self.save(now=True)
 
     def has_lost_patience(self) -> bool:
