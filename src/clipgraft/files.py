@@ -38,6 +38,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is met while writing, which names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,18 +1,30 @@
 """Crops on disk: what they hold, what is cut anew, and what survives damage."""
 
+import hashlib
+import io
+import os
 import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from clipgraft.data import crops as crops_module
-from clipgraft.data.crops import cut_crops
-from clipgraft.data.images import open_image
-from clipgraft.data.transforms import clip_crop
+from clipgraft.data.crops import _settings_sum, cut_crops
+from clipgraft.data.images import decode, open_image, read_header
+from clipgraft.data.transforms import PIXELS_VERSION, clip_crop
 from clipgraft.errors import DataError
+
+GOLDEN = {1: {"PNG": "77b1812b2fd80fd7", "JPEG": "9faace21d0c92842", "WEBP": "77b1812b2fd80fd7"}}
 
 
 def processor_of(side: int = 32) -> CLIPImageProcessorPil:
@@ -64,21 +76,152 @@ def test_equal_files_are_cut_once(paths: list[Path], tmp_path: Path) -> None:
     assert np.array_equal(crops[0], crops[1])
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut short", "delete"])
-def test_damaged_crop_is_cut_anew(paths: list[Path], tmp_path: Path, damage: str) -> None:
-    before = cut_crops(paths, processor_of(), tmp_path / "cache")
-    expected = [before[index] for index in range(6)]
-    (segment,) = (tmp_path / "cache").rglob("*.npy")
+def cut_short(segment: Path) -> None:
+    segment.write_bytes(segment.read_bytes()[:-1000])
+
+
+def flip(segment: Path) -> None:
     content = bytearray(segment.read_bytes())
     content[-5] ^= 0xFF
-    if damage == "delete":
-        segment.unlink()
-    else:
-        segment.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    segment.write_bytes(content)
+
+
+def exchange(segment: Path) -> None:
+    """Give one crop the other's pixels; the file is whole."""
+    crops = load_file(segment)
+    names = sorted(crops)
+    crops[names[0]], crops[names[1]] = crops[names[1]], crops[names[0]]
+    with safe_open(segment, "np") as file:
+        check_sums = file.metadata()
+    save_file(crops, segment, metadata=check_sums)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "exchanged": exchange,
+    "cut short": cut_short,
+    "cut in its header": lambda segment: segment.write_bytes(segment.read_bytes()[:50]),
+    "empty": lambda segment: segment.write_bytes(b""),
+    "no safetensors": lambda segment: segment.write_bytes(b"\xff" * 5000),
+    "without sums": lambda segment: save_file(load_file(segment), segment),
+    "of other names": lambda segment: save_file({"x": np.zeros(3, np.uint8)}, segment),
+    "deleted": lambda segment: segment.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_crops_are_cut_anew_and_it_is_said_once(
+    paths: list[Path], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = cut_crops(paths, processor_of(), tmp_path / "cache")
+    expected = [before[index] for index in range(6)]
+    (segment,) = (tmp_path / "cache").rglob("*.safetensors")
+    DAMAGE[damage](segment)
     done: list[int] = []
     after = cut_crops(paths, processor_of(), tmp_path / "cache", done.append)
-    assert len(done) == {"flip": 1, "cut short": 6, "delete": 6}[damage]
+    assert done == [1, 2, 3, 4, 5, 6]
     assert all(np.array_equal(after[index], expected[index]) for index in range(6))
+    cut_crops(paths, processor_of(), tmp_path / "cache", done.append)
+    assert len(done) == 6
+    told = [record.message for record in caplog.records]
+    assert len(told) == (damage not in ("deleted", "of other names"))
+    assert all("1 file(s) of crops in" in message and "are decoded anew" in message for message in told)
+
+
+def test_full_disk_is_named_and_leaves_no_partial_file(paths: list[Path], tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from test_crops import cut_crops, processor_of
+from clipgraft.errors import is_user_error, one_line
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    cut_crops([Path(path) for path in sys.argv[2:]], processor_of(), Path(sys.argv[1]))
+except OSError as error:
+    assert is_user_error(error)
+    print(one_line(error))
+"""
+    cache = tmp_path / "cache"
+    ended = subprocess.run(
+        [sys.executable, "-B", "-c", code, cache, *paths],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.startswith(f"no space left on the disk ({cache}")
+    assert ended.stdout.count("\n") == 1
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_partial_files_of_killed_runs_are_cleared(paths: list[Path], tmp_path: Path) -> None:
+    cut_crops(paths, processor_of(), tmp_path / "cache")
+    (own,) = (tmp_path / "cache").iterdir()
+    (own / ".x.safetensors.1.part").write_bytes(b"half")
+    os.utime(own / ".x.safetensors.1.part", (0, 0))
+    cut_crops(paths, processor_of(), tmp_path / "cache")
+    assert len(list(own.iterdir())) == 1
+
+
+def test_large_images_are_cut_in_one_thread(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    class Processor(CLIPImageProcessorPil):
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            threads.append(threading.current_thread())
+            return super().__call__(*args, **kwargs)
+
+    expected = cut_crops(paths, processor_of(), tmp_path / "all at once")
+    monkeypatch.setattr(crops_module, "PARALLEL_PIXELS", 40 * 48 - 1)
+    done: list[int] = []
+    processor = Processor(**processor_of().to_dict())
+    crops = cut_crops(paths, processor, tmp_path / "one by one", done.append)
+    assert threads == [threading.main_thread()] * 6
+    assert done == [1, 2, 3, 4, 5, 6]
+    assert all(np.array_equal(crops[index], expected[index]) for index in range(6))
+
+
+def test_pixels_are_those_of_the_version() -> None:
+    """Where other pixels come out, PIXELS_VERSION is to be raised, so that no cache gives the old ones."""
+    rows, columns = np.mgrid[:40, :56]
+    pixels = np.stack([rows * 6, columns * 4, (rows * columns) % 256], axis=-1).astype(np.uint8)
+    sums = {}
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 90}), ("WEBP", {"lossless": True})):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind, **options)
+        crop = clip_crop(decode(read_header(file.getvalue(), 10_000)), processor_of())
+        sums[kind] = hashlib.sha256(crop.tobytes()).hexdigest()[:16]
+    assert sums == GOLDEN[PIXELS_VERSION]
+
+
+def test_crop_without_resizing_is_the_middle_of_the_photograph(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (crop,) = cut_crops([tmp_path / "a.png"], processor_of(), tmp_path / "cache")
+    assert np.array_equal(crop, pixels[:, 8:40].transpose(2, 0, 1))
+
+
+def test_what_decides_the_pixels_decides_where_crops_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sums() -> set[str]:
+        changed = {
+            "resample": 2,
+            "do_center_crop": False,
+            "do_resize": False,
+            "crop_size": {"height": 8, "width": 8},
+        }
+        others = (CLIPImageProcessorPil(**{name: value}) for name, value in changed.items())
+        return {_settings_sum(processor) for processor in (CLIPImageProcessorPil(), *others)}
+
+    first = sums()
+    assert len(first) == 5
+    assert _settings_sum(CLIPImageProcessorPil(image_mean=[0, 0, 0])) in first  # comes behind the crop
+    monkeypatch.setattr(crops_module, "version", lambda name: "99" if name == "pillow" else version(name))
+    second = sums()
+    monkeypatch.setattr(crops_module, "PIXELS_VERSION", 99)
+    assert len(first | second | sums()) == 15
 
 
 def test_long_sets_are_cut_in_segments(
@@ -86,7 +229,7 @@ def test_long_sets_are_cut_in_segments(
 ) -> None:
     monkeypatch.setattr(crops_module, "SEGMENT_BYTES", 4 * 3 * 32 * 32)
     crops = cut_crops(paths, processor_of(), tmp_path / "cache")
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     assert np.array_equal(crops[5], clip_crop(open_image(paths[5]), processor_of()))
 
 

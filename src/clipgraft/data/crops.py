@@ -1,36 +1,47 @@
 """Each photograph decoded once: CLIP's 8-bit crops on disk, read through a memory map.
 
-A crop is known by the sum of its file and the processor's settings, so a changed photograph is cut anew and
-the others are not. Crops lie in segments that are written once, whole, and never changed: runs that cut at
-the same time do no more than the same work twice.
+A crop is known by the sum of its file and by all that decides its pixels, so a changed photograph is cut anew
+and the others are not. Crops lie in segments that are written once, whole, and never changed: runs that cut
+at the same time do no more than the same work twice.
 """
 
-import hashlib
 import json
+import logging
 import os
 import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from clipgraft.data.content import content_sums
-from clipgraft.data.images import open_image
-from clipgraft.data.transforms import ImageProcessor, clip_crop
+from clipgraft.data.images import decode, opened_image
+from clipgraft.data.transforms import PIXELS_VERSION, ImageProcessor, clip_crop
+from clipgraft.files import clear_parts, write_bytes
+
+logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 128 * 2**20
 """Held in memory while it is cut: 891 crops of 224 pixels."""
+PARALLEL_PIXELS = 25_000_000
+"""Of an image that is decoded while others are; larger ones take up to 1.5 GB each."""
+NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+"""Settings of an image processor that come behind its 8-bit crop."""
 
 
 class Place(NamedTuple):
-    """Where a crop lies, and its check sum."""
+    """Where a crop lies: the segment, and its name there, the sum of the photograph's file."""
 
     segment: Path
-    row: int
-    crc32: int
+    name: str
 
 
 class Crops:
@@ -42,19 +53,19 @@ class Crops:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = tuple(places)
-        self._maps: dict[Path, np.ndarray] = {}
+        self._open: dict[Path, Any] = {}
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        place = self.places[index]
-        if place.segment not in self._maps:
-            self._maps[place.segment] = np.load(place.segment, mmap_mode="r")
-        return np.array(self._maps[place.segment][place.row])
+        segment, name = self.places[index]
+        if segment not in self._open:
+            self._open[segment] = safe_open(segment, "np")
+        return self._open[segment].get_tensor(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"places": self.places, "_maps": {}}  # a map would be pickled with its content
+        return {"places": self.places, "_open": {}}  # each process maps the segments by itself
 
 
 def cut_crops(
@@ -65,6 +76,8 @@ def cut_crops(
 ) -> Crops:
     """Give CLIP's crops of photographs, cutting those that are not there yet.
 
+    They are decoded one a core, but those of more than `PARALLEL_PIXELS` one at a time.
+
     Args:
         paths: JPEG, PNG or WebP files.
         processor: Cuts them; its settings are part of what a crop is known by.
@@ -72,75 +85,76 @@ def cut_crops(
         update: Called with the number of images decoded so far.
 
     Raises:
-        FileNotFoundError: If a photograph is missing.
+        MissingFileError: If a photograph is missing.
         DataError: If one cannot be read; what was cut before it stays.
+        OSError: If the disk is full; what was cut before stays.
     """
     own = folder / _settings_sum(processor)
     own.mkdir(parents=True, exist_ok=True)
+    clear_parts(own)
+    sums = content_sums(paths)
+    known = _whole_places(own, set(sums))
+    todo = list({name: path for name, path in zip(sums, paths, strict=True) if name not in known}.items())
+    start = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter's lock
-        sums = content_sums(paths)
-        known = _verified(_read_index(own), set(sums))
-        missing = {
-            file_sum: path for file_sum, path in zip(sums, paths, strict=True) if file_sum not in known
-        }
-        todo = list(missing.items())
-        start = 0
         while start < len(todo):
-            first = clip_crop(open_image(todo[start][1]), processor)
-            part = todo[start : start + max(1, SEGMENT_BYTES // first.nbytes)]
-            crops = np.empty((len(part), *first.shape), dtype=np.uint8)
-
-            def cut(item: tuple[int, tuple[str, Path]], crops: np.ndarray = crops) -> None:
-                row, (_, path) = item
-                crops[row] = clip_crop(open_image(path), processor)
-
-            for row, _ in enumerate(pool.map(cut, enumerate(part))):
-                update(start + row + 1)
-            known |= _write_segment(own, [file_sum for file_sum, _ in part], crops)
+            name, path = todo[start]
+            crops = {name: _cut(path, processor)}
+            part = todo[start : start + max(1, SEGMENT_BYTES // crops[name].nbytes)]
+            update(start + 1)
+            cuts = pool.map(partial(_cut_if_small, processor=processor), [path for _, path in part[1:]])
+            for (name, path), crop in zip(part[1:], cuts, strict=True):
+                crops[name] = _cut(path, processor) if crop is None else crop
+                update(start + len(crops))
+            known |= _write_segment(own, crops)
             start += len(part)
-    return Crops([known[file_sum] for file_sum in sums])
+    return Crops([known[name] for name in sums])
+
+
+def _cut(path: Path, processor: ImageProcessor) -> np.ndarray:
+    with opened_image(path) as image:
+        return np.ascontiguousarray(clip_crop(decode(image), processor))
+
+
+def _cut_if_small(path: Path, processor: ImageProcessor) -> np.ndarray | None:
+    with opened_image(path) as image:
+        if image.width * image.height > PARALLEL_PIXELS:
+            return None
+    return _cut(path, processor)
 
 
 def _settings_sum(processor: ImageProcessor) -> str:
-    names = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
-    settings = {name: str(getattr(processor, name, None)) for name in names}
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    settings = {name: str(value) for name, value in processor.to_dict().items() if name not in NORMALIZATION}
+    versions = [PIXELS_VERSION, type(processor).__name__, version("pillow"), version("transformers")]
+    return sha256(json.dumps([settings, versions], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write_segment(folder: Path, sums: Sequence[str], crops: np.ndarray) -> dict[str, Place]:
-    """Write crops, then the index that makes them known."""
-    name = uuid.uuid4().hex
-    segment, index = folder / f"{name}.npy", folder / f"{name}.json"
-    rows = {file_sum: [row, zlib.crc32(crops[row].data)] for row, file_sum in enumerate(sums)}
-    for path, write in (
-        (segment, lambda file: np.save(file, crops)),
-        (index, lambda file: file.write(json.dumps(rows).encode())),
-    ):
-        temporary = path.with_suffix(".partial")
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    return {file_sum: Place(segment, row, crc32) for file_sum, (row, crc32) in rows.items()}
+def _write_segment(folder: Path, crops: dict[str, np.ndarray]) -> dict[str, Place]:
+    """Write crops and their check sums as one file, whole or not at all."""
+    segment = folder / f"{uuid.uuid4().hex}.safetensors"
+    write_bytes(segment, save(crops, {name: str(zlib.crc32(crop.data)) for name, crop in crops.items()}))
+    return {name: Place(segment, name) for name in crops}
 
 
-def _read_index(folder: Path) -> dict[str, Place]:
-    places: dict[str, Place] = {}
-    for index in sorted(folder.glob("*.json")):
-        rows = json.loads(index.read_text(encoding="utf-8"))
-        places |= {key: Place(index.with_suffix(".npy"), row, crc32) for key, (row, crc32) in rows.items()}
-    return places
-
-
-def _verified(places: dict[str, Place], wanted: set[str]) -> dict[str, Place]:
-    """Those of the wanted crops whose bytes are what was written."""
-    crops = Crops([place for key, place in places.items() if key in wanted])
-    whole = {}
-    for row, (key, place) in enumerate((key, place) for key, place in places.items() if key in wanted):
+def _whole_places(folder: Path, wanted: set[str]) -> dict[str, Place]:
+    """Find those of the wanted crops whose bytes are what was written; damaged segments are deleted."""
+    whole: dict[str, Place] = {}
+    damaged = 0
+    for segment in sorted(folder.glob("*.safetensors")):
         try:
-            if zlib.crc32(crops[row].data) == place.crc32:
-                whole[key] = place
-        except (OSError, ValueError, IndexError):  # the segment is gone, or cut short
-            continue
+            with safe_open(segment, "np") as crops:
+                check_sums = crops.metadata() or {}
+                for name in wanted & set(crops.keys()) - whole.keys():
+                    if str(zlib.crc32(crops.get_tensor(name).data)) != check_sums.get(name):
+                        raise SafetensorError(f"{name} is not what was written")
+                    whole[name] = Place(segment, name)
+        except (SafetensorError, OSError):
+            whole = {name: place for name, place in whole.items() if place.segment != segment}
+            damaged += 1
+            if segment.is_file():
+                segment.unlink(missing_ok=True)
+    if damaged:
+        logger.warning(
+            "%d file(s) of crops in %s are damaged; their images are decoded anew", damaged, folder
+        )
     return whole

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.image_transforms import get_resize_output_image_size
 
 from clipgraft.data.records import CONTEXT_LENGTH
 from clipgraft.errors import UserError
@@ -31,6 +32,12 @@ class ImageProcessor(Protocol):
     image_mean: list[float]
     image_std: list[float]
     rescale_factor: float
+    do_resize: bool
+    resample: Any
+    size: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings."""
 
     def __call__(self, images: Any, **kwargs: Any) -> Any:
         """Return features with `pixel_values`."""
@@ -61,8 +68,18 @@ def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) 
 
 
 def clip_crop(image: Image.Image, processor: ImageProcessor) -> np.ndarray:
-    """Return one image resized (bicubic) and centre-cropped by CLIP's processor: (3, S, S) uint8."""
-    features = processor(images=image, do_rescale=False, do_normalize=False, return_tensors="np")
+    """Return one image resized (bicubic) and centre-cropped as CLIP's processor does: (3, S, S) uint8."""
+    do_resize = processor.do_resize
+    if do_resize and dict(processor.size).keys() == {"shortest_edge"}:
+        # By the processor's own functions, without the four copies of the whole image that it makes before.
+        shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))
+        height, width = get_resize_output_image_size(
+            shape, processor.size["shortest_edge"], default_to_square=False
+        )
+        image, do_resize = image.resize((width, height), processor.resample), False
+    features = processor(
+        images=image, do_resize=do_resize, do_rescale=False, do_normalize=False, return_tensors="np"
+    )
     return features["pixel_values"][0]
 
 
