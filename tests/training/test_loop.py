@@ -275,9 +275,7 @@ def test_schedule_is_stretched_over_more_epochs_and_what_results_is_said(tmp_pat
 
 def test_fewer_epochs_than_are_made_are_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(
-        UserError, match=r"made 18 steps already, and num_epochs = 2 is 12; set it to 3 or"
-    ):
+    with pytest.raises(UserError, match=r"made 18 steps already, and num_epochs = 2 is 12; set it to 3 or"):
         train(tmp_path, resume=True, num_epochs=2)
 
 
