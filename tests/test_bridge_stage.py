@@ -49,7 +49,7 @@ def test_a_bridge_is_fitted_to_a_text_file_without_any_image(world, tmp_path):
     assert metrics["collapsed"] == []
     graft = load_graft(tmp_path / "graft")
     assert graft.text_encoder.bridge.config["num_maps"] == 3
-    assert graft.base["sums"]["cross_attention"]
+    assert graft.base["sums"]["cross_attention_2"]
 
 
 def test_captions_of_a_file_are_cut_in_two_and_come_once(world):

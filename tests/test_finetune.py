@@ -1,6 +1,7 @@
 """Fine-tuning as a whole, on tiny real models: what its settings do to the weights, and what they refuse."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -150,6 +151,28 @@ def test_resuming_where_there_is_no_checkpoint_says_that_training_begins_anew(wo
     assert "note: no checkpoint in" in capsys.readouterr().err
     run(world, tmp_path / "out", num_epochs=1, resume=True)
     assert "no checkpoint" not in capsys.readouterr().err
+
+
+def test_photographs_in_two_splits_are_said_and_copies_are_one_in_the_gallery(world, tmp_path, capsys):
+    images = shutil.copytree(world / "data", tmp_path / "data").glob("**/00*.jpg")
+    paths = {path.name: path for path in images}
+    shutil.copy(paths["0040.jpg"], paths["0041.jpg"])  # both are test's
+    for source, copy in (("0000.jpg", "0042.jpg"), ("0001.jpg", "0043.jpg"), ("0002.jpg", "0044.jpg")):
+        shutil.copy(paths[source], paths[copy])  # train's, and now test's too
+    recipe = recipe_of(world, num_epochs=1)
+    recipe = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"source": str(tmp_path / "data")})}
+    )
+    with stage_folder(tmp_path / "out", recipe, resume=False, overwrite=False) as folder:
+        metrics = finetune(recipe, folder)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 photographs lie in more than one split, byte for byte" in said
+    assert "(0000.jpg (train) = 0042.jpg (test), 0001.jpg (train) = 0043.jpg (test), ...)" in said
+    written = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert written["leakage"][0] == {"0000.jpg": "train", "0042.jpg": "test"}
+    assert len(written["duplicates"]) == 4
+    assert metrics["after"]["num_images"] == 7
+    assert metrics["after"]["num_captions"] == 8 * 5
 
 
 def test_captions_that_are_too_long_are_counted_aloud(world, tmp_path, capsys):

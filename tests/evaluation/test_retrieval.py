@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from clipgraft.data.content import merge_copies
+from clipgraft.data.records import CaptionedImage
 from clipgraft.evaluation import retrieval
 from clipgraft.evaluation.retrieval import (
     image_to_text_ranks,
@@ -187,3 +189,21 @@ def test_paired_metric_gives_perfect_embeddings_of_five_captions_a_fifth():
         "paired_text_to_image_recall@1": pytest.approx(0.2),
         "paired_image_to_text_recall@1": pytest.approx(0.2),
     }
+
+
+def test_copies_of_a_photograph_are_one_right_answer(tmp_path):
+    """By hand: perfect embeds, two photographs, each under two names; of copies a query finds either."""
+    names = ("a", "b", "copy of a", "copy of b")
+    images = [CaptionedImage(name, tmp_path / name, (f"{name} 1", f"{name} 2"), "test") for name in names]
+    for image in images:
+        image.path.write_text(image.image_id[-1])
+
+    def recall(gallery):
+        place = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 1.0])}
+        of_images = torch.stack([place[image.path.read_text()] for image in gallery])
+        index = torch.arange(len(gallery)).repeat_interleave(torch.tensor([len(i.captions) for i in gallery]))
+        found = retrieval_metrics(of_images[index], of_images, index)
+        return [found[f"{direction}_recall@1"] for direction in ("text_to_image", "image_to_text")]
+
+    assert recall(images) == [0.5, 0.5]
+    assert recall(merge_copies(images)) == [1, 1]

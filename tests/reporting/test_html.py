@@ -401,3 +401,28 @@ def test_report_of_no_folder_names_the_folder(tmp_path):
 def test_report_is_written_without_torch():
     code = "import sys, clipgraft.reporting.html; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            {"duplicates": [["a", "b"], ["c", "d"]], "leakage": [{"a": "train", "b": "test"}]},
+            "bytes: 2; in more than one split: 1.",
+        ),
+        (
+            {"duplicates": [], "leakage": [], "num_images_read": 0, "unreadable": None},
+            "bytes: 0; in more than one split: 0.",
+        ),
+        ({"duplicates": None, "leakage": None}, "two splits, was not checked."),
+        (
+            {"duplicates": [], "leakage": [], "num_images_read": 0, "unreadable": {}},
+            "two splits, was not checked.",
+        ),
+        ({"duplicates": "x", "leakage": 3}, "two splits, was not checked."),
+    ],
+    ids=["some", "none", "not looked for", "not looked for by an earlier version", "damaged"],
+)
+def test_copies_of_photographs_are_told_or_that_nobody_looked(run_dir, found, said):
+    write_json(run_dir / "data.json", DATA | found)
+    assert said in " ".join(render_report(read_run(run_dir)).split())

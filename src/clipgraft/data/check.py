@@ -26,6 +26,8 @@ NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
 """Names that stand for all that were left out for one reason."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+NUM_LEAKS_SAID = 2
+"""Photographs in several splits that fine-tuning names."""
 NUM_SHOWN = 10
 """Damaged, repeated or leaking images that a terminal shows; the JSON has all."""
 
@@ -78,10 +80,10 @@ class SourceCheck:
     """Photographs that were opened; 0 if this was not asked for."""
     unreadable: dict[str, str] | None
     """Image id -> why its photograph cannot be opened; None if photographs were not opened."""
-    duplicates: tuple[tuple[str, ...], ...] | None
-    """Image ids whose files are equal byte by byte; None if photographs were not opened."""
-    leakage: tuple[dict[str, Split], ...] | None
-    """Equal files in different splits: image id -> split; None if photographs were not opened."""
+    duplicates: tuple[tuple[str, ...], ...]
+    """Image ids whose files are equal byte by byte."""
+    leakage: tuple[dict[str, Split], ...]
+    """Equal files in different splits: image id -> split."""
 
 
 def check_source(
@@ -96,7 +98,8 @@ def check_source(
     Args:
         source: What `read_source` gave.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
-        read_images: Open every photograph, to find damaged and repeated ones; about 4 ms each for Flickr8k's.
+        read_images: Open every photograph, to find damaged ones; about 4 ms each for Flickr8k's. Their bytes
+            are compared always.
         on_image: Called after each photograph, to show progress.
 
     Returns:
@@ -106,7 +109,7 @@ def check_source(
     lengths = [len(caption.split()) for caption in captions]
     tokens = _count_tokens(captions, tokenizer) if tokenizer is not None else None
     unreadable = _read_images(source.images, on_image) if read_images else None
-    equal = None if unreadable is None else _equal_images(source.images, unreadable)
+    equal = _equal_images(source.images, unreadable or {})
     return SourceCheck(
         root=str(source.root),
         format=source.format,
@@ -124,14 +127,30 @@ def check_source(
         num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
         num_images_read=len(source.images) if read_images else 0,
         unreadable=unreadable,
-        duplicates=None if equal is None else tuple(tuple(group) for group in equal),
-        leakage=None if equal is None else tuple(group for group in equal if len(set(group.values())) > 1),
+        duplicates=tuple(tuple(group) for group in equal),
+        leakage=tuple(group for group in equal if len(set(group.values())) > 1),
     )
 
 
 def to_json(check: SourceCheck) -> str:
     """Return the measurements as JSON text, keys as `SourceCheck`'s fields; null is what was not measured."""
     return json.dumps(asdict(check), indent=2, ensure_ascii=False, default=str)
+
+
+def leakage_note(check: SourceCheck) -> str:
+    """Say which photographs lie in several splits; empty where none does."""
+    if not check.leakage:
+        return ""
+    shown = [
+        " = ".join(f"{name} ({split})" for name, split in group.items())
+        for group in check.leakage[:NUM_LEAKS_SAID]
+    ]
+    more = ", ..." if len(check.leakage) > NUM_LEAKS_SAID else ""
+    return printable(
+        f"{len(check.leakage):,} photographs lie in more than one split, byte for byte ({', '.join(shown)}"
+        f"{more}); figures of val and test are too good by them: leave each in one split "
+        "(`clipgraft data check` lists them)"
+    )
 
 
 def render(check: SourceCheck) -> RenderableType:
@@ -241,7 +260,7 @@ def _range(lengths: Lengths) -> str:
 
 
 def _problems(check: SourceCheck) -> list[RenderableType]:
-    if check.unreadable is None or check.duplicates is None or check.leakage is None:
+    if check.unreadable is None:
         return [Text("photographs         not opened", style="dim")]
     problems: list[RenderableType] = []
     lists = {

@@ -4,9 +4,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import MissingFileError
 
 
@@ -21,6 +23,21 @@ def content_sums(paths: Sequence[Path]) -> list[str]:
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the interpreter's lock
         return list(pool.map(_content_sum, paths))
+
+
+def merge_copies(images: Sequence[CaptionedImage]) -> tuple[CaptionedImage, ...]:
+    """Take files with the same bytes as one image, with the captions of all.
+
+    Whoever looks for it cannot tell one copy from the other, so that either is the right answer.
+
+    Args:
+        images: In any order; the first of copies stands for all.
+    """
+    merged: dict[str, CaptionedImage] = {}
+    for image, content in zip(images, content_sums([image.path for image in images]), strict=True):
+        first = merged.get(content)
+        merged[content] = replace(first, captions=first.captions + image.captions) if first else image
+    return tuple(merged.values())
 
 
 def _content_sum(path: Path) -> str:

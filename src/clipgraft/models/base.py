@@ -31,9 +31,9 @@ from clipgraft.models.configs import (
 from clipgraft.models.hub import COMMIT, resolve_model
 from clipgraft.models.identity import (
     LARGEST_DIFFERENCE,
-    cross_attention_sums,
+    difference_from,
+    identity_sums,
     read_cross_attention,
-    sums_differ,
 )
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.pins import PINS
@@ -154,12 +154,11 @@ class FrozenBase:
             CheckpointError: If the U-Net's weights, of which the sums are, are not there.
         """
         assert self.origin is not None
-        name, revision, path = self.origin
-        weights = self.unet.state_dict() if self.unet is not None else read_cross_attention(path)
+        name, revision, _ = self.origin
         return {
             "name": name,
             "revision": revision,
-            "sums": {"cross_attention": cross_attention_sums(weights)},
+            "sums": identity_sums(self._cross_attention()),
         }
 
     def check_record(self, record: dict[str, Any]) -> None:
@@ -168,18 +167,21 @@ class FrozenBase:
         Raises:
             CheckpointError: If its cross-attention has other weights.
         """
-        ours, theirs = self.record(), record
-        expected = theirs["sums"].get("cross_attention")
-        if expected is None:
+        assert self.origin is not None
+        difference = difference_from(record["sums"], self._cross_attention())
+        if difference is None:
             logger.warning("the graft says nothing of its base's weights; they are not compared")
             return
-        difference = sums_differ(expected, ours["sums"]["cross_attention"])
         if not difference <= LARGEST_DIFFERENCE:
             raise CheckpointError(
-                f"the graft was made for another base: {theirs['name']}, not {ours['name']} (sums of their "
-                f"cross-attention weights differ by {difference:.3f} of their size, {LARGEST_DIFFERENCE} is "
-                "allowed); use that base, or fit a bridge to this one with `clipgraft bridge`"
+                f"the graft was made for another base: {record['name']}, not {self.origin.name} (sums "
+                f"of their cross-attention weights differ by {difference:.3f} of their size, "
+                f"{LARGEST_DIFFERENCE} is allowed); use that base, or fit a bridge to this one with `clipgraft bridge`"
             )
+
+    def _cross_attention(self) -> dict[str, Tensor]:
+        assert self.origin is not None
+        return self.unet.state_dict() if self.unet is not None else read_cross_attention(self.origin.path)
 
     def weight_sums(self) -> dict[str, str]:
         """Return the sha256 (hex) of each component's weights, names and values."""

@@ -231,6 +231,7 @@ class BaseRecord(Checked):
         """64 float32 numbers, hexadecimal; grafts of older versions have none."""
 
         cross_attention: Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None = None
+        cross_attention_2: Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None = None
 
     name: Annotated[str, Field(min_length=1)]
     revision: str = ""

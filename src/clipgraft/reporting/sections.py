@@ -280,7 +280,21 @@ def data_table(run: Run) -> Table | None:
         note += f" {len(left_out) - MAX_LEFT_OUT_ROWS:,} more reasons are in data.json."
     if not left_out and "left_out" in run.data:
         note += " Nothing was left out."
+    note += _copies_note(run.data)
     return Table(("", "images", "captions", "for example"), rows, note.strip())
+
+
+def _copies_note(data: dict[str, Any]) -> str:
+    """Say how many photographs are there twice, and in two splits; that nobody looked is said too."""
+    if "leakage" not in data:
+        return ""
+    copies, leaks = data.get("duplicates"), data["leakage"]
+    # Runs of earlier versions have empty lists here, though no photograph was read.
+    was_not_read = not copies and data.get("num_images_read") == 0 and data.get("unreadable") == {}
+    if not (isinstance(copies, list) and isinstance(leaks, list)) or was_not_read:
+        return " Whether photographs are there twice, or in two splits, was not checked."
+    num_copies, num_leaks = count(len(copies)), count(len(leaks))
+    return f" Photographs with the same bytes: {num_copies}; in more than one split: {num_leaks}."
 
 
 def _counts_of_images(data: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
+from clipgraft.data.content import merge_copies
 from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.probe import load_probe
@@ -252,7 +253,7 @@ def _measure(
     # Before anything is drawn: a scorer that is not there is said at once.
     scorer = ClipFeatures(_clip(scorer_name, revision, device), "scorer", store, shared)
     drawn = draw_all(recipe, encoders, folder, base, device, processes)
-    prompts, paths, test = drawn.prompts, dict(drawn.paths), drawn.images.test
+    prompts, paths, gallery = drawn.prompts, dict(drawn.paths), merge_copies(drawn.images.test)
     real = real_pictures(prompts, folder, processes)
     if any(path for own in real for path in own):
         paths[REAL] = real
@@ -282,10 +283,11 @@ def _measure(
         ],
         extractor=ProbeFeatures.name if probe else f"{name}'s embeds",
         distributions=compare_distributions(drawn, paths, scorer, probe),
+        gallery=gallery,
         retrieval={
-            column: (judge.of_texts(_captions(test)), judge.of_images(test))
+            column: (judge.of_texts(_captions(gallery)), judge.of_images(gallery))
             for column, judge in judges.items()
-            if test
+            if gallery
         },
     )
 

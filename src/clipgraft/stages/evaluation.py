@@ -66,8 +66,10 @@ class Measured(NamedTuple):
     extractor: str
     """Of the features that KID and FID are taken over."""
     distributions: dict[str, Distribution]
+    gallery: tuple[CaptionedImage, ...]
+    """The test split, copies of a photograph as one."""
     retrieval: dict[str, tuple[Tensor, Tensor]]
-    """By column the embeds of the test split's captions and images."""
+    """By column the embeds of the gallery's captions and images."""
 
     @property
     def columns(self) -> list[str]:
@@ -224,7 +226,7 @@ def _lack_notes(lacks: Mapping[str, str]) -> list[str]:
 
 def _recalls(measured: Measured) -> tuple[Rows, Rows, list[str]]:
     """Recall of CLIP before and after on the test split; an image is resampled with all of its captions."""
-    images = measured.drawn.images.test
+    images = measured.gallery
     counts = np.array([len(image.captions) for image in images])
     index = torch.arange(len(images)).repeat_interleave(torch.from_numpy(counts)) if len(images) else None
     values: dict[str, dict[str, np.ndarray]] = {}
@@ -339,7 +341,7 @@ def _save_thumbnail(image: CaptionedImage, path: Path) -> None:
 
 def _test_split(measured: Measured) -> dict[str, Any]:
     texts = next(iter(measured.retrieval.values()))[0]
-    title = f"retrieval over the test split, {len(measured.drawn.images.test)} images"
+    title = f"retrieval over the test split, {len(measured.gallery)} images"
     return {"name": TEST_SPLIT, "title": title, "domain": "in", "part_of": None, "num_prompts": len(texts)}
 
 

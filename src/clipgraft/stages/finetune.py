@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather, send_to_device
 
 from clipgraft.config import FinetuneSettings, Recipe
-from clipgraft.data.check import check_source, to_json
+from clipgraft.data.check import check_source, leakage_note, to_json
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage, Source
 from clipgraft.errors import UserError
@@ -64,6 +64,8 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     if processes.is_main_process:
         counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
         write_bytes(folder / "data.json", to_json(counts).encode("utf-8"))
+        if note := leakage_note(counts):
+            say(note)
         _say_notes(batches, folder, resume)
         before = measure_retrieval(clip, splits["test"], "recall before")
     objective = build_objective(clip, settings, splits["train"]).to(device)

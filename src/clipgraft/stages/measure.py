@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipgraft.data.content import merge_copies
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import content_numbers
 from clipgraft.data.records import CaptionedImage
@@ -28,10 +29,13 @@ def measure_retrieval(
 ) -> dict[str, Any] | None:
     """Recall at 1, 5 and 10 in both directions over images and all of their captions; None without images.
 
+    Copies of a photograph are one image with the captions of all (`merge_copies`).
+
     `paired_recall`'s figures are beside them, for comparison with other trainers' logs.
     """
     if not images:
         return None
+    images = merge_copies(images)
     clip.model.eval()
     captions = [caption for image in images for caption in image.captions]
     image_index = torch.tensor([i for i, image in enumerate(images) for _ in image.captions])
