@@ -176,7 +176,8 @@ class FrozenBase:
             raise CheckpointError(
                 f"the graft was made for another base: {record['name']}, not {self.origin.name} (sums "
                 f"of their cross-attention weights differ by {difference:.3f} of their size, "
-                f"{LARGEST_DIFFERENCE} is allowed); use that base, or fit a bridge to this one with `clipgraft bridge`"
+                f"{LARGEST_DIFFERENCE} is allowed); use that base, or fit a bridge to this one with "
+                "`clipgraft bridge`"
             )
 
     def _cross_attention(self) -> dict[str, Tensor]:
