@@ -57,6 +57,11 @@ def latents(pipeline, **prompt):
     return pipeline(**prompt, generator=generator, num_inference_steps=3, output_type="latent").images
 
 
+def test_out_folder_within_the_graft_is_refused(graft_dir, capsys):
+    assert "lies in the graft" in refused(capsys, "export", graft_dir, "--out", graft_dir / "exported")
+    assert not (graft_dir / "exported").exists()
+
+
 def test_a_stock_pipeline_draws_the_same_from_prompt_embeds(graft_dir, tmp_path):
     out = tmp_path / "embeds"
     file = tmp_path / "prompts.txt"

@@ -587,6 +587,17 @@ def test_picture_from_a_picture_is_drawn_again_with_that_picture_alone(base, tmp
 # For machines, on the way, first
 
 
+def test_what_is_read_is_neither_replaced_nor_deleted(base, tmp_path, capsys):
+    mine = tmp_path / "preview.png"
+    Image.new("RGB", (64, 64), "red").save(mine)
+    content = mine.read_bytes()
+    assert generate(base, tmp_path, "A dog") == 0
+    command = ["generate", "A dog", "--base", base, "--out", tmp_path, "--steps", 2]
+    message = refused(capsys, *command, "--init-image", mine)
+    assert "preview.png would be replaced; name another folder with --out" in message
+    assert mine.read_bytes() == content
+
+
 def test_json_is_all_that_is_printed(base, tmp_path, capsys):
     capsys.readouterr()
     assert generate(base, tmp_path, "A dog", "--json") == 0

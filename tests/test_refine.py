@@ -18,7 +18,14 @@ from clipgraft.settings import RefineSettings
 from clipgraft.stages.bridge import bridge
 from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.latents import load_latents
-from clipgraft.stages.refine import build_objective, check_settings, read_start, refine, with_makings
+from clipgraft.stages.refine import (
+    build_objective,
+    check_settings,
+    check_start,
+    read_start,
+    refine,
+    with_makings,
+)
 from clipgraft.stages.run import run_all
 from test_cli import call, refused
 
@@ -70,6 +77,13 @@ def test_refining_changes_the_bridge_alone_and_writes_what_it_measured(world, tm
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"loss", "noise_error", "teacher_error", "feature_error"} <= set(rows[0])
     assert load_graft(tmp_path / "graft").base == load_graft(world["graft"]).base
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"graft": 1, "sha256": null}'])
+def test_damaged_record_of_the_start_is_said(world, tmp_path, content):
+    (tmp_path / "started_from.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"started_from\.json"):
+        check_start(world["graft"], tmp_path)
 
 
 def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):

@@ -1,8 +1,6 @@
 """How good pictures are with each text encoder of a run, between floors and ceilings; docs/evaluation.md."""
 
-import json
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +14,7 @@ from clipgraft.data.content import merge_copies
 from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.probe import load_probe
-from clipgraft.files import write_bytes
+from clipgraft.files import read_json, read_toml, write_bytes
 from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
 from clipgraft.models.encoder import BASE_RECORD
@@ -145,7 +143,7 @@ def _base_of(graft: Path) -> str:
     if not record.is_file():
         return FLATLAND
     verify_folder(graft)
-    return str(json.loads(record.read_text(encoding="utf-8"))["name"])
+    return str(read_json(record, error=CheckpointError).get("name", FLATLAND))
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
@@ -305,8 +303,8 @@ def _clip_names(graft: Path) -> Iterator[str]:
     recipe = graft.parent / RECIPE_NAME
     while recipe.is_file():
         try:
-            values = tomllib.loads(recipe.read_text(encoding="utf-8"))
-        except ValueError:  # damaged: nothing is known of it
+            values = read_toml(recipe)
+        except UserError:  # damaged: nothing is known of it
             return
         name = str(sub_dict(values, "clip").get("name", FLATLAND))
         if name in seen:

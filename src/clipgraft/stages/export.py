@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
 from clipgraft.errors import UserError
+from clipgraft.files import read_json
 from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.checkpoint import write_folder_atomically
@@ -17,7 +18,7 @@ from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import print_line, say
 from clipgraft.reporting.card import Facts, model_card, public_recipe
-from clipgraft.run_folder import RECIPE_NAME
+from clipgraft.run_folder import RECIPE_NAME, refuse_inputs_within
 from clipgraft.runtime import quiet_libraries, write_json
 from clipgraft.stages.refine import START_NAME, read_start
 
@@ -76,6 +77,7 @@ def export(
             if not prompts
             else f"prompts are for --format prompt-embeds; {file_format} encodes none"
         )
+    refuse_inputs_within(out_dir, {"the graft": graft, "--base": base})
     if out_dir.exists() and any(out_dir.iterdir()):
         raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
     quiet_libraries()
@@ -178,4 +180,4 @@ def _read_recipe(folder: Path | None) -> Recipe | None:
 
 def _read_metrics(folder: Path | None) -> dict[str, Any]:
     path = folder / "metrics.json" if folder else None
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    return read_json(path) if path and path.is_file() else {}

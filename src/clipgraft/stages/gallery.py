@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Container, Iterable, Sequence
+from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from clipgraft.runtime import write_json
 from clipgraft.stages.folder import fingerprint
 
 LIST_NAME = "images.json"
+OWN_NAMES = ("images.json", "images-*.jsonl", "preview.png", "grid.png", "grid-*.png", "grid.html")
+"""Files that drawing replaces; a picture never replaces one that it was not drawn over before."""
 
 
 class Gallery:
@@ -148,6 +151,18 @@ def _end_torn_line(path: Path) -> None:
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")
+
+
+def refuse_replacing(folder: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to read what drawing into a folder replaces.
+
+    Raises:
+        UserError: Names the file.
+    """
+    for path in inputs:
+        real = path.resolve()
+        if real.parent == folder.resolve() and any(fnmatch(real.name, name) for name in OWN_NAMES):
+            raise UserError(f"{path} would be replaced; name another folder with --out, or rename the file")
 
 
 def _make_writable(folder: Path) -> None:

@@ -23,7 +23,7 @@ from clipgraft.progress import print_line, say, track
 from clipgraft.reporting.pictures import STATUS_NOTES
 from clipgraft.runtime import choose_device, num_processes
 from clipgraft.stages.estimate import announce
-from clipgraft.stages.gallery import LIST_NAME, Gallery
+from clipgraft.stages.gallery import LIST_NAME, Gallery, refuse_replacing
 
 MAX_SAID = 10
 """Prompts whose notes are said; `images.json` has all."""
@@ -157,6 +157,7 @@ class _Work:
         if not self.is_alone:
             self.processes = PartialState(cpu=choose_device(options.device).type == "cpu")
         self.gallery = Gallery(out_dir, process=self.rank, with_metadata=options.with_metadata)
+        refuse_replacing(out_dir, [job.init_image for job in jobs if job.init_image])
         self.columns = {name: name if len(encoders) > 1 else "" for name in encoders}
         self.files: list[str] = []
         """Of all columns, in order."""
@@ -202,7 +203,8 @@ class _Work:
         if self.options.is_dry_run or self.rank:
             return []
         folder = self.gallery.folder
-        (folder / PREVIEW_NAME).unlink(missing_ok=True)
+        if self.options.preview_every:
+            (folder / PREVIEW_NAME).unlink(missing_ok=True)
         rows = self.gallery.write_list(file for file in self.files if file not in self.lacking)
         if not self.options.is_quiet:
             _print(rows, folder)

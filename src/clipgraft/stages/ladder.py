@@ -1,6 +1,5 @@
 """The ladder: from a random map to the teacher, what each part of a bridge is worth on flatland."""
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.data.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
+from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.fidelity import fidelity_scores
 from clipgraft.evaluation.probe import load_probe, read_attributes
 from clipgraft.evaluation.teacher import attribute_agreement, noise_pred_errors, pixel_difference
+from clipgraft.files import read_json
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job
 from clipgraft.models.base import FrozenBase
@@ -26,6 +27,7 @@ from clipgraft.models.bridge import Bridge
 from clipgraft.models.encoder import load_graft, save_graft
 from clipgraft.models.hub import embedded_models
 from clipgraft.progress import track
+from clipgraft.reporting.card import public_recipe
 from clipgraft.reporting.plots import plot_ladder
 from clipgraft.runtime import choose_device, seed_everything, write_json
 from clipgraft.stages.bridge import STATES_NAME, fit_residual, linear_bridge
@@ -80,7 +82,7 @@ def ladder(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
         climb = Climb(own, folder / f"seed{seed}")
         found.append({name: climb.rung(name) for name in (TEACHER, *RUNGS[:-1])})
         (climb.folder / STATES_NAME).unlink(missing_ok=True)
-    metrics = {"rungs": summarize(found), "recipe": recipe.model_dump(mode="json")}
+    metrics = {"rungs": summarize(found), "recipe": public_recipe(recipe.model_dump(mode="json"))}
     write_json(folder / "metrics.json", metrics)
     plot_ladder(metrics["rungs"], folder)
     for table in tables(metrics["rungs"]):
@@ -110,7 +112,7 @@ class Climb:
             if name != TEACHER and not (folder / "graft").is_dir():
                 self._make(name, folder)
             write_json(path, self._measure(None if name == TEACHER else folder / "graft", folder))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, error=CheckpointError)
 
     @cached_property
     def towers(self) -> Towers:

@@ -1,6 +1,5 @@
 """Refine a graft on pictures, through the frozen U-Net."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -14,6 +13,7 @@ from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.teacher import noise_pred_errors
+from clipgraft.files import read_json
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import MANIFEST_NAME, file_sha256, module_sha256, tensors_sha256
 from clipgraft.models.encoder import Graft, load_graft, save_graft
@@ -150,7 +150,7 @@ def check_start(graft: Path, folder: Path) -> None:
     """
     if not (folder / START_NAME).is_file():
         return
-    begun = json.loads((folder / START_NAME).read_text(encoding="utf-8"))
+    begun = _read_start_file(folder / START_NAME)
     if begun["sha256"] != _manifest_sum(graft):
         raise CheckpointError(
             f"{folder} was begun with the graft {begun['graft']}, not with {graft} as it is now; go on with "
@@ -160,11 +160,20 @@ def check_start(graft: Path, folder: Path) -> None:
 
 def read_start(folder: Path) -> Path | None:
     """Folder of the graft that was refined in a folder; None where it is not there as it was then."""
-    start = json.loads((folder / START_NAME).read_text(encoding="utf-8"))
+    start = _read_start_file(folder / START_NAME)
     graft = Path(start["graft"])
     # Where a whole run was moved, its stages still lie beside each other.
     places = (graft, folder.parent.joinpath(*graft.parts[-2:]))
     return next((place for place in places if _manifest_sum(place) == start["sha256"]), None)
+
+
+def _read_start_file(path: Path) -> dict[str, str]:
+    start = read_json(path, error=CheckpointError)
+    if not all(isinstance(start.get(key), str) for key in ("graft", "sha256")):
+        raise CheckpointError(
+            f"{path} is damaged: it lacks the graft or its sum; start again with --overwrite"
+        )
+    return start
 
 
 def _manifest_sum(graft: Path) -> str:
