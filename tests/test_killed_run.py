@@ -11,6 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 import tiny
+from clipgraft.models.clip import save_clip
+from two_processes import run_in_two_processes
 
 PLACES = {
     "at an epoch's start": ("clipgraft.data.loader", "EpochSampler.resume", 3),
@@ -71,7 +73,10 @@ def rows(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    tiny.write_clip(folder / "clip")
+    clip = tiny.build_clip()
+    for config in (clip.model.config.text_config, clip.model.config.vision_config):
+        config.attention_dropout = 0.1
+    save_clip(clip, folder / "clip")
     tiny.write_flickr8k(folder / "data", 48)
     return folder
 
@@ -91,6 +96,20 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(world, unbroken, tmp_path,
     assert run(command(world, out, num_workers), module, name, str(call)) == -signal.SIGKILL
     assert not (out / "metrics.json").exists()
     assert run(command(world, out, num_workers, "--resume")) == 0
+    check_equal(out, unbroken)
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
+    unbroken, out = tmp_path / "unbroken", tmp_path / "out"
+    run_in_two_processes(__file__, "--", *command(world, unbroken, 0))
+    place = ("clipgraft.training.stepper", "Stepper.step", 9)
+    run_in_two_processes(__file__, *place, "--", *command(world, out, 0), is_killed=True)
+    run_in_two_processes(__file__, "--", *command(world, out, 0, "--resume"))
+    check_equal(out, unbroken)
+
+
+def check_equal(out: Path, unbroken: Path) -> None:
     for name in ("log.jsonl", "evaluations.jsonl"):
         assert rows(out / name) == rows(unbroken / name)
     newest, expected = (max((folder / "checkpoints").iterdir()) for folder in (out, unbroken))

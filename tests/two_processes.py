@@ -1,12 +1,18 @@
 """Runs a program in two processes that work together, as `accelerate launch` starts them."""
 
 import os
+import signal
 import subprocess
 import sys
 
 
-def run_in_two_processes(*arguments: object) -> tuple[str, str]:
-    """Run Python with these arguments twice at once; give what each of the two printed."""
+def run_in_two_processes(*arguments: object, is_killed: bool = False) -> tuple[str, str]:
+    """Run Python with these arguments twice at once; give what each of the two printed.
+
+    Args:
+        arguments: Of both.
+        is_killed: Whether one of them is to end by SIGKILL, upon which the other cannot go on either.
+    """
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         # Tests run side by side, each in a process of its own.
@@ -26,5 +32,6 @@ def run_in_two_processes(*arguments: object) -> tuple[str, str]:
         for rank in range(2)
     ]
     first, second = (process.communicate(timeout=240)[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    ended = [process.returncode for process in processes]
+    assert -signal.SIGKILL in ended if is_killed else ended == [0, 0]
     return first, second

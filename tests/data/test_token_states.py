@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clipgraft.data.token_states import StateBatches, TokenStates
+from clipgraft.errors import UserError
 
 BOS, WORD, EOS, PADDING = range(4)
 LENGTHS = [7, 6, 6, 5, 5, 4, 4, 4, 3, 3]
@@ -71,6 +72,11 @@ def test_captions_of_one_length_come_together_and_epochs_differ(states):
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(OSError, match=r"states of 1 captions take 0\.0 GB and .* give fewer captions"):
+    with pytest.raises(UserError, match=r"states of 1 captions take 0\.0 GB and .* give fewer captions"):
         TokenStates(tmp_path / "states.bin", torch.tensor([5]), (2, 2))
     assert not (tmp_path / "states.bin").exists()
+
+
+def test_room_on_the_disk_is_taken_at_once(tmp_path):
+    TokenStates(tmp_path / "states.bin", torch.tensor([100_000]), (2, 2))
+    assert (tmp_path / "states.bin").stat().st_blocks * 512 >= 100_000 * 4 * 2

@@ -21,14 +21,14 @@ class DeathError(Exception):
     """In place of SIGKILL."""
 
 
-def run(folder, *, resume=False, die=False):
+def run(folder, *, resume=False, die=False, metric="recall"):
     def on_forward(objective, loss):
         if die and objective.num_forwards == STEPS_BEFORE_DEATH:
             raise DeathError
         return loss
 
     objective = Regression(on_forward)
-    plan = EvaluationPlan(Scorer(objective, scores=None), "recall", 0)
+    plan = EvaluationPlan(Scorer(objective, scores=None), metric, 0)
     options = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4, "ema_decay": 0.9}
     fit(objective, Rows(), run_dir=folder, evaluation=plan, resume=resume, **options)
     return objective

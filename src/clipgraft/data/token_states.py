@@ -3,6 +3,7 @@
 B captions in a batch, L positions of the longest of them, T positions of all captions.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from clipgraft.errors import UserError
 
 BATCHES_IN_POOL = 16
 """Captions are drawn for so many batches at once and then put to those of their length."""
@@ -26,7 +29,8 @@ class TokenStates:
         sizes: Widths of both towers.
 
     Raises:
-        OSError: If the disk has no room for it.
+        UserError: If the disk has no room for it.
+        OSError: If the system refuses it.
     """
 
     def __init__(self, path: Path, counts: Tensor, sizes: tuple[int, int]):
@@ -36,10 +40,12 @@ class TokenStates:
         total, width = int(self.starts[-1]), sum(sizes)
         needed, free = total * width * BYTES, shutil.disk_usage(path.parent).free
         if needed > free:
-            raise OSError(
+            raise UserError(
                 f"token states of {len(counts):,} captions take {needed / 1e9:.1f} GB and {path.parent} has "
                 f"{free / 1e9:.1f} GB free; give fewer captions (bridge.max_captions) or make room"
             )
+        with path.open("wb") as file:
+            _reserve(file.fileno(), needed)
         self.states = torch.from_file(str(path), shared=True, size=total * width, dtype=torch.float16)
         self.states = self.states.view(total, width)
         self.classes, self.positions = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
@@ -63,6 +69,14 @@ class TokenStates:
         self.classes[part] = classes[chosen]
         self.positions[part] = torch.arange(classes.shape[1]).expand_as(classes)[chosen]
         self.num_added = part.stop
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    """Take a file's room on the disk now: without it, a write to memory kills the process later."""
+    if num_bytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, num_bytes)
+    else:
+        os.truncate(file, num_bytes)
 
 
 class StateBatches:

@@ -31,6 +31,7 @@ class StepLog:
     """
 
     def __init__(self, path: Path, *, keep: int):
+        self._path = path
         rows = read_rows(path)[:keep]
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_to_disk(path) as temporary:
@@ -51,8 +52,11 @@ class StepLog:
             for key, value in row.items()
         }
         rest = line = as_line(finite)
-        while rest:  # the system may take a part, and refuse the rest at the next call
-            rest = rest[self._file.write(rest) :]
+        try:
+            while rest:  # the system may take a part, and refuse the rest at the next call
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._digest.update(line)
         self._num_rows += 1
 
