@@ -14,9 +14,10 @@ from clipgraft.data.content import merge_copies
 from clipgraft.data.records import CaptionedImage
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.probe import load_probe
-from clipgraft.files import read_json, read_toml, write_bytes
+from clipgraft.files import read_toml, write_bytes
 from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
+from clipgraft.models.configs import BaseRecord, read_config
 from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.models.hub import embedded_models
 from clipgraft.reporting.wording import sub_dict
@@ -143,7 +144,7 @@ def _base_of(graft: Path) -> str:
     if not record.is_file():
         return FLATLAND
     verify_folder(graft)
-    return str(read_json(record, error=CheckpointError).get("name", FLATLAND))
+    return str(read_config(record, BaseRecord)["name"])
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:

@@ -149,7 +149,7 @@ class PictureStore:
     def _held(self) -> dict[str, dict[str, Any]]:
         """Rows by key, of pictures that are as they were written."""
         rows = {}
-        for log in sorted(self.folder.glob("pictures.*.jsonl")):
+        for log in filter(Path.is_file, sorted(self.folder.glob("pictures.*.jsonl"))):
             rows.update({row["key"]: row for row in _whole_lines(log)})
         return {key: row for key, row in rows.items() if self._is_as_written(row)}
 
