@@ -1,6 +1,6 @@
-"""Schedulers by name, each made from the base's own noise schedule."""
+"""Schedulers by name: of the base its noise schedule, everything else stated here."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import (
     DDIMScheduler,
@@ -12,33 +12,142 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from clipgraft.errors import UserError
+from clipgraft.errors import CheckpointError, UserError
 
-SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "dpm++": (
+NOISE_SCHEDULE = {
+    "num_train_timesteps": None,
+    "beta_start": None,
+    "beta_end": None,
+    "beta_schedule": None,
+    "trained_betas": None,
+    "prediction_type": None,
+    "rescale_betas_zero_snr": False,
+}
+"""What a base was trained with, by diffusers' names, and what holds where its scheduler does not know it."""
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
+"""Stable Diffusion's own: of 50 steps timesteps 981, 961, ... 1."""
+LINSPACE = {"timestep_spacing": "linspace", "steps_offset": 1, "final_sigmas_type": "zero"}
+"""k-diffusion's and so A1111's: from the last timestep down evenly; the offset has no effect here."""
+NO_THRESHOLDING = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+NO_CLIPPING = {**NO_THRESHOLDING, "clip_sample": False, "clip_sample_range": 1.0}
+"""Clipping and thresholding are for pixels in [-1, 1]; latents reach beyond."""
+PLAIN_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+NO_FLOW = {
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
+
+
+class Recipe(NamedTuple):
+    """What a name stands for: with the base's noise schedule, every argument of the class."""
+
+    scheduler_class: type[SchedulerMixin]
+    settings: dict[str, Any]
+    num_unreachable: int = 0
+    """Of the base's timesteps: so many steps fewer can be taken."""
+
+
+SCHEDULERS = {
+    "dpm++": Recipe(
         DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+        {
+            **LINSPACE,
+            **NO_THRESHOLDING,
+            **PLAIN_SIGMAS,
+            **NO_FLOW,
+            "use_karras_sigmas": True,
+            "use_lu_lambdas": False,
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "euler_at_final": False,
+            "lambda_min_clipped": -float("inf"),
+            "variance_type": None,
+        },
     ),
-    "pndm": (PNDMScheduler, {}),
-    "ddim": (DDIMScheduler, {}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "lcm": (LCMScheduler, {}),
+    "pndm": Recipe(PNDMScheduler, {**LEADING, "skip_prk_steps": True}, num_unreachable=1),
+    "ddim": Recipe(DDIMScheduler, {**LEADING, **NO_CLIPPING}, num_unreachable=1),
+    "euler": Recipe(
+        EulerDiscreteScheduler,
+        {
+            **LINSPACE,
+            **PLAIN_SIGMAS,
+            "interpolation_type": "linear",
+            "sigma_min": None,
+            "sigma_max": None,
+            "timestep_type": "discrete",
+        },
+    ),
+    "unipc": Recipe(
+        UniPCMultistepScheduler,
+        {
+            **LINSPACE,
+            **NO_THRESHOLDING,
+            **PLAIN_SIGMAS,
+            **NO_FLOW,
+            "solver_order": 2,
+            "solver_type": "bh2",
+            "predict_x0": True,
+            "lower_order_final": True,
+            "disable_corrector": [],
+            "solver_p": None,
+            "sigma_min": None,
+            "sigma_max": None,
+            "shift_terminal": None,
+        },
+        num_unreachable=1,  # 1,000 steps visit a timestep twice, and divide by the step between
+    ),
+    "lcm": Recipe(
+        LCMScheduler,
+        {**LEADING, **NO_CLIPPING, "original_inference_steps": 50, "timestep_scaling": 10.0},
+    ),
 }
 """dpm++ reaches in 25 steps what pndm, Stable Diffusion's own, needs 50 for; lcm is for few-step LoRAs."""
 
 
-def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Make a scheduler.
+def max_steps(name: str, num_train_timesteps: int = 1000) -> int:
+    """Most denoising steps that a scheduler can take.
 
     Args:
         name: A key of SCHEDULERS.
-        base_scheduler: Its betas and conventions are kept.
+        num_train_timesteps: The base's; 1,000 in all that are known.
+    """
+    _, settings, num_unreachable = SCHEDULERS[name]
+    most: int = num_train_timesteps - num_unreachable
+    return min(most, settings.get("original_inference_steps", most))
+
+
+def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Make a scheduler, the same one whatever class and conventions the base's is of.
+
+    Args:
+        name: A key of SCHEDULERS.
+        base_scheduler: Its noise schedule and its kind of prediction are taken.
 
     Raises:
-        ValueError: If there is no scheduler of that name.
+        UserError: If there is no scheduler of that name, or it cannot follow the base's noise schedule.
+        CheckpointError: If the base's scheduler has no noise schedule of this kind.
     """
     if name not in SCHEDULERS:
         raise UserError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {name!r}")
-    scheduler_class, settings = SCHEDULERS[name]
-    return scheduler_class.from_config(base_scheduler.config, **settings)
+    scheduler_class, settings, _ = SCHEDULERS[name]
+    return scheduler_class(**_noise_schedule(name, base_scheduler), **settings)
+
+
+def _noise_schedule(name: str, base_scheduler: SchedulerMixin) -> dict[str, Any]:
+    config = base_scheduler.config
+    if "beta_schedule" not in config:
+        raise CheckpointError(
+            f"the base's scheduler, {type(base_scheduler).__name__}, has no beta_schedule; only bases that "
+            "were trained with betas, as Stable Diffusion 1, can be drawn"
+        )
+    schedule = {key: config.get(key, default) for key, default in NOISE_SCHEDULE.items()}
+    if name == "pndm" and schedule.pop("rescale_betas_zero_snr"):
+        others = ", ".join(other for other in SCHEDULERS if other != name)
+        raise UserError(
+            f"scheduler 'pndm' cannot follow this base's betas (rescale_betas_zero_snr); name one of {others}"
+        )
+    return schedule

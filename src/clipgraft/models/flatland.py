@@ -82,7 +82,7 @@ def build_image_processor() -> CLIPImageProcessorPil:
 
 def build_scheduler() -> PNDMScheduler:
     """Return SD v1.5's scheduler (values of its scheduler_config.json)."""
-    return PNDMScheduler(
+    scheduler = PNDMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -91,6 +91,9 @@ def build_scheduler() -> PNDMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+    # Not of PNDM's own: for whoever makes another scheduler from this one, as SD v1.5's file has it.
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int, *, num_layers: int) -> CLIPTextConfig:
