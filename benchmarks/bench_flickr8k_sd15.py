@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from clipgraft.models import sd15
 from clipgraft.models.bridge import WORD, Bridge
+from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.presets import flickr8k_sd15
 from clipgraft.runtime import choose_device, describe_environment, inference_dtype, quiet_libraries
 from clipgraft.stages.captions import MAX_HELD_OUT_CAPTIONS
@@ -118,8 +119,9 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
     bridge_steps = recipe.bridge.num_epochs * (captions // recipe.bridge.batch_size)
     drawn, measured_prompts = NUM_COLUMNS * len(recipe.generate.prompts), recipe.evaluate.num_prompts
     # A column more is the untrained bridge's; the empty prompt's is drawn without guidance, at half the cost.
-    guided = drawn * recipe.generate.num_inference_steps
-    guided += (NUM_COLUMNS + 1.5) * measured_prompts * recipe.evaluate.num_inference_steps
+    own_steps = STABLE_DIFFUSION.num_inference_steps
+    guided = drawn * (recipe.generate.num_inference_steps or own_steps)
+    guided += (NUM_COLUMNS + 1.5) * measured_prompts * (recipe.evaluate.num_inference_steps or own_steps)
     return {
         "a fine-tuning step of 32 images": (finetune, steps),
         "32 captions through CLIP's text tower and the teacher": (encode, 2 * (captions + measured) / 32),

@@ -366,8 +366,8 @@ def test_graft_that_is_none_is_refused(world, tmp_path, capsys):
     ("options", "message"),
     [
         (["--width", 60], "width must be a multiple of 8 pixels; got 60"),
-        (["--steps", 0], "steps must be from 1 to 1000; got 0"),
-        (["--guidance-scale", "nan"], "guidance_scale must be 1 (no guidance) or more; got nan"),
+        (["--steps", 0], "steps must be from 1 to 1000 with scheduler 'dpm++'; got 0"),
+        (["--guidance-scale", "nan"], "guidance_scale must be from 1 (no guidance) to 100; got nan"),
         (["--seed", -1], "seed must be from 0 to 2^64 - 1 (64 bits); got -1"),
         (["--seed", 2**64], "seed must be from 0 to 2^64 - 1 (64 bits); got 18446744073709551616"),
         (["--seed", 2**64 - 1, "--num-images", 2], "seed must be from 0 to 2^64 - 1 (64 bits)"),

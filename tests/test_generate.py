@@ -109,7 +109,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
         (b'["A dog"]', "the line is not JSON of the right type: an object is expected, not a list"),
         (b'{"seed": 1}', 'no object with a "prompt"'),
         (b'{"prompt": "A dog", "sed": 1}', "unknown setting 'sed' (did you mean 'seed'?)"),
-        (b'{"prompt": "A dog", "steps": 0}', "steps must be from 1 to 1000; got 0"),
+        (b'{"prompt": "A dog", "steps": 0}', "steps must be from 1 to 1000 with scheduler 'dpm++'; got 0"),
         (b'{"prompt": "A dog", "seed": "x"}', "seed must be from 0 to 2^64 - 1 (64 bits); got 'x'"),
         (b'{"prompt": 7}', "prompt must be a text; got 7"),
         (
@@ -118,7 +118,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
         ),
         (
             b'{"prompt": "A dog", "guidance_scale": 1' + b"0" * 400 + b"}",
-            "guidance_scale must be at most 1.8e+308; got 10000",
+            "guidance_scale must be from 1 (no guidance) to 100; got 10000",
         ),
         (
             b'{"prompt": "A dog", "init_image": ""}',
@@ -755,7 +755,7 @@ def test_axis_that_comes_twice_or_holds_what_is_not_allowed_is_refused(base, tmp
     assert "an axis comes twice" in refused(
         capsys, "grid", "A dog", "--axis", "seed=1", "--axis", "seed=2", *options
     )
-    assert "steps must be from 1 to 1000; got 0" in refused(
+    assert "steps must be from 1 to 1000 with scheduler 'dpm++'; got 0" in refused(
         capsys, "grid", "A dog", "--axis", "steps=0,1", *options
     )
     assert "no prompt to draw" in refused(capsys, "grid", "--axis", "seed=1", *options)

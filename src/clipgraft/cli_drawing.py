@@ -22,9 +22,14 @@ BaseOption = Annotated[str, typer.Option("--base", help="Base, where not the one
 NegativeOption = Annotated[str, typer.Option("--negative-prompt", help="What to lead away from.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of each prompt's first picture.")]
 NumImagesOption = Annotated[int, typer.Option("--num-images", help="Pictures a prompt; seeds count up.")]
-StepsOption = Annotated[int, typer.Option("--steps", help="Denoising steps.")]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", help="Denoising steps; without it those that suit the base.")
+]
 GuidanceOption = Annotated[
-    float, typer.Option("--guidance-scale", help="Weight of the prompt; 1 = no guidance.")
+    float | None,
+    typer.Option(
+        "--guidance-scale", help="Weight of the prompt, 1 = none; without it the one that suits the base."
+    ),
 ]
 SchedulerOption = Annotated[
     str, typer.Option("--scheduler", help="dpm++, pndm, ddim, euler, unipc or lcm; gives another picture.")
@@ -114,8 +119,8 @@ def generate(
     negative_prompt: NegativeOption = "",
     seed: SeedOption = 0,
     num_images: NumImagesOption = 1,
-    steps: StepsOption = 25,
-    guidance_scale: GuidanceOption = 7.5,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
     scheduler: SchedulerOption = "dpm++",
     height: HeightOption = 0,
     width: WidthOption = 0,
@@ -175,8 +180,8 @@ def grid(
     base: BaseOption = "",
     negative_prompt: NegativeOption = "",
     seed: SeedOption = 0,
-    steps: StepsOption = 25,
-    guidance_scale: GuidanceOption = 7.5,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
     scheduler: SchedulerOption = "dpm++",
     height: HeightOption = 0,
     width: WidthOption = 0,
@@ -216,8 +221,8 @@ def compare(
     negative_prompt: NegativeOption = "",
     seed: SeedOption = 0,
     num_images: NumImagesOption = 1,
-    steps: StepsOption = 25,
-    guidance_scale: GuidanceOption = 7.5,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
     scheduler: SchedulerOption = "dpm++",
     height: HeightOption = 0,
     width: WidthOption = 0,
@@ -304,7 +309,12 @@ def _generate(
 
 
 def _settings(
-    negative_prompt: str, steps: int, guidance_scale: float, scheduler: str, height: int, width: int
+    negative_prompt: str,
+    steps: int | None,
+    guidance_scale: float | None,
+    scheduler: str,
+    height: int,
+    width: int,
 ) -> dict[str, Any]:
     return {
         "negative_prompt": negative_prompt,

@@ -147,8 +147,8 @@ def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """Write a recipe as TOML that `load_recipe` reads back to an equal recipe."""
-    return "\n".join(_toml_lines(recipe.model_dump(), "")).strip() + "\n"
+    """Write a recipe as TOML that `load_recipe` reads back to an equal recipe; what is unset is left out."""
+    return "\n".join(_toml_lines(recipe.model_dump(exclude_none=True), "")).strip() + "\n"
 
 
 def _toml_lines(values: Mapping[str, Any], prefix: str) -> list[str]:

@@ -8,7 +8,6 @@ from clipgraft.config import (
     DataSettings,
     EvaluateSettings,
     FinetuneSettings,
-    GenerateSettings,
     ModelSettings,
     Recipe,
     RefineSettings,
@@ -22,14 +21,13 @@ def demo() -> Recipe:
 
     It fine-tunes flatland's CLIP with the seed recipe's nine epochs on a part of flatland8k, at a learning
     rate that suits its size (2.4 M parameters against B/32's 151 M), bridges it and draws both prompts with
-    the base's own text encoder, and with CLIP before and after. Guidance is 3, as in EvaluateSettings.
+    the base's own text encoder, and with CLIP before and after.
     """
     return Recipe(
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=12_000),
-        generate=GenerateSettings(guidance_scale=3.0),
-        evaluate=EvaluateSettings(num_prompts=24),
+        evaluate=EvaluateSettings(num_prompts=24, num_inference_steps=20),
     )
 
 
@@ -47,6 +45,7 @@ def ladder() -> Recipe:
         data=DataSettings(max_train_images=3000, max_val_images=100, max_test_images=200),
         bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=18_000),
         refine=RefineSettings(num_epochs=1, teacher_end=0.0, snr_gamma=5.0),
+        evaluate=EvaluateSettings(num_inference_steps=20),
     )
 
 
@@ -63,7 +62,7 @@ def flickr8k_sd15() -> Recipe:
         base=ModelSettings(name="stable-diffusion-v1-5/stable-diffusion-v1-5"),
         finetune=FinetuneSettings(mixed_precision="fp16"),
         refine=RefineSettings(num_epochs=1, batch_size=8, gradient_checkpointing=True),
-        evaluate=EvaluateSettings(num_prompts=100, guidance_scale=7.5, batch_size=8),
+        evaluate=EvaluateSettings(num_prompts=100, num_inference_steps=20, batch_size=8),
     )
 
 

@@ -30,14 +30,17 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+MAX_GUIDANCE_SCALE = 100
+"""Far beyond what gives pictures (some 30), far below what gives no numbers; as the bound of the API."""
+Guidance = Annotated[float, Field(ge=1, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+"""1 = no guidance."""
+MAX_STEPS = 1000
+"""Noise levels that bases of this kind know; no scheduler can visit more."""
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""
 Rank = Annotated[int, Field(ge=0, le=4096)]
 """Of a low-rank update; no text tower here is wider. 0 = none."""
-Steps = Annotated[int, Field(ge=1, le=1000)]
-"""Of denoising; a model was trained on 1,000 timesteps."""
-Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
-"""1 = no guidance; far beyond 20 pictures are burnt, and beyond 100 nothing is drawn (guess)."""
 
 
 FROM_LIST = Field(strict=False)
@@ -221,9 +224,10 @@ class GenerateSettings(Section):
     num_images_per_prompt: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the first picture; the next ones count up."""
-    num_inference_steps: Steps = 25
-    guidance_scale: Guidance = 7.5
-    """1 = no guidance."""
+    num_inference_steps: Steps | None = None
+    """Left out: those that suit the base."""
+    guidance_scale: Guidance | None = None
+    """1 = no guidance; left out: the one that suits the base."""
     height: Every = 0
     """Pixels, a multiple of 8; 0 = the base's own size."""
     width: Every = 0
@@ -322,9 +326,10 @@ class EvaluateSettings(Section):
     """Commit of a hub id."""
     force: bool = False
     """Measure distances between distributions however few pictures there are."""
-    num_inference_steps: Steps = 20
-    guidance_scale: Guidance = 3.0
-    """At Stable Diffusion's 7.5 a base as small as flatland burns its colours."""
+    num_inference_steps: Steps | None = None
+    """Left out: those that suit the base, as in `generate`."""
+    guidance_scale: Guidance | None = None
+    """Left out: the one that suits the base, as in `generate`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of each set's first picture; the next ones count up."""
     batch_size: Count = 16

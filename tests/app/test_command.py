@@ -9,6 +9,7 @@ import pytest
 
 from clipgraft import cli
 from clipgraft.errors import CheckpointError
+from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.stages.studio import find_clips, find_groups, load_embedder
 
 
@@ -54,7 +55,7 @@ def test_single_grafts_are_offered_and_unreadable_runs_are_named(runs_dir, tmp_p
         "flatland": ["teacher"],
         "alone": ["teacher", "graft"],
     }
-    assert groups["alone"].guidance_scale == 2.0
+    assert groups["alone"].defaults == DrawingDefaults(2.0, 2)
     assert set(find_clips(tmp_path)) == {"flatland", "tuned/before", "tuned/after"}
     assert [record.getMessage() for record in caplog.records] == [
         "the studio leaves out run other: unknown recipe key 'finetune.learning_rat'; "

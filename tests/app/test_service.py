@@ -19,6 +19,7 @@ from clipgraft.app.limits import Limits
 from clipgraft.app.loaded import Loaded, weight_bytes
 from clipgraft.app.service import Service, StoppedError
 from clipgraft.generation.jobs import Job
+from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.stages.studio import UnknownModelError, find_clips
 
 AFTER = "tiny/after"
@@ -44,7 +45,7 @@ def pixels(service, picture_id):
 def test_models_are_found_by_run_and_the_fine_tuned_one_is_the_default(service):
     assert list(service.models()) == ["flatland/teacher", "tiny/teacher", "tiny/before", "tiny/after"]
     assert service.default_model() == AFTER
-    assert service.guidance_scale(AFTER) == 2.0
+    assert service.defaults(AFTER) == DrawingDefaults(2.0, 2)
 
 
 def test_pictures_of_many_clients_drawn_at_once_are_those_drawn_alone(service, runs_dir):

@@ -30,7 +30,7 @@ class Estimates:
 
     def of(self, jobs: Sequence[tuple[str, Job]]) -> float | None:
         """Seconds of pictures by themselves; None where one of their models never drew."""
-        return self._seconds((model, shape_of(job), job.num_inference_steps) for model, job in jobs)
+        return self._seconds((model, shape_of(job), job.num_steps) for model, job in jobs)
 
     def until_drawn(self, job: JobRow) -> float | None:
         """Seconds until a job is done; None where a model never drew.

@@ -154,7 +154,7 @@ def _planning_routes(service: Service) -> APIRouter:
         service.check_size([job for _, job in pictures])
         return {
             "num_images": len(pictures),
-            "num_steps": sum(job.num_inference_steps for _, job in pictures),
+            "num_steps": sum(job.num_steps for _, job in pictures),
             "seconds": service.estimates.of(pictures),
         }
 
@@ -332,8 +332,7 @@ def _expanded(service: Service, body: JobRequest) -> list:
     for name in names:
         service.checked_model(name)
     model = service.default_model()
-    guidance_scale = service.guidance_scale(names[0] if names else model)
-    return body.expand(model, guidance_scale, service.limits.max_pictures_per_job)
+    return body.expand(model, service.defaults, service.limits.max_pictures_per_job)
 
 
 def _upload_schema() -> dict[str, Any]:

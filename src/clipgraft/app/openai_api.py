@@ -4,6 +4,7 @@ import asyncio
 import base64
 import time
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
         """Draw pictures and wait for them. Who hangs up is not drawn for any further."""
         model = service.checked_model(body.model or service.default_model())
-        pictures = [(model, job) for job in body.jobs(service.guidance_scale(model))]
+        pictures = [(model, job) for job in body.jobs(service.defaults(model))]
         job_id = service.submit(client_name(request, body.user), "call", pictures)
         job = await _outcome(service, job_id, request)
         if job is None:
@@ -117,7 +118,7 @@ def _model_rows(service: Service) -> dict[str, dict[str, Any]]:
         does.setdefault(name, []).append("embeddings")
     return {
         name: {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
-        | ({"guidance_scale": drawn_with[name][0].guidance_scale} if name in drawn_with else {})
+        | (asdict(drawn_with[name][0].defaults) if name in drawn_with else {})
         for name, what in does.items()
     }
 

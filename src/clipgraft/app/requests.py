@@ -3,6 +3,7 @@
 import itertools
 import math
 import secrets
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,8 @@ from clipgraft.app.limits import Limits
 from clipgraft.errors import UserError
 from clipgraft.generation.jobs import MAX_SEED, SIZE_MULTIPLE, Job
 from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.settings import Guidance
 
 LIMITS = Limits()
 """Bounds that the description of the API tells; a studio's own, where stricter, are checked when it plans."""
@@ -21,7 +24,6 @@ Name = Annotated[str, Field(max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=SIZE_MULTIPLE)]
 Steps = Annotated[int, Field(ge=1, le=LIMITS.max_steps)]
-Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 Scheduler = Annotated[str, Field(max_length=20, json_schema_extra={"enum": list(SCHEDULERS)})]
 """Checked where a job is made."""
 
@@ -39,7 +41,8 @@ class Settings(Request):
     negative_prompt: Text = ""
     seed: Seed | None = None
     """Of the first picture, the next ones count up; without it one is drawn by lot."""
-    steps: Steps = 25
+    steps: Steps | None = None
+    """Without it those that suit the model."""
     guidance_scale: Guidance | None = None
     """1 = no guidance; without it the one that suits the model."""
     scheduler: Scheduler = "dpm++"
@@ -77,12 +80,14 @@ class JobRequest(Settings):
         """draw, compare or grid."""
         return "grid" if self.axes else "compare" if len(self.models) > 1 else "draw"
 
-    def expand(self, default_model: str, guidance_scale: float, max_pictures: int) -> list[tuple[str, Job]]:
+    def expand(
+        self, default_model: str, defaults: Callable[[str], DrawingDefaults], max_pictures: int
+    ) -> list[tuple[str, Job]]:
         """Make each picture's model and job; the last axis changes fastest but for model and seed.
 
         Args:
             default_model: Draws where none is named.
-            guidance_scale: Taken where the request names none.
+            defaults: Of a model; taken where the request names none.
             max_pictures: At most so many.
 
         Raises:
@@ -93,7 +98,6 @@ class JobRequest(Settings):
             raise UserError(f"{count} pictures; a job holds at most {max_pictures}")
         first = self.seed if self.seed is not None else secrets.randbelow(2**32)
         plain = self.model_dump(include=set(Settings.model_fields) - {"seed"})
-        plain["guidance_scale"] = self.guidance_scale or guidance_scale
         pictures = []
         for values in itertools.product(*(axis.values for axis in self.axes)):
             changed: dict[str, Any] = dict(zip((axis.name for axis in self.axes), values, strict=True))
@@ -102,7 +106,8 @@ class JobRequest(Settings):
             settings = plain | changed
             for model, index in itertools.product(models, range(self.num_images)):
                 seed_of = seed + index if isinstance(seed, int) else seed
-                pictures.append((str(model), make_job(settings | {"seed": seed_of})))
+                job = make_job(settings | {"seed": seed_of})
+                pictures.append((str(model), job.resolved(defaults(str(model)))))
         return pictures
 
 
@@ -140,28 +145,29 @@ class ImagesRequest(Request):
     user: Annotated[str, Field(max_length=64)] | None = ""
     seed: Seed | None = None
     negative_prompt: Text = ""
-    steps: Steps = 25
+    steps: Steps | None = None
+    """Without it those that suit the model."""
     guidance_scale: Guidance | None = None
     """1 = no guidance; without it the one that suits the model."""
     scheduler: Scheduler = "dpm++"
 
-    def jobs(self, guidance_scale: float) -> list[Job]:
+    def jobs(self, defaults: DrawingDefaults) -> list[Job]:
         """Make each picture's job.
 
         Args:
-            guidance_scale: Taken where the request names none.
+            defaults: Taken where the request names none.
 
         Raises:
             ValueError: If the size is no multiple of 8 pixels, or seeds leave 64 bits.
         """
         width, height = (0, 0) if self.size in (None, "auto") else map(int, str(self.size).split("x"))
         first = self.seed if self.seed is not None else secrets.randbelow(2**32)
-        settings = self.model_dump(include={"prompt", "negative_prompt", "steps", "scheduler"}) | {
-            "guidance_scale": self.guidance_scale or guidance_scale
-        }
+        settings = self.model_dump(
+            include={"prompt", "negative_prompt", "steps", "guidance_scale", "scheduler"}
+        )
+        settings |= {"width": width, "height": height}
         return [
-            make_job(settings | {"seed": first + index, "width": width, "height": height})
-            for index in range(self.n or 1)
+            make_job(settings | {"seed": first + index}).resolved(defaults) for index in range(self.n or 1)
         ]
 
 

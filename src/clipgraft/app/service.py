@@ -27,6 +27,7 @@ from clipgraft.app.worker import Worker
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import SIZE_MULTIPLE, Job
+from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.models.tokenizer import cut_off, unknown_words
 from clipgraft.stages.studio import ModelGroup, UnknownModelError, find_groups
 
@@ -157,13 +158,13 @@ class Service:
         self._model(name)
         return name
 
-    def guidance_scale(self, model: str) -> float:
-        """That suits a model, where none is asked for.
+    def defaults(self, model: str) -> DrawingDefaults:
+        """Settings that suit a model, where a job names none.
 
         Raises:
             UnknownModelError: If there is no such model.
         """
-        return self._model(model)[0].guidance_scale
+        return self._model(model)[0].defaults
 
     def generator(self, model: str) -> ImageGenerator:
         """Load a text encoder with its base. The device's lock must be held.
@@ -246,15 +247,15 @@ class Service:
                 raise UserError(
                     f"{job.width} x {job.height} pixels; each side has from 64 to {limits.max_side}"
                 )
-            if job.num_inference_steps > limits.max_steps:
-                raise UserError(f"{job.num_inference_steps} steps; at most {limits.max_steps} are taken")
+            if job.num_steps > limits.max_steps:
+                raise UserError(f"{job.num_steps} steps; at most {limits.max_steps} are taken")
             length = len(job.prompt) + len(job.negative_prompt)
             if length > limits.max_prompt_characters:
                 raise UserError(
                     f"prompt and negative prompt have {length} characters together; at most "
                     f"{limits.max_prompt_characters} are taken: shorten them"
                 )
-            pixel_steps += (job.height or 512) * (job.width or 512) * job.num_inference_steps
+            pixel_steps += (job.height or 512) * (job.width or 512) * job.num_steps
         if pixel_steps > limits.max_pixel_steps:
             raise UserError(
                 f"{len(jobs)} pictures of this size in so many steps are "

@@ -1,7 +1,7 @@
 """`clipgraft.load(...)`: a graft or a base, ready to draw. The command line draws through it too."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clipgraft.generation.preparation import prepare_base, set_shortcuts
 from clipgraft.generation.prompts import PromptStates, all_notes
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
+from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.models.encoder import BASE_RECORD, Graft, load_graft
 from clipgraft.runtime import cache_dir, choose_device, inference_dtype, quiet_libraries
 
@@ -107,7 +108,10 @@ def load_generators(
         if engine:
             set_shortcuts(pipeline, speed)
             models |= speed.as_record(engine.name, engine.dtype)
-        yield name, ImageGenerator(pipeline, frozen.scheduler, models, PromptStates(pipeline))
+        yield (
+            name,
+            ImageGenerator(pipeline, frozen.scheduler, models, PromptStates(pipeline), frozen.defaults),
+        )
 
 
 def load_base(
@@ -167,6 +171,8 @@ class ImageGenerator:
     """From `describe_models`."""
     states: PromptStates
     """Of the prompts drawn before."""
+    defaults: DrawingDefaults
+    """Of the base: what holds where a job names nothing else."""
 
     def generate(
         self,
@@ -175,8 +181,8 @@ class ImageGenerator:
         negative_prompt: str = "",
         seed: int = 0,
         num_images: int = 1,
-        steps: int = 25,
-        guidance_scale: float = 7.5,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
         scheduler: str = "dpm++",
         height: int = 0,
         width: int = 0,
@@ -191,8 +197,9 @@ class ImageGenerator:
             negative_prompt: What to lead away from.
             seed: Of each prompt's first picture; the next ones count up.
             num_images: Pictures a prompt.
-            steps: Denoising steps.
-            guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance.
+            steps: Denoising steps; None = those that suit the base.
+            guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance, None = the one
+                that suits the base.
             scheduler: One of `clipgraft.generation.schedulers.SCHEDULERS`.
             height: Pixels, a multiple of 8; 0 = the base's own size.
             width: The same.
@@ -222,6 +229,15 @@ class ImageGenerator:
         jobs = [job for text in texts for job in make_jobs(text, **settings)]
         return list(self.draw(jobs, batch_size=batch_size))
 
+    def resolve(self, jobs: Iterable[Job]) -> list[Job]:
+        """Give jobs the base's own values where they name none.
+
+        Raises:
+            UserError: If a scheduler cannot take so many steps on this base.
+        """
+        num_levels = self.base_scheduler.config.num_train_timesteps
+        return [job.resolved(self.defaults, num_levels) for job in jobs]
+
     def draw(self, jobs: Sequence[Job], **options: Any) -> Iterator[Picture]:
         """Draw jobs one batch after another; `options` are those of `generation.pipeline.draw`.
 
@@ -230,7 +246,12 @@ class ImageGenerator:
         """
         device = self.pipeline._execution_device.type
         for picture in draw(
-            self.pipeline, jobs, base_scheduler=self.base_scheduler, states=self.states, **options
+            self.pipeline,
+            jobs,
+            base_scheduler=self.base_scheduler,
+            defaults=self.defaults,
+            states=self.states,
+            **options,
         ):
             notes = all_notes(picture.prompt, picture.job.negative_prompt, self.pipeline.tokenizer)
             noted = replace(picture, notes=tuple(notes))

@@ -1,9 +1,7 @@
 """What is to be drawn: one job a picture, checked before anything is loaded."""
 
 import difflib
-import math
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -13,13 +11,13 @@ from typing import Any
 
 from clipgraft.data.images import opened_image
 from clipgraft.errors import UserError
-from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.generation.schedulers import SCHEDULERS, max_steps
 from clipgraft.models.checkpoint import file_sha256
+from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.settings import MAX_GUIDANCE_SCALE
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
-MAX_STEPS = 1000
-"""Noise levels that bases of this kind know; a scheduler cannot visit more."""
 MAX_SEED = 2**64 - 1
 SIZE_MULTIPLE = 8
 """Pixels a latent position covers in Stable Diffusion's VAE."""
@@ -38,9 +36,10 @@ class Job:
     prompt: str
     seed: int = 0
     negative_prompt: str = ""
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.5
-    """1 = no guidance."""
+    num_inference_steps: int | None = None
+    """None = those that suit the base, see `resolved`."""
+    guidance_scale: float | None = None
+    """1 = no guidance; None = the one that suits the base."""
     scheduler: str = "dpm++"
     """A key of `schedulers.SCHEDULERS`."""
     height: int = 0
@@ -55,26 +54,60 @@ class Job:
         _check_text("prompt", self.prompt)
         _check_text("negative_prompt", self.negative_prompt)
         _check_integer("seed", self.seed, 0, MAX_SEED, "from 0 to 2^64 - 1 (64 bits)")
-        _check_integer("steps", self.num_inference_steps, 1, MAX_STEPS, f"from 1 to {MAX_STEPS}")
-        _check_number("guidance_scale", self.guidance_scale, 1, math.inf, "1 (no guidance) or more")
+        if self.guidance_scale is not None:
+            allowed = f"from 1 (no guidance) to {MAX_GUIDANCE_SCALE}"
+            _check_number("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE_SCALE, allowed)
         if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
             raise UserError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
+        _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
+        if self.num_inference_steps is not None:
+            self._check_steps(max_steps(self.scheduler))
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
-        _check_number("strength", self.strength, 0, 1, "above 0, at most 1")
+        if self.init_image is not None:
+            _check_image("init_image", self.init_image)
+
+    def _check_steps(self, most: int) -> None:
+        allowed = f"from 1 to {most} with scheduler {self.scheduler!r}"
+        _check_integer("steps", self.num_inference_steps, 1, most, allowed)
         if self.init_image is not None and not self.num_steps:
             raise UserError(
                 f"{self.num_inference_steps} steps at strength {self.strength} leave none to draw; raise one"
             )
-        if self.init_image is not None:
-            _check_image("init_image", self.init_image)
+
+    def resolved(self, defaults: DrawingDefaults, num_train_timesteps: int = 1000) -> "Job":
+        """Return the job with the base's own values where it names none.
+
+        Args:
+            defaults: The base's.
+            num_train_timesteps: The base's, which bound the number of steps.
+
+        Raises:
+            UserError: If the scheduler cannot take so many steps on that base.
+        """
+        job = self
+        if self.num_inference_steps is None or self.guidance_scale is None:
+            job = replace(
+                self,
+                num_inference_steps=self.num_inference_steps or defaults.num_inference_steps,
+                guidance_scale=self.guidance_scale or defaults.guidance_scale,
+            )
+        job._check_steps(max_steps(job.scheduler, num_train_timesteps))
+        return job
 
     @property
     def num_steps(self) -> int:
-        """Denoising steps that are run: of an `init_image` only the last ones."""
+        """Denoising steps that are run, of an `init_image` only the last ones; of a resolved job."""
+        assert self.num_inference_steps is not None
         if self.init_image is None:
             return self.num_inference_steps
         return int(self.num_inference_steps * self.strength)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt has a part; of a resolved job."""
+        assert self.guidance_scale is not None
+        return self.guidance_scale > 1
 
     def as_record(self) -> dict[str, Any]:
         """Return what decides the picture as plain values; of `init_image`, where there is one, the sum."""
@@ -85,7 +118,7 @@ class Job:
         return record
 
 
-def make_jobs(prompt: str, *, num_images: int = 1, steps: int = 25, **settings: Any) -> list[Job]:
+def make_jobs(prompt: str, *, num_images: int = 1, steps: int | None = None, **settings: Any) -> list[Job]:
     """Make the jobs of one prompt from the words of the command line, their seeds counting up.
 
     Args:
@@ -162,9 +195,7 @@ def _check_integer(name: str, value: Any, lowest: int, highest: int, allowed: st
 
 
 def _check_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
-    if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise UserError(f"{name} must be at most {sys.float_info.max:.1e}; got {value}")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not lowest <= value <= highest or (highest == 1 and value == 0):
         raise UserError(f"{name} must be {allowed}; got {value!r}")
 

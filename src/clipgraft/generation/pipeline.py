@@ -23,6 +23,7 @@ from clipgraft.generation.networks import EngineUNet
 from clipgraft.generation.prompts import PromptStates
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults
 from clipgraft.models.encoder import GraftedTextEncoder
 
 
@@ -95,6 +96,7 @@ def draw(
     jobs: Sequence[Job],
     *,
     base_scheduler: SchedulerMixin | None = None,
+    defaults: DrawingDefaults = STABLE_DIFFUSION,
     states: PromptStates | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,
@@ -110,6 +112,7 @@ def draw(
         pipeline: From `build_pipeline`.
         jobs: What to draw; neighbours with the same settings share batches.
         base_scheduler: The base's own; each job's scheduler is made from it. None = the pipeline's for all.
+        defaults: Settings that hold where a job names none.
         states: Keeps prompts' states from call to call; None = for this call alone.
         batch_size: Pictures drawn at once, at most.
         on_step: Called with the denoising steps done and in all, counted for each picture.
@@ -121,12 +124,15 @@ def draw(
         A picture for each job, in order.
 
     Raises:
-        ValueError: If there is no job, or memory does not suffice for one picture.
+        ValueError: If there is no job, a scheduler cannot take a job's steps, or memory does not suffice for
+            one picture.
         DataError: If a job's first picture cannot be read.
     """
     if not jobs:
         raise UserError("no prompt to draw; give at least one text")
     states = states or PromptStates(pipeline)
+    num_levels = (base_scheduler or pipeline.scheduler).config.num_train_timesteps
+    jobs = [job.resolved(defaults, num_levels) for job in jobs]
     done, total = 0, sum(job.num_steps for job in jobs)
 
     def report(batch: Sequence[Job], step: int, latents: Tensor) -> None:
@@ -165,6 +171,8 @@ def _draw_batch(
     report: Callable[[Sequence[Job], int, Tensor], None],
 ) -> list[Picture]:
     first = jobs[0]
+    assert first.num_inference_steps is not None
+    assert first.guidance_scale is not None
     height, width = picture_size(pipeline, first)
 
     def on_step_end(_pipeline: object, step: int, _time: object, tensors: dict[str, Tensor]) -> dict:
@@ -172,7 +180,7 @@ def _draw_batch(
         return tensors
 
     if isinstance(pipeline.unet, EngineUNet):
-        pipeline.unet.is_guided = first.guidance_scale > 1
+        pipeline.unet.is_guided = first.is_guided
         pipeline.unet.first_step = first.num_inference_steps - first.num_steps
     settings: dict[str, Any] = {"height": height, "width": width}
     if first.init_image is not None:

@@ -28,6 +28,8 @@ from clipgraft.models.configs import (
     loading,
     read_config,
 )
+from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
+from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, read_defaults
 from clipgraft.models.hub import COMMIT, resolve_model
 from clipgraft.models.identity import (
     LARGEST_DIFFERENCE,
@@ -127,6 +129,11 @@ class FrozenBase:
             check_vocabulary(base.text_encoder, base.tokenizer, path)
         return base
 
+    @property
+    def defaults(self) -> DrawingDefaults:
+        """Settings of a picture that suit it."""
+        return read_defaults(self.origin.path) if self.origin else STABLE_DIFFUSION
+
     @torch.no_grad()
     def encode_latents(self, vae_pixel_values: Tensor) -> Tensor:
         """Return scaled `latents` (B, 4, H / 8, W / 8), the posterior's mean, of (B, 3, H, W) in [-1, 1]."""
@@ -206,7 +213,7 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
         for name, stem in WEIGHT_STEMS.items()
         if name in components or name == "unet"
     ]
-    return Needed(("model_index.json", "tokenizer/*", *texts), tuple(weights))
+    return Needed(("model_index.json", DEFAULTS_NAME, "tokenizer/*", *texts), tuple(weights))
 
 
 def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase) -> None:

@@ -65,12 +65,13 @@ def settings_tables(run: Run) -> dict[str, list[tuple[str, str]]]:
 
 
 def setting(run: Run, dotted: str) -> Any:
-    """A value of the recipe by its dotted name; None where it has none."""
+    """A value of the recipe by its dotted name, of one left to the base the pictures' own; None without."""
     *sections, key = dotted.split(".")
     values = run.recipe
     for section in sections:
         values = sub_dict(values, section)
-    return values.get(key)
+    drawn = run.pictures[0] if run.pictures and sections == ["generate"] else {}
+    return values.get(key, drawn.get(key))
 
 
 def _label(dotted: str) -> str:

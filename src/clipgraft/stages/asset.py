@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from clipgraft.config import Recipe, to_toml
 from clipgraft.evaluation.probe import Probe, save_probe
 from clipgraft.models.checkpoint import write_folder_atomically
 from clipgraft.models.clip import ClipParts, save_clip
-from clipgraft.models.flatland import build_scheduler
+from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
+from clipgraft.models.flatland import DRAWING_DEFAULTS, build_scheduler
 from clipgraft.runtime import write_json
 
 PARTS = ("vae", "unet", "clip", "probe")
@@ -45,6 +47,7 @@ def write_asset(
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(asset / "base")
+        write_json(asset / "base" / DEFAULTS_NAME, asdict(DRAWING_DEFAULTS))
         save_clip(ClipParts(_half(clip.model), clip.tokenizer, clip.image_processor), asset / "clip")
         for config in asset.rglob("config.json"):
             _forget_source(config)

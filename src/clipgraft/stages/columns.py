@@ -126,7 +126,10 @@ def _prepare(drawn: Drawn, recipe: Recipe, generator: ImageGenerator) -> Drawn:
     draws_flatland = size == IMAGE_SIZE
     images = _images(recipe) if recipe.data.source or draws_flatland else Images()
     scheduler = pipeline.scheduler.config
+    [example] = generator.resolve([_job("", 0, recipe.evaluate)])
     drawing = {
+        "num_inference_steps": example.num_inference_steps,
+        "guidance_scale": example.guidance_scale,
         "base": {
             "name": generator.models["base"],
             **{key: generator.models[key] for key in ("unet_sha256", "vae_sha256")},
@@ -150,24 +153,26 @@ def _draw_column(
     settings: EvaluateSettings,
 ) -> None:
     num_seeds = settings.num_images_per_prompt
-    tasks = [
-        Task(
-            index,
-            Job(
-                "" if column == EMPTY else prompt.text,
-                settings.seed + prompt.number * num_seeds + k,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-            ),
-        )
-        for index, prompt in enumerate(drawn.prompts)
+    jobs = generator.resolve(
+        _job("" if column == EMPTY else prompt.text, settings.seed + prompt.number * num_seeds + k, settings)
+        for prompt in drawn.prompts
         for k in range(num_seeds)
-    ]
+    )
+    tasks = [Task(place // num_seeds, job) for place, job in enumerate(jobs)]
     rows = store.draw(column, generator, tasks, settings.batch_size)
     found = [store.folder / row["file"] if row["status"] == "ok" else None for row in rows]
     drawn.paths[column] = [found[start : start + num_seeds] for start in range(0, len(found), num_seeds)]
     drawn.rows.extend(rows)
     drawn.encoder_sums[column] = module_sha256(generator.pipeline.text_encoder)
+
+
+def _job(prompt: str, seed: int, settings: EvaluateSettings) -> Job:
+    return Job(
+        prompt,
+        seed,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+    )
 
 
 @torch.no_grad()

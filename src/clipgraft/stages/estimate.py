@@ -40,7 +40,7 @@ def estimate_seconds(generator: ImageGenerator, columns: Sequence[Sequence[Job]]
     steps: Counter[tuple] = Counter()
     examples: dict[tuple, list[Job]] = {}
     for batch in chain.from_iterable(batches(jobs, batch_size) for jobs in columns):
-        kind = (batch[0].height, batch[0].width, batch[0].guidance_scale > 1, len(batch))
+        kind = (batch[0].height, batch[0].width, batch[0].is_guided, len(batch))
         kinds[kind] += 1
         steps[kind] += batch[0].num_steps
         examples.setdefault(kind, batch)

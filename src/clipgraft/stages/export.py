@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from clipgraft.files import read_json
 from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.checkpoint import write_folder_atomically
+from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.encoder import Graft, load_graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import print_line, say
@@ -100,6 +102,7 @@ def export(
 def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
     frozen = load_base([graft], base, torch.float32, with_teacher=False)
     build_pipeline(frozen, graft.text_encoder).save_pretrained(folder)
+    write_json(folder / DEFAULTS_NAME, asdict(frozen.defaults))
     for config in folder.rglob("*.json"):
         values = json.loads(config.read_text(encoding="utf-8"))
         if isinstance(values, dict) and "_name_or_path" in values:  # a folder of this machine

@@ -18,6 +18,7 @@ from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job, batches, make_jobs, picture_file_name
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
+from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.progress import print_line, say, track
 from clipgraft.reporting.pictures import STATUS_NOTES
@@ -83,12 +84,12 @@ def speed_of(settings: GenerateSettings) -> SpeedOptions:
 
 def shortcuts_of(jobs: Sequence[Job], speed: SpeedOptions) -> list[str]:
     """Name what makes other pictures than the defaults, to save time or as a reference."""
-    default, named = Job(""), []
-    for name, steps in dict.fromkeys((job.scheduler, job.num_inference_steps) for job in jobs):
+    own, named = STABLE_DIFFUSION.num_inference_steps, []
+    for name, steps in dict.fromkeys((job.scheduler, job.num_inference_steps or own) for job in jobs):
         words = f"{steps} step{'s' * (steps != 1)}"
-        if name != default.scheduler:
+        if name != Job("").scheduler:
             named.append(f"scheduler {name}, {words}")
-        elif steps != default.num_inference_steps:
+        elif steps != own:
             named.append(words)
     return named + speed.shortcuts()
 
@@ -151,7 +152,7 @@ class _Work:
         out_dir: Path,
         options: DrawOptions,
     ):
-        self.jobs, self.options, self.started = jobs, options, time.monotonic()
+        self.jobs, self.options, self.started = list(jobs), options, time.monotonic()
         self.rank, self.num_processes = process_rank(), num_processes()
         self.is_alone = self.num_processes == 1
         if not self.is_alone:
@@ -171,6 +172,8 @@ class _Work:
     def begin(self, generators: Mapping[str, ImageGenerator]) -> None:
         """Find out what is there, give the rest its files' names, and say what is to be said before."""
         self.started = time.monotonic()
+        first = next(iter(generators.values()))
+        self.jobs = first.resolve(self.jobs)
         files: list[str] = []
         for name, generator in generators.items():
             own = self._file_names(name, generator)
@@ -184,7 +187,6 @@ class _Work:
         self.num_there = len(files) - len(self.lacking)
         self.files = files
         if self.rank == 0:
-            first = next(iter(generators.values()))
             _say_notes(self.jobs, first)
             if self.options.with_estimate:
                 columns = [[job for job, _ in pending] for pending in self.pending.values()]

@@ -139,7 +139,8 @@ def draw_grid(
         sheets = [_stacked(sheets)]
     if len(sheets) == 1:
         sheets = [replace(sheets[0], title=title)]
-    _write_sheets(sheets, out_dir, title, _lead(axes, settings), options)
+    drawn = {"steps": rows[0]["num_inference_steps"], "guidance_scale": rows[0]["guidance_scale"]}
+    _write_sheets(sheets, out_dir, title, _lead(axes, {**settings, **drawn}), options)
     return rows
 
 

@@ -240,7 +240,7 @@ class Climb:
     def _draw(self, generator: ImageGenerator, texts: Sequence[str], name: str) -> Tensor:
         """Pictures of the texts, (N, 3, 128, 128) uint8."""
         settings, first = self.recipe.evaluate, self.recipe.seed * SEEDS_APART
-        jobs = [
+        jobs = generator.resolve(
             Job(
                 text,
                 first + index,
@@ -248,8 +248,8 @@ class Climb:
                 guidance_scale=settings.guidance_scale,
             )
             for index, text in enumerate(texts)
-        ]
-        with track(f"drawing for {name}", len(jobs) * settings.num_inference_steps) as update:
+        )
+        with track(f"drawing for {name}", sum(job.num_steps for job in jobs)) as update:
             pictures = generator.draw(
                 jobs,
                 batch_size=settings.batch_size,

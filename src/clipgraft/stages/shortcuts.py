@@ -90,8 +90,7 @@ def _likeness(
 
 
 def _without(job: Job) -> Job:
-    default = Job("")
-    return replace(job, scheduler=default.scheduler, num_inference_steps=default.num_inference_steps)
+    return replace(job, scheduler=Job("").scheduler, num_inference_steps=None)
 
 
 def _print(likeness: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from clipgraft.config import EvaluateSettings, ModelSettings, Recipe, load_recipe
+from clipgraft.config import ModelSettings, Recipe, load_recipe
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import tokenize
+from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import MANIFEST_NAME
 from clipgraft.models.clip import ClipParts, encode_text, load_clip
+from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, find_defaults
 from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.run_folder import RECIPE_NAME
@@ -45,8 +47,8 @@ class ModelGroup:
     """Name -> graft folder, or None for the base's own."""
     base: str = ""
     """Where no graft names it."""
-    guidance_scale: float = EvaluateSettings().guidance_scale
-    """That suits the base: a run's own, and for the embedded base the one it is measured at."""
+    defaults: DrawingDefaults = STABLE_DIFFUSION
+    """A run's own where its recipe says them, else those that suit the base."""
 
     def load(self, device: str) -> dict[str, ImageGenerator]:
         """Load all of them, ready to draw.
@@ -86,16 +88,27 @@ def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
         Groups by name: `flatland` with its own text encoder, then each run with `teacher`, `before` and
         `after`, as far as its grafts are there.
     """
-    groups = {DEFAULT_BASE: ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE)}
+    own = _defaults(Recipe())
+    groups = {DEFAULT_BASE: ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, own)}
     for folder in run_folders(runs_dir):
         encoders = run_encoders(folder)
         if _is_graft(folder / "graft"):
             encoders["graft"] = folder / "graft"
         if len(encoders) == 1:
             continue
-        guidance_scale = _recipe(folder).generate.guidance_scale
-        groups[folder.name] = ModelGroup(folder.name, encoders, guidance_scale=guidance_scale)
+        groups[folder.name] = ModelGroup(folder.name, encoders, defaults=_defaults(_recipe(folder)))
     return groups
+
+
+def _defaults(recipe: Recipe) -> DrawingDefaults:
+    try:
+        base = find_defaults(recipe.base.name, recipe.base.revision)
+    except UserError:  # whoever draws with it is told so
+        base = STABLE_DIFFUSION
+    said = recipe.generate
+    return DrawingDefaults(
+        said.guidance_scale or base.guidance_scale, said.num_inference_steps or base.num_inference_steps
+    )
 
 
 def run_folders(runs_dir: Path) -> list[Path]:

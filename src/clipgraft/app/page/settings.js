@@ -13,7 +13,7 @@ const EXAMPLES = {
 };
 let models = [];
 let mode = "draw";
-let isGuidanceOwn = false;
+const isOwn = { steps: false, guidance: false };  // typed or loaded, not the model's default
 
 export async function setUp() {
   await loadModels();
@@ -26,9 +26,7 @@ export async function setUp() {
   }
   couple("steps");
   couple("guidance");
-  $("guidance").addEventListener("input", () => { isGuidanceOwn = true; });
-  $("guidance-slider").addEventListener("input", () => { isGuidanceOwn = true; });
-  $("model").addEventListener("change", () => { suggestGuidance(); readPrompt(); });
+  $("model").addEventListener("change", () => { suggestDefaults(); readPrompt(); });
   $("prompt").addEventListener("input", readPromptSoon);
   $("settings").addEventListener("input", estimateSoon);
   $("settings").addEventListener("change", estimateSoon);
@@ -48,7 +46,7 @@ export async function loadModels() {
     const box = element("input", { type: "checkbox", value: id, checked: compared.includes(id), name: "compared" });
     return element("label", {}, box, id);
   }));
-  suggestGuidance();
+  suggestDefaults();
 }
 
 export function setMode(name) {
@@ -87,7 +85,7 @@ export function fill(settings, model) {
   $("num-images").value = 1;
   setBoth("steps", settings.num_inference_steps);
   setBoth("guidance", settings.guidance_scale);
-  isGuidanceOwn = true;
+  isOwn.steps = isOwn.guidance = true;
   $("width").value = settings.width || "";
   $("height").value = settings.height || "";
   $("scheduler").value = settings.scheduler;
@@ -120,14 +118,15 @@ function comparable(model) {
   return models.map((row) => row.id).filter((id) => id.startsWith(`${group}/`));
 }
 
-function suggestGuidance() {
+function suggestDefaults() {
   const row = models.find(({ id }) => id === $("model").value);
-  if (row && !isGuidanceOwn) setBoth("guidance", row.guidance_scale);
+  if (row && !isOwn.steps) setBoth("steps", row.num_inference_steps);
+  if (row && !isOwn.guidance) setBoth("guidance", row.guidance_scale);
 }
 
 function couple(id) {
-  $(`${id}-slider`).addEventListener("input", () => { $(id).value = $(`${id}-slider`).value; });
-  $(id).addEventListener("input", () => { $(`${id}-slider`).value = $(id).value; });
+  $(`${id}-slider`).addEventListener("input", () => { $(id).value = $(`${id}-slider`).value; isOwn[id] = true; });
+  $(id).addEventListener("input", () => { $(`${id}-slider`).value = $(id).value; isOwn[id] = true; });
 }
 
 function setBoth(id, value) {

@@ -1,0 +1,68 @@
+"""How a base is drawn with where nobody says otherwise: its own file's values, else Stable Diffusion 1's."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from clipgraft.models.configs import Checked, read_config
+from clipgraft.models.hub import HUB_ID, embedded_models
+from clipgraft.models.pins import PINS
+from clipgraft.settings import Guidance, Steps
+
+FILE_NAME = "generation_config.json"
+"""Beside `model_index.json`; transformers' name for such a file. Keys that are not of DrawingDefaults are
+others' business."""
+
+
+@dataclass(frozen=True)
+class DrawingDefaults:
+    """Settings of a picture that suit a base."""
+
+    guidance_scale: float
+    num_inference_steps: int
+
+
+STABLE_DIFFUSION = DrawingDefaults(guidance_scale=7.5, num_inference_steps=25)
+"""CompVis's and diffusers' guidance; steps of dpm++, in place of the 50 of its own pndm."""
+
+
+class _File(Checked):
+    guidance_scale: Guidance = 7.5
+    num_inference_steps: Steps = 25
+
+
+def read_defaults(base: Path) -> DrawingDefaults:
+    """Read what a base's own file says; a single file of weights says nothing.
+
+    Args:
+        base: Folder or file of a base on this machine.
+
+    Raises:
+        CheckpointError: If the file is damaged or a value is not allowed; names it.
+    """
+    path = base / FILE_NAME
+    if not path.is_file():
+        return STABLE_DIFFUSION
+    said = {key: value for key, value in read_config(path, _File).items() if key in _File.model_fields}
+    return replace(STABLE_DIFFUSION, **said)
+
+
+def find_defaults(name: str, revision: str = "") -> DrawingDefaults:
+    """Read the same of a base by its name, without loading or fetching it.
+
+    Args:
+        name: As of `FrozenBase.load`.
+        revision: Commit of a hub id.
+
+    Raises:
+        CheckpointError: As `read_defaults`.
+    """
+    if name == "flatland":
+        return read_defaults(embedded_models() / "base")
+    path = Path(name).expanduser()
+    if path.exists() or not HUB_ID.fullmatch(name):
+        return read_defaults(path)
+    commit = revision or (PINS[name].revision if name in PINS else None)
+    cached = try_to_load_from_cache(name, FILE_NAME, revision=commit)
+    return read_defaults(Path(cached).parent) if isinstance(cached, str) else STABLE_DIFFUSION
