@@ -65,3 +65,16 @@ def test_safety_checker_that_is_named_but_not_there_is_said(tmp_path, caplog):
     (base / "safety_checker" / "model.safetensors").unlink()
     assert clipgraft.load(base, device="cpu").generate("A dog", steps=1)[0].status == "ok"
     assert "pictures are drawn unchecked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("level", "status"), [(-3.0, "failed_black"), (0.4, "failed_black"), (0.6, "ok"), (255.0, "ok")]
+)
+def test_black_is_what_eight_bits_round_to_nothing_else(level, status):
+    pipeline = tiny.build_pipeline()
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.weight.zero_()
+        pipeline.vae.decoder.conv_out.bias.fill_(level / 127.5 - 1)
+    picture, statuses = decode(pipeline, torch.zeros(1, 4, 2, 2))
+    assert statuses == [status]
+    assert picture.any() == (status == "ok")

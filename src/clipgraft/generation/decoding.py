@@ -9,9 +9,6 @@ from torch import Tensor
 
 from clipgraft.generation.networks import EngineDecoder
 
-BLACK_BELOW = 1 / 255
-"""Of a range of 0 to 1: what 8 bits round to nothing but black."""
-
 
 def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarray, list[str]]:
     """Decode latents, a second time in float32 where the VAE's own dtype gave no numbers or only black.
@@ -51,7 +48,8 @@ def _decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 def _status(pixels: Tensor) -> str:
     if not torch.isfinite(pixels).all():
         return "failed_nan"
-    return "failed_black" if pixels.max() / 2 + 0.5 < BLACK_BELOW else "ok"
+    is_black = round((float(pixels.max()) / 2 + 0.5) * 255) <= 0  # as 8 bits round it
+    return "failed_black" if is_black else "ok"
 
 
 @torch.no_grad()

@@ -66,8 +66,7 @@ class TorchEngine:
 
         @torch.no_grad()
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            inputs = [tensor if tensor.ndim == 1 else self._in_layout(tensor) for tensor in tensors]
-            return tuple(output.float() for output in forward(*inputs))
+            return tuple(output.float() for output in forward(*map(self._in_layout, tensors)))
 
         return run
 

@@ -49,25 +49,25 @@ class LastLayer(nn.Module):
 
 
 def with_feature_cache(
-    run_all: Run, run_last: Run, step_of: Callable[[Tensor], tuple[int, int]], interval: int
+    run_all: Run, run_last: Run, current_step: Callable[[], tuple[int, int]], interval: int
 ) -> Predict:
     """Run the whole U-Net at every `interval`-th step, and its last layer alone between.
 
     Args:
         run_all: Runs a `DenoiserWithFeature`.
         run_last: Runs a `LastLayer`.
-        step_of: Which step of how many a timestep is; the first one, 0, begins other pictures.
+        current_step: Which step of how many is run; the first one, 0, begins other pictures.
         interval: 1 = no cache.
     """
     feature = torch.empty(0)
 
-    def predict(sample: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+    def predict(sample: Tensor, waves: Tensor, states: Tensor) -> Tensor:
         nonlocal feature
         # Where guidance begins, there are more rows than were kept.
-        if step_of(timestep)[0] % interval == 0 or len(feature) < len(sample):
-            noise_pred, feature = in_chunks(run_all, sample, timestep, states)
+        if current_step()[0] % interval == 0 or len(feature) < len(sample):
+            noise_pred, feature = in_chunks(run_all, sample, waves, states)
             return noise_pred
         # After guidance has ended, the prompts' half of the feature is what is left.
-        return in_chunks(run_last, sample, timestep, states, feature[-len(sample) :])[0]
+        return in_chunks(run_last, sample, waves, states, feature[-len(sample) :])[0]
 
     return predict

@@ -14,7 +14,7 @@ from clipgraft.generation.networks import Predict
 
 def in_interval(
     predict: Predict,
-    step_of: Callable[[Tensor], tuple[int, int]],
+    current_step: Callable[[], tuple[int, int]],
     start: float,
     stop: float,
     *,
@@ -24,18 +24,18 @@ def in_interval(
 
     Args:
         predict: Of a guided batch, whose first half has the negative prompt.
-        step_of: Which step of how many a timestep is.
+        current_step: Which step of how many is run.
         start: 0 = from the first step.
         stop: 1 = to the last step.
         is_guided: Whether there is a half with the negative prompt.
     """
 
-    def guided(sample: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
-        step, num_steps = step_of(timestep)
+    def guided(sample: Tensor, waves: Tensor, states: Tensor) -> Tensor:
+        step, num_steps = current_step()
         if not is_guided() or round(start * num_steps) <= step < round(stop * num_steps):
-            return predict(sample, timestep, states)
+            return predict(sample, waves, states)
         half = len(sample) // 2
-        noise_pred = predict(sample[half:], timestep, states[half:])
+        noise_pred = predict(sample[half:], waves, states[half:])
         return torch.cat([noise_pred, noise_pred])
 
     return guided

@@ -5,17 +5,17 @@ engine's dtype. B rows (a guided picture has two), h and w latent positions, L t
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 Run = Callable[..., tuple[Tensor, ...]]
 """Runs a network on an engine: float32 tensors in, float32 tensors out."""
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`predict(sample (B, 4, h, w), timestep (1,), states (B, L, W))` gives noise_pred (B, 4, h, w)."""
+"""`predict(sample (B, 4, h, w), waves (1, C), states (B, L, W))` gives noise_pred (B, 4, h, w)."""
 
 POSITIONS_AT_ONCE = 8192
 """Latent positions of the rows that are run at once: a guided picture of 512 x 512. More rows do not make a
@@ -25,8 +25,8 @@ CPU faster there, but take memory; smaller pictures share a pass."""
 class Denoiser(nn.Module):
     """The U-Net: sample, waves and states to `(noise_pred,)`.
 
-    Waves (1, C) are the sines and cosines of a timestep. They are made outside, in float32: OpenVINO would
-    make them in bfloat16, in which 500 radians are some 2 off.
+    Waves (1, C) are made outside, by `Waves`, in float32: OpenVINO would make them in bfloat16, in which 500
+    radians are some 2 off.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -37,6 +37,29 @@ class Denoiser(nn.Module):
     def forward(self, sample: Tensor, waves: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         """Return noise_pred (B, 4, h, w) of sample (B, 4, h, w), waves (1, C) and states (B, L, W)."""
         return (self.unet(sample, waves, encoder_hidden_states=states, return_dict=False)[0],)
+
+
+class Waves(nn.Module):
+    """Sines and cosines of a timestep, with what guidance adds to them in a U-Net that was distilled (LCM's).
+
+    Args:
+        unet: Its own part for it is copied.
+        device: Where the pipeline works.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, device: torch.device) -> None:
+        super().__init__()
+        self.time_proj = unet.time_proj
+        self.cond_proj = copy.deepcopy(getattr(unet.time_embedding, "cond_proj", None))
+        self.to(device, torch.float32)
+
+    @torch.no_grad()
+    def forward(self, timestep: Tensor, timestep_cond: Tensor | None) -> Tensor:
+        """Return waves (1, C) of timestep (1,) and timestep_cond (B, D), of which all rows are alike."""
+        waves: Tensor = self.time_proj(timestep)
+        if self.cond_proj is not None and timestep_cond is not None:
+            waves = waves + self.cond_proj(timestep_cond[:1].float())
+        return waves
 
 
 class Decoder(nn.Module):
@@ -51,17 +74,12 @@ class Decoder(nn.Module):
         return (self.decoder(latents),)
 
 
-def of_timestep(run: Run, time_proj: nn.Module) -> Run:
-    """Let a network that takes a timestep's waves take the timestep (1,) itself."""
-    return lambda sample, timestep, *others: run(sample, time_proj(timestep), *others)
-
-
 def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Run a network a few rows at a time, so that memory does not grow with the batch.
 
     Args:
         run: The network.
-        *tensors: Inputs; the first is (B, C, h, w); those of one dimension belong to all rows.
+        *tensors: Inputs; the first is (B, C, h, w); waves, of two dimensions, belong to all rows.
 
     Returns:
         The outputs of all rows, in order.
@@ -71,7 +89,7 @@ def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
     if num_rows <= rows:
         return run(*tensors)
     parts = [
-        run(*(tensor if tensor.ndim == 1 else tensor[start : start + rows] for tensor in tensors))
+        run(*(tensor if tensor.ndim == 2 else tensor[start : start + rows] for tensor in tensors))
         for start in range(0, num_rows, rows)
     ]
     return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
@@ -82,33 +100,50 @@ class EngineUNet(nn.Module):
 
     Args:
         config: The U-Net's.
+        waves: Its timesteps as it takes them.
         device: Where the pipeline works.
         run_unet: Gives noise_pred first.
         run_last_layer: For a feature cache.
     """
 
-    def __init__(self, config: Any, device: torch.device, run_unet: Run, run_last_layer: Run | None) -> None:
+    def __init__(
+        self, config: Any, waves: Waves, device: torch.device, run_unet: Run, run_last_layer: Run | None
+    ) -> None:
         super().__init__()
-        self.config, self.device, self.dtype = config, device, torch.float32
+        self.config, self.waves, self.device, self.dtype = config, waves, device, torch.float32
         self.run_unet, self.run_last_layer = run_unet, run_last_layer
         self.predict: Predict = lambda *inputs: in_chunks(run_unet, *inputs)[0]
-        self.is_guided = True
+        self.begin(is_guided=True, first_step=0)
+
+    def begin(self, *, is_guided: bool, first_step: int) -> None:
+        """Get ready for the first step of other pictures.
+
+        Args:
+            is_guided: Whether the prompts are weighed against the negative prompt.
+            first_step: Of the scheduler's: one that starts from a picture leaves the first ones out.
+        """
+        # A distilled U-Net is told its guidance with the timestep, and has no rows for the negative prompt.
+        self.is_guided = is_guided and self.config.time_cond_proj_dim is None
         """Whether the first half of a batch has the negative prompt."""
-        self.first_step = 0
-        """Of the scheduler's steps: one that starts from a picture leaves the first ones out."""
+        self.first_step = first_step
+        self.step = 0
+        """Steps that were run; timesteps do not tell it: PNDM's and Karras' may come twice."""
 
     def forward(
         self,
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
         return_dict: bool = False,
         **unused: Any,
     ) -> tuple[Tensor]:
         """Return `(noise_pred,)`, as the U-Net does with `return_dict=False`."""
         assert not any(value is not None for value in unused.values()), unused
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(1)
-        return (self.predict(sample, timestep, encoder_hidden_states),)
+        noise_pred = self.predict(sample, self.waves(timestep, timestep_cond), encoder_hidden_states)
+        self.step += 1
+        return (noise_pred,)
 
 
 class EngineDecoder(nn.Module):
@@ -129,9 +164,3 @@ class EngineDecoder(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(self.decoder, memo)
-
-
-def step_of(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[int, int]:
-    """Which step of how many a timestep is; a scheduler that visits one twice has two of the same number."""
-    steps: Sequence[float] = scheduler.timesteps.tolist()
-    return min(range(len(steps)), key=lambda index: abs(steps[index] - float(timestep))), len(steps)

@@ -180,8 +180,8 @@ def _draw_batch(
         return tensors
 
     if isinstance(pipeline.unet, EngineUNet):
-        pipeline.unet.is_guided = first.is_guided
-        pipeline.unet.first_step = first.num_inference_steps - first.num_steps
+        skipped = first.num_inference_steps - first.num_steps
+        pipeline.unet.begin(is_guided=first.is_guided, first_step=skipped)
     settings: dict[str, Any] = {"height": height, "width": width}
     if first.init_image is not None:
         pipeline = _image_to_image(pipeline)

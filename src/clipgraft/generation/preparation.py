@@ -10,7 +10,7 @@ from clipgraft.generation.engines import Engine
 from clipgraft.generation.feature_cache import DenoiserWithFeature, LastLayer, with_feature_cache
 from clipgraft.generation.guidance import in_interval
 from clipgraft.generation.lora import fuse_lora
-from clipgraft.generation.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, of_timestep, step_of
+from clipgraft.generation.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, Waves
 from clipgraft.generation.speed import SpeedOptions
 from clipgraft.models.base import FrozenBase
 
@@ -46,8 +46,8 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     config = unet.config
     latents = torch.randn(1, config.in_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
     states = torch.randn(1, base.tokenizer.model_max_length, config.cross_attention_dim)  # type: ignore[union-attr]
-    time_proj = unet.time_proj
-    inputs = (latents, time_proj(torch.tensor([500.0])), states)
+    waves = Waves(unet, engine.device)
+    inputs = (latents, unet.time_proj(torch.tensor([500.0])), states)
     run_last_layer = None
     if has_feature_cache:
         last_layer = LastLayer(copy.deepcopy(unet))
@@ -58,10 +58,7 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     else:
         run_unet = engine.prepare("the U-Net", Denoiser(unet), inputs)
     del unet
-    run_unet = of_timestep(run_unet, time_proj)
-    if run_last_layer:
-        run_last_layer = of_timestep(run_last_layer, time_proj)
-    base.unet = EngineUNet(config, engine.device, run_unet, run_last_layer)
+    base.unet = EngineUNet(config, waves, engine.device, run_unet, run_last_layer)
     base.vae.float()
     decoder = base.vae.decoder
     run_decoder = engine.prepare("the VAE's decoder", Decoder(copy.deepcopy(decoder)), (latents,))
@@ -79,12 +76,11 @@ def set_shortcuts(pipeline: StableDiffusionPipeline, options: SpeedOptions) -> N
     """
     start, stop = options.guidance_interval
     unet = pipeline.unet
-    own = pipeline.unet = EngineUNet(unet.config, unet.device, unet.run_unet, unet.run_last_layer)
+    own = EngineUNet(unet.config, unet.waves, unet.device, unet.run_unet, unet.run_last_layer)
+    pipeline.unet = own
 
-    def step(timestep: torch.Tensor) -> tuple[int, int]:
-        number, num_steps = step_of(pipeline.scheduler, timestep)
-        # Of the steps that are run: PNDM's first visit of a timestep may lie before them, its second not.
-        return max(0, number - own.first_step), num_steps - own.first_step
+    def step() -> tuple[int, int]:
+        return own.step, len(pipeline.scheduler.timesteps) - own.first_step
 
     if options.feature_cache > 1:
         assert own.run_last_layer is not None

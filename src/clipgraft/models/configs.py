@@ -153,8 +153,15 @@ class UnetConfig(Checked):
     reverse_transformer_layers_per_block: None = None
     attention_head_dim: Width | list[Width] = 8
     num_attention_heads: Width | list[Width] | None = None
-    in_channels: Width = 4
-    out_channels: Width = 4
+    in_channels: Literal[4] = 4
+    """Others also read a mask or a picture (inpainting)."""
+    out_channels: Literal[4] = 4
+    addition_embed_type: None = None
+    """Others read a second text encoder (Stable Diffusion XL); so do the next three, classes or pictures."""
+    class_embed_type: None = None
+    num_class_embeds: None = None
+    encoder_hid_dim_type: None = None
+    time_cond_proj_dim: Width | None = None
     norm_num_groups: Width | None = 32
     norm_eps: Positive = 1e-5
     dropout: Share = 0.0
