@@ -4,6 +4,7 @@ import io
 import json
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -810,3 +811,62 @@ def test_example_in_the_readme_draws(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(example)
     assert pixels(tmp_path / "dog.png").std() > 20
+
+
+# A damaged list of pictures
+
+
+def _cut(content: bytes, _rows: list) -> bytes:
+    at = content.index("é".encode()) + 1  # within a letter of the second row
+    return content[:at]
+
+
+DAMAGED_LISTS = {
+    # What is done to it, and which of the rows 0, 1, 2 can still be read.
+    "whole": (lambda content, _: content, {0, 1, 2}),
+    "cut within a letter": (_cut, {0}),
+    "a number": (lambda *_: b"7", set()),
+    "an object": (lambda *_: b"{}", set()),
+    "empty": (lambda *_: b"", set()),
+    "not UTF-8": (lambda content, _: content.replace("é".encode(), b"\xe9", 1), {0, 2}),
+    "nested": (lambda *_: b"[" * 100_000, set()),
+    "rows of junk": (
+        lambda _, rows: json.dumps([rows[0], 7, None, [], {"file": 1}, {"status": "ok"}, rows[2]]).encode(),
+        {0, 2},
+    ),
+    "no sum": (
+        lambda _, rows: json.dumps(
+            [rows[0], {k: v for k, v in rows[1].items() if k != "sha256"}, rows[2]]
+        ).encode(),
+        {0, 2},
+    ),
+    "half a pair": (lambda content, _: content.replace("é".encode(), b"\\ud83d", 1), {0, 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def three_pictures(base) -> Path:
+    out = base.parent / "three"
+    assert generate(base, out, "A dog", "A café", "A cat", "--steps", 1) == 0
+    return out
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LISTS)
+def test_of_a_damaged_list_the_rows_that_can_be_read_are_kept(base, three_pictures, tmp_path, capsys, damage):
+    out = shutil.copytree(three_pictures, tmp_path / "out")
+    spoil, readable = DAMAGED_LISTS[damage]
+    path = out / "images.json"
+    rows = rows_of(out)
+    path.write_bytes(spoil(path.read_bytes(), rows))
+    capsys.readouterr()
+    assert generate(base, out, "A dog", "A café", "A cat", "--steps", 1) == 0
+    told = capsys.readouterr()
+    said = " ".join(told.err.split())
+    assert f"3 pictures: {3 - len(readable)} drawn" in told.out
+    assert said.count("images.json is damaged") == (damage != "whole")
+    if damage != "whole":
+        assert f"{len(readable)} rows are kept, the other pictures are drawn again" in said
+    assert {row["prompt"] for row in rows_of(out)} == {"A dog", "A café", "A cat"}
+    for index, row in enumerate(rows_of(out)):
+        assert (row["file"] == rows[index]["file"]) == (index in readable)
+    assert all((out / row["file"]).is_file() for row in rows)  # what was there before stays

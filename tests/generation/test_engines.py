@@ -2,12 +2,15 @@
 
 import copy
 import json
+import resource
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import tiny
@@ -18,7 +21,7 @@ from clipgraft.generation.pipeline import build_pipeline, draw
 from clipgraft.generation.preparation import prepare_base, put_on_engine, set_shortcuts
 from clipgraft.generation.speed import SpeedOptions
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.checkpoint import file_sha256
+from clipgraft.models.checkpoint import file_sha256, write_folder_atomically
 
 CPU = torch.device("cpu")
 PROMPTS = ("A dog runs", "A red ball", "A black cat")
@@ -157,6 +160,58 @@ def test_other_weights_or_another_dtype_are_other_networks(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def _as_junk(folder):
+    (folder / "network.xml").write_text("junk")
+    (folder / "manifest.json").write_text('{"files": {}}')
+
+
+def _as_signed_junk(folder):
+    with write_folder_atomically(folder) as part:
+        (part / "network.xml").write_text("junk")
+        (part / "network.bin").write_bytes(b"junk")
+
+
+def _as_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+DAMAGE = {
+    "manifest is a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "manifest is deep": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "manifest is gone": lambda folder: (folder / "manifest.json").unlink(),
+    "nothing is listed and the network is junk": _as_junk,
+    "the network is junk that its manifest lists": _as_signed_junk,
+    "the folder is a file": _as_file,
+    "the folder is empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_the_damage_a_network_is_converted_anew(damage, tmp_path, capsys):
+    assert run_layer(openvino(tmp_path)) == 4
+    [folder] = tmp_path.iterdir()
+    DAMAGE[damage](folder)
+    capsys.readouterr()
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "is damaged, so it is converted anew" in " ".join(capsys.readouterr().err.split())
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "converted anew" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_full_disk_keeps_no_network_and_draws_all_the_same(tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    engine = openvino(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert run_layer(engine) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be kept" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_that_cannot_be_kept_is_used_all_the_same(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
@@ -256,6 +311,64 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "guided", "others"), [("dpm++", 200, 100, 100), ("pndm", 4, 2, 3)]
+)
+def test_steps_are_counted_where_timesteps_repeat(scheduler, steps, guided, others):
+    base, rows = tiny_base(), []
+    base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    own = base.scheduler
+    pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), SpeedOptions(guidance_interval=(0.0, 0.5)))
+    for _ in range(2):  # the second picture begins to count anew
+        rows.clear()
+        list(draw(pipeline, [Job("A dog", 0, "", steps, 5.0, scheduler)], base_scheduler=own))
+        assert len(set(pipeline.scheduler.timesteps.tolist())) < len(rows)
+        assert rows == [2] * guided + [1] * others
+
+
+def distilled_base():
+    """A base whose U-Net was told its guidance with the timestep, as LCM's are."""
+    base = tiny_base()
+    torch.manual_seed(2)
+    base.unet = UNet2DConditionModel.from_config(base.unet.config, time_cond_proj_dim=16)
+    return FrozenBase(base.vae, base.unet, base.scheduler, base.tokenizer, base.text_encoder)
+
+
+@pytest.mark.parametrize("name", ["stock", "torch", "openvino"])
+@pytest.mark.parametrize("speed", [WHOLE, SpeedOptions(feature_cache=2, guidance_interval=(0.0, 0.5))])
+def test_a_distilled_u_net_is_guided_by_its_embedding(name, speed, cache):
+    if name == "stock" and speed != WHOLE:
+        pytest.skip("stock diffusers has no shortcuts")
+    drawn = {}
+    for scale in (2.0, 5.0):
+        base = distilled_base()
+        engine = None if name == "stock" else engine_of(name, cache)
+        drawn[scale] = pictures(pipeline_of(base, engine, speed), guidance_scale=scale)
+        if speed == WHOLE:
+            assert np.abs(drawn[scale] - _distilled_by_hand(scale)).max() <= 1
+    assert np.abs(drawn[2.0] - drawn[5.0]).max() > 1
+
+
+def _distilled_by_hand(scale):
+    """A naive loop: one prediction a step, guidance embedded as sines and cosines of (scale - 1) * 1000."""
+    base = distilled_base()
+    plain = pipeline_of(base)
+    plain.scheduler.set_timesteps(4)
+    frequencies = torch.exp(torch.arange(8) * -np.log(10000) / 7)
+    angles = (scale - 1) * 1000 * frequencies
+    embedding = torch.cat([angles.sin(), angles.cos()])[None].expand(3, -1)
+    latents = torch.cat(
+        [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    )
+    states = plain.encode_prompt(list(PROMPTS), CPU, 1, False)[0]
+    with torch.no_grad():
+        for timestep in plain.scheduler.timesteps:
+            noise_pred = base.unet(latents, timestep, states, timestep_cond=embedding).sample
+            latents = plain.scheduler.step(noise_pred, timestep, latents).prev_sample
+        pixels = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample
+    return ((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(int)
+
+
 def test_networks_for_a_feature_cache_that_is_off_give_equal_bits():
     base = tiny_base()
     put_on_engine(base, TorchEngine(CPU, torch.float32), has_feature_cache=True)
@@ -275,13 +388,13 @@ def test_both_shortcuts_work_together(cache):
 def test_rows_are_run_a_few_at_a_time():
     seen = []
 
-    def run(sample, timestep):
-        seen.append((len(sample), len(timestep)))
+    def run(sample, waves):
+        seen.append((len(sample), len(waves)))
         return (sample * 2,)
 
     side = int(POSITIONS_AT_ONCE**0.5) // 2  # so that four rows fit
     sample = torch.randn(10, 1, side, side)
-    assert torch.equal(in_chunks(run, sample, torch.ones(1))[0], sample * 2)
+    assert torch.equal(in_chunks(run, sample, torch.ones(1, 8))[0], sample * 2)
     assert seen == [(4, 1), (4, 1), (2, 1)]
 
 

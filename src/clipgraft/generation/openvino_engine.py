@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from clipgraft.progress import say, track
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino as ov  # noqa: E402
 
-FILE_NAME = "network.xml"
+FILE_NAME, WEIGHTS_NAME = "network.xml", "network.bin"
 KEYED_VERSIONS = ("openvino", "torch", "diffusers")
 """Another version may trace, convert or read otherwise."""
 MIN_COMPILED, MAX_COMPILED = 2, 8
@@ -88,22 +89,33 @@ class OpenVinoEngine:
 
     def _template(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
         folder = self.cache_folder / self._key(name, network)
-        if folder.exists():
+        if os.path.lexists(folder):
             try:
-                verify_folder(folder)
-                return lambda: self._core.read_model(folder / FILE_NAME)
-            except CheckpointError as error:
+                return self._kept(folder)
+            except (CheckpointError, OSError, RuntimeError) as error:
                 say(f"kept {name} of OpenVINO's is damaged, so it is converted anew ({error})")
-                shutil.rmtree(folder)
+                _remove(folder)
         with track(f"converting {name} for OpenVINO, once for this base", 2) as update:
             model = convert(network, examples)
             update(1, "converted")
             try:
                 self._keep(model, folder)
-            except (CheckpointError, OSError) as error:
-                say(f"converted {name} cannot be kept for the next time: {error}")
+                kept = self._kept(folder)
+            except (
+                CheckpointError,
+                OSError,
+                RuntimeError,
+            ) as error:  # of a full disk OpenVINO's own is the last
+                say(f"converted {name} cannot be kept for the next time in {self.cache_folder}: {error}")
                 return model.clone
             update(2, "kept on disk")
+        return kept
+
+    def _kept(self, folder: Path) -> Template:
+        """A network on disk, of which every byte is as it was written."""
+        if not {FILE_NAME, WEIGHTS_NAME} <= verify_folder(folder):
+            raise CheckpointError(f"{folder} lists no {FILE_NAME} with {WEIGHTS_NAME}")
+        self._core.read_model(folder / FILE_NAME)
         return lambda: self._core.read_model(folder / FILE_NAME)
 
     def _keep(self, model: ov.Model, folder: Path) -> None:
@@ -127,6 +139,15 @@ class OpenVinoEngine:
         ]
         parts += [version(package) for package in KEYED_VERSIONS]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _remove(path: Path) -> None:
+    """Delete what lies in a network's place; what cannot be deleted stays, and the new one is not kept."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:

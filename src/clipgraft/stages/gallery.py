@@ -2,17 +2,20 @@
 
 import json
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from clipgraft.errors import UserError
+from clipgraft.errors import DataError, UserError
+from clipgraft.files import parse_json, read_json
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.pipeline import Picture
 from clipgraft.models.checkpoint import file_sha256
+from clipgraft.progress import say
 from clipgraft.runtime import write_json
 from clipgraft.stages.folder import fingerprint
 
@@ -41,6 +44,7 @@ class Gallery:
         self._lines = folder / f"images-{process}.jsonl"
         _make_writable(folder)
         _end_torn_line(self._lines)
+        self._listed = _read_list(folder / LIST_NAME, is_told=process == 0)
         self._known = {row["file"]: row for row in self._read_rows()}
 
     def name_files(self, wanted: Iterable[str], jobs: Sequence[Job], models: dict[str, Any]) -> list[str]:
@@ -126,24 +130,58 @@ class Gallery:
 
     def _read_rows(self) -> list[dict[str, Any]]:
         """All rows, a later one of a file in the place of an earlier; lines that are not whole are none."""
-        rows: list[dict[str, Any]] = []
-        listed = self.folder / LIST_NAME
-        if listed.is_file():
-            rows = _parse(listed.read_text(encoding="utf-8")) or []
+        rows = list(self._listed)
         for path in sorted(self.folder.glob("images-*.jsonl")):
-            rows += filter(None, map(_parse, path.read_text(encoding="utf-8", errors="replace").splitlines()))
-        return [row for row in rows if isinstance(row, dict) and "file" in row and "status" in row]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            rows += filter(None, map(_parse_row, lines))
+        return rows
+
+
+def _read_list(path: Path, *, is_told: bool) -> list[dict[str, Any]]:
+    """Rows of a list; of a damaged one those that can still be read, which is said."""
+    if not path.is_file():
+        return []
+    try:
+        found = read_json(path, list)
+        rows, problem = list(filter(_is_row, found)), ""
+        if len(rows) < len(found):
+            problem = f"{len(found) - len(rows)} rows are none of a picture"
+    except DataError as error:
+        rows, problem = list(_whole_rows(path)), str(error)
+    if problem and is_told:
+        say(f"{path} is damaged ({problem}): {len(rows)} rows are kept, the other pictures are drawn again")
+    return rows
+
+
+def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a list that is no JSON as a whole, laid out as `write_json` does: braces two spaces in."""
+    lines: list[str] = []
+    for line in path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n"):
+        if line == "  {":
+            lines.clear()
+        lines.append(line)
+        if line.rstrip(",") == "  }":
+            row = _parse_row("\n".join(lines).rstrip(","))
+            if row:
+                yield row
+
+
+def _parse_row(text: str) -> dict[str, Any] | None:
+    with suppress(DataError):
+        row: dict[str, Any] = parse_json(text, LIST_NAME)
+        return row if _is_row(row) else None
+    return None
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row has what is read of it here; the rest is for people."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("file", "status")):
+        return False
+    return row["status"] != "ok" or isinstance(row.get("sha256"), str)
 
 
 def _key(job: Job, models: dict[str, Any]) -> str:
     return fingerprint(job.as_record(), models)
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
 
 
 def _end_torn_line(path: Path) -> None:
