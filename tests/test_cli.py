@@ -380,7 +380,10 @@ def test_graft_that_is_none_is_refused(world, tmp_path, capsys):
         (["--offload", "disk"], "offload must be one of none, model, sequential; got 'disk'"),
         (["--offload", "model", "--device", "cpu"], "offload 'model' moves weights to a CUDA GPU"),
         (["--init-image", "nowhere.png"], "init_image nowhere.png: no such image"),
-        (["--init-image", __file__, "--strength", 0.01], "25 steps at strength 0.01 leave none to draw"),
+        (
+            ["--init-image", __file__, "--strength", 0.01, "--steps", 25],
+            "25 steps at strength 0.01 leave none",
+        ),
         (["--init-image", __file__], "test_cli.py: is"),
         (["--from-file", "nowhere.txt"], "file of prompts not found: nowhere.txt"),
         (["--from-image", "nowhere.png"], "takes prompt and settings from the picture; leave prompts out"),

@@ -383,7 +383,7 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     printed = capsys.readouterr().out
     for words in ("teacher", "after - before", "random_bridge", "chance", "note: The scorer is the CLIP of"):
         assert words in printed
-    for words in ("pictures drawn: 40", "seed: 0, steps: 2, guidance: 3.0", "scorer: clip", "bicubic to 32"):
+    for words in ("pictures drawn: 40", "seed: 0, steps: 2, guidance: 7.5", "scorer: clip", "bicubic to 32"):
         assert words in printed.rpartition("drawn and scored: ")[2]
     assert "CMMD was not taken: 4 generated and 4 real pictures" in " ".join(printed.split())
 

@@ -1,8 +1,10 @@
 """Prompts are encoded once, each by itself."""
 
+import pytest
 import torch
 
 import tiny
+from clipgraft.data.transforms import tokenize
 from clipgraft.generation.prompts import MAX_KEPT, PromptStates
 
 PROMPTS = ["A dog runs", "", "A red ball"]
@@ -48,3 +50,29 @@ def test_memory_does_not_grow_with_the_prompts():
     for index in range(MAX_KEPT + 20):
         states([f"ball {index}"])
     assert len(states._kept) == MAX_KEPT
+
+
+LONG = "a black dog beside a skateboarding kite " * 12
+TEXTS = ("A dog runs", "", LONG, "A dog <|endoftext|> on the beach")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_states_are_of_the_ids_that_are_measured(text):
+    pipeline = tiny.build_pipeline()
+    seen = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    PromptStates(pipeline)([text])
+    measured = tokenize([text], pipeline.tokenizer, pad_to_context_length=True).input_ids
+    assert torch.equal(seen[0], measured)
+
+
+@pytest.mark.parametrize("text", TEXTS[:3])
+def test_states_are_those_of_diffusers_own_pipeline(text):
+    pipeline = tiny.build_pipeline()
+    expected = pipeline.encode_prompt(text, "cpu", 1, False)[0]
+    assert torch.equal(PromptStates(pipeline)([text]), expected)
+
+
+def test_a_prompt_that_names_eos_is_drawn_to_its_end():
+    states = PromptStates(tiny.build_pipeline())
+    assert not torch.equal(states(["A dog <|endoftext|> on the beach"]), states(["A dog <|endoftext|>"]))

@@ -15,7 +15,7 @@ from clipgraft.app.loaded import Loaded
 from clipgraft.app.uploads import decode_upload, encode
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
-from clipgraft.data.transforms import clip_pixel_values
+from clipgraft.data.transforms import clip_pixel_values, encode_captions
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.stages.studio import (
     UnknownModelError,
@@ -95,7 +95,7 @@ class Embedding:
             clip = self._clip(name)
             if texts:
                 rows[str] += embed_texts(clip, texts)
-                num_tokens = sum(map(len, clip.tokenizer(texts, truncation=True).input_ids))
+                num_tokens = sum(map(len, encode_captions(texts, clip.tokenizer)[0]))
         for first in range(0, len(files), PICTURES_AT_ONCE):
             rows[bytes] += self._embed_files(clip, files[first : first + PICTURES_AT_ONCE])
         in_turn = {kind: iter(found) for kind, found in rows.items()}

@@ -24,6 +24,7 @@ from clipgraft.app.loaded import Loaded
 from clipgraft.app.pictures import SETTINGS, PictureFiles
 from clipgraft.app.queue import OPEN, JobRow, NewPicture, PictureRow, Queue
 from clipgraft.app.worker import Worker
+from clipgraft.data.transforms import encode_whole
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import SIZE_MULTIPLE, Job
@@ -382,7 +383,7 @@ def _new_picture(model: str, job: Job) -> NewPicture:
 
 
 def _reading(prompt: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    num_tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+    num_tokens = len(encode_whole([prompt], tokenizer)[0])
     return {
         "num_tokens": num_tokens,
         "max_tokens": tokenizer.model_max_length,

@@ -20,6 +20,7 @@ from rich.text import Text
 from clipgraft.data.content import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
+from clipgraft.data.transforms import encode_whole
 from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5
@@ -168,7 +169,7 @@ def render(check: SourceCheck) -> RenderableType:
 
 
 def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> list[int]:
-    return [len(ids) for ids in tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
+    return [len(ids) for ids in encode_whole(captions, tokenizer)]
 
 
 def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None]) -> dict[str, str]:

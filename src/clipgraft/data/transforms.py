@@ -49,7 +49,7 @@ class TokenizedCaptions(NamedTuple):
     input_ids: Tensor
     """(B, L) int64: BOS, words, EOS, then EOS as padding."""
     num_truncated: int
-    """Captions that lost words."""
+    """Captions that lost their end."""
 
 
 def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) -> Tensor:
@@ -137,7 +137,7 @@ def tokenize(
         pad_to_context_length: Pad to `context_length`, as diffusion models want, not to the longest.
 
     Returns:
-        The ids, and how many captions were longer; of these whole words at the end are lost, EOS stays.
+        The ids, and how many captions were longer; of these the end is lost, EOS stays.
     """
     ids, num_truncated = encode_captions(captions, tokenizer, context_length=context_length)
     length = context_length if pad_to_context_length else max(map(len, ids))
@@ -149,20 +149,22 @@ def encode_captions(
 ) -> tuple[list[list[int]], int]:
     """Return each caption's token ids without padding, EOS last, and how many captions were cut.
 
-    They are cut behind a whole word: part of one can be another word. A first word that is too long by itself
-    is cut within.
+    They are cut where the positions end, as transformers and diffusers do.
+    """
+    whole = encode_whole(captions, tokenizer)
+    ids = [[*row[: context_length - 1], row[-1]] if len(row) > context_length else row for row in whole]
+    return ids, sum(len(row) > context_length for row in whole)
+
+
+def encode_whole(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return each caption's token ids, BOS and EOS included, however many.
+
+    The text `<|endoftext|>` in a caption is read letter by letter: as EOS it would end the caption there.
     """
     # `verbose` off: the tokenizer would warn of one long caption, and we count all.
-    encoded = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
-    ids = [_cut(ids, tokenizer, context_length) if len(ids) > context_length else ids for ids in encoded]
-    return ids, sum(len(row) > context_length for row in encoded)
-
-
-def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, context_length: int) -> list[int]:
-    kept = ids[: context_length - 1]
-    tokens = tokenizer.convert_ids_to_tokens(kept)
-    end = max((place + 1 for place, token in enumerate(tokens) if token.endswith(END_OF_WORD)), default=0)
-    return [*kept[: end or len(kept)], tokenizer.eos_token_id]
+    encoded = tokenizer(list(captions), truncation=False, verbose=False, split_special_tokens=True)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
 
 
 def pad_input_ids(ids: Sequence[Sequence[int]], eos_token_id: int, length: int) -> Tensor:

@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from clipgraft.data.transforms import tokenize
 from clipgraft.models.tokenizer import prompt_notes
 
 MAX_KEPT = 256
@@ -38,12 +39,18 @@ class PromptStates:
     @torch.no_grad()
     def _of(self, prompt: str) -> Tensor:
         if prompt not in self._kept:
-            device = self.pipeline._execution_device
-            self._kept[prompt] = self.pipeline.encode_prompt(prompt, device, 1, False)[0]
+            input_ids = prompt_input_ids([prompt], self.pipeline.tokenizer)
+            self._kept[prompt] = self.pipeline.text_encoder(input_ids.to(self.pipeline._execution_device))[0]
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(prompt)
         return self._kept[prompt]
+
+
+def prompt_input_ids(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
+    """Return ids (B, L) int64 that prompts are drawn from, padded to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    return tokenize(prompts, tokenizer, context_length=length, pad_to_context_length=True).input_ids
 
 
 def all_notes(prompt: str, negative_prompt: str, tokenizer: CLIPTokenizer) -> list[str]:

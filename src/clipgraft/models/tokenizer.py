@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-from clipgraft.data.transforms import END_OF_WORD
+from clipgraft.data.transforms import END_OF_WORD, encode_whole
 from clipgraft.errors import CheckpointError
 from clipgraft.files import read_text
 from clipgraft.models.configs import Checked, TokenizerConfig, loading, read_config
@@ -130,7 +130,9 @@ def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
 
 def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
     """What lies behind the last position that a text encoder reads; empty where all is read."""
-    places = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True).offset_mapping
+    places = tokenizer(
+        text, truncation=False, verbose=False, split_special_tokens=True, return_offsets_mapping=True
+    ).offset_mapping
     unread = places[tokenizer.model_max_length - 1 : -1]
     # In the text's own letters: a vocabulary that was learned here would be decoded with its marks in it.
     return text[unread[0][0] :].strip() if unread else ""
@@ -151,7 +153,7 @@ def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
     notes = []
     unread = cut_off(prompt, tokenizer)
     if unread:
-        num_tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        num_tokens = len(encode_whole([prompt], tokenizer)[0])
         notes.append(f"{num_tokens} tokens, {tokenizer.model_max_length} are read; cut off: {unread!r}")
     unknown = unknown_words(prompt, tokenizer)
     if unknown:

@@ -14,11 +14,11 @@ from clipgraft.config import EvaluateSettings, Recipe
 from clipgraft.data.flatland import draw_scene
 from clipgraft.data.flatland.writer import DRAWING_VERSION, IMAGE_SIZE
 from clipgraft.data.records import CaptionedImage
-from clipgraft.data.transforms import tokenize
 from clipgraft.evaluation.drift import caption_errors
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.metadata import save_png
+from clipgraft.generation.prompts import prompt_input_ids
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import module_sha256
 from clipgraft.models.clip import text_hidden_states
@@ -184,7 +184,7 @@ def _compare_states(drawn: Drawn, column: str, generator: ImageGenerator, teache
         return
     teacher.to(pipeline.device)
     texts = [prompt.text for prompt in drawn.prompts]
-    ids = tokenize(texts, pipeline.tokenizer, pad_to_context_length=True).input_ids
+    ids = prompt_input_ids(texts, pipeline.tokenizer)
     parts = []
     for batch in ids.split(STATES_BATCH_SIZE):
         on_device = batch.to(pipeline.device)

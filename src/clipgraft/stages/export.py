@@ -14,6 +14,7 @@ from clipgraft.errors import UserError
 from clipgraft.files import read_json
 from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
+from clipgraft.generation.prompts import prompt_input_ids
 from clipgraft.models.checkpoint import write_folder_atomically
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.encoder import Graft, load_graft
@@ -112,8 +113,7 @@ def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
 @torch.no_grad()
 def _write_prompt_embeds(graft: Graft, prompts: Sequence[str], negative_prompt: str, folder: Path) -> None:
     def encode(texts: Sequence[str]) -> torch.Tensor:
-        ids = graft.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        batches = ids.split(ENCODE_BATCH_SIZE)
+        batches = prompt_input_ids(texts, graft.tokenizer).split(ENCODE_BATCH_SIZE)
         return torch.cat([graft.text_encoder(batch).last_hidden_state for batch in batches])
 
     for prompt in prompts:

@@ -22,6 +22,7 @@ from clipgraft.files import clear_parts, parse_json, write_bytes
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.jobs import Job, picture_file_name
 from clipgraft.generation.metadata import save_png, versions
+from clipgraft.generation.prompts import prompt_input_ids
 from clipgraft.models.checkpoint import file_sha256, module_sha256
 from clipgraft.progress import track
 from clipgraft.stages.folder import fingerprint
@@ -160,7 +161,7 @@ class PictureStore:
 
     @staticmethod
     def _key(whole: str, generator: ImageGenerator, job: Job) -> str:
-        ids = generator.pipeline.tokenizer(job.prompt, truncation=True).input_ids
+        ids = prompt_input_ids([job.prompt], generator.pipeline.tokenizer).tolist()
         return fingerprint(whole, ids, {**job.as_record(), "prompt": None})
 
 
