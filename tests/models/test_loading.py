@@ -95,6 +95,13 @@ def test_an_index_may_name_safetensors_of_its_folder_alone(clip_copy, base_dir, 
             load()
 
 
+def test_an_index_of_a_graft_is_checked_by_plain_from_pretrained_too(graft_copy):
+    name_in_index(graft_copy, "model", "../outside.safetensors")
+    (graft_copy / "model.safetensors").rename(graft_copy.parent / "outside.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{INDEX} names '\.\./outside\.safetensors'"):
+        GraftedTextEncoder.from_pretrained(graft_copy)
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": []}', '{"weight_map": {}}', "{}"])
 def test_a_damaged_index_is_named(clip_copy, content):
     (clip_copy / "model.safetensors").unlink()
@@ -279,6 +286,15 @@ def test_the_largest_configuration_that_is_taken_costs_no_memory_and_little_time
     with pytest.raises(CheckpointError, match="text_encoder lacks"):
         FrozenBase.load(str(folder), components=("text_encoder",))
     assert time.process_time() - began < 60
+
+
+def test_a_configuration_of_absurd_size_is_not_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(64_000_001)
+    with pytest.raises(
+        CheckpointError, match=r"config\.json has 64,000,001 bytes; at most 64,000,000 are read"
+    ):
+        read_config(tmp_path / "config.json", UnetConfig)
 
 
 @pytest.mark.parametrize("steps", [1, 100_000])

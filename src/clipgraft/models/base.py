@@ -213,7 +213,8 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
         for name, stem in WEIGHT_STEMS.items()
         if name in components or name == "unet"
     ]
-    return Needed(("model_index.json", DEFAULTS_NAME, "tokenizer/*", *texts), tuple(weights))
+    texts += ["model_index.json", DEFAULTS_NAME, "tokenizer/*.json", "tokenizer/*.txt"]
+    return Needed(tuple(texts), tuple(weights))
 
 
 def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase) -> None:

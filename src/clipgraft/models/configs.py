@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.files import read_json
+from clipgraft.files import parse_json, read_text
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=1, le=256)]
@@ -30,6 +30,8 @@ Blocks = Annotated[list[str], Field(min_length=1, max_length=8)]
 Channels = Annotated[list[Width], Field(min_length=1, max_length=8)]
 PerBlock = BlockLayers | Annotated[list[BlockLayers], Field(max_length=8)]
 
+MAX_BYTES = 64_000_000
+"""Of a file. The largest are tokenizers: CLIP's has 2.2 MB."""
 CODE_KEYS = (
     "auto_map",
     "custom_pipeline",
@@ -266,7 +268,8 @@ def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
         CheckpointError: If it is no JSON object, a value is of a wrong type or out of bounds, or a key names
             code or other files; names file, key and value.
     """
-    config = read_json(path, error=CheckpointError)
+    text = read_text(path, error=CheckpointError, max_bytes=MAX_BYTES)
+    config = parse_json(text, str(path), error=CheckpointError)
     _refuse_code(config, path, "")
     try:
         kind.model_validate(config)

@@ -18,8 +18,16 @@ from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.checkpoint import verify_model, write_folder_atomically
 from clipgraft.models.clip import check_vocabulary, text_hidden_states
 from clipgraft.models.configs import BaseRecord, GraftConfig, read_config
-from clipgraft.models.loading import load_strictly, refuse_adapters, refuse_links_out, refuse_other_weights
+from clipgraft.models.loading import (
+    TRANSFORMERS_STEM,
+    load_strictly,
+    refuse_adapters,
+    refuse_links_out,
+    refuse_other_weights,
+    weight_paths,
+)
 from clipgraft.models.tokenizer import load_tokenizer
+from clipgraft.models.weight_files import FULL, HALF
 
 BASE_RECORD = "base.json"
 
@@ -147,11 +155,13 @@ class GraftedTextEncoder(PreTrainedModel):
         """Load as any transformers model, but strictly and from safetensors alone.
 
         Raises:
-            CheckpointError: If a weight is missing or too many.
+            CheckpointError: If a weight is missing or too many, an adapter lies beside it, or an index names
+                other files than safetensors of that folder.
         """
         kwargs["use_safetensors"] = True
         if pretrained_model_name_or_path and Path(pretrained_model_name_or_path).is_dir():
             refuse_adapters(Path(pretrained_model_name_or_path))
+            weight_paths(Path(pretrained_model_name_or_path), TRANSFORMERS_STEM, (FULL, HALF))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )

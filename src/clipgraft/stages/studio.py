@@ -22,6 +22,7 @@ from clipgraft.models.checkpoint import MANIFEST_NAME
 from clipgraft.models.clip import ClipParts, encode_text, load_clip
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, find_defaults
 from clipgraft.models.encoder import BASE_RECORD
+from clipgraft.models.loading import refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.run_folder import RECIPE_NAME
 from clipgraft.runtime import choose_device
@@ -67,6 +68,7 @@ class ModelGroup:
         """
         graft = next((folder for folder in self.encoders.values() if folder), None)
         if graft:
+            refuse_links_out(graft, [graft])
             return load_tokenizer(graft)
         tokenizer = FrozenBase.load(self.base, components=["tokenizer"]).tokenizer
         assert tokenizer is not None
