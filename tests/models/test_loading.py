@@ -175,9 +175,12 @@ def test_links_out_of_a_model_are_refused(clip_copy, graft_copy, tmp_path, file)
             load(folder)
 
 
-@pytest.mark.parametrize("name", ["unet", "unet/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    "name", ["unet", "unet/config.json", "scheduler/scheduler_config.json", "generation_config.json"]
+)
 def test_links_out_of_a_base_are_refused(base_dir, copy, tmp_path, name):
     base = copy(base_dir)
+    (base / "generation_config.json").write_text("{}")
     (base / name).rename(tmp_path / "outside")
     (base / name).symlink_to(tmp_path / "outside")
     with pytest.raises(CheckpointError, match=rf"base/{name} is a link to"):

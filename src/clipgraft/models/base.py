@@ -290,7 +290,8 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         "unet",
         *(("safety_checker", "feature_extractor") if "safety_checker" in components else ()),
     }
-    refuse_links_out(folder, [folder / "model_index.json", *(folder / name for name in sorted(read))])
+    names = ("model_index.json", DEFAULTS_NAME, *sorted(read))
+    refuse_links_out(folder, [folder / name for name in names])
     if "text_encoder" in components:
         _check_teacher(folder)
     parts = {name: loaders[name](folder / name) for name in components if name in loaders}
