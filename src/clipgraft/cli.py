@@ -127,7 +127,11 @@ def finetune(
         int | None, typer.Option("--from-step", help="With --resume: from this step's checkpoint.")
     ] = None,
     allow_changed_data: Annotated[
-        bool, typer.Option("--allow-changed-data", help="With --resume: though the data changed since.")
+        bool,
+        typer.Option(
+            "--allow-changed-data",
+            help="With --resume: though photographs, captions or the CLIP it began with changed since.",
+        ),
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:

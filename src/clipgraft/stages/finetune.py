@@ -57,7 +57,10 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     clip.model.to(device)
     splits = _splits(source, recipe)
-    data = {**sums_of_images({"train": splits["train"], "val": splits["val"]}), "CLIP": sum_of_clip(clip)}
+    data = {
+        **sums_of_images({"train": splits["train"], "val": splits["val"]}),
+        "weights of CLIP": sum_of_clip(clip),
+    }
     seed_everything(recipe.seed)
     batches = _batches(splits["train"], clip, recipe, processes)
     before = None

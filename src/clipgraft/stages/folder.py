@@ -38,6 +38,8 @@ SECTIONS = {
 """Sections of a recipe that decide what a stage has trained, so that it goes on with equal ones alone."""
 NO_RESULT = ("num_workers", "checkpoint_every", "keep_checkpoints", "track")
 """Settings that decide how fast a result comes and what lies beside it, not which."""
+LENGTHENED = ("run", "finetune", "bridge", "refine")
+"""Stages that train more epochs where they are asked to; of others, parts that are done stay as they are."""
 GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
 """Column of pictures -> stage of a run whose graft draws it."""
 
@@ -139,7 +141,7 @@ def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
     return [
         f"{name} was {value!r}, is {now[name]!r}"
         for name, value in before.items()
-        if _is_read(name, stage, recipe) and not _is_alike(name, value, now[name])
+        if _is_read(name, stage, recipe) and not _is_alike(stage, name, value, now[name])
     ]
 
 
@@ -173,12 +175,12 @@ def _is_read(name: str, stage: str, recipe: Recipe) -> bool:
     return section in ("seed", "device", *SECTIONS[stage]) or is_drawn
 
 
-def _is_alike(name: str, before: Any, now: Any) -> bool:
-    """Whether two values of a setting give the same result."""
+def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
+    """Whether two values of a setting give the same result, or a stage goes on with the other one."""
     key = name.rpartition(".")[2]
     if before == now or key in NO_RESULT:
         return True
-    if key == "num_epochs":
+    if key == "num_epochs" and stage in LENGTHENED:
         return now > before
     return all(isinstance(value, str) and os.path.isabs(value) for value in (before, now))
 

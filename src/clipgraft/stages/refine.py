@@ -218,8 +218,10 @@ def _sums(pictures: Pictures, graft: Graft, base: FrozenBase) -> dict[str, str]:
     return {
         "photographs": tensors_sha256({"latents": pictures.train_latents}),
         "captions": fingerprint([image.captions for image in pictures.train]),
-        "graft": fingerprint(module_sha256(graft.text_encoder), sum_of_tokenizer(graft.tokenizer)),
-        "base": fingerprint(*base_sums),
+        "weights of the graft": fingerprint(
+            module_sha256(graft.text_encoder), sum_of_tokenizer(graft.tokenizer)
+        ),
+        "weights of the base": fingerprint(*base_sums),
     }
 
 

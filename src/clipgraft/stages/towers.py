@@ -110,8 +110,8 @@ class Towers:
         """Return sums of what a bridge between the towers is fitted to, for a run's fingerprint."""
         base = {f"map {index}": weight for index, weight in enumerate(self.key_value_maps)}
         return {
-            "CLIP": module_sha256(self.text_model),
-            "base": module_sha256(self.teacher) + tensors_sha256(base),
+            "weights of CLIP": module_sha256(self.text_model),
+            "weights of the base": module_sha256(self.teacher) + tensors_sha256(base),
         }
 
     def input_ids(self, captions: list[str]) -> Tensor:
