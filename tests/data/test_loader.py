@@ -193,6 +193,23 @@ def test_every_caption_of_an_image_comes_as_often_as_the_others(count: int) -> N
         assert all(sorted(drawn[k : k + 5]) == list(range(5)) for k in range(0, len(drawn), 5))
 
 
+@pytest.mark.parametrize("count", range(1, 6))
+@pytest.mark.parametrize("num_captions", [*range(1, 8), 11])
+def test_no_caption_comes_again_in_an_epoch_while_another_has_come_less_often(num_captions, count) -> None:
+    for index in range(10):
+        for epoch in range(12):
+            drawn = draw_captions(num_captions, count, seed=0, epoch=epoch, index=index)
+            times = [drawn.count(caption) for caption in range(num_captions)]
+            assert (len(drawn), max(times) - min(times) <= 1) == (count, True)
+
+
+def test_single_captions_come_in_the_rounds_orders() -> None:
+    for index in range(5):
+        rounds = [np.random.default_rng([3, index, number]).permutation(5).tolist() for number in range(4)]
+        drawn = [draw_captions(5, 1, seed=3, epoch=epoch, index=index) for epoch in range(20)]
+        assert list(chain(*drawn)) == list(chain(*rounds))
+
+
 def test_image_with_too_few_captions_shows_some_twice() -> None:
     assert sorted(draw_captions(2, 5, seed=0, epoch=0, index=7))[1:-1] in ([0, 0, 1], [0, 1, 1])
     assert draw_captions(1, 3, seed=0, epoch=4, index=7) == [0, 0, 0]

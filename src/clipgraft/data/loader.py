@@ -111,8 +111,9 @@ class EpochSampler(Sampler[list[EpochIndex]]):
 def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index: int) -> list[int]:
     """Return which captions an image shows in an epoch.
 
-    Each image goes through all of its captions in an order of its own before one comes again; an image with
-    fewer than are asked for shows some twice.
+    Each image goes through all of its captions in an order of its own before one comes again. In one epoch
+    none comes again while another has come less often: twice only where an image has fewer than are asked
+    for.
 
     Args:
         num_captions: Captions of the image, at least 1.
@@ -124,11 +125,21 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
     Returns:
         `count` numbers from 0 to `num_captions` - 1.
     """
-    drawn = []
-    for place in range(epoch * count, (epoch + 1) * count):
-        rounds, turn = divmod(place, num_captions)
-        drawn.append(int(np.random.default_rng([seed, index, rounds]).permutation(num_captions)[turn]))
-    return drawn
+
+    def order(round_: int) -> list[int]:
+        """Each caption once; first those that the epoch at work has not shown in the round it began in."""
+        captions = np.random.default_rng([seed, index, round_]).permutation(num_captions).tolist()
+        begun = round_ * num_captions // count * count
+        first, num_skipped = divmod(begun, num_captions)
+        shown = order(first)[num_skipped:] if num_skipped else []
+        num_left = begun + count - round_ * num_captions
+        head = [caption for caption in captions if caption not in shown][:num_left]
+        return head + [caption for caption in captions if caption not in head]
+
+    rounds = range(epoch * count // num_captions, ((epoch + 1) * count - 1) // num_captions + 1)
+    places = [caption for round_ in rounds for caption in order(round_)]
+    begin = epoch * count % num_captions
+    return places[begin : begin + count]
 
 
 def content_numbers(images: Sequence[CaptionedImage]) -> list[int]:
