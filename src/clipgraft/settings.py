@@ -202,7 +202,7 @@ class RefineSettings(TrainSettings):
     timestep_sampling: Literal["uniform", "high_noise"] = "uniform"
     """high_noise: in proportion to the timestep, as the text acts early."""
     snr_gamma: NotNegative = 0.0
-    """Cap of the signal-to-noise ratio in the timesteps' weights (min-SNR), 1 or more; 0 = all alike."""
+    """Timesteps weigh clamp(SNR, 1, this) / SNR: most where noise prevails, unlike min-SNR; 0 = all alike."""
     text_layers: Every = 0
     """Last layers of the text tower that are trained too."""
     text_learning_rate: Positive = 1e-6
@@ -273,7 +273,7 @@ class DenoiserSettings(TrainSettings):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Of the moving average that becomes the weights; 0 = none."""
     snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
-    """Cap of the signal-to-noise ratio in the loss' weights (min-SNR)."""
+    """Timesteps weigh clamp(SNR, 1, this) / SNR: most where noise prevails, unlike min-SNR."""
     caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""
 

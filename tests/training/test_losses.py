@@ -7,8 +7,8 @@ import torch
 
 from clipgraft.training.losses import (
     balanced_bias,
+    clamped_snr_weights,
     contrastive_loss,
-    min_snr_weights,
     sigmoid_loss,
     state_errors,
     state_loss,
@@ -197,7 +197,7 @@ def test_state_loss_counts_a_doubled_length_by_its_norm_alone_where_the_directio
     assert state_loss(errors, cosine_weight=9, norm_weight=0.5).item() == pytest.approx(1.5, rel=1e-5)
 
 
-def test_min_snr_weight_equals_the_librarys_formula_between_its_floor_and_its_cap():
+def test_snr_weight_equals_the_librarys_formula_between_floor_and_cap():
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr
 
@@ -208,4 +208,12 @@ def test_min_snr_weight_equals_the_librarys_formula_between_its_floor_and_its_ca
     expected = torch.where(snr < 1, 1 / snr, capped)  # there, the error of the picture itself
     assert (snr < 1).any()
     assert ((snr > 1) & (snr < 5)).any()
-    torch.testing.assert_close(min_snr_weights(scheduler.alphas_cumprod, timesteps, 5.0), expected)
+    torch.testing.assert_close(clamped_snr_weights(scheduler.alphas_cumprod, timesteps, 5.0), expected)
+
+
+def test_snr_weights_lie_mostly_where_noise_prevails():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's
+    alphas = (1 - betas).cumprod(0)
+    weights, is_noisy = clamped_snr_weights(alphas, torch.arange(1000), 5.0), alphas < 0.5
+    assert float(is_noisy.float().mean()) == pytest.approx(0.646)
+    assert float(weights[is_noisy].sum() / weights.sum()) == pytest.approx(0.987, abs=5e-4)

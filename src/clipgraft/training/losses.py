@@ -173,12 +173,14 @@ def state_loss(errors: Tensor, *, cosine_weight: float = 1.0, norm_weight: float
     return squared / power + (cosine_weight * distance + norm_weight * stretch) / weight
 
 
-def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weight of each sample's noise-prediction loss, so that neither end of the schedule dominates.
+def clamped_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
+    """Weights of the noise-prediction loss by the signal-to-noise ratio (SNR), clamped.
 
-    Easy low-noise steps are capped at `gamma`. Where there is more noise than signal the error of the picture
-    itself counts: there the text alone can say what a whole picture has in common, such as its time of day,
-    and in the noise's error that is next to nothing. Without this floor a trial drew any time of day.
+    Easy low-noise steps are capped at `gamma`, as in min-SNR. Below an SNR of 1 min-SNR leaves the noise's
+    error as it is; here the picture's own error counts, 1 / SNR times as much: there the text alone can say
+    what a whole picture has in common, such as its time of day, and in the noise's error that is next to
+    nothing. Without this floor a trial drew any time of day. It decides the weights: under Stable Diffusion's
+    schedule and a gamma of 5, 98.7 % of their sum lie on the 64.6 % of timesteps with an SNR below 1.
 
     Args:
         alphas_cumprod: The scheduler's, shape (T,).
@@ -186,7 +188,7 @@ def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> 
         gamma: Cap of the signal-to-noise ratio, at least 1.
 
     Returns:
-        min(max(SNR, 1), gamma) / SNR, float32, shape (B,).
+        clamp(SNR, 1, gamma) / SNR, float32, shape (B,).
 
     Source:
         Cap: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", epsilon

@@ -18,8 +18,8 @@ from clipgraft.training.augmentation import random_resized_crop
 from clipgraft.training.losses import (
     SameImage,
     balanced_bias,
+    clamped_snr_weights,
     contrastive_loss,
-    min_snr_weights,
     sigmoid_loss,
     state_errors,
     state_loss,
@@ -270,7 +270,7 @@ class DenoisingObjective(nn.Module):
         noisy_latents = add_noise(latents, noise, self.alphas_cumprod, timesteps)
         noise_pred = self.unet(noisy_latents, timesteps, hidden_states).sample
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean((1, 2, 3))  # (B,)
-        weights = min_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
+        weights = clamped_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
         return (weights * errors).mean(), {"noise_error": errors.mean().detach()}
 
 

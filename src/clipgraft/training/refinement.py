@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.encoder import GraftedTextEncoder
-from clipgraft.training.losses import min_snr_weights
+from clipgraft.training.losses import clamped_snr_weights
 from clipgraft.training.objectives import Result, add_noise
 
 TimestepSampling = Literal["uniform", "high_noise"]
@@ -113,7 +113,7 @@ class RefineObjective(nn.Module):
                 errors["feature_error"] = _feature_errors(features, teacher_features)
                 weighted = weighted + left * self.feature_weight * errors["feature_error"]
         if self.snr_gamma:
-            weighted = weighted * min_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
+            weighted = weighted * clamped_snr_weights(self.alphas_cumprod, timesteps, self.snr_gamma)
         return weighted.mean(), {name: error.mean().detach() for name, error in errors.items()}
 
     def _predict(self, noisy_latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
