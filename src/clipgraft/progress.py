@@ -66,6 +66,11 @@ def unhindered_output() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+def is_first_process() -> bool:
+    """Whether this one of several processes is the one to speak."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def track(description: str, total: int) -> Iterator[Update]:
     """Show how far a task is.
@@ -77,8 +82,8 @@ def track(description: str, total: int) -> Iterator[Update]:
     Yields:
         A function to call with the number of items done so far and a short note.
     """
-    if os.environ.get("RANK", "0") != "0":
-        yield lambda _done, _note: None  # of several processes the first one speaks
+    if not is_first_process():
+        yield lambda _done, _note: None
         return
     console, description = Console(stderr=True), printable(description)
     if not console.is_terminal:

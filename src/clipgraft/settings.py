@@ -86,9 +86,9 @@ class TrainSettings(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes on after warm-up; linear and cosine end at 0."""
     warmup_steps: Every = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; half of the run's at most."""
     weight_decay: NotNegative = 0.01
-    """AdamW's decay of matrices; biases, norms and `logit_scale` are left out."""
+    """AdamW's decay of the weights of linear, convolution and embedding layers; of nothing else."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
     batch_size: Count = 32

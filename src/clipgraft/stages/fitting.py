@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from clipgraft.progress import track
+from clipgraft.progress import is_first_process, say, track
 from clipgraft.run_folder import let_go
 from clipgraft.runtime import choose_mixed_precision
 from clipgraft.settings import TrainSettings
@@ -66,6 +66,11 @@ def fit_stage(
         mixed_precision=settle_precision(settings.mixed_precision, device, folder if resume else None),
         learning_rate_scales=learning_rate_scales,
     )
+    if how.warmup_steps > num_steps // 2 and is_first_process():
+        say(
+            f"warmup_steps={how.warmup_steps} is more than half of the run's {num_steps} steps; the learning "
+            f"rate rises for {num_steps // 2} of them"
+        )
     with track(description, num_steps) as update:
         return fit(
             objective,

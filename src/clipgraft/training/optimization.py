@@ -116,9 +116,10 @@ def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps:
     Args:
         step: Optimizer steps already made, 0-based.
         schedule: "constant", "linear" or "cosine"; the last two reach 0 at `num_steps`.
-        warmup_steps: Steps of linear rise; the first step has 1 / warmup_steps.
+        warmup_steps: Steps of linear rise, at most half of the run's; the first has 1 / warmup_steps.
         num_steps: Optimizer steps of the whole run.
     """
+    warmup_steps = min(warmup_steps, num_steps // 2)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
