@@ -5,6 +5,9 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+import tiny
+from clipgraft.models.bridge import Bridge
+from clipgraft.training.freezing import add_lora
 from clipgraft.training.optimization import MovingAverage, learning_rate_factor, parameter_groups
 
 
@@ -16,6 +19,60 @@ def test_only_matrices_are_decayed():
     assert [parameter.ndim for parameter in decayed["params"]] == [2]
     assert spared["weight_decay"] == 0.0
     assert module.logit_scale in set(spared["params"])
+
+
+ATTENTION = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+LAYERS = [f"{tower}_model.encoder.layers.{layer}" for tower in ("text", "vision") for layer in (0, 1)]
+CLIP_DECAYED = {
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.position_embedding.weight",
+    "text_projection.weight",
+    "visual_projection.weight",
+    *(f"{layer}.{name}.weight" for layer in LAYERS for name in (*ATTENTION, "mlp.fc1", "mlp.fc2")),
+}
+LORA_DECAYED = {
+    f"{layer}.{name}.lora_{side}.default.weight" for layer in LAYERS for name in ATTENTION for side in "AB"
+}
+BRIDGE_DECAYED = {
+    "linear.weight",
+    *(f"attention.{block}.{name}.weight" for block in (0, 1) for name in ("query_key_value", "output")),
+    *(f"attention.{block}.mlp.{place}.weight" for block in (0, 1) for place in (0, 2)),
+    "residual.1.weight",
+    "residual.3.weight",
+}
+
+
+def clip_with_low_rank_updates():
+    clip = tiny.build_clip().model
+    add_lora(clip, rank=2)
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: tiny.build_clip().model, CLIP_DECAYED),
+        (clip_with_low_rank_updates, LORA_DECAYED),
+        (lambda: Bridge(6, 5, 4, num_maps=3, num_positions=77, num_attention_blocks=2), BRIDGE_DECAYED),
+    ],
+    ids=["clip", "lora", "bridge"],
+)
+def test_what_is_decayed_is_what_a_list_by_hand_says(build, expected):
+    module = build()
+    decayed, spared = parameter_groups(module, 0.1)
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    assert {names[parameter] for parameter in decayed["params"]} == expected
+    assert len(decayed["params"] + spared["params"]) == sum(p.requires_grad for p in module.parameters())
+
+
+def test_warm_up_takes_half_of_a_short_run_at_most():
+    cosine = [learning_rate_factor(step, "cosine", 50, 8) for step in range(9)]
+    expected = [0.25, 0.5, 0.75, 1, 1, 0.853553, 0.5, 0.146447, 0]
+    assert cosine == pytest.approx(expected, abs=1e-6)
+    assert learning_rate_factor(0, "linear", 50, 1) == 1
+    assert learning_rate_factor(36, "linear", 50, 36) == 0
 
 
 def test_frozen_parameters_never_reach_the_optimizer():

@@ -12,17 +12,20 @@ from torch import nn
 from clipgraft.errors import UserError
 from clipgraft.training.accumulation import Accumulation
 
+DECAYED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+"""Whose `weight` AdamW decays, CLIP's token and position tables included (as in open_clip); nothing else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
     """How steps are made, with AdamW."""
 
     learning_rate: float
-    """Peak; `lr_schedule` ("constant", "linear", "cosine") and `warmup_steps` shape it."""
+    """Peak; see `learning_rate_factor` for `lr_schedule` and `warmup_steps`."""
     lr_schedule: str = "constant"
     warmup_steps: int = 0
     weight_decay: float = 0.01
-    """Of matrices alone."""
+    """See `parameter_groups`."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each layer to the one below it; 1 = the same for all."""
     learning_rate_scales: Mapping[str, float] = field(default_factory=dict)
@@ -53,17 +56,17 @@ def parameter_groups(
 ) -> list[dict]:
     """Split a module's trainable parameters by whether AdamW decays them, and by learning rate.
 
-    Vectors and scalars (biases, norms, CLIP's `logit_scale`) are not decayed: pulling `logit_scale` to zero
-    would raise the temperature in silence.
+    Decayed are the weights of `DECAYED_LAYERS`. What a parameter is decides, not its rank: the bridge keeps
+    biases in a matrix. Pulling `logit_scale` to zero would raise the temperature in silence.
 
     Args:
         module: Its parameters with `requires_grad` are taken.
-        weight_decay: Decay of the matrices.
+        weight_decay: Decay of those weights.
         layer_decay: Factor on the learning rate from each layer to the one below it.
         learning_rate_scales: Further factors, by the beginning of parameters' names.
 
     Returns:
-        Groups for `torch.optim.AdamW`, each with its `lr_scale`; the first matrices, then vectors.
+        Groups for `torch.optim.AdamW`, each with its `lr_scale`; the decayed ones first.
 
     Raises:
         ValueError: If nothing in the module can be trained.
@@ -73,8 +76,10 @@ def parameter_groups(
         raise UserError("nothing to train: every parameter is frozen")
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in sorted(named, key=lambda item: item[1].ndim < 2):
-        decay = weight_decay if parameter.ndim >= 2 else 0.0
+    layers = {name for name, child in module.named_modules() if isinstance(child, DECAYED_LAYERS)}
+    decayed = {f"{name}.weight".removeprefix(".") for name in layers}
+    for name, parameter in sorted(named, key=lambda item: item[0] not in decayed):
+        decay = weight_decay if name in decayed else 0.0
         factors = [scale for prefix, scale in learning_rate_scales.items() if name.startswith(prefix)]
         groups.setdefault((decay, math.prod([scales[name], *factors])), []).append(parameter)
     return [
