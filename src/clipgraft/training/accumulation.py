@@ -77,8 +77,8 @@ def backward_jointly(
         states.append(random_states(accelerator.device))
         with torch.set_grad_enabled(keeps_graph):
             parts.append(_embed(objective, batch, accelerator))
-    local = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
-    embeds = {name: _as_leaf(accelerator.gather(tensor)) for name, tensor in local.items()}
+    local = concatenated(parts)
+    embeds = {name: _as_leaf(accelerator.gather(tensor.detach())) for name, tensor in local.items()}
     loss, metrics = objective.joint_loss(embeds)  # type: ignore[operator]
     accelerator.backward(loss / num_parts)
     state_after = random_states(accelerator.device)
@@ -91,12 +91,19 @@ def backward_jointly(
         if not keeps_graph:
             set_random_states(states[index], accelerator.device)
             parts[index] = _embed(objective, batch, accelerator)
+        # What a frozen tower gives has no graph to go back through.
+        trained = [name for name in gradients if parts[index][name].requires_grad]
         torch.autograd.backward(
-            [parts[index][name] for name in gradients], [parts_of[index] for parts_of in gradients.values()]
+            [parts[index][name] for name in trained], [gradients[name][index] for name in trained]
         )
         parts[index] = {}  # frees the graph before the next one is built
     set_random_states(state_after, accelerator.device)
     return {"loss": loss.detach(), **metrics}
+
+
+def concatenated(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what `embed` gave of several micro-batches as if it were of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _embed(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:

@@ -106,11 +106,12 @@ def balanced_bias(logits: Tensor) -> Tensor:
     has multiplier 100 and cosines around 0.2 to 0.3: its first loss would be hundreds.
 
     Args:
-        logits: Of captions (rows) and images (columns), without bias, shape (M, N).
+        logits: Of captions (rows) and images (columns), without bias, shape (M, N); N at least 2.
 
     Returns:
         float32 scalar b with mean sigmoid(logits + b) = 1 / N, found by bisection.
     """
+    assert logits.shape[1] > 1, "no bias expects one pair of one image"
     logits = logits.double()
     low, high = -logits.max() - 50, -logits.min() + 50
     for _ in range(60):  # halves an interval of some 300 to the last bit of float32

@@ -157,7 +157,7 @@ class ContrastiveObjective(nn.Module):
 
 
 class BridgeObjective(nn.Module):
-    """Error of the bridged token states against the teacher's.
+    """Error of the bridged token states against the teacher's, relative to all that one step holds.
 
     Args:
         bridge: Trained.
@@ -186,15 +186,27 @@ class BridgeObjective(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> Result:
         """Return the loss over what `StateBatches` gives."""
+        return self.joint_loss(self.embed(batch))
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return `state_errors`, and where keys and values count `key_value_errors`, each (B, 5) float32."""
         teacher, weights = batch["teacher"], batch["weights"]
         bridged = self.bridge(batch["student"], batch["classes"], batch["positions"])
-        errors = state_errors(bridged, teacher, weights)
-        loss = state_loss(errors, cosine_weight=self.cosine_weight, norm_weight=self.norm_weight)
-        if self.key_value_root is None:
+        errors = {"state_errors": state_errors(bridged, teacher, weights)}
+        if self.key_value_root is not None:
+            with torch.autocast(bridged.device.type, enabled=False):
+                root = self.key_value_root.T
+                pair = bridged.float() @ root, teacher.float() @ root
+                errors["key_value_errors"] = state_errors(*pair, weights)
+        return errors
+
+    def joint_loss(self, errors: dict[str, Tensor]) -> Result:
+        """Return the loss over what `embed` gave of one or more batches, concatenated."""
+        weights = {"cosine_weight": self.cosine_weight, "norm_weight": self.norm_weight}
+        loss = state_loss(errors["state_errors"], **weights)
+        if "key_value_errors" not in errors:
             return loss, {}
-        with torch.autocast(bridged.device.type, enabled=False):
-            root = self.key_value_root.T
-            squared, power, *_ = state_errors(bridged.float() @ root, teacher.float() @ root, weights).sum(0)
+        squared, power, *_ = errors["key_value_errors"].sum(0)
         key_value_loss = squared / power
         metrics = {"state_loss": loss.detach(), "key_value_loss": key_value_loss.detach()}
         return loss + self.key_value_weight * key_value_loss, metrics
