@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ import tiny
 from clipgraft import cli
 from clipgraft.config import build_recipe, load_recipe, to_toml
 from clipgraft.data.records import CaptionedImage
+from clipgraft.data.transforms import tokenize
 from clipgraft.errors import CheckpointError
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
 from clipgraft.models.encoder import Graft, GraftedTextEncoder, save_graft
 from clipgraft.runtime import choose_mixed_precision
-from clipgraft.stages.finetune import finetune, print_result
+from clipgraft.stages.data import load_source, select
+from clipgraft.stages.finetune import build_objective, finetune, print_result, watch_validation
 from clipgraft.stages.fitting import settle_precision
 from clipgraft.stages.folder import stage_folder
 from clipgraft.stages.interpolate import interpolate, set_between
@@ -24,6 +27,7 @@ from clipgraft.stages.measure import ClipWatch
 from clipgraft.stages.samples import Samples
 from clipgraft.training.loop import StepReport
 from clipgraft.training.objectives import ContrastiveObjective
+from plain_step import Pass, plain_loss
 from two_processes import run_in_two_processes
 
 
@@ -113,6 +117,55 @@ def test_sigmoid_loss_starts_at_a_bias_that_expects_the_pairs_there_are(world, t
 def test_validation_loss_of_single_images_is_that_of_two(world, tmp_path):
     run(world, tmp_path / "out", batch_size=1, gradient_accumulation_steps=8, num_epochs=1)
     assert all(row["val_loss"] > 0.1 for row in evaluations(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"preservation_weight": 2.0}, {"captions_per_image": 2}])
+def test_validation_loss_is_the_trainings_of_the_same_images(world, settings):
+    """Of two passes of two images, with their first captions; the tower has moved since it was remembered."""
+    recipe = recipe_of(world, batch_size=2, gradient_accumulation_steps=2, num_epochs=1, **settings)
+    clip = load_clip(world / "clip")
+    images = select(load_source(recipe.data), "train", 4)
+    before = deepcopy(clip.model).double()
+    objective = build_objective(clip, recipe.finetune)
+    with torch.no_grad():
+        for parameter in clip.model.text_model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+    found = watch_validation(clip, objective, images, recipe.finetune).measure()["val_loss"]
+    count = recipe.finetune.captions_per_image
+    opened = [Image.open(image.path) for image in images]
+    captions = [caption for image in images for caption in image.captions[:count]]
+    whole = Pass(
+        clip.image_processor(images=opened, return_tensors="pt").pixel_values.double(),
+        tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids,
+        owner=[index for index in range(4) for _ in range(count)],
+        content=[image.path.read_bytes() for image in images],
+    )
+    weight = recipe.finetune.preservation_weight
+    plain = plain_loss(clip.model.double(), before, None, [whole], same_image="mask", preservation=weight)
+    assert found == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_warm_up_that_is_cut_short_is_said(world, tmp_path, capsys):
+    run(world, tmp_path / "out", num_epochs=1, warmup_steps=50)
+    message = "note: warmup_steps=50 is more than half of the run's 4 steps; the learning rate rises for 2 of"
+    assert message in capsys.readouterr().err
+    rates = [
+        json.loads(line)["learning_rate"] for line in (tmp_path / "out/log.jsonl").read_text().splitlines()
+    ]
+    assert rates == [5e-4, 1e-3, 1e-3, 1e-3]
+
+
+def test_sigmoid_bias_starts_from_all_passes_of_the_first_step(world, tmp_path):
+    """The first step is of the same images, whatever passes they are cut in."""
+    logs = []
+    for size in (32, 8, 1):
+        out = tmp_path / str(size)
+        passes = {"batch_size": size, "gradient_accumulation_steps": 32 // size}
+        run(world, out, loss="sigmoid", num_epochs=1, **passes)
+        logs.append(json.loads((out / "log.jsonl").read_text().splitlines()[0]))
+    for log in logs[1:]:
+        assert log["logit_bias"] == pytest.approx(logs[0]["logit_bias"], abs=1e-4)
+        assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-4)
 
 
 def test_equal_images_are_no_wrong_answers_in_the_validation_loss(tmp_path):
@@ -291,7 +344,17 @@ def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_
         ({"batch_size": 1}, "a batch of one image has no wrong answer to learn from"),
         (
             {"frozen_vision_layers": -1, "frozen_text_layers": -1},
-            "leave nothing to train but the logit scale; set one of them to 0 or more",
+            "frozen_vision_layers=-1 and frozen_text_layers=-1 leave nothing to train but the logit scale; "
+            "lower one of them",
+        ),
+        ({"lora_rank": 2, "frozen_vision_layers": 2, "frozen_text_layers": 2}, "leave nothing to train but"),
+        (
+            {"batch_size": 1, "gradient_accumulation_steps": 31},
+            "batch_size=1 and gradient_accumulation_steps=31 leave one of 32 training images to an epoch",
+        ),
+        (
+            {"batch_size": 1, "gradient_accumulation_steps": 8, "accumulation": "separate"},
+            "a batch of one image has no wrong answer to learn from",
         ),
         ({"patience": 2}, "patience needs a best_metric: name one"),
         ({"samples_every": 5}, "samples_every and samples_graft belong together"),

@@ -44,6 +44,17 @@ def test_more_layers_than_a_tower_has_are_refused(clip):
         freeze_layers(clip.model, text=3)
 
 
+@pytest.mark.parametrize(("rank", "vision", "text"), [(0, -1, -1), (2, -1, -1), (2, 2, 2), (2, -1, 2)])
+def test_layers_that_leave_nothing_to_train_are_refused(clip, rank, vision, text):
+    if rank:
+        add_lora(clip.model, rank)
+    message = (
+        f"frozen_vision_layers={vision} and frozen_text_layers={text} leave nothing to train but the logit"
+    )
+    with pytest.raises(ValueError, match=message):
+        freeze_layers(clip.model, vision=vision, text=text)
+
+
 def test_low_rank_updates_begin_as_nothing_and_merge_into_plain_weights(clip):
     ids = tokenize(tiny.CAPTIONS, clip.tokenizer).input_ids
     names = set(clip.model.state_dict())

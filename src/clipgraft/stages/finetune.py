@@ -1,5 +1,6 @@
 """Fine-tune CLIP on captioned images, and measure retrieval before and after."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from clipgraft.stages.fingerprints import sum_of_clip, sums_of_images
 from clipgraft.stages.fitting import fit_stage
 from clipgraft.stages.measure import ClipWatch, embed_images, measure_retrieval
 from clipgraft.stages.samples import Samples
+from clipgraft.training.accumulation import Batch, concatenated
 from clipgraft.training.evaluations import EvaluationPlan
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
-from clipgraft.training.loop import FitResult
+from clipgraft.training.loop import FitResult, grouped
 from clipgraft.training.objectives import ContrastiveObjective
+from clipgraft.training.random_states import seed_step
 from clipgraft.training.state import Resume
 
 COMPILED_LENGTHS = 8
@@ -62,7 +65,8 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
         "weights of CLIP": sum_of_clip(clip),
     }
     seed_everything(recipe.seed)
-    batches = _batches(splits["train"], clip, recipe, processes)
+    objective = build_objective(clip, settings)
+    batches = training_batches(splits["train"], clip, recipe, processes)
     before = None
     if processes.is_main_process:
         counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
@@ -71,10 +75,9 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
             say(note)
         _say_notes(batches, folder, resume)
         before = measure_retrieval(clip, splits["test"], "recall before")
-    objective = build_objective(clip, settings, splits["train"]).to(device)
-    if settings.loss == "sigmoid":
-        start_bias(objective, send_to_device(next(iter(batches.epoch(0, 0))), device))
-    watch = ClipWatch(clip, objective, splits["val"], settings.batch_size) if splits["val"] else None
+    seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is of the first step's own crops
+    set_start(objective.to(device), clip, splits["train"], batches, settings)
+    watch = watch_validation(clip, objective, splits["val"], settings) if splits["val"] else None
     samples = _samples(clip, recipe, folder, device) if processes.is_main_process else None
     result = fit_stage(
         "fine-tuning CLIP",
@@ -124,10 +127,64 @@ def _say_notes(batches: CaptionedBatches, folder: Path, resume: bool | Resume) -
         )
 
 
-def start_bias(objective: ContrastiveObjective, batch: dict[str, Any]) -> None:
-    """Start SigLIP's bias from the first batch of all processes together: one bias in all of them."""
+def set_start(
+    objective: ContrastiveObjective,
+    clip: ClipParts,
+    images: tuple[CaptionedImage, ...],
+    batches: CaptionedBatches,
+    settings: FinetuneSettings,
+) -> None:
+    """Set what training starts from: a frozen vision tower's embeds, SigLIP's bias.
+
+    Args:
+        objective: From `build_objective`, on its device.
+        clip: What it trains.
+        images: The train split, each encoded where the vision tower is frozen.
+        batches: Of them; the first loss's are read for the bias.
+        settings: Of the fine-tuning.
+    """
+    device = clip.model.device
+    if settings.frozen_vision_layers == -1:
+        clip.model.eval()
+        objective.image_table = embed_images(clip, images).to(device)
+    if settings.loss == "sigmoid":
+        first = next(grouped(batches.epoch(0, 0), passes_in_a_loss(settings)))
+        start_bias(objective, send_to_device(first, device))
+
+
+def passes_in_a_loss(settings: FinetuneSettings) -> int:
+    """Return the forward passes that one contrastive loss is taken over."""
+    return settings.gradient_accumulation_steps if settings.accumulation == "joint" else 1
+
+
+def start_bias(objective: ContrastiveObjective, batches: Sequence[Batch]) -> None:
+    """Start SigLIP's bias from the passes of the first loss, in all processes together.
+
+    Args:
+        objective: Its `logit_bias` is set, to the same value in each process.
+        batches: This process's share, on the objective's device.
+    """
     with torch.no_grad():
-        objective.start_bias(gather(objective.embed(batch)))
+        embeds = concatenated([objective.embed(batch) for batch in batches])
+        objective.start_bias(gather(embeds))
+
+
+def watch_validation(
+    clip: ClipParts,
+    objective: ContrastiveObjective,
+    images: tuple[CaptionedImage, ...],
+    settings: FinetuneSettings,
+) -> ClipWatch:
+    """Return what measures the validation split: its loss is over as much as one of the training's is."""
+    return ClipWatch(
+        clip,
+        objective,
+        images,
+        settings.batch_size,
+        num_passes=passes_in_a_loss(settings),
+        captions_per_image=settings.captions_per_image,
+        length_multiple=_length_multiple(settings),
+    )
 
 
 def _splits(source: Source, recipe: Recipe) -> dict[str, tuple[CaptionedImage, ...]]:
@@ -138,7 +195,7 @@ def _splits(source: Source, recipe: Recipe) -> dict[str, tuple[CaptionedImage, .
         "val": select(source, "val", data.max_val_images),
         "test": select(source, "test", data.max_test_images),
     }
-    check_settings(recipe.finetune, has_val=bool(splits["val"]))
+    check_settings(recipe.finetune, num_train=len(splits["train"]), has_val=bool(splits["val"]))
     captions = {caption for image in splits["train"] for caption in image.captions}
     if len(captions) == 1:
         raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
@@ -177,10 +234,10 @@ def _finish(
     }
 
 
-def _batches(
+def training_batches(
     images: tuple[CaptionedImage, ...], clip: ClipParts, recipe: Recipe, processes: PartialState
 ) -> CaptionedBatches:
-    """This process's share of the training batches."""
+    """Return this process's share of the training batches."""
     settings = recipe.finetune
     crops = None
     if settings.frozen_vision_layers != -1:
@@ -209,16 +266,25 @@ def _length_multiple(settings: FinetuneSettings) -> int:
     return COMPILED_LENGTHS if settings.compile else 1
 
 
-def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
-    """Refuse settings that contradict each other.
+def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool) -> None:
+    """Refuse settings that contradict each other or the data.
+
+    Args:
+        settings: Of the fine-tuning.
+        num_train: Images to train on.
+        has_val: Whether there is a validation split.
 
     Raises:
-        ValueError: Names both settings and what to do.
+        ValueError: Names the settings and what to do.
     """
-    if settings.batch_size == 1 and (
-        settings.gradient_accumulation_steps == 1 or settings.accumulation == "separate"
-    ):
+    passes = passes_in_a_loss(settings)
+    if settings.batch_size == passes == 1:
         raise UserError("a batch of one image has no wrong answer to learn from; set batch_size to 2 or more")
+    if settings.batch_size == 1 and num_train % passes == 1:
+        raise UserError(
+            f"batch_size=1 and gradient_accumulation_steps={passes} leave one of {num_train} training images "
+            "to an epoch's last step, with no wrong answer to learn from; change either"
+        )
     if settings.patience and not settings.best_metric:
         raise UserError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")
     if settings.best_metric and not has_val:
@@ -232,11 +298,6 @@ def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
         raise UserError(
             "samples_every needs whole weights, which lora_rank has at the end only; set one to 0"
         )
-    if settings.frozen_vision_layers == settings.frozen_text_layers == -1:
-        raise UserError(
-            "frozen_vision_layers=-1 and frozen_text_layers=-1 leave nothing to train but the logit scale; "
-            "set one of them to 0 or more"
-        )
     if settings.frozen_vision_layers == -1 and settings.crop_scale < 1:
         raise UserError(
             "crop_scale below 1 augments images, and with frozen_vision_layers=-1 each is encoded once for "
@@ -244,21 +305,17 @@ def check_settings(settings: FinetuneSettings, *, has_val: bool) -> None:
         )
 
 
-def build_objective(
-    clip: ClipParts, settings: FinetuneSettings, train: tuple[CaptionedImage, ...]
-) -> ContrastiveObjective:
+def build_objective(clip: ClipParts, settings: FinetuneSettings) -> ContrastiveObjective:
     """Prepare CLIP as the settings say: what is frozen, what is kept, what is compiled.
 
     Args:
         clip: Changed in place.
         settings: Of the fine-tuning.
-        train: Encoded once where the vision tower is frozen.
+
+    Raises:
+        ValueError: If layers that the model lacks are to be frozen, or nothing is left to train.
     """
     preserved = deepcopy(clip.model.text_model).eval() if settings.preservation_weight else None
-    table = None
-    if settings.frozen_vision_layers == -1:
-        clip.model.eval()
-        table = embed_images(clip, train)
     if settings.lora_rank:
         add_lora(clip.model, settings.lora_rank)
     freeze_layers(clip.model, vision=settings.frozen_vision_layers, text=settings.frozen_text_layers)
@@ -272,5 +329,4 @@ def build_objective(
         preserved=preserved,
         preservation_weight=settings.preservation_weight,
         crop_scale=settings.crop_scale,
-        image_table=table,
     )

@@ -5,17 +5,19 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from clipgraft.data.content import merge_copies
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import content_numbers
+from clipgraft.data.loader import Collate, Item, content_numbers
 from clipgraft.data.records import CaptionedImage
-from clipgraft.data.transforms import clip_pixel_values, tokenize
+from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
 from clipgraft.evaluation.drift import token_drift
 from clipgraft.evaluation.retrieval import paired_recall, retrieval_metrics
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.progress import track
+from clipgraft.training.accumulation import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
 
 ENCODE_BATCH_SIZE = 64
@@ -77,10 +79,13 @@ class ClipWatch:
 
     Args:
         clip: The model as it is now; its text tower is remembered.
-        objective: Whose loss is measured, at one fixed batch.
+        objective: Whose loss is measured, at fixed images and captions.
         images: The validation split, at least one image.
-        batch_size: Images of the fixed batch, each with its first caption; of one, 2 are taken: alone it has
-            no wrong answer, and its loss is always 0.
+        batch_size: Images in a forward pass.
+        num_passes: That the loss is taken over. Of one image in all, 2 are taken: alone it has no wrong
+            answer, and its loss is always 0.
+        captions_per_image: Of each image the first ones.
+        length_multiple: See `Collate`.
     """
 
     def __init__(
@@ -89,20 +94,23 @@ class ClipWatch:
         objective: ContrastiveObjective,
         images: Sequence[CaptionedImage],
         batch_size: int,
+        *,
+        num_passes: int = 1,
+        captions_per_image: int = 1,
+        length_multiple: int = 1,
     ):
-        self.clip, self.objective, self.images = clip, objective, images
+        self.clip, self.objective, self.images, self.batch_size = clip, objective, images, batch_size
         self.before = deepcopy(clip.model.text_model).eval()
-        fixed = images[: max(2, batch_size)]
-        opened = (open_image(image.path) for image in fixed)
-        rows = torch.arange(len(fixed))
-        captions = [image.captions[0] for image in fixed]
-        self.batch = {
-            "clip_pixel_values": clip_pixel_values(opened, clip.image_processor),
-            "input_ids": tokenize(captions, clip.tokenizer).input_ids,
-            "image_index": rows,
-            "caption_image": rows,
-            "image_content": torch.tensor(content_numbers(fixed)),
-        }
+        fixed = images[: max(2, batch_size * num_passes)]
+        # What makes training's batches makes these.
+        self.collate = Collate(
+            clip.image_processor, clip.tokenizer.eos_token_id, tuple(content_numbers(fixed)), length_multiple
+        )
+        self.items = []
+        for index, image in enumerate(fixed):
+            crop = clip_crop(open_image(image.path), clip.image_processor)
+            ids, _ = encode_captions(image.captions[:captions_per_image], clip.tokenizer)
+            self.items.append(Item(crop, ids, index, image.image_id))
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
         self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids
 
@@ -111,7 +119,10 @@ class ClipWatch:
         """Return recall, `val_loss` and drift by token class; weights and random state stay as they are."""
         self.objective.eval()
         device = self.clip.model.device
-        loss, _ = self.objective({name: tensor.to(device) for name, tensor in self.batch.items()})
+        starts = range(0, len(self.items), self.batch_size)
+        batches = (self.collate(self.items[start : start + self.batch_size]) for start in starts)
+        embeds = [self.objective.embed(send_to_device(batch, device)) for batch in batches]
+        loss, _ = self.objective.joint_loss(concatenated(embeds))
         drift = token_drift(
             self.before, self.clip.model.text_model, self.drift_ids, self.clip.tokenizer.eos_token_id
         )

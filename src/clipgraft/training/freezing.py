@@ -19,7 +19,7 @@ def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
         text: The same for the text tower.
 
     Raises:
-        ValueError: If a tower has fewer layers.
+        ValueError: If a tower has fewer layers, or nothing is left to train but the logit scale.
     """
     towers = {
         "frozen_vision_layers": (vision, clip.vision_model, clip.visual_projection),
@@ -37,6 +37,11 @@ def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
             if hasattr(tower, "pre_layrnorm"):  # transformers' own spelling
                 tower.pre_layrnorm.requires_grad_(False)
             layers[:count].requires_grad_(False)
+    if not any(p.requires_grad for name, p in clip.named_parameters() if name != "logit_scale"):
+        raise UserError(
+            f"frozen_vision_layers={vision} and frozen_text_layers={text} leave nothing to train but the "
+            "logit scale; lower one of them"
+        )
 
 
 def add_lora(clip: CLIPModel, rank: int) -> None:
