@@ -9,6 +9,7 @@ from clipgraft.config import apply_overrides
 from clipgraft.data.flatland import is_known_to_teacher, kept_word_prompts
 from clipgraft.presets import ladder as ladder_recipe
 from clipgraft.reporting.plots import plot_ladder
+from clipgraft.run_folder import unknown_names
 from clipgraft.runtime import write_json
 from clipgraft.stages.bridge import STATES_NAME
 from clipgraft.stages.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
@@ -128,4 +129,5 @@ def test_every_rung_is_climbed_on_flatland_and_taken_as_it_is_on_resume(tmp_path
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed0/*/figures.json")}
     assert len(written) == len(RUNGS)
     ladder(recipe, tmp_path, resume=True)
+    assert unknown_names(tmp_path) == []
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -14,6 +14,7 @@ from clipgraft.data.flatland import draw_flatland8k
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import verify_folder
 from clipgraft.models.clip import load_clip
+from clipgraft.run_folder import unknown_names
 
 SETTINGS = (
     "vae.num_epochs=2",
@@ -53,6 +54,7 @@ def test_pretraining_stopped_and_resumed_ends_in_the_same_weights(tmp_path: Path
     assert process.wait() == 143
     subprocess.run(command(tmp_path / "data", tmp_path / "broken", "--resume"), check=True)
 
+    assert unknown_names(tmp_path / "broken") == []
     whole, resumed = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
     assert whole.keys() == resumed.keys()
     for name, tensors in whole.items():

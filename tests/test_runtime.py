@@ -6,13 +6,17 @@ import sys
 import pytest
 import torch
 
+from clipgraft.errors import UserError
 from clipgraft.runtime import (
+    cache_dir,
     choose_device,
     choose_mixed_precision,
     describe_environment,
     inference_dtype,
+    num_processes,
     write_json,
 )
+from clipgraft.stages.doctor import examine
 
 CPU = torch.device("cpu")
 
@@ -47,6 +51,45 @@ def test_environment_names_no_user_or_absolute_path(monkeypatch):
     text = json.dumps(describe_environment(CPU))
     assert "someone" not in text
     assert "--data photos" in text
+
+
+def test_no_home_folder_is_said_with_what_to_set(monkeypatch):
+    def nobody(_user_id):
+        raise KeyError("no passwd entry")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match="no home folder to keep a cache in; set XDG_CACHE_HOME"):
+        cache_dir()
+    assert next(f for f in examine() if f.what == "cache").fix.startswith("no home folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    cache = next(finding for finding in examine() if finding.what == "cache")
+    assert cache.value == "/proc/nowhere/clipgraft"
+    assert cache.fix.endswith("set XDG_CACHE_HOME to a folder that can be written")
+
+
+@pytest.mark.parametrize(
+    "argument", ["/home/someone/photos", "--data=/home/someone/photos", "data.source=/home/someone/photos"]
+)
+def test_command_tells_no_folder_of_an_argument(argument, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["clipgraft", "finetune", argument])
+    command = describe_environment(CPU)["command"]
+    assert "someone" not in command
+    assert command.endswith("photos")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [("2", "RANK, LOCAL_RANK, MASTER_ADDR"), ("x", "and is no number")]
+)
+def test_number_of_processes_is_one_that_can_be(size, message, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "" if size == "2" else "0")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(UserError, match=message):
+        num_processes()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert num_processes() == 1
 
 
 def test_json_has_null_where_a_number_is_not_finite(tmp_path):
