@@ -67,6 +67,18 @@ def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
             part.unlink(missing_ok=True)
 
 
+def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> Path:
+    """Return a path within a folder, or refuse it.
+
+    Raises:
+        UserError: Of the class given, if it is, or lies behind, a link that leads out of the folder.
+    """
+    # Unlike Path.resolve, realpath takes a loop of links for a file.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise error(f"{path} is a link out of {folder.name}; put the file itself in its place")
+    return path
+
+
 def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a file whole.
 
@@ -136,8 +148,7 @@ def read_toml(path: Path, *, error: type[UserError] = UserError) -> dict[str, An
         MissingFileError: If there is no such file.
         UserError: Of the class given, if it is no TOML or nested too deep; names the file.
     """
-    text = read_text(path, error=error)
-    return _parse(tomllib.loads, text, f"{path} is not TOML", dict, error)
+    return parse_toml(read_text(path, error=error), str(path), error=error)
 
 
 def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
@@ -150,6 +161,11 @@ def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError
         error: Raised where it does not.
     """
     return _parse(json.loads, text, f"{name} is not JSON", kind, error)
+
+
+def parse_toml(text: str, name: str, *, error: type[UserError] = UserError) -> dict[str, Any]:
+    """Parse TOML that came from outside; as `parse_json`."""
+    return _parse(tomllib.loads, text, f"{name} is not TOML", dict, error)
 
 
 def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, error: type[UserError]) -> Any:

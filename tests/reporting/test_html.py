@@ -179,7 +179,7 @@ def test_damaged_files_never_stop_the_report(run_dir, damage):
         path.write_text(damage, encoding="utf-8")
     (run_dir / "recipe.toml").write_text("= nothing", encoding="utf-8")
     text = read_page(run_dir).text
-    assert "recipe.toml is damaged" in text
+    assert "recipe.toml cannot be read: is not TOML" in text
     assert "images.json" in text
 
 
@@ -244,7 +244,7 @@ def test_evaluations_on_the_way_are_laid_out_by_epoch(run_dir):
 
 def test_damaged_evaluations_are_named(run_dir):
     (run_dir / "finetune" / "evaluations.jsonl").write_text('{"step": 0}\n[1]\n')
-    assert "evaluations.jsonl cannot be read." in read_page(run_dir).text
+    assert "evaluations.jsonl cannot be read" in read_page(run_dir).text
 
 
 def test_short_form_of_data_counts_is_understood(run_dir):

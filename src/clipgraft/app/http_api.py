@@ -64,7 +64,7 @@ SEARCH_EXAMPLE = {
     "after": [{"image": 7, "score": 0.34, "captions": ["A red kite over the sea ."]}],
 }
 Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$", examples=["1f0c9a52e3b84d17"])]
-RunName = Annotated[str, PathParameter(max_length=200, examples=["demo"])]
+RunName = Annotated[str, PathParameter(max_length=2000, examples=["demo"])]
 
 
 def build_app(service: Service, access: Access | None = None) -> Guard:

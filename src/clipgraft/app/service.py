@@ -141,14 +141,9 @@ class Service:
 
     def default_model(self) -> str:
         """The run that was last written to, after fine-tuning; without runs the base itself."""
-
-        def changed(name: str) -> float:
-            folder = self.runs_dir / name.split("/")[0]
-            return folder.stat().st_mtime if folder.is_dir() else 0.0
-
         models = self.models()
         names = [name for name in models if name.endswith(("/after", "/graft"))]
-        return max(names, key=changed, default=next(iter(models)))
+        return max(names, key=lambda name: models[name][0].changed, default=next(iter(models)))
 
     def checked_model(self, name: str) -> str:
         """Return a model's name.

@@ -3,15 +3,17 @@
 Nothing here fails for lack of a file: a run that was stopped half way is read as far as it came.
 """
 
-import json
-import math
-import tomllib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from clipgraft.errors import MissingFileError, UserError
+from clipgraft.errors import MissingFileError, UserError, one_line
+from clipgraft.files import MAX_BYTES, inside, parse_json, parse_toml, read_text
+
+T = TypeVar("T")
 
 STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "generate", "evaluate")
 MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "evaluate")
@@ -22,6 +24,8 @@ RUN_FILES = ("recipe.toml", "metrics.json", "log.jsonl", "images.json", "evaluat
 """Any of these makes a folder a run's or a stage's."""
 EVALUATION_VERSION = 1
 """Newest `schema_version` of `evaluation.json` that is understood."""
+MAX_COUNT = 2**53
+"""Of steps and epochs: beyond it a browser's numbers, and float64, are not exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,12 @@ class Run:
     """A sentence for each file that is there but cannot be read whole."""
 
 
-def read_run(run_dir: Path) -> Run:
+def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> Run:
     """Read the folder of a run, or of a single stage.
 
     Args:
         run_dir: Holds `finetune/`, `bridge/` or `generate/`, or what one of these holds.
+        max_bytes: Largest file that is read.
 
     Returns:
         What was found; damaged files are named in `problems`.
@@ -74,35 +79,95 @@ def read_run(run_dir: Path) -> Run:
     """
     begun = _begun_stages(run_dir)
     is_single = begun <= NESTED_STAGES
-    problems: list[str] = []
+    read = _Reader(run_dir, max_bytes=max_bytes)
     folders = {stage: run_dir if is_single and stage not in begun else run_dir / stage for stage in STAGES}
-    metrics = _stage_metrics(run_dir, problems)
-    recipe_text = _read_text(run_dir / "recipe.toml", problems)
+    metrics = _stage_metrics(read)
     return Run(
         name=run_dir.resolve().name,
         is_single_stage=is_single,
-        recipe=_parse(run_dir / "recipe.toml", recipe_text, tomllib.loads, problems),
-        recipe_text=recipe_text,
-        environment=_read_object(run_dir / "environment.json", problems),
-        data=_read_object(run_dir / "data.json", problems)
-        or _read_object(folders["finetune"] / "data.json", problems),
-        log=read_log(folders["finetune"] / "log.jsonl", problems),
-        evaluations=_read_rows(folders["finetune"] / "evaluations.jsonl", problems),
+        recipe=read.toml(run_dir / "recipe.toml"),
+        recipe_text=read.text(run_dir / "recipe.toml"),
+        environment=read.object(run_dir / "environment.json"),
+        data=read.object(run_dir / "data.json") or read.object(folders["finetune"] / "data.json"),
+        log=read.log(folders["finetune"] / "log.jsonl"),
+        evaluations=read.rows(folders["finetune"] / "evaluations.jsonl"),
         finetune=metrics.get("finetune", {}),
         bridge=metrics.get("bridge", {}),
         refine=metrics.get("refine", {}),
-        ladder=metrics.get("ladder") or _top_ladder(run_dir),
+        ladder=metrics.get("ladder") or _top_ladder(read),
         evaluate=metrics.get("evaluate", {}),
-        evaluation=_read_evaluation(folders["evaluate"], run_dir, problems),
+        evaluation=_read_evaluation(folders["evaluate"], read),
         resources={
             stage: used
             for stage in ("", *sorted(begun))
-            if (used := _read_object(run_dir / stage / "resources.json", problems))
+            if (used := read.object(run_dir / stage / "resources.json"))
         },
-        pictures=_read_pictures(folders["generate"], run_dir, problems),
+        pictures=_read_pictures(folders["generate"], read),
         begun=begun,
-        problems=list(dict.fromkeys(problems)),
+        problems=list(dict.fromkeys(read.problems)),
     )
+
+
+@dataclass
+class _Reader:
+    """Reads files of a run: what is absent is empty, what cannot be read is empty and named in `problems`."""
+
+    run_dir: Path
+    problems: list[str] = field(default_factory=list)
+    max_bytes: int = MAX_BYTES
+
+    def text(self, path: Path) -> str:
+        """A text file that lies within the run."""
+        return self._tried(path, lambda text: text, "")
+
+    def toml(self, path: Path) -> dict[str, Any]:
+        """A TOML file."""
+        return self._tried(path, lambda text: parse_toml(text, path.name), {})
+
+    def object(self, path: Path) -> dict[str, Any]:
+        """A JSON file that holds an object."""
+        return self._tried(path, lambda text: parse_json(text, path.name), {})
+
+    def array(self, path: Path) -> list[Any]:
+        """A JSON file that holds a list."""
+        return self._tried(path, lambda text: parse_json(text, path.name, list), [])
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        """A file of JSON objects, one a line; one with anything else in it gives none."""
+        return self._tried(path, lambda text: [parse_json(line, path.name) for line in text.splitlines()], [])
+
+    def log(self, path: Path) -> list[dict[str, Any]]:
+        """As `read_log`."""
+        rows, num_bad = [], 0
+        for line in self.text(path).splitlines():
+            try:
+                row = parse_json(line, path.name)
+                rows.append(
+                    {**row, "step": _whole(row["step"]), "epoch": _whole(row["epoch"]), "loss": row["loss"]}
+                )
+            except (UserError, KeyError, TypeError):
+                num_bad += 1
+        if num_bad:
+            self.problems.append(f"{path.name}: {num_bad} of {num_bad + len(rows)} lines cannot be read.")
+        return rows
+
+    def file(self, path: Path) -> Path | None:
+        """The file that a record names; None where it lies outside the run."""
+        try:
+            return inside(path, self.run_dir).resolve()
+        except (UserError, OSError):
+            return None
+
+    def _tried(self, path: Path, parse: Callable[[str], T], empty: T) -> T:
+        if not os.path.lexists(path):
+            return empty
+        try:
+            text = read_text(inside(path, self.run_dir), max_bytes=self.max_bytes)
+            return parse(text) if text else empty
+        except (UserError, OSError) as error:
+            reason = one_line(error).replace(str(path), path.name).removeprefix(path.name).lstrip(": ")
+            self.problems.append(f"{path.name} cannot be read: {reason}.")
+            return empty
 
 
 def _begun_stages(run_dir: Path) -> frozenset[str]:
@@ -131,11 +196,11 @@ def collect_metrics(run_dir: Path) -> dict[str, Any]:
         Stage -> what its `metrics.json` holds, and for `generate` the number of pictures and of failed ones;
         a stage that did not end is left out. A single stage's metrics are returned as they are.
     """
-    problems: list[str] = []
+    read = _Reader(run_dir)
     if _stage_folders(run_dir) <= NESTED_STAGES:
-        return _read_object(run_dir / "metrics.json", problems)
-    metrics = _stage_metrics(run_dir, problems)
-    pictures = _read_pictures(run_dir / "generate", run_dir, problems)
+        return read.object(run_dir / "metrics.json")
+    metrics = _stage_metrics(read)
+    pictures = _read_pictures(run_dir / "generate", read)
     if pictures:
         num_failed = sum(row.get("status", "ok") != "ok" for row in pictures)
         metrics["generate"] = {"num_images": len(pictures), "num_failed": num_failed}
@@ -144,7 +209,7 @@ def collect_metrics(run_dir: Path) -> dict[str, Any]:
 
 def has_own_metrics(run_dir: Path) -> bool:
     """Whether a folder's `metrics.json` is a stage's own: not to be written over by all stages' together."""
-    return not set(_read_object(run_dir / "metrics.json", [])) <= set(STAGES)
+    return not set(_Reader(run_dir).object(run_dir / "metrics.json")) <= set(STAGES)
 
 
 def read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
@@ -157,64 +222,50 @@ def read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     Returns:
         One row an optimizer step: at least `step` (from 1), `epoch` (from 0) and `loss` (None for NaN).
     """
-    rows, num_bad = [], 0
-    for line in _read_text(path, problems).splitlines():
-        try:
-            row = json.loads(line)
-            rows.append({**row, "step": int(row["step"]), "epoch": int(row["epoch"]), "loss": row["loss"]})
-        except (ValueError, KeyError, TypeError):
-            num_bad += 1
-    if num_bad:
-        problems.append(f"{path.name}: {num_bad} of {num_bad + len(rows)} lines cannot be read.")
-    return rows
-
-
-def _read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one a line; a file with anything else in it gives none."""
-    lines = _read_text(path, problems).splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError:
-        rows = [None]
-    if all(isinstance(row, dict) for row in rows):
-        return rows
-    problems.append(f"{path.name} cannot be read.")
-    return []
+    return _Reader(path.parent, problems).log(path)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value read from JSON is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value read from JSON is a finite number that a float can hold."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and abs(value) <= sys.float_info.max
 
 
-def _stage_metrics(run_dir: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
+def _whole(value: Any) -> int:
+    """A count as a whole number; a TypeError where it is none."""
+    if not is_number(value) or not 0 <= value <= MAX_COUNT:
+        raise TypeError(value)
+    return int(value)
+
+
+def _stage_metrics(read: _Reader) -> dict[str, dict[str, Any]]:
     """Metrics of the stages that ended; a single stage's are told apart by their keys."""
-    begun, found = _stage_folders(run_dir), {}
+    begun, found = _stage_folders(read.run_dir), {}
     if begun <= NESTED_STAGES:
-        metrics = _read_object(run_dir / "metrics.json", problems)
+        metrics = read.object(read.run_dir / "metrics.json")
         told_by = {"linear": "bridge", "scores": "evaluate", "rungs": "ladder"}
         told_by |= {"num_epochs": "finetune", "num_train_images": "refine"}  # the first has both keys
         found = {next((stage for key, stage in told_by.items() if key in metrics), "finetune"): metrics}
     found |= {
-        stage: _read_object(run_dir / stage / "metrics.json", problems)
+        stage: read.object(read.run_dir / stage / "metrics.json")
         for stage in MEASURED_STAGES
         if stage in begun
     }
     return {stage: metrics for stage, metrics in found.items() if metrics}
 
 
-def _top_ladder(run_dir: Path) -> dict[str, Any]:
+def _top_ladder(read: _Reader) -> dict[str, Any]:
     """The ladder where the folder is a ladder's own: it has a stage's folders, and its figures at the top."""
-    metrics = _read_object(run_dir / "metrics.json", [])
+    metrics = read.object(read.run_dir / "metrics.json")
     return metrics if isinstance(metrics.get("rungs"), dict) else {}
 
 
-def _read_evaluation(folder: Path, run_dir: Path, problems: list[str]) -> dict[str, Any]:
+def _read_evaluation(folder: Path, read: _Reader) -> dict[str, Any]:
     """Read `evaluation.json`; one of a later version is named and left out."""
-    evaluation = _read_object(folder / "evaluation.json", problems)
+    evaluation = read.object(folder / "evaluation.json")
     version = evaluation.get("schema_version", 0)
     if version not in range(EVALUATION_VERSION + 1):
-        problems.append(
+        read.problems.append(
             f"evaluation.json is of version {version}, this clipgraft reads up to {EVALUATION_VERSION}; "
             "take a newer clipgraft to see it."
         )
@@ -227,53 +278,16 @@ def _read_evaluation(folder: Path, run_dir: Path, problems: list[str]) -> dict[s
         rows = evaluation.get(key)
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and isinstance(row.get(name), str):
-                row[name.replace("file", "path")] = _inside(folder / row[name], run_dir)
+                row[name.replace("file", "path")] = read.file(folder / row[name])
     return evaluation
 
 
-def _inside(file: Path, run_dir: Path) -> Path | None:
-    """The file; None where it lies outside the run."""
-    resolved = file.resolve()
-    return resolved if resolved.is_relative_to(run_dir.resolve()) else None
-
-
-def _read_pictures(folder: Path, run_dir: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _read_pictures(folder: Path, read: _Reader) -> list[dict[str, Any]]:
     path = folder / "images.json"
-    rows = _parse(path, _read_text(path, problems), json.loads, problems, kind=list)
     pictures = []
-    for row in rows:
+    for row in read.array(path):
         if isinstance(row, dict) and isinstance(row.get("file"), str):
-            pictures.append({**row, "path": _inside(folder / row["file"], run_dir)})
+            pictures.append({**row, "path": read.file(folder / row["file"])})
         else:
-            problems.append(f"{path.name}: a row names no file and is left out.")
+            read.problems.append(f"{path.name}: a row names no file and is left out.")
     return pictures
-
-
-def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    return _parse(path, _read_text(path, problems), json.loads, problems)
-
-
-def _read_text(path: Path, problems: list[str]) -> str:
-    if not path.is_file():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path.name} cannot be read: {error}.")
-        return ""
-
-
-def _parse(
-    path: Path, text: str, parse: Callable[[str], Any], problems: list[str], *, kind: type = dict
-) -> Any:
-    if not text:
-        return kind()
-    try:
-        value = parse(text)
-    except ValueError as error:
-        problems.append(f"{path.name} is damaged: {error}.")
-        return kind()
-    if not isinstance(value, kind):
-        problems.append(f"{path.name} holds no {'list' if kind is list else 'object'}.")
-        return kind()
-    return value

@@ -4,10 +4,12 @@ A client names them; which folder that is, is decided here alone, so no path eve
 """
 
 import logging
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import CLIPTokenizer
@@ -15,7 +17,8 @@ from transformers import CLIPTokenizer
 from clipgraft.config import ModelSettings, Recipe, load_recipe
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import tokenize
-from clipgraft.errors import UserError
+from clipgraft.errors import MissingFileError, UserError, is_user_error, one_line, printable
+from clipgraft.files import inside
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.checkpoint import MANIFEST_NAME
@@ -25,12 +28,16 @@ from clipgraft.models.encoder import BASE_RECORD
 from clipgraft.models.loading import refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.run_folder import RECIPE_NAME
-from clipgraft.runtime import choose_device
+from clipgraft.runtime import choose_device, without_folders
 from clipgraft.stages.data import load_source, select
 from clipgraft.stages.folder import run_encoders
 from clipgraft.stages.measure import embed_images
 
 DEFAULT_BASE = "flatland"
+MAX_RECIPE_BYTES = 1 << 20
+"""Of a run's recipe; one with every setting has some 4,000."""
+OUR_BUG = "reading it went wrong here; the studio's log says how"
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +57,8 @@ class ModelGroup:
     """Where no graft names it."""
     defaults: DrawingDefaults = STABLE_DIFFUSION
     """A run's own where its recipe says them, else those that suit the base."""
+    changed: float = 0.0
+    """When the run's folder was last written to."""
 
     def load(self, device: str) -> dict[str, ImageGenerator]:
         """Load all of them, ready to draw.
@@ -90,16 +99,9 @@ def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
         Groups by name: `flatland` with its own text encoder, then each run with `teacher`, `before` and
         `after`, as far as its grafts are there.
     """
-    own = _defaults(Recipe())
-    groups = {DEFAULT_BASE: ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, own)}
-    for folder in run_folders(runs_dir):
-        encoders = run_encoders(folder)
-        if _is_graft(folder / "graft"):
-            encoders["graft"] = folder / "graft"
-        if len(encoders) == 1:
-            continue
-        groups[folder.name] = ModelGroup(folder.name, encoders, defaults=_defaults(_recipe(folder)))
-    return groups
+    found, _ = read_runs(runs_dir, _group)
+    own = ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, _defaults(Recipe()))
+    return {DEFAULT_BASE: own} | {name: group for name, group in found.items() if group}
 
 
 def _defaults(recipe: Recipe) -> DrawingDefaults:
@@ -113,28 +115,44 @@ def _defaults(recipe: Recipe) -> DrawingDefaults:
     )
 
 
-def run_folders(runs_dir: Path) -> list[Path]:
-    """Folders of runs and single stages, by name.
+def read_runs(
+    runs_dir: Path, read: Callable[[Path, Recipe], T], *, only: str | None = None
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Read each run of a folder by itself, so that a bad one takes nothing else with it.
 
-    Hidden folders are left alone; one whose recipe cannot be read is left out and named in the log.
+    Hidden folders, and those without a recipe, are left alone; one that is deleted meanwhile is left out.
+
+    Args:
+        runs_dir: Folder of runs and single stages; may be missing.
+        read: Given a run's folder and recipe. Whatever it raises concerns that run alone.
+        only: Name of the one run that is wanted.
+
+    Returns:
+        What was read, by the run's name, and why runs cannot be read, by theirs; the log says that once.
     """
-    if not runs_dir.is_dir():
-        return []
-    folders = sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [folder for folder in folders if (folder / RECIPE_NAME).is_file()]
-    return [folder for folder in found if _is_readable(folder, (folder / RECIPE_NAME).stat().st_mtime_ns)]
+    found, unreadable = {}, {}
+    for folder in _folders(runs_dir):
+        name = folder.name if _is_utf8(folder.name) else printable(folder.name)
+        if only not in (None, name):
+            continue
+        try:
+            if (folder / RECIPE_NAME).is_file():
+                if name != folder.name:
+                    raise UserError("its name is not UTF-8; rename it")
+                found[name] = read(folder, _recipe(folder))
+        except Exception as error:
+            if os.path.lexists(folder):
+                is_bug = not is_user_error(error)
+                unreadable[name] = OUR_BUG if is_bug else without_folders(one_line(error))
+                _say_once(folder, unreadable[name], is_bug)
+    return found, unreadable
 
 
 def find_clips(runs_dir: Path) -> dict[str, ModelSettings]:
     """Find the CLIPs that can embed, by the name that clients use."""
     clips = {DEFAULT_BASE: ModelSettings(name=DEFAULT_BASE)}
-    for folder in run_folders(runs_dir):
-        after = next(
-            (path for path in (folder / "finetune" / "clip", folder / "clip") if path.is_dir()), None
-        )
-        if after:
-            clips[f"{folder.name}/before"] = _recipe(folder).clip
-            clips[f"{folder.name}/after"] = ModelSettings(name=str(after))
+    for found in read_runs(runs_dir, _clips)[0].values():
+        clips |= found
     return clips
 
 
@@ -159,7 +177,10 @@ def embed_texts(clip: ClipParts, texts: list[str]) -> torch.Tensor:
 
 def searchable_images(runs_dir: Path, run: str, limit: int) -> tuple[CaptionedImage, ...]:
     """The test images of a run's data (validation where it has none), at most `limit`."""
-    source = load_source(_recipe(runs_dir / run).data)
+    recipes, unreadable = read_runs(runs_dir, lambda _, recipe: recipe, only=run)
+    if run not in recipes:
+        raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
+    source = load_source(recipes[run].data)
     return select(source, "test", limit) or select(source, "val", limit)
 
 
@@ -170,31 +191,74 @@ def embed_searchable(
     return embed_images(clip, images, update)
 
 
-def _recipe(folder: Path) -> Recipe:
-    path = folder / RECIPE_NAME
-    return _read_recipe(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _read_recipe(path: Path, _changed: int) -> Recipe:
-    return load_recipe(path)
-
-
-@lru_cache(maxsize=256)
-def _is_readable(folder: Path, _changed: int) -> bool:
-    """Whether a folder's recipe is one of this version's; said once where it is not."""
+def _folders(runs_dir: Path) -> list[Path]:
     try:
-        load_recipe(folder / RECIPE_NAME)
-    except ValueError as error:
-        logger.warning("the studio leaves out run %s: %s", folder.name, error)
+        return sorted(path for path in runs_dir.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        _say_once(runs_dir, f"the folder of runs cannot be listed ({error.strerror})", is_bug=False)
+        return []
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name in the file system is text; other bytes stand in it as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
         return False
     return True
 
 
+def _group(folder: Path, recipe: Recipe) -> ModelGroup | None:
+    encoders = run_encoders(folder)
+    if _is_graft(folder / "graft"):
+        encoders["graft"] = folder / "graft"
+    if len(encoders) == 1:
+        return None
+    return ModelGroup(folder.name, encoders, defaults=_defaults(recipe), changed=folder.stat().st_mtime)
+
+
+def _clips(folder: Path, recipe: Recipe) -> dict[str, ModelSettings]:
+    for after in (folder / "finetune" / "clip", folder / "clip"):
+        if after.is_dir():
+            name = folder.name
+            return {f"{name}/before": recipe.clip, f"{name}/after": ModelSettings(name=str(after))}
+    return {}
+
+
+def _recipe(folder: Path) -> Recipe:
+    path = inside(folder / RECIPE_NAME, folder)
+    found = path.stat()
+    if found.st_size > MAX_RECIPE_BYTES:
+        raise UserError(f"{path} has {found.st_size:,} bytes; at most {MAX_RECIPE_BYTES:,} are read")
+    recipe = _read_recipe(path, found.st_mtime_ns)
+    if isinstance(recipe, UserError):
+        raise recipe
+    return recipe
+
+
+@lru_cache(maxsize=4096)
+def _read_recipe(path: Path, _changed: int) -> Recipe | UserError:
+    """A recipe, or what is wrong with it: a bad one is not parsed again at each look either."""
+    try:
+        return load_recipe(path)
+    except UserError as error:
+        return error.with_traceback(None)
+
+
+@lru_cache(maxsize=4096)
+def _say_once(folder: Path, reason: str, is_bug: bool) -> None:
+    """Tell the log of a run that cannot be read; within the handling of what it raised."""
+    logger.warning("the studio leaves out run %s: %s", printable(folder.name), reason, exc_info=is_bug)
+
+
 def _written(folder: Path) -> int | None:
     """When a folder of weights was written, in nanoseconds; None where it is no such folder."""
-    manifest = folder / MANIFEST_NAME
-    return manifest.stat().st_mtime_ns if manifest.is_file() else None
+    try:
+        return (folder / MANIFEST_NAME).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _is_graft(folder: Path) -> bool:
