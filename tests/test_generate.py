@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import clipgraft
 import tiny
@@ -870,3 +870,46 @@ def test_of_a_damaged_list_the_rows_that_can_be_read_are_kept(base, three_pictur
     for index, row in enumerate(rows_of(out)):
         assert (row["file"] == rows[index]["file"]) == (index in readable)
     assert all((out / row["file"]).is_file() for row in rows)  # what was there before stays
+
+
+DAMAGED_RECORDS = {
+    "no JSON": lambda _: "{",
+    "a list": lambda _: "[]",
+    "deep": lambda _: "[" * 100_000,
+    "without a batch": lambda record: json.dumps(
+        {key: value for key, value in record.items() if key != "batch"}
+    ),
+    "a huge batch": lambda record: json.dumps(record | {"batch": {"size": 10**9, "index": 0}}),
+    "a place outside its batch": lambda record: json.dumps(record | {"batch": {"size": 1, "index": 1}}),
+    "a job of another type": lambda record: json.dumps(record | {"job": 7}),
+    "a job with a word too many": lambda record: json.dumps(record | {"job": record["job"] | {"x": 1}}),
+    "models of another type": lambda record: json.dumps(record | {"models": []}),
+    "a base that is a number": lambda record: json.dumps(record | {"models": record["models"] | {"base": 7}}),
+    "a feature cache that is text": lambda record: json.dumps(
+        record | {"models": record["models"] | {"feature_cache": "x"}}
+    ),
+    "versions that are none": lambda record: json.dumps(record | {"versions": None}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_RECORDS)
+def test_a_damaged_record_of_a_picture_is_one_line_that_names_it(
+    base, three_pictures, tmp_path, capsys, damage
+):
+    with Image.open(three_pictures / rows_of(three_pictures)[0]["file"]) as image:
+        image.load()
+        info = PngImagePlugin.PngInfo()
+        info.add_text(RECORD_KEY, DAMAGED_RECORDS[damage](json.loads(image.info[RECORD_KEY])))
+        image.save(tmp_path / "damaged.png", pnginfo=info)
+    message = refused(
+        capsys,
+        "generate",
+        "--from-image",
+        tmp_path / "damaged.png",
+        "--base",
+        base,
+        "--out",
+        tmp_path / "out",
+    )
+    assert "record" in message
+    assert not (tmp_path / "out").exists()

@@ -510,3 +510,31 @@ def test_ids_are_no_paths(client):
         "//etc/passwd",
     ):
         assert client.get(bad).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("settings", "axes"),
+    [
+        ({"scheduler": "lcm", "steps": 51}, []),
+        ({"scheduler": "ddim", "steps": 1000}, []),
+        ({"steps": 0}, []),
+        ({"guidance_scale": 1e308}, []),
+        ({}, [{"name": "guidance_scale", "values": [3, 1e308]}]),
+        ({"scheduler": "lcm"}, [{"name": "steps", "values": [4, 51]}]),
+        ({}, [{"name": "steps", "values": [0]}]),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_it_waits(client, settings, axes):
+    for path in ("/v1/jobs", "/v1/estimates"):
+        refused(client.post(path, json={"prompt": "A dog", **settings, "axes": axes}), 422)
+    if not axes:
+        refused(client.post("/v1/images/generations", json={"prompt": "A dog", **settings}), 422)
+    assert client.get("/v1/jobs").json() == {"jobs": []}
+
+
+def test_what_a_request_leaves_out_is_the_models_own(client):
+    answer = client.post("/v1/jobs", json={"prompt": "A dog", "models": ["tiny/after", "flatland/teacher"]})
+    drawn = [(one["settings"]["guidance_scale"], one["steps"]) for one in answer.json()["pictures"]]
+    assert drawn == [(2.0, 2), (3.0, 25)]
+    rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
+    assert (rows["tiny/after"]["guidance_scale"], rows["tiny/after"]["num_inference_steps"]) == (2.0, 2)

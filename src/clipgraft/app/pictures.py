@@ -101,6 +101,8 @@ def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
         job, studio = record["job"], record.get("studio", {})
         # What the form takes; a damaged value is refused here as it would be when drawing.
         settings = asdict(Job(**{name: job[name] for name in SETTINGS}))
+        if None in (settings["num_inference_steps"], settings["guidance_scale"]):
+            raise ValueError  # no picture is drawn without numbers
         model = str(studio.get("model", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError("this picture does not say how it was drawn; PNGs that clipgraft drew do") from None

@@ -5,14 +5,15 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.files import written_whole
+from clipgraft.files import parse_json, written_whole
 from clipgraft.generation.jobs import Job
 from clipgraft.generation.pipeline import Picture
 from clipgraft.models.base import Origin
@@ -34,7 +35,50 @@ SAMPLERS = {
     "lcm": ("LCM", ""),
 }
 """A1111's names of sampler and schedule type."""
+MAX_BATCH = 4096
+"""Pictures that a record says were drawn at once; more than any machine here could (a guess)."""
 VERSIONED = ("clipgraft", "torch", "diffusers", "transformers")
+
+
+class _Models(BaseModel):
+    """What is read of `describe_models` and `SpeedOptions.as_record`."""
+
+    model_config = ConfigDict(strict=True)
+
+    base: str
+    revision: str
+    vae_sha256: str
+    unet_sha256: str
+    text_encoder: Literal["graft", "teacher"]
+    text_encoder_sha256: str
+    dtype: str
+    engine: str = ""
+    compile: bool = False
+    guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    feature_cache: int = 1
+    lora_sha256: str = ""
+
+
+class _Batch(BaseModel):
+    size: Annotated[int, Field(ge=1, le=MAX_BATCH)]
+    index: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _index_is_within(self) -> "_Batch":
+        if self.index >= self.size:
+            raise ValueError(f"index {self.index} of {self.size}")
+        return self
+
+
+class _Record(BaseModel):
+    """What is read of `describe_picture`."""
+
+    format: Literal[1]
+    job: dict[str, Any]
+    batch: _Batch
+    models: _Models
+    machine: dict[str, Any]
+    versions: dict[str, Any]
 
 
 def describe_models(
@@ -148,14 +192,22 @@ def read_record(path: Path) -> dict[str, Any]:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # a text behind the pixels is read with them
             text = image.info.get(RECORD_KEY)
-        record = json.loads(text) if text else None
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as a PNG with a record ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not text:
         raise DataError(
             f"{path}: holds no record of how it was drawn; only PNGs of clipgraft written without "
             "--no-metadata do"
         )
+    record: dict[str, Any] = parse_json(text, f"{path}: the record")
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{path}: the record of how it was drawn is damaged: {place}: {first['msg']}"
+        ) from None
     return record
 
 
@@ -170,7 +222,7 @@ def job_of(record: dict[str, Any], init_image: Path | None) -> Job:
         DataError: If the record is damaged, or the picture to start from is missing, another or one too many.
         ValueError: If the picture to start from cannot be read.
     """
-    values = dict(record.get("job", {}))
+    values = dict(record["job"])
     expected = values.pop("init_image_sha256", None)
     if expected and init_image is None:
         raise DataError("that picture was drawn from another one; name it with --init-image")
