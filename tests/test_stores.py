@@ -63,7 +63,7 @@ def base(base_dir) -> FrozenBase:
 def generator_of(base: FrozenBase) -> ImageGenerator:
     """In float32 on any machine, without an engine."""
     pipeline = build_pipeline(base, base.text_encoder)
-    return ImageGenerator(pipeline, base.scheduler, {}, PromptStates(pipeline))
+    return ImageGenerator(pipeline, base.scheduler, {}, PromptStates(pipeline), base.defaults)
 
 
 @pytest.fixture
