@@ -1,11 +1,12 @@
 """Files are written whole or not at all, and read through one door with bounds."""
 
+import errno
 import os
 import time
 
 import pytest
 
-from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError
+from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError, one_line
 from clipgraft.files import (
     clear_parts,
     read_json,
@@ -66,7 +67,7 @@ def test_clear_parts_keeps_what_is_being_written(tmp_path):
         (b"{", "is not JSON"),
         (b"[]", "is not JSON of the right type: an object is expected, not a list"),
         (b"null", "an object is expected, not NoneType"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON as read here: a number has over 4,300 digits"),
         (b"[" * DEEP + b"]" * DEEP, "nested deeper than 64"),
         (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
         (b'{"a": ["\\ud83d"]}', r"'.*ud83d' holds half a surrogate pair"),
@@ -121,3 +122,11 @@ def test_read_toml_refuses_damage_in_one_line(tmp_path, content, message):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_toml(path)
+
+
+def test_full_disk_is_told_with_the_file_that_was_being_written(tmp_path):
+    path = tmp_path / "weights"
+    with pytest.raises(OSError, match="No space left") as caught, written_whole(path):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write raises it: without a name
+    assert one_line(caught.value) == f"no space left on the disk ({path}); free some and run again"
+    assert list(tmp_path.iterdir()) == []

@@ -173,8 +173,10 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
         value = parse(text)
     except RecursionError as wrong:
         raise error(f"{complaint} as read here: nested deeper than {MAX_DEPTH}") from wrong
-    except ValueError as wrong:  # JSONDecodeError, TOMLDecodeError, and a number of over 4,300 digits
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as wrong:
         raise error(f"{complaint}: {wrong}") from wrong
+    except ValueError as wrong:  # of int(): Python's own bound
+        raise error(f"{complaint} as read here: a number has over 4,300 digits") from wrong
     _refuse_depth_and_surrogates(value, complaint, error)
     if not isinstance(value, kind):
         raise error(f"{complaint} of the right type: {JSON_TYPES[kind]} is expected, not {_type_name(value)}")
