@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgraft.data.flatland import ATTRIBUTES
 from clipgraft.errors import MissingFileError
+from clipgraft.models.checkpoint import write_tensors
 from clipgraft.models.loading import read_weights, refuse_misfits
 from clipgraft.progress import track
 
@@ -69,8 +69,8 @@ def probe_accuracy(read: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def save_probe(probe: Probe, path: Path) -> None:
-    """Write the weights as one safetensors file, float16."""
-    save_file({name: tensor.half().contiguous() for name, tensor in probe.state_dict().items()}, path)
+    """Write the weights as one safetensors file, float16, whole or not at all."""
+    write_tensors(path, {name: tensor.half().contiguous() for name, tensor in probe.state_dict().items()})
 
 
 def load_probe(path: Path) -> Probe:

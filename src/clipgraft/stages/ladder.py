@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clipgraft.config import ModelSettings, Recipe
@@ -24,6 +24,7 @@ from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.jobs import Job
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
+from clipgraft.models.checkpoint import write_tensors
 from clipgraft.models.encoder import load_graft, save_graft
 from clipgraft.models.hub import embedded_models
 from clipgraft.progress import track
@@ -214,7 +215,7 @@ class Climb:
         [(_, generator)] = load_generators(encoders, base=self.recipe.base.name, device=self.device.type)
         pixels = self._draw(generator, texts, folder.name)
         if graft is None:
-            save_file({"pixels": pixels}, folder / "pictures.safetensors")
+            write_tensors(folder / "pictures.safetensors", {"pixels": pixels})
         teachers = load_file(self.folder / slug(TEACHER) / "pictures.safetensors")["pixels"]
         probe = load_probe(embedded_models() / "probe.safetensors")
         read, own = read_attributes(probe, pixels), read_attributes(probe, teachers)

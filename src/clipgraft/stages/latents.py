@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clipgraft.data.content import content_sums
@@ -15,8 +15,9 @@ from clipgraft.data.images import open_image
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError
-from clipgraft.files import clear_parts, written_whole
+from clipgraft.files import clear_parts
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.checkpoint import write_tensors
 from clipgraft.progress import track
 from clipgraft.runtime import cache_dir
 from clipgraft.stages.folder import fingerprint
@@ -62,8 +63,7 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
     latents = torch.cat(encoded).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(path.parent)
-    with written_whole(path) as temporary:
-        save_file({"latents": latents}, temporary)
+    write_tensors(path, {"latents": latents})
     return latents
 
 

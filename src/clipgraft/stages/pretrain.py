@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -28,6 +28,7 @@ from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import encode_captions
 from clipgraft.evaluation.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
+from clipgraft.models.checkpoint import write_folder_atomically, write_tensors
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.flatland import (
     IMAGE_SIZE,
@@ -146,7 +147,8 @@ def _train_vae(training: _Training, pixels: Tensor) -> AutoencoderKL:
         training.fit("vae", AutoencoderObjective(vae, settings.kl_weight), batches, settings)
         # As in Rombach et al. 2022, section D.1: the factor that gives latents unit variance.
         vae.register_to_config(scaling_factor=1 / float(encode(vae, pixels[:1000]).std()))
-        vae.save_pretrained(done)
+        with write_folder_atomically(done) as temporary:
+            vae.save_pretrained(temporary)
     return AutoencoderKL.from_pretrained(done)
 
 
@@ -191,7 +193,7 @@ def reconstruction_psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 
 def _cached_latents(vae: AutoencoderKL, pixels: Tensor, path: Path) -> Tensor:
     if not path.is_file():
-        save_file({"latents": encode(vae, pixels) * vae.config.scaling_factor}, path)
+        write_tensors(path, {"latents": encode(vae, pixels) * vae.config.scaling_factor})
     return load_file(path)["latents"]
 
 
@@ -227,8 +229,9 @@ def _train_unet(
             seed=training.recipe.seed,
         )
         training.fit("unet", objective, batches, settings)
-        objective.unet.save_pretrained(done / "unet")
-        objective.text_encoder.save_pretrained(done / "text_encoder")
+        with write_folder_atomically(done) as temporary:
+            objective.unet.save_pretrained(temporary / "unet")
+            objective.text_encoder.save_pretrained(temporary / "text_encoder")
     unet = UNet2DConditionModel.from_pretrained(done / "unet")
     return unet, CLIPTextModel.from_pretrained(done / "text_encoder")
 
