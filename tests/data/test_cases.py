@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from clipgraft import cli
+from clipgraft.data.captions import read_lines
+from clipgraft.data.readers import read_source
 
 DIGITS = "9" * 5000
 DEEP = "[" * 100_000
@@ -139,8 +141,6 @@ def test_data_that_cannot_be_read_is_one_line(
 def test_folder_that_once_failed_gives_right_values_or_one_line(
     cases_dir: Path, name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipgraft.data.readers import read_source
-
     told, expected = check(cases_dir / name, capfd, monkeypatch), SHARED[name]
     if isinstance(expected, str):
         assert isinstance(told, str)
@@ -244,3 +244,22 @@ def test_every_image_is_a_crop_or_one_line_in_bounded_memory_and_time(
         assert message in decoded[name][0]
     for name in TAKEN:
         assert decoded[name][0] == "(3, 224, 224)"
+
+
+@pytest.mark.parametrize(
+    "file", ["captions.txt", "metadata.csv", "metadata.jsonl", "p0.txt", "Flickr8k.token.txt"]
+)
+def test_byte_order_mark_of_windows_editors_is_no_part_of_the_text(tmp_path: Path, file: str) -> None:
+    texts = {
+        "captions.txt": "p0.jpg,a dog\r\n",
+        "metadata.csv": "file_name,text\r\np0.jpg,a dog\r\n",
+        "metadata.jsonl": '{"file_name": "p0.jpg", "text": "a dog"}\r\n',
+        "p0.txt": "a dog\r\n",
+        "Flickr8k.token.txt": "p0.jpg#0\ta dog\r\n",
+    }
+    (tmp_path / "p0.jpg").touch()
+    (tmp_path / file).write_bytes(b"\xef\xbb\xbf" + texts[file].encode())
+    (image,) = read_source(tmp_path).images
+    assert (image.image_id, image.captions) == ("p0.jpg", ("a dog",))
+    (tmp_path / "captions").write_bytes(b"\xef\xbb\xbfa dog\r\n\r\na cat\r\n")
+    assert read_lines(tmp_path / "captions", "caption") == ["a dog", "a cat"]

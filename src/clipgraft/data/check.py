@@ -20,7 +20,6 @@ from rich.text import Text
 from clipgraft.data.content import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.records import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
-from clipgraft.data.transforms import encode_whole
 from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5
@@ -169,6 +168,8 @@ def render(check: SourceCheck) -> RenderableType:
 
 
 def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> list[int]:
+    from clipgraft.data.transforms import encode_whole  # needs torch, which the rest does not
+
     return [len(ids) for ids in encode_whole(captions, tokenizer)]
 
 
