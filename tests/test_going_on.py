@@ -11,10 +11,14 @@ from safetensors.torch import load_file, save_file
 import tiny
 from clipgraft.config import load_recipe
 from clipgraft.models.clip import load_clip, save_clip
+from clipgraft.training.checkpoints import VERSION
 from test_cli import call, refused
 
 TRAIN = ("--set", "finetune.batch_size=8", "--set", "finetune.learning_rate=1e-3", "--set", 'device="cpu"')
 TRAIN += ("--set", 'finetune.mixed_precision="no"')
+
+CROPPED = ("--set", "finetune.crop_scale=0.5", "--set", "finetune.captions_per_image=2")
+GOLDEN_LOSSES = [7.05106, 4.48312, 2.95444, 2.71214]
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +182,10 @@ def test_refinement_is_not_resumed_on_other_photographs(world, capsys):
     assert call(*options) == 0
     darken(world)
     assert "was made with other photographs than there are now" in refused(capsys, *options, "--resume")
+
+
+def test_steps_of_fine_tuning_are_those_of_this_version(world):
+    """Where this fails, a checkpoint of before would go on otherwise: raise `checkpoints.VERSION`."""
+    assert finetune(world, world / "cropped", *CROPPED, epochs=1) == 0
+    assert [loss for _, loss in log_of(world / "cropped")] == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
+    assert VERSION == 2
