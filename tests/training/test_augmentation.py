@@ -37,3 +37,12 @@ def test_each_image_gets_a_crop_of_its_own():
     torch.manual_seed(0)
     crops = random_resized_crop(ramp().expand(2, 3, 32, 32), 0.5)
     assert not torch.allclose(crops[0], crops[1])
+
+
+def test_crops_of_half_precision_lie_where_those_of_float32_do():
+    crops = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            crops.append(random_resized_crop(ramp().expand(20, 3, 32, 32), 0.5))
+    assert torch.equal(*crops)

@@ -22,5 +22,6 @@ def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = center.T
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    with torch.autocast(pixels.device.type, enabled=False):  # in bfloat16 a place is known to half a pixel
+        grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).to(pixels)
