@@ -391,7 +391,9 @@ def test_captions_that_are_all_equal_are_refused(world, tmp_path):
 
 def test_two_processes_fine_tune_as_one_does(world, tmp_path):
     (tmp_path / "recipe.toml").write_text(to_toml(recipe_of(world)))
-    command = ["-m", "clipgraft", "finetune", "--recipe", tmp_path / "recipe.toml", "--out", tmp_path / "two"]
+    run(world, tmp_path / "two", num_epochs=1)  # which the first of the two replaces, and it alone
+    options = ["--recipe", tmp_path / "recipe.toml", "--out", tmp_path / "two", "--overwrite"]
+    command = ["-m", "clipgraft", "finetune", *options]
     first, second = run_in_two_processes(*command)
     assert "recall@1 among 8 test images" in first
     assert second == ""

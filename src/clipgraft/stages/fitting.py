@@ -55,7 +55,8 @@ def fit_stage(
     num_steps = settings.num_epochs * -(-len(batches) // settings.gradient_accumulation_steps)
 
     def tell(report: StepReport) -> None:
-        let_go(folder)  # there is something now that goes on by itself
+        if is_first_process():
+            let_go(folder)  # there is something now that goes on by itself
         update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f} samples/s")
         if on_step:
             on_step(report)
