@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 from clipgraft.runtime import describe_environment, write_json
-from fault_world import DAMAGE, TRAIN, World, call, ended_well, refused, tree
+from fault_world import DAMAGE, TRAIN, World, call, ended_well, refused, studio, tree
 
 RESULT = Path(__file__).parent / "results" / "faults.json"
 
@@ -257,6 +257,57 @@ def data(world: World) -> Iterator[Case]:
         yield Case(f"data: {name}", lambda name=name, content=content: read(name, content))
 
 
+def studio_runs(world: World) -> Iterator[Case]:
+    """A run that is damaged in any file: the studio leaves it out, and everything else works."""
+    good = world.root / "runs"
+    shutil.copytree(world.tuned, good / "good")
+    secret = world.root / "secret.html"
+    secret.write_text("a secret")
+
+    def spoil(change: Callable[[Path], object]) -> str:
+        run = good / "bad"
+        shutil.copytree(world.tuned, run)
+        (run / "report.html").write_text("a report")
+        try:
+            change(run)
+            answers = {path: get(path) for path in ("/health", "/v1/runs", "/v1/models", "/v1/runs/good")}
+            problems = [f"{path}: {status}" for path, (status, _) in answers.items() if status != 200]
+            if b'"good' not in answers["/v1/runs"][1]:
+                problems.append("the good run is left out")
+            for path in ("/v1/runs/bad", "/v1/runs/bad/report"):
+                status, body = get(path)
+                if status >= 500 or b"a secret" in body:
+                    problems.append(f"{path}: {status} {body[:80]!r}")
+            return "; ".join(problems)
+        finally:
+            for name in os.listdir(os.fsencode(good)):
+                if name != b"good" and not name.startswith((b"studio", b".")):
+                    left = os.fsencode(good) + b"/" + name
+                    os.unlink(left) if os.path.islink(left) else shutil.rmtree(left)
+
+    changes: dict[str, Callable[[Path], object]] = {
+        f"{name} {kind}": lambda run, name=name, damage=damage: (run / name).write_bytes(
+            damage((run / name).read_bytes())
+        )
+        for name in ("recipe.toml", "metrics.json", "log.jsonl", "data.json", "environment.json")
+        for kind, damage in DAMAGE.items()
+    }
+    changes["recipe.toml nested 600 deep"] = lambda run: (run / "recipe.toml").write_text(
+        "a" + ".a" * 600 + " = 1"
+    )
+    changes["run.lock absurd"] = lambda run: (run / "run.lock").write_text("1" + "0" * 30)
+    changes["run.lock a folder"] = lambda run: [(run / "run.lock").unlink(True), (run / "run.lock").mkdir()]
+    changes["gone"] = shutil.rmtree
+    changes["its name not UTF-8"] = lambda run: os.rename(run, os.fsencode(run) + b"\xe9")
+    changes["its report a link out"] = lambda run: [
+        (run / "report.html").unlink(), (run / "report.html").symlink_to(secret),
+    ]  # fmt: skip
+    changes["itself a link out"] = lambda run: [shutil.rmtree(run), run.symlink_to(world.root)]
+    with studio(good) as get:
+        for name, change in changes.items():
+            yield Case(f"studio: run with {name}", lambda change=change: spoil(change))
+
+
 FAMILIES = {
     "kills": kills,
     "training damage": training_damage,
@@ -266,6 +317,7 @@ FAMILIES = {
     "images": images,
     "data": data,
     "recipes": recipes,
+    "studio": studio_runs,
 }
 
 
@@ -283,14 +335,12 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = folder + "/cache"
         world = World(Path(folder), options.seed)
         for family in options.only:
-            cases = list(FAMILIES[family](world))
-            started = time.monotonic()
-            problems = {case.name: problem for case in cases if (problem := case.attempt())}
-            counts[family] = {
-                "tried": len(cases),
-                "held": len(cases) - len(problems),
-                "failed": len(problems),
-            }
+            started, tried, problems = time.monotonic(), 0, {}
+            for case in FAMILIES[family](world):
+                tried += 1
+                if problem := case.attempt():
+                    problems[case.name] = problem
+            counts[family] = {"tried": tried, "held": tried - len(problems), "failed": len(problems)}
             console.print(f"{family}: {counts[family]}, {time.monotonic() - started:.0f} s", highlight=False)
             for name, problem in problems.items():
                 console.print(f"  {name}: {problem}", markup=False, highlight=False, soft_wrap=True)

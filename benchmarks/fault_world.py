@@ -1,15 +1,18 @@
 """What `bench_faults.py` starts from: forked commands, damage, and the folders that are hurt."""
 
 import hashlib
+import http.client
 import os
 import random
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +104,38 @@ def _become(words: list[str], errors: int, file_bytes: int) -> None:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+@contextmanager
+def studio(runs: Path) -> Iterator[Callable[[str], tuple[int, bytes]]]:
+    """Serve a folder of runs; gives what answers a GET with status and body."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process_id = os.fork()
+    if not process_id:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        _become(["studio", str(runs), "--port", str(port)], nowhere, 0)
+
+    def get(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    try:
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            try:
+                get("/health")
+                break
+            except OSError:
+                if time.monotonic() > end or os.waitpid(process_id, os.WNOHANG)[0]:
+                    raise SystemExit("the studio does not start") from None
+                time.sleep(0.1)
+        yield get
+    finally:
+        os.kill(process_id, signal.SIGTERM)
+        os.waitpid(process_id, 0)
 
 
 def refused(outcome: Outcome, *needles: str) -> str:
