@@ -69,6 +69,12 @@ def test_no_drawer_has_a_place():
     assert not names & {"utils", "util", "helpers", "common", "misc"}
 
 
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name alone."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
 def test_nothing_is_pickled():
     for path in MODULES:
         assert not re.search(

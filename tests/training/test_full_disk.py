@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_damage import run
+from test_damaged_runs import run
 from test_evaluations import rows_of
 from test_loop import read_log
 

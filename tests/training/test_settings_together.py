@@ -289,7 +289,7 @@ def test_step_of_two_processes_is_that_of_one_pass_in_float64(data, tmp_path, on
     assert first == second  # with the weights' sums: in both processes the same to the bit
 
 
-@pytest.mark.parametrize(("pair", "message"), REFUSED.items(), ids=str)
+@pytest.mark.parametrize(("pair", "message"), REFUSED.items(), ids=["both towers", "vision tower and crops"])
 def test_settings_that_cannot_go_together_are_refused(pair, message):
     with pytest.raises(ValueError, match=message):
         refuse(FinetuneSettings(**dict(pair)))

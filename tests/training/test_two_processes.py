@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from test_accumulation import clip_batches
 from test_loop import read_log
 
 import tiny
@@ -31,6 +30,26 @@ class Mortal(ContrastiveObjective):
         if self.num_calls == self.dies_at:
             raise DeathError
         return super().embed(batch)
+
+
+def clip_batches(clip, num_batches):
+    """Micro-batches of four images with two captions each, the first image shown again in the second."""
+    generator = torch.Generator().manual_seed(1)
+    size = tiny.IMAGE_SIZE
+    batches = []
+    for index in range(num_batches):
+        images = torch.arange(4) + 4 * index
+        batches.append(
+            {
+                "clip_pixel_values": torch.randn(4, 3, size, size, generator=generator),
+                "input_ids": torch.randint(10, 200, (8, 12), generator=generator),
+                "image_index": images,
+                "caption_image": images.repeat_interleave(2),
+                "image_content": torch.where(images == 4, 0, images),
+            }
+        )
+        batches[-1]["input_ids"][:, -1] = clip.tokenizer.eos_token_id
+    return batches
 
 
 class Share:
