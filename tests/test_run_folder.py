@@ -194,7 +194,11 @@ def test_second_process_is_refused_and_told_the_lock(run):
     assert not is_at_work(run)
 
 
-@pytest.mark.parametrize("text", ["", "1", "-1", str(10**30), str(os.getpid())])
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "-1", str(10**30), str(os.getpid())],
+    ids=["none", "first", "negative", "absurd", "this"],
+)
 def test_lock_files_of_old_runs_hold_nothing(run, text):
     (run / LOCK_NAME).write_text(text)
     assert not is_at_work(run)
