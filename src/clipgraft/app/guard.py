@@ -66,7 +66,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        send = self._with_security_headers(send)
+        send, receive = self._with_security_headers(send), _Body(receive)
         refusal = self._refusal(scope, headers)
         if refusal is None and self._is_login(scope):
             await _respond(send, 303, b"", {"location": "/", "set-cookie": self._cookie(scope)})
@@ -84,7 +84,7 @@ class Guard:
         await self.app(scope, _replay(body, receive), send)
 
     async def _refuse(
-        self, headers: dict[str, str], receive: Receive, send: Send, status: int, code: str, message: str
+        self, headers: dict[str, str], receive: "_Body", send: Send, status: int, code: str, message: str
     ) -> None:
         """Answer, and throw away what the client still sends.
 
@@ -97,7 +97,7 @@ class Guard:
         if status != 408 and "expect" not in headers:  # who waits for 100 Continue sends nothing any more
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.body_seconds):
-                    await _drain(receive, DRAIN_FACTOR * self.max_body_bytes)
+                    await receive.drain(DRAIN_FACTOR * self.max_body_bytes)
         await send({"type": "http.response.body", "body": b""})
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
@@ -212,13 +212,22 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _drain(receive: Receive, max_bytes: int) -> None:
-    size = 0
-    while size <= max_bytes:
-        message = await receive()
-        size += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            return
+class _Body:
+    """A request's messages; knows when there are no more, for the next one comes only at the end."""
+
+    def __init__(self, receive: Receive):
+        self._receive, self.has_ended = receive, False
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self.has_ended = not message.get("more_body")
+        return message
+
+    async def drain(self, max_bytes: int) -> None:
+        """Read and throw away what is still sent."""
+        size = 0
+        while size <= max_bytes and not self.has_ended:
+            size += len((await self()).get("body", b""))
 
 
 async def _respond(
