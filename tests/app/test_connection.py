@@ -32,7 +32,14 @@ async def answer_late(scope, receive, send):
 def connection():
     """A connection to a server in a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(answer_late, http=Impatient, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            answer_late,
+            http=Impatient,
+            log_config=None,  # by default it closes the handlers that other tests have made
+            lifespan="off",
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     with socket.create_connection(listener.getsockname()) as connection:

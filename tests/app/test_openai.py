@@ -29,7 +29,7 @@ TOKEN = "sk-" + "x" * 37
 def address(service):
     """A studio that asks for a token, on a free port of loopback."""
     with _bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(build_app(service, Access(TOKEN)), log_level="warning", lifespan="on")
+        config = uvicorn.Config(build_app(service, Access(TOKEN)), log_config=None, lifespan="on")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -44,7 +44,7 @@ pytestmark = [
 @pytest.fixture
 def address(service):
     with _bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(build_app(service), log_level="warning", lifespan="on")
+        config = uvicorn.Config(build_app(service), log_config=None, lifespan="on")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
