@@ -240,9 +240,9 @@ def data(world: World) -> Iterator[Case]:
         )
         if v != '"../x.jpg"':
             cases[f"captions_train.json caption {v[:9]}"] = coco(coco_image, row)
-    cases["captions_train.json id twice"] = coco(
-        f"{coco_image}, {coco_image}", '{"image_id": 1, "caption": "a"}'
-    )
+    other = coco_image.replace("a.jpg", "b.jpg")
+    annotation = '{"image_id": 1, "caption": "a"}'
+    cases["captions_train.json id twice"] = coco(f"{coco_image}, {other}", annotation)
 
     def read(name: str, content: str) -> str:
         place = world.new()
