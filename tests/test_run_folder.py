@@ -78,8 +78,9 @@ def test_overwrite_leaves_a_run_with_other_files_alone(run):
 
 def test_new_and_empty_folders_are_taken_either_way(tmp_path):
     for how in ({}, {"resume": True}, {"overwrite": True}):
-        with run_folder(tmp_path / "new", **how):
-            pass
+        with run_folder(tmp_path / "new", **how) as folder:
+            assert folder.is_dir()
+            assert is_at_work(folder)
 
 
 def test_overwrite_ends_with_the_new_run_alone(run):

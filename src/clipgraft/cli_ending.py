@@ -78,7 +78,7 @@ def _cache_advice(error: OSError) -> str:
 
     try:
         place, cache = Path(os.fsdecode(error.filename)), cache_dir()
-    except UserError:  # there is none
+    except UserError:  # no home folder, so no cache
         return ""
     is_cache = place == cache or place in cache.parents or cache in place.parents
     return "; the cache cannot be kept there: set XDG_CACHE_HOME to a folder that can be written" * is_cache

@@ -53,7 +53,7 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
     before, the next command in the folder does so.
 
     Args:
-        path: The folder; made where there is none.
+        path: The folder; created if missing.
         resume: Go on in a folder that holds a run, or nothing.
         overwrite: Replace the run that the folder holds.
 

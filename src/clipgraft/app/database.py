@@ -40,7 +40,7 @@ class Database:
     """A file with tables.
 
     Args:
-        path: The file; made where there is none.
+        path: The file; created if missing.
         schema: Its tables and indexes, as SQL that leaves alone what is there.
 
     Raises:

@@ -112,7 +112,7 @@ class Queue:
     """All jobs and pictures of a studio.
 
     Args:
-        path: The database; made where there is none.
+        path: The database; created if missing.
         max_waiting: Pictures that may wait, of all clients together.
         max_jobs_per_client: Open jobs of one address, however many names it gives itself.
 

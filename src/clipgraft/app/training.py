@@ -88,7 +88,7 @@ def _unreadable(name: str, reason: str) -> dict[str, Any]:
 
 
 def _has_report(folder: Path) -> bool:
-    """Whether a run has a report of its own: a link out of it is none."""
+    """Whether a run has a report; a link out of the run does not count."""
     try:
         return inside(folder / REPORT_NAME, folder).is_file()
     except UserError:

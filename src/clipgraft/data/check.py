@@ -285,5 +285,5 @@ def _problems(check: SourceCheck) -> list[RenderableType]:
 
 
 def _plain(text: str) -> str:
-    """Return text in one line, of which control characters, which could steer the terminal, are escaped."""
+    """Return text on one line with its control characters escaped."""
     return printable(text.replace("\n", "\\n"))

@@ -77,7 +77,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """Give an image of which the header is checked; to be decoded by `decode` within the block.
+    """Open an image and check its header; decode it with `decode` inside the block.
 
     Raises:
         MissingFileError: If there is no such file.

@@ -26,7 +26,7 @@ class StepLog:
     """Appends rows; opened, it is cut back to the rows that the resumed state knows.
 
     Args:
-        path: The file; made where there is none.
+        path: The file; created if missing.
         keep: Rows that stay: the optimizer steps already made.
     """
 
