@@ -104,7 +104,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"prompt": "A dog"', "the line is not JSON: Expecting ',' delimiter: line 1 column 19"),
+        (b'{"prompt": "A dog"', "the line is not JSON: Expecting ',' delimiter at column 19"),
         (b'{"prompt": ' + b"[" * 100_000, "the line is not JSON as read here: nested deeper than 64"),
         (
             b'{"prompt": "A dog", "seed": 1' + b"0" * 5000 + b"}",

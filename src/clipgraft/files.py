@@ -174,7 +174,10 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
     except RecursionError as wrong:
         raise error(f"{complaint} as read here: nested deeper than {MAX_DEPTH}") from wrong
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as wrong:
-        raise error(f"{complaint}: {wrong}") from wrong
+        reason = str(wrong)
+        if isinstance(wrong, json.JSONDecodeError) and "\n" not in text.strip():
+            reason = f"{wrong.msg} at column {wrong.colno}"  # its line may be any line of a file
+        raise error(f"{complaint}: {reason}") from wrong
     except ValueError as wrong:  # of int(): Python's own bound
         raise error(f"{complaint} as read here: a number has over 4,300 digits") from wrong
     _refuse_depth_and_surrogates(value, complaint, error)
