@@ -29,20 +29,20 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 import real_size  # noqa: E402
+from clipgraft.bridging.corpus import load_captions  # noqa: E402
+from clipgraft.bridging.fit import linear_bridge  # noqa: E402
+from clipgraft.bridging.pairs import Towers  # noqa: E402
+from clipgraft.bridging.refine import build_objective  # noqa: E402
 from clipgraft.config import BridgeSettings, Recipe, apply_overrides  # noqa: E402
+from clipgraft.device import describe_environment  # noqa: E402
 from clipgraft.models.base import FrozenBase  # noqa: E402
 from clipgraft.models.bridge import Bridge  # noqa: E402
-from clipgraft.models.checkpoint import module_sha256  # noqa: E402
 from clipgraft.models.clip import load_clip  # noqa: E402
-from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft  # noqa: E402
+from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
-from clipgraft.runtime import describe_environment  # noqa: E402
-from clipgraft.stages.bridge import linear_bridge  # noqa: E402
-from clipgraft.stages.captions import load_captions  # noqa: E402
-from clipgraft.stages.refine import build_objective  # noqa: E402
-from clipgraft.stages.towers import Towers  # noqa: E402
-from clipgraft.training.optimization import Optimization  # noqa: E402
-from clipgraft.training.stepper import Stepper  # noqa: E402
+from clipgraft.models.weights import module_sha256  # noqa: E402
+from clipgraft.training.optim import Optimization  # noqa: E402
+from clipgraft.training.step import Stepper  # noqa: E402
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
 FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k" / "Flickr8k.token.txt"

@@ -18,8 +18,8 @@ import torch
 
 from clipgraft.config import DataSettings
 from clipgraft.data.check import WORD
-from clipgraft.runtime import describe_environment
-from clipgraft.stages.data import load_source
+from clipgraft.data.sources import load_source
+from clipgraft.device import describe_environment
 
 RESULT = Path(__file__).parent / "results" / "captions.json"
 TOKEN_FILE = Path(__file__).parents[2] / "shared" / "flickr8k" / "Flickr8k.token.txt"

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipgraft.evaluation.retrieval import retrieval_metrics
-from clipgraft.runtime import describe_environment
+from clipgraft.device import describe_environment
+from clipgraft.evaluation.metrics.retrieval import retrieval_metrics
 
 CAPTIONS_PER_IMAGE, WIDTH, REPEATS = 5, 512, 5
 SMALL, MEDIUM, LARGE = 500, 5_000, 25_000

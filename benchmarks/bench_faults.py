@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from clipgraft.runtime import describe_environment, write_json
+from clipgraft.device import describe_environment, write_json
 from fault_world import DAMAGE, TRAIN, World, call, ended_well, refused, studio, tree
 
 RESULT = Path(__file__).parent / "results" / "faults.json"
@@ -328,8 +328,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # a forked process cannot use threads that the first one has started
-    for stage in ("finetune", "bridge", "refine", "interpolate", "generate", "export", "run", "data"):
-        importlib.import_module(f"clipgraft.stages.{stage}")  # once here, not in every forked process
+    for module in ("finetuning.wise_ft", "bridging.refine", "bridging.export", "whole_run", "data.sources"):
+        importlib.import_module(f"clipgraft.{module}")  # once here, not in every forked process
     console, counts, failures = Console(), {}, []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder + "/cache"

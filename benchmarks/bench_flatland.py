@@ -16,13 +16,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from clipgraft.config import BridgeSettings, DataSettings, EvaluateSettings, FinetuneSettings, Recipe
-from clipgraft.data.cache import load_pixels
-from clipgraft.models.flatland import IMAGE_SIZE
+from clipgraft.data.batches import load_pixels
+from clipgraft.data.sources import load_source, select
+from clipgraft.device import describe_environment
+from clipgraft.models.flatland_config import IMAGE_SIZE
 from clipgraft.models.hub import embedded_models
-from clipgraft.runtime import describe_environment
-from clipgraft.stages.data import load_source, select
-from clipgraft.stages.pretrain import reconstruction_psnr
-from clipgraft.stages.run import run_all
+from clipgraft.pretraining.pretrain import reconstruction_psnr
+from clipgraft.whole_run import run_all
 
 RESULT = Path(__file__).parent / "results" / "flatland.json"
 NUM_TEST_IMAGES = 1000

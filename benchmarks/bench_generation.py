@@ -29,16 +29,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipgraft.evaluation.similarity import psnr, ssim
-from clipgraft.generation.engines import choose_engine
-from clipgraft.generation.jobs import Job
+from clipgraft.device import cache_dir, describe_environment, quiet_libraries
+from clipgraft.evaluation.metrics.similarity import psnr, ssim
+from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
+from clipgraft.generation.engines.engine import choose_engine
+from clipgraft.generation.engines.options import SpeedOptions
+from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import build_pipeline, draw
-from clipgraft.generation.preparation import prepare_base, set_shortcuts
 from clipgraft.generation.schedulers import build_scheduler
-from clipgraft.generation.speed import SpeedOptions
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
-from clipgraft.runtime import cache_dir, describe_environment, quiet_libraries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_size import write_sd15_checkpoint

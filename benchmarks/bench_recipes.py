@@ -17,14 +17,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from clipgraft.bridging.fit import bridge
 from clipgraft.config import Recipe
+from clipgraft.device import describe_environment
+from clipgraft.evaluation.evaluate import evaluate
+from clipgraft.finetuning.finetune import finetune
+from clipgraft.finetuning.wise_ft import interpolate
 from clipgraft.presets import demo
-from clipgraft.runtime import describe_environment
-from clipgraft.stages.bridge import bridge
-from clipgraft.stages.evaluate import evaluate
-from clipgraft.stages.finetune import finetune
-from clipgraft.stages.folder import stage_folder
-from clipgraft.stages.interpolate import interpolate
+from clipgraft.runs.run import stage_folder
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
 NUM_PROMPTS = 80

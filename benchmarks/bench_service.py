@@ -30,7 +30,7 @@ import psutil
 import torch
 
 import clipgraft
-from clipgraft.runtime import describe_environment, write_json
+from clipgraft.device import describe_environment, write_json
 
 RESULT = Path(__file__).parent / "results" / "service.json"
 CLIENTS = 8

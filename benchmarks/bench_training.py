@@ -29,16 +29,16 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clipgraft.config import DataSettings
 from clipgraft.data.crops import Crops, cut_crops
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
-from clipgraft.data.records import CaptionedImage
+from clipgraft.data.sources import load_source
+from clipgraft.device import choose_mixed_precision, describe_environment, quiet_libraries
 from clipgraft.models.attention import ATTENTION, attend
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.models.tokenizer import train_tokenizer
-from clipgraft.runtime import choose_mixed_precision, describe_environment, quiet_libraries
-from clipgraft.stages.data import load_source
 from clipgraft.training.objectives import ContrastiveObjective
-from clipgraft.training.optimization import Optimization
-from clipgraft.training.stepper import Stepper
+from clipgraft.training.optim import Optimization
+from clipgraft.training.step import Stepper
 from rival_training import LEARNING_RATE, PlainLoop, open_clip_seconds, trainer_run, why_no_open_clip
 
 RESULT = Path(__file__).parent / "results" / "training.json"

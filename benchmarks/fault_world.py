@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from clipgraft.cli import main as clipgraft
+from clipgraft.cli.app import main as clipgraft
 from clipgraft.models.hub import ASSETS
 
 TIMEOUT_SECONDS = 120

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 
 from bench_generation import BF16, F32, inputs_of, load, on_engine, take_turns, unet_step
-from clipgraft.generation.networks import Denoiser
+from clipgraft.generation.engines.networks import Denoiser
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from clipgraft.data.records import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.models.clip import ClipParts
 
 LEARNING_RATE = 1e-5

@@ -15,14 +15,19 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"cli_drawing", "cli_measuring"},
-    {"cli_options", "cli_ending"},
-    {"app"},
-    {"stages"},
-    {"training", "generation", "evaluation", "reporting"},
+    {"studio"},
+    {"whole_run", "pretraining", "ladder"},
+    {"download"},
+    {"finetuning", "bridging"},
+    {"evaluation"},
+    {"generation"},
+    {"reporting"},
+    {"training"},
     {"models"},
     {"data"},
-    {"runtime", "presets", "progress", "run_folder"},
+    {"flatland"},
+    {"runs"},
+    {"device", "presets", "console"},
     {"config"},
     {"settings"},
     {"files"},
@@ -99,7 +104,7 @@ def test_design_draws_the_files_that_are_on_disk():
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "settings", "cli", "errors", "presets", "reporting.html", "data.records", "data.readers"],
+    ["config", "settings", "cli", "errors", "presets", "reporting.html", "data.dataset", "data.formats"],
 )
 def test_module_imports_without_torch(module):
     code = f"import sys, clipgraft.{module}; sys.exit('torch' in sys.modules)"

@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from clipgraft.bridging.fit import STATES_NAME
 from clipgraft.config import apply_overrides
-from clipgraft.data.flatland import is_known_to_teacher, kept_word_prompts
+from clipgraft.device import write_json
+from clipgraft.flatland import is_known_to_teacher, kept_word_prompts
+from clipgraft.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
 from clipgraft.presets import ladder as ladder_recipe
 from clipgraft.reporting.plots import plot_ladder
-from clipgraft.run_folder import unknown_names
-from clipgraft.runtime import write_json
-from clipgraft.stages.bridge import STATES_NAME
-from clipgraft.stages.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
+from clipgraft.runs.folder import unknown_names
 
 FIGURES = (
     *(

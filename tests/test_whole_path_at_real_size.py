@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 import real_size
 import tiny
+from clipgraft.device import cpu_gains_from_bf16
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
-from clipgraft.runtime import cpu_gains_from_bf16
 
 MAX_PEAK_BYTES = 8e9
 

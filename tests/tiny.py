@@ -21,8 +21,8 @@ from transformers import (
 
 from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.tokenizer import train_tokenizer
-from clipgraft.training import loop
-from clipgraft.training.optimization import Optimization
+from clipgraft.training import trainer as loop
+from clipgraft.training.optim import Optimization
 
 CAPTIONS = (
     "A dog runs on the beach .",

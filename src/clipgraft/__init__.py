@@ -14,7 +14,7 @@ def __getattr__(name: str) -> Any:
     (`PreTrainedModel`), to learn from it how the class is loaded.
     """
     if name in ("GraftedTextConfig", "GraftedTextEncoder", "PreTrainedModel"):
-        from clipgraft.models import encoder
+        from clipgraft.models import graft as encoder
 
         return getattr(encoder, name)
     if name == "load":

@@ -15,7 +15,7 @@ def main() -> None:
     default = signal.getsignal(signal.SIGINT)
     if default is signal.default_int_handler:  # else it is to be ignored, as under nohup
         signal.signal(signal.SIGINT, _stop)
-    from clipgraft.cli import main as run
+    from clipgraft.cli.app import main as run
 
     signal.signal(signal.SIGINT, default)
     run()

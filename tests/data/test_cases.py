@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from clipgraft import cli
-from clipgraft.data.captions import read_lines
-from clipgraft.data.readers import read_source
+from clipgraft.cli.app import app as cli
+from clipgraft.data.formats import read_source
+from clipgraft.data.text_lines import read_lines
 
 DIGITS = "9" * 5000
 DEEP = "[" * 100_000

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import CLIPTokenizer
 
 from clipgraft.data.check import Lengths, SourceCheck, check_source, render, to_json
-from clipgraft.data.readers import read_source
+from clipgraft.data.formats import read_source
 
 
 @pytest.fixture(scope="module")

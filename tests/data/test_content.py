@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from clipgraft.data.content import content_sums, merge_copies
-from clipgraft.data.records import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.errors import MissingFileError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.readers import read_source
-from clipgraft.data.records import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH, Source
+from clipgraft.data.dataset import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH, Source
+from clipgraft.data.formats import read_source
 from clipgraft.errors import DataError
 
 TOKENS = "a.jpg#0\tA dog runs .\na.jpg#1\tA dog\nb.jpg#0\tA cat , asleep .\n"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import (
     CaptionedBatches,
@@ -21,7 +22,6 @@ from clipgraft.data.loader import (
     content_numbers,
     draw_captions,
 )
-from clipgraft.data.records import CaptionedImage
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, tokenize
 
 NUM_IMAGES = 10

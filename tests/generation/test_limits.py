@@ -4,15 +4,15 @@ import re
 
 import pytest
 
-from clipgraft.app.requests import ImagesRequest, JobRequest
 from clipgraft.config import build_recipe
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import load
-from clipgraft.generation.jobs import Job
+from clipgraft.generation.params import Job
 from clipgraft.generation.schedulers import SCHEDULERS, max_steps
 from clipgraft.models.defaults import STABLE_DIFFUSION
-from clipgraft.stages.run import check
-from test_cli import refused
+from clipgraft.studio.schemas import ImagesRequest, JobRequest
+from clipgraft.whole_run import check
+from helpers import refused
 
 BAD = {
     "lcm has 50 steps": ({"scheduler": "lcm", "steps": 51}, "from 1 to 50 with scheduler 'lcm'; got 51"),

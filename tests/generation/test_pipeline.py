@@ -8,12 +8,12 @@ from PIL import Image
 
 import tiny
 from clipgraft.generation import pipeline as generation
-from clipgraft.generation.jobs import Job, picture_file_name
+from clipgraft.generation.params import Job, picture_file_name
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.checkpoint import file_sha256
-from clipgraft.models.encoder import GraftedTextEncoder
+from clipgraft.models.graft import GraftedTextEncoder
+from clipgraft.models.weights import file_sha256
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from diffusers import (
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.generation.generator import load
 from clipgraft.generation.schedulers import NOISE_SCHEDULE, SCHEDULERS, build_scheduler, max_steps
-from clipgraft.models.flatland import build_scheduler as build_flatlands
+from clipgraft.models.flatland_config import build_scheduler as build_flatlands
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.sd15 import SCHEDULER_CONFIG
 

@@ -10,7 +10,7 @@ import torch
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import ClipParts, load_clip
-from clipgraft.models.encoder import GraftedTextEncoder
+from clipgraft.models.graft import GraftedTextEncoder
 from tiny import TEACHER_WIDTH, TEXT_WIDTH, write_base, write_clip
 
 

@@ -1,7 +1,7 @@
 import torch
 
+from clipgraft.models.base_id import read_cross_attention
 from clipgraft.models.cross_attention import key_value_root
-from clipgraft.models.identity import read_cross_attention
 from tiny import TEACHER_WIDTH
 
 

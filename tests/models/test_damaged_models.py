@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from clipgraft.errors import CheckpointError, MissingFileError
-from clipgraft.evaluation.probe import Probe, load_probe, save_probe
-from clipgraft.generation.lora import fuse_lora
+from clipgraft.evaluation.metrics.probe import Probe, load_probe, save_probe
+from clipgraft.generation.engines.lora import fuse_lora
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
-from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
 from real_size import write_single_file
 
 SUMS = {"cross_attention": "00" * 256}

@@ -9,7 +9,7 @@ import clipgraft
 import tiny
 from clipgraft.config import EvaluateSettings, GenerateSettings, Recipe, load_recipe, to_toml
 from clipgraft.errors import CheckpointError
-from clipgraft.generation.jobs import Job
+from clipgraft.generation.params import Job
 from clipgraft.models.defaults import (
     FILE_NAME,
     STABLE_DIFFUSION,
@@ -17,9 +17,9 @@ from clipgraft.models.defaults import (
     find_defaults,
     read_defaults,
 )
-from clipgraft.models.flatland import DRAWING_DEFAULTS
-from clipgraft.stages.studio import find_groups
-from test_cli import call
+from clipgraft.models.flatland_config import DRAWING_DEFAULTS
+from clipgraft.studio.catalog import find_groups
+from helpers import call
 
 OWN = {"guidance_scale": 4.5, "num_inference_steps": 3}
 
@@ -100,7 +100,7 @@ def test_no_stage_and_no_command_has_a_number_of_its_own():
     for section in (GenerateSettings(), EvaluateSettings()):
         assert section.guidance_scale is None
         assert section.num_inference_steps is None
-    from clipgraft.cli import app
+    from clipgraft.cli.app import app
 
     for name, command in typer.main.get_command(app).commands.items():
         for option in command.params:

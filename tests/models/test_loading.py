@@ -17,8 +17,8 @@ import tiny
 from clipgraft.errors import CheckpointError
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.base_id import read_cross_attention
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.checkpoint import write_folder_atomically
 from clipgraft.models.clip import load_clip
 from clipgraft.models.configs import (
     ClipConfig,
@@ -29,8 +29,8 @@ from clipgraft.models.configs import (
     VaeConfig,
     read_config,
 )
-from clipgraft.models.encoder import Graft, GraftedTextEncoder, load_graft, save_graft
-from clipgraft.models.identity import read_cross_attention
+from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.weights import write_folder_atomically
 
 INDEX = "model.safetensors.index.json"
 SCRIPT = Path(__file__).resolve().parents[3] / "shared" / "cases" / "models" / "make_index_bin.py"

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from example_run import full_log_rows, picture_row, write_evaluation, write_log, write_pictures
 
-from clipgraft.reporting.files import write_comparison, write_report
+from clipgraft.reporting.outputs import write_comparison, write_report
 from contrast import faint_texts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,9 +7,9 @@ import pytest
 from example_run import log_rows, picture_row, write_evaluation, write_json, write_log, write_pictures
 
 from clipgraft.reporting.comparison import comparability, compared_pictures, differing_settings, run_names
-from clipgraft.reporting.files import write_comparison
 from clipgraft.reporting.html import render_comparison
-from clipgraft.reporting.run import read_run
+from clipgraft.reporting.outputs import write_comparison
+from clipgraft.reporting.run_data import read_run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from example_run import picture_row, write_evaluation, write_json
 from clipgraft.reporting.evidence import differences_tables, failures_table, metric_tables, verdict
 from clipgraft.reporting.html import render_report
 from clipgraft.reporting.ranking import failed_pictures, nearest_training_pictures, ranked_prompts
-from clipgraft.reporting.run import read_run
+from clipgraft.reporting.run_data import read_run
 
 
 @pytest.fixture

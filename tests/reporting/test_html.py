@@ -23,9 +23,9 @@ from example_run import (
     write_pictures,
 )
 
-from clipgraft.reporting.files import write_report
 from clipgraft.reporting.html import MAX_REPORT_BYTES, render_report
-from clipgraft.reporting.run import read_run
+from clipgraft.reporting.outputs import write_report
+from clipgraft.reporting.run_data import read_run
 
 VOID_TAGS = {"meta", "img", "source"}
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 7 }} &amp;"

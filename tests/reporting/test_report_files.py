@@ -7,11 +7,11 @@ import pytest
 from example_run import DATA, full_log_rows, write_evaluation, write_json, write_log
 
 from clipgraft.reporting import html
+from clipgraft.reporting.costs import WATTS_OF_A_CORE, WATTS_OF_A_GPU, resources_table, watt_hours
 from clipgraft.reporting.curves import training_curves
-from clipgraft.reporting.files import write_report
 from clipgraft.reporting.model_card import render_model_card
-from clipgraft.reporting.resources import WATTS_OF_A_CORE, WATTS_OF_A_GPU, resources_table, watt_hours
-from clipgraft.reporting.run import read_run
+from clipgraft.reporting.outputs import write_report
+from clipgraft.reporting.run_data import read_run
 from clipgraft.reporting.summary import summarize
 
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from example_run import RECALL, STATES, picture_row, write_evaluation, write_json, write_pictures
 
-from clipgraft.reporting.run import collect_metrics, read_log, read_run
-from clipgraft.stages.report import report
+from clipgraft.reporting.report import report
+from clipgraft.reporting.run_data import collect_metrics, read_log, read_run
 
 
 def test_metrics_of_all_stages_are_brought_together(run_dir):

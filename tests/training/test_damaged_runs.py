@@ -6,32 +6,10 @@ import shutil
 
 import pytest
 import torch
-from test_evaluations import Scorer, rows_of
-from test_loop import Regression, Rows, read_log
 
 from clipgraft.errors import CheckpointError
-from clipgraft.training.evaluations import EvaluationPlan
-from clipgraft.training.log import LOG_NAME
-from tiny import fit
-
-STEPS_BEFORE_DEATH = 19
-
-
-class DeathError(Exception):
-    """In place of SIGKILL."""
-
-
-def run(folder, *, resume=False, die=False, metric="recall"):
-    def on_forward(objective, loss):
-        if die and objective.num_forwards == STEPS_BEFORE_DEATH:
-            raise DeathError
-        return loss
-
-    objective = Regression(on_forward)
-    plan = EvaluationPlan(Scorer(objective, scores=None), metric, 0)
-    options = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4, "ema_decay": 0.9}
-    fit(objective, Rows(), run_dir=folder, evaluation=plan, resume=resume, **options)
-    return objective
+from clipgraft.training.step_log import LOG_NAME
+from regression import DeathError, read_log, rows_of, run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import tiny
 from clipgraft.data.transforms import tokenize
 from clipgraft.models.clip import encode_text
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
-from clipgraft.training.optimization import layer_scales
+from clipgraft.training.optim import layer_scales
 
 
 @pytest.fixture

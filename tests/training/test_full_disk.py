@@ -5,12 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_damaged_runs import run
-from test_evaluations import rows_of
-from test_loop import read_log
 
 from clipgraft.errors import CheckpointError, is_user_error, one_line
-from clipgraft.models.checkpoint import write_tensors
+from clipgraft.models.weights import write_tensors
+from regression import read_log, rows_of, run
 
 LIMITS = [0, 50, 150, 400, 700, 900, 1100, 1500, 2000, 3000, 4000]
 

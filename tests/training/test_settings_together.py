@@ -15,21 +15,21 @@ from PIL import Image
 
 import tiny
 from clipgraft.config import build_recipe
-from clipgraft.data.records import CONTEXT_LENGTH
-from clipgraft.models.checkpoint import module_sha256
-from clipgraft.settings import FinetuneSettings
-from clipgraft.stages.data import load_source, select
-from clipgraft.stages.finetune import (
+from clipgraft.data.dataset import CONTEXT_LENGTH
+from clipgraft.data.sources import load_source, select
+from clipgraft.finetuning.finetune import (
     build_objective,
     check_settings,
     passes_in_a_loss,
     set_start,
     training_batches,
 )
-from clipgraft.training.loop import grouped
-from clipgraft.training.optimization import Optimization
+from clipgraft.models.weights import module_sha256
+from clipgraft.settings import FinetuneSettings
+from clipgraft.training.optim import Optimization
 from clipgraft.training.random_states import seed_step
-from clipgraft.training.stepper import Stepper
+from clipgraft.training.step import Stepper
+from clipgraft.training.trainer import grouped
 from pairwise import all_pairs, covering_rows, pairs_of
 from plain_step import Pass, expected_pairs, plain_loss
 from two_processes import run_in_two_processes

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_loop import Regression
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.checkpoint import write_folder_atomically
+from clipgraft.models.weights import write_folder_atomically
 from clipgraft.training.checkpoints import read_named, saved_precision
-from clipgraft.training.log import LOG_NAME, NO_ROWS
 from clipgraft.training.state import TrainingState, restore, save_state
+from clipgraft.training.step_log import LOG_NAME, NO_ROWS
+from regression import Regression
 
 
 def state_of(module=None, **values) -> TrainingState:

@@ -1,9 +1,9 @@
 """Figures in TensorBoard: what its own reader finds in what was written."""
 
 import pytest
-from test_loop import read_log, train
 
-from clipgraft.training.evaluations import EvaluationPlan
+from clipgraft.training.validation import EvaluationPlan
+from regression import read_log, train
 
 event_accumulator = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"

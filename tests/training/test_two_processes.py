@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from test_loop import read_log
 
 import tiny
 from clipgraft.training.objectives import ContrastiveObjective
+from regression import read_log
 from tiny import fit
 from two_processes import run_in_two_processes
 

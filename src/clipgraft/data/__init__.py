@@ -1,0 +1,1 @@
+"""Captioned images: formats, checks, loading and caches."""

@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clipgraft.data.content import content_sums
+from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
 from clipgraft.data.images import open_image
-from clipgraft.data.records import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
 from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from clipgraft.data.records import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.errors import MissingFileError
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from clipgraft.data.content import content_sums
 from clipgraft.data.crops import Crops
-from clipgraft.data.records import CONTEXT_LENGTH, CaptionedImage
+from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.transforms import (
     ImageProcessor,
     encode_captions,

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_transforms import get_resize_output_image_size
 
-from clipgraft.data.records import CONTEXT_LENGTH
+from clipgraft.data.dataset import CONTEXT_LENGTH
 from clipgraft.errors import UserError
 
 PIXELS_VERSION = 1

@@ -1,0 +1,1 @@
+"""Evaluation of grafts: variants, scores, figures and their tables."""

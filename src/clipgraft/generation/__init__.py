@@ -1,0 +1,1 @@
+"""Generating images from prompts with a grafted base."""

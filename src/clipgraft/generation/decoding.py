@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
-from clipgraft.generation.networks import EngineDecoder
+from clipgraft.generation.engines.networks import EngineDecoder
 
 
 def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarray, list[str]]:

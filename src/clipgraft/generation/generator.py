@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, StableDiffusionPipeline
 
+from clipgraft.device import cache_dir, choose_device, inference_dtype, quiet_libraries
 from clipgraft.errors import UserError
-from clipgraft.generation.engines import choose_engine
-from clipgraft.generation.jobs import Job, make_jobs
+from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
+from clipgraft.generation.engines.engine import choose_engine
+from clipgraft.generation.engines.options import DEFAULT_SPEED, SpeedOptions
 from clipgraft.generation.metadata import describe_models, describe_picture
+from clipgraft.generation.params import Job, make_jobs
 from clipgraft.generation.pipeline import Picture, build_pipeline, draw
-from clipgraft.generation.preparation import prepare_base, set_shortcuts
-from clipgraft.generation.prompts import PromptStates, all_notes
-from clipgraft.generation.speed import DEFAULT_SPEED, SpeedOptions
+from clipgraft.generation.prompt_embeds import PromptStates, all_notes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.models.encoder import BASE_RECORD, Graft, load_graft
-from clipgraft.runtime import cache_dir, choose_device, inference_dtype, quiet_libraries
+from clipgraft.models.graft import BASE_RECORD, Graft, load_graft
 
 OFFLOADS = ("none", "model", "sequential")
 

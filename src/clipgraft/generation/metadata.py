@@ -12,14 +12,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clipgraft.device import to_json
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import parse_json, written_whole
-from clipgraft.generation.jobs import Job
+from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import Picture
 from clipgraft.models.base import Origin
-from clipgraft.models.checkpoint import module_sha256
-from clipgraft.models.encoder import GraftedTextEncoder
-from clipgraft.runtime import to_json
+from clipgraft.models.graft import GraftedTextEncoder
+from clipgraft.models.weights import module_sha256
 
 PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"

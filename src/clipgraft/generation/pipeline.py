@@ -18,13 +18,13 @@ from transformers import CLIPTextModel
 from clipgraft.data.images import open_image
 from clipgraft.errors import UserError
 from clipgraft.generation.decoding import decode
-from clipgraft.generation.jobs import Job, batches
-from clipgraft.generation.networks import EngineUNet
-from clipgraft.generation.prompts import PromptStates
+from clipgraft.generation.engines.networks import EngineUNet
+from clipgraft.generation.params import Job, batches
+from clipgraft.generation.prompt_embeds import PromptStates
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults
-from clipgraft.models.encoder import GraftedTextEncoder
+from clipgraft.models.graft import GraftedTextEncoder
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,12 @@ from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.attention import ATTENTION
-from clipgraft.models.checkpoint import module_sha256
+from clipgraft.models.base_id import (
+    LARGEST_DIFFERENCE,
+    difference_from,
+    identity_sums,
+    read_cross_attention,
+)
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_image_processor, text_hidden_states
 from clipgraft.models.configs import (
     Checked,
@@ -31,17 +36,12 @@ from clipgraft.models.configs import (
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, read_defaults
 from clipgraft.models.hub import COMMIT, resolve_model
-from clipgraft.models.identity import (
-    LARGEST_DIFFERENCE,
-    difference_from,
-    identity_sums,
-    read_cross_attention,
-)
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.pins import PINS
 from clipgraft.models.single_file import load_single_file
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weight_files import Needed, Weights
+from clipgraft.models.weights import module_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTo
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.attention import ATTENTION
-from clipgraft.models.checkpoint import MANIFEST_NAME, verify_model, write_folder_atomically
 from clipgraft.models.configs import (
     Checked,
     ClipConfig,
@@ -27,6 +26,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weight_files import Needed, Weights
+from clipgraft.models.weights import MANIFEST_NAME, verify_model, write_folder_atomically
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
 """Files that a CLIP is loaded from."""

@@ -1,0 +1,1 @@
+"""Reports on runs: one page, JSON and model card."""

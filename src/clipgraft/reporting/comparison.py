@@ -6,15 +6,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from clipgraft.reporting.costs import STAGE_LABELS
+from clipgraft.reporting.embedded_images import PromptPictures, group_pictures
 from clipgraft.reporting.evidence import figure_text
-from clipgraft.reporting.pictures import PromptPictures, group_pictures
+from clipgraft.reporting.format import Table, decimal, duration, gigabytes, percent, sub_dict, sub_rows
 from clipgraft.reporting.plots import Theme, epoch_means, render_figure, style_axes
 from clipgraft.reporting.ranking import last_measured_column
-from clipgraft.reporting.resources import STAGE_LABELS
-from clipgraft.reporting.run import STAGES, Run, is_number
+from clipgraft.reporting.run_data import STAGES, Run, is_number
 from clipgraft.reporting.sections import DIRECTIONS, TOKEN_CLASSES, describe_run
-from clipgraft.reporting.settings import setting, setting_text
-from clipgraft.reporting.wording import Table, decimal, duration, gigabytes, percent, sub_dict, sub_rows
+from clipgraft.reporting.setting_tables import setting, setting_text
 
 MARKERS = "osD^vP"
 IGNORED_SETTINGS = ("device",)

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from clipgraft.reporting.format import percent
 from clipgraft.reporting.plots import Theme, render_figure, style_axes, thin_out
-from clipgraft.reporting.run import Run, is_number
-from clipgraft.reporting.settings import setting
-from clipgraft.reporting.wording import percent
+from clipgraft.reporting.run_data import Run, is_number
+from clipgraft.reporting.setting_tables import setting
 
 SHORT_INCHES = (4.6, 2.5)
 MAX_CURVE_POINTS = 1_500

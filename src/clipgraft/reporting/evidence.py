@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from clipgraft.reporting.run import Run, is_number
-from clipgraft.reporting.wording import NO_NUMBER, Table, count, short_name, sub_dict, sub_rows
+from clipgraft.reporting.format import NO_NUMBER, Table, count, short_name, sub_dict, sub_rows
+from clipgraft.reporting.run_data import Run, is_number
 
 FIRST_METRICS = ("prompt_fidelity", "clip_score_raw", "cmmd", "kid", "fid")
 FIRST_BY_PARTS = ("prompt_fidelity",)

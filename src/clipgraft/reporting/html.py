@@ -14,13 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipgraft.errors import UserError
-from clipgraft.reporting import comparison, evidence, ranking, resources, sections
+from clipgraft.reporting import comparison, evidence, ranking, sections
+from clipgraft.reporting import costs as resources
 from clipgraft.reporting.curves import Curve, training_curves
-from clipgraft.reporting.evaluations import evaluations_table
-from clipgraft.reporting.pictures import group_pictures
+from clipgraft.reporting.embedded_images import group_pictures
 from clipgraft.reporting.plots import DARK, LADDER_LINES, LIGHT, Theme, recolour, render_ladder, render_loss
-from clipgraft.reporting.run import Run
-from clipgraft.reporting.settings import settings_tables, shown_recipe
+from clipgraft.reporting.run_data import Run
+from clipgraft.reporting.setting_tables import settings_tables, shown_recipe
+from clipgraft.reporting.validation_curves import evaluations_table
 
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000

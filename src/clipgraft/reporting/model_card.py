@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 
 from clipgraft.reporting import evidence, sections
-from clipgraft.reporting.resources import resources_table, started
-from clipgraft.reporting.run import Run
-from clipgraft.reporting.settings import setting, settings_tables
-from clipgraft.reporting.wording import Table, short_name
+from clipgraft.reporting.costs import resources_table, started
+from clipgraft.reporting.format import Table, short_name
+from clipgraft.reporting.run_data import Run
+from clipgraft.reporting.setting_tables import setting, settings_tables
 
 MAX_RECIPE_ROWS = 60
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from clipgraft.files import write_bytes
-from clipgraft.reporting.run import is_number, read_log
+from clipgraft.reporting.run_data import is_number, read_log
 
 MAX_POINTS = 5_000
 """Batch losses drawn one by one; of more, the lowest and the highest of every few steps are drawn."""
@@ -166,7 +166,7 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
     """Draw recall@1 in both directions, and the drift of words, over the share of fine-tuned weights.
 
     Args:
-        rows: One an `alpha`, with recall and drift; see `stages.interpolate`.
+        rows: One an `alpha`, with recall and drift; see `finetuning.wise_ft`.
         out_dir: Gets `interpolation.png` and `interpolation.svg`.
     """
     for image_format in ("png", "svg"):
@@ -185,7 +185,7 @@ def plot_ladder(rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], out_dir: P
     """Draw what each rung of the ladder is worth: prompt fidelity, also with words kept from the teacher.
 
     Args:
-        rungs: By rung and figure its `mean` and `values`; see `stages.ladder`. The last one is the teacher.
+        rungs: By rung and figure its `mean` and `values`; see `ladder`. The last one is the teacher.
         out_dir: Gets `ladder.png` and `ladder.svg`.
     """
     for image_format in ("png", "svg"):

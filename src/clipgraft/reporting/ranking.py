@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clipgraft.reporting.pictures import STATUS_NOTES, PromptPictures, group_pictures
-from clipgraft.reporting.run import Run, is_number
-from clipgraft.reporting.wording import decimal, sub_dict, sub_rows
+from clipgraft.reporting.embedded_images import STATUS_NOTES, PromptPictures, group_pictures
+from clipgraft.reporting.format import decimal, sub_dict, sub_rows
+from clipgraft.reporting.run_data import Run, is_number
 
 NUM_RANKED = 3
 """Prompts shown from either end."""

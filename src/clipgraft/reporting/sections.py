@@ -6,12 +6,9 @@ What is missing becomes a sentence here; the template only lays out.
 from collections.abc import Sequence
 from typing import Any
 
-from clipgraft.reporting.pictures import COLUMN_LABELS
-from clipgraft.reporting.plots import epoch_means
-from clipgraft.reporting.resources import STAGE_LABELS
-from clipgraft.reporting.run import STAGES, Run, is_number
-from clipgraft.reporting.settings import setting
-from clipgraft.reporting.wording import (
+from clipgraft.reporting.costs import STAGE_LABELS
+from clipgraft.reporting.embedded_images import COLUMN_LABELS
+from clipgraft.reporting.format import (
     NO_NUMBER,
     Highlight,
     Table,
@@ -23,6 +20,9 @@ from clipgraft.reporting.wording import (
     sub_dict,
     with_number_note,
 )
+from clipgraft.reporting.plots import epoch_means
+from clipgraft.reporting.run_data import STAGES, Run, is_number
+from clipgraft.reporting.setting_tables import setting
 
 MAX_LEFT_OUT_ROWS = 30
 DIRECTIONS = {"text_to_image": "Image found by its caption", "image_to_text": "Caption found by its image"}

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 from clipgraft.reporting import ranking, sections
+from clipgraft.reporting.costs import started, watt_hours
+from clipgraft.reporting.format import short_name
 from clipgraft.reporting.plots import epoch_means
-from clipgraft.reporting.resources import started, watt_hours
-from clipgraft.reporting.run import Run
-from clipgraft.reporting.settings import short_setting
-from clipgraft.reporting.wording import short_name
+from clipgraft.reporting.run_data import Run
+from clipgraft.reporting.setting_tables import short_setting
 
 VERSION = 1
 

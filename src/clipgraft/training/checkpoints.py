@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipgraft.device import PRECISION_DTYPES
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import read_json, write_bytes
-from clipgraft.models.checkpoint import MANIFEST_NAME, verify_folder, write_folder_atomically, write_tensors
-from clipgraft.runtime import PRECISION_DTYPES
-from clipgraft.training.log import RowsSum
+from clipgraft.models.weights import MANIFEST_NAME, verify_folder, write_folder_atomically, write_tensors
+from clipgraft.training.step_log import RowsSum
 
 VERSION = 2
 """Of checkpoints: of their files, and of how a step follows from the one before (order of the data, random

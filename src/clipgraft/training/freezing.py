@@ -4,7 +4,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
 from clipgraft.errors import UserError
-from clipgraft.models.encoder import GraftedTextEncoder
+from clipgraft.models.graft import GraftedTextEncoder
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The attention's maps (Hu et al. 2021, section 4.2)."""

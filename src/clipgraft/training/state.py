@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clipgraft.errors import CheckpointError
 from clipgraft.training.checkpoints import Saved, write_checkpoint
-from clipgraft.training.log import RowsSum
-from clipgraft.training.optimization import MovingAverage
+from clipgraft.training.optim import MovingAverage
+from clipgraft.training.step_log import RowsSum
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 

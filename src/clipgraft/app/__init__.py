@@ -1,1 +1,0 @@
-"""The studio: one service, an HTTP API and a page over it."""

@@ -1,0 +1,246 @@
+"""CLIP's text tower and the teacher over captions: the linear bridge, and a bridge's error."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from clipgraft.config import Recipe
+from clipgraft.console import track
+from clipgraft.data.token_states import TokenStates
+from clipgraft.data.transforms import tokenize
+from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
+from clipgraft.models.base import FrozenBase, check_fit
+from clipgraft.models.base_id import read_cross_attention
+from clipgraft.models.bridge import (
+    NUM_CLASS_MAPS,
+    PADDING,
+    PADDING_WEIGHT,
+    Bridge,
+    position_weights,
+    token_classes,
+)
+from clipgraft.models.clip import load_clip, text_hidden_states
+from clipgraft.models.cross_attention import key_value_root
+from clipgraft.models.graft import Graft, GraftedTextEncoder
+from clipgraft.models.ridge import ClassRidgeRegression
+from clipgraft.models.token_stats import Spread, StateError
+from clipgraft.models.weights import module_sha256, tensors_sha256
+
+ENCODE_BATCH_SIZE = 128
+"""Captions whose states are held at once: the stream's memory, whatever the number of captions."""
+WHOLE_EVERY = 8
+"""Where the linear maps alone are fitted, one batch in so many has padding. Three in four of a caption's 77
+positions are padding of little weight: they would cost most of the time."""
+NUM_KEPT_PADDING = PADDING_WEIGHT
+"""Positions drawn from a caption's padding that are kept for the residual: as many as all of it weighs."""
+
+
+class Positions(NamedTuple):
+    """A batch of captions, token by token."""
+
+    student: Tensor
+    """CLIP's states, (B, L, D)."""
+    teacher: Tensor
+    """(B, L, W)."""
+    classes: Tensor
+    """(B, L)."""
+    weights: Tensor
+    """Importance, (B, L)."""
+
+
+class LinearFit(NamedTuple):
+    """What one pass over captions gives."""
+
+    regression: ClassRidgeRegression
+    key_value_root: Tensor
+    """(W, W); see `models.cross_attention`."""
+    states: TokenStates | None
+    """What a residual MLP is trained on, where a file for it was named."""
+
+
+class Towers:
+    """CLIP's text tower, the teacher of a base that it fits, and the base's key and value maps.
+
+    Args:
+        recipe: Its device, clip, base and bridge settings are read.
+
+    Raises:
+        CheckpointError: If CLIP's tower cannot answer the base's text encoder.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.device = choose_device(recipe.device)
+        clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+        base = FrozenBase.load(
+            recipe.base.name,
+            revision=recipe.base.revision or None,
+            components=("tokenizer", "text_encoder"),
+            tokenizer=clip.tokenizer,
+        )
+        check_fit(clip.model.text_model, clip.tokenizer, base)
+        assert base.text_encoder is not None
+        assert base.origin is not None
+        self.tokenizer: CLIPTokenizer = clip.tokenizer
+        self.empty_states = base.empty_states()
+        self.record = base.record()
+        self.key_value_maps = list(read_cross_attention(base.origin.path).values())
+        self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
+        self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
+        precision = choose_mixed_precision(recipe.bridge.mixed_precision, self.device)
+        dtype = PRECISION_DTYPES[precision]
+        # Copies, as the graft takes float32 weights. A CPU that has bfloat16 encodes twice as fast in it, and
+        # its rounding, 4e-3, is far below the error of any bridge.
+        is_full = dtype == torch.float32
+        self.encoders = [
+            tower if is_full else deepcopy(tower).to(dtype) for tower in (self.text_model, self.teacher)
+        ]
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether CLIP's tower is the teacher itself, weight by weight: then nothing needs a bridge."""
+        ours, theirs = self.text_model.state_dict(), self.teacher.state_dict()
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def sums(self) -> dict[str, str]:
+        """Return sums of what a bridge between the towers is fitted to, for a run's fingerprint."""
+        base = {f"map {index}": weight for index, weight in enumerate(self.key_value_maps)}
+        return {
+            "weights of CLIP": module_sha256(self.text_model),
+            "weights of the base": module_sha256(self.teacher) + tensors_sha256(base),
+        }
+
+    def input_ids(self, captions: list[str]) -> Tensor:
+        """Token ids of captions, (N, 77) int64."""
+        return tokenize(captions, self.tokenizer, pad_to_context_length=True).input_ids
+
+    @torch.no_grad()
+    def positions(self, input_ids: Tensor, description: str, *, whole_every: int = 1) -> Iterator[Positions]:
+        """Encode captions batch by batch, the longest first.
+
+        Args:
+            input_ids: (N, L) int64.
+            description: What stands before the bar.
+            whole_every: One batch in so many has padding, which there counts for all.
+        """
+        lengths = self.lengths(input_ids)
+        # The longest first: what they needed, the shorter ones use again, so that memory stays level.
+        batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
+        num_whole = -(-len(batches) // whole_every)
+        whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
+        stands_for = len(input_ids) / sum(len(batches[index]) for index in whole)
+        with track(description, len(input_ids)) as update:
+            done = 0
+            for index, rows in enumerate(batches):
+                is_whole = index in whole
+                ids = input_ids[rows][:, : None if is_whole else int(lengths[rows].max())].to(self.device)
+                classes = token_classes(ids, self.tokenizer.eos_token_id)
+                weights = position_weights(classes)
+                weights[classes == PADDING] *= stands_for if is_whole else 0
+                states = [text_hidden_states(encoder, ids) for encoder in self.encoders]
+                yield Positions(states[0].float(), states[1].float(), classes, weights)
+                done += len(rows)
+                update(done, "captions")
+
+    def lengths(self, input_ids: Tensor) -> Tensor:
+        """Positions of each caption from BOS to EOS, (N,) int64."""
+        return (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
+
+    def fit_linear(
+        self,
+        input_ids: Tensor,
+        states_file: Path | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LinearFit:
+        """Gather what the linear maps and the weights of keys and values are computed from, in one pass.
+
+        Args:
+            input_ids: (N, 77) of the training captions.
+            states_file: Where to keep the states that a residual MLP is trained on; None = they are not kept.
+            generator: Draws the padding that is kept of them; None = torch's own.
+        """
+        sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
+        regression, kept = ClassRidgeRegression(*sizes, input_ids.shape[1]), None
+        if states_file is not None:
+            lengths = self.lengths(input_ids).sort(descending=True).values
+            kept = TokenStates(
+                states_file, lengths + (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING), sizes
+            )
+        whole_every = WHOLE_EVERY if kept is None else 1
+        for student, teacher, classes, weights in self.positions(
+            input_ids, "fitting the linear bridge", whole_every=whole_every
+        ):
+            regression.add(student, teacher, weights, classes)
+            if kept is not None:
+                chosen = kept_positions(classes.cpu(), generator)
+                kept.add(student.cpu(), teacher.cpu(), classes.cpu(), chosen)
+        return LinearFit(regression, key_value_root(self.key_value_maps, regression.target_moment), kept)
+
+    def new_bridge(
+        self, *, hidden_size: int = 0, num_attention_blocks: int = 0, by_class: bool = True
+    ) -> Bridge:
+        """Return a bridge between the towers; its linear maps are random."""
+        return Bridge(
+            self.text_model.config.hidden_size,
+            self.teacher.config.hidden_size,
+            hidden_size,
+            num_maps=NUM_CLASS_MAPS if by_class else 1,
+            num_positions=self.text_model.config.max_position_embeddings if by_class else 1,
+            num_attention_blocks=num_attention_blocks,
+        ).to(self.device)
+
+    @torch.no_grad()
+    def measure(self, bridge: Bridge, input_ids: Tensor, root: Tensor) -> dict[str, Any]:
+        """Compare bridged states with the teacher's.
+
+        Args:
+            bridge: In eval or without dropout.
+            input_ids: (N, 77) of captions that it was not fitted to.
+            root: (W, W) from `key_value_root`.
+
+        Returns:
+            `relative_error` and `cosine` of states, `key_value_error` of keys and values, `spread` and
+            `teacher_spread`, each by token class. BOS counts as the teacher's own, which the graft has.
+        """
+        error, key_value_error = StateError(), StateError()
+        spreads = [Spread(input_ids.shape[1], len(root)) for _ in range(2)]
+        root = root.to(self.device)
+        for student, teacher, classes, _ in self.positions(input_ids, "measuring the bridge"):
+            bridged = bridge(student, classes)
+            bridged[:, 0] = teacher[:, 0]
+            error.add(bridged, teacher, classes)
+            key_value_error.add(bridged @ root.T, teacher @ root.T, classes)
+            for spread, states in zip(spreads, (bridged, teacher), strict=True):
+                spread.add(states, classes)
+        return error.summary() | {
+            "key_value_error": key_value_error.summary()["relative_error"],
+            "spread": spreads[0].summary(),
+            "teacher_spread": spreads[1].summary(),
+        }
+
+    def graft(self, bridge: Bridge) -> Graft:
+        """Put tower, bridge and the teacher's empty prompt together."""
+        encoder = GraftedTextEncoder.graft(
+            self.text_model, bridge, self.empty_states, self.tokenizer.eos_token_id
+        )
+        return Graft(encoder, self.tokenizer, self.record)
+
+
+def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Choose what of captions is kept: all but padding, and `NUM_KEPT_PADDING` drawn from the padding.
+
+    Args:
+        classes: (B, L) from `token_classes`.
+        generator: Draws; None = torch's own.
+
+    Returns:
+        bool (B, L).
+    """
+    is_padding = classes == PADDING
+    draws = torch.rand(classes.shape, generator=generator).masked_fill(~is_padding, -1.0)
+    drawn = torch.zeros_like(is_padding).scatter(1, draws.topk(NUM_KEPT_PADDING, dim=1).indices, True)
+    return ~is_padding | drawn

@@ -1,0 +1,110 @@
+"""The commands that measure and show: evaluate, ladder, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipgraft.cli.options import (
+    DataOption,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    recipe_from_options,
+    with_overrides,
+)
+from clipgraft.console import print_line
+from clipgraft.errors import UserError
+
+
+def evaluate(
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run or of a bridge stage.")
+    ] = None,
+    graft: Annotated[
+        list[Path], typer.Option("--graft", help="Graft folder in the place of a run; several to compare.")
+    ] = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; of a run: its evaluate/.")
+    ] = None,
+    data: DataOption = "",
+    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+    prompts: Annotated[str, typer.Option("--prompts", help="Text file with a prompt a line.")] = "",
+    num_prompts: Annotated[int | None, typer.Option("--num-prompts", help="Prompts of each set.")] = None,
+    scorer: Annotated[str, typer.Option("--scorer", help="CLIP that scores: folder, hub id, flatland.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Take distances of few pictures too.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
+    from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
+
+    if num_prompts is not None and num_prompts < 1:
+        raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")
+    given = {
+        "data.source": data,
+        "evaluate.prompts": prompts,
+        "evaluate.scorer": scorer,
+        "evaluate.num_prompts": num_prompts,
+        "evaluate.force": force,
+    }
+    if run_dir and not graft and not recipe and not base:
+        evaluate_run(run_dir, set_, {key: value for key, value in given.items() if value}, out=out)
+        return
+    if run_dir or not out:
+        raise UserError(
+            "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
+            "with --out"
+        )
+    settings = recipe_from_options(recipe, set_, given | {"evaluate.num_prompts": num_prompts or 240})
+    evaluate_grafts(settings, graft, out, base=base)
+
+
+def ladder(
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Measure on flatland what each part of a bridge is worth, from a random map to the teacher."""
+    from clipgraft.ladder import ladder as stage
+    from clipgraft.presets import ladder as ladder_recipe
+    from clipgraft.runs.run import stage_folder
+
+    settings = recipe_from_options(recipe, set_) if recipe else with_overrides(ladder_recipe(), set_)
+    with stage_folder(
+        out, settings, stage="ladder", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
+    ) as folder:
+        stage(settings, folder, resume=resume)
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
+    ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Renew the page while the run is at work, until it ends.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the comparison of several runs.")] = Path(
+        "."
+    ),
+) -> None:
+    """Write a run's page, report.json, figures and model card; of several runs, a page that compares them."""
+    from clipgraft.reporting import report as stage
+
+    if len(runs) > 1:
+        if watch:
+            raise UserError("--watch shows one run; name one folder")
+        page = stage.compare(runs, out)
+    else:
+        page = stage.watch(runs[0]) if watch else stage.report(runs[0])
+    print_line(f"report: {page}")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (evaluate, ladder, report):
+        app.command()(command)

@@ -1,0 +1,282 @@
+"""Read a folder of captioned images, whatever its format.
+
+A format is a function in `READERS`: it takes the folder and returns a `Reading`, or None if the folder is not
+in its format. `docs/data.md` shows each format by a small example.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from clipgraft.data.dataset import RawCaption, Reading, Source, Split, assemble, check_image_name, is_utf8
+from clipgraft.data.flickr8k import read_flickr8k
+from clipgraft.data.source_folder import DataFolder, tidy
+from clipgraft.errors import DataError, MissingFileError
+from clipgraft.files import parse_json
+
+SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""First folder of an image's name -> its split, as in Hugging Face's imagefolder."""
+
+_CAPTION_FIELD = re.compile(r"text|captions?|caption_\d+")
+_COCO_NAME = re.compile(r"captions_((train|val|test)\w*)", re.IGNORECASE)
+
+
+def read_source(path: str | Path, *, include_unsplit: bool = False) -> Source:
+    """Read all captioned images of a folder; photographs are not opened.
+
+    The format is found by the files that are there and named in the result's `format` and `files`. Flickr8k's
+    forms win over metadata files, these over COCO, that over captions beside images.
+
+    Args:
+        path: The folder.
+        include_unsplit: Put images that lie outside of every split into train, instead of leaving them out.
+
+    Returns:
+        Every image and caption, counted in or left out with a reason.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        DataError: If it is no folder, no format fits, a caption file is damaged, an image name points out of
+            the image folder, or not one captioned image remains.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise MissingFileError(f"{root}: no such folder; expected a folder of images with captions")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file; give the folder that holds the captions and the images")
+    if not is_utf8(str(root)):
+        raise DataError(f"{root}: the folder's name is not UTF-8; rename it")
+    folder = DataFolder(root)
+    for read in READERS.values():
+        reading = read(folder)
+        if reading is not None:
+            return assemble(root, reading, folder.notes, include_unsplit=include_unsplit)
+    num_images = len(folder.list_images(root))
+    raise DataError(
+        f"{root}: {num_images} image(s), but no captions in a known format. Captions belong into one of: "
+        "Flickr8k.token.txt (IMAGE.jpg#0<tab>caption) or captions.txt (IMAGE.jpg,caption) beside Images/; "
+        "metadata.jsonl or metadata.csv (file_name, text) beside the images; "
+        "annotations/captions_train.json (COCO); or IMAGE.txt beside each IMAGE.jpg"
+    )
+
+
+def read_metadata(folder: DataFolder) -> Reading | None:
+    """Read Hugging Face's imagefolder: `metadata.jsonl` or `metadata.csv` in the folder or its subfolders."""
+    root = folder.root
+    found = [path for part in _with_subfolders(root) if (path := _metadata_file(part)) is not None]
+    if not found:
+        return None
+    captions: list[RawCaption] = []
+    splits: dict[str, Split] = {}
+    for path in found:
+        prefix = "" if path.parent == root else f"{path.parent.name}/"
+        rows = _jsonl_rows(folder, path) if path.suffix == ".jsonl" else _csv_rows(folder, path)
+        for where, row in rows:
+            read = _row_captions(row, prefix, where)
+            captions += read
+            if row.get("split") not in (None, ""):
+                _claim(splits, {caption.image_id for caption in read}, _row_split(row, where), where)
+    files = {_role("captions", path.parent, root): folder.name(path) for path in found}
+    return _folder_reading("metadata file (imagefolder)", folder, files, captions, splits)
+
+
+def read_coco(folder: DataFolder) -> Reading | None:
+    """Read COCO captions: a JSON file for each split, `captions_train2017.json`, beside folders of images."""
+    root = folder.root
+    found = sorted(path for part in (root, root / "annotations") for path in part.glob("captions*.json"))
+    if not found:
+        return None
+    captions: list[RawCaption] = []
+    photographs: dict[str, Path] = {}
+    splits: dict[str, Split] = {}
+    files: dict[str, str] = {}
+    for path in found:
+        match = _COCO_NAME.match(path.stem)
+        image_dir = _coco_image_dir(root, match[1] if match else "")
+        prefix = "" if image_dir == root else folder.name(image_dir) + "/"
+        read = list(_coco_captions(folder, path, prefix))
+        files[f"captions {path.stem}"] = folder.name(path)
+        files[f"images {path.stem}"] = prefix or "."
+        photographs |= {prefix + name: image for name, image in folder.list_images(image_dir).items()}
+        captions += read
+        if match:
+            names = {caption.image_id for caption in read}
+            _claim(splits, names, SPLIT_FOLDERS[match[2].lower()], str(path))
+    return Reading("COCO captions", files, photographs, captions, splits or None)
+
+
+def read_caption_files(folder: DataFolder) -> Reading | None:
+    """Read images with a text file of the same name beside each, one caption a line."""
+    captions: list[RawCaption] = []
+    for name, path in folder.list_images(folder.root).items():
+        caption_file = path.with_suffix(".txt")
+        if caption_file.is_file():
+            lines = [tidy(line) for _, line in folder.read_lines(caption_file)]
+            _refuse_json(caption_file, lines)
+            captions += [RawCaption(name, number, line) for number, line in enumerate(lines)]
+    if not captions:
+        return None
+    return _folder_reading("caption files beside images", folder, {"captions": "*.txt"}, captions, {})
+
+
+READERS: dict[str, Callable[[DataFolder], Reading | None]] = {
+    "flickr8k": read_flickr8k,
+    "metadata": read_metadata,
+    "coco": read_coco,
+    "caption_files": read_caption_files,
+}
+"""Formats in the order in which they are tried."""
+
+
+def _folder_reading(
+    format: str,
+    folder: DataFolder,
+    files: dict[str, str],
+    captions: list[RawCaption],
+    splits: dict[str, Split],
+) -> Reading:
+    """Return a reading of all images below the root; where nothing else splits, their first folder does."""
+    photographs = folder.list_images(folder.root)
+    if not splits:
+        splits = {
+            name: split for name in photographs if (split := SPLIT_FOLDERS.get(name.split("/")[0].lower()))
+        }
+    return Reading(format, {**files, "images": "."}, photographs, captions, splits or None)
+
+
+def _refuse_json(path: Path, lines: list[str]) -> None:
+    """Refuse a caption file that some tools fill with JSON: its lines would become captions."""
+    if lines and lines[0].startswith(("{", "[")):
+        try:
+            json.loads("\n".join(lines))
+        except (ValueError, RecursionError):
+            return
+        raise DataError(f"{path}: holds JSON; expected captions as plain text, one a line")
+
+
+def _with_subfolders(root: Path) -> list[Path]:
+    return [root, *sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())]
+
+
+def _role(role: str, folder: Path, root: Path) -> str:
+    return role if folder == root else f"{folder.name} {role}"
+
+
+def _metadata_file(folder: Path) -> Path | None:
+    found = [path for name in ("metadata.jsonl", "metadata.csv") if (path := folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: metadata.jsonl and metadata.csv are both there; keep one")
+    return found[0] if found else None
+
+
+def _jsonl_rows(folder: DataFolder, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in folder.read_lines(path):
+        where = f"{path}, line {number}"
+        yield where, parse_json(line, where)
+
+
+def _csv_rows(folder: DataFolder, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = csv.DictReader(io.StringIO(folder.read_text(path), newline=""), strict=True)
+    try:
+        names = rows.fieldnames or []
+        if len(set(names)) < len(names):
+            raise DataError(
+                f"{path}: a column's name comes twice in {', '.join(names)}; give each one its own"
+            )
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if None in row:
+                raise DataError(
+                    f"{where}: {len(row) - 1 + len(row[None])} fields under {len(row) - 1} names, beginning "
+                    f"{next(iter(row.values()))!r}; put captions with commas in double quotes"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.reader.line_num}: not readable as CSV ({error})") from None
+
+
+def _row_captions(row: dict[str, Any], prefix: str, where: str) -> list[RawCaption]:
+    name = row.get("file_name")
+    fields = [field for field in row if _CAPTION_FIELD.fullmatch(field)]
+    if not isinstance(name, str) or not name or not fields:
+        raise DataError(
+            f"{where}: read the fields {', '.join(map(str, row)) or 'none'}; "
+            "expected file_name and one of text, caption, captions, caption_0, caption_1, ..."
+        )
+    image_id = prefix + check_image_name(name, where)
+    texts: list[Any] = []
+    for field in fields:
+        texts += row[field] if isinstance(row[field], list) else [row[field]]
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{where}: read the caption {text!r}; expected text")
+    return [RawCaption(image_id, number, tidy(text or "")) for number, text in enumerate(texts)]
+
+
+def _row_split(row: dict[str, Any], where: str) -> Split:
+    split = SPLIT_FOLDERS.get(str(row["split"]).strip().lower())
+    if split is None:
+        raise DataError(f"{where}: read the split {str(row['split'])[:120]!r}; expected train, val or test")
+    return split
+
+
+def _coco_image_dir(root: Path, name: str) -> Path:
+    """Return the folder of a COCO file's images: `train2017`, `images/train2017`, `images` or the root."""
+    candidates = [root / name, root / "images" / name] if name else []
+    return next((folder for folder in [*candidates, root / "images"] if folder.is_dir()), root)
+
+
+def _coco_captions(folder: DataFolder, path: Path, prefix: str) -> Iterator[RawCaption]:
+    content = parse_json(folder.read_text(path), str(path))
+    names: dict[int | str, str] = {}
+    for image in _coco_entries(content, "images", {"id": (int, str), "file_name": (str,)}, path):
+        name = check_image_name(image["file_name"], str(path))
+        if names.setdefault(image["id"], name) != name:
+            raise DataError(
+                f"{path}: the id {image['id']!r} stands for {names[image['id']]!r} and for {name!r}"
+            )
+    seen: Counter[int | str] = Counter()
+    fields: dict[str, tuple[type, ...]] = {"image_id": (int, str), "caption": (str, type(None))}
+    for entry in _coco_entries(content, "annotations", fields, path):
+        image_id = entry["image_id"]
+        if image_id not in names:
+            raise DataError(f"{path}: a caption belongs to image_id {image_id!r}, which images does not list")
+        yield RawCaption(prefix + names[image_id], seen[image_id], tidy(entry["caption"] or ""))
+        seen[image_id] += 1
+
+
+def _coco_entries(
+    content: dict[str, Any], key: str, fields: dict[str, tuple[type, ...]], path: Path
+) -> list[dict[str, Any]]:
+    entries = content.get(key)
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or not all(
+            name in entry and isinstance(entry[name], kinds) for name, kinds in fields.items()
+        ):
+            raise DataError(
+                f"{path}: read {repr(entry)[:120]} in {key}; expected COCO captions: images with id and "
+                "file_name, annotations with image_id and caption"
+            )
+    return entries or []
+
+
+def _claim(splits: dict[str, Split], names: set[str], split: Split, where: str) -> None:
+    for name in sorted(names):
+        if splits.setdefault(name, split) != split:
+            raise DataError(
+                f"{where}: image {name!r} is in the {splits[name]} split too; an image belongs to one split"
+            )

@@ -1,0 +1,107 @@
+"""Fetch beforehand all that a recipe needs of the model hub, and say how much that is first."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from rich.console import Console
+from rich.table import Table
+
+from clipgraft.config import ModelSettings, Recipe
+from clipgraft.device import PRECISION_DTYPES, cache_dir, choose_device, choose_mixed_precision
+from clipgraft.errors import UserError
+from clipgraft.generation.engines.engine import choose_engine
+from clipgraft.generation.engines.options import DEFAULT_SPEED
+from clipgraft.generation.generate import speed_of
+from clipgraft.models import clip
+from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
+from clipgraft.models.hub import Download, fetch, find_model
+from clipgraft.models.weight_files import Needed
+
+
+def prefetch(recipe: Recipe) -> int:
+    """Fetch and verify the models of a recipe; what is in the hub's cache already is only verified.
+
+    Args:
+        recipe: Its clip, base, refine, generate, evaluate and device settings are read.
+
+    Returns:
+        Bytes that were fetched.
+
+    Raises:
+        ValueError: If the disk has too little room.
+        FileNotFoundError: If a model is neither on this machine nor a hub id.
+        CheckpointError: If the hub cannot be reached, has no such model, or gives other files than it should.
+    """
+    downloads: list[Download] = []
+    table = Table("model", "revision", "files", "to fetch", box=None, pad_edge=False)
+    for model, needed in needed_models(recipe):
+        found = _find(model, needed)
+        if isinstance(found, Download):
+            downloads.append(found)
+            table.add_row(model.name, found.revision[:12], str(len(found.files)), _size(found.num_bytes))
+        else:
+            where = "" if found is None else found.name[:12]
+            table.add_row(model.name, where, "", "nothing: it is on this machine")
+    num_bytes = sum(download.num_bytes for download in downloads)
+    console = Console()
+    console.print(table)
+    console.print(f"to fetch: {_size(num_bytes)}, into the hub's cache", highlight=False)
+    _refuse_without_room(num_bytes)
+    for download in downloads:
+        fetch(download)
+        console.print(f"fetched and verified: {download.name}", highlight=False)
+    return num_bytes
+
+
+def needed_models(recipe: Recipe) -> list[tuple[ModelSettings, Needed]]:
+    """Models that a whole run loads, each with the files of it that are needed."""
+    models = [(recipe.clip, clip.NEEDED), (recipe.base, run_files(_unet_dtype(recipe)))]
+    settings = recipe.evaluate
+    if settings.scorer:
+        models.append((ModelSettings(name=settings.scorer, revision=settings.scorer_revision), clip.NEEDED))
+    return models
+
+
+def run_files(unet_dtype: torch.dtype) -> Needed:
+    """Files of a base for a whole run: bridged to and drawn with in full precision, but for the U-Net."""
+    needed = needed_files((*COMPONENTS, "safety_checker"), torch.float32)
+    is_half = unet_dtype != torch.float32
+    weights = (
+        weights._replace(prefer_half=is_half and weights.stem == WEIGHT_STEMS["unet"])
+        for weights in needed.weights
+    )
+    return Needed(needed.texts, tuple(weights))
+
+
+def _unet_dtype(recipe: Recipe) -> torch.dtype:
+    """The fullest in which a stage of a run uses the U-Net."""
+    device = choose_device(recipe.device)
+    speeds = [speed_of(recipe.generate), *([DEFAULT_SPEED] if recipe.evaluate.num_prompts else [])]
+    dtypes = [choose_engine(speed, device, cache_dir() / "openvino").dtype for speed in speeds]
+    if recipe.refine.num_epochs:
+        dtypes.append(PRECISION_DTYPES[choose_mixed_precision(recipe.refine.mixed_precision, device)])
+    return torch.float32 if torch.float32 in dtypes else dtypes[0]
+
+
+def _find(model: ModelSettings, needed: Needed) -> Path | Download | None:
+    """None for what is no model of the hub's."""
+    if model.name == "flatland" or Path(model.name).expanduser().exists():
+        return None
+    return find_model(model.name, model.revision or None, needed)
+
+
+def _refuse_without_room(num_bytes: int) -> None:
+    folder = Path(constants.HF_HUB_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise UserError(
+            f"{_size(num_bytes)} are to be fetched into {folder}, which has {_size(free)} free; "
+            "free some, or set HF_HOME to another disk"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

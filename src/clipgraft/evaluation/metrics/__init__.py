@@ -1,0 +1,1 @@
+"""Formulas of evaluation: tensors and numbers in, numbers out."""

@@ -1,0 +1,289 @@
+"""Every picture's scores, and every column's features, by which distributions are compared.
+
+P prompts, K pictures a prompt, D features. A score is an array (P, K), or (P, 1) where it is of the prompt as
+a whole; NaN stands where there is none.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipgraft.data.content import content_sums
+from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.images import open_image
+from clipgraft.data.transforms import clip_pixel_values, encode_captions, pad_input_ids, vae_pixel_values
+from clipgraft.evaluation.metrics.clipscore import clip_score_2_5, clip_score_raw
+from clipgraft.evaluation.metrics.diversity import nearest_images, seed_diversity
+from clipgraft.evaluation.metrics.fidelity import fidelity_scores
+from clipgraft.evaluation.metrics.probe import READ_BATCH_SIZE, Probe, read_attributes
+from clipgraft.evaluation.metrics.similarity import psnr, ssim
+from clipgraft.evaluation.prompt_sets import EvaluationPrompt, members, next_prompts
+from clipgraft.evaluation.stores import FeatureStore, model_fingerprint
+from clipgraft.flatland import ATTRIBUTES
+from clipgraft.flatland.writer import IMAGE_SIZE
+from clipgraft.models.clip import ClipParts, encode_images, encode_text
+from clipgraft.models.weights import module_sha256
+
+ENCODE_BATCH_SIZE = 64
+MAX_PSNR = 100.0
+"""Equal pictures have an infinite one, which has no mean; 8-bit pictures that differ stay below 96 dB."""
+
+Paths = list[list[Path | None]]
+"""Of each prompt its pictures; None where one failed."""
+Scores = dict[str, dict[str, np.ndarray]]
+"""Metric -> column -> (P, K)."""
+
+
+class ClipFeatures:
+    """Embeds of one CLIP, (N, D) unit norm, kept by content.
+
+    Args:
+        clip: In eval mode, where it is to run.
+        name: What a progress bar calls it.
+        store: Where features of pictures are kept.
+        shared: Where those of photographs and captions are, which other runs have too.
+    """
+
+    def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):
+        self.clip, self.name, self.store, self.shared = clip, name, store, shared
+        self.sum = module_sha256(clip.model)
+        self._model = model_fingerprint(clip.model)
+        self._model_and_processor = self._model + clip.image_processor.to_json_string()
+
+    def of_pictures(self, paths: Sequence[Path]) -> Tensor:
+        """Embed files of a run."""
+        return self._images(self.store, paths, "pictures")
+
+    def of_images(self, images: Sequence[CaptionedImage]) -> Tensor:
+        """Embed photographs of a source."""
+        return self._images(self.shared, [image.path for image in images], "photographs")
+
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed prompts, known by their token ids: another tokenizer makes others of the same words."""
+        ids, _ = encode_captions(texts, self.clip.tokenizer)
+        sums = [" ".join(map(str, row)) for row in ids]
+        return self.shared.features(f"{self.name} reads captions", self._model, ids, sums, self._read)
+
+    @property
+    def resize_filter(self) -> str:
+        """How pictures become what the CLIP sees."""
+        processor = self.clip.image_processor
+        name = Image.Resampling(processor.resample).name.lower()
+        size, crop = (
+            "x".join(str(side) for side in sides.values() if side)
+            for sides in (dict(processor.size), dict(processor.crop_size))
+        )
+        return f"{name} to {size} pixels, centre crop of {crop} (the scorer's own processor)"
+
+    def _images(self, store: FeatureStore, paths: Sequence[Path], what: str) -> Tensor:
+        described = f"{self.name} looks at {what}"
+        return store.features(described, self._model_and_processor, paths, content_sums(paths), self._look)
+
+    @torch.no_grad()
+    def _look(self, paths: Sequence[Path]) -> Tensor:
+        def embed(part: Sequence[Path]) -> Tensor:
+            pixels = clip_pixel_values((open_image(path) for path in part), self.clip.image_processor)
+            return encode_images(self.clip.model, pixels.to(self.clip.model.device)).cpu()
+
+        return _batched(embed, paths)
+
+    @torch.no_grad()
+    def _read(self, input_ids: Sequence[list[int]]) -> Tensor:
+        def embed(part: Sequence[list[int]]) -> Tensor:
+            ids = pad_input_ids(part, self.clip.tokenizer.eos_token_id, max(map(len, part)))
+            return encode_text(self.clip.model, ids.to(self.clip.model.device)).cpu()
+
+        return _batched(embed, input_ids)
+
+
+class ProbeFeatures:
+    """What the probe reads from pictures of its size, and the 256 features that it reads it by."""
+
+    name = "flatland's probe"
+
+    def __init__(self, probe: Probe, store: FeatureStore):
+        self.probe, self.store, self.sum = probe, store, module_sha256(probe)
+
+    @torch.no_grad()
+    def of_pictures(self, paths: Sequence[Path]) -> Tensor:
+        """Return features (N, 256)."""
+
+        def pool(part: Sequence[Path]) -> Tensor:
+            return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
+
+        return self.store.features("probe looks at pictures", self.sum, paths, content_sums(paths), pool)
+
+    def read(self, paths: Sequence[Path]) -> Tensor:
+        """Return the number of each attribute's likeliest value, (N, 5) int64."""
+
+        def labels(part: Sequence[Path]) -> Tensor:
+            return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
+
+        how = f"{self.sum} read"
+        return self.store.features("probe reads pictures", how, paths, content_sums(paths), labels).long()
+
+    @staticmethod
+    def _pixels(paths: Sequence[Path]) -> Tensor:
+        """The probe's size is flatland's; a photograph is cut to it as for the VAE."""
+        return vae_pixel_values((open_image(path) for path in paths), IMAGE_SIZE)
+
+
+def score_by_clip(
+    scorer: ClipFeatures,
+    prompts: Sequence[EvaluationPrompt],
+    paths: dict[str, Paths],
+    train_images: Sequence[CaptionedImage],
+    shuffled: tuple[str, str],
+) -> tuple[Scores, dict[str, Tensor], dict[str, np.ndarray]]:
+    """Score pictures by a CLIP.
+
+    Args:
+        scorer: The CLIP.
+        prompts: P of them.
+        paths: Column -> pictures.
+        train_images: Among which the nearest is looked for; none where memorisation is not asked for.
+        shuffled: Name of the floor's column, and the column whose pictures it takes.
+
+    Returns:
+        Scores; embeds (P, K, D) by column, NaN where there is no picture; rows of the nearest training images
+        (P, K) by column.
+    """
+    scores: Scores = defaultdict(dict)
+    texts = scorer.of_texts([prompt.text for prompt in prompts])
+    embeds = {column: _features(scorer.of_pictures, own, texts.shape[1]) for column, own in paths.items()}
+    following = next_prompts(prompts)
+    train = scorer.of_images(train_images) if train_images else None
+    nearest: dict[str, np.ndarray] = {}
+    judged = {column: (own, texts) for column, own in embeds.items()}
+    judged[shuffled[0]] = (embeds[shuffled[1]], texts[following])
+    for column, (own, wanted) in judged.items():
+        cosines = clip_score_raw(own.flatten(0, 1), wanted.repeat_interleave(own.shape[1], 0)).view(
+            own.shape[:2]
+        )
+        scores["clip_score_raw"][column] = cosines.numpy()
+        scores["clip_score_2.5"][column] = clip_score_2_5(cosines).numpy()
+        scores["picture_to_caption_recall@1"][column] = _own_is_nearest(own, wanted, texts, prompts)
+    for column, own in embeds.items():
+        if own.shape[1] > 1:
+            scores["seed_diversity"][column] = seed_diversity(own)[:, None].numpy()
+        if train is not None:
+            cosine, rows = nearest_images(own.flatten(0, 1).nan_to_num(), train)
+            is_there = ~own[..., 0].isnan()
+            scores["nearest_training_cosine"][column] = torch.where(
+                is_there, cosine.view(own.shape[:2]), torch.nan
+            ).numpy()
+            nearest[column] = rows.view(own.shape[:2]).numpy()
+    return scores, embeds, nearest
+
+
+def score_likeness(
+    paths: dict[str, Paths],
+    embeds: dict[str, Tensor],
+    teacher: str,
+    columns: Sequence[str],
+    shuffled: str,
+    following: Sequence[int],
+) -> Scores:
+    """Compare pictures with the teacher's of the same prompt and seed, by pixels and by embeds.
+
+    Args:
+        paths: Column -> pictures.
+        embeds: The same as (P, K, D).
+        teacher: Name of the teacher's column.
+        columns: Columns that are compared.
+        shuffled: Name of the floor's column: the teacher's own pictures, each with that of the next prompt.
+        following: The next prompt of each.
+    """
+    scores: Scores = defaultdict(dict)
+    others = {column: (paths[column], embeds[column]) for column in columns}
+    others[shuffled] = ([paths[teacher][i] for i in following], embeds[teacher][list(following)])
+    for column, (own, own_embeds) in others.items():
+        cosines = (own_embeds * embeds[teacher]).sum(-1).numpy()
+        scores["same_seed_cosine"][column] = cosines
+        for name in ("same_seed_psnr", "same_seed_ssim"):
+            scores[name][column] = np.full(cosines.shape, np.nan)
+        for place in np.argwhere(np.isfinite(cosines)):
+            row, seed = (int(number) for number in place)
+            pair = [load_pixels([each]) for each in (own[row][seed], paths[teacher][row][seed]) if each]
+            scores["same_seed_psnr"][column][row, seed] = min(float(psnr(*pair)), MAX_PSNR)
+            scores["same_seed_ssim"][column][row, seed] = float(ssim(*pair))
+    return scores
+
+
+def score_fidelity(
+    probe: ProbeFeatures,
+    prompts: Sequence[EvaluationPrompt],
+    paths: dict[str, Paths],
+    shuffled: tuple[str, str],
+) -> Scores:
+    """Have the probe read whether pictures show what their prompts name.
+
+    Args:
+        probe: The probe.
+        prompts: Only those whose scene is known are scored.
+        paths: Column -> pictures.
+        shuffled: Name of the floor's column, and the column whose pictures it takes, each against what the
+            next prompt names, as in `score_by_clip`.
+    """
+    scores: Scores = defaultdict(dict)
+    known = [index for index, prompt in enumerate(prompts) if prompt.scene]
+    following = next_prompts(prompts)
+    read = {
+        column: _features(probe.read, [own[index] for index in known], len(ATTRIBUTES)).nan_to_num(-1).long()
+        for column, own in paths.items()
+    }
+    read[shuffled[0]] = read[shuffled[1]]
+    for column, labels in read.items():
+        num_seeds = labels.shape[1]
+        named = [prompts[following[index] if column == shuffled[0] else index].scene for index in known]
+        each = [scene for scene in named if scene for _ in range(num_seeds)]
+        for name, values in fidelity_scores(labels.flatten(0, 1), each).items():
+            scores[name][column] = np.full((len(prompts), num_seeds), np.nan)
+            scores[name][column][known] = values.reshape(-1, num_seeds)
+    return scores
+
+
+def load_pixels(paths: Sequence[Path]) -> Tensor:
+    """Return pictures of one size as (N, 3, H, W) float32 in [0, 1]."""
+    arrays = [np.asarray(open_image(path)) for path in paths]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+def picture_features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> list[Tensor]:
+    """Return for each prompt the features (k, `size`) of its pictures; k is 0 where all failed."""
+    return [own[~own[:, 0].isnan()] for own in _features(extract, paths, size)]
+
+
+def _features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> Tensor:
+    """Features (P, K, D) of pictures, NaN where there is none; D is `size`."""
+    flat = [path for own in paths for path in own]
+    is_there = torch.tensor([path is not None for path in flat])
+    whole = torch.full((len(flat), size), torch.nan)
+    if is_there.any():
+        whole[is_there] = extract([path for path in flat if path]).float()
+    return whole.view(len(paths), -1, size)
+
+
+def _own_is_nearest(
+    own: Tensor, wanted: Tensor, texts: Tensor, prompts: Sequence[EvaluationPrompt]
+) -> np.ndarray:
+    """1 where a picture's prompt is the nearest of its set's, (P, K); equal ones count as found."""
+    found = np.full(own.shape[:2], np.nan)
+    for name in dict.fromkeys(prompt.sets[0] for prompt in prompts):
+        ids = members(prompts, name)
+        best = (own[ids] @ texts[ids].T).amax(-1)  # (p, K)
+        cosines = (own[ids] * wanted[ids][:, None]).sum(-1)
+        # A tolerance, because a matrix product rounds otherwise than a sum.
+        found[ids] = torch.where(best.isnan(), torch.nan, (cosines >= best - 1e-6).float()).numpy()
+    return found
+
+
+def _batched(function: Callable[[Any], Tensor], items: Sequence[Any]) -> Tensor:
+    size = min(ENCODE_BATCH_SIZE, READ_BATCH_SIZE)
+    return torch.cat([function(items[start : start + size]) for start in range(0, len(items), size)])

@@ -1,0 +1,272 @@
+"""Pictures and features that an evaluation has made, found again by what decided them.
+
+What has not changed is not made twice, and what any process has made is there for all.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from clipgraft.console import track
+from clipgraft.data.transforms import PIXELS_VERSION
+from clipgraft.errors import CheckpointError, DataError
+from clipgraft.files import clear_parts, parse_json, write_bytes
+from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.metadata import save_png, versions
+from clipgraft.generation.params import Job, picture_file_name
+from clipgraft.generation.prompt_embeds import prompt_input_ids
+from clipgraft.models.weights import file_sha256, module_sha256
+from clipgraft.runs.run import fingerprint
+
+GENERATION_VERSION = 1
+"""Of what `generation/` and the bridge make of weights, prompt and seed."""
+FEATURES_VERSION = 1
+"""Of what `evaluation/scores.py` makes of pixels, token ids and weights.
+
+Both are raised when other numbers come out, which tests/test_stores.py says.
+"""
+ITEMS_PER_FILE = 64
+"""Features that are kept in one file, and lost together when a process is killed."""
+
+ROW = ("key", "file", "status", "sha256")
+"""What a line of `pictures.*.jsonl` says of a picture."""
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+def pixels_versions() -> list[Any]:
+    """Versions that decide how a file becomes pixels."""
+    return [PIXELS_VERSION, *(version(name) for name in ("pillow", "transformers"))]
+
+
+def model_fingerprint(model: Any) -> str:
+    """Sum of a model's weights and configuration: equal weights compute otherwise with another GELU."""
+    return fingerprint(module_sha256(model), _settings(model.config))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Settings of a configuration of transformers or diffusers; where it lay and who wrote it are none."""
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    return {
+        str(name): _settings(value) if isinstance(value, dict) else str(value)
+        for name, value in values.items()
+        if not str(name).startswith("_") and name != "transformers_version"
+    }
+
+
+class Task(NamedTuple):
+    """One picture of one column."""
+
+    prompt_id: int
+    job: Job
+
+
+class PictureStore:
+    """Pictures in a folder, with a line of `pictures.<process>.jsonl` for each.
+
+    Args:
+        folder: Gets `pictures/<column>/` and the lines.
+        processes: Which of how many this one is.
+    """
+
+    def __init__(self, folder: Path, processes: PartialState):
+        self.folder, self.processes = folder, processes
+
+    def draw(
+        self,
+        column: str,
+        generator: ImageGenerator,
+        tasks: Sequence[Task],
+        batch_size: int,
+    ) -> list[dict[str, Any]]:
+        """Draw what is not there yet, shared out over the processes.
+
+        Args:
+            column: Names the folder.
+            generator: With the column's text encoder.
+            tasks: Prompts and seeds; equal ones are drawn once.
+            batch_size: Pictures drawn at once.
+
+        Returns:
+            For each task a row as in evaluation.json, without scores.
+        """
+        whole = generator_fingerprint(generator)
+        keys = [self._key(whole, generator, task.job) for task in tasks]
+        held = self._held()
+        lacking = {key: task for key, task in zip(keys, tasks, strict=True) if key not in held}
+        # All have to see the same as lacking, or they would share it out differently.
+        self.processes.wait_for_everyone()
+        own = list(lacking.items())[self.processes.process_index :: self.processes.num_processes]
+        if own:
+            self._draw(column, generator, own, batch_size)
+        self.processes.wait_for_everyone()
+        held = self._held() if lacking else held
+        return [
+            {"column": column, "prompt_id": task.prompt_id, "seed": task.job.seed}
+            | {name: held[key][name] for name in ("file", "status")}
+            for key, task in zip(keys, tasks, strict=True)
+        ]
+
+    def _draw(
+        self,
+        column: str,
+        generator: ImageGenerator,
+        tasks: Sequence[tuple[str, Task]],
+        batch_size: int,
+    ) -> None:
+        folder = self.folder / "pictures" / column
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(folder)
+        log = self.folder / f"pictures.{self.processes.process_index}.jsonl"
+        num_steps = sum(task.job.num_steps for _, task in tasks)
+        description = f"drawing for {column}"
+        with track(description, num_steps) as update, log.open("a", encoding="utf-8") as lines:
+            pictures = generator.draw(
+                [task.job for _, task in tasks],
+                batch_size=batch_size,
+                on_step=lambda done, _total: update(done, "steps"),
+            )
+            lines.write(
+                "\n" if log.stat().st_size else ""
+            )  # behind a line that a killed process left unfinished
+            for (key, task), picture in zip(tasks, pictures, strict=True):
+                name = picture_file_name(picture.prompt, picture.seed)
+                path = folder / f"{task.prompt_id:04d}-{name}"
+                save_png(picture.image, path, None)
+                row = {"key": key, "file": path.relative_to(self.folder).as_posix(), "status": picture.status}
+                lines.write(json.dumps(row | {"sha256": file_sha256(path)}) + "\n")
+                lines.flush()
+
+    def _held(self) -> dict[str, dict[str, Any]]:
+        """Rows by key, of pictures that are as they were written."""
+        rows = {}
+        for log in filter(Path.is_file, sorted(self.folder.glob("pictures.*.jsonl"))):
+            rows.update({row["key"]: row for row in _whole_lines(log)})
+        return {key: row for key, row in rows.items() if self._is_as_written(row)}
+
+    def _is_as_written(self, row: dict[str, Any]) -> bool:
+        path = self.folder / row["file"]
+        is_inside = path.resolve().is_relative_to(self.folder.resolve())
+        return is_inside and path.is_file() and file_sha256(path) == row["sha256"]
+
+    @staticmethod
+    def _key(whole: str, generator: ImageGenerator, job: Job) -> str:
+        ids = prompt_input_ids([job.prompt], generator.pipeline.tokenizer).tolist()
+        return fingerprint(whole, ids, {**job.as_record(), "prompt": None})
+
+
+def generator_fingerprint(generator: ImageGenerator) -> str:
+    """Sum of everything but prompt, seed, steps and guidance that decides what a generator draws."""
+    pipeline = generator.pipeline
+    scheduler = type(pipeline.scheduler).__name__, _settings(pipeline.scheduler.config)
+    # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
+    models = generator.models | {"text_encoder_sha256": module_sha256(pipeline.text_encoder)}
+    configs = [_settings(part.config) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
+    libraries = versions(generator.models.get("engine", "")) | {"clipgraft": GENERATION_VERSION}
+    return fingerprint(libraries, models, configs, scheduler, str(pipeline.device))
+
+
+class FeatureStore:
+    """Features of pictures, photographs or texts, some hundred a file.
+
+    Args:
+        folder: Gets a safetensors file for each 64 items.
+        processes: Which of how many this one is.
+    """
+
+    def __init__(self, folder: Path, processes: PartialState):
+        self.folder, self.processes = folder, processes
+
+    def features(
+        self,
+        description: str,
+        extractor: str,
+        items: Sequence[T],
+        sums: Sequence[str],
+        extract: Callable[[Sequence[T]], Tensor],
+    ) -> Tensor:
+        """Return features (N, D) float32 of the items, made where they are not there yet.
+
+        Args:
+            description: What the progress bar says.
+            extractor: Sum of its weights, and what else decides a feature.
+            items: What features are taken of; at least one.
+            sums: The content of each, as a name.
+            extract: Of some items their features (n, D).
+
+        Raises:
+            CheckpointError: If a file of them is gone again, or damaged, when all are there.
+        """
+        groups = [
+            range(start, min(start + ITEMS_PER_FILE, len(items)))
+            for start in range(0, len(items), ITEMS_PER_FILE)
+        ]
+        how = fingerprint(FEATURES_VERSION, pixels_versions(), version("torch"), extractor)
+        paths = [
+            self.folder / f"{fingerprint(how, [sums[i] for i in group])[:32]}.safetensors" for group in groups
+        ]
+        lacking = [number for number, path in enumerate(paths) if _load(path, len(groups[number])) is None]
+        self.processes.wait_for_everyone()  # as for pictures
+        own = lacking[self.processes.process_index :: self.processes.num_processes]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(self.folder)
+        if own:
+            with track(description, sum(len(groups[number]) for number in own)) as update:
+                done = 0
+                for number in own:
+                    found = extract([items[i] for i in groups[number]]).float().cpu().contiguous()
+                    write_bytes(paths[number], save({"features": found}))
+                    done += len(groups[number])
+                    update(done, "items")
+        self.processes.wait_for_everyone()
+        loaded = [_load(path, len(group)) for path, group in zip(paths, groups, strict=True)]
+        for path, features in zip(paths, loaded, strict=True):
+            if features is None:
+                raise CheckpointError(
+                    f"features {path} were removed or damaged while they were in use; run the same command "
+                    "again"
+                )
+        return torch.cat(loaded)  # type: ignore[arg-type]
+
+
+def _load(path: Path, num_items: int) -> Tensor | None:
+    """Features (`num_items`, D) of a file; None where there is none, or what it holds is not that."""
+    if not path.is_file():
+        return None
+    try:
+        features = load_file(path)["features"]
+        if features.ndim == 2 and len(features) == num_items and features.dtype == torch.float32:
+            return features
+        found = f"{tuple(features.shape)} {features.dtype}"
+    except (SafetensorError, KeyError, OSError) as error:
+        found = str(error)
+    logger.warning("%s is damaged (%s); its features are made anew", path, found)
+    return None
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a log; what a killed process left unfinished, or is damaged, is none."""
+    num_damaged = 0
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
+        try:
+            row = parse_json(line, str(path)) if line.strip() else None
+        except DataError:
+            row = {}
+        if row is None:
+            continue
+        if all(isinstance(row.get(name), str) for name in ROW):
+            yield row
+        else:
+            num_damaged += 1
+    if num_damaged:
+        logger.warning("%s: %d damaged lines; what they name is drawn anew", path, num_damaged)

@@ -1,0 +1,1 @@
+"""Fine-tuning CLIP on captioned images."""

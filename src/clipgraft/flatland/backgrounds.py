@@ -1,0 +1,171 @@
+"""Skies and places. Bold shapes and smooth gradients: a small model has to learn them."""
+
+import random
+
+from clipgraft.flatland.canvas import Canvas, Colour, mix
+
+SKIES: dict[str, tuple[Colour, ...]] = {
+    "day": ((88, 170, 240), (150, 206, 250), (214, 236, 252)),
+    "sunset": ((92, 58, 128), (232, 104, 92), (255, 188, 98)),
+    "night": ((12, 16, 48), (24, 32, 84), (44, 54, 112)),
+}
+HORIZON = 0.52
+FLOWER_COLOURS: tuple[Colour, ...] = (
+    (226, 56, 76),
+    (250, 206, 60),
+    (236, 112, 190),
+    (250, 250, 250),
+    (150, 90, 210),
+)
+
+
+def draw_background(canvas: Canvas, place: str, rng: random.Random) -> None:
+    """Draw sky and place, with details from `rng`."""
+    _sky(canvas, rng)
+    _PLACES[place](canvas, rng)
+
+
+def _sky(canvas: Canvas, rng: random.Random) -> None:
+    shift = (rng.random() - 0.5) * 0.2
+    accent = (255, 255, 255) if shift > 0 else (30, 40, 90)
+    canvas.gradient(0.0, HORIZON + 0.02, [mix(colour, accent, abs(shift)) for colour in SKIES[canvas.time]])
+    x = 0.15 + 0.7 * rng.random()
+    if canvas.time == "day":
+        canvas.light(x, 0.13, 0.07, (255, 232, 110))
+        for _ in range(2):
+            _cloud(canvas, rng.random(), 0.1 + 0.2 * rng.random(), 0.09 + 0.04 * rng.random())
+    elif canvas.time == "sunset":
+        for radius, colour in ((0.17, (255, 176, 96)), (0.13, (255, 206, 120)), (0.09, (255, 240, 190))):
+            canvas.light(x, HORIZON - 0.06, radius, colour)
+    else:
+        canvas.light(x, 0.14, 0.065, (250, 248, 220))
+        for _ in range(14):
+            canvas.light(rng.random(), 0.42 * rng.random(), 0.007, (255, 255, 240))
+
+
+def _cloud(canvas: Canvas, x: float, y: float, size: float) -> None:
+    for dx, scale in ((-0.8, 0.6), (0.0, 1.0), (0.8, 0.65)):
+        canvas.ellipse(x + dx * size, y, size * scale, size * scale * 0.6, (252, 252, 255))
+
+
+def _ground(canvas: Canvas, near: Colour, far: Colour, top: float = HORIZON) -> None:
+    canvas.gradient(top, 1.0, [canvas.tinted(far), canvas.tinted(near)])
+
+
+def _hills(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
+    for x in (0.1, 0.5, 0.9):
+        canvas.ellipse(
+            x + 0.15 * (rng.random() - 0.5), HORIZON + 0.03, 0.35, 0.08 + 0.05 * rng.random(), colour
+        )
+
+
+def _water(canvas: Canvas, top: float, bottom: float, rng: random.Random) -> None:
+    glow = SKIES[canvas.time][2]
+    near, far = canvas.tinted((36, 110, 190)), canvas.tinted((70, 150, 215))
+    canvas.gradient(top, bottom, [mix(far, glow, 0.35), near])
+    for _ in range(6):
+        x, y = rng.random(), top + (bottom - top) * (0.15 + 0.75 * rng.random())
+        canvas.line([(x - 0.05, y), (x + 0.05, y)], 0.008, (170, 210, 240))
+
+
+def _beach(canvas: Canvas, rng: random.Random) -> None:
+    _ground(canvas, (232, 200, 140), (246, 222, 170), 0.62)
+    _water(canvas, HORIZON, 0.66, rng)
+    canvas.line([(x / 6, 0.665 + 0.012 * (x % 2)) for x in range(7)], 0.02, (250, 250, 248))
+
+
+def _garden(canvas: Canvas, rng: random.Random) -> None:
+    _ground(canvas, (70, 150, 66), (110, 186, 84))
+    for bush in range(5):
+        canvas.ellipse(0.1 + 0.2 * bush, HORIZON, 0.13, 0.07, (52, 122, 58))
+    for row in range(4):
+        for column in range(6):
+            x = (column + 0.5 * (row % 2) + 0.5 * rng.random()) / 6
+            size = 0.018 + 0.008 * row
+            _flower(canvas, x, 0.6 + 0.11 * row, size, FLOWER_COLOURS[int(rng.random() * 5)])
+
+
+def _flower(canvas: Canvas, x: float, y: float, size: float, colour: Colour) -> None:
+    canvas.line([(x, y), (x, y + 3 * size)], size * 0.5, (40, 104, 48))
+    for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        canvas.ellipse(x + dx * size * 0.8, y + dy * size * 0.8, size, size, colour)
+    canvas.ellipse(x, y, size * 0.7, size * 0.7, (252, 214, 90))
+
+
+def _park(canvas: Canvas, rng: random.Random) -> None:
+    _ground(canvas, (84, 168, 76), (126, 200, 100))
+    for x in (0.08, 0.36, 0.64, 0.92):
+        _tree(canvas, x + 0.08 * (rng.random() - 0.5), HORIZON + 0.05, 0.9 + 0.3 * rng.random())
+
+
+def _tree(canvas: Canvas, x: float, foot: float, size: float) -> None:
+    canvas.line([(x, foot), (x, foot - 0.18 * size)], 0.035, (112, 74, 46))
+    canvas.ellipse(x, foot - 0.27 * size, 0.11 * size, 0.13 * size, (46, 126, 62))
+
+
+def _street(canvas: Canvas, rng: random.Random) -> None:
+    x = 0.0
+    while x < 1:
+        width, height = 0.14 + 0.08 * rng.random(), 0.2 + 0.22 * rng.random()
+        wall = ((176, 120, 104), (140, 150, 168), (196, 178, 150))[int(rng.random() * 3)]
+        canvas.polygon([(x, 0.6), (x, 0.6 - height), (x + width, 0.6 - height), (x + width, 0.6)], wall)
+        pane = (255, 226, 130) if canvas.time == "night" else (214, 232, 244)
+        for row in range(int(height / 0.09)):
+            for column in (0.28, 0.72):
+                y = 0.6 - height + 0.045 + 0.09 * row
+                canvas.window(x + width * column - 0.016, y - 0.02, 0.032, 0.04, pane)
+        x += width + 0.01
+    _ground(canvas, (84, 86, 96), (112, 114, 124), 0.6)
+    for place in range(4):
+        canvas.line([(0.02 + 0.27 * place, 0.9), (0.14 + 0.27 * place, 0.9)], 0.022, (240, 238, 220))
+
+
+def _snow(canvas: Canvas, rng: random.Random) -> None:
+    _hills(canvas, rng, (206, 222, 238))
+    _ground(canvas, (248, 250, 254), (222, 234, 246), HORIZON + 0.02)
+    for x in (0.1, 0.88):
+        foot = HORIZON + 0.08
+        x += 0.08 * (rng.random() - 0.5)
+        for step in range(3):
+            y = foot - 0.08 * step
+            canvas.polygon(
+                [(x - 0.09 + 0.02 * step, y), (x, y - 0.13), (x + 0.09 - 0.02 * step, y)], (44, 104, 84)
+            )
+
+
+def _lake(canvas: Canvas, rng: random.Random) -> None:
+    _hills(canvas, rng, (84, 148, 96))
+    _water(canvas, HORIZON, 1.0, rng)
+
+
+def _mountain(canvas: Canvas, rng: random.Random) -> None:
+    for x, height in ((0.2, 0.32), (0.78, 0.36), (0.5, 0.26)):
+        x += 0.1 * (rng.random() - 0.5)
+        peak = HORIZON - height
+        canvas.polygon([(x - 0.34, HORIZON + 0.03), (x, peak), (x + 0.34, HORIZON + 0.03)], (122, 130, 150))
+        canvas.polygon(
+            [(x - 0.1, peak + 0.09), (x, peak), (x + 0.1, peak + 0.09), (x, peak + 0.06)], (250, 250, 254)
+        )
+    _ground(canvas, (96, 160, 90), (132, 186, 110), HORIZON + 0.02)
+
+
+def _field(canvas: Canvas, rng: random.Random) -> None:
+    _hills(canvas, rng, (112, 164, 92))
+    _ground(canvas, (222, 176, 70), (240, 206, 110), HORIZON + 0.02)
+    for place in range(5):
+        x = place / 4 + 0.05 * (rng.random() - 0.5)
+        canvas.line(
+            [(0.5 + (x - 0.5) * 0.4, HORIZON + 0.05), (0.5 + (x - 0.5) * 2.2, 1.0)], 0.012, (198, 150, 54)
+        )
+
+
+_PLACES = {
+    "beach": _beach,
+    "garden": _garden,
+    "park": _park,
+    "street": _street,
+    "snow": _snow,
+    "lake": _lake,
+    "mountain": _mountain,
+    "field": _field,
+}

@@ -1,0 +1,166 @@
+"""Write flatland8k in Flickr8k's own layout, so that the reader of Flickr8k reads it."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipgraft.errors import MissingFileError, UserError
+from clipgraft.flatland.backgrounds import draw_background
+from clipgraft.flatland.canvas import Canvas
+from clipgraft.flatland.captions import plain_caption, write_captions
+from clipgraft.flatland.scenes import Scene, sample_scene
+from clipgraft.flatland.subjects import draw_subjects
+
+IMAGE_SIZE = 128
+DRAWING_VERSION = 1
+"""Raised when other pixels come out of `draw_scene`; a test holds the sum of these."""
+JPEG_QUALITY = 95
+ATTRIBUTES_NAME = "attributes.jsonl"
+SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
+"""Names of Flickr8k's lists, by split."""
+
+
+def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
+    """Draw a scene: an RGB picture of size x size pixels."""
+    rng = random.Random(scene.look + "/drawing")
+    canvas = Canvas(size, scene.time)
+    draw_background(canvas, scene.place, rng)
+    if scene.subject:
+        draw_subjects(canvas, scene, rng)
+    return canvas.finished()
+
+
+def draw_scenes(scenes: Sequence[Scene], *, num_workers: int | None = None) -> np.ndarray:
+    """Draw scenes into memory: (N, 3, 128, 128) uint8; `num_workers` processes, None = one a core."""
+    pixels = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    with _processes(num_workers) as pool:
+        for index, picture in enumerate(pool.map(draw_scene, scenes, chunksize=50)):
+            pixels[index] = np.asarray(picture).transpose(2, 0, 1)
+    return pixels
+
+
+def _processes(num_workers: int | None) -> ProcessPoolExecutor:
+    """Processes to draw in; spawned, because a forked child of a process that runs torch can hang.
+
+    Not `multiprocessing.Pool`: it starts a worker that dies anew for ever, as each does where a script that
+    calls this has no `if __name__ == "__main__"`.
+    """
+    return ProcessPoolExecutor(num_workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+
+
+def draw_flatland8k(
+    out_dir: Path,
+    *,
+    seed: int = 0,
+    num_images: int = 8000,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw a captioned set: three quarters train, an eighth each val ("dev") and test.
+
+    Args:
+        out_dir: Gets `Images/`, `Flickr8k.token.txt`, the three split lists and `attributes.jsonl`.
+        seed: Of everything; the same seed gives the same bytes, with any number of workers.
+        num_images: How many.
+        num_workers: Processes; None = one a core.
+        progress: Called with the pictures drawn and in all.
+
+    Raises:
+        ValueError: If the folder holds something already.
+    """
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own for each process, because several may draw the same set at the same time.
+    part = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        rows = _draw_pictures(part, seed, num_images, num_workers, progress)
+        _write_lists(part, rows)
+        part.chmod(0o755)  # mkdtemp's is the owner's alone
+        _rename_unless_drawn(part, out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _draw_pictures(
+    part: Path,
+    seed: int,
+    num_images: int,
+    num_workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict]:
+    """Draw every picture into `part/Images`; return a row of what is in each."""
+    (part / "Images").mkdir()
+    rows: list[dict] = []
+    draw = partial(_draw_one, seed=seed, num_images=num_images, folder=part / "Images")
+    with _processes(num_workers) as pool:
+        for row in pool.map(draw, range(num_images), chunksize=50):
+            rows.append(row)
+            if progress:
+                progress(len(rows), num_images)
+    return rows
+
+
+def _rename_unless_drawn(part: Path, out_dir: Path) -> None:
+    """Put a finished set in its place, where another process has not just put an equal one."""
+    try:
+        part.rename(out_dir)  # takes the place of an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def plain_captions(folder: Path) -> dict[str, str]:
+    """Return each image's plain caption, by image id, of a folder that `draw_flatland8k` wrote.
+
+    Raises:
+        FileNotFoundError: If the folder has no attributes.
+    """
+    path = folder / ATTRIBUTES_NAME
+    if not path.is_file():
+        raise MissingFileError(f"{path} not found; plain captions exist for drawn sets alone")
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row["image_id"]: row["plain_caption"] for row in rows}
+
+
+def split_of(index: int, num_images: int) -> str:
+    """Return the split of a picture by its number: train first, then val, then test."""
+    eighth = num_images // 8
+    if index < num_images - 2 * eighth:
+        return "train"
+    return "val" if index < num_images - eighth else "test"
+
+
+def _draw_one(index: int, *, seed: int, num_images: int, folder: Path) -> dict:
+    split = split_of(index, num_images)
+    scene = sample_scene(seed, index, split)
+    name = f"flatland_{index:05d}.jpg"
+    # subsampling 0: colour at full resolution, since flat shapes have sharp edges.
+    draw_scene(scene).save(folder / name, quality=JPEG_QUALITY, subsampling=0)
+    attributes = {key: value for key, value in asdict(scene).items() if key != "look"}
+    words = {"plain_caption": plain_caption(scene), "captions": write_captions(scene)}
+    return {"image_id": name, "split": split, **attributes, "held_out": scene.is_held_out, **words}
+
+
+def _write_lists(folder: Path, rows: list[dict]) -> None:
+    tokens = [
+        f"{row['image_id']}#{k}\t{text}\n" for row in rows for k, text in enumerate(row.pop("captions"))
+    ]
+    (folder / "Flickr8k.token.txt").write_text("".join(tokens), encoding="utf-8")
+    for split, name in SPLIT_LISTS.items():
+        names = [f"{row['image_id']}\n" for row in rows if row["split"] == split]
+        (folder / f"Flickr_8k.{name}.txt").write_text("".join(names), encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / ATTRIBUTES_NAME).write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Pictures in a labelled grid, as one PNG and as one page."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image, ImageDraw, ImageFont
+
+from clipgraft.reporting.embedded_images import MAX_BYTES, STATUS_NOTES, embed_picture
+
+MAX_SHEET_PIXELS = 40_000_000
+"""Of a PNG's pictures together; where they have more they are made smaller. Viewers open 7000 x 6000."""
+MAX_LINES = 4
+TEMPLATES_DIR = Path(__file__).parent / "templates"
+INK, QUIET, PAPER, HOLE = "#1c1f24", "#626a76", "#ffffff", "#e4e7ec"
+
+
+@dataclass(frozen=True, slots=True)
+class SheetCell:
+    """One picture of a sheet."""
+
+    path: Path
+    status: str = "ok"
+    """As `Picture.status`; of any but "ok" there is no file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Pictures in rows and columns, each row and column with its label."""
+
+    title: str
+    column_labels: Sequence[str]
+    row_labels: Sequence[str]
+    cells: Sequence[Sequence[SheetCell]]
+    """By row, then by column."""
+
+
+def draw_sheet(sheet: Sheet) -> Image.Image:
+    """Draw a sheet as one picture, its cells as large as the largest of its pictures."""
+    width, height = _cell_size(sheet)
+    size = max(12, min(28, width // 12))
+    font = _font(size)
+    gap = max(4, width // 32)
+    longest = max((font.getlength(label) for label in sheet.row_labels), default=0)
+    left = min(max(width, 9 * size), math.ceil(longest) + 2 * gap) if longest else 0
+    top = _block_height(sheet.column_labels, width, font) + gap
+    title_height = _block_height([sheet.title], left + len(sheet.column_labels) * (width + gap), font) + gap
+    canvas = Image.new(
+        "RGB",
+        (
+            left + len(sheet.column_labels) * (width + gap) + gap,
+            title_height + top + len(sheet.row_labels) * (height + gap) + gap,
+        ),
+        PAPER,
+    )
+    pen = ImageDraw.Draw(canvas)
+    pen.multiline_text((gap, gap), _wrapped(sheet.title, canvas.width - 2 * gap, font), fill=INK, font=font)
+    for column, label in enumerate(sheet.column_labels):
+        x = left + gap + column * (width + gap)
+        pen.multiline_text((x, title_height + gap // 2), _wrapped(label, width, font), fill=QUIET, font=font)
+    for row, label in enumerate(sheet.row_labels):
+        y = title_height + top + row * (height + gap)
+        pen.multiline_text((gap, y), _wrapped(label, left - gap, font), fill=QUIET, font=font)
+        for column, cell in enumerate(sheet.cells[row]):
+            x = left + gap + column * (width + gap)
+            _paste(canvas, cell, (x, y), (width, height), font)
+    return canvas
+
+
+def render_sheets(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
+    """Return a page of sheets; each picture lies in it, smaller where they are many.
+
+    Args:
+        title: Of the page.
+        lead: A sentence on what is compared.
+        sheets: What it shows, one below the other.
+    """
+    cells = [cell for sheet in sheets for row in sheet.cells for cell in row]
+    share = MAX_BYTES // max(1, len(cells))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES_DIR),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup("".join((TEMPLATES_DIR / name).read_text("utf-8") for name in ("report.css", "sheet.css")))
+    return environment.get_template("sheet.html.j2").render(
+        title=title,
+        lead=lead,
+        sheets=sheets,
+        sources={cell.path: embed_picture(cell.path, share) for cell in cells if cell.status == "ok"},
+        notes=STATUS_NOTES,
+        style=style,
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
+    )
+
+
+def _cell_size(sheet: Sheet) -> tuple[int, int]:
+    """Width and height in pixels of the largest picture, made smaller where all of them are too many."""
+    paths = [cell.path for row in sheet.cells for cell in row]
+    sizes = [Image.open(path).size for path in paths if path.is_file()] or [(128, 128)]
+    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    factor = min(1.0, (MAX_SHEET_PIXELS / (width * height * max(1, len(paths)))) ** 0.5)
+    return max(16, int(width * factor)), max(16, int(height * factor))
+
+
+def _paste(
+    canvas: Image.Image,
+    cell: SheetCell,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    if cell.status == "ok" and cell.path.is_file():
+        with Image.open(cell.path) as image:
+            fitted = image.convert("RGB")
+        fitted.thumbnail(size)
+        canvas.paste(fitted, corner)
+        return
+    canvas.paste(HOLE, (*corner, corner[0] + size[0], corner[1] + size[1]))
+    note = _wrapped(STATUS_NOTES.get(cell.status, cell.status), size[0] - font.size, font)
+    ImageDraw.Draw(canvas).multiline_text(
+        (corner[0] + font.size // 2, corner[1] + font.size // 2), note, fill=INK, font=font
+    )
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def _block_height(labels: Sequence[str], width: float, font: ImageFont.FreeTypeFont) -> int:
+    """Pixels that the highest of some labels needs."""
+    num_lines = max((_wrapped(label, width, font).count("\n") + 1 for label in labels if label), default=0)
+    return round(num_lines * font.size * 1.35)
+
+
+def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """A text in at most MAX_LINES lines of that width, its rest left out."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1] + "\N{HORIZONTAL ELLIPSIS}"]
+    return "\n".join(_cut(line, width, font) for line in lines)
+
+
+def _cut(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "\N{HORIZONTAL ELLIPSIS}") > width:
+        line = line[:-1]
+    return line + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,1 @@
+"""Inference engines and approximations for the U-Net and the VAE."""

@@ -1,0 +1,126 @@
+"""Engines that run a pipeline's two heavy networks: torch everywhere, OpenVINO on x86 CPUs.
+
+An engine draws the same picture up to rounding. What draws another picture is in modules of its own
+(`guidance`, `feature_cache`, `schedulers`, `lora`) and works on either engine.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from clipgraft.device import cpu_gains_from_bf16, inference_dtype
+from clipgraft.errors import UserError
+from clipgraft.generation.engines.networks import Run
+from clipgraft.generation.engines.options import SpeedOptions
+
+ENGINES = ("auto", "torch", "openvino")
+OPENVINO_GAIN = "1.5 to 2 times"
+"""Over the torch engine on a CPU with AVX512-BF16 (benchmarks/bench_generation.py)."""
+
+
+class Engine(Protocol):
+    """Runs networks in a dtype of its own."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
+        """Make a network ready; it is given up to the engine, which may change its dtype and layout.
+
+        Args:
+            name: What it is, for the user.
+            network: Tensors in, a tuple of tensors out.
+            examples: Float32 inputs of one row.
+        """
+
+
+class TorchEngine:
+    """Eager torch, channels last; on CUDA compiled where asked for.
+
+    Args:
+        device: Where to run.
+        dtype: Of weights and activations.
+        is_compiled: Whether to compile each network at its first run (a minute or two for SD v1.5).
+    """
+
+    name = "torch"
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, is_compiled: bool = False) -> None:
+        self.device, self.dtype, self.is_compiled = device, dtype, is_compiled
+
+    def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
+        """As `Engine.prepare`."""
+        network = network.to(self.device, self.dtype).eval()
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        forward: Callable[..., tuple[Tensor, ...]] = network
+        if self.is_compiled:
+            forward = torch.compile(
+                network, mode="reduce-overhead" if self.device.type == "cuda" else "default"
+            )
+
+        @torch.no_grad()
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(output.float() for output in forward(*map(self._in_layout, tensors)))
+
+        return run
+
+    def _in_layout(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def choose_engine(speed: SpeedOptions, device: torch.device, cache_folder: Path) -> Engine:
+    """Give the engine that is named, or the fastest there is for `auto`.
+
+    Args:
+        speed: Engine and whether to compile; compiling is torch's.
+        device: Where the pipeline works.
+        cache_folder: OpenVINO's converted networks are kept there.
+
+    Raises:
+        ValueError: If it is not to be had here; says why.
+    """
+    name = speed.engine
+    if name not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
+    missing = why_no_openvino(device)
+    if name == "openvino" and speed.compile:
+        raise UserError("compile is for torch's engine; leave it out, or use engine 'torch'")
+    if name == "openvino" and missing:
+        raise UserError(f"engine 'openvino' cannot run here: {missing}; use engine 'torch' or 'auto'")
+    if name == "torch" or missing or speed.compile:
+        return TorchEngine(device, inference_dtype(device), is_compiled=speed.compile)
+    from clipgraft.generation.engines.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(openvino_dtype(), cache_folder)
+
+
+def openvino_dtype() -> torch.dtype:
+    """bfloat16 where the CPU has instructions for it; OpenVINO, unlike torch, gains wherever it has."""
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def why_no_openvino(device: torch.device) -> str:
+    """Why OpenVINO does not run here; empty where it does."""
+    if device.type != "cpu":
+        return f"it is for CPUs, the device is {device.type}"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"it is used on x86 CPUs alone, this is {platform.machine()}"
+    if find_spec("openvino") is None:
+        return "it is not installed (pip install 'clipgraft[openvino]')"
+    return ""
+
+
+def openvino_advice(device: torch.device) -> str:
+    """What installing OpenVINO would gain here; empty where it is there or would not run."""
+    if "not installed" not in why_no_openvino(device):
+        return ""
+    how_much = OPENVINO_GAIN if cpu_gains_from_bf16() else "some"
+    return f"pip install 'clipgraft[openvino]' makes drawing {how_much} faster on this CPU"

@@ -1,0 +1,173 @@
+"""OpenVINO on x86 CPUs: each network converted once, kept on disk with its sums, compiled for each shape.
+
+Tracing once with odd sizes leaves height, width and rows open, so one file serves all sizes and batches;
+what is compiled is static. The cache may be deleted at any time between runs.
+"""
+
+import gc
+import hashlib
+import inspect
+import os
+import shutil
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipgraft.console import say, track
+from clipgraft.errors import CheckpointError
+from clipgraft.generation.engines.networks import Run
+from clipgraft.models.weights import module_sha256, verify_folder, write_folder_atomically
+
+# OpenVINO's converter reports its use to its makers, unless this package cannot be imported.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino as ov  # noqa: E402
+
+FILE_NAME, WEIGHTS_NAME = "network.xml", "network.bin"
+KEYED_VERSIONS = ("openvino", "torch", "diffusers")
+"""Another version may trace, convert or read otherwise."""
+MIN_COMPILED, MAX_COMPILED = 2, 8
+"""Shapes of a network that stay compiled: at least with guidance and without (SD v1.5's U-Net takes 1.7 GB
+each); of a small network so many that the studio's batches of 1, 2, 4 and 8 are each compiled once."""
+MAX_COMPILED_BYTES = 2**30
+"""Of weights, counted for each shape beyond the least number."""
+
+Template = Callable[[], ov.Model]
+"""Gives a network whose rows, height and width are open."""
+
+
+class OpenVinoEngine:
+    """Compiles networks for their static shapes.
+
+    Args:
+        dtype: float32, or bfloat16 where the CPU has instructions for it.
+        cache_folder: Converted networks are kept there.
+    """
+
+    name = "openvino"
+    device = torch.device("cpu")
+
+    def __init__(self, dtype: torch.dtype, cache_folder: Path) -> None:
+        self.dtype, self.cache_folder = dtype, cache_folder
+        self._core = ov.Core()
+
+    def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
+        """As `Engine.prepare`; converts the network, or finds it converted."""
+        template = self._template(name, network, examples)
+        compiled: OrderedDict[tuple, ov.CompiledModel] = OrderedDict()
+        num_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+        max_compiled = min(MAX_COMPILED, max(MIN_COMPILED, MAX_COMPILED_BYTES // max(1, num_bytes)))
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            key = tuple(tensor.shape for tensor in tensors)
+            if key not in compiled:
+                while len(compiled) >= max_compiled:
+                    compiled.popitem(last=False)
+                compiled[key] = self._compile(template(), key)
+            compiled.move_to_end(key)
+            inputs = [tensor.float().contiguous().numpy() for tensor in tensors]
+            outputs = compiled[key](inputs, share_inputs=True)
+            return tuple(torch.from_numpy(outputs[index]) for index in range(len(outputs)))
+
+        return run
+
+    def _compile(self, model: ov.Model, shapes: Sequence[Sequence[int]]) -> ov.CompiledModel:
+        model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        return self._core.compile_model(model, "CPU", settings)
+
+    def _template(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
+        folder = self.cache_folder / self._key(name, network)
+        if os.path.lexists(folder):
+            try:
+                return self._kept(folder)
+            except (CheckpointError, OSError, RuntimeError) as error:
+                say(f"kept {name} of OpenVINO's is damaged, so it is converted anew ({error})")
+                _remove(folder)
+        with track(f"converting {name} for OpenVINO, once for this base", 2) as update:
+            model = convert(network, examples)
+            update(1, "converted")
+            try:
+                self._keep(model, folder)
+                kept = self._kept(folder)
+            except (
+                CheckpointError,
+                OSError,
+                RuntimeError,
+            ) as error:  # of a full disk OpenVINO's own is the last
+                say(f"converted {name} cannot be kept for the next time in {self.cache_folder}: {error}")
+                return model.clone
+            update(2, "kept on disk")
+        return kept
+
+    def _kept(self, folder: Path) -> Template:
+        """A network on disk, of which every byte is as it was written."""
+        if not {FILE_NAME, WEIGHTS_NAME} <= verify_folder(folder):
+            raise CheckpointError(f"{folder} lists no {FILE_NAME} with {WEIGHTS_NAME}")
+        self._core.read_model(folder / FILE_NAME)
+        return lambda: self._core.read_model(folder / FILE_NAME)
+
+    def _keep(self, model: ov.Model, folder: Path) -> None:
+        """Write a network whole; of processes that convert the same at once the first one's stays."""
+        own = folder.with_name(f"{folder.name}-{os.getpid()}")
+        with write_folder_atomically(own) as temporary:
+            ov.save_model(model, temporary / FILE_NAME, compress_to_fp16=self.dtype != torch.float32)
+        try:
+            own.rename(folder)
+        except OSError:
+            shutil.rmtree(own)
+            verify_folder(folder)
+
+    def _key(self, name: str, network: nn.Module) -> str:
+        parts = [
+            name,
+            repr(network),
+            inspect.getsource(type(network)),
+            str(self.dtype),
+            module_sha256(network),
+        ]
+        parts += [version(package) for package in KEYED_VERSIONS]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _remove(path: Path) -> None:
+    """Delete what lies in a network's place; what cannot be deleted stays, and the new one is not kept."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
+    """Convert a network, which becomes float32, with all dimensions but channels and the waves' open.
+
+    Args:
+        network: Tensors in, a tuple of tensors out.
+        examples: One row of inputs; height and width must be odd, so that upsampling is traced by size.
+    """
+    network = network.float().eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        model = ov.convert_model(network, example_input=tuple(examples))
+    model.reshape({port: _open_shape(example) for port, example in zip(model.inputs, examples, strict=True)})
+    gc.collect()
+    return model
+
+
+def _open_shape(example: Tensor) -> list[int]:
+    """Waves have one shape alone, token states any number of rows, latents and features any size too."""
+    if example.ndim == 2:
+        return list(example.shape)
+    return [-1, *example.shape[1:]] if example.ndim == 3 else [-1, example.shape[1], -1, -1]

@@ -1,0 +1,314 @@
+"""The ladder: from a random map to the teacher, what each part of a bridge is worth on flatland."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipgraft.bridging.corpus import load_captions
+from clipgraft.bridging.fit import STATES_NAME, fit_residual, linear_bridge
+from clipgraft.bridging.pairs import LinearFit, Towers
+from clipgraft.bridging.refine import Pictures, load_pictures, refine
+from clipgraft.config import ModelSettings, Recipe
+from clipgraft.console import track
+from clipgraft.device import choose_device, seed_everything, write_json
+from clipgraft.errors import CheckpointError
+from clipgraft.evaluation.metrics.fidelity import fidelity_scores
+from clipgraft.evaluation.metrics.noise_error import attribute_agreement, noise_pred_errors, pixel_difference
+from clipgraft.evaluation.metrics.probe import load_probe, read_attributes
+from clipgraft.files import read_json
+from clipgraft.finetuning.finetune import finetune
+from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
+from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.generation.params import Job
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.bridge import Bridge
+from clipgraft.models.graft import load_graft, save_graft
+from clipgraft.models.hub import embedded_models
+from clipgraft.models.weights import write_tensors
+from clipgraft.reporting.export_card import public_recipe
+from clipgraft.reporting.plots import plot_ladder
+from clipgraft.runs.run import stage_folder
+
+TEACHER = "teacher"
+RUNGS = (
+    "random map",
+    "zero padding",
+    "one linear map",
+    "map per class",
+    "+ attention and MLP",
+    "+ key/value loss",
+    "+ refinement",
+    TEACHER,
+)
+FIGURES_NAME = "figures.json"
+"""Of a rung; not `metrics.json`, which refining writes there before the rung is measured."""
+NUM_MEASURED_IMAGES = 64
+SEEDS_APART = 1000
+"""Between the drawing seeds of two runs: more than there are prompts."""
+
+
+def ladder(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Climb the ladder with `recipe.ladder.num_seeds` seeds.
+
+    Args:
+        recipe: All of its settings but `generate` and `pretrain` are read. CLIP is fine-tuned first, once for
+            all seeds, where epochs of it are asked for.
+        folder: Gets `finetune/`, a folder for each seed with one for each rung, `metrics.json`, `ladder.png`
+            and `ladder.svg`.
+        resume: Take finished rungs as they are.
+
+    Returns:
+        The metrics that were written: `rungs`, by name each figure's `mean`, `spread` (standard deviation
+        over seeds) and `values`; the settings.
+    """
+    clip = recipe.clip
+    if recipe.finetune.num_epochs:
+        tuned = folder / "finetune"
+        if not (resume and (tuned / "metrics.json").is_file()):
+            with stage_folder(tuned, recipe, resume=resume, overwrite=True) as stage_dir:
+                finetune(recipe, stage_dir, resume=resume)
+        clip = ModelSettings(name=str(tuned / "clip"))
+    found = []
+    for seed in range(recipe.seed, recipe.seed + recipe.ladder.num_seeds):
+        own = recipe.model_copy(update={"clip": clip, "seed": seed})
+        climb = Climb(own, folder / f"seed{seed}")
+        found.append({name: climb.rung(name) for name in (TEACHER, *RUNGS[:-1])})
+        (climb.folder / STATES_NAME).unlink(missing_ok=True)
+    metrics = {"rungs": summarize(found), "recipe": public_recipe(recipe.model_dump(mode="json"))}
+    write_json(folder / "metrics.json", metrics)
+    plot_ladder(metrics["rungs"], folder)
+    for table in tables(metrics["rungs"]):
+        Console(width=100).print(table)
+    return metrics
+
+
+class Climb:
+    """All rungs with one seed.
+
+    Args:
+        recipe: With the CLIP to graft and the seed.
+        folder: Gets a folder for each rung with `figures.json` and, but for the teacher, `graft/`.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self.device = choose_device(recipe.device)
+
+    def rung(self, name: str) -> dict[str, float]:
+        """Return a rung's figures; made unless they are there."""
+        folder = self.folder / slug(name)
+        path = folder / FIGURES_NAME
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            seed_everything(self.recipe.seed)
+            if name != TEACHER and not (folder / "graft").is_dir():
+                self._make(name, folder)
+            write_json(path, self._measure(None if name == TEACHER else folder / "graft", folder))
+        return read_json(path, error=CheckpointError)
+
+    @cached_property
+    def towers(self) -> Towers:
+        """CLIP's text tower and the teacher."""
+        return Towers(self.recipe)
+
+    @cached_property
+    def train_ids(self) -> Tensor:
+        """Of the training captions, (N, 77)."""
+        return self._input_ids(load_captions(self.recipe).train)
+
+    @cached_property
+    def linear(self) -> LinearFit:
+        """What the bridges are fitted to."""
+        # A generator of its own: a resumed ladder may need it first in another rung.
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        return self.towers.fit_linear(self.train_ids, self.folder / STATES_NAME, generator)
+
+    @cached_property
+    def base(self) -> FrozenBase:
+        """The base, in float32."""
+        base = FrozenBase.load(self.recipe.base.name, revision=self.recipe.base.revision or None)
+        for module in base.modules.values():
+            module.to(self.device)
+        return base
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """Latents of training and test pictures."""
+        return load_pictures(self.recipe, self.base, NUM_MEASURED_IMAGES)
+
+    def _input_ids(self, captions: Sequence[str]) -> Tensor:
+        """Of captions that the teacher understands: of a word that it never read its states say nothing."""
+        return self.towers.input_ids([caption for caption in captions if is_known_to_teacher(caption)])
+
+    def _make(self, name: str, folder: Path) -> None:
+        if name == "+ refinement":
+            refine(self.recipe, self.folder / slug("+ key/value loss") / "graft", folder, resume=True)
+            return
+        save_graft(self.towers.graft(self._bridge(name, folder)), folder / "graft")
+
+    def _bridge(self, name: str, folder: Path) -> Bridge:
+        if name == "random map":
+            return self.towers.new_bridge(by_class=False)
+        if name == "zero padding":
+            padded = self.towers.new_bridge(by_class=False)
+            sizes = padded.config["output_size"], padded.config["input_size"]
+            padded.set_linear(torch.eye(*sizes)[None], torch.zeros(1, 1, sizes[0]))
+            return padded
+        update: dict[str, Any] = {"by_token_class": name != "one linear map"}
+        if not name.startswith("+"):
+            update["num_epochs"] = 0
+        if name == "+ attention and MLP":
+            update["key_value_weight"] = 0.0
+        settings = self.recipe.bridge.model_copy(update=update)
+        fitted = linear_bridge(self.towers, self.linear, settings)
+        if fitted.residual is not None:
+            own = self.recipe.model_copy(update={"bridge": settings})
+            fit_residual(fitted, self.towers, self.linear, self.train_ids, own, folder, True)
+        return fitted
+
+    def _measure(self, graft: Path | None, folder: Path) -> dict[str, float]:
+        figures = self._state_figures(graft) | self._picture_figures(graft, folder)
+        return {name: float(value) for name, value in figures.items()}
+
+    def _state_figures(self, graft: Path | None) -> dict[str, float]:
+        """Errors of states, of keys and values, of predicted noise; the teacher has none by definition."""
+        encoder = load_graft(graft).text_encoder.to(self.device) if graft else None
+        captions = [image.captions[0] for image in self.pictures.test]
+        noise = noise_pred_errors(
+            self.base.unet,
+            encoder or self.base.text_encoder,  # type: ignore[arg-type]
+            self.base.text_encoder,  # type: ignore[arg-type]
+            self.base.scheduler.alphas_cumprod,  # type: ignore[union-attr]
+            self.pictures.test_latents,
+            self.towers.input_ids(captions),
+        )
+        figures = {f"noise_error_{timestep}": error for timestep, error in noise.items()}
+        classes = ("words", "eos", "padding")
+        if encoder is None:
+            return figures | {
+                f"{kind}_{name}": 0.0 for kind in ("state_error", "key_value_error") for name in classes
+            }
+        held_out = self._input_ids(load_captions(self.recipe).held_out)
+        measured = self.towers.measure(encoder.bridge, held_out, self.linear.key_value_root)
+        for name in classes:
+            figures[f"state_error_{name}"] = measured["relative_error"][name]
+            figures[f"key_value_error_{name}"] = measured["key_value_error"][name]
+        return figures
+
+    def _picture_figures(self, graft: Path | None, folder: Path) -> dict[str, float]:
+        """Prompt fidelity, with plain words and with those kept from the teacher; likeness to its own."""
+        settings = self.recipe.ladder
+        prompts = fidelity_prompts()[: settings.num_prompts]
+        words = kept_word_prompts()[: settings.num_kept_word_prompts]
+        texts = [prompt.text for prompt in prompts]
+        texts += [text for prompt in words for text in (prompt.kept, prompt.plain)]
+        encoders = {folder.name: graft}
+        [(_, generator)] = load_generators(encoders, base=self.recipe.base.name, device=self.device.type)
+        pixels = self._draw(generator, texts, folder.name)
+        if graft is None:
+            write_tensors(folder / "pictures.safetensors", {"pixels": pixels})
+        teachers = load_file(self.folder / slug(TEACHER) / "pictures.safetensors")["pixels"]
+        probe = load_probe(embedded_models() / "probe.safetensors")
+        read, own = read_attributes(probe, pixels), read_attributes(probe, teachers)
+        count = len(prompts)
+        fidelity = fidelity_scores(read[:count], [prompt.scene for prompt in prompts])["prompt_fidelity"]
+        is_held_out = np.array([prompt.scene.is_held_out for prompt in prompts])
+        scenes: list[Scene] = [prompt.scene for prompt in words]
+        named = [prompt.named for prompt in words]
+        kept, plain = (
+            fidelity_scores(read[count + place :: 2], scenes, named=named)["prompt_fidelity"]
+            for place in (0, 1)
+        )
+        return {
+            "fidelity": fidelity.mean(),
+            "fidelity_seen": fidelity[~is_held_out].mean(),
+            "fidelity_held_out": fidelity[is_held_out].mean(),
+            "fidelity_kept_words": kept.mean(),
+            "fidelity_plain_words": plain.mean(),
+            "pixel_difference": pixel_difference(pixels[:count], teachers[:count]),
+            "agreement": attribute_agreement(read[:count], own[:count]),
+        }
+
+    def _draw(self, generator: ImageGenerator, texts: Sequence[str], name: str) -> Tensor:
+        """Pictures of the texts, (N, 3, 128, 128) uint8."""
+        settings, first = self.recipe.evaluate, self.recipe.seed * SEEDS_APART
+        jobs = generator.resolve(
+            Job(
+                text,
+                first + index,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+            )
+            for index, text in enumerate(texts)
+        )
+        with track(f"drawing for {name}", sum(job.num_steps for job in jobs)) as update:
+            pictures = generator.draw(
+                jobs,
+                batch_size=settings.batch_size,
+                on_step=lambda done, _total: update(done, "steps"),
+            )
+            arrays = [np.asarray(picture.image).transpose(2, 0, 1) for picture in pictures]
+        return torch.from_numpy(np.ascontiguousarray(np.stack(arrays)))
+
+
+def slug(name: str) -> str:
+    """Folder name of a rung."""
+    return name.replace("+ ", "").replace("/", "_").replace(" ", "_").lower()
+
+
+def summarize(found: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Put seeds together: by rung and figure `mean`, `spread` (standard deviation) and `values`."""
+    rungs: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in RUNGS:
+        rungs[name] = {}
+        for figure in found[0][name]:
+            values = [one[name][figure] for one in found]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            rungs[name][figure] = {"mean": statistics.mean(values), "spread": spread, "values": values}
+    return rungs
+
+
+def tables(rungs: dict[str, dict[str, dict[str, Any]]]) -> tuple[Table, Table, Table]:
+    """Errors of states and of predicted noise, and what pictures show; means over seeds."""
+
+    def table(title: str, columns: dict[str, str], show: Callable[[dict[str, Any]], str]) -> Table:
+        grid = Table("", *columns.values(), title=title)
+        for name, figures in rungs.items():
+            grid.add_row(name, *(show(figures[key]) for key in columns))
+        return grid
+
+    def plain(value: dict[str, Any]) -> str:
+        return f"{value['mean']:.3f}"
+
+    def both(value: dict[str, Any]) -> str:
+        return f"{value['mean']:.3f} ±{value['spread']:.3f}"
+
+    classes = ("words", "eos", "padding")
+    states = {f"state_error_{name}": name for name in classes}
+    states |= {f"key_value_error_{name}": f"k/v {name}" for name in classes}
+    figures = next(iter(rungs.values()))
+    noise = {key: key.rpartition("_")[2] for key in figures if key.startswith("noise_error")}
+    likeness = {"pixel_difference": "pixels apart", "agreement": "agreement"}
+    fidelity = {
+        "fidelity": "fidelity",
+        "fidelity_seen": "seen",
+        "fidelity_held_out": "held out",
+        "fidelity_kept_words": "kept words",
+        "fidelity_plain_words": "plain words",
+    }
+    return (
+        table("relative error of token states, and of keys and values", states, plain),
+        table(
+            "error of predicted noise by timestep (no text: 1); likeness of pictures", noise | likeness, plain
+        ),
+        table("prompt fidelity: mean and standard deviation over seeds", fidelity, both),
+    )

@@ -1,0 +1,243 @@
+"""The graft: a CLIP text tower and a bridge, in the place of a base's text encoder.
+
+A transformers model, so that any diffusers pipeline of that base takes, saves and loads it.
+B batch, L tokens, D CLIP's width, W the base's width.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.models.bridge import Bridge, token_classes
+from clipgraft.models.clip import check_vocabulary, text_hidden_states
+from clipgraft.models.configs import BaseRecord, GraftConfig, read_config
+from clipgraft.models.loading import (
+    TRANSFORMERS_STEM,
+    load_strictly,
+    refuse_adapters,
+    refuse_links_out,
+    refuse_other_weights,
+    weight_paths,
+)
+from clipgraft.models.tokenizer import load_tokenizer
+from clipgraft.models.weight_files import FULL, HALF
+from clipgraft.models.weights import verify_model, write_folder_atomically
+
+BASE_RECORD = "base.json"
+
+
+class GraftedTextConfig(PreTrainedConfig):
+    """Shape of a `GraftedTextEncoder`.
+
+    Args:
+        text_config: CLIP's text tower, as the dict of its `CLIPTextConfig`.
+        hidden_size: W, the width of the states given, which is the U-Net's `cross_attention_dim`.
+        bridge_hidden_size: Width of the bridge's MLP; 0 = a linear bridge.
+        bridge_num_maps: Linear maps of the bridge; see `Bridge`.
+        bridge_num_positions: Positions with a bias of their own; see `Bridge`.
+        bridge_num_attention_blocks: Attention blocks of the bridge.
+        eos_token_id: The tokenizer's.
+    """
+
+    model_type = "clipgraft_text_encoder"
+    use_attention_mask = False
+    """Stable Diffusion was trained on all 77 positions, padding included."""
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | None = None,
+        hidden_size: int = 768,
+        bridge_hidden_size: int = 0,
+        bridge_num_maps: int = 1,
+        bridge_num_positions: int = 1,
+        bridge_num_attention_blocks: int = 0,
+        eos_token_id: int = 49407,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.text_config = text_config or CLIPTextConfig().to_dict()
+        self.hidden_size = hidden_size
+        self.bridge_hidden_size = bridge_hidden_size
+        self.bridge_num_maps = bridge_num_maps
+        self.bridge_num_positions = bridge_num_positions
+        self.bridge_num_attention_blocks = bridge_num_attention_blocks
+        self.eos_token_id = eos_token_id
+
+
+class GraftedTextEncoder(PreTrainedModel):
+    """CLIP's text tower and the bridge, with two things of the teacher's kept exactly.
+
+    Its BOS row is the same for every prompt (the tower is causal), and its states of the empty prompt are
+    what guidance subtracts and multiplies: an error there would be multiplied too.
+
+    Args:
+        config: The shape. Weights are random until loaded or set.
+    """
+
+    # diffusers writes this name into model_index.json, and looks the class up in what is imported by it.
+    __module__ = "clipgraft"
+    config_class = GraftedTextConfig
+    main_input_name = "input_ids"
+    _no_split_modules = ("CLIPTextEmbeddings", "CLIPEncoderLayer")
+    empty_states: Tensor
+
+    def __init__(self, config: GraftedTextConfig):
+        super().__init__(config)
+        text_config = CLIPTextConfig(**config.text_config)
+        self.text_model = CLIPTextModel(text_config)
+        self.bridge = Bridge(
+            text_config.hidden_size,
+            config.hidden_size,
+            config.bridge_hidden_size,
+            num_maps=config.bridge_num_maps,
+            num_positions=config.bridge_num_positions,
+            num_attention_blocks=config.bridge_num_attention_blocks,
+        )
+        self.register_buffer(
+            "empty_states", torch.zeros(text_config.max_position_embeddings, config.hidden_size)
+        )
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """The towers initialise themselves; loading must not touch what it has loaded."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
+        """Encode prompts.
+
+        Args:
+            input_ids: (B, L) int64, each row BOS, words, EOS, EOS as padding.
+            attention_mask: Not used: the base was trained without one.
+            return_dict: False for a tuple.
+            output_hidden_states: Not possible: earlier layers, which `clip_skip` takes, have no bridge.
+
+        Returns:
+            `last_hidden_state` (B, L, W), and as `pooler_output` (B, W) its row at the first EOS.
+
+        Raises:
+            ValueError: If `output_hidden_states` is true.
+        """
+        if output_hidden_states:
+            raise UserError("a graft has no hidden states of earlier layers; leave clip_skip out")
+        hidden_states = text_hidden_states(self.text_model, input_ids)  # (B, L, D)
+        states = self.bridge(hidden_states, token_classes(input_ids, self.config.eos_token_id))  # (B, L, W)
+        empty = self.empty_states[: input_ids.shape[1]].to(states)  # (L, W)
+        is_eos = input_ids == self.config.eos_token_id
+        is_empty = is_eos[:, 1:].all(1)[:, None, None]
+        states = torch.where(
+            is_empty, empty, torch.cat([empty[:1].expand(len(states), 1, -1), states[:, 1:]], 1)
+        )
+        pooled = states[torch.arange(len(states), device=states.device), is_eos.int().argmax(1)]
+        if return_dict is False:
+            return states, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as any transformers model, but strictly and from safetensors alone.
+
+        Raises:
+            CheckpointError: If a weight is missing or too many, an adapter lies beside it, or an index names
+                other files than safetensors of that folder.
+        """
+        kwargs["use_safetensors"] = True
+        if pretrained_model_name_or_path and Path(pretrained_model_name_or_path).is_dir():
+            refuse_adapters(Path(pretrained_model_name_or_path))
+            weight_paths(Path(pretrained_model_name_or_path), TRANSFORMERS_STEM, (FULL, HALF))
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        refuse_other_weights(
+            pretrained_model_name_or_path, missing=info["missing_keys"], unexpected=info["unexpected_keys"]
+        )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def graft(
+        cls, text_model: CLIPTextModel, bridge: Bridge, empty_states: Tensor, eos_token_id: int
+    ) -> "GraftedTextEncoder":
+        """Put a tuned text tower, a fitted bridge and the teacher's empty prompt together.
+
+        Args:
+            text_model: CLIP's text tower, width D.
+            bridge: From D to W.
+            empty_states: The teacher's states of the empty prompt, (77, W).
+            eos_token_id: The tokenizer's.
+        """
+        config = GraftedTextConfig(
+            text_config=text_model.config.to_dict(),
+            hidden_size=bridge.config["output_size"],
+            bridge_hidden_size=bridge.config["hidden_size"],
+            bridge_num_maps=bridge.config["num_maps"],
+            bridge_num_positions=bridge.config["num_positions"],
+            bridge_num_attention_blocks=bridge.config["num_attention_blocks"],
+            eos_token_id=eos_token_id,
+        )
+        encoder = cls(config)
+        encoder.text_model.load_state_dict(text_model.state_dict())
+        encoder.bridge.load_state_dict(bridge.state_dict())
+        encoder.empty_states.copy_(empty_states)
+        return encoder.eval()
+
+
+class Graft(NamedTuple):
+    """A graft folder's content."""
+
+    text_encoder: GraftedTextEncoder
+    tokenizer: CLIPTokenizer
+    base: dict[str, Any]
+    """`name` and `revision` of the base it was made for, and `sums` of the base's weights."""
+
+
+def save_graft(graft: Graft, folder: Path) -> None:
+    """Write encoder, tokenizer and the record of the base, whole or not at all."""
+    with write_folder_atomically(folder) as temporary:
+        graft.text_encoder.save_pretrained(temporary)
+        graft.tokenizer.save_pretrained(temporary)
+        record = json.dumps(graft.base, indent=2) + "\n"
+        (temporary / BASE_RECORD).write_text(record, encoding="utf-8")
+
+
+def load_graft(folder: Path) -> Graft:
+    """Load a graft, strictly.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        CheckpointError: If it is not a graft, or a file or weight is missing, foreign or damaged.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
+    record = folder / BASE_RECORD
+    if not record.is_file():
+        inner = folder / "graft"
+        named = inner if inner.is_dir() else "the folder `graft` that `bridge` or `refine` wrote"
+        raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
+    refuse_links_out(folder, [folder])
+    verify_model(folder)
+    encoder = load_strictly(GraftedTextEncoder, folder, GraftConfig)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(encoder.text_model, tokenizer, folder)
+    if encoder.config.eos_token_id != tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: eos_token_id is {encoder.config.eos_token_id}, the tokenizer's is "
+            f"{tokenizer.eos_token_id}; write the graft again"
+        )
+    return Graft(encoder, tokenizer, read_config(record, BaseRecord))

@@ -1,0 +1,1 @@
+"""Training flatland's base from scratch, and releasing its weights."""

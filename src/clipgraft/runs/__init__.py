@@ -1,0 +1,1 @@
+"""A run's folder: layout, lock, recipe, environment and resources."""

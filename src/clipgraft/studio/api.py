@@ -1,0 +1,340 @@
+"""The HTTP API and the page's files over one service."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, FastAPI, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+
+import clipgraft
+from clipgraft.reporting.html import script_hash
+from clipgraft.studio.access import Access
+from clipgraft.studio.events import Events
+from clipgraft.studio.image_files import settings_from_png
+from clipgraft.studio.openai_api import client_name, openai_routes
+from clipgraft.studio.prometheus import metrics_text
+from clipgraft.studio.queue import BusyError, JobRow, PictureRow
+from clipgraft.studio.responses import NotFoundError, answers, handle_errors
+from clipgraft.studio.run_summaries import describe_run, list_runs, report_path
+from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
+from clipgraft.studio.security import Guard
+from clipgraft.studio.service import Service
+
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
+"""What the page is made of, by name: nothing else is ever served."""
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
+)
+"""A report may come from anybody: of its scripts the slider's alone runs, in an origin of its own."""
+PICTURE_EXAMPLE = {
+    "id": "1f0c9a52e3b84d17",
+    "model": "demo/after",
+    "state": "ok",
+    "settings": {"prompt": "A dog running on the beach at sunset", "seed": 0, "num_inference_steps": 25},
+    "notes": [],
+    "step": 25,
+    "steps": 25,
+    "seconds": 1.4,
+}
+JOB_EXAMPLE = {
+    "id": "c0ffee0123456789",
+    "kind": "draw",
+    "state": "done",
+    "error": "",
+    "step": 25,
+    "steps": 25,
+    "seconds_left": None,
+    "pictures": [PICTURE_EXAMPLE],
+}
+RUN_EXAMPLE = {
+    "name": "demo",
+    "state": "finished",
+    "stages": ["finetune"],
+    "has_report": True,
+    "changed": 0.0,
+}
+SEARCH_EXAMPLE = {
+    "before": [{"image": 12, "score": 0.21, "captions": ["A red kite in the sky ."]}],
+    "after": [{"image": 7, "score": 0.34, "captions": ["A red kite over the sea ."]}],
+}
+Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$", examples=["1f0c9a52e3b84d17"])]
+RunName = Annotated[str, PathParameter(max_length=2000, examples=["demo"])]
+
+
+def build_app(service: Service, access: Access | None = None) -> Guard:
+    """Put the API together; the guard around it is what a server is given."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.stop)
+
+    app = FastAPI(
+        title="clipgraft studio",
+        version=clipgraft.__version__,
+        # Its own pages of documentation would load scripts from elsewhere; telemetry is nobody's wish.
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        lifespan=lifespan,
+    )
+    access, limits = access or Access(), service.limits
+    guard = Guard(app, access, limits.max_body_bytes, limits.body_seconds)
+    handle_errors(app, service)
+    for router in (
+        openai_routes(service, access.public_url),
+        _job_routes(service),
+        _planning_routes(service),
+        _picture_routes(service),
+        _run_routes(service),
+        _page_routes(service, guard),
+    ):
+        app.include_router(router)
+    return guard
+
+
+def _job_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["jobs"])
+    feeds = Events(service)
+
+    def job_of(job_id: str) -> JobRow:
+        job = service.queue.job(job_id)
+        if job is None:
+            raise NotFoundError("job", job_id)
+        return job
+
+    @router.post("/jobs", status_code=202, responses=answers(JOB_EXAMPLE, 202))
+    def draw(body: JobRequest, request: Request) -> Any:
+        """Queue pictures and answer at once; `events` tells how it goes on, whether anyone looks or not."""
+        pictures = _expanded(service, body)
+        job_id = service.submit(client_name(request, body.client), body.kind, pictures)
+        return JSONResponse(service.describe(job_of(job_id)), status_code=202)
+
+    @router.get("/jobs", responses=answers({"jobs": [JOB_EXAMPLE]}))
+    def list_jobs(limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Any:
+        """The newest jobs."""
+        return JSONResponse({"jobs": [service.describe(job) for job in service.queue.jobs(limit)]})
+
+    @router.get("/jobs/{job_id}", responses=answers(JOB_EXAMPLE))
+    def show_job(job_id: Id) -> Any:
+        """A job with its pictures and how far they are."""
+        return JSONResponse(service.describe(job_of(job_id)))
+
+    @router.post("/jobs/{job_id}/cancel", responses=answers(JOB_EXAMPLE))
+    def cancel(job_id: Id) -> Any:
+        """Cancel a job; one that has ended stays as it is. The body is `{}`."""
+        job = job_of(job_id)
+        service.cancel(job.id)
+        return JSONResponse(service.describe(job_of(job_id)))
+
+    @router.get(
+        "/jobs/{job_id}/events", responses=answers("event: job\ndata: {}\n\n", media_type="text/event-stream")
+    )
+    async def events(job_id: Id) -> Any:
+        """A job as server-sent events: `job` whenever it has changed, for the last time when it has ended."""
+        return feeds.listen(await asyncio.to_thread(job_of, job_id))
+
+    return router
+
+
+def _planning_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["jobs"])
+
+    @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "seconds": 8.5}))
+    def estimate(body: JobRequest) -> Any:
+        """Say how many pictures a job would draw and how long that takes by what was measured last."""
+        pictures = _expanded(service, body)
+        service.check_size([job for _, job in pictures])
+        return {
+            "num_images": len(pictures),
+            "num_steps": sum(job.num_steps for _, job in pictures),
+            "seconds": service.estimates.of(pictures),
+        }
+
+    @router.post(
+        "/prompts",
+        responses=answers(
+            {"num_tokens": 9, "max_tokens": 77, "cut_off": "", "unknown_words": [], "model": "demo/after"}
+        ),
+    )
+    def read_prompt(body: PromptRequest) -> Any:
+        """Say what a model reads of a prompt: tokens, what is cut off, words known in pieces alone."""
+        model = service.checked_model(body.model or service.default_model())
+        return {"model": model, **service.read_prompt(model, body.prompt)}
+
+    return router
+
+
+def _picture_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["pictures"])
+
+    def picture_of(picture_id: str) -> PictureRow:
+        row = service.queue.picture(picture_id)
+        if row is None or row.state != "ok":
+            raise NotFoundError("picture", picture_id)
+        return row
+
+    @router.get("/pictures", responses=answers({"pictures": [PICTURE_EXAMPLE]}))
+    def list_pictures(
+        search: Annotated[str, Query(max_length=200, examples=["dog beach"])] = "",
+        before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 60,
+    ) -> Any:
+        """Drawn pictures, newest first; `before` is the `number` of the last one that is known."""
+        rows = service.queue.drawn(search, before=before, limit=limit)
+        return JSONResponse({"pictures": [service.describe_picture(row) for row in rows]})
+
+    @router.post(
+        "/pictures/settings", responses=answers(PICTURE_EXAMPLE["settings"]), openapi_extra=_upload_schema()
+    )
+    def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
+        """Read from a PNG that clipgraft drew how it was drawn; the picture is not kept."""
+        return JSONResponse(settings_from_png(body, service.limits.max_upload_pixels))
+
+    @router.get(
+        "/pictures/{picture_id}.{extension}", responses=answers("(a picture)", media_type="image/png")
+    )
+    def picture_file(
+        picture_id: Id,
+        extension: Annotated[str, PathParameter(pattern="^(png|jpeg|webp)$", examples=["png"])],
+        metadata: bool = True,
+    ) -> Any:
+        """A picture's file; `metadata=false` leaves out how it was drawn."""
+        picture_of(picture_id)
+        content = service.files.read(picture_id, extension, with_metadata=metadata)
+        headers = {"cache-control": "private, max-age=31536000, immutable"}
+        return Response(content, media_type=f"image/{extension}", headers=headers)
+
+    @router.get("/pictures/{picture_id}/preview", responses=answers("(a picture)", media_type="image/jpeg"))
+    def preview(picture_id: Id) -> Any:
+        """The picture as it is while it is being drawn."""
+        content = service.preview(picture_id)
+        if not content:
+            raise NotFoundError("preview", picture_id)
+        return Response(content, media_type="image/jpeg")
+
+    @router.get("/pictures/{picture_id}", responses=answers(PICTURE_EXAMPLE))
+    def show_picture(picture_id: Id) -> Any:
+        """How a picture was drawn."""
+        return JSONResponse(service.describe_picture(picture_of(picture_id)))
+
+    @router.delete("/pictures/{picture_id}", responses=answers({"deleted": True}))
+    def delete_picture(picture_id: Id) -> Any:
+        """Delete a picture and what is known of it."""
+        picture_of(picture_id)
+        return {"deleted": service.delete_picture(picture_id)}
+
+    return router
+
+
+def _run_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["runs"])
+
+    def find(what: str, name: str, look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except KeyError:
+            raise NotFoundError(what, name) from None
+
+    @router.get("/runs", responses=answers({"runs": [RUN_EXAMPLE], "searchable": ["demo"]}))
+    def runs() -> Any:
+        """Training runs, finished or not; `searchable` are those with a CLIP before and after fine-tuning."""
+        return {"runs": list_runs(service.runs_dir), "searchable": service.embedding.searchable_runs()}
+
+    @router.get(
+        "/runs/{name}",
+        responses=answers({**RUN_EXAMPLE, "steps": [1, 2], "losses": [2.1, 1.9], "epochs": [[1, 2, 2.0]]}),
+    )
+    def run(name: RunName) -> Any:
+        """A run with its loss, as far as it has come."""
+        return JSONResponse(find("run", name, lambda: describe_run(service.runs_dir, name)))
+
+    @router.get("/runs/{name}/report", responses=answers("<!doctype html>", media_type="text/html"))
+    def report(name: RunName) -> Any:
+        """A run's report: one page, which fetches nothing and runs no script but its slider's."""
+        path = find("report", name, lambda: report_path(service.runs_dir, name))
+        return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+
+    @router.post("/search", responses=answers(SEARCH_EXAMPLE))
+    def search(body: SearchRequest) -> Any:
+        """The pictures of a run's data nearest to a caption, by its CLIP before and after fine-tuning."""
+        if not service.slots.acquire(blocking=False):
+            raise BusyError("too many searches are under way; try again")
+        try:
+            return find("run", body.run, lambda: service.embedding.search(body.run, body.caption, body.limit))
+        finally:
+            service.slots.release()
+
+    @router.get("/search/{name}", responses=answers({"done": 640, "total": 2000}))
+    def search_progress(name: RunName) -> Any:
+        """How far a run's pictures have been read for its first search; nulls where none is under way."""
+        done, total = service.embedding.progress.get(name, (None, None))
+        return {"done": done, "total": total}
+
+    @router.get("/search/{name}/{image}", responses=answers("(a picture)", media_type="image/jpeg"))
+    def search_image(
+        name: RunName, image: Annotated[int, PathParameter(ge=0, le=10**6, examples=[0])]
+    ) -> Any:
+        """A picture that a search found, small."""
+        content = find("picture", f"{name}/{image}", lambda: service.embedding.thumbnail(name, image))
+        return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+
+    return router
+
+
+def _page_routes(service: Service, guard: Guard) -> APIRouter:
+    router = APIRouter(tags=["studio"])
+
+    @router.get("/health", responses=answers({"status": "ok"}))
+    def health() -> Any:
+        """Whether the studio takes jobs, and else why not; the one route without a token."""
+        if service.is_stopping:
+            return JSONResponse({"status": "stopping", "reason": "the studio is stopping"}, 503)
+        if not service.worker.is_alive:
+            return JSONResponse({"status": "not drawing", "reason": "nobody draws; restart the studio"}, 503)
+        problem = service.health.problem()
+        return JSONResponse(
+            {"status": "failing", "reason": problem} if problem else {"status": "ok"}, 503 if problem else 200
+        )
+
+    @router.get("/metrics", responses=answers("clipgraft_batches_total 7\n", media_type="text/plain"))
+    def metrics() -> Any:
+        """Figures for Prometheus."""
+        return PlainTextResponse(
+            metrics_text(service, guard.statuses), media_type="text/plain; version=0.0.4"
+        )
+
+    @router.get("/", include_in_schema=False)
+    def index() -> Any:
+        return FileResponse(PAGE / "index.html", media_type="text/html")
+
+    @router.get("/page/{name}", include_in_schema=False)
+    def page_file(name: str) -> Any:
+        if name not in PAGE_FILES:
+            raise NotFoundError("file", name[:100])
+        return FileResponse(PAGE_FILES[name], headers={"cache-control": "no-cache"})
+
+    return router
+
+
+def _expanded(service: Service, body: JobRequest) -> list:
+    names = [
+        *body.models,
+        *(str(value) for axis in body.axes if axis.name == "model" for value in axis.values),
+    ]
+    for name in names:
+        service.checked_model(name)
+    model = service.default_model()
+    return body.expand(model, service.defaults, service.limits.max_pictures_per_job)
+
+
+def _upload_schema() -> dict[str, Any]:
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png",)}
+    return {"requestBody": {"required": True, "content": content}}

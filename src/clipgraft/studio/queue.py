@@ -1,0 +1,397 @@
+"""Jobs and their pictures in SQLite: what waits, what is at work, what has been drawn.
+
+A job is what a client asked for at once; its pictures are drawn batch after batch, in turn with those of
+other clients. Everything is on disk before it is answered, so a process that is killed loses nothing: at the
+next start a job that was cut off is `interrupted`, and one that had not begun is still waiting.
+"""
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipgraft.studio.database import Database, UnavailableError
+
+OPEN = ("queued", "running")
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, client TEXT NOT NULL, kind TEXT NOT NULL,
+    state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '',
+    created REAL NOT NULL, started REAL, ended REAL
+);
+CREATE TABLE IF NOT EXISTS pictures (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL,
+    job INTEGER NOT NULL REFERENCES jobs(number) ON DELETE CASCADE, position INTEGER NOT NULL,
+    model TEXT NOT NULL, shape TEXT NOT NULL, state TEXT NOT NULL, settings TEXT NOT NULL,
+    prompt TEXT NOT NULL, steps INTEGER NOT NULL, notes TEXT NOT NULL DEFAULT '[]',
+    seconds REAL, ended REAL
+);
+CREATE TABLE IF NOT EXISTS turns (client TEXT PRIMARY KEY, turn INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS pictures_by_job ON pictures (job, position);
+CREATE INDEX IF NOT EXISTS pictures_by_state ON pictures (state, number);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
+"""
+ADDRESS = "substr(client, 1, instr(client || ' ', ' ') - 1)"
+"""Of a client, whose name follows it after a space."""
+IN_TURN = f"""
+WITH waiting AS (
+    SELECT p.*, j.client, j.kind, {ADDRESS.replace("client", "j.client")} AS address,
+           row_number() OVER (PARTITION BY j.client ORDER BY p.number) AS round
+    FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.state = 'queued' {{where}}
+), within AS (
+    SELECT w.*, row_number() OVER (PARTITION BY address ORDER BY round, coalesce(t.turn, 0), number) AS place
+    FROM waiting w LEFT JOIN turns t ON t.client = w.client
+)
+SELECT within.* FROM within LEFT JOIN turns t ON t.client = address
+ORDER BY place, coalesce(t.turn, 0), number LIMIT ?
+"""
+"""One picture of each address, then a second one of each, first who was served longest ago; and so among the
+names that one address gives itself, which by themselves would be as many clients as it likes."""
+TURN = 2
+"""From one batch's clients to the next one's; who comes meanwhile stands between them."""
+
+
+class BusyError(RuntimeError):
+    """Too much is waiting already; later there may be room."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """One picture that is asked for, at work or drawn."""
+
+    number: int
+    id: str
+    job: int
+    position: int
+    model: str
+    shape: str
+    """Equal for pictures that can share a batch."""
+    state: str
+    """queued, running, cancelled, interrupted, failed, or how drawing ended: ok, failed_nan, ..."""
+    settings: dict[str, Any]
+    prompt: str
+    steps: int
+    notes: list[str]
+    seconds: float | None
+    ended: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """What a client asked for at once."""
+
+    number: int
+    id: str
+    client: str
+    kind: str
+    """draw, compare or grid; call where the client waits for the answer and is gone without it."""
+    state: str
+    """queued, running, done, failed, cancelled or interrupted."""
+    error: str
+    created: float
+    started: float | None
+    ended: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewPicture:
+    """A picture to be queued."""
+
+    model: str
+    shape: str
+    settings: dict[str, Any]
+    """Fields of `generation.jobs.Job`."""
+    steps: int
+
+
+class Queue:
+    """All jobs and pictures of a studio.
+
+    Args:
+        path: The database; created if missing.
+        max_waiting: Pictures that may wait, of all clients together.
+        max_jobs_per_client: Open jobs of one address, however many names it gives itself.
+
+    Raises:
+        CheckpointError: If the file is no database of a studio.
+
+    Methods raise `UnavailableError` where the database cannot be used.
+    """
+
+    def __init__(self, path: Path, *, max_waiting: int = 256, max_jobs_per_client: int = 16):
+        self.max_waiting, self.max_jobs_per_client = max_waiting, max_jobs_per_client
+        self.database = Database(path, SCHEMA)
+        self._read, self._transaction = self.database.read, self.database.transaction
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+    def add(self, client: str, kind: str, pictures: Sequence[NewPicture]) -> str:
+        """Queue a job, whole or not at all.
+
+        Returns:
+            Its id.
+
+        Raises:
+            BusyError: If too much is waiting already.
+        """
+        assert pictures
+        with self._transaction() as run:
+            waiting = run("SELECT count(*) FROM pictures WHERE state = 'queued'").fetchone()[0]
+            if waiting + len(pictures) > self.max_waiting:
+                raise BusyError(
+                    f"{waiting} pictures are waiting and at most {self.max_waiting} may; "
+                    f"{len(pictures)} more do not fit: try again later, or ask for fewer"
+                )
+            address = address_of(client)
+            jobs = run(
+                f"SELECT count(*) FROM jobs WHERE {ADDRESS} = ? AND state IN (?, ?)", address, *OPEN
+            ).fetchone()[0]
+            if jobs >= self.max_jobs_per_client:
+                raise BusyError(f"{jobs} of your jobs are waiting and at most {self.max_jobs_per_client} may")
+            # Whoever comes, or comes back, stands behind all that wait and before those served just now; in
+            # front, two clients that come back after each picture would be served by turns for ever.
+            turn = _last_turn(run) - TURN // 2
+            for name in {address, client}:
+                run("INSERT OR IGNORE INTO turns VALUES (?, ?)", name, turn)
+            job_id = secrets.token_hex(8)
+            number = run(
+                "INSERT INTO jobs (id, client, kind, state, created) VALUES (?, ?, ?, 'queued', ?)",
+                job_id, client, kind, time.time(),
+            ).lastrowid  # fmt: skip
+            for position, picture in enumerate(pictures):
+                run(
+                    "INSERT INTO pictures (id, job, position, model, shape, state, settings, prompt, steps) "
+                    "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
+                    secrets.token_hex(8), number, position, picture.model, picture.shape,
+                    json.dumps(picture.settings), picture.settings["prompt"], picture.steps,
+                )  # fmt: skip
+        return job_id
+
+    def take(self, batch_size: int) -> list[PictureRow]:
+        """Take the pictures that are next in turn and can be drawn together; they are running from now on.
+
+        Args:
+            batch_size: At most so many; taken are 1, 2, 4, 8, ... of what waits.
+        """
+        with self._transaction() as run:
+            first = run(IN_TURN.format(where=""), 1).fetchone()
+            if first is None:
+                return []
+            where = "AND p.shape = ? AND p.model = ?"
+            rows = run(IN_TURN.format(where=where), first["shape"], first["model"], batch_size).fetchall()
+            # An engine that compiles for each batch size has only a few to compile: 1, 2, 4, 8, ...
+            del rows[1 << (len(rows).bit_length() - 1) :]
+            turn = _last_turn(run) + TURN
+            for row in rows:
+                for name in {address_of(row["client"]), row["client"]}:
+                    run("INSERT OR REPLACE INTO turns VALUES (?, ?)", name, turn)
+                run("UPDATE pictures SET state = 'running' WHERE number = ?", row["number"])
+                run(
+                    "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?",
+                    time.time(), row["job"],
+                )  # fmt: skip
+            run(  # but for the last turn, from which newcomers count
+                "DELETE FROM turns WHERE turn < (SELECT max(turn) FROM turns) "
+                "AND client NOT IN (SELECT client FROM jobs WHERE state IN (?, ?)) "
+                f"AND client NOT IN (SELECT {ADDRESS} FROM jobs WHERE state IN (?, ?))", *OPEN, *OPEN,
+            )  # fmt: skip
+        return [_picture(row) for row in rows]
+
+    def finish_picture(
+        self, number: int, state: str, *, notes: Sequence[str] = (), seconds: float | None = None
+    ) -> None:
+        """Record how drawing a picture ended; one that was cancelled meanwhile stays so."""
+        with self._transaction() as run:
+            run(
+                "UPDATE pictures SET state = ?, notes = ?, seconds = ?, ended = ? "
+                "WHERE number = ? AND state = 'running'",
+                state, json.dumps(list(notes)), seconds, time.time(), number,
+            )  # fmt: skip
+
+    def end_job_if_drawn(self, number: int) -> str | None:
+        """End a job of which no picture is waiting or running; return its state where it ended just now."""
+        with self._transaction() as run:
+            rest = run(
+                "SELECT count(*) FROM pictures WHERE job = ? AND state IN (?, ?)", number, *OPEN
+            ).fetchone()[0]
+            job = run("SELECT state FROM jobs WHERE number = ?", number).fetchone()
+            if rest or job is None or job["state"] not in OPEN:
+                return None
+            run("UPDATE jobs SET state = 'done', ended = ? WHERE number = ?", time.time(), number)
+        return "done"
+
+    def end_job(self, number: int, state: str, error: str = "") -> bool:
+        """End an open job as cancelled, failed or interrupted, with all of its open pictures.
+
+        Returns:
+            Whether it was open.
+        """
+        with self._transaction() as run:
+            ended = run(
+                "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE number = ? AND state IN (?, ?)",
+                state, error, time.time(), number, *OPEN,
+            ).rowcount  # fmt: skip
+            if ended:
+                run("UPDATE pictures SET state = ? WHERE job = ? AND state IN (?, ?)", state, number, *OPEN)
+        return bool(ended)
+
+    def recover(self, is_drawn: Callable[[str], bool]) -> list[str]:
+        """After a start: pictures whose file is there are drawn; other jobs at work are interrupted.
+
+        Args:
+            is_drawn: Tells by a picture's id whether its file is whole.
+
+        Returns:
+            Ids of the interrupted jobs.
+        """
+        with self._transaction() as run:
+            running = run("SELECT * FROM pictures WHERE state = 'running'").fetchall()
+            for row in running:
+                if is_drawn(row["id"]):
+                    run(
+                        "UPDATE pictures SET state = 'ok', ended = ? WHERE number = ?",
+                        time.time(),
+                        row["number"],
+                    )
+            # Whoever waited for the answer of a call is gone with the process.
+            cut_off = run(
+                "SELECT * FROM jobs WHERE state IN (?, ?) AND (kind = 'call' OR number IN "
+                "(SELECT job FROM pictures WHERE state = 'running'))", *OPEN,
+            ).fetchall()  # fmt: skip
+            for row in cut_off:
+                self.end_job(row["number"], "interrupted", "the studio was stopped while this job was open")
+            for row in run("SELECT number FROM jobs WHERE state = 'running'").fetchall():
+                self.end_job_if_drawn(row["number"])
+        return [row["id"] for row in cut_off]
+
+    def job(self, job_id: str) -> JobRow | None:
+        """Return a job by its id, or None."""
+        rows = self._read("SELECT * FROM jobs WHERE id = ?", job_id)
+        return JobRow(**rows[0]) if rows else None
+
+    def job_by_number(self, number: int) -> JobRow:
+        """Return a job that is there."""
+        return JobRow(**self._read("SELECT * FROM jobs WHERE number = ?", number)[0])
+
+    def jobs(self, limit: int, client: str | None = None) -> list[JobRow]:
+        """Return the newest jobs; of one client only, where it is named."""
+        where, values = ("WHERE client = ?", [client]) if client else ("", [])
+        rows = self._read(f"SELECT * FROM jobs {where} ORDER BY number DESC LIMIT ?", *values, limit)
+        return [JobRow(**row) for row in rows]
+
+    def open_jobs(self, kind: str) -> list[JobRow]:
+        """Return waiting and running jobs of a kind."""
+        rows = self._read("SELECT * FROM jobs WHERE kind = ? AND state IN (?, ?)", kind, *OPEN)
+        return [JobRow(**row) for row in rows]
+
+    def pictures_of(self, job_number: int) -> list[PictureRow]:
+        """Return a job's pictures in order."""
+        rows = self._read("SELECT * FROM pictures WHERE job = ? ORDER BY position", job_number)
+        return [_picture(row) for row in rows]
+
+    def picture(self, picture_id: str) -> PictureRow | None:
+        """Return a picture by its id, or None."""
+        rows = self._read("SELECT * FROM pictures WHERE id = ?", picture_id)
+        return _picture(rows[0]) if rows else None
+
+    def drawn(self, search: str = "", *, before: int | None = None, limit: int = 60) -> list[PictureRow]:
+        """Return drawn pictures, newest first.
+
+        Args:
+            search: Words that the prompt must hold, in any order and case.
+            before: Number of the oldest picture that is known already.
+            limit: At most so many.
+        """
+        words = search.split()
+        where = " AND prompt LIKE ? ESCAPE '\\'" * len(words)
+        patterns = [f"%{_escape_like(word)}%" for word in words]
+        rows = self._read(
+            f"SELECT * FROM pictures WHERE state = 'ok' AND number < ?{where} ORDER BY number DESC LIMIT ?",
+            before or 2**62, *patterns, limit,
+        )  # fmt: skip
+        return [_picture(row) for row in rows]
+
+    def counts(self, table: str) -> dict[str, int]:
+        """Count jobs or pictures by state."""
+        assert table in ("jobs", "pictures")
+        return {row[0]: row[1] for row in self._read(f"SELECT state, count(*) FROM {table} GROUP BY state")}
+
+    def steps_until(self, job_number: int) -> list[tuple[str, str, int]]:
+        """Steps, by model and shape, of the open pictures of all jobs up to one."""
+        rows = self._read(
+            "SELECT model, shape, sum(steps) FROM pictures WHERE state IN (?, ?) AND job <= ? "
+            "GROUP BY model, shape", *OPEN, job_number,
+        )  # fmt: skip
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def seconds_per_step(self, model: str, shape: str) -> float | None:
+        """Mean time of a denoising step of one picture, from the last drawn ones; None before the first."""
+        rows = self._read(
+            "SELECT sum(seconds) / sum(steps) FROM (SELECT seconds, steps FROM pictures WHERE state = 'ok' "
+            "AND seconds IS NOT NULL AND model = ? AND shape = ? ORDER BY number DESC LIMIT 20)",
+            model, shape,
+        )  # fmt: skip
+        return rows[0][0]
+
+    def nearest_drawn(self, model: str, size: str) -> PictureRow | None:
+        """Return one of a model's last drawn pictures: the newest of a size, else the newest of all.
+
+        Args:
+            model: Of the picture.
+            size: As shapes begin, `WIDTHxHEIGHT`.
+        """
+        rows = self._read(
+            "SELECT * FROM (SELECT * FROM pictures WHERE state = 'ok' AND seconds IS NOT NULL AND model = ? "
+            "ORDER BY number DESC LIMIT 100) ORDER BY shape LIKE ? DESC, number DESC LIMIT 1",
+            model, f"{size} %",
+        )  # fmt: skip
+        return _picture(rows[0]) if rows else None
+
+    def prune(self, max_history: int) -> list[str]:
+        """Forget the oldest ended jobs where too many pictures are kept; return the pictures' ids."""
+        with self._transaction() as run:
+            count = run("SELECT count(*) FROM pictures").fetchone()[0]
+            ids: list[str] = []
+            while count - len(ids) > max_history:
+                job = run(
+                    "SELECT number FROM jobs WHERE state NOT IN (?, ?) ORDER BY number LIMIT 1", *OPEN
+                ).fetchone()
+                if job is None:
+                    break
+                ids += [row[0] for row in run("SELECT id FROM pictures WHERE job = ?", job["number"])]
+                run("DELETE FROM jobs WHERE number = ?", job["number"])
+        return ids
+
+    def delete_picture(self, picture_id: str) -> bool:
+        """Forget a drawn picture; return whether there was one."""
+        with self._transaction() as run:
+            return run("DELETE FROM pictures WHERE id = ? AND state = 'ok'", picture_id).rowcount > 0
+
+
+def address_of(client: str) -> str:
+    """Return the address of a client, without the name that it gives itself."""
+    return client.partition(" ")[0]
+
+
+def _last_turn(run: Callable[..., Any]) -> int:
+    """Of the clients that were served last; 0 before the first."""
+    return run("SELECT max(0, coalesce(max(turn), 0)) FROM turns").fetchone()[0]
+
+
+def _picture(row: sqlite3.Row) -> PictureRow:
+    values = {name: row[name] for name in PictureRow.__dataclass_fields__}
+    try:
+        settings, notes = json.loads(row["settings"]), json.loads(row["notes"])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnavailableError(f"picture {row['id']} is damaged in the studio's database") from error
+    return PictureRow(**values | {"settings": settings, "notes": notes})
+
+
+def _escape_like(word: str) -> str:
+    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -1,0 +1,387 @@
+"""Drawing for many clients at once, without a web framework: what the page and the API have in common.
+
+One thread draws on the one device that a process holds; everything else only reads and writes the queue.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPTokenizer
+
+from clipgraft.data.transforms import encode_whole
+from clipgraft.errors import UserError
+from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.params import SIZE_MULTIPLE, Job
+from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.tokenizer import cut_off, unknown_words
+from clipgraft.studio.catalog import ModelGroup, UnknownModelError, find_groups
+from clipgraft.studio.database import UnavailableError
+from clipgraft.studio.estimates import Estimates, shape_of
+from clipgraft.studio.health import Health
+from clipgraft.studio.image_files import SETTINGS, PictureFiles
+from clipgraft.studio.limits import Limits
+from clipgraft.studio.model_cache import Loaded
+from clipgraft.studio.queue import OPEN, JobRow, NewPicture, PictureRow, Queue
+from clipgraft.studio.search import Embedding
+from clipgraft.studio.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+MAX_EMBEDDINGS = 8
+SECONDS_BETWEEN_SCANS = 1.0
+"""Of the folder of runs: a request asks for what is in it several times over."""
+
+
+class StoppedError(RuntimeError):
+    """The studio takes no more jobs: it is stopping."""
+
+
+class Service:
+    """Everything the studio does.
+
+    Args:
+        runs_dir: Runs to draw with and to look at.
+        home: Folder of queue and pictures.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        limits: What is taken at most.
+    """
+
+    def __init__(self, runs_dir: Path, home: Path, *, device: str = "auto", limits: Limits | None = None):
+        self.runs_dir, self.device = runs_dir, device
+        self.limits = limits or Limits()
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)  # prompts are nobody else's business
+        self.files = PictureFiles(home / "pictures")
+        self.queue = Queue(
+            home / "queue.sqlite",
+            max_waiting=self.limits.max_waiting_pictures,
+            max_jobs_per_client=self.limits.max_jobs_per_client,
+        )
+        self.loaded = Loaded(self.limits.memory_bytes)
+        self.device_lock = threading.Lock()
+        """Held by whoever computes: the worker for a batch, an embedding for a request."""
+        self.embedding = Embedding(runs_dir, device, self.loaded, self.device_lock, self.limits)
+        self.slots = threading.BoundedSemaphore(MAX_EMBEDDINGS)
+        """For requests that wait for the device's lock in a thread of their own."""
+        self.totals: Counter[str] = Counter()
+        """Since the start: `pictures`, `batches`, `draw_seconds`, `jobs_<state>`."""
+        self.worker = Worker(
+            self.queue,
+            self.files,
+            self.generator,
+            self.device_lock,
+            self.totals,
+            on_drawn=lambda number: self._tell_ended(number, "done"),
+            on_failed=lambda number, error: self._end_job(number, "failed", error),
+            on_stopped=lambda: self._end_calls(*OPEN),
+            batch_size=self.limits.batch_size,
+            max_history=self.limits.max_history,
+        )
+        self.health = Health(home, self.queue.database, self.worker)
+        self.estimates = Estimates(self.queue, self.files, self.worker.progress)
+        self._scanned: tuple[float, Path, dict[str, tuple[ModelGroup, str]]] | None = None
+        self._tokenizers: dict[str, tuple[Hashable, CLIPTokenizer]] = {}
+        self._tokenizer_lock = threading.Lock()
+        """A tokenizer of this kind must not be at work in two threads."""
+        self._waiting: dict[int, list[Future[JobRow]]] = {}
+        self._lock = threading.Lock()
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> list[str]:
+        """Begin to draw; return the ids of the jobs that the last stop cut off."""
+        interrupted = self.queue.recover(self.files.is_there)
+        self.worker.start()
+        return interrupted
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more jobs are taken."""
+        return self.worker.is_stopping
+
+    def begin_to_stop(self) -> None:
+        """Take no more jobs; the batch at work is drawn to its end, what waits stays for the next start.
+
+        A call, whose client would wait for an answer, is interrupted: at once where it has not begun, else
+        after that batch.
+        """
+        self.worker.begin_to_stop()
+        self._end_calls("queued")
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Wait until the batch at work is drawn, and close the queue."""
+        self.begin_to_stop()
+        self.worker.join(timeout)
+        self._end_calls(*OPEN)
+        self.queue.close()
+
+    # -- what can be drawn with ---------------------------------------------------------------------------
+
+    def models(self) -> dict[str, tuple[ModelGroup, str]]:
+        """Text encoders by the name that clients use, `group/encoder`; as they were a second ago at most."""
+        now = time.monotonic()
+        if self._scanned is not None:
+            scanned, runs_dir, found = self._scanned
+            if now - scanned < SECONDS_BETWEEN_SCANS and runs_dir == self.runs_dir:
+                return found
+        found = {
+            f"{name}/{encoder}": (group, encoder)
+            for name, group in find_groups(self.runs_dir).items()
+            for encoder in group.encoders
+        }
+        self._scanned = now, self.runs_dir, found
+        return found
+
+    def default_model(self) -> str:
+        """The run that was last written to, after fine-tuning; without runs the base itself."""
+        models = self.models()
+        names = [name for name in models if name.endswith(("/after", "/graft"))]
+        return max(names, key=lambda name: models[name][0].changed, default=next(iter(models)))
+
+    def checked_model(self, name: str) -> str:
+        """Return a model's name.
+
+        Raises:
+            UnknownModelError: If there is none of that name; says which there are.
+        """
+        self._model(name)
+        return name
+
+    def defaults(self, model: str) -> DrawingDefaults:
+        """Settings that suit a model, where a job names none.
+
+        Raises:
+            UnknownModelError: If there is no such model.
+        """
+        return self._model(model)[0].defaults
+
+    def generator(self, model: str) -> ImageGenerator:
+        """Load a text encoder with its base. The device's lock must be held.
+
+        Raises:
+            UnknownModelError: If there is no such model.
+            CheckpointError, FileNotFoundError: If it cannot be loaded.
+        """
+        group, encoder = self._model(model)
+        generators = self.loaded.get(
+            f"draw {group.name}",
+            lambda: group.load(self.device),
+            lambda loaded: (part for each in loaded.values() for part in _modules(each)),
+            group.version,
+        )
+        return generators[encoder]
+
+    def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
+        """Say what a model reads of a prompt: tokens, what is cut off, words that it does not know.
+
+        Raises:
+            UnknownModelError: If there is no such model.
+            CheckpointError: If it has no tokenizer.
+        """
+        group = self._model(model)[0]
+        with self._tokenizer_lock:
+            version, tokenizer = self._tokenizers.get(group.name, (None, None))
+            if tokenizer is None or version != group.version:
+                # By itself: whoever writes a prompt waits neither for the base nor for the device.
+                tokenizer = group.load_tokenizer()
+                self._tokenizers[group.name] = group.version, tokenizer
+            return _reading(prompt, tokenizer)
+
+    def _model(self, name: str) -> tuple[ModelGroup, str]:
+        models = self.models()
+        if name not in models:
+            raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(models)}")
+        return models[name]
+
+    # -- jobs ---------------------------------------------------------------------------------------------
+
+    def submit(self, client: str, kind: str, jobs: Sequence[tuple[str, Job]]) -> str:
+        """Queue pictures to draw.
+
+        Args:
+            client: Who asks; clients are served in turn.
+            kind: draw, compare, grid or call.
+            jobs: Model and settings of each picture.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            StoppedError: If the studio is stopping.
+            ValueError: If the job is too large; says what is allowed.
+            BusyError: If too much is waiting.
+        """
+        if self.is_stopping:
+            raise StoppedError("the studio is stopping; ask again when it is back")
+        self.check_size([job for _, job in jobs])
+        job_id = self.queue.add(client, kind, [_new_picture(model, job) for model, job in jobs])
+        if self.is_stopping:  # since then: that has not seen this job
+            self._end_calls("queued")
+        self.worker.wake()
+        return job_id
+
+    def check_size(self, jobs: Sequence[Job]) -> None:
+        """Refuse what would hold the device for too long.
+
+        Raises:
+            ValueError: Says which bound, and by what it is passed.
+        """
+        limits = self.limits
+        if not 1 <= len(jobs) <= limits.max_pictures_per_job:
+            raise UserError(f"{len(jobs)} pictures; a job holds from 1 to {limits.max_pictures_per_job}")
+        pixel_steps = 0
+        for job in jobs:
+            side = max(job.height, job.width)
+            if side > limits.max_side or 0 < min(job.height or side, job.width or side) < 8 * SIZE_MULTIPLE:
+                raise UserError(
+                    f"{job.width} x {job.height} pixels; each side has from 64 to {limits.max_side}"
+                )
+            if job.num_steps > limits.max_steps:
+                raise UserError(f"{job.num_steps} steps; at most {limits.max_steps} are taken")
+            length = len(job.prompt) + len(job.negative_prompt)
+            if length > limits.max_prompt_characters:
+                raise UserError(
+                    f"prompt and negative prompt have {length} characters together; at most "
+                    f"{limits.max_prompt_characters} are taken: shorten them"
+                )
+            pixel_steps += (job.height or 512) * (job.width or 512) * job.num_steps
+        if pixel_steps > limits.max_pixel_steps:
+            raise UserError(
+                f"{len(jobs)} pictures of this size in so many steps are "
+                f"{pixel_steps / limits.max_pixel_steps:.1f} times what one job may ask for; "
+                "ask for fewer, smaller ones or fewer steps"
+            )
+
+    def wait(self, job_id: str) -> "Future[JobRow]":
+        """Return what becomes the job's row when it has ended."""
+        future: Future[JobRow] = Future()
+        with self._lock:
+            job = self.queue.job(job_id)
+            assert job is not None
+            if job.state in OPEN:
+                self._waiting.setdefault(job.number, []).append(future)
+                return future
+        future.set_result(job)
+        return future
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel an open job, within one denoising step; return whether it was open.
+
+        A picture that shares its batch with another job's is drawn to its end and thrown away.
+        """
+        job = self.queue.job(job_id)
+        return job is not None and self._end_job(job.number, "cancelled")
+
+    def describe(self, job: JobRow) -> dict[str, Any]:
+        """A job as plain values, with its pictures and how far they are."""
+        pictures = [self.describe_picture(row) for row in self.queue.pictures_of(job.number)]
+        done = sum(picture["step"] for picture in pictures)
+        return {
+            "id": job.id,
+            "kind": job.kind,
+            "state": job.state,
+            "error": job.error,
+            "created": job.created,
+            "started": job.started,
+            "ended": job.ended,
+            "step": done,
+            "steps": sum(picture["steps"] for picture in pictures),
+            "seconds_left": self.estimates.until_drawn(job) if job.state in OPEN else None,
+            "pictures": pictures,
+        }
+
+    def describe_picture(self, row: PictureRow) -> dict[str, Any]:
+        """A picture as plain values."""
+        progress = self.worker.progress.get(row.number)
+        step = (progress.step if progress else 0) if row.state in OPEN else row.steps
+        return {
+            "id": row.id,
+            "number": row.number,
+            "model": row.model,
+            "state": row.state,
+            "settings": row.settings,
+            "notes": row.notes,
+            "step": step,
+            "steps": row.steps,
+            "preview_step": progress.preview_step if progress else 0,
+            "seconds": row.seconds,
+            "ended": row.ended,
+        }
+
+    def preview(self, picture_id: str) -> bytes:
+        """The picture as it is while it is being drawn, as JPEG; empty where there is none."""
+        row = self.queue.picture(picture_id)
+        progress = self.worker.progress.get(row.number) if row else None
+        return progress.preview if progress else b""
+
+    def delete_picture(self, picture_id: str) -> bool:
+        """Forget a drawn picture and delete its file; return whether there was one."""
+        was_there = self.queue.delete_picture(picture_id)
+        if was_there:
+            self.files.delete(picture_id)
+        return was_there
+
+    def _end_job(self, number: int, state: str, error: str = "") -> bool:
+        try:
+            ended = self.queue.end_job(number, state, error)
+        except UnavailableError as unavailable:
+            self._tell_unavailable(number, unavailable)
+            raise
+        if ended:
+            self.worker.leave_out(number)
+            self._tell_ended(number, state)
+        return ended
+
+    def _end_calls(self, *states: str) -> None:
+        try:
+            for job in self.queue.open_jobs("call"):
+                if job.state in states:
+                    self._end_job(job.number, "interrupted", "the studio is stopping")
+        except UnavailableError as error:  # the next start does it, if it can
+            logger.warning("the studio stops though its queue cannot be used: %s", error)
+            for number in list(self._waiting):
+                self._tell_unavailable(number, error)
+
+    def _tell_ended(self, number: int, state: str) -> None:
+        self.totals[f"jobs_{state}"] += 1
+        with self._lock:
+            futures = self._waiting.pop(number, [])
+            job = self.queue.job_by_number(number)
+        for future in futures:
+            with suppress(InvalidStateError):  # cancelled: its client has hung up
+                future.set_result(job)
+
+    def _tell_unavailable(self, number: int, error: UnavailableError) -> None:
+        """Whoever waits for a job whose end cannot be written waits no longer."""
+        with self._lock:
+            futures = self._waiting.pop(number, [])
+        for future in futures:
+            with suppress(InvalidStateError):
+                future.set_exception(error)
+
+
+def _modules(generator: ImageGenerator) -> list[Any]:
+    pipeline = generator.pipeline
+    return [part for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder) if part is not None]
+
+
+def _new_picture(model: str, job: Job) -> NewPicture:
+    settings = {name: getattr(job, name) for name in SETTINGS}
+    return NewPicture(model, shape_of(job), settings, job.num_steps)
+
+
+def _reading(prompt: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    num_tokens = len(encode_whole([prompt], tokenizer)[0])
+    return {
+        "num_tokens": num_tokens,
+        "max_tokens": tokenizer.model_max_length,
+        "cut_off": cut_off(prompt, tokenizer) if num_tokens > tokenizer.model_max_length else "",
+        "unknown_words": unknown_words(prompt, tokenizer),
+    }

@@ -1,0 +1,133 @@
+"""A whole run: fine-tune, bridge, refine, generate, evaluate, report, each in a folder of its own."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clipgraft.bridging.corpus import load_captions
+from clipgraft.bridging.fit import bridge
+from clipgraft.bridging.pairs import Towers
+from clipgraft.bridging.refine import check_prediction, check_settings, refine
+from clipgraft.config import Recipe
+from clipgraft.console import print_line
+from clipgraft.data.text_lines import read_lines
+from clipgraft.device import choose_device, choose_mixed_precision
+from clipgraft.download import needed_models
+from clipgraft.evaluation.evaluate import evaluate
+from clipgraft.finetuning.finetune import finetune
+from clipgraft.generation.engines.lora import read_lora
+from clipgraft.generation.generate import DrawOptions, generate, jobs_of, speed_of
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.hub import resolve_model
+from clipgraft.models.weights import MANIFEST_NAME
+from clipgraft.reporting.report import report
+from clipgraft.runs.resources import recorded_resources
+from clipgraft.runs.run import ended_with, run_encoders, stage_folder
+from clipgraft.training.freezing import check_last_layers
+
+STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
+"""Stage -> those whose weights it starts from."""
+
+
+def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
+    """Run every stage of a recipe.
+
+    Args:
+        recipe: All of its settings are read; two bridges are fitted, for CLIP as it was and as it became.
+        folder: Gets `finetune/`, `bridge_before/`, `bridge/`, `refine/` where epochs of it are asked for,
+            `generate/`, `evaluate/` where pictures are to be measured, `metrics.json`, `loss.png`,
+            `report.html`.
+        resume: Take finished stages as they are, and go on within the one that was at work.
+
+    Returns:
+        Path of the report.
+    """
+    if not (folder / "finetune" / "metrics.json").is_file():
+        check(recipe)
+    tuned_clip = str((folder / "finetune" / "clip").absolute())
+    tuned = recipe.clip.model_copy(update={"name": tuned_clip, "revision": ""})
+    _train(recipe, recipe.model_copy(update={"clip": tuned}), folder, resume)
+    encoders = run_encoders(folder)
+    options = DrawOptions(
+        device=recipe.device, batch_size=recipe.generate.batch_size, speed=speed_of(recipe.generate)
+    )
+    with recorded_resources(folder / "generate"):
+        generate(jobs_of(recipe.generate), encoders, folder / "generate", options)
+    if recipe.evaluate.num_prompts:
+        clips = {"before": recipe.clip.name, "after": tuned.name}
+        with recorded_resources(folder / "evaluate"):
+            evaluate(recipe, encoders, folder / "evaluate", clips=clips)
+    page = report(folder)
+    print_line(f"report: {page}")
+    return page
+
+
+def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None:
+    """Run the stages that train, and again those whose start another one has changed.
+
+    Args:
+        recipe: The run's.
+        of_tuned: The same with the fine-tuned CLIP.
+        folder: The run's.
+        resume: Take stages as they are that ended with equal settings, and go on within the others.
+    """
+    stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {
+        "finetune": ("finetune", finetune, recipe),
+        "bridge_before": ("bridge", bridge, recipe),
+        "bridge": ("bridge", bridge, of_tuned),
+    }
+    if recipe.refine.num_epochs:
+        stages["refine"] = ("refine", partial(_refine, folder / "bridge" / "graft"), of_tuned)
+    changed: set[str] = set()
+    for name, (stage, work, settings) in stages.items():
+        place = folder / name
+        is_there = resume and (place / "metrics.json").is_file()
+        is_stale = bool(changed & STARTS_FROM.get(name, frozenset()))
+        if is_there and not is_stale and ended_with(place, settings, stage):
+            continue
+        goes_on, weights = resume and not is_stale, _weights(place)
+        with stage_folder(place, settings, stage=stage, resume=goes_on, overwrite=True) as stage_dir:
+            work(settings, stage_dir, resume=goes_on)
+        if is_there and _weights(place) != weights:
+            changed.add(name)
+
+
+def _weights(place: Path) -> list[bytes]:
+    """What names a stage's weights: the manifests with their sums."""
+    manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft"))
+    return [manifest.read_bytes() for manifest in manifests if manifest.is_file()]
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what a later stage would, before fine-tuning takes its hours; fetch the models of all stages.
+
+    Raises:
+        ValueError: As the stages.
+        FileNotFoundError: As the stages.
+        CheckpointError: As the stages.
+    """
+    device = choose_device(recipe.device)
+    for settings in (recipe.finetune, recipe.bridge):
+        choose_mixed_precision(settings.mixed_precision, device)
+    jobs_of(recipe.generate)
+    if recipe.generate.lora:
+        read_lora(Path(recipe.generate.lora))
+    if recipe.evaluate.num_prompts and recipe.evaluate.prompts:
+        read_lines(Path(recipe.evaluate.prompts), "prompt")
+    if recipe.refine.num_epochs:
+        choose_mixed_precision(recipe.refine.mixed_precision, device)
+        check_settings(recipe.refine)
+    load_captions(recipe)
+    for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
+        resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
+    towers = Towers(recipe)
+    if recipe.refine.num_epochs:
+        check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
+        revision = recipe.base.revision or None
+        check_prediction(FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",)))
+
+
+def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, Any]:
+    """The stage with its graft first, so that it is called as the others are."""
+    return refine(recipe, graft, folder, resume=resume)

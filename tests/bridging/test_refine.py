@@ -1,0 +1,276 @@
+"""The refine stage on tiny models: resumable, in a run's columns, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+
+import tiny
+from clipgraft.bridging.fit import bridge
+from clipgraft.bridging.latents import load_latents
+from clipgraft.bridging.refine import (
+    build_objective,
+    check_settings,
+    check_start,
+    read_start,
+    refine,
+    with_makings,
+)
+from clipgraft.config import apply_overrides, load_recipe
+from clipgraft.data.formats import read_source
+from clipgraft.errors import CheckpointError, DataError
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.graft import load_graft
+from clipgraft.runs.run import run_encoders
+from clipgraft.settings import RefineSettings
+from clipgraft.whole_run import run_all
+from helpers import call, refused
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    paths = {
+        "clip": tiny.write_clip(folder / "clip"),
+        "base": tiny.write_base(folder / "base"),
+        "data": tiny.write_flickr8k(folder / "data"),
+    }
+    bridge(recipe_of(paths), folder / "bridge")
+    return {**paths, "graft": folder / "bridge" / "graft"}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def other_graft(world, tmp_path_factory):
+    """Of the same CLIP and base, but with one map for all token classes."""
+    folder = tmp_path_factory.mktemp("other")
+    bridge(recipe_of(world, "bridge.by_token_class=false"), folder)
+    return folder / "graft"
+
+
+def recipe_of(world, *overrides):
+    names = {"clip.name": "clip", "base.name": "base", "data.source": "data"}
+    texts = [f"{key}={json.dumps(str(world[name]))}" for key, name in names.items()]
+    small = ["bridge.num_epochs=0", "bridge.allow_few_captions=true", "bridge.mixed_precision=no"]
+    small += ["refine.num_epochs=2", "refine.batch_size=4", "refine.mixed_precision=no"]
+    return apply_overrides({}, [*texts, *small, "refine.warmup_steps=0", *overrides])
+
+
+def weights_of(folder):
+    return load_file(folder / "graft" / "model.safetensors")
+
+
+def test_refining_changes_the_bridge_alone_and_writes_what_it_measured(world, tmp_path):
+    metrics = refine(recipe_of(world), world["graft"], tmp_path)
+    assert set(metrics["before"]) == set(metrics["after"]) == {"50", "250", "500", "750", "950"}
+    assert metrics["num_steps"] == 8
+    before, after = load_file(world["graft"] / "model.safetensors"), weights_of(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"bridge.linear.weight", "bridge.bias"}
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "noise_error", "teacher_error", "feature_error"} <= set(rows[0])
+    assert load_graft(tmp_path / "graft").base == load_graft(world["graft"]).base
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"graft": 1, "sha256": null}'])
+def test_damaged_record_of_the_start_is_said(world, tmp_path, content):
+    (tmp_path / "started_from.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"started_from\.json"):
+        check_start(world["graft"], tmp_path)
+
+
+def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
+    recipe = recipe_of(world, "refine.checkpoint_every=3", "refine.keep_checkpoints=9")
+    refine(recipe, world["graft"], tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():
+        if checkpoint.name != "step-00000003":
+            shutil.rmtree(checkpoint)
+    refine(recipe, world["graft"], tmp_path / "cut", resume=True)
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_refinement_is_not_resumed_with_another_graft(world, other_graft, tmp_path, capsys):
+    recipe = recipe_of(world, "refine.num_epochs=1")
+    refine(recipe, world["graft"], tmp_path)
+    assert read_start(tmp_path) == world["graft"]
+    with pytest.raises(CheckpointError, match=r"was begun with the graft .*/bridge/graft, not with .*other"):
+        refine(recipe, other_graft, tmp_path, resume=True)
+    options = ["--graft", other_graft, "--base", world["base"], "--out", tmp_path, "--resume"]
+    assert "was begun with the graft" in refused(capsys, "refine", *options)
+    (tmp_path / "started_from.json").unlink()  # the checkpoints' own fingerprint has the graft too
+    with pytest.raises(CheckpointError):
+        refine(recipe, other_graft, tmp_path, resume=True)
+
+
+def test_the_graft_that_was_refined_is_found_where_a_whole_run_was_moved(world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world["graft"], run / "bridge" / "graft")
+    refine(recipe_of(world, "refine.num_epochs=1"), run / "bridge" / "graft", run / "refine")
+    moved = run.rename(tmp_path / "moved")
+    assert read_start(moved / "refine") == moved / "bridge" / "graft"
+    (moved / "bridge" / "graft" / "manifest.json").write_text("{}")
+    assert read_start(moved / "refine") is None
+
+
+def test_a_refinements_recipe_names_what_its_graft_was_made_of(world, tmp_path):
+    options = ["--clip", world["clip"], "--base", world["base"], "--data", world["data"]]
+    small = ["--set", "bridge.num_epochs=0", "--allow-few-captions"]
+    assert call("bridge", *options, *small, "--out", tmp_path / "bridge") == 0
+    graft = tmp_path / "bridge" / "graft"
+    assert call("refine", "--graft", graft, *options[2:], "--out", tmp_path / "refine") == 0
+    recipe = load_recipe(tmp_path / "refine" / "recipe.toml")
+    assert recipe.clip.name == str(world["clip"])
+    assert recipe.bridge.num_epochs == 0
+    assert with_makings(recipe, tmp_path / "nowhere" / "graft") == recipe
+
+
+def test_rates_of_text_layers_are_those_of_the_settings(world, tmp_path):
+    options = ["refine.text_layers=1", "refine.text_learning_rate=1e-6", "refine.learning_rate=1e-3"]
+    options += ["refine.num_epochs=1", "refine.checkpoint_every=1", "refine.lr_schedule=constant"]
+    refine(recipe_of(world, *options), world["graft"], tmp_path)
+    before, after = load_file(world["graft"] / "model.safetensors"), weights_of(tmp_path)
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    text = max(change for name, change in moved.items() if name.startswith("text_model"))
+    bridge = max(change for name, change in moved.items() if name.startswith("bridge"))
+    assert bridge == pytest.approx(1000 * text, rel=0.5)  # AdamW's steps are as long as its rate
+
+
+def test_gradient_checkpointing_is_switched_on_by_its_setting_alone(world):
+    for is_on in (False, True):
+        base = FrozenBase.load(str(world["base"]))
+        settings = RefineSettings(num_epochs=1, gradient_checkpointing=is_on)
+        build_objective(load_graft(world["graft"]), base, settings)
+        assert base.unet.is_gradient_checkpointing == is_on
+
+
+def test_last_text_layers_change_by_low_rank_updates(world, tmp_path):
+    options = ["refine.text_layers=1", "refine.text_lora_rank=2", "refine.text_learning_rate=1e-2"]
+    refine(recipe_of(world, *options), world["graft"], tmp_path)
+    before, after = load_file(world["graft"] / "model.safetensors"), weights_of(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    text = {name for name in changed if name.startswith("text_model")}
+    assert text
+    assert all(".layers.1.self_attn." in name for name in text)
+    assert set(before) == set(after)
+
+
+def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
+    base = FrozenBase.load(str(world["base"]))
+    images = read_source(world["data"]).in_split("test")
+    first = load_latents(base, images, 64)
+    assert first.shape == (4, 4, 8, 8)
+    assert first.dtype == torch.float16
+    monkeypatch.setattr(base, "encode_latents", None)  # a second encoding would fail
+    assert torch.equal(load_latents(base, images, 64), first)
+
+
+def test_a_picture_without_finite_latents_is_named_and_nothing_is_kept(world):
+    base = FrozenBase.load(str(world["base"]))
+    images = read_source(world["data"]).in_split("test")
+    with torch.no_grad():
+        base.vae.quant_conv.bias[0] = float("nan")
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=f"no finite latents of .*{images[0].path.name}; take the picture"
+        ):
+            load_latents(base, images, 64)
+
+
+def test_damaged_latents_are_said_and_encoded_anew(world, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    base = FrozenBase.load(str(world["base"]))
+    images = read_source(world["data"]).in_split("test")
+    first = load_latents(base, images, 64)
+    (path,) = (tmp_path / "clipgraft" / "latents").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    assert torch.equal(load_latents(base, images, 64), first)
+    assert "is damaged" in caplog.text
+    assert torch.equal(load_file(path)["latents"], first)
+
+
+def test_a_base_that_predicts_no_noise_is_refused(world, tmp_path):
+    base = shutil.copytree(world["base"], tmp_path / "base")
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(base / "scheduler")
+    with pytest.raises(CheckpointError, match=r"predicts 'v_prediction'; only through one that predicts"):
+        refine(recipe_of({**world, "base": base}), world["graft"], tmp_path / "out")
+
+
+def test_a_source_without_training_pictures_is_refused(world, tmp_path):
+    data = shutil.copytree(world["data"], tmp_path / "data")
+    (data / "Flickr_8k.trainImages.txt").write_text("")
+    with pytest.raises(
+        ValueError, match="no training picture to refine on; name a source with a train split"
+    ):
+        refine(recipe_of({**world, "data": data}), world["graft"], tmp_path / "out")
+
+
+def test_a_graft_of_another_base_is_refused(world, tmp_path):
+    other = tiny.write_base(tmp_path / "other", seed=5)
+    with pytest.raises(CheckpointError, match="the graft was made for another base"):
+        refine(recipe_of({**world, "base": other}), world["graft"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_weight": 0, "teacher_weight": 0, "feature_weight": 0}, "nothing to refine by"),
+        ({"num_epochs": 0}, "refine.num_epochs is 0: nothing would be trained"),
+        ({"snr_gamma": 0.5}, "snr_gamma must be 0 or at least 1; got 0.5"),
+        ({"text_lora_rank": 4}, "text_lora_rank needs text_layers"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_settings(RefineSettings(**{"num_epochs": 1, **settings}))
+
+
+def test_a_run_refines_the_tuned_graft_and_its_card_says_so(world, tmp_path):
+    small = ["finetune.num_epochs=1", "finetune.batch_size=8", "finetune.mixed_precision=no"]
+    small += ["refine.num_epochs=1", "generate.num_inference_steps=1", 'generate.prompts=["A dog"]']
+    recipe = recipe_of(world, *small)
+    run_all(recipe, tmp_path / "run")
+    refined = tmp_path / "run" / "refine"
+    assert read_start(refined) == tmp_path / "run" / "bridge" / "graft"
+    assert (tmp_path / "run" / "generate" / "refined").is_dir()
+    assert call("export", refined / "graft", "--format", "bridge", "--out", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- CLIP: `clip`, fine-tuned." in card
+    assert "text_to_image_recall@1" in card
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ("refine.feature_weight=0", ValueError, "nothing to refine by"),
+        ("refine.mixed_precision=fp16", ValueError, "'fp16' needs a GPU"),
+        ("generate.height=7", ValueError, "height"),
+        ("base.name=nowhere", FileNotFoundError, "no model at nowhere"),
+        ("bridge.allow_few_captions=false", ValueError, "only 80 different captions"),
+        ("evaluate.prompts=nowhere.txt", FileNotFoundError, "prompts file not found"),
+        ("evaluate.scorer=nowhere", FileNotFoundError, "no model at nowhere"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_fine_tuning(
+    world, tmp_path, setting, error, message
+):
+    others = ["refine.noise_weight=0", "refine.teacher_weight=0", "device=cpu", "evaluate.num_prompts=1"]
+    with pytest.raises(error, match=message):
+        run_all(recipe_of(world, *others, setting), tmp_path)
+    assert not (tmp_path / "finetune").exists()
+
+
+def test_a_refined_graft_is_one_more_column_of_a_run(tmp_path):
+    for stage in ("bridge_before", "bridge"):
+        (tmp_path / stage / "graft").mkdir(parents=True)
+    assert list(run_encoders(tmp_path)) == ["teacher", "before", "after"]
+    (tmp_path / "refine" / "graft").mkdir(parents=True)
+    assert list(run_encoders(tmp_path)) == ["teacher", "before", "after", "refined"]

@@ -1,0 +1,267 @@
+"""The other formats, and how a format is told from another."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipgraft.data.dataset import HASHED_SPLIT, Source, hash_split
+from clipgraft.data.formats import read_source
+from clipgraft.errors import DataError
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+def captions_of(source: Source) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in source.images}
+
+
+def splits_of(source: Source) -> dict[str, str]:
+    return {image.image_id: image.split for image in source.images}
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere: no such folder; expected a folder of images with captions"
+    ):
+        read_source(tmp_path / "nowhere")
+
+
+def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, {"captions.txt": "image,caption\n"})
+    with pytest.raises(DataError, match=r"captions.txt: is a file; give the folder that holds the captions"):
+        read_source(root / "captions.txt")
+
+
+def test_images_without_captions_are_refused_and_told_where_captions_belong(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": "", "sub/b.png": ""})
+    with pytest.raises(DataError) as error:
+        read_source(root)
+    message = str(error.value)
+    assert message.startswith(f"{root}: 2 image(s), but no captions in a known format.")
+    for place in (
+        "Flickr8k.token.txt",
+        "captions.txt",
+        "metadata.jsonl",
+        "metadata.csv",
+        "captions_train.json",
+        "IMAGE.txt",
+    ):
+        assert place in message
+
+
+def test_text_file_beside_an_image_holds_one_caption_a_line(tmp_path: Path) -> None:
+    files = {
+        "a.jpg": "",
+        "a.txt": "A dog runs .\r\n\r\n  A dog\n",
+        "sub/b.png": "",
+        "sub/b.txt": "A cat, asleep",
+    }
+    source = read_source(write(tmp_path, files))
+    assert source.format == "caption files beside images"
+    assert captions_of(source) == {"a.jpg": ("A dog runs .", "A dog"), "sub/b.png": ("A cat, asleep",)}
+    assert splits_of(source) == {name: hash_split(name) for name in ("a.jpg", "sub/b.png")}
+    assert source.notes == (HASHED_SPLIT,)
+
+
+def test_split_folders_give_the_split_and_stray_images_are_left_out(tmp_path: Path) -> None:
+    names = ["train/a", "validation/b", "Test/c", "stray"]
+    files = {f"{name}.jpg": "" for name in names} | {f"{name}.txt": "A dog" for name in names}
+    source = read_source(write(tmp_path, files))
+    assert splits_of(source) == {"Test/c.jpg": "test", "train/a.jpg": "train", "validation/b.jpg": "val"}
+    assert [(item.kind, item.name, item.reason) for item in source.left_out] == [
+        ("image", "stray.jpg", "in no split"),
+        ("caption", "stray.jpg#0", "in no split"),
+    ]
+    assert source.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "captions"),
+    [
+        ({"text": "A dog"}, ("A dog",)),
+        ({"caption": "A dog"}, ("A dog",)),
+        ({"captions": ["A dog", "A hound"]}, ("A dog", "A hound")),
+        ({"caption_0": "A dog", "caption_1": "A hound", "width": 4}, ("A dog", "A hound")),
+    ],
+)
+def test_metadata_jsonl_reads_each_caption_field(
+    tmp_path: Path, row: dict[str, object], captions: tuple[str, ...]
+) -> None:
+    line = json.dumps({"file_name": "a.jpg", **row})
+    source = read_source(write(tmp_path, {"a.jpg": "", "metadata.jsonl": line + "\n"}))
+    assert source.format == "metadata file (imagefolder)"
+    assert source.files == {"captions": "metadata.jsonl", "images": "."}
+    assert captions_of(source) == {"a.jpg": captions}
+
+
+def test_metadata_csv_keeps_commas_quotes_and_empty_fields(tmp_path: Path) -> None:
+    text = '\ufefffile_name,caption_0,caption_1\na.jpg,"A red, ""big"" dog",\n'
+    source = read_source(write(tmp_path, {"a.jpg": "", "metadata.csv": text}))
+    assert captions_of(source) == {"a.jpg": ('A red, "big" dog',)}
+    assert [(item.name, item.reason) for item in source.left_out] == [("a.jpg#1", "empty caption")]
+
+
+def test_metadata_in_split_folders_names_images_beside_itself(tmp_path: Path) -> None:
+    files = {f"{split}/{name}": "" for split, name in (("train", "a.jpg"), ("test", "a.jpg"))}
+    files |= {f"{split}/metadata.csv": f"file_name,text\na.jpg,{split} dog\n" for split in ("train", "test")}
+    source = read_source(write(tmp_path, files))
+    assert captions_of(source) == {"test/a.jpg": ("test dog",), "train/a.jpg": ("train dog",)}
+    assert splits_of(source) == {"test/a.jpg": "test", "train/a.jpg": "train"}
+    assert source.files["train captions"] == "train/metadata.csv"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.jpg"',
+            r"metadata.jsonl, line 1 is not JSON: Expecting",
+        ),
+        ("metadata.jsonl", "[]", "line 1 is not JSON of the right type: an object is expected, not a list"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.jpg", "label": 3}',
+            r"read the fields file_name, label; expected file_name and",
+        ),
+        ("metadata.jsonl", '{"text": "A dog"}', r"read the fields text; expected file_name and one of text"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": 3}', r"line 1: read the caption 3; expected text"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "../a.jpg", "text": "x"}',
+            r"line 1: image name '../a.jpg' points out",
+        ),
+        (
+            "metadata.csv",
+            "file_name,text\na.jpg,A dog, red\n",
+            r"line 2: 3 fields under 2 names, beginning 'a.jpg'",
+        ),
+        ("metadata.csv", 'file_name,text\na.jpg,"A dog\n', r"metadata.csv, line 2: not readable as CSV"),
+        (
+            "metadata.csv",
+            "image,words\na.jpg,A dog\n",
+            r"line 2: read the fields image, words; expected file_name",
+        ),
+        ("metadata.csv", "file_name,text\nC:\\a.jpg,A dog\n", r"line 2: image name 'C:.*a.jpg' points out"),
+    ],
+)
+def test_metadata_reader_names_the_bad_line(tmp_path: Path, file: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_source(write(tmp_path, {"a.jpg": "", file: text}))
+
+
+def test_two_metadata_files_in_one_folder_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": "", "metadata.csv": "", "metadata.jsonl": ""})
+    with pytest.raises(DataError, match=r"metadata.jsonl and metadata.csv are both there; keep one"):
+        read_source(root)
+
+
+def coco(*captions: tuple[str, str]) -> str:
+    names = sorted({name for name, _ in captions})
+    return json.dumps(
+        {
+            "images": [{"id": names.index(name) + 7, "file_name": name} for name in names],
+            "annotations": [{"image_id": names.index(name) + 7, "caption": text} for name, text in captions],
+        }
+    )
+
+
+@pytest.mark.parametrize("images", ["", "images/"])
+def test_coco_reads_a_file_for_each_split(tmp_path: Path, images: str) -> None:
+    files = {
+        "annotations/captions_train2017.json": coco(
+            ("1.jpg", "A dog"), ("2.jpg", "A cat"), ("1.jpg", "A hound\n")
+        ),
+        "annotations/captions_val2017.json": coco(("3.jpg", "A fish")),
+        "annotations/instances_val2017.json": "{}",
+        f"{images}train2017/1.jpg": "",
+        f"{images}train2017/4.jpg": "",
+        f"{images}val2017/3.jpg": "",
+    }
+    source = read_source(write(tmp_path, files))
+    assert source.format == "COCO captions"
+    first, third = f"{images}train2017/1.jpg", f"{images}val2017/3.jpg"
+    assert captions_of(source) == {first: ("A dog", "A hound"), third: ("A fish",)}
+    assert splits_of(source) == {first: "train", third: "val"}
+    assert [(item.kind, item.name, item.reason) for item in source.left_out] == [
+        ("caption", f"{images}train2017/2.jpg#0", "no photograph"),
+        ("image", f"{images}train2017/4.jpg", "no caption"),
+    ]
+
+
+def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path, {"captions.json": coco(("1.jpg", "A dog")), "images/1.jpg": ""}))
+    assert splits_of(source) == {"images/1.jpg": hash_split("images/1.jpg")}
+    assert source.notes == (HASHED_SPLIT,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{\n  oops", r"captions_val.json is not JSON: .* line 2"),
+        ("{}", r"captions_val.json: read None in images; expected COCO captions"),
+        ('{"images": [3], "annotations": []}', r"read 3 in images; expected COCO captions"),
+        (
+            '{"images": [{"id": 1, "file_name": 7}], "annotations": []}',
+            r"'file_name': 7\} in images; expected",
+        ),
+        ('{"images": [{"id": 1, "file_name": null}], "annotations": []}', r"'file_name': None\} in images"),
+        ('{"images": [{"id": [1], "file_name": "1.jpg"}], "annotations": []}', r"'id': \[1\].* in images"),
+        (
+            '{"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": [{"image_id": 7, "caption": 5}]}',
+            r"'caption': 5\} in annotations; expected COCO captions",
+        ),
+        (
+            '{"images": [], "annotations": [{"image_id": [7], "caption": ""}]}',
+            r"'image_id': \[7\].* in annotations; expected COCO captions",
+        ),
+        (
+            '{"images": [{"id": 7, "file_name": "1.jpg"}, {"id": 7, "file_name": "2.jpg"}]}',
+            r"captions_val.json: the id 7 stands for '1.jpg' and for '2.jpg'",
+        ),
+        (
+            '{"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}',
+            "a caption belongs to image_id 3, which images does not list",
+        ),
+        (coco(("../1.jpg", "x")), r"image name '../1.jpg' points out of the image folder"),
+    ],
+)
+def test_coco_reader_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_source(write(tmp_path, {"captions_val.json": text, "1.jpg": ""}))
+
+
+def test_coco_image_in_two_splits_is_refused(tmp_path: Path) -> None:
+    text = coco(("1.jpg", "A dog"))
+    root = write(tmp_path, {"captions_train.json": text, "captions_val.json": text, "images/1.jpg": ""})
+    with pytest.raises(DataError, match=r"captions_val.json: image 'images/1.jpg' is in the train split too"):
+        read_source(root)
+
+
+def test_flickr8k_wins_over_the_other_formats(tmp_path: Path) -> None:
+    files = {
+        "Images/a.jpg": "",
+        "Images/a.txt": "beside",
+        "captions.txt": "image,caption\na.jpg,kaggle\n",
+        "metadata.csv": "file_name,text\nImages/a.jpg,metadata\n",
+    }
+    root = write(tmp_path, files)
+    assert captions_of(read_source(root)) == {"a.jpg": ("kaggle",)}
+    (root / "captions.txt").unlink()
+    assert captions_of(read_source(root)) == {"Images/a.jpg": ("metadata",)}
+    (root / "metadata.csv").unlink()
+    assert captions_of(read_source(root)) == {"Images/a.jpg": ("beside",)}
+
+
+def test_reading_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, clipgraft.data.check, clipgraft.data.formats; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

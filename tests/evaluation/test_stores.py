@@ -1,0 +1,294 @@
+"""What is kept is found by all that decided it: bytes, settings, versions; what is damaged is made anew."""
+
+import json
+import os
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
+from safetensors.torch import save_file
+
+import tiny
+from clipgraft.bridging import latents
+from clipgraft.data.dataset import CaptionedImage
+from clipgraft.evaluation import stores
+from clipgraft.evaluation.metrics.fidelity import fidelity_scores
+from clipgraft.evaluation.metrics.probe import load_probe
+from clipgraft.evaluation.prompt_sets import PLAIN, EvaluationPrompt
+from clipgraft.evaluation.scores import ClipFeatures, ProbeFeatures, score_fidelity
+from clipgraft.evaluation.stores import FeatureStore, PictureStore, generator_fingerprint
+from clipgraft.flatland import draw_scene, fidelity_prompts
+from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.metadata import save_png
+from clipgraft.generation.pipeline import build_pipeline
+from clipgraft.generation.prompt_embeds import PromptStates
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.clip import load_clip
+from clipgraft.models.hub import embedded_models
+from clipgraft.models.tokenizer import train_tokenizer
+from clipgraft.models.weights import file_sha256
+
+GOLDEN_PICTURE = [
+    [[23, 26, 65], [72, 73, 100], [23, 26, 66], [24, 26, 64]],
+    [[42, 51, 106], [44, 52, 105], [46, 55, 107], [45, 54, 107]],
+    [[88, 97, 128], [48, 50, 76], [80, 94, 128], [90, 100, 148]],
+    [[152, 116, 118], [116, 95, 109], [149, 119, 125], [160, 110, 131]],
+]
+"""Means of RGB over 32 x 32 pixels."""
+GOLDEN_FEATURES = [
+    [-0.0157, -0.0578, 0.0319, -0.1387],
+    [-0.0887, 0.0233, 0.0935, -0.0454],
+    [0.1699, 0.3774, 0.3816, 0.1271],
+]
+"""First four of CLIP's of a picture and of a caption, and of the probe's."""
+
+
+@pytest.fixture
+def processes() -> PartialState:
+    return PartialState(cpu=True)
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    return tiny.write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture
+def base(base_dir) -> FrozenBase:
+    return FrozenBase.load(str(base_dir))
+
+
+def generator_of(base: FrozenBase) -> ImageGenerator:
+    """In float32 on any machine, without an engine."""
+    pipeline = build_pipeline(base, base.text_encoder)
+    return ImageGenerator(pipeline, base.scheduler, {}, PromptStates(pipeline), base.defaults)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def clip_with(**changes):
+    clip = tiny.build_clip()
+    clip.model.eval()
+    if "tokenizer" in changes:
+        clip = clip._replace(tokenizer=changes.pop("tokenizer"))
+    for name, value in changes.items():
+        setattr(clip.image_processor, name, value)
+    return clip
+
+
+CHANGES = {
+    "mean": {"image_mean": [0.5, 0.5, 0.5]},
+    "deviation": {"image_std": [0.9, 0.2, 0.2]},
+    "size": {"size": {"shortest_edge": 40}},
+    "filter": {"resample": 2},
+    "scale": {"rescale_factor": 1 / 128},
+    "tokenizer": {"tokenizer": train_tokenizer(["dog beach " * 9, "zebra quiz"] * 2, vocab_size=700)},
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_features_are_not_taken_for_those_of_other_settings(tmp_path, processes, picture, changed):
+    """The same weights: what is kept for the first CLIP must not be given for the second."""
+    store = FeatureStore(tmp_path / "kept", processes)
+    first, second = (
+        ClipFeatures(clip, "scorer", store, store) for clip in (clip_with(), clip_with(**CHANGES[changed]))
+    )
+    assert first.sum == second.sum
+    for features in (first, second):
+        fresh = FeatureStore(tmp_path / "fresh" / str(features is first), processes)
+        alone = ClipFeatures(features.clip, "scorer", fresh, fresh)
+        torch.testing.assert_close(features.of_pictures([picture]), alone.of_pictures([picture]))
+        torch.testing.assert_close(features.of_texts(["a dog runs"]), alone.of_texts(["a dog runs"]))
+    of_one = [first.of_pictures([picture]), first.of_texts(["a dog runs"])]
+    of_other = [second.of_pictures([picture]), second.of_texts(["a dog runs"])]
+    assert [torch.equal(a, b) for a, b in zip(of_one, of_other, strict=True)].count(False) == 1
+
+
+def test_features_of_equal_weights_with_another_activation_are_others(tmp_path, processes, picture):
+    store = FeatureStore(tmp_path / "kept", processes)
+    clip = clip_with()
+    config = clip.model.config
+    config.vision_config.hidden_act = "relu"
+    other = type(clip.model)(config).eval()
+    other.load_state_dict(clip.model.state_dict())
+    first = ClipFeatures(clip_with(), "", store, store).of_pictures([picture])
+    second = ClipFeatures(clip._replace(model=other), "", store, store).of_pictures([picture])
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "data", "features", "pixels", "pillow", "transformers"])
+def test_feature_is_made_again_where_data_or_a_version_changed(tmp_path, monkeypatch, processes, changed):
+    store, made = FeatureStore(tmp_path, processes), []
+
+    def extract(items):
+        made.extend(items)
+        return torch.ones(len(items), 2)
+
+    store.features("", "extractor", ["a", "b"], ["sum of a", "sum of b"], extract)
+    if changed in ("features", "pixels"):
+        monkeypatch.setattr(stores, f"{changed.upper()}_VERSION", 0)
+    monkeypatch.setattr(stores, "version", lambda name: "another" if name == changed else version(name))
+    sums = ["sum of a", "another" if changed == "data" else "sum of b"]
+    store.features("", "extractor", ["a", "b"], sums, extract)
+    assert len(made) == (2 if changed == "nothing" else 4)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-4]),
+    "junk": lambda path: path.write_bytes(b"\xff\x00" * 40),
+    "rows missing": lambda path: save_file({"features": torch.zeros(1, 2)}, path),
+    "other name": lambda path: save_file({"other": torch.zeros(2, 2)}, path),
+    "other type": lambda path: save_file({"features": torch.zeros(2, 2, dtype=torch.int64)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_features_are_made_anew_and_said(tmp_path, processes, caplog, damage):
+    store = FeatureStore(tmp_path, processes)
+
+    def features():
+        return store.features(
+            "", "extractor", ["a", "b"], ["a", "b"], lambda items: torch.ones(len(items), 2)
+        )
+
+    features()
+    path = next(tmp_path.iterdir())
+    DAMAGES[damage](path)
+    assert features().tolist() == [[1, 1], [1, 1]]
+    assert f"{path} is damaged" in caplog.text
+    assert "made anew" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_latents_are_encoded_anew_and_said(base, picture, tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [CaptionedImage("picture.png", picture, ("a",), "train")] * 2
+    expected = latents.load_latents(base, images, 32)
+    path = next((tmp_path / "cache").rglob("*.safetensors"))
+    DAMAGES[damage](path)
+    torch.testing.assert_close(latents.load_latents(base, images, 32), expected)
+    assert f"{path} is damaged" in caplog.text
+
+
+def test_latents_are_kept_by_scale_and_by_versions_of_what_opens_images(base, picture, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [CaptionedImage("picture.png", picture, ("a",), "train")]
+    first = latents.load_latents(base, images, 32)
+    base.vae.register_to_config(scaling_factor=2 * base.vae.config.scaling_factor)
+    torch.testing.assert_close(latents.load_latents(base, images, 32), 2 * first, rtol=1e-2, atol=1e-3)
+    monkeypatch.setattr(stores, "PIXELS_VERSION", 0)
+    latents.load_latents(base, images, 32)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+
+
+def test_partial_files_of_killed_processes_are_cleared(tmp_path, processes):
+    part = tmp_path / ".features.safetensors.1.part"
+    part.write_bytes(b"half")
+    os.utime(part, (0, 0))
+    FeatureStore(tmp_path, processes).features("", "", ["a"], ["a"], lambda items: torch.ones(1, 2))
+    assert not part.exists()
+
+
+def test_damaged_lines_of_the_picture_log_are_skipped_and_said(tmp_path, processes, caplog):
+    path, outside = tmp_path / "out" / "pictures" / "a.png", tmp_path / "outside.png"
+    path.parent.mkdir(parents=True)
+    for each in (path, outside):
+        Image.new("RGB", (8, 8)).save(each)
+    row = {"key": "k", "file": "pictures/a.png", "status": "ok", "sha256": file_sha256(path)}
+    lines = [
+        json.dumps(row).encode(),
+        b"\xff\xfe junk",
+        b"[" * 5000,
+        b'["a list"]',
+        json.dumps({"key": "no file"}).encode(),
+        json.dumps(row | {"key": ["list"]}).encode(),
+        json.dumps(row | {"key": "cut"}).encode()[:-5],
+        json.dumps(row | {"key": "outside", "file": "../outside.png"}).encode(),
+        json.dumps(row | {"key": "gone", "file": "pictures/gone.png"}).encode(),
+        json.dumps(row | {"key": "other bytes", "sha256": "0" * 64}).encode(),
+    ]
+    (tmp_path / "out" / "pictures.0.jsonl").write_bytes(b"\n".join(lines))
+    assert PictureStore(tmp_path / "out", processes)._held().keys() == {"k"}
+    assert "pictures.0.jsonl: 6 damaged lines; what they name is drawn anew" in caplog.text
+
+
+def test_pictures_are_known_by_all_that_decides_them(base, monkeypatch):
+    generator = generator_of(base)
+    pipeline, found = generator.pipeline, [generator_fingerprint(generator)]
+    assert generator_fingerprint(generator) == found[0]
+    pipeline.unet.register_to_config(norm_eps=0.1)
+    found.append(generator_fingerprint(generator))
+    pipeline.text_encoder.config.hidden_act = "relu"
+    found.append(generator_fingerprint(generator))
+    pipeline.scheduler.register_to_config(steps_offset=7)
+    found.append(generator_fingerprint(generator))
+    pipeline.scheduler = type("OtherScheduler", (type(pipeline.scheduler),), {}).from_config(
+        pipeline.scheduler.config
+    )
+    found.append(generator_fingerprint(generator))
+    next(pipeline.text_encoder.parameters()).data += 1
+    found.append(generator_fingerprint(generator))
+    monkeypatch.setattr(stores, "GENERATION_VERSION", 0)
+    found.append(generator_fingerprint(generator))
+    assert len(set(found)) == len(found)
+
+
+def test_shuffled_floor_of_the_probe_is_each_picture_against_the_next_prompt(tmp_path, processes):
+    """As CLIP's: pictures stay in their place, prompts move up; the last has the first one's."""
+    prompts = [
+        EvaluationPrompt(each.text, i, (PLAIN,), scene=each.scene)
+        for i, each in enumerate(fidelity_prompts()[:5])
+    ]
+    paths = []
+    for number, prompt in enumerate(prompts):
+        paths.append([tmp_path / f"{number}.png"])
+        save_png(draw_scene(prompt.scene), paths[-1][0], None)
+    probe = ProbeFeatures(
+        load_probe(embedded_models() / "probe.safetensors"), FeatureStore(tmp_path, processes)
+    )
+    scores = score_fidelity(probe, prompts, {"after": paths}, ("shuffled_captions", "after"))
+    read = probe.read([own[0] for own in paths])
+    for number, prompt in enumerate(prompts):
+        before = read[number - 1 : number] if number else read[-1:]
+        expected = fidelity_scores(before, [prompt.scene])["prompt_fidelity"]
+        assert scores["prompt_fidelity"]["shuffled_captions"][number - 1] == expected
+
+
+def test_drawing_is_as_the_version_of_pictures_says():
+    """flatland's own text encoder, four steps, in float32; another CPU rounds otherwise by less than 2."""
+    generator = generator_of(FrozenBase.load("flatland"))
+    image = generator.generate("A dog on the beach", seed=0, steps=4, guidance_scale=3)[0].image
+    found = np.asarray(image, dtype=float).reshape(4, 32, 4, 32, 3).mean((1, 3)).round().astype(int)
+    difference = np.abs(found - np.array(GOLDEN_PICTURE)).max()
+    assert difference <= 2, (
+        "the drawing has changed: raise GENERATION_VERSION in evaluation/stores.py, or pictures of the old one "
+        f"are taken for the new one's; the new numbers: {found.tolist()}"
+    )
+    assert stores.GENERATION_VERSION == 1
+
+
+def test_features_are_as_their_version_says(tmp_path, processes):
+    store = FeatureStore(tmp_path / "kept", processes)
+    path = tmp_path / "picture.png"
+    save_png(draw_scene(fidelity_prompts()[0].scene), path, None)
+    clip = ClipFeatures(load_clip("flatland"), "", store, store)
+    clip.clip.model.eval()
+    probe = ProbeFeatures(load_probe(embedded_models() / "probe.safetensors"), store)
+    rows = [clip.of_pictures([path]), clip.of_texts(["a dog on the beach"]), probe.of_pictures([path])]
+    found = [[round(float(value), 4) for value in row[0, :4]] for row in rows]
+    difference = np.abs(np.array(found) - np.array(GOLDEN_FEATURES)).max()
+    assert difference <= 1e-3, (
+        "features have changed: raise FEATURES_VERSION in evaluation/stores.py, or what is kept of the old ones "
+        f"is taken for the new ones; the new numbers: {found}"
+    )
+    assert stores.FEATURES_VERSION == 1

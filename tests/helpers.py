@@ -1,0 +1,53 @@
+"""The command line called in this process or apart, for tests."""
+
+import subprocess
+import sys
+
+from clipgraft.cli.app import app as cli
+
+RECIPE = """
+[data]
+source = {data}
+[clip]
+name = {clip}
+[base]
+name = {base}
+[finetune]
+batch_size = 8
+num_epochs = 2
+learning_rate = 1e-3
+[bridge]
+allow_few_captions = true
+hidden_size = 16
+batch_size = 16
+num_epochs = 1
+[generate]
+num_inference_steps = 2
+"""
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process; return its exit code."""
+    before, sys.argv = sys.argv, ["clipgraft", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def refused(capsys, *arguments: object) -> str:
+    """Run a command that must fail; return its one line."""
+    capsys.readouterr()
+    assert call(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def run_apart(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "clipgraft", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]

@@ -1,0 +1,156 @@
+"""`clipgraft report`: from a folder to its page, several to one, and a run at work."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from clipgraft.cli.app import app as cli
+from clipgraft.config import Recipe, to_toml
+from clipgraft.reporting.report import watch
+from clipgraft.runs.folder import LOCK_NAME, is_at_work, run_folder
+from clipgraft.runs.run import stage_folder
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "finetune").mkdir(parents=True)
+    (folder / "recipe.toml").write_text(to_toml(Recipe()))
+    (folder / "finetune" / "log.jsonl").write_text('{"step": 1, "epoch": 0, "loss": 2.0}\n')
+    return folder
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["clipgraft", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_one_folder_gives_its_page_and_several_one_that_compares(run_dir, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "report", run_dir) == 0
+    assert capsys.readouterr().out.split() == ["report:", str(run_dir / "report.html")]
+    assert (run_dir / "model_card.md").is_file()
+    assert call(monkeypatch, "report", run_dir, run_dir, "--out", tmp_path) == 0
+    assert (tmp_path / "comparison.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "error: run folder not found: nowhere"),
+        (["."], "is no run: it holds neither recipe.toml"),
+        (["a", "b", "--watch"], "error: --watch shows one run; name one folder"),
+    ],
+)
+def test_wrong_folder_is_said_in_one_line(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "report", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_figures_of_a_ladder_are_not_overwritten(run_dir, monkeypatch):
+    rungs = {"one linear map": {"fidelity": {"mean": 0.5, "spread": 0.1, "values": [0.4, 0.6]}}}
+    (run_dir / "metrics.json").write_text(json.dumps({"rungs": rungs}))
+    assert call(monkeypatch, "report", run_dir) == 0
+    assert json.loads((run_dir / "metrics.json").read_text()) == {"rungs": rungs}
+    assert "0.500 ± 0.100" in (run_dir / "report.html").read_text()
+
+
+def test_a_ladder_is_shown_as_figure_and_table_of_what_matters(run_dir, monkeypatch):
+    names = ("fidelity", "fidelity_kept_words", "fidelity_plain_words", "noise_error_50", "noise_error_500")
+    figures = {name: {"mean": 0.25, "spread": 0.0, "values": [0.25]} for name in names}
+    (run_dir / "metrics.json").write_text(json.dumps({"rungs": {"random map": figures, "teacher": figures}}))
+    assert call(monkeypatch, "report", run_dir) == 0
+    page = (run_dir / "report.html").read_text()
+    assert "Prompt fidelity of each rung, from a random map" in page
+    assert page.count("0.250") == 2 * 4  # the error at timestep 50 is left out
+
+
+def test_watched_page_renews_itself_until_the_run_ends(run_dir):
+    pages = []
+
+    def work():
+        with run_folder(run_dir, resume=True):
+            deadline = time.monotonic() + 30
+            while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            pages.append((run_dir / "report.html").read_text())
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while worker.is_alive() and not is_at_work(run_dir):
+        time.sleep(0.01)
+    page = watch(run_dir, every=0.2)
+    worker.join()
+    assert 'http-equiv="refresh"' in pages[0]
+    assert "Fine-tuning: epoch 1 of 9, step 1." in pages[0]
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_evaluation_within_a_run_is_watched_too(run_dir, capsys):
+    def work():
+        with run_folder(run_dir / "evaluate", resume=True):
+            deadline = time.monotonic() + 30
+            while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while worker.is_alive() and not is_at_work(run_dir / "evaluate"):
+        time.sleep(0.01)
+    watch(run_dir, every=0.2)
+    worker.join()
+    assert "nothing is at work" not in capsys.readouterr().out
+
+
+def test_page_is_at_rest_when_ctrl_c_ends_the_watch(run_dir):
+    def interrupt():
+        deadline = time.monotonic() + 30
+        while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    worker = threading.Thread(target=interrupt, daemon=True)
+    worker.start()
+    with run_folder(run_dir, resume=True), pytest.raises(KeyboardInterrupt):
+        watch(run_dir, every=30)
+    assert 'http-equiv="refresh"' not in (run_dir / "report.html").read_text()
+
+
+def test_lock_of_a_process_that_was_killed_is_no_run_at_work(run_dir, capsys):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (run_dir / LOCK_NAME).write_text(str(ended.pid))
+    watch(run_dir)
+    assert "nothing is at work in" in capsys.readouterr().out
+
+
+def test_stage_leaves_what_it_used_and_a_resumed_one_adds_to_it(tmp_path):
+    folder = tmp_path / "stage"
+    used = []
+    for resume in (False, True):
+        with stage_folder(folder, Recipe(), resume=resume, overwrite=False):
+            time.sleep(0.2)
+        used.append(json.loads((folder / "resources.json").read_text()))
+    assert used[0]["seconds"] >= 0.2
+    assert used[1]["seconds"] >= used[0]["seconds"] + 0.2
+    assert used[1]["peak_memory_bytes"] >= used[0]["peak_memory_bytes"] > 10**7
+
+
+def test_stage_that_fails_leaves_what_it_used_as_well(tmp_path):
+    folder = tmp_path / "stage"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stage_folder(folder, Recipe(), resume=False, overwrite=False),
+    ):
+        raise KeyboardInterrupt
+    assert json.loads((folder / "resources.json").read_text())["processor_seconds"] >= 0
+    assert not is_at_work(folder)

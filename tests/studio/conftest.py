@@ -1,0 +1,60 @@
+"""A studio over a tiny real run: the real classes, so small that a step takes milliseconds."""
+
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+import tiny
+from clipgraft.config import build_recipe
+from clipgraft.runs.run import stage_folder
+from clipgraft.studio.access import Access
+from clipgraft.studio.api import build_app
+from clipgraft.studio.limits import Limits
+from clipgraft.studio.service import Service
+from clipgraft.whole_run import run_all
+
+LIMITS = Limits(max_pictures_per_job=16, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory) -> Path:
+    """A folder with one finished run, `tiny`."""
+    folder = tmp_path_factory.mktemp("studio")
+    recipe = build_recipe(
+        {
+            "data": {"source": str(tiny.write_flickr8k(folder / "data"))},
+            "clip": {"name": str(tiny.write_clip(folder / "clip"))},
+            "base": {"name": str(tiny.write_base(folder / "base"))},
+            "finetune": {"batch_size": 8, "num_epochs": 2, "learning_rate": 1e-3},
+            "bridge": {"hidden_size": 16, "batch_size": 16, "num_epochs": 1, "allow_few_captions": True},
+            "generate": {"num_inference_steps": 2, "guidance_scale": 2.0, "prompts": ["A dog"]},
+        }
+    )
+    with stage_folder(folder / "runs" / "tiny", recipe, resume=False, overwrite=False) as run:
+        run_all(recipe, run)
+    return folder / "runs"
+
+
+@pytest.fixture
+def service(runs_dir, tmp_path):
+    """A service that has not begun to draw."""
+    made = Service(runs_dir, tmp_path / "home", device="cpu", limits=LIMITS)
+    yield made
+    if not made.is_stopping:
+        made.stop(timeout=20)
+
+
+@pytest.fixture
+def client(service):
+    """An HTTP client of a studio that draws."""
+    with TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False) as made:
+        yield made
+
+
+@pytest.fixture
+def locked(service):
+    """An HTTP client, without a token, of a studio that asks for one."""
+    app = build_app(service, Access(token="t" * 40))
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as made:
+        yield made

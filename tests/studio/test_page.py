@@ -1,0 +1,269 @@
+"""The page in a real Chromium, from first prompt to hostile caption; nothing but its own origin is asked."""
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from PIL import Image
+
+from clipgraft.generation.params import Job
+from clipgraft.studio.api import build_app
+from clipgraft.studio.server import _bound
+from contrast import faint_texts
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${alert(3)} & a dog"
+LONG = 150
+VIEWS = ("draw", "compare", "grid", "gallery", "search", "training")
+EXPECTED = re.compile("status of 422")
+"""A refusal that the page shows."""
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.allow_hosts(["127.0.0.1"]),
+    pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}; apt install chromium"),
+]
+
+
+@pytest.fixture
+def address(service):
+    with _bound("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(build_app(service), log_config=None, lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        service.begin_to_stop()  # ends event streams, as a signal does
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+@pytest.fixture
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=[1440, 390])
+def page(browser, address, request):
+    """A page that fails its test where a script fails, a dialog opens or anything foreign is asked for."""
+    context = browser.new_context(viewport={"width": request.param, "height": 844}, accept_downloads=True)
+    opened, faults = context.new_page(), []
+    opened.on("pageerror", lambda error: faults.append(f"error: {error}"))
+    opened.on(
+        "console",
+        lambda said: said.type == "error" and not EXPECTED.search(said.text) and faults.append(said.text),
+    )
+    opened.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    opened.on("request", lambda asked: asked.url.startswith((address, "blob:")) or faults.append(asked.url))
+    opened.goto(address)
+    opened.wait_for_selector("#model option", state="attached")
+    yield opened
+    width = opened.evaluate("document.documentElement.scrollWidth")
+    assert width <= request.param, "the page is wider than the screen"
+    context.close()
+    assert faults == []
+
+
+def until(page, expression, seconds=30.0):
+    """Wait for an expression to be true; the page's policy forbids the library's own way, which is eval."""
+    give_up = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < give_up, expression
+        page.wait_for_timeout(50)
+
+
+def view(page, name):
+    page.goto(f"{page.url.split('#')[0]}#{name}")
+    page.wait_for_selector(f"nav a[href='#{name}'][aria-current]")
+
+
+def draw(page, steps=3, **fields):
+    page.fill("#steps", str(steps))
+    for name, value in fields.items():
+        page.fill(f"#{name}", value)
+    page.click("#submit")
+
+
+def is_drawn(page, count):
+    page.wait_for_selector("#cancel", state="hidden")
+    until(page, f"document.querySelectorAll('#pictures .frame img').length >= {count}")
+    until(
+        page, "[...document.querySelectorAll('#pictures img')].every(i => i.loading === 'lazy' || i.complete)"
+    )
+
+
+def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, service):
+    page.fill("#prompt", "A dog runs on the beach with a zebra")
+    until(page, "document.getElementById('prompt-reading').textContent.includes('vocabulary: zebra')")
+    page.fill("#prompt", "A dog runs " * 60)
+    until(page, "document.getElementById('prompt-reading').textContent.includes('not read, since too long')")
+    page.fill("#steps", "3")
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
+    is_drawn(page, 1)
+    assert "1 of 1 drawn" in page.inner_text("#job-text")
+    assert service.queue.drawn()[0].settings["num_inference_steps"] == 3
+    # What was measured is told before the next one.
+    until(page, "/1 picture, (under|about)/.test(document.getElementById('estimate').textContent)")
+
+
+def test_a_refusal_is_seen_wherever_the_page_is_scrolled_to(page):
+    page.click("summary")
+    draw(page, 150, width="1024", height="1024", **{"num-images": "16"})
+    page.wait_for_selector("#notice:visible")
+    assert "times what one job may ask for" in page.inner_text("#notice")
+    top = page.evaluate("document.getElementById('notice').getBoundingClientRect().top")
+    assert 0 < top < 300
+
+
+def test_compare_lays_two_pictures_of_one_seed_over_each_other(page, service):
+    view(page, "compare")
+    draw(page, seed="5")
+    is_drawn(page, 3)
+    page.wait_for_selector(".slide img")
+    assert {row.settings["seed"] for row in service.queue.drawn()} == {5}
+    assert page.inner_text(".slide .tag.left") == "tiny/before"
+    assert page.inner_text(".slide .tag.right") == "tiny/after"
+    page.focus(".slide input")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.querySelector('.slide').style.getPropertyValue('--cut')") == "60%"
+    page.select_option("#slide-0", label="tiny/teacher")
+    assert page.inner_text(".slide .tag.left") == "tiny/teacher"
+
+
+def test_a_grid_says_how_much_it_is_and_labels_rows_and_columns(page):
+    view(page, "grid")
+    page.fill("#row-values", "1\n2")
+    page.fill("#column-values", "1\n2\n4")
+    page.fill("#steps", "2")
+    until(page, "document.getElementById('estimate').textContent.startsWith('6 pictures')")
+    page.click("#submit")
+    is_drawn(page, 6)
+    assert page.locator("table.grid thead th[scope=col]").all_inner_texts() == [
+        "guidance 1",
+        "guidance 2",
+        "guidance 4",
+    ]
+    assert page.locator("table.grid tbody th").all_inner_texts() == ["seed 1", "seed 2"]
+    assert page.is_disabled("#seed")
+
+
+def test_cancel_ends_the_job_and_says_so(page, service):
+    page.click("summary")
+    draw(page, LONG, width="256", height="256")
+    page.wait_for_selector("#cancel:visible")
+    page.click("#cancel")
+    until(page, "document.getElementById('job-text').textContent === 'Cancelled.'")
+    assert service.queue.jobs(1)[0].state == "cancelled"
+
+
+def test_a_job_goes_on_while_the_page_is_reloaded_and_is_found_again(page, service):
+    page.click("summary")
+    draw(page, LONG, width="192", height="192")
+    until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
+    page.wait_for_selector("#pictures img[src*=preview]")
+    page.reload()
+    until(page, "/Drawing|drawn/.test(document.getElementById('job-text').textContent)")
+    is_drawn(page, 1)
+    assert [job.state for job in service.queue.jobs(9)] == ["done"]
+
+
+def test_settings_are_loaded_back_from_a_downloaded_picture(page, tmp_path):
+    draw(page, 4, seed="18446744073709551615", prompt="A red ball 犬")
+    is_drawn(page, 1)
+    page.click("#pictures button")
+    with page.expect_download() as download:
+        page.click("#detail-download")
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert path.name == "a-red-ball-犬_seed18446744073709551615.png"
+    page.keyboard.press("Escape")
+    for field, value in (("prompt", "other"), ("seed", "1"), ("steps", "9")):
+        page.fill(f"#{field}", value)
+    page.set_input_files("#load-file", path)
+    until(page, "document.getElementById('prompt').value === 'A red ball 犬'")
+    assert page.input_value("#seed") == "18446744073709551615"
+    assert page.input_value("#steps") == "4"
+    assert page.input_value("#model") == "tiny/after"
+    foreign = tmp_path / "foreign.png"
+    Image.new("RGB", (20, 20)).save(foreign)
+    with page.expect_response("**/v1/pictures/settings") as answer:
+        page.set_input_files("#load-file", foreign)
+    assert answer.value.status == 422
+    page.wait_for_selector("#notice:visible")
+    assert "does not say how it was drawn" in page.inner_text("#notice")
+
+
+def test_a_hostile_caption_stays_text_everywhere(page, service):
+    job_id = service.submit("a", "draw", [("tiny/after", Job(HOSTILE, num_inference_steps=1))])
+    service.wait(job_id).result(timeout=30)
+    view(page, "gallery")
+    page.wait_for_selector("#gallery-pictures button")
+    assert page.inner_text("#gallery-pictures .hint") == HOSTILE
+    page.click("#gallery-pictures button")
+    assert page.inner_text("#detail-prompt") == HOSTILE
+    page.click("#detail-use")
+    assert page.input_value("#prompt") == HOSTILE
+    view(page, "gallery")
+    page.fill("#gallery-words", "<script> nope")
+    page.wait_for_selector("#gallery-empty:visible")
+
+
+def test_captions_find_pictures_and_runs_show_their_loss_and_report(page):
+    view(page, "search")
+    page.wait_for_selector("#search-run option", state="attached")
+    page.fill("#caption", "A red ball lies in the park")
+    page.click("#caption-search button")
+    page.wait_for_selector("#search-results li")
+    assert page.locator("#search-results h2").all_inner_texts() == ["Before fine-tuning", "After fine-tuning"]
+    view(page, "training")
+    page.wait_for_selector("svg.chart path.batch", state="attached")
+    assert "finished" in page.inner_text("#run-list")
+    frame = page.frame_locator("iframe")
+    assert frame.locator("h1").inner_text() == "tiny"
+    frame.get_by_role("button", name="Slide between before and after").first.click()
+    assert frame.get_by_role("slider").first.input_value() == "50"
+
+
+def test_every_text_stands_out_in_light_and_in_dark(page):
+    draw(page, prompt="A red ball")
+    is_drawn(page, 1)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for name in VIEWS:
+            view(page, name)
+            assert faint_texts(page) == []
+
+
+def test_everything_has_a_name_for_a_screen_reader(page):
+    for name in VIEWS:
+        view(page, name)
+        unnamed = page.evaluate(
+            "[...document.querySelectorAll('input, select, textarea, button, a, img, iframe')]"
+            ".filter(e => e.offsetParent && !(e.labels?.length || e.ariaLabel || e.alt || e.title"
+            " || e.textContent.trim())).map(e => e.outerHTML)"
+        )
+        assert unnamed == []
+    assert page.locator("main").count() == page.locator("nav").count() == 1

@@ -1,0 +1,176 @@
+"""The queue by itself: turns, bounds, batches, and what a killed process leaves."""
+
+import pytest
+
+from clipgraft.studio.queue import BusyError, NewPicture, Queue
+
+
+def picture(shape: str = "64x64", model: str = "m", prompt: str = "a dog", steps: int = 10) -> NewPicture:
+    return NewPicture(model, shape, {"prompt": prompt, "seed": 0}, steps)
+
+
+@pytest.fixture
+def queue(tmp_path):
+    made = Queue(tmp_path / "queue.sqlite", max_waiting=20, max_jobs_per_client=4)
+    yield made
+    made.close()
+
+
+def clients_of(queue, rows):
+    return [queue.job_by_number(row.job).client for row in rows]
+
+
+def test_clients_are_served_in_turn_however_much_one_of_them_asks_for(queue):
+    queue.add("greedy", "draw", [picture() for _ in range(10)])
+    queue.add("modest", "draw", [picture()])
+    served = [clients_of(queue, queue.take(1))[0] for _ in range(4)]
+    assert served == ["greedy", "modest", "greedy", "greedy"]
+
+
+def test_clients_that_come_back_after_each_picture_do_not_keep_another_waiting(queue):
+    queue.add("waits", "draw", [picture("64x64 a") for _ in range(4)])
+    shapes = {"back": "64x64 b", "again": "64x64 c"}  # none can share a batch
+    for client, shape in shapes.items():
+        queue.add(client, "draw", [picture(shape)])
+    served = [""]
+    for _ in range(9):
+        [row] = queue.take(1)
+        if served[-1] in shapes:  # it took its picture, and asks for the next one meanwhile
+            queue.add(served[-1], "draw", [picture(shapes[served[-1]])])
+        queue.finish_picture(row.number, "ok")
+        queue.end_job_if_drawn(row.job)
+        served += clients_of(queue, [row])
+    assert served[1:] == ["waits", "back", "again"] * 3
+
+
+def test_who_comes_is_served_before_those_who_were_served_just_now(queue):
+    queue.add("busy", "draw", [picture() for _ in range(4)])
+    queue.take(1)
+    queue.add("new", "draw", [picture()])
+    assert [clients_of(queue, queue.take(1))[0] for _ in range(2)] == ["new", "busy"]
+
+
+def test_a_batch_takes_one_of_each_client_before_a_second_of_any(queue):
+    queue.add("greedy", "draw", [picture() for _ in range(10)])
+    queue.add("modest", "draw", [picture()])
+    assert sorted(clients_of(queue, queue.take(4))) == ["greedy", "greedy", "greedy", "modest"]
+
+
+def test_batches_have_few_sizes_for_engines_that_compile_for_each(queue):
+    queue.add("a", "draw", [picture() for _ in range(15)])
+    assert [len(queue.take(8)) for _ in range(5)] == [8, 4, 2, 1, 0]
+
+
+def test_a_batch_holds_pictures_of_one_shape_and_one_model_alone(queue):
+    queue.add(
+        "a", "draw", [picture("64x64"), picture("32x32"), picture("64x64"), picture("64x64", model="n")]
+    )
+    taken = queue.take(8)
+    assert [(row.shape, row.model) for row in taken] == [("64x64", "m")] * 2
+
+
+def test_what_does_not_fit_is_refused_whole(queue):
+    queue.add("a", "draw", [picture() for _ in range(15)])
+    with pytest.raises(BusyError, match="15 pictures are waiting and at most 20 may; 6 more do not fit"):
+        queue.add("b", "draw", [picture() for _ in range(6)])
+    assert queue.counts("pictures") == {"queued": 15}
+    assert queue.add("b", "draw", [picture() for _ in range(5)])
+
+
+def test_one_client_cannot_hold_all_places(queue):
+    for _ in range(4):
+        queue.add("a", "draw", [picture()])
+    with pytest.raises(BusyError, match="4 of your jobs are waiting and at most 4 may"):
+        queue.add("a", "draw", [picture()])
+    assert queue.add("b", "draw", [picture()])
+
+
+def test_names_of_one_address_share_its_places_and_its_turns(queue):
+    queue.max_waiting = 100
+    for name in range(4):
+        queue.add(f"1.1.1.1 {name}", "draw", [picture(), picture()])
+    with pytest.raises(BusyError, match="4 of your jobs are waiting and at most 4 may"):
+        queue.add("1.1.1.1 another", "draw", [picture()])
+    queue.add("2.2.2.2 ", "draw", [picture() for _ in range(4)])
+    served = [clients_of(queue, queue.take(1))[0] for _ in range(8)]
+    assert served[1::2] == ["2.2.2.2 "] * 4
+    assert served[::2] == [f"1.1.1.1 {name}" for name in range(4)]
+
+
+def test_a_cancelled_job_leaves_nothing_to_draw_and_stays_cancelled(queue):
+    job = queue.job(queue.add("a", "draw", [picture(), picture()]))
+    taken = queue.take(1)
+    assert queue.end_job(job.number, "cancelled")
+    assert not queue.end_job(job.number, "cancelled")
+    assert queue.take(8) == []
+    queue.finish_picture(taken[0].number, "ok")
+    assert {row.state for row in queue.pictures_of(job.number)} == {"cancelled"}
+
+
+def test_after_a_kill_cut_off_jobs_are_interrupted_and_waiting_ones_wait(tmp_path):
+    path = tmp_path / "queue.sqlite"
+    killed = Queue(path)
+    cut_off = killed.add("a", "draw", [picture(), picture(), picture()])
+    drawn, at_work = killed.take(2)
+    killed.finish_picture(drawn.number, "ok")
+    waiting = killed.add("a", "draw", [picture()])
+    call = killed.add("a", "call", [picture()])
+    # No close: the process is gone.
+    again = Queue(path)
+    assert set(again.recover(lambda picture_id: False)) == {cut_off, call}
+    job = again.job(cut_off)
+    assert (job.state, job.error) == ("interrupted", "the studio was stopped while this job was open")
+    assert [row.state for row in again.pictures_of(job.number)] == ["ok", "interrupted", "interrupted"]
+    assert again.pictures_of(job.number)[1].id == at_work.id
+    assert [row.job for row in again.take(8)] == [again.job(waiting).number]
+
+
+def test_a_picture_written_before_the_kill_counts_as_drawn(tmp_path):
+    path = tmp_path / "queue.sqlite"
+    killed = Queue(path)
+    job_id = killed.add("a", "draw", [picture()])
+    row = killed.take(1)[0]
+    again = Queue(path)
+    assert again.recover(lambda picture_id: picture_id == row.id) == []
+    assert again.job(job_id).state == "done"
+    assert [found.id for found in again.drawn()] == [row.id]
+
+
+def test_history_is_found_by_words_in_any_order_and_case(queue):
+    for prompt in ("A dog on the beach", "a Beach without it", "100% wool_sock", "100 wool socks"):
+        queue.add(prompt, "draw", [picture(prompt=prompt)])
+        for row in queue.take(1):
+            queue.finish_picture(row.number, "ok", seconds=1.0)
+    prompts = lambda search: [row.prompt for row in queue.drawn(search)]  # noqa: E731
+    assert prompts("beach DOG") == ["A dog on the beach"]
+    assert prompts("beach") == ["a Beach without it", "A dog on the beach"]
+    assert prompts("100%") == ["100% wool_sock"]
+    assert prompts("wool_") == ["100% wool_sock"]
+    assert prompts("' OR 1=1 --") == []
+    newest = queue.drawn(limit=1)[0]
+    assert len(queue.drawn(before=newest.number)) == 3
+
+
+def test_history_is_bounded_and_open_jobs_are_never_forgotten(queue):
+    ids = []
+    for index in range(6):
+        queue.add("a", "draw", [picture(prompt=str(index))])
+        row = queue.take(1)[0]
+        queue.finish_picture(row.number, "ok")
+        queue.end_job_if_drawn(row.job)
+        ids.append(row.id)
+    queue.add("a", "draw", [picture(prompt="waits")])
+    assert queue.prune(4) == ids[:3]
+    assert queue.counts("pictures") == {"ok": 3, "queued": 1}
+    assert queue.prune(0) == ids[3:]
+    assert queue.counts("pictures") == {"queued": 1}
+
+
+def test_time_of_a_step_is_measured_on_the_last_pictures_of_a_model(queue):
+    assert queue.seconds_per_step("m", "64x64") is None
+    queue.add("a", "draw", [picture(steps=10), picture(steps=30)])
+    for row in queue.take(2):
+        queue.finish_picture(row.number, "ok", seconds=2.0)
+    assert queue.seconds_per_step("m", "64x64") == pytest.approx(4.0 / 40)
+    assert queue.seconds_per_step("m", "32x32") is None
+    assert queue.seconds_per_step("other", "64x64") is None

@@ -1,0 +1,321 @@
+"""The service without a web framework: same pictures, real cancel, turns, memory bound, stopping in order."""
+
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clipgraft
+from clipgraft.generation.params import Job
+from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.studio.catalog import UnknownModelError, find_clips
+from clipgraft.studio.estimates import shape_of
+from clipgraft.studio.limits import Limits
+from clipgraft.studio.model_cache import Loaded, weight_bytes
+from clipgraft.studio.service import Service, StoppedError
+
+AFTER = "tiny/after"
+DOG = Job("A dog runs on the beach", seed=3, num_inference_steps=3, guidance_scale=2.0)
+LONG = replace(DOG, num_inference_steps=150)
+
+
+def outcome(service, job_id, seconds=30.0):
+    return service.wait(job_id).result(timeout=seconds)
+
+
+def until(condition, seconds=20.0):
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+def pixels(service, picture_id):
+    return np.asarray(Image.open(service.files.path(picture_id))).astype(int)
+
+
+def test_models_are_found_by_run_and_the_fine_tuned_one_is_the_default(service):
+    assert list(service.models()) == ["flatland/teacher", "tiny/teacher", "tiny/before", "tiny/after"]
+    assert service.default_model() == AFTER
+    assert service.defaults(AFTER) == DrawingDefaults(2.0, 2)
+
+
+def test_pictures_of_many_clients_drawn_at_once_are_those_drawn_alone(service, runs_dir):
+    seeds = range(4)
+    ids = [service.submit(f"client {seed}", "draw", [(AFTER, replace(DOG, seed=seed))]) for seed in seeds]
+    service.start()
+    drawn = [service.queue.pictures_of(outcome(service, job_id).number)[0] for job_id in ids]
+    assert service.totals["batches"] == 1
+    alone = clipgraft.load(runs_dir / "tiny" / "bridge" / "graft", device="cpu")
+    for seed, row in zip(seeds, drawn, strict=True):
+        picture = next(alone.draw([replace(DOG, seed=seed)], batch_size=1))
+        difference = np.abs(pixels(service, row.id) - np.asarray(picture.image).astype(int))
+        assert difference.max() <= tolerance()
+    assert np.abs(pixels(service, drawn[0].id) - pixels(service, drawn[1].id)).max() > 20
+
+
+def tolerance() -> int:
+    """Of 255: another batch size rounds otherwise, in bfloat16 more than in float32."""
+    from clipgraft.device import inference_dtype
+
+    return 1 if inference_dtype(torch.device("cpu")) == torch.float32 else 12
+
+
+def test_cancel_ends_drawing_within_two_steps(service):
+    service.start()
+    job_id = service.submit("a", "draw", [(AFTER, LONG)])
+    until(lambda: any(progress.step >= 3 for progress in service.worker.progress.values()))
+    progress = next(iter(service.worker.progress.values()))
+    before = progress.step
+    assert service.cancel(job_id)
+    until(lambda: not service.worker.progress)
+    assert progress.step <= before + 2
+    assert outcome(service, job_id).state == "cancelled"
+    assert not service.cancel(job_id)
+    assert service.queue.drawn() == []
+
+
+def test_cancelling_one_job_of_a_batch_leaves_the_others_picture_alone(service):
+    kept, given_up = (service.submit(name, "draw", [(AFTER, LONG)]) for name in "ab")
+    service.start()
+    until(lambda: len(service.worker.progress) == 2)
+    service.cancel(given_up)
+    assert outcome(service, given_up).state == "cancelled"
+    assert outcome(service, kept).state == "done"
+    assert len(service.queue.drawn()) == 1
+    assert len(list(service.files.folder.iterdir())) == 1
+
+
+def test_a_waiting_job_is_cancelled_before_it_is_drawn(service):
+    job_id = service.submit("a", "draw", [(AFTER, DOG)])
+    assert service.cancel(job_id)
+    assert outcome(service, job_id).state == "cancelled"
+
+
+def test_progress_preview_and_time_left_are_told_while_drawing(service):
+    service.start()
+    outcome(service, service.submit("a", "draw", [(AFTER, DOG)]))
+    job_id = service.submit("a", "draw", [(AFTER, LONG)])
+    until(lambda: any(progress.preview for progress in service.worker.progress.values()))
+    told = service.describe(service.queue.job(job_id))
+    assert told["state"] == "running"
+    assert 0 < told["pictures"][0]["preview_step"] <= told["step"] <= told["steps"] == 150
+    assert told["seconds_left"] > 0
+    assert service.preview(told["pictures"][0]["id"])[:3] == b"\xff\xd8\xff"
+    service.cancel(job_id)
+
+
+def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, tmp_path, runs_dir):
+    shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "broken")
+    weights = tmp_path / "runs" / "broken" / "bridge" / "graft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    service.runs_dir = tmp_path / "runs"
+    service.start()
+    job = outcome(service, service.submit("a", "draw", [("broken/after", DOG)]))
+    assert job.state == "failed"
+    assert "model.safetensors" in job.error
+    assert str(tmp_path) not in job.error
+    service.runs_dir = runs_dir
+    assert outcome(service, service.submit("a", "draw", [(AFTER, DOG)])).state == "done"
+
+
+def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(service, runs_dir, tmp_path):
+    ids = [service.submit("a", "draw", [(AFTER, replace(DOG, num_inference_steps=60 + n))]) for n in range(2)]
+    service.start()
+    until(lambda: service.worker.progress)
+    service.begin_to_stop()
+    with pytest.raises(StoppedError, match="the studio is stopping"):
+        service.submit("a", "draw", [(AFTER, DOG)])
+    service.stop(timeout=30)
+    again = Service(runs_dir, tmp_path / "home", device="cpu")
+    assert [again.queue.job(job_id).state for job_id in ids] == ["done", "queued"]
+    assert again.start() == []
+    assert outcome(again, ids[1]).state == "done"
+    again.stop(timeout=20)
+
+
+def test_stopping_answers_a_call_whose_last_pictures_are_not_drawn(service):
+    service.start()
+    job_id = service.submit("a", "call", [(AFTER, replace(LONG, seed=seed)) for seed in range(8)])
+    until(lambda: service.worker.progress)
+    service.begin_to_stop()
+    job = outcome(service, job_id)
+    assert (job.state, job.error) == ("interrupted", "the studio is stopping")
+    states = [row.state for row in service.queue.pictures_of(job.number)]
+    assert states == ["ok"] * 4 + ["interrupted"] * 4
+
+
+@pytest.mark.parametrize("event", ["UPDATE ON pictures", "UPDATE ON jobs WHEN NEW.state = 'done'"])
+def test_the_worker_outlives_a_queue_that_fails_for_a_while(service, monkeypatch, caplog, event):
+    monkeypatch.setattr("clipgraft.studio.worker.SECONDS_BETWEEN_LOOKS", 0.02)
+    service.start()
+    database = sqlite3.connect(service.files.folder.parent / "queue.sqlite", isolation_level=None)
+    database.execute(f"CREATE TRIGGER full BEFORE {event} BEGIN SELECT RAISE(ABORT, 'no space'); END")
+    with caplog.at_level(logging.ERROR):
+        job_id = service.submit("a", "draw", [(AFTER, DOG)])
+        until(lambda: caplog.records)
+        time.sleep(0.2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the queue cannot be used; trying again every second"
+    ]
+    assert service.worker.is_alive
+    database.execute("DROP TRIGGER full")
+    database.close()
+    assert outcome(service, job_id).state == "done"
+
+
+def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
+    job_id = service.submit("a", "draw", [(AFTER, DOG)])
+    given_up, kept = service.wait(job_id), service.wait(job_id)
+    given_up.set_result(None)
+    assert service.cancel(job_id)
+    assert kept.result(timeout=0).state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        ([replace(DOG, num_inference_steps=151)], "151 steps; at most 150 are taken"),
+        ([replace(DOG, width=2048, height=64)], "2048 x 64 pixels; each side has from 64 to 1024"),
+        ([replace(DOG, width=8, height=8)], "8 x 8 pixels; each side has from 64 to 1024"),
+        ([DOG] * 17, "17 pictures; a job holds from 1 to 16"),
+        ([], "0 pictures; a job holds from 1 to 16"),
+        (
+            [replace(DOG, prompt="x" * 3000, negative_prompt="y" * 1001)],
+            "prompt and negative prompt have 4001 characters together; at most 4000 are taken",
+        ),
+    ],
+)
+def test_jobs_that_would_hold_the_device_for_too_long_are_refused(service, jobs, message):
+    with pytest.raises(ValueError, match=message):
+        service.submit("a", "draw", [(AFTER, job) for job in jobs])
+
+
+def test_pictures_times_pixels_times_steps_are_bounded(runs_dir, tmp_path):
+    service = Service(runs_dir, tmp_path, limits=Limits(max_pixel_steps=64 * 64 * 100))
+    jobs = [(AFTER, replace(DOG, width=64, height=64, num_inference_steps=60))] * 2
+    with pytest.raises(ValueError, match=r"2 pictures .* are 1\.2 times what one job may ask for"):
+        service.submit("a", "draw", jobs)
+
+
+def test_least_recently_used_weights_leave_memory_first():
+    def layer(width):
+        return torch.nn.Linear(width, 256, bias=False)  # 1 KB a unit of width
+
+    loaded = Loaded(max_bytes=2500, resident_bytes=lambda: 0)
+    for name in ("a", "b", "a", "c"):
+        loaded.get(name, lambda: layer(1), lambda model: [model])
+    assert loaded.names() == ["a", "c"]
+    assert loaded.num_bytes == 2 * 256 * 4
+    loaded.get("large", lambda: layer(9), lambda model: [model])
+    assert loaded.names() == ["large"]
+
+
+def test_what_an_engine_holds_beside_the_modules_counts_too():
+    memory = iter((100, 5100))
+    loaded = Loaded(max_bytes=2500, resident_bytes=lambda: next(memory))
+    loaded.get("engine", lambda: torch.nn.Linear(1, 256, bias=False), lambda model: [model])
+    assert loaded.num_bytes == 5000
+
+
+def test_encoders_of_a_run_are_loaded_together_and_weights_they_share_count_once(service):
+    with service.device_lock:
+        for name in ("tiny/before", AFTER, "tiny/teacher"):
+            service.generator(name)
+    assert service.loaded.names() == ["draw tiny"]
+    assert service.generator(AFTER) is service.generator(AFTER)
+    layer = torch.nn.Linear(1, 256, bias=False)
+    assert weight_bytes([layer, torch.nn.Sequential(layer)]) == 256 * 4
+
+
+@pytest.fixture
+def own_run(service, runs_dir, tmp_path, monkeypatch):
+    """The folder of a run, `own`, that a test may change."""
+    monkeypatch.setattr("clipgraft.studio.service.SECONDS_BETWEEN_SCANS", 0.0)
+    service.runs_dir = service.embedding.runs_dir = tmp_path / "runs"
+    return shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "own")
+
+
+def write_anew(source, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    os.utime(folder / "manifest.json")
+
+
+def test_a_graft_that_is_written_anew_is_loaded_anew(service, own_run):
+    def states(name):
+        encoder = service.generator(name).pipeline.text_encoder
+        return torch.cat([weight.flatten() for weight in encoder.parameters()])
+
+    assert not torch.equal(states("own/after"), states("own/before"))
+    write_anew(own_run / "bridge_before" / "graft", own_run / "bridge" / "graft")
+    assert torch.equal(states("own/after"), states("own/before"))
+    assert service.loaded.names() == ["draw own"]
+
+
+def test_an_encoder_that_comes_is_drawn_with_and_one_that_goes_is_missed_by_name(service, own_run):
+    graft = own_run / "bridge" / "graft"
+    graft.rename(own_run / "kept")
+    service.generator("own/before")
+    with pytest.raises(UnknownModelError, match="there is no model 'own/after'; known are flatland/teacher"):
+        service.generator("own/after")
+    (own_run / "kept").rename(graft)
+    assert service.generator("own/after")
+
+
+def test_a_clip_that_is_written_anew_embeds_and_searches_anew(service, own_run):
+    embed = lambda side: service.embedding.embed(f"own/{side}", ["A dog"])[0]  # noqa: E731
+    index = service.embedding.index("own")
+    assert service.embedding.index("own") is index
+    assert not torch.equal(embed("after"), embed("before"))
+    write_anew(find_clips(service.runs_dir)["own/before"].name, own_run / "finetune" / "clip")
+    assert torch.equal(embed("after"), embed("before"))
+    index = service.embedding.index("own")
+    assert torch.equal(index.embeds["after"], index.embeds["before"])
+
+
+def test_other_sizes_take_time_in_proportion_to_their_pixels(service):
+    service.start()
+    assert service.estimates.of([(AFTER, DOG)]) is None
+    outcome(service, service.submit("a", "draw", [(AFTER, DOG)]))
+    per_step = service.queue.seconds_per_step(AFTER, shape_of(DOG))
+    own = replace(DOG, num_inference_steps=30)
+    four_times = replace(own, width=128, height=128)  # the base's own are 64
+    assert service.estimates.of([(AFTER, own)]) == pytest.approx(30 * per_step)
+    assert service.estimates.of([(AFTER, four_times)]) == pytest.approx(4 * 30 * per_step)
+    assert service.estimates.of([(AFTER, own), ("tiny/before", own)]) is None
+
+
+def test_queue_and_pictures_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):
+    home = service.files.folder.parent
+    assert home.stat().st_mode & 0o777 == 0o700
+    unfinished = service.files.folder / ".1f0c9a52e3b84d17.png.part"
+    unfinished.touch()
+    Service(runs_dir, home, device="cpu").queue.close()
+    assert not unfinished.exists()
+
+
+def test_a_prompt_is_read_as_the_model_reads_it(service):
+    told = service.read_prompt(AFTER, "A dog runs " * 60 + "zebra")
+    assert told["num_tokens"] > told["max_tokens"] == 77
+    assert told["unknown_words"] == ["zebra"]
+    assert told["cut_off"].endswith("A dog runs zebra")
+    assert "<" not in told["cut_off"]
+
+
+def test_a_prompt_is_read_while_the_device_is_at_work_and_nothing_is_loaded_for_it(service):
+    read = []
+    reader = threading.Thread(target=lambda: read.append(service.read_prompt("flatland/teacher", "A dog")))
+    with service.device_lock:
+        reader.start()
+        reader.join(timeout=20)
+        assert [told["num_tokens"] for told in read] == [4]
+    assert service.loaded.names() == []
