@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from clipgraft.cli.app import app as cli
+from clipgraft.cli import app as cli
 
 RECIPE = """
 [data]

@@ -14,7 +14,7 @@ import pytest
 from torch import distributed
 
 import tiny
-from clipgraft.cli.app import app as cli
+from clipgraft.cli import app as cli
 from clipgraft.config import load_recipe
 from clipgraft.runs.folder import unknown_names
 from helpers import RECIPE, call, refused, run_apart

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clipgraft.cli.app import app as cli
+from clipgraft.cli import app as cli
 from clipgraft.data.formats import read_source
 from clipgraft.data.text_lines import read_lines
 

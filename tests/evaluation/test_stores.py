@@ -271,8 +271,8 @@ def test_drawing_is_as_the_version_of_pictures_says():
     found = np.asarray(image, dtype=float).reshape(4, 32, 4, 32, 3).mean((1, 3)).round().astype(int)
     difference = np.abs(found - np.array(GOLDEN_PICTURE)).max()
     assert difference <= 2, (
-        "the drawing has changed: raise GENERATION_VERSION in evaluation/stores.py, or pictures of the old one "
-        f"are taken for the new one's; the new numbers: {found.tolist()}"
+        "the drawing has changed: raise GENERATION_VERSION in evaluation/stores.py, or pictures of the old "
+        f"one are taken for the new one's; the new numbers: {found.tolist()}"
     )
     assert stores.GENERATION_VERSION == 1
 
@@ -288,7 +288,7 @@ def test_features_are_as_their_version_says(tmp_path, processes):
     found = [[round(float(value), 4) for value in row[0, :4]] for row in rows]
     difference = np.abs(np.array(found) - np.array(GOLDEN_FEATURES)).max()
     assert difference <= 1e-3, (
-        "features have changed: raise FEATURES_VERSION in evaluation/stores.py, or what is kept of the old ones "
-        f"is taken for the new ones; the new numbers: {found}"
+        "features have changed: raise FEATURES_VERSION in evaluation/stores.py, or what is kept of the old "
+        f"ones is taken for the new ones; the new numbers: {found}"
     )
     assert stores.FEATURES_VERSION == 1

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from clipgraft.cli.app import app as cli
+from clipgraft.cli import app as cli
 from clipgraft.config import Recipe, to_toml
 from clipgraft.reporting.report import watch
 from clipgraft.runs.folder import LOCK_NAME, is_at_work, run_folder

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from clipgraft.cli.app import app as cli
+from clipgraft.cli import app as cli
 from clipgraft.errors import CheckpointError
 from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.studio.catalog import find_clips, find_groups, load_embedder

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app_client import ended
-from clipgraft.cli.app import app as cli
+from clipgraft.cli import app as cli
 from clipgraft.studio.api import build_app
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.queue import NewPicture, Queue

@@ -17,7 +17,7 @@ from clipgraft.reporting.embedded_images import MAX_BYTES, STATUS_NOTES, embed_p
 MAX_SHEET_PIXELS = 40_000_000
 """Of a PNG's pictures together; where they have more they are made smaller. Viewers open 7000 x 6000."""
 MAX_LINES = 4
-TEMPLATES_DIR = Path(__file__).parent / "templates"
+TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 INK, QUIET, PAPER, HOLE = "#1c1f24", "#626a76", "#ffffff", "#e4e7ec"
 
 

@@ -26,7 +26,7 @@ from clipgraft.reporting.validation_curves import evaluations_table
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000
 """Shown of recipe.toml: with markup's `<` written out, at most 0.6 MB."""
-TEMPLATES_DIR = Path(__file__).parent / "templates"
+TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 
 
 def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
