@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from clipgraft.device import describe_environment, write_json
+from clipgraft.device import describe_environment
+from clipgraft.files import write_json
 from fault_world import DAMAGE, TRAIN, World, call, ended_well, refused, studio, tree
 
 RESULT = Path(__file__).parent / "results" / "faults.json"

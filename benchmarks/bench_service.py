@@ -30,7 +30,8 @@ import psutil
 import torch
 
 import clipgraft
-from clipgraft.device import describe_environment, write_json
+from clipgraft.device import describe_environment
+from clipgraft.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "service.json"
 CLIENTS = 8

@@ -14,7 +14,6 @@ from clipgraft.device import (
     describe_environment,
     inference_dtype,
     num_processes,
-    write_json,
 )
 from clipgraft.errors import UserError
 
@@ -90,8 +89,3 @@ def test_number_of_processes_is_one_that_can_be(size, message, monkeypatch):
         num_processes()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert num_processes() == 1
-
-
-def test_json_has_null_where_a_number_is_not_finite(tmp_path):
-    write_json(tmp_path / "x.json", {"loss": float("nan"), "rows": [1.0, float("inf")]})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"loss": None, "rows": [1.0, None]}

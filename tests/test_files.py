@@ -1,27 +1,31 @@
 """Files are written whole or not at all, and read through one door with bounds."""
 
 import errno
+import json
 import os
+import subprocess
 import time
 
 import pytest
 
 from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError, one_line
 from clipgraft.files import (
+    atomic_write,
     clear_parts,
+    file_sha256,
     read_json,
-    read_json_lines,
+    read_jsonl,
     read_text,
     read_toml,
     write_bytes,
-    written_whole,
+    write_json,
 )
 
 DEEP = 100_000
 
 
 def write_half(path):
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyError
 
@@ -29,7 +33,7 @@ def write_half(path):
 def test_a_file_takes_its_place_when_it_is_written_whole(tmp_path):
     path = tmp_path / "page"
     path.write_bytes(b"old")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"ne")
         assert path.read_bytes() == b"old"
         temporary.write_bytes(b"new")
@@ -108,9 +112,9 @@ def test_read_json_lines_names_file_and_line(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n\n{"st', encoding="utf-8")
     with pytest.raises(DataError, match=r"log.jsonl:3 is not JSON"):
-        read_json_lines(path)
+        read_jsonl(path)
     path.write_text('{"step": 1}\n\n{"step": 2}\n', encoding="utf-8")
-    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,19 @@ def test_read_toml_refuses_damage_in_one_line(tmp_path, content, message):
 
 def test_full_disk_is_told_with_the_file_that_was_being_written(tmp_path):
     path = tmp_path / "weights"
-    with pytest.raises(OSError, match="No space left") as caught, written_whole(path):
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(path):
         raise OSError(errno.ENOSPC, "No space left on device")  # as a write raises it: without a name
     assert one_line(caught.value) == f"no space left on the disk ({path}); free some and run again"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_null_where_a_number_is_not_finite(tmp_path):
+    write_json(tmp_path / "x.json", {"loss": float("nan"), "rows": [1.0, float("inf")]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"loss": None, "rows": [1.0, None]}
+
+
+def test_file_checksum_is_the_systems(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(256)) * 40_000)
+    expected = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert file_sha256(path) == expected.split()[0]

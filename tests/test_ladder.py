@@ -7,7 +7,7 @@ from rich.console import Console
 
 from clipgraft.bridging.fit import STATES_NAME
 from clipgraft.config import apply_overrides
-from clipgraft.device import write_json
+from clipgraft.files import write_json
 from clipgraft.flatland import is_known_to_teacher, kept_word_prompts
 from clipgraft.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
 from clipgraft.presets import ladder as ladder_recipe

@@ -1,6 +1,5 @@
 """Where a run happens: device, precision, seeds, and the record of its environment."""
 
-import json
 import logging
 import os
 import platform
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 
 from clipgraft.errors import UserError
-from clipgraft.files import write_bytes
 
 RECORDED_PACKAGES = (
     "clipgraft",
@@ -192,23 +190,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def to_json(value: Any) -> str:
-    """Write a value as JSON; NaN and infinity become null, which is what JSON has for them."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_bytes(path, (to_json(value) + "\n").encode("utf-8"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

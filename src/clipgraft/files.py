@@ -1,10 +1,12 @@
 """Files at the border: written whole or not at all, and read through one door with bounds.
 
 Whatever comes from outside (models, runs, caches, data sets, recipes) is read by `read_text`, `read_json`,
-`read_json_lines` and `read_toml`: bounded in size and depth, checked for its type, named when it is wrong.
+`read_jsonl` and `read_toml`: bounded in size and depth, checked for its type, named when it is wrong.
 """
 
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,7 +30,7 @@ JSON_TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text",
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write, which takes its place when the block ends without an error.
 
     So `path` is there whole or as it was before, also where the disk is full, the process is killed, or two
@@ -47,15 +49,44 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; NaN and infinity become null."""
+    write_bytes(path, (to_json(value) + "\n").encode())
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """Return a value as JSON text; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: object) -> str:
+    """Return the sha256 (hex) of values as JSON: one name for data and settings together."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
     """Delete partial files and folders that killed processes left in a folder.
 
     Args:
-        folder: Where `written_whole`, or its like for folders, has written.
+        folder: Where `atomic_write`, or its like for folders, has written.
         stale_seconds: Since the last write to it; 0 where the caller alone may write there.
     """
     for part in folder.glob(".*.part"):
@@ -135,7 +166,7 @@ def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataErr
     return parse_json(read_text(path, error=error), str(path), kind, error=error)
 
 
-def read_json_lines(path: Path, *, error: type[UserError] = DataError) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, *, error: type[UserError] = DataError) -> list[dict[str, Any]]:
     """Read a file with one JSON object a line; blank lines are left out, errors name file and line."""
     lines = enumerate(read_text(path, error=error).split("\n"), 1)
     return [parse_json(line, f"{path}:{number}", error=error) for number, line in lines if line.strip()]

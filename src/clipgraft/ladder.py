@@ -19,12 +19,12 @@ from clipgraft.bridging.pairs import LinearFit, Towers
 from clipgraft.bridging.refine import Pictures, load_pictures, refine
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import track
-from clipgraft.device import choose_device, seed_everything, write_json
+from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.metrics.fidelity import fidelity_scores
 from clipgraft.evaluation.metrics.noise_error import attribute_agreement, noise_pred_errors, pixel_difference
 from clipgraft.evaluation.metrics.probe import load_probe, read_attributes
-from clipgraft.files import read_json
+from clipgraft.files import read_json, write_json
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
 from clipgraft.generation.generator import ImageGenerator, load_generators

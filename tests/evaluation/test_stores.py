@@ -20,6 +20,7 @@ from clipgraft.evaluation.metrics.probe import load_probe
 from clipgraft.evaluation.prompt_sets import PLAIN, EvaluationPrompt
 from clipgraft.evaluation.scores import ClipFeatures, ProbeFeatures, score_fidelity
 from clipgraft.evaluation.stores import FeatureStore, PictureStore, generator_fingerprint
+from clipgraft.files import file_sha256
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png
@@ -29,7 +30,6 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.tokenizer import train_tokenizer
-from clipgraft.models.weights import file_sha256
 
 GOLDEN_PICTURE = [
     [[23, 26, 65], [72, 73, 100], [23, 26, 66], [24, 26, 64]],

@@ -7,13 +7,13 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 import tiny
+from clipgraft.files import file_sha256
 from clipgraft.generation import pipeline as generation
 from clipgraft.generation.params import Job, picture_file_name
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.graft import GraftedTextEncoder
-from clipgraft.models.weights import file_sha256
 
 
 @pytest.fixture(scope="module")

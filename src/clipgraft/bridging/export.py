@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from clipgraft.bridging.refine import START_NAME, read_start
 from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
 from clipgraft.console import print_line, say
-from clipgraft.device import quiet_libraries, write_json
+from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
-from clipgraft.files import read_json
+from clipgraft.files import read_json, write_json
 from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.generation.prompt_embeds import prompt_input_ids

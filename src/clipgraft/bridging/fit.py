@@ -11,7 +11,8 @@ from clipgraft.bridging.pairs import LinearFit, Towers
 from clipgraft.config import BridgeSettings, Recipe
 from clipgraft.console import print_line
 from clipgraft.data.token_states import StateBatches
-from clipgraft.device import seed_everything, write_json
+from clipgraft.device import seed_everything
+from clipgraft.files import write_json
 from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.graft import save_graft
 from clipgraft.models.token_stats import COLLAPSED_SHARE, collapsed_classes

@@ -18,10 +18,9 @@ from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.device import cache_dir
 from clipgraft.errors import DataError
 from clipgraft.evaluation.stores import model_fingerprint, pixels_versions
-from clipgraft.files import clear_parts
+from clipgraft.files import clear_parts, fingerprint
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.weights import write_tensors
-from clipgraft.runs.run import fingerprint
 
 logger = logging.getLogger(__name__)
 

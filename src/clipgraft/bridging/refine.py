@@ -15,15 +15,14 @@ from clipgraft.data.batches import LatentBatches, WithProgress
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.sources import load_source, select
 from clipgraft.data.transforms import encode_captions, tokenize
-from clipgraft.device import PRECISION_DTYPES, choose_device, seed_everything, write_json
+from clipgraft.device import PRECISION_DTYPES, choose_device, seed_everything
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
-from clipgraft.files import read_json
+from clipgraft.files import file_sha256, fingerprint, read_json, write_json
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft, load_graft, save_graft
-from clipgraft.models.weights import MANIFEST_NAME, file_sha256, module_sha256, tensors_sha256
+from clipgraft.models.weights import MANIFEST_NAME, module_sha256, tensors_sha256
 from clipgraft.runs.folder import RECIPE_NAME
-from clipgraft.runs.run import fingerprint
 from clipgraft.training.fingerprints import sum_of_tokenizer
 from clipgraft.training.fitting import fit_stage, settle_precision
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers

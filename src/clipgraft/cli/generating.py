@@ -363,7 +363,7 @@ def _print_json(rows: list[dict[str, Any]], out: Path) -> None:
     """One object, from the first of several processes alone."""
     from collections import Counter
 
-    from clipgraft.device import to_json
+    from clipgraft.files import to_json
     from clipgraft.generation.generate import process_rank
 
     if process_rank() == 0:

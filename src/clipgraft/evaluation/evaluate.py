@@ -12,14 +12,7 @@ from accelerate import PartialState
 from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
 from clipgraft.data.content import merge_copies
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.device import (
-    cache_dir,
-    choose_device,
-    describe_environment,
-    num_processes,
-    quiet_libraries,
-    write_json,
-)
+from clipgraft.device import cache_dir, choose_device, describe_environment, num_processes, quiet_libraries
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.metrics.probe import load_probe
 from clipgraft.evaluation.prompt_sets import next_prompts
@@ -43,7 +36,7 @@ from clipgraft.evaluation.variants import (
     draw_all,
     real_pictures,
 )
-from clipgraft.files import read_toml, write_bytes
+from clipgraft.files import read_toml, write_bytes, write_json
 from clipgraft.models.clip import load_clip
 from clipgraft.models.configs import BaseRecord, read_config
 from clipgraft.models.graft import BASE_RECORD

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.console import say
-from clipgraft.device import write_json
 from clipgraft.errors import UserError
 from clipgraft.evaluation.metrics.similarity import psnr, ssim
 from clipgraft.evaluation.scores import load_pixels
+from clipgraft.files import write_json
 from clipgraft.generation.engines.options import SpeedOptions
 from clipgraft.generation.generate import DrawOptions, Stopped, generate, shortcuts_of
 from clipgraft.generation.params import Job

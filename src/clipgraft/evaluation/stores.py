@@ -19,13 +19,12 @@ from torch import Tensor
 from clipgraft.console import track
 from clipgraft.data.transforms import PIXELS_VERSION
 from clipgraft.errors import CheckpointError, DataError
-from clipgraft.files import clear_parts, parse_json, write_bytes
+from clipgraft.files import clear_parts, file_sha256, fingerprint, parse_json, write_bytes
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png, versions
 from clipgraft.generation.params import Job, picture_file_name
 from clipgraft.generation.prompt_embeds import prompt_input_ids
-from clipgraft.models.weights import file_sha256, module_sha256
-from clipgraft.runs.run import fingerprint
+from clipgraft.models.weights import module_sha256
 
 GENERATION_VERSION = 1
 """Of what `generation/` and the bridge make of weights, prompt and seed."""

@@ -17,6 +17,7 @@ from clipgraft.evaluation.metrics.token_drift import caption_errors
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, build_prompts
 from clipgraft.evaluation.scores import Paths, Scores
 from clipgraft.evaluation.stores import PictureStore, Task
+from clipgraft.files import fingerprint
 from clipgraft.flatland import draw_scene
 from clipgraft.flatland.writer import DRAWING_VERSION, IMAGE_SIZE
 from clipgraft.generation.generator import ImageGenerator, load_generators
@@ -26,7 +27,6 @@ from clipgraft.generation.prompt_embeds import prompt_input_ids
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.weights import module_sha256
-from clipgraft.runs.run import fingerprint
 
 TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
     "teacher",

@@ -15,9 +15,9 @@ from clipgraft.data.check import check_source, leakage_note, to_json
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, Source
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.sources import load_crops, load_source, select
-from clipgraft.device import choose_device, seed_everything, write_json
+from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import UserError
-from clipgraft.files import write_bytes
+from clipgraft.files import write_bytes, write_json
 from clipgraft.finetuning.previews import Samples
 from clipgraft.finetuning.validate import ClipWatch, embed_images, measure_retrieval
 from clipgraft.models.clip import ClipParts, load_clip, save_clip

@@ -15,9 +15,10 @@ from torch import nn
 from clipgraft.config import Recipe
 from clipgraft.data.sources import load_source, select
 from clipgraft.data.transforms import tokenize
-from clipgraft.device import choose_device, write_json
+from clipgraft.device import choose_device
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.token_drift import token_drift
+from clipgraft.files import write_json
 from clipgraft.finetuning.validate import NUM_DRIFT_CAPTIONS, measure_retrieval
 from clipgraft.models.clip import load_clip, save_clip
 from clipgraft.reporting.plots import plot_interpolation

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.console import say
-from clipgraft.device import write_json
 from clipgraft.errors import DataError, UserError
-from clipgraft.files import parse_json, read_json
+from clipgraft.files import file_sha256, fingerprint, parse_json, read_json, write_json
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import Picture
-from clipgraft.models.weights import file_sha256
-from clipgraft.runs.run import fingerprint
 
 LIST_NAME = "images.json"
 OWN_NAMES = ("images.json", "images-*.jsonl", "preview.png", "grid.png", "grid-*.png", "grid.html")

@@ -12,9 +12,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clipgraft.device import to_json
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.files import parse_json, written_whole
+from clipgraft.files import atomic_write, parse_json, to_json
 from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import Picture
 from clipgraft.models.base import Origin
@@ -152,7 +151,7 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
         ):
             # tEXt holds Latin-1 alone; iTXt holds every prompt.
             (text.add_text if value.isascii() else text.add_itxt)(key, value)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
 
 

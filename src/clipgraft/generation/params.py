@@ -11,9 +11,9 @@ from typing import Any
 
 from clipgraft.data.images import opened_image
 from clipgraft.errors import UserError
+from clipgraft.files import file_sha256
 from clipgraft.generation.schedulers import SCHEDULERS, max_steps
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.models.weights import file_sha256
 from clipgraft.settings import MAX_GUIDANCE_SCALE
 
 MAX_SLUG_LENGTH = 50

@@ -24,9 +24,10 @@ from huggingface_hub.errors import (
 
 import clipgraft
 from clipgraft.errors import CheckpointError, MissingFileError
+from clipgraft.files import file_sha256
 from clipgraft.models.pins import PINS, Pin
 from clipgraft.models.weight_files import Needed
-from clipgraft.models.weights import file_sha256, verify_folder
+from clipgraft.models.weights import verify_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from clipgraft.errors import CheckpointError
-from clipgraft.files import read_json, written_whole
+from clipgraft.files import atomic_write, file_sha256, read_json
 
 MANIFEST_NAME = "manifest.json"
-READ_BYTES = 1 << 22
 DECIDING_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Of files that libraries look for beside a model: configurations, vocabularies, adapters, weights."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -143,15 +142,6 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
-def file_sha256(path: Path) -> str:
-    """Checksum of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def module_sha256(module: torch.nn.Module) -> str:
     """Checksum of a module's parameters and buffers, as `tensors_sha256`."""
     return tensors_sha256(module.state_dict())
@@ -176,7 +166,7 @@ def write_tensors(
         OSError: If there is no space left; safetensors tells the system's error number in its text alone.
     """
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(dict(tensors), temporary, metadata=metadata)
             _sync(temporary)
     except SafetensorError as error:

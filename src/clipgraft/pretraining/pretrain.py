@@ -28,8 +28,9 @@ from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.sources import load_crops, load_source, select
 from clipgraft.data.transforms import encode_captions
-from clipgraft.device import choose_device, seed_everything, write_json
+from clipgraft.device import choose_device, seed_everything
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
+from clipgraft.files import write_json
 from clipgraft.finetuning.validate import measure_retrieval
 from clipgraft.flatland import draw_scenes, is_known_to_teacher, plain_captions, sample_scene
 from clipgraft.models.clip import ClipParts, load_clip, save_clip

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from clipgraft.config import Recipe, to_toml
-from clipgraft.device import write_json
 from clipgraft.evaluation.metrics.probe import Probe, save_probe
+from clipgraft.files import write_json
 from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.flatland_config import DRAWING_DEFAULTS, build_scheduler

@@ -1,12 +1,11 @@
 """What a report writes: page, JSON, model card and figures, each whole or not at all."""
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from clipgraft.files import written_whole
+from clipgraft.files import atomic_write, to_json
 from clipgraft.reporting import comparison
 from clipgraft.reporting.curves import training_curves
 from clipgraft.reporting.html import render_comparison, render_report
@@ -95,8 +94,8 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            written.enter_context(written_whole(path)).write_bytes(content)
+            written.enter_context(atomic_write(path)).write_bytes(content)
 
 
 def _to_json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    return (to_json(value) + "\n").encode()

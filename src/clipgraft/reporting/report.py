@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipgraft.console import print_line
-from clipgraft.device import write_json
+from clipgraft.files import write_json
 from clipgraft.reporting.outputs import write_comparison, write_report
 from clipgraft.reporting.run_data import STAGES, collect_metrics, has_own_metrics, read_run
 from clipgraft.runs.folder import is_at_work

@@ -1,6 +1,5 @@
 """`report.json`: what the page shows, for machines."""
 
-import math
 from typing import Any
 
 from clipgraft.reporting import ranking, sections
@@ -67,16 +66,7 @@ def summarize(run: Run) -> dict[str, Any]:
     }
     if run.data.get("root"):
         summary["data"]["name"] = short_name(run.data["root"])
-    return _without_places(_finite(summary))
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity become null, which is what JSON has for them."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return _without_places(summary)
 
 
 def _without_places(summary: dict[str, Any]) -> dict[str, Any]:

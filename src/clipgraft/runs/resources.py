@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from clipgraft.device import write_json
+from clipgraft.files import write_json
 
 try:
     import resource

@@ -1,7 +1,5 @@
 """A stage's folder: the resolved recipe and the environment beside every result."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,15 +10,9 @@ from typing import Any
 from accelerate import PartialState
 
 from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
-from clipgraft.device import (
-    choose_device,
-    describe_environment,
-    num_processes,
-    quiet_libraries,
-    write_json,
-)
+from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.files import write_bytes
+from clipgraft.files import write_bytes, write_json
 from clipgraft.runs.folder import RECIPE_NAME, refuse_inputs_within, run_folder
 from clipgraft.runs.resources import recorded_resources
 
@@ -191,11 +183,6 @@ def _by_name(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         named |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return named
-
-
-def fingerprint(*parts: object) -> str:
-    """Name of data and settings together: the sha256 (hex) of their JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def run_encoders(folder: Path) -> dict[str, Path | None]:

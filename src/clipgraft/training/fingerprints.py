@@ -11,9 +11,10 @@ from transformers import CLIPTokenizer
 
 from clipgraft.data.content import content_sums
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.files import fingerprint
 from clipgraft.models.clip import ClipParts
 from clipgraft.models.weights import module_sha256
-from clipgraft.runs.run import NO_RESULT, fingerprint
+from clipgraft.runs.run import NO_RESULT
 from clipgraft.settings import TrainSettings
 
 WITHOUT_EFFECT = {*NO_RESULT, "samples_every", "samples_graft", "allow_few_captions"}

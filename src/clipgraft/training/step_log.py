@@ -1,8 +1,6 @@
 """`log.jsonl`: one row an optimizer step, without a gap or a double line after a resume."""
 
 import hashlib
-import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipgraft.errors import CheckpointError
-from clipgraft.files import read_json_lines, written_whole
+from clipgraft.files import atomic_write, read_jsonl, to_json
 
 LOG_NAME = "log.jsonl"
 
@@ -42,16 +40,12 @@ class StepLog:
         self._file = path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row; NaN and infinity become null, which is what JSON has for them.
+        """Append a row; NaN and infinity become null.
 
         Raises:
             OSError: If there is no space left.
         """
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-        rest = line = as_line(finite)
+        rest = line = as_line(row)
         try:
             while rest:  # the system may take a part, and refuse the rest at the next call
                 rest = rest[self._file.write(rest) :]
@@ -75,7 +69,7 @@ NO_ROWS = RowsSum(0, hashlib.sha256().hexdigest())
 
 def as_line(row: dict[str, Any]) -> bytes:
     """Write a row as a line of JSON."""
-    return json.dumps(row).encode() + b"\n"
+    return to_json(row, indent=None).encode() + b"\n"
 
 
 def read_rows(path: Path) -> list[bytes]:
@@ -109,8 +103,8 @@ def refuse_other_rows(path: Path, expected: RowsSum) -> None:
 
 @contextmanager
 def written_to_disk(path: Path) -> Iterator[Path]:
-    """`written_whole`, and on the disk before the old file is gone: a killed run leaves one of the two."""
-    with written_whole(path) as temporary:
+    """`atomic_write`, and on the disk before the old file is gone: a killed run leaves one of the two."""
+    with atomic_write(path) as temporary:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -119,7 +113,7 @@ def written_to_disk(path: Path) -> Iterator[Path]:
 def epoch_means(path: Path) -> list[float]:
     """Mean loss of each epoch of a log, epoch 0 first; steps without a finite loss are left out."""
     losses: dict[int, list[float]] = {}
-    for row in read_json_lines(path, error=CheckpointError):
+    for row in read_jsonl(path, error=CheckpointError):
         if row["loss"] is not None:
             losses.setdefault(row["epoch"], []).append(row["loss"])
     return [sum(values) / len(values) for _, values in sorted(losses.items())]

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import tiny
+from clipgraft.files import file_sha256
 from clipgraft.generation.engines.attach import prepare_base, put_on_engine, set_shortcuts
 from clipgraft.generation.engines.engine import TorchEngine, choose_engine, openvino_advice, why_no_openvino
 from clipgraft.generation.engines.networks import POSITIONS_AT_ONCE, EngineDecoder, EngineUNet, in_chunks
@@ -21,7 +22,7 @@ from clipgraft.generation.engines.options import SpeedOptions
 from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import build_pipeline, draw
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.weights import file_sha256, write_folder_atomically
+from clipgraft.models.weights import write_folder_atomically
 
 CPU = torch.device("cpu")
 PROMPTS = ("A dog runs", "A red ball", "A black cat")

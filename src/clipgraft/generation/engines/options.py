@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from clipgraft.errors import UserError
-from clipgraft.models.weights import file_sha256
+from clipgraft.files import file_sha256
 
 
 @dataclass(frozen=True)
