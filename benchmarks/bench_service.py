@@ -61,13 +61,13 @@ class Studio:
         )
         self.address = re.search(r"http://\S+/", self.process.stdout.readline())[0]
 
-    def ask(self, path: str, body: dict | None = None) -> dict | str:
+    def ask(self, path: str, body: dict | None = None) -> dict:
         """Send JSON, or GET without any."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=300) as answer:
             text = answer.read().decode()
-        return text if path == "metrics" else json.loads(text)
+        return json.loads(text)
 
     def draw(self, seed: int, user: str = "") -> float:
         """Draw one picture as OpenAI's clients do; return the seconds."""
@@ -76,10 +76,16 @@ class Studio:
         self.ask("v1/images/generations", body)
         return time.perf_counter() - begun
 
-    def figure(self, name: str) -> float:
-        """One of its own figures; 0 where it has none of that name yet."""
-        found = re.search(rf"^clipgraft_{re.escape(name)} (\S+)", self.ask("metrics"), re.MULTILINE)
-        return float(found[1]) if found else 0.0
+    def resident_bytes(self) -> int:
+        """Bytes of its process in memory."""
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def num_pictures(self) -> int:
+        """Pictures that it has drawn and keeps."""
+        count, before = 0, ""
+        while rows := self.ask(f"v1/pictures?limit=200{before}")["pictures"]:
+            count, before = count + len(rows), f"&before={rows[-1]['number']}"
+        return count
 
 
 def overhead(studio: Studio, rounds: int) -> dict:
@@ -258,20 +264,19 @@ def soak_client(studio: Studio, number: int, end: float, pause: float) -> Counte
 
 def soak(studio: Studio, seconds: float, rate: float) -> dict:
     """Ask for twice what can be drawn; every accepted job must end, each drawn once."""
-    drawn = 'pictures_drawn_total{status="ok"}'
-    drawn_before, memory = studio.figure(drawn), [studio.figure("resident_bytes")]
+    drawn_before, memory = studio.num_pictures(), [studio.resident_bytes()]
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [
             pool.submit(soak_client, studio, number, end, CLIENTS / (2 * rate)) for number in range(CLIENTS)
         ]
         time.sleep(seconds / 10)
-        memory.append(studio.figure("resident_bytes"))
+        memory.append(studio.resident_bytes())
         counts = sum((client.result() for client in clients), Counter())
-    memory.append(studio.figure("resident_bytes"))
+    memory.append(studio.resident_bytes())
     accepted, refused = counts.pop("accepted"), counts.pop("refused", 0)
     assert counts == {"done": accepted}, counts
-    assert studio.figure(drawn) - drawn_before == accepted
+    assert studio.num_pictures() - drawn_before == accepted
     return {
         "seconds": seconds,
         "accepted": accepted,

@@ -8,9 +8,9 @@ from starlette.testclient import TestClient
 import tiny
 from clipgraft.config import build_recipe
 from clipgraft.runs.run import stage_folder
-from clipgraft.studio.access import Access
 from clipgraft.studio.api import build_app
-from clipgraft.studio.limits import Limits
+from clipgraft.studio.schemas import Limits
+from clipgraft.studio.security import Access
 from clipgraft.studio.service import Service
 from clipgraft.whole_run import run_all
 

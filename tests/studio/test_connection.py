@@ -8,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from clipgraft.studio.connection import TimedConnection
+from clipgraft.studio.server import TimedConnection
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 SECONDS = 0.4

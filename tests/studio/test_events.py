@@ -8,9 +8,9 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
-from clipgraft.studio.access import Access
 from clipgraft.studio.api import build_app
 from clipgraft.studio.events import MAX_STREAMS
+from clipgraft.studio.security import Access
 from clipgraft.studio.server import Server, _bound
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

@@ -72,17 +72,16 @@ def test_compare_draws_the_same_seed_with_every_model(client):
     assert {picture["settings"]["seed"] for picture in job["pictures"]} == {5}
 
 
-def test_a_grid_is_counted_and_timed_before_it_is_drawn(client):
+def test_a_grid_is_counted_before_it_is_drawn(client):
     axes = [{"name": "seed", "values": [1, 2]}, {"name": "guidance_scale", "values": [1, 2.5, 4]}]
     assert client.post("/v1/estimates", json=JOB | {"axes": axes}).json() == {
         "num_images": 6,
         "num_steps": 18,
-        "seconds": None,
+        "images_before": 0,
     }
     job = draw(client, axes=axes)
     cells = [(p["settings"]["seed"], p["settings"]["guidance_scale"]) for p in job["pictures"]]
     assert cells == [(1, 1), (1, 2.5), (1, 4), (2, 1), (2, 2.5), (2, 4)]
-    assert 0 < client.post("/v1/estimates", json=JOB | {"axes": axes}).json()["seconds"] < 60
 
 
 def test_without_a_seed_one_is_drawn_by_lot_and_told(client):
@@ -291,18 +290,13 @@ def test_a_studio_without_anybody_who_draws_is_unhealthy(service):
     )
 
 
-def test_health_and_metrics_speak_for_themselves(client):
-    draw(client)
+def test_a_studio_that_draws_is_healthy(client):
     assert client.get("/health").json() == {"status": "ok"}
-    lines = client.get("/metrics").text.splitlines()
-    assert 'clipgraft_pictures_drawn_total{status="ok"} 1' in lines
-    assert 'clipgraft_jobs{state="done"} 1' in lines
-    assert all(line.startswith("#") or len(line.split(" ")) == 2 for line in lines)
 
 
 def test_every_route_is_described_with_an_example(client):
     schema = client.get("/openapi.json").json()
-    assert len(schema["paths"]) >= 18
+    assert len(schema["paths"]) >= 17
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             answer = next(answer for code, answer in route["responses"].items() if code.startswith("2"))

@@ -16,8 +16,8 @@ from PIL import Image
 
 from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.models.clip import encode_images, encode_text, load_clip
-from clipgraft.studio.access import Access
 from clipgraft.studio.api import build_app
+from clipgraft.studio.security import Access
 from clipgraft.studio.server import _bound
 
 openai = pytest.importorskip("openai")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from clipgraft.studio.access import make_access
+from clipgraft.studio.security import make_access
 from clipgraft.studio.server import Server, _bound
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

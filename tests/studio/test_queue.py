@@ -20,40 +20,27 @@ def clients_of(queue, rows):
     return [queue.job_by_number(row.job).client for row in rows]
 
 
-def test_clients_are_served_in_turn_however_much_one_of_them_asks_for(queue):
-    queue.add("greedy", "draw", [picture() for _ in range(10)])
-    queue.add("modest", "draw", [picture()])
-    served = [clients_of(queue, queue.take(1))[0] for _ in range(4)]
-    assert served == ["greedy", "modest", "greedy", "greedy"]
+def test_jobs_are_served_in_the_order_in_which_they_came(queue):
+    queue.add("first", "draw", [picture("64x64"), picture("32x32")])
+    queue.add("second", "draw", [picture("64x64")])
+    assert [clients_of(queue, queue.take(1))[0] for _ in range(3)] == ["first", "first", "second"]
 
 
-def test_clients_that_come_back_after_each_picture_do_not_keep_another_waiting(queue):
-    queue.add("waits", "draw", [picture("64x64 a") for _ in range(4)])
-    shapes = {"back": "64x64 b", "again": "64x64 c"}  # none can share a batch
-    for client, shape in shapes.items():
-        queue.add(client, "draw", [picture(shape)])
-    served = [""]
-    for _ in range(9):
-        [row] = queue.take(1)
-        if served[-1] in shapes:  # it took its picture, and asks for the next one meanwhile
-            queue.add(served[-1], "draw", [picture(shapes[served[-1]])])
-        queue.finish_picture(row.number, "ok")
-        queue.end_job_if_drawn(row.job)
-        served += clients_of(queue, [row])
-    assert served[1:] == ["waits", "back", "again"] * 3
+def test_a_batch_is_filled_from_the_jobs_behind(queue):
+    queue.add("first", "draw", [picture()])
+    queue.add("other", "draw", [picture("32x32")])
+    queue.add("second", "draw", [picture()])
+    assert clients_of(queue, queue.take(4)) == ["first", "second"]
 
 
-def test_who_comes_is_served_before_those_who_were_served_just_now(queue):
-    queue.add("busy", "draw", [picture() for _ in range(4)])
+def test_images_before_a_job_are_counted(queue):
+    first = queue.job(queue.add("a", "draw", [picture(), picture()]))
+    second = queue.job(queue.add("b", "draw", [picture()]))
     queue.take(1)
-    queue.add("new", "draw", [picture()])
-    assert [clients_of(queue, queue.take(1))[0] for _ in range(2)] == ["new", "busy"]
-
-
-def test_a_batch_takes_one_of_each_client_before_a_second_of_any(queue):
-    queue.add("greedy", "draw", [picture() for _ in range(10)])
-    queue.add("modest", "draw", [picture()])
-    assert sorted(clients_of(queue, queue.take(4))) == ["greedy", "greedy", "greedy", "modest"]
+    assert (queue.count_before(first.number), queue.count_before(second.number)) == (0, 2)
+    assert queue.count_before() == 3
+    queue.end_job(first.number, "cancelled")
+    assert queue.count_before(second.number) == 0
 
 
 def test_batches_have_few_sizes_for_engines_that_compile_for_each(queue):
@@ -85,16 +72,12 @@ def test_one_client_cannot_hold_all_places(queue):
     assert queue.add("b", "draw", [picture()])
 
 
-def test_names_of_one_address_share_its_places_and_its_turns(queue):
-    queue.max_waiting = 100
+def test_names_of_one_address_share_its_places(queue):
     for name in range(4):
-        queue.add(f"1.1.1.1 {name}", "draw", [picture(), picture()])
+        queue.add(f"1.1.1.1 {name}", "draw", [picture()])
     with pytest.raises(BusyError, match="4 of your jobs are waiting and at most 4 may"):
         queue.add("1.1.1.1 another", "draw", [picture()])
-    queue.add("2.2.2.2 ", "draw", [picture() for _ in range(4)])
-    served = [clients_of(queue, queue.take(1))[0] for _ in range(8)]
-    assert served[1::2] == ["2.2.2.2 "] * 4
-    assert served[::2] == [f"1.1.1.1 {name}" for name in range(4)]
+    assert queue.add("2.2.2.2 ", "draw", [picture()])
 
 
 def test_a_cancelled_job_leaves_nothing_to_draw_and_stays_cancelled(queue):
@@ -164,13 +147,3 @@ def test_history_is_bounded_and_open_jobs_are_never_forgotten(queue):
     assert queue.counts("pictures") == {"ok": 3, "queued": 1}
     assert queue.prune(0) == ids[3:]
     assert queue.counts("pictures") == {"queued": 1}
-
-
-def test_time_of_a_step_is_measured_on_the_last_pictures_of_a_model(queue):
-    assert queue.seconds_per_step("m", "64x64") is None
-    queue.add("a", "draw", [picture(steps=10), picture(steps=30)])
-    for row in queue.take(2):
-        queue.finish_picture(row.number, "ok", seconds=2.0)
-    assert queue.seconds_per_step("m", "64x64") == pytest.approx(4.0 / 40)
-    assert queue.seconds_per_step("m", "32x32") is None
-    assert queue.seconds_per_step("other", "64x64") is None

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from clipgraft.studio.access import Access
 from clipgraft.studio.api import build_app
-from clipgraft.studio.limits import Limits
+from clipgraft.studio.schemas import Limits
+from clipgraft.studio.security import Access
 from clipgraft.studio.service import Service
 
 schemathesis = pytest.importorskip("schemathesis")

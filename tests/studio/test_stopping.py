@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from clipgraft.studio.access import Access
+from clipgraft.studio.security import Access
 from clipgraft.studio.server import Server, _bound
 
 

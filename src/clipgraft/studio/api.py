@@ -8,20 +8,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, JSONResponse
 
 import clipgraft
 from clipgraft.reporting.html import script_hash
-from clipgraft.studio.access import Access
 from clipgraft.studio.events import Events
 from clipgraft.studio.image_files import settings_from_png
 from clipgraft.studio.openai_api import client_name, openai_routes
-from clipgraft.studio.prometheus import metrics_text
 from clipgraft.studio.queue import BusyError, JobRow, PictureRow
 from clipgraft.studio.responses import NotFoundError, answers, handle_errors
 from clipgraft.studio.run_summaries import describe_run, list_runs, report_path
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
-from clipgraft.studio.security import Guard
+from clipgraft.studio.security import Access, Guard
 from clipgraft.studio.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -49,7 +47,7 @@ JOB_EXAMPLE = {
     "error": "",
     "step": 25,
     "steps": 25,
-    "seconds_left": None,
+    "images_before": 0,
     "pictures": [PICTURE_EXAMPLE],
 }
 RUN_EXAMPLE = {
@@ -87,14 +85,14 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
     )
     access, limits = access or Access(), service.limits
     guard = Guard(app, access, limits.max_body_bytes, limits.body_seconds)
-    handle_errors(app, service)
+    handle_errors(app)
     for router in (
         openai_routes(service, access.public_url),
         _job_routes(service),
         _planning_routes(service),
         _picture_routes(service),
         _run_routes(service),
-        _page_routes(service, guard),
+        _page_routes(service),
     ):
         app.include_router(router)
     return guard
@@ -147,15 +145,15 @@ def _job_routes(service: Service) -> APIRouter:
 def _planning_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["jobs"])
 
-    @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "seconds": 8.5}))
+    @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "images_before": 0}))
     def estimate(body: JobRequest) -> Any:
-        """Say how many pictures a job would draw and how long that takes by what was measured last."""
+        """Count the images and denoising steps of a job, and the images that would come before it."""
         pictures = _expanded(service, body)
         service.check_size([job for _, job in pictures])
         return {
             "num_images": len(pictures),
             "num_steps": sum(job.num_steps for _, job in pictures),
-            "seconds": service.estimates.of(pictures),
+            "images_before": service.queue.count_before(),
         }
 
     @router.post(
@@ -289,7 +287,7 @@ def _run_routes(service: Service) -> APIRouter:
     return router
 
 
-def _page_routes(service: Service, guard: Guard) -> APIRouter:
+def _page_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["studio"])
 
     @router.get("/health", responses=answers({"status": "ok"}))
@@ -302,13 +300,6 @@ def _page_routes(service: Service, guard: Guard) -> APIRouter:
         problem = service.health.problem()
         return JSONResponse(
             {"status": "failing", "reason": problem} if problem else {"status": "ok"}, 503 if problem else 200
-        )
-
-    @router.get("/metrics", responses=answers("clipgraft_batches_total 7\n", media_type="text/plain"))
-    def metrics() -> Any:
-        """Figures for Prometheus."""
-        return PlainTextResponse(
-            metrics_text(service, guard.statuses), media_type="text/plain; version=0.0.4"
         )
 
     @router.get("/", include_in_schema=False)

@@ -7,12 +7,13 @@ that SQLite complains of is a bug of ours.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clipgraft.errors import NO_SPACE, CheckpointError
+from clipgraft.errors import NO_SPACE, CheckpointError, is_no_space
 
 BUSY_SECONDS = 0.5
 """So long another program may hold the file before a request is answered that it is locked."""
@@ -178,3 +179,49 @@ def _columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+SECONDS_BETWEEN_CHECKS = 1.0
+"""Whoever asks more often is told what was found last: anybody may ask, without a token."""
+ROOM_BYTES = 1 << 20
+"""That a disk must take: a picture of 512 x 512 has about half of it."""
+PROBE_NAME = ".room.part"
+
+
+class Health:
+    """Looks after database, disk and worker, whoever asks, once a second at most.
+
+    Args:
+        home: The studio's folder.
+        database: That it writes to.
+        worker_problem: Says what keeps the worker from drawing, if anything.
+    """
+
+    def __init__(self, home: Path, database: Database, worker_problem: Callable[[], str]):
+        self._home, self._database, self._worker_problem = home, database, worker_problem
+        self._lock = threading.Lock()
+        self._checked, self._found = float("-inf"), ""
+
+    def problem(self) -> str:
+        """Say what is wrong now; empty if nothing."""
+        with self._lock:
+            if time.monotonic() - self._checked > SECONDS_BETWEEN_CHECKS:
+                self._found = self._look()
+                self._checked = time.monotonic()
+            return self._found
+
+    def _look(self) -> str:
+        try:
+            self._database.check_usable()
+            (self._home / PROBE_NAME).write_bytes(bytes(ROOM_BYTES))
+        except UnavailableError as error:
+            return str(error)
+        except OSError as error:
+            return (
+                f"{NO_SPACE}; free some"
+                if is_no_space(error)
+                else f"nothing can be written: {error.strerror}"
+            )
+        finally:
+            (self._home / PROBE_NAME).unlink(missing_ok=True)
+        return self._worker_problem()

@@ -13,12 +13,11 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 
 from clipgraft.errors import DataError
-from clipgraft.studio.limits import Limits
+from clipgraft.studio.image_files import count_pixels, read_base64
 from clipgraft.studio.queue import BusyError, JobRow
 from clipgraft.studio.responses import NotFoundError, answers, picture_error
-from clipgraft.studio.schemas import EmbeddingsRequest, ImageInput, ImagesRequest
+from clipgraft.studio.schemas import EmbeddingsRequest, ImageInput, ImagesRequest, Limits
 from clipgraft.studio.service import Service, StoppedError
-from clipgraft.studio.uploads import count_pixels, read_base64
 
 IMAGES_EXAMPLE = {
     "created": 1767225600,

@@ -1,8 +1,8 @@
 """Jobs and their pictures in SQLite: what waits, what is at work, what has been drawn.
 
-A job is what a client asked for at once; its pictures are drawn batch after batch, in turn with those of
-other clients. Everything is on disk before it is answered, so a process that is killed loses nothing: at the
-next start a job that was cut off is `interrupted`, and one that had not begun is still waiting.
+A job is what a client asked for at once; jobs are served in the order in which they came. Everything is on
+disk before it is answered, so a killed process loses nothing: at the next start a job that was cut off is
+`interrupted`, and one that had not begun is still waiting.
 """
 
 import json
@@ -30,29 +30,12 @@ CREATE TABLE IF NOT EXISTS pictures (
     prompt TEXT NOT NULL, steps INTEGER NOT NULL, notes TEXT NOT NULL DEFAULT '[]',
     seconds REAL, ended REAL
 );
-CREATE TABLE IF NOT EXISTS turns (client TEXT PRIMARY KEY, turn INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS pictures_by_job ON pictures (job, position);
 CREATE INDEX IF NOT EXISTS pictures_by_state ON pictures (state, number);
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
 """
 ADDRESS = "substr(client, 1, instr(client || ' ', ' ') - 1)"
 """Of a client, whose name follows it after a space."""
-IN_TURN = f"""
-WITH waiting AS (
-    SELECT p.*, j.client, j.kind, {ADDRESS.replace("client", "j.client")} AS address,
-           row_number() OVER (PARTITION BY j.client ORDER BY p.number) AS round
-    FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.state = 'queued' {{where}}
-), within AS (
-    SELECT w.*, row_number() OVER (PARTITION BY address ORDER BY round, coalesce(t.turn, 0), number) AS place
-    FROM waiting w LEFT JOIN turns t ON t.client = w.client
-)
-SELECT within.* FROM within LEFT JOIN turns t ON t.client = address
-ORDER BY place, coalesce(t.turn, 0), number LIMIT ?
-"""
-"""One picture of each address, then a second one of each, first who was served longest ago; and so among the
-names that one address gives itself, which by themselves would be as many clients as it likes."""
-TURN = 2
-"""From one batch's clients to the next one's; who comes meanwhile stands between them."""
 
 
 class BusyError(RuntimeError):
@@ -148,17 +131,12 @@ class Queue:
                     f"{waiting} pictures are waiting and at most {self.max_waiting} may; "
                     f"{len(pictures)} more do not fit: try again later, or ask for fewer"
                 )
-            address = address_of(client)
+            address = client.partition(" ")[0]
             jobs = run(
                 f"SELECT count(*) FROM jobs WHERE {ADDRESS} = ? AND state IN (?, ?)", address, *OPEN
             ).fetchone()[0]
             if jobs >= self.max_jobs_per_client:
                 raise BusyError(f"{jobs} of your jobs are waiting and at most {self.max_jobs_per_client} may")
-            # Whoever comes, or comes back, stands behind all that wait and before those served just now; in
-            # front, two clients that come back after each picture would be served by turns for ever.
-            turn = _last_turn(run) - TURN // 2
-            for name in {address, client}:
-                run("INSERT OR IGNORE INTO turns VALUES (?, ?)", name, turn)
             job_id = secrets.token_hex(8)
             number = run(
                 "INSERT INTO jobs (id, client, kind, state, created) VALUES (?, ?, ?, 'queued', ?)",
@@ -174,33 +152,26 @@ class Queue:
         return job_id
 
     def take(self, batch_size: int) -> list[PictureRow]:
-        """Take the pictures that are next in turn and can be drawn together; they are running from now on.
+        """Take the oldest queued picture and those that can share its batch; they are running from now on.
 
         Args:
             batch_size: At most so many; taken are 1, 2, 4, 8, ... of what waits.
         """
         with self._transaction() as run:
-            first = run(IN_TURN.format(where=""), 1).fetchone()
-            if first is None:
-                return []
-            where = "AND p.shape = ? AND p.model = ?"
-            rows = run(IN_TURN.format(where=where), first["shape"], first["model"], batch_size).fetchall()
+            oldest = "SELECT shape, model FROM pictures WHERE state = 'queued' ORDER BY number LIMIT 1"
+            rows = run(
+                f"SELECT * FROM pictures WHERE state = 'queued' AND (shape, model) = ({oldest}) "
+                "ORDER BY number LIMIT ?",
+                batch_size,
+            ).fetchall()  # fmt: skip
             # An engine that compiles for each batch size has only a few to compile: 1, 2, 4, 8, ...
-            del rows[1 << (len(rows).bit_length() - 1) :]
-            turn = _last_turn(run) + TURN
+            del rows[(1 << len(rows).bit_length()) >> 1 :]
             for row in rows:
-                for name in {address_of(row["client"]), row["client"]}:
-                    run("INSERT OR REPLACE INTO turns VALUES (?, ?)", name, turn)
                 run("UPDATE pictures SET state = 'running' WHERE number = ?", row["number"])
                 run(
                     "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?",
                     time.time(), row["job"],
                 )  # fmt: skip
-            run(  # but for the last turn, from which newcomers count
-                "DELETE FROM turns WHERE turn < (SELECT max(turn) FROM turns) "
-                "AND client NOT IN (SELECT client FROM jobs WHERE state IN (?, ?)) "
-                f"AND client NOT IN (SELECT {ADDRESS} FROM jobs WHERE state IN (?, ?))", *OPEN, *OPEN,
-            )  # fmt: skip
         return [_picture(row) for row in rows]
 
     def finish_picture(
@@ -322,36 +293,10 @@ class Queue:
         assert table in ("jobs", "pictures")
         return {row[0]: row[1] for row in self._read(f"SELECT state, count(*) FROM {table} GROUP BY state")}
 
-    def steps_until(self, job_number: int) -> list[tuple[str, str, int]]:
-        """Steps, by model and shape, of the open pictures of all jobs up to one."""
-        rows = self._read(
-            "SELECT model, shape, sum(steps) FROM pictures WHERE state IN (?, ?) AND job <= ? "
-            "GROUP BY model, shape", *OPEN, job_number,
-        )  # fmt: skip
-        return [(row[0], row[1], row[2]) for row in rows]
-
-    def seconds_per_step(self, model: str, shape: str) -> float | None:
-        """Mean time of a denoising step of one picture, from the last drawn ones; None before the first."""
-        rows = self._read(
-            "SELECT sum(seconds) / sum(steps) FROM (SELECT seconds, steps FROM pictures WHERE state = 'ok' "
-            "AND seconds IS NOT NULL AND model = ? AND shape = ? ORDER BY number DESC LIMIT 20)",
-            model, shape,
-        )  # fmt: skip
-        return rows[0][0]
-
-    def nearest_drawn(self, model: str, size: str) -> PictureRow | None:
-        """Return one of a model's last drawn pictures: the newest of a size, else the newest of all.
-
-        Args:
-            model: Of the picture.
-            size: As shapes begin, `WIDTHxHEIGHT`.
-        """
-        rows = self._read(
-            "SELECT * FROM (SELECT * FROM pictures WHERE state = 'ok' AND seconds IS NOT NULL AND model = ? "
-            "ORDER BY number DESC LIMIT 100) ORDER BY shape LIKE ? DESC, number DESC LIMIT 1",
-            model, f"{size} %",
-        )  # fmt: skip
-        return _picture(rows[0]) if rows else None
+    def count_before(self, job_number: int = 2**62) -> int:
+        """Count the open pictures of the jobs before one; by default of all."""
+        sql = "SELECT count(*) FROM pictures WHERE state IN (?, ?) AND job < ?"
+        return self._read(sql, *OPEN, job_number)[0][0]
 
     def prune(self, max_history: int) -> list[str]:
         """Forget the oldest ended jobs where too many pictures are kept; return the pictures' ids."""
@@ -372,16 +317,6 @@ class Queue:
         """Forget a drawn picture; return whether there was one."""
         with self._transaction() as run:
             return run("DELETE FROM pictures WHERE id = ? AND state = 'ok'", picture_id).rowcount > 0
-
-
-def address_of(client: str) -> str:
-    """Return the address of a client, without the name that it gives itself."""
-    return client.partition(" ")[0]
-
-
-def _last_turn(run: Callable[..., Any]) -> int:
-    """Of the clients that were served last; 0 before the first."""
-    return run("SELECT max(0, coalesce(max(turn), 0)) FROM turns").fetchone()[0]
 
 
 def _picture(row: sqlite3.Row) -> PictureRow:

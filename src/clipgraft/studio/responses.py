@@ -1,9 +1,7 @@
 """What routes answer: errors in one shape, and an example of every answer for the OpenAPI description."""
 
-import math
 import reprlib
 import secrets
-from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,7 +15,7 @@ from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.queue import BusyError
 from clipgraft.studio.security import error_body
-from clipgraft.studio.service import Service, StoppedError
+from clipgraft.studio.service import StoppedError
 
 REASONS = {
     401: "No token, or a wrong one.",
@@ -75,7 +73,7 @@ def answers(example: Any, status: int = 200, media_type: str = "application/json
     }
 
 
-def handle_errors(app: FastAPI, service: Service) -> None:
+def handle_errors(app: FastAPI) -> None:
     """Answer every error in the one shape, without a path of this machine in it."""
 
     @app.exception_handler(RequestValidationError)
@@ -114,10 +112,7 @@ def handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(BusyError)
     async def _(_request: Request, error: BusyError) -> JSONResponse:
-        seconds = float(RETRY_SECONDS)
-        with suppress(UnavailableError):
-            seconds = service.estimates.until_room()
-        headers = {"Retry-After": str(math.ceil(seconds))}
+        headers = {"Retry-After": str(RETRY_SECONDS)}
         return _answer(429, "rate_limit_exceeded", str(error), kind="rate_limit_error", headers=headers)
 
     @app.exception_handler(StoppedError)

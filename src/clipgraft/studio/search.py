@@ -15,6 +15,7 @@ from clipgraft.data.images import open_image
 from clipgraft.data.transforms import clip_pixel_values, encode_captions
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.studio.catalog import (
+    Loaded,
     UnknownModelError,
     clip_version,
     embed_searchable,
@@ -23,9 +24,8 @@ from clipgraft.studio.catalog import (
     load_embedder,
     searchable_images,
 )
-from clipgraft.studio.limits import Limits
-from clipgraft.studio.model_cache import Loaded
-from clipgraft.studio.uploads import decode_upload, encode
+from clipgraft.studio.image_files import decode_upload, encode
+from clipgraft.studio.schemas import Limits
 
 PICTURES_AT_ONCE = 8
 THUMBNAIL_SIDE = 256

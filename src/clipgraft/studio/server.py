@@ -9,16 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
 from rich.console import Console
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.runs.folder import hold_folder
-from clipgraft.studio.access import TOKEN_VARIABLE, Access, make_access
 from clipgraft.studio.api import build_app
-from clipgraft.studio.connection import TimedConnection
-from clipgraft.studio.limits import Limits
+from clipgraft.studio.schemas import Limits
+from clipgraft.studio.security import TOKEN_VARIABLE, Access, make_access
 from clipgraft.studio.service import Service
 
 SECRET_VARIABLES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
@@ -157,3 +158,43 @@ def _announce(host: str, port: int, access: Access, with_token: bool) -> None:
             f"{note}; programs send it as Authorization: Bearer TOKEN", highlight=False, soft_wrap=True
         )
     console.print("Ctrl-C ends it; what waits is drawn after the next start", highlight=False, soft_wrap=True)
+
+
+HEADER_SECONDS = 10.0
+"""In which a request's headers have to arrive whole; a connection that asks nothing is closed as well. What
+comes over a slow line takes a second: a drip that holds one of the few connections is the only one closed."""
+
+
+class TimedConnection(H11Protocol):
+    """Closes itself where a request's headers do not arrive in time.
+
+    The guard bounds the body's time; between two requests uvicorn's own keep-alive limit holds.
+    """
+
+    header_seconds = HEADER_SECONDS
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait_for_headers()
+        else:
+            self._end_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_headers(self) -> None:
+        """Begin to count, unless it is being counted: each further byte would else buy more time."""
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.header_seconds, self.transport.close)
+
+    def _end_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

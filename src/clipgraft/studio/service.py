@@ -6,7 +6,6 @@ One thread draws on the one device that a process holds; everything else only re
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -21,14 +20,11 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.params import SIZE_MULTIPLE, Job
 from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.models.tokenizer import cut_off, unknown_words
-from clipgraft.studio.catalog import ModelGroup, UnknownModelError, find_groups
-from clipgraft.studio.database import UnavailableError
-from clipgraft.studio.estimates import Estimates, shape_of
-from clipgraft.studio.health import Health
+from clipgraft.studio.catalog import Loaded, ModelGroup, UnknownModelError, find_groups
+from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import SETTINGS, PictureFiles
-from clipgraft.studio.limits import Limits
-from clipgraft.studio.model_cache import Loaded
 from clipgraft.studio.queue import OPEN, JobRow, NewPicture, PictureRow, Queue
+from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedding
 from clipgraft.studio.worker import Worker
 
@@ -70,22 +66,18 @@ class Service:
         self.embedding = Embedding(runs_dir, device, self.loaded, self.device_lock, self.limits)
         self.slots = threading.BoundedSemaphore(MAX_EMBEDDINGS)
         """For requests that wait for the device's lock in a thread of their own."""
-        self.totals: Counter[str] = Counter()
-        """Since the start: `pictures`, `batches`, `draw_seconds`, `jobs_<state>`."""
         self.worker = Worker(
             self.queue,
             self.files,
             self.generator,
             self.device_lock,
-            self.totals,
             on_drawn=lambda number: self._tell_ended(number, "done"),
             on_failed=lambda number, error: self._end_job(number, "failed", error),
             on_stopped=lambda: self._end_calls(*OPEN),
             batch_size=self.limits.batch_size,
             max_history=self.limits.max_history,
         )
-        self.health = Health(home, self.queue.database, self.worker)
-        self.estimates = Estimates(self.queue, self.files, self.worker.progress)
+        self.health = Health(home, self.queue.database, lambda: self.worker.problem)
         self._scanned: tuple[float, Path, dict[str, tuple[ModelGroup, str]]] | None = None
         self._tokenizers: dict[str, tuple[Hashable, CLIPTokenizer]] = {}
         self._tokenizer_lock = threading.Lock()
@@ -206,7 +198,7 @@ class Service:
         """Queue pictures to draw.
 
         Args:
-            client: Who asks; clients are served in turn.
+            client: Who asks: an address, and a name that it gives itself.
             kind: draw, compare, grid or call.
             jobs: Model and settings of each picture.
 
@@ -293,7 +285,7 @@ class Service:
             "ended": job.ended,
             "step": done,
             "steps": sum(picture["steps"] for picture in pictures),
-            "seconds_left": self.estimates.until_drawn(job) if job.state in OPEN else None,
+            "images_before": self.queue.count_before(job.number) if job.state == "queued" else 0,
             "pictures": pictures,
         }
 
@@ -350,7 +342,6 @@ class Service:
                 self._tell_unavailable(number, error)
 
     def _tell_ended(self, number: int, state: str) -> None:
-        self.totals[f"jobs_{state}"] += 1
         with self._lock:
             futures = self._waiting.pop(number, [])
             job = self.queue.job_by_number(number)
@@ -374,7 +365,8 @@ def _modules(generator: ImageGenerator) -> list[Any]:
 
 def _new_picture(model: str, job: Job) -> NewPicture:
     settings = {name: getattr(job, name) for name in SETTINGS}
-    return NewPicture(model, shape_of(job), settings, job.num_steps)
+    shape = f"{job.width}x{job.height} {job.num_inference_steps} {job.guidance_scale} {job.scheduler}"
+    return NewPicture(model, shape, settings, job.num_steps)
 
 
 def _reading(prompt: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""The one thread that draws: takes what is next in turn, batch after batch, until it is told to stop."""
+"""The one thread that draws: takes the oldest open images, batch after batch, until it is told to stop."""
 
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,8 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import Picture
 from clipgraft.studio.database import UnavailableError
-from clipgraft.studio.image_files import PictureFiles
+from clipgraft.studio.image_files import PictureFiles, encode
 from clipgraft.studio.queue import PictureRow, Queue
-from clipgraft.studio.uploads import encode
 
 PREVIEWS_PER_PICTURE = 6
 PREVIEW_QUALITY = 80
@@ -50,7 +48,6 @@ class Worker:
         files: Where pictures go.
         generator: Loads a model by the name that clients use; called with the device's lock held.
         device_lock: Held for each batch.
-        totals: Counts batches, pictures and seconds.
         on_drawn: Called with a job's number when its last picture is drawn.
         on_failed: Called with a job's number and what is wrong; ends the job.
         on_stopped: Called when the last batch before a stop is drawn.
@@ -64,7 +61,6 @@ class Worker:
         files: PictureFiles,
         generator: Callable[[str], ImageGenerator],
         device_lock: threading.Lock,
-        totals: Counter[str],
         *,
         on_drawn: Callable[[int], object],
         on_failed: Callable[[int, str], object],
@@ -72,7 +68,7 @@ class Worker:
         batch_size: int,
         max_history: int,
     ):
-        self.queue, self.files, self.generator, self.totals = queue, files, generator, totals
+        self.queue, self.files, self.generator = queue, files, generator
         self.on_drawn, self.on_failed, self.on_stopped = on_drawn, on_failed, on_stopped
         self.batch_size, self.max_history = batch_size, max_history
         self.progress: dict[int, Progress] = {}
@@ -181,8 +177,6 @@ class Worker:
             logger.exception("drawing failed; jobs: %s", names)
             return _told(error)
         finally:
-            self.totals["batches"] += 1
-            self.totals["draw_milliseconds"] += round(1000 * (time.monotonic() - begun))
             for row in batch:
                 self.progress.pop(row.number, None)
         return ""
@@ -194,7 +188,6 @@ class Worker:
         if picture.status == "ok":
             self.files.save(row.id, picture, row.model)
         self.queue.finish_picture(row.number, picture.status, notes=picture.notes, seconds=seconds)
-        self.totals[f"pictures_{picture.status}"] += 1
 
     def _step_reporter(self, batch: list[PictureRow]) -> Callable[[int, int], None]:
         jobs = {row.job for row in batch}

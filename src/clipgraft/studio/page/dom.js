@@ -34,11 +34,8 @@ export function later(milliseconds, action) {
   };
 }
 
-export function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "";
-  if (seconds < 1) return "under 1 s";
-  if (seconds < 90) return `about ${Math.round(seconds)} s`;
-  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${Math.round(seconds / 3600)} h`;
+export function counted(number) {
+  return number === 1 ? "1 image" : `${number} images`;
 }
 
 export const WHY = {

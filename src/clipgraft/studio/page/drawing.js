@@ -1,7 +1,7 @@
 // Jobs: asking for one, watching it through server-sent events, showing its pictures as they come.
 
 import { announce, attempt, get, parse, post } from "/page/api.js";
-import { $, WHY, duration, element, frame } from "/page/dom.js";
+import { $, WHY, counted, element, frame } from "/page/dom.js";
 import { showSlide } from "/page/compare.js";
 import { openDetail } from "/page/gallery.js";
 import { estimateSoon, request } from "/page/settings.js";
@@ -83,11 +83,8 @@ function show(job) {
 }
 
 function describe(job) {
-  if (job.state === "queued") return ["Waiting", duration(job.seconds_left)].filter(Boolean).join(", ");
-  if (job.state === "running") {
-    const left = job.seconds_left === null ? "" : `, ${duration(job.seconds_left)} left`;
-    return `Drawing, step ${job.step} of ${job.steps}${left}`;
-  }
+  if (job.state === "queued") return job.images_before ? `Waiting, ${counted(job.images_before)} before yours` : "Waiting";
+  if (job.state === "running") return `Drawing, step ${job.step} of ${job.steps}`;
   if (job.state !== "done") return job.state === "failed" ? `Failed: ${job.error}` : WHY[job.state];
   const failed = job.pictures.filter((one) => one.state !== "ok").length;
   const seconds = (job.ended - job.started).toFixed(1);

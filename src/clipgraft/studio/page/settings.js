@@ -1,7 +1,7 @@
-// The form: what is to be drawn, what the model reads of the prompt, how long it takes.
+// The form: what is to be drawn, what the model reads of the prompt, how much it is.
 
 import { announce, attempt, get, post, tell, upload } from "/page/api.js";
-import { $, duration, element, later, options } from "/page/dom.js";
+import { $, counted, element, later, options } from "/page/dom.js";
 
 const AXES = [
   ["", "none"], ["prompt", "Prompt"], ["negative_prompt", "Negative prompt"], ["model", "Model"], ["seed", "Seed"],
@@ -157,9 +157,8 @@ async function estimate() {
   }
   let text = "";
   try {
-    const { num_images: count, seconds } = await post("/v1/estimates", request());
-    const time = seconds === null ? "time not measured yet" : duration(seconds);
-    text = `${count} ${count === 1 ? "picture" : "pictures"}, ${time}`;
+    const { num_images: count, images_before: before } = await post("/v1/estimates", request());
+    text = counted(count) + (before ? `, ${counted(before)} before yours` : "");
   } catch (error) {
     text = error.message;
   }
@@ -177,5 +176,5 @@ function clientName() {
 
 const readPromptSoon = later(250, readPrompt);
 
-/** Say how much would be drawn, and how long that takes. */
+/** Say how much would be drawn. */
 export const estimateSoon = later(300, estimate);

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clipgraft.errors import DataError
-from clipgraft.studio.uploads import count_pixels, decode_upload, encode, read_base64, read_png_texts
+from clipgraft.studio.image_files import count_pixels, decode_upload, encode, read_base64, read_png_texts
 
 MAX_PIXELS = 16_000_000
 

@@ -9,9 +9,8 @@ from contextlib import suppress
 import pytest
 from fastapi.routing import APIRoute
 
-from clipgraft.studio.access import Access, make_access
 from clipgraft.studio.api import build_app
-from clipgraft.studio.security import Guard
+from clipgraft.studio.security import Access, Guard, make_access
 from clipgraft.studio.server import Server, redact_secrets, serve
 
 TOKEN = "t" * 40
