@@ -3,6 +3,7 @@
 import pytest
 
 from clipgraft.config import (
+    OLD_NAMES,
     FinetuneSettings,
     Recipe,
     apply_overrides,
@@ -175,3 +176,32 @@ def test_whole_numbers_and_lists_stand_for_floats_and_tuples():
     recipe = apply_overrides({}, ["finetune.learning_rate=1", "generate.guidance_interval=[0, 1]"])
     assert recipe.finetune.learning_rate == 1.0
     assert recipe.generate.guidance_interval == (0.0, 1.0)
+
+
+@pytest.fixture
+def old_names(monkeypatch):
+    """A recipe's text in names of an earlier version."""
+    monkeypatch.setitem(OLD_NAMES, "finetune.passes", "finetune.num_epochs")
+    monkeypatch.setitem(OLD_NAMES, "refine.strength", "bridge.ridge")
+    monkeypatch.setitem(OLD_NAMES, "stairs", "")
+    return "[finetune]\npasses = 3\nbatch_size = 8\n[refine]\nstrength = 0.5\n[stairs]\nnum_seeds = 2\n"
+
+
+def test_an_old_name_is_answered_with_the_new_one(old_names, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(old_names)
+    with pytest.raises(UserError, match=r"'finetune.passes' is called 'finetune.num_epochs' now; rename it"):
+        load_recipe(path)
+    with pytest.raises(UserError, match=r"'finetune.passes' is called 'finetune.num_epochs' now"):
+        apply_overrides({}, ["finetune.passes=3"])
+    with pytest.raises(UserError, match=r"recipe key 'stairs' is gone; leave it out"):
+        build_recipe({"stairs": {"num_seeds": 2}})
+
+
+def test_an_old_runs_recipe_is_read_under_new_names(old_names, tmp_path, caplog):
+    path = tmp_path / "recipe.toml"
+    path.write_text(old_names)
+    (tmp_path / "environment.json").write_text("{}")
+    recipe = load_recipe(path)
+    assert (recipe.finetune.num_epochs, recipe.finetune.batch_size, recipe.bridge.ridge) == (3, 8, 0.5)
+    assert "'stairs' of an older version has no effect any more" in caplog.text

@@ -5,6 +5,7 @@ A recipe is a whole run in one TOML file. Precedence: field default < recipe fil
 
 import difflib
 import json
+import logging
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,14 @@ from clipgraft.settings import (
 )
 
 HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+OLD_NAMES: dict[str, str] = {}
+"""Earlier name of a setting or section -> its present one; "" for one that is gone. All dotted.
+
+Values keep their meaning. A recipe that a run wrote is read with its names mapped; a hand-written one and
+`--set` are answered with the present name.
+"""
+
+logger = logging.getLogger(__name__)
 
 
 class Recipe(Section):
@@ -67,7 +76,44 @@ def load_recipe(
     """
     if not path.is_file():
         raise MissingFileError(f"recipe not found: {path}")
-    return apply_overrides(read_toml(path), overrides, given)
+    values = read_toml(path)
+    if (path.parent / "environment.json").is_file():  # so a run wrote it
+        values = _renamed(values, path)
+    return apply_overrides(values, overrides, given)
+
+
+def _renamed(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Give settings of an older version their present names, and leave out those that are gone."""
+    for old, new in OLD_NAMES.items():
+        *sections, key = old.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or key not in place:
+            continue
+        value = place.pop(key)
+        if not new:
+            logger.warning("%s: %r of an older version has no effect any more", path, old)
+            continue
+        *sections, key = new.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place.setdefault(key, value)
+    return values
+
+
+def _refuse_old_names(values: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if dotted in OLD_NAMES:
+            new = OLD_NAMES[dotted]
+            raise UserError(
+                f"recipe key {dotted!r} is {f'called {new!r} now' if new else 'gone'}; "
+                f"{'rename it' if new else 'leave it out'}"
+            )
+        if isinstance(value, Mapping):
+            _refuse_old_names(value, f"{dotted}.")
 
 
 def apply_overrides(
@@ -112,6 +158,7 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
         ValueError: One line naming the first wrong key and what is allowed there.
     """
     _refuse_texts(values, "")
+    _refuse_old_names(values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -22,7 +22,7 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
-from clipgraft.runs.resources import recorded_resources
+from clipgraft.runs.folder import recorded_resources
 from clipgraft.runs.run import ended_with, run_encoders, stage_folder
 from clipgraft.training.freezing import check_last_layers
 

@@ -1,7 +1,9 @@
-"""A run's folder: one process at a time, and nothing lost that was there before."""
+"""A run's folder: its lock, what it may replace, and the resources used in it."""
 
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -10,15 +12,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from clipgraft.errors import UserError
-from clipgraft.files import LONE_SURROGATE, clear_parts
+from clipgraft.files import LONE_SURROGATE, clear_parts, read_json, write_json
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 RECIPE_NAME = "recipe.toml"
 LOCK_NAME = "run.lock"
+RESOURCES_NAME = "resources.json"
 LOCK_SECONDS = 0.5
 """How long to wait for a lock: longer than `is_at_work` holds it (guess)."""
 OLD_RUN_NAME = ".overwritten"
@@ -246,3 +250,52 @@ def _delete(item: Path) -> None:
         shutil.rmtree(item)
     else:
         item.unlink(missing_ok=True)
+
+
+@contextmanager
+def recorded_resources(folder: Path) -> Iterator[None]:
+    """Write `resources.json` when the block ends, however it ends.
+
+    Keys: `seconds`, `processor_seconds` (all cores and workers), `peak_memory_bytes` and, with a GPU,
+    `peak_gpu_memory_bytes`. A resumed run adds its seconds to those in the file, and keeps the higher peak.
+    """
+    path = folder / RESOURCES_NAME
+    earlier = _read_resources(path)
+    begun, processor_begun = time.perf_counter(), _processor_seconds()
+    try:
+        yield
+    finally:
+        used: dict[str, float] = {
+            "seconds": time.perf_counter() - begun,
+            "processor_seconds": _processor_seconds() - processor_begun,
+        }
+        used = {key: round(value + earlier.get(key, 0), 1) for key, value in used.items()}
+        used |= {key: max(value, earlier.get(key, 0)) for key, value in _peak_memory().items()}
+        if folder.is_dir():  # a stage may have refused before it made its folder
+            write_json(path, used)
+
+
+def _read_resources(path: Path) -> dict[str, float]:
+    try:
+        values = read_json(path)
+    except (OSError, UserError):
+        return {}
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _processor_seconds() -> float:
+    if resource is None:
+        return time.process_time()
+    of_all = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in of_all)
+
+
+def _peak_memory() -> dict[str, int]:
+    peak = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peak

@@ -1,21 +1,34 @@
-"""A stage's folder: the resolved recipe and the environment beside every result."""
+"""A run: its layout, settings, state and results, and the work within it."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
-from accelerate import PartialState
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
-from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
-from clipgraft.errors import CheckpointError, UserError
-from clipgraft.files import write_bytes, write_json
-from clipgraft.runs.folder import RECIPE_NAME, refuse_inputs_within, run_folder
-from clipgraft.runs.resources import recorded_resources
+from clipgraft.config import ModelSettings, Recipe, load_recipe, named_paths, to_toml
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.files import MAX_BYTES, inside, read_text, write_bytes, write_json
+from clipgraft.runs.folder import (
+    RECIPE_NAME,
+    is_at_work,
+    recorded_resources,
+    refuse_inputs_within,
+    run_folder,
+)
 
+STAGES = ("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate")
+"""Folders of a whole run, in the order of work."""
+NESTED_STAGES = frozenset({"generate", "evaluate"})
+"""Stages whose folders a single stage's run may hold too."""
+GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
+"""Variant -> the stage of a whole run that writes its graft."""
+METRICS_NAME = "metrics.json"
+REPORT_NAME = "report.html"
 MAX_NAMED = 3
 """Settings that differ, as an error names them."""
 SECTIONS = {
@@ -27,68 +40,233 @@ SECTIONS = {
     "ladder": ("data", "clip", "base", "finetune", "bridge", "refine", "evaluate", "ladder"),
     "pretrain": ("data", "pretrain"),
 }
-"""Sections of a recipe that decide what a stage has trained, so that it goes on with equal ones alone."""
+"""Sections of a recipe that decide a stage's result; it resumes only with equal ones."""
 NO_RESULT = ("num_workers", "checkpoint_every", "keep_checkpoints", "track")
 """Settings that decide how fast a result comes and what lies beside it, not which."""
 LENGTHENED = ("run", "finetune", "bridge", "refine")
-"""Stages that train more epochs where they are asked to; of others, parts that are done stay as they are."""
-GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
-"""Column of pictures -> stage of a run whose graft draws it."""
+"""Stages that can be resumed with more epochs."""
+
+
+class StageResult(BaseModel):
+    """Figures of a stage, as `metrics.json` holds them; each stage has a subclass with its own fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    stage: str = ""
+    schema_version: int = 1
+
+    def save(self, folder: Path) -> None:
+        """Write `metrics.json`; NaN becomes null."""
+        write_bytes(folder / METRICS_NAME, (self.model_dump_json(indent=2) + "\n").encode())
+
+
+R = TypeVar("R", bound=StageResult)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a whole run, or of a single stage, which is a run of its own.
+
+    Reading never changes the folder, and takes a run that was stopped half way as far as it came.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Return the run in a folder that exists.
+
+        Raises:
+            MissingFileError: If there is no such folder.
+        """
+        if not path.is_dir():
+            raise MissingFileError(f"run folder not found: {path}")
+        return cls(path)
+
+    @classmethod
+    @contextmanager
+    def begin(
+        cls,
+        path: Path,
+        recipe: Recipe,
+        *,
+        stage: str = "run",
+        inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+        resume: bool = False,
+        overwrite: bool = False,
+        in_parallel: bool = False,
+    ) -> Iterator["Run"]:
+        """Hold the folder and write recipe and environment, then resources when the block ends.
+
+        Args:
+            path: The folder; created if missing.
+            recipe: Written as recipe.toml; with `resume` compared with the one there.
+            stage: Key of `SECTIONS`, or "evaluate", whose recipe may change between calls.
+            inputs: By option, files read besides those the recipe names.
+            resume: Continue the run in the folder.
+            overwrite: Replace the run in the folder; see `run_folder`.
+            in_parallel: Whether several processes can share the work. The first one holds the folder.
+
+        Raises:
+            UserError: If the folder holds other files, or an input lies in it or around it.
+            CheckpointError: If the run was begun with settings that give another result.
+        """
+        # torch takes seconds to import, and who only reads runs does without.
+        from accelerate import PartialState
+
+        from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
+
+        quiet_libraries()
+        device = choose_device(recipe.device)
+        _refuse_inputs(path, {**named_paths(recipe), **inputs}, resume)
+        several = num_processes() > 1
+        if several:
+            if not in_parallel:
+                raise UserError(
+                    "only finetune, generate, grid, compare and evaluate run in several processes, and "
+                    f"{num_processes()} were started; start this command by itself"
+                )
+            processes = PartialState(cpu=device.type == "cpu")
+            if not processes.is_main_process:
+                processes.wait_for_everyone()
+                yield cls(path)
+                return
+        with run_folder(path, resume=resume, overwrite=overwrite) as folder:
+            _write_recipe(folder / RECIPE_NAME, recipe, stage)
+            write_json(folder / "environment.json", describe_environment(device))
+            if several:
+                processes.wait_for_everyone()
+            with recorded_resources(folder):
+                yield cls(folder)
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def recipe(self) -> Recipe:
+        """Settings that the run was begun with; those of older versions under their present names.
+
+        Raises:
+            CheckpointError: If there is no recipe, or it cannot be read.
+        """
+        path = self.path / RECIPE_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"{self.path} holds no run (no {RECIPE_NAME}); name what `clipgraft run` wrote"
+            )
+        try:
+            return load_recipe(path)
+        except UserError as error:
+            raise CheckpointError(
+                f"{self.path} was written by a version with other settings ({error}); mend its "
+                f"{RECIPE_NAME}, or run it again"
+            ) from error
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages that have a folder."""
+        return tuple(stage for stage in STAGES if (self.path / stage).is_dir())
+
+    @property
+    def is_single_stage(self) -> bool:
+        """Whether this is the folder of one stage, not of a whole run."""
+        return NESTED_STAGES.issuperset(self.stages)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process is at work in the folder or in one of its stages."""
+        return any(is_at_work(self.path / stage) for stage in ("", *self.stages))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last file of the run was written: a whole run's report, a stage's metrics."""
+        return (self.path / (REPORT_NAME if self.stages else METRICS_NAME)).is_file()
+
+    def stage(self, name: str) -> "Run":
+        """Return a stage as a run of its own; of a single stage's folder that is the folder itself."""
+        is_own = self.is_single_stage and name not in self.stages
+        return self if is_own else Run(self.path / name)
+
+    def grafts(self) -> dict[str, Path]:
+        """Return graft folders by variant; "graft" is the one of a single stage."""
+        places = {name: self.path / stage / "graft" for name, stage in GRAFT_STAGES.items()}
+        places["graft"] = self.path / "graft"
+        return {name: place for name, place in places.items() if place.is_dir()}
+
+    def variants(self) -> dict[str, Path | None]:
+        """Return text encoders to generate with: "teacher", the base's own (None), and every graft.
+
+        Raises:
+            CheckpointError: If the run has no graft.
+        """
+        grafts = self.grafts()
+        if not grafts:
+            raise CheckpointError(
+                f"{self.path} has no weights to draw with (no bridge/graft); finish it with `clipgraft run "
+                f"{self.path / RECIPE_NAME} --out {self.path} --resume`"
+            )
+        return {"teacher": None, **grafts}
+
+    def clips(self) -> dict[str, ModelSettings]:
+        """Return the CLIPs "before" and "after" fine-tuning; none where the run has tuned none."""
+        places = (self.path / "finetune" / "clip", self.path / "clip")
+        after = next((place for place in places if place.is_dir()), None)
+        if after is None:
+            return {}
+        return {"before": self.recipe.clip, "after": ModelSettings(name=str(after.absolute()))}
+
+    def clip(self, name: str = "after") -> ModelSettings:
+        """Return one of `clips`.
+
+        Raises:
+            CheckpointError: If the run has tuned no CLIP.
+        """
+        clips = self.clips()
+        if not clips:
+            raise CheckpointError(f"{self.path} has no fine-tuned CLIP (no finetune/clip)")
+        return clips[name]
+
+    def result(self, kind: type[R]) -> R | None:
+        """Read a stage's `metrics.json` by the model that wrote it; None where there is none.
+
+        Raises:
+            UserError: If the file is damaged, or of a later version; names it in one line.
+        """
+        name = str(kind.model_fields["stage"].default)
+        found = self.stage(name)._metrics(kind)
+        return found if found is None or found.stage in ("", name) else None
+
+    def results(self) -> dict[str, StageResult]:
+        """Return every stage's figures by its folder's name; a single stage's by the stage it names."""
+        found = {name: Run(self.path / name)._metrics(StageResult) for name in self.stages}
+        if self.is_single_stage and (own := self._metrics(StageResult)):
+            found[own.stage] = own
+        return {name: result for name, result in found.items() if result}
+
+    def _metrics(self, kind: type[R]) -> R | None:
+        path = self.path / METRICS_NAME
+        if not path.is_file():
+            return None
+        text = read_text(inside(path, self.path), error=CheckpointError, max_bytes=MAX_BYTES)
+        try:
+            return kind.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"{path}: {place and place + ': '}{first['msg']}") from error
 
 
 @contextmanager
-def stage_folder(
-    path: Path,
-    recipe: Recipe,
-    *,
-    stage: str = "run",
-    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
-    resume: bool,
-    overwrite: bool,
-    in_parallel: bool = False,
-) -> Iterator[Path]:
-    """Hold a run's folder while a stage works in it, with recipe and environment written first.
-
-    Args:
-        path: The folder.
-        recipe: The run's.
-        stage: A name of `SECTIONS`.
-        inputs: By option, what is read beside what the recipe names.
-        resume: Go on in a folder that holds a run.
-        overwrite: Replace the run that the folder holds; see `run_folder`.
-        in_parallel: Whether the stage can share its work among processes; the first one holds the folder.
-
-    Raises:
-        UserError: If the folder is another run's, holds what is not a run, or holds, or lies in, an input.
-        CheckpointError: If a run is to go on with settings that would give another result than those it began
-            with, or does not say any more what it began with.
-    """
-    quiet_libraries()
-    device = choose_device(recipe.device)
-    _refuse_inputs(path, {**named_paths(recipe), **inputs}, resume)
-    several = num_processes() > 1
-    if several:
-        if not in_parallel:
-            raise UserError(
-                "only finetune, generate, grid, compare and evaluate run in several processes, and "
-                f"{num_processes()} were started; start this command by itself"
-            )
-        processes = PartialState(cpu=device.type == "cpu")
-        if not processes.is_main_process:
-            processes.wait_for_everyone()
-            yield path
-            return
-    with run_folder(path, resume=resume, overwrite=overwrite) as folder:
-        _write_recipe(folder / RECIPE_NAME, recipe, stage)
-        write_json(folder / "environment.json", describe_environment(device))
-        if several:
-            processes.wait_for_everyone()
-        with recorded_resources(folder):
-            yield folder
+def stage_folder(path: Path, recipe: Recipe, **options: Any) -> Iterator[Path]:
+    """Hold a run's folder; `Run.begin` for callers that take paths."""
+    with Run.begin(path, recipe, **options) as run:
+        yield run.path
 
 
 def _refuse_inputs(path: Path, inputs: Mapping[str, str | Path | None], resume: bool) -> None:
-    """Look at inputs but for the run's own recipe, with which it goes on."""
+    """Look at inputs but for the run's own recipe, with which it is resumed."""
     own = (path / RECIPE_NAME).resolve() if resume else None
     others = {name: given for name, given in inputs.items() if given and Path(given).resolve() != own}
     refuse_inputs_within(path, others)
@@ -96,8 +274,7 @@ def _refuse_inputs(path: Path, inputs: Mapping[str, str | Path | None], resume: 
 
 def _write_recipe(path: Path, recipe: Recipe, stage: str) -> None:
     """Write a run's recipe, unless it is there already; refuse one that would give another result."""
-    text = to_toml(recipe)
-    if path.is_file():
+    if path.is_file() and stage in SECTIONS:
         begun = _read_begun(path)
         differing = differing_settings(begun, recipe, stage)
         if differing:
@@ -108,7 +285,7 @@ def _write_recipe(path: Path, recipe: Recipe, stage: str) -> None:
             )
         if begun == recipe:
             return
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, to_toml(recipe).encode("utf-8"))
 
 
 def _read_begun(path: Path) -> Recipe:
@@ -124,10 +301,9 @@ def _read_begun(path: Path) -> Recipe:
 
 
 def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
-    """Say what a stage reads of a recipe that would give another result than what it was begun with.
+    """List settings of a stage that would give another result than those it was begun with.
 
-    Paths are let be, because it is the content that decides, and training knows that by its fingerprint; so
-    are more epochs, with which it goes on.
+    Paths may differ: content decides, and training compares that by fingerprint. `num_epochs` may grow.
     """
     before, now = (_by_name(settings.model_dump()) for settings in (begun, recipe))
     return [
@@ -138,13 +314,7 @@ def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
 
 
 def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
-    """Whether a finished stage ended with equal settings, from the same places or from where they were moved.
-
-    Args:
-        path: Its folder.
-        recipe: With the settings that it should have.
-        stage: A name of `SECTIONS`.
-    """
+    """Whether a finished stage ended with equal settings, apart from inputs that were moved."""
     written = path / RECIPE_NAME
     if not written.is_file():  # of a version that wrote none
         return True
@@ -168,7 +338,7 @@ def _is_read(name: str, stage: str, recipe: Recipe) -> bool:
 
 
 def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
-    """Whether two values of a setting give the same result, or a stage goes on with the other one."""
+    """Whether two values of a setting give the same result, or a stage can be resumed with the other."""
     key = name.rpartition(".")[2]
     if before == now or key in NO_RESULT:
         return True
@@ -177,15 +347,14 @@ def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
     return all(isinstance(value, str) and os.path.isabs(value) for value in (before, now))
 
 
+def run_encoders(folder: Path) -> dict[str, Path | None]:
+    """Return "teacher" and the grafts of a whole run; `Run.variants` for callers that take paths."""
+    return {"teacher": None, **Run(folder).grafts()}
+
+
 def _by_name(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings of nested sections by their dotted names."""
     named: dict[str, Any] = {}
     for key, value in settings.items():
         named |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return named
-
-
-def run_encoders(folder: Path) -> dict[str, Path | None]:
-    """Text encoders that a run has, by column: the base's own, and the graft of each stage that wrote one."""
-    grafts = {column: folder / stage / "graft" for column, stage in GRAFT_STAGES.items()}
-    return {"teacher": None, **{column: graft for column, graft in grafts.items() if graft.is_dir()}}
