@@ -41,7 +41,7 @@ from clipgraft.models.clip import load_clip  # noqa: E402
 from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
 from clipgraft.models.weights import module_sha256  # noqa: E402
-from clipgraft.training.optim import Optimization  # noqa: E402
+from clipgraft.settings import OptimConfig  # noqa: E402
 from clipgraft.training.step import Stepper  # noqa: E402
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
@@ -139,7 +139,7 @@ def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
     sums = [module_sha256(base.unet)]
     loading = peak_bytes()
     forget_peak()
-    stepper = Stepper(objective, Optimization(learning_rate=1e-4, mixed_precision="bf16"))
+    stepper = Stepper(objective, OptimConfig(learning_rate=1e-4, mixed_precision="bf16"))
     ids = prompt_ids(base.tokenizer)
     batch = {"latents": torch.randn(1, 4, 64, 64), "input_ids": ids}
     with FlopCounterMode(display=False) as counter:

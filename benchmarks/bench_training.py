@@ -36,8 +36,8 @@ from clipgraft.device import choose_mixed_precision, describe_environment, quiet
 from clipgraft.models.attention import ATTENTION, attend
 from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.models.tokenizer import train_tokenizer
+from clipgraft.settings import OptimConfig
 from clipgraft.training.objectives import ContrastiveObjective
-from clipgraft.training.optim import Optimization
 from clipgraft.training.step import Stepper
 from rival_training import LEARNING_RATE, PlainLoop, open_clip_seconds, trainer_run, why_no_open_clip
 
@@ -108,7 +108,7 @@ def our_step(
             embeds = encode_images(clip.model, torch.zeros(1, 3, 224, 224))
         table = embeds.repeat(len(images), 1)
     objective = ContrastiveObjective(clip.model, image_table=table)
-    stepper = Stepper(objective, Optimization(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision))
+    stepper = Stepper(objective, OptimConfig(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision))
     source = epochs(batches)
     return lambda: stepper.step([next(source) for _ in range(accumulation)], LEARNING_RATE)["loss"]
 

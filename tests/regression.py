@@ -5,8 +5,10 @@ import signal
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from clipgraft.models.weights import write_folder_atomically
 from clipgraft.training.validation import EvaluationPlan
 from tiny import fit
 
@@ -98,5 +100,17 @@ def run(folder, *, resume=False, die=False, metric="recall"):
     objective = Regression(on_forward)
     plan = EvaluationPlan(Scorer(objective, scores=None), metric, 0)
     options = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4, "ema_decay": 0.9}
-    fit(objective, Rows(), run_dir=folder, evaluation=plan, resume=resume, **options)
+    fit(objective, Rows(), run_dir=folder, validation=plan, resume=resume, **options)
     return objective
+
+
+def rewrite(folder, change) -> None:
+    """Write a checkpoint again with other values or tensors, and a manifest that fits them."""
+    values, tensors = (
+        json.loads((folder / "state.json").read_text()),
+        load_file(folder / "tensors.safetensors"),
+    )
+    change(values, tensors)
+    with write_folder_atomically(folder) as temporary:
+        (temporary / "state.json").write_text(json.dumps(values))
+        save_file(tensors, temporary / "tensors.safetensors")

@@ -1,7 +1,6 @@
 """Builders of tiny real components: the real classes, so small that a test takes a second."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -21,8 +20,8 @@ from transformers import (
 
 from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.tokenizer import train_tokenizer
-from clipgraft.training import trainer as loop
-from clipgraft.training.optim import Optimization
+from clipgraft.settings import TrainSettings
+from clipgraft.training import trainer
 
 CAPTIONS = (
     "A dog runs on the beach .",
@@ -191,8 +190,8 @@ def shard(folder: Path, stem: str) -> None:
     path.unlink()
 
 
-def fit(objective, batches, **settings):
-    """`training.loop.fit` with the fields of its `Optimization` among the other settings."""
-    names = {field.name for field in fields(Optimization)} & settings.keys()
-    how = Optimization(**{name: settings.pop(name) for name in names})
-    return loop.fit(objective, batches, how, **settings)
+def fit(objective, batches, *, run_dir, **settings):
+    """`trainer.fit` with the fields of its settings as arguments, in float32 by default."""
+    fields = TrainSettings.model_fields.keys() & settings.keys()
+    given = {"mixed_precision": "no"} | {name: settings.pop(name) for name in fields}
+    return trainer.fit(objective, batches, TrainSettings(**given), output_dir=run_dir, **settings)

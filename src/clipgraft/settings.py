@@ -78,27 +78,38 @@ class ModelSettings(Section):
     """Commit of a hub id, 40 hexadecimal digits; empty: its own pin, or main with a warning."""
 
 
-class TrainSettings(Section):
-    """What every stage that trains by gradient descent has in common."""
+class OptimConfig(Section):
+    """AdamW's steps: the optimizer's fields, once for every stage that trains by gradient descent."""
 
     learning_rate: Positive = 1e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after warm-up; linear and cosine end at 0."""
+    """Learning rate after warm-up; linear and cosine end at 0."""
     warmup_steps: Every = 0
-    """Steps over which the learning rate rises linearly from 0; half of the run's at most."""
+    """Steps of linear rise from 0; at most half of the run's."""
     weight_decay: NotNegative = 0.01
-    """AdamW's decay of the weights of linear, convolution and embedding layers; of nothing else."""
+    """Decay of the weights of linear, convolution and embedding layers; of nothing else."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each layer of a tower to the one below it."""
     max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Global norm to which gradients are clipped."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes per optimizer step; an epoch's last group may be smaller."""
+    accumulation: Literal["joint", "separate"] = "joint"
+    """joint: one loss over all of the step's passes, as one batch; separate: the mean of their losses."""
+    mixed_precision: MixedPrecision = "auto"
+    """auto: fp16 on CUDA, bf16 on a CPU that is faster in it, else no. Master weights stay float32."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average that replaces the weights at the end; 0 = none."""
+
+
+class TrainSettings(OptimConfig):
+    """Settings of every stage that trains by gradient descent."""
+
     batch_size: Count = 32
     """Items in one forward pass."""
-    gradient_accumulation_steps: Count = 1
-    """Forward passes whose gradients are averaged into one optimizer step."""
     num_epochs: Annotated[int, Field(ge=0)] = 9
     """Passes over the training split."""
-    mixed_precision: MixedPrecision = "auto"
-    """auto: fp16 on CUDA, bf16 on a CPU that is faster in it, else no."""
     checkpoint_every: Every = 500
     """Steps between resumable checkpoints."""
     keep_checkpoints: Count = 2
@@ -106,7 +117,7 @@ class TrainSettings(Section):
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that decode images beside the training one."""
     track: Literal["", "tensorboard"] = ""
-    """tensorboard: write the figures of log and evaluations there as well; empty: nowhere else."""
+    """tensorboard: also write log and validation metrics there; empty: nowhere else."""
 
 
 class FinetuneSettings(TrainSettings):
@@ -119,31 +130,25 @@ class FinetuneSettings(TrainSettings):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's loss or SigLIP's."""
     same_image: Literal["mask", "positive", "negative"] = "mask"
-    """What another caption of the same image is: left out, right as well, or wrong (plain CLIP)."""
-    accumulation: Literal["joint", "separate"] = "joint"
-    """joint: negatives from all the step's forward passes, as one big batch; separate: within each."""
+    """Other captions of the same image: left out of the loss, right as well, or wrong (plain CLIP)."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Least area of a random crop of each training image, as a share; 1 = none."""
     frozen_vision_layers: Annotated[int, Field(ge=-1)] = 0
     """Embeddings and the first n layers of the vision tower stay as they are; -1 = the whole tower."""
     frozen_text_layers: Annotated[int, Field(ge=-1)] = 0
     """Embeddings and the first n layers of the text tower stay as they are; -1 = the whole tower."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rate from each layer to the one below it."""
     lora_rank: Rank = 0
     """Train low-rank updates of the attention's maps alone, merged at the end; 0 = train the weights."""
     preservation_weight: NotNegative = 0.0
-    """Weight of the loss that holds the token states where they were; 0 = none."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the moving average that becomes the weights; 0 = none."""
+    """Weight of the token states' distance from the original text tower's; 0 = none."""
     best_metric: str = ""
-    """Keep the weights of the evaluation with the best of this metric; empty: the last weights."""
+    """Keep the weights with the best of this validation metric; empty: the last weights."""
     patience: Every = 0
-    """Evaluations without a better `best_metric` after which training stops; 0 = never."""
+    """Validations without a better `best_metric` before training stops; 0 = never stops early."""
     samples_every: Every = 0
-    """Steps between pictures of `generate.prompts`, drawn on the way; 0 = never."""
+    """Steps between previews: images of `generate.prompts` from the CLIP in training; 0 = never."""
     samples_graft: LocalPath = ""
-    """Graft folder whose bridge and base they are drawn with."""
+    """Graft folder whose bridge and base generate the previews."""
     compile: bool = False
     """Compile both towers with torch.compile: minutes at the start, faster steps after."""
 
@@ -271,7 +276,6 @@ class DenoiserSettings(TrainSettings):
     warmup_steps: Every = 200
     num_epochs: Annotated[int, Field(ge=0)] = 60
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Of the moving average that becomes the weights; 0 = none."""
     snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """Timesteps weigh clamp(SNR, 1, this) / SNR: most where noise prevails, unlike min-SNR."""
     caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1

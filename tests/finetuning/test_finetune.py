@@ -24,9 +24,8 @@ from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
 from clipgraft.models.graft import Graft, GraftedTextEncoder, save_graft
 from clipgraft.runs.run import stage_folder
-from clipgraft.training.fitting import settle_precision
 from clipgraft.training.objectives import ContrastiveObjective
-from clipgraft.training.trainer import StepReport
+from clipgraft.training.trainer import StepReport, settle_precision
 from plain_step import Pass, plain_loss
 from two_processes import run_in_two_processes
 

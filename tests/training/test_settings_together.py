@@ -26,7 +26,6 @@ from clipgraft.finetuning.finetune import (
 )
 from clipgraft.models.weights import module_sha256
 from clipgraft.settings import FinetuneSettings
-from clipgraft.training.optim import Optimization
 from clipgraft.training.random_states import seed_step
 from clipgraft.training.step import Stepper
 from clipgraft.training.trainer import grouped
@@ -150,8 +149,7 @@ class TinyRun:
 
     def deviations(self):
         """Make the step; how far each figure of it is from what it should be."""
-        fields = Optimization.__dataclass_fields__.keys() & FinetuneSettings.model_fields.keys()
-        stepper = Stepper(self.objective, Optimization(**self.settings.model_dump(include=fields)))
+        stepper = Stepper(self.objective, self.settings)
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         start = {name: p.detach().double().clone() for name, p in trained.items()}
         bias = start["logit_bias"].clone().requires_grad_() if "logit_bias" in start else None

@@ -4,14 +4,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.weights import write_folder_atomically
 from clipgraft.training.checkpoints import read_named, saved_precision
 from clipgraft.training.state import TrainingState, restore, save_state
 from clipgraft.training.step_log import LOG_NAME, NO_ROWS
-from regression import Regression
+from regression import Regression, rewrite
 
 
 def state_of(module=None, **values) -> TrainingState:
@@ -26,18 +24,6 @@ def save(folder, state):
 
 def load(folder, state, step=0):
     restore(read_named(folder, step), state)
-
-
-def rewrite(folder, change) -> None:
-    """Write a checkpoint again with other values or tensors, and a manifest that fits them."""
-    values, tensors = (
-        json.loads((folder / "state.json").read_text()),
-        load_file(folder / "tensors.safetensors"),
-    )
-    change(values, tensors)
-    with write_folder_atomically(folder) as temporary:
-        (temporary / "state.json").write_text(json.dumps(values))
-        save_file(tensors, temporary / "tensors.safetensors")
 
 
 def test_checkpoint_of_a_cpu_goes_on_wherever_there_is_another_device(tmp_path):

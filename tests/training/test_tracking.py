@@ -16,7 +16,7 @@ def scalars(run_dir, name):
 
 
 def test_losses_and_evaluations_are_those_of_the_log(tmp_path):
-    train(tmp_path, track="tensorboard", evaluation=EvaluationPlan(lambda: {"val_loss": 0.25}))
+    train(tmp_path, track="tensorboard", validation=EvaluationPlan(lambda: {"val_loss": 0.25}))
     losses = {row["step"]: row["loss"] for row in read_log(tmp_path)}
     assert scalars(tmp_path, "train/loss") == pytest.approx(losses)
     assert set(scalars(tmp_path, "evaluation/val_loss").values()) == {0.25}
@@ -34,7 +34,7 @@ def test_nothing_is_written_without_being_asked_for(tmp_path):
 
 
 def test_tracker_that_is_not_known_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="track must be tensorboard or empty; got 'wandb'"):
+    with pytest.raises(ValueError, match="Input should be '' or 'tensorboard'"):
         train(tmp_path, track="wandb")
 
 

@@ -1,7 +1,6 @@
 """The training loop: what it steps, logs, saves, resumes and refuses."""
 
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.training.checkpoints import VERSION
 from clipgraft.training.random_states import seed_step
 from clipgraft.training.signals import Interrupted
-from clipgraft.training.state import Fingerprint, Resume
+from clipgraft.training.state import Resume
 from clipgraft.training.step import MAX_SKIPPED_IN_A_ROW
-from regression import Regression, Rows, read_log, train
+from regression import Regression, Rows, read_log, rewrite, train
 from tiny import fit
 
 
@@ -164,27 +163,36 @@ def test_run_without_a_whole_checkpoint_is_refused(tmp_path):
         train(tmp_path, resume=True)
 
 
-BEGUN = Fingerprint({"photographs": "aaaa", "captions": "bbbb"}, {"learning_rate": 0.1})
+DATA = {"photographs": "aaaa", "captions": "bbbb"}
 
 
 def test_checkpoint_of_other_data_is_refused_by_name(tmp_path):
-    train(tmp_path, fingerprint=BEGUN)
-    changed = replace(BEGUN, data={"photographs": "cccc", "captions": "bbbb"})
+    train(tmp_path, data=DATA)
+    changed = {"photographs": "cccc", "captions": "bbbb"}
     with pytest.raises(CheckpointError, match="made with other photographs than there are now; bring back"):
-        train(tmp_path, resume=True, fingerprint=changed)
+        train(tmp_path, resume=True, data=changed)
 
 
 def test_changed_data_is_accepted_aloud_where_asked_for_and_changed_settings_never(tmp_path, caplog):
-    train(tmp_path, fingerprint=BEGUN, num_epochs=2)
-    changed, resume = replace(BEGUN, data={"captions": "dddd"}), Resume(allow_changed_data=True)
-    _, result = train(tmp_path, fingerprint=changed, resume=resume)
+    train(tmp_path, data=DATA, num_epochs=2)
+    changed, resume = {"captions": "dddd"}, Resume(allow_changed_data=True)
+    _, result = train(tmp_path, data=changed, resume=resume)
     assert (
         "with other captions and other photographs than there are now; going on all the same" in caplog.text
     )
     assert (result.num_steps, len(read_log(tmp_path))) == (18, 18)
-    changed = replace(BEGUN, settings={"learning_rate": 0.2})
-    with pytest.raises(CheckpointError, match=r"other settings \(learning_rate was 0\.1, is 0\.2\)"):
-        train(tmp_path, fingerprint=changed, resume=resume)
+    with pytest.raises(CheckpointError, match=r"other settings \(learning_rate was 0\.05, is 0\.2\)"):
+        train(tmp_path, data=changed, resume=resume, learning_rate=0.2)
+
+
+def test_checkpoint_without_a_newer_setting_goes_on(tmp_path):
+    def forget(values, _):
+        del values["settings"]["layer_decay"]
+
+    train(tmp_path)
+    rewrite(tmp_path / "checkpoints/step-00000018", forget)
+    _, result = train(tmp_path, resume=True)
+    assert result.num_steps == 18
 
 
 @pytest.mark.parametrize("stop_at", [None, 8])

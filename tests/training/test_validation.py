@@ -27,7 +27,7 @@ def train(
     scorer = Scorer(objective, scores, die_at, signal_at)
     plan = EvaluationPlan(scorer, metric, patience)
     defaults = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4}
-    fit(objective, Rows(), run_dir=run_dir, evaluation=plan, resume=resume, **(defaults | settings))
+    fit(objective, Rows(), run_dir=run_dir, validation=plan, resume=resume, **(defaults | settings))
     return objective, scorer
 
 

@@ -17,9 +17,8 @@ from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.graft import save_graft
 from clipgraft.models.token_stats import COLLAPSED_SHARE, collapsed_classes
 from clipgraft.models.weights import tensors_sha256
-from clipgraft.training.fitting import fit_stage
 from clipgraft.training.objectives import BridgeObjective
-from clipgraft.training.trainer import FitResult
+from clipgraft.training.trainer import FitResult, fit
 
 STATES_NAME = "states.bin"
 """Token states of the training captions, kept while a residual MLP is trained on them."""
@@ -126,16 +125,16 @@ def fit_residual(
         key_value_root=linear.key_value_root,
         key_value_weight=settings.key_value_weight,
     )
-    return fit_stage(
-        "training the residual bridge",
+    return fit(
         objective,
         batches,
         settings,
-        folder=folder,
+        output_dir=folder,
         device=towers.device,
         data={"captions": tensors_sha256({"input_ids": input_ids}), **towers.sums()},
         seed=recipe.seed,
         resume=resume,
+        description="training the residual bridge",
     )
 
 

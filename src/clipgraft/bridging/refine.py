@@ -24,8 +24,8 @@ from clipgraft.models.graft import Graft, load_graft, save_graft
 from clipgraft.models.weights import MANIFEST_NAME, module_sha256, tensors_sha256
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.training.fingerprints import sum_of_tokenizer
-from clipgraft.training.fitting import fit_stage, settle_precision
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
+from clipgraft.training.trainer import fit, settle_precision
 
 NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net, before and after."""
@@ -85,17 +85,17 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     seed_everything(recipe.seed)
     objective = build_objective(loaded, base, settings).to(device)
     metrics: dict[str, Any] = {"before": measure_noise(loaded, base, pictures)}
-    result = fit_stage(
-        "refining the graft",
+    result = fit(
         objective,
         _batches(pictures, loaded, settings, recipe.seed),
         settings,
-        folder=folder,
+        output_dir=folder,
         device=device,
         data=sums,
         seed=recipe.seed,
         resume=resume,
         learning_rate_scales={"encoder.text_model.": settings.text_learning_rate / settings.learning_rate},
+        description="refining the graft",
     )
     if settings.text_lora_rank:
         merge_lora(loaded.text_encoder)

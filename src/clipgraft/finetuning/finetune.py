@@ -23,13 +23,12 @@ from clipgraft.finetuning.validate import ClipWatch, embed_images, measure_retri
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.training.fingerprints import sum_of_clip, sums_of_images
-from clipgraft.training.fitting import fit_stage
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
 from clipgraft.training.grad_cache import Batch, concatenated
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.random_states import seed_step
 from clipgraft.training.state import Resume
-from clipgraft.training.trainer import FitResult, grouped
+from clipgraft.training.trainer import FitResult, fit, grouped
 from clipgraft.training.validation import EvaluationPlan
 
 COMPILED_LENGTHS = 8
@@ -79,18 +78,18 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     set_start(objective.to(device), clip, splits["train"], batches, settings)
     watch = watch_validation(clip, objective, splits["val"], settings) if splits["val"] else None
     samples = _samples(clip, recipe, folder, device) if processes.is_main_process else None
-    result = fit_stage(
-        "fine-tuning CLIP",
+    result = fit(
         objective,
         batches,
         settings,
-        folder=folder,
+        output_dir=folder,
         device=device,
         data=data,
         seed=recipe.seed,
         resume=resume,
         on_step=samples,
-        evaluation=EvaluationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
+        validation=EvaluationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
+        description="fine-tuning CLIP",
     )
     if not processes.is_main_process:
         return {}

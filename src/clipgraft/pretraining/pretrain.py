@@ -49,14 +49,13 @@ from clipgraft.models.weights import write_folder_atomically, write_tensors
 from clipgraft.pretraining.release import write_asset
 from clipgraft.settings import TrainSettings
 from clipgraft.training.fingerprints import sums_of_images
-from clipgraft.training.fitting import fit_stage
 from clipgraft.training.objectives import (
     AttributeObjective,
     AutoencoderObjective,
     ContrastiveObjective,
     DenoisingObjective,
 )
-from clipgraft.training.trainer import Batches, FitResult
+from clipgraft.training.trainer import Batches, FitResult, fit
 
 ENCODE_BATCH_SIZE = 32
 PROBE_SEED = 120_120
@@ -124,16 +123,16 @@ class _Training:
         settings: TrainSettings,
     ) -> FitResult:
         """Train one part in a folder of its own."""
-        return fit_stage(
-            f"training {name}",
+        return fit(
             objective.to(self.device),
             batches,
             settings,
-            folder=self.folder / name,
+            output_dir=self.folder / name,
             device=self.device,
             data=self.sums,
             seed=self.recipe.seed,
             resume=self.resume,
+            description=f"training {name}",
         )
 
 

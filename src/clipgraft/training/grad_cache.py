@@ -4,7 +4,7 @@ A mean loss is cut in pieces freely. A contrastive loss is not: its negatives li
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from clipgraft.training.random_states import random_states, set_random_states
 
 Batch = dict[str, Any]
-Accumulation = Literal["joint", "separate"]
 
 
 def backward_separately(

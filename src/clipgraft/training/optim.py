@@ -1,51 +1,18 @@
-"""What the loop steps with: parameter groups, learning rate as a function of the step, moving averages."""
+"""Parameter groups, the learning rate as a function of the step, moving averages."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from clipgraft.errors import UserError
-from clipgraft.training.grad_cache import Accumulation
+from clipgraft.settings import OptimConfig
 
 DECAYED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 """Whose `weight` AdamW decays, CLIP's token and position tables included (as in open_clip); nothing else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimization:
-    """How steps are made, with AdamW."""
-
-    learning_rate: float
-    """Peak; see `learning_rate_factor` for `lr_schedule` and `warmup_steps`."""
-    lr_schedule: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
-    """See `parameter_groups`."""
-    layer_decay: float = 1.0
-    """Factor on the learning rate from each layer to the one below it; 1 = the same for all."""
-    learning_rate_scales: Mapping[str, float] = field(default_factory=dict)
-    """Further factors on it, by the beginning of parameters' names."""
-    max_grad_norm: float = 1.0
-    """Global norm to which gradients are clipped."""
-    gradient_accumulation_steps: int = 1
-    """Micro-batches in a step; an epoch's last group may be smaller."""
-    accumulation: Accumulation = "joint"
-    """"joint": the gradient of one big batch, where the objective can give it. "separate": the mean of the
-    micro-batches' own losses."""
-    mixed_precision: str = "no"
-    """"no", "fp16" or "bf16"; master weights stay float32."""
-    ema_decay: float = 0.0
-    """Where above 0, a moving average of the weights takes their place at the end."""
-
-    def learning_rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of a step, 0-based, of a run of so many."""
-        factor = learning_rate_factor(step, self.lr_schedule, self.warmup_steps, num_steps)
-        return self.learning_rate * factor
 
 
 def parameter_groups(
@@ -113,6 +80,11 @@ def layer_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
         return num_layers[tower] + 1 if is_input and tower else 0
 
     return {name: layer_decay ** depth_below_head(name) for name in names}
+
+
+def learning_rate_at(optim: OptimConfig, step: int, num_steps: int) -> float:
+    """Learning rate of a step (0-based) of a run of `num_steps`."""
+    return optim.learning_rate * learning_rate_factor(step, optim.lr_schedule, optim.warmup_steps, num_steps)
 
 
 def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps: int) -> float:

@@ -7,6 +7,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from clipgraft.files import clear_parts
+from clipgraft.settings import TrainSettings
 from clipgraft.training.checkpoints import Saved, delete_newer_states, read_named, read_newest
 from clipgraft.training.signals import Interrupted
 from clipgraft.training.state import Resume, restore, save_state
@@ -24,10 +25,8 @@ class RunRecord:
             where evaluations are made.
         stepper: Whose state is saved.
         plan: What to evaluate; None = nothing.
-        checkpoint_every: Steps between checkpoints; 0 = only at the end and on a signal.
-        keep_checkpoints: Newest checkpoints kept.
+        settings: `checkpoint_every` (0 = only at the end and on a signal), `keep_checkpoints` and `track`.
         num_steps: Of the whole run.
-        track: "tensorboard" writes the rows of log and evaluations there as well.
     """
 
     def __init__(
@@ -35,18 +34,14 @@ class RunRecord:
         folder: Path,
         stepper: Stepper,
         plan: EvaluationPlan | None,
-        checkpoint_every: int,
-        keep_checkpoints: int,
+        settings: TrainSettings,
         num_steps: int,
-        track: str = "",
     ):
         self.folder = folder
         self.stepper = stepper
         self.plan = plan
-        self.checkpoint_every = checkpoint_every
-        self.keep_checkpoints = keep_checkpoints
+        self.settings = settings
         self.num_steps = stepper.state.num_steps = num_steps
-        self.track = track
         self.process = stepper.accelerator
         self.log: StepLog | None = None
         self.tracker: Tracker | None = None
@@ -88,7 +83,7 @@ class RunRecord:
         if self.process.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
                 clear_parts(folder, stale_seconds=0)  # whoever works here holds the run's folder
-            self.tracker = Tracker(self.track, self.folder, step=step)
+            self.tracker = Tracker(self.settings.track, self.folder, step=step)
             self.log = StepLog(self.folder / LOG_NAME, keep=step)
         if self.plan:
             self.evaluations = Evaluations(self.folder, self.plan, step)
@@ -115,12 +110,13 @@ class RunRecord:
             now: Whether one is due in any case.
         """
         state = self.stepper.state
-        is_due = bool(self.checkpoint_every) and state.step % self.checkpoint_every == 0
+        every, keep = self.settings.checkpoint_every, self.settings.keep_checkpoints
+        is_due = bool(every) and state.step % every == 0
         if self.log and (is_due or now or state.step == self.num_steps) and state.step != self.saved_step:
             rows = {LOG_NAME: self.log.sync()}
             if self.evaluations:
                 rows[EVALUATIONS_NAME] = self.evaluations.sum()
-            save_state(self.folder / "checkpoints", state, keep=self.keep_checkpoints, rows=rows)
+            save_state(self.folder / "checkpoints", state, keep=keep, rows=rows)
             self.saved_step = state.step
 
     def stop_on(self, signal_number: int) -> None:

@@ -116,12 +116,11 @@ def _refuse_other_data(saved: Saved, data: Mapping[str, str], allow_changed_data
 
 def _refuse_other_settings(saved: Saved, state: TrainingState) -> None:
     settings, values = state.fingerprint.settings, saved.values
-    differing = _differing(values["settings"], settings)
+    begun = values["settings"]
+    # A setting that the checkpoint lacks is newer than the checkpoint.
+    differing = [name for name in _differing(begun, settings) if name in begun]
     if differing:
-        shown = ", ".join(
-            f"{name} was {values['settings'].get(name)!r}, is {settings.get(name)!r}"
-            for name in differing[:3]
-        )
+        shown = ", ".join(f"{name} was {begun[name]!r}, is {settings.get(name)!r}" for name in differing[:3])
         raise CheckpointError(
             f"{saved.folder} was made with other settings ({shown}); use the recipe beside it, or start "
             "again with --overwrite"

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from accelerate import Accelerator
@@ -12,13 +13,14 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from clipgraft.errors import UserError
+from clipgraft.settings import OptimConfig
 from clipgraft.training.grad_cache import (
     Batch,
     average_over_processes,
     backward_jointly,
     backward_separately,
 )
-from clipgraft.training.optim import MovingAverage, Optimization, parameter_groups
+from clipgraft.training.optim import MovingAverage, parameter_groups
 from clipgraft.training.random_states import seed_step
 from clipgraft.training.state import NO_FINGERPRINT, Fingerprint, TrainingState, refuse_other_model
 
@@ -32,8 +34,8 @@ class Stepper:
     """Makes optimizer steps; holds what they change, which is the state that a checkpoint saves.
 
     Args:
-        objective: See `fit`.
-        how: Steps are made.
+        objective: See `fit`, as for `learning_rate_scales`.
+        optim: `mixed_precision` resolved: "no", "fp16" or "bf16".
         device: "cpu", "cuda" or "mps".
         seed: Of the random numbers that an objective draws.
         fingerprint: Of data and settings.
@@ -45,32 +47,32 @@ class Stepper:
     def __init__(
         self,
         objective: nn.Module,
-        how: Optimization,
-        *,
+        optim: OptimConfig,
         device: str = "cpu",
         seed: int = 0,
         fingerprint: Fingerprint = NO_FINGERPRINT,
+        learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     ):
-        groups = parameter_groups(objective, how.weight_decay, how.layer_decay, how.learning_rate_scales)
+        groups = parameter_groups(objective, optim.weight_decay, optim.layer_decay, learning_rate_scales)
         # accelerate keeps the first Accelerator's precision for the whole process; stages may differ in it.
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(mixed_precision=how.mixed_precision, cpu=device == "cpu")
+        self.accelerator = Accelerator(mixed_precision=optim.mixed_precision, cpu=device == "cpu")
         self.objective = objective.to(self.accelerator.device).train()
-        self.max_grad_norm, self.seed = how.max_grad_norm, seed
+        self.max_grad_norm, self.seed = optim.max_grad_norm, seed
         # Fused, for it changes nothing but the time: one pass over memory in place of ten.
-        optimizer = torch.optim.AdamW(groups, lr=how.learning_rate, fused=device != "mps")
+        optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, fused=device != "mps")
         self.optimizer = self.accelerator.prepare(optimizer)
         self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        self.average = MovingAverage(self.trained, how.ema_decay) if how.ema_decay else None
+        self.average = MovingAverage(self.trained, optim.ema_decay) if optim.ema_decay else None
         self.state = TrainingState(
             objective,
             self.optimizer.optimizer,
             self.average,
             self.accelerator.scaler,
             fingerprint,
-            how.mixed_precision,
+            optim.mixed_precision,
         )
-        self.is_joint = how.accumulation == "joint" and hasattr(objective, "joint_loss")
+        self.is_joint = optim.accumulation == "joint" and hasattr(objective, "joint_loss")
         self.skipped_in_a_row = 0
 
     @property

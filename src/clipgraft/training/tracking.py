@@ -20,15 +20,13 @@ class Tracker:
         step: Steps made; what a killed run wrote of later ones is hidden.
 
     Raises:
-        ValueError: If TensorBoard is not installed, or another name is given.
+        ValueError: If TensorBoard is not installed.
     """
 
     def __init__(self, name: str, folder: Path, *, step: int):
         self.tracker = None
         if not name:
             return
-        if name != "tensorboard":
-            raise UserError(f"track must be tensorboard or empty; got {name!r}")
         if find_spec("tensorboard") is None:
             raise UserError("track = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
         self.tracker = TensorBoardTracker(FOLDER, folder, purge_step=step + 1 if step else None)

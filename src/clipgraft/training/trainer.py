@@ -7,20 +7,28 @@ again stop on a signal.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from clipgraft.console import say
+from clipgraft.console import is_first_process, say, track
+from clipgraft.device import choose_mixed_precision
 from clipgraft.errors import UserError
+from clipgraft.runs.folder import let_go
+from clipgraft.settings import TrainSettings
+from clipgraft.training.checkpoints import saved_precision
+from clipgraft.training.fingerprints import deciding_settings
 from clipgraft.training.grad_cache import Batch
-from clipgraft.training.optim import Optimization
+from clipgraft.training.optim import learning_rate_at
 from clipgraft.training.run_log import RunRecord
 from clipgraft.training.signals import StopOnSignal
-from clipgraft.training.state import NO_FINGERPRINT, Fingerprint, Resume
+from clipgraft.training.state import Fingerprint, Resume
 from clipgraft.training.step import Stepper
 from clipgraft.training.step_log import LOG_NAME, epoch_means
 from clipgraft.training.validation import EvaluationPlan
@@ -64,62 +72,97 @@ class FitResult:
 def fit(
     objective: nn.Module,
     batches: Batches,
-    how: Optimization,
+    settings: TrainSettings,
     *,
-    run_dir: Path,
-    num_epochs: int,
-    checkpoint_every: int = 500,
-    keep_checkpoints: int = 2,
-    device: str = "cpu",
+    output_dir: Path,
+    device: torch.device | str = "cpu",
     seed: int = 0,
-    fingerprint: Fingerprint = NO_FINGERPRINT,
+    data: Mapping[str, str] = MappingProxyType({}),
+    learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     resume: bool | Resume = False,
-    evaluation: EvaluationPlan | None = None,
-    on_step: Callable[[StepReport], None] = lambda _report: None,
-    track: str = "",
+    validation: EvaluationPlan | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    description: str = "",
 ) -> FitResult:
-    """Train an objective's parameters, logging and checkpointing on the way.
+    """Train an objective's parameters, with log, checkpoints and validation.
 
     Args:
         objective: `objective(batch) -> (loss, metrics)`: a float32 scalar and scalars to log; may have
             `after_step()`, and `embed` and `joint_loss` (see `backward_jointly`). Parameters with
             `requires_grad` are trained and saved, the rest is not touched.
         batches: Batches of each epoch; in several processes, this one's share of them.
-        how: Steps are made.
-        run_dir: See `RunRecord`, as for `checkpoint_every`, `keep_checkpoints` and `track`.
-        num_epochs: Passes over `batches`; a run that is gone on with may be given more than it began with.
+        settings: Optimizer, length, checkpoints and log. A resumed run may have more epochs than before.
+        output_dir: Gets `log.jsonl`, `checkpoints/` and, with `validation`, its rows and the best weights.
         device: "cpu", "cuda" or "mps".
         seed: Of the random numbers that the objective draws: those of a step follow from it alone.
-        fingerprint: Of data and settings; a checkpoint with another is refused on resume.
+        data: Sums of what is trained on and started from, by name; checkpoints of others are refused.
+        learning_rate_scales: Factors on the learning rate, by the beginning of parameters' names.
         resume: Go on from the newest whole checkpoint, if there is one, or as a `Resume` says.
-        evaluation: What to measure before the first step and after each epoch; the best weights are left in
+        validation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
         on_step: Called after every step.
+        description: Title of a progress bar; empty: no bar.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM, after the step or the evaluation is finished and the state saved.
+        Interrupted: On SIGINT or SIGTERM, after the step or the validation is finished and the state saved.
         CheckpointError: If the checkpoints do not fit this run.
         UserError: If there is no batch, nothing to train, more epochs are made already than are asked for, or
-            no loss was finite for `stepper.MAX_SKIPPED_IN_A_ROW` steps.
+            no loss was finite for `step.MAX_SKIPPED_IN_A_ROW` steps.
     """
     if len(batches) == 0:
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
-    steps_per_epoch = math.ceil(len(batches) / how.gradient_accumulation_steps)
-    num_steps = num_epochs * steps_per_epoch
-    stepper = Stepper(objective, how, device=device, seed=seed, fingerprint=fingerprint)
-    record = RunRecord(run_dir, stepper, evaluation, checkpoint_every, keep_checkpoints, num_steps, track)
+    device = torch.device(device)
+    steps_per_epoch = math.ceil(len(batches) / settings.gradient_accumulation_steps)
+    num_steps = settings.num_epochs * steps_per_epoch
+    fingerprint = Fingerprint(data, deciding_settings(settings, seed))
+    precision = settle_precision(settings.mixed_precision, device, output_dir if resume else None)
+    settings = settings.model_copy(update={"mixed_precision": precision})
+    if settings.warmup_steps > num_steps // 2 and is_first_process():
+        say(
+            f"warmup_steps={settings.warmup_steps} is more than half of the run's {num_steps} steps; the "
+            f"learning rate rises for {num_steps // 2} of them"
+        )
+    stepper = Stepper(objective, settings, device.type, seed, fingerprint, learning_rate_scales)
+    record = RunRecord(output_dir, stepper, validation, settings, num_steps)
     if resume:
         record.load(resume if isinstance(resume, Resume) else Resume())
-        _settle_length(stepper, how, record, steps_per_epoch)
+        _settle_length(stepper, settings, record, steps_per_epoch)
     started = time.perf_counter()
-    _make_steps(stepper, batches, how, record, on_step)
+    with track(description, num_steps) if description else nullcontext() as update:
+
+        def tell(report: StepReport) -> None:
+            if is_first_process():
+                let_go(output_dir)  # there is something now that goes on by itself
+            if update:
+                update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f} samples/s")
+            if on_step:
+                on_step(report)
+
+        _make_steps(stepper, batches, settings, record, tell)
     stepper.finish(record.best_weights())
     elapsed = time.perf_counter() - started
-    means = epoch_means(run_dir / LOG_NAME)
-    return FitResult(stepper.state.step, stepper.state.skipped_steps, elapsed, means, how.mixed_precision)
+    means = epoch_means(output_dir / LOG_NAME)
+    return FitResult(stepper.state.step, stepper.state.skipped_steps, elapsed, means, precision)
 
 
-def _settle_length(stepper: Stepper, how: Optimization, record: RunRecord, steps_per_epoch: int) -> None:
+def settle_precision(name: str, device: torch.device, resumed: Path | None) -> str:
+    """Resolve `mixed_precision="auto"`; a resumed run keeps the precision that it began in.
+
+    Args:
+        name: Of the settings.
+        device: Where to train.
+        resumed: Folder of the run to resume; None = a new run.
+
+    Raises:
+        UserError: If the precision cannot work on the device.
+    """
+    begun_in = saved_precision(resumed / "checkpoints") if resumed and name == "auto" else ""
+    return choose_mixed_precision(begun_in or name, device)
+
+
+def _settle_length(
+    stepper: Stepper, settings: TrainSettings, record: RunRecord, steps_per_epoch: int
+) -> None:
     """Say what other epochs than a run began with mean for its learning rate; refuse fewer than are made."""
     step, before, now = stepper.state.step, record.planned_steps, record.num_steps
     if step > now:
@@ -129,11 +172,12 @@ def _settle_length(stepper: Stepper, how: Optimization, record: RunRecord, steps
         )
     if before == now or not stepper.is_first_process:
         return
-    rates = f"from here {how.learning_rate_at(step, now):.2g}"
-    if how.lr_schedule != "constant":
+    rates = f"from here {learning_rate_at(settings, step, now):.2g}"
+    if settings.lr_schedule != "constant":
         rates += (
-            f" to {how.learning_rate_at(now - 1, now):.2g}: lr_schedule = {how.lr_schedule!r} is spread over "
-            f"all steps, and would else go on at {how.learning_rate_at(min(step, before), before):.2g}"
+            f" to {learning_rate_at(settings, now - 1, now):.2g}: lr_schedule = {settings.lr_schedule!r} is "
+            f"spread over all steps, and would else go on at "
+            f"{learning_rate_at(settings, min(step, before), before):.2g}"
         )
     say(f"{step} steps are made; the run has {now} now in place of {before}. The learning rate is {rates}")
 
@@ -141,13 +185,13 @@ def _settle_length(stepper: Stepper, how: Optimization, record: RunRecord, steps
 def _make_steps(
     stepper: Stepper,
     batches: Batches,
-    how: Optimization,
+    settings: TrainSettings,
     record: RunRecord,
     on_step: Callable[[StepReport], None],
 ) -> None:
     """Make the steps that are left, epoch after epoch, and evaluate where an epoch begins and ends."""
-    state = stepper.state
-    steps_per_epoch = math.ceil(len(batches) / how.gradient_accumulation_steps)
+    state, size = stepper.state, settings.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(batches) / size)
     with record, StopOnSignal() as stop:
         if state.step % steps_per_epoch == 0:
             record.evaluate(epoch=state.step // steps_per_epoch)
@@ -156,10 +200,10 @@ def _make_steps(
             say(f"training stopped early at step {state.step}, by patience; no step is left to make")
         while state.step < record.num_steps and not record.has_lost_patience():
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
-            remaining = batches.epoch(epoch, step_in_epoch * how.gradient_accumulation_steps)
-            for group, data_seconds in timed(grouped(remaining, how.gradient_accumulation_steps)):
+            remaining = batches.epoch(epoch, step_in_epoch * size)
+            for group, data_seconds in timed(grouped(remaining, size)):
                 begun = time.perf_counter()
-                metrics = stepper.step(group, how.learning_rate_at(state.step, record.num_steps))
+                metrics = stepper.step(group, learning_rate_at(settings, state.step, record.num_steps))
                 seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
                 record.write({"step": state.step, "epoch": epoch, **metrics, **seconds})
                 rate = sum(map(_num_items, group)) / sum(seconds.values())
