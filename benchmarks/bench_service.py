@@ -1,10 +1,10 @@
 """What the studio costs over drawing in process, and what it gains where several clients ask at once.
 
-    python benchmarks/bench_service.py [--rounds 5] [--pictures 8] [--soak-seconds 1800]
+    python benchmarks/bench_service.py [--rounds 5] [--images 8] [--soak-seconds 1800]
 
 On flatland, over loopback, against a studio in a process of its own with as many threads as this one. One
 client: in-process drawing and calls over HTTP take turns, and the median ratio is printed. Eight clients: the
-same pictures one after another and all at once, and what batches of eight gain in process, the most that can
+same images one after another and all at once, and what batches of eight gain in process, the most that can
 be had. Listeners: steps a second while 0 and while 64 clients listen to a job's events. Full queue: time of a
 429. Soak: clients ask for twice what is drawn and follow their jobs to the end; every accepted job must end,
 none may be lost or drawn twice. Memory is read at the start, after a tenth of the time (a first use compiles
@@ -70,7 +70,7 @@ class Studio:
         return json.loads(text)
 
     def draw(self, seed: int, user: str = "") -> float:
-        """Draw one picture as OpenAI's clients do; return the seconds."""
+        """Draw one image as OpenAI's clients do; return the seconds."""
         begun = time.perf_counter()
         body = {"prompt": PROMPT, "seed": seed, "steps": STEPS, "response_format": "url", "user": user}
         self.ask("v1/images/generations", body)
@@ -80,16 +80,16 @@ class Studio:
         """Bytes of its process in memory."""
         return psutil.Process(self.process.pid).memory_info().rss
 
-    def num_pictures(self) -> int:
-        """Pictures that it has drawn and keeps."""
+    def num_images(self) -> int:
+        """Images that it has drawn and keeps."""
         count, before = 0, ""
-        while rows := self.ask(f"v1/pictures?limit=200{before}")["pictures"]:
+        while rows := self.ask(f"v1/images?limit=200{before}")["images"]:
             count, before = count + len(rows), f"&before={rows[-1]['number']}"
         return count
 
 
 def overhead(studio: Studio, rounds: int) -> dict:
-    """Seconds of a picture in process and over HTTP, in turns."""
+    """Seconds of an image in process and over HTTP, in turns."""
     generator = clipgraft.load("flatland")
     seconds: dict[str, list[float]] = {"in_process": [], "service": []}
 
@@ -111,8 +111,8 @@ def overhead(studio: Studio, rounds: int) -> dict:
     }
 
 
-def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
-    """Pictures a second, one after another and by eight clients at once, in turns; latencies."""
+def eight_clients(studio: Studio, images: int, rounds: int) -> dict:
+    """Images a second, one after another and by eight clients at once, in turns; latencies."""
     rates: dict[str, list[float]] = {
         "one_after_another": [],
         "at_once": [],
@@ -124,19 +124,19 @@ def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
 
     def in_process(batch_size: int) -> float:
         begun = time.perf_counter()
-        generator.generate([PROMPT] * pictures, steps=STEPS, guidance_scale=3.0, batch_size=batch_size)
-        return pictures / (time.perf_counter() - begun)
+        generator.generate([PROMPT] * images, steps=STEPS, guidance_scale=3.0, batch_size=batch_size)
+        return images / (time.perf_counter() - begun)
 
     in_process(1), in_process(CLIENTS)
     for _ in range(rounds):
         begun = time.perf_counter()
-        for seed in range(pictures):
+        for seed in range(images):
             studio.draw(seed)
-        rates["one_after_another"].append(pictures / (time.perf_counter() - begun))
+        rates["one_after_another"].append(images / (time.perf_counter() - begun))
         begun = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as pool:
-            latencies += pool.map(lambda seed: studio.draw(seed, f"client {seed % CLIENTS}"), range(pictures))
-        rates["at_once"].append(pictures / (time.perf_counter() - begun))
+            latencies += pool.map(lambda seed: studio.draw(seed, f"client {seed % CLIENTS}"), range(images))
+        rates["at_once"].append(images / (time.perf_counter() - begun))
         rates["in_process_by_one"].append(in_process(1))
         rates["in_process_by_eight"].append(in_process(CLIENTS))
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -146,11 +146,11 @@ def eight_clients(studio: Studio, pictures: int, rounds: int) -> dict:
         for share in (50, 95, 99)
     }
     return {
-        "pictures_per_second": medians,
+        "images_per_second": medians,
         "at_once_over_one_after_another": medians["at_once"] / medians["one_after_another"],
         "in_process_by_eight_over_by_one": medians["in_process_by_eight"] / medians["in_process_by_one"],
         "latency_seconds_of_eight_clients": at,
-        "pictures": pictures,
+        "images": images,
         "rounds": rounds,
     }
 
@@ -173,7 +173,7 @@ while True:
 
 
 def listeners(studio: Studio, rounds: int, seconds: float = 4.0) -> dict:
-    """Steps a second of a job of 64 pictures while 0, and while 64 clients listen to its events, in turns.
+    """Steps a second of a job of 64 images while 0, and while 64 clients listen to its events, in turns.
 
     And the studio's processor time a step, which neighbours on the machine disturb less.
     """
@@ -238,7 +238,7 @@ def full_queue(studio: Studio) -> dict:
 
 
 def soak_client(studio: Studio, number: int, end: float, pause: float) -> Counter[str]:
-    """Ask for a picture after each pause, following each job while it is known; count how they ended."""
+    """Ask for an image after each pause, following each job while it is known; count how they ended."""
     counts: Counter[str] = Counter()
     waiting: deque[str] = deque()
     seed = number
@@ -264,7 +264,7 @@ def soak_client(studio: Studio, number: int, end: float, pause: float) -> Counte
 
 def soak(studio: Studio, seconds: float, rate: float) -> dict:
     """Ask for twice what can be drawn; every accepted job must end, each drawn once."""
-    drawn_before, memory = studio.num_pictures(), [studio.resident_bytes()]
+    drawn_before, memory = studio.num_images(), [studio.resident_bytes()]
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [
@@ -276,7 +276,7 @@ def soak(studio: Studio, seconds: float, rate: float) -> dict:
     memory.append(studio.resident_bytes())
     accepted, refused = counts.pop("accepted"), counts.pop("refused", 0)
     assert counts == {"done": accepted}, counts
-    assert studio.num_pictures() - drawn_before == accepted
+    assert studio.num_images() - drawn_before == accepted
     return {
         "seconds": seconds,
         "accepted": accepted,
@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=8, help="of a round with eight clients")
+    parser.add_argument("--images", type=int, default=8, help="of a round with eight clients")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--soak-seconds", type=float, default=1800.0, help="0 = no soak; the last one is kept"
@@ -308,11 +308,11 @@ def main() -> None:
         studio = Studio(Path(folder))
         parts = {
             "one_client": lambda: overhead(studio, options.rounds),
-            "eight_clients": lambda: eight_clients(studio, options.pictures, options.rounds),
+            "eight_clients": lambda: eight_clients(studio, options.images, options.rounds),
             "listeners": lambda: listeners(studio, options.rounds),
             "full_queue": lambda: full_queue(studio),
             "soak": lambda: soak(
-                studio, options.soak_seconds, result["eight_clients"]["pictures_per_second"]["at_once"]
+                studio, options.soak_seconds, result["eight_clients"]["images_per_second"]["at_once"]
             ),
         }
         if not options.soak_seconds:

@@ -14,7 +14,7 @@ from clipgraft.studio.security import Access
 from clipgraft.studio.service import Service
 from clipgraft.whole_run import run_all
 
-LIMITS = Limits(max_pictures_per_job=16, batch_size=4)
+LIMITS = Limits(max_images_per_job=16, batch_size=4)
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,17 @@ from app_client import ended
 from clipgraft.cli import app as cli
 from clipgraft.studio.api import build_app
 from clipgraft.studio.database import UnavailableError
-from clipgraft.studio.queue import NewPicture, Queue
+from clipgraft.studio.queue import NewImage, Queue
 
 JOB = {"prompt": "A dog", "steps": 1}
-NEW = NewPicture("m", "64x64", {"prompt": "a dog"}, 1)
+NEW = NewImage("m", "64x64", {"prompt": "a dog"}, 1)
 
 
 def filled(path) -> bytes:
     """A database with some pages in it; its content."""
     queue = Queue(path)
     for _ in range(20):
-        queue.add("a", "draw", [NEW] * 10)
+        queue.add("a", "generate", [NEW] * 10)
         queue.end_job(1, "cancelled")
         queue.max_waiting = queue.max_jobs_per_client = 10**6
     queue.close()
@@ -73,6 +73,25 @@ def test_a_database_that_is_none_is_refused_in_one_line(kind, monkeypatch, capsy
     assert line.startswith("error: the studio's queue cannot be used: queue.sqlite")
     assert message in line
     assert (path.is_dir() or path.read_bytes()) == before
+
+
+def test_a_queue_of_an_earlier_version_is_upgraded(tmp_path):
+    path = tmp_path / "queue.sqlite"
+    queue = Queue(path)
+    queue.add("a", "generate", [NEW])
+    queue.close()
+    foreign(
+        path,
+        "ALTER TABLE images RENAME TO pictures; UPDATE jobs SET kind = 'draw';"
+        "DROP INDEX images_by_job; DROP INDEX images_by_state;"
+        "CREATE INDEX pictures_by_job ON pictures (job); CREATE INDEX pictures_by_state ON pictures (state);"
+        "CREATE TABLE turns (client TEXT PRIMARY KEY, turn INTEGER NOT NULL);",
+    )
+    for _ in range(2):
+        queue = Queue(path)
+        assert [job.kind for job in queue.jobs(9)] == ["generate"]
+        assert [row.prompt for row in queue.images_of(1)] == ["a dog"]
+        queue.close()
 
 
 def test_a_database_that_is_locked_at_the_start_is_not_called_damaged(tmp_path):
@@ -205,11 +224,11 @@ def test_a_database_that_breaks_while_the_studio_runs_is_told_by_health(client, 
 def test_a_damaged_row_is_told_as_damage(client, service):
     ended(client, client.post("/v1/jobs", json=JOB).json()["id"])
     with service.queue.database.transaction() as run:
-        run("UPDATE pictures SET settings = ?", b"\xff\xfe{")
-    refused(client.get("/v1/pictures"), "is damaged in the studio's database")
+        run("UPDATE images SET settings = ?", b"\xff\xfe{")
+    refused(client.get("/v1/images"), "is damaged in the studio's database")
     with service.queue.database.transaction() as run:
-        run("UPDATE pictures SET settings = CAST(x'fffe' AS TEXT)")
-    refused(client.get("/v1/pictures"), "is damaged")
+        run("UPDATE images SET settings = CAST(x'fffe' AS TEXT)")
+    refused(client.get("/v1/images"), "is damaged")
 
 
 def test_a_transaction_that_fails_at_its_end_leaves_nothing_open(tmp_path):
@@ -217,10 +236,10 @@ def test_a_transaction_that_fails_at_its_end_leaves_nothing_open(tmp_path):
     other = sqlite3.connect(tmp_path / "queue.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(UnavailableError):
-        queue.add("a", "draw", [NEW])
+        queue.add("a", "generate", [NEW])
     other.execute("ROLLBACK")
     assert queue.jobs(1) == []
-    queue.add("a", "draw", [NEW])
+    queue.add("a", "generate", [NEW])
     assert len(queue.jobs(9)) == 1
     queue.close()
     other.close()

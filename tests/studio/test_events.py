@@ -34,7 +34,7 @@ def port(service):
 def submit(service, **values) -> str:
     from clipgraft.generation.params import Job
 
-    return service.submit("a", "draw", [("tiny/after", Job("A dog", num_inference_steps=3))] * 2)
+    return service.submit("a", "generate", [("tiny/after", Job("A dog", num_inference_steps=3))] * 2)
 
 
 def listen(port: int, job_id: str) -> socket.socket:

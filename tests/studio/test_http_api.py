@@ -1,4 +1,4 @@
-"""The HTTP API: jobs, events, pictures, runs, search; every answer in one shape, every route described."""
+"""The HTTP API: jobs, events, images, runs, search; every answer in one shape, every route described."""
 
 import base64
 import getpass
@@ -49,27 +49,28 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def test_a_job_is_drawn_and_its_pictures_are_found_by_id(client):
+def test_a_job_is_drawn_and_its_images_are_found_by_id(client):
     job = draw(client, num_images=3)
-    assert (job["state"], job["kind"], job["step"], job["steps"]) == ("done", "draw", 9, 9)
-    assert [picture["settings"]["seed"] for picture in job["pictures"]] == [5, 6, 7]
-    assert {picture["model"] for picture in job["pictures"]} == {"tiny/after"}
-    assert {picture["settings"]["guidance_scale"] for picture in job["pictures"]} == {2.0}
-    picture = job["pictures"][0]
-    content = client.get(f"/v1/pictures/{picture['id']}.png")
+    assert (job["state"], job["kind"], job["step"], job["steps"]) == ("done", "generate", 9, 9)
+    assert [image["settings"]["seed"] for image in job["images"]] == [5, 6, 7]
+    assert {image["model"] for image in job["images"]} == {"tiny/after"}
+    assert {image["settings"]["guidance_scale"] for image in job["images"]} == {2.0}
+    image = job["images"][0]
+    content = client.get(f"/v1/images/{image['id']}.png")
     assert content.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(content.content)).size == (64, 64)
-    assert client.get(f"/v1/pictures/{picture['id']}").json()["settings"] == picture["settings"]
+    assert client.get(f"/v1/images/{image['id']}").json()["settings"] == image["settings"]
+    assert client.get(f"/v1/pictures/{image['id']}.png").content == content.content  # its old address
     for extension, name in (("jpeg", "JPEG"), ("webp", "WEBP")):
-        content = client.get(f"/v1/pictures/{picture['id']}.{extension}").content
+        content = client.get(f"/v1/images/{image['id']}.{extension}").content
         assert Image.open(io.BytesIO(content)).format == name
 
 
 def test_compare_draws_the_same_seed_with_every_model(client):
     job = draw(client, models=["tiny/teacher", "tiny/before", "tiny/after"])
     assert job["kind"] == "compare"
-    assert [picture["model"] for picture in job["pictures"]] == ["tiny/teacher", "tiny/before", "tiny/after"]
-    assert {picture["settings"]["seed"] for picture in job["pictures"]} == {5}
+    assert [image["model"] for image in job["images"]] == ["tiny/teacher", "tiny/before", "tiny/after"]
+    assert {image["settings"]["seed"] for image in job["images"]} == {5}
 
 
 def test_a_grid_is_counted_before_it_is_drawn(client):
@@ -80,12 +81,12 @@ def test_a_grid_is_counted_before_it_is_drawn(client):
         "images_before": 0,
     }
     job = draw(client, axes=axes)
-    cells = [(p["settings"]["seed"], p["settings"]["guidance_scale"]) for p in job["pictures"]]
+    cells = [(p["settings"]["seed"], p["settings"]["guidance_scale"]) for p in job["images"]]
     assert cells == [(1, 1), (1, 2.5), (1, 4), (2, 1), (2, 2.5), (2, 4)]
 
 
 def test_without_a_seed_one_is_drawn_by_lot_and_told(client):
-    seeds = {draw(client, seed=None, steps=1)["pictures"][0]["settings"]["seed"] for _ in range(2)}
+    seeds = {draw(client, seed=None, steps=1)["images"][0]["settings"]["seed"] for _ in range(2)}
     assert len(seeds) == 2
 
 
@@ -100,12 +101,12 @@ def test_events_tell_each_change_and_end_with_the_job(client):
     assert told[-1]["state"] == "done"
 
 
-def test_settings_come_back_from_a_downloaded_picture(client):
+def test_settings_come_back_from_a_downloaded_image(client):
     job = draw(client, negative_prompt="a cat", prompt="Ein Hund läuft 犬 🐕", seed=2**64 - 1, width=72)
-    picture = job["pictures"][0]
+    image = job["images"][0]
     headers = {"content-type": "image/png"}
-    content = client.get(f"/v1/pictures/{picture['id']}.png").content
-    settings = client.post("/v1/pictures/settings", content=content, headers=headers).json()
+    content = client.get(f"/v1/images/{image['id']}.png").content
+    settings = client.post("/v1/images/settings", content=content, headers=headers).json()
     assert settings["model"] == "tiny/after"
     assert {name: settings[name] for name in ("prompt", "negative_prompt", "seed")} == {
         "prompt": "Ein Hund läuft 犬 🐕",
@@ -113,35 +114,35 @@ def test_settings_come_back_from_a_downloaded_picture(client):
         "seed": 2**64 - 1,
     }
     assert (settings["width"], settings["height"]) == (72, 64)
-    bare = client.get(f"/v1/pictures/{picture['id']}.png?metadata=false").content
+    bare = client.get(f"/v1/images/{image['id']}.png?metadata=false").content
     assert "does not say how it was drawn" in refused(
-        client.post("/v1/pictures/settings", content=bare, headers=headers), 422
+        client.post("/v1/images/settings", content=bare, headers=headers), 422
     )
 
 
-def test_a_picture_tells_no_path_user_or_host(client, runs_dir):
-    picture = draw(client)["pictures"][0]
-    content = client.get(f"/v1/pictures/{picture['id']}.png").content
+def test_an_image_tells_no_path_user_or_host(client, runs_dir):
+    image = draw(client)["images"][0]
+    content = client.get(f"/v1/images/{image['id']}.png").content
     texts = str(Image.open(io.BytesIO(content)).text)
     assert "A dog runs on the beach" in texts
     for secret in (str(runs_dir), "/home", "/root", "/tmp", getpass.getuser() + "@", socket.gethostname()):
         assert secret not in texts
 
 
-def test_history_is_searched_and_pictures_are_deleted_with_their_files(client, service):
+def test_history_is_searched_and_images_are_deleted_with_their_files(client, service):
     job = draw(client, prompt="A red ball", num_images=2)
     draw(client, prompt="A black cat")
-    found = client.get("/v1/pictures", params={"search": "ball red"}).json()["pictures"]
-    assert {picture["id"] for picture in found} == {picture["id"] for picture in job["pictures"]}
+    found = client.get("/v1/images", params={"search": "ball red"}).json()["images"]
+    assert {image["id"] for image in found} == {image["id"] for image in job["images"]}
     gone = found[0]["id"]
-    assert client.delete(f"/v1/pictures/{gone}").json() == {"deleted": True}
-    assert "there is no picture" in refused(client.get(f"/v1/pictures/{gone}.png"), 404)
+    assert client.delete(f"/v1/images/{gone}").json() == {"deleted": True}
+    assert "there is no image" in refused(client.get(f"/v1/images/{gone}.png"), 404)
     assert not service.files.is_there(gone)
     left = found[1]["id"]
     service.files.path(left).unlink()
     for extension in ("png", "webp"):
-        message = refused(client.get(f"/v1/pictures/{left}.{extension}"), 404)
-        assert message == f"the file of picture {left} is gone"
+        message = refused(client.get(f"/v1/images/{left}.{extension}"), 404)
+        assert message == f"the file of image {left} is gone"
 
 
 def test_a_cancelled_job_says_so(client):
@@ -184,7 +185,7 @@ def test_runs_are_shown_with_their_loss_and_their_report(client):
         assert client.get(f"/v1/runs/{name}").status_code == 404
 
 
-def test_search_ranks_the_test_pictures_by_both_clips(client, service):
+def test_search_ranks_the_test_images_by_both_clips(client, service):
     found = client.post("/v1/search", json={"run": "tiny", "caption": "A red ball", "limit": 3}).json()
     for side in ("before", "after"):
         scores = [row["score"] for row in found[side]]
@@ -223,7 +224,7 @@ def test_a_damaged_clip_and_data_that_are_gone_are_told_without_folders(client, 
 
 
 def call_in_thread(client, **values) -> tuple[threading.Thread, list]:
-    """Ask for pictures as OpenAI's clients do; the thread's end, and what was answered."""
+    """Ask for images as OpenAI's clients do; the thread's end, and what was answered."""
     answers = []
     body = {"prompt": "A dog", "seed": 1} | values
 
@@ -253,9 +254,9 @@ def test_a_call_that_somebody_cancels_is_told_so(client, service):
 @pytest.mark.parametrize(
     ("state", "error", "status", "kind", "message"),
     [
-        ("blocked", "", 400, "invalid_request_error", "the base's safety checker blocked the picture"),
-        ("failed_nan", "", 500, "server_error", "the picture's values are no numbers"),
-        ("failed_black", "", 500, "server_error", "the picture is all black"),
+        ("blocked", "", 400, "invalid_request_error", "the base's safety checker blocked the image"),
+        ("failed_nan", "", 500, "server_error", "the image's values are no numbers"),
+        ("failed_black", "", 500, "server_error", "the image is all black"),
         ("failed", "MemoryError: too little", 500, "server_error", "MemoryError: too little"),
         (
             "failed",
@@ -266,7 +267,7 @@ def test_a_call_that_somebody_cancels_is_told_so(client, service):
         ),
     ],
 )
-def test_a_call_whose_picture_does_not_come_out_says_why(service, state, error, status, kind, message):
+def test_a_call_whose_image_does_not_come_out_says_why(service, state, error, status, kind, message):
     client = TestClient(build_app(service), base_url="http://localhost")  # not started: the test draws
     thread, answers = call_in_thread(client)
     job = only_job(service)
@@ -274,7 +275,7 @@ def test_a_call_whose_picture_does_not_come_out_says_why(service, state, error, 
     if error:
         service.worker.on_failed(job.number, error)
     else:
-        service.queue.finish_picture(row.number, state)
+        service.queue.finish_image(row.number, state)
         service.queue.end_job_if_drawn(job.number)
         service.worker.on_drawn(job.number)
     thread.join(timeout=20)
@@ -325,10 +326,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pictures_are_refused_by_every_route_that_takes_one(client, name):
+def test_hostile_images_are_refused_by_every_route_that_takes_one(client, name):
     make, message = HOSTILE[name]
     content = make()
-    upload = client.post("/v1/pictures/settings", content=content, headers={"content-type": "image/png"})
+    upload = client.post("/v1/images/settings", content=content, headers={"content-type": "image/png"})
     assert message in refused(upload, 422)
     body = {"model": "flatland", "input": [{"image": base64_of(content)}]}
     assert message in refused(client.post("/v1/embeddings", json=body), 422)
@@ -337,7 +338,7 @@ def test_hostile_pictures_are_refused_by_every_route_that_takes_one(client, name
 
 def test_a_record_nested_without_end_is_no_record(client):
     content = png_bytes(clipgraft="[" * 100_000)
-    answer = client.post("/v1/pictures/settings", content=content, headers={"content-type": "image/png"})
+    answer = client.post("/v1/images/settings", content=content, headers={"content-type": "image/png"})
     assert "does not say how it was drawn" in refused(answer, 422)
 
 
@@ -346,18 +347,18 @@ def test_pixels_of_a_request_are_bounded_together_before_any_is_decoded(service)
     damaged = png_bytes()[:-40] + png_bytes()[-12:]  # which decoding would say
     client = TestClient(build_app(service), base_url="http://localhost")
     body = {"model": "flatland", "input": [{"image": base64_of(damaged)}] * 3}
-    message = "the request's 3 pictures have 3,600 pixels together; at most 3,000 are taken"
+    message = "the request's 3 images have 3,600 pixels together; at most 3,000 are taken"
     assert message in refused(client.post("/v1/embeddings", json=body), 422)
     body["input"] = body["input"][:2]
     assert "damaged" in refused(client.post("/v1/embeddings", json=body), 422)
 
 
-def test_pictures_are_embedded_in_their_order_however_many(client):
-    pictures = [{"image": base64_of(png_bytes((40 + n, 60 - n)))} for n in range(10)]
+def test_images_are_embedded_in_their_order_however_many(client):
+    images = [{"image": base64_of(png_bytes((40 + n, 60 - n)))} for n in range(10)]
     embed = lambda items: client.post("/v1/embeddings", json={"model": "tiny/after", "input": items}).json()  # noqa: E731
-    together = embed([*pictures[:5], "A dog", *pictures[5:]])["data"]
+    together = embed([*images[:5], "A dog", *images[5:]])["data"]
     for index in (0, 5, 6, 10):
-        alone = embed([[*pictures[:5], "A dog", *pictures[5:]][index]])["data"][0]
+        alone = embed([[*images[:5], "A dog", *images[5:]][index]])["data"][0]
         assert together[index]["embedding"] == pytest.approx(alone["embedding"], abs=1e-5)
 
 
@@ -422,10 +423,10 @@ BAD_IMAGES = {
     "guidance_scale": BAD["guidance_scale"],
 }
 EMBEDDINGS = {"input": "A dog", "model": "flatland"}
-PICTURE = {"image": base64_of(png_bytes())}
+IMAGE = {"image": base64_of(png_bytes())}
 BAD_EMBEDDINGS = {
     "input": [
-        None, 1, [], {}, "", [""], [1, 2, 3], ["a"] * 257, [{"image": 1}], [PICTURE | {"url": "x"}],
+        None, 1, [], {}, "", [""], [1, 2, 3], ["a"] * 257, [{"image": 1}], [IMAGE | {"url": "x"}],
     ],
     "model": [1, True, [], {}, "no", "../x", "x" * 201, "tiny/teacher", "\ud800", 1.5],
     "encoding_format": ["", "int8", 1, [], {}, True, "FLOAT", "b64", "base64 ", 1.5],
@@ -492,8 +493,8 @@ def test_ids_are_no_paths(client):
         "C:\\x",
         "1f0c9a52e3b84d1g",
     ):
-        assert client.get(f"/v1/pictures/{bad}").status_code in (404, 422)
-        assert client.get(f"/v1/pictures/{bad}.png").status_code in (404, 422)
+        assert client.get(f"/v1/images/{bad}").status_code in (404, 422)
+        assert client.get(f"/v1/images/{bad}.png").status_code in (404, 422)
         if bad != "..":  # which a client turns into / by itself
             assert client.get(f"/page/{bad}").status_code == 404
     for bad in (
@@ -528,7 +529,7 @@ def test_what_cannot_be_drawn_is_refused_before_it_waits(client, settings, axes)
 
 def test_what_a_request_leaves_out_is_the_models_own(client):
     answer = client.post("/v1/jobs", json={"prompt": "A dog", "models": ["tiny/after", "flatland/teacher"]})
-    drawn = [(one["settings"]["guidance_scale"], one["steps"]) for one in answer.json()["pictures"]]
+    drawn = [(one["settings"]["guidance_scale"], one["steps"]) for one in answer.json()["images"]]
     assert drawn == [(2.0, 2), (3.0, 25)]
     rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
     assert (rows["tiny/after"]["guidance_scale"], rows["tiny/after"]["num_inference_steps"]) == (2.0, 2)

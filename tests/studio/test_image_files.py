@@ -1,4 +1,4 @@
-"""Pictures from strangers: bombs, cut-off files, files in files, places in EXIF, addresses to fetch."""
+"""Images from strangers: bombs, cut-off files, files in files, places in EXIF, addresses to fetch."""
 
 import base64
 import io
@@ -66,7 +66,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_plain_picture_is_refused_at_once(name):
+def test_what_is_no_plain_image_is_refused_at_once(name):
     content, message = BAD[name]
     begun = time.process_time()
     with pytest.raises(DataError, match=message):
@@ -136,7 +136,7 @@ def test_transparent_parts_are_white_as_in_training():
     assert decode_upload(file.getvalue(), MAX_PIXELS).getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_a_telephones_jpeg_of_several_pictures_gives_the_first():
+def test_a_telephones_jpeg_of_several_images_gives_the_first():
     content = file_of("MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), "red")])
     assert decode_upload(content, MAX_PIXELS).getpixel((20, 15)) != (255, 0, 0)
 

@@ -50,17 +50,17 @@ def opened(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
-def test_pictures_come_as_base64_or_as_addresses_of_this_server(client, address):
+def test_images_come_as_base64_or_as_addresses_of_this_server(client, address):
     drawn = client.images.generate(
         prompt="A dog", model="tiny/after", n=2, size="64x64", user="me", extra_body={"seed": 4, "steps": 2}
     )
-    assert [opened(picture.b64_json).size for picture in drawn.data] == [(64, 64)] * 2
-    assert [picture.seed for picture in drawn.data] == [4, 5]
+    assert [opened(image.b64_json).size for image in drawn.data] == [(64, 64)] * 2
+    assert [image.seed for image in drawn.data] == [4, 5]
     again = client.images.generate(
         prompt="A dog", size="64x64", response_format="url", extra_body={"seed": 4, "steps": 2}
     )
     url = again.data[0].url
-    assert url.startswith(f"{address}/v1/pictures/")
+    assert url.startswith(f"{address}/v1/images/")
     content = client._client.get(url, headers={"Authorization": f"Bearer {TOKEN}"}).content
     alone = np.asarray(Image.open(io.BytesIO(content))).astype(int)
     assert np.abs(alone - np.asarray(opened(drawn.data[0].b64_json)).astype(int)).max() <= 12
@@ -72,10 +72,10 @@ def test_output_format_is_what_was_asked_for(client):
         assert opened(drawn.data[0].b64_json).format == image_format.upper()
 
 
-def test_texts_and_pictures_are_embedded_as_by_the_fine_tuned_clip(client, runs_dir):
+def test_texts_and_images_are_embedded_as_by_the_fine_tuned_clip(client, runs_dir):
     file = io.BytesIO()
-    picture = Image.radial_gradient("L").convert("RGB")
-    picture.save(file, "PNG")
+    image = Image.radial_gradient("L").convert("RGB")
+    image.save(file, "PNG")
     address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     # The client asks for base64 by itself, and decodes it.
     answer = client.embeddings.create(model="tiny/after", input=["A dog", address, "A cat"])
@@ -83,7 +83,7 @@ def test_texts_and_pictures_are_embedded_as_by_the_fine_tuned_clip(client, runs_
     clip = load_clip(runs_dir / "tiny" / "finetune" / "clip")
     with torch.no_grad():
         texts = encode_text(clip.model, tokenize(["A dog", "A cat"], clip.tokenizer).input_ids)
-        image = encode_images(clip.model, clip_pixel_values([picture], clip.image_processor))
+        image = encode_images(clip.model, clip_pixel_values([image], clip.image_processor))
     expected = torch.stack([texts[0], image[0], texts[1]]).numpy()
     np.testing.assert_allclose(embeds, expected, atol=1e-5)
     assert answer.usage.prompt_tokens == 8
@@ -118,7 +118,7 @@ def test_a_refused_body_is_read_so_that_no_client_is_reset(address, num_bytes, t
     for chunked in (False, True):
         connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
         body = (bytes(1 << 20) for _ in range(num_bytes >> 20)) if chunked else bytes(num_bytes)
-        connection.request("POST", "/v1/pictures/settings", body, headers)
+        connection.request("POST", "/v1/images/settings", body, headers)
         answer = connection.getresponse()
         assert answer.status == status
         assert json.loads(answer.read())["error"]["message"]

@@ -27,7 +27,7 @@ ARGUMENTS = [
 ]
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${alert(3)} & a dog"
 LONG = 150
-VIEWS = ("draw", "compare", "grid", "gallery", "search", "training")
+VIEWS = ("generate", "compare", "grid", "gallery", "search", "training")
 EXPECTED = re.compile("status of 422")
 """A refusal that the page shows."""
 
@@ -107,9 +107,9 @@ def draw(page, steps=3, **fields):
 
 def is_drawn(page, count):
     page.wait_for_selector("#cancel", state="hidden")
-    until(page, f"document.querySelectorAll('#pictures .frame img').length >= {count}")
+    until(page, f"document.querySelectorAll('#images .frame img').length >= {count}")
     until(
-        page, "[...document.querySelectorAll('#pictures img')].every(i => i.loading === 'lazy' || i.complete)"
+        page, "[...document.querySelectorAll('#images img')].every(i => i.loading === 'lazy' || i.complete)"
     )
 
 
@@ -123,7 +123,7 @@ def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, servic
     page.keyboard.press("Control+Enter")
     is_drawn(page, 1)
     assert "1 of 1 drawn" in page.inner_text("#job-text")
-    assert service.queue.drawn()[0].settings["num_inference_steps"] == 3
+    assert service.queue.history()[0].settings["num_inference_steps"] == 3
     until(page, "document.getElementById('estimate').textContent === '1 image'")
 
 
@@ -136,12 +136,12 @@ def test_a_refusal_is_seen_wherever_the_page_is_scrolled_to(page):
     assert 0 < top < 300
 
 
-def test_compare_lays_two_pictures_of_one_seed_over_each_other(page, service):
+def test_compare_lays_two_images_of_one_seed_over_each_other(page, service):
     view(page, "compare")
     draw(page, seed="5")
     is_drawn(page, 3)
     page.wait_for_selector(".slide img")
-    assert {row.settings["seed"] for row in service.queue.drawn()} == {5}
+    assert {row.settings["seed"] for row in service.queue.history()} == {5}
     assert page.inner_text(".slide .tag.left") == "tiny/before"
     assert page.inner_text(".slide .tag.right") == "tiny/after"
     page.focus(".slide input")
@@ -182,17 +182,17 @@ def test_a_job_goes_on_while_the_page_is_reloaded_and_is_found_again(page, servi
     page.click("summary")
     draw(page, LONG, width="192", height="192")
     until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
-    page.wait_for_selector("#pictures img[src*=preview]")
+    page.wait_for_selector("#images img[src*=preview]")
     page.reload()
     until(page, "/Drawing|drawn/.test(document.getElementById('job-text').textContent)")
     is_drawn(page, 1)
     assert [job.state for job in service.queue.jobs(9)] == ["done"]
 
 
-def test_settings_are_loaded_back_from_a_downloaded_picture(page, tmp_path):
+def test_settings_are_loaded_back_from_a_downloaded_image(page, tmp_path):
     draw(page, 4, seed="18446744073709551615", prompt="A red ball 犬")
     is_drawn(page, 1)
-    page.click("#pictures button")
+    page.click("#images button")
     with page.expect_download() as download:
         page.click("#detail-download")
     path = tmp_path / download.value.suggested_filename
@@ -208,7 +208,7 @@ def test_settings_are_loaded_back_from_a_downloaded_picture(page, tmp_path):
     assert page.input_value("#model") == "tiny/after"
     foreign = tmp_path / "foreign.png"
     Image.new("RGB", (20, 20)).save(foreign)
-    with page.expect_response("**/v1/pictures/settings") as answer:
+    with page.expect_response("**/v1/images/settings") as answer:
         page.set_input_files("#load-file", foreign)
     assert answer.value.status == 422
     page.wait_for_selector("#notice:visible")
@@ -216,12 +216,12 @@ def test_settings_are_loaded_back_from_a_downloaded_picture(page, tmp_path):
 
 
 def test_a_hostile_caption_stays_text_everywhere(page, service):
-    job_id = service.submit("a", "draw", [("tiny/after", Job(HOSTILE, num_inference_steps=1))])
+    job_id = service.submit("a", "generate", [("tiny/after", Job(HOSTILE, num_inference_steps=1))])
     service.wait(job_id).result(timeout=30)
     view(page, "gallery")
-    page.wait_for_selector("#gallery-pictures button")
-    assert page.inner_text("#gallery-pictures .hint") == HOSTILE
-    page.click("#gallery-pictures button")
+    page.wait_for_selector("#gallery-images button")
+    assert page.inner_text("#gallery-images .hint") == HOSTILE
+    page.click("#gallery-images button")
     assert page.inner_text("#detail-prompt") == HOSTILE
     page.click("#detail-use")
     assert page.input_value("#prompt") == HOSTILE
@@ -230,7 +230,7 @@ def test_a_hostile_caption_stays_text_everywhere(page, service):
     page.wait_for_selector("#gallery-empty:visible")
 
 
-def test_captions_find_pictures_and_runs_show_their_loss_and_report(page):
+def test_captions_find_images_and_runs_show_their_loss_and_report(page):
     view(page, "search")
     page.wait_for_selector("#search-run option", state="attached")
     page.fill("#caption", "A red ball lies in the park")

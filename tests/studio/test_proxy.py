@@ -93,7 +93,7 @@ def test_a_browser_logs_in_draws_and_is_given_public_addresses(proxy, service):
     assert ask(proxy, "POST", "/v1/jobs", b'{"prompt": "a dog", "steps": 1}')[0].status == 202
     assert service.queue.jobs(1)[0].client.split()[0] == "203.0.113.7"
     body = b'{"prompt": "a dog", "steps": 1, "response_format": "url"}'
-    assert f'"url":"{PUBLIC}/v1/pictures/' in ask(proxy, "POST", "/v1/images/generations", body)[1]
+    assert f'"url":"{PUBLIC}/v1/images/' in ask(proxy, "POST", "/v1/images/generations", body)[1]
 
 
 def test_other_pages_and_other_names_are_refused_behind_a_proxy_too(studio):

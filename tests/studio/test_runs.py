@@ -80,7 +80,7 @@ READABLE = {
     "deep evaluations": lambda run: write(run / "finetune" / "evaluations.jsonl", deep()),
     "stages that are files": lambda run: [shutil.rmtree(run / "finetune"), write(run / "finetune", "")],
     "deep resources": lambda run: write(run / "resources.json", deep()),
-    "a picture list of another kind": lambda run: write(run / "generate" / "images.json", '{"file": 1}'),
+    "an image list of another kind": lambda run: write(run / "generate" / "images.json", '{"file": 1}'),
     "a report that is a folder": lambda run: foldered(run / "report.html"),
     "a report that is a pipe": lambda run: os.mkfifo(piped(run / "report.html")),
 }

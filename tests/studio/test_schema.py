@@ -16,7 +16,7 @@ EXAMPLES = 20
 
 
 def test_no_request_breaks_the_server(runs_dir, tmp_path):
-    limits = Limits(max_pixel_steps=64 * 64 * 40, max_waiting_pictures=20)
+    limits = Limits(max_pixel_steps=64 * 64 * 40, max_waiting_images=20)
     service = Service(runs_dir, tmp_path / "home", device="cpu", limits=limits)
     app = build_app(service, Access(hosts=frozenset({"testserver"})))
     # It starts the application by itself.

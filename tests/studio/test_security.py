@@ -119,7 +119,7 @@ def test_another_host_is_refused_before_its_body_is_read(client, host):
     ["https://evil.example", "null", "http://localhost:9999", "file://", "", "http://[", "http://]:1"],
 )
 def test_another_page_is_refused(client, origin):
-    for method, path in (("POST", "/v1/jobs"), ("GET", "/v1/pictures"), ("OPTIONS", "/v1/jobs")):
+    for method, path in (("POST", "/v1/jobs"), ("GET", "/v1/images"), ("OPTIONS", "/v1/jobs")):
         answer = client.request(method, path, headers={"origin": origin})
         assert answer.status_code == 403
         assert "--public-url" in answer.json()["error"]["message"]
@@ -127,9 +127,9 @@ def test_another_page_is_refused(client, origin):
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE", ""])
-def test_a_picture_in_another_page_is_refused_without_an_origin(client, site):
+def test_an_image_in_another_page_is_refused_without_an_origin(client, site):
     headers = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
-    for path in ("/", "/v1/pictures", "/health"):
+    for path in ("/", "/v1/images", "/health"):
         answer = client.get(path, headers=headers)
         assert answer.status_code == 403
         assert answer.json()["error"]["code"] == "origin_not_allowed"
@@ -138,14 +138,14 @@ def test_a_picture_in_another_page_is_refused_without_an_origin(client, site):
 def test_a_link_from_elsewhere_opens_the_page_and_nothing_else(client):
     headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     assert client.get("/", headers=headers).status_code == 200
-    assert client.get("/v1/pictures", headers=headers).status_code == 403
+    assert client.get("/v1/images", headers=headers).status_code == 403
     assert client.post("/", json={}, headers=headers).status_code == 403
     for site in ("none", "same-origin"):
-        assert client.get("/v1/pictures", headers=headers | {"sec-fetch-site": site}).status_code == 200
+        assert client.get("/v1/images", headers=headers | {"sec-fetch-site": site}).status_code == 200
 
 
 def test_the_own_page_is_answered(client):
-    assert client.get("/v1/pictures", headers={"origin": "http://localhost"}).status_code == 200
+    assert client.get("/v1/images", headers={"origin": "http://localhost"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_only_json_is_taken_so_that_no_form_can_post(client, kind):
     assert answer.status_code == 415
     assert (
         client.post(
-            "/v1/pictures/settings", content=b"x", headers={"content-type": "image/svg+xml"}
+            "/v1/images/settings", content=b"x", headers={"content-type": "image/svg+xml"}
         ).status_code
         == 415
     )

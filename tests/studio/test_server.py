@@ -96,7 +96,7 @@ def until(condition):
         time.sleep(0.02)
 
 
-def test_a_killed_studio_loses_no_picture_and_tells_of_every_job(start):
+def test_a_killed_studio_loses_no_image_and_tells_of_every_job(start):
     studio = start()
     done = studio.draw(steps=2, num_images=2)
     until(lambda: studio.ask(f"v1/jobs/{done}")["state"] == "done")
@@ -107,10 +107,10 @@ def test_a_killed_studio_loses_no_picture_and_tells_of_every_job(start):
     again = start()
     assert again.ask(f"v1/jobs/{cut_off}")["state"] == "interrupted"
     until(lambda: again.ask(f"v1/jobs/{waiting}")["state"] == "done")
-    pictures = again.ask("v1/pictures")["pictures"]
-    assert len(pictures) >= 3
-    for picture in pictures:
-        urllib.request.urlopen(f"{again.address}v1/pictures/{picture['id']}.png", timeout=30).read()
+    images = again.ask("v1/images")["images"]
+    assert len(images) >= 3
+    for image in images:
+        urllib.request.urlopen(f"{again.address}v1/images/{image['id']}.png", timeout=30).read()
     states = [job["state"] for job in again.ask("v1/jobs")["jobs"]]
     assert sorted(states) == ["done", "done", "interrupted"]
 

@@ -1,4 +1,4 @@
-"""The service without a web framework: same pictures, real cancel, turns, memory bound, stopping in order."""
+"""The service without a web framework: same images, real cancel, turns, memory bound, stopping in order."""
 
 import logging
 import os
@@ -36,8 +36,8 @@ def until(condition, seconds=20.0):
         time.sleep(0.005)
 
 
-def pixels(service, picture_id):
-    return np.asarray(Image.open(service.files.path(picture_id))).astype(int)
+def pixels(service, image_id):
+    return np.asarray(Image.open(service.files.path(image_id))).astype(int)
 
 
 def test_models_are_found_by_run_and_the_fine_tuned_one_is_the_default(service):
@@ -46,18 +46,18 @@ def test_models_are_found_by_run_and_the_fine_tuned_one_is_the_default(service):
     assert service.defaults(AFTER) == DrawingDefaults(2.0, 2)
 
 
-def test_pictures_of_many_clients_drawn_at_once_are_those_drawn_alone(service, runs_dir):
+def test_images_of_many_clients_drawn_at_once_are_those_drawn_alone(service, runs_dir):
     seeds = range(4)
-    ids = [service.submit(f"client {seed}", "draw", [(AFTER, replace(DOG, seed=seed))]) for seed in seeds]
+    ids = [service.submit(f"client {seed}", "generate", [(AFTER, replace(DOG, seed=seed))]) for seed in seeds]
     batches, take = [], service.queue.take
     service.queue.take = lambda most: batches.append(take(most)) or batches[-1]
     service.start()
-    drawn = [service.queue.pictures_of(outcome(service, job_id).number)[0] for job_id in ids]
+    drawn = [service.queue.images_of(outcome(service, job_id).number)[0] for job_id in ids]
     assert [len(batch) for batch in batches if batch] == [4]
     alone = clipgraft.load(runs_dir / "tiny" / "bridge" / "graft", device="cpu")
     for seed, row in zip(seeds, drawn, strict=True):
-        picture = next(alone.draw([replace(DOG, seed=seed)], batch_size=1))
-        difference = np.abs(pixels(service, row.id) - np.asarray(picture.image).astype(int))
+        image = next(alone.draw([replace(DOG, seed=seed)], batch_size=1))
+        difference = np.abs(pixels(service, row.id) - np.asarray(image.image).astype(int))
         assert difference.max() <= tolerance()
     assert np.abs(pixels(service, drawn[0].id) - pixels(service, drawn[1].id)).max() > 20
 
@@ -71,7 +71,7 @@ def tolerance() -> int:
 
 def test_cancel_ends_drawing_within_two_steps(service):
     service.start()
-    job_id = service.submit("a", "draw", [(AFTER, LONG)])
+    job_id = service.submit("a", "generate", [(AFTER, LONG)])
     until(lambda: any(progress.step >= 3 for progress in service.worker.progress.values()))
     progress = next(iter(service.worker.progress.values()))
     before = progress.step
@@ -80,34 +80,34 @@ def test_cancel_ends_drawing_within_two_steps(service):
     assert progress.step <= before + 2
     assert outcome(service, job_id).state == "cancelled"
     assert not service.cancel(job_id)
-    assert service.queue.drawn() == []
+    assert service.queue.history() == []
 
 
-def test_cancelling_one_job_of_a_batch_leaves_the_others_picture_alone(service):
-    kept, given_up = (service.submit(name, "draw", [(AFTER, LONG)]) for name in "ab")
+def test_cancelling_one_job_of_a_batch_leaves_the_others_image_alone(service):
+    kept, given_up = (service.submit(name, "generate", [(AFTER, LONG)]) for name in "ab")
     service.start()
     until(lambda: len(service.worker.progress) == 2)
     service.cancel(given_up)
     assert outcome(service, given_up).state == "cancelled"
     assert outcome(service, kept).state == "done"
-    assert len(service.queue.drawn()) == 1
+    assert len(service.queue.history()) == 1
     assert len(list(service.files.folder.iterdir())) == 1
 
 
 def test_a_waiting_job_is_cancelled_before_it_is_drawn(service):
-    job_id = service.submit("a", "draw", [(AFTER, DOG)])
+    job_id = service.submit("a", "generate", [(AFTER, DOG)])
     assert service.cancel(job_id)
     assert outcome(service, job_id).state == "cancelled"
 
 
 def test_progress_and_preview_are_told_while_drawing(service):
     service.start()
-    job_id = service.submit("a", "draw", [(AFTER, LONG)])
+    job_id = service.submit("a", "generate", [(AFTER, LONG)])
     until(lambda: any(progress.preview for progress in service.worker.progress.values()))
     told = service.describe(service.queue.job(job_id))
     assert told["state"] == "running"
-    assert 0 < told["pictures"][0]["preview_step"] <= told["step"] <= told["steps"] == 150
-    assert service.preview(told["pictures"][0]["id"])[:3] == b"\xff\xd8\xff"
+    assert 0 < told["images"][0]["preview_step"] <= told["step"] <= told["steps"] == 150
+    assert service.preview(told["images"][0]["id"])[:3] == b"\xff\xd8\xff"
     service.cancel(job_id)
 
 
@@ -117,21 +117,23 @@ def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, tmp
     weights.write_bytes(weights.read_bytes()[:1000])
     service.runs_dir = tmp_path / "runs"
     service.start()
-    job = outcome(service, service.submit("a", "draw", [("broken/after", DOG)]))
+    job = outcome(service, service.submit("a", "generate", [("broken/after", DOG)]))
     assert job.state == "failed"
     assert "model.safetensors" in job.error
     assert str(tmp_path) not in job.error
     service.runs_dir = runs_dir
-    assert outcome(service, service.submit("a", "draw", [(AFTER, DOG)])).state == "done"
+    assert outcome(service, service.submit("a", "generate", [(AFTER, DOG)])).state == "done"
 
 
 def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(service, runs_dir, tmp_path):
-    ids = [service.submit("a", "draw", [(AFTER, replace(DOG, num_inference_steps=60 + n))]) for n in range(2)]
+    ids = [
+        service.submit("a", "generate", [(AFTER, replace(DOG, num_inference_steps=60 + n))]) for n in range(2)
+    ]
     service.start()
     until(lambda: service.worker.progress)
     service.begin_to_stop()
     with pytest.raises(StoppedError, match="the studio is stopping"):
-        service.submit("a", "draw", [(AFTER, DOG)])
+        service.submit("a", "generate", [(AFTER, DOG)])
     service.stop(timeout=30)
     again = Service(runs_dir, tmp_path / "home", device="cpu")
     assert [again.queue.job(job_id).state for job_id in ids] == ["done", "queued"]
@@ -140,25 +142,25 @@ def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(servic
     again.stop(timeout=20)
 
 
-def test_stopping_answers_a_call_whose_last_pictures_are_not_drawn(service):
+def test_stopping_answers_a_call_whose_last_images_are_not_drawn(service):
     service.start()
     job_id = service.submit("a", "call", [(AFTER, replace(LONG, seed=seed)) for seed in range(8)])
     until(lambda: service.worker.progress)
     service.begin_to_stop()
     job = outcome(service, job_id)
     assert (job.state, job.error) == ("interrupted", "the studio is stopping")
-    states = [row.state for row in service.queue.pictures_of(job.number)]
+    states = [row.state for row in service.queue.images_of(job.number)]
     assert states == ["ok"] * 4 + ["interrupted"] * 4
 
 
-@pytest.mark.parametrize("event", ["UPDATE ON pictures", "UPDATE ON jobs WHEN NEW.state = 'done'"])
+@pytest.mark.parametrize("event", ["UPDATE ON images", "UPDATE ON jobs WHEN NEW.state = 'done'"])
 def test_the_worker_outlives_a_queue_that_fails_for_a_while(service, monkeypatch, caplog, event):
     monkeypatch.setattr("clipgraft.studio.worker.SECONDS_BETWEEN_LOOKS", 0.02)
     service.start()
     database = sqlite3.connect(service.files.folder.parent / "queue.sqlite", isolation_level=None)
     database.execute(f"CREATE TRIGGER full BEFORE {event} BEGIN SELECT RAISE(ABORT, 'no space'); END")
     with caplog.at_level(logging.ERROR):
-        job_id = service.submit("a", "draw", [(AFTER, DOG)])
+        job_id = service.submit("a", "generate", [(AFTER, DOG)])
         until(lambda: caplog.records)
         time.sleep(0.2)
     assert [record.getMessage() for record in caplog.records] == [
@@ -171,7 +173,7 @@ def test_the_worker_outlives_a_queue_that_fails_for_a_while(service, monkeypatch
 
 
 def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
-    job_id = service.submit("a", "draw", [(AFTER, DOG)])
+    job_id = service.submit("a", "generate", [(AFTER, DOG)])
     given_up, kept = service.wait(job_id), service.wait(job_id)
     given_up.set_result(None)
     assert service.cancel(job_id)
@@ -184,8 +186,8 @@ def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
         ([replace(DOG, num_inference_steps=151)], "151 steps; at most 150 are taken"),
         ([replace(DOG, width=2048, height=64)], "2048 x 64 pixels; each side has from 64 to 1024"),
         ([replace(DOG, width=8, height=8)], "8 x 8 pixels; each side has from 64 to 1024"),
-        ([DOG] * 17, "17 pictures; a job holds from 1 to 16"),
-        ([], "0 pictures; a job holds from 1 to 16"),
+        ([DOG] * 17, "17 images; a job holds from 1 to 16"),
+        ([], "0 images; a job holds from 1 to 16"),
         (
             [replace(DOG, prompt="x" * 3000, negative_prompt="y" * 1001)],
             "prompt and negative prompt have 4001 characters together; at most 4000 are taken",
@@ -194,14 +196,14 @@ def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
 )
 def test_jobs_that_would_hold_the_device_for_too_long_are_refused(service, jobs, message):
     with pytest.raises(ValueError, match=message):
-        service.submit("a", "draw", [(AFTER, job) for job in jobs])
+        service.submit("a", "generate", [(AFTER, job) for job in jobs])
 
 
-def test_pictures_times_pixels_times_steps_are_bounded(runs_dir, tmp_path):
+def test_images_times_pixels_times_steps_are_bounded(runs_dir, tmp_path):
     service = Service(runs_dir, tmp_path, limits=Limits(max_pixel_steps=64 * 64 * 100))
     jobs = [(AFTER, replace(DOG, width=64, height=64, num_inference_steps=60))] * 2
-    with pytest.raises(ValueError, match=r"2 pictures .* are 1\.2 times what one job may ask for"):
-        service.submit("a", "draw", jobs)
+    with pytest.raises(ValueError, match=r"2 images .* are 1\.2 times what one job may ask for"):
+        service.submit("a", "generate", jobs)
 
 
 def test_least_recently_used_weights_leave_memory_first():
@@ -228,7 +230,7 @@ def test_encoders_of_a_run_are_loaded_together_and_weights_they_share_count_once
     with service.device_lock:
         for name in ("tiny/before", AFTER, "tiny/teacher"):
             service.generator(name)
-    assert service.loaded.names() == ["draw tiny"]
+    assert service.loaded.names() == ["images tiny"]
     assert service.generator(AFTER) is service.generator(AFTER)
     layer = torch.nn.Linear(1, 256, bias=False)
     assert weight_bytes([layer, torch.nn.Sequential(layer)]) == 256 * 4
@@ -256,7 +258,7 @@ def test_a_graft_that_is_written_anew_is_loaded_anew(service, own_run):
     assert not torch.equal(states("own/after"), states("own/before"))
     write_anew(own_run / "bridge_before" / "graft", own_run / "bridge" / "graft")
     assert torch.equal(states("own/after"), states("own/before"))
-    assert service.loaded.names() == ["draw own"]
+    assert service.loaded.names() == ["images own"]
 
 
 def test_an_encoder_that_comes_is_drawn_with_and_one_that_goes_is_missed_by_name(service, own_run):
@@ -280,7 +282,7 @@ def test_a_clip_that_is_written_anew_embeds_and_searches_anew(service, own_run):
     assert torch.equal(index.embeds["after"], index.embeds["before"])
 
 
-def test_queue_and_pictures_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):
+def test_queue_and_images_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):
     home = service.files.folder.parent
     assert home.stat().st_mode & 0o777 == 0o700
     unfinished = service.files.folder / ".1f0c9a52e3b84d17.png.part"

@@ -24,7 +24,7 @@ def test_a_signal_takes_no_lock_that_the_code_it_interrupts_may_hold(service):
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_call_of_more_pictures_than_a_batch_is_answered_and_the_server_ends(service):
+def test_a_call_of_more_images_than_a_batch_is_answered_and_the_server_ends(service):
     def ask(address):
         body = {"prompt": "A dog", "n": 10, "steps": 100}
         request = urllib.request.Request(

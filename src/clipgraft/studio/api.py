@@ -15,7 +15,7 @@ from clipgraft.reporting.html import script_hash
 from clipgraft.studio.events import Events
 from clipgraft.studio.image_files import settings_from_png
 from clipgraft.studio.openai_api import client_name, openai_routes
-from clipgraft.studio.queue import BusyError, JobRow, PictureRow
+from clipgraft.studio.queue import BusyError, ImageRow, JobRow
 from clipgraft.studio.responses import NotFoundError, answers, handle_errors
 from clipgraft.studio.run_summaries import describe_run, list_runs, report_path
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
@@ -30,7 +30,7 @@ REPORT_POLICY = (
     f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
 )
 """A report may come from anybody: of its scripts the slider's alone runs, in an origin of its own."""
-PICTURE_EXAMPLE = {
+IMAGE_EXAMPLE = {
     "id": "1f0c9a52e3b84d17",
     "model": "demo/after",
     "state": "ok",
@@ -42,13 +42,13 @@ PICTURE_EXAMPLE = {
 }
 JOB_EXAMPLE = {
     "id": "c0ffee0123456789",
-    "kind": "draw",
+    "kind": "generate",
     "state": "done",
     "error": "",
     "step": 25,
     "steps": 25,
     "images_before": 0,
-    "pictures": [PICTURE_EXAMPLE],
+    "images": [IMAGE_EXAMPLE],
 }
 RUN_EXAMPLE = {
     "name": "demo",
@@ -90,11 +90,13 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
         openai_routes(service, access.public_url),
         _job_routes(service),
         _planning_routes(service),
-        _picture_routes(service),
+        _image_routes(service, "/v1/images"),
         _run_routes(service),
         _page_routes(service),
     ):
         app.include_router(router)
+    # Addresses of earlier versions.
+    app.include_router(_image_routes(service, "/v1/pictures"), include_in_schema=False)
     return guard
 
 
@@ -110,9 +112,9 @@ def _job_routes(service: Service) -> APIRouter:
 
     @router.post("/jobs", status_code=202, responses=answers(JOB_EXAMPLE, 202))
     def draw(body: JobRequest, request: Request) -> Any:
-        """Queue pictures and answer at once; `events` tells how it goes on, whether anyone looks or not."""
-        pictures = _expanded(service, body)
-        job_id = service.submit(client_name(request, body.client), body.kind, pictures)
+        """Queue images and answer at once; `events` tells how it goes on, whether anyone looks or not."""
+        images = _expanded(service, body)
+        job_id = service.submit(client_name(request, body.client), body.kind, images)
         return JSONResponse(service.describe(job_of(job_id)), status_code=202)
 
     @router.get("/jobs", responses=answers({"jobs": [JOB_EXAMPLE]}))
@@ -122,7 +124,7 @@ def _job_routes(service: Service) -> APIRouter:
 
     @router.get("/jobs/{job_id}", responses=answers(JOB_EXAMPLE))
     def show_job(job_id: Id) -> Any:
-        """A job with its pictures and how far they are."""
+        """A job with its images and how far they are."""
         return JSONResponse(service.describe(job_of(job_id)))
 
     @router.post("/jobs/{job_id}/cancel", responses=answers(JOB_EXAMPLE))
@@ -148,11 +150,11 @@ def _planning_routes(service: Service) -> APIRouter:
     @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "images_before": 0}))
     def estimate(body: JobRequest) -> Any:
         """Count the images and denoising steps of a job, and the images that would come before it."""
-        pictures = _expanded(service, body)
-        service.check_size([job for _, job in pictures])
+        images = _expanded(service, body)
+        service.check_size([job for _, job in images])
         return {
-            "num_images": len(pictures),
-            "num_steps": sum(job.num_steps for _, job in pictures),
+            "num_images": len(images),
+            "num_steps": sum(job.num_steps for _, job in images),
             "images_before": service.queue.count_before(),
         }
 
@@ -170,64 +172,60 @@ def _planning_routes(service: Service) -> APIRouter:
     return router
 
 
-def _picture_routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["pictures"])
+def _image_routes(service: Service, prefix: str) -> APIRouter:
+    router = APIRouter(prefix=prefix, tags=["images"])
 
-    def picture_of(picture_id: str) -> PictureRow:
-        row = service.queue.picture(picture_id)
+    def image_of(image_id: str) -> ImageRow:
+        row = service.queue.image(image_id)
         if row is None or row.state != "ok":
-            raise NotFoundError("picture", picture_id)
+            raise NotFoundError("image", image_id)
         return row
 
-    @router.get("/pictures", responses=answers({"pictures": [PICTURE_EXAMPLE]}))
-    def list_pictures(
+    @router.get("", responses=answers({"images": [IMAGE_EXAMPLE]}))
+    def list_images(
         search: Annotated[str, Query(max_length=200, examples=["dog beach"])] = "",
         before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 60,
     ) -> Any:
-        """Drawn pictures, newest first; `before` is the `number` of the last one that is known."""
-        rows = service.queue.drawn(search, before=before, limit=limit)
-        return JSONResponse({"pictures": [service.describe_picture(row) for row in rows]})
+        """Drawn images, newest first; `before` is the `number` of the last one that is known."""
+        rows = service.queue.history(search, before=before, limit=limit)
+        return JSONResponse({"images": [service.describe_image(row) for row in rows]})
 
-    @router.post(
-        "/pictures/settings", responses=answers(PICTURE_EXAMPLE["settings"]), openapi_extra=_upload_schema()
-    )
+    @router.post("/settings", responses=answers(IMAGE_EXAMPLE["settings"]), openapi_extra=_upload_schema())
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
-        """Read from a PNG that clipgraft drew how it was drawn; the picture is not kept."""
+        """Read from a PNG that clipgraft drew how it was drawn; the image is not kept."""
         return JSONResponse(settings_from_png(body, service.limits.max_upload_pixels))
 
-    @router.get(
-        "/pictures/{picture_id}.{extension}", responses=answers("(a picture)", media_type="image/png")
-    )
-    def picture_file(
-        picture_id: Id,
+    @router.get("/{image_id}.{extension}", responses=answers("(an image)", media_type="image/png"))
+    def image_file(
+        image_id: Id,
         extension: Annotated[str, PathParameter(pattern="^(png|jpeg|webp)$", examples=["png"])],
         metadata: bool = True,
     ) -> Any:
-        """A picture's file; `metadata=false` leaves out how it was drawn."""
-        picture_of(picture_id)
-        content = service.files.read(picture_id, extension, with_metadata=metadata)
+        """An image's file; `metadata=false` leaves out how it was drawn."""
+        image_of(image_id)
+        content = service.files.read(image_id, extension, with_metadata=metadata)
         headers = {"cache-control": "private, max-age=31536000, immutable"}
         return Response(content, media_type=f"image/{extension}", headers=headers)
 
-    @router.get("/pictures/{picture_id}/preview", responses=answers("(a picture)", media_type="image/jpeg"))
-    def preview(picture_id: Id) -> Any:
-        """The picture as it is while it is being drawn."""
-        content = service.preview(picture_id)
+    @router.get("/{image_id}/preview", responses=answers("(an image)", media_type="image/jpeg"))
+    def preview(image_id: Id) -> Any:
+        """The image as it is while it is being drawn."""
+        content = service.preview(image_id)
         if not content:
-            raise NotFoundError("preview", picture_id)
+            raise NotFoundError("preview", image_id)
         return Response(content, media_type="image/jpeg")
 
-    @router.get("/pictures/{picture_id}", responses=answers(PICTURE_EXAMPLE))
-    def show_picture(picture_id: Id) -> Any:
-        """How a picture was drawn."""
-        return JSONResponse(service.describe_picture(picture_of(picture_id)))
+    @router.get("/{image_id}", responses=answers(IMAGE_EXAMPLE))
+    def show_image(image_id: Id) -> Any:
+        """How an image was drawn."""
+        return JSONResponse(service.describe_image(image_of(image_id)))
 
-    @router.delete("/pictures/{picture_id}", responses=answers({"deleted": True}))
-    def delete_picture(picture_id: Id) -> Any:
-        """Delete a picture and what is known of it."""
-        picture_of(picture_id)
-        return {"deleted": service.delete_picture(picture_id)}
+    @router.delete("/{image_id}", responses=answers({"deleted": True}))
+    def delete_image(image_id: Id) -> Any:
+        """Delete an image and what is known of it."""
+        image_of(image_id)
+        return {"deleted": service.delete_image(image_id)}
 
     return router
 
@@ -262,7 +260,7 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.post("/search", responses=answers(SEARCH_EXAMPLE))
     def search(body: SearchRequest) -> Any:
-        """The pictures of a run's data nearest to a caption, by its CLIP before and after fine-tuning."""
+        """The images of a run's data nearest to a caption, by its CLIP before and after fine-tuning."""
         if not service.slots.acquire(blocking=False):
             raise BusyError("too many searches are under way; try again")
         try:
@@ -272,16 +270,16 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.get("/search/{name}", responses=answers({"done": 640, "total": 2000}))
     def search_progress(name: RunName) -> Any:
-        """How far a run's pictures have been read for its first search; nulls where none is under way."""
+        """How far a run's images have been read for its first search; nulls where none is under way."""
         done, total = service.embedding.progress.get(name, (None, None))
         return {"done": done, "total": total}
 
-    @router.get("/search/{name}/{image}", responses=answers("(a picture)", media_type="image/jpeg"))
+    @router.get("/search/{name}/{number}", responses=answers("(an image)", media_type="image/jpeg"))
     def search_image(
-        name: RunName, image: Annotated[int, PathParameter(ge=0, le=10**6, examples=[0])]
+        name: RunName, number: Annotated[int, PathParameter(ge=0, le=10**6, examples=[0])]
     ) -> Any:
-        """A picture that a search found, small."""
-        content = find("picture", f"{name}/{image}", lambda: service.embedding.thumbnail(name, image))
+        """An image that a search found, small."""
+        content = find("image", f"{name}/{number}", lambda: service.embedding.thumbnail(name, number))
         return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     return router
@@ -323,7 +321,7 @@ def _expanded(service: Service, body: JobRequest) -> list:
     for name in names:
         service.checked_model(name)
     model = service.default_model()
-    return body.expand(model, service.defaults, service.limits.max_pictures_per_job)
+    return body.expand(model, service.defaults, service.limits.max_images_per_job)
 
 
 def _upload_schema() -> dict[str, Any]:

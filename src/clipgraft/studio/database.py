@@ -8,9 +8,10 @@ that SQLite complains of is a bug of ours.
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from clipgraft.errors import NO_SPACE, CheckpointError, is_no_space
@@ -43,18 +44,19 @@ class Database:
     Args:
         path: The file; created if missing.
         schema: Its tables and indexes, as SQL that leaves alone what is there.
+        upgrade: SQL that brings a database to the schema, by the tables that it has.
 
     Raises:
         CheckpointError: If the file is no such database, damaged, or cannot be opened; it is left as it is.
     """
 
-    def __init__(self, path: Path, schema: str):
+    def __init__(self, path: Path, schema: str, upgrade: Mapping[frozenset[str], str] = MappingProxyType({})):
         self.path = path
         self._write_lock, self._read_lock = threading.RLock(), threading.Lock()
         try:
             with self._translated():
                 self._writer = self._connect()
-                self._check(schema)
+                self._check(schema, upgrade)
                 self._writer.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + schema)
                 self._reader = self._connect()
         except UnavailableError as error:
@@ -132,11 +134,13 @@ class Database:
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
-    def _check(self, schema: str) -> None:
+    def _check(self, schema: str, upgrade: Mapping[frozenset[str], str]) -> None:
         """Refuse a database of other tables before anything is written to it, and a damaged one."""
         found = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise self._refusal(sqlite3.SQLITE_CORRUPT, " ".join(found.split()))
+        if sql := upgrade.get(frozenset(_columns(self._writer))):
+            self._writer.executescript(sql)
         own = sqlite3.connect(":memory:")
         own.executescript(schema)
         expected, found = _columns(own), _columns(self._writer)
@@ -184,7 +188,7 @@ def _quoted(name: str) -> str:
 SECONDS_BETWEEN_CHECKS = 1.0
 """Whoever asks more often is told what was found last: anybody may ask, without a token."""
 ROOM_BYTES = 1 << 20
-"""That a disk must take: a picture of 512 x 512 has about half of it."""
+"""That a disk must take: an image of 512 x 512 has about half of it."""
 PROBE_NAME = ".room.part"
 
 

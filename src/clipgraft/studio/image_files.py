@@ -1,4 +1,4 @@
-"""Drawn pictures on disk, by id: PNG files that are whole or not there."""
+"""Drawn images on disk, by id: PNG files that are whole or not there."""
 
 import base64
 import binascii
@@ -31,8 +31,8 @@ SETTINGS = (
 """Fields of a job that a client decides."""
 
 
-class PictureFiles:
-    """Files of drawn pictures; ids come from the queue alone, so they are no paths.
+class ImageFiles:
+    """Files of drawn images; ids come from the queue alone, so they are no paths.
 
     Args:
         folder: Made where there is none; what a killed process left half written is deleted.
@@ -44,25 +44,25 @@ class PictureFiles:
         for unfinished in folder.glob(".*.part"):
             unfinished.unlink()
 
-    def path(self, picture_id: str) -> Path:
-        """Where a picture lies."""
-        assert picture_id.isalnum(), picture_id
-        return self.folder / f"{picture_id}.png"
+    def path(self, image_id: str) -> Path:
+        """Where an image lies."""
+        assert image_id.isalnum(), image_id
+        return self.folder / f"{image_id}.png"
 
-    def is_there(self, picture_id: str) -> bool:
-        """Whether a picture was written, whole."""
-        return self.path(picture_id).is_file()
+    def is_there(self, image_id: str) -> bool:
+        """Whether an image was written, whole."""
+        return self.path(image_id).is_file()
 
-    def save(self, picture_id: str, picture: Picture, model: str) -> None:
-        """Write a picture whole or not at all, with all that is needed to draw it again."""
-        record = {**(picture.metadata or {}), "studio": {"model": model}}
-        save_png(picture.image, self.path(picture_id), record)
+    def save(self, image_id: str, generated: Picture, model: str) -> None:
+        """Write an image whole or not at all, with all that is needed to draw it again."""
+        record = {**(generated.metadata or {}), "studio": {"model": model}}
+        save_png(generated.image, self.path(image_id), record)
 
-    def read(self, picture_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
-        """Read a picture as a file of a format; how it was drawn is told by PNG files alone.
+    def read(self, image_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
+        """Read an image as a file of a format; how it was drawn is told by PNG files alone.
 
         Args:
-            picture_id: Of a drawn picture.
+            image_id: Of a drawn image.
             image_format: png, jpeg or webp.
             with_metadata: False to leave out how it was drawn.
 
@@ -70,9 +70,9 @@ class PictureFiles:
             FileNotFoundError: If its file is gone.
         """
         try:
-            content = self.path(picture_id).read_bytes()
+            content = self.path(image_id).read_bytes()
         except FileNotFoundError:
-            raise MissingFileError(f"the file of picture {picture_id} is gone") from None
+            raise MissingFileError(f"the file of image {image_id} is gone") from None
         if image_format == "png" and with_metadata:
             return content
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -80,17 +80,17 @@ class PictureFiles:
         options = {"jpeg": {"quality": 95}, "webp": {"quality": 95}}.get(image_format, {})
         return encode(pixels, image_format.upper(), **options)
 
-    def count_pixels(self, picture_id: str) -> int:
-        """Width times height of a picture, by its header; 0 where its file is gone."""
-        if not self.is_there(picture_id):
+    def count_pixels(self, image_id: str) -> int:
+        """Width times height of an image, by its header; 0 where its file is gone."""
+        if not self.is_there(image_id):
             return 0
-        with Image.open(self.path(picture_id), formats=["PNG"]) as image:
+        with Image.open(self.path(image_id), formats=["PNG"]) as image:
             return image.width * image.height
 
-    def delete(self, *picture_ids: str) -> None:
+    def delete(self, *image_ids: str) -> None:
         """Delete files; those that are not there do not matter."""
-        for picture_id in picture_ids:
-            self.path(picture_id).unlink(missing_ok=True)
+        for image_id in image_ids:
+            self.path(image_id).unlink(missing_ok=True)
 
 
 def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
@@ -106,15 +106,15 @@ def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
         # What the form takes; a damaged value is refused here as it would be when drawing.
         settings = asdict(Job(**{name: job[name] for name in SETTINGS}))
         if None in (settings["num_inference_steps"], settings["guidance_scale"]):
-            raise ValueError  # no picture is drawn without numbers
+            raise ValueError  # no image is drawn without numbers
         model = str(studio.get("model", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError("this picture does not say how it was drawn; PNGs that clipgraft drew do") from None
+        raise DataError("this image does not say how it was drawn; PNGs that clipgraft drew do") from None
     return {name: settings[name] for name in SETTINGS} | {"model": model}
 
 
 def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode a picture: RGB, upright, without anything but its pixels.
+    """Decode an image: RGB, upright, without anything but its pixels.
 
     Args:
         content: The file.
@@ -143,7 +143,7 @@ def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
 
 
 def count_pixels(content: bytes, max_pixels: int) -> int:
-    """Width times height of a picture, by its header alone.
+    """Width times height of an image, by its header alone.
 
     Raises:
         DataError: As `decode_upload`, but for damage behind the header.
@@ -162,15 +162,15 @@ def read_base64(text: str) -> bytes:
     if comma and head.startswith("data:"):
         text = rest
     elif "://" in text[:64]:
-        raise DataError("pictures are taken as base64 in the request; nothing is fetched from an address")
+        raise DataError("images are taken as base64 in the request; nothing is fetched from an address")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise DataError("the picture is not base64") from None
+        raise DataError("the image is not base64") from None
 
 
 def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
-    """Write a picture into memory, with nothing but its pixels."""
+    """Write an image into memory, with nothing but its pixels."""
     file = io.BytesIO()
     image.save(file, format=image_format, **options)
     return file.getvalue()
@@ -178,7 +178,7 @@ def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
 
 @contextmanager
 def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Give an image with header and end checked; errors in the block are said of the picture."""
+    """Give an image with header and end checked; errors in the block are said of the image."""
     try:
         image = read_header(content, max_pixels)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
@@ -187,7 +187,7 @@ def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
             raise DataError("is cut off, or something follows its end; save it anew and upload that")
         yield image
     except DataError as error:
-        raise DataError(f"the picture {error}") from error.__cause__
+        raise DataError(f"the image {error}") from error.__cause__
 
 
 def _ends_with_its_end(content: bytes, image_format: str) -> bool:

@@ -1,4 +1,4 @@
-"""Routes that OpenAI's clients know: pictures, embeddings, models."""
+"""Routes that OpenAI's clients know: images, embeddings, models."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from clipgraft.errors import DataError
 from clipgraft.studio.image_files import count_pixels, read_base64
 from clipgraft.studio.queue import BusyError, JobRow
-from clipgraft.studio.responses import NotFoundError, answers, picture_error
+from clipgraft.studio.responses import NotFoundError, answers, image_error
 from clipgraft.studio.schemas import EmbeddingsRequest, ImageInput, ImagesRequest, Limits
 from clipgraft.studio.service import Service, StoppedError
 
@@ -57,7 +57,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
 
     @router.get("/models", responses=answers(MODELS_EXAMPLE))
     def list_models() -> Any:
-        """What pictures can be drawn with (`does: images`), and what embeds (`does: embeddings`)."""
+        """What images can be drawn with (`does: images`), and what embeds (`does: embeddings`)."""
         limits = service.limits.model_dump(exclude={"memory_bytes"})
         rows = list(_model_rows(service).values())
         return {"object": "list", "data": rows, "default": service.default_model(), "limits": limits}
@@ -72,21 +72,21 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
 
     @router.post("/images/generations", responses=answers(IMAGES_EXAMPLE))
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
-        """Draw pictures and wait for them. Who hangs up is not drawn for any further."""
+        """Draw images and wait for them. Who hangs up is not drawn for any further."""
         model = service.checked_model(body.model or service.default_model())
-        pictures = [(model, job) for job in body.jobs(service.defaults(model))]
-        job_id = service.submit(client_name(request, body.user), "call", pictures)
+        images = [(model, job) for job in body.jobs(service.defaults(model))]
+        job_id = service.submit(client_name(request, body.user), "call", images)
         job = await _outcome(service, job_id, request)
         if job is None:
             return Response(status_code=499)  # nobody reads it
         if job.state == "interrupted":
             raise StoppedError(job.error)
         address = public_url or str(request.base_url).removesuffix("/")
-        return _drawn(service, job, body, f"{address}/v1/pictures/")
+        return _drawn(service, job, body, f"{address}/v1/images/")
 
     @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
     def embed(body: EmbeddingsRequest) -> Any:
-        """Embed texts and pictures in the joint space of a CLIP: unit norm, so a dot product is a cosine."""
+        """Embed texts and images in the joint space of a CLIP: unit norm, so a dot product is a cosine."""
         names = service.embedding.names()
         model = body.model or next((name for name in names if name.endswith("/after")), names[0])
         if model not in names:
@@ -123,11 +123,11 @@ def _model_rows(service: Service) -> dict[str, dict[str, Any]]:
 
 
 def _drawn(service: Service, job: JobRow, body: ImagesRequest, address: str) -> Any:
-    """The answer when a call's job has ended; `address` is where its pictures are found."""
-    rows = service.queue.pictures_of(job.number)
+    """The answer when a call's job has ended; `address` is where its images are found."""
+    rows = service.queue.images_of(job.number)
     drawn = [row for row in rows if row.state == "ok"]
     if len(drawn) < len(rows):
-        return picture_error(next(row.state for row in rows if row.state != "ok"), job.error)
+        return image_error(next(row.state for row in rows if row.state != "ok"), job.error)
     image_format = body.output_format or "png"
     data = [{"seed": row.settings["seed"], "id": row.id, "notes": row.notes} for row in drawn]
     for row, values in zip(drawn, data, strict=True):
@@ -154,12 +154,12 @@ def _check_pixels(files: list[bytes], limits: Limits) -> None:
     """Bound what decoding takes, before anything is decoded.
 
     Raises:
-        DataError: If a picture, or all of them together, are too large.
+        DataError: If an image, or all of them together, are too large.
     """
     total = sum(count_pixels(content, limits.max_upload_pixels) for content in files)
     if total > limits.max_request_pixels:
         raise DataError(
-            f"the request's {len(files)} pictures have {total:,} pixels together; at most "
+            f"the request's {len(files)} images have {total:,} pixels together; at most "
             f"{limits.max_request_pixels:,} are taken: send fewer, or smaller ones"
         )
 

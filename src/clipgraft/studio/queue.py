@@ -1,4 +1,4 @@
-"""Jobs and their pictures in SQLite: what waits, what is at work, what has been drawn.
+"""Jobs and their images in SQLite: what waits, what is at work, what has been drawn.
 
 A job is what a client asked for at once; jobs are served in the order in which they came. Everything is on
 disk before it is answered, so a killed process loses nothing: at the next start a job that was cut off is
@@ -23,17 +23,25 @@ CREATE TABLE IF NOT EXISTS jobs (
     state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '',
     created REAL NOT NULL, started REAL, ended REAL
 );
-CREATE TABLE IF NOT EXISTS pictures (
+CREATE TABLE IF NOT EXISTS images (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL,
     job INTEGER NOT NULL REFERENCES jobs(number) ON DELETE CASCADE, position INTEGER NOT NULL,
     model TEXT NOT NULL, shape TEXT NOT NULL, state TEXT NOT NULL, settings TEXT NOT NULL,
     prompt TEXT NOT NULL, steps INTEGER NOT NULL, notes TEXT NOT NULL DEFAULT '[]',
     seconds REAL, ended REAL
 );
-CREATE INDEX IF NOT EXISTS pictures_by_job ON pictures (job, position);
-CREATE INDEX IF NOT EXISTS pictures_by_state ON pictures (state, number);
+CREATE INDEX IF NOT EXISTS images_by_job ON images (job, position);
+CREATE INDEX IF NOT EXISTS images_by_state ON images (state, number);
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
 """
+UPGRADE = {
+    frozenset({"jobs", "pictures", "turns"}): """
+BEGIN; ALTER TABLE pictures RENAME TO images; DROP TABLE turns;
+DROP INDEX pictures_by_job; DROP INDEX pictures_by_state;
+UPDATE jobs SET kind = 'generate' WHERE kind = 'draw'; COMMIT;
+"""
+}
+"""SQL by the tables of earlier versions."""
 ADDRESS = "substr(client, 1, instr(client || ' ', ' ') - 1)"
 """Of a client, whose name follows it after a space."""
 
@@ -43,8 +51,8 @@ class BusyError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class PictureRow:
-    """One picture that is asked for, at work or drawn."""
+class ImageRow:
+    """One image that is asked for, at work or drawn."""
 
     number: int
     id: str
@@ -52,7 +60,7 @@ class PictureRow:
     position: int
     model: str
     shape: str
-    """Equal for pictures that can share a batch."""
+    """Equal for images that can share a batch."""
     state: str
     """queued, running, cancelled, interrupted, failed, or how drawing ended: ok, failed_nan, ..."""
     settings: dict[str, Any]
@@ -71,7 +79,7 @@ class JobRow:
     id: str
     client: str
     kind: str
-    """draw, compare or grid; call where the client waits for the answer and is gone without it."""
+    """generate, compare or grid; call where the client waits for the answer and is gone without it."""
     state: str
     """queued, running, done, failed, cancelled or interrupted."""
     error: str
@@ -81,8 +89,8 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True)
-class NewPicture:
-    """A picture to be queued."""
+class NewImage:
+    """An image to be queued."""
 
     model: str
     shape: str
@@ -92,11 +100,11 @@ class NewPicture:
 
 
 class Queue:
-    """All jobs and pictures of a studio.
+    """All jobs and images of a studio.
 
     Args:
         path: The database; created if missing.
-        max_waiting: Pictures that may wait, of all clients together.
+        max_waiting: Images that may wait, of all clients together.
         max_jobs_per_client: Open jobs of one address, however many names it gives itself.
 
     Raises:
@@ -107,14 +115,14 @@ class Queue:
 
     def __init__(self, path: Path, *, max_waiting: int = 256, max_jobs_per_client: int = 16):
         self.max_waiting, self.max_jobs_per_client = max_waiting, max_jobs_per_client
-        self.database = Database(path, SCHEMA)
+        self.database = Database(path, SCHEMA, UPGRADE)
         self._read, self._transaction = self.database.read, self.database.transaction
 
     def close(self) -> None:
         """Close the database."""
         self.database.close()
 
-    def add(self, client: str, kind: str, pictures: Sequence[NewPicture]) -> str:
+    def add(self, client: str, kind: str, images: Sequence[NewImage]) -> str:
         """Queue a job, whole or not at all.
 
         Returns:
@@ -123,13 +131,13 @@ class Queue:
         Raises:
             BusyError: If too much is waiting already.
         """
-        assert pictures
+        assert images
         with self._transaction() as run:
-            waiting = run("SELECT count(*) FROM pictures WHERE state = 'queued'").fetchone()[0]
-            if waiting + len(pictures) > self.max_waiting:
+            waiting = run("SELECT count(*) FROM images WHERE state = 'queued'").fetchone()[0]
+            if waiting + len(images) > self.max_waiting:
                 raise BusyError(
-                    f"{waiting} pictures are waiting and at most {self.max_waiting} may; "
-                    f"{len(pictures)} more do not fit: try again later, or ask for fewer"
+                    f"{waiting} images are waiting and at most {self.max_waiting} may; "
+                    f"{len(images)} more do not fit: try again later, or ask for fewer"
                 )
             address = client.partition(" ")[0]
             jobs = run(
@@ -142,54 +150,54 @@ class Queue:
                 "INSERT INTO jobs (id, client, kind, state, created) VALUES (?, ?, ?, 'queued', ?)",
                 job_id, client, kind, time.time(),
             ).lastrowid  # fmt: skip
-            for position, picture in enumerate(pictures):
+            for position, image in enumerate(images):
                 run(
-                    "INSERT INTO pictures (id, job, position, model, shape, state, settings, prompt, steps) "
+                    "INSERT INTO images (id, job, position, model, shape, state, settings, prompt, steps) "
                     "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
-                    secrets.token_hex(8), number, position, picture.model, picture.shape,
-                    json.dumps(picture.settings), picture.settings["prompt"], picture.steps,
+                    secrets.token_hex(8), number, position, image.model, image.shape,
+                    json.dumps(image.settings), image.settings["prompt"], image.steps,
                 )  # fmt: skip
         return job_id
 
-    def take(self, batch_size: int) -> list[PictureRow]:
-        """Take the oldest queued picture and those that can share its batch; they are running from now on.
+    def take(self, batch_size: int) -> list[ImageRow]:
+        """Take the oldest queued image and those that can share its batch; they are running from now on.
 
         Args:
             batch_size: At most so many; taken are 1, 2, 4, 8, ... of what waits.
         """
         with self._transaction() as run:
-            oldest = "SELECT shape, model FROM pictures WHERE state = 'queued' ORDER BY number LIMIT 1"
+            oldest = "SELECT shape, model FROM images WHERE state = 'queued' ORDER BY number LIMIT 1"
             rows = run(
-                f"SELECT * FROM pictures WHERE state = 'queued' AND (shape, model) = ({oldest}) "
+                f"SELECT * FROM images WHERE state = 'queued' AND (shape, model) = ({oldest}) "
                 "ORDER BY number LIMIT ?",
                 batch_size,
             ).fetchall()  # fmt: skip
             # An engine that compiles for each batch size has only a few to compile: 1, 2, 4, 8, ...
             del rows[(1 << len(rows).bit_length()) >> 1 :]
             for row in rows:
-                run("UPDATE pictures SET state = 'running' WHERE number = ?", row["number"])
+                run("UPDATE images SET state = 'running' WHERE number = ?", row["number"])
                 run(
                     "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?",
                     time.time(), row["job"],
                 )  # fmt: skip
-        return [_picture(row) for row in rows]
+        return [_image(row) for row in rows]
 
-    def finish_picture(
+    def finish_image(
         self, number: int, state: str, *, notes: Sequence[str] = (), seconds: float | None = None
     ) -> None:
-        """Record how drawing a picture ended; one that was cancelled meanwhile stays so."""
+        """Record how drawing an image ended; one that was cancelled meanwhile stays so."""
         with self._transaction() as run:
             run(
-                "UPDATE pictures SET state = ?, notes = ?, seconds = ?, ended = ? "
+                "UPDATE images SET state = ?, notes = ?, seconds = ?, ended = ? "
                 "WHERE number = ? AND state = 'running'",
                 state, json.dumps(list(notes)), seconds, time.time(), number,
             )  # fmt: skip
 
     def end_job_if_drawn(self, number: int) -> str | None:
-        """End a job of which no picture is waiting or running; return its state where it ended just now."""
+        """End a job of which no image is waiting or running; return its state where it ended just now."""
         with self._transaction() as run:
             rest = run(
-                "SELECT count(*) FROM pictures WHERE job = ? AND state IN (?, ?)", number, *OPEN
+                "SELECT count(*) FROM images WHERE job = ? AND state IN (?, ?)", number, *OPEN
             ).fetchone()[0]
             job = run("SELECT state FROM jobs WHERE number = ?", number).fetchone()
             if rest or job is None or job["state"] not in OPEN:
@@ -198,7 +206,7 @@ class Queue:
         return "done"
 
     def end_job(self, number: int, state: str, error: str = "") -> bool:
-        """End an open job as cancelled, failed or interrupted, with all of its open pictures.
+        """End an open job as cancelled, failed or interrupted, with all of its open images.
 
         Returns:
             Whether it was open.
@@ -209,31 +217,31 @@ class Queue:
                 state, error, time.time(), number, *OPEN,
             ).rowcount  # fmt: skip
             if ended:
-                run("UPDATE pictures SET state = ? WHERE job = ? AND state IN (?, ?)", state, number, *OPEN)
+                run("UPDATE images SET state = ? WHERE job = ? AND state IN (?, ?)", state, number, *OPEN)
         return bool(ended)
 
     def recover(self, is_drawn: Callable[[str], bool]) -> list[str]:
-        """After a start: pictures whose file is there are drawn; other jobs at work are interrupted.
+        """After a start: images whose file is there are drawn; other jobs at work are interrupted.
 
         Args:
-            is_drawn: Tells by a picture's id whether its file is whole.
+            is_drawn: Tells by an image's id whether its file is whole.
 
         Returns:
             Ids of the interrupted jobs.
         """
         with self._transaction() as run:
-            running = run("SELECT * FROM pictures WHERE state = 'running'").fetchall()
+            running = run("SELECT * FROM images WHERE state = 'running'").fetchall()
             for row in running:
                 if is_drawn(row["id"]):
                     run(
-                        "UPDATE pictures SET state = 'ok', ended = ? WHERE number = ?",
+                        "UPDATE images SET state = 'ok', ended = ? WHERE number = ?",
                         time.time(),
                         row["number"],
                     )
             # Whoever waited for the answer of a call is gone with the process.
             cut_off = run(
                 "SELECT * FROM jobs WHERE state IN (?, ?) AND (kind = 'call' OR number IN "
-                "(SELECT job FROM pictures WHERE state = 'running'))", *OPEN,
+                "(SELECT job FROM images WHERE state = 'running'))", *OPEN,
             ).fetchall()  # fmt: skip
             for row in cut_off:
                 self.end_job(row["number"], "interrupted", "the studio was stopped while this job was open")
@@ -261,47 +269,47 @@ class Queue:
         rows = self._read("SELECT * FROM jobs WHERE kind = ? AND state IN (?, ?)", kind, *OPEN)
         return [JobRow(**row) for row in rows]
 
-    def pictures_of(self, job_number: int) -> list[PictureRow]:
-        """Return a job's pictures in order."""
-        rows = self._read("SELECT * FROM pictures WHERE job = ? ORDER BY position", job_number)
-        return [_picture(row) for row in rows]
+    def images_of(self, job_number: int) -> list[ImageRow]:
+        """Return a job's images in order."""
+        rows = self._read("SELECT * FROM images WHERE job = ? ORDER BY position", job_number)
+        return [_image(row) for row in rows]
 
-    def picture(self, picture_id: str) -> PictureRow | None:
-        """Return a picture by its id, or None."""
-        rows = self._read("SELECT * FROM pictures WHERE id = ?", picture_id)
-        return _picture(rows[0]) if rows else None
+    def image(self, image_id: str) -> ImageRow | None:
+        """Return an image by its id, or None."""
+        rows = self._read("SELECT * FROM images WHERE id = ?", image_id)
+        return _image(rows[0]) if rows else None
 
-    def drawn(self, search: str = "", *, before: int | None = None, limit: int = 60) -> list[PictureRow]:
-        """Return drawn pictures, newest first.
+    def history(self, search: str = "", *, before: int | None = None, limit: int = 60) -> list[ImageRow]:
+        """Return drawn images, newest first.
 
         Args:
             search: Words that the prompt must hold, in any order and case.
-            before: Number of the oldest picture that is known already.
+            before: Number of the oldest image that is known already.
             limit: At most so many.
         """
         words = search.split()
         where = " AND prompt LIKE ? ESCAPE '\\'" * len(words)
         patterns = [f"%{_escape_like(word)}%" for word in words]
         rows = self._read(
-            f"SELECT * FROM pictures WHERE state = 'ok' AND number < ?{where} ORDER BY number DESC LIMIT ?",
+            f"SELECT * FROM images WHERE state = 'ok' AND number < ?{where} ORDER BY number DESC LIMIT ?",
             before or 2**62, *patterns, limit,
         )  # fmt: skip
-        return [_picture(row) for row in rows]
+        return [_image(row) for row in rows]
 
     def counts(self, table: str) -> dict[str, int]:
-        """Count jobs or pictures by state."""
-        assert table in ("jobs", "pictures")
+        """Count jobs or images by state."""
+        assert table in ("jobs", "images")
         return {row[0]: row[1] for row in self._read(f"SELECT state, count(*) FROM {table} GROUP BY state")}
 
     def count_before(self, job_number: int = 2**62) -> int:
-        """Count the open pictures of the jobs before one; by default of all."""
-        sql = "SELECT count(*) FROM pictures WHERE state IN (?, ?) AND job < ?"
+        """Count the open images of the jobs before one; by default of all."""
+        sql = "SELECT count(*) FROM images WHERE state IN (?, ?) AND job < ?"
         return self._read(sql, *OPEN, job_number)[0][0]
 
     def prune(self, max_history: int) -> list[str]:
-        """Forget the oldest ended jobs where too many pictures are kept; return the pictures' ids."""
+        """Forget the oldest ended jobs where too many images are kept; return the images' ids."""
         with self._transaction() as run:
-            count = run("SELECT count(*) FROM pictures").fetchone()[0]
+            count = run("SELECT count(*) FROM images").fetchone()[0]
             ids: list[str] = []
             while count - len(ids) > max_history:
                 job = run(
@@ -309,23 +317,23 @@ class Queue:
                 ).fetchone()
                 if job is None:
                     break
-                ids += [row[0] for row in run("SELECT id FROM pictures WHERE job = ?", job["number"])]
+                ids += [row[0] for row in run("SELECT id FROM images WHERE job = ?", job["number"])]
                 run("DELETE FROM jobs WHERE number = ?", job["number"])
         return ids
 
-    def delete_picture(self, picture_id: str) -> bool:
-        """Forget a drawn picture; return whether there was one."""
+    def delete_image(self, image_id: str) -> bool:
+        """Forget a drawn image; return whether there was one."""
         with self._transaction() as run:
-            return run("DELETE FROM pictures WHERE id = ? AND state = 'ok'", picture_id).rowcount > 0
+            return run("DELETE FROM images WHERE id = ? AND state = 'ok'", image_id).rowcount > 0
 
 
-def _picture(row: sqlite3.Row) -> PictureRow:
-    values = {name: row[name] for name in PictureRow.__dataclass_fields__}
+def _image(row: sqlite3.Row) -> ImageRow:
+    values = {name: row[name] for name in ImageRow.__dataclass_fields__}
     try:
         settings, notes = json.loads(row["settings"]), json.loads(row["notes"])
     except (ValueError, TypeError, RecursionError) as error:
-        raise UnavailableError(f"picture {row['id']} is damaged in the studio's database") from error
-    return PictureRow(**values | {"settings": settings, "notes": notes})
+        raise UnavailableError(f"image {row['id']} is damaged in the studio's database") from error
+    return ImageRow(**values | {"settings": settings, "notes": notes})
 
 
 def _escape_like(word: str) -> str:

@@ -51,7 +51,7 @@ ERROR_SCHEMA = {
 
 
 class NotFoundError(LookupError):
-    """There is no such model, job, picture or run."""
+    """There is no such model, job, image or run."""
 
     def __init__(self, what: str, name: str, known: list[str] | None = None):
         super().__init__(
@@ -134,18 +134,18 @@ def handle_errors(app: FastAPI) -> None:
         return _answer(500, "internal_error", message, kind="server_error")
 
 
-def picture_error(status: str, error: str) -> JSONResponse:
-    """Answer for a call of which no picture came out."""
+def image_error(status: str, error: str) -> JSONResponse:
+    """Answer for a call of which no image came out."""
     if status == "cancelled":
         return _answer(409, "cancelled", "the job was cancelled while it was waited for")
     if status == "blocked":
-        message = "the base's safety checker blocked the picture"
+        message = "the base's safety checker blocked the image"
         return _answer(400, "content_policy_violation", message, "prompt")
     if error.startswith(NO_SPACE):
         return _unavailable("no_space", error)
     reasons = {
-        "failed_nan": "the picture's values are no numbers",
-        "failed_black": "the picture is all black",
+        "failed_nan": "the image's values are no numbers",
+        "failed_black": "the image is all black",
     }
     return _answer(500, status, reasons.get(status, error or status), kind="server_error")
 

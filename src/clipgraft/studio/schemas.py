@@ -18,25 +18,25 @@ from clipgraft.settings import Count, Every, Guidance, Positive, Section
 class Limits(Section):
     """Bounds of requests, queue, history and memory."""
 
-    max_waiting_pictures: Count = 256
+    max_waiting_images: Count = 256
     """Of all clients together; more are answered with 429."""
     max_jobs_per_client: Count = 16
     """Waiting or at work."""
-    max_pictures_per_job: Count = 64
+    max_images_per_job: Count = 64
     max_steps: Count = 150
     max_side: Count = 1024
-    """Pixels of a picture's height and width."""
+    """Pixels of an image's height and width."""
     max_pixel_steps: Count = 64 * 512 * 512 * 50
-    """Pictures times height times width times steps of a job: 64 pictures of 512 x 512 in 50 steps."""
+    """Images times height times width times steps of a job: 64 images of 512 x 512 in 50 steps."""
     max_history: Count = 10_000
-    """Pictures kept; the oldest go first."""
+    """Images kept; the oldest go first."""
     max_body_bytes: Count = 12_000_000
     body_seconds: Positive = 30.0
     """In which a request has to arrive whole."""
     max_upload_pixels: Count = 16_000_000
-    """Of one picture."""
+    """Of one image."""
     max_request_pixels: Count = 64_000_000
-    """Of all pictures of a request together."""
+    """Of all images of a request together."""
     max_prompt_characters: Count = 4000
     """Prompt and negative prompt together."""
     max_texts: Count = 256
@@ -44,7 +44,7 @@ class Limits(Section):
     max_search_images: Count = 1000
     """The first n test images of a run's data, among which captions are searched."""
     batch_size: Count = 8
-    """Pictures drawn at once, at most."""
+    """Images drawn at once, at most."""
     memory_bytes: Every = 0
     """Of loaded weights; 0 = half of the machine's memory."""
 
@@ -52,7 +52,7 @@ class Limits(Section):
 LIMITS = Limits()
 """Bounds that the description of the API tells; a studio's own, where stricter, are checked when it plans."""
 MAX_IMAGE_TEXT = 16_000_000
-"""Characters of a picture in base64; the bound of the body is met first."""
+"""Characters of an image in base64; the bound of the body is met first."""
 Text = Annotated[str, Field(max_length=LIMITS.max_prompt_characters)]
 Name = Annotated[str, Field(max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -69,12 +69,12 @@ class Request(BaseModel):
 
 
 class Settings(Request):
-    """What decides a picture, beside the model."""
+    """What decides an image, beside the model."""
 
     prompt: Text = Field(examples=["A dog running on the beach at sunset"])
     negative_prompt: Text = ""
     seed: Seed | None = None
-    """Of the first picture, the next ones count up; without it one is drawn by lot."""
+    """Of the first image, the next ones count up; without it one is drawn by lot."""
     steps: Steps | None = None
     """Without it those that suit the model."""
     guidance_scale: Guidance | None = None
@@ -93,11 +93,11 @@ class Axis(Request):
 
 
 class JobRequest(Settings):
-    """Pictures to draw: every combination of the axes' values, by every model, `num_images` of each."""
+    """Images to draw: every combination of the axes' values, by every model, `num_images` of each."""
 
     models: Annotated[list[Name], Field(max_length=8)] = []
     """Of `GET /v1/models`; none = the default one. All draw from the same seeds."""
-    num_images: Annotated[int, Field(ge=1, le=LIMITS.max_pictures_per_job)] = 1
+    num_images: Annotated[int, Field(ge=1, le=LIMITS.max_images_per_job)] = 1
     axes: Annotated[list[Axis], Field(max_length=3)] = []
     client: Annotated[str, Field(max_length=64)] = ""
     """Clients are served in turn; a name of the browser's own making."""
@@ -111,28 +111,28 @@ class JobRequest(Settings):
 
     @property
     def kind(self) -> str:
-        """draw, compare or grid."""
-        return "grid" if self.axes else "compare" if len(self.models) > 1 else "draw"
+        """generate, compare or grid."""
+        return "grid" if self.axes else "compare" if len(self.models) > 1 else "generate"
 
     def expand(
-        self, default_model: str, defaults: Callable[[str], DrawingDefaults], max_pictures: int
+        self, default_model: str, defaults: Callable[[str], DrawingDefaults], max_images: int
     ) -> list[tuple[str, Job]]:
-        """Make each picture's model and job; the last axis changes fastest but for model and seed.
+        """Make each image's model and job; the last axis changes fastest but for model and seed.
 
         Args:
             default_model: Draws where none is named.
             defaults: Of a model; taken where the request names none.
-            max_pictures: At most so many.
+            max_images: At most so many.
 
         Raises:
             ValueError: If there are too many, or a value along an axis is not allowed.
         """
         count = math.prod(len(axis.values) for axis in self.axes) * max(1, len(self.models)) * self.num_images
-        if count > max_pictures:
-            raise UserError(f"{count} pictures; a job holds at most {max_pictures}")
+        if count > max_images:
+            raise UserError(f"{count} images; a job holds at most {max_images}")
         first = self.seed if self.seed is not None else secrets.randbelow(2**32)
         plain = self.model_dump(include=set(Settings.model_fields) - {"seed"})
-        pictures = []
+        images = []
         for values in itertools.product(*(axis.values for axis in self.axes)):
             changed: dict[str, Any] = dict(zip((axis.name for axis in self.axes), values, strict=True))
             models = [changed.pop("model")] if "model" in changed else self.models or [default_model]
@@ -141,8 +141,8 @@ class JobRequest(Settings):
             for model, index in itertools.product(models, range(self.num_images)):
                 seed_of = seed + index if isinstance(seed, int) else seed
                 job = make_job(settings | {"seed": seed_of})
-                pictures.append((str(model), job.resolved(defaults(str(model)))))
-        return pictures
+                images.append((str(model), job.resolved(defaults(str(model)))))
+        return images
 
 
 def make_job(settings: dict[str, Any]) -> Job:
@@ -159,7 +159,7 @@ def make_job(settings: dict[str, Any]) -> Job:
 
 
 class ImagesRequest(Request):
-    """OpenAI's request for pictures, with this system's own settings beside it."""
+    """OpenAI's request for images, with this system's own settings beside it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -186,7 +186,7 @@ class ImagesRequest(Request):
     scheduler: Scheduler = "dpm++"
 
     def jobs(self, defaults: DrawingDefaults) -> list[Job]:
-        """Make each picture's job.
+        """Make each image's job.
 
         Args:
             defaults: Taken where the request names none.
@@ -206,7 +206,7 @@ class ImagesRequest(Request):
 
 
 class ImageInput(Request):
-    """A picture to embed."""
+    """An image to embed."""
 
     image: Annotated[str, Field(max_length=MAX_IMAGE_TEXT)]
     """PNG, JPEG or WebP in base64, or as `data:image/...;base64,`."""
@@ -216,14 +216,14 @@ EmbeddingInput = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_TEXT)] 
 
 
 class EmbeddingsRequest(Request):
-    """OpenAI's request for embeddings; beside texts also pictures, in the same space."""
+    """OpenAI's request for embeddings; beside texts also images, in the same space."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "flatland", "input": ["a red ball in the park"]}]}
     )
 
     input: EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=LIMITS.max_texts)]
-    """Texts; a text that begins with `data:image/` is a picture, as is `{"image": base64}`."""
+    """Texts; a text that begins with `data:image/` is an image, as is `{"image": base64}`."""
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     user: Annotated[str, Field(max_length=64)] | None = ""
@@ -243,7 +243,7 @@ class PromptRequest(Request):
 
 
 class SearchRequest(Request):
-    """A caption to search pictures by."""
+    """A caption to search images by."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"run": "demo", "caption": "a red kite"}]})
 

@@ -1,4 +1,4 @@
-"""Texts and pictures in CLIP's joint space, and a data set's pictures nearest to a caption."""
+"""Texts and images in CLIP's joint space, and a data set's images nearest to a caption."""
 
 import threading
 from collections.abc import Hashable, Sequence
@@ -27,7 +27,7 @@ from clipgraft.studio.catalog import (
 from clipgraft.studio.image_files import decode_upload, encode
 from clipgraft.studio.schemas import Limits
 
-PICTURES_AT_ONCE = 8
+IMAGES_AT_ONCE = 8
 THUMBNAIL_SIDE = 256
 SIDES = ("before", "after")
 
@@ -51,7 +51,7 @@ class Embedding:
         device: As `runtime.choose_device`.
         loaded: Shared with drawing: one bound for all weights.
         device_lock: Held while computing.
-        limits: Bounds of searches and of pictures.
+        limits: Bounds of searches and of images.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Embedding:
         self._indexes: dict[str, SearchIndex] = {}
         self._index_lock = threading.Lock()
         self.progress: dict[str, tuple[int, int]] = {}
-        """Run -> pictures read so far and in all, while its index is being made."""
+        """Run -> images read so far and in all, while its index is being made."""
 
     def names(self) -> list[str]:
         """CLIPs that can embed."""
@@ -73,11 +73,11 @@ class Embedding:
         return [name.removesuffix("/after") for name in self.names() if name.endswith("/after")]
 
     def embed(self, name: str, items: Sequence[str | bytes]) -> tuple[Tensor, int]:
-        """Embed texts and pictures; the latter are decoded one after another, and a few computed at once.
+        """Embed texts and images; the latter are decoded one after another, and a few computed at once.
 
         Args:
             name: Of the CLIP.
-            items: Texts, and the content of picture files.
+            items: Texts, and the content of image files.
 
         Returns:
             Unit-norm float32 (N, P) in the items' order, and the number of text tokens read.
@@ -96,13 +96,13 @@ class Embedding:
             if texts:
                 rows[str] += embed_texts(clip, texts)
                 num_tokens = sum(map(len, encode_captions(texts, clip.tokenizer)[0]))
-        for first in range(0, len(files), PICTURES_AT_ONCE):
-            rows[bytes] += self._embed_files(clip, files[first : first + PICTURES_AT_ONCE])
+        for first in range(0, len(files), IMAGES_AT_ONCE):
+            rows[bytes] += self._embed_files(clip, files[first : first + IMAGES_AT_ONCE])
         in_turn = {kind: iter(found) for kind, found in rows.items()}
         return torch.stack([next(in_turn[type(item)]) for item in items]), num_tokens
 
     def search(self, run: str, caption: str, limit: int) -> dict[str, list[dict[str, Any]]]:
-        """Find the pictures nearest to a caption, by CLIP before and after fine-tuning.
+        """Find the images nearest to a caption, by CLIP before and after fine-tuning.
 
         Returns:
             Side -> rows of `image` (its number), `score` (cosine) and `captions`, nearest first.
@@ -142,10 +142,10 @@ class Embedding:
             return self._indexes[run]
 
     def thumbnail(self, run: str, image: int) -> bytes:
-        """A picture of an index as a small JPEG, decoded and written anew.
+        """An image of an index as a small JPEG, decoded and written anew.
 
         Raises:
-            KeyError: If there is no such run or picture.
+            KeyError: If there is no such run or image.
         """
         index = self._indexes.get(run)
         if index is None or not 0 <= image < len(index.images):

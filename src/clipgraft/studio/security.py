@@ -131,7 +131,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "clipgraft_token"
 OPEN_PATHS = ("/health",)
-UPLOAD_PATHS = ("/v1/pictures/settings",)
+UPLOAD_PATHS = ("/v1/images/settings", "/v1/pictures/settings")
 OWN_SITES = ("same-origin", "none")
 """What a browser says of a request by the studio's own page, or by the user's own hand. Another port of the
 same machine is `same-site`, and another page."""

@@ -41,7 +41,7 @@ def serve(
 
     Args:
         runs_dir: Runs to draw with and to look at.
-        home: Folder of queue and pictures; one process at a time.
+        home: Folder of queue and images; one process at a time.
         host: Address to listen on.
         port: Port; 0 = a free one.
         with_token: Whether a token is asked for; must be so on any address but loopback.

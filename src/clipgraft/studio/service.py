@@ -22,8 +22,8 @@ from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.models.tokenizer import cut_off, unknown_words
 from clipgraft.studio.catalog import Loaded, ModelGroup, UnknownModelError, find_groups
 from clipgraft.studio.database import Health, UnavailableError
-from clipgraft.studio.image_files import SETTINGS, PictureFiles
-from clipgraft.studio.queue import OPEN, JobRow, NewPicture, PictureRow, Queue
+from clipgraft.studio.image_files import SETTINGS, ImageFiles
+from clipgraft.studio.queue import OPEN, ImageRow, JobRow, NewImage, Queue
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedding
 from clipgraft.studio.worker import Worker
@@ -44,7 +44,7 @@ class Service:
 
     Args:
         runs_dir: Runs to draw with and to look at.
-        home: Folder of queue and pictures.
+        home: Folder of queue and images.
         device: `auto`, `cpu`, `cuda` or `mps`.
         limits: What is taken at most.
     """
@@ -54,10 +54,12 @@ class Service:
         self.limits = limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
-        self.files = PictureFiles(home / "pictures")
+        if (home / "pictures").is_dir() and not (home / "images").exists():
+            (home / "pictures").rename(home / "images")  # its name in earlier versions
+        self.files = ImageFiles(home / "images")
         self.queue = Queue(
             home / "queue.sqlite",
-            max_waiting=self.limits.max_waiting_pictures,
+            max_waiting=self.limits.max_waiting_images,
             max_jobs_per_client=self.limits.max_jobs_per_client,
         )
         self.loaded = Loaded(self.limits.memory_bytes)
@@ -163,7 +165,7 @@ class Service:
         """
         group, encoder = self._model(model)
         generators = self.loaded.get(
-            f"draw {group.name}",
+            f"images {group.name}",
             lambda: group.load(self.device),
             lambda loaded: (part for each in loaded.values() for part in _modules(each)),
             group.version,
@@ -195,12 +197,12 @@ class Service:
     # -- jobs ---------------------------------------------------------------------------------------------
 
     def submit(self, client: str, kind: str, jobs: Sequence[tuple[str, Job]]) -> str:
-        """Queue pictures to draw.
+        """Queue images to draw.
 
         Args:
             client: Who asks: an address, and a name that it gives itself.
             kind: draw, compare, grid or call.
-            jobs: Model and settings of each picture.
+            jobs: Model and settings of each image.
 
         Returns:
             The job's id.
@@ -213,7 +215,7 @@ class Service:
         if self.is_stopping:
             raise StoppedError("the studio is stopping; ask again when it is back")
         self.check_size([job for _, job in jobs])
-        job_id = self.queue.add(client, kind, [_new_picture(model, job) for model, job in jobs])
+        job_id = self.queue.add(client, kind, [_new_image(model, job) for model, job in jobs])
         if self.is_stopping:  # since then: that has not seen this job
             self._end_calls("queued")
         self.worker.wake()
@@ -226,8 +228,8 @@ class Service:
             ValueError: Says which bound, and by what it is passed.
         """
         limits = self.limits
-        if not 1 <= len(jobs) <= limits.max_pictures_per_job:
-            raise UserError(f"{len(jobs)} pictures; a job holds from 1 to {limits.max_pictures_per_job}")
+        if not 1 <= len(jobs) <= limits.max_images_per_job:
+            raise UserError(f"{len(jobs)} images; a job holds from 1 to {limits.max_images_per_job}")
         pixel_steps = 0
         for job in jobs:
             side = max(job.height, job.width)
@@ -246,7 +248,7 @@ class Service:
             pixel_steps += (job.height or 512) * (job.width or 512) * job.num_steps
         if pixel_steps > limits.max_pixel_steps:
             raise UserError(
-                f"{len(jobs)} pictures of this size in so many steps are "
+                f"{len(jobs)} images of this size in so many steps are "
                 f"{pixel_steps / limits.max_pixel_steps:.1f} times what one job may ask for; "
                 "ask for fewer, smaller ones or fewer steps"
             )
@@ -266,15 +268,15 @@ class Service:
     def cancel(self, job_id: str) -> bool:
         """Cancel an open job, within one denoising step; return whether it was open.
 
-        A picture that shares its batch with another job's is drawn to its end and thrown away.
+        An image that shares its batch with another job's is drawn to its end and thrown away.
         """
         job = self.queue.job(job_id)
         return job is not None and self._end_job(job.number, "cancelled")
 
     def describe(self, job: JobRow) -> dict[str, Any]:
-        """A job as plain values, with its pictures and how far they are."""
-        pictures = [self.describe_picture(row) for row in self.queue.pictures_of(job.number)]
-        done = sum(picture["step"] for picture in pictures)
+        """A job as plain values, with its images and how far they are."""
+        images = [self.describe_image(row) for row in self.queue.images_of(job.number)]
+        done = sum(image["step"] for image in images)
         return {
             "id": job.id,
             "kind": job.kind,
@@ -284,13 +286,13 @@ class Service:
             "started": job.started,
             "ended": job.ended,
             "step": done,
-            "steps": sum(picture["steps"] for picture in pictures),
+            "steps": sum(image["steps"] for image in images),
             "images_before": self.queue.count_before(job.number) if job.state == "queued" else 0,
-            "pictures": pictures,
+            "images": images,
         }
 
-    def describe_picture(self, row: PictureRow) -> dict[str, Any]:
-        """A picture as plain values."""
+    def describe_image(self, row: ImageRow) -> dict[str, Any]:
+        """An image as plain values."""
         progress = self.worker.progress.get(row.number)
         step = (progress.step if progress else 0) if row.state in OPEN else row.steps
         return {
@@ -307,17 +309,17 @@ class Service:
             "ended": row.ended,
         }
 
-    def preview(self, picture_id: str) -> bytes:
-        """The picture as it is while it is being drawn, as JPEG; empty where there is none."""
-        row = self.queue.picture(picture_id)
+    def preview(self, image_id: str) -> bytes:
+        """The image as it is while it is being drawn, as JPEG; empty where there is none."""
+        row = self.queue.image(image_id)
         progress = self.worker.progress.get(row.number) if row else None
         return progress.preview if progress else b""
 
-    def delete_picture(self, picture_id: str) -> bool:
-        """Forget a drawn picture and delete its file; return whether there was one."""
-        was_there = self.queue.delete_picture(picture_id)
+    def delete_image(self, image_id: str) -> bool:
+        """Forget a drawn image and delete its file; return whether there was one."""
+        was_there = self.queue.delete_image(image_id)
         if was_there:
-            self.files.delete(picture_id)
+            self.files.delete(image_id)
         return was_there
 
     def _end_job(self, number: int, state: str, error: str = "") -> bool:
@@ -363,10 +365,10 @@ def _modules(generator: ImageGenerator) -> list[Any]:
     return [part for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder) if part is not None]
 
 
-def _new_picture(model: str, job: Job) -> NewPicture:
+def _new_image(model: str, job: Job) -> NewImage:
     settings = {name: getattr(job, name) for name in SETTINGS}
     shape = f"{job.width}x{job.height} {job.num_inference_steps} {job.guidance_scale} {job.scheduler}"
-    return NewPicture(model, shape, settings, job.num_steps)
+    return NewImage(model, shape, settings, job.num_steps)
 
 
 def _reading(prompt: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.params import Job
 from clipgraft.generation.pipeline import Picture
 from clipgraft.studio.database import UnavailableError
-from clipgraft.studio.image_files import PictureFiles, encode
-from clipgraft.studio.queue import PictureRow, Queue
+from clipgraft.studio.image_files import ImageFiles, encode
+from clipgraft.studio.queue import ImageRow, Queue
 
-PREVIEWS_PER_PICTURE = 6
+PREVIEWS_PER_IMAGE = 6
 PREVIEW_QUALITY = 80
 SECONDS_BETWEEN_LOOKS = 1.0
 """The worker is woken for each job; this is for safety, and for another try where the queue failed."""
@@ -31,9 +31,9 @@ class CancelledDrawing(Exception):
 
 @dataclass
 class Progress:
-    """How far a picture is that is being drawn."""
+    """How far an image is that is being drawn."""
 
-    row: PictureRow
+    row: ImageRow
     step: int = 0
     preview: bytes = b""
     """JPEG."""
@@ -45,20 +45,20 @@ class Worker:
 
     Args:
         queue: Of jobs.
-        files: Where pictures go.
+        files: Where images go.
         generator: Loads a model by the name that clients use; called with the device's lock held.
         device_lock: Held for each batch.
-        on_drawn: Called with a job's number when its last picture is drawn.
+        on_drawn: Called with a job's number when its last image is drawn.
         on_failed: Called with a job's number and what is wrong; ends the job.
         on_stopped: Called when the last batch before a stop is drawn.
-        batch_size: Pictures drawn at once, at most.
-        max_history: Pictures kept.
+        batch_size: Images drawn at once, at most.
+        max_history: Images kept.
     """
 
     def __init__(
         self,
         queue: Queue,
-        files: PictureFiles,
+        files: ImageFiles,
         generator: Callable[[str], ImageGenerator],
         device_lock: threading.Lock,
         *,
@@ -72,10 +72,10 @@ class Worker:
         self.on_drawn, self.on_failed, self.on_stopped = on_drawn, on_failed, on_stopped
         self.batch_size, self.max_history = batch_size, max_history
         self.progress: dict[int, Progress] = {}
-        """Of the pictures at work, by number."""
+        """Of the images at work, by number."""
         self.problem = ""
         """Why the queue cannot be used now; empty if it can."""
-        self._drawn: tuple[list[PictureRow], str] | None = None
+        self._drawn: tuple[list[ImageRow], str] | None = None
         """The last batch, and what went wrong, until its jobs are told."""
         self._ended: set[int] = set()
         """Numbers of jobs that ended otherwise while the batch is at work: no SQL at each step."""
@@ -149,8 +149,8 @@ class Worker:
         self.files.delete(*self.queue.prune(self.max_history))
         return True
 
-    def _draw(self, batch: list[PictureRow]) -> str:
-        """Draw and keep pictures; return what went wrong, empty if nothing."""
+    def _draw(self, batch: list[ImageRow]) -> str:
+        """Draw and keep images; return what went wrong, empty if nothing."""
         self._ended.clear()
         self.progress.update({row.number: Progress(row) for row in batch})
         begun, jobs = time.monotonic(), []
@@ -160,16 +160,16 @@ class Worker:
             kinds = {job.kind for job in jobs}
             generator = self.generator(batch[0].model)
             begun = time.monotonic()  # loading is no part of what a step takes
-            pictures = generator.draw(
+            images = generator.draw(
                 [Job(**row.settings) for row in batch],
                 batch_size=len(batch),
                 on_step=self._step_reporter(batch),
                 on_preview=self._preview_keeper(batch),
-                # A call's pictures are looked at by nobody before they are done.
-                preview_every=max(1, batch[0].steps // PREVIEWS_PER_PICTURE) if kinds != {"call"} else 0,
+                # A call's images are looked at by nobody before they are done.
+                preview_every=max(1, batch[0].steps // PREVIEWS_PER_IMAGE) if kinds != {"call"} else 0,
             )
-            for row, picture in zip(batch, pictures, strict=True):
-                self._keep(row, picture, (time.monotonic() - begun) / len(batch))
+            for row, generated in zip(batch, images, strict=True):
+                self._keep(row, generated, (time.monotonic() - begun) / len(batch))
         except CancelledDrawing:
             pass
         except Exception as error:
@@ -181,15 +181,15 @@ class Worker:
                 self.progress.pop(row.number, None)
         return ""
 
-    def _keep(self, row: PictureRow, picture: Picture, seconds: float) -> None:
-        current = self.queue.picture(row.id)
+    def _keep(self, row: ImageRow, generated: Picture, seconds: float) -> None:
+        current = self.queue.image(row.id)
         if current is None or current.state != "running":
             return  # cancelled meanwhile
-        if picture.status == "ok":
-            self.files.save(row.id, picture, row.model)
-        self.queue.finish_picture(row.number, picture.status, notes=picture.notes, seconds=seconds)
+        if generated.status == "ok":
+            self.files.save(row.id, generated, row.model)
+        self.queue.finish_image(row.number, generated.status, notes=generated.notes, seconds=seconds)
 
-    def _step_reporter(self, batch: list[PictureRow]) -> Callable[[int, int], None]:
+    def _step_reporter(self, batch: list[ImageRow]) -> Callable[[int, int], None]:
         jobs = {row.job for row in batch}
 
         def on_step(done: int, total: int) -> None:
@@ -201,7 +201,7 @@ class Worker:
         return on_step
 
     def _preview_keeper(
-        self, batch: list[PictureRow]
+        self, batch: list[ImageRow]
     ) -> Callable[[Sequence[Job], list[Image.Image], int], None]:
         def on_preview(jobs: Sequence[Job], images: list[Image.Image], step: int) -> None:
             if len(jobs) != len(batch):

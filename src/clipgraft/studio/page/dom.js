@@ -49,18 +49,18 @@ export const WHY = {
   running: "Beginning.",
 };
 
-/** A picture, or why there is none. */
-export function frame(picture, onOpen) {
-  const { settings, state } = picture;
-  const alt = `${settings.prompt}, seed ${settings.seed}, ${picture.model}`;
+/** An image, or why there is none. */
+export function frame(image, onOpen) {
+  const { settings, state } = image;
+  const alt = `${settings.prompt}, seed ${settings.seed}, ${image.model}`;
   if (state === "ok") {
     const button = element("button.frame", { type: "button", "aria-label": `Show settings: ${alt}` },
-      element("img", { src: `/v1/pictures/${picture.id}.png`, alt, loading: "lazy" }));
-    button.addEventListener("click", () => onOpen(picture));
+      element("img", { src: `/v1/images/${image.id}.png`, alt, loading: "lazy" }));
+    button.addEventListener("click", () => onOpen(image));
     return button;
   }
-  if (state === "running" && picture.preview_step) {
-    const src = `/v1/pictures/${picture.id}/preview?step=${picture.preview_step}`;
+  if (state === "running" && image.preview_step) {
+    const src = `/v1/images/${image.id}/preview?step=${image.preview_step}`;
     return element("div.frame", {}, element("img", { src, alt: `Preview: ${alt}` }));
   }
   return element("div.frame", {}, element("span.why", {}, WHY[state] || state));

@@ -1,4 +1,4 @@
-// Jobs: asking for one, watching it through server-sent events, showing its pictures as they come.
+// Jobs: asking for one, watching it through server-sent events, showing its images as they come.
 
 import { announce, attempt, get, parse, post } from "/page/api.js";
 import { $, WHY, counted, element, frame } from "/page/dom.js";
@@ -26,7 +26,7 @@ async function begin() {
     const job = await post("/v1/jobs", request());
     sessionStorage.setItem("job", job.id);
     watch(job);
-    // Where the form fills the screen, the pictures would appear out of sight.
+    // Where the form fills the screen, the images would appear out of sight.
     if ($("result").getBoundingClientRect().top > innerHeight * 0.8) $("result").scrollIntoView();
   });
 }
@@ -73,56 +73,56 @@ function show(job) {
     announce($("job-text").textContent);
     estimateSoon();
   }
-  // Only what has changed is made anew: focus and pictures stay where they are.
-  const look = JSON.stringify(job.pictures.map((one) => [one.id, one.state, one.preview_step]));
+  // Only what has changed is made anew: focus and images stay where they are.
+  const look = JSON.stringify(job.images.map((one) => [one.id, one.state, one.preview_step]));
   if (look === shown) return;
   shown = look;
-  const focused = document.activeElement?.closest?.("[data-picture]")?.dataset.picture;
-  $("pictures").replaceChildren(layout(job));
-  if (focused) document.querySelector(`[data-picture="${focused}"] button`)?.focus();
+  const focused = document.activeElement?.closest?.("[data-image]")?.dataset.image;
+  $("images").replaceChildren(layout(job));
+  if (focused) document.querySelector(`[data-image="${focused}"] button`)?.focus();
 }
 
 function describe(job) {
   if (job.state === "queued") return job.images_before ? `Waiting, ${counted(job.images_before)} before yours` : "Waiting";
   if (job.state === "running") return `Drawing, step ${job.step} of ${job.steps}`;
   if (job.state !== "done") return job.state === "failed" ? `Failed: ${job.error}` : WHY[job.state];
-  const failed = job.pictures.filter((one) => one.state !== "ok").length;
+  const failed = job.images.filter((one) => one.state !== "ok").length;
   const seconds = (job.ended - job.started).toFixed(1);
-  const count = job.pictures.length;
+  const count = job.images.length;
   return `${count - failed} of ${count} drawn in ${seconds} s`;
 }
 
 function layout(job) {
-  if (job.kind === "grid") return grid(job.pictures);
-  const figures = element(`div.drawn${job.pictures.length === 1 ? ".one" : ""}`, {}, ...job.pictures.map((one) => figure(one, job.kind)));
+  if (job.kind === "grid") return grid(job.images);
+  const figures = element(`div.drawn${job.images.length === 1 ? ".one" : ""}`, {}, ...job.images.map((one) => figure(one, job.kind)));
   if (job.kind !== "compare") return figures;
-  const drawn = job.pictures.filter((one) => one.state === "ok");
+  const drawn = job.images.filter((one) => one.state === "ok");
   if (isOpen(job) || drawn.length < 2) return figures;
   return element("div.compared", {}, showSlide(drawn), figures);
 }
 
-function figure(picture, kind) {
-  const name = kind === "compare" ? picture.model : `Seed ${picture.settings.seed}`;
-  return element("figure", { "data-picture": picture.id }, frame(picture, openDetail),
-    element("figcaption.hint", {}, [name, ...picture.notes].join(" · ")));
+function figure(image, kind) {
+  const name = kind === "compare" ? image.model : `Seed ${image.settings.seed}`;
+  return element("figure", { "data-image": image.id }, frame(image, openDetail),
+    element("figcaption.hint", {}, [name, ...image.notes].join(" · ")));
 }
 
-/** A table by the two settings that change; what changes is read from the pictures themselves. */
-function grid(pictures) {
-  const values = (picture) => ({ ...picture.settings, model: picture.model });
+/** A table by the two settings that change; what changes is read from the images themselves. */
+function grid(images) {
+  const values = (image) => ({ ...image.settings, model: image.model });
   const names = ["prompt", "negative_prompt", "model", "seed", "num_inference_steps", "guidance_scale", "scheduler"]
-    .map((name) => [name, [...new Set(pictures.map((one) => String(values(one)[name])))]])
+    .map((name) => [name, [...new Set(images.map((one) => String(values(one)[name])))]])
     .filter(([, found]) => found.length > 1);
-  const width = columnsOf(pictures, values, names);
-  const [columnName] = names.find(([name]) => String(values(pictures[0])[name]) !== String(values(pictures[Math.min(1, pictures.length - 1)])[name])) || [""];
+  const width = columnsOf(images, values, names);
+  const [columnName] = names.find(([name]) => String(values(images[0])[name]) !== String(values(images[Math.min(1, images.length - 1)])[name])) || [""];
   const rows = [];
-  for (let start = 0; start < pictures.length; start += width) rows.push(pictures.slice(start, start + width));
-  const label = (name, picture) => (name ? `${NAMES[name]}${String(values(picture)[name]) || "nothing"}` : "");
+  for (let start = 0; start < images.length; start += width) rows.push(images.slice(start, start + width));
+  const label = (name, image) => (name ? `${NAMES[name]}${String(values(image)[name]) || "nothing"}` : "");
   const rowNames = names.map(([name]) => name).filter((name) => name !== columnName);
   const head = element("tr", {}, element("th"), ...rows[0].map((one) => element("th", { scope: "col" }, label(columnName, one))));
   const body = rows.map((row) => element("tr", {},
     element("th", { scope: "row" }, rowNames.map((name) => label(name, row[0])).join(", ")),
-    ...row.map((one) => element("td", { "data-picture": one.id }, frame(one, openDetail)))));
+    ...row.map((one) => element("td", { "data-image": one.id }, frame(one, openDetail)))));
   return element("div.scroll", {}, element("table.grid", {}, element("thead", {}, head), element("tbody", {}, ...body)));
 }
 
@@ -130,8 +130,8 @@ const NAMES = {
   prompt: "", negative_prompt: "without ", model: "", seed: "seed ", num_inference_steps: "steps ", guidance_scale: "guidance ", scheduler: "",
 };
 
-/** How many pictures stand side by side: until what changes fastest begins anew. */
-function columnsOf(pictures, values, names) {
-  const fastest = names.find(([name]) => pictures.length > 1 && String(values(pictures[0])[name]) !== String(values(pictures[1])[name]));
+/** How many images stand side by side: until what changes fastest begins anew. */
+function columnsOf(images, values, names) {
+  const fastest = names.find(([name]) => images.length > 1 && String(values(images[0])[name]) !== String(values(images[1])[name]));
   return fastest ? fastest[1].length : 1;
 }

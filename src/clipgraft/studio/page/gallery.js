@@ -1,4 +1,4 @@
-// Pictures drawn before: found by the words of their prompts, opened with their settings.
+// Images drawn before: found by the words of their prompts, opened with their settings.
 
 import { attempt, get, remove } from "/page/api.js";
 import { $, element, frame, later } from "/page/dom.js";
@@ -15,12 +15,12 @@ export function setUp() {
   $("detail-use").addEventListener("click", () => {
     fill(opened.settings, opened.model);
     $("detail").close();
-    location.hash = "#draw";
+    location.hash = "#generate";
   });
   $("detail-delete").addEventListener("click", () => attempt(async () => {
-    if (!confirm("Delete this picture? It cannot be brought back.")) return;
-    await remove(`/v1/pictures/${opened.id}`);
-    document.querySelectorAll(`[data-picture="${opened.id}"]`).forEach((node) => node.remove());
+    if (!confirm("Delete this image? It cannot be brought back.")) return;
+    await remove(`/v1/images/${opened.id}`);
+    document.querySelectorAll(`[data-image="${opened.id}"]`).forEach((node) => node.remove());
     $("detail").close();
   }));
   $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
@@ -30,45 +30,45 @@ export async function show() {
   await attempt(async () => {
     oldest = null;
     const rows = await fetchPage();
-    $("gallery-pictures").replaceChildren(...rows.map(tile));
+    $("gallery-images").replaceChildren(...rows.map(tile));
     $("gallery-empty").hidden = rows.length > 0;
     $("gallery-empty").textContent = $("gallery-words").value.trim() ? "No prompt holds these words." : "Nothing has been drawn yet.";
   });
 }
 
 async function more() {
-  $("gallery-pictures").append(...(await fetchPage()).map(tile));
+  $("gallery-images").append(...(await fetchPage()).map(tile));
 }
 
 async function fetchPage() {
   const query = new URLSearchParams({ limit: PAGE_SIZE, search: $("gallery-words").value.trim() });
   if (oldest) query.set("before", oldest);
-  const { pictures } = await get(`/v1/pictures?${query}`);
-  oldest = pictures.at(-1)?.number;
-  $("gallery-more").hidden = pictures.length < PAGE_SIZE;
-  return pictures;
+  const { images } = await get(`/v1/images?${query}`);
+  oldest = images.at(-1)?.number;
+  $("gallery-more").hidden = images.length < PAGE_SIZE;
+  return images;
 }
 
-function tile(picture) {
-  return element("li", { "data-picture": picture.id }, frame(picture, openDetail), element("p.hint", {}, picture.settings.prompt));
+function tile(image) {
+  return element("li", { "data-image": image.id }, frame(image, openDetail), element("p.hint", {}, image.settings.prompt));
 }
 
-export function openDetail(picture) {
-  opened = picture;
-  const { settings } = picture;
-  $("detail-image").src = `/v1/pictures/${picture.id}.png`;
+export function openDetail(image) {
+  opened = image;
+  const { settings } = image;
+  $("detail-image").src = `/v1/images/${image.id}.png`;
   $("detail-image").alt = settings.prompt;
   $("detail-prompt").textContent = settings.prompt || "(empty prompt)";
   const rows = {
-    Model: picture.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
+    Model: image.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
     Guidance: settings.guidance_scale, Scheduler: settings.scheduler,
     Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "the base’s own",
-    "Drawn in": picture.seconds ? `${picture.seconds.toFixed(1)} s` : "", Notes: picture.notes.join(" "),
+    "Drawn in": image.seconds ? `${image.seconds.toFixed(1)} s` : "", Notes: image.notes.join(" "),
   };
   $("detail-settings").replaceChildren(...Object.entries(rows).filter(([, value]) => value !== "" && value !== undefined)
     .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
-  $("detail-download").href = `/v1/pictures/${picture.id}.png`;
-  $("detail-download-bare").href = `/v1/pictures/${picture.id}.png?metadata=false`;
+  $("detail-download").href = `/v1/images/${image.id}.png`;
+  $("detail-download-bare").href = `/v1/images/${image.id}.png?metadata=false`;
   for (const id of ["detail-download", "detail-download-bare"]) $(id).download = `${slug(settings.prompt)}_seed${settings.seed}.png`;
   if (!$("detail").open) $("detail").showModal();
 }

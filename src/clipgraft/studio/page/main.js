@@ -8,12 +8,12 @@ import * as search from "/page/search.js";
 import * as settings from "/page/settings.js";
 import * as training from "/page/training.js";
 
-const VIEWS = ["draw", "compare", "grid", "gallery", "search", "training"];
+const VIEWS = ["generate", "compare", "grid", "gallery", "search", "training"];
 
 function route() {
   const wanted = location.hash.slice(1);
   if (wanted === "content") return;
-  const view = VIEWS.includes(wanted) ? wanted : "draw";
+  const view = VIEWS.includes(wanted) ? wanted : "generate";
   for (const section of document.querySelectorAll("[data-views]")) section.hidden = !section.dataset.views.split(" ").includes(view);
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${view}`) {

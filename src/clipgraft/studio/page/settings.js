@@ -12,7 +12,7 @@ const EXAMPLES = {
   prompt: () => $("prompt").value, negative_prompt: () => "", model: () => comparable($("model").value).join("\n"), "": () => "",
 };
 let models = [];
-let mode = "draw";
+let mode = "generate";
 const isOwn = { steps: false, guidance: false };  // typed or loaded, not the model's default
 
 export async function setUp() {
@@ -72,12 +72,12 @@ export function request() {
   if ($("seed").value.trim()) body.seed = BigInt($("seed").value.trim());
   if (mode === "compare") body.models = [...document.querySelectorAll("[name=compared]:checked")].map((box) => box.value);
   else body.models = [$("model").value].filter(Boolean);
-  if (mode === "draw") body.num_images = number("num-images");
+  if (mode === "generate") body.num_images = number("num-images");
   if (mode === "grid") body.axes = ["row", "column"].map(axis).filter((one) => one.name);
   return body;
 }
 
-/** Fill the form with a picture's settings. */
+/** Fill the form with an image's settings. */
 export function fill(settings, model) {
   $("prompt").value = settings.prompt;
   $("negative-prompt").value = settings.negative_prompt || "";
@@ -98,9 +98,9 @@ async function loadFile(file) {
   $("load-file").value = "";
   if (!file) return;
   await attempt(async () => {
-    const settings = await upload("/v1/pictures/settings", file);
+    const settings = await upload("/v1/images/settings", file);
     fill(settings, settings.model);
-    if (!["#draw", "#compare", "#grid"].includes(location.hash)) location.hash = "#draw";
+    if (!["#generate", "#compare", "#grid"].includes(location.hash)) location.hash = "#generate";
     tell("");
   });
 }
