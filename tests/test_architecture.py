@@ -16,7 +16,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"studio"},
-    {"whole_run", "pretraining", "ladder"},
+    {"whole_run", "pretraining"},
     {"download"},
     {"finetuning", "bridging"},
     {"evaluation"},

@@ -25,7 +25,6 @@ from clipgraft.settings import (
     EvaluateSettings,
     FinetuneSettings,
     GenerateSettings,
-    LadderSettings,
     ModelSettings,
     PretrainSettings,
     RefineSettings,
@@ -33,12 +32,16 @@ from clipgraft.settings import (
 )
 
 HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
-OLD_NAMES: dict[str, str] = {}
+OLD_NAMES: dict[str, str] = {
+    "ladder": "",
+}
 """Earlier name of a setting or section -> its present one; "" for one that is gone. All dotted.
 
 Values keep their meaning. A recipe that a run wrote is read with its names mapped; a hand-written one and
 `--set` are answered with the present name.
 """
+RUN_FILES = ("environment.json", "metrics.json", "log.jsonl")
+"""Any of these beside a recipe says that a run wrote it."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,6 @@ class Recipe(Section):
     refine: RefineSettings = RefineSettings()
     generate: GenerateSettings = GenerateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    ladder: LadderSettings = LadderSettings()
     pretrain: PretrainSettings = PretrainSettings()
 
 
@@ -77,7 +79,7 @@ def load_recipe(
     if not path.is_file():
         raise MissingFileError(f"recipe not found: {path}")
     values = read_toml(path)
-    if (path.parent / "environment.json").is_file():  # so a run wrote it
+    if any((path.parent / name).is_file() for name in RUN_FILES):
         values = _renamed(values, path)
     return apply_overrides(values, overrides, given)
 

@@ -31,24 +31,6 @@ def demo() -> Recipe:
     )
 
 
-def ladder() -> Recipe:
-    """Return the recipe of `clipgraft ladder`: what each part of a bridge is worth on flatland.
-
-    CLIP is fine-tuned on all five captions of each picture, synonyms included; the bridge is fitted to the
-    captions whose every word the teacher was trained on, some two thirds, and refined with a teacher whose
-    weight falls to nothing: so what it never read comes from CLIP, and from pictures.
-    """
-    return Recipe(
-        finetune=FinetuneSettings(
-            learning_rate=3e-4, lr_schedule="cosine", num_epochs=6, captions_per_image=5
-        ),
-        data=DataSettings(max_train_images=3000, max_val_images=100, max_test_images=200),
-        bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=18_000),
-        refine=RefineSettings(num_epochs=1, teacher_end=0.0, snr_gamma=5.0),
-        evaluate=EvaluateSettings(num_inference_steps=20),
-    )
-
-
 def flickr8k_sd15() -> Recipe:
     """Return the recipe of `clipgraft run flickr8k_sd15 --data FLICKR8K --out DIR`, for a GPU and the hub.
 
@@ -66,7 +48,7 @@ def flickr8k_sd15() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "flickr8k_sd15": flickr8k_sd15, "ladder": ladder}
+PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "flickr8k_sd15": flickr8k_sd15}
 """By the name that `clipgraft run` and `clipgraft prefetch` take."""
 
 

@@ -337,13 +337,3 @@ class EvaluateSettings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of each set's first picture; the next ones count up."""
     batch_size: Count = 16
-
-
-class LadderSettings(Section):
-    """What each part of a bridge is worth, on flatland."""
-
-    num_seeds: Count = 3
-    num_prompts: Annotated[int, Field(ge=2, le=240)] = 40
-    """The first n of the 240 fixed prompts."""
-    num_kept_word_prompts: Annotated[int, Field(ge=1, le=120)] = 20
-    """The first n of 120 prompts with words that the base's own text encoder never read."""

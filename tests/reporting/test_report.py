@@ -56,24 +56,6 @@ def test_wrong_folder_is_said_in_one_line(tmp_path, monkeypatch, capsys, argumen
     assert error.count("\n") == 1
 
 
-def test_figures_of_a_ladder_are_not_overwritten(run_dir, monkeypatch):
-    rungs = {"one linear map": {"fidelity": {"mean": 0.5, "spread": 0.1, "values": [0.4, 0.6]}}}
-    (run_dir / "metrics.json").write_text(json.dumps({"rungs": rungs}))
-    assert call(monkeypatch, "report", run_dir) == 0
-    assert json.loads((run_dir / "metrics.json").read_text()) == {"rungs": rungs}
-    assert "0.500 ± 0.100" in (run_dir / "report.html").read_text()
-
-
-def test_a_ladder_is_shown_as_figure_and_table_of_what_matters(run_dir, monkeypatch):
-    names = ("fidelity", "fidelity_kept_words", "fidelity_plain_words", "noise_error_50", "noise_error_500")
-    figures = {name: {"mean": 0.25, "spread": 0.0, "values": [0.25]} for name in names}
-    (run_dir / "metrics.json").write_text(json.dumps({"rungs": {"random map": figures, "teacher": figures}}))
-    assert call(monkeypatch, "report", run_dir) == 0
-    page = (run_dir / "report.html").read_text()
-    assert "Prompt fidelity of each rung, from a random map" in page
-    assert page.count("0.250") == 2 * 4  # the error at timestep 50 is left out
-
-
 def test_watched_page_renews_itself_until_the_run_ends(run_dir):
     pages = []
 

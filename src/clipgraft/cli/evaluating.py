@@ -1,4 +1,4 @@
-"""The commands that measure and show: evaluate, ladder, report."""
+"""The commands that measure and show: evaluate, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +7,9 @@ import typer
 
 from clipgraft.cli.options import (
     DataOption,
-    OutOption,
-    OverwriteOption,
     RecipeOption,
-    ResumeOption,
     SetOption,
     recipe_from_options,
-    with_overrides,
 )
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
@@ -62,25 +58,6 @@ def evaluate(
     evaluate_grafts(settings, graft, out, base=base)
 
 
-def ladder(
-    out: OutOption,
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Measure on flatland what each part of a bridge is worth, from a random map to the teacher."""
-    from clipgraft.ladder import ladder as stage
-    from clipgraft.presets import ladder as ladder_recipe
-    from clipgraft.runs.run import stage_folder
-
-    settings = recipe_from_options(recipe, set_) if recipe else with_overrides(ladder_recipe(), set_)
-    with stage_folder(
-        out, settings, stage="ladder", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
-    ) as folder:
-        stage(settings, folder, resume=resume)
-
-
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
@@ -106,5 +83,5 @@ def report(
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (evaluate, ladder, report):
+    for command in (evaluate, report):
         app.command()(command)

@@ -16,7 +16,6 @@ STAGE_LABELS = {
     "bridge_before": "bridge of CLIP before",
     "bridge": "bridge of CLIP after",
     "refine": "refining",
-    "ladder": "ladder",
     "generate": "drawing",
     "evaluate": "evaluating",
 }

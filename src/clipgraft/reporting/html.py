@@ -18,7 +18,7 @@ from clipgraft.reporting import comparison, evidence, ranking, sections
 from clipgraft.reporting import costs as resources
 from clipgraft.reporting.curves import Curve, training_curves
 from clipgraft.reporting.embedded_images import group_pictures
-from clipgraft.reporting.plots import DARK, LADDER_LINES, LIGHT, Theme, recolour, render_ladder, render_loss
+from clipgraft.reporting.plots import DARK, LIGHT, Theme, recolour, render_loss
 from clipgraft.reporting.run_data import Run
 from clipgraft.reporting.setting_tables import settings_tables, shown_recipe
 from clipgraft.reporting.validation_curves import evaluations_table
@@ -61,8 +61,6 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
         curves=[_curve_figure(curve) for curve in training_curves(run)],
         bridge=sections.bridge_table(run),
         refine=sections.refine_table(run),
-        ladder=sections.ladder_table(run),
-        ladder_figure=ladder_figure(run),
         fidelity=sections.fidelity_table(run),
         evidence={
             "notes": evidence.evidence_notes(run),
@@ -129,15 +127,6 @@ def loss_figure(run: Run) -> dict[str, Any] | None:
         return None
     alt = "Loss of each batch in blue and mean of each epoch in red, over optimizer steps"
     return _themed(lambda theme: render_loss(run.log, "svg", theme), alt, sections.loss_notes(run))
-
-
-def ladder_figure(run: Run) -> dict[str, Any] | None:
-    """What each part of the bridge is worth, as a figure for both themes; None where it was not measured."""
-    rungs = sections.sub_dict(run.ladder, "rungs")
-    if not rungs or any(key not in figures for figures in rungs.values() for key, *_ in LADDER_LINES):
-        return None
-    alt = "Prompt fidelity of each rung, from a random map to the teacher; the table below has its figures"
-    return _themed(lambda theme: render_ladder(rungs, "svg", theme), alt, [])
 
 
 def _curve_figure(curve: Curve) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Figures are matplotlib objects without pyplot, so nothing is shared between them
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from clipgraft.files import write_bytes
 from clipgraft.reporting.run_data import is_number, read_log
@@ -172,48 +172,6 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
     for image_format in ("png", "svg"):
         content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)
         write_bytes(out_dir / f"interpolation.{image_format}", content)
-
-
-LADDER_LINES = (
-    ("fidelity", "prompt fidelity", LIGHT.batch, "o"),
-    ("fidelity_kept_words", "with words kept from the teacher", LIGHT.mean, "s"),
-    ("fidelity_plain_words", "the same in plain words", LIGHT.text, "D"),
-)
-
-
-def plot_ladder(rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], out_dir: Path) -> None:
-    """Draw what each rung of the ladder is worth: prompt fidelity, also with words kept from the teacher.
-
-    Args:
-        rungs: By rung and figure its `mean` and `values`; see `ladder`. The last one is the teacher.
-        out_dir: Gets `ladder.png` and `ladder.svg`.
-    """
-    for image_format in ("png", "svg"):
-        write_bytes(out_dir / f"ladder.{image_format}", render_ladder(rungs, image_format))
-
-
-def render_ladder(
-    rungs: Mapping[str, Mapping[str, Mapping[str, Any]]], image_format: str, theme: Theme = LIGHT
-) -> bytes:
-    """Return the figure that `plot_ladder` writes, as "png" or "svg"."""
-    return render_figure(lambda axes: _draw_ladder(axes, rungs), image_format, theme)
-
-
-def _draw_ladder(axes: Axes, rungs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    style_axes(axes, LIGHT, "", x_label="share of what prompts name that pictures show")
-    places = np.arange(len(rungs))[::-1]
-    for key, label, color, marker in LADDER_LINES:
-        means = [figures[key]["mean"] for figures in rungs.values()]
-        axes.plot(means, places, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
-        for place, figures in zip(places, rungs.values(), strict=True):
-            values = figures[key]["values"]
-            axes.plot([min(values), max(values)], [place, place], color=color, linewidth=3, alpha=0.3)
-    axes.yaxis.set_major_locator(FixedLocator(places.tolist()))
-    axes.set_yticklabels(list(rungs))
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
-    axes.legend(loc="upper right", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 2)
 
 
 def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:

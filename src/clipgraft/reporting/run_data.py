@@ -15,8 +15,8 @@ from clipgraft.files import MAX_BYTES, inside, parse_json, parse_toml, read_text
 
 T = TypeVar("T")
 
-STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "generate", "evaluate")
-MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "ladder", "evaluate")
+STAGES = ("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate")
+MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "evaluate")
 """Stages that write a `metrics.json`."""
 NESTED_STAGES = frozenset({"generate", "evaluate"})
 """Stages whose folders a single stage's folder may hold too: what its graft draws, and how good that is."""
@@ -48,7 +48,6 @@ class Run:
     finetune: dict[str, Any]
     bridge: dict[str, Any]
     refine: dict[str, Any]
-    ladder: dict[str, Any]
     evaluate: dict[str, Any]
     """Prompt fidelity."""
     evaluation: dict[str, Any]
@@ -94,7 +93,6 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> Run:
         finetune=metrics.get("finetune", {}),
         bridge=metrics.get("bridge", {}),
         refine=metrics.get("refine", {}),
-        ladder=metrics.get("ladder") or _top_ladder(read),
         evaluate=metrics.get("evaluate", {}),
         evaluation=_read_evaluation(folders["evaluate"], read),
         resources={
@@ -243,7 +241,7 @@ def _stage_metrics(read: _Reader) -> dict[str, dict[str, Any]]:
     begun, found = _stage_folders(read.run_dir), {}
     if begun <= NESTED_STAGES:
         metrics = read.object(read.run_dir / "metrics.json")
-        told_by = {"linear": "bridge", "scores": "evaluate", "rungs": "ladder"}
+        told_by = {"linear": "bridge", "scores": "evaluate"}
         told_by |= {"num_epochs": "finetune", "num_train_images": "refine"}  # the first has both keys
         found = {next((stage for key, stage in told_by.items() if key in metrics), "finetune"): metrics}
     found |= {
@@ -252,12 +250,6 @@ def _stage_metrics(read: _Reader) -> dict[str, dict[str, Any]]:
         if stage in begun
     }
     return {stage: metrics for stage, metrics in found.items() if metrics}
-
-
-def _top_ladder(read: _Reader) -> dict[str, Any]:
-    """The ladder where the folder is a ladder's own: it has a stage's folders, and its figures at the top."""
-    metrics = read.object(read.run_dir / "metrics.json")
-    return metrics if isinstance(metrics.get("rungs"), dict) else {}
 
 
 def _read_evaluation(folder: Path, read: _Reader) -> dict[str, Any]:

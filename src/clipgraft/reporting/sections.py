@@ -185,37 +185,6 @@ def refine_table(run: Run) -> Table | None:
     return Table(("", "before refining", "after"), rows, with_number_note(note, rows))
 
 
-LADDER_FIGURES = {
-    "fidelity": "prompt fidelity",
-    "fidelity_held_out": "held out",
-    "fidelity_kept_words": "kept words",
-    "fidelity_plain_words": "plain words",
-    "noise_error_500": "noise",
-}
-
-
-def ladder_table(run: Run) -> Table | None:
-    """Lay out what each part of the bridge is worth, a rung a row; None if it was not climbed."""
-    rungs = sub_dict(run.ladder, "rungs")
-    names = [name for name in LADDER_FIGURES if any(name in sub_dict(rungs, rung) for rung in rungs)]
-    if not names:
-        return None
-    rows = [
-        (rung, *(_mean_and_spread(sub_dict(sub_dict(rungs, rung), name)) for name in names)) for rung in rungs
-    ]
-    note = (
-        "From a random map to the teacher, each rung adding a part; more figures are in metrics.json. Prompt "
-        "fidelity: share of what prompts name that pictures show. Noise: error of the predicted noise at "
-        "timestep 500, 1 being without any text. After ±: standard deviation over seeds."
-    )
-    return Table(("", *(LADDER_FIGURES[name] for name in names)), rows, with_number_note(note, rows))
-
-
-def _mean_and_spread(figure: dict[str, Any]) -> str:
-    spread = figure.get("spread")
-    return decimal(figure.get("mean")) + (f" ± {decimal(spread)}" if is_number(spread) and spread else "")
-
-
 def fidelity_table(run: Run) -> Table | None:
     """Lay out prompt fidelity of each text encoder between floors and ceiling; None if not measured."""
     scores = sub_dict(run.evaluate, "scores")

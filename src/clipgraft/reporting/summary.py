@@ -14,7 +14,7 @@ VERSION = 1
 
 def summarize(run: Run) -> dict[str, Any]:
     """Return a run as JSON has it: no NaN, and no path that tells where its folder lies."""
-    summary = {
+    summary: dict[str, Any] = {
         "schema": "clipgraft.report",
         "schema_version": VERSION,
         "name": run.name,
@@ -35,7 +35,6 @@ def summarize(run: Run) -> dict[str, Any]:
         "finetune": run.finetune,
         "bridge": run.bridge,
         "refine": run.refine,
-        "ladder": run.ladder.get("rungs", {}),
         "prompt_fidelity": run.evaluate,
         "evaluation": {
             key: run.evaluation.get(key)

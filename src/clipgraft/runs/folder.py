@@ -37,8 +37,8 @@ BEFORE_RESULTS = frozenset(
 CONTENT = (
     *BEFORE_RESULTS,
     *("metrics.json", "log.jsonl", "evaluations.jsonl", "best.safetensors", "checkpoints", "tensorboard"),
-    *("clip", "graft", "samples", "states.bin", "loss.*", "interpolation.*", "ladder.*", "seed[0-9]*"),
-    *("finetune", "bridge_before", "bridge", "refine", "ladder", "generate", "evaluate"),
+    *("clip", "graft", "samples", "states.bin", "loss.*", "interpolation.*"),
+    *("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate"),
     *("vae", "unet", "probe", "flatland", "latents.safetensors"),
     *("evaluation.json", "pictures", "features", "nearest"),
     *("report.html", "report.json", "model_card.md", "figures", "comparison.*"),

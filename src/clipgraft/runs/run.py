@@ -37,7 +37,6 @@ SECTIONS = {
     "interpolate": ("data", "clip"),
     "bridge": ("data", "clip", "base", "bridge"),
     "refine": ("data", "base", "refine"),
-    "ladder": ("data", "clip", "base", "finetune", "bridge", "refine", "evaluate", "ladder"),
     "pretrain": ("data", "pretrain"),
 }
 """Sections of a recipe that decide a stage's result; it resumes only with equal ones."""

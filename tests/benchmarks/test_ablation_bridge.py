@@ -1,4 +1,7 @@
-"""The ladder: what is put together over seeds, what is drawn of it, and all rungs once on flatland."""
+"""The bridge's ablation: seeds summed up, tables and figure, and all variants once on flatland."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +12,19 @@ from clipgraft.bridging.fit import STATES_NAME
 from clipgraft.config import apply_overrides
 from clipgraft.files import write_json
 from clipgraft.flatland import is_known_to_teacher, kept_word_prompts
-from clipgraft.ladder import RUNGS, TEACHER, Climb, ladder, slug, summarize, tables
-from clipgraft.presets import ladder as ladder_recipe
-from clipgraft.reporting.plots import plot_ladder
-from clipgraft.runs.folder import unknown_names
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from ablation_bridge import (
+    TEACHER,
+    VARIANTS,
+    Ablation,
+    ablation_recipe,
+    plot,
+    run_ablation,
+    slug,
+    summarize,
+    tables,
+)
 
 FIGURES = (
     *(
@@ -27,49 +39,49 @@ FIGURES = (
 
 
 def found_of(*offsets):
-    """Figures of one seed for each offset: rung k has 0.1 k + offset in all of them."""
+    """Figures of one seed for each offset: variant k has 0.1 k + offset in all of them."""
     return [
-        {name: dict.fromkeys(FIGURES, 0.1 * place + offset) for place, name in enumerate(RUNGS)}
+        {name: dict.fromkeys(FIGURES, 0.1 * place + offset) for place, name in enumerate(VARIANTS)}
         for offset in offsets
     ]
 
 
-def test_seeds_are_put_together_by_mean_and_standard_deviation():
-    rungs = summarize(found_of(0.0, 0.02, 0.04))
-    assert list(rungs) == list(RUNGS)
-    assert rungs["map per class"]["fidelity"]["mean"] == pytest.approx(0.32)
-    assert rungs["map per class"]["fidelity"]["spread"] == pytest.approx(0.02)
-    assert rungs["map per class"]["fidelity"]["values"] == pytest.approx([0.3, 0.32, 0.34])
+def test_seeds_give_mean_and_standard_deviation():
+    variants = summarize(found_of(0.0, 0.02, 0.04))
+    assert list(variants) == list(VARIANTS)
+    assert variants["map per class"]["fidelity"]["mean"] == pytest.approx(0.32)
+    assert variants["map per class"]["fidelity"]["spread"] == pytest.approx(0.02)
+    assert variants["map per class"]["fidelity"]["values"] == pytest.approx([0.3, 0.32, 0.34])
 
 
 def test_one_seed_has_no_spread():
     assert summarize(found_of(0.0))[TEACHER]["fidelity"]["spread"] == 0
 
 
-def test_folder_names_of_rungs_are_plain_and_differ():
-    slugs = [slug(name) for name in RUNGS]
-    assert len(set(slugs)) == len(RUNGS)
+def test_folder_names_are_plain_and_differ():
+    slugs = [slug(name) for name in VARIANTS]
+    assert len(set(slugs)) == len(VARIANTS)
     assert all(name.replace("_", "").isalpha() for name in slugs)
 
 
-def test_tables_name_every_rung_and_fit_into_100_columns():
+def test_tables_name_every_variant_and_fit_into_100_columns():
     console = Console(width=100, record=True)
     for table in tables(summarize(found_of(0.0, 0.02))):
         console.print(table)
     text = console.export_text()
-    assert all(text.count(name) >= 3 for name in RUNGS)
+    assert all(text.count(name) >= 3 for name in VARIANTS)
     assert "…" not in text
 
 
 def test_the_plot_is_drawn(tmp_path):
-    plot_ladder(summarize(found_of(0.0, 0.02)), tmp_path)
-    with Image.open(tmp_path / "ladder.png") as picture:
+    plot(summarize(found_of(0.0, 0.02)), tmp_path)
+    with Image.open(tmp_path / "ablation.png") as picture:
         assert picture.size == (1200, 750)
-    svg = (tmp_path / "ladder.svg").read_text()
+    svg = (tmp_path / "ablation.svg").read_text()
     assert svg.startswith("<?xml")
 
 
-def test_prompts_with_kept_words_say_what_their_plain_ones_say():
+def test_kept_words_mean_the_same_as_plain_ones():
     prompts = kept_word_prompts()
     assert len({prompt.kept for prompt in prompts}) == len(prompts) == 120
     for prompt in prompts:
@@ -80,28 +92,27 @@ def test_prompts_with_kept_words_say_what_their_plain_ones_say():
         assert all(getattr(prompt.scene, name) for name in prompt.named)
 
 
-def test_bridges_are_fitted_to_captions_that_the_teacher_understands_alone(tmp_path):
+def test_bridges_are_fitted_to_words_the_teacher_knows(tmp_path):
     lines = [f"A {noun} running on the beach {index}" for index in range(55) for noun in ("dog", "hound")]
     (tmp_path / "captions.txt").write_text("\n".join([*lines, *lines[:20:2]]))
     recipe = apply_overrides(
         {}, [f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]
     )
-    climb = Climb(recipe, tmp_path)
+    ablation = Ablation(recipe, tmp_path)
     known = [line for index, line in enumerate(lines) if (index + 1) % 10 and "dog" in line]
-    assert torch.equal(climb.train_ids, climb.towers.input_ids(known))
+    assert torch.equal(ablation.train_ids, ablation.towers.input_ids(known))
     assert 0 < len(known) < len(lines) / 2 + 1
 
 
-def test_what_refining_measured_is_not_taken_for_a_rungs_figures(tmp_path):
+def test_figures_are_not_those_that_refining_wrote(tmp_path):
     folder = tmp_path / slug("+ refinement")
     folder.mkdir()
     write_json(folder / "metrics.json", {"before": {"50": 1.0}, "num_steps": 3})
     write_json(folder / "figures.json", {"fidelity": 0.5})
-    assert Climb(apply_overrides({}, []), tmp_path).rung("+ refinement") == {"fidelity": 0.5}
+    assert Ablation(apply_overrides({}, []), tmp_path).figures("+ refinement") == {"fidelity": 0.5}
 
 
-def test_the_padding_that_bridges_are_trained_on_does_not_depend_on_what_was_drawn_before(tmp_path):
-    """Whichever rung needs it first, as after a resume."""
+def test_padding_is_the_same_whichever_variant_is_made_first(tmp_path):
     (tmp_path / "captions.txt").write_text("".join(f"A dog running on the beach {n}\n" for n in range(12)))
     words = [f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]
     recipe = apply_overrides({}, [*words, "device=cpu", "bridge.mixed_precision=no"])
@@ -109,25 +120,24 @@ def test_the_padding_that_bridges_are_trained_on_does_not_depend_on_what_was_dra
     for name in ("first", "later"):
         (tmp_path / name).mkdir()
         torch.rand(7)
-        assert Climb(recipe, tmp_path / name).linear.states is not None
+        assert Ablation(recipe, tmp_path / name).linear.states is not None
         kept.append((tmp_path / name / STATES_NAME).read_bytes())
     assert kept[0] == kept[1]
 
 
 @pytest.mark.slow
-def test_every_rung_is_climbed_on_flatland_and_taken_as_it_is_on_resume(tmp_path):
-    small = ["finetune.num_epochs=0", "ladder.num_seeds=1", "ladder.num_prompts=2"]
-    small += ["ladder.num_kept_word_prompts=1", "evaluate.num_inference_steps=2", "data.max_train_images=16"]
+def test_every_variant_is_made_once_on_flatland(tmp_path):
+    small = ["finetune.num_epochs=0", "evaluate.num_inference_steps=2", "data.max_train_images=16"]
     small += ["bridge.max_captions=100", "bridge.num_epochs=1"]
-    recipe = apply_overrides(ladder_recipe().model_dump(), small)
-    metrics = ladder(recipe, tmp_path)
-    assert list(metrics["rungs"]) == list(RUNGS)
-    teacher = {figure: value["mean"] for figure, value in metrics["rungs"][TEACHER].items()}
+    recipe = apply_overrides(ablation_recipe().model_dump(), small)
+    sizes = {"num_seeds": 1, "num_prompts": 2, "num_kept_word_prompts": 1}
+    variants = run_ablation(recipe, tmp_path, **sizes)
+    assert list(variants) == list(VARIANTS)
+    teacher = {figure: value["mean"] for figure, value in variants[TEACHER].items()}
     assert teacher["noise_error_500"] == teacher["pixel_difference"] == 0
     assert teacher["agreement"] == 1
     assert set(teacher) == set(FIGURES)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed0/*/figures.json")}
-    assert len(written) == len(RUNGS)
-    ladder(recipe, tmp_path, resume=True)
-    assert unknown_names(tmp_path) == []
+    assert len(written) == len(VARIANTS)
+    run_ablation(recipe, tmp_path, **sizes)
     assert {path: path.stat().st_mtime_ns for path in written} == written

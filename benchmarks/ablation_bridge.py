@@ -1,5 +1,15 @@
-"""The ladder: from a random map to the teacher, what each part of a bridge is worth on flatland."""
+"""What each part of a bridge is worth on flatland, from a random map to the teacher.
 
+    python benchmarks/ablation_bridge.py --out DIR [--seeds 3] [--set KEY=VALUE ...]
+
+CLIP is fine-tuned once on all five captions of each image, synonyms included. The bridges are fitted to the
+captions whose every word the teacher was trained on, some two thirds, and refined with a teacher whose weight
+falls to nothing. DIR gets `finetune/`, a folder for each seed with one for each variant, `metrics.json`,
+`ablation.png` and `ablation.svg`; variants that are there already are not made again. docs/bridge.md shows
+the figures of three seeds, benchmarks/results/ladder.json has them all.
+"""
+
+import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -8,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -17,14 +29,23 @@ from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import STATES_NAME, fit_residual, linear_bridge
 from clipgraft.bridging.pairs import LinearFit, Towers
 from clipgraft.bridging.refine import Pictures, load_pictures, refine
-from clipgraft.config import ModelSettings, Recipe
+from clipgraft.config import (
+    BridgeSettings,
+    DataSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    ModelSettings,
+    Recipe,
+    RefineSettings,
+    apply_overrides,
+)
 from clipgraft.console import track
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.metrics.fidelity import fidelity_scores
 from clipgraft.evaluation.metrics.noise_error import attribute_agreement, noise_pred_errors, pixel_difference
 from clipgraft.evaluation.metrics.probe import load_probe, read_attributes
-from clipgraft.files import read_json, write_json
+from clipgraft.files import read_json, write_bytes, write_json
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
 from clipgraft.generation.generator import ImageGenerator, load_generators
@@ -34,12 +55,11 @@ from clipgraft.models.bridge import Bridge
 from clipgraft.models.graft import load_graft, save_graft
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.weights import write_tensors
-from clipgraft.reporting.export_card import public_recipe
-from clipgraft.reporting.plots import plot_ladder
-from clipgraft.runs.run import stage_folder
+from clipgraft.reporting.plots import FONT_POINTS, LIGHT, render_figure, style_axes
+from clipgraft.runs.run import METRICS_NAME, Run
 
 TEACHER = "teacher"
-RUNGS = (
+VARIANTS = (
     "random map",
     "zero padding",
     "one linear map",
@@ -50,61 +70,91 @@ RUNGS = (
     TEACHER,
 )
 FIGURES_NAME = "figures.json"
-"""Of a rung; not `metrics.json`, which refining writes there before the rung is measured."""
+"""Of a variant; not `metrics.json`, which refining writes there before the variant is measured."""
 NUM_MEASURED_IMAGES = 64
+NUM_PROMPTS = 40
+"""The first n of flatland's 240 fixed prompts."""
+NUM_KEPT_WORD_PROMPTS = 20
+"""The first n of 120 prompts with words that the teacher never read."""
 SEEDS_APART = 1000
-"""Between the drawing seeds of two runs: more than there are prompts."""
+"""Between the image seeds of two seeds of training: more than there are prompts."""
+LINES = (
+    ("fidelity", "prompt fidelity", LIGHT.batch, "o"),
+    ("fidelity_kept_words", "with words kept from the teacher", LIGHT.mean, "s"),
+    ("fidelity_plain_words", "the same in plain words", LIGHT.text, "D"),
+)
+
+Figures = dict[str, dict[str, Any]]
+"""By figure its `mean`, `spread` (standard deviation over seeds) and `values`."""
 
 
-def ladder(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Climb the ladder with `recipe.ladder.num_seeds` seeds.
+def ablation_recipe() -> Recipe:
+    """Return the settings that the figures in docs/bridge.md were made with."""
+    return Recipe(
+        finetune=FinetuneSettings(
+            learning_rate=3e-4, lr_schedule="cosine", num_epochs=6, captions_per_image=5
+        ),
+        data=DataSettings(max_train_images=3000, max_val_images=100, max_test_images=200),
+        bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=18_000),
+        refine=RefineSettings(num_epochs=1, teacher_end=0.0, snr_gamma=5.0),
+        evaluate=EvaluateSettings(num_inference_steps=20),
+    )
+
+
+def run_ablation(recipe: Recipe, folder: Path, *, num_seeds: int = 3, **sizes: int) -> dict[str, Figures]:
+    """Make and measure all variants with each seed; return figures by variant.
 
     Args:
-        recipe: All of its settings but `generate` and `pretrain` are read. CLIP is fine-tuned first, once for
-            all seeds, where epochs of it are asked for.
-        folder: Gets `finetune/`, a folder for each seed with one for each rung, `metrics.json`, `ladder.png`
-            and `ladder.svg`.
-        resume: Take finished rungs as they are.
-
-    Returns:
-        The metrics that were written: `rungs`, by name each figure's `mean`, `spread` (standard deviation
-        over seeds) and `values`; the settings.
+        recipe: CLIP is fine-tuned first, once for all seeds, where epochs of it are asked for.
+        folder: For all results; see this file's first lines.
+        num_seeds: From `recipe.seed` on.
+        sizes: Of `Ablation`.
     """
     clip = recipe.clip
     if recipe.finetune.num_epochs:
         tuned = folder / "finetune"
-        if not (resume and (tuned / "metrics.json").is_file()):
-            with stage_folder(tuned, recipe, resume=resume, overwrite=True) as stage_dir:
-                finetune(recipe, stage_dir, resume=resume)
+        if not (tuned / METRICS_NAME).is_file():
+            with Run.begin(tuned, recipe, stage="finetune", resume=True):
+                finetune(recipe, tuned, resume=True)
         clip = ModelSettings(name=str(tuned / "clip"))
     found = []
-    for seed in range(recipe.seed, recipe.seed + recipe.ladder.num_seeds):
+    for seed in range(recipe.seed, recipe.seed + num_seeds):
         own = recipe.model_copy(update={"clip": clip, "seed": seed})
-        climb = Climb(own, folder / f"seed{seed}")
-        found.append({name: climb.rung(name) for name in (TEACHER, *RUNGS[:-1])})
-        (climb.folder / STATES_NAME).unlink(missing_ok=True)
-    metrics = {"rungs": summarize(found), "recipe": public_recipe(recipe.model_dump(mode="json"))}
-    write_json(folder / "metrics.json", metrics)
-    plot_ladder(metrics["rungs"], folder)
-    for table in tables(metrics["rungs"]):
+        ablation = Ablation(own, folder / f"seed{seed}", **sizes)
+        found.append({name: ablation.figures(name) for name in (TEACHER, *VARIANTS[:-1])})
+        (ablation.folder / STATES_NAME).unlink(missing_ok=True)
+    variants = summarize(found)
+    write_json(folder / METRICS_NAME, {"variants": variants, "recipe": recipe.model_dump(mode="json")})
+    plot(variants, folder)
+    for table in tables(variants):
         Console(width=100).print(table)
-    return metrics
+    return variants
 
 
-class Climb:
-    """All rungs with one seed.
+class Ablation:
+    """All variants with one seed.
 
     Args:
         recipe: With the CLIP to graft and the seed.
-        folder: Gets a folder for each rung with `figures.json` and, but for the teacher, `graft/`.
+        folder: Gets a folder for each variant with `figures.json` and, but for the teacher, `graft/`.
+        num_prompts: The first n of flatland's fixed prompts.
+        num_kept_word_prompts: The first n of those with words that the teacher never read.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path):
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        num_prompts: int = NUM_PROMPTS,
+        num_kept_word_prompts: int = NUM_KEPT_WORD_PROMPTS,
+    ):
         self.recipe, self.folder = recipe, folder
+        self.num_prompts, self.num_kept_word_prompts = num_prompts, num_kept_word_prompts
         self.device = choose_device(recipe.device)
 
-    def rung(self, name: str) -> dict[str, float]:
-        """Return a rung's figures; made unless they are there."""
+    def figures(self, name: str) -> dict[str, float]:
+        """Return a variant's figures; measured unless they are there."""
         folder = self.folder / slug(name)
         path = folder / FIGURES_NAME
         if not path.is_file():
@@ -128,7 +178,7 @@ class Climb:
     @cached_property
     def linear(self) -> LinearFit:
         """What the bridges are fitted to."""
-        # A generator of its own: a resumed ladder may need it first in another rung.
+        # A generator of its own: a resumed ablation may need it first for another variant.
         generator = torch.Generator().manual_seed(self.recipe.seed)
         return self.towers.fit_linear(self.train_ids, self.folder / STATES_NAME, generator)
 
@@ -206,9 +256,8 @@ class Climb:
 
     def _picture_figures(self, graft: Path | None, folder: Path) -> dict[str, float]:
         """Prompt fidelity, with plain words and with those kept from the teacher; likeness to its own."""
-        settings = self.recipe.ladder
-        prompts = fidelity_prompts()[: settings.num_prompts]
-        words = kept_word_prompts()[: settings.num_kept_word_prompts]
+        prompts = fidelity_prompts()[: self.num_prompts]
+        words = kept_word_prompts()[: self.num_kept_word_prompts]
         texts = [prompt.text for prompt in prompts]
         texts += [text for prompt in words for text in (prompt.kept, prompt.plain)]
         encoders = {folder.name: graft}
@@ -261,28 +310,28 @@ class Climb:
 
 
 def slug(name: str) -> str:
-    """Folder name of a rung."""
+    """Folder name of a variant."""
     return name.replace("+ ", "").replace("/", "_").replace(" ", "_").lower()
 
 
-def summarize(found: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Put seeds together: by rung and figure `mean`, `spread` (standard deviation) and `values`."""
-    rungs: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in RUNGS:
-        rungs[name] = {}
+def summarize(found: Sequence[dict[str, dict[str, float]]]) -> dict[str, Figures]:
+    """Put seeds together: figures by variant."""
+    variants: dict[str, Figures] = {}
+    for name in VARIANTS:
+        variants[name] = {}
         for figure in found[0][name]:
             values = [one[name][figure] for one in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            rungs[name][figure] = {"mean": statistics.mean(values), "spread": spread, "values": values}
-    return rungs
+            variants[name][figure] = {"mean": statistics.mean(values), "spread": spread, "values": values}
+    return variants
 
 
-def tables(rungs: dict[str, dict[str, dict[str, Any]]]) -> tuple[Table, Table, Table]:
+def tables(variants: dict[str, Figures]) -> tuple[Table, Table, Table]:
     """Errors of states and of predicted noise, and what pictures show; means over seeds."""
 
     def table(title: str, columns: dict[str, str], show: Callable[[dict[str, Any]], str]) -> Table:
         grid = Table("", *columns.values(), title=title)
-        for name, figures in rungs.items():
+        for name, figures in variants.items():
             grid.add_row(name, *(show(figures[key]) for key in columns))
         return grid
 
@@ -295,7 +344,7 @@ def tables(rungs: dict[str, dict[str, dict[str, Any]]]) -> tuple[Table, Table, T
     classes = ("words", "eos", "padding")
     states = {f"state_error_{name}": name for name in classes}
     states |= {f"key_value_error_{name}": f"k/v {name}" for name in classes}
-    figures = next(iter(rungs.values()))
+    figures = next(iter(variants.values()))
     noise = {key: key.rpartition("_")[2] for key in figures if key.startswith("noise_error")}
     likeness = {"pixel_difference": "pixels apart", "agreement": "agreement"}
     fidelity = {
@@ -312,3 +361,42 @@ def tables(rungs: dict[str, dict[str, dict[str, Any]]]) -> tuple[Table, Table, T
         ),
         table("prompt fidelity: mean and standard deviation over seeds", fidelity, both),
     )
+
+
+def plot(variants: dict[str, Figures], folder: Path) -> None:
+    """Plot prompt fidelity by variant, with the range over seeds, as ablation.png and ablation.svg."""
+    for image_format in ("png", "svg"):
+        content = render_figure(lambda axes: _plot_fidelity(axes, variants), image_format, LIGHT)
+        write_bytes(folder / f"ablation.{image_format}", content)
+
+
+def _plot_fidelity(axes: Axes, variants: dict[str, Figures]) -> None:
+    style_axes(axes, LIGHT, "", x_label="share of what prompts name that images show")
+    places = np.arange(len(variants))[::-1]
+    for key, label, color, marker in LINES:
+        means = [figures[key]["mean"] for figures in variants.values()]
+        axes.plot(means, places, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
+        for place, figures in zip(places, variants.values(), strict=True):
+            values = figures[key]["values"]
+            axes.plot([min(values), max(values)], [place, place], color=color, linewidth=3, alpha=0.3)
+    axes.yaxis.set_major_locator(FixedLocator(places.tolist()))
+    axes.set_yticklabels(list(variants))
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
+    axes.legend(loc="upper right", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    recipe = apply_overrides(ablation_recipe().model_dump(), options.set)
+    options.out.mkdir(parents=True, exist_ok=True)
+    run_ablation(recipe, options.out, num_seeds=options.seeds)
+
+
+if __name__ == "__main__":
+    main()
