@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from clipgraft.config import DataSettings
 from clipgraft.data.check import WORD
-from clipgraft.data.sources import load_source
+from clipgraft.data.formats import load_dataset
 from clipgraft.device import describe_environment
 
 RESULT = Path(__file__).parent / "results" / "captions.json"
@@ -45,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--flickr8k", type=Path, default=TOKEN_FILE)
     path = parser.parse_args().flickr8k
-    sets = {"flatland8k": [c for image in load_source(DataSettings()).images for c in image.captions]}
+    sets = {"flatland8k": [c for image in load_dataset().images for c in image.captions]}
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         sets["Flickr8k"] = [line.split("\t", 1)[1] for line in lines if "\t" in line]

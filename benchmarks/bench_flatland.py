@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 
 from clipgraft.config import BridgeSettings, DataSettings, EvaluateSettings, FinetuneSettings, Recipe
 from clipgraft.data.batches import load_pixels
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.device import describe_environment
 from clipgraft.models.flatland_config import IMAGE_SIZE
 from clipgraft.models.hub import embedded_models
@@ -46,7 +46,7 @@ def main() -> None:
     finetuned, evaluated = (
         json.loads((folder / stage / "metrics.json").read_text()) for stage in ("finetune", "evaluate")
     )
-    test = select(load_source(DataSettings()), "test", NUM_TEST_IMAGES)
+    test = load_dataset().test[: NUM_TEST_IMAGES or None]
     vae = AutoencoderKL.from_pretrained(embedded_models() / "base" / "vae").float()
     scores = evaluated["scores"]
     losses = finetuned["epoch_mean_loss"]

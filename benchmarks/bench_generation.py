@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipgraft.device import cache_dir, describe_environment, quiet_libraries
+from clipgraft.cache import cache_dir
+from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.similarity import psnr, ssim
 from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
 from clipgraft.generation.engines.engine import choose_engine

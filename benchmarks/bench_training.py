@@ -27,11 +27,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from clipgraft.config import DataSettings
 from clipgraft.data.crops import Crops, cut_crops
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
-from clipgraft.data.sources import load_source
 from clipgraft.device import choose_mixed_precision, describe_environment, quiet_libraries
 from clipgraft.models.attention import ATTENTION, attend
 from clipgraft.models.clip import ClipParts, encode_images
@@ -55,7 +54,7 @@ Step = Callable[[], float]
 def photographs(folder: Path, number: int) -> list[CaptionedImage]:
     """Flatland's pictures at a photograph's size as JPEG, with five captions each."""
     images = []
-    for image in load_source(DataSettings()).images[:number]:
+    for image in load_dataset().images[:number]:
         path = folder / f"{Path(image.image_id).stem}.jpg"
         if not path.is_file():
             with Image.open(image.path) as picture:

@@ -26,7 +26,7 @@ LAYERS = (
     {"models"},
     {"data"},
     {"flatland"},
-    {"runs"},
+    {"runs", "cache"},
     {"device", "presets", "console"},
     {"config"},
     {"settings"},

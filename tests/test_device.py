@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
+from clipgraft.cache import cache_dir
 from clipgraft.cli.doctor import examine
 from clipgraft.device import (
-    cache_dir,
     choose_device,
     choose_mixed_precision,
     describe_environment,

@@ -105,21 +105,6 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     return PRECISION_DTYPES[choose_mixed_precision("auto", device)]
 
 
-def cache_dir() -> Path:
-    """Folder for what can be made again, by the XDG convention.
-
-    Raises:
-        UserError: If there is neither `XDG_CACHE_HOME` nor a home folder, as in a container under a bare id.
-    """
-    named = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(named or Path.home() / ".cache") / "clipgraft"
-    except RuntimeError as error:
-        raise UserError(
-            "no home folder to keep a cache in; set XDG_CACHE_HOME to a folder that can be written"
-        ) from error
-
-
 def num_processes() -> int:
     """Return how many processes share the work, as who started them says in the environment.
 

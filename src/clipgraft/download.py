@@ -8,8 +8,9 @@ from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 
+from clipgraft.cache import cache_dir
 from clipgraft.config import ModelSettings, Recipe
-from clipgraft.device import PRECISION_DTYPES, cache_dir, choose_device, choose_mixed_precision
+from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.engine import choose_engine
 from clipgraft.generation.engines.options import DEFAULT_SPEED

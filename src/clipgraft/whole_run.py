@@ -11,7 +11,7 @@ from clipgraft.bridging.pairs import Towers
 from clipgraft.bridging.refine import check_prediction, check_settings, refine
 from clipgraft.config import Recipe
 from clipgraft.console import print_line
-from clipgraft.data.text_lines import read_lines
+from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate import evaluate

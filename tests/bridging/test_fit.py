@@ -11,7 +11,7 @@ from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import bridge, say_collapse
 from clipgraft.bridging.pairs import Towers
 from clipgraft.config import apply_overrides
-from clipgraft.data.text_lines import read_lines
+from clipgraft.data.formats import read_lines
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, position_weights, token_classes

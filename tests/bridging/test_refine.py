@@ -20,7 +20,7 @@ from clipgraft.bridging.refine import (
     with_makings,
 )
 from clipgraft.config import apply_overrides, load_recipe
-from clipgraft.data.formats import read_source
+from clipgraft.data.formats import load_dataset
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import load_graft
@@ -165,7 +165,7 @@ def test_last_text_layers_change_by_low_rank_updates(world, tmp_path):
 
 def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
     base = FrozenBase.load(str(world["base"]))
-    images = read_source(world["data"]).in_split("test")
+    images = load_dataset(world["data"]).in_split("test")
     first = load_latents(base, images, 64)
     assert first.shape == (4, 4, 8, 8)
     assert first.dtype == torch.float16
@@ -175,7 +175,7 @@ def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
 
 def test_a_picture_without_finite_latents_is_named_and_nothing_is_kept(world):
     base = FrozenBase.load(str(world["base"]))
-    images = read_source(world["data"]).in_split("test")
+    images = load_dataset(world["data"]).in_split("test")
     with torch.no_grad():
         base.vae.quant_conv.bias[0] = float("nan")
     for _ in range(2):
@@ -188,7 +188,7 @@ def test_a_picture_without_finite_latents_is_named_and_nothing_is_kept(world):
 def test_damaged_latents_are_said_and_encoded_anew(world, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     base = FrozenBase.load(str(world["base"]))
-    images = read_source(world["data"]).in_split("test")
+    images = load_dataset(world["data"]).in_split("test")
     first = load_latents(base, images, 64)
     (path,) = (tmp_path / "clipgraft" / "latents").iterdir()
     path.write_bytes(path.read_bytes()[:-9])

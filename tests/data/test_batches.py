@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from clipgraft.data.batches import CropBatches, LatentBatches, from_uint8, load_pixels, to_uint8
-from clipgraft.data.formats import read_source
+from clipgraft.data.formats import load_dataset
 
 
 def builders():
@@ -59,7 +59,7 @@ def test_pixels_come_back_through_uint8():
 
 
 def test_images_are_decoded_to_the_size_asked_for(tmp_path):
-    source = read_source(tiny.write_flickr8k(tmp_path / "data", num_images=6))
+    source = load_dataset(tiny.write_flickr8k(tmp_path / "data", num_images=6))
     pixels = load_pixels(source.images, 24)
     assert pixels.shape == (6, 3, 24, 24)
     assert pixels.dtype == torch.uint8

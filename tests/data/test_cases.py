@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from clipgraft.cli import app as cli
-from clipgraft.data.formats import read_source
-from clipgraft.data.text_lines import read_lines
+from clipgraft.data.formats import load_dataset, read_lines
 
 DIGITS = "9" * 5000
 DEEP = "[" * 100_000
@@ -44,7 +43,7 @@ WRITTEN: dict[str, tuple[dict[str, str], str]] = {
     ),
     "null caption alone": (
         {"captions_val.json": COCO % '{"image_id": 0, "caption": null}'},
-        r"Left out: 1 caption\(s\): empty caption",
+        r"Excluded: 1 caption\(s\): empty caption",
     ),
     "digits in a token file": (
         {"Flickr8k.token.txt": f"p0.jpg#{DIGITS}\ta dog"},
@@ -52,7 +51,7 @@ WRITTEN: dict[str, tuple[dict[str, str], str]] = {
     ),
     "huge caption": (
         {"p0.txt": "dog " * 10_000},
-        r"Left out: 1 caption\(s\): caption of over 10,000 characters",
+        r"Excluded: 1 caption\(s\): caption of over 10,000 characters",
     ),
     "JSON beside an image": (
         {"p0.txt": '{\n  "caption": "A dog"\n}'},
@@ -148,7 +147,7 @@ def test_folder_that_once_failed_gives_right_values_or_one_line(
         return
     assert isinstance(told, dict)
     assert told["unreadable"] == {}
-    source = read_source(cases_dir / name)
+    source = load_dataset(cases_dir / name)
     captions = {image.image_id: list(image.captions) for image in source.images}
     assert expected.items() <= captions.items()
     if name == "layouts/split-column":
@@ -259,7 +258,7 @@ def test_byte_order_mark_of_windows_editors_is_no_part_of_the_text(tmp_path: Pat
     }
     (tmp_path / "p0.jpg").touch()
     (tmp_path / file).write_bytes(b"\xef\xbb\xbf" + texts[file].encode())
-    (image,) = read_source(tmp_path).images
+    (image,) = load_dataset(tmp_path).images
     assert (image.image_id, image.captions) == ("p0.jpg", ("a dog",))
     (tmp_path / "captions").write_bytes(b"\xef\xbb\xbfa dog\r\n\r\na cat\r\n")
     assert read_lines(tmp_path / "captions", "caption") == ["a dog", "a cat"]

@@ -10,8 +10,8 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from clipgraft.data.check import Lengths, SourceCheck, check_source, render, to_json
-from clipgraft.data.formats import read_source
+from clipgraft.data.check import DatasetCheck, Lengths, check_dataset, render, to_json
+from clipgraft.data.formats import load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +43,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def printed(check: SourceCheck) -> str:
+def printed(check: DatasetCheck) -> str:
     text = io.StringIO()
     Console(width=120, file=text).print(render(check))
     return text.getvalue()
 
 
 def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    check = check_source(read_source(folder), tokenizer)
+    check = check_dataset(load_dataset(folder), tokenizer)
     assert check.counts == {
         "train": {"images": 2, "captions": 3},
         "val": {"images": 1, "captions": 1},
         "test": {"images": 1, "captions": 1},
     }
-    assert [(g.kind, g.reason, g.count, g.examples) for g in check.left_out] == [
+    assert [(g.kind, g.reason, g.count, g.examples) for g in check.excluded] == [
         ("image", "no caption", 1, ("train/silent.png",))
     ]
     assert check.captions_per_image == {1: 3, 2: 1}
@@ -71,7 +71,7 @@ def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -
 
 
 def test_check_without_tokenizer_and_photographs_leaves_these_out(folder: Path) -> None:
-    check = check_source(read_source(folder), read_images=False)
+    check = check_dataset(load_dataset(folder), read_images=False)
     assert (check.caption_tokens, check.num_over_context_length) == (None, None)
     assert (check.num_images_read, check.unreadable) == (0, None)
     assert json.loads(to_json(check))["unreadable"] is None  # not looked for is not none found
@@ -84,19 +84,19 @@ def test_samples_are_five_images_spread_over_the_source(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"{number:02}.jpg").touch()
         (tmp_path / f"{number:02}.txt").write_text(f"caption {number}")
-    samples = check_source(read_source(tmp_path), read_images=False).samples
+    samples = check_dataset(load_dataset(tmp_path), read_images=False).samples
     assert [sample.image_id for sample in samples] == ["00.jpg", "02.jpg", "04.jpg", "07.jpg", "09.jpg"]
     assert samples[1].captions == ("caption 2",)
 
 
 def test_each_photograph_is_told_of(folder: Path) -> None:
     told: list[int] = []
-    check = check_source(read_source(folder), on_image=lambda: told.append(1))
+    check = check_dataset(load_dataset(folder), on_image=lambda: told.append(1))
     assert len(told) == check.num_images_read == 4
 
 
 def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    text = printed(check_source(read_source(folder), tokenizer))
+    text = printed(check_dataset(load_dataset(folder), tokenizer))
     rows = {" ".join(line.split()) for line in text.splitlines()}
     assert {"train 2 3", "val 1 1", "test 1 1", "in 4 5", "read in all 5 5"} <= rows
     assert "out: no caption 1 train/silent.png" in rows
@@ -110,7 +110,7 @@ def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: 
 def test_printed_captions_cannot_steer_the_terminal_or_the_markup(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").write_text("[red]a\x1b[2J dog[/red]")
-    text = printed(check_source(read_source(tmp_path), read_images=False))
+    text = printed(check_dataset(load_dataset(tmp_path), read_images=False))
     assert r"[red]a\x1b[2J dog[/red]" in text
     assert "\x1b[2J" not in text
 
@@ -119,7 +119,7 @@ def test_long_lists_are_cut_in_the_terminal_and_whole_in_json(tmp_path: Path) ->
     for number in range(13):
         (tmp_path / f"{number:02}.jpg").touch()
         (tmp_path / f"{number:02}.txt").write_text("a dog")
-    check = check_source(read_source(tmp_path))
+    check = check_dataset(load_dataset(tmp_path))
     text = printed(check)
     assert "13 cannot be opened" in text
     assert "09.jpg: is empty (0 bytes)" in text
@@ -128,9 +128,9 @@ def test_long_lists_are_cut_in_the_terminal_and_whole_in_json(tmp_path: Path) ->
 
 
 def test_json_holds_every_field(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    check = check_source(read_source(folder), tokenizer)
+    check = check_dataset(load_dataset(folder), tokenizer)
     content = json.loads(to_json(check))
-    assert set(content) == set(SourceCheck.__slots__)
+    assert set(content) == set(DatasetCheck.__slots__)
     assert content["counts"]["train"] == {"images": 2, "captions": 3}
     assert content["captions_per_image"] == {"1": 3, "2": 1}
     assert content["caption_tokens"] == {"shortest": 4, "median": 8, "longest": 82}
@@ -138,9 +138,9 @@ def test_json_holds_every_field(folder: Path, tokenizer: CLIPTokenizer) -> None:
 
 
 def test_real_folder_is_whole(flickr8k_dir: Path) -> None:
-    check = check_source(read_source(flickr8k_dir))
+    check = check_dataset(load_dataset(flickr8k_dir))
     assert check.num_images_read == 50
     assert (check.unreadable, check.duplicates, check.leakage) == ({}, (), ())
     assert check.captions_per_image == {5: 50}
-    assert [(group.reason, group.count) for group in check.left_out] == [("no photograph", 40_210)]
+    assert [(group.reason, group.count) for group in check.excluded] == [("no photograph", 40_210)]
     assert "opened, none damaged, none twice" in printed(check)

@@ -13,28 +13,30 @@ from clipgraft.data.dataset import (
     NO_CAPTION,
     NO_PHOTOGRAPH,
     OTHER_FORMAT,
+    CaptionDataset,
     CaptionedImage,
-    LeftOut,
+    CaptionedImages,
+    Excluded,
     RawCaption,
-    Reading,
-    Source,
+    RawDataset,
     assemble,
     check_image_name,
     hash_split,
+    merge_duplicates,
 )
 from clipgraft.errors import DataError
 
 
-def make_source(*images: CaptionedImage) -> Source:
-    return Source(Path("root"), "format", {}, images, ())
+def make_source(*images: CaptionedImage) -> CaptionDataset:
+    return CaptionDataset(Path("root"), "format", {}, CaptionedImages(images), ())
 
 
 def make_image(image_id: str, split: str = "train", captions: tuple[str, ...] = ("a dog",)) -> CaptionedImage:
     return CaptionedImage(image_id, Path("root") / image_id, captions, split)
 
 
-def make_reading(names: list[str], captions: list[RawCaption], splits: dict[str, str] | None) -> Reading:
-    return Reading("format", {"captions": "c.txt"}, {name: Path(name) for name in names}, captions, splits)
+def make_reading(names: list[str], captions: list[RawCaption], splits: dict[str, str] | None) -> RawDataset:
+    return RawDataset("format", {"captions": "c.txt"}, {name: Path(name) for name in names}, captions, splits)
 
 
 def test_source_counts_images_and_captions_of_each_split() -> None:
@@ -44,7 +46,7 @@ def test_source_counts_images_and_captions_of_each_split() -> None:
         "val": {"images": 1, "captions": 2},
         "test": {"images": 0, "captions": 0},
     }
-    assert (source.num_images, source.num_captions) == (3, 4)
+    assert (len(source.images), len(source.images.captions)) == (3, 4)
     assert [image.image_id for image in source.in_split("train")] == ["a", "c"]
 
 
@@ -134,20 +136,20 @@ def test_assemble_counts_every_photograph_and_caption_in_or_out() -> None:
     splits = dict.fromkeys(["in.jpg", "silent.jpg", "old.gif", "nowhere.jpg", "only-empty.jpg"], "train")
     source = assemble(Path("root"), make_reading(names, captions, splits), include_unsplit=False)
     assert [image.image_id for image in source.images] == ["in.jpg"]
-    assert set(source.left_out) == {
-        LeftOut("caption", "in.jpg#1", EMPTY_CAPTION),
-        LeftOut("caption", "only-empty.jpg#0", EMPTY_CAPTION),
-        LeftOut("caption", "gone.jpg#0", NO_PHOTOGRAPH),
-        LeftOut("caption", "stray.jpg#0", IN_NO_SPLIT),
-        LeftOut("caption", "old.gif#0", OTHER_FORMAT),
-        LeftOut("image", "silent.jpg", NO_CAPTION),
-        LeftOut("image", "only-empty.jpg", NO_CAPTION),
-        LeftOut("image", "stray.jpg", IN_NO_SPLIT),
-        LeftOut("image", "old.gif", OTHER_FORMAT),
-        LeftOut("image", "._in.jpg", HIDDEN_FILE),
-        LeftOut("image", "nowhere.jpg", NEITHER),
+    assert set(source.excluded) == {
+        Excluded("caption", "in.jpg#1", EMPTY_CAPTION),
+        Excluded("caption", "only-empty.jpg#0", EMPTY_CAPTION),
+        Excluded("caption", "gone.jpg#0", NO_PHOTOGRAPH),
+        Excluded("caption", "stray.jpg#0", IN_NO_SPLIT),
+        Excluded("caption", "old.gif#0", OTHER_FORMAT),
+        Excluded("image", "silent.jpg", NO_CAPTION),
+        Excluded("image", "only-empty.jpg", NO_CAPTION),
+        Excluded("image", "stray.jpg", IN_NO_SPLIT),
+        Excluded("image", "old.gif", OTHER_FORMAT),
+        Excluded("image", "._in.jpg", HIDDEN_FILE),
+        Excluded("image", "nowhere.jpg", NEITHER),
     }
-    assert len(source.left_out) == 11
+    assert len(source.excluded) == 11
 
 
 def test_images_outside_every_split_go_to_train_only_if_asked() -> None:
@@ -158,7 +160,7 @@ def test_images_outside_every_split_go_to_train_only_if_asked() -> None:
     assert {image.image_id: image.split for image in without.images} == {"a.jpg": "val"}
     included = assemble(Path("root"), reading, include_unsplit=True)
     assert {image.image_id: image.split for image in included.images} == {"a.jpg": "val", "b.jpg": "train"}
-    assert included.left_out == ()
+    assert included.excluded == ()
 
 
 def test_split_is_drawn_by_image_and_said_so_when_none_is_named() -> None:
@@ -178,3 +180,16 @@ def test_source_without_one_captioned_image_is_refused_with_the_reasons() -> Non
         DataError, match=r"no image with a caption remains .*captions c.txt.*2 caption\(s\): no photograph"
     ):
         assemble(Path("root"), reading, include_unsplit=False)
+
+
+def test_equal_files_are_one_image_with_the_captions_of_all(tmp_path):
+    images = []
+    for name, content, captions in (("a", b"1", ("x", "y")), ("b", b"2", ("z",)), ("c", b"1", ("x", "w"))):
+        (tmp_path / name).write_bytes(content)
+        images.append(CaptionedImage(name, tmp_path / name, captions, "test"))
+    merged = merge_duplicates(images)
+    assert [(image.image_id, image.captions) for image in merged] == [
+        ("a", ("x", "y", "x", "w")),
+        ("b", ("z",)),
+    ]
+    assert merge_duplicates(images[:2]) == tuple(images[:2])

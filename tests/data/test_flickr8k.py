@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.dataset import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH, Source
-from clipgraft.data.formats import read_source
+from clipgraft.data.dataset import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH, CaptionDataset
+from clipgraft.data.formats import load_dataset
 from clipgraft.errors import DataError
 
 TOKENS = "a.jpg#0\tA dog runs .\na.jpg#1\tA dog\nb.jpg#0\tA cat , asleep .\n"
@@ -25,7 +25,7 @@ def write(
     return root
 
 
-def captions_of(source: Source) -> dict[str, tuple[str, ...]]:
+def captions_of(source: CaptionDataset) -> dict[str, tuple[str, ...]]:
     return {image.image_id: image.captions for image in source.images}
 
 
@@ -33,7 +33,7 @@ EXPECTED = {"a.jpg": ("A dog runs .", "A dog"), "b.jpg": ("A cat , asleep .",)}
 
 
 def test_official_form_is_found_and_its_files_are_named(tmp_path: Path) -> None:
-    source = read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}))
+    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}))
     assert source.format == "Flickr8k token file"
     assert source.files == {
         "captions": "Flickr8k.token.txt",
@@ -59,13 +59,13 @@ def test_official_form_is_found_and_its_files_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_image_folder_is_found_under_each_of_its_names(tmp_path: Path, folder: str) -> None:
-    source = read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}, folder=folder))
+    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}, folder=folder))
     assert source.files["images"] == folder
     assert captions_of(source) == EXPECTED
 
 
 def test_images_beside_the_caption_file_are_found(tmp_path: Path) -> None:
-    source = read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, folder="."))
+    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, folder="."))
     assert source.files["images"] == "."
     assert captions_of(source) == EXPECTED
 
@@ -78,7 +78,7 @@ def test_nested_text_folder_and_what_macos_adds_do_not_disturb(tmp_path: Path) -
         "Flickr8k_text/._Flickr8k.token.txt": b"\0\5",
         **{f"Flickr8k_text/{name}": text for name, text in LISTS.items()},
     }
-    source = read_source(write(tmp_path, files, folder="Flicker8k_Dataset"))
+    source = load_dataset(write(tmp_path, files, folder="Flicker8k_Dataset"))
     assert source.files["captions"] == "Flickr8k_text/Flickr8k.token.txt"
     assert captions_of(source) == EXPECTED
 
@@ -98,12 +98,13 @@ def test_nested_text_folder_and_what_macos_adds_do_not_disturb(tmp_path: Path) -
 def test_token_file_reads_the_same_in_every_variant(tmp_path: Path, change: Callable[[str], str]) -> None:
     lists = {name: change(text) for name, text in LISTS.items()}
     assert (
-        captions_of(read_source(write(tmp_path, {"Flickr8k.token.txt": change(TOKENS), **lists}))) == EXPECTED
+        captions_of(load_dataset(write(tmp_path, {"Flickr8k.token.txt": change(TOKENS), **lists})))
+        == EXPECTED
     )
 
 
 def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
-    source = read_source(write(tmp_path, {"Flickr8k.token.txt": "a.jpg#0\tA café\n".encode("cp1252")}))
+    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": "a.jpg#0\tA café\n".encode("cp1252")}))
     assert captions_of(source) == {"a.jpg": ("A café",)}
     assert "not UTF-8, so read as Windows-1252: Flickr8k.token.txt" in source.notes
 
@@ -117,21 +118,21 @@ def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
 )
 def test_file_in_no_readable_encoding_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_source(write(tmp_path, {"Flickr8k.token.txt": content}))
+        load_dataset(write(tmp_path, {"Flickr8k.token.txt": content}))
 
 
 @pytest.mark.parametrize("line", ["b.jpg A cat", "b.jpg#0", "b.jpg#zero\tA cat", "just words"])
 def test_token_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path, line: str) -> None:
     root = write(tmp_path, {"Flickr8k.token.txt": f"a.jpg#0\tA dog\n\n{line}\n"})
     with pytest.raises(DataError) as error:
-        read_source(root)
+        load_dataset(root)
     expected = "expected IMAGE.jpg#NUMBER, a tab and the caption"
     assert str(error.value) == f"{root / 'Flickr8k.token.txt'}, line 3: read {line!r}; {expected}"
 
 
 def test_kaggle_form_reads_as_the_token_file_does(tmp_path: Path) -> None:
     text = 'image,caption\na.jpg,A dog runs .\na.jpg,A dog\nb.jpg,"A cat , asleep ."\n'
-    source = read_source(write(tmp_path, {"captions.txt": text}))
+    source = load_dataset(write(tmp_path, {"captions.txt": text}))
     assert source.format == "Flickr8k captions.txt (Kaggle)"
     assert captions_of(source) == EXPECTED
     assert any("hash" in note for note in source.notes)
@@ -149,12 +150,12 @@ def test_kaggle_form_reads_as_the_token_file_does(tmp_path: Path) -> None:
     ],
 )
 def test_kaggle_caption_keeps_commas_and_quotes(tmp_path: Path, field: str, caption: str) -> None:
-    source = read_source(write(tmp_path, {"captions.txt": f"image,caption\na.jpg,{field}\n"}))
+    source = load_dataset(write(tmp_path, {"captions.txt": f"image,caption\na.jpg,{field}\n"}))
     assert captions_of(source) == {"a.jpg": (caption,)}
 
 
 def test_kaggle_form_reads_without_its_header(tmp_path: Path) -> None:
-    assert captions_of(read_source(write(tmp_path, {"captions.txt": "a.jpg,A dog\n"}))) == {
+    assert captions_of(load_dataset(write(tmp_path, {"captions.txt": "a.jpg,A dog\n"}))) == {
         "a.jpg": ("A dog",)
     }
 
@@ -164,7 +165,7 @@ def test_kaggle_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path
     with pytest.raises(
         DataError, match=r"captions.txt, line 3: read 'b.jpg A cat'; expected IMAGE.jpg, a comma"
     ):
-        read_source(root)
+        load_dataset(root)
 
 
 @pytest.mark.parametrize("form", ["{}#0\tA dog", "image,caption\n{},A dog"])
@@ -173,7 +174,7 @@ def test_caption_line_that_points_out_of_the_image_folder_is_refused(tmp_path: P
     with pytest.raises(
         DataError, match=r"line \d: image name '../secret.jpg' points out of the image folder"
     ):
-        read_source(write(tmp_path, {file: form.format("../secret.jpg")}))
+        load_dataset(write(tmp_path, {file: form.format("../secret.jpg")}))
 
 
 def test_split_list_that_points_out_of_the_image_folder_is_refused(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_split_list_that_points_out_of_the_image_folder_is_refused(tmp_path: Pat
     with pytest.raises(
         DataError, match=r"Flickr_8k.trainImages.txt, line 1: image name '/etc/a.jpg' points out"
     ):
-        read_source(write(tmp_path, files))
+        load_dataset(write(tmp_path, files))
 
 
 def test_image_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"testImages.txt, line 2: image 'a.jpg' is in Flickr_8k.trainImages.txt too"
     ):
-        read_source(write(tmp_path, files))
+        load_dataset(write(tmp_path, files))
 
 
 def test_two_lists_of_one_split_are_refused(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_two_lists_of_one_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"two lists of the val split \(Flickr_8k.devImages.txt and Flickr_8k.valImages.txt\)"
     ):
-        read_source(write(tmp_path, files))
+        load_dataset(write(tmp_path, files))
 
 
 def test_two_token_files_side_by_side_are_refused(tmp_path: Path) -> None:
@@ -205,27 +206,27 @@ def test_two_token_files_side_by_side_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"2 caption files \(Flickr8k.token.txt, copy.token.txt\); keep the one"
     ):
-        read_source(write(tmp_path, files))
+        load_dataset(write(tmp_path, files))
 
 
 def test_captions_without_an_image_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"Flickr8k.token.txt is there, but no folder with its images; expected JPEG files"
     ):
-        read_source(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, images=()))
+        load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, images=()))
 
 
 def test_real_folder_takes_the_token_file_and_the_split_lists(flickr8k_dir: Path) -> None:
-    source = read_source(flickr8k_dir)
+    source = load_dataset(flickr8k_dir)
     assert source.format == "Flickr8k token file"
     assert source.files["captions"] == "Flickr8k.token.txt"
     assert source.files["test split"] == "Flickr_8k.testImages.txt"
     assert source.notes == ("there too, and not read: captions.txt",)
     assert [count["images"] for count in source.counts.values()] == [38, 8, 4]
-    assert source.num_captions == 250
-    assert source.num_captions + len(source.left_out) == 40_460
-    assert {item.reason for item in source.left_out} == {NO_PHOTOGRAPH}
-    assert "2258277193_586949ec62.jpg.1#0" in {item.name for item in source.left_out}
+    assert len(source.images.captions) == 250
+    assert len(source.images.captions) + len(source.excluded) == 40_460
+    assert {item.reason for item in source.excluded} == {NO_PHOTOGRAPH}
+    assert "2258277193_586949ec62.jpg.1#0" in {item.name for item in source.excluded}
 
 
 def with_all_photographs(
@@ -247,24 +248,24 @@ def test_real_captions_with_all_photographs_leave_out_92_images_and_the_bad_id(
 ) -> None:
     token_file = flickr8k_dir / "Flickr8k.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=True)
-    source = read_source(root)
+    source = load_dataset(root)
     assert [count["images"] for count in source.counts.values()] == [6000, 1000, 1000]
-    out_images = [item for item in source.left_out if item.kind == "image"]
+    out_images = [item for item in source.excluded if item.kind == "image"]
     assert [item.reason for item in out_images] == [IN_NO_SPLIT] * 92
-    assert [item.name for item in source.left_out if item.reason == NO_PHOTOGRAPH] == [
+    assert [item.name for item in source.excluded if item.reason == NO_PHOTOGRAPH] == [
         "2258277193_586949ec62.jpg.1#0"
     ]
-    assert source.num_captions + len(source.left_out) - len(out_images) == 40_460
-    assert read_source(root, include_unsplit=True).counts["train"]["images"] == 6092
+    assert len(source.images.captions) + len(source.excluded) - len(out_images) == 40_460
+    assert load_dataset(root, include_unsplit=True).counts["train"]["images"] == 6092
 
 
 def test_real_kaggle_file_gives_the_captions_of_the_token_file(flickr8k_dir: Path, tmp_path: Path) -> None:
     token_file = flickr8k_dir / "Flickr8k.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=False)
-    official = captions_of(read_source(root))
+    official = captions_of(load_dataset(root))
     (root / token_file.name).unlink()
     (root / "captions.txt").write_bytes((flickr8k_dir / "captions.txt").read_bytes())
-    kaggle = read_source(root)
+    kaggle = load_dataset(root)
     assert kaggle.format == "Flickr8k captions.txt (Kaggle)"
     assert captions_of(kaggle) == official
     assert sum("," in caption for captions in official.values() for caption in captions) == 2447
@@ -283,8 +284,8 @@ def test_real_broken_copies_are_read_and_every_caption_is_counted(
 ) -> None:
     caption_file = flickr8k_dir / "variants" / f"{variant}.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, caption_file, "Flickr8k.token.txt", lists=True)
-    source = read_source(root, include_unsplit=True)
-    found = [item.reason for item in source.left_out]
+    source = load_dataset(root, include_unsplit=True)
+    found = [item.reason for item in source.excluded]
     assert {reason: found.count(reason) for reason in reasons} == reasons
-    out_captions = sum(item.kind == "caption" for item in source.left_out)
-    assert source.num_captions + out_captions == num_captions
+    out_captions = sum(item.kind == "caption" for item in source.excluded)
+    assert len(source.images.captions) + out_captions == num_captions

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.dataset import HASHED_SPLIT, Source, hash_split
-from clipgraft.data.formats import read_source
+from clipgraft.data.dataset import HASHED_SPLIT, CaptionDataset, hash_split
+from clipgraft.data.formats import load_dataset
 from clipgraft.errors import DataError
 
 
@@ -17,11 +17,11 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def captions_of(source: Source) -> dict[str, tuple[str, ...]]:
+def captions_of(source: CaptionDataset) -> dict[str, tuple[str, ...]]:
     return {image.image_id: image.captions for image in source.images}
 
 
-def splits_of(source: Source) -> dict[str, str]:
+def splits_of(source: CaptionDataset) -> dict[str, str]:
     return {image.image_id: image.split for image in source.images}
 
 
@@ -29,19 +29,19 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"nowhere: no such folder; expected a folder of images with captions"
     ):
-        read_source(tmp_path / "nowhere")
+        load_dataset(tmp_path / "nowhere")
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path, {"captions.txt": "image,caption\n"})
     with pytest.raises(DataError, match=r"captions.txt: is a file; give the folder that holds the captions"):
-        read_source(root / "captions.txt")
+        load_dataset(root / "captions.txt")
 
 
 def test_images_without_captions_are_refused_and_told_where_captions_belong(tmp_path: Path) -> None:
     root = write(tmp_path, {"a.jpg": "", "sub/b.png": ""})
     with pytest.raises(DataError) as error:
-        read_source(root)
+        load_dataset(root)
     message = str(error.value)
     assert message.startswith(f"{root}: 2 image(s), but no captions in a known format.")
     for place in (
@@ -62,7 +62,7 @@ def test_text_file_beside_an_image_holds_one_caption_a_line(tmp_path: Path) -> N
         "sub/b.png": "",
         "sub/b.txt": "A cat, asleep",
     }
-    source = read_source(write(tmp_path, files))
+    source = load_dataset(write(tmp_path, files))
     assert source.format == "caption files beside images"
     assert captions_of(source) == {"a.jpg": ("A dog runs .", "A dog"), "sub/b.png": ("A cat, asleep",)}
     assert splits_of(source) == {name: hash_split(name) for name in ("a.jpg", "sub/b.png")}
@@ -72,9 +72,9 @@ def test_text_file_beside_an_image_holds_one_caption_a_line(tmp_path: Path) -> N
 def test_split_folders_give_the_split_and_stray_images_are_left_out(tmp_path: Path) -> None:
     names = ["train/a", "validation/b", "Test/c", "stray"]
     files = {f"{name}.jpg": "" for name in names} | {f"{name}.txt": "A dog" for name in names}
-    source = read_source(write(tmp_path, files))
+    source = load_dataset(write(tmp_path, files))
     assert splits_of(source) == {"Test/c.jpg": "test", "train/a.jpg": "train", "validation/b.jpg": "val"}
-    assert [(item.kind, item.name, item.reason) for item in source.left_out] == [
+    assert [(item.kind, item.name, item.reason) for item in source.excluded] == [
         ("image", "stray.jpg", "in no split"),
         ("caption", "stray.jpg#0", "in no split"),
     ]
@@ -94,7 +94,7 @@ def test_metadata_jsonl_reads_each_caption_field(
     tmp_path: Path, row: dict[str, object], captions: tuple[str, ...]
 ) -> None:
     line = json.dumps({"file_name": "a.jpg", **row})
-    source = read_source(write(tmp_path, {"a.jpg": "", "metadata.jsonl": line + "\n"}))
+    source = load_dataset(write(tmp_path, {"a.jpg": "", "metadata.jsonl": line + "\n"}))
     assert source.format == "metadata file (imagefolder)"
     assert source.files == {"captions": "metadata.jsonl", "images": "."}
     assert captions_of(source) == {"a.jpg": captions}
@@ -102,15 +102,15 @@ def test_metadata_jsonl_reads_each_caption_field(
 
 def test_metadata_csv_keeps_commas_quotes_and_empty_fields(tmp_path: Path) -> None:
     text = '\ufefffile_name,caption_0,caption_1\na.jpg,"A red, ""big"" dog",\n'
-    source = read_source(write(tmp_path, {"a.jpg": "", "metadata.csv": text}))
+    source = load_dataset(write(tmp_path, {"a.jpg": "", "metadata.csv": text}))
     assert captions_of(source) == {"a.jpg": ('A red, "big" dog',)}
-    assert [(item.name, item.reason) for item in source.left_out] == [("a.jpg#1", "empty caption")]
+    assert [(item.name, item.reason) for item in source.excluded] == [("a.jpg#1", "empty caption")]
 
 
 def test_metadata_in_split_folders_names_images_beside_itself(tmp_path: Path) -> None:
     files = {f"{split}/{name}": "" for split, name in (("train", "a.jpg"), ("test", "a.jpg"))}
     files |= {f"{split}/metadata.csv": f"file_name,text\na.jpg,{split} dog\n" for split in ("train", "test")}
-    source = read_source(write(tmp_path, files))
+    source = load_dataset(write(tmp_path, files))
     assert captions_of(source) == {"test/a.jpg": ("test dog",), "train/a.jpg": ("train dog",)}
     assert splits_of(source) == {"test/a.jpg": "test", "train/a.jpg": "train"}
     assert source.files["train captions"] == "train/metadata.csv"
@@ -153,13 +153,13 @@ def test_metadata_in_split_folders_names_images_beside_itself(tmp_path: Path) ->
 )
 def test_metadata_reader_names_the_bad_line(tmp_path: Path, file: str, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_source(write(tmp_path, {"a.jpg": "", file: text}))
+        load_dataset(write(tmp_path, {"a.jpg": "", file: text}))
 
 
 def test_two_metadata_files_in_one_folder_are_refused(tmp_path: Path) -> None:
     root = write(tmp_path, {"a.jpg": "", "metadata.csv": "", "metadata.jsonl": ""})
     with pytest.raises(DataError, match=r"metadata.jsonl and metadata.csv are both there; keep one"):
-        read_source(root)
+        load_dataset(root)
 
 
 def coco(*captions: tuple[str, str]) -> str:
@@ -184,19 +184,19 @@ def test_coco_reads_a_file_for_each_split(tmp_path: Path, images: str) -> None:
         f"{images}train2017/4.jpg": "",
         f"{images}val2017/3.jpg": "",
     }
-    source = read_source(write(tmp_path, files))
+    source = load_dataset(write(tmp_path, files))
     assert source.format == "COCO captions"
     first, third = f"{images}train2017/1.jpg", f"{images}val2017/3.jpg"
     assert captions_of(source) == {first: ("A dog", "A hound"), third: ("A fish",)}
     assert splits_of(source) == {first: "train", third: "val"}
-    assert [(item.kind, item.name, item.reason) for item in source.left_out] == [
+    assert [(item.kind, item.name, item.reason) for item in source.excluded] == [
         ("caption", f"{images}train2017/2.jpg#0", "no photograph"),
         ("image", f"{images}train2017/4.jpg", "no caption"),
     ]
 
 
 def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
-    source = read_source(write(tmp_path, {"captions.json": coco(("1.jpg", "A dog")), "images/1.jpg": ""}))
+    source = load_dataset(write(tmp_path, {"captions.json": coco(("1.jpg", "A dog")), "images/1.jpg": ""}))
     assert splits_of(source) == {"images/1.jpg": hash_split("images/1.jpg")}
     assert source.notes == (HASHED_SPLIT,)
 
@@ -234,14 +234,14 @@ def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
 )
 def test_coco_reader_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_source(write(tmp_path, {"captions_val.json": text, "1.jpg": ""}))
+        load_dataset(write(tmp_path, {"captions_val.json": text, "1.jpg": ""}))
 
 
 def test_coco_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     text = coco(("1.jpg", "A dog"))
     root = write(tmp_path, {"captions_train.json": text, "captions_val.json": text, "images/1.jpg": ""})
     with pytest.raises(DataError, match=r"captions_val.json: image 'images/1.jpg' is in the train split too"):
-        read_source(root)
+        load_dataset(root)
 
 
 def test_flickr8k_wins_over_the_other_formats(tmp_path: Path) -> None:
@@ -252,11 +252,11 @@ def test_flickr8k_wins_over_the_other_formats(tmp_path: Path) -> None:
         "metadata.csv": "file_name,text\nImages/a.jpg,metadata\n",
     }
     root = write(tmp_path, files)
-    assert captions_of(read_source(root)) == {"a.jpg": ("kaggle",)}
+    assert captions_of(load_dataset(root)) == {"a.jpg": ("kaggle",)}
     (root / "captions.txt").unlink()
-    assert captions_of(read_source(root)) == {"Images/a.jpg": ("metadata",)}
+    assert captions_of(load_dataset(root)) == {"Images/a.jpg": ("metadata",)}
     (root / "metadata.csv").unlink()
-    assert captions_of(read_source(root)) == {"Images/a.jpg": ("beside",)}
+    assert captions_of(load_dataset(root)) == {"Images/a.jpg": ("beside",)}
 
 
 def test_reading_needs_no_torch() -> None:

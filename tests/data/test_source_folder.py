@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.check import check_source, to_json
-from clipgraft.data.formats import read_source
+from clipgraft.data.check import check_dataset, to_json
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.source_folder import DataFolder
 from clipgraft.errors import DataError
 
@@ -82,10 +82,10 @@ def test_link_is_read_only_within_the_folder(tmp_path: Path, kind: str, stays_in
     if kind == "an image":
         (folder / "a.txt").write_text("a dog")
     if stays_inside:
-        assert read_source(folder).num_images >= 1
+        assert load_dataset(folder).images
         return
     with pytest.raises(DataError, match=rf"{Path(name).name}: links to .*target, outside of .*set; copy it"):
-        read_source(folder)
+        load_dataset(folder)
 
 
 def test_linked_image_folder_outside_is_refused(tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ def test_linked_image_folder_outside_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "set", {"captions.txt": "image,caption\na.jpg,a dog\n"})
     (folder / "Images").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"Images: links to .*elsewhere, outside of"):
-        read_source(folder)
+        load_dataset(folder)
 
 
 def test_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     make(tmp_path / "set", {"a.jpg": "", "a.txt": "a dog"})
     (tmp_path / "link").symlink_to("set")
-    assert read_source(tmp_path / "link").num_captions == 1
+    assert len(load_dataset(tmp_path / "link").images.captions) == 1
 
 
 def test_what_is_no_file_is_noted_and_left_out(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_is_no_file_is_noted_and_left_out(tmp_path: Path) -> None:
     (folder / "dangling.txt").write_text("nobody's")
     os.mkfifo(folder / "pipe.jpg")  # reading it would wait for ever
     os.mkfifo(folder / "pipe.txt")
-    source = read_source(folder)
+    source = load_dataset(folder)
     assert [image.image_id for image in source.images] == ["a.jpg"]
     noted = next(note for note in source.notes if note.startswith("no file, or a link to none: "))
     assert all(name in noted for name in ("loop.jpg", "dangling.jpg", "pipe.jpg"))
@@ -120,26 +120,26 @@ def test_file_name_that_is_not_utf8_is_left_out_by_an_escaped_name(tmp_path: Pat
     folder = make(tmp_path, {"a.jpg": "", "a.txt": "a dog"})
     for suffix in (b".jpg", b".txt"):
         Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9" + suffix)).write_text("a cat")
-    source = read_source(folder)
-    assert [(item.name, item.reason) for item in source.left_out] == [
+    source = load_dataset(folder)
+    assert [(item.name, item.reason) for item in source.excluded] == [
         (r"caf\udce9.jpg", "file name that is not UTF-8"),
         (r"caf\udce9.jpg#0", "file name that is not UTF-8"),
     ]
-    to_json(check_source(source, read_images=False)).encode()
+    to_json(check_dataset(source, read_images=False)).encode()
 
 
 def test_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
     make(folder, {"a.jpg": "", "a.txt": "a dog"})
     with pytest.raises(DataError, match="the folder's name is not UTF-8; rename it"):
-        read_source(folder)
+        load_dataset(folder)
 
 
 def test_notes_of_one_kind_are_told_together(tmp_path: Path) -> None:
     for number in range(12):
         make(tmp_path, {f"{number:02}.jpg": ""})
         (tmp_path / f"{number:02}.txt").write_bytes(b"a caf\xe9")
-    source = read_source(tmp_path)
+    source = load_dataset(tmp_path)
     assert source.notes[0] == "not UTF-8, so read as Windows-1252: 00.txt, 01.txt, 02.txt and 9 more"
     assert source.images[0].captions == ("a café",)
 
@@ -162,5 +162,5 @@ def test_time_to_read_a_folder_grows_with_its_files_alone(tmp_path: Path) -> Non
         (tmp_path / f"{number}.jpg").touch()
         (tmp_path / f"{number}.txt").write_text("a dog\n")
     start = time.process_time()
-    assert read_source(tmp_path).num_captions == 4000
+    assert len(load_dataset(tmp_path).images.captions) == 4000
     assert time.process_time() - start < 10  # 0.5 s where this was written

@@ -12,7 +12,7 @@ import tiny
 from clipgraft.cli import app as cli
 from clipgraft.config import build_recipe, load_recipe, to_toml
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_mixed_precision
 from clipgraft.errors import CheckpointError
@@ -123,7 +123,7 @@ def test_validation_loss_is_the_trainings_of_the_same_images(world, settings):
     """Of two passes of two images, with their first captions; the tower has moved since it was remembered."""
     recipe = recipe_of(world, batch_size=2, gradient_accumulation_steps=2, num_epochs=1, **settings)
     clip = load_clip(world / "clip")
-    images = select(load_source(recipe.data), "train", 4)
+    images = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit).train[:4]
     before = deepcopy(clip.model).double()
     objective = build_objective(clip, recipe.finetune)
     with torch.no_grad():

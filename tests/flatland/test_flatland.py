@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipgraft.data.formats import read_source
+from clipgraft.data.formats import load_dataset
 from clipgraft.flatland import (
     HELD_OUT_PAIRS,
     HELD_OUT_TRIPLES,
@@ -51,11 +51,11 @@ def test_the_world_is_the_one_that_the_shipped_weights_were_trained_on():
 
 
 def test_set_that_another_drew_in_the_meantime_is_whole(tmp_path):
-    def draw_it_too(done: int, _total: int) -> None:
+    def draw_it_too(done: int) -> None:
         if done == 1:
             draw_flatland8k(tmp_path / "same", num_images=16, num_workers=1)
 
-    draw_flatland8k(tmp_path / "same", num_images=16, num_workers=1, progress=draw_it_too)
+    draw_flatland8k(tmp_path / "same", num_images=16, num_workers=1, on_image=draw_it_too)
     draw_flatland8k(tmp_path / "alone", num_images=16, num_workers=1)
     assert sums(tmp_path / "same") == sums(tmp_path / "alone")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "same"]
@@ -176,9 +176,9 @@ def test_both_seed_prompts_are_sentences_of_this_world():
 
 def test_written_folder_is_read_by_the_flickr8k_reader(tmp_path):
     draw_flatland8k(tmp_path / "set", num_images=16, num_workers=1)
-    source = read_source(tmp_path / "set")
+    source = load_dataset(tmp_path / "set")
     assert [len(source.in_split(split)) for split in ("train", "val", "test")] == [12, 2, 2]
-    assert not source.left_out
+    assert not source.excluded
     plain = plain_captions(tmp_path / "set")
     assert plain.keys() == {image.image_id for image in source.images}
     rows = [json.loads(line) for line in (tmp_path / "set" / "attributes.jsonl").read_text().splitlines()]

@@ -30,7 +30,7 @@ DATA = {
         "val": {"images": 1000, "captions": 5000},
         "test": {"images": 1000, "captions": 5000},
     },
-    "left_out": [
+    "excluded": [
         {"kind": "image", "reason": "in no split", "count": 91, "examples": ["1042020065_fb3d3ba5ba.jpg"]},
         {
             "kind": "caption",

@@ -68,7 +68,9 @@ def test_figures_that_are_not_finite_are_null_in_json(run_dir):
     metrics = json.loads((run_dir / "finetune" / "metrics.json").read_text())
     metrics["after"]["text_to_image_recall@1"] = math.nan
     (run_dir / "finetune" / "metrics.json").write_text(json.dumps(metrics))
-    assert summarize(read_run(run_dir))["finetune"]["after"]["text_to_image_recall@1"] is None
+    write_report(run_dir)
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["finetune"]["after"]["text_to_image_recall@1"] is None
 
 
 def test_training_figures_are_written_as_png_and_svg(run_dir):
@@ -126,7 +128,7 @@ def test_time_is_summed_over_stages_and_memory_is_not(run_dir):
 def test_model_card_holds_the_figures_and_no_markup_of_strangers(run_dir):
     write_evaluation(run_dir / "evaluate")
     left_out = [{"kind": "image", "reason": "a|b\n# <script>", "count": 1, "examples": ["[x](http://y)"]}]
-    write_json(run_dir / "data.json", DATA | {"left_out": left_out})
+    write_json(run_dir / "data.json", DATA | {"excluded": left_out})
     card = render_model_card(read_run(run_dir))
     assert "| recall@1 | 11.2 % | 31.2 % | +20.0 |" in card
     assert "## Prompt fidelity" in card

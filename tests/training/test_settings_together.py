@@ -16,7 +16,7 @@ from PIL import Image
 import tiny
 from clipgraft.config import build_recipe
 from clipgraft.data.dataset import CONTEXT_LENGTH
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.finetuning.finetune import (
     build_objective,
     check_settings,
@@ -77,7 +77,7 @@ class TinyRun:
         }
         recipe = build_recipe({"device": "cpu", "data": {"source": str(data)}, "finetune": settings})
         self.settings = recipe.finetune
-        self.images = select(load_source(recipe.data), "train", 0)
+        self.images = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit).train
         self.clip = tiny.build_clip()
         self.before = deepcopy(self.clip.model).double()
         self.processes = PartialState(cpu=True)

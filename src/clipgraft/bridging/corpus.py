@@ -5,9 +5,7 @@ from typing import NamedTuple
 
 from clipgraft.config import Recipe
 from clipgraft.console import say
-from clipgraft.data.dataset import Source, Split
-from clipgraft.data.sources import load_source, select
-from clipgraft.data.text_lines import read_lines
+from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.errors import UserError
 
 FEWEST_CAPTIONS = 100
@@ -40,18 +38,13 @@ def load_captions(recipe: Recipe) -> Captions:
         held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
     else:
-        source = load_source(recipe.data)
-        train, held_out = _captions(source, "train"), _captions(source, "test")
+        dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+        train, held_out = (list(dict.fromkeys(part.captions)) for part in (dataset.train, dataset.test))
     train = train[: settings.max_captions or None]
     name = settings.captions or recipe.data.source or "flatland8k"
     of = f", of which one in {HELD_OUT_EVERY} lines is held out" if settings.captions else ""
     _check_number(len(train), f"{name}{of}", settings.allow_few_captions)
     return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS])
-
-
-def _captions(source: Source, split: Split) -> list[str]:
-    images = select(source, split, 0)
-    return list(dict.fromkeys(caption for image in images for caption in image.captions))
 
 
 def _check_number(count: int, name: str, allow_few: bool) -> None:

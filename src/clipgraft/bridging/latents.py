@@ -10,12 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipgraft.cache import cache_dir, content_sums
 from clipgraft.console import track
-from clipgraft.data.content import content_sums
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
-from clipgraft.device import cache_dir
 from clipgraft.errors import DataError
 from clipgraft.evaluation.stores import model_fingerprint, pixels_versions
 from clipgraft.files import clear_parts, fingerprint

@@ -13,7 +13,7 @@ from clipgraft.config import Recipe, RefineSettings, load_recipe
 from clipgraft.console import print_line
 from clipgraft.data.batches import LatentBatches, WithProgress
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.device import PRECISION_DTYPES, choose_device, seed_everything
 from clipgraft.errors import CheckpointError, UserError
@@ -197,11 +197,11 @@ def load_pictures(recipe: Recipe, base: FrozenBase, num_measured: int = NUM_MEAS
         ValueError: If there is no training picture.
     """
     assert base.unet is not None
-    source = load_source(recipe.data)
-    train = select(source, "train", recipe.data.max_train_images)
+    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    train = dataset.train[: recipe.data.max_train_images or None]
     if not train:
         raise UserError("no training picture to refine on; name a source with a train split")
-    test = (select(source, "test", recipe.data.max_test_images) or train)[:num_measured]
+    test = (dataset.test[: recipe.data.max_test_images or None] or train)[:num_measured]
     size = int(base.unet.config.sample_size) * 8
     latents = [load_latents(base, images, size) for images in (train, test)]
     return Pictures(train, latents[0], test, latents[1])

@@ -107,7 +107,7 @@ def data_draw(
     num_images: Annotated[int, typer.Option(min=8, help="Three quarters go to train.")] = 8000,
 ) -> None:
     """Draw flatland8k: pictures with five captions each, in Flickr8k's own layout."""
-    from clipgraft.data.sources import draw_data
+    from clipgraft.data.formats import draw_data
 
     draw_data(out, seed=seed, num_images=num_images)
 
@@ -289,7 +289,7 @@ def export(
 ) -> None:
     """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
     from clipgraft.bridging.export import export as stage
-    from clipgraft.data.text_lines import read_lines
+    from clipgraft.data.formats import read_lines
 
     given = [*prompts, *(read_lines(prompts_file, "prompt") if prompts_file else [])]
     stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)

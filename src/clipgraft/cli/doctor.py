@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipgraft.device import RECORDED_PACKAGES, cache_dir, choose_device, cpu_gains_from_bf16
+from clipgraft.cache import cache_dir
+from clipgraft.device import RECORDED_PACKAGES, choose_device, cpu_gains_from_bf16
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.generation.engines.engine import openvino_advice, why_no_openvino
 from clipgraft.models.hub import embedded_models, hub_is_reachable

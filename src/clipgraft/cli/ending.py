@@ -74,7 +74,7 @@ def _cache_advice(error: OSError) -> str:
     """Say how to have the cache elsewhere, where it is the cache that cannot be written."""
     if not error.filename or error.errno is None:
         return ""
-    from clipgraft.device import cache_dir
+    from clipgraft.cache import cache_dir
 
     try:
         place, cache = Path(os.fsdecode(error.filename)), cache_dir()

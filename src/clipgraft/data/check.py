@@ -1,6 +1,6 @@
-"""What a person wants to know of a source before training on it: counts, samples, lengths, damage, leakage.
+"""Check a dataset before training: counts, samples, lengths, damage, leakage.
 
-`check_source` measures, `render` shows it in a terminal, `to_json` gives it to machines; none needs torch.
+`check_dataset` measures, `render` shows it in a terminal, `to_json` gives it to machines; none needs torch.
 """
 
 import json
@@ -17,14 +17,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from clipgraft.data.content import content_sums
-from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionedImage, Source, Split
+from clipgraft.cache import content_sums
+from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionDataset, CaptionedImage, Split
 from clipgraft.data.images import open_image
 from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
-"""Names that stand for all that were left out for one reason."""
+"""Names that stand for all that were excluded for one reason."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_LEAKS_SAID = 2
 """Photographs in several splits that fine-tuning names."""
@@ -33,8 +33,8 @@ NUM_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOutGroup:
-    """All images or all captions that were left out for one reason."""
+class ExcludedGroup:
+    """All images or all captions that were excluded for one reason."""
 
     kind: str
     reason: str
@@ -52,8 +52,8 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceCheck:
-    """What was measured of a source. Counts are of what is counted in, unless the name says otherwise."""
+class DatasetCheck:
+    """Measurements of a dataset. Counts are of what is counted in, unless the name says otherwise."""
 
     root: str
     format: str
@@ -62,9 +62,9 @@ class SourceCheck:
     fingerprint: str
     counts: dict[Split, dict[str, int]]
     """Split -> number of `images` and `captions`."""
-    left_out: tuple[LeftOutGroup, ...]
+    excluded: tuple[ExcludedGroup, ...]
     samples: tuple[CaptionedImage, ...]
-    """Images spread evenly over the source, as they were parsed."""
+    """Images spread evenly over the dataset, as they were parsed."""
     captions_per_image: dict[int, int]
     """Number of captions -> number of images that have so many."""
     caption_words: Lengths
@@ -86,17 +86,17 @@ class SourceCheck:
     """Equal files in different splits: image id -> split."""
 
 
-def check_source(
-    source: Source,
+def check_dataset(
+    dataset: CaptionDataset,
     tokenizer: Callable[..., Any] | None = None,
     *,
     read_images: bool = True,
     on_image: Callable[[], None] = lambda: None,
-) -> SourceCheck:
-    """Measure a source.
+) -> DatasetCheck:
+    """Measure a dataset.
 
     Args:
-        source: What `read_source` gave.
+        dataset: As loaded.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
         read_images: Open every photograph, to find damaged ones; about 4 ms each for Flickr8k's. Their bytes
             are compared always.
@@ -105,39 +105,39 @@ def check_source(
     Returns:
         The measurements; photographs that cannot be opened are listed, not raised.
     """
-    captions = [caption for image in source.images for caption in image.captions]
+    captions = [caption for image in dataset.images for caption in image.captions]
     lengths = [len(caption.split()) for caption in captions]
     tokens = _count_tokens(captions, tokenizer) if tokenizer is not None else None
-    unreadable = _read_images(source.images, on_image) if read_images else None
-    equal = _equal_images(source.images, unreadable or {})
-    return SourceCheck(
-        root=str(source.root),
-        format=source.format,
-        files=source.files,
-        notes=source.notes,
-        fingerprint=source.fingerprint,
-        counts=source.counts,
-        left_out=_group_left_out(source),
-        samples=_spread(source.images, NUM_SAMPLES),
-        captions_per_image=dict(sorted(Counter(len(image.captions) for image in source.images).items())),
+    unreadable = _read_images(dataset.images, on_image) if read_images else None
+    equal = _equal_images(dataset.images, unreadable or {})
+    return DatasetCheck(
+        root=str(dataset.root),
+        format=dataset.format,
+        files=dataset.files,
+        notes=dataset.notes,
+        fingerprint=dataset.fingerprint,
+        counts=dataset.counts,
+        excluded=_group_excluded(dataset),
+        samples=_spread(dataset.images, NUM_SAMPLES),
+        captions_per_image=dict(sorted(Counter(len(image.captions) for image in dataset.images).items())),
         caption_words=_lengths(lengths),
         captions_per_length=dict(sorted(Counter(lengths).items())),
         vocabulary_size=len({word for caption in captions for word in WORD.findall(caption.lower())}),
         caption_tokens=_lengths(tokens) if tokens is not None else None,
         num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
-        num_images_read=len(source.images) if read_images else 0,
+        num_images_read=len(dataset.images) if read_images else 0,
         unreadable=unreadable,
         duplicates=tuple(tuple(group) for group in equal),
         leakage=tuple(group for group in equal if len(set(group.values())) > 1),
     )
 
 
-def to_json(check: SourceCheck) -> str:
-    """Return the measurements as JSON text, keys as `SourceCheck`'s fields; null is what was not measured."""
+def to_json(check: DatasetCheck) -> str:
+    """Return the measurements as JSON; null is what was not measured."""
     return json.dumps(asdict(check), indent=2, ensure_ascii=False, default=str)
 
 
-def leakage_note(check: SourceCheck) -> str:
+def leakage_note(check: DatasetCheck) -> str:
     """Say which photographs lie in several splits; empty where none does."""
     if not check.leakage:
         return ""
@@ -153,7 +153,7 @@ def leakage_note(check: SourceCheck) -> str:
     )
 
 
-def render(check: SourceCheck) -> RenderableType:
+def render(check: DatasetCheck) -> RenderableType:
     """Return the measurements as what rich's console prints; captions and names are shown as plain text."""
     return Group(
         Text.assemble((check.format, "bold"), " in ", (_plain(check.root), "cyan")),
@@ -194,12 +194,12 @@ def _equal_images(images: Iterable[CaptionedImage], unreadable: Mapping[str, str
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _group_left_out(source: Source) -> tuple[LeftOutGroup, ...]:
+def _group_excluded(dataset: CaptionDataset) -> tuple[ExcludedGroup, ...]:
     names: dict[tuple[str, str], list[str]] = {}
-    for item in source.left_out:
+    for item in dataset.excluded:
         names.setdefault((item.kind, item.reason), []).append(item.name)
     return tuple(
-        LeftOutGroup(kind, reason, len(found), tuple(found[:NUM_EXAMPLES]))
+        ExcludedGroup(kind, reason, len(found), tuple(found[:NUM_EXAMPLES]))
         for (kind, reason), found in sorted(names.items())
     )
 
@@ -213,7 +213,7 @@ def _lengths(counts: Sequence[int]) -> Lengths:
     return Lengths(min(counts), statistics.median(counts), max(counts))
 
 
-def _counts_table(check: SourceCheck) -> Table:
+def _counts_table(check: DatasetCheck) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("counted")
     table.add_column("images", justify="right")
@@ -225,7 +225,7 @@ def _counts_table(check: SourceCheck) -> Table:
     total = {kind: sum(count[kind] for count in check.counts.values()) for kind in ("images", "captions")}
     table.add_section()
     table.add_row("in", f"{total['images']:,}", f"{total['captions']:,}", style="bold green")
-    for group in check.left_out:
+    for group in check.excluded:
         shown = {f"{group.kind}s": f"{group.count:,}"}
         reason = Text(f"out: {group.reason}", style="yellow")
         table.add_row(reason, shown.get("images"), shown.get("captions"), Text(_plain(group.examples[0])))
@@ -235,7 +235,7 @@ def _counts_table(check: SourceCheck) -> Table:
     return table
 
 
-def _samples_table(check: SourceCheck) -> Table:
+def _samples_table(check: DatasetCheck) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("sample", style="cyan", overflow="ellipsis", no_wrap=True)
     table.add_column("split", no_wrap=True)
@@ -245,7 +245,7 @@ def _samples_table(check: SourceCheck) -> Table:
     return table
 
 
-def _lengths_text(check: SourceCheck) -> Text:
+def _lengths_text(check: DatasetCheck) -> Text:
     histogram = ", ".join(f"{images:,} with {number}" for number, images in check.captions_per_image.items())
     text = Text.assemble(("captions per image  ", "bold"), histogram)
     text.append("\nwords per caption   ", "bold").append(_range(check.caption_words))
@@ -261,7 +261,7 @@ def _range(lengths: Lengths) -> str:
     return f"{lengths.shortest} to {lengths.longest}, median {lengths.median:g}"
 
 
-def _problems(check: SourceCheck) -> list[RenderableType]:
+def _problems(check: DatasetCheck) -> list[RenderableType]:
     if check.unreadable is None:
         return [Text("photographs         not opened", style="dim")]
     problems: list[RenderableType] = []

@@ -22,7 +22,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from clipgraft.data.content import content_sums
+from clipgraft.cache import cache_dir, content_sums
+from clipgraft.console import track
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import decode, opened_image
 from clipgraft.data.transforms import PIXELS_VERSION, ImageProcessor, clip_crop
 from clipgraft.files import clear_parts, write_bytes
@@ -109,6 +111,13 @@ def cut_crops(
             known |= _write_segment(own, crops)
             start += len(part)
     return Crops([known[name] for name in sums])
+
+
+def load_crops(images: Sequence[CaptionedImage], processor: ImageProcessor) -> Crops:
+    """Return CLIP's crops of images, decoding those that are not cached."""
+    paths = [image.path for image in images]
+    with track("reading images", len(paths)) as update:
+        return cut_crops(paths, processor, cache_dir() / "crops", lambda done: update(done, "decoded"))
 
 
 def _cut(path: Path, processor: ImageProcessor) -> np.ndarray:

@@ -1,19 +1,20 @@
-"""What a source of captioned images is: its records, its splits and what was left out.
+"""Captioned images, their splits, and what was excluded.
 
 The split is by image, never by caption: all captions of an image lie in the image's split. Readers parse
-their format into a `Reading`; `assemble` turns any reading into a `Source`, where every photograph and every
-caption is either in `images` or named with a reason in `left_out`.
+their format into a `RawDataset`; `assemble` turns it into a `CaptionDataset`, where every photograph and
+every caption is either in `images` or named with a reason in `excluded`.
 """
 
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from clipgraft.cache import content_sums
 from clipgraft.errors import DataError, UserError, printable
 from clipgraft.files import LONE_SURROGATE
 
@@ -21,7 +22,9 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 CONTEXT_LENGTH = 77
-"""Tokens that CLIP's text tower has positions for, BOS and EOS included (`CLIPTextConfig`'s default)."""
+"""Positions of CLIP's text tower, BOS and EOS included (`CLIPTextConfig`'s default)."""
+MAX_CAPTION_CHARACTERS = 10_000
+"""CLIP reads 77 tokens, some 400 characters; the longest captions written for images have some thousands."""
 
 NO_PHOTOGRAPH = "no photograph"
 NO_CAPTION = "no caption"
@@ -31,12 +34,8 @@ EMPTY_CAPTION = "empty caption"
 OTHER_FORMAT = "not a JPEG, PNG or WebP file"
 HIDDEN_FILE = "hidden file"
 NOT_UTF8 = "file name that is not UTF-8"
-LONG_CAPTION = "caption of over 10,000 characters"
-
-MAX_CAPTION_CHARACTERS = 10_000
-"""CLIP reads 77 tokens, some 400 characters; the longest captions written for images have some thousands."""
-
-HASHED_SPLIT = "no split is named, so a hash of each image's name draws it: 80% train, 10% val, 10% test"
+LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
+HASHED_SPLIT = "no split is named, so each image's split follows from its name: 80% train, 10% val, 10% test"
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset(
@@ -46,21 +45,29 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """One photograph with all of its captions."""
+    """One photograph with all of its captions, at least one."""
 
     image_id: str
     """File name relative to the image folder, with forward slashes: `1000268201_693b08cb0e.jpg`."""
     path: Path
-    """Where the file lies."""
     captions: tuple[str, ...]
-    """One or more captions, in the order of the caption file."""
     split: Split
-    """The split that the image and all of its captions belong to."""
+
+
+class CaptionedImages(tuple[CaptionedImage, ...]):
+    """Images in the order of their ids."""
+
+    __slots__ = ()
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, image by image."""
+        return [caption for image in self for caption in image.captions]
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """One photograph or one caption that no record holds, and why."""
+class Excluded:
+    """One photograph or one caption that is not in the dataset, and why."""
 
     kind: Literal["image", "caption"]
     name: str
@@ -69,8 +76,8 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """All captioned images of one folder, and all that was left out of them.
+class CaptionDataset:
+    """All captioned images of one folder, and everything excluded from them.
 
     Raises:
         DataError: If an image id comes twice (be it in two splits), a split is unknown or an image has no
@@ -79,13 +86,13 @@ class Source:
 
     root: Path
     format: str
-    """Name of the format that was found, as in `docs/data.md`."""
+    """Name of the format, as in `docs/data.md`."""
     files: dict[str, str]
     """Role of each file that was read (`captions`, `images`, `train split`) -> its path below `root`."""
-    images: tuple[CaptionedImage, ...]
-    left_out: tuple[LeftOut, ...]
+    images: CaptionedImages
+    excluded: tuple[Excluded, ...]
     notes: tuple[str, ...] = ()
-    """What a reader should know: an encoding that was not UTF-8, a split that was drawn by hash."""
+    """Oddities: an encoding other than UTF-8, splits that follow from names."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}
@@ -104,45 +111,55 @@ class Source:
                 )
             seen[image.image_id] = image.split
 
-    def in_split(self, split: Split) -> tuple[CaptionedImage, ...]:
-        """Return the images of one split, in the order of their ids.
-
-        Raises:
-            ValueError: If `split` is not train, val or test.
-        """
+    def in_split(self, split: Split) -> CaptionedImages:
+        """Return the images of one split."""
         if split not in SPLITS:
             raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        return tuple(image for image in self.images if image.split == split)
+        return CaptionedImages(image for image in self.images if image.split == split)
 
     @property
-    def num_images(self) -> int:
-        """Number of images in all splits."""
-        return len(self.images)
+    def train(self) -> CaptionedImages:
+        """Training images."""
+        return self.in_split("train")
 
     @property
-    def num_captions(self) -> int:
-        """Number of captions in all splits."""
-        return sum(len(image.captions) for image in self.images)
+    def val(self) -> CaptionedImages:
+        """Validation images."""
+        return self.in_split("val")
+
+    @property
+    def test(self) -> CaptionedImages:
+        """Test images."""
+        return self.in_split("test")
 
     @property
     def counts(self) -> dict[Split, dict[str, int]]:
-        """Number of `images` and `captions` of each split."""
-        totals: dict[Split, dict[str, int]] = {split: {"images": 0, "captions": 0} for split in SPLITS}
-        for image in self.images:
-            totals[image.split]["images"] += 1
-            totals[image.split]["captions"] += len(image.captions)
-        return totals
+        """Number of `images` and `captions` in each split."""
+        parts = {split: self.in_split(split) for split in SPLITS}
+        return {split: {"images": len(part), "captions": len(part.captions)} for split, part in parts.items()}
 
     @property
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) of every image id, split and caption: equal for equal training data.
+        """Return the sha256 (hex) of all image ids, splits and captions.
 
-        Folder and photographs' bytes do not enter, so that a moved copy is still the same source.
+        Folder and photographs' bytes do not enter: a moved copy is the same dataset.
         """
         digest = hashlib.sha256()
         for image in sorted(self.images, key=lambda image: image.image_id):
             digest.update(json.dumps([image.image_id, image.split, image.captions]).encode() + b"\n")
         return digest.hexdigest()
+
+
+def merge_duplicates(images: Sequence[CaptionedImage]) -> tuple[CaptionedImage, ...]:
+    """Merge files with equal bytes into the first of them, with the captions of all.
+
+    A search cannot tell one copy from the other, so either is a right answer.
+    """
+    merged: dict[str, CaptionedImage] = {}
+    for image, content in zip(images, content_sums([image.path for image in images]), strict=True):
+        first = merged.get(content)
+        merged[content] = replace(first, captions=first.captions + image.captions) if first else image
+    return tuple(merged.values())
 
 
 class RawCaption(NamedTuple):
@@ -154,32 +171,32 @@ class RawCaption(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a reader found, before anything is counted in or out."""
+class RawDataset:
+    """What a reader found, before anything is included or excluded."""
 
     format: str
     files: dict[str, str]
     photographs: Mapping[str, Path]
-    """Every file in the image folder that looks like an image, by image id."""
+    """Every file in the image folder whose name is an image's, by image id."""
     captions: list[RawCaption]
     splits: Mapping[str, Split] | None
-    """Split of each image id; None where the format names no splits, so that a hash draws them."""
+    """Split of each image id; None if the format names no splits: then `hash_split` decides."""
 
 
 def hash_split(image_id: str) -> Split:
-    """Return the split of an image whose source names none: 80% train, 10% val, 10% test.
+    """Return a split by the hash of an image id: 80% train, 10% val, 10% test.
 
-    Depends on the image id alone, so that more images or other captions never move an image to another split.
+    It depends on the id alone, so new images and other captions never move an image to another split.
     """
     tenth = int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()[:8]) % 10
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
 
 
 def check_image_name(name: str, where: str) -> str:
-    """Return an image name read from a caption file, or refuse one that could point out of the image folder.
+    """Return an image name from a caption file; refuse one that points out of the image folder.
 
     Args:
-        name: File name as read, relative to the image folder.
+        name: File name relative to the image folder.
         where: File and line, for the message.
 
     Raises:
@@ -195,57 +212,63 @@ def check_image_name(name: str, where: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file's name is text; Python stands a lone surrogate for each byte of it that is none."""
+    """Whether a file's name is text; Python puts a lone surrogate for each byte that is not."""
     return not LONE_SURROGATE.search(name)
 
 
-def assemble(root: Path, reading: Reading, notes: Iterable[str] = (), *, include_unsplit: bool) -> Source:
-    """Count every photograph and every caption of a reading in, or out with a reason.
+def assemble(
+    root: Path, raw: RawDataset, notes: Iterable[str] = (), *, include_unsplit: bool
+) -> CaptionDataset:
+    """Include every photograph and every caption, or exclude it with a reason.
 
     Args:
-        root: The source's folder.
-        reading: What the format's reader found.
-        notes: What it found odd.
-        include_unsplit: Put images that no split names into train instead of leaving them out.
+        root: The dataset's folder.
+        raw: What the format's reader found.
+        notes: Its oddities.
+        include_unsplit: Put images outside every split into train instead of excluding them.
 
     Raises:
-        DataError: If not one captioned image remains.
+        DataError: If no captioned image remains.
     """
-    left_out: list[LeftOut] = []
+    excluded: list[Excluded] = []
     captions_of: dict[str, list[RawCaption]] = {}
-    for caption in reading.captions:
-        if not caption.text:
-            left_out.append(_caption_left_out(caption, EMPTY_CAPTION))
-        elif len(caption.text) > MAX_CAPTION_CHARACTERS:
-            left_out.append(_caption_left_out(caption, LONG_CAPTION))
-        elif caption.image_id not in reading.photographs:
-            left_out.append(_caption_left_out(caption, NO_PHOTOGRAPH))
+    for caption in raw.captions:
+        if reason := _caption_problem(caption, raw.photographs):
+            excluded.append(_excluded_caption(caption, reason))
         else:
             captions_of.setdefault(caption.image_id, []).append(caption)
 
     images: list[CaptionedImage] = []
-    for image_id, path in sorted(reading.photographs.items()):
+    for image_id, path in sorted(raw.photographs.items()):
         captions = captions_of.get(image_id, [])
-        split = reading.splits.get(image_id) if reading.splits is not None else hash_split(image_id)
+        split = raw.splits.get(image_id) if raw.splits is not None else hash_split(image_id)
         if split is None and include_unsplit:
             split = "train"
-        reason = _reason_against(image_id, path, captions)
+        reason = _image_problem(image_id, path, captions)
         if reason is not None or split is None:
-            left_out.append(LeftOut("image", printable(image_id), reason or IN_NO_SPLIT))
-            left_out.extend(_caption_left_out(caption, reason or IN_NO_SPLIT) for caption in captions)
+            excluded.append(Excluded("image", printable(image_id), reason or IN_NO_SPLIT))
+            excluded.extend(_excluded_caption(caption, reason or IN_NO_SPLIT) for caption in captions)
         else:
             images.append(CaptionedImage(image_id, path, tuple(caption.text for caption in captions), split))
 
-    known = reading.photographs.keys() | {caption.image_id for caption in reading.captions}
-    left_out.extend(LeftOut("image", name, NEITHER) for name in sorted((reading.splits or {}).keys() - known))
+    known = raw.photographs.keys() | {caption.image_id for caption in raw.captions}
+    excluded.extend(Excluded("image", name, NEITHER) for name in sorted((raw.splits or {}).keys() - known))
     if not images:
-        raise DataError(_nothing_remains(root, reading, left_out))
-    notes = tuple(map(printable, notes)) + ((HASHED_SPLIT,) if reading.splits is None else ())
-    files = {printable(role): printable(name) for role, name in reading.files.items()}
-    return Source(root, reading.format, files, tuple(images), tuple(left_out), notes)
+        raise DataError(_nothing_remains(root, raw, excluded))
+    notes = tuple(map(printable, notes)) + ((HASHED_SPLIT,) if raw.splits is None else ())
+    files = {printable(role): printable(name) for role, name in raw.files.items()}
+    return CaptionDataset(root, raw.format, files, CaptionedImages(images), tuple(excluded), notes)
 
 
-def _reason_against(image_id: str, path: Path, captions: list[RawCaption]) -> str | None:
+def _caption_problem(caption: RawCaption, photographs: Mapping[str, Path]) -> str | None:
+    if not caption.text:
+        return EMPTY_CAPTION
+    if len(caption.text) > MAX_CAPTION_CHARACTERS:
+        return LONG_CAPTION
+    return None if caption.image_id in photographs else NO_PHOTOGRAPH
+
+
+def _image_problem(image_id: str, path: Path, captions: list[RawCaption]) -> str | None:
     if not is_utf8(image_id):
         return NOT_UTF8
     if path.name.startswith("."):
@@ -255,12 +278,12 @@ def _reason_against(image_id: str, path: Path, captions: list[RawCaption]) -> st
     return None if captions else NO_CAPTION
 
 
-def _caption_left_out(caption: RawCaption, reason: str) -> LeftOut:
-    return LeftOut("caption", printable(f"{caption.image_id}#{caption.number}"), reason)
+def _excluded_caption(caption: RawCaption, reason: str) -> Excluded:
+    return Excluded("caption", printable(f"{caption.image_id}#{caption.number}"), reason)
 
 
-def _nothing_remains(root: Path, reading: Reading, left_out: list[LeftOut]) -> str:
-    counts = Counter((item.kind, item.reason) for item in left_out)
+def _nothing_remains(root: Path, raw: RawDataset, excluded: list[Excluded]) -> str:
+    counts = Counter((item.kind, item.reason) for item in excluded)
     reasons = "; ".join(f"{count} {kind}(s): {reason}" for (kind, reason), count in counts.most_common())
-    files = ", ".join(f"{role} {name}" for role, name in reading.files.items())
-    return f"{root}: no image with a caption remains ({reading.format}: {files}). Left out: {reasons}"
+    files = ", ".join(f"{role} {name}" for role, name in raw.files.items())
+    return f"{root}: no image with a caption remains ({raw.format}: {files}). Excluded: {reasons}"

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clipgraft.data.dataset import IMAGE_SUFFIXES, SPLITS, RawCaption, Reading, Split, check_image_name
+from clipgraft.data.dataset import IMAGE_SUFFIXES, SPLITS, RawCaption, RawDataset, Split, check_image_name
 from clipgraft.data.source_folder import DataFolder, tidy
 from clipgraft.errors import DataError
 
@@ -32,7 +32,7 @@ _CSV_NUMBERED = re.compile(r"\s*[0-9]{1,9}\s*,(.*)")
 """Flickr30k's captions: their number stands before each one."""
 
 
-def read_flickr8k(folder: DataFolder) -> Reading | None:
+def read_flickr8k(folder: DataFolder) -> RawDataset | None:
     """Read a folder in one of Flickr8k's forms.
 
     The token file wins over `captions.txt` where both are there, because only it numbers the captions.
@@ -64,7 +64,7 @@ def read_flickr8k(folder: DataFolder) -> Reading | None:
         folder.note(f"no list of the {' and '.join(missing)} split")
     files = {"captions": caption_file, "images": image_dir}
     files |= {f"{split} split": path for split, path in lists.items()}
-    return Reading(
+    return RawDataset(
         format="Flickr8k token file" if token_file else "Flickr8k captions.txt (Kaggle)",
         files={role: folder.name(path) for role, path in files.items()},
         photographs=folder.list_images(image_dir),

@@ -1,8 +1,4 @@
-"""Read a folder of captioned images, whatever its format.
-
-A format is a function in `READERS`: it takes the folder and returns a `Reading`, or None if the folder is not
-in its format. `docs/data.md` shows each format by a small example.
-"""
+"""Load a folder of captioned images in any of five formats, shown in `docs/data.md`."""
 
 import csv
 import io
@@ -13,11 +9,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clipgraft.data.dataset import RawCaption, Reading, Source, Split, assemble, check_image_name, is_utf8
+from clipgraft.cache import cache_dir
+from clipgraft.console import track
+from clipgraft.data.dataset import (
+    CaptionDataset,
+    RawCaption,
+    RawDataset,
+    Split,
+    assemble,
+    check_image_name,
+    is_utf8,
+)
 from clipgraft.data.flickr8k import read_flickr8k
 from clipgraft.data.source_folder import DataFolder, tidy
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.files import parse_json
+from clipgraft.files import parse_json, read_text
+from clipgraft.flatland import draw_flatland8k
 
 SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -35,25 +42,25 @@ _CAPTION_FIELD = re.compile(r"text|captions?|caption_\d+")
 _COCO_NAME = re.compile(r"captions_((train|val|test)\w*)", re.IGNORECASE)
 
 
-def read_source(path: str | Path, *, include_unsplit: bool = False) -> Source:
-    """Read all captioned images of a folder; photographs are not opened.
+def load_dataset(path: str | Path = "", *, include_unsplit: bool = False) -> CaptionDataset:
+    """Load a folder of captioned images; photographs are not opened.
 
-    The format is found by the files that are there and named in the result's `format` and `files`. Flickr8k's
-    forms win over metadata files, these over COCO, that over captions beside images.
+    The files that are there decide the format. Flickr8k's forms win over metadata files, these over COCO,
+    that over caption files beside images.
 
     Args:
-        path: The folder.
-        include_unsplit: Put images that lie outside of every split into train, instead of leaving them out.
+        path: The folder; empty for flatland8k, which is drawn into the cache the first time.
+        include_unsplit: Put images outside every split into train instead of excluding them.
 
     Returns:
-        Every image and caption, counted in or left out with a reason.
+        Every image and caption, included or excluded with a reason.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        MissingFileError: If there is no such folder.
         DataError: If it is no folder, no format fits, a caption file is damaged, an image name points out of
-            the image folder, or not one captioned image remains.
+            the image folder, or no captioned image remains.
     """
-    root = Path(path)
+    root = Path(path) if str(path) else _flatland8k()
     if not root.exists():
         raise MissingFileError(f"{root}: no such folder; expected a folder of images with captions")
     if not root.is_dir():
@@ -61,10 +68,10 @@ def read_source(path: str | Path, *, include_unsplit: bool = False) -> Source:
     if not is_utf8(str(root)):
         raise DataError(f"{root}: the folder's name is not UTF-8; rename it")
     folder = DataFolder(root)
-    for read in READERS.values():
-        reading = read(folder)
-        if reading is not None:
-            return assemble(root, reading, folder.notes, include_unsplit=include_unsplit)
+    for read in READERS:
+        raw = read(folder)
+        if raw is not None:
+            return assemble(root, raw, folder.notes, include_unsplit=include_unsplit)
     num_images = len(folder.list_images(root))
     raise DataError(
         f"{root}: {num_images} image(s), but no captions in a known format. Captions belong into one of: "
@@ -74,7 +81,42 @@ def read_source(path: str | Path, *, include_unsplit: bool = False) -> Source:
     )
 
 
-def read_metadata(folder: DataFolder) -> Reading | None:
+def draw_data(out_dir: Path, *, seed: int, num_images: int) -> None:
+    """Draw flatland8k into a folder with a progress bar."""
+    with track("drawing flatland8k", num_images) as update:
+        draw_flatland8k(
+            out_dir, seed=seed, num_images=num_images, on_image=lambda done: update(done, "images")
+        )
+
+
+def _flatland8k() -> Path:
+    path = cache_dir() / "flatland8k"
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_data(path, seed=0, num_images=8000)
+    return path
+
+
+def read_lines(path: Path, kind: str) -> list[str]:
+    """Read a text file with one caption or prompt a line; blank lines are skipped.
+
+    Args:
+        path: UTF-8 text.
+        kind: "caption" or "prompt", for messages.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        DataError: If it is not UTF-8 text, or holds nothing.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
+    found = list(filter(None, map(str.strip, read_text(path).splitlines())))
+    if not found:
+        raise DataError(f"{path} holds no {kind}; write one a line")
+    return found
+
+
+def read_metadata(folder: DataFolder) -> RawDataset | None:
     """Read Hugging Face's imagefolder: `metadata.jsonl` or `metadata.csv` in the folder or its subfolders."""
     root = folder.root
     found = [path for part in _with_subfolders(root) if (path := _metadata_file(part)) is not None]
@@ -94,7 +136,7 @@ def read_metadata(folder: DataFolder) -> Reading | None:
     return _folder_reading("metadata file (imagefolder)", folder, files, captions, splits)
 
 
-def read_coco(folder: DataFolder) -> Reading | None:
+def read_coco(folder: DataFolder) -> RawDataset | None:
     """Read COCO captions: a JSON file for each split, `captions_train2017.json`, beside folders of images."""
     root = folder.root
     found = sorted(path for part in (root, root / "annotations") for path in part.glob("captions*.json"))
@@ -116,10 +158,10 @@ def read_coco(folder: DataFolder) -> Reading | None:
         if match:
             names = {caption.image_id for caption in read}
             _claim(splits, names, SPLIT_FOLDERS[match[2].lower()], str(path))
-    return Reading("COCO captions", files, photographs, captions, splits or None)
+    return RawDataset("COCO captions", files, photographs, captions, splits or None)
 
 
-def read_caption_files(folder: DataFolder) -> Reading | None:
+def read_caption_files(folder: DataFolder) -> RawDataset | None:
     """Read images with a text file of the same name beside each, one caption a line."""
     captions: list[RawCaption] = []
     for name, path in folder.list_images(folder.root).items():
@@ -133,13 +175,13 @@ def read_caption_files(folder: DataFolder) -> Reading | None:
     return _folder_reading("caption files beside images", folder, {"captions": "*.txt"}, captions, {})
 
 
-READERS: dict[str, Callable[[DataFolder], Reading | None]] = {
-    "flickr8k": read_flickr8k,
-    "metadata": read_metadata,
-    "coco": read_coco,
-    "caption_files": read_caption_files,
-}
-"""Formats in the order in which they are tried."""
+READERS: tuple[Callable[[DataFolder], RawDataset | None], ...] = (
+    read_flickr8k,
+    read_metadata,
+    read_coco,
+    read_caption_files,
+)
+"""Each returns None for a folder in another format; tried in this order."""
 
 
 def _folder_reading(
@@ -148,14 +190,14 @@ def _folder_reading(
     files: dict[str, str],
     captions: list[RawCaption],
     splits: dict[str, Split],
-) -> Reading:
+) -> RawDataset:
     """Return a reading of all images below the root; where nothing else splits, their first folder does."""
     photographs = folder.list_images(folder.root)
     if not splits:
         splits = {
             name: split for name in photographs if (split := SPLIT_FOLDERS.get(name.split("/")[0].lower()))
         }
-    return Reading(format, {**files, "images": "."}, photographs, captions, splits or None)
+    return RawDataset(format, {**files, "images": "."}, photographs, captions, splits or None)
 
 
 def _refuse_json(path: Path, lines: list[str]) -> None:

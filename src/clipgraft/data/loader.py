@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from clipgraft.data.content import content_sums
+from clipgraft.cache import content_sums
 from clipgraft.data.crops import Crops
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.transforms import (

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from clipgraft.cache import cache_dir
 from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
-from clipgraft.data.content import merge_copies
-from clipgraft.data.dataset import CaptionedImage
-from clipgraft.device import cache_dir, choose_device, describe_environment, num_processes, quiet_libraries
+from clipgraft.data.dataset import CaptionedImage, merge_duplicates
+from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.evaluation.metrics.probe import load_probe
 from clipgraft.evaluation.prompt_sets import next_prompts
@@ -251,7 +251,7 @@ def _measure(
     # Before anything is drawn: a scorer that is not there is said at once.
     scorer = ClipFeatures(_clip(scorer_name, revision, device), "scorer", store, shared)
     drawn = draw_all(recipe, encoders, folder, base, device, processes)
-    prompts, paths, gallery = drawn.prompts, dict(drawn.paths), merge_copies(drawn.images.test)
+    prompts, paths, gallery = drawn.prompts, dict(drawn.paths), merge_duplicates(drawn.images.test)
     real = real_pictures(prompts, folder, processes)
     if any(path for own in real for path in own):
         paths[REAL] = real

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from clipgraft.config import EvaluateSettings
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.text_lines import read_lines
+from clipgraft.data.formats import read_lines
 from clipgraft.errors import UserError
 from clipgraft.flatland import Scene, fidelity_prompts
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipgraft.data.content import content_sums
+from clipgraft.cache import content_sums
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import clip_pixel_values, encode_captions, pad_input_ids, vae_pixel_values

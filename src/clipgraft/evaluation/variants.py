@@ -12,7 +12,7 @@ from torch import nn
 
 from clipgraft.config import EvaluateSettings, Recipe
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.evaluation.metrics.token_drift import caption_errors
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, build_prompts
 from clipgraft.evaluation.scores import Paths, Scores
@@ -225,13 +225,13 @@ def real_pictures(prompts: Sequence[EvaluationPrompt], folder: Path, processes: 
 
 
 def _images(recipe: Recipe) -> Images:
-    source = load_source(recipe.data)
-    test = select(source, "test", recipe.data.max_test_images)
-    train = select(source, "train", recipe.data.max_train_images)
+    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    test = dataset.test[: recipe.data.max_test_images or None]
+    train = dataset.train[: recipe.data.max_train_images or None]
     record = {
-        "source": source.root.name,
-        "format": source.format,
-        "fingerprint": source.fingerprint,
+        "source": dataset.root.name,
+        "format": dataset.format,
+        "fingerprint": dataset.fingerprint,
         "split": "test",
         "num_images": len(test),
         "num_train_images": len(train),

@@ -11,10 +11,11 @@ from accelerate.utils import gather, send_to_device
 
 from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.console import print_line, say
-from clipgraft.data.check import check_source, leakage_note, to_json
-from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, Source
+from clipgraft.data.check import check_dataset, leakage_note, to_json
+from clipgraft.data.crops import load_crops
+from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.sources import load_crops, load_source, select
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes, write_json
@@ -55,10 +56,10 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     settings, device = recipe.finetune, choose_device(recipe.device)
     processes = PartialState(cpu=device.type == "cpu")
     device = processes.device if processes.num_processes > 1 else device
-    source = load_source(recipe.data)
+    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     clip.model.to(device)
-    splits = _splits(source, recipe)
+    splits = _splits(dataset, recipe)
     data = {
         **sums_of_images({"train": splits["train"], "val": splits["val"]}),
         "weights of CLIP": sum_of_clip(clip),
@@ -68,7 +69,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     batches = training_batches(splits["train"], clip, recipe, processes)
     before = None
     if processes.is_main_process:
-        counts = check_source(source, tokenizer=clip.tokenizer, read_images=False)
+        counts = check_dataset(dataset, tokenizer=clip.tokenizer, read_images=False)
         write_bytes(folder / "data.json", to_json(counts).encode("utf-8"))
         if note := leakage_note(counts):
             say(note)
@@ -186,13 +187,13 @@ def watch_validation(
     )
 
 
-def _splits(source: Source, recipe: Recipe) -> dict[str, tuple[CaptionedImage, ...]]:
+def _splits(dataset: CaptionDataset, recipe: Recipe) -> dict[str, tuple[CaptionedImage, ...]]:
     """Images to train on, to watch by and to measure on; refuses those that nothing can be learned from."""
     data = recipe.data
     splits = {
-        "train": select(source, "train", data.max_train_images),
-        "val": select(source, "val", data.max_val_images),
-        "test": select(source, "test", data.max_test_images),
+        "train": dataset.train[: data.max_train_images or None],
+        "val": dataset.val[: data.max_val_images or None],
+        "test": dataset.test[: data.max_test_images or None],
     }
     check_settings(recipe.finetune, num_train=len(splits["train"]), has_val=bool(splits["val"]))
     captions = {caption for image in splits["train"] for caption in image.captions}

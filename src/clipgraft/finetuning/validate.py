@@ -9,8 +9,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from clipgraft.console import track
-from clipgraft.data.content import merge_copies
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage, merge_duplicates
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import Collate, Item, content_numbers
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
@@ -31,13 +30,13 @@ def measure_retrieval(
 ) -> dict[str, Any] | None:
     """Recall at 1, 5 and 10 in both directions over images and all of their captions; None without images.
 
-    Copies of a photograph are one image with the captions of all (`merge_copies`).
+    Copies of a photograph are one image with the captions of all (`merge_duplicates`).
 
     `paired_recall`'s figures are beside them, for comparison with other trainers' logs.
     """
     if not images:
         return None
-    images = merge_copies(images)
+    images = merge_duplicates(images)
     clip.model.eval()
     captions = [caption for image in images for caption in image.captions]
     image_index = torch.tensor([i for i, image in enumerate(images) for _ in image.captions])

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from clipgraft.config import Recipe
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device
 from clipgraft.errors import CheckpointError, UserError
@@ -44,7 +44,8 @@ def interpolate(recipe: Recipe, after: str, folder: Path, *, alpha: float = 0.5)
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha must be between 0 (before) and 1 (after); got {alpha}")
-    images = select(load_source(recipe.data), "val", recipe.data.max_val_images)
+    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    images = dataset.val[: recipe.data.max_val_images or None]
     if not images:
         raise UserError("weights are compared on a validation split, and the source has none; add one")
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)

@@ -66,7 +66,7 @@ def draw_flatland8k(
     seed: int = 0,
     num_images: int = 8000,
     num_workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_image: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Draw a captioned set: three quarters train, an eighth each val ("dev") and test.
 
@@ -75,7 +75,7 @@ def draw_flatland8k(
         seed: Of everything; the same seed gives the same bytes, with any number of workers.
         num_images: How many.
         num_workers: Processes; None = one a core.
-        progress: Called with the pictures drawn and in all.
+        on_image: Called with the number of images drawn so far.
 
     Raises:
         ValueError: If the folder holds something already.
@@ -86,7 +86,7 @@ def draw_flatland8k(
     # A folder of its own for each process, because several may draw the same set at the same time.
     part = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
-        rows = _draw_pictures(part, seed, num_images, num_workers, progress)
+        rows = _draw_pictures(part, seed, num_images, num_workers, on_image)
         _write_lists(part, rows)
         part.chmod(0o755)  # mkdtemp's is the owner's alone
         _rename_unless_drawn(part, out_dir)
@@ -99,7 +99,7 @@ def _draw_pictures(
     seed: int,
     num_images: int,
     num_workers: int | None,
-    progress: Callable[[int, int], None] | None,
+    on_image: Callable[[int], None],
 ) -> list[dict]:
     """Draw every picture into `part/Images`; return a row of what is in each."""
     (part / "Images").mkdir()
@@ -108,8 +108,7 @@ def _draw_pictures(
     with _processes(num_workers) as pool:
         for row in pool.map(draw, range(num_images), chunksize=50):
             rows.append(row)
-            if progress:
-                progress(len(rows), num_images)
+            on_image(len(rows))
     return rows
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, StableDiffusionPipeline
 
-from clipgraft.device import cache_dir, choose_device, inference_dtype, quiet_libraries
+from clipgraft.cache import cache_dir
+from clipgraft.device import choose_device, inference_dtype, quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
 from clipgraft.generation.engines.engine import choose_engine

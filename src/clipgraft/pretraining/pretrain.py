@@ -24,9 +24,10 @@ from clipgraft.data.batches import (
     load_pixels,
     to_uint8,
 )
+from clipgraft.data.crops import load_crops
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.sources import load_crops, load_source, select
 from clipgraft.data.transforms import encode_captions
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
@@ -76,10 +77,10 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     Returns:
         The metrics that were written.
     """
-    source = load_source(recipe.data)
-    train = select(source, "train", recipe.data.max_train_images)
-    test = select(source, "test", recipe.data.max_test_images)
-    plain = plain_captions(source.root)
+    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    train = dataset.train[: recipe.data.max_train_images or None]
+    test = dataset.test[: recipe.data.max_test_images or None]
+    plain = plain_captions(dataset.root)
     seed_everything(recipe.seed)
     tokenizer = train_tokenizer(
         (caption for image in train for caption in image.captions), vocab_size=VOCAB_SIZE

@@ -81,13 +81,16 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> Run:
     read = _Reader(run_dir, max_bytes=max_bytes)
     folders = {stage: run_dir if is_single and stage not in begun else run_dir / stage for stage in STAGES}
     metrics = _stage_metrics(read)
+    data = read.object(run_dir / "data.json") or read.object(folders["finetune"] / "data.json")
+    if "left_out" in data:  # the name before `excluded`
+        data["excluded"] = data.pop("left_out")
     return Run(
         name=run_dir.resolve().name,
         is_single_stage=is_single,
         recipe=read.toml(run_dir / "recipe.toml"),
         recipe_text=read.text(run_dir / "recipe.toml"),
         environment=read.object(run_dir / "environment.json"),
-        data=read.object(run_dir / "data.json") or read.object(folders["finetune"] / "data.json"),
+        data=data,
         log=read.log(folders["finetune"] / "log.jsonl"),
         evaluations=read.rows(folders["finetune"] / "evaluations.jsonl"),
         finetune=metrics.get("finetune", {}),

@@ -236,7 +236,7 @@ def data_table(run: Run) -> Table | None:
             totals[kind] += held[kind] if is_number(held.get(kind)) else 0
     if len(counts) > 1:
         rows.append(("in all", count(totals["images"]), count(totals["captions"] or None), ""))
-    left_out = [group for group in run.data.get("left_out") or [] if isinstance(group, dict)]
+    left_out = [group for group in run.data.get("excluded") or [] if isinstance(group, dict)]
     if left_out:
         rows.append(("Counted out",))
     rows += [_left_out_row(group) for group in left_out[:MAX_LEFT_OUT_ROWS]]
@@ -247,7 +247,7 @@ def data_table(run: Run) -> Table | None:
         )
     if len(left_out) > MAX_LEFT_OUT_ROWS:
         note += f" {len(left_out) - MAX_LEFT_OUT_ROWS:,} more reasons are in data.json."
-    if not left_out and "left_out" in run.data:
+    if not left_out and "excluded" in run.data:
         note += " Nothing was left out."
     note += _copies_note(run.data)
     return Table(("", "images", "captions", "for example"), rows, note.strip())

@@ -23,7 +23,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "problems": run.problems,
         "recipe": run.recipe,
         "data": {
-            key: run.data[key] for key in ("format", "fingerprint", "counts", "left_out") if key in run.data
+            key: run.data[key] for key in ("format", "fingerprint", "counts", "excluded") if key in run.data
         },
         "training": {
             "num_steps": len(run.log),

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from clipgraft.config import ModelSettings, Recipe, load_recipe
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.sources import load_source, select
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device, without_folders
 from clipgraft.errors import MissingFileError, UserError, is_user_error, one_line, printable
@@ -183,8 +183,8 @@ def searchable_images(runs_dir: Path, run: str, limit: int) -> tuple[CaptionedIm
     recipes, unreadable = read_runs(runs_dir, lambda _, recipe: recipe, only=run)
     if run not in recipes:
         raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
-    source = load_source(recipes[run].data)
-    return select(source, "test", limit) or select(source, "val", limit)
+    dataset = load_dataset(recipes[run].data.source, include_unsplit=recipes[run].data.include_unsplit)
+    return dataset.test[: limit or None] or dataset.val[: limit or None]
 
 
 def embed_searchable(

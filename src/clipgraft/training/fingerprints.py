@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-from clipgraft.data.content import content_sums
+from clipgraft.cache import content_sums
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.files import fingerprint
 from clipgraft.models.clip import ClipParts

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from clipgraft.data.content import merge_copies
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage, merge_duplicates
 from clipgraft.evaluation.metrics import retrieval
 from clipgraft.evaluation.metrics.retrieval import (
     image_to_text_ranks,
@@ -206,4 +205,4 @@ def test_copies_of_a_photograph_are_one_right_answer(tmp_path):
         return [found[f"{direction}_recall@1"] for direction in ("text_to_image", "image_to_text")]
 
     assert recall(images) == [0.5, 0.5]
-    assert recall(merge_copies(images)) == [1, 1]
+    assert recall(merge_duplicates(images)) == [1, 1]

@@ -1,7 +1,7 @@
 """Retrieval between images and their captions, in both directions: recall@k, median rank, mAP.
 
 M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once,
-however many captions it has; copies of a file are to be merged before (`data.content.merge_copies`), or each
+however many captions it has; `merge_duplicates` has to merge copies of a file before, or each
 takes the other's place. Images are preprocessed by CLIP's own processor, captions are cut at its context
 length. One image with a caption is enough to compute, and too few to say anything. Scores are computed in
 float32, some queries at a time, so memory does not grow with the number of queries.

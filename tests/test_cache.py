@@ -4,8 +4,7 @@ import hashlib
 
 import pytest
 
-from clipgraft.data.content import content_sums, merge_copies
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.cache import content_sums
 from clipgraft.errors import MissingFileError
 
 
@@ -28,16 +27,3 @@ def test_file_that_changed_since_is_read_again(tmp_path):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"gone\.jpg: no such image"):
         content_sums([tmp_path / "gone.jpg"])
-
-
-def test_copies_are_one_image_with_the_captions_of_all(tmp_path):
-    images = []
-    for name, content, captions in (("a", b"1", ("x", "y")), ("b", b"2", ("z",)), ("c", b"1", ("x", "w"))):
-        (tmp_path / name).write_bytes(content)
-        images.append(CaptionedImage(name, tmp_path / name, captions, "test"))
-    merged = merge_copies(images)
-    assert [(image.image_id, image.captions) for image in merged] == [
-        ("a", ("x", "y", "x", "w")),
-        ("b", ("z",)),
-    ]
-    assert merge_copies(images[:2]) == tuple(images[:2])
