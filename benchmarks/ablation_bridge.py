@@ -52,7 +52,7 @@ from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.params import Job
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.graft import load_graft, save_graft
+from clipgraft.models.graft import Graft
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.weights import write_tensors
 from clipgraft.reporting.plots import FONT_POINTS, LIGHT, render_figure, style_axes
@@ -203,7 +203,7 @@ class Ablation:
         if name == "+ refinement":
             refine(self.recipe, self.folder / slug("+ key/value loss") / "graft", folder, resume=True)
             return
-        save_graft(self.towers.graft(self._bridge(name, folder)), folder / "graft")
+        self.towers.graft(self._bridge(name, folder)).save_pretrained(folder / "graft")
 
     def _bridge(self, name: str, folder: Path) -> Bridge:
         if name == "random map":
@@ -231,7 +231,7 @@ class Ablation:
 
     def _state_figures(self, graft: Path | None) -> dict[str, float]:
         """Errors of states, of keys and values, of predicted noise; the teacher has none by definition."""
-        encoder = load_graft(graft).text_encoder.to(self.device) if graft else None
+        encoder = Graft.from_pretrained(graft).text_encoder.to(self.device) if graft else None
         captions = [image.captions[0] for image in self.pictures.test]
         noise = noise_pred_errors(
             self.base.unet,

@@ -38,7 +38,8 @@ from clipgraft.device import describe_environment  # noqa: E402
 from clipgraft.models.base import FrozenBase  # noqa: E402
 from clipgraft.models.bridge import Bridge  # noqa: E402
 from clipgraft.models.clip import load_clip  # noqa: E402
-from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft  # noqa: E402
+from clipgraft.models.configs import BaseRecord  # noqa: E402
+from clipgraft.models.graft import Graft, GraftedTextEncoder  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
 from clipgraft.models.weights import module_sha256  # noqa: E402
 from clipgraft.settings import OptimConfig  # noqa: E402
@@ -132,7 +133,7 @@ def refine(work: Path) -> dict[str, Any]:
 
 def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
     """Time steps of one picture in bfloat16; memory of loading, and of steps with cached latents."""
-    graft = load_graft(work / "graft")
+    graft = Graft.from_pretrained(work / "graft")
     parts = ("unet", "scheduler", "tokenizer", "text_encoder")
     base = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16, components=parts)
     objective = build_objective(graft, base, Recipe().refine)
@@ -216,7 +217,7 @@ def write_checkpoints(work: Path, flickr8k: Path) -> None:
     bridge = Bridge(WIDTH, BASE_WIDTH, 1024, num_maps=3, num_positions=77)
     empty, eos = torch.zeros(77, BASE_WIDTH), clip.tokenizer.eos_token_id
     encoder = GraftedTextEncoder.graft(clip.model.text_model, bridge, empty, eos)
-    save_graft(Graft(encoder, clip.tokenizer, {"name": "", "revision": "", "sums": {}}), work / "graft")
+    Graft(encoder, clip.tokenizer, BaseRecord(name="", revision="", sums={})).save_pretrained(work / "graft")
     (work / "ready").touch()
 
 

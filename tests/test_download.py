@@ -11,6 +11,7 @@ from clipgraft.config import apply_overrides
 from clipgraft.device import inference_dtype
 from clipgraft.download import needed_models, run_files
 from clipgraft.generation.generator import load_base
+from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft
 from clipgraft.models.hub import fetch, find_model
 from clipgraft.models.pins import PINS
@@ -80,7 +81,7 @@ def test_what_a_run_draws_with_is_all_that_is_fetched(hub, tmp_path):
     assert halves == ["unet/diffusion_pytorch_model.fp16.safetensors"]
     hub.models.clear()
     hub.requests.clear()
-    record = {"name": "owner/checked", "revision": COMMIT, "sums": {}}
+    record = BaseRecord(name="owner/checked", revision=COMMIT, sums={})
     graft = Graft(None, tiny.build_tokenizer(), record)
     base = load_base([graft], "", torch.float32, unet_dtype=torch.bfloat16, with_teacher=True)
     assert base.unet.dtype == torch.bfloat16

@@ -14,7 +14,7 @@ from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
-from clipgraft.models.graft import load_graft
+from clipgraft.models.graft import Graft
 from clipgraft.models.pins import PINS
 from clipgraft.reporting.export_card import Facts, model_card, public_name, public_recipe
 from helpers import call, refused
@@ -68,8 +68,8 @@ def test_a_stock_pipeline_draws_the_same_from_prompt_embeds(graft_dir, tmp_path)
     file.write_text(PROMPTS[1] + "\n\n")
     arguments = ["--format", "prompt-embeds", "--prompts-file", file, "--negative-prompt", "A red ball"]
     assert call("export", graft_dir, PROMPTS[0], "--out", out, *arguments) == 0
-    graft = load_graft(graft_dir)
-    base = graft.base["name"]
+    graft = Graft.from_pretrained(graft_dir)
+    base = graft.base.name
     embeds = load_file(out / "prompt_embeds.safetensors")
     stock = StableDiffusionPipeline.from_pretrained(base)
     ours = StableDiffusionPipeline.from_pretrained(base, text_encoder=graft.text_encoder)
@@ -84,14 +84,16 @@ def test_a_stock_pipeline_draws_the_same_from_prompt_embeds(graft_dir, tmp_path)
 def test_without_a_negative_prompt_the_embeds_are_the_bases_own_empty_prompt(graft_dir, tmp_path):
     assert call("export", graft_dir, "A dog", "--out", tmp_path / "out", "--format", "prompt-embeds") == 0
     negative = load_file(tmp_path / "out" / "prompt_embeds.safetensors")["negative_prompt_embeds"]
-    assert torch.equal(negative[0], FrozenBase.load(load_graft(graft_dir).base["name"]).empty_states())
+    assert torch.equal(
+        negative[0], FrozenBase.load(Graft.from_pretrained(graft_dir).base.name).empty_states()
+    )
 
 
 def test_a_diffusers_folder_draws_the_same_and_tells_no_path_of_this_machine(graft_dir, tmp_path):
     out = tmp_path / "pipeline"
     assert call("export", graft_dir, "--out", out) == 0
-    graft = load_graft(graft_dir)
-    ours = build_pipeline(FrozenBase.load(graft.base["name"]), graft.text_encoder)
+    graft = Graft.from_pretrained(graft_dir)
+    ours = build_pipeline(FrozenBase.load(graft.base.name), graft.text_encoder)
     loaded = DiffusionPipeline.from_pretrained(out)
     assert torch.equal(latents(loaded, prompt=PROMPTS), latents(ours, prompt=PROMPTS))
     machine = str(graft_dir.parents[1])
@@ -113,7 +115,7 @@ def test_the_bridge_alone_maps_as_in_the_graft(graft_dir, tmp_path):
     bridge = Bridge(**config["bridge"])
     empty_states = weights.pop("empty_states")
     bridge.load_state_dict(weights)
-    graft = load_graft(graft_dir)
+    graft = Graft.from_pretrained(graft_dir)
     ids = graft.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = graft.text_encoder(ids).last_hidden_state

@@ -15,7 +15,7 @@ from clipgraft.data.formats import read_lines
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, position_weights, token_classes
-from clipgraft.models.graft import load_graft
+from clipgraft.models.graft import Graft
 from clipgraft.training.objectives import BridgeObjective
 
 
@@ -47,9 +47,9 @@ def test_a_bridge_is_fitted_to_a_text_file_without_any_image(world, tmp_path):
         for figure in ("relative_error", "cosine", "key_value_error", "spread", "teacher_spread"):
             assert {"words", "eos", "padding"} <= set(metrics[part][figure])
     assert metrics["collapsed"] == []
-    graft = load_graft(tmp_path / "graft")
+    graft = Graft.from_pretrained(tmp_path / "graft")
     assert graft.text_encoder.bridge.config["num_maps"] == 3
-    assert graft.base["sums"]["cross_attention_2"]
+    assert graft.base.sums["cross_attention_2"]
 
 
 def test_captions_of_a_file_are_cut_in_two_and_come_once(world):
@@ -62,7 +62,7 @@ def test_captions_of_a_file_are_cut_in_two_and_come_once(world):
 def test_the_bridge_of_one_map_and_that_with_attention_are_saved_and_come_back(world, tmp_path):
     options = ["bridge.by_token_class=false", "bridge.num_attention_blocks=1"]
     bridge(recipe_of(world, *options), tmp_path)
-    config = load_graft(tmp_path / "graft").text_encoder.bridge.config
+    config = Graft.from_pretrained(tmp_path / "graft").text_encoder.bridge.config
     assert (config["num_maps"], config["num_attention_blocks"]) == (1, 1)
 
 

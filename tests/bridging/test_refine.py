@@ -23,7 +23,7 @@ from clipgraft.config import apply_overrides, load_recipe
 from clipgraft.data.formats import load_dataset
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.graft import load_graft
+from clipgraft.models.graft import Graft
 from clipgraft.runs.run import run_encoders
 from clipgraft.settings import RefineSettings
 from clipgraft.whole_run import run_all
@@ -76,7 +76,7 @@ def test_refining_changes_the_bridge_alone_and_writes_what_it_measured(world, tm
     assert changed == {"bridge.linear.weight", "bridge.bias"}
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"loss", "noise_error", "teacher_error", "feature_error"} <= set(rows[0])
-    assert load_graft(tmp_path / "graft").base == load_graft(world["graft"]).base
+    assert Graft.from_pretrained(tmp_path / "graft").base == Graft.from_pretrained(world["graft"]).base
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"graft": 1, "sha256": null}'])
@@ -148,7 +148,7 @@ def test_gradient_checkpointing_is_switched_on_by_its_setting_alone(world):
     for is_on in (False, True):
         base = FrozenBase.load(str(world["base"]))
         settings = RefineSettings(num_epochs=1, gradient_checkpointing=is_on)
-        build_objective(load_graft(world["graft"]), base, settings)
+        build_objective(Graft.from_pretrained(world["graft"]), base, settings)
         assert base.unet.is_gradient_checkpointing == is_on
 
 

@@ -108,10 +108,10 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.graft import load_graft
+from clipgraft.models.graft import Graft
 plain = DiffusionPipeline.from_pretrained({str(tmp_path / "pipeline")!r})
-graft = load_graft(Path({str(graft)!r}))
-ours = build_pipeline(FrozenBase.load(graft.base["name"]), graft.text_encoder)
+graft = Graft.from_pretrained(Path({str(graft)!r}))
+ours = build_pipeline(FrozenBase.load(graft.base.name), graft.text_encoder)
 draw = lambda pipeline: pipeline(["A dog", ""], num_inference_steps=2, output_type="latent",
                                  generator=torch.Generator().manual_seed(0)).images
 assert type(plain.text_encoder) is clipgraft.GraftedTextEncoder

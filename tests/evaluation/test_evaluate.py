@@ -27,7 +27,8 @@ from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import save_clip
-from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.configs import BaseRecord
+from clipgraft.models.graft import Graft, GraftedTextEncoder
 from clipgraft.whole_run import run_all
 from helpers import call, refused
 from two_processes import run_in_two_processes
@@ -289,9 +290,9 @@ def test_failed_pictures_are_counted_apart_and_never_scored(run_dir, tmp_path):
 
 
 def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tmp_path):
-    graft = load_graft(run_dir / "bridge" / "graft")
+    graft = Graft.from_pretrained(run_dir / "bridge" / "graft")
     next(graft.text_encoder.bridge.parameters()).data.fill_(3e38)  # finite; its states are not
-    save_graft(graft, tmp_path / "broken" / "graft")
+    graft.save_pretrained(tmp_path / "broken" / "graft")
     recipe = Recipe.model_validate(
         {
             "data": {"source": str(run_dir.parent / "data")},
@@ -459,9 +460,8 @@ def test_broken_bridge_is_found_by_every_fidelity_metric(tmp_path):
     identity.set_identity()
     eos = base.tokenizer.eos_token_id
     encoder = GraftedTextEncoder.graft(base.text_encoder, identity, base.empty_states(), eos)
-    save_graft(
-        Graft(encoder, base.tokenizer, {"name": "flatland", "revision": "", "sums": {}}), tmp_path / "graft"
-    )
+    record = BaseRecord(name="flatland", sums={})
+    Graft(encoder, base.tokenizer, record).save_pretrained(tmp_path / "graft")
     recipe = Recipe.model_validate(
         {
             "data": {"max_train_images": 64, "max_test_images": 40},

@@ -22,7 +22,8 @@ from clipgraft.finetuning.validate import ClipWatch
 from clipgraft.finetuning.wise_ft import interpolate, set_between
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
-from clipgraft.models.graft import Graft, GraftedTextEncoder, save_graft
+from clipgraft.models.configs import BaseRecord
+from clipgraft.models.graft import Graft, GraftedTextEncoder
 from clipgraft.runs.run import stage_folder
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.trainer import StepReport, settle_precision
@@ -285,7 +286,7 @@ def write_graft(world, base, folder):
         torch.zeros(77, tiny.TEACHER_WIDTH),
         clip.tokenizer.eos_token_id,
     )
-    save_graft(Graft(encoder, clip.tokenizer, {"name": str(base), "revision": "", "sums": {}}), folder)
+    Graft(encoder, clip.tokenizer, BaseRecord(name=str(base), sums={})).save_pretrained(folder)
     return clip
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from clipgraft.generation.metadata import PARAMETERS_KEY, RECORD_KEY, save_png, 
 from clipgraft.generation.params import Job
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.configs import BaseRecord
+from clipgraft.models.graft import Graft, GraftedTextEncoder
 from helpers import call, refused, run_apart
 from two_processes import run_in_two_processes
 
@@ -52,7 +54,7 @@ def write_graft(folder: Path, base: Path, *, width: int = tiny.TEACHER_WIDTH, cl
         torch.randn(77, width),
         clip.tokenizer.eos_token_id,
     )
-    save_graft(Graft(encoder, clip.tokenizer, {"name": str(base), "revision": "", "sums": {}}), folder)
+    Graft(encoder, clip.tokenizer, BaseRecord(name=str(base), sums={})).save_pretrained(folder)
     return folder
 
 
@@ -681,7 +683,7 @@ def test_graft_of_another_width_or_vocabulary_is_refused(base, tmp_path, capsys)
 def test_graft_of_another_base_is_refused(base, tmp_path, capsys):
     folder = write_graft(tmp_path / "graft", base)
     made_for = FrozenBase.load(str(tiny.write_base(tmp_path / "other", seed=2)))
-    save_graft(load_graft(folder)._replace(base=made_for.record()), folder)
+    replace(Graft.from_pretrained(folder), base=made_for.record()).save_pretrained(folder)
     options = ["--graft", folder, "--base", base, "--out", tmp_path / "out"]
     assert "the graft was made for another base" in refused(capsys, "generate", "A dog", *options)
 

@@ -16,6 +16,7 @@ from clipgraft.models.base_id import (
     read_cross_attention,
     sums_differ,
 )
+from clipgraft.models.configs import BaseRecord
 from real_size import write_single_file
 
 
@@ -27,7 +28,7 @@ def record(base):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_base_is_known_again_in_any_precision(base_dir, record, dtype):
     loaded = FrozenBase.load(str(base_dir), dtype=dtype)
-    difference = sums_differ(record["sums"][SUMS], loaded.record()["sums"][SUMS])
+    difference = sums_differ(record.sums[SUMS], loaded.record().sums[SUMS])
     assert (difference == 0) == (dtype == torch.float32)  # rounded weights, and yet the same base:
     assert loaded.check_record(record) is None
 
@@ -40,7 +41,7 @@ def test_a_base_is_known_again_by_its_files_alone(base_dir, copy, record, change
     change(folder)
     loaded = FrozenBase.load(str(folder), components=("tokenizer", "text_encoder"))
     assert loaded.unet is None
-    sums = (each["sums"][SUMS] for each in (record, loaded.record()))
+    sums = (each.sums[SUMS] for each in (record, loaded.record()))
     assert sums_differ(*sums) < LARGEST_DIFFERENCE / 10
     assert loaded.check_record(record) is None
 
@@ -48,7 +49,7 @@ def test_a_base_is_known_again_by_its_files_alone(base_dir, copy, record, change
 def test_a_base_in_one_file_has_the_folders_sums(base_dir, record, tmp_path):
     path = write_single_file(base_dir, tmp_path / "base.safetensors")
     sums = cross_attention_sums(read_cross_attention(path))
-    assert sums_differ(sums, record["sums"][SUMS]) < 1e-6
+    assert sums_differ(sums, record.sums[SUMS]) < 1e-6
 
 
 def test_another_base_is_refused_with_both_names(base, record, tmp_path):
@@ -139,8 +140,8 @@ def test_signs_are_balanced_and_unrelated():
 
 
 def test_graft_of_an_earlier_version_is_compared_by_its_own_sums(base, base_dir, tmp_path):
-    old = {"name": "old", "revision": "", "sums": {}}
-    old["sums"]["cross_attention"] = cross_attention_sums(base.unet.state_dict(), knuth_signs)
+    old = BaseRecord(name="old", sums={})
+    old.sums["cross_attention"] = cross_attention_sums(base.unet.state_dict(), knuth_signs)
     assert base.check_record(old) is None
     other = FrozenBase.load(str(tiny.write_base(tmp_path / "other", seed=5)))
     with pytest.raises(CheckpointError, match="made for another base: old"):
@@ -161,7 +162,7 @@ def test_a_base_with_other_than_numbers_is_refused(base, record):
 
 
 def test_a_graft_without_a_record_of_weights_is_taken_with_a_warning(base, caplog):
-    base.check_record({"name": "flatland", "revision": "", "sums": {}})
+    base.check_record(BaseRecord(name="flatland", sums={}))
     assert "says nothing of its base's weights; they are not compared" in caplog.text
 
 

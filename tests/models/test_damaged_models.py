@@ -24,7 +24,8 @@ from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
-from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.configs import BaseRecord
+from clipgraft.models.graft import Graft, GraftedTextEncoder
 from real_size import write_single_file
 
 SUMS = {"cross_attention": "00" * 256}
@@ -41,7 +42,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.randn(77, tiny.TEACHER_WIDTH),
         clip.tokenizer.eos_token_id,
     )
-    save_graft(Graft(graft, clip.tokenizer, {"name": "base", "revision": "", "sums": SUMS}), folder / "graft")
+    Graft(graft, clip.tokenizer, BaseRecord(name="base", revision="", sums=SUMS)).save_pretrained(
+        folder / "graft"
+    )
     tiny.write_clip(folder / "clip")
     (folder / "clip" / "manifest.json").unlink()
     base = tiny.write_checked_base(folder / "base", 0.5)
@@ -72,7 +75,7 @@ def load_part(folder: Path, file: str) -> None:
 
 LOADERS: dict[str, Callable[[Path, str], Any]] = {
     "clip": lambda folder, _: load_clip(folder),
-    "graft": lambda folder, _: load_graft(folder),
+    "graft": lambda folder, _: Graft.from_pretrained(folder),
     "base": load_part,
     "single": lambda folder, file: FrozenBase.load(str(folder / file), tokenizer=pipeline().tokenizer),
     "probe": lambda folder, file: load_probe(folder / file),

@@ -15,16 +15,17 @@ import clipgraft
 from clipgraft.errors import CheckpointError
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import empty_prompt_ids, text_hidden_states
-from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.configs import BaseRecord
+from clipgraft.models.graft import Graft, GraftedTextEncoder
 from tiny import TEACHER_WIDTH, TEXT_WIDTH
 
 PROMPT = "A dog runs on the beach ."
-BASE_RECORD = {"name": "flatland", "revision": "", "sums": {}}
+BASE_RECORD = BaseRecord(name="flatland", revision="", sums={})
 
 
 @pytest.fixture
 def graft_dir(encoder, clip, tmp_path):
-    save_graft(Graft(encoder, clip.tokenizer, BASE_RECORD), tmp_path / "graft")
+    Graft(encoder, clip.tokenizer, BASE_RECORD).save_pretrained(tmp_path / "graft")
     return tmp_path / "graft"
 
 
@@ -146,7 +147,7 @@ def test_an_exported_pipeline_in_half_precision_holds_the_empty_prompt_in_it(enc
 
 
 def test_a_saved_graft_comes_back_equal(encoder, clip, graft_dir, input_ids):
-    graft = load_graft(graft_dir)
+    graft = Graft.from_pretrained(graft_dir)
     assert graft.base == BASE_RECORD
     assert graft.tokenizer.get_vocab() == clip.tokenizer.get_vocab()
     assert not graft.text_encoder.training
@@ -182,25 +183,25 @@ def test_a_damaged_graft_is_named(graft_dir):
     path = graft_dir / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
-        load_graft(graft_dir)
+        Graft.from_pretrained(graft_dir)
 
 
 def test_a_missing_graft_folder_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"graft folder not found: .*; `clipgraft bridge` writes one"):
-        load_graft(tmp_path / "graft")
+        Graft.from_pretrained(tmp_path / "graft")
 
 
 def test_a_folder_that_is_no_graft_is_said(clip_dir):
     with pytest.raises(
         CheckpointError, match=r"is not a graft: it has no base\.json; name the folder `graft`"
     ):
-        load_graft(clip_dir)
+        Graft.from_pretrained(clip_dir)
 
 
 def test_the_graft_within_a_stages_folder_is_named(tmp_path):
     (tmp_path / "graft").mkdir()
     with pytest.raises(CheckpointError, match=rf"is not a graft: .*; name {tmp_path / 'graft'}$"):
-        load_graft(tmp_path)
+        Graft.from_pretrained(tmp_path)
 
 
 def test_the_bridge_of_a_new_encoder_starts_as_bridges_do(encoder):

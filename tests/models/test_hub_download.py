@@ -61,8 +61,8 @@ def test_a_clip_of_the_hub_is_fetched_once_and_then_found_without_asking(hub):
 def test_a_base_of_the_hub_says_which_commit_it_is(hub, base):
     loaded = FrozenBase.load("owner/base", revision=COMMIT)
     assert loaded.weight_sums() == base.weight_sums()
-    assert loaded.record()["revision"] == COMMIT
-    assert FrozenBase.load("owner/base").record()["revision"] == COMMIT
+    assert loaded.record().revision == COMMIT
+    assert FrozenBase.load("owner/base").record().revision == COMMIT
 
 
 def test_pickles_beside_safetensors_are_not_fetched(hub):
@@ -127,12 +127,12 @@ def test_a_model_that_is_gone_is_said(hub):
 
 def test_a_branch_is_taken_with_a_warning_and_recorded_as_the_commit_it_is(hub, caplog):
     loaded = FrozenBase.load("owner/base", revision="main")
-    assert loaded.record()["revision"] == COMMIT
+    assert loaded.record().revision == COMMIT
     assert "owner/base at revision main is what that holds today; name a commit" in caplog.text
 
 
 def test_a_branch_of_a_pinned_model_is_said_to_be_without_its_sums(hub, pinned, caplog):
-    assert FrozenBase.load("owner/base", revision="main").record()["revision"] == COMMIT
+    assert FrozenBase.load("owner/base", revision="main").record().revision == COMMIT
     assert "its files are not compared with this package's own sums" in caplog.text
 
 
@@ -163,7 +163,7 @@ def test_a_pinned_model_that_is_gone_comes_from_a_mirror_with_the_same_sums(hub,
         hub.models["owner/base"] = {"c" * 40: hub.models["owner/base"][COMMIT]}
     loaded = FrozenBase.load("owner/base")
     assert loaded.weight_sums() == base.weight_sums()
-    assert loaded.record()["revision"] == COMMIT
+    assert loaded.record().revision == COMMIT
     assert "its copy other/base has the same sums" in caplog.text
     hub.models.clear()
     assert FrozenBase.load("owner/base").weight_sums() == base.weight_sums()

@@ -21,6 +21,7 @@ from clipgraft.models.base_id import read_cross_attention
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
 from clipgraft.models.configs import (
+    BaseRecord,
     ClipConfig,
     ProcessorConfig,
     SchedulerConfig,
@@ -29,7 +30,7 @@ from clipgraft.models.configs import (
     VaeConfig,
     read_config,
 )
-from clipgraft.models.graft import Graft, GraftedTextEncoder, load_graft, save_graft
+from clipgraft.models.graft import Graft, GraftedTextEncoder
 from clipgraft.models.weights import write_folder_atomically
 
 INDEX = "model.safetensors.index.json"
@@ -49,9 +50,8 @@ def graft_copy(clip, tmp_path):
     encoder = GraftedTextEncoder.graft(
         clip.model.text_model, Bridge(16, 24), torch.zeros(77, 24), clip.tokenizer.eos_token_id
     )
-    save_graft(
-        Graft(encoder, clip.tokenizer, {"name": "base", "revision": "", "sums": {}}), tmp_path / "graft"
-    )
+    record = BaseRecord(name="base", sums={})
+    Graft(encoder, clip.tokenizer, record).save_pretrained(tmp_path / "graft")
     return tmp_path / "graft"
 
 
@@ -132,7 +132,7 @@ def test_an_adapter_beside_the_weights_is_refused_by_name(clip_copy, graft_copy,
     with pytest.raises(CheckpointError, match=rf"clip/{name} is an adapter, .*merge_and_unload"):
         load_clip(clip_copy)
     with pytest.raises(CheckpointError, match=rf"graft/{name} is not listed in manifest\.json"):
-        load_graft(graft_copy)
+        Graft.from_pretrained(graft_copy)
     with pytest.raises(CheckpointError, match=rf"graft/{name} is an adapter"):
         GraftedTextEncoder.from_pretrained(graft_copy)
     with pytest.raises(CheckpointError, match=rf"text_encoder/{name} is an adapter"):
@@ -144,7 +144,7 @@ def test_an_adapter_beside_the_weights_is_refused_by_name(clip_copy, graft_copy,
 )
 def test_a_file_that_decides_must_be_listed_in_the_manifest(clip_dir, graft_copy, copy, name):
     clip_dir = copy(clip_dir)
-    for folder, load in ((clip_dir, load_clip), (graft_copy, load_graft)):
+    for folder, load in ((clip_dir, load_clip), (graft_copy, Graft.from_pretrained)):
         (folder / "README.md").write_text("notes")
         load(folder)
         (folder / name).write_text("{}")
@@ -155,19 +155,19 @@ def test_a_file_that_decides_must_be_listed_in_the_manifest(clip_dir, graft_copy
 def test_a_manifest_without_weights_is_refused(graft_copy):
     (graft_copy / "manifest.json").write_text('{"files": {}}')
     with pytest.raises(CheckpointError, match=r"is not listed in manifest\.json"):
-        load_graft(graft_copy)
+        Graft.from_pretrained(graft_copy)
     for path in graft_copy.iterdir():
         if path.name != "base.json":
             path.unlink()
     with write_folder_atomically(graft_copy.parent / "bare") as bare:
         shutil.copy(graft_copy / "base.json", bare)
     with pytest.raises(CheckpointError, match=r"bare/manifest\.json lists no weights"):
-        load_graft(graft_copy.parent / "bare")
+        Graft.from_pretrained(graft_copy.parent / "bare")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_links_out_of_a_model_are_refused(clip_copy, graft_copy, tmp_path, file):
-    for folder, load in ((clip_copy, load_clip), (graft_copy, load_graft)):
+    for folder, load in ((clip_copy, load_clip), (graft_copy, Graft.from_pretrained)):
         outside = tmp_path / f"outside {folder.name}"
         (folder / file).rename(outside)
         (folder / file).symlink_to(outside)

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 import clipgraft  # noqa: F401  (its classes are looked up by name)
-from clipgraft.models.graft import load_graft
+from clipgraft.models.graft import Graft
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 OLD_RUN, OLD_EXPORT = FIXTURES / "old_run", FIXTURES / "old_export"
@@ -22,7 +22,7 @@ def expected():
 
 @torch.no_grad()
 def test_an_old_graft_encodes_as_it_did(expected):
-    graft = load_graft(OLD_RUN / "refine" / "graft")
+    graft = Graft.from_pretrained(OLD_RUN / "refine" / "graft")
     ids = graft.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
     torch.testing.assert_close(graft.text_encoder(ids).last_hidden_state, expected["prompt_embeds"])
 

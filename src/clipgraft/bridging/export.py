@@ -19,7 +19,7 @@ from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.generation.prompt_embeds import prompt_input_ids
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
-from clipgraft.models.graft import Graft, load_graft
+from clipgraft.models.graft import Graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.models.weights import write_folder_atomically
 from clipgraft.reporting.export_card import Facts, model_card, public_recipe
@@ -84,7 +84,7 @@ def export(
     if out_dir.exists() and any(out_dir.iterdir()):
         raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
     quiet_libraries()
-    loaded = load_graft(graft)
+    loaded = Graft.from_pretrained(graft)
     writers: dict[str, tuple[Callable[[Path], None], str]] = {
         "diffusers": (lambda folder: _write_pipeline(loaded, base, folder), DIFFUSERS_CONTENT),
         "prompt-embeds": (
@@ -144,7 +144,7 @@ def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> No
     is_refined = own != bridged
     facts = Facts(
         content,
-        graft.base,
+        graft.base.model_dump(),
         recipe=made.model_dump() if made else {},
         metrics=_read_metrics(bridged),
         refine_recipe=recipe.model_dump() if recipe and is_refined else {},

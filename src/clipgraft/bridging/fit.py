@@ -14,7 +14,7 @@ from clipgraft.data.token_states import StateBatches
 from clipgraft.device import seed_everything
 from clipgraft.files import write_json
 from clipgraft.models.bridge import BOS, PADDING, Bridge
-from clipgraft.models.graft import save_graft
+from clipgraft.models.lineage import Figures, Lineage, Stage
 from clipgraft.models.token_stats import COLLAPSED_SHARE, collapsed_classes
 from clipgraft.models.weights import tensors_sha256
 from clipgraft.training.objectives import BridgeObjective
@@ -57,8 +57,13 @@ def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, A
             states_file.unlink(missing_ok=True)
     measured = metrics.get("residual", metrics["linear"])
     metrics["collapsed"] = say_collapse(measured["spread"], measured["teacher_spread"])
-    save_graft(towers.graft(fitted), folder / "graft")
-    metrics |= {"num_captions": len(train_ids), "num_held_out_captions": len(held_out_ids)}
+    counts = {"num_captions": len(train_ids), "num_held_out_captions": len(held_out_ids)}
+    parts = [name for name in ("linear", "residual") if name in metrics]
+    errors: Figures = {name: metrics[name]["relative_error"] for name in parts}
+    stage = Stage(stage="bridge", recipe=recipe, figures=errors, counts=counts)
+    lineage = Lineage(stages=(*towers.lineage, stage))
+    towers.graft(fitted, lineage).save_pretrained(folder / "graft")
+    metrics |= counts
     write_json(folder / "metrics.json", metrics)
     return metrics
 

@@ -27,6 +27,7 @@ from clipgraft.models.bridge import (
 from clipgraft.models.clip import load_clip, text_hidden_states
 from clipgraft.models.cross_attention import key_value_root
 from clipgraft.models.graft import Graft, GraftedTextEncoder
+from clipgraft.models.lineage import NO_LINEAGE, Lineage
 from clipgraft.models.ridge import ClassRidgeRegression
 from clipgraft.models.token_stats import Spread, StateError
 from clipgraft.models.weights import module_sha256, tensors_sha256
@@ -86,6 +87,7 @@ class Towers:
         assert base.text_encoder is not None
         assert base.origin is not None
         self.tokenizer: CLIPTokenizer = clip.tokenizer
+        self.lineage = clip.lineage
         self.empty_states = base.empty_states()
         self.record = base.record()
         self.key_value_maps = list(read_cross_attention(base.origin.path).values())
@@ -222,12 +224,12 @@ class Towers:
             "teacher_spread": spreads[1].summary(),
         }
 
-    def graft(self, bridge: Bridge) -> Graft:
+    def graft(self, bridge: Bridge, lineage: Lineage = NO_LINEAGE) -> Graft:
         """Put tower, bridge and the teacher's empty prompt together."""
         encoder = GraftedTextEncoder.graft(
             self.text_model, bridge, self.empty_states, self.tokenizer.eos_token_id
         )
-        return Graft(encoder, self.tokenizer, self.record)
+        return Graft(encoder, self.tokenizer, self.record, lineage)
 
 
 def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -20,7 +20,8 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.files import file_sha256, fingerprint, read_json, write_json
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.graft import Graft, load_graft, save_graft
+from clipgraft.models.graft import Graft
+from clipgraft.models.lineage import Lineage, Stage, numbers
 from clipgraft.models.weights import MANIFEST_NAME, module_sha256, tensors_sha256
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.training.fingerprints import sum_of_tokenizer
@@ -63,7 +64,7 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     """
     settings, device = recipe.refine, choose_device(recipe.device)
     check_settings(settings)
-    loaded = load_graft(graft)
+    loaded = Graft.from_pretrained(graft)
     check_start(graft, folder)
     precision = settle_precision(settings.mixed_precision, device, folder if resume else None)
     base = FrozenBase.load(
@@ -102,7 +103,16 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
     metrics |= {"after": measure_noise(loaded, base, pictures), "num_steps": result.num_steps}
     metrics |= {"seconds": result.seconds, "epoch_mean_loss": result.epoch_mean_loss}
     metrics |= {"num_train_images": len(pictures.train), "mixed_precision": precision}
-    save_graft(loaded._replace(text_encoder=loaded.text_encoder.cpu()), folder / "graft")
+    loaded.text_encoder.cpu()
+    stage = Stage(
+        stage="refine",
+        recipe=recipe,
+        started_from=str(graft.absolute()),
+        figures={when: numbers(metrics[when]) for when in ("before", "after")},
+        counts={"num_train_images": len(pictures.train)},
+    )
+    loaded.lineage = Lineage(stages=(*loaded.lineage.stages, stage))
+    loaded.save_pretrained(folder / "graft")
     write_json(folder / "metrics.json", metrics)
     return metrics
 

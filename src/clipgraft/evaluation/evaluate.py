@@ -1,7 +1,7 @@
 """How good pictures are with each text encoder of a run, between floors and ceilings; docs/evaluation.md."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,13 +36,13 @@ from clipgraft.evaluation.variants import (
     draw_all,
     real_pictures,
 )
-from clipgraft.files import read_toml, write_bytes, write_json
+from clipgraft.files import write_bytes, write_json
 from clipgraft.models.clip import load_clip
 from clipgraft.models.configs import BaseRecord, read_config
 from clipgraft.models.graft import BASE_RECORD
 from clipgraft.models.hub import embedded_models
+from clipgraft.models.lineage import read_lineage
 from clipgraft.models.weights import verify_folder
-from clipgraft.reporting.format import sub_dict
 from clipgraft.runs.folder import RECIPE_NAME, refuse_inputs_within, run_folder
 from clipgraft.runs.run import run_encoders
 
@@ -292,26 +292,8 @@ def _measure(
 
 def _is_tuned_from(graft: Path, clip_name: str) -> bool:
     """Whether a graft's CLIP is of that name, or was tuned from it."""
-    return any(
-        name == clip_name or Path(name).resolve() == Path(clip_name).resolve() for name in _clip_names(graft)
-    )
-
-
-def _clip_names(graft: Path) -> Iterator[str]:
-    """The CLIP of a graft, the one that it was tuned from and so on, as the recipes beside each say."""
-    seen: set[str] = set()
-    recipe = graft.parent / RECIPE_NAME
-    while recipe.is_file():
-        try:
-            values = read_toml(recipe)
-        except UserError:  # damaged: nothing is known of it
-            return
-        name = str(sub_dict(values, "clip").get("name", FLATLAND))
-        if name in seen:
-            return
-        seen.add(name)
-        yield name
-        recipe = Path(name).parent / RECIPE_NAME
+    names = [clip.name for clip in read_lineage(graft).clips]
+    return any(name == clip_name or Path(name).resolve() == Path(clip_name).resolve() for name in names)
 
 
 def _clip(name: str, revision: str, device: torch.device) -> Any:

@@ -21,7 +21,7 @@ from clipgraft.generation.pipeline import Picture, build_pipeline, draw
 from clipgraft.generation.prompt_embeds import PromptStates, all_notes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.models.graft import BASE_RECORD, Graft, load_graft
+from clipgraft.models.graft import BASE_RECORD, Graft
 
 OFFLOADS = ("none", "model", "sequential")
 
@@ -85,7 +85,7 @@ def load_generators(
     if offload != "none" and speed != DEFAULT_SPEED:
         raise UserError("engines and shortcuts do not work with offload; leave one of them out")
     engine = choose_engine(speed, place, cache_dir() / "openvino") if offload == "none" else None
-    grafts = {name: load_graft(folder) for name, folder in encoders.items() if folder}
+    grafts = {name: Graft.from_pretrained(folder) for name, folder in encoders.items() if folder}
     if not grafts and not base:
         raise UserError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
@@ -139,7 +139,7 @@ def load_base(
     """
     name = base
     if grafts and not base:
-        name, revision = grafts[0].base["name"], grafts[0].base["revision"]
+        name, revision = grafts[0].base.name, grafts[0].base.revision
 
     def load_parts(components: Sequence[str], dtype: torch.dtype) -> FrozenBase:
         return FrozenBase.load(

@@ -64,29 +64,14 @@ def build_pipeline(
 
     Args:
         base: VAE, U-Net, tokenizer and scheduler.
-        text_encoder: Gives `last_hidden_state` as wide as the U-Net's cross-attention.
+        text_encoder: See `FrozenBase.pipeline`.
 
     Raises:
-        ValueError: If the text encoder's width is not the U-Net's.
+        UserError: If the text encoder's width is not the U-Net's.
     """
-    assert base.unet is not None
     assert base.scheduler is not None
-    width, needed = text_encoder.config.hidden_size, base.unet.config.cross_attention_dim
-    if width != needed:
-        raise UserError(
-            f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
-            "use the base that the graft was made for"
-        )
-    pipeline = StableDiffusionPipeline(
-        vae=base.vae,
-        unet=base.unet,
-        text_encoder=text_encoder,
-        tokenizer=base.tokenizer,
-        scheduler=build_scheduler("dpm++", base.scheduler),
-        safety_checker=base.safety_checker,
-        feature_extractor=base.feature_extractor,
-        requires_safety_checker=base.safety_checker is not None,
-    )
+    pipeline = base.pipeline(text_encoder)
+    pipeline.scheduler = build_scheduler("dpm++", base.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
-from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.attention import ATTENTION
 from clipgraft.models.base_id import (
     LARGEST_DIFFERENCE,
@@ -23,6 +23,7 @@ from clipgraft.models.base_id import (
 )
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_image_processor, text_hidden_states
 from clipgraft.models.configs import (
+    BaseRecord,
     Checked,
     ClipConfig,
     ModelIndex,
@@ -154,34 +155,60 @@ class FrozenBase:
         ids = empty_prompt_ids(self.tokenizer).to(self.text_encoder.device)
         return text_hidden_states(self.text_encoder, ids)[0]
 
-    def record(self) -> dict[str, Any]:
-        """Return what tells this base: `name`, `revision` (a commit of the hub, else empty) and `sums`.
+    def pipeline(self, text_encoder: PreTrainedModel | None = None) -> StableDiffusionPipeline:
+        """Return a plain diffusers pipeline of the base.
+
+        Args:
+            text_encoder: In place of the base's own; its `last_hidden_state` is as wide as the U-Net's
+                cross-attention.
+
+        Raises:
+            UserError: If the text encoder has another width.
+        """
+        encoder = text_encoder or self.text_encoder
+        assert encoder is not None
+        assert self.unet is not None
+        width, needed = encoder.config.hidden_size, self.unet.config.cross_attention_dim
+        if width != needed:
+            raise UserError(
+                f"the graft gives states of width {width}, but this base's U-Net takes {needed}; "
+                "use the base that the graft was made for"
+            )
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            unet=self.unet,
+            text_encoder=encoder,
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+            safety_checker=self.safety_checker,
+            feature_extractor=self.feature_extractor,
+            requires_safety_checker=self.safety_checker is not None,
+        )
+
+    def record(self) -> BaseRecord:
+        """Return what tells this base from others.
 
         Raises:
             CheckpointError: If the U-Net's weights, of which the sums are, are not there.
         """
         assert self.origin is not None
         name, revision, _ = self.origin
-        return {
-            "name": name,
-            "revision": revision,
-            "sums": identity_sums(self._cross_attention()),
-        }
+        return BaseRecord(name=name, revision=revision, sums=identity_sums(self._cross_attention()))
 
-    def check_record(self, record: dict[str, Any]) -> None:
+    def check_record(self, record: BaseRecord) -> None:
         """Make sure that this is the base that a record is of, whatever the dtypes.
 
         Raises:
             CheckpointError: If its cross-attention has other weights.
         """
         assert self.origin is not None
-        difference = difference_from(record["sums"], self._cross_attention())
+        difference = difference_from(record.sums, self._cross_attention())
         if difference is None:
             logger.warning("the graft says nothing of its base's weights; they are not compared")
             return
         if not difference <= LARGEST_DIFFERENCE:
             raise CheckpointError(
-                f"the graft was made for another base: {record['name']}, not {self.origin.name} (sums "
+                f"the graft was made for another base: {record.name}, not {self.origin.name} (sums "
                 f"of their cross-attention weights differ by {difference:.3f} of their size, "
                 f"{LARGEST_DIFFERENCE} is allowed); use that base, or fit a bridge to this one with "
                 "`clipgraft bridge`"

@@ -26,7 +26,7 @@ LEVELS = (r"(down|input)_blocks\.", r"(mid|middle)_block\.", r"(up|output)_block
 CROSS_ATTENTION = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
-def identity_sums(weights: Mapping[str, Tensor]) -> dict[str, str]:
+def identity_sums(weights: Mapping[str, Tensor]) -> dict[str, str | None]:
     """Return what a graft records of a base's weights; arguments and errors as of `cross_attention_sums`."""
     return {SUMS: cross_attention_sums(weights)}
 

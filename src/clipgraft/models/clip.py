@@ -23,10 +23,12 @@ from clipgraft.models.configs import (
     read_config,
 )
 from clipgraft.models.hub import resolve_model
+from clipgraft.models.lineage import Stage, clip_lineage
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weight_files import Needed, Weights
 from clipgraft.models.weights import MANIFEST_NAME, verify_model, write_folder_atomically
+from clipgraft.settings import ModelSettings
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
 """Files that a CLIP is loaded from."""
@@ -37,11 +39,15 @@ LEGACY_EOS_TOKEN_ID = 2
 
 
 class ClipParts(NamedTuple):
-    """A CLIP model and what prepares its input."""
+    """A CLIP model, its tokenizer and image processor, and where it comes from."""
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
     image_processor: CLIPImageProcessorPil
+    origin: ModelSettings | None = None
+    """Name and commit it was loaded by; None where it was made in memory."""
+    lineage: tuple[Stage, ...] = ()
+    """Stages that fine-tuned it, the first one first."""
 
 
 def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipParts:
@@ -72,7 +78,8 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
     _take_special_token_ids(model, tokenizer)
     processor = load_image_processor(folder)
     _check_image_size(folder, model.config.vision_config.image_size, processor)
-    return ClipParts(model, tokenizer, processor)
+    origin = ModelSettings(name=str(name_or_path), revision=revision or "")
+    return ClipParts(model, tokenizer, processor, origin, clip_lineage(origin))
 
 
 def load_image_processor(folder: Path) -> CLIPImageProcessorPil:

@@ -234,17 +234,13 @@ class JointProcessorConfig(Checked):
 
 
 class BaseRecord(Checked):
-    """Of the base that a graft was made for: name, commit, and sums of `models/identity.py`."""
-
-    class Sums(Checked):
-        """64 float32 numbers, hexadecimal; grafts of older versions have none."""
-
-        cross_attention: Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None = None
-        cross_attention_2: Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None = None
+    """The base that a graft was made for: name, commit, and sums of its weights."""
 
     name: Annotated[str, Field(min_length=1)]
     revision: str = ""
-    sums: Sums
+    """Commit of the hub; empty where the base is none of the hub's."""
+    sums: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None]
+    """64 float32 numbers, hexadecimal, by rule; grafts of the first version have none."""
 
 
 class ModelIndex(Checked):

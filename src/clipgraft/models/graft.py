@@ -4,19 +4,23 @@ A transformers model, so that any diffusers pipeline of that base takes, saves a
 B batch, L tokens, D CLIP's width, W the base's width.
 """
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import check_vocabulary, text_hidden_states
 from clipgraft.models.configs import BaseRecord, GraftConfig, read_config
+from clipgraft.models.lineage import FILE_NAME as LINEAGE
+from clipgraft.models.lineage import NO_LINEAGE, Lineage, read_lineage
 from clipgraft.models.loading import (
     TRANSFORMERS_STEM,
     load_strictly,
@@ -198,46 +202,91 @@ class GraftedTextEncoder(PreTrainedModel):
         return encoder.eval()
 
 
-class Graft(NamedTuple):
-    """A graft folder's content."""
+@dataclass
+class Graft:
+    """A grafted text encoder with its tokenizer, the base it was made for, and how it was made."""
 
     text_encoder: GraftedTextEncoder
     tokenizer: CLIPTokenizer
-    base: dict[str, Any]
-    """`name` and `revision` of the base it was made for, and `sums` of the base's weights."""
+    base: BaseRecord
+    lineage: Lineage = NO_LINEAGE
 
+    @property
+    def bridge(self) -> Bridge:
+        """The map from CLIP's hidden states to the base's prompt embeds."""
+        return self.text_encoder.bridge
 
-def save_graft(graft: Graft, folder: Path) -> None:
-    """Write encoder, tokenizer and the record of the base, whole or not at all."""
-    with write_folder_atomically(folder) as temporary:
-        graft.text_encoder.save_pretrained(temporary)
-        graft.tokenizer.save_pretrained(temporary)
-        record = json.dumps(graft.base, indent=2) + "\n"
-        (temporary / BASE_RECORD).write_text(record, encoding="utf-8")
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Graft":
+        """Load a graft, strictly.
 
+        Raises:
+            MissingFileError: If there is no such folder.
+            CheckpointError: If it is not a graft, or a file or weight is missing, foreign or damaged.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
+        record = folder / BASE_RECORD
+        if not record.is_file():
+            inner = folder / "graft"
+            named = inner if inner.is_dir() else "the folder `graft` that `bridge` or `refine` wrote"
+            raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
+        refuse_links_out(folder, [folder])
+        verify_model(folder)
+        encoder = load_strictly(GraftedTextEncoder, folder, GraftConfig)
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(encoder.text_model, tokenizer, folder)
+        if encoder.config.eos_token_id != tokenizer.eos_token_id:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: eos_token_id is {encoder.config.eos_token_id}, the tokenizer's "
+                f"is {tokenizer.eos_token_id}; write the graft again"
+            )
+        base = BaseRecord(**read_config(record, BaseRecord))
+        return cls(encoder, tokenizer, base, read_lineage(folder))
 
-def load_graft(folder: Path) -> Graft:
-    """Load a graft, strictly.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write encoder, tokenizer, the base's record and the lineage, whole or not at all."""
+        with write_folder_atomically(Path(folder)) as temporary:
+            self.text_encoder.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            for name, content in ((BASE_RECORD, self.base), (LINEAGE, self.lineage)):
+                (temporary / name).write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        CheckpointError: If it is not a graft, or a file or weight is missing, foreign or damaged.
-    """
-    if not folder.is_dir():
-        raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
-    record = folder / BASE_RECORD
-    if not record.is_file():
-        inner = folder / "graft"
-        named = inner if inner.is_dir() else "the folder `graft` that `bridge` or `refine` wrote"
-        raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
-    refuse_links_out(folder, [folder])
-    verify_model(folder)
-    encoder = load_strictly(GraftedTextEncoder, folder, GraftConfig)
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(encoder.text_model, tokenizer, folder)
-    if encoder.config.eos_token_id != tokenizer.eos_token_id:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: eos_token_id is {encoder.config.eos_token_id}, the tokenizer's is "
-            f"{tokenizer.eos_token_id}; write the graft again"
+    def load_base(self, name: str = "", *, dtype: torch.dtype = torch.float32) -> FrozenBase:
+        """Load the base that the graft was made for, without the base's own text encoder.
+
+        Args:
+            name: Where the base is now; empty = where it was.
+            dtype: Of the weights.
+
+        Raises:
+            CheckpointError: If it is another base.
+        """
+        components = [part for part in (*COMPONENTS, "safety_checker") if part != "text_encoder"]
+        revision = None if name else self.base.revision or None
+        base = FrozenBase.load(
+            name or self.base.name,
+            revision=revision,
+            components=components,
+            dtype=dtype,
+            tokenizer=self.tokenizer,
         )
-    return Graft(encoder, tokenizer, read_config(record, BaseRecord))
+        base.check_record(self.base)
+        check_vocabularies(self.tokenizer, base)
+        return base
+
+    def pipeline(self, base: FrozenBase | str = "") -> StableDiffusionPipeline:
+        """Return a plain diffusers pipeline with the grafted text encoder and the base's own scheduler.
+
+        Args:
+            base: The base, or where it is now; empty = the one that the graft names.
+
+        Raises:
+            CheckpointError: If it is another base.
+        """
+        if isinstance(base, str):
+            return self.load_base(base).pipeline(self.text_encoder)
+        base.check_record(self.base)
+        check_vocabularies(self.tokenizer, base)
+        return base.pipeline(self.text_encoder)

@@ -1,0 +1,152 @@
+"""Lineage of a graft: the stages that made it, with their settings and figures.
+
+`lineage.json` in a graft's folder holds it, so that nobody has to search the folders around for it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_serializer
+
+from clipgraft.config import Recipe, build_recipe, load_recipe
+from clipgraft.errors import CheckpointError, UserError
+from clipgraft.files import read_json, read_text
+from clipgraft.runs.folder import RECIPE_NAME
+from clipgraft.settings import ModelSettings
+
+FILE_NAME = "lineage.json"
+SECTIONS = {"seed", "device", "data", "clip", "base", "finetune", "bridge", "refine"}
+"""Parts of a recipe that say how a graft was made."""
+
+Figures = dict[str, dict[str, float | None]]
+
+
+def _settings(values: object) -> object:
+    if not isinstance(values, dict):
+        return values
+    try:
+        return build_recipe(values)
+    except UserError:  # settings of a version that had others
+        return None
+
+
+class Stage(BaseModel):
+    """One stage of training."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Literal["finetune", "bridge", "refine"]
+    recipe: Annotated[Recipe | None, BeforeValidator(_settings)]
+    """None where an earlier version wrote settings that this one does not know."""
+    started_from: str = ""
+    """Folder of the graft that was refined."""
+    figures: Figures = {}
+    """By row and column: recall, state error by token class, or noise error by timestep."""
+    counts: dict[str, int] = {}
+    """Captions and images of the training."""
+
+    @field_serializer("recipe")
+    def _own_sections(self, recipe: Recipe | None) -> dict[str, Any] | None:
+        return recipe.model_dump(mode="json", include=SECTIONS) if recipe else None
+
+
+class Lineage(BaseModel):
+    """Stages of a graft, the first one first; none where they are not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    stages: tuple[Stage, ...] = ()
+
+    def find(self, stage: str) -> Stage | None:
+        """Return the last stage of a name."""
+        return next((found for found in reversed(self.stages) if found.stage == stage), None)
+
+    @property
+    def clips(self) -> tuple[ModelSettings, ...]:
+        """The grafted CLIP, then the one it was fine-tuned from, and so on."""
+        makers = [stage for stage in reversed(self.stages) if stage.stage != "refine"]
+        return tuple(stage.recipe.clip for stage in makers if stage.recipe)
+
+
+NO_LINEAGE = Lineage()
+
+
+def clip_lineage(clip: ModelSettings) -> tuple[Stage, ...]:
+    """Return the fine-tuning stages of a CLIP, the first one first, by the recipes beside its folder."""
+    stages: list[Stage] = []
+    seen: set[str] = set()
+    while clip.name not in seen and (recipe := _recipe_in(Path(clip.name).parent)):
+        seen.add(clip.name)
+        metrics = _metrics_in(Path(clip.name).parent)
+        recall = {when: numbers(metrics.get(when)) for when in ("before", "after")}
+        stages.insert(0, Stage(stage="finetune", recipe=recipe, figures=recall))
+        clip = recipe.clip
+    return tuple(stages)
+
+
+def read_lineage(graft: Path) -> Lineage:
+    """Read the lineage of a graft; one of an older version is known by the recipe beside its folder.
+
+    Raises:
+        CheckpointError: If the file is damaged; names it.
+    """
+    path = graft / FILE_NAME
+    if not path.is_file():
+        return _older_lineage(graft.parent)
+    try:
+        return Lineage.model_validate_json(read_text(path, error=CheckpointError))
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error.errors(include_url=False)[0]['msg']}; write the graft again"
+        ) from error
+
+
+def _older_lineage(run: Path) -> Lineage:
+    recipe, metrics = _recipe_in(run), _metrics_in(run)
+    if recipe is None:
+        return Lineage()
+    errors = {
+        name: numbers(metrics[name].get("relative_error"))
+        for name in ("linear", "residual")
+        if isinstance(metrics.get(name), dict)
+    }
+    stages = [*clip_lineage(recipe.clip)]
+    stages.append(Stage(stage="bridge", recipe=recipe, figures=errors, counts=_counts(metrics, "captions")))
+    if "num_train_images" in metrics:
+        noise = {when: numbers(metrics.get(when)) for when in ("before", "after")}
+        counts = _counts(metrics, "images")
+        stages.append(Stage(stage="refine", recipe=recipe, figures=noise, counts=counts))
+    return Lineage(stages=tuple(stages))
+
+
+def numbers(values: object) -> dict[str, float | None]:
+    """Return the numbers of a mapping, and what was none when it was measured."""
+    found = values if isinstance(values, Mapping) else {}
+    return {str(key): value for key, value in found.items() if isinstance(value, int | float | None)}
+
+
+def _counts(metrics: Mapping[str, Any], what: str) -> dict[str, int]:
+    return {
+        key: value for key, value in metrics.items() if key.endswith(f"_{what}") and isinstance(value, int)
+    }
+
+
+def _recipe_in(folder: Path) -> Recipe | None:
+    path = folder / RECIPE_NAME
+    # Of a graft in the working directory the parent is where one happens to stand.
+    if not path.is_file():
+        return None
+    try:
+        return load_recipe(path)
+    except UserError:  # damaged, or of another version
+        return None
+
+
+def _metrics_in(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    try:
+        return read_json(path) if path.is_file() else {}
+    except UserError:
+        return {}
