@@ -1,10 +1,14 @@
 """Settings of every stage: one frozen, strict model each; this module imports no torch."""
 
 import os
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from clipgraft.errors import UserError
 
 
 def _absolute(text: str) -> str:
@@ -52,6 +56,25 @@ class Section(BaseModel):
 
     # Strict: else `true` would be 1 worker, and a text a learning rate.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def updated(self, values: Mapping[str, object]) -> Self:
+        """Return the settings with some fields changed.
+
+        Raises:
+            UserError: If there is no such field, naming the nearest one; or a value is not allowed.
+        """
+        known = type(self).model_fields
+        for name in values:
+            if name not in known:
+                nearest = get_close_matches(name, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+                raise UserError(f"unknown setting {name!r}; {hint}")
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"setting {place!r}: {first['msg']}; got {first['input']!r}") from None
 
 
 class DataSettings(Section):

@@ -1,0 +1,26 @@
+"""Settings changed by name, as the keyword arguments of the Python API are."""
+
+import pytest
+
+from clipgraft.errors import UserError
+from clipgraft.settings import BridgeSettings
+
+
+def test_fields_are_changed_by_name():
+    settings = BridgeSettings(num_epochs=2)
+    changed = settings.updated({"hidden_size": 8})
+    assert (changed.hidden_size, changed.num_epochs, settings.hidden_size) == (8, 2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hiden_size": 8}, "unknown setting 'hiden_size'; did you mean 'hidden_size'?"),
+        ({"zzz": 8}, "unknown setting 'zzz'; known: learning_rate"),
+        ({"hidden_size": "8"}, "setting 'hidden_size': Input should be a valid integer; got '8'"),
+    ],
+)
+def test_a_wrong_field_or_value_is_named(values, message):
+    with pytest.raises(UserError) as caught:
+        BridgeSettings().updated(values)
+    assert str(caught.value).startswith(message)
