@@ -31,8 +31,8 @@ NUM_PROMPTS = 80
 RECIPES: dict[str, dict[str, Any]] = {
     "one caption": {},
     "five captions, masked": {"captions_per_image": 5},
-    "one caption, preserved": {"preservation_weight": 1.0},
-    "five captions, preserved": {"captions_per_image": 5, "preservation_weight": 1.0},
+    "one caption, preserved": {"distill_weight": 1.0},
+    "five captions, preserved": {"captions_per_image": 5, "distill_weight": 1.0},
 }
 BEFORE, HALFWAY = "before fine-tuning", "one caption, WiSE-FT 0.5"
 

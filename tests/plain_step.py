@@ -28,8 +28,8 @@ def plain_loss(
     bias: Tensor | None,
     passes: Sequence[Pass],
     *,
-    same_image: str,
-    preservation: float,
+    duplicate_images: str,
+    distill: float,
 ) -> Tensor:
     """Mean over the passes' losses; sigmoid where there is a bias, else softmax."""
     losses = []
@@ -37,26 +37,26 @@ def plain_loss(
         out = model(input_ids=part.input_ids, pixel_values=part.pixels)
         logits = model.logit_scale.exp() * out.text_embeds @ out.image_embeds.T
         if bias is None:
-            loss = softmax_loss(logits, part.owner, part.content, same_image)
+            loss = softmax_loss(logits, part.owner, part.content, duplicate_images)
         else:
-            loss = sigmoid_loss(logits + bias, part.owner, part.content, same_image)
-        if preservation:
+            loss = sigmoid_loss(logits + bias, part.owner, part.content, duplicate_images)
+        if distill:
             with torch.no_grad():
                 kept = before.text_model(part.input_ids).last_hidden_state
             states = out.text_model_output.last_hidden_state
-            loss = loss + preservation * preservation_loss(states, kept, part.input_ids)
+            loss = loss + distill * distill_loss(states, kept, part.input_ids)
         losses.append(loss)
     return torch.stack(losses).mean()
 
 
-def softmax_loss(logits: Tensor, owner: list[int], content: list[bytes], same_image: str) -> Tensor:
+def softmax_loss(logits: Tensor, owner: list[int], content: list[bytes], duplicate_images: str) -> Tensor:
     captions, images = range(len(owner)), range(len(content))
-    if same_image == "negative":
+    if duplicate_images == "negative":
         pairs = logits[:, owner]  # each caption with an image of its own
         own = pairs.diagonal()
         return ((pairs.logsumexp(1) - own).mean() + (pairs.logsumexp(0) - own).mean()) / 2
     is_same = [[content[n] == content[owner[m]] for n in images] for m in captions]
-    if same_image == "positive":
+    if duplicate_images == "positive":
         by_text = [-logits[m].log_softmax(0)[is_same[m]].mean() for m in captions]
         by_image = [-logits[:, n].log_softmax(0)[[row[n] for row in is_same]].mean() for n in images]
     else:
@@ -70,20 +70,20 @@ def softmax_loss(logits: Tensor, owner: list[int], content: list[bytes], same_im
     return (torch.stack(by_text).mean() + torch.stack(by_image).mean()) / 2
 
 
-def sigmoid_loss(logits: Tensor, owner: list[int], content: list[bytes], same_image: str) -> Tensor:
+def sigmoid_loss(logits: Tensor, owner: list[int], content: list[bytes], duplicate_images: str) -> Tensor:
     terms = []
     for m, own in enumerate(owner):
         for n in range(len(content)):
             is_right = n == own
             if not is_right and content[n] == content[own]:
-                if same_image == "mask":
+                if duplicate_images == "mask":
                     continue
-                is_right = same_image == "positive"
+                is_right = duplicate_images == "positive"
             terms.append(F.softplus(-logits[m, n] if is_right else logits[m, n]))
     return torch.stack(terms).sum() / len(owner)
 
 
-def preservation_loss(states: Tensor, kept: Tensor, input_ids: Tensor) -> Tensor:
+def distill_loss(states: Tensor, kept: Tensor, input_ids: Tensor) -> Tensor:
     """Words and EOS count 1 each, BOS nothing, a caption's padding 8 in all and no position above 1."""
     sums = []
     for now, then, ids in zip(states, kept, input_ids.tolist(), strict=True):

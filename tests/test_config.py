@@ -105,7 +105,7 @@ def test_recipe_with_a_byte_order_mark_is_read(tmp_path):
 
 
 PATHS = {
-    *("data.source", "bridge.captions", "evaluate.prompts", "generate.lora", "finetune.samples_graft"),
+    *("data.source", "bridge.captions", "evaluate.prompts", "generate.lora", "finetune.preview_graft"),
     *("clip.name", "base.name", "evaluate.scorer"),
 }
 

@@ -32,8 +32,16 @@ from clipgraft.settings import (
 )
 
 HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+TRAINED = ("finetune", "bridge", "refine", *(f"pretrain.{part}" for part in ("vae", "unet", "clip", "probe")))
+"""Sections with the settings of `TrainSettings`."""
 OLD_NAMES: dict[str, str] = {
+    **{f"{section}.keep_checkpoints": f"{section}.save_total_limit" for section in TRAINED},
+    **{f"{section}.track": f"{section}.report_to" for section in TRAINED},
     "ladder": "",
+    "finetune.samples_every": "finetune.preview_steps",
+    "finetune.samples_graft": "finetune.preview_graft",
+    "finetune.same_image": "finetune.duplicate_images",
+    "finetune.preservation_weight": "finetune.distill_weight",
 }
 """Earlier name of a setting or section -> its present one; "" for one that is gone. All dotted.
 

@@ -135,11 +135,11 @@ class TrainSettings(OptimConfig):
     """Passes over the training split."""
     checkpoint_every: Every = 500
     """Steps between resumable checkpoints."""
-    keep_checkpoints: Count = 2
+    save_total_limit: Count = 2
     """Newest checkpoints that are kept."""
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that decode images beside the training one."""
-    track: Literal["", "tensorboard"] = ""
+    report_to: Literal["", "tensorboard"] = ""
     """tensorboard: also write log and validation metrics there; empty: nowhere else."""
 
 
@@ -152,7 +152,7 @@ class FinetuneSettings(TrainSettings):
     """Captions drawn for each image; the image is encoded once."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's loss or SigLIP's."""
-    same_image: Literal["mask", "positive", "negative"] = "mask"
+    duplicate_images: Literal["mask", "positive", "negative"] = "mask"
     """Other captions of the same image: left out of the loss, right as well, or wrong (plain CLIP)."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Least area of a random crop of each training image, as a share; 1 = none."""
@@ -162,15 +162,15 @@ class FinetuneSettings(TrainSettings):
     """Embeddings and the first n layers of the text tower stay as they are; -1 = the whole tower."""
     lora_rank: Rank = 0
     """Train low-rank updates of the attention's maps alone, merged at the end; 0 = train the weights."""
-    preservation_weight: NotNegative = 0.0
+    distill_weight: NotNegative = 0.0
     """Weight of the token states' distance from the original text tower's; 0 = none."""
     best_metric: str = ""
     """Keep the weights with the best of this validation metric; empty: the last weights."""
     patience: Every = 0
     """Validations without a better `best_metric` before training stops; 0 = never stops early."""
-    samples_every: Every = 0
+    preview_steps: Every = 0
     """Steps between previews: images of `generate.prompts` from the CLIP in training; 0 = never."""
-    samples_graft: LocalPath = ""
+    preview_graft: LocalPath = ""
     """Graft folder whose bridge and base generate the previews."""
     compile: bool = False
     """Compile both towers with torch.compile: minutes at the start, faster steps after."""

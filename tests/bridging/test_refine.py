@@ -87,7 +87,7 @@ def test_damaged_record_of_the_start_is_said(world, tmp_path, content):
 
 
 def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
-    recipe = recipe_of(world, "refine.checkpoint_every=3", "refine.keep_checkpoints=9")
+    recipe = recipe_of(world, "refine.checkpoint_every=3", "refine.save_total_limit=9")
     refine(recipe, world["graft"], tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():

@@ -100,7 +100,7 @@ def test_low_rank_updates_leave_a_plain_clip_with_other_attention(world, tmp_pat
 
 def test_preservation_holds_the_token_states(world, tmp_path):
     run(world, tmp_path / "free", num_epochs=4)
-    run(world, tmp_path / "held", num_epochs=4, preservation_weight=10.0)
+    run(world, tmp_path / "held", num_epochs=4, distill_weight=10.0)
     free, held = (evaluations(tmp_path / name)[-1] for name in ("free", "held"))
     assert held["drift_words"] < 0.5 * free["drift_words"]
     assert held["drift_padding"] < 0.5 * free["drift_padding"]
@@ -119,7 +119,7 @@ def test_validation_loss_of_single_images_is_that_of_two(world, tmp_path):
     assert all(row["val_loss"] > 0.1 for row in evaluations(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"preservation_weight": 2.0}, {"captions_per_image": 2}])
+@pytest.mark.parametrize("settings", [{}, {"distill_weight": 2.0}, {"captions_per_image": 2}])
 def test_validation_loss_is_the_trainings_of_the_same_images(world, settings):
     """Of two passes of two images, with their first captions; the tower has moved since it was remembered."""
     recipe = recipe_of(world, batch_size=2, gradient_accumulation_steps=2, num_epochs=1, **settings)
@@ -140,8 +140,8 @@ def test_validation_loss_is_the_trainings_of_the_same_images(world, settings):
         owner=[index for index in range(4) for _ in range(count)],
         content=[image.path.read_bytes() for image in images],
     )
-    weight = recipe.finetune.preservation_weight
-    plain = plain_loss(clip.model.double(), before, None, [whole], same_image="mask", preservation=weight)
+    weight = recipe.finetune.distill_weight
+    plain = plain_loss(clip.model.double(), before, None, [whole], duplicate_images="mask", distill=weight)
     assert found == pytest.approx(plain.item(), rel=1e-5)
 
 
@@ -192,8 +192,8 @@ def test_automatic_precision_of_a_resumed_run_is_the_one_it_began_in(world, tmp_
 def test_only_where_figures_are_written_may_change_when_a_run_is_gone_on_with(world, tmp_path):
     out = tmp_path / "out"
     run(world, out, num_epochs=1)
-    run(world, out, num_epochs=1, resume=True, track="tensorboard")
-    assert load_recipe(out / "recipe.toml").finetune.track == "tensorboard"
+    run(world, out, num_epochs=1, resume=True, report_to="tensorboard")
+    assert load_recipe(out / "recipe.toml").finetune.report_to == "tensorboard"
     message = r"begun with other settings \(finetune\.batch_size was 8, is 4\)"
     with pytest.raises(CheckpointError, match=message):
         run(world, out, batch_size=4, resume=True)
@@ -261,7 +261,7 @@ def test_resumed_run_with_every_option_ends_in_the_same_bits(world, tmp_path):
         "ema_decay": 0.9,
         "crop_scale": 0.9,
         "layer_decay": 0.7,
-        "preservation_weight": 0.5,
+        "distill_weight": 0.5,
         "best_metric": "val_loss",
         "checkpoint_every": 1,
     }
@@ -297,12 +297,12 @@ def samples_of(world, base, folder, **settings):
         clip,
         folder / "graft",
         build_recipe({"generate": defaults | settings}).generate,
-        folder / "samples",
+        folder / "previews",
         1,
         torch.device("cpu"),
     )
     samples(StepReport(1, 1, 0.0, 0.0))
-    return {path.name: Image.open(path) for path in sorted((folder / "samples/step-00000001").iterdir())}
+    return {path.name: Image.open(path) for path in sorted((folder / "previews/step-00000001").iterdir())}
 
 
 def test_pictures_on_the_way_are_drawn_as_the_recipe_says(world, tmp_path):
@@ -325,9 +325,9 @@ def test_picture_on_the_way_that_is_blocked_is_not_kept_and_it_is_said(world, tm
 def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_path):
     write_graft(world, tiny.write_base(tmp_path / "base"), tmp_path / "graft")
     _, plain = run(world, tmp_path / "plain", num_epochs=1)
-    samples = {"samples_every": 2, "samples_graft": str(tmp_path / "graft")}
+    samples = {"preview_steps": 2, "preview_graft": str(tmp_path / "graft")}
     _, watched = run(world, tmp_path / "watched", num_epochs=1, **samples)
-    pictures = sorted((tmp_path / "watched/samples").glob("step-*/*.png"))
+    pictures = sorted((tmp_path / "watched/previews").glob("step-*/*.png"))
     assert [f"{path.parent.name}/{path.name}" for path in pictures] == [
         "step-00000002/0.png",
         "step-00000002/1.png",
@@ -357,9 +357,9 @@ def test_pictures_are_drawn_on_the_way_without_changing_the_training(world, tmp_
             "a batch of one image has no wrong answer to learn from",
         ),
         ({"patience": 2}, "patience needs a best_metric: name one"),
-        ({"samples_every": 5}, "samples_every and samples_graft belong together"),
+        ({"preview_steps": 5}, "preview_steps and preview_graft belong together"),
         ({"frozen_vision_layers": -1, "crop_scale": 0.9}, "crop_scale below 1 augments images"),
-        ({"samples_every": 1, "samples_graft": "x", "lora_rank": 2}, "samples_every needs whole weights"),
+        ({"preview_steps": 1, "preview_graft": "x", "lora_rank": 2}, "preview_steps needs whole weights"),
         ({"batch_size": 64}, "batch_size must be between 1 and the number of images, 32; got 64"),
         ({"best_metric": "recall"}, "best_metric 'recall' is not measured; known here: .*val_loss"),
     ],

@@ -285,7 +285,7 @@ def test_inputs_and_out_folder_lie_apart(tmp_path, monkeypatch):
 
 
 PATHS = ("data.source", "clip.name", "base.name", "bridge.captions", "evaluate.prompts", "evaluate.scorer")
-PATHS += ("generate.lora", "finetune.samples_graft")
+PATHS += ("generate.lora", "finetune.preview_graft")
 
 
 @pytest.mark.parametrize("key", PATHS)
@@ -357,8 +357,8 @@ with stage_folder(pathlib.Path(sys.argv[1]), recipe, resume=True, overwrite=Fals
 
 SAME = (
     ["finetune.num_workers=2"],
-    ["finetune.checkpoint_every=7", "finetune.keep_checkpoints=9"],
-    ["finetune.track=tensorboard"],
+    ["finetune.checkpoint_every=7", "finetune.save_total_limit=9"],
+    ["finetune.report_to=tensorboard"],
     ["finetune.num_epochs=10"],
     ["data.source=/moved/photos"],
     ["generate.seed=4", "bridge.ridge=1"],
@@ -387,7 +387,7 @@ def test_settings_that_change_the_result_are_named(overrides):
 
 
 def test_pictures_on_the_way_are_a_part_of_fine_tuning():
-    begun = apply_overrides({}, ["finetune.samples_every=2"])
+    begun = apply_overrides({}, ["finetune.preview_steps=2"])
     other = apply_overrides(begun.model_dump(), ["generate.seed=4"])
     assert differing_settings(begun, other, "finetune") == ["generate.seed was 0, is 4"]
 

@@ -116,7 +116,7 @@ def test_run_goes_on_from_a_moved_folder_with_other_settings_that_leave_the_weig
     (world / "data").rename(world / "moved")
     (world / "clip").rename(world / "moved-clip")
     options = ["--set", "finetune.num_workers=1", "--set", "finetune.checkpoint_every=3", "--resume"]
-    options += ["--set", "finetune.keep_checkpoints=5"]
+    options += ["--set", "finetune.save_total_limit=5"]
     assert finetune(world, world / "run", *options, data="moved", clip="moved-clip") == 0
     assert (world / "run/log.jsonl").read_text() == before
 

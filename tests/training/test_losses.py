@@ -79,7 +79,7 @@ def test_shared_target_of_a_duplicated_image_is_worked_out_by_hand():
     ]
     both_captions = (log_share(2.0, 1.6, 1.2) + log_share(1.6, 2.0, 1.2)) / 2
     by_image = [both_captions, both_captions, log_share(2.0, 1.2, 0.0)]
-    loss = contrastive_loss(image, text, scale, image_content=content, same_image="positive")
+    loss = contrastive_loss(image, text, scale, image_content=content, duplicate_images="positive")
     assert loss.item() == pytest.approx((sum(by_text) + sum(by_image)) / 6, rel=1e-6)
 
 
@@ -91,25 +91,27 @@ def test_plain_loss_takes_a_duplicated_image_for_another_one():
         torch.nn.functional.cross_entropy(logits, target)
         + torch.nn.functional.cross_entropy(logits.T, target)
     ) / 2
-    loss = contrastive_loss(image, text, scale, image_content=content, same_image="negative")
+    loss = contrastive_loss(image, text, scale, image_content=content, duplicate_images="negative")
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("same_image", ["mask", "positive", "negative"])
-def test_captions_of_one_row_are_those_of_the_image_repeated(same_image):
+@pytest.mark.parametrize("duplicate_images", ["mask", "positive", "negative"])
+def test_captions_of_one_row_are_those_of_the_image_repeated(duplicate_images):
     torch.manual_seed(2)
     image, text = (torch.nn.functional.normalize(torch.randn(n, 8), dim=-1) for n in (3, 6))
     row = torch.tensor([0, 0, 0, 1, 2, 2])
     scale = torch.tensor(1.5)
-    ours = contrastive_loss(image, text, scale, caption_row=row, same_image=same_image)
-    if same_image == "positive":
+    ours = contrastive_loss(image, text, scale, caption_row=row, duplicate_images=duplicate_images)
+    if duplicate_images == "positive":
         logits = scale.exp() * text @ image.T
         by_text = torch.nn.functional.cross_entropy(logits, row)
         by_image = -torch.stack([logits.T[i].log_softmax(0)[row == i].mean() for i in range(3)]).mean()
         expected = (by_text + by_image) / 2
     else:
-        expected = contrastive_loss(image[row], text, scale, image_content=row, same_image=same_image)
-    if same_image == "mask":
+        expected = contrastive_loss(
+            image[row], text, scale, image_content=row, duplicate_images=duplicate_images
+        )
+    if duplicate_images == "mask":
         # A caption's wrong images are counted once each, not once a caption they have.
         logits = scale.exp() * text @ image.T
         by_text = torch.nn.functional.cross_entropy(logits, row)
@@ -124,17 +126,19 @@ def test_captions_of_one_row_are_those_of_the_image_repeated(same_image):
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("same_image", ["mask", "positive", "negative"])
-def test_batch_of_one_image_has_no_wrong_answer_and_finite_gradients(same_image):
+@pytest.mark.parametrize("duplicate_images", ["mask", "positive", "negative"])
+def test_batch_of_one_image_has_no_wrong_answer_and_finite_gradients(duplicate_images):
     image = torch.nn.functional.normalize(torch.ones(1, 4), dim=-1).requires_grad_()
     text = torch.eye(4)[:2].requires_grad_()
     row = torch.tensor([0, 0])
-    loss = contrastive_loss(image, text, torch.tensor(2.0), caption_row=row, same_image=same_image)
+    loss = contrastive_loss(
+        image, text, torch.tensor(2.0), caption_row=row, duplicate_images=duplicate_images
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(image.grad).all()
     assert torch.isfinite(text.grad).all()
-    if same_image == "mask":
+    if duplicate_images == "mask":
         assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -161,11 +165,11 @@ def test_sigmoid_loss_of_a_duplicated_image_is_worked_out_by_hand():
         "positive": own + others + together(2.0) + together(1.6),
         "negative": own + others + apart(2.0) + apart(1.6),
     }
-    for same_image, total in expected.items():
+    for duplicate_images, total in expected.items():
         loss = sigmoid_loss(
-            image, text, scale, torch.tensor(0.0), image_content=content, same_image=same_image
+            image, text, scale, torch.tensor(0.0), image_content=content, duplicate_images=duplicate_images
         )
-        assert loss.item() == pytest.approx(total / 3, rel=1e-5), same_image
+        assert loss.item() == pytest.approx(total / 3, rel=1e-5), duplicate_images
 
 
 def test_balanced_bias_expects_as_many_pairs_as_there_are():

@@ -36,11 +36,11 @@ from two_processes import run_in_two_processes
 FACTORS = {
     "passes": ((1, "joint"), (3, "joint"), (3, "separate")),
     "loss": ("softmax", "sigmoid"),
-    "same_image": ("mask", "positive", "negative"),
+    "duplicate_images": ("mask", "positive", "negative"),
     "captions_per_image": (1, 2, 3, 5),
     "frozen_vision_layers": (0, 1, -1),
     "frozen_text_layers": (0, 1, -1),
-    "preservation_weight": (0.0, 0.7),
+    "distill_weight": (0.0, 0.7),
     "lora_rank": (0, 2),
     "layer_decay": (1.0, 0.7),
     "crop_scale": (1.0, 0.5),
@@ -174,8 +174,8 @@ class TinyRun:
             self.before,
             bias,
             self.passes(pixels),
-            same_image=self.settings.same_image,
-            preservation=self.settings.preservation_weight,
+            duplicate_images=self.settings.duplicate_images,
+            distill=self.settings.distill_weight,
         )
         loss.backward()
         plain = {name: self.plain_gradient(name, start, bias) for name in trained}

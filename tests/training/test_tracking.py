@@ -16,15 +16,15 @@ def scalars(run_dir, name):
 
 
 def test_losses_and_evaluations_are_those_of_the_log(tmp_path):
-    train(tmp_path, track="tensorboard", validation=EvaluationPlan(lambda: {"val_loss": 0.25}))
+    train(tmp_path, report_to="tensorboard", validation=EvaluationPlan(lambda: {"val_loss": 0.25}))
     losses = {row["step"]: row["loss"] for row in read_log(tmp_path)}
     assert scalars(tmp_path, "train/loss") == pytest.approx(losses)
     assert set(scalars(tmp_path, "evaluation/val_loss").values()) == {0.25}
 
 
 def test_resumed_run_has_each_step_once(tmp_path):
-    train(tmp_path, num_epochs=1, track="tensorboard")
-    train(tmp_path, num_epochs=2, track="tensorboard", resume=True)
+    train(tmp_path, num_epochs=1, report_to="tensorboard")
+    train(tmp_path, num_epochs=2, report_to="tensorboard", resume=True)
     assert list(scalars(tmp_path, "train/loss")) == list(range(1, 13))
 
 
@@ -35,10 +35,10 @@ def test_nothing_is_written_without_being_asked_for(tmp_path):
 
 def test_tracker_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Input should be '' or 'tensorboard'"):
-        train(tmp_path, track="wandb")
+        train(tmp_path, report_to="wandb")
 
 
 def test_tensorboard_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("clipgraft.training.tracking.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs TensorBoard: pip install clipgraft\[tracking\]"):
-        train(tmp_path, track="tensorboard")
+        train(tmp_path, report_to="tensorboard")

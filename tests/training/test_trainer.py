@@ -10,7 +10,7 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.training.checkpoints import VERSION
 from clipgraft.training.random_states import seed_step
 from clipgraft.training.signals import Interrupted
-from clipgraft.training.state import Resume
+from clipgraft.training.state import RENAMED, Resume
 from clipgraft.training.step import MAX_SKIPPED_IN_A_ROW
 from regression import Regression, Rows, read_log, rewrite, train
 from tiny import fit
@@ -107,7 +107,7 @@ def test_killed_run_goes_on_from_its_checkpoint_without_a_double_line(tmp_path):
 
 
 def test_log_is_cut_back_beside_the_old_file_and_takes_its_place_whole(tmp_path):
-    train(tmp_path, keep_checkpoints=9)
+    train(tmp_path, save_total_limit=9)
     whole = (tmp_path / "log.jsonl").read_text()
     (tmp_path / "old.jsonl").hardlink_to(tmp_path / "log.jsonl")
     train(tmp_path, resume=Resume(step=8))
@@ -139,7 +139,7 @@ def test_sigterm_ends_with_exit_code_143(tmp_path):
 
 
 def test_newest_checkpoints_are_kept_and_older_ones_deleted(tmp_path):
-    train(tmp_path, keep_checkpoints=2)
+    train(tmp_path, save_total_limit=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000016",
         "step-00000018",
@@ -157,7 +157,7 @@ def test_damaged_newest_checkpoint_is_passed_over_aloud(tmp_path, caplog):
 
 
 def test_run_without_a_whole_checkpoint_is_refused(tmp_path):
-    train(tmp_path, keep_checkpoints=1)
+    train(tmp_path, save_total_limit=1)
     (tmp_path / "checkpoints/step-00000018/state.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; start again with --overwrite"):
         train(tmp_path, resume=True)
@@ -185,9 +185,12 @@ def test_changed_data_is_accepted_aloud_where_asked_for_and_changed_settings_nev
         train(tmp_path, data=changed, resume=resume, learning_rate=0.2)
 
 
-def test_checkpoint_without_a_newer_setting_goes_on(tmp_path):
+def test_checkpoint_of_older_names_and_without_newer_settings_goes_on(tmp_path, monkeypatch):
     def forget(values, _):
         del values["settings"]["layer_decay"]
+        values["settings"]["old_name"] = values["settings"].pop("batch_size")
+
+    monkeypatch.setitem(RENAMED, "old_name", "batch_size")
 
     train(tmp_path)
     rewrite(tmp_path / "checkpoints/step-00000018", forget)
@@ -253,7 +256,7 @@ def test_steps_are_those_of_this_version(tmp_path):
 
 def test_run_goes_on_from_the_step_that_is_named_and_later_checkpoints_are_gone(tmp_path):
     unbroken, _ = train(tmp_path / "unbroken")
-    train(tmp_path / "again", keep_checkpoints=9)
+    train(tmp_path / "again", save_total_limit=9)
     folder = tmp_path / "again" / "checkpoints"
     newer = {"step-00000016", "step-00000018"}
     assert newer <= {path.name for path in folder.iterdir()}

@@ -145,7 +145,7 @@ def test_metric_that_is_not_measured_is_refused_by_name(tmp_path):
 
 
 def test_another_way_is_refused_from_before_the_best_weights_that_are_kept(tmp_path):
-    train(tmp_path, scores=[0.1, 0.2, 0.3, 0.4, 0.5], keep_checkpoints=9)
+    train(tmp_path, scores=[0.1, 0.2, 0.3, 0.4, 0.5], save_total_limit=9)
     before = sorted((tmp_path / "checkpoints").iterdir())
     for resume in (Resume(step=8), Resume(step=20)):
         with pytest.raises(CheckpointError, match=r"best weights that are kept are of step 24, not of step "):
@@ -155,7 +155,7 @@ def test_another_way_is_refused_from_before_the_best_weights_that_are_kept(tmp_p
 
 
 def test_another_way_keeps_the_best_weights_that_were_found_before_it(tmp_path):
-    _, first = train(tmp_path, keep_checkpoints=9)
+    _, first = train(tmp_path, save_total_limit=9)
     objective, _ = train(tmp_path, resume=Resume(step=8), scores=[0.0, 0.0, 0.0])
     assert torch.equal(objective.linear.weight, first.seen[1])
     assert [row["recall"] for row in rows_of(tmp_path)] == [0.1, 0.3, 0.0, 0.0, 0.0]

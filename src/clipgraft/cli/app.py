@@ -118,8 +118,8 @@ def finetune(
     data: DataOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
-    track: Annotated[
-        str, typer.Option("--track", help="tensorboard: write figures to OUT/tensorboard as well.")
+    report_to: Annotated[
+        str, typer.Option("--report-to", help="tensorboard: write figures to OUT/tensorboard as well.")
     ] = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
@@ -143,7 +143,7 @@ def finetune(
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
-    given = {"data.source": data, "clip.name": clip, "finetune.track": track}
+    given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
     settings = recipe_from_options(recipe, set_, given)
     with stage_folder(
         out,

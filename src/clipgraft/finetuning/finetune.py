@@ -204,10 +204,10 @@ def _splits(dataset: CaptionDataset, recipe: Recipe) -> dict[str, tuple[Captione
 
 def _samples(clip: ClipParts, recipe: Recipe, folder: Path, device: torch.device) -> Samples | None:
     settings = recipe.finetune
-    if not settings.samples_every:
+    if not settings.preview_steps:
         return None
-    graft, out = Path(settings.samples_graft), folder / "samples"
-    return Samples(clip, graft, recipe.generate, out, settings.samples_every, device)
+    graft, out = Path(settings.preview_graft), folder / "previews"
+    return Samples(clip, graft, recipe.generate, out, settings.preview_steps, device)
 
 
 def _finish(
@@ -260,7 +260,7 @@ def training_batches(
 
 def _length_multiple(settings: FinetuneSettings) -> int:
     """To what length captions are padded, as far as it is free: no state up to EOS sees what comes after."""
-    if settings.preservation_weight:
+    if settings.distill_weight:
         return CONTEXT_LENGTH  # what is not in the batch cannot be held, and a U-Net reads padding too
     # Each further length would be compiled anew.
     return COMPILED_LENGTHS if settings.compile else 1
@@ -292,11 +292,11 @@ def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool)
             f"best_metric {settings.best_metric!r} is measured on a validation split, and the source has "
             "none; leave best_metric empty, or add a val split"
         )
-    if bool(settings.samples_every) != bool(settings.samples_graft):
-        raise UserError("samples_every and samples_graft belong together: set both, or neither")
-    if settings.samples_every and settings.lora_rank:
+    if bool(settings.preview_steps) != bool(settings.preview_graft):
+        raise UserError("preview_steps and preview_graft belong together: set both, or neither")
+    if settings.preview_steps and settings.lora_rank:
         raise UserError(
-            "samples_every needs whole weights, which lora_rank has at the end only; set one to 0"
+            "preview_steps needs whole weights, which lora_rank has at the end only; set one to 0"
         )
     if settings.frozen_vision_layers == -1 and settings.crop_scale < 1:
         raise UserError(
@@ -315,7 +315,7 @@ def build_objective(clip: ClipParts, settings: FinetuneSettings) -> ContrastiveO
     Raises:
         ValueError: If layers that the model lacks are to be frozen, or nothing is left to train.
     """
-    preserved = deepcopy(clip.model.text_model).eval() if settings.preservation_weight else None
+    reference = deepcopy(clip.model.text_model).eval() if settings.distill_weight else None
     if settings.lora_rank:
         add_lora(clip.model, settings.lora_rank)
     freeze_layers(clip.model, vision=settings.frozen_vision_layers, text=settings.frozen_text_layers)
@@ -325,8 +325,8 @@ def build_objective(clip: ClipParts, settings: FinetuneSettings) -> ContrastiveO
     return ContrastiveObjective(
         clip.model,
         loss=settings.loss,
-        same_image=settings.same_image,
-        preserved=preserved,
-        preservation_weight=settings.preservation_weight,
+        duplicate_images=settings.duplicate_images,
+        reference_text_model=reference,
+        distill_weight=settings.distill_weight,
         crop_scale=settings.crop_scale,
     )

@@ -66,5 +66,5 @@ class Samples:
             tower.load_state_dict(self.clip.model.text_model.state_dict())
         except RuntimeError as error:
             raise UserError(
-                "samples_graft was made for a text tower of another shape; name a graft of this CLIP"
+                "preview_graft was made for a text tower of another shape; name a graft of this CLIP"
             ) from error

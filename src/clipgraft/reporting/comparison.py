@@ -28,8 +28,8 @@ LOSS_SETTINGS = tuple(
         "accumulation",
         "captions_per_image",
         "loss",
-        "same_image",
-        "preservation_weight",
+        "duplicate_images",
+        "distill_weight",
     )
 )
 """A contrastive loss is of a batch: with another batch it is another figure."""

@@ -37,7 +37,7 @@ BEFORE_RESULTS = frozenset(
 CONTENT = (
     *BEFORE_RESULTS,
     *("metrics.json", "log.jsonl", "evaluations.jsonl", "best.safetensors", "checkpoints", "tensorboard"),
-    *("clip", "graft", "samples", "states.bin", "loss.*", "interpolation.*"),
+    *("clip", "graft", "samples", "previews", "states.bin", "loss.*", "interpolation.*"),
     *("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate"),
     *("vae", "unet", "probe", "flatland", "latents.safetensors"),
     *("evaluation.json", "pictures", "features", "nearest"),

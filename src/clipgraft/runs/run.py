@@ -40,7 +40,7 @@ SECTIONS = {
     "pretrain": ("data", "pretrain"),
 }
 """Sections of a recipe that decide a stage's result; it resumes only with equal ones."""
-NO_RESULT = ("num_workers", "checkpoint_every", "keep_checkpoints", "track")
+NO_RESULT = ("num_workers", "checkpoint_every", "save_total_limit", "report_to")
 """Settings that decide how fast a result comes and what lies beside it, not which."""
 LENGTHENED = ("run", "finetune", "bridge", "refine")
 """Stages that can be resumed with more epochs."""
@@ -332,7 +332,7 @@ def _is_moved(before: Any, now: Any) -> bool:
 
 def _is_read(name: str, stage: str, recipe: Recipe) -> bool:
     section = name.partition(".")[0]
-    is_drawn = stage == "finetune" and section == "generate" and bool(recipe.finetune.samples_every)
+    is_drawn = stage == "finetune" and section == "generate" and bool(recipe.finetune.preview_steps)
     return section in ("seed", "device", *SECTIONS[stage]) or is_drawn
 
 

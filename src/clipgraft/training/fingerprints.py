@@ -17,7 +17,7 @@ from clipgraft.models.weights import module_sha256
 from clipgraft.runs.run import NO_RESULT
 from clipgraft.settings import TrainSettings
 
-WITHOUT_EFFECT = {*NO_RESULT, "samples_every", "samples_graft", "allow_few_captions"}
+WITHOUT_EFFECT = {*NO_RESULT, "preview_steps", "preview_graft", "allow_few_captions"}
 """Settings that leave the weights as they are."""
 KNOWN_OTHERWISE = {"num_epochs", "mixed_precision", "captions", "max_captions"}
 """Settings of which a checkpoint knows what became of them: steps planned, precision, captions' sum."""

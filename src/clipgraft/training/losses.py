@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SameImage = Literal["mask", "positive", "negative"]
+DuplicateImages = Literal["mask", "positive", "negative"]
 
 LOWEST = torch.finfo(torch.float32).min
 """In the place of a logit that is left out; minus infinity would make the gradient of an empty sum NaN."""
@@ -22,11 +22,11 @@ def contrastive_loss(
     *,
     caption_row: Tensor | None = None,
     image_content: Tensor | None = None,
-    same_image: SameImage = "mask",
+    duplicate_images: DuplicateImages = "mask",
 ) -> Tensor:
     """CLIP's loss: the cross-entropy of finding each caption's image and each image's caption in the batch.
 
-    A caption that is another one of the same image is no wrong answer. `same_image` says what it is:
+    A caption that is another one of the same image is no wrong answer. `duplicate_images` says what it is:
     "mask" leaves it out, "positive" has an image's target shared out over all of its captions, "negative" is
     the plain loss over M pairs, each with its image repeated. Without such captions all three are equal.
 
@@ -36,7 +36,7 @@ def contrastive_loss(
         logit_scale: The log of the multiplier, scalar.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
         image_content: int64 (N,), equal where two rows show the same image; None = all differ.
-        same_image: "mask", "positive" or "negative".
+        duplicate_images: "mask", "positive" or "negative".
 
     Returns:
         Mean of both directions, float32 scalar.
@@ -49,11 +49,11 @@ def contrastive_loss(
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
         row, is_same = _matches(logits, caption_row, image_content)
-        if same_image == "negative":
+        if duplicate_images == "negative":
             pairs = logits[:, row]  # (M, M)
             target = torch.arange(len(pairs), device=pairs.device)
             return (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
-        if same_image == "positive":
+        if duplicate_images == "positive":
             return (_shared_cross_entropy(logits, is_same) + _shared_cross_entropy(logits.T, is_same.T)) / 2
         own = logits.gather(1, row[:, None])[:, 0]  # (M,)
         negatives = logits.masked_fill(is_same, LOWEST)
@@ -71,7 +71,7 @@ def sigmoid_loss(
     *,
     caption_row: Tensor | None = None,
     image_content: Tensor | None = None,
-    same_image: SameImage = "mask",
+    duplicate_images: DuplicateImages = "mask",
 ) -> Tensor:
     """SigLIP's loss: for every image and caption by themselves, whether they belong together.
 
@@ -82,7 +82,7 @@ def sigmoid_loss(
         logit_bias: Added to the logits, scalar; see `balanced_bias`.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
         image_content: int64 (N,), equal where two rows show the same image; None = all differ.
-        same_image: What other rows of the caption's own image are: "mask"ed, "positive" or "negative".
+        duplicate_images: What other rows of the caption's own image are: "mask"ed, "positive" or "negative".
 
     Returns:
         Sum over images, mean over captions, float32 scalar.
@@ -94,8 +94,8 @@ def sigmoid_loss(
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T) + logit_bias
         row, is_same = _matches(logits, caption_row, image_content)
         is_own = row[:, None] == torch.arange(logits.shape[1], device=logits.device)
-        sign = torch.where(is_same if same_image == "positive" else is_own, 1.0, -1.0)
-        counts = ~is_same | is_own if same_image == "mask" else torch.ones_like(is_own)
+        sign = torch.where(is_same if duplicate_images == "positive" else is_own, 1.0, -1.0)
+        counts = ~is_same | is_own if duplicate_images == "mask" else torch.ones_like(is_own)
         return -(F.logsigmoid(sign * logits) * counts).sum(1).mean()
 
 

@@ -16,7 +16,7 @@ from clipgraft.models.bridge import Bridge, position_weights, token_classes
 from clipgraft.models.clip import encode_images, pooled_and_token_states, text_hidden_states
 from clipgraft.training.augmentation import random_resized_crop
 from clipgraft.training.losses import (
-    SameImage,
+    DuplicateImages,
     balanced_bias,
     clamped_snr_weights,
     contrastive_loss,
@@ -42,9 +42,9 @@ class ContrastiveObjective(nn.Module):
     Args:
         clip: The model to train, float32.
         loss: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with a `logit_bias` of its own).
-        same_image: What another caption of the same image is; see `contrastive_loss`.
-        preserved: The text tower as it was, frozen; None where nothing keeps the token states.
-        preservation_weight: Of the token states' error against that tower.
+        duplicate_images: What another caption of the same image is; see `contrastive_loss`.
+        reference_text_model: The original text tower, frozen; None without distillation.
+        distill_weight: Weight of the token states' error against it.
         crop_scale: Least area of the random crop that each image is cut to, as a share; 1 = none.
         image_table: Embeds of every image, (all images, P), where the vision tower is frozen.
     """
@@ -56,25 +56,27 @@ class ContrastiveObjective(nn.Module):
         clip: CLIPModel,
         *,
         loss: ContrastiveLoss = "softmax",
-        same_image: SameImage = "mask",
-        preserved: nn.Module | None = None,
-        preservation_weight: float = 0.0,
+        duplicate_images: DuplicateImages = "mask",
+        reference_text_model: nn.Module | None = None,
+        distill_weight: float = 0.0,
         crop_scale: float = 1.0,
         image_table: Tensor | None = None,
     ):
         super().__init__()
         self.clip = clip
         self.register_buffer("image_table", image_table, persistent=False)
-        self.same_image = same_image
+        self.duplicate_images = duplicate_images
         self.logit_bias = nn.Parameter(torch.zeros(())) if loss == "sigmoid" else None
-        self.preserved = preserved.requires_grad_(False) if preserved is not None else None
-        self.preservation_weight = preservation_weight
+        self.reference_text_model = reference_text_model
+        if reference_text_model is not None:
+            reference_text_model.requires_grad_(False)
+        self.distill_weight = distill_weight
         self.crop_scale = crop_scale
 
     def train(self, mode: bool = True) -> "ContrastiveObjective":
         """Switch what is trained: a frozen tower stays in eval."""
         super().train(mode)
-        for tower in (self.clip.vision_model, self.clip.text_model, self.preserved):
+        for tower in (self.clip.vision_model, self.clip.text_model, self.reference_text_model):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
         return self
@@ -99,7 +101,7 @@ class ContrastiveObjective(nn.Module):
         images = self._image_embeds(batch)
         pooled, states = pooled_and_token_states(self.clip, input_ids)
         embeds = {"image_embeds": images, "text_embeds": pooled}
-        if self.preserved is not None:
+        if self.reference_text_model is not None:
             embeds["state_errors"] = self._state_errors(states, input_ids)
         numbers = {name: batch[name] for name in ("image_index", "caption_image")}
         return embeds | numbers | {"image_content": batch.get("image_content", batch["image_index"])}
@@ -113,14 +115,14 @@ class ContrastiveObjective(nn.Module):
         towers = embeds["image_embeds"], embeds["text_embeds"], self.clip.logit_scale
         metrics: dict[str, Any] = {"logit_scale": self.clip.logit_scale.detach().exp()}
         if self.logit_bias is None:
-            loss = contrastive_loss(*towers, same_image=self.same_image, **named)
+            loss = contrastive_loss(*towers, duplicate_images=self.duplicate_images, **named)
         else:
-            loss = sigmoid_loss(*towers, self.logit_bias, same_image=self.same_image, **named)
+            loss = sigmoid_loss(*towers, self.logit_bias, duplicate_images=self.duplicate_images, **named)
             metrics["logit_bias"] = self.logit_bias.detach()
         if "state_errors" in embeds:
-            preservation = state_loss(embeds["state_errors"])
-            metrics |= {"contrastive_loss": loss.detach(), "preservation_loss": preservation.detach()}
-            loss = loss + self.preservation_weight * preservation
+            distill = state_loss(embeds["state_errors"])
+            metrics |= {"contrastive_loss": loss.detach(), "distill_loss": distill.detach()}
+            loss = loss + self.distill_weight * distill
         return loss, metrics
 
     @torch.no_grad()
@@ -149,9 +151,9 @@ class ContrastiveObjective(nn.Module):
 
     def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
         """Sums of the token states' errors against the tower as it was, (M, 5)."""
-        assert self.preserved is not None
+        assert self.reference_text_model is not None
         with torch.no_grad():
-            before = text_hidden_states(self.preserved, input_ids)
+            before = text_hidden_states(self.reference_text_model, input_ids)
         classes = token_classes(input_ids, self.clip.text_model.config.eos_token_id)
         return state_errors(states, before, position_weights(classes))
 

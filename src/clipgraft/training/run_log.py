@@ -25,7 +25,7 @@ class RunRecord:
             where evaluations are made.
         stepper: Whose state is saved.
         plan: What to evaluate; None = nothing.
-        settings: `checkpoint_every` (0 = only at the end and on a signal), `keep_checkpoints` and `track`.
+        settings: `checkpoint_every` (0 = only at the end and on a signal), `save_total_limit`, `report_to`.
         num_steps: Of the whole run.
     """
 
@@ -83,7 +83,7 @@ class RunRecord:
         if self.process.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
                 clear_parts(folder, stale_seconds=0)  # whoever works here holds the run's folder
-            self.tracker = Tracker(self.settings.track, self.folder, step=step)
+            self.tracker = Tracker(self.settings.report_to, self.folder, step=step)
             self.log = StepLog(self.folder / LOG_NAME, keep=step)
         if self.plan:
             self.evaluations = Evaluations(self.folder, self.plan, step)
@@ -110,7 +110,7 @@ class RunRecord:
             now: Whether one is due in any case.
         """
         state = self.stepper.state
-        every, keep = self.settings.checkpoint_every, self.settings.keep_checkpoints
+        every, keep = self.settings.checkpoint_every, self.settings.save_total_limit
         is_due = bool(every) and state.step % every == 0
         if self.log and (is_due or now or state.step == self.num_steps) and state.step != self.saved_step:
             rows = {LOG_NAME: self.log.sync()}

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipgraft.config import OLD_NAMES
 from clipgraft.errors import CheckpointError
 from clipgraft.training.checkpoints import Saved, write_checkpoint
 from clipgraft.training.optim import MovingAverage
 from clipgraft.training.step_log import RowsSum
 
+RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in OLD_NAMES.items()}
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ def _refuse_other_data(saved: Saved, data: Mapping[str, str], allow_changed_data
 
 def _refuse_other_settings(saved: Saved, state: TrainingState) -> None:
     settings, values = state.fingerprint.settings, saved.values
-    begun = values["settings"]
+    begun = {RENAMED.get(name, name): value for name, value in values["settings"].items()}
     # A setting that the checkpoint lacks is newer than the checkpoint.
     differing = [name for name in _differing(begun, settings) if name in begun]
     if differing:

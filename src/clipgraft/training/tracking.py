@@ -28,7 +28,7 @@ class Tracker:
         if not name:
             return
         if find_spec("tensorboard") is None:
-            raise UserError("track = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
+            raise UserError("report_to = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
         self.tracker = TensorBoardTracker(FOLDER, folder, purge_step=step + 1 if step else None)
         self.tracker.start()
 
