@@ -27,7 +27,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from clipgraft.data.crops import Crops, cut_crops
+from clipgraft.cache import CachedArrays
+from clipgraft.data.crops import cut_crops
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
@@ -79,7 +80,7 @@ def build_clip(images: Sequence[CaptionedImage], tiny: bool) -> ClipParts:
 
 def our_step(
     images: Sequence[CaptionedImage],
-    crops: Crops,
+    crops: CachedArrays,
     tiny: bool,
     *,
     mixed_precision: str = "no",
@@ -219,7 +220,7 @@ def measure_growth(folder: Path, tiny: bool, precision: str) -> list[dict[str, f
     return rows
 
 
-def loss_differences(images: Sequence[CaptionedImage], crops: Crops, tiny: bool) -> dict[str, float]:
+def loss_differences(images: Sequence[CaptionedImage], crops: CachedArrays, tiny: bool) -> dict[str, float]:
     """Largest difference of the losses of three float32 steps on the same images in the same order."""
     order = [
         images[where.image_index]

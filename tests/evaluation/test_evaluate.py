@@ -332,16 +332,16 @@ def test_features_on_a_full_disk_are_the_users_to_mend(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert is_user_error(raised.value)
     assert one_line(raised.value).startswith("no space left on the disk")
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_features_that_are_lost_in_between_are_never_left_out(tmp_path):
     def extract(items):
-        for path in tmp_path.glob("*.safetensors"):
+        for path in tmp_path.rglob("*.safetensors"):
             path.unlink()
         return torch.ones(len(items), 2)
 
-    names = [str(number) for number in range(stores.ITEMS_PER_FILE + 1)]
+    names = [str(number) for number in range(stores.ITEMS_PER_ENTRY + 1)]
     with pytest.raises(CheckpointError, match="run the same command again"):
         FeatureStore(tmp_path, PartialState(cpu=True)).features("", "extractor", names, names, extract)
 

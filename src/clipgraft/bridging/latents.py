@@ -1,27 +1,20 @@
 """Latents of a source's pictures, encoded once for all runs."""
 
-import logging
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from clipgraft.cache import cache_dir, content_sums
+from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError
 from clipgraft.evaluation.stores import model_fingerprint, pixels_versions
-from clipgraft.files import clear_parts, fingerprint
+from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.weights import write_tensors
-
-logger = logging.getLogger(__name__)
 
 ENCODE_BATCH_SIZE = 4
 """Of 512 x 512 pictures; more at once is no faster on a CPU."""
@@ -45,10 +38,15 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
     assert base.vae is not None
     sums = content_sums([image.path for image in images])
     key = fingerprint(sums, size, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
-    path = cache_dir() / "latents" / f"{key}.safetensors"
-    kept = _read(path, len(images))
-    if kept is not None:
-        return kept
+    cache = ContentCache(cache_dir() / "latents", "latents")
+    found = cache.find([key])
+    if not found:
+        found = cache.add({key: _encode(base, images, size).numpy()})
+    return torch.from_numpy(CachedArrays(found.values())[0])
+
+
+def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
+    assert base.vae is not None
     encoded = []
     with track("encoding latents", len(images)) as update:
         for start in range(0, len(images), ENCODE_BATCH_SIZE):
@@ -58,26 +56,7 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
             encoded.append(base.encode_latents(pixels).half().cpu())
             _refuse_not_finite(encoded[-1], batch)
             update(start + len(batch), "images")
-    latents = torch.cat(encoded).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(path.parent)
-    write_tensors(path, {"latents": latents})
-    return latents
-
-
-def _read(path: Path, num_images: int) -> Tensor | None:
-    """What was kept; None where there is none, or the file is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        latents = load_file(path)["latents"]
-        if latents.ndim == 4 and len(latents) == num_images:
-            return latents
-        found = str(tuple(latents.shape))
-    except (SafetensorError, KeyError, OSError) as error:
-        found = str(error)
-    logger.warning("%s is damaged (%s); its latents are encoded anew", path, found)
-    return None
+    return torch.cat(encoded).contiguous()
 
 
 def _refuse_not_finite(latents: Tensor, images: Sequence[CaptionedImage]) -> None:

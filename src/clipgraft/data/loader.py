@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from clipgraft.cache import content_sums
-from clipgraft.data.crops import Crops
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.transforms import (
     ImageProcessor,
@@ -165,7 +164,7 @@ class ImageCaptionDataset(Dataset[Item]):
     def __init__(
         self,
         images: Sequence[CaptionedImage],
-        crops: Sequence[np.ndarray] | Crops | None,
+        crops: Sequence[np.ndarray] | None,
         *,
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
@@ -254,7 +253,7 @@ class CaptionedBatches:
     def __init__(
         self,
         images: Sequence[CaptionedImage],
-        crops: Sequence[np.ndarray] | Crops | None,
+        crops: Sequence[np.ndarray] | None,
         *,
         tokenizer: PreTrainedTokenizerBase,
         processor: ImageProcessor,

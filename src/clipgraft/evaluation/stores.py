@@ -12,14 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
+from clipgraft.cache import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.transforms import PIXELS_VERSION
 from clipgraft.errors import CheckpointError, DataError
-from clipgraft.files import clear_parts, file_sha256, fingerprint, parse_json, write_bytes
+from clipgraft.files import clear_parts, file_sha256, fingerprint, parse_json
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png, versions
 from clipgraft.generation.params import Job, picture_file_name
@@ -33,8 +32,8 @@ FEATURES_VERSION = 1
 
 Both are raised when other numbers come out, which tests/test_stores.py says.
 """
-ITEMS_PER_FILE = 64
-"""Features that are kept in one file, and lost together when a process is killed."""
+ITEMS_PER_ENTRY = 64
+"""Features that are cached together, and lost together when a process is killed."""
 
 ROW = ("key", "file", "status", "sha256")
 """What a line of `pictures.*.jsonl` says of a picture."""
@@ -176,11 +175,11 @@ def generator_fingerprint(generator: ImageGenerator) -> str:
 
 
 class FeatureStore:
-    """Features of pictures, photographs or texts, some hundred a file.
+    """Cached features of images or texts, computed by several processes together.
 
     Args:
-        folder: Gets a safetensors file for each 64 items.
-        processes: Which of how many this one is.
+        folder: Gets a folder for each extractor.
+        processes: Share out what is missing.
     """
 
     def __init__(self, folder: Path, processes: PartialState):
@@ -194,63 +193,43 @@ class FeatureStore:
         sums: Sequence[str],
         extract: Callable[[Sequence[T]], Tensor],
     ) -> Tensor:
-        """Return features (N, D) float32 of the items, made where they are not there yet.
+        """Return features (N, D) float32 of the items, computing those that are not cached.
 
         Args:
-            description: What the progress bar says.
+            description: For the progress bar.
             extractor: Sum of its weights, and what else decides a feature.
-            items: What features are taken of; at least one.
-            sums: The content of each, as a name.
-            extract: Of some items their features (n, D).
+            items: At least one.
+            sums: The content of each, as a key.
+            extract: Features (n, D) of some items.
 
         Raises:
-            CheckpointError: If a file of them is gone again, or damaged, when all are there.
+            CheckpointError: If cached features were removed or damaged in the meantime.
         """
-        groups = [
-            range(start, min(start + ITEMS_PER_FILE, len(items)))
-            for start in range(0, len(items), ITEMS_PER_FILE)
-        ]
         how = fingerprint(FEATURES_VERSION, pixels_versions(), version("torch"), extractor)
-        paths = [
-            self.folder / f"{fingerprint(how, [sums[i] for i in group])[:32]}.safetensors" for group in groups
+        cache = ContentCache(self.folder / how[:16], "features")
+        groups = [
+            range(len(items))[start:][:ITEMS_PER_ENTRY] for start in range(0, len(items), ITEMS_PER_ENTRY)
         ]
-        lacking = [number for number, path in enumerate(paths) if _load(path, len(groups[number])) is None]
-        self.processes.wait_for_everyone()  # as for pictures
-        own = lacking[self.processes.process_index :: self.processes.num_processes]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        clear_parts(self.folder)
+        keys = [fingerprint([sums[i] for i in group])[:32] for group in groups]
+        found = cache.find(keys)
+        missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in found}
+        self.processes.wait_for_everyone()  # all have to see the same as missing
+        own = list(missing.items())[self.processes.process_index :: self.processes.num_processes]
         if own:
-            with track(description, sum(len(groups[number]) for number in own)) as update:
+            with track(description, sum(len(group) for _, group in own)) as update:
                 done = 0
-                for number in own:
-                    found = extract([items[i] for i in groups[number]]).float().cpu().contiguous()
-                    write_bytes(paths[number], save({"features": found}))
-                    done += len(groups[number])
+                for key, group in own:
+                    cache.add({key: extract([items[i] for i in group]).float().cpu().contiguous().numpy()})
+                    done += len(group)
                     update(done, "items")
         self.processes.wait_for_everyone()
-        loaded = [_load(path, len(group)) for path, group in zip(paths, groups, strict=True)]
-        for path, features in zip(paths, loaded, strict=True):
-            if features is None:
-                raise CheckpointError(
-                    f"features {path} were removed or damaged while they were in use; run the same command "
-                    "again"
-                )
-        return torch.cat(loaded)  # type: ignore[arg-type]
-
-
-def _load(path: Path, num_items: int) -> Tensor | None:
-    """Features (`num_items`, D) of a file; None where there is none, or what it holds is not that."""
-    if not path.is_file():
-        return None
-    try:
-        features = load_file(path)["features"]
-        if features.ndim == 2 and len(features) == num_items and features.dtype == torch.float32:
-            return features
-        found = f"{tuple(features.shape)} {features.dtype}"
-    except (SafetensorError, KeyError, OSError) as error:
-        found = str(error)
-    logger.warning("%s is damaged (%s); its features are made anew", path, found)
-    return None
+        found = cache.find(keys)
+        if len(found) < len(set(keys)):
+            raise CheckpointError(
+                f"features in {cache.folder} were removed or damaged while they were in use; run the same "
+                "command again"
+            )
+        return torch.cat([torch.from_numpy(array) for array in CachedArrays(found[key] for key in keys)])
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
