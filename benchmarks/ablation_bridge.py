@@ -38,6 +38,7 @@ from clipgraft.config import (
     Recipe,
     RefineSettings,
     apply_overrides,
+    parse_overrides,
 )
 from clipgraft.console import track
 from clipgraft.device import choose_device, seed_everything
@@ -393,7 +394,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    recipe = apply_overrides(ablation_recipe().model_dump(), options.set)
+    recipe = apply_overrides(ablation_recipe(), parse_overrides(options.set))
     options.out.mkdir(parents=True, exist_ok=True)
     run_ablation(recipe, options.out, num_seeds=options.seeds)
 

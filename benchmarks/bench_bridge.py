@@ -198,8 +198,7 @@ def flickr8k_captions(path: Path) -> list[str]:
 
 def recipe_of(work: Path) -> Recipe:
     """Both checkpoints."""
-    names = {"clip.name": work / "clip", "base.name": work / "sd15"}
-    return apply_overrides({}, [f"{key}={json.dumps(str(path))}" for key, path in names.items()])
+    return apply_overrides(Recipe(), {"clip.name": str(work / "clip"), "base.name": str(work / "sd15")})
 
 
 def write_checkpoints(work: Path, flickr8k: Path) -> None:

@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from clipgraft.bridging.corpus import MAX_HELD_OUT_CAPTIONS
+from clipgraft.config import flickr8k_sd15
 from clipgraft.device import choose_device, describe_environment, inference_dtype, quiet_libraries
 from clipgraft.models import sd15
 from clipgraft.models.bridge import WORD, Bridge
 from clipgraft.models.defaults import STABLE_DIFFUSION
-from clipgraft.presets import flickr8k_sd15
 
 RESULT = Path(__file__).parent / "results" / "flickr8k_sd15.json"
 NUM_TRAIN_IMAGES, NUM_OTHER_IMAGES, CAPTIONS_PER_IMAGE = 6000, 1000, 5

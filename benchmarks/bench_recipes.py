@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgraft.bridging.fit import bridge
-from clipgraft.config import Recipe
+from clipgraft.config import Recipe, demo
 from clipgraft.device import describe_environment
 from clipgraft.evaluation.evaluate import evaluate
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.finetuning.wise_ft import interpolate
-from clipgraft.presets import demo
 from clipgraft.runs.run import stage_folder
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"

@@ -27,7 +27,7 @@ LAYERS = (
     {"data"},
     {"flatland"},
     {"runs", "cache"},
-    {"device", "presets", "console"},
+    {"device", "console"},
     {"config"},
     {"settings"},
     {"files"},
@@ -104,7 +104,7 @@ def test_design_draws_the_files_that_are_on_disk():
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "settings", "cli", "errors", "presets", "reporting.html", "data.dataset", "data.formats"],
+    ["config", "settings", "cli", "errors", "reporting.html", "data.dataset", "data.formats"],
 )
 def test_module_imports_without_torch(module):
     code = f"import sys, clipgraft.{module}; sys.exit('torch' in sys.modules)"

@@ -10,6 +10,7 @@ from clipgraft.config import (
     build_recipe,
     load_recipe,
     named_paths,
+    parse_overrides,
     to_toml,
 )
 from clipgraft.errors import UserError
@@ -40,7 +41,10 @@ def test_override_wins_over_the_file(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text("[finetune]\nlearning_rate = 1e-4\nbatch_size = 8\n")
     recipe = load_recipe(
-        path, ["finetune.learning_rate=3e-5", "data.source=/some/folder", "pretrain.vae.num_epochs=1"]
+        path,
+        parse_overrides(
+            ["finetune.learning_rate=3e-5", "data.source=/some/folder", "pretrain.vae.num_epochs=1"]
+        ),
     )
     assert recipe.finetune.learning_rate == 3e-5
     assert recipe.finetune.batch_size == 8
@@ -82,7 +86,7 @@ def test_override_wins_over_the_file(tmp_path):
 )
 def test_wrong_setting_is_refused_by_name(override, message):
     with pytest.raises(ValueError, match=r".*") as caught:
-        apply_overrides(Recipe().model_dump(), [override])
+        apply_overrides(Recipe(), parse_overrides([override]))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -92,7 +96,7 @@ def test_wrong_setting_is_refused_by_name(override, message):
 )
 def test_given_settings_are_taken_as_they_are(name, tmp_path):
     given = {"data.source": f"/photos/{name}", "clip.name": name, "finetune.num_epochs": 3}
-    recipe = apply_overrides({}, ["seed=4"], given)
+    recipe = apply_overrides(Recipe(), given | {"seed": 4})
     assert (recipe.data.source, recipe.clip.name) == (f"/photos/{name}", name)
     assert (recipe.finetune.num_epochs, recipe.seed) == (3, 4)
     (tmp_path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
@@ -115,7 +119,7 @@ def test_local_paths_are_absolute_in_every_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for text in ("here", "./here", "here/", "~/here", str(tmp_path / "here")):
-        recipe = apply_overrides({}, given=dict.fromkeys(PATHS, text))
+        recipe = apply_overrides(Recipe(), dict.fromkeys(PATHS, text))
         assert named_paths(recipe) == dict.fromkeys(PATHS, str(tmp_path / "here"))
     monkeypatch.chdir("/")
     assert build_recipe(recipe.model_dump()) == recipe
@@ -124,7 +128,7 @@ def test_local_paths_are_absolute_in_every_recipe(tmp_path, monkeypatch):
 def test_names_of_models_that_are_no_paths_stay(tmp_path, monkeypatch):
     (tmp_path / "flatland").mkdir()
     monkeypatch.chdir(tmp_path)
-    recipe = apply_overrides({}, given={"clip.name": "owner/name", "base.name": "flatland"})
+    recipe = apply_overrides(Recipe(), {"clip.name": "owner/name", "base.name": "flatland"})
     assert (recipe.clip.name, recipe.base.name) == ("owner/name", "flatland")
     assert named_paths(recipe) == {}
 
@@ -134,7 +138,7 @@ def test_a_name_that_is_not_utf8_is_refused_by_key(key):
     with pytest.raises(
         UserError, match=rf"recipe key '{key}': .*is not UTF-8; give the file or folder another name"
     ):
-        apply_overrides({}, given={key: "caf\udce9"})
+        apply_overrides(Recipe(), {key: "caf\udce9"})
 
 
 def test_missing_recipe_is_named(tmp_path):
@@ -153,7 +157,7 @@ def test_recipe_that_is_not_toml_is_named(tmp_path):
 def test_a_token_of_the_hub_is_refused_without_being_told(override):
     token = "hf_" + "a1B2" * 9
     with pytest.raises(ValueError, match=r"holds a token of the model hub; .* \(HF_TOKEN\)") as caught:
-        apply_overrides(Recipe().model_dump(), [override.format(token)])
+        apply_overrides(Recipe(), parse_overrides([override.format(token)]))
     assert token not in str(caught.value)
 
 
@@ -168,12 +172,14 @@ def test_a_token_of_the_hub_is_refused_without_being_told(override):
 )
 def test_values_of_another_type_are_refused(override, expected):
     with pytest.raises(UserError) as caught:
-        apply_overrides({}, [override])
+        apply_overrides(Recipe(), parse_overrides([override]))
     assert str(caught.value) == f"recipe key {expected}"
 
 
 def test_whole_numbers_and_lists_stand_for_floats_and_tuples():
-    recipe = apply_overrides({}, ["finetune.learning_rate=1", "generate.guidance_interval=[0, 1]"])
+    recipe = apply_overrides(
+        Recipe(), parse_overrides(["finetune.learning_rate=1", "generate.guidance_interval=[0, 1]"])
+    )
     assert recipe.finetune.learning_rate == 1.0
     assert recipe.generate.guidance_interval == (0.0, 1.0)
 
@@ -193,7 +199,7 @@ def test_an_old_name_is_answered_with_the_new_one(old_names, tmp_path):
     with pytest.raises(UserError, match=r"'finetune.passes' is called 'finetune.num_epochs' now; rename it"):
         load_recipe(path)
     with pytest.raises(UserError, match=r"'finetune.passes' is called 'finetune.num_epochs' now"):
-        apply_overrides({}, ["finetune.passes=3"])
+        apply_overrides(Recipe(), parse_overrides(["finetune.passes=3"]))
     with pytest.raises(UserError, match=r"recipe key 'stairs' is gone; leave it out"):
         build_recipe({"stairs": {"num_seeds": 2}})
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from clipgraft.config import apply_overrides
+from clipgraft.config import PRESETS, Recipe, apply_overrides, parse_overrides
 from clipgraft.device import inference_dtype
 from clipgraft.download import needed_models, run_files
 from clipgraft.generation.generator import load_base
@@ -15,7 +15,6 @@ from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft
 from clipgraft.models.hub import fetch, find_model
 from clipgraft.models.pins import PINS
-from clipgraft.presets import PRESETS
 from helpers import RECIPE, call, refused
 from hub_server import ask_only, serve
 
@@ -96,7 +95,9 @@ def test_the_u_net_is_fetched_in_full_where_one_stage_wants_it_so(tmp_path):
         ("no", False),
         ("bf16", inference_dtype(torch.device("cpu")) != torch.float32),
     ):
-        recipe = apply_overrides({}, [*overrides, f"refine.mixed_precision={precision}"])
+        recipe = apply_overrides(
+            Recipe(), parse_overrides([*overrides, f"refine.mixed_precision={precision}"])
+        )
         _, (_, needed) = needed_models(recipe)
         unet = next(weights for weights in needed.weights if weights.stem.startswith("unet/"))
         assert unet.prefer_half == is_half

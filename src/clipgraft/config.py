@@ -1,6 +1,7 @@
-"""Recipes: the settings of every stage, in and out of TOML, one section each; this module imports no torch.
+"""Recipes: settings of every stage, in and out of TOML, and named ones.
 
-A recipe is a whole run in one TOML file. Precedence: field default < recipe file < `--set section.key=value`.
+A recipe is a whole run in one TOML file. Precedence: field default < recipe file < option < `--set`. This
+module imports no torch.
 """
 
 import difflib
@@ -8,7 +9,7 @@ import json
 import logging
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -71,29 +72,78 @@ class Recipe(Section):
     pretrain: PretrainSettings = PretrainSettings()
 
 
-def load_recipe(
-    path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] = MappingProxyType({})
-) -> Recipe:
+def load_recipe(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
     """Read a recipe from a TOML file and apply overrides.
 
-    Args:
-        path: The TOML file.
-        overrides: See `apply_overrides`, as for `given`.
+    A recipe that a run wrote may have settings of an older version; they are read under their present names.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        MissingFileError: If there is no such file.
         UserError: If it is not TOML, or a key or value is not allowed; names the nearest known key.
     """
     if not path.is_file():
         raise MissingFileError(f"recipe not found: {path}")
     values = read_toml(path)
     if any((path.parent / name).is_file() for name in RUN_FILES):
-        values = _renamed(values, path)
-    return apply_overrides(values, overrides, given)
+        _rename(values, path)
+    return _build(values, overrides)
 
 
-def _renamed(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Give settings of an older version their present names, and leave out those that are gone."""
+def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with other values, given by `section.key`.
+
+    Raises:
+        UserError: If a key or value is not allowed; names the nearest known key.
+    """
+    return _build(recipe.model_dump(), overrides)
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Return values by `section.key` from texts `section.key=value`, the value in TOML or a bare word.
+
+    Raises:
+        UserError: If a text has another form.
+    """
+    overrides = {}
+    for text in texts:
+        dotted, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not dotted:
+            raise UserError(f"--set takes section.key=value; got {text!r}")
+        try:
+            overrides[dotted] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[dotted] = value
+    return overrides
+
+
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Check nested values, by section and key, against the settings' models.
+
+    Raises:
+        UserError: One line naming the first wrong key and what is allowed there.
+    """
+    _refuse_texts(values, "")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _build(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for dotted, value in overrides.items():
+        *sections, key = dotted.split(".")
+        place: dict[str, Any] = merged
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set '{dotted}={value}': {section!r} is not a section")
+        place[key] = value
+    return build_recipe(merged)
+
+
+def _rename(values: dict[str, Any], path: Path) -> None:
+    """Give settings of an older version their present names; drop those that are gone."""
     for old, new in OLD_NAMES.items():
         *sections, key = old.split(".")
         place: Any = values
@@ -110,69 +160,6 @@ def _renamed(values: dict[str, Any], path: Path) -> dict[str, Any]:
         for section in sections:
             place = place.setdefault(section, {})
         place.setdefault(key, value)
-    return values
-
-
-def _refuse_old_names(values: Mapping[str, Any], prefix: str = "") -> None:
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if dotted in OLD_NAMES:
-            new = OLD_NAMES[dotted]
-            raise UserError(
-                f"recipe key {dotted!r} is {f'called {new!r} now' if new else 'gone'}; "
-                f"{'rename it' if new else 'leave it out'}"
-            )
-        if isinstance(value, Mapping):
-            _refuse_old_names(value, f"{dotted}.")
-
-
-def apply_overrides(
-    values: Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    given: Mapping[str, Any] = MappingProxyType({}),
-) -> Recipe:
-    """Build a recipe from nested values, with given settings and then overrides on top.
-
-    Args:
-        values: Of a recipe, by section.
-        overrides: Texts of the form `section.key=value`, value in TOML or a bare word.
-        given: Values by `section.key`, taken as they are.
-
-    Raises:
-        UserError: If an override has another form, or a key or value is not allowed.
-    """
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for dotted, value in given.items():
-        _set(merged, dotted, value, f"{dotted}={value}")
-    for override in overrides:
-        dotted, equals, text = override.partition("=")
-        if not equals or not dotted.strip():
-            raise UserError(f"--set takes section.key=value; got {override!r}")
-        _set(merged, dotted.strip(), _parse_value(text.strip()), override)
-    return build_recipe(merged)
-
-
-def _set(values: dict[str, Any], dotted: str, value: Any, override: str) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set {override!r}: {section!r} is not a section")
-    values[key] = value
-
-
-def build_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Check nested values against the settings' models.
-
-    Raises:
-        ValueError: One line naming the first wrong key and what is allowed there.
-    """
-    _refuse_texts(values, "")
-    _refuse_old_names(values)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
 
 
 def named_paths(settings: BaseModel, prefix: str = "") -> dict[str, str]:
@@ -188,18 +175,23 @@ def named_paths(settings: BaseModel, prefix: str = "") -> dict[str, str]:
 
 
 def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
-    """Keep out of recipes what cannot be written, and tokens of the model hub: recipes are handed on."""
+    """Refuse old names, tokens of the model hub, since recipes are handed on, and what is not UTF-8."""
     for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if dotted in OLD_NAMES:
+            new = OLD_NAMES[dotted]
+            advice = f"is called {new!r} now; rename it" if new else "is gone; leave it out"
+            raise UserError(f"recipe key {dotted!r} {advice}")
         if isinstance(value, Mapping):
-            _refuse_texts(value, f"{prefix}{key}.")
+            _refuse_texts(value, f"{dotted}.")
         elif HUB_TOKEN.search(str(value)):
             raise UserError(
-                f"recipe key '{prefix}{key}' holds a token of the model hub; a token is taken from the "
+                f"recipe key {dotted!r} holds a token of the model hub; a token is taken from the "
                 "environment (HF_TOKEN) or `hf auth login` alone"
             )
         elif LONE_SURROGATE.search(str(value)):
             raise UserError(
-                f"recipe key '{prefix}{key}': {value!r} is not UTF-8; give the file or folder another name"
+                f"recipe key {dotted!r}: {value!r} is not UTF-8; give the file or folder another name"
             )
 
 
@@ -227,19 +219,15 @@ def _toml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(location)
+        model: type[BaseModel] = Recipe
+        for part in location[:-1]:
+            model = model.model_fields[part].annotation  # type: ignore[assignment]
+        known = list(model.model_fields)
         nearest = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
         return f"unknown recipe key {dotted!r}; {hint}"
@@ -247,8 +235,36 @@ def _explain(error: ValidationError) -> str:
     return f"recipe key {dotted!r}: {message}; got {first['input']!r}"
 
 
-def _keys_beside(location: list[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        section = section.model_fields[part].annotation  # type: ignore[assignment]
-    return list(section.model_fields)
+def demo() -> Recipe:
+    """Return the recipe of `clipgraft demo`: the whole system on flatland, in minutes on two cores."""
+    # A learning rate that suits flatland's CLIP, of 2.4 M parameters against B/32's 151 M.
+    return Recipe(
+        data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
+        finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
+        bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=12_000),
+        evaluate=EvaluateSettings(num_prompts=24, num_inference_steps=20),
+    )
+
+
+def flickr8k_sd15() -> Recipe:
+    """Return the recipe of CLIP B/32, Flickr8k and Stable Diffusion v1.5; see docs/flickr8k_sd15.md."""
+    return Recipe(
+        clip=ModelSettings(name="openai/clip-vit-base-patch32"),
+        base=ModelSettings(name="stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        finetune=FinetuneSettings(mixed_precision="fp16"),
+        refine=RefineSettings(num_epochs=1, batch_size=8, gradient_checkpointing=True),
+        evaluate=EvaluateSettings(num_prompts=100, num_inference_steps=20, batch_size=8),
+    )
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "flickr8k_sd15": flickr8k_sd15}
+"""By the name that `clipgraft run` and `clipgraft prefetch` take."""
+
+
+def named_recipe(name: str) -> Recipe:
+    """Return the recipe of that name, or else of that file; MissingFileError if there is neither."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    if not Path(name).is_file():
+        raise MissingFileError(f"recipe not found: {name}; named ones are {', '.join(PRESETS)}")
+    return load_recipe(Path(name))

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from clipgraft.bridging.fit import STATES_NAME
-from clipgraft.config import apply_overrides
+from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.files import write_json
 from clipgraft.flatland import is_known_to_teacher, kept_word_prompts
 
@@ -96,7 +96,8 @@ def test_bridges_are_fitted_to_words_the_teacher_knows(tmp_path):
     lines = [f"A {noun} running on the beach {index}" for index in range(55) for noun in ("dog", "hound")]
     (tmp_path / "captions.txt").write_text("\n".join([*lines, *lines[:20:2]]))
     recipe = apply_overrides(
-        {}, [f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]
+        Recipe(),
+        parse_overrides([f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]),
     )
     ablation = Ablation(recipe, tmp_path)
     known = [line for index, line in enumerate(lines) if (index + 1) % 10 and "dog" in line]
@@ -109,13 +110,13 @@ def test_figures_are_not_those_that_refining_wrote(tmp_path):
     folder.mkdir()
     write_json(folder / "metrics.json", {"before": {"50": 1.0}, "num_steps": 3})
     write_json(folder / "figures.json", {"fidelity": 0.5})
-    assert Ablation(apply_overrides({}, []), tmp_path).figures("+ refinement") == {"fidelity": 0.5}
+    assert Ablation(Recipe(), tmp_path).figures("+ refinement") == {"fidelity": 0.5}
 
 
 def test_padding_is_the_same_whichever_variant_is_made_first(tmp_path):
     (tmp_path / "captions.txt").write_text("".join(f"A dog running on the beach {n}\n" for n in range(12)))
     words = [f"bridge.captions={tmp_path / 'captions.txt'}", "bridge.allow_few_captions=true"]
-    recipe = apply_overrides({}, [*words, "device=cpu", "bridge.mixed_precision=no"])
+    recipe = apply_overrides(Recipe(), parse_overrides([*words, "device=cpu", "bridge.mixed_precision=no"]))
     kept = []
     for name in ("first", "later"):
         (tmp_path / name).mkdir()
@@ -129,7 +130,7 @@ def test_padding_is_the_same_whichever_variant_is_made_first(tmp_path):
 def test_every_variant_is_made_once_on_flatland(tmp_path):
     small = ["finetune.num_epochs=0", "evaluate.num_inference_steps=2", "data.max_train_images=16"]
     small += ["bridge.max_captions=100", "bridge.num_epochs=1"]
-    recipe = apply_overrides(ablation_recipe().model_dump(), small)
+    recipe = apply_overrides(ablation_recipe(), parse_overrides(small))
     sizes = {"num_seeds": 1, "num_prompts": 2, "num_kept_word_prompts": 1}
     variants = run_ablation(recipe, tmp_path, **sizes)
     assert list(variants) == list(VARIANTS)

@@ -10,7 +10,7 @@ import tiny
 from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import bridge, say_collapse
 from clipgraft.bridging.pairs import Towers
-from clipgraft.config import apply_overrides
+from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.data.formats import read_lines
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
@@ -37,7 +37,7 @@ def recipe_of(world, *overrides, **paths):
     names = {"clip.name": paths["clip"], "base.name": paths["base"], "bridge.captions": paths["captions"]}
     texts = [f"{key}={json.dumps(str(value))}" for key, value in names.items()]
     small = ["bridge.hidden_size=8", "bridge.num_epochs=1", "bridge.mixed_precision=no"]
-    return apply_overrides({}, [*texts, *small, *overrides])
+    return apply_overrides(Recipe(), parse_overrides([*texts, *small, *overrides]))
 
 
 def test_a_bridge_is_fitted_to_a_text_file_without_any_image(world, tmp_path):

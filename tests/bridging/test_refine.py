@@ -19,7 +19,7 @@ from clipgraft.bridging.refine import (
     refine,
     with_makings,
 )
-from clipgraft.config import apply_overrides, load_recipe
+from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
 from clipgraft.data.formats import load_dataset
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
@@ -60,7 +60,7 @@ def recipe_of(world, *overrides):
     texts = [f"{key}={json.dumps(str(world[name]))}" for key, name in names.items()]
     small = ["bridge.num_epochs=0", "bridge.allow_few_captions=true", "bridge.mixed_precision=no"]
     small += ["refine.num_epochs=2", "refine.batch_size=4", "refine.mixed_precision=no"]
-    return apply_overrides({}, [*texts, *small, "refine.warmup_steps=0", *overrides])
+    return apply_overrides(Recipe(), parse_overrides([*texts, *small, "refine.warmup_steps=0", *overrides]))
 
 
 def weights_of(folder):

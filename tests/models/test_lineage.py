@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.config import apply_overrides, to_toml
+from clipgraft.config import Recipe, apply_overrides, to_toml
 from clipgraft.errors import CheckpointError
 from clipgraft.models.clip import load_clip
 from clipgraft.models.lineage import Lineage, Stage, clip_lineage, read_lineage
@@ -33,7 +33,7 @@ def test_an_older_graft_by_itself_has_no_lineage(tmp_path):
 def test_a_clip_knows_what_it_was_fine_tuned_from(clip_dir, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(clip_dir, run / "clip")
-    (run / "recipe.toml").write_text(to_toml(apply_overrides({}, ["clip.name=owner/name"])))
+    (run / "recipe.toml").write_text(to_toml(apply_overrides(Recipe(), {"clip.name": "owner/name"})))
     (run / "metrics.json").write_text(json.dumps({"before": {"recall@1": 0.5}, "after": None}))
     [stage] = load_clip(run / "clip").lineage
     assert (stage.stage, stage.recipe.clip.name) == ("finetune", "owner/name")
@@ -43,13 +43,13 @@ def test_a_clip_knows_what_it_was_fine_tuned_from(clip_dir, tmp_path):
 def test_recipes_that_name_each_other_end(tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / name / "clip").mkdir(parents=True)
-        recipe = apply_overrides({}, [f"clip.name={tmp_path / other / 'clip'}"])
+        recipe = apply_overrides(Recipe(), {"clip.name": str(tmp_path / other / "clip")})
         (tmp_path / name / "recipe.toml").write_text(to_toml(recipe))
     assert len(clip_lineage(ModelSettings(name=str(tmp_path / "a" / "clip")))) == 2
 
 
 def test_a_lineage_comes_back_from_its_file(tmp_path):
-    recipe = apply_overrides({}, ["clip.name=owner/name", "bridge.ridge=0.5"])
+    recipe = apply_overrides(Recipe(), {"clip.name": "owner/name", "bridge.ridge": 0.5})
     lineage = Lineage(stages=(Stage(stage="bridge", recipe=recipe, figures={"linear": {"words": 0.5}}),))
     (tmp_path / "lineage.json").write_text(lineage.model_dump_json())
     assert read_lineage(tmp_path) == lineage

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.config import Recipe, apply_overrides, load_recipe, to_toml
+from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides, to_toml
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.runs.folder import (
     LOCK_NAME,
@@ -292,7 +292,7 @@ PATHS += ("generate.lora", "finetune.preview_graft")
 def test_no_path_of_a_recipe_is_overwritten(run, key, monkeypatch):
     monkeypatch.chdir(run.parent)
     before = content(run)
-    recipe = apply_overrides({}, given={key: "run/clip"})
+    recipe = apply_overrides(Recipe(), {key: "run/clip"})
     with (
         pytest.raises(UserError, match=rf"^{key} /.*run/clip lies in the out folder"),
         stage_folder(Path("run"), recipe, resume=False, overwrite=True),
@@ -337,10 +337,10 @@ def test_damaged_recipe_is_said_and_nothing_is_lost(run, size):
 def test_recipe_is_whole_after_a_full_disk(run):
     code = """
 import resource, sys, pathlib
-from clipgraft.config import apply_overrides
+from clipgraft.config import Recipe, apply_overrides
 from clipgraft.runs.run import stage_folder
 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
-recipe = apply_overrides({}, ["finetune.num_workers=1"])
+recipe = apply_overrides(Recipe(), {"finetune.num_workers": 1})
 with stage_folder(pathlib.Path(sys.argv[1]), recipe, resume=True, overwrite=False):
     pass
 """
@@ -375,20 +375,20 @@ OTHER = (
 
 @pytest.mark.parametrize("overrides", SAME)
 def test_settings_that_change_no_result_are_no_others(overrides):
-    begun = apply_overrides({}, ["data.source=/photos"])
-    assert differing_settings(begun, apply_overrides(begun.model_dump(), overrides), "finetune") == []
+    begun = apply_overrides(Recipe(), {"data.source": "/photos"})
+    assert differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune") == []
 
 
 @pytest.mark.parametrize("overrides", OTHER)
 def test_settings_that_change_the_result_are_named(overrides):
-    begun = apply_overrides({}, ["data.source=/photos"])
-    found = differing_settings(begun, apply_overrides(begun.model_dump(), overrides), "finetune")
+    begun = apply_overrides(Recipe(), {"data.source": "/photos"})
+    found = differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune")
     assert [text.split()[0] for text in found] == [overrides[0].split("=")[0]]
 
 
 def test_pictures_on_the_way_are_a_part_of_fine_tuning():
-    begun = apply_overrides({}, ["finetune.preview_steps=2"])
-    other = apply_overrides(begun.model_dump(), ["generate.seed=4"])
+    begun = apply_overrides(Recipe(), {"finetune.preview_steps": 2})
+    other = apply_overrides(begun, {"generate.seed": 4})
     assert differing_settings(begun, other, "finetune") == ["generate.seed was 0, is 4"]
 
 

@@ -23,7 +23,7 @@ from clipgraft.cli.options import (
     ResumeOption,
     SetOption,
     recipe_from_options,
-    with_overrides,
+    with_options,
 )
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
@@ -50,9 +50,9 @@ def demo(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
-    from clipgraft.presets import demo as demo_recipe
+    from clipgraft.config import demo as demo_recipe
 
-    _run_all(with_overrides(demo_recipe(), set_), out, resume, overwrite)
+    _run_all(with_options(demo_recipe(), set_), out, resume, overwrite)
 
 
 @app.command()
@@ -67,9 +67,9 @@ def run(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
-    from clipgraft.presets import PRESETS, named_recipe
+    from clipgraft.config import PRESETS, named_recipe
 
-    settings = with_overrides(named_recipe(recipe), set_, {"data.source": data})
+    settings = with_options(named_recipe(recipe), set_, {"data.source": data})
     _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
 
 
@@ -79,10 +79,10 @@ def prefetch(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Fetch all that a recipe needs of the model hub, after saying how much that is."""
+    from clipgraft.config import named_recipe
     from clipgraft.download import prefetch as stage
-    from clipgraft.presets import named_recipe
 
-    stage(with_overrides(named_recipe(recipe), set_))
+    stage(with_options(named_recipe(recipe), set_))
 
 
 @data_app.command("check")

@@ -1,6 +1,6 @@
 """Options that several commands share, and the recipe that they make."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,27 +25,24 @@ BaseOption = Annotated[
 ]
 
 
-def recipe_from_options(
-    path: Path | None, overrides: list[str], given: Mapping[str, Any] = MappingProxyType({})
-) -> "Recipe":
-    """Make a stage's recipe: the file's settings, then named options, then `--set`.
+def recipe_from_options(path: Path | None, set_: Sequence[str], given: Mapping[str, Any]) -> "Recipe":
+    """Return a stage's recipe: the file's settings, then named options, then `--set`.
 
     Args:
         path: The recipe file, if any.
-        overrides: Texts of the form `section.key=value`.
-        given: What named options set, by `section.key`; empty where an option was left out.
+        set_: Texts of the form `section.key=value`.
+        given: Named options by `section.key`; None, empty or false where one was left out.
     """
     from clipgraft.config import Recipe, load_recipe
 
-    return with_overrides(load_recipe(path) if path else Recipe(), overrides, given)
+    return with_options(load_recipe(path) if path else Recipe(), set_, given)
 
 
-def with_overrides(
-    recipe: "Recipe", overrides: list[str], given: Mapping[str, Any] = MappingProxyType({})
+def with_options(
+    recipe: "Recipe", set_: Sequence[str], given: Mapping[str, Any] = MappingProxyType({})
 ) -> "Recipe":
-    """Return a recipe with named options and then `--set` on top; see `recipe_from_options`."""
-    from clipgraft.config import apply_overrides
+    """Return a recipe with named options, then `--set`, on top; see `recipe_from_options`."""
+    from clipgraft.config import apply_overrides, parse_overrides
 
-    return apply_overrides(
-        recipe.model_dump(), overrides, {key: value for key, value in given.items() if value}
-    )
+    named = {key: value for key, value in given.items() if value}
+    return apply_overrides(recipe, named | parse_overrides(set_))

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from clipgraft.cache import cache_dir
-from clipgraft.config import Recipe, load_recipe, named_paths, to_toml
+from clipgraft.config import Recipe, load_recipe, named_paths, parse_overrides, to_toml
 from clipgraft.data.dataset import CaptionedImage, merge_duplicates
 from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
@@ -88,7 +88,7 @@ def evaluate_run(
         ) from error
     # Who asks for an evaluation wants one, also of a run whose recipe left it out.
     number = {"evaluate.num_prompts": recipe.evaluate.num_prompts or 240}
-    recipe = load_recipe(path, settings, number | dict(given))
+    recipe = load_recipe(path, number | dict(given) | parse_overrides(settings))
     encoders = graft_folders(run_dir)
     clips = {"before": recipe.clip.name, "after": str(run_dir / "finetune" / "clip")}
     has_both = Path(clips["after"]).is_dir() and "after" in encoders
