@@ -19,8 +19,8 @@ from clipgraft.data.loader import (
     EpochIndex,
     EpochSampler,
     ImageCaptionDataset,
-    content_numbers,
     draw_captions,
+    duplicate_ids,
 )
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, tokenize
 
@@ -120,7 +120,7 @@ def test_files_of_equal_bytes_have_one_content_number(images: list[CaptionedImag
     copy = tmp_path / "copy.png"
     copy.write_bytes(images[1].path.read_bytes())
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
-    assert content_numbers([*images[:3], twin]) == [0, 1, 2, 1]
+    assert duplicate_ids([*images[:3], twin]) == [0, 1, 2, 1]
 
 
 def test_batch_tells_which_of_its_images_are_equal_files(
@@ -131,7 +131,7 @@ def test_batch_tells_which_of_its_images_are_equal_files(
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
     batches = batches_of([*images[:3], twin], **options)
     batch = next(iter(batches.epoch(0, 0)))
-    content = dict(zip(batch["image_index"].tolist(), batch["image_content"].tolist(), strict=True))
+    content = dict(zip(batch["image_index"].tolist(), batch["duplicate_id"].tolist(), strict=True))
     assert content == {0: 0, 1: 1, 2: 2, 3: 1}
 
 

@@ -66,7 +66,7 @@ def test_masked_loss_of_a_duplicated_image_is_worked_out_by_hand():
     image, text, scale, content = duplicated_image()
     by_text = [log_share(2.0, 1.2), log_share(1.6, 0.0), log_share(2.0, 1.2, 1.2)]
     by_image = [log_share(2.0, 1.2), log_share(1.6, 1.2), log_share(2.0, 1.2, 0.0)]
-    loss = contrastive_loss(image, text, scale, image_content=content)
+    loss = contrastive_loss(image, text, scale, duplicate_id=content)
     assert loss.item() == pytest.approx((sum(by_text) + sum(by_image)) / 6, rel=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_shared_target_of_a_duplicated_image_is_worked_out_by_hand():
     ]
     both_captions = (log_share(2.0, 1.6, 1.2) + log_share(1.6, 2.0, 1.2)) / 2
     by_image = [both_captions, both_captions, log_share(2.0, 1.2, 0.0)]
-    loss = contrastive_loss(image, text, scale, image_content=content, duplicate_images="positive")
+    loss = contrastive_loss(image, text, scale, duplicate_id=content, duplicate_images="positive")
     assert loss.item() == pytest.approx((sum(by_text) + sum(by_image)) / 6, rel=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_plain_loss_takes_a_duplicated_image_for_another_one():
         torch.nn.functional.cross_entropy(logits, target)
         + torch.nn.functional.cross_entropy(logits.T, target)
     ) / 2
-    loss = contrastive_loss(image, text, scale, image_content=content, duplicate_images="negative")
+    loss = contrastive_loss(image, text, scale, duplicate_id=content, duplicate_images="negative")
     torch.testing.assert_close(loss, expected)
 
 
@@ -109,7 +109,7 @@ def test_captions_of_one_row_are_those_of_the_image_repeated(duplicate_images):
         expected = (by_text + by_image) / 2
     else:
         expected = contrastive_loss(
-            image[row], text, scale, image_content=row, duplicate_images=duplicate_images
+            image[row], text, scale, duplicate_id=row, duplicate_images=duplicate_images
         )
     if duplicate_images == "mask":
         # A caption's wrong images are counted once each, not once a caption they have.
@@ -167,7 +167,7 @@ def test_sigmoid_loss_of_a_duplicated_image_is_worked_out_by_hand():
     }
     for duplicate_images, total in expected.items():
         loss = sigmoid_loss(
-            image, text, scale, torch.tensor(0.0), image_content=content, duplicate_images=duplicate_images
+            image, text, scale, torch.tensor(0.0), duplicate_id=content, duplicate_images=duplicate_images
         )
         assert loss.item() == pytest.approx(total / 3, rel=1e-5), duplicate_images
 

@@ -45,7 +45,7 @@ def clip_batches(clip, num_batches):
                 "input_ids": torch.randint(10, 200, (8, 12), generator=generator),
                 "image_index": images,
                 "caption_image": images.repeat_interleave(2),
-                "image_content": torch.where(images == 4, 0, images),
+                "duplicate_id": torch.where(images == 4, 0, images),
             }
         )
         batches[-1]["input_ids"][:, -1] = clip.tokenizer.eos_token_id

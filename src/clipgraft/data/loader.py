@@ -141,7 +141,7 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
     return places[begin : begin + count]
 
 
-def content_numbers(images: Sequence[CaptionedImage]) -> list[int]:
+def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
     """Return for each image the place of the first one whose file holds the same bytes."""
     first: dict[str, int] = {}
     sums = content_sums([image.path for image in images])
@@ -197,8 +197,8 @@ class Collate:
 
     processor: ImageProcessor
     eos_token_id: int
-    content: tuple[int, ...]
-    """Of every image, from `content_numbers`."""
+    duplicate_ids: tuple[int, ...]
+    """Of every image, from `duplicate_ids`."""
     length_multiple: int = 1
     """Rows of `input_ids` are as long as the batch's longest, rounded up to a multiple of this."""
 
@@ -210,7 +210,7 @@ class Collate:
 
         Returns:
             `clip_pixel_values` (N, 3, S, S) float32, `input_ids` (M, L) int64 padded with EOS, `image_index`
-            (N,) int64, `caption_image` (M,) int64, the `image_index` of each caption's image, `image_content`
+            (N,) int64, `caption_image` (M,) int64, the `image_index` of each caption's image, `duplicate_id`
             (N,) int64, equal for equal files, `image_ids` list of N names. Without images no pixels.
         """
         crops = [item.clip_crop for item in items if item.clip_crop is not None]
@@ -222,7 +222,7 @@ class Collate:
             "input_ids": pad_input_ids(input_ids, self.eos_token_id, length),
             "image_index": torch.tensor([item.image_index for item in items]),
             "caption_image": torch.tensor([item.image_index for item in items for _ in item.input_ids]),
-            "image_content": torch.tensor([self.content[item.image_index] for item in items]),
+            "duplicate_id": torch.tensor([self.duplicate_ids[item.image_index] for item in items]),
             "image_ids": [item.image_id for item in items],
         }
         return batch if pixels is None else {"clip_pixel_values": pixels, **batch}
@@ -282,7 +282,7 @@ class CaptionedBatches:
             collate_fn=Collate(
                 processor,
                 tokenizer.eos_token_id,
-                content=tuple(content_numbers(images)),
+                duplicate_ids=tuple(duplicate_ids(images)),
                 length_multiple=length_multiple,
             ),
             persistent_workers=num_workers > 0,

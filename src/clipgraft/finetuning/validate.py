@@ -11,7 +11,7 @@ from torch import Tensor
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionedImage, merge_duplicates
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import Collate, Item, content_numbers
+from clipgraft.data.loader import Collate, Item, duplicate_ids
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
 from clipgraft.evaluation.metrics.retrieval import paired_recall, retrieval_metrics
 from clipgraft.evaluation.metrics.token_drift import token_drift
@@ -103,7 +103,7 @@ class ClipWatch:
         fixed = images[: max(2, batch_size * num_passes)]
         # What makes training's batches makes these.
         self.collate = Collate(
-            clip.image_processor, clip.tokenizer.eos_token_id, tuple(content_numbers(fixed)), length_multiple
+            clip.image_processor, clip.tokenizer.eos_token_id, tuple(duplicate_ids(fixed)), length_multiple
         )
         self.items = []
         for index, image in enumerate(fixed):

@@ -21,7 +21,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     *,
     caption_row: Tensor | None = None,
-    image_content: Tensor | None = None,
+    duplicate_id: Tensor | None = None,
     duplicate_images: DuplicateImages = "mask",
 ) -> Tensor:
     """CLIP's loss: the cross-entropy of finding each caption's image and each image's caption in the batch.
@@ -35,7 +35,7 @@ def contrastive_loss(
         text_embeds: Unit-norm rows, shape (M, P).
         logit_scale: The log of the multiplier, scalar.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
-        image_content: int64 (N,), equal where two rows show the same image; None = all differ.
+        duplicate_id: int64 (N,), equal where two images are duplicates; None: all differ.
         duplicate_images: "mask", "positive" or "negative".
 
     Returns:
@@ -48,7 +48,7 @@ def contrastive_loss(
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
-        row, is_same = _matches(logits, caption_row, image_content)
+        row, is_same = _matches(logits, caption_row, duplicate_id)
         if duplicate_images == "negative":
             pairs = logits[:, row]  # (M, M)
             target = torch.arange(len(pairs), device=pairs.device)
@@ -70,7 +70,7 @@ def sigmoid_loss(
     logit_bias: Tensor,
     *,
     caption_row: Tensor | None = None,
-    image_content: Tensor | None = None,
+    duplicate_id: Tensor | None = None,
     duplicate_images: DuplicateImages = "mask",
 ) -> Tensor:
     """SigLIP's loss: for every image and caption by themselves, whether they belong together.
@@ -81,7 +81,7 @@ def sigmoid_loss(
         logit_scale: The log of the multiplier, scalar.
         logit_bias: Added to the logits, scalar; see `balanced_bias`.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
-        image_content: int64 (N,), equal where two rows show the same image; None = all differ.
+        duplicate_id: int64 (N,), equal where two images are duplicates; None: all differ.
         duplicate_images: What other rows of the caption's own image are: "mask"ed, "positive" or "negative".
 
     Returns:
@@ -92,7 +92,7 @@ def sigmoid_loss(
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T) + logit_bias
-        row, is_same = _matches(logits, caption_row, image_content)
+        row, is_same = _matches(logits, caption_row, duplicate_id)
         is_own = row[:, None] == torch.arange(logits.shape[1], device=logits.device)
         sign = torch.where(is_same if duplicate_images == "positive" else is_own, 1.0, -1.0)
         counts = ~is_same | is_own if duplicate_images == "mask" else torch.ones_like(is_own)
@@ -122,13 +122,13 @@ def balanced_bias(logits: Tensor) -> Tensor:
 
 
 def _matches(
-    logits: Tensor, caption_row: Tensor | None, image_content: Tensor | None
+    logits: Tensor, caption_row: Tensor | None, duplicate_id: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Row of each caption's image, (M,), and which images show the same as that one, (M, N)."""
     rows = torch.arange(logits.shape[1], device=logits.device)
     row = rows if caption_row is None else caption_row
-    content = rows if image_content is None else image_content
-    return row, content[row][:, None] == content
+    ids = rows if duplicate_id is None else duplicate_id
+    return row, ids[row][:, None] == ids
 
 
 def _shared_cross_entropy(logits: Tensor, is_target: Tensor) -> Tensor:

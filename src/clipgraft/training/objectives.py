@@ -91,7 +91,7 @@ class ContrastiveObjective(nn.Module):
         Args:
             batch: `input_ids` (M, L); `clip_pixel_values` (N, 3, S, S), not needed with an `image_table`;
                 `image_index` (N,), all different, and `caption_image` (M,), which of them each caption
-                belongs to; by choice `image_content` (N,), equal for equal images.
+                belongs to; optionally `duplicate_id` (N,), equal for equal images.
 
         Returns:
             `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; with the numbers above, and
@@ -104,13 +104,13 @@ class ContrastiveObjective(nn.Module):
         if self.reference_text_model is not None:
             embeds["state_errors"] = self._state_errors(states, input_ids)
         numbers = {name: batch[name] for name in ("image_index", "caption_image")}
-        return embeds | numbers | {"image_content": batch.get("image_content", batch["image_index"])}
+        return embeds | numbers | {"duplicate_id": batch.get("duplicate_id", batch["image_index"])}
 
     def joint_loss(self, embeds: dict[str, Tensor]) -> Result:
         """Return the loss over what `embed` gave of one or more batches, concatenated."""
         named = {
             "caption_row": (embeds["caption_image"][:, None] == embeds["image_index"]).int().argmax(1),
-            "image_content": embeds["image_content"],
+            "duplicate_id": embeds["duplicate_id"],
         }
         towers = embeds["image_embeds"], embeds["text_embeds"], self.clip.logit_scale
         metrics: dict[str, Any] = {"logit_scale": self.clip.logit_scale.detach().exp()}
