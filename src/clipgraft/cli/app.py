@@ -1,35 +1,19 @@
-"""The command line: turns arguments into a recipe, calls a stage, turns an error into one line.
-
-The only reader of argv. Nothing heavy is imported before a command runs, so that `--help` answers at once.
-"""
+"""The command line. Nothing heavy is imported before a command runs, so `--help` answers at once."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from clipgraft import __version__
 from clipgraft.cli.ending import Commands, run_to_an_end
 from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.generating import add_commands as add_drawing
-from clipgraft.cli.options import (
-    BaseOption,
-    ClipOption,
-    DataOption,
-    OutOption,
-    OverwriteOption,
-    RecipeOption,
-    ResumeOption,
-    SetOption,
-    recipe_from_options,
-    with_options,
-)
-from clipgraft.console import print_line
+from clipgraft.cli.options import OutOption
+from clipgraft.cli.training import add_commands as add_training
 from clipgraft.errors import UserError
-
-if TYPE_CHECKING:
-    from clipgraft.config import Recipe
 
 app = typer.Typer(
     cls=Commands,
@@ -41,48 +25,9 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look at captioned images, or draw a set of them.")
 app.add_typer(data_app, name="data")
 
-
-@app.command()
-def demo(
-    out: OutOption = Path("runs/demo"),
-    set_: SetOption = [],  # noqa: B006  (typer copies it)
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
-    from clipgraft.config import demo as demo_recipe
-
-    _run_all(with_options(demo_recipe(), set_), out, resume, overwrite)
-
-
-@app.command()
-def run(
-    recipe: Annotated[
-        str, typer.Argument(help="Named recipe, or TOML file such as the recipe.toml beside any result.")
-    ],
-    out: OutOption,
-    data: DataOption = "",
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
-    from clipgraft.config import PRESETS, named_recipe
-
-    settings = with_options(named_recipe(recipe), set_, {"data.source": data})
-    _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
-
-
-@app.command()
-def prefetch(
-    recipe: Annotated[str, typer.Argument(help="Named recipe or TOML file.")],
-    set_: SetOption = [],  # noqa: B006
-) -> None:
-    """Fetch all that a recipe needs of the model hub, after saying how much that is."""
-    from clipgraft.config import named_recipe
-    from clipgraft.download import prefetch as stage
-
-    stage(with_options(named_recipe(recipe), set_))
+add_training(app)
+add_drawing(app)
+add_measuring(app)
 
 
 @data_app.command("check")
@@ -95,9 +40,18 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Count every image and caption in, or out with a reason; show samples and caption lengths."""
-    from clipgraft.cli.data import check_data
+    from clipgraft.data.check import check_dataset, render, to_json
+    from clipgraft.data.formats import load_dataset
+    from clipgraft.device import quiet_libraries
+    from clipgraft.models.clip import load_clip
 
-    check_data(source, include_unsplit=include_unsplit, clip=clip, as_json=as_json)
+    dataset = load_dataset(source, include_unsplit=include_unsplit)
+    quiet_libraries()
+    check = check_dataset(dataset, tokenizer=load_clip(clip).tokenizer if clip else None)
+    if as_json:
+        typer.echo(to_json(check))
+    else:
+        Console().print(render(check))
 
 
 @data_app.command("draw")
@@ -110,167 +64,6 @@ def data_draw(
     from clipgraft.data.formats import draw_data
 
     draw_data(out, seed=seed, num_images=num_images)
-
-
-@app.command()
-def finetune(
-    out: OutOption,
-    data: DataOption = "",
-    clip: ClipOption = "",
-    recipe: RecipeOption = None,
-    report_to: Annotated[
-        str, typer.Option("--report-to", help="tensorboard: write figures to OUT/tensorboard as well.")
-    ] = "",
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    from_step: Annotated[
-        int | None, typer.Option("--from-step", help="With --resume: from this step's checkpoint.")
-    ] = None,
-    allow_changed_data: Annotated[
-        bool,
-        typer.Option(
-            "--allow-changed-data",
-            help="With --resume: though photographs, captions or the CLIP it began with changed since.",
-        ),
-    ] = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Fine-tune CLIP on captioned images."""
-    from clipgraft.finetuning.finetune import finetune as stage
-    from clipgraft.finetuning.finetune import print_result
-    from clipgraft.runs.run import stage_folder
-    from clipgraft.training.state import Resume
-
-    if not resume and (from_step is not None or allow_changed_data):
-        raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
-    given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
-    settings = recipe_from_options(recipe, set_, given)
-    with stage_folder(
-        out,
-        settings,
-        stage="finetune",
-        inputs={"--recipe": recipe},
-        resume=resume,
-        overwrite=overwrite,
-        in_parallel=True,
-    ) as folder:
-        metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
-    if metrics:  # of several processes the first one has them
-        print_result(metrics)
-        print_line(f"clip: {out / 'clip'}")
-
-
-@app.command()
-def interpolate(
-    after: Annotated[str, typer.Option("--after", help="Folder of the fine-tuned CLIP.")],
-    out: OutOption,
-    before: Annotated[str, typer.Option("--before", help="CLIP before: folder, hub id or flatland.")] = "",
-    data: DataOption = "",
-    alpha: Annotated[float, typer.Option(help="Share of the fine-tuned weights in what is written.")] = 0.5,
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Compare weights between a CLIP before and after fine-tuning; write those at one place."""
-    from clipgraft.finetuning.wise_ft import interpolate as stage
-    from clipgraft.runs.run import stage_folder
-
-    settings = recipe_from_options(recipe, set_, {"data.source": data, "clip.name": before})
-    inputs = {"--recipe": recipe, "--after": after}
-    with stage_folder(
-        out, settings, stage="interpolate", inputs=inputs, resume=False, overwrite=overwrite
-    ) as folder:
-        stage(settings, after, folder, alpha=alpha)
-    print_line(f"clip: {out / 'clip'}")
-
-
-@app.command()
-def bridge(
-    out: OutOption,
-    clip: ClipOption = "",
-    base: BaseOption = "",
-    data: DataOption = "",
-    captions: Annotated[
-        str, typer.Option("--captions", help="Text file, a caption a line, for --data.")
-    ] = "",
-    allow_few: Annotated[
-        bool, typer.Option("--allow-few-captions", help="Go on with fewer than 100 captions.")
-    ] = False,
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
-    from clipgraft.bridging.fit import bridge as stage
-    from clipgraft.bridging.fit import print_result
-    from clipgraft.runs.run import stage_folder
-
-    if data and captions:
-        raise UserError("--captions takes the place of --data; leave one of them out")
-    given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
-    settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
-    with stage_folder(
-        out, settings, stage="bridge", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
-    ) as folder:
-        metrics = stage(settings, folder, resume=resume)
-    print_result(metrics)
-    print_line(f"graft: {out / 'graft'}")
-
-
-@app.command()
-def refine(
-    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; it stays as it is.")],
-    out: OutOption,
-    data: DataOption = "",
-    base: BaseOption = "",
-    epochs: Annotated[int, typer.Option(help="Passes over the pictures; 0 = the recipe's, else 1.")] = 0,
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Train a graft's bridge on pictures, through the base's frozen U-Net."""
-    from clipgraft.bridging.refine import check_start, print_result, with_makings
-    from clipgraft.bridging.refine import refine as stage
-    from clipgraft.runs.run import stage_folder
-
-    chosen = epochs or (0 if recipe else 1)
-    given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
-    settings = with_makings(recipe_from_options(recipe, set_, given), graft)
-    if resume:
-        check_start(graft, out)
-    inputs = {"--recipe": recipe, "--graft": graft}
-    with stage_folder(
-        out, settings, stage="refine", inputs=inputs, resume=resume, overwrite=overwrite
-    ) as folder:
-        metrics = stage(settings, graft, folder, resume=resume)
-    print_result(metrics)
-    print_line(f"graft: {out / 'graft'}")
-
-
-@app.command()
-def pretrain(
-    out: OutOption,
-    data: DataOption = "",
-    recipe: RecipeOption = None,
-    set_: SetOption = [],  # noqa: B006
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Train flatland, the embedded base, from nothing."""
-    from clipgraft.pretraining.pretrain import pretrain as stage
-    from clipgraft.runs.run import stage_folder
-
-    settings = recipe_from_options(recipe, set_, {"data.source": data})
-    with stage_folder(
-        out, settings, stage="pretrain", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
-    ) as folder:
-        stage(settings, folder, resume=resume)
-
-
-add_drawing(app)
-add_measuring(app)
 
 
 @app.command()
@@ -338,15 +131,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_file: str = "") -> None:
-    from clipgraft.runs.run import stage_folder
-    from clipgraft.whole_run import run_all
-
-    inputs = {"the recipe": recipe_file}
-    with stage_folder(out, recipe, inputs=inputs, resume=resume, overwrite=overwrite) as folder:
-        run_all(recipe, folder, resume=resume)
 
 
 def main() -> None:

@@ -1,0 +1,231 @@
+"""The commands that train: finetune, bridge, refine, whole runs and what belongs to them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipgraft.cli.options import (
+    BaseOption,
+    ClipOption,
+    DataOption,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    recipe_from_options,
+    with_options,
+)
+from clipgraft.console import print_line
+from clipgraft.errors import UserError
+
+if TYPE_CHECKING:
+    from clipgraft.config import Recipe
+
+
+def demo(
+    out: OutOption = Path("runs/demo"),
+    set_: SetOption = [],  # noqa: B006  (typer copies it)
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
+    from clipgraft.config import demo as demo_recipe
+
+    _run_all(with_options(demo_recipe(), set_), out, resume, overwrite)
+
+
+def run(
+    recipe: Annotated[
+        str, typer.Argument(help="Named recipe, or TOML file such as the recipe.toml beside any result.")
+    ],
+    out: OutOption,
+    data: DataOption = "",
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
+    from clipgraft.config import PRESETS, named_recipe
+
+    settings = with_options(named_recipe(recipe), set_, {"data.source": data})
+    _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
+
+
+def prefetch(
+    recipe: Annotated[str, typer.Argument(help="Named recipe or TOML file.")],
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Fetch all that a recipe needs of the model hub, after saying how much that is."""
+    from clipgraft.config import named_recipe
+    from clipgraft.download import prefetch as stage
+
+    stage(with_options(named_recipe(recipe), set_))
+
+
+def finetune(
+    out: OutOption,
+    data: DataOption = "",
+    clip: ClipOption = "",
+    recipe: RecipeOption = None,
+    report_to: Annotated[
+        str, typer.Option("--report-to", help="tensorboard: write figures to OUT/tensorboard as well.")
+    ] = "",
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    from_step: Annotated[
+        int | None, typer.Option("--from-step", help="With --resume: from this step's checkpoint.")
+    ] = None,
+    allow_changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed-data",
+            help="With --resume: though photographs, captions or the CLIP it began with changed since.",
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fine-tune CLIP on captioned images."""
+    from clipgraft.finetuning.finetune import finetune as stage
+    from clipgraft.finetuning.finetune import print_result
+    from clipgraft.runs.run import stage_folder
+    from clipgraft.training.state import Resume
+
+    if not resume and (from_step is not None or allow_changed_data):
+        raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
+    given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
+    settings = recipe_from_options(recipe, set_, given)
+    with stage_folder(
+        out,
+        settings,
+        stage="finetune",
+        inputs={"--recipe": recipe},
+        resume=resume,
+        overwrite=overwrite,
+        in_parallel=True,
+    ) as folder:
+        metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
+    if metrics:  # of several processes the first one has them
+        print_result(metrics)
+        print_line(f"clip: {out / 'clip'}")
+
+
+def interpolate(
+    after: Annotated[str, typer.Option("--after", help="Folder of the fine-tuned CLIP.")],
+    out: OutOption,
+    before: Annotated[str, typer.Option("--before", help="CLIP before: folder, hub id or flatland.")] = "",
+    data: DataOption = "",
+    alpha: Annotated[float, typer.Option(help="Share of the fine-tuned weights in what is written.")] = 0.5,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compare weights between a CLIP before and after fine-tuning; write those at one place."""
+    from clipgraft.finetuning.wise_ft import interpolate as stage
+    from clipgraft.runs.run import stage_folder
+
+    settings = recipe_from_options(recipe, set_, {"data.source": data, "clip.name": before})
+    inputs = {"--recipe": recipe, "--after": after}
+    with stage_folder(
+        out, settings, stage="interpolate", inputs=inputs, resume=False, overwrite=overwrite
+    ) as folder:
+        stage(settings, after, folder, alpha=alpha)
+    print_line(f"clip: {out / 'clip'}")
+
+
+def bridge(
+    out: OutOption,
+    clip: ClipOption = "",
+    base: BaseOption = "",
+    data: DataOption = "",
+    captions: Annotated[
+        str, typer.Option("--captions", help="Text file, a caption a line, for --data.")
+    ] = "",
+    allow_few: Annotated[
+        bool, typer.Option("--allow-few-captions", help="Go on with fewer than 100 captions.")
+    ] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
+    from clipgraft.bridging.fit import bridge as stage
+    from clipgraft.bridging.fit import print_result
+    from clipgraft.runs.run import stage_folder
+
+    if data and captions:
+        raise UserError("--captions takes the place of --data; leave one of them out")
+    given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
+    settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
+    with stage_folder(
+        out, settings, stage="bridge", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
+    ) as folder:
+        metrics = stage(settings, folder, resume=resume)
+    print_result(metrics)
+    print_line(f"graft: {out / 'graft'}")
+
+
+def refine(
+    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; it stays as it is.")],
+    out: OutOption,
+    data: DataOption = "",
+    base: BaseOption = "",
+    epochs: Annotated[int, typer.Option(help="Passes over the pictures; 0 = the recipe's, else 1.")] = 0,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a graft's bridge on pictures, through the base's frozen U-Net."""
+    from clipgraft.bridging.refine import check_start, print_result, with_makings
+    from clipgraft.bridging.refine import refine as stage
+    from clipgraft.runs.run import stage_folder
+
+    chosen = epochs or (0 if recipe else 1)
+    given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
+    settings = with_makings(recipe_from_options(recipe, set_, given), graft)
+    if resume:
+        check_start(graft, out)
+    inputs = {"--recipe": recipe, "--graft": graft}
+    with stage_folder(
+        out, settings, stage="refine", inputs=inputs, resume=resume, overwrite=overwrite
+    ) as folder:
+        metrics = stage(settings, graft, folder, resume=resume)
+    print_result(metrics)
+    print_line(f"graft: {out / 'graft'}")
+
+
+def pretrain(
+    out: OutOption,
+    data: DataOption = "",
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train flatland, the embedded base, from nothing."""
+    from clipgraft.pretraining.pretrain import pretrain as stage
+    from clipgraft.runs.run import stage_folder
+
+    settings = recipe_from_options(recipe, set_, {"data.source": data})
+    with stage_folder(
+        out, settings, stage="pretrain", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
+    ) as folder:
+        stage(settings, folder, resume=resume)
+
+
+def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_file: str = "") -> None:
+    from clipgraft.runs.run import stage_folder
+    from clipgraft.whole_run import run_all
+
+    inputs = {"the recipe": recipe_file}
+    with stage_folder(out, recipe, inputs=inputs, resume=resume, overwrite=overwrite) as folder:
+        run_all(recipe, folder, resume=resume)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (demo, run, prefetch, finetune, interpolate, bridge, refine, pretrain):
+        app.command()(command)
