@@ -18,7 +18,7 @@ from clipgraft.models.defaults import (
     read_defaults,
 )
 from clipgraft.models.flatland_config import DRAWING_DEFAULTS
-from clipgraft.studio.catalog import find_groups
+from clipgraft.studio.catalog import Catalog
 from helpers import call
 
 OWN = {"guidance_scale": 4.5, "num_inference_steps": 3}
@@ -120,7 +120,7 @@ def test_the_studio_offers_the_bases_own_unless_the_run_says_another(tmp_path, b
         (tmp_path / name / "graft").mkdir(parents=True)
         (tmp_path / name / "recipe.toml").write_text(to_toml(recipe))
         (tmp_path / name / "graft" / "base.json").write_text("{}")
-    groups = find_groups(tmp_path)
-    assert groups["flatland"].defaults == DRAWING_DEFAULTS
-    assert groups["silent"].defaults == DrawingDefaults(**OWN)
-    assert groups["said"].defaults == DrawingDefaults(2.0, 3)
+    models = Catalog(tmp_path).models()
+    assert models["flatland/teacher"][0].defaults == DRAWING_DEFAULTS
+    assert models["silent/graft"][0].defaults == DrawingDefaults(**OWN)
+    assert models["said/graft"][0].defaults == DrawingDefaults(2.0, 3)

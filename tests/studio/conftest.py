@@ -46,6 +46,15 @@ def service(runs_dir, tmp_path):
 
 
 @pytest.fixture
+def own_runs(service, tmp_path, monkeypatch) -> Path:
+    """The service's runs folder, empty, which a test may change."""
+    monkeypatch.setattr("clipgraft.studio.catalog.SECONDS_BETWEEN_SCANS", 0.0)
+    service.catalog.runs_dir = tmp_path / "runs"
+    service.catalog.runs_dir.mkdir()
+    return service.catalog.runs_dir
+
+
+@pytest.fixture
 def client(service):
     """An HTTP client of a studio that draws."""
     with TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False) as made:

@@ -10,7 +10,8 @@ import pytest
 from clipgraft.cli import app as cli
 from clipgraft.errors import CheckpointError
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.studio.catalog import find_clips, find_groups, load_embedder
+from clipgraft.studio.catalog import Catalog
+from clipgraft.studio.search import load_embedder
 
 
 def refused(monkeypatch, capsys, *arguments: object) -> str:
@@ -49,14 +50,11 @@ def test_single_grafts_are_offered_and_unreadable_runs_are_named(runs_dir, tmp_p
     (tmp_path / "notes").mkdir()
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        groups = find_groups(tmp_path)
-        find_groups(tmp_path)
-    assert {name: list(group.encoders) for name, group in groups.items()} == {
-        "flatland": ["teacher"],
-        "alone": ["teacher", "graft"],
-    }
-    assert groups["alone"].defaults == DrawingDefaults(2.0, 2)
-    assert set(find_clips(tmp_path)) == {"flatland", "tuned/before", "tuned/after"}
+        models = Catalog(tmp_path).models()
+        Catalog(tmp_path).models()
+    assert list(models) == ["flatland/teacher", "alone/teacher", "alone/graft"]
+    assert models["alone/graft"][0].defaults == DrawingDefaults(2.0, 2)
+    assert set(Catalog(tmp_path).clips()) == {"flatland", "tuned/before", "tuned/after"}
     assert [record.getMessage() for record in caplog.records] == [
         "the studio leaves out run other: unknown recipe key 'finetune.learning_rat'; "
         "did you mean 'learning_rate'?"
@@ -69,8 +67,8 @@ def test_the_clip_before_fine_tuning_is_of_the_commit_that_the_recipe_names(runs
     commit = "0123456789abcdef" * 2 + "01234567"
     (tmp_path / "tuned" / "recipe.toml").write_text(f'[clip]\nname = "no/such"\nrevision = "{commit}"\n')
     with pytest.raises(CheckpointError, match=commit):
-        load_embedder(find_clips(tmp_path)["tuned/before"], "cpu")
+        load_embedder(Catalog(tmp_path).clips()["tuned/before"], "cpu")
 
 
 def test_without_runs_the_embedded_base_draws(tmp_path):
-    assert list(find_groups(tmp_path / "none")) == ["flatland"]
+    assert list(Catalog(tmp_path / "none").models()) == ["flatland/teacher"]

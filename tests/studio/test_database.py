@@ -28,7 +28,7 @@ def filled(path) -> bytes:
         queue.add("a", "generate", [NEW] * 10)
         queue.end_job(1, "cancelled")
         queue.max_waiting = queue.max_jobs_per_client = 10**6
-    queue.close()
+    queue.database.close()
     return path.read_bytes()
 
 
@@ -79,7 +79,7 @@ def test_a_queue_of_an_earlier_version_is_upgraded(tmp_path):
     path = tmp_path / "queue.sqlite"
     queue = Queue(path)
     queue.add("a", "generate", [NEW])
-    queue.close()
+    queue.database.close()
     foreign(
         path,
         "ALTER TABLE images RENAME TO pictures; UPDATE jobs SET kind = 'draw';"
@@ -91,7 +91,7 @@ def test_a_queue_of_an_earlier_version_is_upgraded(tmp_path):
         queue = Queue(path)
         assert [job.kind for job in queue.jobs(9)] == ["generate"]
         assert [row.prompt for row in queue.images_of(1)] == ["a dog"]
-        queue.close()
+        queue.database.close()
 
 
 def test_a_database_that_is_locked_at_the_start_is_not_called_damaged(tmp_path):
@@ -241,7 +241,7 @@ def test_a_transaction_that_fails_at_its_end_leaves_nothing_open(tmp_path):
     assert queue.jobs(1) == []
     queue.add("a", "generate", [NEW])
     assert len(queue.jobs(9)) == 1
-    queue.close()
+    queue.database.close()
     other.close()
 
 

@@ -115,7 +115,7 @@ def test_settings_come_back_from_a_downloaded_image(client):
     }
     assert (settings["width"], settings["height"]) == (72, 64)
     bare = client.get(f"/v1/images/{image['id']}.png?metadata=false").content
-    assert "does not say how it was drawn" in refused(
+    assert "does not hold its settings" in refused(
         client.post("/v1/images/settings", content=bare, headers=headers), 422
     )
 
@@ -191,8 +191,8 @@ def test_search_ranks_the_test_images_by_both_clips(client, service):
         scores = [row["score"] for row in found[side]]
         assert scores == sorted(scores, reverse=True)
         assert len(scores) == 3
-    index = service.embedding.index("tiny")
-    text, _ = service.embedding.embed("tiny/after", ["A red ball"])
+    index = service.embedder.index("tiny")
+    text, _ = service.embedder.embed("tiny/after", ["A red ball"])
     best = (index.embeds["after"] @ text[0]).argmax().item()
     assert found["after"][0]["image"] == best
     image = client.get(f"/v1/search/tiny/{best}")
@@ -202,10 +202,9 @@ def test_search_ranks_the_test_images_by_both_clips(client, service):
 
 
 @pytest.fixture
-def own_run(service, runs_dir, tmp_path):
+def own_run(own_runs, runs_dir):
     """The folder of a run, `own`, that a test may damage."""
-    service.runs_dir = service.embedding.runs_dir = tmp_path / "runs"
-    return shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "own")
+    return shutil.copytree(runs_dir / "tiny", own_runs / "own")
 
 
 def test_a_damaged_clip_and_data_that_are_gone_are_told_without_folders(client, own_run, tmp_path):
@@ -272,12 +271,8 @@ def test_a_call_whose_image_does_not_come_out_says_why(service, state, error, st
     thread, answers = call_in_thread(client)
     job = only_job(service)
     [row] = service.queue.take(1)
-    if error:
-        service.worker.on_failed(job.number, error)
-    else:
-        service.queue.finish_image(row.number, state)
-        service.queue.end_job_if_drawn(job.number)
-        service.worker.on_drawn(job.number)
+    service.queue.finish_image(row.number, state)
+    service.settle([job.number], error)
     thread.join(timeout=20)
     assert refused(answers[0], status) == message
     assert answers[0].json()["error"]["type"] == kind
@@ -287,7 +282,7 @@ def test_a_studio_without_anybody_who_draws_is_unhealthy(service):
     client = TestClient(build_app(service), base_url="http://localhost")
     assert (client.get("/health").status_code, client.get("/health").json()) == (
         503,
-        {"status": "not drawing", "reason": "nobody draws; restart the studio"},
+        {"status": "not generating", "reason": "the generating thread has ended; restart the studio"},
     )
 
 
@@ -339,7 +334,7 @@ def test_hostile_images_are_refused_by_every_route_that_takes_one(client, name):
 def test_a_record_nested_without_end_is_no_record(client):
     content = png_bytes(clipgraft="[" * 100_000)
     answer = client.post("/v1/images/settings", content=content, headers={"content-type": "image/png"})
-    assert "does not say how it was drawn" in refused(answer, 422)
+    assert "does not hold its settings" in refused(answer, 422)
 
 
 def test_pixels_of_a_request_are_bounded_together_before_any_is_decoded(service):

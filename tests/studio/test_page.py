@@ -212,7 +212,7 @@ def test_settings_are_loaded_back_from_a_downloaded_image(page, tmp_path):
         page.set_input_files("#load-file", foreign)
     assert answer.value.status == 422
     page.wait_for_selector("#notice:visible")
-    assert "does not say how it was drawn" in page.inner_text("#notice")
+    assert "does not hold its settings" in page.inner_text("#notice")
 
 
 def test_a_hostile_caption_stays_text_everywhere(page, service):

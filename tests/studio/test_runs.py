@@ -9,18 +9,17 @@ import pytest
 
 from app_client import ended
 from clipgraft.files import inside
-from clipgraft.studio.catalog import read_runs
+from clipgraft.studio.catalog import Catalog
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")  # "café" of an old archive
 
 
 @pytest.fixture
-def runs(service, runs_dir, tmp_path):
+def runs(own_runs, runs_dir):
     """A folder of runs, `good` and `bad`, of which a test damages the second."""
-    service.runs_dir = service.embedding.runs_dir = tmp_path / "runs"
     for name in ("good", "bad"):
-        shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / name)
-    return tmp_path / "runs"
+        shutil.copytree(runs_dir / "tiny", own_runs / name)
+    return own_runs
 
 
 def write(path: Path, text: str) -> None:
@@ -155,11 +154,11 @@ def test_runs_with_a_damaged_file_are_read_as_far_as_that_goes(client, runs):
 
 
 def test_a_bug_in_reading_a_run_concerns_that_run_alone(runs, caplog):
-    def read(folder, recipe):
-        return {"good": 1}[folder.name]
+    def read(run, recipe):
+        return {"good": 1}[run.name]
 
     for _ in range(2):
-        found, unreadable = read_runs(runs, read)
+        found, unreadable = Catalog(runs).read(read)
     assert found == {"good": 1}
     assert unreadable == {"bad": "reading it went wrong here; the studio's log says how"}
     assert [record.exc_info is not None for record in caplog.records] == [True]
@@ -229,5 +228,5 @@ def test_runs_that_are_deleted_while_the_page_looks_do_no_harm(client, runs, run
 
 def test_a_folder_of_runs_that_cannot_be_listed_offers_the_base(tmp_path):
     (tmp_path / "file").touch()
-    assert read_runs(tmp_path / "file", lambda folder, _: folder) == ({}, {})
-    assert read_runs(tmp_path / "none", lambda folder, _: folder) == ({}, {})
+    assert Catalog(tmp_path / "file").read(lambda run, _: run) == ({}, {})
+    assert Catalog(tmp_path / "none").read(lambda run, _: run) == ({}, {})

@@ -16,7 +16,7 @@ from PIL import Image
 import clipgraft
 from clipgraft.generation.params import Job
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.studio.catalog import Loaded, UnknownModelError, find_clips, weight_bytes
+from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.service import Service, StoppedError
 
@@ -41,9 +41,9 @@ def pixels(service, image_id):
 
 
 def test_models_are_found_by_run_and_the_fine_tuned_one_is_the_default(service):
-    assert list(service.models()) == ["flatland/teacher", "tiny/teacher", "tiny/before", "tiny/after"]
-    assert service.default_model() == AFTER
-    assert service.defaults(AFTER) == DrawingDefaults(2.0, 2)
+    assert list(service.catalog.models()) == ["flatland/teacher", "tiny/teacher", "tiny/before", "tiny/after"]
+    assert service.catalog.default_model() == AFTER
+    assert service.catalog.model(AFTER)[0].defaults == DrawingDefaults(2.0, 2)
 
 
 def test_images_of_many_clients_drawn_at_once_are_those_drawn_alone(service, runs_dir):
@@ -111,18 +111,16 @@ def test_progress_and_preview_are_told_while_drawing(service):
     service.cancel(job_id)
 
 
-def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, tmp_path, runs_dir):
-    shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "broken")
-    weights = tmp_path / "runs" / "broken" / "bridge" / "graft" / "model.safetensors"
+def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, own_run, tmp_path):
+    shutil.copytree(own_run, own_run.parent / "broken")
+    weights = own_run.parent / "broken" / "bridge" / "graft" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    service.runs_dir = tmp_path / "runs"
     service.start()
     job = outcome(service, service.submit("a", "generate", [("broken/after", DOG)]))
     assert job.state == "failed"
     assert "model.safetensors" in job.error
     assert str(tmp_path) not in job.error
-    service.runs_dir = runs_dir
-    assert outcome(service, service.submit("a", "generate", [(AFTER, DOG)])).state == "done"
+    assert outcome(service, service.submit("a", "generate", [("own/after", DOG)])).state == "done"
 
 
 def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(service, runs_dir, tmp_path):
@@ -210,7 +208,7 @@ def test_least_recently_used_weights_leave_memory_first():
     def layer(width):
         return torch.nn.Linear(width, 256, bias=False)  # 1 KB a unit of width
 
-    loaded = Loaded(max_bytes=2500, resident_bytes=lambda: 0)
+    loaded = ModelCache(max_bytes=2500, resident_bytes=lambda: 0)
     for name in ("a", "b", "a", "c"):
         loaded.get(name, lambda: layer(1), lambda model: [model])
     assert loaded.names() == ["a", "c"]
@@ -221,7 +219,7 @@ def test_least_recently_used_weights_leave_memory_first():
 
 def test_what_an_engine_holds_beside_the_modules_counts_too():
     memory = iter((100, 5100))
-    loaded = Loaded(max_bytes=2500, resident_bytes=lambda: next(memory))
+    loaded = ModelCache(max_bytes=2500, resident_bytes=lambda: next(memory))
     loaded.get("engine", lambda: torch.nn.Linear(1, 256, bias=False), lambda model: [model])
     assert loaded.num_bytes == 5000
 
@@ -230,18 +228,16 @@ def test_encoders_of_a_run_are_loaded_together_and_weights_they_share_count_once
     with service.device_lock:
         for name in ("tiny/before", AFTER, "tiny/teacher"):
             service.generator(name)
-    assert service.loaded.names() == ["images tiny"]
+    assert service.cache.names() == ["images tiny"]
     assert service.generator(AFTER) is service.generator(AFTER)
     layer = torch.nn.Linear(1, 256, bias=False)
     assert weight_bytes([layer, torch.nn.Sequential(layer)]) == 256 * 4
 
 
 @pytest.fixture
-def own_run(service, runs_dir, tmp_path, monkeypatch):
+def own_run(own_runs, runs_dir):
     """The folder of a run, `own`, that a test may change."""
-    monkeypatch.setattr("clipgraft.studio.service.SECONDS_BETWEEN_SCANS", 0.0)
-    service.runs_dir = service.embedding.runs_dir = tmp_path / "runs"
-    return shutil.copytree(runs_dir / "tiny", tmp_path / "runs" / "own")
+    return shutil.copytree(runs_dir / "tiny", own_runs / "own")
 
 
 def write_anew(source, folder):
@@ -258,7 +254,7 @@ def test_a_graft_that_is_written_anew_is_loaded_anew(service, own_run):
     assert not torch.equal(states("own/after"), states("own/before"))
     write_anew(own_run / "bridge_before" / "graft", own_run / "bridge" / "graft")
     assert torch.equal(states("own/after"), states("own/before"))
-    assert service.loaded.names() == ["images own"]
+    assert service.cache.names() == ["images own"]
 
 
 def test_an_encoder_that_comes_is_drawn_with_and_one_that_goes_is_missed_by_name(service, own_run):
@@ -272,13 +268,13 @@ def test_an_encoder_that_comes_is_drawn_with_and_one_that_goes_is_missed_by_name
 
 
 def test_a_clip_that_is_written_anew_embeds_and_searches_anew(service, own_run):
-    embed = lambda side: service.embedding.embed(f"own/{side}", ["A dog"])[0]  # noqa: E731
-    index = service.embedding.index("own")
-    assert service.embedding.index("own") is index
+    embed = lambda side: service.embedder.embed(f"own/{side}", ["A dog"])[0]  # noqa: E731
+    index = service.embedder.index("own")
+    assert service.embedder.index("own") is index
     assert not torch.equal(embed("after"), embed("before"))
-    write_anew(find_clips(service.runs_dir)["own/before"].name, own_run / "finetune" / "clip")
+    write_anew(service.catalog.clips()["own/before"].name, own_run / "finetune" / "clip")
     assert torch.equal(embed("after"), embed("before"))
-    index = service.embedding.index("own")
+    index = service.embedder.index("own")
     assert torch.equal(index.embeds["after"], index.embeds["before"])
 
 
@@ -287,7 +283,7 @@ def test_queue_and_images_are_the_users_alone_and_half_written_files_are_swept(s
     assert home.stat().st_mode & 0o777 == 0o700
     unfinished = service.files.folder / ".1f0c9a52e3b84d17.png.part"
     unfinished.touch()
-    Service(runs_dir, home, device="cpu").queue.close()
+    Service(runs_dir, home, device="cpu").queue.database.close()
     assert not unfinished.exists()
 
 
@@ -306,4 +302,4 @@ def test_a_prompt_is_read_while_the_device_is_at_work_and_nothing_is_loaded_for_
         reader.start()
         reader.join(timeout=20)
         assert [told["num_tokens"] for told in read] == [4]
-    assert service.loaded.names() == []
+    assert service.cache.names() == []

@@ -208,10 +208,15 @@ class Run:
             )
         return {"teacher": None, **grafts}
 
+    @property
+    def tuned_clip(self) -> Path | None:
+        """Folder of the fine-tuned CLIP, if there is one."""
+        places = (self.path / "finetune" / "clip", self.path / "clip")
+        return next((place for place in places if place.is_dir()), None)
+
     def clips(self) -> dict[str, ModelSettings]:
         """Return the CLIPs "before" and "after" fine-tuning; none where the run has tuned none."""
-        places = (self.path / "finetune" / "clip", self.path / "clip")
-        after = next((place for place in places if place.is_dir()), None)
+        after = self.tuned_clip
         if after is None:
             return {}
         return {"before": self.recipe.clip, "after": ModelSettings(name=str(after.absolute()))}

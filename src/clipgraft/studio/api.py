@@ -4,47 +4,40 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
 import clipgraft
+from clipgraft.generation.params import Job
 from clipgraft.reporting.html import script_hash
 from clipgraft.studio.events import Events
 from clipgraft.studio.image_files import settings_from_png
-from clipgraft.studio.openai_api import client_name, openai_routes
+from clipgraft.studio.openai_api import NotFoundError, answers, client_name, handle_errors, openai_routes
 from clipgraft.studio.queue import BusyError, ImageRow, JobRow
-from clipgraft.studio.responses import NotFoundError, answers, handle_errors
-from clipgraft.studio.run_summaries import describe_run, list_runs, report_path
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
 from clipgraft.studio.security import Access, Guard
 from clipgraft.studio.service import Service
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
-"""What the page is made of, by name: nothing else is ever served."""
+"""By name; nothing else is ever served."""
+# Reports are untrusted: only the slider's script (by its hash), sandboxed in an origin of its own.
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
 )
-"""A report may come from anybody: of its scripts the slider's alone runs, in an origin of its own."""
-IMAGE_EXAMPLE = {
-    "id": "1f0c9a52e3b84d17",
-    "model": "demo/after",
-    "state": "ok",
-    "settings": {"prompt": "A dog running on the beach at sunset", "seed": 0, "num_inference_steps": 25},
+SETTINGS_EXAMPLE = {"prompt": "A dog running on the beach at sunset", "seed": 0, "num_inference_steps": 25}
+IMAGE_EXAMPLE = {"id": "1f0c9a52e3b84d17", "model": "demo/after", "state": "ok"} | {
+    "settings": SETTINGS_EXAMPLE,
     "notes": [],
     "step": 25,
     "steps": 25,
     "seconds": 1.4,
 }
-JOB_EXAMPLE = {
-    "id": "c0ffee0123456789",
-    "kind": "generate",
-    "state": "done",
-    "error": "",
+JOB_EXAMPLE = {"id": "c0ffee0123456789", "kind": "generate", "state": "done", "error": ""} | {
     "step": 25,
     "steps": 25,
     "images_before": 0,
@@ -57,16 +50,28 @@ RUN_EXAMPLE = {
     "has_report": True,
     "changed": 0.0,
 }
+CURVE_EXAMPLE = RUN_EXAMPLE | {"steps": [1, 2], "losses": [2.1, 1.9], "epochs": [[1, 2, 2.0]]}
 SEARCH_EXAMPLE = {
     "before": [{"image": 12, "score": 0.21, "captions": ["A red kite in the sky ."]}],
     "after": [{"image": 7, "score": 0.34, "captions": ["A red kite over the sea ."]}],
 }
+PROMPT_EXAMPLE = {"model": "demo/after", "num_tokens": 9, "max_tokens": 77} | {
+    "cut_off": "",
+    "unknown_words": [],
+}
+PNG_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$", examples=["1f0c9a52e3b84d17"])]
 RunName = Annotated[str, PathParameter(max_length=2000, examples=["demo"])]
+T = TypeVar("T")
 
 
 def build_app(service: Service, access: Access | None = None) -> Guard:
-    """Put the API together; the guard around it is what a server is given."""
+    """Build the API inside its guard."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,19 +82,17 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
     app = FastAPI(
         title="clipgraft studio",
         version=clipgraft.__version__,
-        # Its own pages of documentation would load scripts from elsewhere; telemetry is nobody's wish.
+        # FastAPI's own documentation pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=lifespan,
     )
     access, limits = access or Access(), service.limits
-    guard = Guard(app, access, limits.max_body_bytes, limits.body_seconds)
     handle_errors(app)
     for router in (
         openai_routes(service, access.public_url),
         _job_routes(service),
-        _planning_routes(service),
         _image_routes(service, "/v1/images"),
         _run_routes(service),
         _page_routes(service),
@@ -97,7 +100,7 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
         app.include_router(router)
     # Addresses of earlier versions.
     app.include_router(_image_routes(service, "/v1/pictures"), include_in_schema=False)
-    return guard
+    return Guard(app, access, limits.max_body_bytes, limits.body_seconds)
 
 
 def _job_routes(service: Service) -> APIRouter:
@@ -111,8 +114,8 @@ def _job_routes(service: Service) -> APIRouter:
         return job
 
     @router.post("/jobs", status_code=202, responses=answers(JOB_EXAMPLE, 202))
-    def draw(body: JobRequest, request: Request) -> Any:
-        """Queue images and answer at once; `events` tells how it goes on, whether anyone looks or not."""
+    def create_job(body: JobRequest, request: Request) -> Any:
+        """Queue images and answer at once; `events` reports progress."""
         images = _expanded(service, body)
         job_id = service.submit(client_name(request, body.client), body.kind, images)
         return JSONResponse(service.describe(job_of(job_id)), status_code=202)
@@ -124,11 +127,11 @@ def _job_routes(service: Service) -> APIRouter:
 
     @router.get("/jobs/{job_id}", responses=answers(JOB_EXAMPLE))
     def show_job(job_id: Id) -> Any:
-        """A job with its images and how far they are."""
+        """A job with its images and their progress."""
         return JSONResponse(service.describe(job_of(job_id)))
 
     @router.post("/jobs/{job_id}/cancel", responses=answers(JOB_EXAMPLE))
-    def cancel(job_id: Id) -> Any:
+    def cancel_job(job_id: Id) -> Any:
         """Cancel a job; one that has ended stays as it is. The body is `{}`."""
         job = job_of(job_id)
         service.cancel(job.id)
@@ -138,35 +141,21 @@ def _job_routes(service: Service) -> APIRouter:
         "/jobs/{job_id}/events", responses=answers("event: job\ndata: {}\n\n", media_type="text/event-stream")
     )
     async def events(job_id: Id) -> Any:
-        """A job as server-sent events: `job` whenever it has changed, for the last time when it has ended."""
+        """A job as server-sent events: `job` whenever it changes, the last when it has ended."""
         return feeds.listen(await asyncio.to_thread(job_of, job_id))
-
-    return router
-
-
-def _planning_routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["jobs"])
 
     @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "images_before": 0}))
     def estimate(body: JobRequest) -> Any:
-        """Count the images and denoising steps of a job, and the images that would come before it."""
-        images = _expanded(service, body)
-        service.check_size([job for _, job in images])
-        return {
-            "num_images": len(images),
-            "num_steps": sum(job.num_steps for _, job in images),
-            "images_before": service.queue.count_before(),
-        }
+        """Count a job's images and denoising steps, and the images that would come before it."""
+        jobs = [job for _, job in _expanded(service, body)]
+        service.check_size(jobs)
+        num_steps, before = sum(job.num_steps for job in jobs), service.queue.count_before()
+        return {"num_images": len(jobs), "num_steps": num_steps, "images_before": before}
 
-    @router.post(
-        "/prompts",
-        responses=answers(
-            {"num_tokens": 9, "max_tokens": 77, "cut_off": "", "unknown_words": [], "model": "demo/after"}
-        ),
-    )
+    @router.post("/prompts", responses=answers(PROMPT_EXAMPLE))
     def read_prompt(body: PromptRequest) -> Any:
-        """Say what a model reads of a prompt: tokens, what is cut off, words known in pieces alone."""
-        model = service.checked_model(body.model or service.default_model())
+        """What a model reads of a prompt: tokens, what is cut off, words known only in pieces."""
+        model = body.model or service.catalog.default_model()
         return {"model": model, **service.read_prompt(model, body.prompt)}
 
     return router
@@ -187,13 +176,13 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 60,
     ) -> Any:
-        """Drawn images, newest first; `before` is the `number` of the last one that is known."""
+        """Generated images, newest first; `before` is the `number` of the last one seen."""
         rows = service.queue.history(search, before=before, limit=limit)
         return JSONResponse({"images": [service.describe_image(row) for row in rows]})
 
-    @router.post("/settings", responses=answers(IMAGE_EXAMPLE["settings"]), openapi_extra=_upload_schema())
+    @router.post("/settings", responses=answers(SETTINGS_EXAMPLE), openapi_extra=PNG_BODY)
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
-        """Read from a PNG that clipgraft drew how it was drawn; the image is not kept."""
+        """The settings in a PNG that clipgraft wrote; the image is not kept."""
         return JSONResponse(settings_from_png(body, service.limits.max_upload_pixels))
 
     @router.get("/{image_id}.{extension}", responses=answers("(an image)", media_type="image/png"))
@@ -202,7 +191,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         extension: Annotated[str, PathParameter(pattern="^(png|jpeg|webp)$", examples=["png"])],
         metadata: bool = True,
     ) -> Any:
-        """An image's file; `metadata=false` leaves out how it was drawn."""
+        """An image's file; `metadata=false` leaves out its settings."""
         image_of(image_id)
         content = service.files.read(image_id, extension, with_metadata=metadata)
         headers = {"cache-control": "private, max-age=31536000, immutable"}
@@ -210,7 +199,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
 
     @router.get("/{image_id}/preview", responses=answers("(an image)", media_type="image/jpeg"))
     def preview(image_id: Id) -> Any:
-        """The image as it is while it is being drawn."""
+        """The latest preview of a running image."""
         content = service.preview(image_id)
         if not content:
             raise NotFoundError("preview", image_id)
@@ -218,12 +207,12 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
 
     @router.get("/{image_id}", responses=answers(IMAGE_EXAMPLE))
     def show_image(image_id: Id) -> Any:
-        """How an image was drawn."""
+        """An image's model and settings."""
         return JSONResponse(service.describe_image(image_of(image_id)))
 
     @router.delete("/{image_id}", responses=answers({"deleted": True}))
     def delete_image(image_id: Id) -> Any:
-        """Delete an image and what is known of it."""
+        """Delete an image and its settings."""
         image_of(image_id)
         return {"deleted": service.delete_image(image_id)}
 
@@ -233,53 +222,50 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
 def _run_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["runs"])
 
-    def find(what: str, name: str, look: Callable[[], Any]) -> Any:
+    def find(what: str, name: str, look_up: Callable[[], T]) -> T:
         try:
-            return look()
+            return look_up()
         except KeyError:
             raise NotFoundError(what, name) from None
 
     @router.get("/runs", responses=answers({"runs": [RUN_EXAMPLE], "searchable": ["demo"]}))
-    def runs() -> Any:
-        """Training runs, finished or not; `searchable` are those with a CLIP before and after fine-tuning."""
-        return {"runs": list_runs(service.runs_dir), "searchable": service.embedding.searchable_runs()}
+    def list_runs() -> Any:
+        """Training runs; `searchable` are those with a CLIP before and after fine-tuning."""
+        return {"runs": service.catalog.runs(), "searchable": service.catalog.searchable_runs()}
 
-    @router.get(
-        "/runs/{name}",
-        responses=answers({**RUN_EXAMPLE, "steps": [1, 2], "losses": [2.1, 1.9], "epochs": [[1, 2, 2.0]]}),
-    )
-    def run(name: RunName) -> Any:
-        """A run with its loss, as far as it has come."""
-        return JSONResponse(find("run", name, lambda: describe_run(service.runs_dir, name)))
+    @router.get("/runs/{name}", responses=answers(CURVE_EXAMPLE))
+    def show_run(name: RunName) -> Any:
+        """A run with its loss so far."""
+        return JSONResponse(find("run", name, lambda: service.catalog.run(name)))
 
     @router.get("/runs/{name}/report", responses=answers("<!doctype html>", media_type="text/html"))
     def report(name: RunName) -> Any:
-        """A run's report: one page, which fetches nothing and runs no script but its slider's."""
-        path = find("report", name, lambda: report_path(service.runs_dir, name))
+        """A run's report: one page, which fetches nothing and runs only its slider's script."""
+        path = find("report", name, lambda: service.catalog.report(name))
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
     @router.post("/search", responses=answers(SEARCH_EXAMPLE))
     def search(body: SearchRequest) -> Any:
         """The images of a run's data nearest to a caption, by its CLIP before and after fine-tuning."""
         if not service.slots.acquire(blocking=False):
-            raise BusyError("too many searches are under way; try again")
+            raise BusyError("too many searches are running; try again")
         try:
-            return find("run", body.run, lambda: service.embedding.search(body.run, body.caption, body.limit))
+            return find("run", body.run, lambda: service.embedder.search(body.run, body.caption, body.limit))
         finally:
             service.slots.release()
 
     @router.get("/search/{name}", responses=answers({"done": 640, "total": 2000}))
     def search_progress(name: RunName) -> Any:
-        """How far a run's images have been read for its first search; nulls where none is under way."""
-        done, total = service.embedding.progress.get(name, (None, None))
+        """Progress of a run's first search, which reads its images; null if none is running."""
+        done, total = service.embedder.progress.get(name, (None, None))
         return {"done": done, "total": total}
 
     @router.get("/search/{name}/{number}", responses=answers("(an image)", media_type="image/jpeg"))
     def search_image(
         name: RunName, number: Annotated[int, PathParameter(ge=0, le=10**6, examples=[0])]
     ) -> Any:
-        """An image that a search found, small."""
-        content = find("image", f"{name}/{number}", lambda: service.embedding.thumbnail(name, number))
+        """A found image, small."""
+        content = find("image", f"{name}/{number}", lambda: service.embedder.thumbnail(name, number))
         return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     return router
@@ -290,15 +276,14 @@ def _page_routes(service: Service) -> APIRouter:
 
     @router.get("/health", responses=answers({"status": "ok"}))
     def health() -> Any:
-        """Whether the studio takes jobs, and else why not; the one route without a token."""
+        """Whether the studio takes jobs, and if not, why; the one route without a token."""
         if service.is_stopping:
             return JSONResponse({"status": "stopping", "reason": "the studio is stopping"}, 503)
         if not service.worker.is_alive:
-            return JSONResponse({"status": "not drawing", "reason": "nobody draws; restart the studio"}, 503)
+            reason = "the generating thread has ended; restart the studio"
+            return JSONResponse({"status": "not generating", "reason": reason}, 503)
         problem = service.health.problem()
-        return JSONResponse(
-            {"status": "failing", "reason": problem} if problem else {"status": "ok"}, 503 if problem else 200
-        )
+        return JSONResponse({"status": "failing", "reason": problem}, 503) if problem else {"status": "ok"}
 
     @router.get("/", include_in_schema=False)
     def index() -> Any:
@@ -313,17 +298,13 @@ def _page_routes(service: Service) -> APIRouter:
     return router
 
 
-def _expanded(service: Service, body: JobRequest) -> list:
-    names = [
-        *body.models,
-        *(str(value) for axis in body.axes if axis.name == "model" for value in axis.values),
-    ]
-    for name in names:
-        service.checked_model(name)
-    model = service.default_model()
-    return body.expand(model, service.defaults, service.limits.max_images_per_job)
-
-
-def _upload_schema() -> dict[str, Any]:
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png",)}
-    return {"requestBody": {"required": True, "content": content}}
+def _expanded(service: Service, body: JobRequest) -> list[tuple[str, Job]]:
+    catalog = service.catalog
+    axes = (value for axis in body.axes if axis.name == "model" for value in axis.values)
+    for name in (*body.models, *map(str, axes)):
+        catalog.model(name)
+    return body.expand(
+        catalog.default_model(),
+        lambda model: catalog.model(model)[0].defaults,
+        service.limits.max_images_per_job,
+    )

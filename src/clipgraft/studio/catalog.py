@@ -1,10 +1,12 @@
-"""What the studio offers: text encoders of runs to draw with, and CLIPs before and after fine-tuning.
+"""What a folder of runs offers, by name: models to generate with, CLIPs, training curves, reports.
 
-A client names them; which folder that is, is decided here alone, so no path ever comes from outside.
+Clients give names; which folder a name stands for is decided here alone, so no path comes from outside.
 """
 
 import logging
+import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -12,41 +14,48 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
-import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
 from clipgraft.config import ModelSettings, Recipe, load_recipe
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset
-from clipgraft.data.transforms import tokenize
-from clipgraft.device import choose_device, without_folders
+from clipgraft.device import without_folders
 from clipgraft.errors import MissingFileError, UserError, is_user_error, one_line, printable
 from clipgraft.files import inside
-from clipgraft.finetuning.validate import embed_images
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.clip import ClipParts, encode_text, load_clip
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, find_defaults
 from clipgraft.models.graft import BASE_RECORD
 from clipgraft.models.loading import refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import MANIFEST_NAME
+from clipgraft.reporting.plots import epoch_means, thin_out
+from clipgraft.reporting.run_data import is_number, read_run
 from clipgraft.runs.folder import RECIPE_NAME
-from clipgraft.runs.run import run_encoders
+from clipgraft.runs.run import REPORT_NAME, Run
 
 DEFAULT_BASE = "flatland"
+SECONDS_BETWEEN_SCANS = 1.0
+"""A request asks for the models several times over."""
 MAX_RECIPE_BYTES = 1 << 20
-"""Of a run's recipe; one with every setting has some 4,000."""
+"""A recipe with every setting has some 4,000."""
+MAX_LOG_BYTES = 100_000_000
+"""Half a million steps."""
 OUR_BUG = "reading it went wrong here; the studio's log says how"
+NO_CURVE: dict[str, Any] = {"steps": [], "losses": [], "epochs": [], "evaluations": []}
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 class UnknownModelError(LookupError):
-    """There is no model of that name."""
+    """No model has that name."""
+
+    def __init__(self, name: str, known: Iterable[str]):
+        super().__init__(f"there is no model {name!r}; known are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -55,25 +64,24 @@ class ModelGroup:
 
     name: str
     encoders: dict[str, Path | None]
-    """Name -> graft folder, or None for the base's own."""
+    """Variant -> graft folder, or None for the base's own text encoder."""
     base: str = ""
-    """Where no graft names it."""
+    """For a group without grafts, which name their base."""
     defaults: DrawingDefaults = STABLE_DIFFUSION
-    """A run's own where its recipe says them, else those that suit the base."""
+    """From the run's recipe, else from the base."""
     changed: float = 0.0
-    """When the run's folder was last written to."""
+    """Time of the last write to the run's folder."""
 
     def load(self, device: str) -> dict[str, ImageGenerator]:
-        """Load all of them, ready to draw.
+        """Load all of them.
 
         Raises:
-            CheckpointError: If one is damaged.
-            FileNotFoundError: If one is gone.
+            CheckpointError, MissingFileError: If one is damaged or gone.
         """
         return dict(load_generators(self.encoders, base=self.base, device=device))
 
     def load_tokenizer(self) -> CLIPTokenizer:
-        """Load what reads prompts for all of them: text encoders that share a base share its vocabulary.
+        """Load the tokenizer that text encoders of one base share.
 
         Raises:
             CheckpointError: If there is none.
@@ -88,110 +96,185 @@ class ModelGroup:
 
     @property
     def version(self) -> Hashable:
-        """Another one when a text encoder has come, gone or been written anew."""
+        """Changes when a text encoder is added, removed or rewritten."""
         return tuple((name, folder and _written(folder)) for name, folder in self.encoders.items())
 
 
-def find_groups(runs_dir: Path) -> dict[str, ModelGroup]:
-    """Find what can be drawn with.
+class Catalog:
+    """The runs of a folder, which may be missing; a run that cannot be read affects no other."""
+
+    def __init__(self, runs_dir: Path):
+        self.runs_dir = runs_dir
+        self._scanned: tuple[float, dict[str, tuple[ModelGroup, str]]] | None = None
+
+    def models(self) -> dict[str, tuple[ModelGroup, str]]:
+        """Return models by name, `group/variant`, at most a second old; `flatland/teacher` comes first."""
+        now = time.monotonic()
+        if self._scanned is None or now - self._scanned[0] >= SECONDS_BETWEEN_SCANS:
+            own = ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, _defaults(Recipe()))
+            groups = [own, *filter(None, self.read(_group)[0].values())]
+            found = {f"{group.name}/{name}": (group, name) for group in groups for name in group.encoders}
+            self._scanned = now, found
+        return self._scanned[1]
+
+    def model(self, name: str) -> tuple[ModelGroup, str]:
+        """Return a model's group and its variant.
+
+        Raises:
+            UnknownModelError: If there is none of that name.
+        """
+        models = self.models()
+        if name not in models:
+            raise UnknownModelError(name, models)
+        return models[name]
+
+    def default_model(self) -> str:
+        """Return the fine-tuned model of the newest run; the embedded base if there is none."""
+        models = self.models()
+        names = [name for name in models if name.endswith(("/after", "/graft"))]
+        return max(names, key=lambda name: models[name][0].changed, default=next(iter(models)))
+
+    def clips(self) -> dict[str, ModelSettings]:
+        """Return CLIPs by name: `flatland`, and each fine-tuned run's `run/before` and `run/after`."""
+        clips = {DEFAULT_BASE: ModelSettings(name=DEFAULT_BASE)}
+        for found in self.read(_clips)[0].values():
+            clips |= found
+        return clips
+
+    def searchable_runs(self) -> list[str]:
+        """Return runs with a CLIP before and after fine-tuning."""
+        return [name.removesuffix("/after") for name in self.clips() if name.endswith("/after")]
+
+    def test_images(self, run: str, limit: int) -> tuple[CaptionedImage, ...]:
+        """Return the first test images of a run's data; validation images if it has no test split.
+
+        Raises:
+            MissingFileError, DataError: If the run or its data are gone or damaged.
+        """
+        recipes, unreadable = self.read(lambda _, recipe: recipe, only=run)
+        if run not in recipes:
+            raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
+        data = recipes[run].data
+        dataset = load_dataset(data.source, include_unsplit=data.include_unsplit)
+        return dataset.test[:limit] or dataset.val[:limit]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Summarise runs, the last written first; unreadable ones, with the reason, at the end."""
+        runs, unreadable = self.read(_summary)
+        rows = sorted(runs.values(), key=lambda row: row["changed"], reverse=True)
+        return rows + [_unreadable(name, reason) for name, reason in unreadable.items()]
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Describe a run: its summary, loss curve, evaluations and problems.
+
+        Returns:
+            As `runs`, with `steps` and `losses` of its batches (None for a loss that is no number; of many
+            steps the lowest and highest of every few), and `epochs` (number from 1, last step, mean loss).
+
+        Raises:
+            KeyError: If there is no such run.
+        """
+        runs, unreadable = self.read(_description, only=name)
+        return runs[name] if name not in unreadable else _unreadable(name, unreadable[name]) | NO_CURVE
+
+    def report(self, name: str) -> Path:
+        """Return the file of a run's report.
+
+        Raises:
+            KeyError: If there is no such run, or no report yet.
+            UserError: If the run cannot be read, or its report is a link out of it.
+        """
+        runs, unreadable = self.read(lambda run, _: run.path, only=name)
+        if name in unreadable:
+            raise UserError(f"run {name} cannot be read: {unreadable[name]}")
+        path = inside(runs[name] / REPORT_NAME, runs[name])
+        if not path.is_file():
+            raise KeyError(name)
+        return path
+
+    def read(
+        self, read: Callable[[Run, Recipe], T], *, only: str | None = None
+    ) -> tuple[dict[str, T], dict[str, str]]:
+        """Read each run by itself; hidden folders and those without a recipe are skipped.
+
+        Args:
+            read: Any error that it raises is that run's alone.
+            only: Name of the single run to read.
+
+        Returns:
+            Results, and reasons why runs cannot be read, both by name. The log gets each reason once.
+        """
+        found, unreadable = {}, {}
+        for folder in _folders(self.runs_dir):
+            name = folder.name if _is_utf8(folder.name) else printable(folder.name)
+            if only not in (None, name):
+                continue
+            try:
+                if (folder / RECIPE_NAME).is_file():
+                    if name != folder.name:
+                        raise UserError("its name is not UTF-8; rename it")
+                    found[name] = read(Run(folder), _recipe(folder))
+            except Exception as error:
+                if os.path.lexists(folder):  # else it was deleted meanwhile
+                    is_bug = not is_user_error(error)
+                    unreadable[name] = OUR_BUG if is_bug else without_folders(one_line(error))
+                    _warn_once(folder, unreadable[name], is_bug)
+        return found, unreadable
+
+
+class ModelCache:
+    """Models in memory, the least recently used dropped first. For one thread at a time.
 
     Args:
-        runs_dir: Its folders that hold whole runs, or single grafts (`clipgraft bridge`); may be missing.
-
-    Returns:
-        Groups by name: `flatland` with its own text encoder, then each run with `teacher`, `before` and
-        `after`, as far as its grafts are there.
+        max_bytes: Of all weights; 0 = half of the machine's memory. A larger single model is kept.
+        resident_bytes: Measures this process's memory.
     """
-    found, _ = read_runs(runs_dir, _group)
-    own = ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, _defaults(Recipe()))
-    return {DEFAULT_BASE: own} | {name: group for name, group in found.items() if group}
+
+    def __init__(self, max_bytes: int = 0, resident_bytes: Callable[[], int] | None = None):
+        self._resident_bytes = resident_bytes or (lambda: psutil.Process().memory_info().rss)
+        self.max_bytes = max_bytes or psutil.virtual_memory().total // 2
+        self._models: OrderedDict[str, tuple[Any, int, Hashable]] = OrderedDict()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all loaded weights."""
+        return sum(size for _, size, _ in self._models.values())
+
+    def names(self) -> list[str]:
+        """Return loaded models, least recently used first."""
+        return list(self._models)
+
+    def get(
+        self,
+        name: str,
+        load: Callable[[], T],
+        modules: Callable[[T], Iterable[nn.Module]],
+        version: Hashable = None,
+    ) -> T:
+        """Return a model, loaded if it is not in memory in this version of its files."""
+        if name in self._models and self._models[name][2] != version:
+            del self._models[name]
+        if name not in self._models:
+            before = self._resident_bytes()
+            model = load()
+            grown = self._resident_bytes() - before  # an engine holds copies outside the modules
+            self._models[name] = model, max(weight_bytes(modules(model)), grown), version
+        self._models.move_to_end(name)
+        while len(self._models) > 1 and self.num_bytes > self.max_bytes:
+            self._models.popitem(last=False)
+        return self._models[name][0]
 
 
-def _defaults(recipe: Recipe) -> DrawingDefaults:
-    try:
-        base = find_defaults(recipe.base.name, recipe.base.revision)
-    except UserError:  # whoever draws with it is told so
-        base = STABLE_DIFFUSION
-    said = recipe.generate
-    return DrawingDefaults(
-        said.guidance_scale or base.guidance_scale, said.num_inference_steps or base.num_inference_steps
-    )
-
-
-def read_runs(
-    runs_dir: Path, read: Callable[[Path, Recipe], T], *, only: str | None = None
-) -> tuple[dict[str, T], dict[str, str]]:
-    """Read each run of a folder by itself, so that a bad one takes nothing else with it.
-
-    Hidden folders, and those without a recipe, are left alone; one that is deleted meanwhile is left out.
-
-    Args:
-        runs_dir: Folder of runs and single stages; may be missing.
-        read: Given a run's folder and recipe. Whatever it raises concerns that run alone.
-        only: Name of the one run that is wanted.
-
-    Returns:
-        What was read, by the run's name, and why runs cannot be read, by theirs; the log says that once.
-    """
-    found, unreadable = {}, {}
-    for folder in _folders(runs_dir):
-        name = folder.name if _is_utf8(folder.name) else printable(folder.name)
-        if only not in (None, name):
-            continue
-        try:
-            if (folder / RECIPE_NAME).is_file():
-                if name != folder.name:
-                    raise UserError("its name is not UTF-8; rename it")
-                found[name] = read(folder, _recipe(folder))
-        except Exception as error:
-            if os.path.lexists(folder):
-                is_bug = not is_user_error(error)
-                unreadable[name] = OUR_BUG if is_bug else without_folders(one_line(error))
-                _say_once(folder, unreadable[name], is_bug)
-    return found, unreadable
-
-
-def find_clips(runs_dir: Path) -> dict[str, ModelSettings]:
-    """Find the CLIPs that can embed, by the name that clients use."""
-    clips = {DEFAULT_BASE: ModelSettings(name=DEFAULT_BASE)}
-    for found in read_runs(runs_dir, _clips)[0].values():
-        clips |= found
-    return clips
+def weight_bytes(modules: Iterable[nn.Module]) -> int:
+    """Count the bytes of modules' weights, shared ones once."""
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def clip_version(clip: ModelSettings) -> Hashable:
-    """Another one when a CLIP is another, or its folder has been written anew."""
+    """Return a key that changes with the CLIP's name, revision or files."""
     return clip.name, clip.revision, _written(Path(clip.name))
-
-
-def load_embedder(model: ModelSettings, device: str) -> ClipParts:
-    """Load a CLIP for embedding, on a device."""
-    clip = load_clip(model.name, revision=model.revision or None)
-    clip.model.to(choose_device(device)).eval().requires_grad_(False)
-    return clip
-
-
-@torch.inference_mode()
-def embed_texts(clip: ClipParts, texts: list[str]) -> torch.Tensor:
-    """Embed texts: unit-norm float32 (N, P) on the CPU; what lies behind position 77 is not read."""
-    ids = tokenize(texts, clip.tokenizer).input_ids.to(clip.model.device)
-    return encode_text(clip.model, ids).cpu()
-
-
-def searchable_images(runs_dir: Path, run: str, limit: int) -> tuple[CaptionedImage, ...]:
-    """The test images of a run's data (validation where it has none), at most `limit`."""
-    recipes, unreadable = read_runs(runs_dir, lambda _, recipe: recipe, only=run)
-    if run not in recipes:
-        raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
-    dataset = load_dataset(recipes[run].data.source, include_unsplit=recipes[run].data.include_unsplit)
-    return dataset.test[: limit or None] or dataset.val[: limit or None]
-
-
-def embed_searchable(
-    clip: ClipParts, images: tuple[CaptionedImage, ...], update: Callable[[int], None]
-) -> torch.Tensor:
-    """Embed images: unit-norm float32 (N, P) on the CPU."""
-    return embed_images(clip, images, update)
 
 
 def _folders(runs_dir: Path) -> list[Path]:
@@ -200,34 +283,21 @@ def _folders(runs_dir: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        _say_once(runs_dir, f"the folder of runs cannot be listed ({error.strerror})", is_bug=False)
+        _warn_once(runs_dir, f"the folder of runs cannot be listed ({error.strerror})", is_bug=False)
         return []
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a name in the file system is text; other bytes stand in it as lone surrogates."""
     try:
         name.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # other bytes stand in a name as lone surrogates
         return False
     return True
 
 
-def _group(folder: Path, recipe: Recipe) -> ModelGroup | None:
-    encoders = run_encoders(folder)
-    if _is_graft(folder / "graft"):
-        encoders["graft"] = folder / "graft"
-    if len(encoders) == 1:
-        return None
-    return ModelGroup(folder.name, encoders, defaults=_defaults(recipe), changed=folder.stat().st_mtime)
-
-
-def _clips(folder: Path, recipe: Recipe) -> dict[str, ModelSettings]:
-    for after in (folder / "finetune" / "clip", folder / "clip"):
-        if after.is_dir():
-            name = folder.name
-            return {f"{name}/before": recipe.clip, f"{name}/after": ModelSettings(name=str(after))}
-    return {}
+@lru_cache(maxsize=4096)
+def _warn_once(folder: Path, reason: str, is_bug: bool) -> None:
+    logger.warning("the studio leaves out run %s: %s", printable(folder.name), reason, exc_info=is_bug)
 
 
 def _recipe(folder: Path) -> Recipe:
@@ -243,92 +313,73 @@ def _recipe(folder: Path) -> Recipe:
 
 @lru_cache(maxsize=4096)
 def _read_recipe(path: Path, _changed: int) -> Recipe | UserError:
-    """A recipe, or what is wrong with it: a bad one is not parsed again at each look either."""
+    """Read a recipe once per change; a bad one is not parsed again at each scan either."""
     try:
         return load_recipe(path)
     except UserError as error:
         return error.with_traceback(None)
 
 
-@lru_cache(maxsize=4096)
-def _say_once(folder: Path, reason: str, is_bug: bool) -> None:
-    """Tell the log of a run that cannot be read; within the handling of what it raised."""
-    logger.warning("the studio leaves out run %s: %s", printable(folder.name), reason, exc_info=is_bug)
+def _group(run: Run, recipe: Recipe) -> ModelGroup | None:
+    grafts = {name: folder for name, folder in run.grafts().items() if (folder / BASE_RECORD).is_file()}
+    encoders = {"teacher": None, **grafts}
+    changed = run.path.stat().st_mtime
+    return ModelGroup(run.path.name, encoders, "", _defaults(recipe), changed) if grafts else None
+
+
+def _defaults(recipe: Recipe) -> DrawingDefaults:
+    try:
+        base = find_defaults(recipe.base.name, recipe.base.revision)
+    except UserError:  # reported when the base is loaded
+        base = STABLE_DIFFUSION
+    own = recipe.generate
+    return DrawingDefaults(
+        own.guidance_scale or base.guidance_scale, own.num_inference_steps or base.num_inference_steps
+    )
+
+
+def _clips(run: Run, recipe: Recipe) -> dict[str, ModelSettings]:
+    after, name = run.tuned_clip, run.path.name
+    return {f"{name}/before": recipe.clip, f"{name}/after": ModelSettings(name=str(after))} if after else {}
 
 
 def _written(folder: Path) -> int | None:
-    """When a folder of weights was written, in nanoseconds; None where it is no such folder."""
+    """Time of a weights folder's last write in nanoseconds; None if it is no such folder."""
     try:
         return (folder / MANIFEST_NAME).stat().st_mtime_ns
     except OSError:
         return None
 
 
-def _is_graft(folder: Path) -> bool:
-    return (folder / BASE_RECORD).is_file()
+def _summary(run: Run, _recipe: Recipe) -> dict[str, Any]:
+    try:
+        has_report = inside(run.path / REPORT_NAME, run.path).is_file()
+    except UserError:  # a link out of the run
+        has_report = False
+    return {
+        "name": run.path.name,
+        "state": "running" if run.is_running else "finished" if run.is_finished else "stopped",
+        "stages": list(run.stages),
+        "has_report": has_report,
+        "changed": run.path.stat().st_mtime,
+    }
 
 
-def _resident_bytes() -> int:
-    return psutil.Process().memory_info().rss
+def _description(run: Run, recipe: Recipe) -> dict[str, Any]:
+    data = read_run(run.path, max_bytes=MAX_LOG_BYTES)
+    steps = np.array([row["step"] for row in data.log], dtype=float)
+    losses = np.array([row["loss"] if is_number(row["loss"]) else np.nan for row in data.log], dtype=float)
+    shown_steps, shown_losses, _ = thin_out(steps, losses) if data.log else (steps, losses, 1)
+    return {
+        **_summary(run, recipe),
+        "steps": [int(step) for step in shown_steps],
+        "losses": [None if math.isnan(loss) else loss for loss in shown_losses.tolist()],
+        "epochs": [[epoch + 1, step, mean] for epoch, step, mean in epoch_means(data.log) if is_number(mean)],
+        "evaluations": [{k: v for k, v in row.items() if is_number(v)} for row in data.evaluations],
+        "problems": data.problems,
+    }
 
 
-class Loaded:
-    """Models by name, least recently used first out. For one thread at a time.
-
-    Args:
-        max_bytes: Of all weights together; 0 = half of the machine's memory. The model that is asked for is
-            kept even where it is larger by itself.
-        resident_bytes: Gives this process's memory.
-    """
-
-    def __init__(self, max_bytes: int = 0, resident_bytes: Callable[[], int] = _resident_bytes):
-        self._resident_bytes = resident_bytes
-        self.max_bytes = max_bytes or psutil.virtual_memory().total // 2
-        self._models: OrderedDict[str, tuple[Any, int, Hashable]] = OrderedDict()
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all weights that are loaded."""
-        return sum(size for _, size, _ in list(self._models.values()))
-
-    def names(self) -> list[str]:
-        """What is loaded, least recently used first."""
-        return list(self._models)
-
-    def get(
-        self,
-        name: str,
-        load: Callable[[], Any],
-        modules: Callable[[Any], Iterable[nn.Module]],
-        version: Hashable = None,
-    ) -> Any:
-        """Return a model, loaded where it is not.
-
-        Args:
-            name: Of the model.
-            load: Loads it.
-            modules: Gives what holds its weights.
-            version: Of its files; a model of another version is forgotten first.
-        """
-        if name in self._models and self._models[name][2] != version:
-            del self._models[name]
-        if name not in self._models:
-            before = self._resident_bytes()
-            model = load()
-            # An engine holds copies that no module tells of.
-            grown = self._resident_bytes() - before
-            self._models[name] = model, max(weight_bytes(modules(model)), grown), version
-        self._models.move_to_end(name)
-        while len(self._models) > 1 and self.num_bytes > self.max_bytes:
-            self._models.popitem(last=False)
-        return self._models[name][0]
-
-
-def weight_bytes(modules: Iterable[nn.Module]) -> int:
-    """Bytes of the weights of modules; what they share counts once."""
-    storages: dict[int, int] = {}
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            storage: torch.UntypedStorage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+def _unreadable(name: str, reason: str) -> dict[str, Any]:
+    plain = {"stages": [], "has_report": False, "changed": 0.0}
+    return {"name": name, "state": "unreadable", **plain, "problems": [f"It cannot be read: {reason}"]}

@@ -1,8 +1,7 @@
-"""A SQLite file: checked when it is opened, written through one connection and read through another.
+"""The SQLite file: checked when opened, one connection to write and one to read; and the disk's health.
 
-In SQLite's WAL mode who reads never waits for who writes, so a list is quick while a program beside this one
-holds the file. What the file or the disk refuses is an `UnavailableError`, which may pass; everything else
-that SQLite complains of is a bug of ours.
+In WAL mode a reader never waits for a writer, so lists stay quick while another program holds the file.
+What the file or the disk refuses is an `UnavailableError`, which may pass; any other SQLite error is our bug.
 """
 
 import sqlite3
@@ -17,8 +16,13 @@ from typing import Any
 from clipgraft.errors import NO_SPACE, CheckpointError, is_no_space
 
 BUSY_SECONDS = 0.5
-"""So long another program may hold the file before a request is answered that it is locked."""
+"""How long another program may hold the file before a request is told that it is locked."""
 MAGIC = b"SQLite format 3\0"
+SECONDS_BETWEEN_CHECKS = 1.0
+"""Of the health, which anybody may ask for, without a token."""
+ROOM_BYTES = 1 << 20
+"""Free space that counts as healthy; an image of 512 x 512 takes about half of it."""
+PROBE_NAME = ".room.part"
 REFUSALS = {
     sqlite3.SQLITE_BUSY: "{name} is locked by another program; close that program",
     sqlite3.SQLITE_LOCKED: "{name} is locked by another program; close that program",
@@ -43,11 +47,11 @@ class Database:
 
     Args:
         path: The file; created if missing.
-        schema: Its tables and indexes, as SQL that leaves alone what is there.
-        upgrade: SQL that brings a database to the schema, by the tables that it has.
+        schema: SQL that creates missing tables and indexes.
+        upgrade: Names of all tables of an earlier version -> SQL that brings them to the schema.
 
     Raises:
-        CheckpointError: If the file is no such database, damaged, or cannot be opened; it is left as it is.
+        CheckpointError: If the file is another database, damaged, or cannot be opened; it is not changed.
     """
 
     def __init__(self, path: Path, schema: str, upgrade: Mapping[frozenset[str], str] = MappingProxyType({})):
@@ -69,13 +73,13 @@ class Database:
         return self._writer.total_changes
 
     def close(self) -> None:
-        """Close the file."""
+        """Close both connections."""
         with self._write_lock, self._read_lock:
             self._reader.close()
             self._writer.close()
 
     def read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """Return the rows of a query; of changes, those of transactions that have ended.
+        """Return a query's rows, as of the last finished transaction.
 
         Raises:
             UnavailableError: If the file cannot be read.
@@ -85,7 +89,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Run]:
-        """Give a function that runs SQL; all of it counts, or nothing. One within another joins it.
+        """Give a function that runs SQL; all of it counts, or nothing. A nested one joins the outer.
 
         Raises:
             UnavailableError: If the file cannot be written.
@@ -105,7 +109,7 @@ class Database:
                     raise
 
     def check_usable(self) -> None:
-        """Look whether the file is there and can be read and written now.
+        """Check that the file can be read and written now.
 
         Raises:
             UnavailableError: If not; says why.
@@ -124,7 +128,7 @@ class Database:
             raise UnavailableError(f"{self.path.name} was replaced by another file; restart the studio")
         self.read("SELECT name FROM sqlite_schema")
         with self.transaction():
-            pass  # begun and ended: nobody else holds it
+            pass  # succeeds only if nobody else holds the file
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -135,7 +139,7 @@ class Database:
         return connection
 
     def _check(self, schema: str, upgrade: Mapping[frozenset[str], str]) -> None:
-        """Refuse a database of other tables before anything is written to it, and a damaged one."""
+        """Refuse another database before anything is written to it, and a damaged one."""
         found = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise self._refusal(sqlite3.SQLITE_CORRUPT, " ".join(found.split()))
@@ -162,7 +166,7 @@ class Database:
             code = getattr(error, "sqlite_errorcode", None)
             if code is None and str(error).startswith("Could not decode"):  # a text that is not UTF-8
                 code = sqlite3.SQLITE_CORRUPT
-            if code is None or code & 0xFF not in REFUSALS:  # the rest of a code is detail
+            if code is None or code & 0xFF not in REFUSALS:  # the higher bits are detail
                 raise
             raise self._refusal(code & 0xFF, str(error)) from error
 
@@ -171,34 +175,24 @@ class Database:
 
 
 def _columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """Names of the columns by table."""
-    tables = connection.execute(
-        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    """Table -> names of its columns."""
+    sql = (
+        "SELECT t.name, c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c "
+        "WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'"
     )
-    return {
-        name: {row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(name)})")}
-        for (name,) in tables.fetchall()
-    }
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-SECONDS_BETWEEN_CHECKS = 1.0
-"""Whoever asks more often is told what was found last: anybody may ask, without a token."""
-ROOM_BYTES = 1 << 20
-"""That a disk must take: an image of 512 x 512 has about half of it."""
-PROBE_NAME = ".room.part"
+    columns: dict[str, set[str]] = {}
+    for table, column in connection.execute(sql):
+        columns.setdefault(table, set()).add(column)
+    return columns
 
 
 class Health:
-    """Looks after database, disk and worker, whoever asks, once a second at most.
+    """Checks database, disk and worker, once a second at most.
 
     Args:
         home: The studio's folder.
-        database: That it writes to.
-        worker_problem: Says what keeps the worker from drawing, if anything.
+        database: In that folder.
+        worker_problem: Returns what keeps the worker from its work, if anything.
     """
 
     def __init__(self, home: Path, database: Database, worker_problem: Callable[[], str]):
@@ -207,25 +201,22 @@ class Health:
         self._checked, self._found = float("-inf"), ""
 
     def problem(self) -> str:
-        """Say what is wrong now; empty if nothing."""
+        """Return what is wrong; empty if nothing."""
         with self._lock:
             if time.monotonic() - self._checked > SECONDS_BETWEEN_CHECKS:
-                self._found = self._look()
+                self._found = self._check()
                 self._checked = time.monotonic()
             return self._found
 
-    def _look(self) -> str:
+    def _check(self) -> str:
         try:
             self._database.check_usable()
             (self._home / PROBE_NAME).write_bytes(bytes(ROOM_BYTES))
         except UnavailableError as error:
             return str(error)
         except OSError as error:
-            return (
-                f"{NO_SPACE}; free some"
-                if is_no_space(error)
-                else f"nothing can be written: {error.strerror}"
-            )
+            full = is_no_space(error)
+            return f"{NO_SPACE}; free some" if full else f"nothing can be written: {error.strerror}"
         finally:
             (self._home / PROBE_NAME).unlink(missing_ok=True)
         return self._worker_problem()

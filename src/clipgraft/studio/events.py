@@ -1,7 +1,7 @@
-"""Jobs as server-sent events: each is described once a change, and the same bytes go to all who listen.
+"""Jobs as server-sent events: described once per change, the same bytes for all listeners.
 
-One task looks after all jobs that are listened to, so what listening costs the thread that draws hardly
-depends on how many listen, and `MAX_EVENTS_PER_SECOND` bounds it.
+One task follows all jobs that have listeners, so listening costs the generating thread almost the same
+however many listen, and `MAX_EVENTS_PER_SECOND` bounds it.
 """
 
 import asyncio
@@ -22,37 +22,37 @@ logger = logging.getLogger(__name__)
 
 MAX_STREAMS = 64
 MAX_EVENTS_PER_SECOND = 64
-"""Of all listeners together: each costs the way through the server to the socket."""
+"""Of all listeners together: each event passes through the server to a socket."""
 SECONDS_BETWEEN_EVENTS = 0.2
 SECONDS_BETWEEN_HEARTBEATS = 15.0
 
 
 @dataclass
 class Feed:
-    """What is told of one job."""
+    """Events of one job."""
 
     job: JobRow
     num_listeners: int = 0
     message: bytes = b""
-    """The last event, as it goes over the line."""
+    """The latest event, as sent."""
     is_over: bool = False
     seen: Hashable = None
-    """What the last description was made of; the same again gives the same."""
+    """Key of the latest description; the same key gives the same description."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Of the message after this one."""
+    """Set at the next message."""
 
-    def tell(self, message: bytes, *, is_over: bool) -> None:
-        """Wake all who listen."""
+    def publish(self, message: bytes, *, is_over: bool) -> None:
+        """Wake all listeners."""
         self.message, self.is_over = message, is_over
         self.changed.set()
         self.changed = asyncio.Event()
 
 
 class EventStream(StreamingResponse):
-    """A feed as an answer; gives its place back however it ends, also before it has begun."""
+    """A feed as a response; calls `on_end` however it ends, even before it has begun."""
 
     def __init__(self, feed: Feed, on_end: Callable[[], None]):
-        headers = {"x-accel-buffering": "no"}  # nginx would keep events until some kilobytes are together
+        headers = {"x-accel-buffering": "no"}  # nginx would keep events until it has some kilobytes
         super().__init__(_messages(feed), media_type="text/event-stream", headers=headers)
         self._on_end = on_end
 
@@ -65,11 +65,7 @@ class EventStream(StreamingResponse):
 
 
 class Events:
-    """Feeds of the jobs that somebody listens to. For the event loop's thread alone.
-
-    Args:
-        service: Whose jobs.
-    """
+    """Feeds of the jobs that have listeners. For the event loop's thread alone."""
 
     def __init__(self, service: Service):
         self._service = service
@@ -79,11 +75,11 @@ class Events:
 
     @property
     def num_listeners(self) -> int:
-        """Streams that are open."""
+        """Number of open streams."""
         return sum(feed.num_listeners for feed in self._feeds.values())
 
     def listen(self, job: JobRow) -> EventStream:
-        """Take a listener, who counts from now on.
+        """Add a listener.
 
         Raises:
             BusyError: If there are too many.
@@ -103,34 +99,31 @@ class Events:
             self._feeds.pop(feed.job.id, None)
 
     async def _produce(self) -> None:
-        """Tell what has changed, as long as anybody listens."""
         while self._feeds:
             self._newcomer.clear()
             for feed in [feed for feed in self._feeds.values() if not feed.is_over]:
-                await self._look_at(feed)
+                await self._update(feed)
             pause = max(SECONDS_BETWEEN_EVENTS, self.num_listeners / MAX_EVENTS_PER_SECOND)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._newcomer.wait(), pause)
 
-    async def _look_at(self, feed: Feed) -> None:
+    async def _update(self, feed: Feed) -> None:
         service = self._service
-        progress = [
-            each for each in list(service.worker.progress.values()) if each.row.job == feed.job.number
-        ]
-        steps = tuple((each.row.number, each.step, each.preview_step) for each in progress)
+        running = [each for each in list(service.worker.progress.values()) if each.row.job == feed.job.number]
+        steps = tuple((each.row.number, each.step, each.preview_step) for each in running)
         seen = service.queue.database.version, steps, service.is_stopping
         if seen == feed.seen:
             return
         try:
             message, is_over = await asyncio.to_thread(self._describe, feed.job.id)
         except UnavailableError:
-            return  # the next look may find it
+            return  # the next update may find it
         except Exception:
             logger.exception("job %s cannot be described", feed.job.id)
             message, is_over = b"", True
         feed.seen = seen
         if message != feed.message or is_over:
-            feed.tell(message, is_over=is_over)
+            feed.publish(message, is_over=is_over)
 
     def _describe(self, job_id: str) -> tuple[bytes, bool]:
         job = self._service.queue.job(job_id)
@@ -141,13 +134,13 @@ class Events:
 
 
 async def _messages(feed: Feed) -> AsyncIterator[bytes]:
-    """A feed's messages; of those that come while the client is slow, the last one alone."""
+    """Yield a feed's messages; of those that come while the client is slow, only the last."""
     last = b""
     while True:
         if feed.message != last:
             last = feed.message
             yield last
-            continue  # the feed may have gone on meanwhile
+            continue  # the feed may have moved on meanwhile
         if feed.is_over:
             return
         try:

@@ -1,4 +1,9 @@
-"""Drawn images on disk, by id: PNG files that are whole or not there."""
+"""Image files: generated ones by id, and uploads, which are inspected before they are decoded.
+
+Only whole PNG, JPEG and WebP files are taken: one that is cut off, or followed by another file, is refused
+unless that ends in the same bytes. Their size is bounded by the header before a pixel is decoded, and only
+pixels are kept: no EXIF, and no other file.
+"""
 
 import base64
 import binascii
@@ -32,10 +37,10 @@ SETTINGS = (
 
 
 class ImageFiles:
-    """Files of drawn images; ids come from the queue alone, so they are no paths.
+    """Files of generated images; ids come from the queue alone, so they are no paths.
 
     Args:
-        folder: Made where there is none; what a killed process left half written is deleted.
+        folder: Created if missing; what a killed process left half written is deleted.
     """
 
     def __init__(self, folder: Path):
@@ -45,29 +50,24 @@ class ImageFiles:
             unfinished.unlink()
 
     def path(self, image_id: str) -> Path:
-        """Where an image lies."""
+        """Path of an image's file."""
         assert image_id.isalnum(), image_id
         return self.folder / f"{image_id}.png"
 
     def is_there(self, image_id: str) -> bool:
-        """Whether an image was written, whole."""
+        """Whether an image's file was written."""
         return self.path(image_id).is_file()
 
-    def save(self, image_id: str, generated: Picture, model: str) -> None:
-        """Write an image whole or not at all, with all that is needed to draw it again."""
-        record = {**(generated.metadata or {}), "studio": {"model": model}}
-        save_png(generated.image, self.path(image_id), record)
+    def save(self, image_id: str, image: Picture, model: str) -> None:
+        """Write an image, whole or not at all, with everything that reproduces it."""
+        record = {**(image.metadata or {}), "studio": {"model": model}}
+        save_png(image.image, self.path(image_id), record)
 
     def read(self, image_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
-        """Read an image as a file of a format; how it was drawn is told by PNG files alone.
-
-        Args:
-            image_id: Of a drawn image.
-            image_format: png, jpeg or webp.
-            with_metadata: False to leave out how it was drawn.
+        """Read an image as png, jpeg or webp; only a PNG can hold its settings.
 
         Raises:
-            FileNotFoundError: If its file is gone.
+            MissingFileError: If its file is gone.
         """
         try:
             content = self.path(image_id).read_bytes()
@@ -77,60 +77,49 @@ class ImageFiles:
             return content
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             pixels = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-        options = {"jpeg": {"quality": 95}, "webp": {"quality": 95}}.get(image_format, {})
+        options = {} if image_format == "png" else {"quality": 95}
         return encode(pixels, image_format.upper(), **options)
 
-    def count_pixels(self, image_id: str) -> int:
-        """Width times height of an image, by its header; 0 where its file is gone."""
-        if not self.is_there(image_id):
-            return 0
-        with Image.open(self.path(image_id), formats=["PNG"]) as image:
-            return image.width * image.height
-
     def delete(self, *image_ids: str) -> None:
-        """Delete files; those that are not there do not matter."""
+        """Delete files, if they exist."""
         for image_id in image_ids:
             self.path(image_id).unlink(missing_ok=True)
 
 
 def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """Read from a PNG how it was drawn.
+    """Read the settings and the model of an image from its PNG.
 
     Raises:
-        DataError: If it is none that clipgraft drew, or was written without that.
+        DataError: If it holds none.
     """
     text = read_png_texts(content, max_pixels).get(RECORD_KEY)
     try:
         record = json.loads(text or "")
         job, studio = record["job"], record.get("studio", {})
-        # What the form takes; a damaged value is refused here as it would be when drawing.
+        # What the form takes; a damaged value is refused here as it would be when generating.
         settings = asdict(Job(**{name: job[name] for name in SETTINGS}))
         if None in (settings["num_inference_steps"], settings["guidance_scale"]):
-            raise ValueError  # no image is drawn without numbers
+            raise ValueError  # of a finished image both are numbers
         model = str(studio.get("model", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError("this image does not say how it was drawn; PNGs that clipgraft drew do") from None
+        raise DataError("this PNG does not hold its settings; those that clipgraft wrote do") from None
     return {name: settings[name] for name in SETTINGS} | {"model": model}
 
 
 def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode an image: RGB, upright, without anything but its pixels.
-
-    Args:
-        content: The file.
-        max_pixels: Width times height, at most.
+    """Decode an image: RGB, upright, nothing but its pixels.
 
     Raises:
-        DataError: If it is no whole PNG, JPEG or WebP, is too large, or something follows it.
+        DataError: If it is no whole PNG, JPEG or WebP, has more pixels, or something follows it.
     """
     with _opened(content, max_pixels) as image:
         upright = decode(image)
-    # A copy of the pixels: `upright` keeps what the file said of itself in `info`.
+    # A copy of the pixels: `upright.info` still holds what the file says of itself.
     return Image.frombytes("RGB", upright.size, upright.tobytes())
 
 
 def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
-    """Read the texts that a PNG holds.
+    """Read the texts of a PNG.
 
     Raises:
         DataError: As `decode_upload`; or if it is no PNG.
@@ -143,17 +132,17 @@ def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
 
 
 def count_pixels(content: bytes, max_pixels: int) -> int:
-    """Width times height of an image, by its header alone.
+    """Return the pixels of an image by its header.
 
     Raises:
-        DataError: As `decode_upload`, but for damage behind the header.
+        DataError: As `decode_upload`, except for damage behind the header.
     """
     with _opened(content, max_pixels) as image:
         return image.width * image.height
 
 
 def read_base64(text: str) -> bytes:
-    """Decode a file in base64, with or without `data:image/...;base64,` before it.
+    """Decode base64, with or without `data:image/...;base64,` before it.
 
     Raises:
         DataError: If it is a web address or no base64.
@@ -170,7 +159,7 @@ def read_base64(text: str) -> bytes:
 
 
 def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
-    """Write an image into memory, with nothing but its pixels."""
+    """Encode an image with nothing but its pixels."""
     file = io.BytesIO()
     image.save(file, format=image_format, **options)
     return file.getvalue()
@@ -178,7 +167,7 @@ def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
 
 @contextmanager
 def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Give an image with header and end checked; errors in the block are said of the image."""
+    """Give an image with header and end checked; errors of the block name the image."""
     try:
         image = read_header(content, max_pixels)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:

@@ -1,24 +1,68 @@
-"""Routes that OpenAI's clients know: images, embeddings, models."""
+"""The routes that OpenAI's clients know, and every route's errors, which have OpenAI's shape."""
 
 import asyncio
 import base64
+import reprlib
+import secrets
 import time
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
-from clipgraft.errors import DataError
+from clipgraft.device import without_folders
+from clipgraft.errors import (
+    NO_SPACE,
+    CheckpointError,
+    DataError,
+    MissingFileError,
+    UserError,
+    is_no_space,
+    one_line,
+)
+from clipgraft.studio.catalog import UnknownModelError
+from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.image_files import count_pixels, read_base64
 from clipgraft.studio.queue import BusyError, JobRow
-from clipgraft.studio.responses import NotFoundError, answers, image_error
 from clipgraft.studio.schemas import EmbeddingsRequest, ImageInput, ImagesRequest, Limits
+from clipgraft.studio.security import error_body
 from clipgraft.studio.service import Service, StoppedError
 
+RETRY_SECONDS = 5
+"""By then a restart, another program's lock, a full disk or a full queue may be over (guess)."""
+REASONS = {
+    400: "The body cannot be read.",
+    401: "No token, or a wrong one.",
+    403: "Asked by another web page, or under another Host.",
+    404: "There is no such thing.",
+    405: "The route does not do that.",
+    408: "The request did not arrive in time.",
+    409: "A model's files cannot be used, or the job was cancelled.",
+    413: "The request is too large.",
+    415: "The route does not take this Content-Type.",
+    422: "A value is not allowed; the message says which and what is.",
+    429: "Too much is waiting; try again after Retry-After seconds.",
+    503: "The studio is stopping, or its database or disk cannot be used now.",
+}
+ERROR_PROPERTIES = {name: {"type": "string"} for name in ("message", "type", "code")}
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {**ERROR_PROPERTIES, "param": {"type": ["string", "null"]}},
+        }
+    },
+}
+FAILURES = {"failed_nan": "the image's values are no numbers", "failed_black": "the image is all black"}
 IMAGES_EXAMPLE = {
     "created": 1767225600,
     "output_format": "png",
@@ -30,51 +74,105 @@ EMBEDDINGS_EXAMPLE = {
     "data": [{"object": "embedding", "index": 0, "embedding": [0.12, -0.03, 0.31]}],
     "usage": {"prompt_tokens": 9, "total_tokens": 9},
 }
-MODEL_EXAMPLE = {
-    "id": "demo/after",
-    "object": "model",
-    "created": 0,
-    "owned_by": "clipgraft",
-    "does": ["images", "embeddings"],
+MODEL_EXAMPLE = {"id": "demo/after", "object": "model", "created": 0, "owned_by": "clipgraft"} | {
+    "does": ["images", "embeddings"]
 }
-MODELS_EXAMPLE = {
-    "object": "list",
-    "default": "demo/after",
-    "data": [MODEL_EXAMPLE],
-    "limits": {"max_steps": 150},
+MODELS_EXAMPLE = {"object": "list", "data": [MODEL_EXAMPLE], "default": "demo/after"} | {
+    "limits": {"max_steps": 150}
 }
+
+
+class NotFoundError(LookupError):
+    """There is no such model, job, image or run."""
+
+    def __init__(self, what: str, name: str):
+        super().__init__(f"there is no {what} {name!r}")
+        self.code = f"{what}_not_found"
+
+
+def answers(example: Any, status: int = 200, media_type: str = "application/json") -> dict[int | str, Any]:
+    """Describe a route's answers: success by an example, errors by their shape."""
+    content = {"application/json": {"schema": ERROR_SCHEMA}}
+    errors: dict[int | str, Any] = {
+        code: {"description": text, "content": content} for code, text in REASONS.items()
+    }
+    done = {"description": "Accepted." if status == 202 else "Done."}
+    return {status: done | {"content": {media_type: {"example": example}}}} | errors
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Answer every error in OpenAI's shape, without a path of this machine in it."""
+
+    def handle(kind: type[Exception], status: int, code: str = "", param: str | None = None) -> None:
+        @app.exception_handler(kind)
+        async def _(_request: Request, error: Any) -> JSONResponse:
+            return _error(status, code or error.code, without_folders(one_line(error)), param)
+
+    handle(NotFoundError, 404)
+    handle(UnknownModelError, 404, "model_not_found", "model")
+    handle(UserError, 422, "invalid_value")
+    handle(MissingFileError, 404, "not_found")
+    handle(CheckpointError, 409, "model_unusable", "model")
+    handle(BusyError, 429, "rate_limit_exceeded")
+    handle(StoppedError, 503, "stopping")
+    handle(UnavailableError, 503, "unavailable")
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        message = f"{'.'.join(place) or 'body'}: {first['msg']}"
+        if place and first["type"] not in ("missing", "json_invalid"):  # whose input is the whole body
+            message += f"; got {reprlib.repr(first['input'])}"
+        return _error(422, "invalid_value", message, place[0] if place else None)
+
+    @app.exception_handler(HTTPException)
+    async def _(_request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        return _error(error.status_code, code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def _(_request: Request, error: Exception) -> JSONResponse:
+        if is_no_space(error):
+            return _error(503, "no_space", f"{NO_SPACE}; free some")
+        # The server logs the traceback, and with it this note.
+        number = secrets.token_hex(8)
+        error.add_note(f"told to the client as error {number}")
+        message = f"that went wrong here; the studio's log says how, see error {number}"
+        return _error(500, "internal_error", message)
 
 
 def client_name(request: Request, name: str | None) -> str:
-    """Who asks: the address, and the name that it gives itself."""
+    """Return a client's address and the name that it gives itself."""
     address = request.client.host if request.client else ""
     return f"{address} {name or ''}"
 
 
 def openai_routes(service: Service, public_url: str) -> APIRouter:
-    """Make the routes; addresses that they answer begin with `public_url`, or with what was asked."""
+    """Make the routes; image addresses begin with `public_url`, or with the address of the request."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.get("/models", responses=answers(MODELS_EXAMPLE))
     def list_models() -> Any:
-        """What images can be drawn with (`does: images`), and what embeds (`does: embeddings`)."""
+        """What generates images (`does: images`) and what embeds (`does: embeddings`), with defaults."""
         limits = service.limits.model_dump(exclude={"memory_bytes"})
+        default = service.catalog.default_model()
         rows = list(_model_rows(service).values())
-        return {"object": "list", "data": rows, "default": service.default_model(), "limits": limits}
+        return {"object": "list", "data": rows, "default": default, "limits": limits}
 
     @router.get("/models/{model:path}", responses=answers(MODEL_EXAMPLE))
     def show_model(model: Annotated[str, PathParameter(max_length=200, examples=["demo/after"])]) -> Any:
         """What a model does."""
         rows = _model_rows(service)
         if model not in rows:
-            raise NotFoundError("model", model, list(rows))
+            raise UnknownModelError(model, rows)
         return rows[model]
 
     @router.post("/images/generations", responses=answers(IMAGES_EXAMPLE))
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
-        """Draw images and wait for them. Who hangs up is not drawn for any further."""
-        model = service.checked_model(body.model or service.default_model())
-        images = [(model, job) for job in body.jobs(service.defaults(model))]
+        """Generate images and wait for them; hanging up cancels."""
+        model = body.model or service.catalog.default_model()
+        images = [(model, job) for job in body.jobs(service.catalog.model(model)[0].defaults)]
         job_id = service.submit(client_name(request, body.user), "call", images)
         job = await _outcome(service, job_id, request)
         if job is None:
@@ -82,21 +180,21 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
         if job.state == "interrupted":
             raise StoppedError(job.error)
         address = public_url or str(request.base_url).removesuffix("/")
-        return _drawn(service, job, body, f"{address}/v1/images/")
+        return _generated(service, job, body, f"{address}/v1/images/")
 
     @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
     def embed(body: EmbeddingsRequest) -> Any:
-        """Embed texts and images in the joint space of a CLIP: unit norm, so a dot product is a cosine."""
-        names = service.embedding.names()
+        """Embed texts and images in a CLIP's joint space: unit norm, so a dot product is a cosine."""
+        names = list(service.catalog.clips())
         model = body.model or next((name for name in names if name.endswith("/after")), names[0])
         if model not in names:
-            raise NotFoundError("model", model, names)
+            raise UnknownModelError(model, names)
         items = [_text_or_file(item, service.limits) for item in body.items()]
         _check_pixels([item for item in items if isinstance(item, bytes)], service.limits)
         if not service.slots.acquire(blocking=False):
             raise BusyError("too many embeddings are being made; try again")
         try:
-            embeds, num_tokens = service.embedding.embed(model, items)
+            embeds, num_tokens = service.embedder.embed(model, items)
         finally:
             service.slots.release()
         rows = [
@@ -110,32 +208,55 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
 
 
 def _model_rows(service: Service) -> dict[str, dict[str, Any]]:
-    """By name, what draws and then what only embeds."""
-    drawn_with = service.models()
-    does: dict[str, list[str]] = {name: ["images"] for name in drawn_with}
-    for name in service.embedding.names():
+    """Models by name: first those that generate, then those that only embed."""
+    models = service.catalog.models()
+    does: dict[str, list[str]] = {name: ["images"] for name in models}
+    for name in service.catalog.clips():
         does.setdefault(name, []).append("embeddings")
     return {
         name: {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
-        | (asdict(drawn_with[name][0].defaults) if name in drawn_with else {})
+        | (asdict(models[name][0].defaults) if name in models else {})
         for name, what in does.items()
     }
 
 
-def _drawn(service: Service, job: JobRow, body: ImagesRequest, address: str) -> Any:
-    """The answer when a call's job has ended; `address` is where its images are found."""
+def _generated(service: Service, job: JobRow, body: ImagesRequest, address: str) -> Any:
     rows = service.queue.images_of(job.number)
-    drawn = [row for row in rows if row.state == "ok"]
-    if len(drawn) < len(rows):
-        return image_error(next(row.state for row in rows if row.state != "ok"), job.error)
+    failed = next((row.state for row in rows if row.state != "ok"), None)
+    if failed:
+        return _image_error(failed, job.error)
     image_format = body.output_format or "png"
-    data = [{"seed": row.settings["seed"], "id": row.id, "notes": row.notes} for row in drawn]
-    for row, values in zip(drawn, data, strict=True):
+    data = []
+    for row in rows:
+        values = {"seed": row.settings["seed"], "id": row.id, "notes": row.notes}
         if body.response_format == "url":
             values["url"] = f"{address}{row.id}.{image_format}"
         else:
             values["b64_json"] = base64.b64encode(service.files.read(row.id, image_format)).decode()
+        data.append(values)
     return {"created": int(time.time()), "output_format": image_format, "data": data}
+
+
+def _image_error(status: str, error: str) -> JSONResponse:
+    if status == "cancelled":
+        return _error(409, "cancelled", "the job was cancelled while it was waited for")
+    if status == "blocked":
+        return _error(
+            400, "content_policy_violation", "the base's safety checker blocked the image", "prompt"
+        )
+    if error.startswith(NO_SPACE):
+        return _error(503, "no_space", error)
+    return _error(500, status, FAILURES.get(status, error or status))
+
+
+def _error(
+    status: int, code: str, message: str, param: str | None = None, headers: Any = None
+) -> JSONResponse:
+    kinds = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+    if status in (429, 503):
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+    body = error_body(code, message, kinds.get(status, "invalid_request_error"), param)
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _text_or_file(item: str | ImageInput, limits: Limits) -> str | bytes:
@@ -144,9 +265,8 @@ def _text_or_file(item: str | ImageInput, limits: Limits) -> str | bytes:
     if item.startswith("data:image/"):
         return read_base64(item)
     if len(item) > limits.max_prompt_characters:
-        raise DataError(
-            f"a text has {len(item)} characters; at most {limits.max_prompt_characters} are taken"
-        )
+        most = limits.max_prompt_characters
+        raise DataError(f"a text has {len(item)} characters; at most {most} are taken")
     return item
 
 
@@ -171,7 +291,7 @@ def _encoded(row: np.ndarray, encoding_format: str | None) -> list[float] | str:
 
 
 async def _outcome(service: Service, job_id: str, request: Request) -> JobRow | None:
-    """Wait for a job; cancel it, and return None, where the client hangs up."""
+    """Wait for a job; cancel it and return None if the client hangs up."""
     future: Future[JobRow] = service.wait(job_id)
     ended: asyncio.Future[Any] = asyncio.wrap_future(future)
     gone: asyncio.Future[Any] = asyncio.ensure_future(_hung_up(request))

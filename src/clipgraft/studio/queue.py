@@ -1,4 +1,4 @@
-"""Jobs and their images in SQLite: what waits, what is at work, what has been drawn.
+"""Jobs and their images in SQLite: waiting, running, finished.
 
 A job is what a client asked for at once; jobs are served in the order in which they came. Everything is on
 disk before it is answered, so a killed process loses nothing: at the next start a job that was cut off is
@@ -43,16 +43,16 @@ UPDATE jobs SET kind = 'generate' WHERE kind = 'draw'; COMMIT;
 }
 """SQL by the tables of earlier versions."""
 ADDRESS = "substr(client, 1, instr(client || ' ', ' ') - 1)"
-"""Of a client, whose name follows it after a space."""
+"""A client without the name that it gives itself, which follows a space."""
 
 
 class BusyError(RuntimeError):
-    """Too much is waiting already; later there may be room."""
+    """Too much is waiting; there may be room later."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One image that is asked for, at work or drawn."""
+    """One image of a job."""
 
     number: int
     id: str
@@ -62,7 +62,7 @@ class ImageRow:
     shape: str
     """Equal for images that can share a batch."""
     state: str
-    """queued, running, cancelled, interrupted, failed, or how drawing ended: ok, failed_nan, ..."""
+    """queued, running, cancelled, interrupted, failed; or how sampling ended: ok, failed_nan, ..."""
     settings: dict[str, Any]
     prompt: str
     steps: int
@@ -79,7 +79,7 @@ class JobRow:
     id: str
     client: str
     kind: str
-    """generate, compare or grid; call where the client waits for the answer and is gone without it."""
+    """generate, compare, grid; or call, whose client waits for the answer and is gone without it."""
     state: str
     """queued, running, done, failed, cancelled or interrupted."""
     error: str
@@ -90,27 +90,24 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """An image to be queued."""
+    """An image to queue; see `ImageRow`."""
 
     model: str
     shape: str
     settings: dict[str, Any]
-    """Fields of `generation.jobs.Job`."""
     steps: int
 
 
 class Queue:
-    """All jobs and images of a studio.
+    """All jobs and images of a studio; methods raise `UnavailableError` if the database fails.
 
     Args:
         path: The database; created if missing.
         max_waiting: Images that may wait, of all clients together.
-        max_jobs_per_client: Open jobs of one address, however many names it gives itself.
+        max_jobs_per_client: Open jobs of one address, whatever names it gives itself.
 
     Raises:
         CheckpointError: If the file is no database of a studio.
-
-    Methods raise `UnavailableError` where the database cannot be used.
     """
 
     def __init__(self, path: Path, *, max_waiting: int = 256, max_jobs_per_client: int = 16):
@@ -118,18 +115,11 @@ class Queue:
         self.database = Database(path, SCHEMA, UPGRADE)
         self._read, self._transaction = self.database.read, self.database.transaction
 
-    def close(self) -> None:
-        """Close the database."""
-        self.database.close()
-
     def add(self, client: str, kind: str, images: Sequence[NewImage]) -> str:
-        """Queue a job, whole or not at all.
-
-        Returns:
-            Its id.
+        """Queue a job, whole or not at all, and return its id.
 
         Raises:
-            BusyError: If too much is waiting already.
+            BusyError: If too much is waiting.
         """
         assert images
         with self._transaction() as run:
@@ -139,10 +129,8 @@ class Queue:
                     f"{waiting} images are waiting and at most {self.max_waiting} may; "
                     f"{len(images)} more do not fit: try again later, or ask for fewer"
                 )
-            address = client.partition(" ")[0]
-            jobs = run(
-                f"SELECT count(*) FROM jobs WHERE {ADDRESS} = ? AND state IN (?, ?)", address, *OPEN
-            ).fetchone()[0]
+            sql = f"SELECT count(*) FROM jobs WHERE {ADDRESS} = ? AND state IN (?, ?)"
+            jobs = run(sql, client.partition(" ")[0], *OPEN).fetchone()[0]
             if jobs >= self.max_jobs_per_client:
                 raise BusyError(f"{jobs} of your jobs are waiting and at most {self.max_jobs_per_client} may")
             job_id = secrets.token_hex(8)
@@ -160,32 +148,27 @@ class Queue:
         return job_id
 
     def take(self, batch_size: int) -> list[ImageRow]:
-        """Take the oldest queued image and those that can share its batch; they are running from now on.
+        """Set running, and return, the oldest queued image and those that can share its batch.
 
         Args:
-            batch_size: At most so many; taken are 1, 2, 4, 8, ... of what waits.
+            batch_size: At most this many; 1, 2, 4, 8, ... are taken.
         """
         with self._transaction() as run:
             oldest = "SELECT shape, model FROM images WHERE state = 'queued' ORDER BY number LIMIT 1"
-            rows = run(
-                f"SELECT * FROM images WHERE state = 'queued' AND (shape, model) = ({oldest}) "
-                "ORDER BY number LIMIT ?",
-                batch_size,
-            ).fetchall()  # fmt: skip
-            # An engine that compiles for each batch size has only a few to compile: 1, 2, 4, 8, ...
+            sql = f"SELECT * FROM images WHERE state = 'queued' AND (shape, model) = ({oldest})"
+            rows = run(f"{sql} ORDER BY number LIMIT ?", batch_size).fetchall()
+            # Few sizes, for engines that compile for each batch size.
             del rows[(1 << len(rows).bit_length()) >> 1 :]
             for row in rows:
                 run("UPDATE images SET state = 'running' WHERE number = ?", row["number"])
-                run(
-                    "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?",
-                    time.time(), row["job"],
-                )  # fmt: skip
+                sql = "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE number = ?"
+                run(sql, time.time(), row["job"])
         return [_image(row) for row in rows]
 
     def finish_image(
         self, number: int, state: str, *, notes: Sequence[str] = (), seconds: float | None = None
     ) -> None:
-        """Record how drawing an image ended; one that was cancelled meanwhile stays so."""
+        """Record how an image ended; one that was cancelled meanwhile stays so."""
         with self._transaction() as run:
             run(
                 "UPDATE images SET state = ?, notes = ?, seconds = ?, ended = ? "
@@ -193,51 +176,39 @@ class Queue:
                 state, json.dumps(list(notes)), seconds, time.time(), number,
             )  # fmt: skip
 
-    def end_job_if_drawn(self, number: int) -> str | None:
-        """End a job of which no image is waiting or running; return its state where it ended just now."""
+    def end_job_if_finished(self, number: int) -> bool:
+        """End an open job without open images; return whether it ended just now."""
         with self._transaction() as run:
-            rest = run(
-                "SELECT count(*) FROM images WHERE job = ? AND state IN (?, ?)", number, *OPEN
-            ).fetchone()[0]
-            job = run("SELECT state FROM jobs WHERE number = ?", number).fetchone()
-            if rest or job is None or job["state"] not in OPEN:
-                return None
-            run("UPDATE jobs SET state = 'done', ended = ? WHERE number = ?", time.time(), number)
-        return "done"
+            sql = "SELECT count(*) FROM images WHERE job = ? AND state IN (?, ?)"
+            if run(sql, number, *OPEN).fetchone()[0]:
+                return False
+            sql = "UPDATE jobs SET state = 'done', ended = ? WHERE number = ? AND state IN (?, ?)"
+            return run(sql, time.time(), number, *OPEN).rowcount > 0
 
     def end_job(self, number: int, state: str, error: str = "") -> bool:
-        """End an open job as cancelled, failed or interrupted, with all of its open images.
-
-        Returns:
-            Whether it was open.
-        """
+        """End an open job, and its open images, in a state; return whether it was open."""
         with self._transaction() as run:
-            ended = run(
-                "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE number = ? AND state IN (?, ?)",
-                state, error, time.time(), number, *OPEN,
-            ).rowcount  # fmt: skip
+            sql = "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE number = ? AND state IN (?, ?)"
+            ended = run(sql, state, error, time.time(), number, *OPEN).rowcount > 0
             if ended:
-                run("UPDATE images SET state = ? WHERE job = ? AND state IN (?, ?)", state, number, *OPEN)
-        return bool(ended)
+                sql = "UPDATE images SET state = ? WHERE job = ? AND state IN (?, ?)"
+                run(sql, state, number, *OPEN)
+        return ended
 
-    def recover(self, is_drawn: Callable[[str], bool]) -> list[str]:
-        """After a start: images whose file is there are drawn; other jobs at work are interrupted.
+    def recover(self, is_written: Callable[[str], bool]) -> list[str]:
+        """Settle what the last stop cut off.
 
         Args:
-            is_drawn: Tells by an image's id whether its file is whole.
+            is_written: Tells by an image's id whether its file is there; such an image is finished.
 
         Returns:
-            Ids of the interrupted jobs.
+            Ids of jobs that are interrupted: those with running images, and all calls.
         """
         with self._transaction() as run:
-            running = run("SELECT * FROM images WHERE state = 'running'").fetchall()
-            for row in running:
-                if is_drawn(row["id"]):
-                    run(
-                        "UPDATE images SET state = 'ok', ended = ? WHERE number = ?",
-                        time.time(),
-                        row["number"],
-                    )
+            for row in run("SELECT * FROM images WHERE state = 'running'").fetchall():
+                if is_written(row["id"]):
+                    sql = "UPDATE images SET state = 'ok', ended = ? WHERE number = ?"
+                    run(sql, time.time(), row["number"])
             # Whoever waited for the answer of a call is gone with the process.
             cut_off = run(
                 "SELECT * FROM jobs WHERE state IN (?, ?) AND (kind = 'call' OR number IN "
@@ -246,7 +217,7 @@ class Queue:
             for row in cut_off:
                 self.end_job(row["number"], "interrupted", "the studio was stopped while this job was open")
             for row in run("SELECT number FROM jobs WHERE state = 'running'").fetchall():
-                self.end_job_if_drawn(row["number"])
+                self.end_job_if_finished(row["number"])
         return [row["id"] for row in cut_off]
 
     def job(self, job_id: str) -> JobRow | None:
@@ -255,13 +226,12 @@ class Queue:
         return JobRow(**rows[0]) if rows else None
 
     def job_by_number(self, number: int) -> JobRow:
-        """Return a job that is there."""
+        """Return a job that exists."""
         return JobRow(**self._read("SELECT * FROM jobs WHERE number = ?", number)[0])
 
-    def jobs(self, limit: int, client: str | None = None) -> list[JobRow]:
-        """Return the newest jobs; of one client only, where it is named."""
-        where, values = ("WHERE client = ?", [client]) if client else ("", [])
-        rows = self._read(f"SELECT * FROM jobs {where} ORDER BY number DESC LIMIT ?", *values, limit)
+    def jobs(self, limit: int) -> list[JobRow]:
+        """Return the newest jobs."""
+        rows = self._read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", limit)
         return [JobRow(**row) for row in rows]
 
     def open_jobs(self, kind: str) -> list[JobRow]:
@@ -280,41 +250,32 @@ class Queue:
         return _image(rows[0]) if rows else None
 
     def history(self, search: str = "", *, before: int | None = None, limit: int = 60) -> list[ImageRow]:
-        """Return drawn images, newest first.
+        """Return finished images, newest first.
 
         Args:
-            search: Words that the prompt must hold, in any order and case.
-            before: Number of the oldest image that is known already.
-            limit: At most so many.
+            search: Words that the prompt must contain, in any order and case.
+            before: Only images with a lower number.
+            limit: At most this many.
         """
         words = search.split()
         where = " AND prompt LIKE ? ESCAPE '\\'" * len(words)
         patterns = [f"%{_escape_like(word)}%" for word in words]
-        rows = self._read(
-            f"SELECT * FROM images WHERE state = 'ok' AND number < ?{where} ORDER BY number DESC LIMIT ?",
-            before or 2**62, *patterns, limit,
-        )  # fmt: skip
-        return [_image(row) for row in rows]
-
-    def counts(self, table: str) -> dict[str, int]:
-        """Count jobs or images by state."""
-        assert table in ("jobs", "images")
-        return {row[0]: row[1] for row in self._read(f"SELECT state, count(*) FROM {table} GROUP BY state")}
+        sql = f"SELECT * FROM images WHERE state = 'ok' AND number < ?{where} ORDER BY number DESC LIMIT ?"
+        return [_image(row) for row in self._read(sql, before or 2**62, *patterns, limit)]
 
     def count_before(self, job_number: int = 2**62) -> int:
-        """Count the open images of the jobs before one; by default of all."""
+        """Count the open images of earlier jobs; by default of all."""
         sql = "SELECT count(*) FROM images WHERE state IN (?, ?) AND job < ?"
         return self._read(sql, *OPEN, job_number)[0][0]
 
     def prune(self, max_history: int) -> list[str]:
-        """Forget the oldest ended jobs where too many images are kept; return the images' ids."""
+        """Delete the oldest ended jobs while more images are kept; return those images' ids."""
         with self._transaction() as run:
             count = run("SELECT count(*) FROM images").fetchone()[0]
             ids: list[str] = []
             while count - len(ids) > max_history:
-                job = run(
-                    "SELECT number FROM jobs WHERE state NOT IN (?, ?) ORDER BY number LIMIT 1", *OPEN
-                ).fetchone()
+                sql = "SELECT number FROM jobs WHERE state NOT IN (?, ?) ORDER BY number LIMIT 1"
+                job = run(sql, *OPEN).fetchone()
                 if job is None:
                     break
                 ids += [row[0] for row in run("SELECT id FROM images WHERE job = ?", job["number"])]
@@ -322,7 +283,7 @@ class Queue:
         return ids
 
     def delete_image(self, image_id: str) -> bool:
-        """Forget a drawn image; return whether there was one."""
+        """Delete a finished image; return whether there was one."""
         with self._transaction() as run:
             return run("DELETE FROM images WHERE id = ? AND state = 'ok'", image_id).rowcount > 0
 

@@ -1,29 +1,22 @@
-"""Texts and images in CLIP's joint space, and a data set's images nearest to a caption."""
+"""Texts and images in CLIP's joint space, and a run's test images nearest to a caption."""
 
 import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from clipgraft.config import ModelSettings
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
-from clipgraft.data.transforms import clip_pixel_values, encode_captions
-from clipgraft.models.clip import ClipParts, encode_images
-from clipgraft.studio.catalog import (
-    Loaded,
-    UnknownModelError,
-    clip_version,
-    embed_searchable,
-    embed_texts,
-    find_clips,
-    load_embedder,
-    searchable_images,
-)
+from clipgraft.data.transforms import clip_pixel_values, encode_captions, tokenize
+from clipgraft.device import choose_device
+from clipgraft.finetuning.validate import embed_images
+from clipgraft.models.clip import ClipParts, encode_images, encode_text, load_clip
+from clipgraft.studio.catalog import Catalog, ModelCache, UnknownModelError, clip_version
 from clipgraft.studio.image_files import decode_upload, encode
 from clipgraft.studio.schemas import Limits
 
@@ -40,51 +33,44 @@ class SearchIndex:
     embeds: dict[str, Tensor]
     """Side -> unit-norm (N, P)."""
     version: Hashable
-    """Of both CLIPs."""
+    """Changes with either CLIP."""
 
 
-class Embedding:
-    """CLIPs of runs, embedding on the device that also draws.
+class Embedder:
+    """CLIPs of runs, on the device that also generates.
 
     Args:
-        runs_dir: Where runs lie.
-        device: As `runtime.choose_device`.
-        loaded: Shared with drawing: one bound for all weights.
+        catalog: Finds the CLIPs.
+        device: As `choose_device`.
+        cache: Shared with generation: one bound for all weights.
         device_lock: Held while computing.
-        limits: Bounds of searches and of images.
+        limits: Bounds of searches and images.
     """
 
     def __init__(
-        self, runs_dir: Path, device: str, loaded: Loaded, device_lock: threading.Lock, limits: Limits
+        self,
+        catalog: Catalog,
+        device: str,
+        cache: ModelCache,
+        device_lock: threading.Lock,
+        limits: Limits,
     ):
-        self.runs_dir, self.device, self.loaded, self.limits = runs_dir, device, loaded, limits
+        self.catalog, self.device, self.cache, self.limits = catalog, device, cache, limits
         self._device_lock = device_lock
         self._indexes: dict[str, SearchIndex] = {}
         self._index_lock = threading.Lock()
         self.progress: dict[str, tuple[int, int]] = {}
-        """Run -> images read so far and in all, while its index is being made."""
-
-    def names(self) -> list[str]:
-        """CLIPs that can embed."""
-        return list(find_clips(self.runs_dir))
-
-    def searchable_runs(self) -> list[str]:
-        """Runs with a CLIP before and after fine-tuning."""
-        return [name.removesuffix("/after") for name in self.names() if name.endswith("/after")]
+        """Run -> images read and in total, while its index is built."""
 
     def embed(self, name: str, items: Sequence[str | bytes]) -> tuple[Tensor, int]:
-        """Embed texts and images; the latter are decoded one after another, and a few computed at once.
-
-        Args:
-            name: Of the CLIP.
-            items: Texts, and the content of image files.
+        """Embed texts and image files with the CLIP of a name.
 
         Returns:
-            Unit-norm float32 (N, P) in the items' order, and the number of text tokens read.
+            Unit-norm float32 (N, P) in the items' order, and the number of text tokens.
 
         Raises:
             UnknownModelError: If there is no such CLIP.
-            CheckpointError, FileNotFoundError: If it cannot be loaded.
+            CheckpointError, MissingFileError: If it cannot be loaded.
             DataError: As `decode_upload`.
         """
         texts = [item for item in items if isinstance(item, str)]
@@ -94,7 +80,7 @@ class Embedding:
         with self._device_lock:
             clip = self._clip(name)
             if texts:
-                rows[str] += embed_texts(clip, texts)
+                rows[str] += _embed_texts(clip, texts)
                 num_tokens = sum(map(len, encode_captions(texts, clip.tokenizer)[0]))
         for first in range(0, len(files), IMAGES_AT_ONCE):
             rows[bytes] += self._embed_files(clip, files[first : first + IMAGES_AT_ONCE])
@@ -109,13 +95,13 @@ class Embedding:
 
         Raises:
             KeyError: If there is no such run.
-            FileNotFoundError, DataError: If its data is gone or damaged.
+            MissingFileError, DataError: If its data is gone or damaged.
         """
         index = self.index(run)
         found = {}
         for side in SIDES:
             with self._device_lock:
-                query = embed_texts(self._clip(f"{run}/{side}"), [caption])[0]
+                query = _embed_texts(self._clip(f"{run}/{side}"), [caption])[0]
             scores, order = (index.embeds[side] @ query).sort(descending=True, stable=True)
             found[side] = [
                 {"image": row, "score": score, "captions": list(index.images[row].captions)}
@@ -124,59 +110,74 @@ class Embedding:
         return found
 
     def index(self, run: str) -> SearchIndex:
-        """Return a run's index; made at the first search, and anew when one of its CLIPs is another."""
-        if run not in self.searchable_runs():
+        """Return a run's index, built at the first search and again when one of its CLIPs changes.
+
+        Raises:
+            KeyError: If there is no such run.
+        """
+        clips = self.catalog.clips()
+        if f"{run}/after" not in clips:
             raise KeyError(run)
         with self._index_lock:
-            clips = find_clips(self.runs_dir)
             version = tuple(clip_version(clips[f"{run}/{side}"]) for side in SIDES)
             if run not in self._indexes or self._indexes[run].version != version:
-                images = searchable_images(self.runs_dir, run, self.limits.max_search_images)
+                images = self.catalog.test_images(run, self.limits.max_search_images)
                 try:
-                    embeds = {
-                        side: self._embed_images(run, number, images) for number, side in enumerate(SIDES)
-                    }
+                    embeds = {side: self._embed_images(run, side, images) for side in SIDES}
                 finally:
                     self.progress.pop(run, None)
                 self._indexes[run] = SearchIndex(images, embeds, version)
             return self._indexes[run]
 
-    def thumbnail(self, run: str, image: int) -> bytes:
-        """An image of an index as a small JPEG, decoded and written anew.
+    def thumbnail(self, run: str, number: int) -> bytes:
+        """Return an image of an index as a small JPEG.
 
         Raises:
             KeyError: If there is no such run or image.
         """
         index = self._indexes.get(run)
-        if index is None or not 0 <= image < len(index.images):
-            raise KeyError(image)
-        opened = open_image(index.images[image].path)
+        if index is None or not 0 <= number < len(index.images):
+            raise KeyError(number)
+        opened = open_image(index.images[number].path)
         return encode(ImageOps.contain(opened, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), "JPEG", quality=88)
 
-    def _embed_images(self, run: str, number: int, images: tuple[CaptionedImage, ...]) -> Tensor:
+    def _embed_images(self, run: str, side: str, images: tuple[CaptionedImage, ...]) -> Tensor:
         def update(done: int) -> None:
-            self.progress[run] = number * len(images) + done, len(SIDES) * len(images)
+            self.progress[run] = SIDES.index(side) * len(images) + done, len(SIDES) * len(images)
 
         with self._device_lock:
-            clip = self._clip(f"{run}/{SIDES[number]}")
-            return embed_searchable(clip, images, update)
+            return embed_images(self._clip(f"{run}/{side}"), images, update)
 
     @torch.inference_mode()
     def _embed_files(self, clip: ClipParts, files: Sequence[bytes]) -> Tensor:
-        pixels = [
-            clip_pixel_values([decode_upload(content, self.limits.max_upload_pixels)], clip.image_processor)
-            for content in files
-        ]
+        # Decoded one by one, before the device is held.
+        opened = (decode_upload(content, self.limits.max_upload_pixels) for content in files)
+        pixels = [clip_pixel_values([image], clip.image_processor) for image in opened]
         with self._device_lock:
             return encode_images(clip.model, torch.cat(pixels).to(clip.model.device)).cpu()
 
     def _clip(self, name: str) -> ClipParts:
-        clips = find_clips(self.runs_dir)
+        clips = self.catalog.clips()
         if name not in clips:
-            raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(clips)}")
-        return self.loaded.get(
+            raise UnknownModelError(name, clips)
+        settings = clips[name]
+        return self.cache.get(
             f"clip {name}",
-            lambda: load_embedder(clips[name], self.device),
+            lambda: load_embedder(settings, self.device),
             lambda clip: [clip.model],
-            clip_version(clips[name]),
+            clip_version(settings),
         )
+
+
+def load_embedder(model: ModelSettings, device: str) -> ClipParts:
+    """Load a CLIP for embedding, on a device."""
+    clip = load_clip(model.name, revision=model.revision or None)
+    clip.model.to(choose_device(device)).eval().requires_grad_(False)
+    return clip
+
+
+@torch.inference_mode()
+def _embed_texts(clip: ClipParts, texts: list[str]) -> Tensor:
+    """Unit-norm float32 (N, P) on the CPU; text behind position 77 is not read."""
+    ids = tokenize(texts, clip.tokenizer).input_ids.to(clip.model.device)
+    return encode_text(clip.model, ids).cpu()

@@ -1,4 +1,4 @@
-"""Starting and stopping the studio: address, token, log, signals."""
+"""Starting and stopping the studio: address, token, log, signals, slow connections."""
 
 import asyncio
 import logging
@@ -24,6 +24,8 @@ from clipgraft.studio.service import Service
 
 SECRET_VARIABLES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
 MAX_CONNECTIONS = 256
+HEADER_SECONDS = 10.0
+"""Time for a request's headers; a slow line takes a second, and a drip would hold a connection."""
 
 
 def serve(
@@ -40,14 +42,14 @@ def serve(
     """Run the studio until a signal ends it.
 
     Args:
-        runs_dir: Runs to draw with and to look at.
+        runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images; one process at a time.
         host: Address to listen on.
         port: Port; 0 = a free one.
-        with_token: Whether a token is asked for; must be so on any address but loopback.
+        with_token: Whether a token is required; always on any address but loopback.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        public_url: Where a proxy with TLS serves the studio, as https://studio.example.org; empty = no proxy.
-        limits: What is taken at most.
+        public_url: Address of a proxy with TLS, as https://studio.example.org; empty = no proxy.
+        limits: Bounds of requests, queue and memory.
 
     Raises:
         UserError: If others can reach the address without a token, another studio has the home, or the
@@ -64,109 +66,8 @@ def serve(
         server.run(sockets=[listener])
 
 
-class Server(uvicorn.Server):
-    """Says when it listens; tells the service when it stops, so that whoever waits is answered.
-
-    Args:
-        service: What it serves.
-        access: Who is let in.
-        on_listening: Called when clients can connect.
-    """
-
-    def __init__(self, service: Service, access: Access, on_listening: Callable[[], None]):
-        config = uvicorn.Config(
-            build_app(service, access),
-            http=TimedConnection,
-            log_config=None,  # a handler of its own would write what the root's leave out
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            # The proxy's word for who asks and by https; of FORWARDED_ALLOW_IPS alone, by default 127.0.0.1.
-            proxy_headers=bool(access.public_url),
-            limit_concurrency=MAX_CONNECTIONS,
-            lifespan="on",
-            timeout_graceful_shutdown=None,
-        )
-        super().__init__(config)
-        self._service, self._on_listening = service, on_listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_listening()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            os._exit(128 + sig)  # asked twice: at once, as if it were killed; the queue is made for that
-        # Not uvicorn's own, which raises the signal anew when all is done: whoever holds the folder's lock
-        # would be killed by it, instead of giving it back.
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Not in the signal's handler, which may have interrupted the holder of one of the service's locks.
-        await asyncio.to_thread(self._service.begin_to_stop)
-        await super().shutdown(sockets)
-
-
-def redact_secrets(token: str) -> None:
-    """Keep the token, and every secret that the environment holds, out of all logs."""
-    values = [
-        value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 8
-    ]
-    secret_values = [value for value in (token, *values) if value]
-
-    def redact(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if record.exc_info and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-        for value in secret_values:
-            text = text.replace(value, "[secret]")
-            record.exc_text = (
-                record.exc_text.replace(value, "[secret]") if record.exc_text else record.exc_text
-            )
-        record.msg, record.args = text, ()
-        return True
-
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(redact)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; name another with --port"
-        ) from error
-    return listener
-
-
-def _announce(host: str, port: int, access: Access, with_token: bool) -> None:
-    name = f"[{host}]" if ":" in host else host
-    console = Console()
-    own = os.environ.get(TOKEN_VARIABLE)
-    login = f"?token={access.token}" if with_token and not own else ""
-    console.print(f"studio: http://{name}:{port}/{login}", highlight=False, soft_wrap=True)
-    if access.public_url:
-        console.print(f"behind the proxy: {access.public_url}/{login}", highlight=False, soft_wrap=True)
-    if with_token:
-        note = f"the token is {TOKEN_VARIABLE}'s" if own else "the token is shown this once"
-        console.print(
-            f"{note}; programs send it as Authorization: Bearer TOKEN", highlight=False, soft_wrap=True
-        )
-    console.print("Ctrl-C ends it; what waits is drawn after the next start", highlight=False, soft_wrap=True)
-
-
-HEADER_SECONDS = 10.0
-"""In which a request's headers have to arrive whole; a connection that asks nothing is closed as well. What
-comes over a slow line takes a second: a drip that holds one of the few connections is the only one closed."""
-
-
 class TimedConnection(H11Protocol):
-    """Closes itself where a request's headers do not arrive in time.
+    """A connection that closes if a request's headers do not arrive in time.
 
     The guard bounds the body's time; between two requests uvicorn's own keep-alive limit holds.
     """
@@ -190,11 +91,98 @@ class TimedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def _wait_for_headers(self) -> None:
-        """Begin to count, unless it is being counted: each further byte would else buy more time."""
-        if self._deadline is None:
+        if self._deadline is None:  # else each further byte would buy more time
             self._deadline = self.loop.call_later(self.header_seconds, self.transport.close)
 
     def _end_waiting(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class Server(uvicorn.Server):
+    """The HTTP server; tells the service when it stops, so that waiting clients are answered.
+
+    Args:
+        service: What it serves.
+        access: Who is let in.
+        on_listening: Called when clients can connect.
+    """
+
+    def __init__(self, service: Service, access: Access, on_listening: Callable[[], None]):
+        config = uvicorn.Config(
+            build_app(service, access),
+            http=TimedConnection,
+            log_config=None,  # its own handler would write what redact_secrets removes
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            # Client and scheme as the proxy says; trusted from FORWARDED_ALLOW_IPS, by default 127.0.0.1.
+            proxy_headers=bool(access.public_url),
+            limit_concurrency=MAX_CONNECTIONS,
+            lifespan="on",
+            timeout_graceful_shutdown=None,
+        )
+        super().__init__(config)
+        self._service, self._on_listening = service, on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)  # asked twice: exit at once, as if killed; the queue survives that
+        # uvicorn's own handler raises the signal again at the end, which would keep the folder's lock.
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Not in the signal's handler, which may have interrupted the holder of one of the service's locks.
+        await asyncio.to_thread(self._service.begin_to_stop)
+        await super().shutdown(sockets)
+
+
+def redact_secrets(token: str) -> None:
+    """Keep the token and the secrets of the environment out of all logs."""
+    values = (v for name, v in os.environ.items() if SECRET_VARIABLES.search(name) and len(v) >= 8)
+    secret_values = [value for value in (token, *values) if value]
+
+    def redact(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        for value in secret_values:
+            text = text.replace(value, "[secret]")
+            record.exc_text = record.exc_text and record.exc_text.replace(value, "[secret]")
+        record.msg, record.args = text, ()
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redact)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error.strerror}; name another with --port"
+        ) from error
+    return listener
+
+
+def _announce(host: str, port: int, access: Access, with_token: bool) -> None:
+    name = f"[{host}]" if ":" in host else host
+    own = os.environ.get(TOKEN_VARIABLE)
+    login = f"?token={access.token}" if with_token and not own else ""
+    lines = [f"studio: http://{name}:{port}/{login}"]
+    if access.public_url:
+        lines.append(f"behind the proxy: {access.public_url}/{login}")
+    if with_token:
+        note = f"the token is {TOKEN_VARIABLE}'s" if own else "the token is shown this once"
+        lines.append(f"{note}; programs send it as Authorization: Bearer TOKEN")
+    lines.append("Ctrl-C stops it; waiting jobs go on after the next start")
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True)

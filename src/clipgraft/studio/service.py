@@ -1,11 +1,10 @@
-"""Drawing for many clients at once, without a web framework: what the page and the API have in common.
+"""The studio without a web framework: what the page and the API share.
 
-One thread draws on the one device that a process holds; everything else only reads and writes the queue.
+One thread generates on the one device; everything else only reads and writes the queue.
 """
 
 import logging
 import threading
-import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -18,40 +17,37 @@ from clipgraft.data.transforms import encode_whole
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.params import SIZE_MULTIPLE, Job
-from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.models.tokenizer import cut_off, unknown_words
-from clipgraft.studio.catalog import Loaded, ModelGroup, UnknownModelError, find_groups
+from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import SETTINGS, ImageFiles
 from clipgraft.studio.queue import OPEN, ImageRow, JobRow, NewImage, Queue
 from clipgraft.studio.schemas import Limits
-from clipgraft.studio.search import Embedding
+from clipgraft.studio.search import Embedder
 from clipgraft.studio.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 MAX_EMBEDDINGS = 8
-SECONDS_BETWEEN_SCANS = 1.0
-"""Of the folder of runs: a request asks for what is in it several times over."""
+"""Requests that may wait for the device in a thread each."""
 
 
 class StoppedError(RuntimeError):
-    """The studio takes no more jobs: it is stopping."""
+    """The studio is stopping and takes no more jobs."""
 
 
 class Service:
     """Everything the studio does.
 
     Args:
-        runs_dir: Runs to draw with and to look at.
+        runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        limits: What is taken at most.
+        limits: Bounds of requests, queue and memory.
     """
 
     def __init__(self, runs_dir: Path, home: Path, *, device: str = "auto", limits: Limits | None = None):
-        self.runs_dir, self.device = runs_dir, device
-        self.limits = limits or Limits()
+        self.catalog, self.device, self.limits = Catalog(runs_dir), device, limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
         if (home / "pictures").is_dir() and not (home / "images").exists():
@@ -62,35 +58,29 @@ class Service:
             max_waiting=self.limits.max_waiting_images,
             max_jobs_per_client=self.limits.max_jobs_per_client,
         )
-        self.loaded = Loaded(self.limits.memory_bytes)
+        self.cache = ModelCache(self.limits.memory_bytes)
         self.device_lock = threading.Lock()
-        """Held by whoever computes: the worker for a batch, an embedding for a request."""
-        self.embedding = Embedding(runs_dir, device, self.loaded, self.device_lock, self.limits)
+        """Held while computing: by the worker for a batch, by the embedder for a request."""
+        self.embedder = Embedder(self.catalog, device, self.cache, self.device_lock, self.limits)
         self.slots = threading.BoundedSemaphore(MAX_EMBEDDINGS)
-        """For requests that wait for the device's lock in a thread of their own."""
         self.worker = Worker(
             self.queue,
             self.files,
             self.generator,
             self.device_lock,
-            on_drawn=lambda number: self._tell_ended(number, "done"),
-            on_failed=lambda number, error: self._end_job(number, "failed", error),
+            on_batch_end=self.settle,
             on_stopped=lambda: self._end_calls(*OPEN),
-            batch_size=self.limits.batch_size,
-            max_history=self.limits.max_history,
+            limits=self.limits,
         )
         self.health = Health(home, self.queue.database, lambda: self.worker.problem)
-        self._scanned: tuple[float, Path, dict[str, tuple[ModelGroup, str]]] | None = None
         self._tokenizers: dict[str, tuple[Hashable, CLIPTokenizer]] = {}
         self._tokenizer_lock = threading.Lock()
-        """A tokenizer of this kind must not be at work in two threads."""
+        """A tokenizer of this kind must not be used by two threads at once."""
         self._waiting: dict[int, list[Future[JobRow]]] = {}
         self._lock = threading.Lock()
 
-    # -- life ---------------------------------------------------------------------------------------------
-
     def start(self) -> list[str]:
-        """Begin to draw; return the ids of the jobs that the last stop cut off."""
+        """Start to generate; return the ids of the jobs that the last stop cut off."""
         interrupted = self.queue.recover(self.files.is_there)
         self.worker.start()
         return interrupted
@@ -101,122 +91,76 @@ class Service:
         return self.worker.is_stopping
 
     def begin_to_stop(self) -> None:
-        """Take no more jobs; the batch at work is drawn to its end, what waits stays for the next start.
+        """Take no more jobs; the running batch is finished, waiting jobs stay for the next start.
 
-        A call, whose client would wait for an answer, is interrupted: at once where it has not begun, else
-        after that batch.
+        A call, whose client waits for the answer, is interrupted: at once if it has not begun, else after
+        that batch.
         """
         self.worker.begin_to_stop()
         self._end_calls("queued")
 
     def stop(self, timeout: float | None = None) -> None:
-        """Wait until the batch at work is drawn, and close the queue."""
+        """Wait for the running batch and close the queue."""
         self.begin_to_stop()
         self.worker.join(timeout)
         self._end_calls(*OPEN)
-        self.queue.close()
-
-    # -- what can be drawn with ---------------------------------------------------------------------------
-
-    def models(self) -> dict[str, tuple[ModelGroup, str]]:
-        """Text encoders by the name that clients use, `group/encoder`; as they were a second ago at most."""
-        now = time.monotonic()
-        if self._scanned is not None:
-            scanned, runs_dir, found = self._scanned
-            if now - scanned < SECONDS_BETWEEN_SCANS and runs_dir == self.runs_dir:
-                return found
-        found = {
-            f"{name}/{encoder}": (group, encoder)
-            for name, group in find_groups(self.runs_dir).items()
-            for encoder in group.encoders
-        }
-        self._scanned = now, self.runs_dir, found
-        return found
-
-    def default_model(self) -> str:
-        """The run that was last written to, after fine-tuning; without runs the base itself."""
-        models = self.models()
-        names = [name for name in models if name.endswith(("/after", "/graft"))]
-        return max(names, key=lambda name: models[name][0].changed, default=next(iter(models)))
-
-    def checked_model(self, name: str) -> str:
-        """Return a model's name.
-
-        Raises:
-            UnknownModelError: If there is none of that name; says which there are.
-        """
-        self._model(name)
-        return name
-
-    def defaults(self, model: str) -> DrawingDefaults:
-        """Settings that suit a model, where a job names none.
-
-        Raises:
-            UnknownModelError: If there is no such model.
-        """
-        return self._model(model)[0].defaults
+        self.queue.database.close()
 
     def generator(self, model: str) -> ImageGenerator:
-        """Load a text encoder with its base. The device's lock must be held.
+        """Load a model. The device's lock must be held.
 
         Raises:
             UnknownModelError: If there is no such model.
-            CheckpointError, FileNotFoundError: If it cannot be loaded.
+            CheckpointError, MissingFileError: If it cannot be loaded.
         """
-        group, encoder = self._model(model)
-        generators = self.loaded.get(
+        group, variant = self.catalog.model(model)
+        return self.cache.get(
             f"images {group.name}",
             lambda: group.load(self.device),
             lambda loaded: (part for each in loaded.values() for part in _modules(each)),
             group.version,
-        )
-        return generators[encoder]
+        )[variant]
 
     def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
-        """Say what a model reads of a prompt: tokens, what is cut off, words that it does not know.
+        """Describe what a model reads of a prompt: tokens, what is cut off, unknown words.
 
         Raises:
             UnknownModelError: If there is no such model.
             CheckpointError: If it has no tokenizer.
         """
-        group = self._model(model)[0]
+        group = self.catalog.model(model)[0]
         with self._tokenizer_lock:
             version, tokenizer = self._tokenizers.get(group.name, (None, None))
             if tokenizer is None or version != group.version:
-                # By itself: whoever writes a prompt waits neither for the base nor for the device.
+                # Loaded without its model: a prompt in the making waits neither for the base nor the device.
                 tokenizer = group.load_tokenizer()
                 self._tokenizers[group.name] = group.version, tokenizer
-            return _reading(prompt, tokenizer)
-
-    def _model(self, name: str) -> tuple[ModelGroup, str]:
-        models = self.models()
-        if name not in models:
-            raise UnknownModelError(f"there is no model {name!r}; known are {', '.join(models)}")
-        return models[name]
-
-    # -- jobs ---------------------------------------------------------------------------------------------
+            num_tokens = len(encode_whole([prompt], tokenizer)[0])
+            return {
+                "num_tokens": num_tokens,
+                "max_tokens": tokenizer.model_max_length,
+                "cut_off": cut_off(prompt, tokenizer) if num_tokens > tokenizer.model_max_length else "",
+                "unknown_words": unknown_words(prompt, tokenizer),
+            }
 
     def submit(self, client: str, kind: str, jobs: Sequence[tuple[str, Job]]) -> str:
-        """Queue images to draw.
+        """Queue images and return the job's id.
 
         Args:
-            client: Who asks: an address, and a name that it gives itself.
-            kind: draw, compare, grid or call.
+            client: Address of the client, a space, and a name that it gives itself.
+            kind: generate, compare, grid or call.
             jobs: Model and settings of each image.
-
-        Returns:
-            The job's id.
 
         Raises:
             StoppedError: If the studio is stopping.
-            ValueError: If the job is too large; says what is allowed.
+            UserError: If the job is too large; says what is allowed.
             BusyError: If too much is waiting.
         """
         if self.is_stopping:
             raise StoppedError("the studio is stopping; ask again when it is back")
         self.check_size([job for _, job in jobs])
         job_id = self.queue.add(client, kind, [_new_image(model, job) for model, job in jobs])
-        if self.is_stopping:  # since then: that has not seen this job
+        if self.is_stopping:  # since the check above; stopping has not seen this job
             self._end_calls("queued")
         self.worker.wake()
         return job_id
@@ -225,7 +169,7 @@ class Service:
         """Refuse what would hold the device for too long.
 
         Raises:
-            ValueError: Says which bound, and by what it is passed.
+            UserError: Names the bound, and what exceeds it.
         """
         limits = self.limits
         if not 1 <= len(jobs) <= limits.max_images_per_job:
@@ -254,7 +198,7 @@ class Service:
             )
 
     def wait(self, job_id: str) -> "Future[JobRow]":
-        """Return what becomes the job's row when it has ended."""
+        """Return a future of the job's row when it has ended."""
         future: Future[JobRow] = Future()
         with self._lock:
             job = self.queue.job(job_id)
@@ -268,15 +212,22 @@ class Service:
     def cancel(self, job_id: str) -> bool:
         """Cancel an open job, within one denoising step; return whether it was open.
 
-        An image that shares its batch with another job's is drawn to its end and thrown away.
+        An image that shares its batch with another job's is still generated, and dropped.
         """
         job = self.queue.job(job_id)
         return job is not None and self._end_job(job.number, "cancelled")
 
+    def settle(self, numbers: Sequence[int], error: str) -> None:
+        """End the jobs of a batch that failed, or that have no open image left."""
+        for number in numbers:
+            if error:
+                self._end_job(number, "failed", error)
+            elif self.queue.end_job_if_finished(number):
+                self._tell_ended(number)
+
     def describe(self, job: JobRow) -> dict[str, Any]:
-        """A job as plain values, with its images and how far they are."""
+        """Return a job, its images and its progress as plain values."""
         images = [self.describe_image(row) for row in self.queue.images_of(job.number)]
-        done = sum(image["step"] for image in images)
         return {
             "id": job.id,
             "kind": job.kind,
@@ -285,16 +236,15 @@ class Service:
             "created": job.created,
             "started": job.started,
             "ended": job.ended,
-            "step": done,
+            "step": sum(image["step"] for image in images),
             "steps": sum(image["steps"] for image in images),
             "images_before": self.queue.count_before(job.number) if job.state == "queued" else 0,
             "images": images,
         }
 
     def describe_image(self, row: ImageRow) -> dict[str, Any]:
-        """An image as plain values."""
+        """Return an image as plain values."""
         progress = self.worker.progress.get(row.number)
-        step = (progress.step if progress else 0) if row.state in OPEN else row.steps
         return {
             "id": row.id,
             "number": row.number,
@@ -302,7 +252,7 @@ class Service:
             "state": row.state,
             "settings": row.settings,
             "notes": row.notes,
-            "step": step,
+            "step": (progress.step if progress else 0) if row.state in OPEN else row.steps,
             "steps": row.steps,
             "preview_step": progress.preview_step if progress else 0,
             "seconds": row.seconds,
@@ -310,13 +260,13 @@ class Service:
         }
 
     def preview(self, image_id: str) -> bytes:
-        """The image as it is while it is being drawn, as JPEG; empty where there is none."""
+        """Return a running image's latest preview as JPEG; empty if there is none."""
         row = self.queue.image(image_id)
         progress = self.worker.progress.get(row.number) if row else None
         return progress.preview if progress else b""
 
     def delete_image(self, image_id: str) -> bool:
-        """Forget a drawn image and delete its file; return whether there was one."""
+        """Delete a finished image and its file; return whether there was one."""
         was_there = self.queue.delete_image(image_id)
         if was_there:
             self.files.delete(image_id)
@@ -330,7 +280,7 @@ class Service:
             raise
         if ended:
             self.worker.leave_out(number)
-            self._tell_ended(number, state)
+            self._tell_ended(number)
         return ended
 
     def _end_calls(self, *states: str) -> None:
@@ -343,7 +293,7 @@ class Service:
             for number in list(self._waiting):
                 self._tell_unavailable(number, error)
 
-    def _tell_ended(self, number: int, state: str) -> None:
+    def _tell_ended(self, number: int) -> None:
         with self._lock:
             futures = self._waiting.pop(number, [])
             job = self.queue.job_by_number(number)
@@ -352,7 +302,7 @@ class Service:
                 future.set_result(job)
 
     def _tell_unavailable(self, number: int, error: UnavailableError) -> None:
-        """Whoever waits for a job whose end cannot be written waits no longer."""
+        """Release those who wait for a job whose end cannot be written."""
         with self._lock:
             futures = self._waiting.pop(number, [])
         for future in futures:
@@ -369,13 +319,3 @@ def _new_image(model: str, job: Job) -> NewImage:
     settings = {name: getattr(job, name) for name in SETTINGS}
     shape = f"{job.width}x{job.height} {job.num_inference_steps} {job.guidance_scale} {job.scheduler}"
     return NewImage(model, shape, settings, job.num_steps)
-
-
-def _reading(prompt: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    num_tokens = len(encode_whole([prompt], tokenizer)[0])
-    return {
-        "num_tokens": num_tokens,
-        "max_tokens": tokenizer.model_max_length,
-        "cut_off": cut_off(prompt, tokenizer) if num_tokens > tokenizer.model_max_length else "",
-        "unknown_words": unknown_words(prompt, tokenizer),
-    }
