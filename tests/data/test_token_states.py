@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from clipgraft.data.token_states import StateBatches, TokenStates
+from clipgraft.data.batches import StateBatches, TokenStates
 from clipgraft.errors import UserError
 
 BOS, WORD, EOS, PADDING = range(4)

@@ -10,7 +10,7 @@ from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.pairs import LinearFit, Towers
 from clipgraft.config import BridgeSettings, Recipe
 from clipgraft.console import print_line
-from clipgraft.data.token_states import StateBatches
+from clipgraft.data.batches import StateBatches
 from clipgraft.device import seed_everything
 from clipgraft.files import write_json
 from clipgraft.models.bridge import BOS, PADDING, Bridge

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.config import Recipe
 from clipgraft.console import track
-from clipgraft.data.token_states import TokenStates
+from clipgraft.data.batches import TokenStates
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.models.base import FrozenBase, check_fit

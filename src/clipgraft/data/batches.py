@@ -1,6 +1,13 @@
-"""Sets that fit in memory, decoded or encoded once; batches that only seed, epoch and position decide."""
+"""Batches of sets encoded once, in memory or in a file; seed, epoch and position alone decide them.
 
+N items, B in a batch. Token states: L positions of a batch's longest caption, widths D (student) and W
+(teacher).
+"""
+
+import os
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,10 +16,18 @@ from torch import Tensor
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
+from clipgraft.errors import UserError
+
+NUM_CANDIDATES = 4
+"""Crops of an image from which `CropBatches` takes the one with most detail."""
+BATCHES_IN_POOL = 16
+"""Batches whose captions are drawn together and then sorted by length."""
+BYTES = 2
+"""Of a float16 in the file: its rounding, 5e-4, is far below the error of any bridge."""
 
 
 def load_pixels(images: Sequence[CaptionedImage], size: int) -> Tensor:
-    """Decode images once: (N, 3, size, size) uint8, resized to fill the square and centre-cropped."""
+    """Decode images to (N, 3, size, size) uint8, resized to fill the square and centre-cropped."""
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for index, image in enumerate(images):
         pixels[index] = to_uint8(vae_pixel_values([open_image(image.path)], size)[0])
@@ -20,47 +35,65 @@ def load_pixels(images: Sequence[CaptionedImage], size: int) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Turn pixels in [-1, 1] into uint8."""
+    """Convert pixels in [-1, 1] to uint8."""
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
-    """Turn uint8 pixels into float32 in [-1, 1]."""
+    """Convert uint8 pixels to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
-NUM_CANDIDATES = 4
-"""Crops among which CropBatches takes the one with most detail."""
+class ShuffledBatches:
+    """Batches of rows in an order drawn from (seed, epoch); a last, smaller batch is left out.
+
+    Args:
+        num_items: N.
+        batch_size: B.
+        seed: Decides order and random choices, together with the epoch.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int):
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.num_items // self.batch_size
+
+    def shuffle(self, epoch: int) -> tuple[np.random.Generator, np.ndarray]:
+        """Return the epoch's generator, and the order of all items that it drew first."""
+        random = np.random.default_rng([self.seed, epoch])
+        return random, random.permutation(self.num_items)
+
+    def rows(self, order: np.ndarray, start: int) -> Iterator[np.ndarray]:
+        """Yield the items of each batch from `start` on."""
+        for batch in range(start, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-class CropBatches:
-    """Random square crops, each the richest in detail of four; every image gives one an epoch.
+class CropBatches(ShuffledBatches):
+    """Random square crops, one an image and epoch: of four the one with most detail.
 
-    Subjects are a small part of a picture and skies a large one: taking the crop with the greatest mean
-    difference between neighbouring rows shows a model more of the subjects for the same cost.
+    Subjects are a small part of an image and skies a large one. The crop with the greatest mean difference
+    between neighbouring rows shows more of the subjects for the same cost.
 
     Args:
         pixels: (N, 3, H, W) uint8.
         crop_size: Side of the crop, at most H and W.
-        batch_size: Crops in a batch; an epoch's last, smaller batch is left out.
-        seed: Decides order and places, together with the epoch.
+        batch_size: B.
+        seed: See `ShuffledBatches`.
     """
 
     def __init__(self, pixels: Tensor, *, crop_size: int, batch_size: int, seed: int):
-        self.pixels, self.crop_size, self.batch_size, self.seed = pixels, crop_size, batch_size, seed
-
-    def __len__(self) -> int:
-        return len(self.pixels) // self.batch_size
+        super().__init__(len(pixels), batch_size, seed)
+        self.pixels, self.crop_size = pixels, crop_size
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Give `vae_pixel_values` (B, 3, crop_size, crop_size) in [-1, 1]."""
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.pixels))
+        """Yield `vae_pixel_values` (B, 3, crop_size, crop_size) in [-1, 1]."""
+        random, order = self.shuffle(epoch)
         free = np.array(self.pixels.shape[2:]) - self.crop_size
         corners = random.integers(0, free + 1, size=(len(self.pixels), NUM_CANDIDATES, 2))
-        for batch in range(start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            crops = [max((self._crop(i, *corner) for corner in corners[i]), key=_detail) for i in chosen]
+        for rows in self.rows(order, start):
+            crops = [max((self._crop(i, *corner) for corner in corners[i]), key=_detail) for i in rows]
             yield {"vae_pixel_values": from_uint8(torch.stack(crops))}
 
     def _crop(self, index: int, top: int, left: int) -> Tensor:
@@ -71,16 +104,16 @@ def _detail(crop: Tensor) -> float:
     return float(crop.float().diff(dim=1).abs().mean())
 
 
-class LatentBatches:
-    """Cached latents, each with one of its captions drawn afresh every epoch.
+class LatentBatches(ShuffledBatches):
+    """Cached latents, each with one of its captions, drawn anew every epoch.
 
     Args:
         latents: Scaled, (N, 4, h, w).
         input_ids: For each image its captions' token ids, unpadded.
         eos_token_id: Pads captions to `context_length`.
-        context_length: Positions of the text encoder; all are given, as a U-Net reads all.
-        batch_size: Images in a batch; an epoch's last, smaller batch is left out.
-        seed: Decides order and captions, together with the epoch.
+        context_length: Positions of the text encoder; the U-Net reads all of them.
+        batch_size: B.
+        seed: See `ShuffledBatches`.
     """
 
     def __init__(
@@ -93,29 +126,24 @@ class LatentBatches:
         batch_size: int,
         seed: int,
     ):
+        super().__init__(len(latents), batch_size, seed)
         self.latents, self.input_ids = latents, input_ids
         self.eos_token_id, self.context_length = eos_token_id, context_length
-        self.batch_size, self.seed = batch_size, seed
-
-    def __len__(self) -> int:
-        return len(self.latents) // self.batch_size
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Give `latents` (B, 4, h, w) and `input_ids` (B, context_length)."""
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.latents))
-        draws = random.random(len(self.latents))
-        for batch in range(start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            captions = [self.input_ids[i][int(draws[i] * len(self.input_ids[i]))] for i in chosen]
+        """Yield `latents` (B, 4, h, w) and `input_ids` (B, context_length)."""
+        random, order = self.shuffle(epoch)
+        draws = random.random(self.num_items)
+        for rows in self.rows(order, start):
+            captions = [self.input_ids[i][int(draws[i] * len(self.input_ids[i]))] for i in rows]
             yield {
-                "latents": self.latents[torch.from_numpy(chosen)],
+                "latents": self.latents[torch.from_numpy(rows)],
                 "input_ids": pad_input_ids(captions, self.eos_token_id, self.context_length),
             }
 
 
 class WithProgress:
-    """Batches that know how much of a training is done, so that a resumed one needs no count of its own.
+    """Batches with the share of the training that is done, so that a resumed one needs no count of its own.
 
     Args:
         batches: See `fit`.
@@ -129,31 +157,130 @@ class WithProgress:
         return len(self.batches)
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Give what the batches give, and `progress` (1,): 0 at the first batch, below 1 at the last."""
+        """Yield the batches with `progress` (1,): 0 for the first batch, below 1 for the last."""
         for index, batch in enumerate(self.batches.epoch(epoch, start), start):
             done = (epoch + index / len(self)) / self.num_epochs
             yield {**batch, "progress": torch.tensor([done])}
 
 
-class LabelledBatches:
-    """Pictures with their labels.
+class LabelledBatches(ShuffledBatches):
+    """Images with their labels.
 
     Args:
         pixels: (N, 3, H, W) uint8.
         labels: (N, K) int64.
-        batch_size: Pictures in a batch; an epoch's last, smaller batch is left out.
-        seed: Decides the order, together with the epoch.
+        batch_size: B.
+        seed: See `ShuffledBatches`.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, *, batch_size: int, seed: int):
-        self.pixels, self.labels, self.batch_size, self.seed = pixels, labels, batch_size, seed
-
-    def __len__(self) -> int:
-        return len(self.pixels) // self.batch_size
+        super().__init__(len(pixels), batch_size, seed)
+        self.pixels, self.labels = pixels, labels
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Give `pixels` (B, 3, H, W) in [-1, 1] and `labels` (B, K)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pixels))
-        for batch in range(start, len(self)):
-            chosen = torch.from_numpy(order[batch * self.batch_size : (batch + 1) * self.batch_size])
-            yield {"pixels": from_uint8(self.pixels[chosen]), "labels": self.labels[chosen]}
+        """Yield `pixels` (B, 3, H, W) in [-1, 1] and `labels` (B, K)."""
+        for rows in map(torch.from_numpy, self.rows(self.shuffle(epoch)[1], start)):
+            yield {"pixels": from_uint8(self.pixels[rows]), "labels": self.labels[rows]}
+
+
+class TokenStates:
+    """Token states of two text towers at chosen positions of captions, in a memory-mapped file.
+
+    Args:
+        path: The file, written anew.
+        counts: Positions of each caption, (N,) int64, in the order in which captions are added.
+        sizes: D and W.
+
+    Raises:
+        UserError: If the disk has no room for it.
+        OSError: If the system refuses it.
+    """
+
+    def __init__(self, path: Path, counts: Tensor, sizes: tuple[int, int]):
+        self.sizes = sizes
+        self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        path.unlink(missing_ok=True)
+        total, width = int(self.starts[-1]), sum(sizes)
+        needed, free = total * width * BYTES, shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise UserError(
+                f"token states of {len(counts):,} captions take {needed / 1e9:.1f} GB and {path.parent} has "
+                f"{free / 1e9:.1f} GB free; give fewer captions (bridge.max_captions) or make room"
+            )
+        with path.open("wb") as file:
+            _reserve(file.fileno(), needed)
+        self.states = torch.from_file(str(path), shared=True, size=total * width, dtype=torch.float16)
+        self.states = self.states.view(total, width)
+        self.classes, self.positions = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
+        self.num_added = 0
+
+    def __len__(self) -> int:
+        """Return the number of captions."""
+        return len(self.starts) - 1
+
+    def add(self, student: Tensor, teacher: Tensor, classes: Tensor, chosen: Tensor) -> None:
+        """Add captions.
+
+        Args:
+            student: (B, L, D).
+            teacher: (B, L, W).
+            classes: (B, L), token classes.
+            chosen: (B, L) bool, the positions to keep.
+        """
+        part = slice(self.num_added, self.num_added + int(chosen.sum()))
+        self.states[part] = torch.cat([student[chosen], teacher[chosen]], dim=1)
+        self.classes[part] = classes[chosen]
+        self.positions[part] = torch.arange(classes.shape[1]).expand_as(classes)[chosen]
+        self.num_added = part.stop
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    # Without room on the disk, a later write to the mapped memory would kill the process.
+    if num_bytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, num_bytes)
+    else:
+        os.truncate(file, num_bytes)
+
+
+class StateBatches(ShuffledBatches):
+    """Token states of captions of similar length, padded to the longest; padding has weight 0.
+
+    Args:
+        states: Of all captions.
+        padding: The class of padding.
+        bos: The class of BOS, a constant with weight 0.
+        batch_size: B.
+        seed: See `ShuffledBatches`.
+    """
+
+    def __init__(self, states: TokenStates, *, padding: int, bos: int, batch_size: int, seed: int):
+        super().__init__(len(states), batch_size, seed)
+        self.states, self.padding, self.bos = states, padding, bos
+
+    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
+        """Yield `student` (B, L, D), `teacher` (B, L, W), `classes`, `positions` and `weights` (B, L)."""
+        random, order = self.shuffle(epoch)
+        order = order[: len(self) * self.batch_size]
+        size = self.batch_size * BATCHES_IN_POOL
+        lengths = self.states.starts.diff().numpy()
+        pools = (order[begin : begin + size] for begin in range(0, len(order), size))
+        by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+        batches = np.concatenate(by_length).reshape(len(self), self.batch_size)
+        for rows in batches[random.permutation(len(self))[start:]]:
+            yield self._batch(torch.from_numpy(rows))
+
+    def _batch(self, rows: Tensor) -> dict[str, Tensor]:
+        kept, (student_size, _) = self.states, self.states.sizes
+        starts, counts = kept.starts[rows], kept.starts[rows + 1] - kept.starts[rows]
+        place = torch.arange(int(counts.max()))  # (L,)
+        is_there = place < counts[:, None]  # (B, L)
+        index = starts[:, None] + place.minimum(counts[:, None] - 1)
+        states = kept.states[index].float()
+        classes = torch.where(is_there, kept.classes[index].long(), self.padding)
+        return {
+            "student": states[..., :student_size],
+            "teacher": states[..., student_size:],
+            "classes": classes,
+            "positions": kept.positions[index].long(),
+            "weights": (is_there & (classes != self.bos)).float(),
+        }

@@ -1,9 +1,9 @@
-"""Batches of images with captions, in an order that only seed and epoch decide.
+"""Batches of images with captions, decided by seed and epoch alone.
 
-The order of images and the captions drawn for each are pure functions of (seed, epoch): a run that is resumed
-at (epoch, start) sees exactly the batches that the unbroken run would have seen, with any number of workers
-and of training processes. The epoch travels inside each index, because workers that outlive an epoch hold a
-copy of the dataset.
+The order of images and the captions drawn for each are pure functions of (seed, epoch): a run resumed at
+(epoch, start) sees the batches that the unbroken run would have seen, with any number of workers and of
+training processes. The epoch travels inside each index, because workers outlive an epoch with a copy of the
+dataset.
 """
 
 import math
@@ -39,22 +39,22 @@ class Item(NamedTuple):
     """One image with the captions drawn for it."""
 
     clip_crop: np.ndarray | None
-    """(3, S, S) uint8; None where images are not asked for."""
+    """(3, S, S) uint8; None for captions alone."""
     input_ids: list[list[int]]
     image_index: int
     image_id: str
 
 
 class EpochSampler(Sampler[list[EpochIndex]]):
-    """The images of each batch of an epoch: a permutation drawn from (seed, epoch), cut in pieces.
+    """Image indices of each batch: a permutation drawn from (seed, epoch), cut in pieces.
 
     Args:
         num_items: Number of images.
         batch_size: Images in a batch of all processes together; a multiple of `num_processes`.
         seed: Not negative.
         drop_last: Leave out an epoch's last batch if it is not full.
-        process_index: Which share of each batch is given.
-        num_processes: Equal shares that a batch is cut in.
+        process_index: This process's share of each batch.
+        num_processes: Equal shares of a batch.
     """
 
     def __init__(
@@ -77,24 +77,16 @@ class EpochSampler(Sampler[list[EpochIndex]]):
             raise UserError(
                 f"batch_size must be a multiple of the number of processes, {num_processes}; got {batch_size}"
             )
-        self.num_items = num_items
-        self.batch_size = batch_size
-        self.seed = seed
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.num_batches = num_items // batch_size if drop_last else -(-num_items // batch_size)
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.process_index, self.num_processes = process_index, num_processes
         self.resume(0, 0)
 
     def resume(self, epoch: int, start: int) -> None:
-        """Let the next pass be of `epoch`, behind its first `start` batches.
-
-        Raises:
-            ValueError: If `start` is not between 0 and the number of batches.
-        """
+        """Set the epoch of the next pass, and how many of its batches to skip."""
         if not 0 <= start <= self.num_batches:
             raise UserError(f"start must be between 0 and the {self.num_batches} batches; got {start}")
-        self.epoch = epoch
-        self.start = start
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return self.num_batches - self.start
@@ -108,11 +100,10 @@ class EpochSampler(Sampler[list[EpochIndex]]):
 
 
 def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index: int) -> list[int]:
-    """Return which captions an image shows in an epoch.
+    """Return `count` caption numbers of an image for an epoch.
 
-    Each image goes through all of its captions in an order of its own before one comes again. In one epoch
-    none comes again while another has come less often: twice only where an image has fewer than are asked
-    for.
+    Each image goes through all of its captions in an order of its own before one comes again. Within an epoch
+    a caption comes twice only if the image has fewer than `count`.
 
     Args:
         num_captions: Captions of the image, at least 1.
@@ -120,13 +111,10 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
         seed: The run's seed.
         epoch: From 0.
         index: The image's place in the dataset.
-
-    Returns:
-        `count` numbers from 0 to `num_captions` - 1.
     """
 
     def order(round_: int) -> list[int]:
-        """Each caption once; first those that the epoch at work has not shown in the round it began in."""
+        """Each caption once; first those not yet shown in the epoch in which the round begins."""
         captions = np.random.default_rng([seed, index, round_]).permutation(num_captions).tolist()
         begun = round_ * num_captions // count * count
         first, num_skipped = divmod(begun, num_captions)
@@ -142,20 +130,18 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
 
 
 def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return for each image the place of the first one whose file holds the same bytes."""
+    """Return for each image the index of the first one whose file holds the same bytes."""
     first: dict[str, int] = {}
     sums = content_sums([image.path for image in images])
     return [first.setdefault(content, index) for index, content in enumerate(sums)]
 
 
 class ImageCaptionDataset(Dataset[Item]):
-    """Images, each with some of its captions; map-style, indexed by `EpochIndex`.
-
-    Captions are tokenized once, here.
+    """Images, each with some of its captions, indexed by `EpochIndex`; tokenized once, here.
 
     Args:
         images: The images of one split.
-        crops: Of each of them, (3, S, S) uint8; None for captions alone.
+        crops: For each of them (3, S, S) uint8; None for captions alone.
         tokenizer: The model's own tokenizer.
         seed: Decides which captions are drawn in which epoch.
         captions_per_image: Captions drawn for each image.
@@ -170,10 +156,8 @@ class ImageCaptionDataset(Dataset[Item]):
         seed: int,
         captions_per_image: int = 1,
     ) -> None:
-        self.images = tuple(images)
-        self.crops = crops
-        self.seed = seed
-        self.captions_per_image = captions_per_image
+        self.images, self.crops = tuple(images), crops
+        self.seed, self.captions_per_image = seed, captions_per_image
         captions = [caption for image in self.images for caption in image.captions]
         self._input_ids, self.num_truncated = encode_captions(captions, tokenizer)
         self._first_caption = np.cumsum([0] + [len(image.captions) for image in self.images])
@@ -193,25 +177,22 @@ class ImageCaptionDataset(Dataset[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Turn items into the batch that objectives read; a class, so that workers can be spawned with it."""
+    """Turn items into a batch for objectives; a class, so that spawned workers can receive it."""
 
     processor: ImageProcessor
     eos_token_id: int
     duplicate_ids: tuple[int, ...]
-    """Of every image, from `duplicate_ids`."""
+    """Of every image."""
     length_multiple: int = 1
-    """Rows of `input_ids` are as long as the batch's longest, rounded up to a multiple of this."""
+    """`input_ids` are padded to the batch's longest, rounded up to a multiple of this."""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor | list[str]]:
-        """Return the batch.
-
-        Args:
-            items: N items of the dataset with M captions in all.
+        """Collate N items with M captions in all.
 
         Returns:
-            `clip_pixel_values` (N, 3, S, S) float32, `input_ids` (M, L) int64 padded with EOS, `image_index`
-            (N,) int64, `caption_image` (M,) int64, the `image_index` of each caption's image, `duplicate_id`
-            (N,) int64, equal for equal files, `image_ids` list of N names. Without images no pixels.
+            `clip_pixel_values` (N, 3, S, S) float32 (absent without images), `input_ids` (M, L) int64 padded
+            with EOS, `image_index` (N,) int64, `caption_image` (M,) int64, the `image_index` of each
+            caption's image, `duplicate_id` (N,) int64, equal for equal files, `image_ids`, N names.
         """
         crops = [item.clip_crop for item in items if item.clip_crop is not None]
         pixels = normalize_clip_crops(torch.from_numpy(np.stack(crops)), self.processor) if crops else None
@@ -233,21 +214,20 @@ class CaptionedBatches:
 
     Args:
         images: The images of one split.
-        crops: Of each of them, (3, S, S) uint8; None for captions alone.
+        crops: For each of them (3, S, S) uint8; None for captions alone.
         tokenizer: The model's own tokenizer.
         processor: The model's own image processor.
-        batch_size: Images in a batch, of all processes together. An epoch's last batch is left out if it is
-            not full: a contrastive loss depends on its size.
+        batch_size: Images in a batch, of all processes together. A last batch that is not full is left out:
+            a contrastive loss depends on its size.
         seed: Decides order and captions, together with the epoch.
         captions_per_image: Captions drawn for each image.
-        length_multiple: Captions are padded to the batch's longest, rounded up to a multiple of this: 77 for
-            all positions.
+        length_multiple: See `Collate`; 77 pads to all positions.
         num_workers: Processes that read images; 0 reads in this one.
-        process_index: Which share of each batch is given.
-        num_processes: Equal shares that a batch is cut in.
+        process_index: This process's share of each batch.
+        num_processes: Equal shares of a batch.
 
     Raises:
-        ValueError: If no batch would come out, or a batch cannot be shared out evenly.
+        UserError: If there is no full batch, or it cannot be shared evenly.
     """
 
     def __init__(
@@ -269,21 +249,14 @@ class CaptionedBatches:
             len(images), batch_size, seed=seed, process_index=process_index, num_processes=num_processes
         )
         self.dataset = ImageCaptionDataset(
-            images,
-            crops,
-            tokenizer=tokenizer,
-            seed=seed,
-            captions_per_image=captions_per_image,
+            images, crops, tokenizer=tokenizer, seed=seed, captions_per_image=captions_per_image
         )
         self.loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_sampler=self.sampler,
             num_workers=num_workers,
             collate_fn=Collate(
-                processor,
-                tokenizer.eos_token_id,
-                duplicate_ids=tuple(duplicate_ids(images)),
-                length_multiple=length_multiple,
+                processor, tokenizer.eos_token_id, tuple(duplicate_ids(images)), length_multiple
             ),
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each pass would draw from the global one
@@ -293,6 +266,6 @@ class CaptionedBatches:
         return self.sampler.num_batches
 
     def epoch(self, epoch: int, start: int) -> Iterable[dict[str, Any]]:
-        """Give the batches of an epoch without its first `start`; for their keys see `Collate`."""
+        """Return the batches of an epoch without its first `start`; for their keys see `Collate`."""
         self.sampler.resume(epoch, start)
         return self.loader
