@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -108,4 +110,48 @@ def test_design_draws_the_files_that_are_on_disk():
 )
 def test_module_imports_without_torch(module):
     code = f"import sys, clipgraft.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def packages_of(path: Path) -> set[str]:
+    """Top-level names of all other packages that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names |= {str(module).partition(".")[0] for module in modules}
+    return names - sys.stdlib_module_names - {"clipgraft"}
+
+
+def plain(name: str) -> str:
+    return re.split(r"[<>=\[; ]", name)[0].lower().replace("_", "-")
+
+
+def test_every_imported_package_is_declared_and_pinned():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = {plain(name) for name in project["dependencies"]}
+    declared = needed | {plain(name) for extra in extras.values() for name in extra}
+    pinned = {plain(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines()}
+    distributions = packages_distributions()
+    for path in MODULES:
+        for package in packages_of(path):
+            names = {plain(name) for name in distributions[package]}
+            assert names & declared, f"{path.name} imports {package}, which pyproject.toml does not declare"
+            assert names & pinned, f"{package} is not pinned in constraints.txt"
+            only_app = path.is_relative_to(SOURCE / "studio") or package in ("openvino", "peft")
+            assert only_app or names & needed, f"{path.name} needs {package}, declared for an extra alone"
+
+
+def test_public_names_are_where_init_says():
+    import clipgraft
+
+    for name in clipgraft.__all__:
+        assert getattr(clipgraft, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = clipgraft.nothing
+
+
+def test_import_of_clipgraft_is_light():
+    code = "import sys, clipgraft; sys.exit(bool({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,26 +1,41 @@
 """Fine-tune CLIP on captioned images and graft its text tower onto a frozen latent diffusion model."""
 
+import importlib
 import os
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["GraftedTextConfig", "GraftedTextEncoder", "__version__", "load"]
+
+_ROOMS = {
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "MissingFileError": "errors",
+    "UserError": "errors",
+    "load_dataset": "data.formats",
+    "load_clip": "models.clip",
+    "Bridge": "models.bridge",
+    "RidgeRegression": "models.ridge",
+    "Graft": "models.graft",
+    "GraftedTextConfig": "models.graft",
+    "GraftedTextEncoder": "models.graft",
+    "contrastive_loss": "training.losses",
+    "load": "generation.generator",
+    "retrieval_metrics": "evaluation.metrics.retrieval",
+}
+"""Public name -> the module that defines it, imported when the name is first used: torch takes seconds."""
+
+__all__ = ["__version__", *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: torch takes seconds.
+    # diffusers looks the encoder's class up here, and its base class too, to learn how the class is loaded.
+    room = "models.graft" if name == "PreTrainedModel" else _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Before transformers is imported, else it advises on torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    return getattr(importlib.import_module(f"clipgraft.{room}"), name)
 
-    diffusers looks the encoder's class up here, by its module's first name, and asks for the class' base too
-    (`PreTrainedModel`), to learn from it how the class is loaded.
-    """
-    if name in ("GraftedTextConfig", "GraftedTextEncoder", "PreTrainedModel"):
-        from clipgraft.models import graft as encoder
 
-        return getattr(encoder, name)
-    if name == "load":
-        # As in cli.py: else transformers advises on torchvision, which nothing here needs.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from clipgraft.generation.generator import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted(__all__)
