@@ -30,7 +30,7 @@ MEASURE = """
 import os, sys, tempfile
 from pathlib import Path
 from transformers import CLIPImageProcessorPil
-from clipgraft.data.crops import cut_crops
+from clipgraft.data.transforms import cut_crops
 from clipgraft.data.images import open_image
 
 def kib(name):

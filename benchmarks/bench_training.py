@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clipgraft.cache import CachedArrays
-from clipgraft.data.crops import cut_crops
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
+from clipgraft.data.transforms import cut_crops
 from clipgraft.device import choose_mixed_precision, describe_environment, quiet_libraries
 from clipgraft.models.attention import ATTENTION, attend
 from clipgraft.models.clip import ClipParts, encode_images

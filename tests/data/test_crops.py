@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from clipgraft.data import crops as crops_module
-from clipgraft.data.crops import _settings_sum, cut_crops
+from clipgraft.data import transforms
 from clipgraft.data.images import decode, open_image, read_header
-from clipgraft.data.transforms import PIXELS_VERSION, clip_crop
+from clipgraft.data.transforms import PIXELS_VERSION, _settings_sum, clip_crop, cut_crops
 from clipgraft.errors import DataError
 
 GOLDEN = {1: {"PNG": "77b1812b2fd80fd7", "JPEG": "9faace21d0c92842", "WEBP": "77b1812b2fd80fd7"}}
@@ -120,7 +119,7 @@ def test_large_images_are_cut_in_one_thread(
             return super().__call__(*args, **kwargs)
 
     expected = cut_crops(paths, processor_of(), tmp_path / "all at once")
-    monkeypatch.setattr(crops_module, "PARALLEL_PIXELS", 40 * 48 - 1)
+    monkeypatch.setattr(transforms, "PARALLEL_PIXELS", 40 * 48 - 1)
     done: list[int] = []
     processor = Processor(**processor_of().to_dict())
     crops = cut_crops(paths, processor, tmp_path / "one by one", done.append)
@@ -163,16 +162,16 @@ def test_what_decides_the_pixels_decides_where_crops_lie(monkeypatch: pytest.Mon
     first = sums()
     assert len(first) == 5
     assert _settings_sum(CLIPImageProcessorPil(image_mean=[0, 0, 0])) in first  # comes behind the crop
-    monkeypatch.setattr(crops_module, "version", lambda name: "99" if name == "pillow" else version(name))
+    monkeypatch.setattr(transforms, "version", lambda name: "99" if name == "pillow" else version(name))
     second = sums()
-    monkeypatch.setattr(crops_module, "PIXELS_VERSION", 99)
+    monkeypatch.setattr(transforms, "PIXELS_VERSION", 99)
     assert len(first | second | sums()) == 15
 
 
 def test_long_sets_are_cut_in_segments(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crops_module, "SEGMENT_BYTES", 4 * 3 * 32 * 32)
+    monkeypatch.setattr(transforms, "SEGMENT_BYTES", 4 * 3 * 32 * 32)
     crops = cut_crops(paths, processor_of(), tmp_path / "cache")
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     assert np.array_equal(crops[5], clip_crop(open_image(paths[5]), processor_of()))

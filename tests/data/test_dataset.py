@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.dataset import (
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, merge_duplicates
+from clipgraft.data.raw import (
     EMPTY_CAPTION,
     HASHED_SPLIT,
     HIDDEN_FILE,
@@ -13,16 +14,11 @@ from clipgraft.data.dataset import (
     NO_CAPTION,
     NO_PHOTOGRAPH,
     OTHER_FORMAT,
-    CaptionDataset,
-    CaptionedImage,
-    CaptionedImages,
-    Excluded,
     RawCaption,
     RawDataset,
     assemble,
     check_image_name,
     hash_split,
-    merge_duplicates,
 )
 from clipgraft.errors import DataError
 

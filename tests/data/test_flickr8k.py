@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.dataset import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH, CaptionDataset
+from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
+from clipgraft.data.raw import IN_NO_SPLIT, NO_CAPTION, NO_PHOTOGRAPH
 from clipgraft.errors import DataError
 
 TOKENS = "a.jpg#0\tA dog runs .\na.jpg#1\tA dog\nb.jpg#0\tA cat , asleep .\n"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.dataset import HASHED_SPLIT, CaptionDataset, hash_split
+from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
+from clipgraft.data.raw import HASHED_SPLIT, hash_split
 from clipgraft.errors import DataError
 
 

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clipgraft.data.dataset import IMAGE_SUFFIXES, SPLITS, RawCaption, RawDataset, Split, check_image_name
-from clipgraft.data.source_folder import DataFolder, tidy
+from clipgraft.data.dataset import SPLITS, Split
+from clipgraft.data.raw import IMAGE_SUFFIXES, DataFolder, RawCaption, RawDataset, check_image_name, tidy
 from clipgraft.errors import DataError
 
 IMAGE_FOLDERS = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr8k_images")

@@ -11,17 +11,9 @@ from typing import Any
 
 from clipgraft.cache import cache_dir
 from clipgraft.console import track
-from clipgraft.data.dataset import (
-    CaptionDataset,
-    RawCaption,
-    RawDataset,
-    Split,
-    assemble,
-    check_image_name,
-    is_utf8,
-)
+from clipgraft.data.dataset import CaptionDataset, Split
 from clipgraft.data.flickr8k import read_flickr8k
-from clipgraft.data.source_folder import DataFolder, tidy
+from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, check_image_name, is_utf8, tidy
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import parse_json, read_text
 from clipgraft.flatland import draw_flatland8k

@@ -1,10 +1,18 @@
-"""From photographs and captions to tensors: CLIP's image range, the VAE's image range, token ids.
+"""From photographs and captions to tensors: CLIP's pixels, the VAE's pixels, token ids.
 
-Sizes, means and deviations are read from the model's own image processor, never typed here. CLIP's
-preprocessing is cut in two at its 8-bit image, so that the costly half (resize, crop) can be kept in memory.
+Sizes, means and deviations are read from the model's own image processor. CLIP's preprocessing is cut in two
+at its 8-bit crop: the costly half, decoding and resizing, is done once for all runs and cached. A crop's key
+is the checksum of its file; the settings that decide its pixels name the folder.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,20 +22,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_transforms import get_resize_output_image_size
 
-from clipgraft.data.dataset import CONTEXT_LENGTH
+from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
+from clipgraft.console import track
+from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
+from clipgraft.data.images import decode, opened_image
 from clipgraft.errors import UserError
 
 PIXELS_VERSION = 1
-"""Of the pixels that `open_image`, `clip_crop` and `vae_pixel_values` make of a file.
-
-Caches of what is made of these are keyed by it. Raised when other pixels come out, which a test says.
-"""
+"""Part of each cache's key; raised when `open_image`, `clip_crop` or `vae_pixel_values` make other pixels."""
+SEGMENT_BYTES = 128 * 2**20
+"""Crops held in memory until they are written: 891 of 224 pixels."""
+PARALLEL_PIXELS = 25_000_000
+"""Larger images are decoded one at a time: one takes up to 1.5 GB."""
+NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+"""Settings of an image processor that act after its 8-bit crop."""
 END_OF_WORD = "</w>"
-"""By which CLIP's vocabulary tells a token that ends a word."""
+"""Ends a token of CLIP's vocabulary that ends a word."""
 
 
 class ImageProcessor(Protocol):
-    """What is used of transformers' `CLIPImageProcessor`, whichever of its backends made it."""
+    """The part of transformers' `CLIPImageProcessor` in use, whichever backend made it."""
 
     image_mean: list[float]
     image_std: list[float]
@@ -53,22 +67,14 @@ class TokenizedCaptions(NamedTuple):
 
 
 def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) -> Tensor:
-    """Return images as CLIP's vision tower wants them: what `processor(images)` gives.
-
-    Args:
-        images: B RGB images of any size, taken one by one.
-        processor: The model's own `CLIPImageProcessor`; gives size S, crop, mean and deviation.
-
-    Returns:
-        (B, 3, S, S) float32, normalised by CLIP's mean and deviation.
-    """
+    """Return RGB images of any size as `processor(images)` does: (B, 3, S, S) float32, normalised."""
     return normalize_clip_crops(
         torch.from_numpy(np.stack([clip_crop(i, processor) for i in images])), processor
     )
 
 
 def clip_crop(image: Image.Image, processor: ImageProcessor) -> np.ndarray:
-    """Return one image resized (bicubic) and centre-cropped as CLIP's processor does: (3, S, S) uint8."""
+    """Resize (bicubic) and centre-crop an image as CLIP's processor does: (3, S, S) uint8."""
     do_resize = processor.do_resize
     if do_resize and dict(processor.size).keys() == {"shortest_edge"}:
         # By the processor's own functions, without the four copies of the whole image that it makes before.
@@ -84,32 +90,88 @@ def clip_crop(image: Image.Image, processor: ImageProcessor) -> np.ndarray:
 
 
 def normalize_clip_crops(crops: Tensor, processor: ImageProcessor) -> Tensor:
-    """Return 8-bit crops in CLIP's range.
-
-    Args:
-        crops: (B, 3, S, S) uint8 from `clip_crop`.
-        processor: The processor that cut them.
-
-    Returns:
-        (B, 3, S, S) float32.
-    """
+    """Return 8-bit crops (B, 3, S, S) as float32 in CLIP's range."""
     mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
     std = torch.tensor(processor.image_std).view(1, 3, 1, 1)
-    return (crops.float() * processor.rescale_factor - mean) / std  # (B, 3, S, S)
+    return (crops.float() * processor.rescale_factor - mean) / std
+
+
+def load_crops(images: Sequence[CaptionedImage], processor: ImageProcessor) -> CachedArrays:
+    """Return CLIP's crops of images, decoding those that are not cached; see `cut_crops`."""
+    paths = [image.path for image in images]
+    with track("reading images", len(paths)) as update:
+        return cut_crops(paths, processor, cache_dir() / "crops", lambda done: update(done, "decoded"))
+
+
+def cut_crops(
+    paths: Sequence[Path],
+    processor: ImageProcessor,
+    folder: Path,
+    on_image: Callable[[int], None] = lambda done: None,
+) -> CachedArrays:
+    """Return CLIP's crops of photographs, decoding those that are not in `folder`.
+
+    Args:
+        paths: JPEG, PNG or WebP files.
+        processor: Its settings are part of a crop's key.
+        folder: All crops of all data.
+        on_image: Called with the number of images decoded so far.
+
+    Returns:
+        For each path (3, S, S) uint8.
+
+    Raises:
+        MissingFileError: If a photograph is missing.
+        DataError: If one cannot be read; what was cut before stays.
+        OSError: If the disk is full; what was cut before stays.
+    """
+    cache = ContentCache(folder / _settings_sum(processor), "crops")
+    sums = content_sums(paths)
+    known = cache.find(sums)
+    todo = list({key: path for key, path in zip(sums, paths, strict=True) if key not in known}.items())
+    start = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter's lock
+        while start < len(todo):
+            key, path = todo[start]
+            crops = {key: _cut(path, processor)}
+            part = todo[start : start + max(1, SEGMENT_BYTES // crops[key].nbytes)]
+            on_image(start + 1)
+            cuts = pool.map(partial(_cut_if_small, processor=processor), [path for _, path in part[1:]])
+            for (key, path), crop in zip(part[1:], cuts, strict=True):
+                crops[key] = _cut(path, processor) if crop is None else crop
+                on_image(start + len(crops))
+            known |= cache.add(crops)
+            start += len(part)
+    return CachedArrays(known[key] for key in sums)
+
+
+def _cut(path: Path, processor: ImageProcessor) -> np.ndarray:
+    with opened_image(path) as image:
+        return np.ascontiguousarray(clip_crop(decode(image), processor))
+
+
+def _cut_if_small(path: Path, processor: ImageProcessor) -> np.ndarray | None:
+    with opened_image(path) as image:
+        if image.width * image.height > PARALLEL_PIXELS:
+            return None
+    return _cut(path, processor)
+
+
+def _settings_sum(processor: ImageProcessor) -> str:
+    settings = {name: str(value) for name, value in processor.to_dict().items() if name not in NORMALIZATION}
+    versions = [PIXELS_VERSION, type(processor).__name__, version("pillow"), version("transformers")]
+    return sha256(json.dumps([settings, versions], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def vae_pixel_values(images: Iterable[Image.Image], size: int) -> Tensor:
-    """Return images as the VAE wants them: resized to fill a square (bicubic), centre-cropped, in [-1, 1].
+    """Resize RGB images to fill a square (bicubic) and centre-crop them.
 
     Args:
-        images: B RGB images of any size, taken one by one.
+        images: Of any size.
         size: Side of the square in pixels; a multiple of 8, because the VAE halves it three times.
 
     Returns:
         (B, 3, size, size) float32 in [-1, 1].
-
-    Raises:
-        ValueError: If `size` is not a positive multiple of 8.
     """
     if size < 8 or size % 8:
         raise UserError(f"size must be a positive multiple of 8 pixels; got {size}")
@@ -125,19 +187,16 @@ def tokenize(
     context_length: int = CONTEXT_LENGTH,
     pad_to_context_length: bool = False,
 ) -> TokenizedCaptions:
-    """Turn captions into token ids of one length, padded with EOS.
+    """Return token ids of captions, padded with EOS to one length.
 
-    CLIP's text tower is causal and read out at its first EOS, so padding behind it changes nothing;
-    the longest caption of a batch sets the length, unless the full 77 positions are asked for.
+    CLIP's text tower is causal and read at its first EOS, so padding behind it changes nothing: the longest
+    caption of a batch sets the length.
 
     Args:
         captions: B captions.
         tokenizer: The model's own tokenizer; it sets BOS and EOS.
         context_length: Most tokens of a caption, BOS and EOS included.
-        pad_to_context_length: Pad to `context_length`, as diffusion models want, not to the longest.
-
-    Returns:
-        The ids, and how many captions were longer; of these the end is lost, EOS stays.
+        pad_to_context_length: Pad to `context_length`, which diffusion models read, not to the longest.
     """
     ids, num_truncated = encode_captions(captions, tokenizer, context_length=context_length)
     length = context_length if pad_to_context_length else max(map(len, ids))
@@ -147,7 +206,7 @@ def tokenize(
 def encode_captions(
     captions: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, context_length: int = CONTEXT_LENGTH
 ) -> tuple[list[list[int]], int]:
-    """Return each caption's token ids without padding, EOS last, and how many captions were cut.
+    """Return token ids without padding, EOS last, and the number of captions that were cut.
 
     They are cut where the positions end, as transformers and diffusers do.
     """
@@ -157,10 +216,8 @@ def encode_captions(
 
 
 def encode_whole(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return each caption's token ids, BOS and EOS included, however many.
-
-    The text `<|endoftext|>` in a caption is read letter by letter: as EOS it would end the caption there.
-    """
+    """Return all token ids of captions, BOS and EOS included, however many."""
+    # The text `<|endoftext|>` in a caption is split like any other: as EOS it would end the caption there.
     # `verbose` off: the tokenizer would warn of one long caption, and we count all.
     encoded = tokenizer(list(captions), truncation=False, verbose=False, split_special_tokens=True)
     ids: list[list[int]] = encoded["input_ids"]

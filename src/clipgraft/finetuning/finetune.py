@@ -12,10 +12,10 @@ from accelerate.utils import gather, send_to_device
 from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.console import print_line, say
 from clipgraft.data.check import check_dataset, leakage_note, to_json
-from clipgraft.data.crops import load_crops
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
+from clipgraft.data.transforms import load_crops
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes, write_json

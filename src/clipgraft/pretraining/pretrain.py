@@ -24,11 +24,10 @@ from clipgraft.data.batches import (
     load_pixels,
     to_uint8,
 )
-from clipgraft.data.crops import load_crops
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.transforms import encode_captions
+from clipgraft.data.transforms import encode_captions, load_crops
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
 from clipgraft.files import write_json

@@ -1,0 +1,260 @@
+"""What readers find in a folder of captioned images, and how it becomes a dataset.
+
+A reader parses its format into a `RawDataset`; `assemble` includes every photograph and every caption in a
+`CaptionDataset`, or excludes it with a reason. Folders come from strangers: nothing outside is read, whatever
+links say.
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, Split
+from clipgraft.errors import DataError, printable
+from clipgraft.files import LONE_SURROGATE, inside, read_bytes
+
+MAX_CAPTION_CHARACTERS = 10_000
+"""CLIP reads 77 tokens, some 400 characters; the longest captions written for images have some thousands."""
+NUM_EXAMPLES = 3
+"""Names that stand for all files with the same note."""
+
+NO_PHOTOGRAPH = "no photograph"
+NO_CAPTION = "no caption"
+NEITHER = "listed in a split, but no photograph and no caption"
+IN_NO_SPLIT = "in no split"
+EMPTY_CAPTION = "empty caption"
+OTHER_FORMAT = "not a JPEG, PNG or WebP file"
+HIDDEN_FILE = "hidden file"
+NOT_UTF8 = "file name that is not UTF-8"
+LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
+HASHED_SPLIT = "no split is named, so each image's split follows from its name: 80% train, 10% val, 10% test"
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"}
+)
+
+
+class RawCaption(NamedTuple):
+    """A caption as its file has it."""
+
+    image_id: str
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawDataset:
+    """What a reader found, before anything is included or excluded."""
+
+    format: str
+    files: dict[str, str]
+    photographs: Mapping[str, Path]
+    """Every file in the image folder whose name is an image's, by image id."""
+    captions: list[RawCaption]
+    splits: Mapping[str, Split] | None
+    """Split of each image id; None if the format names no splits: then `hash_split` decides."""
+
+
+class DataFolder:
+    """A folder to read, and notes on its oddities.
+
+    Args:
+        root: The folder, or a link to it.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._notes: dict[str, list[str]] = {}
+
+    def note(self, note: str, name: str = "") -> None:
+        """Note something about the folder or one of its files."""
+        self._notes.setdefault(note, []).append(name)
+
+    @property
+    def notes(self) -> list[str]:
+        """Each note once, with the names of a few of its files."""
+        return [
+            f"{note}{', '.join(names[:NUM_EXAMPLES])}"
+            + (f" and {len(names) - NUM_EXAMPLES:,} more" if len(names) > NUM_EXAMPLES else "")
+            for note, names in self._notes.items()
+        ]
+
+    def name(self, path: Path) -> str:
+        """Return a path relative to the root, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def list_images(self, folder: Path) -> dict[str, Path]:
+        """Return every file below a folder whose suffix is an image's, in a usable format or not.
+
+        Linked folders are not followed; a linked file may point anywhere inside the root. Pipes and links to
+        nothing are noted.
+
+        Args:
+            folder: The root or a folder below it.
+
+        Returns:
+            Name relative to `folder`, with forward slashes -> path, sorted by name.
+
+        Raises:
+            DataError: If a linked file points out of the root.
+        """
+        images: dict[str, Path] = {}
+        folders = [str(inside(folder, self.root))]
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    path = Path(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif path.suffix.lower() in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
+                        if entry.is_symlink():
+                            inside(path, self.root)
+                        if path.is_file():
+                            images[path.relative_to(folder).as_posix()] = path
+                        else:
+                            self.note("no file, or a link to none: ", self.name(path))
+        return dict(sorted(images.items()))
+
+    def read_text(self, path: Path) -> str:
+        """Read a file as UTF-8 or else, with a note, as Windows-1252.
+
+        Raises:
+            DataError: If it is outside the folder, no file, in another encoding, or holds NUL bytes as UTF-16
+                does.
+        """
+        raw = read_bytes(inside(path, self.root))
+        if b"\0" in raw:
+            raise DataError(f"{path}: holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8")
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.note("not UTF-8, so read as Windows-1252: ", self.name(path))
+        try:
+            return raw.decode("cp1252")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: is neither UTF-8 nor Windows-1252 ({error}); save it as UTF-8"
+            ) from None
+
+    def read_lines(self, path: Path) -> Iterator[tuple[int, str]]:
+        """Yield number (from 1) and text of each line that is not blank; ends are LF, CRLF or CR."""
+        for number, line in enumerate(re.split(r"\r\n|\n|\r", self.read_text(path)), start=1):
+            if line.strip():
+                yield number, line
+
+
+def tidy(caption: str) -> str:
+    """Return a caption with single spaces and none around it."""
+    return " ".join(caption.split())
+
+
+def hash_split(image_id: str) -> Split:
+    """Return a split by the hash of an image id: 80% train, 10% val, 10% test.
+
+    It depends on the id alone, so new images and other captions never move an image to another split.
+    """
+    tenth = int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()[:8]) % 10
+    return "train" if tenth < 8 else "val" if tenth == 8 else "test"
+
+
+def check_image_name(name: str, where: str) -> str:
+    """Return an image name from a caption file; refuse one that points out of the image folder.
+
+    Args:
+        name: File name relative to the image folder.
+        where: File and line, for the message.
+
+    Raises:
+        DataError: If the name is absolute, has a drive letter, a backslash (also a UNC path), `..` or a NUL.
+    """
+    is_unsafe = name.startswith("/") or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
+    if is_unsafe or ".." in name.split("/"):
+        raise DataError(
+            f"{where}: image name {name[:120]!r} points out of the image folder; "
+            "expected a name inside it, with forward slashes and without '..'"
+        )
+    return name
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text; Python puts a lone surrogate for each byte that is not."""
+    return not LONE_SURROGATE.search(name)
+
+
+def assemble(
+    root: Path, raw: RawDataset, notes: Iterable[str] = (), *, include_unsplit: bool
+) -> CaptionDataset:
+    """Include every photograph and every caption, or exclude it with a reason.
+
+    Args:
+        root: The dataset's folder.
+        raw: What the format's reader found.
+        notes: Its oddities.
+        include_unsplit: Put images outside every split into train instead of excluding them.
+
+    Raises:
+        DataError: If no captioned image remains.
+    """
+    excluded: list[Excluded] = []
+    captions_of: dict[str, list[RawCaption]] = {}
+    for caption in raw.captions:
+        if reason := _caption_problem(caption, raw.photographs):
+            excluded.append(_excluded_caption(caption, reason))
+        else:
+            captions_of.setdefault(caption.image_id, []).append(caption)
+
+    images: list[CaptionedImage] = []
+    for image_id, path in sorted(raw.photographs.items()):
+        captions = captions_of.get(image_id, [])
+        split = raw.splits.get(image_id) if raw.splits is not None else hash_split(image_id)
+        if split is None and include_unsplit:
+            split = "train"
+        reason = _image_problem(image_id, path, captions)
+        if reason is not None or split is None:
+            excluded.append(Excluded("image", printable(image_id), reason or IN_NO_SPLIT))
+            excluded.extend(_excluded_caption(caption, reason or IN_NO_SPLIT) for caption in captions)
+        else:
+            images.append(CaptionedImage(image_id, path, tuple(caption.text for caption in captions), split))
+
+    known = raw.photographs.keys() | {caption.image_id for caption in raw.captions}
+    excluded.extend(Excluded("image", name, NEITHER) for name in sorted((raw.splits or {}).keys() - known))
+    if not images:
+        raise DataError(_nothing_remains(root, raw, excluded))
+    notes = tuple(map(printable, notes)) + ((HASHED_SPLIT,) if raw.splits is None else ())
+    files = {printable(role): printable(name) for role, name in raw.files.items()}
+    return CaptionDataset(root, raw.format, files, CaptionedImages(images), tuple(excluded), notes)
+
+
+def _caption_problem(caption: RawCaption, photographs: Mapping[str, Path]) -> str | None:
+    if not caption.text:
+        return EMPTY_CAPTION
+    if len(caption.text) > MAX_CAPTION_CHARACTERS:
+        return LONG_CAPTION
+    return None if caption.image_id in photographs else NO_PHOTOGRAPH
+
+
+def _image_problem(image_id: str, path: Path, captions: list[RawCaption]) -> str | None:
+    if not is_utf8(image_id):
+        return NOT_UTF8
+    if path.name.startswith("."):
+        return HIDDEN_FILE  # macOS leaves `._name.jpg` beside every photograph of an unpacked archive
+    if path.suffix.lower() in OTHER_IMAGE_SUFFIXES:
+        return OTHER_FORMAT
+    return None if captions else NO_CAPTION
+
+
+def _excluded_caption(caption: RawCaption, reason: str) -> Excluded:
+    return Excluded("caption", printable(f"{caption.image_id}#{caption.number}"), reason)
+
+
+def _nothing_remains(root: Path, raw: RawDataset, excluded: list[Excluded]) -> str:
+    counts = Counter((item.kind, item.reason) for item in excluded)
+    reasons = "; ".join(f"{count} {kind}(s): {reason}" for (kind, reason), count in counts.most_common())
+    files = ", ".join(f"{role} {name}" for role, name in raw.files.items())
+    return f"{root}: no image with a caption remains ({raw.format}: {files}). Excluded: {reasons}"
