@@ -20,7 +20,7 @@ from rich.table import Table
 from clipgraft.bridging.fit import bridge
 from clipgraft.config import Recipe, demo
 from clipgraft.device import describe_environment
-from clipgraft.evaluation.evaluate import evaluate
+from clipgraft.evaluation.evaluate_run import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.finetuning.wise_ft import interpolate
 from clipgraft.runs.run import stage_folder
@@ -73,7 +73,9 @@ def run_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
             "drift_padding": drift["drift_padding"],
         }
     scores = run_stage(
-        folder / "evaluate", recipe_of(seed, {}), lambda out: evaluate(recipe_of(seed, {}), encoders, out)
+        folder / "evaluate",
+        recipe_of(seed, {}),
+        lambda out: evaluate_recipe(recipe_of(seed, {}), encoders, out).short_metrics().model_dump(),
     )["scores"]
     for name, figures in found.items():
         figures |= {

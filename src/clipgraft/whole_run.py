@@ -14,7 +14,7 @@ from clipgraft.console import print_line
 from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
-from clipgraft.evaluation.evaluate import evaluate
+from clipgraft.evaluation.evaluate_run import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import DrawOptions, generate, jobs_of, speed_of
@@ -23,7 +23,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
 from clipgraft.runs.folder import recorded_resources
-from clipgraft.runs.run import ended_with, run_encoders, stage_folder
+from clipgraft.runs.run import Run, ended_with, run_encoders, stage_folder
 from clipgraft.training.freezing import check_last_layers
 
 STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
@@ -55,9 +55,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     with recorded_resources(folder / "generate"):
         generate(jobs_of(recipe.generate), encoders, folder / "generate", options)
     if recipe.evaluate.num_prompts:
-        clips = {"before": recipe.clip.name, "after": tuned.name}
-        with recorded_resources(folder / "evaluate"):
-            evaluate(recipe, encoders, folder / "evaluate", clips=clips)
+        evaluate_recipe(recipe, encoders, folder / "evaluate", clips=Run(folder).clips())
     page = report(folder)
     print_line(f"report: {page}")
     return page

@@ -15,18 +15,22 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from clipgraft.config import Recipe
-from clipgraft.errors import CheckpointError, is_user_error, one_line
+from clipgraft.data.formats import load_dataset
+from clipgraft.errors import CheckpointError, UserError, is_user_error, one_line
+from clipgraft.evaluation import evaluate_run as recipes
 from clipgraft.evaluation import stores
-from clipgraft.evaluation.evaluate import evaluate, evaluate_grafts, evaluate_run, name_grafts
-from clipgraft.evaluation.prompt_sets import PLAIN, EvaluationPrompt
-from clipgraft.evaluation.schema import METRICS
+from clipgraft.evaluation.evaluate import evaluate
+from clipgraft.evaluation.evaluate_run import name_grafts
+from clipgraft.evaluation.figures import METRICS
+from clipgraft.evaluation.prompt_sets import EvaluationPrompt
+from clipgraft.evaluation.results import PLAIN, RANDOM, TEACHER, Evaluation
 from clipgraft.evaluation.scores import load_pixels
 from clipgraft.evaluation.stores import FeatureStore
-from clipgraft.evaluation.variants import RANDOM, TEACHER, real_pictures
+from clipgraft.evaluation.variants import real_images
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
-from clipgraft.models.clip import save_clip
+from clipgraft.models.clip import load_clip, save_clip
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft, GraftedTextEncoder
 from clipgraft.whole_run import run_all
@@ -34,8 +38,13 @@ from helpers import call, refused
 from two_processes import run_in_two_processes
 
 EXAMPLE = json.loads((Path(__file__).parent / "example_evaluation.json").read_text())
-SETTINGS = ("evaluate.num_prompts=4", "evaluate.num_inference_steps=2", "evaluate.num_images_per_prompt=2")
-OPTIONS = [word for setting in SETTINGS for word in ("--set", setting)]
+BRIDGES = {"before": "bridge_before", "after": "bridge"}
+SETTINGS = {
+    "evaluate.num_prompts": 4,
+    "evaluate.num_inference_steps": 2,
+    "evaluate.num_images_per_prompt": 2,
+}
+OPTIONS = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +70,27 @@ def run_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(run_dir, one_thread):
-    return evaluate_run(run_dir, [*SETTINGS, "evaluate.force=true"])
+    return evaluate_run(run_dir, SETTINGS | {"evaluate.force": True})
+
+
+def as_json(evaluation: Evaluation) -> dict:
+    return json.loads(evaluation.to_json())
+
+
+def evaluate_run(*args, **options) -> dict:
+    return as_json(recipes.evaluate_run(*args, **options))
+
+
+def evaluate_grafts(*args, **options) -> dict:
+    return as_json(recipes.evaluate_grafts(*args, **options))
+
+
+def evaluate_recipe(*args, **options) -> dict:
+    return as_json(recipes.evaluate_recipe(*args, **options))
 
 
 def drawn_rows(folder: Path) -> int:
-    logs = folder.glob("pictures.*.jsonl")
+    logs = folder.glob("images.*.jsonl")
     return sum(bool(line.strip()) for log in logs for line in log.read_text().splitlines())
 
 
@@ -78,7 +103,7 @@ def test_record_has_the_keys_of_the_worked_example(record, run_dir):
     assert written.keys() == record.keys() == EXAMPLE.keys()
     for name in ("settings", "data"):
         assert written[name].keys() >= EXAMPLE[name].keys()
-    for rows in ("columns", "prompt_sets", "prompts", "figures", "differences", "counts", "pictures"):
+    for rows in ("variants", "prompt_sets", "prompts", "figures", "differences", "counts", "images"):
         assert written[rows][0].keys() == EXAMPLE[rows][0].keys(), rows
     assert written["nearest_training_images"][0].keys() == EXAMPLE["nearest_training_images"][0].keys()
     for name, metric in (written["metrics"] | EXAMPLE["metrics"]).items():
@@ -89,22 +114,22 @@ def test_record_has_the_keys_of_the_worked_example(record, run_dir):
 @pytest.mark.parametrize("which", ["written", "example"])
 def test_every_row_names_columns_sets_and_metrics_that_there_are(record, which):
     found = record if which == "written" else EXAMPLE
-    columns = {column["name"] for column in found["columns"]}
+    columns = {column["name"] for column in found["variants"]}
     sets = {each["name"] for each in found["prompt_sets"]}
     ids = {prompt["id"] for prompt in found["prompts"]}
     assert {row["metric"] for row in found["figures"]} <= found["metrics"].keys()
-    assert {row["column"] for row in found["figures"] + found["counts"] + found["pictures"]} <= columns
+    assert {row["variant"] for row in found["figures"] + found["counts"] + found["images"]} <= columns
     assert {row["prompt_set"] for row in found["figures"] + found["differences"] + found["counts"]} <= sets
-    assert {row["prompt_id"] for row in found["pictures"]} <= ids
-    assert {row[end] for row in found["differences"] for end in ("from", "to")} <= columns
+    assert {row["prompt_id"] for row in found["images"]} <= ids
+    assert {row[end] for row in found["differences"] for end in ("baseline", "variant")} <= columns
 
 
 def test_every_figure_stands_between_floors_and_ceilings_with_an_interval(record):
-    roles = {column["name"]: column["role"] for column in record["columns"]}
+    roles = {column["name"]: column["role"] for column in record["variants"]}
     by_metric: dict[str, set[str]] = {}
     for row in record["figures"]:
-        by_metric.setdefault(row["metric"], set()).add(roles[row["column"]])
-    for metric in ("clip_score_raw", "clip_score_2.5", "picture_to_caption_recall@1", "cmmd", "kid", "fid"):
+        by_metric.setdefault(row["metric"], set()).add(roles[row["variant"]])
+    for metric in ("clip_score_raw", "clip_score_2.5", "clip_r_precision", "cmmd", "kid", "fid"):
         assert by_metric[metric] == {"measured", "floor", "ceiling"}, metric
     for metric in ("same_seed_psnr", "state_error_words", "text_to_image_recall@1"):
         assert by_metric[metric] == {"measured", "floor"}, metric  # against the teacher
@@ -118,8 +143,8 @@ def test_differences_are_over_the_same_prompts_and_seeds(record):
     scores = {
         column: {
             (row["prompt_id"], row["seed"]): row["scores"]["clip_score_raw"]
-            for row in record["pictures"]
-            if row["column"] == column
+            for row in record["images"]
+            if row["variant"] == column
         }
         for column in ("before", "after")
     }
@@ -127,10 +152,43 @@ def test_differences_are_over_the_same_prompts_and_seeds(record):
     found = [
         row
         for row in record["differences"]
-        if (row["metric"], row["from"], row["to"]) == ("clip_score_raw", "before", "after")
+        if (row["metric"], row["baseline"], row["variant"]) == ("clip_score_raw", "before", "after")
     ]
     assert [row["value"] for row in found] == pytest.approx([expected])
     assert found[0]["num"] == 4
+
+
+def test_objects_give_the_figures_of_folders_and_write_nothing(record, run_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    grafts = {name: Graft.from_pretrained(run_dir / stage / "graft") for name, stage in BRIDGES.items()}
+    base = FrozenBase.load(str(run_dir.parent / "base"))
+    data = load_dataset(run_dir.parent / "data")
+    found = evaluate(
+        {"teacher": None, **grafts},
+        base,
+        data,
+        scorer=load_clip(str(run_dir.parent / "clip")),
+        num_prompts=4,
+        num_inference_steps=2,
+        num_images_per_prompt=2,
+        force=True,
+    )
+    assert not list(tmp_path.iterdir())
+    differences = {row.metric: row.value for row in found.difference("before", "after")}
+    for metric in ("clip_score_raw", "state_error_words", "same_seed_cosine"):
+        expected = next(
+            row["value"]
+            for row in record["differences"]
+            if (row["metric"], row["baseline"], row["variant"]) == (metric, "before", "after")
+        )
+        # Folders run on an engine, a base that is given does not.
+        assert differences[metric] == pytest.approx(expected, abs=0.01), metric
+    assert "after - before" in found.table()
+
+
+def test_unknown_setting_names_the_nearest_one():
+    with pytest.raises(UserError, match="unknown setting 'num_prompt'; did you mean 'num_prompts'"):
+        evaluate({"teacher": None}, "flatland", num_prompt=4)
 
 
 def test_scorer_that_is_not_independent_is_said(record):
@@ -180,7 +238,7 @@ def test_scorer_that_is_the_teachers_own_clip_is_not_independent(run_dir, tmp_pa
 def test_clip_of_flatland_scores_no_other_bases_pictures_unless_it_is_named(run_dir, tmp_path, capsys):
     options = ["--graft", run_dir / "bridge" / "graft", "--data", run_dir.parent / "data"]
     message = refused(capsys, "evaluate", *options, "--out", tmp_path / "out")
-    assert "no CLIP is named to score pictures by" in message
+    assert "no CLIP is named to score images with" in message
     assert "add --scorer" in message
     assert not (tmp_path / "out").exists()
 
@@ -202,21 +260,21 @@ def test_nearest_training_images_are_shown_beside_the_pictures(record, run_dir):
 
 def test_second_call_draws_nothing_and_says_the_same(record, run_dir):
     before = drawn_rows(run_dir / "evaluate")
-    again = evaluate_run(run_dir, [*SETTINGS, "evaluate.force=true"])
+    again = evaluate_run(run_dir, SETTINGS | {"evaluate.force": True})
     assert drawn_rows(run_dir / "evaluate") == before == 8 * 5
     assert without_time(again) == without_time(record)
 
 
 def test_damaged_and_missing_pictures_are_drawn_again(record, run_dir, tmp_path):
     folder = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
-    first, second, third = (folder / row["file"] for row in record["pictures"][:3])
+    first, second, third = (folder / row["file"] for row in record["images"][:3])
     expected = load_pixels([first, second, third])
     first.unlink()
     second.write_bytes(b"no picture")
-    log = folder / "pictures.0.jsonl"
+    log = folder / "images.0.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:2] + lines[3:])[:-20])  # the third is not recorded, the last one half
-    again = evaluate_run(run_dir, [*SETTINGS, "evaluate.force=true"], out=folder)
+    again = evaluate_run(run_dir, SETTINGS | {"evaluate.force": True}, out=folder)
     # Three in a batch in the place of eight round otherwise.
     torch.testing.assert_close(load_pixels([first, second, third]), expected, atol=1.01 / 255, rtol=0)
     assert drawn_rows(folder) == 8 * 5 - 1 + 4  # the row that was cut is still there, as no JSON
@@ -229,30 +287,30 @@ def test_other_weights_are_drawn_anew_and_alone(record, run_dir, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate"))
     shutil.rmtree(copy / "bridge")
     shutil.copytree(run_dir / "bridge_before", copy / "bridge")
-    again = evaluate_run(copy, [*SETTINGS, "evaluate.force=true"], out=out)
+    again = evaluate_run(copy, SETTINGS | {"evaluate.force": True}, out=out)
     # "after" is now "before", whose pictures are there; its random bridge has another text tower.
     assert drawn_rows(out) - drawn_rows(run_dir / "evaluate") == 8
-    sums = {column["name"]: column["sha256"] for column in again["columns"]}
+    sums = {column["name"]: column["sha256"] for column in again["variants"]}
     assert sums["before"] == sums["after"]
-    null = [row for row in again["differences"] if (row["from"], row["to"]) == ("before", "after")]
+    null = [row for row in again["differences"] if (row["baseline"], row["variant"]) == ("before", "after")]
     means = [row for row in null if row["metric"].startswith(("clip_score", "same_seed", "state_error"))]
     assert means
     for row in means:  # equal to the bit, and yet no interval of width zero
         assert (row["value"], row["interval"]) == (0, None)
-        assert row["note"] == "no interval: no prompt differs from another"
-    found = next(row for row in null if row["metric"] == "picture_to_caption_recall@1")
+        assert row["note"] == "no interval: every prompt has the same score"
+    found = next(row for row in null if row["metric"] == "clip_r_precision")
     assert found["interval"][0] < found["value"] == 0 < found["interval"][1]
 
 
 def test_other_settings_are_a_miss(record, run_dir, tmp_path):
     out = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
-    evaluate_run(run_dir, [*SETTINGS, "evaluate.num_prompts=1", "evaluate.guidance_scale=2"], out=out)
+    evaluate_run(run_dir, SETTINGS | {"evaluate.num_prompts": 1, "evaluate.guidance_scale": 2.0}, out=out)
     assert drawn_rows(out) - drawn_rows(run_dir / "evaluate") == 2 * 4  # the floor has no guidance
 
 
 def test_broken_bridge_is_found_in_the_token_states(record):
     errors = {
-        row["column"]: row["value"] for row in record["figures"] if row["metric"] == "state_error_words"
+        row["variant"]: row["value"] for row in record["figures"] if row["metric"] == "state_error_words"
     }
     assert errors[RANDOM] > 2 * errors["after"]
 
@@ -260,7 +318,7 @@ def test_broken_bridge_is_found_in_the_token_states(record):
 def test_two_processes_share_the_drawing_and_say_what_one_does(record, run_dir, tmp_path):
     words = ["evaluate", run_dir, "--out", tmp_path / "out", "--force", *OPTIONS]
     run_in_two_processes("-m", "clipgraft", *words)
-    logs = [tmp_path / "out" / f"pictures.{rank}.jsonl" for rank in range(2)]
+    logs = [tmp_path / "out" / f"images.{rank}.jsonl" for rank in range(2)]
     assert [sum(bool(line) for line in log.read_text().splitlines()) for log in logs] == [20, 20]
     together = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for ours, theirs in zip(record["figures"], together["figures"], strict=True):
@@ -282,11 +340,11 @@ def test_failed_pictures_are_counted_apart_and_never_scored(run_dir, tmp_path):
         }
     )
     encoders = {"teacher": None, "graft": run_dir / "bridge" / "graft"}
-    record = evaluate(recipe, encoders, tmp_path / "out", base=str(base))
-    assert all(row["failed_nan"] == row["num_pictures"] == 2 for row in record["counts"])
-    assert all(row["scores"] == {} for row in record["pictures"])
-    real = [row["column"] for row in record["figures"] if row["metric"] == "clip_score_raw"]
-    assert real == ["real_pictures"]
+    record = evaluate_recipe(recipe, encoders, tmp_path / "out", base=str(base))
+    assert all(row["failed_nan"] == row["num_images"] == 2 for row in record["counts"])
+    assert all(row["scores"] == {} for row in record["images"])
+    real = [row["variant"] for row in record["figures"] if row["metric"] == "clip_score_raw"]
+    assert real == ["real_images"]
 
 
 def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tmp_path):
@@ -301,11 +359,11 @@ def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tm
         }
     )
     record = evaluate_grafts(recipe, [tmp_path / "broken" / "graft"], tmp_path / "out")
-    found = {row["column"]: row for row in record["figures"] if row["metric"] == "kid"}
+    found = {row["variant"]: row for row in record["figures"] if row["metric"] == "kid"}
     assert found[TEACHER]["value"] is not None
     assert (found[TEACHER]["num"], found["broken"]["num"]) == (3, 0)
     assert found["broken"]["value"] is None
-    lack = "KID was not taken: 0 generated and 5 real pictures, and it needs 2 of each"
+    lack = "KID was not taken: 0 generated and 5 real images, and it needs 2 of each"
     assert found["broken"]["note"] == lack
     assert f"{lack} (broken)." in record["notes"]
     assert "--force" not in "".join(record["notes"])
@@ -314,8 +372,8 @@ def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tm
 def test_drawing_of_a_scene_is_never_taken_for_anothers(tmp_path):
     prompts = [EvaluationPrompt(each.text, 0, (PLAIN,), scene=each.scene) for each in fidelity_prompts()[:3]]
     processes = PartialState(cpu=True)
-    first = real_pictures(prompts[:2], tmp_path, processes)
-    second = real_pictures(prompts[1:], tmp_path, processes)  # as with another --num-prompts
+    first = real_images(prompts[:2], tmp_path, processes)
+    second = real_images(prompts[1:], tmp_path, processes)  # as with another --num-prompts
     assert second[0] == first[1]
     fresh = replace(prompts[2].scene, look=f"{prompts[2].scene.look}/fresh")
     assert (np.asarray(Image.open(second[1][0])) == np.asarray(draw_scene(fresh))).all()
@@ -354,8 +412,8 @@ def test_prompts_of_a_file_are_drawn_without_any_data(run_dir, tmp_path, capsys)
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [prompt["prompt"] for prompt in record["prompts"]] == ["A cat", "كلب على الشاطئ 🐶"]
     assert [each["name"] for each in record["prompt_sets"]] == ["prompts_file"]
-    assert [column["name"] for column in record["columns"]][:2] == ["teacher", "bridge"]
-    assert "prompts of the file (2)" in capsys.readouterr().out
+    assert [column["name"] for column in record["variants"]][:2] == ["teacher", "bridge"]
+    assert "prompts from the file (2)" in capsys.readouterr().out
 
 
 def test_columns_are_named_after_folders_and_numbered_where_equal():
@@ -363,11 +421,11 @@ def test_columns_are_named_after_folders_and_numbered_where_equal():
     assert list(name_grafts(folders)) == ["a", "b", "a-2", "other", "a-2-2"]
 
 
-@pytest.mark.parametrize("name", ["teacher", "random_bridge", "real_pictures"])
+@pytest.mark.parametrize("name", ["teacher", "random_bridge", "real_images"])
 def test_graft_with_the_name_of_a_floor_or_ceiling_is_refused(tmp_path, capsys, name):
     options = ["--graft", tmp_path / name / "graft", "--scorer", "flatland", "--out", tmp_path / "out"]
     message = refused(capsys, "evaluate", *options)
-    assert f"would be the column '{name}'" in message
+    assert f"would be the variant '{name}'" in message
     assert "rename its folder" in message
 
 
@@ -384,9 +442,9 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     printed = capsys.readouterr().out
     for words in ("teacher", "after - before", "random_bridge", "chance", "note: The scorer is the CLIP of"):
         assert words in printed
-    for words in ("pictures drawn: 40", "seed: 0, steps: 2, guidance: 7.5", "scorer: clip", "bicubic to 32"):
-        assert words in printed.rpartition("drawn and scored: ")[2]
-    assert "CMMD was not taken: 4 generated and 4 real pictures" in " ".join(printed.split())
+    for words in ("images: 40", "seed: 0, steps: 2, guidance: 7.5", "scorer: clip", "bicubic to 32"):
+        assert words in printed.rpartition("generated and scored: ")[2]
+    assert "CMMD was not taken: 4 generated and 4 real images" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(
@@ -468,13 +526,13 @@ def test_broken_bridge_is_found_by_every_fidelity_metric(tmp_path):
             "evaluate": {"num_prompts": 12, "num_inference_steps": 8},
         }
     )
-    record = evaluate(recipe, {"teacher": None, "whole": tmp_path / "graft"}, tmp_path / "out")
+    record = evaluate_recipe(recipe, {"teacher": None, "whole": tmp_path / "graft"}, tmp_path / "out")
     found = {
         row["metric"]: row
         for row in record["differences"]
-        if (row["prompt_set"], row["from"], row["to"]) == ("plain", RANDOM, "whole")
+        if (row["prompt_set"], row["baseline"], row["variant"]) == ("plain", RANDOM, "whole")
     }
-    metrics = ["prompt_fidelity", "clip_score_raw", "picture_to_caption_recall@1"]
+    metrics = ["prompt_fidelity", "clip_score_raw", "clip_r_precision"]
     metrics += [name for name in METRICS if name.startswith(("same_seed", "state_error"))]
     for metric in metrics:
         sign = 1 if METRICS[metric].higher_is_better else -1

@@ -15,7 +15,8 @@ from clipgraft.data.dataset import CaptionedImage
 from clipgraft.evaluation import stores
 from clipgraft.evaluation.metrics.fidelity import fidelity_scores
 from clipgraft.evaluation.metrics.probe import load_probe
-from clipgraft.evaluation.prompt_sets import PLAIN, EvaluationPrompt
+from clipgraft.evaluation.prompt_sets import EvaluationPrompt
+from clipgraft.evaluation.results import PLAIN
 from clipgraft.evaluation.scores import ClipFeatures, ProbeFeatures, score_fidelity
 from clipgraft.evaluation.stores import FeatureStore, PictureStore, generator_fingerprint
 from clipgraft.files import file_sha256
@@ -104,10 +105,10 @@ def test_features_are_not_taken_for_those_of_other_settings(tmp_path, processes,
     for features in (first, second):
         fresh = FeatureStore(tmp_path / "fresh" / str(features is first), processes)
         alone = ClipFeatures(features.clip, "scorer", fresh, fresh)
-        torch.testing.assert_close(features.of_pictures([picture]), alone.of_pictures([picture]))
+        torch.testing.assert_close(features.of_files([picture]), alone.of_files([picture]))
         torch.testing.assert_close(features.of_texts(["a dog runs"]), alone.of_texts(["a dog runs"]))
-    of_one = [first.of_pictures([picture]), first.of_texts(["a dog runs"])]
-    of_other = [second.of_pictures([picture]), second.of_texts(["a dog runs"])]
+    of_one = [first.of_files([picture]), first.of_texts(["a dog runs"])]
+    of_other = [second.of_files([picture]), second.of_texts(["a dog runs"])]
     assert [torch.equal(a, b) for a, b in zip(of_one, of_other, strict=True)].count(False) == 1
 
 
@@ -118,8 +119,8 @@ def test_features_of_equal_weights_with_another_activation_are_others(tmp_path, 
     config.vision_config.hidden_act = "relu"
     other = type(clip.model)(config).eval()
     other.load_state_dict(clip.model.state_dict())
-    first = ClipFeatures(clip_with(), "", store, store).of_pictures([picture])
-    second = ClipFeatures(clip._replace(model=other), "", store, store).of_pictures([picture])
+    first = ClipFeatures(clip_with(), "", store, store).of_files([picture])
+    second = ClipFeatures(clip._replace(model=other), "", store, store).of_files([picture])
     assert not torch.allclose(first, second)
 
 
@@ -185,9 +186,9 @@ def test_damaged_lines_of_the_picture_log_are_skipped_and_said(tmp_path, process
         json.dumps(row | {"key": "gone", "file": "pictures/gone.png"}).encode(),
         json.dumps(row | {"key": "other bytes", "sha256": "0" * 64}).encode(),
     ]
-    (tmp_path / "out" / "pictures.0.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "out" / "images.0.jsonl").write_bytes(b"\n".join(lines))
     assert PictureStore(tmp_path / "out", processes)._held().keys() == {"k"}
-    assert "pictures.0.jsonl: 6 damaged lines; what they name is drawn anew" in caplog.text
+    assert "images.0.jsonl: 6 damaged lines; their images are generated again" in caplog.text
 
 
 def test_pictures_are_known_by_all_that_decides_them(base, monkeypatch):
@@ -232,7 +233,7 @@ def test_shuffled_floor_of_the_probe_is_each_picture_against_the_next_prompt(tmp
         assert scores["prompt_fidelity"]["shuffled_captions"][number - 1] == expected
 
 
-def test_drawing_is_as_the_version_of_pictures_says():
+def test_drawing_is_as_the_version_of_files_says():
     """flatland's own text encoder, four steps, in float32; another CPU rounds otherwise by less than 2."""
     generator = generator_of(FrozenBase.load("flatland"))
     image = generator.generate("A dog on the beach", seed=0, steps=4, guidance_scale=3)[0].image
@@ -252,7 +253,7 @@ def test_features_are_as_their_version_says(tmp_path, processes):
     clip = ClipFeatures(load_clip("flatland"), "", store, store)
     clip.clip.model.eval()
     probe = ProbeFeatures(load_probe(embedded_models() / "probe.safetensors"), store)
-    rows = [clip.of_pictures([path]), clip.of_texts(["a dog on the beach"]), probe.of_pictures([path])]
+    rows = [clip.of_files([path]), clip.of_texts(["a dog on the beach"]), probe.of_files([path])]
     found = [[round(float(value), 4) for value in row[0, :4]] for row in rows]
     difference = np.abs(np.array(found) - np.array(GOLDEN_FEATURES)).max()
     assert difference <= 1e-3, (

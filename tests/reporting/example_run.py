@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 EXAMPLE_EVALUATION = Path(__file__).parents[1] / "evaluation" / "example_evaluation.json"
+EVALUATION_VERSION_1 = EXAMPLE_EVALUATION.with_name("evaluation_version_1.json")
 RECALL = {
     "text_to_image_recall@1": 0.112,
     "text_to_image_recall@5": 0.31,
@@ -132,22 +133,22 @@ def write_evaluation(folder: Path, *, num_prompts=4, side=16, noise=False, **cha
             {"id": i, "prompt": f"prompt number {i}", "image_id": None, "sets": ["plain"]}
             for i in range(num_prompts)
         ]
-        evaluation["pictures"] = [
+        evaluation["images"] = [
             {
-                "column": column,
+                "variant": variant,
                 "prompt_id": i,
                 "seed": i,
-                "file": f"pictures/{column}/{i}.png",
+                "file": f"variants/{variant}/{i}.png",
                 "status": "ok",
                 "scores": {"prompt_fidelity": (i * 7919 % num_prompts) / num_prompts},
             }
-            for column in ("teacher", "before", "after")
+            for variant in ("teacher", "before", "after")
             for i in range(num_prompts)
         ]
     evaluation |= changes
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", evaluation)
-    files = [row["file"] for row in evaluation["pictures"] if is_at_an_end(row, num_prompts)]
+    files = [row["file"] for row in evaluation["images"] if is_at_an_end(row, num_prompts)]
     files += [row["training_file"] for row in evaluation["nearest_training_images"]]
     for index, file in enumerate(files):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

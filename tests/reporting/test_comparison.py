@@ -6,7 +6,7 @@ import shutil
 import pytest
 from example_run import log_rows, picture_row, write_evaluation, write_json, write_log, write_pictures
 
-from clipgraft.reporting.comparison import comparability, compared_pictures, differing_settings, run_names
+from clipgraft.reporting.comparison import comparability, compared_images, differing_settings, run_names
 from clipgraft.reporting.html import render_comparison
 from clipgraft.reporting.outputs import write_comparison
 from clipgraft.reporting.run_data import read_run
@@ -68,7 +68,7 @@ def test_runs_whose_data_is_unknown_are_not_said_to_be_on_equal_data(two):
     [
         {"prompts": [{"id": 0, "prompt": "another", "image_id": None, "sets": ["plain"]}]},
         {"data": {"fingerprint": "same", "num_reference_images": 10}},
-        {"columns": [{"name": "teacher", "role": "ceiling", "sha256": "of another base"}]},
+        {"variants": [{"name": "teacher", "role": "ceiling", "sha256": "of another base"}]},
         {"settings": {"base": {"name": "local", "unet_sha256": "another"}}},
     ],
 )
@@ -110,7 +110,7 @@ def test_pictures_of_one_prompt_and_seed_stand_side_by_side_and_others_do_not(tw
             picture_row("2.png", "the same", column="before"),
         ]
         write_pictures(folder / "generate", rows)
-    groups, num_hidden = compared_pictures([read_run(folder) for folder in two])
+    groups, num_hidden = compared_images([read_run(folder) for folder in two])
     assert [(group.prompt, [cell.label for cell in group.cells]) for group in groups] == [
         ("the same", ["demo", "other"])
     ]

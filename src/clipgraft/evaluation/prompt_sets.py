@@ -1,20 +1,21 @@
-"""What an evaluation draws: held-out captions, and prompts outside what CLIP was tuned on."""
+"""Prompts of an evaluation: held-out captions, and prompts outside the domain CLIP was tuned on."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from clipgraft.config import EvaluateSettings
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import read_lines
 from clipgraft.errors import UserError
+from clipgraft.evaluation.results import PLAIN, PromptSet
 from clipgraft.flatland import Scene, fidelity_prompts
 
-HELD_OUT, PLAIN, FROM_FILE, TEST_SPLIT = "held_out", "plain", "prompts_file", "test"
+HELD_OUT, FROM_FILE, TEST_SPLIT = "held_out", "prompts_file", "test"
 
 
 class EvaluationPrompt(NamedTuple):
-    """One prompt; its pictures' seeds count up within its own set, so that sets share the empty prompt's."""
+    """One prompt; seeds count up within its set, so that sets share the empty prompt's images."""
 
     text: str
     number: int
@@ -27,39 +28,33 @@ class EvaluationPrompt(NamedTuple):
     """What it names, where that is known."""
 
 
-class PromptSet(NamedTuple):
-    """A set of prompts, or a part of one."""
-
-    name: str
-    title: str
-    domain: str
-    part_of: str | None = None
+def _set(name: str, title: str, domain: str, part_of: str | None = None) -> PromptSet:
+    return PromptSet(name=name, title=title, domain=domain, part_of=part_of)
 
 
 PROMPT_SETS = (
-    PromptSet(HELD_OUT, "held-out captions of the test split", "in"),
-    PromptSet(PLAIN, "flatland's fixed prompts in plain words", "out"),
-    PromptSet("plain/held_out_combinations", "of these, combinations that train never shows", "out", PLAIN),
-    PromptSet("plain/seen_combinations", "of these, combinations that train may show", "out", PLAIN),
-    PromptSet("plain/no_subject", "of these, scenes without a subject", "out", PLAIN),
-    PromptSet(FROM_FILE, "prompts of the file", "out"),
+    _set(HELD_OUT, "held-out captions of the test split", "in"),
+    _set(PLAIN, "flatland's fixed prompts in plain words", "out"),
+    _set(f"{PLAIN}/held_out_combinations", "of these, combinations absent from training", "out", PLAIN),
+    _set(f"{PLAIN}/seen_combinations", "of these, combinations present in training", "out", PLAIN),
+    _set(f"{PLAIN}/no_subject", "of these, scenes without a subject", "out", PLAIN),
+    _set(FROM_FILE, "prompts from the file", "out"),
 )
 
 
 def build_prompts(
     settings: EvaluateSettings, images: Sequence[CaptionedImage], *, draws_flatland: bool
 ) -> list[EvaluationPrompt]:
-    """Bring the prompts of all sets together.
+    """Collect the prompts of all sets.
 
     Args:
-        settings: Their number, and the file of further ones.
-        images: The test split. Each of its first `num_prompts` gives one caption, in turn its first, second
-            and so on, so that every writer has a say.
-        draws_flatland: Whether flatland's fixed prompts can be drawn.
+        settings: Number of prompts per set, and the file with more of them.
+        images: The test split. The first `num_prompts` give one caption each: the first one's first, the
+            second one's second and so on, so that all annotators are represented.
+        draws_flatland: Whether the base can generate flatland's fixed prompts.
 
     Raises:
-        FileNotFoundError: If the file of prompts is not there.
-        ValueError: If it holds none, or there is nothing to draw at all.
+        UserError: If the file of prompts is missing or empty, or there is no prompt at all.
     """
     num = settings.num_prompts
     prompts = [
@@ -76,25 +71,25 @@ def build_prompts(
         prompts += [EvaluationPrompt(text, number, (FROM_FILE,)) for number, text in enumerate(texts)]
     if not prompts:
         raise UserError(
-            "nothing to draw: the source has no test split; name captioned images with --data, or a file "
-            "with a prompt a line with --prompts"
+            "no prompts: the data has no test split; name captioned images with --data, or a file with one "
+            "prompt per line with --prompts"
         )
     return prompts
 
 
-def describe_sets(prompts: Sequence[EvaluationPrompt]) -> list[dict[str, Any]]:
-    """Rows of `prompt_sets` in evaluation.json, of the sets that have a prompt."""
-    rows = [each._asdict() | {"num_prompts": len(members(prompts, each.name))} for each in PROMPT_SETS]
-    return [row for row in rows if row["num_prompts"]]
+def describe_sets(prompts: Sequence[EvaluationPrompt]) -> list[PromptSet]:
+    """Return the sets that have a prompt, with their numbers of prompts."""
+    sets = [each.model_copy(update={"num_prompts": len(members(prompts, each.name))}) for each in PROMPT_SETS]
+    return [each for each in sets if each.num_prompts]
 
 
 def members(prompts: Sequence[EvaluationPrompt], prompt_set: str) -> list[int]:
-    """Return the ids of the prompts of a set."""
+    """Return the indices of a set's prompts."""
     return [index for index, prompt in enumerate(prompts) if prompt_set in prompt.sets]
 
 
 def next_prompts(prompts: Sequence[EvaluationPrompt]) -> list[int]:
-    """For each prompt the id of the next one in its set, the first one after the last: captions shuffled."""
+    """Return for each prompt the index of the next one in its set, cyclically."""
     following = list(range(len(prompts)))
     for name in dict.fromkeys(prompt.sets[0] for prompt in prompts):
         ids = members(prompts, name)

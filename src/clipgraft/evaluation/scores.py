@@ -1,7 +1,7 @@
-"""Every picture's scores, and every column's features, by which distributions are compared.
+"""Scores of every image, and features of every variant.
 
-P prompts, K pictures a prompt, D features. A score is an array (P, K), or (P, 1) where it is of the prompt as
-a whole; NaN stands where there is none.
+P prompts, K images per prompt, D features. Scores are arrays (P, K), or (P, 1) where a prompt has one score
+for all its images; NaN = no score.
 """
 
 from collections import defaultdict
@@ -32,12 +32,12 @@ from clipgraft.models.weights import module_sha256
 
 ENCODE_BATCH_SIZE = 64
 MAX_PSNR = 100.0
-"""Equal pictures have an infinite one, which has no mean; 8-bit pictures that differ stay below 96 dB."""
+"""Caps the infinite PSNR of equal images; 8-bit images that differ stay below 96 dB."""
 
 Paths = list[list[Path | None]]
-"""Of each prompt its pictures; None where one failed."""
+"""Image files by prompt; None where an image failed."""
 Scores = dict[str, dict[str, np.ndarray]]
-"""Metric -> column -> (P, K)."""
+"""Metric -> variant -> (P, K)."""
 
 
 class ClipFeatures:
@@ -45,9 +45,9 @@ class ClipFeatures:
 
     Args:
         clip: In eval mode, where it is to run.
-        name: What a progress bar calls it.
-        store: Where features of pictures are kept.
-        shared: Where those of photographs and captions are, which other runs have too.
+        name: Shown by progress bars.
+        store: Cache for generated images.
+        shared: Cache for photographs and captions, which other runs use too.
     """
 
     def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):
@@ -56,23 +56,23 @@ class ClipFeatures:
         self._model = model_fingerprint(clip.model)
         self._model_and_processor = self._model + clip.image_processor.to_json_string()
 
-    def of_pictures(self, paths: Sequence[Path]) -> Tensor:
-        """Embed files of a run."""
-        return self._images(self.store, paths, "pictures")
+    def of_files(self, paths: Sequence[Path]) -> Tensor:
+        """Embed image files of a run."""
+        return self._images(self.store, paths, "images")
 
     def of_images(self, images: Sequence[CaptionedImage]) -> Tensor:
-        """Embed photographs of a source."""
+        """Embed photographs of a data set."""
         return self._images(self.shared, [image.path for image in images], "photographs")
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed prompts, known by their token ids: another tokenizer makes others of the same words."""
+        """Embed prompts; cached by token ids, which depend on the tokenizer."""
         ids, _ = encode_captions(texts, self.clip.tokenizer)
         sums = [" ".join(map(str, row)) for row in ids]
         return self.shared.features(f"{self.name} reads captions", self._model, ids, sums, self._read)
 
     @property
     def resize_filter(self) -> str:
-        """How pictures become what the CLIP sees."""
+        """Resizing and cropping of the CLIP's image processor, in words."""
         processor = self.clip.image_processor
         name = Image.Resampling(processor.resample).name.lower()
         size, crop = (
@@ -103,7 +103,7 @@ class ClipFeatures:
 
 
 class ProbeFeatures:
-    """What the probe reads from pictures of its size, and the 256 features that it reads it by."""
+    """Attributes that the probe predicts, and its 256 pooled features."""
 
     name = "flatland's probe"
 
@@ -111,26 +111,26 @@ class ProbeFeatures:
         self.probe, self.store, self.sum = probe, store, module_sha256(probe)
 
     @torch.no_grad()
-    def of_pictures(self, paths: Sequence[Path]) -> Tensor:
+    def of_files(self, paths: Sequence[Path]) -> Tensor:
         """Return features (N, 256)."""
 
         def pool(part: Sequence[Path]) -> Tensor:
             return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
 
-        return self.store.features("probe looks at pictures", self.sum, paths, content_sums(paths), pool)
+        return self.store.features("probe looks at images", self.sum, paths, content_sums(paths), pool)
 
     def read(self, paths: Sequence[Path]) -> Tensor:
-        """Return the number of each attribute's likeliest value, (N, 5) int64."""
+        """Return the index of each attribute's likeliest value, (N, 5) int64."""
 
         def labels(part: Sequence[Path]) -> Tensor:
             return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
 
         how = f"{self.sum} read"
-        return self.store.features("probe reads pictures", how, paths, content_sums(paths), labels).long()
+        return self.store.features("probe reads images", how, paths, content_sums(paths), labels).long()
 
     @staticmethod
     def _pixels(paths: Sequence[Path]) -> Tensor:
-        """The probe's size is flatland's; a photograph is cut to it as for the VAE."""
+        # Photographs are cropped to flatland's size as for the VAE.
         return vae_pixel_values((open_image(path) for path in paths), IMAGE_SIZE)
 
 
@@ -141,44 +141,44 @@ def score_by_clip(
     train_images: Sequence[CaptionedImage],
     shuffled: tuple[str, str],
 ) -> tuple[Scores, dict[str, Tensor], dict[str, np.ndarray]]:
-    """Score pictures by a CLIP.
+    """Score images by a CLIP.
 
     Args:
         scorer: The CLIP.
         prompts: P of them.
-        paths: Column -> pictures.
-        train_images: Among which the nearest is looked for; none where memorisation is not asked for.
-        shuffled: Name of the floor's column, and the column whose pictures it takes.
+        paths: Variant -> images.
+        train_images: Searched for each image's nearest one; empty = not measured.
+        shuffled: Name of that floor, and the variant whose images it takes.
 
     Returns:
-        Scores; embeds (P, K, D) by column, NaN where there is no picture; rows of the nearest training images
-        (P, K) by column.
+        Scores; embeds (P, K, D) by variant, NaN where an image failed; rows (P, K) of the nearest training
+        images by variant.
     """
     scores: Scores = defaultdict(dict)
     texts = scorer.of_texts([prompt.text for prompt in prompts])
-    embeds = {column: _features(scorer.of_pictures, own, texts.shape[1]) for column, own in paths.items()}
+    embeds = {name: _features(scorer.of_files, own, texts.shape[1]) for name, own in paths.items()}
     following = next_prompts(prompts)
     train = scorer.of_images(train_images) if train_images else None
     nearest: dict[str, np.ndarray] = {}
-    judged = {column: (own, texts) for column, own in embeds.items()}
+    judged = {name: (own, texts) for name, own in embeds.items()}
     judged[shuffled[0]] = (embeds[shuffled[1]], texts[following])
-    for column, (own, wanted) in judged.items():
+    for name, (own, wanted) in judged.items():
         cosines = clip_score_raw(own.flatten(0, 1), wanted.repeat_interleave(own.shape[1], 0)).view(
             own.shape[:2]
         )
-        scores["clip_score_raw"][column] = cosines.numpy()
-        scores["clip_score_2.5"][column] = clip_score_2_5(cosines).numpy()
-        scores["picture_to_caption_recall@1"][column] = _own_is_nearest(own, wanted, texts, prompts)
-    for column, own in embeds.items():
+        scores["clip_score_raw"][name] = cosines.numpy()
+        scores["clip_score_2.5"][name] = clip_score_2_5(cosines).numpy()
+        scores["clip_r_precision"][name] = _own_is_nearest(own, wanted, texts, prompts)
+    for name, own in embeds.items():
         if own.shape[1] > 1:
-            scores["seed_diversity"][column] = seed_diversity(own)[:, None].numpy()
+            scores["seed_diversity"][name] = seed_diversity(own)[:, None].numpy()
         if train is not None:
             cosine, rows = nearest_images(own.flatten(0, 1).nan_to_num(), train)
             is_there = ~own[..., 0].isnan()
-            scores["nearest_training_cosine"][column] = torch.where(
+            scores["nearest_training_cosine"][name] = torch.where(
                 is_there, cosine.view(own.shape[:2]), torch.nan
             ).numpy()
-            nearest[column] = rows.view(own.shape[:2]).numpy()
+            nearest[name] = rows.view(own.shape[:2]).numpy()
     return scores, embeds, nearest
 
 
@@ -186,33 +186,33 @@ def score_likeness(
     paths: dict[str, Paths],
     embeds: dict[str, Tensor],
     teacher: str,
-    columns: Sequence[str],
+    names: Sequence[str],
     shuffled: str,
     following: Sequence[int],
 ) -> Scores:
-    """Compare pictures with the teacher's of the same prompt and seed, by pixels and by embeds.
+    """Compare images with the teacher's of the same prompt and seed, by pixels and by embeds.
 
     Args:
-        paths: Column -> pictures.
-        embeds: The same as (P, K, D).
-        teacher: Name of the teacher's column.
-        columns: Columns that are compared.
-        shuffled: Name of the floor's column: the teacher's own pictures, each with that of the next prompt.
-        following: The next prompt of each.
+        paths: Variant -> images.
+        embeds: Variant -> (P, K, D).
+        teacher: Name of the teacher.
+        names: Variants to compare.
+        shuffled: Name of that floor: the teacher's own images, each against that of the next prompt.
+        following: Index of the next prompt of each.
     """
     scores: Scores = defaultdict(dict)
-    others = {column: (paths[column], embeds[column]) for column in columns}
+    others = {name: (paths[name], embeds[name]) for name in names}
     others[shuffled] = ([paths[teacher][i] for i in following], embeds[teacher][list(following)])
-    for column, (own, own_embeds) in others.items():
+    for name, (own, own_embeds) in others.items():
         cosines = (own_embeds * embeds[teacher]).sum(-1).numpy()
-        scores["same_seed_cosine"][column] = cosines
-        for name in ("same_seed_psnr", "same_seed_ssim"):
-            scores[name][column] = np.full(cosines.shape, np.nan)
+        scores["same_seed_cosine"][name] = cosines
+        for metric in ("same_seed_psnr", "same_seed_ssim"):
+            scores[metric][name] = np.full(cosines.shape, np.nan)
         for place in np.argwhere(np.isfinite(cosines)):
             row, seed = (int(number) for number in place)
             pair = [load_pixels([each]) for each in (own[row][seed], paths[teacher][row][seed]) if each]
-            scores["same_seed_psnr"][column][row, seed] = min(float(psnr(*pair)), MAX_PSNR)
-            scores["same_seed_ssim"][column][row, seed] = float(ssim(*pair))
+            scores["same_seed_psnr"][name][row, seed] = min(float(psnr(*pair)), MAX_PSNR)
+            scores["same_seed_ssim"][name][row, seed] = float(ssim(*pair))
     return scores
 
 
@@ -222,46 +222,45 @@ def score_fidelity(
     paths: dict[str, Paths],
     shuffled: tuple[str, str],
 ) -> Scores:
-    """Have the probe read whether pictures show what their prompts name.
+    """Score whether images show what their prompts name, as the probe reads them.
 
     Args:
         probe: The probe.
-        prompts: Only those whose scene is known are scored.
-        paths: Column -> pictures.
-        shuffled: Name of the floor's column, and the column whose pictures it takes, each against what the
-            next prompt names, as in `score_by_clip`.
+        prompts: Only those with a known scene are scored.
+        paths: Variant -> images.
+        shuffled: As in `score_by_clip`.
     """
     scores: Scores = defaultdict(dict)
     known = [index for index, prompt in enumerate(prompts) if prompt.scene]
     following = next_prompts(prompts)
     read = {
-        column: _features(probe.read, [own[index] for index in known], len(ATTRIBUTES)).nan_to_num(-1).long()
-        for column, own in paths.items()
+        name: _features(probe.read, [own[index] for index in known], len(ATTRIBUTES)).nan_to_num(-1).long()
+        for name, own in paths.items()
     }
     read[shuffled[0]] = read[shuffled[1]]
-    for column, labels in read.items():
+    for name, labels in read.items():
         num_seeds = labels.shape[1]
-        named = [prompts[following[index] if column == shuffled[0] else index].scene for index in known]
+        named = [prompts[following[index] if name == shuffled[0] else index].scene for index in known]
         each = [scene for scene in named if scene for _ in range(num_seeds)]
-        for name, values in fidelity_scores(labels.flatten(0, 1), each).items():
-            scores[name][column] = np.full((len(prompts), num_seeds), np.nan)
-            scores[name][column][known] = values.reshape(-1, num_seeds)
+        for metric, values in fidelity_scores(labels.flatten(0, 1), each).items():
+            scores[metric][name] = np.full((len(prompts), num_seeds), np.nan)
+            scores[metric][name][known] = values.reshape(-1, num_seeds)
     return scores
 
 
 def load_pixels(paths: Sequence[Path]) -> Tensor:
-    """Return pictures of one size as (N, 3, H, W) float32 in [0, 1]."""
+    """Load images of one size as (N, 3, H, W) float32 in [0, 1]."""
     arrays = [np.asarray(open_image(path)) for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-def picture_features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> list[Tensor]:
-    """Return for each prompt the features (k, `size`) of its pictures; k is 0 where all failed."""
+def image_features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> list[Tensor]:
+    """Return for each prompt the features (k, `size`) of its images; k is 0 if all failed."""
     return [own[~own[:, 0].isnan()] for own in _features(extract, paths, size)]
 
 
 def _features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> Tensor:
-    """Features (P, K, D) of pictures, NaN where there is none; D is `size`."""
+    """Features (P, K, D) of images, NaN where one failed; D is `size`."""
     flat = [path for own in paths for path in own]
     is_there = torch.tensor([path is not None for path in flat])
     whole = torch.full((len(flat), size), torch.nan)
@@ -273,7 +272,7 @@ def _features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: i
 def _own_is_nearest(
     own: Tensor, wanted: Tensor, texts: Tensor, prompts: Sequence[EvaluationPrompt]
 ) -> np.ndarray:
-    """1 where a picture's prompt is the nearest of its set's, (P, K); equal ones count as found."""
+    """1 where an image's own prompt is the nearest of its set, (P, K); ties count as found."""
     found = np.full(own.shape[:2], np.nan)
     for name in dict.fromkeys(prompt.sets[0] for prompt in prompts):
         ids = members(prompts, name)

@@ -18,6 +18,7 @@ from clipgraft.cache import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.transforms import PIXELS_VERSION
 from clipgraft.errors import CheckpointError, DataError
+from clipgraft.evaluation.results import ImageRow
 from clipgraft.files import clear_parts, file_sha256, fingerprint, parse_json
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png, versions
@@ -36,7 +37,7 @@ ITEMS_PER_ENTRY = 64
 """Features that are cached together, and lost together when a process is killed."""
 
 ROW = ("key", "file", "status", "sha256")
-"""What a line of `pictures.*.jsonl` says of a picture."""
+"""Keys of a line of `images.*.jsonl`."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -63,17 +64,17 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 class Task(NamedTuple):
-    """One picture of one column."""
+    """One image of a variant."""
 
     prompt_id: int
     job: Job
 
 
 class PictureStore:
-    """Pictures in a folder, with a line of `pictures.<process>.jsonl` for each.
+    """Images in a folder, with a line of `images.<process>.jsonl` for each.
 
     Args:
-        folder: Gets `pictures/<column>/` and the lines.
+        folder: Gets `variants/<name>/` and the lines.
         processes: Which of how many this one is.
     """
 
@@ -82,21 +83,21 @@ class PictureStore:
 
     def draw(
         self,
-        column: str,
+        variant: str,
         generator: ImageGenerator,
         tasks: Sequence[Task],
         batch_size: int,
-    ) -> list[dict[str, Any]]:
+    ) -> list[ImageRow]:
         """Draw what is not there yet, shared out over the processes.
 
         Args:
-            column: Names the folder.
-            generator: With the column's text encoder.
+            variant: Names the folder.
+            generator: With the variant's text encoder.
             tasks: Prompts and seeds; equal ones are drawn once.
             batch_size: Pictures drawn at once.
 
         Returns:
-            For each task a row as in evaluation.json, without scores.
+            A row per task, without scores.
         """
         whole = generator_fingerprint(generator)
         keys = [self._key(whole, generator, task.job) for task in tasks]
@@ -106,28 +107,33 @@ class PictureStore:
         self.processes.wait_for_everyone()
         own = list(lacking.items())[self.processes.process_index :: self.processes.num_processes]
         if own:
-            self._draw(column, generator, own, batch_size)
+            self._draw(variant, generator, own, batch_size)
         self.processes.wait_for_everyone()
         held = self._held() if lacking else held
         return [
-            {"column": column, "prompt_id": task.prompt_id, "seed": task.job.seed}
-            | {name: held[key][name] for name in ("file", "status")}
+            ImageRow(
+                variant=variant,
+                prompt_id=task.prompt_id,
+                seed=task.job.seed,
+                file=held[key]["file"],
+                status=held[key]["status"],
+            )
             for key, task in zip(keys, tasks, strict=True)
         ]
 
     def _draw(
         self,
-        column: str,
+        variant: str,
         generator: ImageGenerator,
         tasks: Sequence[tuple[str, Task]],
         batch_size: int,
     ) -> None:
-        folder = self.folder / "pictures" / column
+        folder = self.folder / "variants" / variant
         folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
-        log = self.folder / f"pictures.{self.processes.process_index}.jsonl"
+        log = self.folder / f"images.{self.processes.process_index}.jsonl"
         num_steps = sum(task.job.num_steps for _, task in tasks)
-        description = f"drawing for {column}"
+        description = f"generating images of {variant}"
         with track(description, num_steps) as update, log.open("a", encoding="utf-8") as lines:
             pictures = generator.draw(
                 [task.job for _, task in tasks],
@@ -148,7 +154,7 @@ class PictureStore:
     def _held(self) -> dict[str, dict[str, Any]]:
         """Rows by key, of pictures that are as they were written."""
         rows = {}
-        for log in filter(Path.is_file, sorted(self.folder.glob("pictures.*.jsonl"))):
+        for log in filter(Path.is_file, sorted(self.folder.glob("images.*.jsonl"))):
             rows.update({row["key"]: row for row in _whole_lines(log)})
         return {key: row for key, row in rows.items() if self._is_as_written(row)}
 
@@ -247,4 +253,4 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         else:
             num_damaged += 1
     if num_damaged:
-        logger.warning("%s: %d damaged lines; what they name is drawn anew", path, num_damaged)
+        logger.warning("%s: %d damaged lines; their images are generated again", path, num_damaged)

@@ -7,10 +7,10 @@ import torch
 from clipgraft.config import GenerateSettings
 from clipgraft.console import say
 from clipgraft.errors import UserError
+from clipgraft.generation.contact_sheet import STATUS_NOTES
 from clipgraft.generation.generate import jobs_of, speed_of
 from clipgraft.generation.generator import load_generators
 from clipgraft.models.clip import ClipParts
-from clipgraft.reporting.embedded_images import STATUS_NOTES
 from clipgraft.training.trainer import StepReport
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from clipgraft.reporting.embedded_images import MAX_BYTES, STATUS_NOTES, embed_picture
+from clipgraft.data.images import open_image
 
 MAX_SHEET_PIXELS = 40_000_000
 """Of a PNG's pictures together; where they have more they are made smaller. Viewers open 7000 x 6000."""
 MAX_LINES = 4
+MAX_BYTES = 1_600_000
+"""Bytes of all images together: 2.2 MB as base64, so that the page stays under 5 MB."""
+SMALLER_SIDES = (1024, 768, 512, 384, 256, 128, 64)
+"""Longest sides in pixels that are tried for an image above its share, in this order."""
+JPEG_QUALITY = 85
+VARIANT_LABELS = {
+    "teacher": "the base's own text encoder",
+    "before": "CLIP before fine-tuning",
+    "after": "CLIP after fine-tuning",
+    "refined": "CLIP after fine-tuning, graft refined",
+}
+STATUS_NOTES = {
+    "failed_nan": "failed: NaN values",
+    "failed_black": "failed: all black",
+    "blocked": "blocked by the base's safety checker",
+}
 TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 INK, QUIET, PAPER, HOLE = "#1c1f24", "#626a76", "#ffffff", "#e4e7ec"
 
@@ -95,7 +112,7 @@ def render_sheets(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
         title=title,
         lead=lead,
         sheets=sheets,
-        sources={cell.path: embed_picture(cell.path, share) for cell in cells if cell.status == "ok"},
+        sources={cell.path: embed_image(cell.path, share) for cell in cells if cell.status == "ok"},
         notes=STATUS_NOTES,
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
@@ -162,3 +179,42 @@ def _cut(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     while line and font.getlength(line + "\N{HORIZONTAL ELLIPSIS}") > width:
         line = line[:-1]
     return line + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def embed_image(path: Path, max_bytes: int) -> tuple[str, int, int]:
+    """Return a data URI of an image: its own bytes if they are few enough, else a smaller JPEG.
+
+    Args:
+        path: A PNG, JPEG or WebP file.
+        max_bytes: Bound before base64, which adds a third.
+
+    Returns:
+        The data URI, and the image's own width and height in pixels.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataError: If it cannot be read as an image.
+    """
+    image = open_image(path)
+    content = path.read_bytes()
+    if len(content) > max_bytes:
+        content = _smaller_jpeg(image, max_bytes)
+    encoded = base64.b64encode(content).decode("ascii")
+    return f"data:{_media_type(content)};base64,{encoded}", image.width, image.height
+
+
+def _smaller_jpeg(image: Image.Image, max_bytes: int) -> bytes:
+    """The largest JPEG that fits, else the smallest one tried."""
+    for side in (max(image.size), *(side for side in SMALLER_SIDES if side < max(image.size))):
+        smaller, content = image.copy(), io.BytesIO()
+        smaller.thumbnail((side, side))
+        smaller.save(content, "JPEG", quality=JPEG_QUALITY)
+        if content.tell() <= max_bytes:
+            break
+    return content.getvalue()
+
+
+def _media_type(content: bytes) -> str:
+    if content.startswith(b"\x89PNG"):
+        return "image/png"
+    return "image/jpeg" if content.startswith(b"\xff\xd8") else "image/webp"

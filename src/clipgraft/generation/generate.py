@@ -15,6 +15,7 @@ from PIL import Image
 from clipgraft.config import GenerateSettings
 from clipgraft.console import print_line, say, track
 from clipgraft.device import choose_device, num_processes
+from clipgraft.generation.contact_sheet import STATUS_NOTES
 from clipgraft.generation.engines.engine import openvino_advice
 from clipgraft.generation.engines.options import DEFAULT_SPEED, SpeedOptions
 from clipgraft.generation.estimate import announce
@@ -24,7 +25,6 @@ from clipgraft.generation.metadata import save_png
 from clipgraft.generation.params import Job, batches, make_jobs, picture_file_name
 from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.models.tokenizer import prompt_notes
-from clipgraft.reporting.embedded_images import STATUS_NOTES
 
 MAX_SAID = 10
 """Prompts whose notes are said; `images.json` has all."""

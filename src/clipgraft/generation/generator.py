@@ -56,9 +56,9 @@ def load(
 
 
 def load_generators(
-    encoders: Mapping[str, Path | None],
+    encoders: Mapping[str, Graft | Path | None],
     *,
-    base: str = "",
+    base: FrozenBase | str = "",
     revision: str = "",
     device: str = "auto",
     offload: str = "none",
@@ -67,8 +67,8 @@ def load_generators(
     """Give a generator for each text encoder; the base is loaded once, for the first of them.
 
     Args:
-        encoders: By name a graft folder, or None for the base's own text encoder.
-        base: Where not empty, the base in place of the one that a graft names.
+        encoders: By name a graft, its folder, or None for the base's own text encoder.
+        base: A base, used as it is, without an engine; or its name; empty = the one that grafts name.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         device: As `load`.
         offload: As `load`.
@@ -84,8 +84,15 @@ def load_generators(
     _check_offload(offload, place)
     if offload != "none" and speed != DEFAULT_SPEED:
         raise UserError("engines and shortcuts do not work with offload; leave one of them out")
-    engine = choose_engine(speed, place, cache_dir() / "openvino") if offload == "none" else None
-    grafts = {name: Graft.from_pretrained(folder) for name, folder in encoders.items() if folder}
+    is_loaded = isinstance(base, FrozenBase)
+    engine = None
+    if offload == "none" and not is_loaded:
+        engine = choose_engine(speed, place, cache_dir() / "openvino")
+    grafts = {
+        name: Graft.from_pretrained(own) if isinstance(own, Path) else own
+        for name, own in encoders.items()
+        if own
+    }
     if not grafts and not base:
         raise UserError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
@@ -117,7 +124,7 @@ def load_generators(
 
 def load_base(
     grafts: Sequence[Graft],
-    base: str,
+    base: FrozenBase | str,
     dtype: torch.dtype,
     *,
     revision: str = "",
@@ -128,7 +135,7 @@ def load_base(
 
     Args:
         grafts: The first names the base, and its tokenizer serves one that has none.
-        base: Where not empty, where the base is now.
+        base: Where not empty, where the base is now, or the loaded base.
         dtype: Of the weights.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         unet_dtype: Of the U-Net's, where they have another.
@@ -137,6 +144,10 @@ def load_base(
     Raises:
         CheckpointError: If it is not the base that each of the grafts was made for.
     """
+    if isinstance(base, FrozenBase):
+        for graft in grafts:
+            base.check_record(graft.base)
+        return base
     name = base
     if grafts and not base:
         name, revision = grafts[0].base.name, grafts[0].base.revision

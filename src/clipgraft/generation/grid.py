@@ -10,11 +10,10 @@ from typing import Any
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
-from clipgraft.generation.contact_sheet import Sheet, SheetCell, draw_sheet, render_sheets
+from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell, draw_sheet, render_sheets
 from clipgraft.generation.generate import DrawOptions, generate
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.params import Job, make_jobs
-from clipgraft.reporting.embedded_images import COLUMN_LABELS
 
 AXES = ("prompt", "seed", "guidance", "steps", "scheduler", "graft")
 WORDS = {"guidance": "guidance_scale"}
@@ -65,7 +64,7 @@ def parse_axis(text: str) -> Axis:
 
 def graft_axis(encoders: Mapping[str, Path | None]) -> Axis:
     """Axis of text encoders: by label a graft folder, or None for the base's own."""
-    return Axis("graft", tuple(encoders.items()), tuple(COLUMN_LABELS.get(name, name) for name in encoders))
+    return Axis("graft", tuple(encoders.items()), tuple(VARIANT_LABELS.get(name, name) for name in encoders))
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:

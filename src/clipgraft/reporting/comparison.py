@@ -1,25 +1,27 @@
 """What one page says of several runs: figures side by side where they can be compared, and why where not."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
 
+from clipgraft.evaluation.results import TEACHER, Metric
 from clipgraft.reporting.costs import STAGE_LABELS
-from clipgraft.reporting.embedded_images import PromptPictures, group_pictures
+from clipgraft.reporting.embedded_images import PageImage, PromptImages, group_images
 from clipgraft.reporting.evidence import figure_text
-from clipgraft.reporting.format import Table, decimal, duration, gigabytes, percent, sub_dict, sub_rows
+from clipgraft.reporting.format import Table, decimal, duration, gigabytes, percent, sub_dict
 from clipgraft.reporting.plots import Theme, epoch_means, render_figure, style_axes
-from clipgraft.reporting.ranking import last_measured_column
+from clipgraft.reporting.ranking import last_variant
 from clipgraft.reporting.run_data import STAGES, Run, is_number
 from clipgraft.reporting.sections import DIRECTIONS, TOKEN_CLASSES, describe_run
 from clipgraft.reporting.setting_tables import setting, setting_text
 
 MARKERS = "osD^vP"
 IGNORED_SETTINGS = ("device",)
-DRAWING = ("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
-"""What has to be equal besides the prompt for pictures of two runs to stand side by side."""
+SAMPLING = ("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
+"""What must be equal besides the prompt for images of two runs to be shown side by side."""
 LOSS_SETTINGS = tuple(
     f"finetune.{key}"
     for key in (
@@ -63,8 +65,7 @@ def comparability(runs: Sequence[Run]) -> dict[str, str]:
     captions = [
         (data_key(run), setting(run, "base.name"), run.bridge.get("num_held_out_captions")) for run in bridged
     ]
-    fidelity = [_drawing_key(run, run.evaluate) for run in runs if run.evaluate]
-    judged = [_evaluation_key(run) for run in runs if run.evaluation]
+    evaluated = [_evaluation_key(run) for run in runs if run.evaluation.figures]
     return {
         "recall": _unknown_data(tuned)
         or _reason(test, "recall was measured on different test images, of which one can be harder"),
@@ -73,9 +74,9 @@ def comparability(runs: Sequence[Run]) -> dict[str, str]:
         or _reason(batch, "a contrastive loss depends on the batch it is of"),
         "bridge": _unknown_data(bridged)
         or _reason(captions, "the bridges were measured on different captions, or lead to different bases"),
-        "prompt fidelity": _reason(fidelity, "pictures were drawn with different settings or bases"),
         "evaluation": _reason(
-            judged, "pictures were drawn or scored with different settings, bases, prompts or photographs"
+            evaluated,
+            "images were generated or scored with different settings, bases, prompts or photographs",
         ),
     }
 
@@ -86,22 +87,14 @@ def _unknown_data(runs: Sequence[Run]) -> str:
     return "" if is_known else "of some it is not known which data they are on"
 
 
-def _drawing_key(run: Run, measured: dict[str, Any]) -> Any:
-    """How pictures were drawn, and with which base; old files have its name in the recipe alone."""
-    settings = sub_dict(measured, "settings")
-    return settings, None if "base" in settings else setting(run, "base.name")
-
-
 def _evaluation_key(run: Run) -> Any:
     """What decides an evaluation's figures besides the grafts: settings, base, prompts and photographs."""
     evaluation = run.evaluation
-    columns, prompts = sub_rows(evaluation, "columns"), sub_rows(evaluation, "prompts")
-    data = {key: value for key, value in sub_dict(evaluation, "data").items() if key != "source"}
     return (
-        _drawing_key(run, evaluation),
-        [row.get("sha256") for row in columns if row.get("name") == "teacher"],
-        [(row.get("prompt"), row.get("image_id")) for row in prompts],
-        data,
+        evaluation.settings,
+        [variant.sha256 for variant in evaluation.variants if variant.name == TEACHER],
+        [(prompt.prompt, prompt.image_id) for prompt in evaluation.prompts],
+        evaluation.data.model_copy(update={"source": ""}),
     )
 
 
@@ -119,8 +112,7 @@ def figures_tables(runs: Sequence[Run]) -> list[Table]:
         "recall": ("Retrieval", _recall),
         "loss": ("Loss", _loss),
         "bridge": ("Bridge: state error", _bridge),
-        "prompt fidelity": ("Prompt fidelity", _fidelity),
-        "evaluation": ("Evaluation", _judged),
+        "evaluation": ("Evaluation", _evaluated),
     }
     tables = []
     for kind, (title, read) in kinds.items():
@@ -178,17 +170,17 @@ def resources_table(runs: Sequence[Run]) -> Table | None:
     return Table(("", *run_names(runs)), _across(columns)) if any(columns) else None
 
 
-def compared_pictures(runs: Sequence[Run]) -> tuple[list[PromptPictures], int]:
-    """Pictures that at least two runs drew of one prompt with the same seed and settings, a run a column."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def compared_images(runs: Sequence[Run]) -> tuple[list[PromptImages], int]:
+    """Return images of one prompt, seed and settings that at least two runs have, a run a column."""
+    groups: dict[str, list[PageImage]] = {}
     for name, run in zip(run_names(runs), runs, strict=True):
-        columns = [str(row.get("column") or "") for row in run.pictures]
-        last = next((column for column in ("refined", "after", "") if column in columns), None)
-        for row in run.pictures:
-            if str(row.get("column") or "") == last:
-                key = _dump([row.get("prompt"), *(row.get(key) for key in DRAWING)])
-                groups.setdefault(key, []).append(row | {"column": name})
-    return group_pictures([row for rows in groups.values() if len(rows) > 1 for row in rows])
+        variants = {image.variant for image in run.images}
+        last = next((variant for variant in ("refined", "after", "") if variant in variants), None)
+        for image, row in zip(run.images, run.image_rows, strict=True):
+            if image.variant == last:
+                key = _dump([image.prompt, *(row.get(key) for key in SAMPLING)])
+                groups.setdefault(key, []).append(replace(image, variant=name))
+    return group_images([image for images in groups.values() if len(images) > 1 for image in images])
 
 
 def loss_notes(runs: Sequence[Run]) -> list[str]:
@@ -235,7 +227,7 @@ def _reason(keys: Sequence[Any], sentence: str) -> str:
 
 
 def _note(kind: str) -> str:
-    if kind in ("prompt fidelity", "evaluation"):
+    if kind == "evaluation":
         return (
             "In brackets: 95 % over prompts. Where intervals of two runs overlap, no difference is shown; "
             "they say nothing about another training seed."
@@ -280,27 +272,17 @@ def _bridge(run: Run) -> dict[str, str]:
     }
 
 
-def _fidelity(run: Run) -> dict[str, str]:
+def _evaluated(run: Run) -> dict[str, str]:
+    """Figures of the run's last measured variant."""
+    evaluation, variant = run.evaluation, last_variant(run.evaluation)
+    titles = {each.name: each.title for each in evaluation.prompt_sets}
     found = {}
-    for name, score in sub_dict(run.evaluate, "scores").items():
-        bounds = score.get("interval") if isinstance(score, dict) else None
-        if isinstance(bounds, list) and len(bounds) == 2:
-            found[name] = f"{decimal(score.get('mean'))} [{decimal(bounds[0])} to {decimal(bounds[1])}]"
+    for figure in evaluation.figures:
+        if figure.variant == variant:
+            metric = evaluation.metrics.get(figure.metric, Metric(title=figure.metric))
+            title = f"{metric.title}; {titles.get(figure.prompt_set, figure.prompt_set)}"
+            found[title] = figure_text(figure, metric)
     return found
-
-
-def _judged(run: Run) -> dict[str, str]:
-    """Figures of the run's last measured column."""
-    metrics, column = sub_dict(run.evaluation, "metrics"), last_measured_column(run)
-    titles = {row.get("name"): row.get("title") for row in sub_rows(run.evaluation, "prompt_sets")}
-    return {
-        f"{sub_dict(metrics, str(row.get('metric'))).get('title', row.get('metric'))}; "
-        f"{titles.get(row.get('prompt_set'), row.get('prompt_set'))}": figure_text(
-            row, sub_dict(metrics, str(row.get("metric")))
-        )
-        for row in sub_rows(run.evaluation, "figures")
-        if row.get("column") == column
-    }
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,242 +1,162 @@
-"""What the page says of `evaluation.json`: figures between floors and ceilings, differences, failures."""
+"""Tables of an evaluation: figures between floors and ceilings, paired differences, failed images."""
 
-from typing import Any
+from collections.abc import Sequence
 
-from clipgraft.reporting.format import NO_NUMBER, Table, count, short_name, sub_dict, sub_rows
-from clipgraft.reporting.run_data import Run, is_number
+from clipgraft.evaluation.results import STATUSES, Difference, Evaluation, Figure, Measure, Metric, Variant
+from clipgraft.reporting.format import NO_NUMBER, Table, count
 
 FIRST_METRICS = ("prompt_fidelity", "clip_score_raw", "cmmd", "kid", "fid")
 FIRST_BY_PARTS = ("prompt_fidelity",)
-"""Of these, parts of prompt sets stand beside the whole: combinations that train shows, and never shows."""
+"""Metrics shown for parts of prompt sets too: combinations present in training, and absent from it."""
 FIRST_DIFFERENCES = (
     "prompt_fidelity",
     "clip_score_raw",
-    "picture_to_caption_recall@1",
+    "clip_r_precision",
     "text_to_image_recall@1",
     "image_to_text_recall@1",
 )
-ROLES = {"measured": "", "floor": "floor", "ceiling": "ceiling"}
-STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
-UNITS = {"share": 100.0}
-"""Units that are shown as percentages."""
+BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
+UNKNOWN = Metric(title="")
 
 
-def evidence_notes(run: Run) -> list[str]:
-    """Sentences that a reader of the figures must see first, as the evaluation gives them."""
-    notes = run.evaluation.get("notes")
-    return [str(note) for note in notes] if isinstance(notes, list) else []
-
-
-def evidence_settings(evaluation: dict[str, Any]) -> str:
-    """Say what was drawn and scored, and how."""
-    settings, data = sub_dict(evaluation, "settings"), sub_dict(evaluation, "data")
-    if not settings:
-        return ""
-    scorer, extractor = sub_dict(settings, "scorer"), sub_dict(settings, "feature_extractor")
-    parts = {
-        "base": sub_dict(settings, "base").get("name"),
-        "pictures drawn": count(len(sub_rows(evaluation, "pictures"))),
-        "prompts": settings.get("num_prompts"),
-        "pictures a prompt": settings.get("num_images_per_prompt"),
-        "seed": settings.get("seed"),
-        "steps": settings.get("num_inference_steps"),
-        "guidance": settings.get("guidance_scale"),
-        "scheduler": settings.get("scheduler"),
-        "size": f"{settings.get('width')} x {settings.get('height')}" if settings.get("width") else None,
-        "precision": settings.get("dtype"),
-        "scorer": scorer.get("name"),
-        "features": extractor.get("name"),
-        "resizing": settings.get("resize_filter"),
-        "data": f"{short_name(data['source'])}, {data.get('split')} split" if data.get("source") else None,
-    }
-    return ", ".join(f"{name}: {value}" for name, value in parts.items() if value is not None) + "."
-
-
-def metric_tables(run: Run) -> tuple[list[Table], list[Table]]:
-    """A table a metric: its columns between floors and ceilings down, its prompt sets across.
-
-    Returns:
-        The metrics to see first, and the others.
-    """
-    evaluation = run.evaluation
-    figures = {
-        (row.get("metric"), row.get("prompt_set"), row.get("column")): row
-        for row in sub_rows(evaluation, "figures")
-    }
+def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
+    """Return a table per metric, variants down and prompt sets across: the main metrics, and the others."""
+    whole = [each.name for each in evaluation.prompt_sets if each.part_of is None]
+    parts = [each.name for each in evaluation.prompt_sets if each.part_of is not None]
     first: list[Table | None] = []
     others: list[Table | None] = []
-    for name, metric in sub_dict(evaluation, "metrics").items():
-        if not isinstance(metric, dict):
-            continue
-        own = {key[1:]: row for key, row in figures.items() if key[0] == name}
-        is_first = name in FIRST_METRICS and any(is_number(row.get("value")) for row in own.values())
-        whole = [row for row in _all_sets(run) if row.get("part_of") is None]
-        parts = [row for row in _all_sets(run) if row.get("part_of") is not None]
+    for name in evaluation.metrics:
+        figures = [row for row in evaluation.figures if row.metric == name]
+        is_first = name in FIRST_METRICS and any(row.value is not None for row in figures)
         if is_first and name not in FIRST_BY_PARTS:
-            first.append(_metric_table(run, name, metric, own, whole))
-            others.append(_metric_table(run, name, metric, own, parts))
+            first.append(_metric_table(evaluation, name, figures, whole))
+            others.append(_metric_table(evaluation, name, figures, parts))
         else:
-            (first if is_first else others).append(_metric_table(run, name, metric, own, whole + parts))
+            (first if is_first else others).append(_metric_table(evaluation, name, figures, whole + parts))
     return [table for table in first if table], [table for table in others if table]
 
 
 def _metric_table(
-    run: Run,
-    name: str,
-    metric: dict[str, Any],
-    figures: dict[tuple[Any, Any], dict[str, Any]],
-    prompt_sets: list[dict[str, Any]],
+    evaluation: Evaluation, name: str, figures: Sequence[Figure], prompt_sets: Sequence[str]
 ) -> Table | None:
-    """Lay out a metric's figures, by prompt set and column, over those of the sets that have one."""
-    sets = [row for row in prompt_sets if any(key[0] == row["name"] for key in figures)]
-    shown = [row["name"] for row in sets]
+    metric, titles = evaluation.metrics[name], _set_titles(evaluation)
+    found = {(row.prompt_set, row.variant): row for row in figures if row.prompt_set in prompt_sets}
+    shown = [each for each in prompt_sets if any(key[0] == each for key in found)]
     rows = [
-        (_column_title(column), *(figure_text(found, metric) for found in cells))
-        for column in sub_rows(run.evaluation, "columns")
-        if any(cells := [figures.get((each, column.get("name")), {}) for each in shown])
+        (_variant_title(variant), *(figure_text(cell, metric) for cell in cells))
+        for variant in evaluation.variants
+        if any(cells := [found.get((each, variant.name)) for each in shown])
     ]
     if not rows:
         return None
-    head = ("", *(str(row.get("title", row["name"])) for row in sets))
-    own = [row for key, row in figures.items() if key[0] in shown]
-    return Table(head, rows, _metric_note(metric, own), str(metric.get("title", name)))
+    head = ("", *(titles[each] for each in shown))
+    return Table(head, rows, _metric_note(metric, list(found.values())), metric.title)
 
 
-def differences_tables(run: Run) -> tuple[Table | None, Table | None]:
-    """Paired differences with their intervals, by metric.
+def differences_tables(evaluation: Evaluation) -> tuple[Table | None, Table | None]:
+    """Return paired differences by metric.
 
-    Returns:
-        What a reader asks first: the main metrics over whole prompt sets, from each graft to the next and
-        from the teacher to the last. Then all others. None where there are none.
+    First the main metrics over whole prompt sets, from each graft to the next and from the teacher to the
+    last; then all others. None where there are none.
     """
-    whole = {row["name"] for row in _all_sets(run) if row.get("part_of") is None}
-    floors = {row.get("name") for row in sub_rows(run.evaluation, "columns") if row.get("role") == "floor"}
-    first: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    for row in sub_rows(run.evaluation, "differences"):
-        is_first = (
-            row.get("metric") in FIRST_DIFFERENCES
-            and row.get("prompt_set") in whole
-            and row.get("from") not in floors
-        )
-        (first if is_first else others).append(row)
-    first.sort(key=lambda row: FIRST_DIFFERENCES.index(row["metric"]))
+    whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
+    floors = evaluation.names("floor")
+    first: list[Difference] = []
+    others: list[Difference] = []
+    for row in evaluation.differences:
+        is_main = row.metric in FIRST_DIFFERENCES and row.prompt_set in whole
+        (first if is_main and row.baseline not in floors else others).append(row)
+    first.sort(key=lambda row: FIRST_DIFFERENCES.index(row.metric))
     note = (
-        "The same prompts and seeds on both sides; shares in percentage points. An interval that holds 0 "
-        "shows no difference. Intervals are of 95 % over prompts: with other prompts of the same kind. They "
-        "say nothing about another training seed."
+        "Both sides have the same prompts and seeds; shares are in percentage points. If the interval "
+        "contains 0, no difference is shown. Intervals are 95 % over prompts: they cover other prompts of "
+        "the same kind, not another training seed."
     )
-    return _differences_table(run, first, note), _differences_table(run, others, "")
+    return _differences_table(evaluation, first, note), _differences_table(evaluation, others, "")
 
 
-def _differences_table(run: Run, differences: list[dict[str, Any]], note: str) -> Table | None:
-    metrics = sub_dict(run.evaluation, "metrics")
-    titles = {row["name"]: str(row.get("title", row["name"])) for row in _all_sets(run)}
-    groups: dict[str, list[tuple[str, ...]]] = {}
+def _differences_table(evaluation: Evaluation, differences: Sequence[Difference], note: str) -> Table | None:
+    titles, groups = _set_titles(evaluation), dict[str, list[tuple[str, ...]]]()
     for row in differences:
-        metric = sub_dict(metrics, str(row.get("metric")))
-        where = titles.get(str(row.get("prompt_set")), str(row.get("prompt_set")))
+        metric = evaluation.metrics.get(row.metric, UNKNOWN)
         cells = (
-            f"{where}, {row.get('from')} → {row.get('to')}",
-            _number(row.get("value"), metric, signed=True),
-            _interval(row.get("interval"), metric, signed=True, otherwise=str(row.get("note") or "-")),
+            f"{titles.get(row.prompt_set, row.prompt_set)}, {row.baseline} → {row.variant}",
+            _number(row.value, metric, signed=True),
+            _interval(row, metric, signed=True) or row.note or "-",
             _up_and_down(row),
             verdict(row, metric),
         )
-        groups.setdefault(str(metric.get("title", row.get("metric"))), []).append(cells)
+        groups.setdefault(metric.title or row.metric, []).append(cells)
     rows = [cells for title, group in groups.items() for cells in ((title,), *group)]
     return Table(("", "difference", "95 % interval", "better, worse", ""), rows, note) if rows else None
 
 
-def _up_and_down(row: dict[str, Any]) -> str:
-    better, worse = row.get("num_better"), row.get("num_worse")
-    if not (is_number(better) and is_number(worse) and is_number(row.get("num"))):
+def _up_and_down(row: Difference) -> str:
+    if row.num_better is None or row.num_worse is None:
         return ""
-    return f"{better:,}, {worse:,} of {row['num']:,}"
+    return f"{row.num_better:,}, {row.num_worse:,} of {row.num:,}"
 
 
-def verdict(row: dict[str, Any], metric: dict[str, Any]) -> str:
-    """Say if a paired difference is one: `better`, `worse`, `higher`, `lower`, `no difference shown`."""
-    bounds = row.get("interval")
-    if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-        return "no difference shown" if row.get("value") == 0 else ""
-    if bounds[0] <= 0 <= bounds[1]:
+def verdict(row: Difference, metric: Metric) -> str:
+    """Judge a paired difference: `better`, `worse`, `higher`, `lower` or `no difference shown`."""
+    if not row.interval:
+        return "no difference shown" if row.value == 0 else ""
+    low, high = row.interval
+    if low <= 0 <= high:
         return "no difference shown"
-    is_up = bounds[0] > 0
-    if metric.get("higher_is_better") is None:
-        return "higher" if is_up else "lower"
-    return "better" if is_up == metric["higher_is_better"] else "worse"
+    if metric.higher_is_better is None:
+        return "higher" if low > 0 else "lower"
+    return "better" if (low > 0) == metric.higher_is_better else "worse"
 
 
-def failures_table(run: Run) -> Table | None:
-    """Pictures of each column, counted by status; None where nothing was counted."""
-    whole = {row["name"] for row in _all_sets(run) if row.get("part_of") is None}
+def failures_table(evaluation: Evaluation) -> Table | None:
+    """Return images of each variant, counted by status; None if nothing was counted."""
+    whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
     rows: list[tuple[str, ...]] = []
-    for column in sub_rows(run.evaluation, "columns"):
-        counts = [
-            row
-            for row in sub_rows(run.evaluation, "counts")
-            if row.get("column") == column.get("name") and row.get("prompt_set") in whole
-        ]
+    for variant in evaluation.variants:
+        counts = [row for row in evaluation.counts if row.variant == variant.name and row.prompt_set in whole]
         if counts:
-            keys = ("num_pictures", *STATUSES)
-            sums = [sum(row[key] for row in counts if is_number(row.get(key))) for key in keys]
-            rows.append((_column_title(column), *map(count, sums)))
-    if not rows:
-        return None
-    head = ("", "pictures", "ok", "no numbers", "all black", "blocked")
-    return Table(
-        head, rows, "Only pictures that are ok are scored; the others are counted here and nowhere else."
-    )
+            sums = [sum(getattr(row, key) for row in counts) for key in ("num_images", *STATUSES)]
+            rows.append((_variant_title(variant), *map(count, sums)))
+    head = ("", "images", "ok", "NaN", "all black", "blocked")
+    return Table(head, rows, "Only images that are ok are scored.") if rows else None
 
 
-def _all_sets(run: Run) -> list[dict[str, Any]]:
-    return [row for row in sub_rows(run.evaluation, "prompt_sets") if isinstance(row.get("name"), str)]
+def _set_titles(evaluation: Evaluation) -> dict[str, str]:
+    return {each.name: each.title or each.name for each in evaluation.prompt_sets}
 
 
-def _column_title(column: dict[str, Any]) -> str:
-    role = ROLES.get(str(column.get("role")), "")
-    title = str(column.get("title") or column.get("name"))
-    return f"{title} ({role})" if role else title
+def _variant_title(variant: Variant) -> str:
+    title = variant.title or variant.name
+    return title if variant.role == "measured" else f"{title} ({variant.role})"
 
 
-def figure_text(row: dict[str, Any], metric: dict[str, Any]) -> str:
+def figure_text(figure: Measure | None, metric: Metric) -> str:
     """Write a figure with its interval in brackets."""
-    if not row:
+    if figure is None:
         return ""
-    text = _number(row.get("value"), metric)
-    bounds = _interval(row.get("interval"), metric)
-    return f"{text} [{bounds}]" if bounds != "-" else text
+    text, bounds = _number(figure.value, metric), _interval(figure, metric)
+    return f"{text} [{bounds}]" if bounds else text
 
 
-def _metric_note(metric: dict[str, Any], figures: list[dict[str, Any]]) -> str:
-    parts = [str(metric.get("what") or "")]
-    better = {True: "Higher is better.", False: "Lower is better.", None: ""}
-    parts.append(better.get(metric.get("higher_is_better"), ""))
-    if metric.get("extractor"):
-        parts.append(f"Read by: {metric['extractor']}.")
-    numbers = sorted({row["num"] for row in figures if is_number(row.get("num"))})
-    if numbers:
-        parts.append(f"N = {' or '.join(map(count, numbers))}.")
-    parts += [
-        f"{note}."
-        for note in dict.fromkeys(str(row.get("note") or "").rstrip(".") for row in figures)
-        if note
-    ]
+def _metric_note(metric: Metric, figures: Sequence[Figure]) -> str:
+    parts = [metric.what, BETTER[metric.higher_is_better]]
+    if metric.extractor:
+        parts.append(f"Measured with {metric.extractor}.")
+    parts.append(f"N = {' or '.join(map(count, sorted({row.num for row in figures})))}.")
+    parts += [f"{note}." for note in dict.fromkeys(row.note.rstrip(".") for row in figures) if note]
     return " ".join(part for part in parts if part)
 
 
-def _number(value: Any, metric: dict[str, Any], *, signed: bool = False) -> str:
-    if not is_number(value):
+def _number(value: float | None, metric: Metric, *, signed: bool = False) -> str:
+    if value is None:
         return NO_NUMBER
-    value = value * UNITS.get(str(metric.get("unit")), 1.0)
-    digits = 1 if metric.get("unit") in ("share", "dB") else 3
-    if signed:
-        return f"{value:+.{digits}f}"
-    return f"{value:.{digits}f}{' %' if metric.get('unit') == 'share' else ''}"
+    is_share = metric.unit == "share"
+    digits = 1 if metric.unit in ("share", "dB") else 3
+    number = f"{100 * value if is_share else value:{'+' if signed else ''}.{digits}f}"
+    return number + (" %" if is_share and not signed else "")
 
 
-def _interval(bounds: Any, metric: dict[str, Any], *, signed: bool = False, otherwise: str = "-") -> str:
-    if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-        return otherwise
+def _interval(row: Measure, metric: Metric, *, signed: bool = False) -> str:
+    bounds = row.interval or ()
     return " to ".join(_number(bound, metric, signed=signed).removesuffix(" %") for bound in bounds)

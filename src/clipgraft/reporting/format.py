@@ -74,12 +74,6 @@ def sub_dict(values: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def sub_rows(values: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The objects of the list under a key; what is no object is left out."""
-    value = values.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
 def with_number_note(note: str, rows: list[tuple[str, ...]]) -> str:
     """Say below a table what its n/a means, where it has one."""
     return f"{note} {NO_NUMBER_NOTE}".strip() if any(NO_NUMBER in row for row in rows) else note

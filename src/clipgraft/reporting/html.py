@@ -17,7 +17,7 @@ from clipgraft.errors import UserError
 from clipgraft.reporting import comparison, evidence, ranking, sections
 from clipgraft.reporting import costs as resources
 from clipgraft.reporting.curves import Curve, training_curves
-from clipgraft.reporting.embedded_images import group_pictures
+from clipgraft.reporting.embedded_images import group_images
 from clipgraft.reporting.plots import DARK, LIGHT, Theme, recolour, render_loss
 from clipgraft.reporting.run_data import Run
 from clipgraft.reporting.setting_tables import settings_tables, shown_recipe
@@ -39,11 +39,11 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
     Raises:
         ValueError: If the page would be larger than 5 MB.
     """
-    pictures, num_hidden = group_pictures(run.pictures)
+    images, num_hidden = group_images(run.images)
     ranked, ranked_note = ranking.ranked_prompts(run)
-    first_differences, other_differences = evidence.differences_tables(run)
-    first_metrics, other_metrics = evidence.metric_tables(run)
-    failed, num_failed = ranking.failed_pictures(run)
+    first_differences, other_differences = evidence.differences_tables(run.evaluation)
+    first_metrics, other_metrics = evidence.metric_tables(run.evaluation)
+    failed, num_failed = ranking.failed_images(run)
     return _render(
         "report.html.j2",
         title=run.name,
@@ -53,18 +53,17 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
         started=resources.started(run),
         lead=sections.describe_run(run),
         highlights=sections.highlights(run),
-        pictures=pictures,
-        num_hidden_pictures=num_hidden,
+        images=images,
+        num_hidden_images=num_hidden,
         recall=sections.recall_table(run),
         evaluations=evaluations_table(run),
         loss_figure=loss_figure(run),
         curves=[_curve_figure(curve) for curve in training_curves(run)],
         bridge=sections.bridge_table(run),
         refine=sections.refine_table(run),
-        fidelity=sections.fidelity_table(run),
         evidence={
-            "notes": evidence.evidence_notes(run),
-            "settings": evidence.evidence_settings(run.evaluation),
+            "notes": run.evaluation.notes,
+            "settings": run.evaluation.describe_settings(),
             "differences": first_differences,
             "other_differences": other_differences,
             "tables": first_metrics,
@@ -72,10 +71,10 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
         },
         ranked=ranked,
         ranked_note=ranked_note,
-        failures=evidence.failures_table(run),
+        failures=evidence.failures_table(run.evaluation),
         failed=failed,
         num_failed=num_failed,
-        nearest=ranking.nearest_training_pictures(run),
+        nearest=ranking.nearest_training_images(run),
         data=sections.data_table(run),
         settings=settings_tables(run),
         resources=resources.resources_table(run),
@@ -92,7 +91,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         ValueError: If the page would be larger than 5 MB.
     """
     names = comparison.run_names(runs)
-    pictures, num_hidden = comparison.compared_pictures(runs)
+    images, num_hidden = comparison.compared_images(runs)
     return _render(
         "comparison.html.j2",
         title=" and ".join(names) if len(names) < 4 else f"{len(names)} runs",
@@ -103,7 +102,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         problems=[
             f"{name}: {sentence}"
             for name, run in zip(names, runs, strict=True)
-            for sentence in (*run.problems, *evidence.evidence_notes(run))
+            for sentence in (*run.problems, *run.evaluation.notes)
         ],
         tables=comparison.figures_tables(runs),
         loss_figure=_themed(
@@ -115,8 +114,8 @@ def render_comparison(runs: Sequence[Run]) -> str:
         else None,
         differing=comparison.settings_table(runs, differing=True),
         same=comparison.settings_table(runs, differing=False),
-        pictures=pictures,
-        num_hidden_pictures=num_hidden,
+        images=images,
+        num_hidden_images=num_hidden,
         resources=comparison.resources_table(runs),
     )
 

@@ -19,7 +19,7 @@ def render_model_card(run: Run) -> str:
         run: What its folder holds; what is missing is left out.
     """
     base = short_name(setting(run, "base.name"))
-    how = evidence.evidence_settings(run.evaluation)
+    how = run.evaluation.describe_settings()
     parts = [
         f"# {_plain(run.name)}",
         _plain(sections.describe_run(run)),
@@ -28,11 +28,10 @@ def render_model_card(run: Run) -> str:
         _section("Retrieval", sections.recall_table(run)),
         _section("Bridge", sections.bridge_table(run)),
         _section("Refining", sections.refine_table(run)),
-        _section("Prompt fidelity", None if run.evaluation else sections.fidelity_table(run)),
-        _section("Differences, pair by pair", evidence.differences_tables(run)[0]),
-        *(_section(table.title, table) for table in evidence.metric_tables(run)[0]),
-        *(f"> {_plain(note)}" for note in evidence.evidence_notes(run)),
-        _plain(how and f"How it was drawn and scored: {how}"),
+        _section("Differences, pair by pair", evidence.differences_tables(run.evaluation)[0]),
+        *(_section(table.title, table) for table in evidence.metric_tables(run.evaluation)[0]),
+        *(f"> {_plain(note)}" for note in run.evaluation.notes),
+        _plain(how and f"Generated and scored with: {how}"),
         "## Limits\n\nThe figures hold for the data and the base named here, and for prompts like those "
         f"measured. The base{f' ({_plain(base)})' if base else ''} and CLIP have licences of their own.",
         _section("Time, energy and memory", resources_table(run)),

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clipgraft.errors import MissingFileError, UserError, one_line
+from clipgraft.evaluation.results import Evaluation
 from clipgraft.files import MAX_BYTES, inside, parse_json, parse_toml, read_text
+from clipgraft.reporting.embedded_images import PageImage
 
 T = TypeVar("T")
 
@@ -22,8 +24,6 @@ NESTED_STAGES = frozenset({"generate", "evaluate"})
 """Stages whose folders a single stage's folder may hold too: what its graft draws, and how good that is."""
 RUN_FILES = ("recipe.toml", "metrics.json", "log.jsonl", "images.json", "evaluation.json")
 """Any of these makes a folder a run's or a stage's."""
-EVALUATION_VERSION = 1
-"""Newest `schema_version` of `evaluation.json` that is understood."""
 MAX_COUNT = 2**53
 """Of steps and epochs: beyond it a browser's numbers, and float64, are not exact."""
 
@@ -48,18 +48,24 @@ class Run:
     finetune: dict[str, Any]
     bridge: dict[str, Any]
     refine: dict[str, Any]
-    evaluate: dict[str, Any]
-    """Prompt fidelity."""
-    evaluation: dict[str, Any]
-    """`evaluation.json` (docs/evaluation.md); its files have `path` as the pictures have."""
+    evaluation: Evaluation
+    """Of `evaluation.json`; empty without one."""
     resources: dict[str, dict[str, Any]]
     """Seconds and memory by stage, the whole run's under an empty name."""
-    pictures: list[dict[str, Any]]
-    """Rows of `images.json`, each with `path`: the file, or None where it lies outside the run."""
+    image_rows: list[dict[str, Any]]
+    """Rows of `images.json`."""
+    images: list[PageImage]
+    """The same, to be shown."""
     begun: frozenset[str]
     """Stages that have a folder."""
     problems: list[str] = field(default_factory=list)
     """A sentence for each file that is there but cannot be read whole."""
+    folder: Path = Path()
+    evaluation_dir: Path = Path()
+
+    def evaluation_file(self, name: str) -> Path | None:
+        """Return a file named by the evaluation; None if it lies outside the run."""
+        return _contained(self.evaluation_dir / name, self.folder)
 
 
 def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> Run:
@@ -84,6 +90,7 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> Run:
     data = read.object(run_dir / "data.json") or read.object(folders["finetune"] / "data.json")
     if "left_out" in data:  # the name before `excluded`
         data["excluded"] = data.pop("left_out")
+    rows = _read_images(folders["generate"], read)
     return Run(
         name=run_dir.resolve().name,
         is_single_stage=is_single,
@@ -96,16 +103,18 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> Run:
         finetune=metrics.get("finetune", {}),
         bridge=metrics.get("bridge", {}),
         refine=metrics.get("refine", {}),
-        evaluate=metrics.get("evaluate", {}),
-        evaluation=_read_evaluation(folders["evaluate"], read),
+        evaluation=read.evaluation(folders["evaluate"] / "evaluation.json"),
         resources={
             stage: used
             for stage in ("", *sorted(begun))
             if (used := read.object(run_dir / stage / "resources.json"))
         },
-        pictures=_read_pictures(folders["generate"], read),
+        image_rows=rows,
+        images=[_page_image(row, folders["generate"], run_dir) for row in rows],
         begun=begun,
         problems=list(dict.fromkeys(read.problems)),
+        folder=run_dir,
+        evaluation_dir=folders["evaluate"],
     )
 
 
@@ -152,12 +161,9 @@ class _Reader:
             self.problems.append(f"{path.name}: {num_bad} of {num_bad + len(rows)} lines cannot be read.")
         return rows
 
-    def file(self, path: Path) -> Path | None:
-        """The file that a record names; None where it lies outside the run."""
-        try:
-            return inside(path, self.run_dir).resolve()
-        except (UserError, OSError):
-            return None
+    def evaluation(self, path: Path) -> Evaluation:
+        """An evaluation, of this version or an older one."""
+        return self._tried(path, lambda text: Evaluation.from_json(text, path.name), Evaluation())
 
     def _tried(self, path: Path, parse: Callable[[str], T], empty: T) -> T:
         if not os.path.lexists(path):
@@ -194,17 +200,17 @@ def collect_metrics(run_dir: Path) -> dict[str, Any]:
         run_dir: Folder of a run, or of a single stage.
 
     Returns:
-        Stage -> what its `metrics.json` holds, and for `generate` the number of pictures and of failed ones;
+        Stage -> what its `metrics.json` holds, and for `generate` the number of images and of failed ones;
         a stage that did not end is left out. A single stage's metrics are returned as they are.
     """
     read = _Reader(run_dir)
     if _stage_folders(run_dir) <= NESTED_STAGES:
         return read.object(run_dir / "metrics.json")
     metrics = _stage_metrics(read)
-    pictures = _read_pictures(run_dir / "generate", read)
-    if pictures:
-        num_failed = sum(row.get("status", "ok") != "ok" for row in pictures)
-        metrics["generate"] = {"num_images": len(pictures), "num_failed": num_failed}
+    rows = _read_images(run_dir / "generate", read)
+    if rows:
+        num_failed = sum(row.get("status", "ok") != "ok" for row in rows)
+        metrics["generate"] = {"num_images": len(rows), "num_failed": num_failed}
     return metrics
 
 
@@ -255,34 +261,38 @@ def _stage_metrics(read: _Reader) -> dict[str, dict[str, Any]]:
     return {stage: metrics for stage, metrics in found.items() if metrics}
 
 
-def _read_evaluation(folder: Path, read: _Reader) -> dict[str, Any]:
-    """Read `evaluation.json`; one of a later version is named and left out."""
-    evaluation = read.object(folder / "evaluation.json")
-    version = evaluation.get("schema_version", 0)
-    if version not in range(EVALUATION_VERSION + 1):
-        read.problems.append(
-            f"evaluation.json is of version {version}, this clipgraft reads up to {EVALUATION_VERSION}; "
-            "take a newer clipgraft to see it."
-        )
-        return {}
-    for key, name in (
-        ("pictures", "file"),
-        ("nearest_training_images", "file"),
-        ("nearest_training_images", "training_file"),
-    ):
-        rows = evaluation.get(key)
-        for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, dict) and isinstance(row.get(name), str):
-                row[name.replace("file", "path")] = read.file(folder / row[name])
-    return evaluation
-
-
-def _read_pictures(folder: Path, read: _Reader) -> list[dict[str, Any]]:
+def _read_images(folder: Path, read: _Reader) -> list[dict[str, Any]]:
     path = folder / "images.json"
-    pictures = []
-    for row in read.array(path):
-        if isinstance(row, dict) and isinstance(row.get("file"), str):
-            pictures.append({**row, "path": read.file(folder / row["file"])})
-        else:
-            read.problems.append(f"{path.name}: a row names no file and is left out.")
-    return pictures
+    rows = read.array(path)
+    named = [row for row in rows if isinstance(row, dict) and isinstance(row.get("file"), str)]
+    if len(named) < len(rows):
+        read.problems.append(f"{path.name}: a row names no file and is left out.")
+    return named
+
+
+def _page_image(row: dict[str, Any], folder: Path, run_dir: Path) -> PageImage:
+    settings = []
+    if row.get("num_inference_steps"):
+        settings.append(f"{row['num_inference_steps']} steps")
+    if row.get("guidance_scale"):
+        settings.append(f"guidance {row['guidance_scale']}")
+    if row.get("width") and row.get("height"):
+        settings.append(f"{row['width']} x {row['height']} pixels")
+    return PageImage(
+        prompt=str(row.get("prompt", "")),
+        file=row["file"],
+        path=_contained(folder / row["file"], run_dir),
+        negative_prompt=str(row.get("negative_prompt") or ""),
+        seed=row.get("seed"),
+        settings=", ".join(settings),
+        variant=str(row.get("variant") or row.get("column") or ""),
+        status=str(row.get("status", "ok")),
+    )
+
+
+def _contained(path: Path, run_dir: Path) -> Path | None:
+    """Return the file, resolved; None if it lies outside the run."""
+    try:
+        return inside(path, run_dir).resolve()
+    except (UserError, OSError):
+        return None

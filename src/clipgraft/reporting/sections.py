@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipgraft.reporting.costs import STAGE_LABELS
-from clipgraft.reporting.embedded_images import COLUMN_LABELS
 from clipgraft.reporting.format import (
-    NO_NUMBER,
     Highlight,
     Table,
     count,
@@ -43,9 +41,9 @@ def describe_run(run: Run) -> str:
         sentences.append(f"Fine-tuning of CLIP {clip} on the captioned images of {source} has not ended.")
     if run.bridge:
         sentences.append(f"CLIP's text tower was grafted onto the frozen diffusion model {base}.")
-    if run.pictures:
-        number = "One picture was" if len(run.pictures) == 1 else f"{len(run.pictures):,} pictures were"
-        sentences.append(f"{number} drawn.")
+    if run.images:
+        number = "One image was" if len(run.images) == 1 else f"{len(run.images):,} images were"
+        sentences.append(f"{number} generated.")
     return " ".join(sentences) or "This folder holds no results yet."
 
 
@@ -183,43 +181,6 @@ def refine_table(run: Run) -> Table | None:
         "encoder, on test pictures; 0 is a perfect copy."
     )
     return Table(("", "before refining", "after"), rows, with_number_note(note, rows))
-
-
-def fidelity_table(run: Run) -> Table | None:
-    """Lay out prompt fidelity of each text encoder between floors and ceiling; None if not measured."""
-    scores = sub_dict(run.evaluate, "scores")
-    if not scores:
-        return None
-    attributes = list(
-        dict.fromkeys(name for key in scores for name in sub_dict(sub_dict(scores, key), "by_attribute"))
-    )
-    rows: list[tuple[str, ...]] = []
-    for name in scores:
-        score = sub_dict(scores, name)
-        bounds = score.get("interval")
-        low, high = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
-        figures = [decimal(score.get("mean")), f"{decimal(low)} to {decimal(high)}"]
-        figures += [decimal(score.get(key)) for key in ("held_out", "seen", "all_at_once")]
-        figures += [decimal(sub_dict(score, "by_attribute").get(attribute)) for attribute in attributes]
-        rows.append((COLUMN_LABELS.get(name, name), *figures))
-    accuracy = ", ".join(
-        f"{name} {decimal(v)}" for name, v in sub_dict(run.evaluate, "probe_accuracy").items()
-    )
-    settings = sub_dict(run.evaluate, "settings")
-    guidance = settings.get("guidance_scale", NO_NUMBER)
-    num_each = settings.get("num_images_per_prompt", 1)
-    each = "a picture each" if num_each == 1 else f"{count(num_each)} pictures each"
-    note = (
-        "Share of what a prompt names (place, time, subject, colour, action) that a classifier, the probe, "
-        f"finds in the picture: {count(settings.get('num_prompts'))} fixed prompts, {each}, "
-        f"{count(settings.get('num_inference_steps'))} steps, guidance {guidance}. Held out: combinations "
-        "that no training picture shows. The floors are the first text encoder's pictures of the empty "
-        "prompt, the last one's pictures of other prompts, and an untrained map in the place of its bridge; "
-        "the ceilings are the base's own text encoder, and what the drawing code itself draws, where the "
-        f"probe's accuracy is: {accuracy}."
-    )
-    head = ("", "mean", "95 % interval", "held out", "seen", "all at once", *attributes)
-    return Table(head, rows, with_number_note(note, rows))
 
 
 def data_table(run: Run) -> Table | None:

@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "bridge.learning_rate",
         "bridge.batch_size",
     ),
-    "Pictures": (
+    "Images": (
         "generate.seed",
         "generate.num_inference_steps",
         "generate.guidance_scale",
@@ -48,7 +48,7 @@ def settings_tables(run: Run) -> dict[str, list[tuple[str, str]]]:
         "Data": True,
         "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
         "Bridge": bool(run.bridge),
-        "Pictures": bool(run.pictures),
+        "Images": bool(run.images),
     }
     return {
         title: rows
@@ -70,7 +70,7 @@ def setting(run: Run, dotted: str) -> Any:
     values = run.recipe
     for section in sections:
         values = sub_dict(values, section)
-    drawn = run.pictures[0] if run.pictures and sections == ["generate"] else {}
+    drawn = run.image_rows[0] if run.image_rows and sections == ["generate"] else {}
     return values.get(key, drawn.get(key))
 
 

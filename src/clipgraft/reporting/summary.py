@@ -9,7 +9,11 @@ from clipgraft.reporting.plots import epoch_means
 from clipgraft.reporting.run_data import Run
 from clipgraft.reporting.setting_tables import short_setting
 
-VERSION = 1
+VERSION = 2
+EVALUATION_KEYS = {
+    *("notes", "settings", "data", "variants", "metrics", "prompt_sets", "figures", "differences", "counts")
+}
+"""Parts of evaluation.json that report.json repeats."""
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -35,28 +39,13 @@ def summarize(run: Run) -> dict[str, Any]:
         "finetune": run.finetune,
         "bridge": run.bridge,
         "refine": run.refine,
-        "prompt_fidelity": run.evaluate,
-        "evaluation": {
-            key: run.evaluation.get(key)
-            for key in (
-                "notes",
-                "settings",
-                "data",
-                "columns",
-                "metrics",
-                "prompt_sets",
-                "figures",
-                "differences",
-                "counts",
-            )
-            if key in run.evaluation
-        },
+        "evaluation": run.evaluation.model_dump(include=EVALUATION_KEYS & run.evaluation.model_fields_set),
         "ranked_prompts": {
             title: [group.prompt for group in groups]
             for title, groups in ranking.ranked_prompts(run)[0].items()
         },
-        "num_failed_pictures": ranking.failed_pictures(run)[1],
-        "pictures": [{key: value for key, value in row.items() if key != "path"} for row in run.pictures],
+        "num_failed_images": ranking.failed_images(run)[1],
+        "images": run.image_rows,
         "resources": {
             stage or "all": used | {"watt_hours_estimated": watt_hours(used, run.environment)}
             for stage, used in run.resources.items()

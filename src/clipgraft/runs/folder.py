@@ -40,7 +40,7 @@ CONTENT = (
     *("clip", "graft", "samples", "previews", "states.bin", "loss.*", "interpolation.*"),
     *("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate"),
     *("vae", "unet", "probe", "flatland", "latents.safetensors"),
-    *("evaluation.json", "pictures", "features", "nearest"),
+    *("evaluation.json", "variants", "pictures", "features", "nearest"),
     *("report.html", "report.json", "model_card.md", "figures", "comparison.*"),
     *(".*.part", ".*.replaced", OLD_RUN_NAME, MOVING_NAME),
 )

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from clipgraft.evaluation.schema import distribution_rows
 from torch.nn.functional import normalize
 
 from clipgraft.evaluation.metrics import distribution
 from clipgraft.evaluation.metrics.distribution import cmmd, fid, kid, shortage
-from clipgraft.evaluation.schema import distribution_rows
 
 
 def gaussian(num, size, seed, mean=0.0, scale=1.0):

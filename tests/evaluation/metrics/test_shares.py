@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from clipgraft.evaluation.schema import difference_row, mean_row
 
 from clipgraft.evaluation.metrics.shares import paired_share_interval, share_interval
-from clipgraft.evaluation.schema import difference_row, mean_row
 
 SIZES, SHARES = (10, 24, 100, 240), (0.5, 0.9, 0.97)
 

@@ -85,7 +85,7 @@ def shortage(
     if found >= least:
         return ""
     return (
-        f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real pictures, and it "
+        f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real images, and it "
         f"needs {least} of each{'' if force else '; --force takes fewer'}"
     )
 

@@ -1,0 +1,287 @@
+"""Metrics by name, and figures and paired differences with their intervals."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from clipgraft.evaluation.metrics.intervals import NUM_GROUPS, bootstrap_interval, jackknife_interval
+from clipgraft.evaluation.metrics.shares import paired_share_interval, share_interval
+from clipgraft.evaluation.results import Difference, Figure, Metric
+from clipgraft.flatland import ATTRIBUTES
+
+SHARE = "share"
+"""Unit of metrics whose scores lie in [0, 1] and count hits; their intervals are those of shares."""
+NO_SPREAD = "every prompt has the same score"
+
+Interval = Callable[[np.ndarray, np.ndarray | None], list[float] | None]
+METHODS: dict[Interval, str] = {
+    bootstrap_interval: "bca",
+    share_interval: "agresti_coull",
+    paired_share_interval: "tango",
+}
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+def _metric(title: str, what: str, unit: str, *, higher: bool | None, distribution: bool = False) -> Metric:
+    return Metric(
+        title=title,
+        what=what,
+        unit=unit,
+        higher_is_better=higher,
+        kind="distribution" if distribution else "mean",
+    )
+
+
+METRICS = {
+    "prompt_fidelity": _metric(
+        "Prompt fidelity",
+        "Share of the attributes named by a prompt that the probe finds in the image.",
+        SHARE,
+        higher=True,
+    ),
+    "prompt_fidelity_all_at_once": _metric(
+        "Prompt fidelity, all at once",
+        "Share of images that show everything their prompt names.",
+        SHARE,
+        higher=True,
+    ),
+    **{
+        f"prompt_fidelity_{name}": _metric(
+            f"Prompt fidelity: {name}",
+            f"Share of prompts naming a {name} whose image shows it.",
+            SHARE,
+            higher=True,
+        )
+        for name in ATTRIBUTES
+    },
+    "clip_score_raw": _metric(
+        "CLIPScore, raw cosine",
+        "Cosine of image and prompt in the scorer's joint space.",
+        "cosine",
+        higher=True,
+    ),
+    "clip_score_2.5": _metric(
+        "CLIPScore, 2.5 max(cosine, 0)", "As in Hessel et al. 2021, without its prefix.", "", higher=True
+    ),
+    "clip_r_precision": _metric(
+        "CLIP R-precision",
+        "Share of images whose own prompt is, to the scorer, the nearest of its set.",
+        SHARE,
+        higher=True,
+    ),
+    "same_seed_psnr": _metric(
+        "PSNR to the teacher's image",
+        "Same prompt and seed; at most 100, for equal images.",
+        "dB",
+        higher=True,
+    ),
+    "same_seed_ssim": _metric("SSIM to the teacher's image", "Same prompt and seed.", "", higher=True),
+    "same_seed_cosine": _metric(
+        "Cosine to the teacher's image",
+        "Between the scorer's embeds; same prompt and seed.",
+        "cosine",
+        higher=True,
+    ),
+    **{
+        f"state_error_{name}": _metric(
+            f"Hidden state error: {name}",
+            "Root of the squared distance to the teacher's hidden states over their power; 0 = equal.",
+            "",
+            higher=False,
+        )
+        for name in ("words", "eos", "padding")
+    },
+    "seed_diversity": _metric(
+        "Diversity between seeds", "Mean of 1 - cosine over pairs of images of one prompt.", "", higher=None
+    ),
+    "nearest_training_cosine": _metric(
+        "Cosine to the nearest training image",
+        "High where an image is a copy; compare with that of held-out photographs.",
+        "cosine",
+        higher=None,
+    ),
+    "cmmd": _metric(
+        "CMMD",
+        "1000 x squared MMD of the scorer's embeds, Gaussian kernel with sigma 10.",
+        "",
+        higher=False,
+        distribution=True,
+    ),
+    "kid": _metric(
+        "KID", "Squared MMD of features, cubic kernel, unbiased.", "", higher=False, distribution=True
+    ),
+    "fid": _metric(
+        "FID",
+        "Frechet distance between features as Gaussians; biased by N.",
+        "",
+        higher=False,
+        distribution=True,
+    ),
+    **{
+        f"{direction}_recall@{k}": _metric(
+            f"{direction.replace('_', ' ').capitalize()} recall@{k}",
+            f"Share of the test split's queries with a correct answer among the first {k}.",
+            SHARE,
+            higher=True,
+        )
+        for direction in DIRECTIONS
+        for k in (1, 5, 10)
+    },
+    **{
+        f"{direction}_map": _metric(
+            f"{direction.replace('_', ' ').capitalize()} mAP",
+            "Mean over queries of the mean precision at each correct answer.",
+            "",
+            higher=True,
+        )
+        for direction in DIRECTIONS
+    },
+    **{
+        f"{direction}_median_rank": _metric(
+            f"{direction.replace('_', ' ').capitalize()} median rank",
+            "Rank of the first correct answer; 1 = best.",
+            "",
+            higher=False,
+        )
+        for direction in DIRECTIONS
+    },
+}
+
+
+def mean_figure(
+    metric: str, prompt_set: str, variant: str, values: np.ndarray, weights: np.ndarray | None = None
+) -> Figure:
+    """Return the figure of a mean over prompts.
+
+    Args:
+        metric: One of METRICS.
+        prompt_set: Name of the set.
+        variant: What was measured.
+        values: (P, K): scores of each prompt's images, NaN where there is none.
+        weights: (P,), where prompts count unequally.
+    """
+    per_prompt = prompt_means(values)
+    has_score = np.isfinite(per_prompt)
+    kept = None if weights is None else weights[has_score]
+    interval = share_interval if METRICS[metric].unit == SHARE else bootstrap_interval
+    measure = _measure(per_prompt[has_score], kept, interval)
+    return Figure(metric=metric, prompt_set=prompt_set, variant=variant, **measure)
+
+
+def paired_difference(
+    metric: str,
+    prompt_set: str,
+    pair: tuple[str, str],
+    values: tuple[np.ndarray, np.ndarray],
+    weights: np.ndarray | None = None,
+) -> Difference:
+    """Return the second variant's mean minus the first's, over the prompts and seeds that both have.
+
+    Args:
+        metric: One of METRICS.
+        prompt_set: Name of the set.
+        pair: Names of baseline and variant.
+        values: (P, K) of both.
+        weights: (P,), where prompts count unequally.
+    """
+    per_prompt = prompt_means(values[1] - values[0])
+    has_both = np.isfinite(per_prompt)
+    differences = per_prompt[has_both]
+    kept = None if weights is None else weights[has_both]
+    num_up, num_down = int((differences > 0).sum()), int((differences < 0).sum())
+    won, lost = {True: (num_up, num_down), False: (num_down, num_up), None: (None, None)}[
+        METRICS[metric].higher_is_better
+    ]
+    interval = paired_share_interval if METRICS[metric].unit == SHARE else bootstrap_interval
+    return Difference(
+        metric=metric,
+        prompt_set=prompt_set,
+        baseline=pair[0],
+        variant=pair[1],
+        num_better=won,
+        num_worse=lost,
+        **_measure(differences, kept, interval),
+    )
+
+
+def distances(
+    metric: str,
+    prompt_set: str,
+    features: Mapping[str, Sequence[Tensor]],
+    distance: Callable[[Sequence[Tensor]], float],
+    pairs: Sequence[tuple[str, str]],
+    notes: Mapping[str, str],
+) -> tuple[list[Figure], list[Difference]]:
+    """Return figures and differences of a distance between distributions, with jackknife intervals.
+
+    Args:
+        metric: One of METRICS.
+        prompt_set: Name of the set.
+        features: By variant, the features (k, D) of each prompt's images; k may be 0.
+        distance: From such features to their distance from the reference.
+        pairs: Baselines and variants, with the same prompts; those that have images in both count.
+        notes: By variant, what a reader must know of its figure.
+
+    Returns:
+        Figures, whose `num` counts images, and differences, whose `num` counts prompts.
+    """
+    there = {name: {row for row, one in enumerate(own) if len(one)} for name, own in features.items()}
+
+    def at(variant: str, rows: np.ndarray) -> float:
+        return distance([features[variant][row] for row in rows])
+
+    def measure(statistic: Callable[[np.ndarray], float], prompts: set[int]) -> dict[str, Any]:
+        places = np.array(sorted(prompts))
+        interval = jackknife_interval(lambda rows: statistic(places[rows]), len(places))
+        return {
+            "value": statistic(places),
+            "interval": interval,
+            "interval_method": "jackknife" if interval else None,
+            "note": "" if interval else _why_no_interval(places, 2 * NUM_GROUPS),
+        }
+
+    figures = []
+    for variant, own in features.items():
+        found = measure(lambda rows, variant=variant: at(variant, rows), there[variant])  # type: ignore[misc]
+        note = "; ".join(filter(None, [notes.get(variant, ""), found["note"]]))
+        found |= {"num": sum(map(len, own)), "note": note}
+        figures.append(Figure(metric=metric, prompt_set=prompt_set, variant=variant, **found))
+    differences = [
+        Difference(
+            metric=metric,
+            prompt_set=prompt_set,
+            baseline=first,
+            variant=second,
+            num=len(both),
+            **measure(lambda rows, a=first, b=second: at(b, rows) - at(a, rows), both),  # type: ignore[misc]
+        )
+        for first, second in pairs
+        if first in features and second in features and len(both := there[first] & there[second]) > 1
+    ]
+    return figures, differences
+
+
+def prompt_means(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each row (P, K) over its finite values; NaN where there is none."""
+    is_finite = np.isfinite(values)
+    total, count = np.where(is_finite, values, 0).sum(1), is_finite.sum(1)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+def _measure(values: np.ndarray, weights: np.ndarray | None, take: Interval) -> dict[str, Any]:
+    interval = take(values, weights)
+    return {
+        "value": float(np.average(values, weights=weights)) if len(values) else None,
+        "interval": interval,
+        "interval_method": METHODS[take] if interval else None,
+        "num": len(values),
+        "note": "" if interval else _why_no_interval(values),
+    }
+
+
+def _why_no_interval(values: np.ndarray, least: int = 2) -> str:
+    if not len(values):
+        return "nothing to measure"
+    return f"no interval: {NO_SPREAD if len(values) >= least else f'fewer than {least} prompts'}"
