@@ -117,12 +117,12 @@ def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, servic
     page.fill("#prompt", "A dog runs on the beach with a zebra")
     until(page, "document.getElementById('prompt-reading').textContent.includes('vocabulary: zebra')")
     page.fill("#prompt", "A dog runs " * 60)
-    until(page, "document.getElementById('prompt-reading').textContent.includes('not read, since too long')")
+    until(page, "document.getElementById('prompt-reading').textContent.includes('cut off: ')")
     page.fill("#steps", "3")
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     is_drawn(page, 1)
-    assert "1 of 1 drawn" in page.inner_text("#job-text")
+    assert "1 of 1 generated" in page.inner_text("#job-text")
     assert service.queue.history()[0].settings["num_inference_steps"] == 3
     until(page, "document.getElementById('estimate').textContent === '1 image'")
 
@@ -161,9 +161,9 @@ def test_a_grid_says_how_much_it_is_and_labels_rows_and_columns(page):
     page.click("#submit")
     is_drawn(page, 6)
     assert page.locator("table.grid thead th[scope=col]").all_inner_texts() == [
-        "guidance 1",
-        "guidance 2",
-        "guidance 4",
+        "CFG 1",
+        "CFG 2",
+        "CFG 4",
     ]
     assert page.locator("table.grid tbody th").all_inner_texts() == ["seed 1", "seed 2"]
     assert page.is_disabled("#seed")
@@ -184,7 +184,7 @@ def test_a_job_goes_on_while_the_page_is_reloaded_and_is_found_again(page, servi
     until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
     page.wait_for_selector("#images img[src*=preview]")
     page.reload()
-    until(page, "/Drawing|drawn/.test(document.getElementById('job-text').textContent)")
+    until(page, "/Generating|generated/.test(document.getElementById('job-text').textContent)")
     is_drawn(page, 1)
     assert [job.state for job in service.queue.jobs(9)] == ["done"]
 

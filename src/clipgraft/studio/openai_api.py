@@ -7,7 +7,7 @@ import secrets
 import time
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -26,11 +26,12 @@ from clipgraft.errors import (
     is_no_space,
     one_line,
 )
+from clipgraft.generation.schedulers import SCHEDULERS
 from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.image_files import count_pixels, read_base64
 from clipgraft.studio.queue import BusyError, JobRow
-from clipgraft.studio.schemas import EmbeddingsRequest, ImageInput, ImagesRequest, Limits
+from clipgraft.studio.schemas import AxisName, EmbeddingsRequest, ImageInput, ImagesRequest, Limits
 from clipgraft.studio.security import error_body
 from clipgraft.studio.service import Service, StoppedError
 
@@ -78,7 +79,9 @@ MODEL_EXAMPLE = {"id": "demo/after", "object": "model", "created": 0, "owned_by"
     "does": ["images", "embeddings"]
 }
 MODELS_EXAMPLE = {"object": "list", "data": [MODEL_EXAMPLE], "default": "demo/after"} | {
-    "limits": {"max_steps": 150}
+    "limits": {"max_steps": 150},
+    "schedulers": ["dpm++", "ddim"],
+    "axes": ["seed", "steps"],
 }
 
 
@@ -155,10 +158,14 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
     @router.get("/models", responses=answers(MODELS_EXAMPLE))
     def list_models() -> Any:
         """What generates images (`does: images`) and what embeds (`does: embeddings`), with defaults."""
-        limits = service.limits.model_dump(exclude={"memory_bytes"})
-        default = service.catalog.default_model()
-        rows = list(_model_rows(service).values())
-        return {"object": "list", "data": rows, "default": default, "limits": limits}
+        return {
+            "object": "list",
+            "data": list(_model_rows(service).values()),
+            "default": service.catalog.default_model(),
+            "limits": service.limits.model_dump(exclude={"memory_bytes"}),
+            "schedulers": list(SCHEDULERS),
+            "axes": list(get_args(AxisName)),
+        }
 
     @router.get("/models/{model:path}", responses=answers(MODEL_EXAMPLE))
     def show_model(model: Annotated[str, PathParameter(max_length=200, examples=["demo/after"])]) -> Any:

@@ -62,6 +62,9 @@ Scheduler = Annotated[str, Field(max_length=20, json_schema_extra={"enum": list(
 """Checked where a job is made."""
 
 
+AxisName = Literal["prompt", "negative_prompt", "model", "seed", "steps", "guidance_scale", "scheduler"]
+
+
 class Request(BaseModel):
     """A body that refuses unknown fields and values of another type."""
 
@@ -88,7 +91,7 @@ class Settings(Request):
 class Axis(Request):
     """One direction of a grid: what changes along it."""
 
-    name: Literal["prompt", "negative_prompt", "model", "seed", "steps", "guidance_scale", "scheduler"]
+    name: AxisName
     values: Annotated[list[str | int | float], Field(min_length=1, max_length=64)]
 
 

@@ -1,4 +1,4 @@
-// Talking to the studio: JSON in and out, errors as sentences, seeds of 64 bits kept whole.
+// Requests: JSON in and out, errors as sentences, exact 64-bit seeds.
 
 const notice = document.getElementById("notice");
 const announcer = document.getElementById("announcer");
@@ -22,18 +22,18 @@ export async function remove(path) {
   return read(await send(path, { method: "DELETE" }));
 }
 
-/** Show what went wrong, or hide the notice. */
+/** Show a notice, or hide it. */
 export function tell(message) {
   notice.textContent = message || "";
   notice.hidden = !message;
 }
 
-/** Say something to a screen reader. */
+/** Announce a text to screen readers. */
 export function announce(text) {
   if (announcer.textContent !== text) announcer.textContent = text;
 }
 
-/** Run what a user asked for; show its error instead of losing it. */
+/** Run an action and show its error. */
 export async function attempt(action) {
   try {
     tell("");

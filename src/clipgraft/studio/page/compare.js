@@ -1,4 +1,4 @@
-// Two images of the same seed, one laid over the other, and a line between them to move.
+// Two images of the same seed under a slider.
 
 import { element, options } from "/page/dom.js";
 
@@ -6,7 +6,7 @@ export function showSlide(images) {
   const under = element("img");
   const over = element("img.over");
   const tags = [element("span.tag.left"), element("span.tag.right")];
-  const handle = element("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Share of the left image that is shown" });
+  const handle = element("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Share of the left image" });
   const slide = element("div.slide", {}, under, over, element("div.line"), ...tags, handle);
   handle.addEventListener("input", () => slide.style.setProperty("--cut", `${handle.value}%`));
   const choices = ["Left", "Right"].map((name, side) => {

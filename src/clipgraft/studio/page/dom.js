@@ -1,4 +1,4 @@
-// Making elements: text is always set as text, so a caption that is a script stays a caption.
+// Making elements: text is always set as text, so a caption that is a script stays text.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -39,14 +39,14 @@ export function counted(number) {
 }
 
 export const WHY = {
-  failed_nan: "Failed: its values are no numbers.",
-  failed_black: "Failed: it came out all black.",
+  failed_nan: "Failed: its values are not numbers (NaN).",
+  failed_black: "Failed: it is all black.",
   blocked: "Blocked by the base’s safety checker.",
   cancelled: "Cancelled.",
   interrupted: "Interrupted: the studio was stopped.",
   failed: "Failed.",
   queued: "Waiting.",
-  running: "Beginning.",
+  running: "Starting.",
 };
 
 /** An image, or why there is none. */

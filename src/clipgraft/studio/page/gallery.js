@@ -1,4 +1,4 @@
-// Images drawn before: found by the words of their prompts, opened with their settings.
+// Generated images: found by words of their prompts, opened with their settings.
 
 import { attempt, get, remove } from "/page/api.js";
 import { $, element, frame, later } from "/page/dom.js";
@@ -18,7 +18,7 @@ export function setUp() {
     location.hash = "#generate";
   });
   $("detail-delete").addEventListener("click", () => attempt(async () => {
-    if (!confirm("Delete this image? It cannot be brought back.")) return;
+    if (!confirm("Delete this image? This cannot be undone.")) return;
     await remove(`/v1/images/${opened.id}`);
     document.querySelectorAll(`[data-image="${opened.id}"]`).forEach((node) => node.remove());
     $("detail").close();
@@ -32,7 +32,7 @@ export async function show() {
     const rows = await fetchPage();
     $("gallery-images").replaceChildren(...rows.map(tile));
     $("gallery-empty").hidden = rows.length > 0;
-    $("gallery-empty").textContent = $("gallery-words").value.trim() ? "No prompt holds these words." : "Nothing has been drawn yet.";
+    $("gallery-empty").textContent = $("gallery-words").value.trim() ? "No prompt contains these words." : "No images yet.";
   });
 }
 
@@ -61,9 +61,9 @@ export function openDetail(image) {
   $("detail-prompt").textContent = settings.prompt || "(empty prompt)";
   const rows = {
     Model: image.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
-    Guidance: settings.guidance_scale, Scheduler: settings.scheduler,
-    Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "the base’s own",
-    "Drawn in": image.seconds ? `${image.seconds.toFixed(1)} s` : "", Notes: image.notes.join(" "),
+    "Guidance scale": settings.guidance_scale, Sampler: settings.scheduler,
+    Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "default",
+    Time: image.seconds ? `${image.seconds.toFixed(1)} s` : "", Notes: image.notes.join(" "),
   };
   $("detail-settings").replaceChildren(...Object.entries(rows).filter(([, value]) => value !== "" && value !== undefined)
     .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));

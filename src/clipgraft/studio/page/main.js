@@ -1,8 +1,8 @@
-// Which view is shown: the part of the address behind #.
+// Switch views by the part of the address behind #.
 
 import { attempt } from "/page/api.js";
 import { $ } from "/page/dom.js";
-import * as drawing from "/page/drawing.js";
+import * as jobs from "/page/jobs.js";
 import * as gallery from "/page/gallery.js";
 import * as search from "/page/search.js";
 import * as settings from "/page/settings.js";
@@ -33,7 +33,7 @@ function route() {
 }
 
 addEventListener("hashchange", route);
-drawing.setUp();
+jobs.setUp();
 gallery.setUp();
 search.setUp();
 route();

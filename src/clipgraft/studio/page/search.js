@@ -1,4 +1,4 @@
-// Caption search: a data set's images nearest to a caption, by CLIP before and after fine-tuning.
+// Caption search: a run's test images nearest to a caption, by CLIP before and after fine-tuning.
 
 import { attempt, get, post } from "/page/api.js";
 import { $, element, options } from "/page/dom.js";
@@ -30,7 +30,7 @@ async function search() {
 
 async function showProgress(run) {
   const { done, total } = await get(`/v1/search/${encodeURIComponent(run)}`);
-  if (total) $("search-state").textContent = `Reading the images for the first search: ${done} of ${total}`;
+  if (total) $("search-state").textContent = `Reading images for the first search: ${done} of ${total}`;
 }
 
 function column(run, rows, title) {

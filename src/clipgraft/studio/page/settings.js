@@ -1,24 +1,30 @@
-// The form: what is to be drawn, what the model reads of the prompt, how much it is.
+// The form: settings of a job, what the model reads of the prompt, the number of images.
 
 import { announce, attempt, get, post, tell, upload } from "/page/api.js";
 import { $, counted, element, later, options } from "/page/dom.js";
 
-const AXES = [
-  ["", "none"], ["prompt", "Prompt"], ["negative_prompt", "Negative prompt"], ["model", "Model"], ["seed", "Seed"],
-  ["steps", "Steps"], ["guidance_scale", "Guidance"], ["scheduler", "Scheduler"],
-];
+const LABELS = {
+  prompt: "Prompt", negative_prompt: "Negative prompt", model: "Model", seed: "Seed", steps: "Steps", guidance_scale: "Guidance scale",
+  scheduler: "Sampler",
+};
 const EXAMPLES = {
-  seed: () => "0\n1\n2", steps: () => "5\n10\n25", guidance_scale: () => "1\n3\n5", scheduler: () => "dpm++\nddim",
+  seed: () => "0\n1\n2", steps: () => "5\n10\n25", guidance_scale: () => "1\n3\n5", scheduler: () => schedulers.slice(0, 2).join("\n"),
   prompt: () => $("prompt").value, negative_prompt: () => "", model: () => comparable($("model").value).join("\n"), "": () => "",
 };
 let models = [];
+let schedulers = [];
 let mode = "generate";
 const isOwn = { steps: false, guidance: false };  // typed or loaded, not the model's default
 
 export async function setUp() {
-  await loadModels();
-  options($("row-axis"), AXES, "seed");
-  options($("column-axis"), AXES, "guidance_scale");
+  const { axes, limits } = await loadModels();
+  const choices = [["", "none"], ...axes.map((name) => [name, LABELS[name]])];
+  options($("row-axis"), choices, "seed");
+  options($("column-axis"), choices, "guidance_scale");
+  options($("scheduler"), schedulers.map((name) => [name, name]));
+  const most = { "num-images": limits.max_images_per_job, steps: limits.max_steps, width: limits.max_side, height: limits.max_side };
+  for (const [id, value] of Object.entries(most)) $(id).max = value;
+  for (const id of ["prompt", "negative-prompt"]) $(id).maxLength = limits.max_prompt_characters;
   for (const side of ["row", "column"]) {
     const fill = () => { $(`${side}-values`).value = EXAMPLES[$(`${side}-axis`).value](); };
     $(`${side}-axis`).addEventListener("change", fill);
@@ -36,8 +42,9 @@ export async function setUp() {
   readPrompt();
 }
 
-export async function loadModels() {
+async function loadModels() {
   const answer = await get("/v1/models");
+  schedulers = answer.schedulers;
   models = answer.data.filter((row) => row.does.includes("images"));
   const chosen = models.some((row) => row.id === $("model").value) ? $("model").value : answer.default;
   options($("model"), models.map((row) => [row.id, row.id]), chosen);
@@ -47,16 +54,17 @@ export async function loadModels() {
     return element("label", {}, box, id);
   }));
   suggestDefaults();
+  return answer;
 }
 
 export function setMode(name) {
   mode = name;
   for (const part of document.querySelectorAll("#settings [data-only]")) part.hidden = !part.dataset.only.split(" ").includes(mode);
-  $("submit").textContent = { draw: "Draw", compare: "Compare", grid: "Draw the grid" }[mode];
+  $("submit").textContent = { generate: "Generate", compare: "Compare", grid: "Generate grid" }[mode];
   estimateSoon();
 }
 
-/** The request for /v1/jobs, as the form says it now. */
+/** Body for /v1/jobs from the form. */
 export function request() {
   const number = (id) => Number($(id).value);
   const body = {
@@ -108,7 +116,7 @@ async function loadFile(file) {
 function axis(side) {
   const name = $(`${side}-axis`).value;
   const lines = $(`${side}-values`).value.replace(/\n$/, "").split("\n").map((line) => line.trim())
-    .filter((line) => line || name === "negative_prompt");  // none is a value of it
+    .filter((line) => line || name === "negative_prompt");  // where empty is a value
   const kinds = { seed: BigInt, steps: Number, guidance_scale: Number };
   return { name, values: lines.map((line) => (kinds[name] || String)(line)) };
 }
@@ -140,7 +148,7 @@ async function readPrompt() {
     const reading = await post("/v1/prompts", { prompt, model: mode === "compare" ? "" : $("model").value });
     if ($("prompt").value !== prompt) return;
     const parts = [`${reading.num_tokens} of ${reading.max_tokens} tokens`];
-    if (reading.cut_off) parts.push(`not read, since too long: “${reading.cut_off.trim()}”`);
+    if (reading.cut_off) parts.push(`cut off: “${reading.cut_off.trim()}”`);
     if (reading.unknown_words.length) parts.push(`not in the vocabulary: ${reading.unknown_words.join(", ")}`);
     $("prompt-reading").textContent = parts.join(" · ");
     $("prompt-reading").classList.toggle("warn", parts.length > 1);
@@ -152,7 +160,7 @@ async function readPrompt() {
 async function estimate() {
   const changing = mode === "grid" ? [$("row-axis").value, $("column-axis").value] : [];
   for (const [name, id] of [["seed", "seed"], ["steps", "steps"], ["guidance_scale", "guidance"]]) {
-    $(id).disabled = changing.includes(name);  // decided along an axis
+    $(id).disabled = changing.includes(name);  // set by an axis
     if ($(`${id}-slider`)) $(`${id}-slider`).disabled = $(id).disabled;
   }
   let text = "";
@@ -176,5 +184,5 @@ function clientName() {
 
 const readPromptSoon = later(250, readPrompt);
 
-/** Say how much would be drawn. */
+/** Show the number of images. */
 export const estimateSoon = later(300, estimate);

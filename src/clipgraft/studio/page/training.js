@@ -1,4 +1,4 @@
-// Runs: their loss while they train, and their reports when they have ended.
+// Runs: loss during training, reports afterwards.
 
 import { attempt, get } from "/page/api.js";
 import { $, element, svg } from "/page/dom.js";
@@ -8,12 +8,12 @@ const MILLISECONDS_BETWEEN_LOOKS = 2000;
 let chosen = "";
 let timer = null;
 let report = null;
-let drawnFor = "";
+let shownFor = "";
 
 export async function show() {
-  drawnFor = "";
+  shownFor = "";
   clearInterval(timer);
-  timer = setInterval(() => refresh().catch(() => {}), MILLISECONDS_BETWEEN_LOOKS);  // first: hide() may come while it waits
+  timer = setInterval(() => refresh().catch(() => {}), MILLISECONDS_BETWEEN_LOOKS);  // before the await: hide() may be called meanwhile
   await attempt(refresh);
 }
 
@@ -41,28 +41,28 @@ function showRun(run) {
   const last = run.epochs.at(-1);
   const facts = [run.state, run.steps.length ? `step ${run.steps.at(-1)}` : "", last ? `mean loss of epoch ${last[0]}: ${last[2].toFixed(4)}` : ""];
   const look = JSON.stringify([run, $("run").clientWidth]);
-  if (look === drawnFor) return;
-  drawnFor = look;
+  if (look === shownFor) return;
+  shownFor = look;
   const parts = [element("div", {}, element("h2", {}, run.name), element("p.hint", {}, facts.filter(Boolean).join(" · ")))];
-  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No step of fine-tuning is logged here."));
+  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No fine-tuning steps logged."));
   for (const problem of run.problems) parts.push(element("p.hint.warn", {}, problem));
   if (run.has_report) parts.push(reportOf(run));
   $("run").replaceChildren(...parts);
 }
 
-/** The same frame as before, so that a look at the loss does not load the report anew. */
+/** Reuse the frame, so that refreshing the loss does not reload the report. */
 function reportOf(run) {
   if (report?.dataset.run !== `${run.name} ${run.changed}`) {
     const address = `/v1/runs/${encodeURIComponent(run.name)}/report`;
     report = element("div", { "data-run": `${run.name} ${run.changed}` },
       element("iframe", { src: address, title: `Report of ${run.name}`, sandbox: "allow-scripts", loading: "lazy" }),
-      element("p.hint", {}, element("a", { href: address, target: "_blank", rel: "noopener" }, "Open the report by itself")));
+      element("p.hint", {}, element("a", { href: address, target: "_blank", rel: "noopener" }, "Open the report in a new tab")));
   }
   return report;
 }
 
 function chart(run) {
-  // In pixels of the screen, so that its words are as large as all others.
+  // In screen pixels, so that its text is as large as all other text.
   const width = Math.min(MAX_WIDTH, $("run").clientWidth || MAX_WIDTH);
   const height = Math.round(width * 0.3 + 110);
   const values = [...run.losses.filter((loss) => loss !== null), ...run.epochs.map((epoch) => epoch[2])];
@@ -91,7 +91,7 @@ function chart(run) {
   return root;
 }
 
-/** Round numbers from 0 up to a greatest one. */
+/** Round numbers from 0 to a maximum. */
 function ticks(top) {
   const rough = top / 5;
   const power = 10 ** Math.floor(Math.log10(rough));

@@ -1,4 +1,4 @@
-// Jobs: asking for one, watching it through server-sent events, showing its images as they come.
+// Jobs: create one, follow it through server-sent events, show its images as they come.
 
 import { announce, attempt, get, parse, post } from "/page/api.js";
 import { $, WHY, counted, element, frame } from "/page/dom.js";
@@ -26,7 +26,7 @@ async function begin() {
     const job = await post("/v1/jobs", request());
     sessionStorage.setItem("job", job.id);
     watch(job);
-    // Where the form fills the screen, the images would appear out of sight.
+    // On a small screen the images would appear out of sight.
     if ($("result").getBoundingClientRect().top > innerHeight * 0.8) $("result").scrollIntoView();
   });
 }
@@ -46,12 +46,12 @@ function watch(job) {
     show(changed);
   });
   source.addEventListener("error", () => {
-    // A lost connection comes back by itself; a refusal (too many listen, the job is forgotten) is final.
+    // A lost connection comes back by itself; a refusal (too many listeners, an unknown job) is final.
     if (source.readyState === EventSource.CLOSED && job.id === current) setTimeout(() => ask(job.id), MILLISECONDS_BETWEEN_ASKS);
   });
 }
 
-/** Ask for a job where its events cannot be had, until it has ended. */
+/** Poll a job whose events are not available, until it has ended. */
 async function ask(id) {
   if (id !== current) return;
   const job = await attempt(() => get(`/v1/jobs/${id}`));
@@ -73,7 +73,7 @@ function show(job) {
     announce($("job-text").textContent);
     estimateSoon();
   }
-  // Only what has changed is made anew: focus and images stay where they are.
+  // Only rebuild what has changed: focus and images stay where they are.
   const look = JSON.stringify(job.images.map((one) => [one.id, one.state, one.preview_step]));
   if (look === shown) return;
   shown = look;
@@ -84,21 +84,21 @@ function show(job) {
 
 function describe(job) {
   if (job.state === "queued") return job.images_before ? `Waiting, ${counted(job.images_before)} before yours` : "Waiting";
-  if (job.state === "running") return `Drawing, step ${job.step} of ${job.steps}`;
+  if (job.state === "running") return `Generating, step ${job.step} of ${job.steps}`;
   if (job.state !== "done") return job.state === "failed" ? `Failed: ${job.error}` : WHY[job.state];
   const failed = job.images.filter((one) => one.state !== "ok").length;
   const seconds = (job.ended - job.started).toFixed(1);
   const count = job.images.length;
-  return `${count - failed} of ${count} drawn in ${seconds} s`;
+  return `${count - failed} of ${count} generated in ${seconds} s`;
 }
 
 function layout(job) {
   if (job.kind === "grid") return grid(job.images);
-  const figures = element(`div.drawn${job.images.length === 1 ? ".one" : ""}`, {}, ...job.images.map((one) => figure(one, job.kind)));
+  const figures = element(`div.outputs${job.images.length === 1 ? ".one" : ""}`, {}, ...job.images.map((one) => figure(one, job.kind)));
   if (job.kind !== "compare") return figures;
-  const drawn = job.images.filter((one) => one.state === "ok");
-  if (isOpen(job) || drawn.length < 2) return figures;
-  return element("div.compared", {}, showSlide(drawn), figures);
+  const finished = job.images.filter((one) => one.state === "ok");
+  if (isOpen(job) || finished.length < 2) return figures;
+  return element("div.compared", {}, showSlide(finished), figures);
 }
 
 function figure(image, kind) {
@@ -107,7 +107,7 @@ function figure(image, kind) {
     element("figcaption.hint", {}, [name, ...image.notes].join(" · ")));
 }
 
-/** A table by the two settings that change; what changes is read from the images themselves. */
+/** A table by the two settings that change, read from the images themselves. */
 function grid(images) {
   const values = (image) => ({ ...image.settings, model: image.model });
   const names = ["prompt", "negative_prompt", "model", "seed", "num_inference_steps", "guidance_scale", "scheduler"]
@@ -127,10 +127,10 @@ function grid(images) {
 }
 
 const NAMES = {
-  prompt: "", negative_prompt: "without ", model: "", seed: "seed ", num_inference_steps: "steps ", guidance_scale: "guidance ", scheduler: "",
+  prompt: "", negative_prompt: "without ", model: "", seed: "seed ", num_inference_steps: "steps ", guidance_scale: "CFG ", scheduler: "",
 };
 
-/** How many images stand side by side: until what changes fastest begins anew. */
+/** Images per row: until what changes fastest starts over. */
 function columnsOf(images, values, names) {
   const fastest = names.find(([name]) => images.length > 1 && String(values(images[0])[name]) !== String(values(images[1])[name]));
   return fastest ? fastest[1].length : 1;
