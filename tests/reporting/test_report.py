@@ -12,7 +12,7 @@ import pytest
 from clipgraft.cli import app as cli
 from clipgraft.config import Recipe, to_toml
 from clipgraft.reporting.report import watch
-from clipgraft.runs.folder import LOCK_NAME, is_at_work, run_folder
+from clipgraft.runs.folder import LOCK_NAME, is_locked, run_folder
 from clipgraft.runs.run import stage_folder
 
 
@@ -68,7 +68,7 @@ def test_watched_page_renews_itself_until_the_run_ends(run_dir):
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    while worker.is_alive() and not is_at_work(run_dir):
+    while worker.is_alive() and not is_locked(run_dir):
         time.sleep(0.01)
     page = watch(run_dir, every=0.2)
     worker.join()
@@ -86,7 +86,7 @@ def test_evaluation_within_a_run_is_watched_too(run_dir, capsys):
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    while worker.is_alive() and not is_at_work(run_dir / "evaluate"):
+    while worker.is_alive() and not is_locked(run_dir / "evaluate"):
         time.sleep(0.01)
     watch(run_dir, every=0.2)
     worker.join()
@@ -135,4 +135,4 @@ def test_stage_that_fails_leaves_what_it_used_as_well(tmp_path):
     ):
         raise KeyboardInterrupt
     assert json.loads((folder / "resources.json").read_text())["processor_seconds"] >= 0
-    assert not is_at_work(folder)
+    assert not is_locked(folder)

@@ -18,9 +18,9 @@ from clipgraft.runs.folder import (
     MOVING_NAME,
     OLD_RUN_NAME,
     RECIPE_NAME,
+    discard_old_run,
     hold_folder,
-    is_at_work,
-    let_go,
+    is_locked,
     refuse_inputs_within,
     run_folder,
     unknown_names,
@@ -80,7 +80,7 @@ def test_new_and_empty_folders_are_taken_either_way(tmp_path):
     for how in ({}, {"resume": True}, {"overwrite": True}):
         with run_folder(tmp_path / "new", **how) as folder:
             assert folder.is_dir()
-            assert is_at_work(folder)
+            assert is_locked(folder)
 
 
 def test_overwrite_ends_with_the_new_run_alone(run):
@@ -124,7 +124,7 @@ def test_old_run_is_gone_where_the_new_one_has_a_result(run):
 def test_old_run_is_let_go_of_with_the_first_step(run):
     with run_folder(run, overwrite=True):
         (run / "finetune").mkdir()
-        let_go(run / "finetune")
+        discard_old_run(run / "finetune")
         assert content(run) == {}
 
 
@@ -183,16 +183,16 @@ def test_second_process_is_refused_and_told_the_lock(run):
     )
     try:
         assert other.stdout.readline() == "held\n"
-        assert is_at_work(run)
+        assert is_locked(run)
         refused(run, rf"another process is at work in .*{LOCK_NAME}", resume=True)
     finally:
         other.kill()
         other.communicate()
-    assert not is_at_work(run)  # the system lets go of what a killed process held
+    assert not is_locked(run)  # the system lets go of what a killed process held
     with run_folder(run, resume=True):
-        assert is_at_work(run)
+        assert is_locked(run)
         refused(run, "another process is at work", resume=True)  # this one included
-    assert not is_at_work(run)
+    assert not is_locked(run)
 
 
 @pytest.mark.parametrize(
@@ -202,19 +202,19 @@ def test_second_process_is_refused_and_told_the_lock(run):
 )
 def test_lock_files_of_old_runs_hold_nothing(run, text):
     (run / LOCK_NAME).write_text(text)
-    assert not is_at_work(run)
+    assert not is_locked(run)
     with run_folder(run, resume=True):
         pass
 
 
 def test_asking_who_is_at_work_changes_nothing(run):
-    assert not is_at_work(run)
+    assert not is_locked(run)
     assert not (run / LOCK_NAME).exists()
     (run / LOCK_NAME).mkdir()
-    assert not is_at_work(run)
+    assert not is_locked(run)
     (run / LOCK_NAME).rmdir()
     os.mkfifo(run / LOCK_NAME)
-    assert not is_at_work(run)
+    assert not is_locked(run)
 
 
 def test_workers_of_a_killed_process_hold_nothing(run):
@@ -227,7 +227,7 @@ with run_folder(pathlib.Path(sys.argv[1]), resume=True):
 """
     ended = subprocess.run([sys.executable, "-c", code, str(run)], check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL
-    assert not is_at_work(run)
+    assert not is_locked(run)
 
 
 def try_folders(folders, barrier, results):

@@ -7,8 +7,8 @@ from pathlib import Path
 from clipgraft.console import print_line
 from clipgraft.files import write_json
 from clipgraft.reporting.outputs import write_comparison, write_report
-from clipgraft.reporting.run_data import STAGES, collect_metrics, has_own_metrics, read_run
-from clipgraft.runs.folder import is_at_work
+from clipgraft.reporting.run_data import collect_metrics, has_own_metrics, read_run
+from clipgraft.runs.run import Run
 
 REFRESH_SECONDS = 10
 
@@ -53,7 +53,7 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
     """
     told = False
     try:
-        while _is_at_work(run_dir):
+        while Run(run_dir).is_running:
             page = write_report(run_dir, refresh_seconds=every)
             if not told:
                 print_line(f"open {page}; it renews itself until the run ends, Ctrl-C ends the watch")
@@ -65,8 +65,3 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
     if not told:
         print_line(f"nothing is at work in {run_dir}; writing its report once")
     return report(run_dir)
-
-
-def _is_at_work(run_dir: Path) -> bool:
-    """Whether the run, or a stage in a folder within it, is at work: each command holds its own folder."""
-    return any(is_at_work(folder) for folder in (run_dir, *(run_dir / stage for stage in STAGES)))

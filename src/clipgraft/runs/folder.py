@@ -1,4 +1,4 @@
-"""A run's folder: its lock, what it may replace, and the resources used in it."""
+"""A run's folder: its lock, replacing an older run, and the resources used in it."""
 
 import os
 import shutil
@@ -24,48 +24,42 @@ RECIPE_NAME = "recipe.toml"
 LOCK_NAME = "run.lock"
 RESOURCES_NAME = "resources.json"
 LOCK_SECONDS = 0.5
-"""How long to wait for a lock: longer than `is_at_work` holds it (guess)."""
+"""How long to wait for a lock: longer than `is_locked` holds it (guess)."""
 OLD_RUN_NAME = ".overwritten"
-"""The run that an `--overwrite` replaces, until the new one has its first result."""
+"""The run that `--overwrite` replaces, until the new one has a result."""
 MOVING_NAME = ".overwritten.moving"
 """The same while it is moved there or back."""
 
 BEFORE_RESULTS = frozenset(
-    {RECIPE_NAME, LOCK_NAME, "environment.json", "resources.json", "data.json", "started_from.json"}
+    {RECIPE_NAME, LOCK_NAME, "environment.json", RESOURCES_NAME, "data.json", "started_from.json"}
 )
-"""Files that a command writes before the first result of its own."""
+"""Files that a command writes before its first result."""
 CONTENT = (
     *BEFORE_RESULTS,
-    *("metrics.json", "log.jsonl", "evaluations.jsonl", "best.safetensors", "checkpoints", "tensorboard"),
-    *("clip", "graft", "samples", "previews", "states.bin", "loss.*", "interpolation.*"),
+    *("metrics.json", "log.jsonl", "validation.jsonl", "evaluations.jsonl", "best.safetensors"),
+    *("checkpoints", "tensorboard", "clip", "graft", "samples", "previews", "states.bin"),
+    *("loss.*", "interpolation.*"),
     *("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate"),
     *("vae", "unet", "probe", "flatland", "latents.safetensors"),
-    *("evaluation.json", "variants", "pictures", "features", "nearest"),
+    *("evaluation.json", "pictures", "variants", "features", "nearest"),
     *("report.html", "report.json", "model_card.md", "figures", "comparison.*"),
     *(".*.part", ".*.replaced", OLD_RUN_NAME, MOVING_NAME),
 )
-"""Names of all that commands write at the top of a run's folder."""
+"""Names of everything that this version and older ones write at the top of a run's folder."""
 SHOWN_NAMES = 3
 
 
 @contextmanager
 def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
-    """Hold a run's folder while a command works in it.
+    """Lock a run's folder for the block.
 
-    With `overwrite` the earlier run is moved aside, and deleted by `let_go` or when the block ends. Where the
-    block raises before it has written a result, the earlier run is put back; where the process was killed
-    before, the next command in the folder does so.
-
-    Args:
-        path: The folder; created if missing.
-        resume: Go on in a folder that holds a run, or nothing.
-        overwrite: Replace the run that the folder holds.
+    With `overwrite` the old run is moved aside; `discard_old_run`, or the block's end, deletes it. If the
+    block raises before it has a result, the old run is put back; after a kill, the next command does so.
 
     Raises:
-        UserError: If the folder holds something and neither was asked for, holds files that no run wrote, or
-            another process is at work in it.
+        UserError: If the folder is in use, holds files that no run wrote, or a run and neither flag is set.
     """
-    # Before the lock too: a folder of another kind gets no lock file.
+    # Also before locking: a folder of another kind gets no lock file.
     _refuse_other_content(path, resume, overwrite)
     with hold_folder(path):
         _refuse_other_content(path, resume, overwrite)
@@ -84,10 +78,10 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 @contextmanager
 def hold_folder(path: Path) -> Iterator[Path]:
-    """Hold a folder: no other process does so until the block ends, or this process does.
+    """Create and lock a folder for the block.
 
     Raises:
-        UserError: If it is a file, has a name that is not UTF-8, or another process holds it.
+        UserError: If it is a file, its name is not UTF-8, or another process or this one holds it already.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"out folder {path} is a file; name another with --out")
@@ -108,18 +102,19 @@ def hold_folder(path: Path) -> Iterator[Path]:
         lock.release()
 
 
-def is_at_work(path: Path) -> bool:
-    """Whether a process, this one or another, holds a run's folder; changes nothing there."""
+def is_locked(path: Path) -> bool:
+    """Whether any process holds a run's folder; changes nothing there."""
     try:
-        # Not blocking: the name may be a pipe's.
+        # Non-blocking: the name may be a pipe's.
         descriptor = os.open(path / LOCK_NAME, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:
-        if fcntl is None:
-            return _is_locked(path)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        else:
+            FileLock(path / LOCK_NAME, timeout=0, thread_local=False).acquire().lock.release()
+    except (BlockingIOError, Timeout):
         return True
     except OSError:  # a file system without locks
         return False
@@ -128,24 +123,12 @@ def is_at_work(path: Path) -> bool:
     return False
 
 
-def _is_locked(path: Path) -> bool:
-    lock = FileLock(path / LOCK_NAME, timeout=0, thread_local=False)
-    try:
-        with lock:
-            return False
-    except (Timeout, OSError):
-        return True
-
-
 def refuse_inputs_within(out: Path, inputs: Mapping[str, str | Path | None]) -> None:
-    """Refuse an out folder that holds, or lies in, what a command reads: it could replace or delete it.
+    """Refuse an out folder that holds an input or lies in one: it could be replaced, or read as input.
 
     Args:
         out: Where the command writes.
-        inputs: By option or setting, what it reads; what is not there (a hub id, say) is let be.
-
-    Raises:
-        UserError: Names the input and the folder.
+        inputs: By option or setting. One that is no path here, such as a hub id, is passed over.
     """
     place = out.resolve()
     for name, given in inputs.items():
@@ -164,16 +147,15 @@ def refuse_inputs_within(out: Path, inputs: Mapping[str, str | Path | None]) -> 
             )
 
 
-def let_go(path: Path) -> None:
-    """Delete the run that the one at work in a folder, or in a stage's folder below, replaces."""
+def discard_old_run(path: Path) -> None:
+    """Delete the run being overwritten in a folder, or in the folder around it."""
     for place in (path, path.parent):
         _delete(place / OLD_RUN_NAME)
 
 
 def unknown_names(path: Path) -> list[str]:
-    """Names in a folder that no command of a run writes."""
-    names = sorted(item.name for item in path.iterdir())
-    return [name for name in names if not _is_known(name)]
+    """Return names in a folder that no command writes."""
+    return sorted(item.name for item in path.iterdir() if not _is_known(item.name))
 
 
 def _is_known(name: str) -> bool:
@@ -181,7 +163,6 @@ def _is_known(name: str) -> bool:
 
 
 def _refuse_other_content(path: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder with content, unless it is a run's and what to do with it was said."""
     names = {item.name for item in path.iterdir()} if path.is_dir() else set()
     if names <= {LOCK_NAME}:
         return
@@ -204,7 +185,7 @@ def _refuse_other_content(path: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _move_aside(path: Path) -> None:
-    """Move the old run within its folder: always the same file system, however the folder is mounted."""
+    # Within the folder: always the same file system, however the folder is mounted.
     items = [item for item in path.iterdir() if item.name != LOCK_NAME]
     if not items:
         return
@@ -217,7 +198,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _settle(path: Path) -> None:
-    """Decide between the old run and the new one: the old one is put back unless the new one has a result."""
+    """Put an old run back, unless the new one has a result."""
     old, moving = path / OLD_RUN_NAME, path / MOVING_NAME
     if old.is_dir():
         if _has_result(path):
@@ -235,7 +216,7 @@ def _settle(path: Path) -> None:
 
 
 def _has_result(path: Path) -> bool:
-    """Whether a new run has made a step or written weights; every stage that is worth keeping has."""
+    """Whether a run has made a step or written weights."""
     for folder, names, files in os.walk(path):
         names[:] = [name for name in names if not name.startswith(".")]
         for name in files:
@@ -260,27 +241,20 @@ def recorded_resources(folder: Path) -> Iterator[None]:
     `peak_gpu_memory_bytes`. A resumed run adds its seconds to those in the file, and keeps the higher peak.
     """
     path = folder / RESOURCES_NAME
-    earlier = _read_resources(path)
+    try:
+        earlier = {key: value for key, value in read_json(path).items() if isinstance(value, int | float)}
+    except (OSError, UserError):
+        earlier = {}
     begun, processor_begun = time.perf_counter(), _processor_seconds()
     try:
         yield
     finally:
-        used: dict[str, float] = {
-            "seconds": time.perf_counter() - begun,
-            "processor_seconds": _processor_seconds() - processor_begun,
-        }
-        used = {key: round(value + earlier.get(key, 0), 1) for key, value in used.items()}
-        used |= {key: max(value, earlier.get(key, 0)) for key, value in _peak_memory().items()}
+        seconds = time.perf_counter() - begun, _processor_seconds() - processor_begun
+        added = zip(("seconds", "processor_seconds"), seconds, strict=True)
+        used = {key: round(value + earlier.get(key, 0), 1) for key, value in added}
+        peaks = {key: max(value, earlier.get(key, 0)) for key, value in _peak_memory().items()}
         if folder.is_dir():  # a stage may have refused before it made its folder
-            write_json(path, used)
-
-
-def _read_resources(path: Path) -> dict[str, float]:
-    try:
-        values = read_json(path)
-    except (OSError, UserError):
-        return {}
-    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+            write_json(path, used | peaks)
 
 
 def _processor_seconds() -> float:

@@ -15,7 +15,7 @@ from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.files import MAX_BYTES, inside, read_text, write_bytes, write_json
 from clipgraft.runs.folder import (
     RECIPE_NAME,
-    is_at_work,
+    is_locked,
     recorded_resources,
     refuse_inputs_within,
     run_folder,
@@ -176,7 +176,7 @@ class Run:
     @property
     def is_running(self) -> bool:
         """Whether a process is at work in the folder or in one of its stages."""
-        return any(is_at_work(self.path / stage) for stage in ("", *self.stages))
+        return any(is_locked(self.path / stage) for stage in ("", *self.stages))
 
     @property
     def is_finished(self) -> bool:
@@ -195,7 +195,7 @@ class Run:
         return {name: place for name, place in places.items() if place.is_dir()}
 
     def variants(self) -> dict[str, Path | None]:
-        """Return text encoders to generate with: "teacher", the base's own (None), and every graft.
+        """Return "teacher", the base's own text encoder (None), and every graft.
 
         Raises:
             CheckpointError: If the run has no graft.
@@ -221,17 +221,6 @@ class Run:
             return {}
         return {"before": self.recipe.clip, "after": ModelSettings(name=str(after.absolute()))}
 
-    def clip(self, name: str = "after") -> ModelSettings:
-        """Return one of `clips`.
-
-        Raises:
-            CheckpointError: If the run has tuned no CLIP.
-        """
-        clips = self.clips()
-        if not clips:
-            raise CheckpointError(f"{self.path} has no fine-tuned CLIP (no finetune/clip)")
-        return clips[name]
-
     def result(self, kind: type[R]) -> R | None:
         """Read a stage's `metrics.json` by the model that wrote it; None where there is none.
 
@@ -255,18 +244,14 @@ class Run:
             return None
         text = read_text(inside(path, self.path), error=CheckpointError, max_bytes=MAX_BYTES)
         try:
-            return kind.model_validate_json(text)
+            found = kind.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"{path}: {place and place + ': '}{first['msg']}") from error
-
-
-@contextmanager
-def stage_folder(path: Path, recipe: Recipe, **options: Any) -> Iterator[Path]:
-    """Hold a run's folder; `Run.begin` for callers that take paths."""
-    with Run.begin(path, recipe, **options) as run:
-        yield run.path
+        if found.schema_version > kind.model_fields["schema_version"].default:
+            raise CheckpointError(f"{path} was written by a newer clipgraft; update this one to read it")
+        return found
 
 
 def _refuse_inputs(path: Path, inputs: Mapping[str, str | Path | None], resume: bool) -> None:
@@ -309,11 +294,10 @@ def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
 
     Paths may differ: content decides, and training compares that by fingerprint. `num_epochs` may grow.
     """
-    before, now = (_by_name(settings.model_dump()) for settings in (begun, recipe))
     return [
-        f"{name} was {value!r}, is {now[name]!r}"
-        for name, value in before.items()
-        if _is_read(name, stage, recipe) and not _is_alike(stage, name, value, now[name])
+        f"{name} was {value!r}, is {now!r}"
+        for name, value, now in _read_settings(begun, recipe, stage)
+        if not _is_alike(stage, name, value, now)
     ]
 
 
@@ -322,23 +306,25 @@ def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
     written = path / RECIPE_NAME
     if not written.is_file():  # of a version that wrote none
         return True
-    before, now = (_by_name(settings.model_dump()) for settings in (_read_begun(written), recipe))
     return all(
-        value == now[name] or name.rpartition(".")[2] in NO_RESULT or _is_moved(value, now[name])
-        for name, value in before.items()
-        if _is_read(name, stage, recipe)
+        value == now or name.rpartition(".")[2] in NO_RESULT or _is_moved(value, now)
+        for name, value, now in _read_settings(_read_begun(written), recipe, stage)
     )
+
+
+def _read_settings(begun: Recipe, recipe: Recipe, stage: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what a stage reads: dotted names, values then and now."""
+    before, now = (_by_name(settings.model_dump()) for settings in (begun, recipe))
+    has_previews = stage == "finetune" and recipe.finetune.preview_steps
+    sections = ("seed", "device", *SECTIONS[stage], *(["generate"] if has_previews else []))
+    for name, value in before.items():
+        if name.partition(".")[0] in sections:
+            yield name, value, now[name]
 
 
 def _is_moved(before: Any, now: Any) -> bool:
     paths = [Path(value) for value in (before, now) if isinstance(value, str) and os.path.isabs(value)]
     return len(paths) == 2 and not paths[0].exists() and paths[0].parts[-2:] == paths[1].parts[-2:]
-
-
-def _is_read(name: str, stage: str, recipe: Recipe) -> bool:
-    section = name.partition(".")[0]
-    is_drawn = stage == "finetune" and section == "generate" and bool(recipe.finetune.preview_steps)
-    return section in ("seed", "device", *SECTIONS[stage]) or is_drawn
 
 
 def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
@@ -351,14 +337,21 @@ def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
     return all(isinstance(value, str) and os.path.isabs(value) for value in (before, now))
 
 
-def run_encoders(folder: Path) -> dict[str, Path | None]:
-    """Return "teacher" and the grafts of a whole run; `Run.variants` for callers that take paths."""
-    return {"teacher": None, **Run(folder).grafts()}
-
-
 def _by_name(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings of nested sections by their dotted names."""
     named: dict[str, Any] = {}
     for key, value in settings.items():
         named |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return named
+
+
+def run_encoders(folder: Path) -> dict[str, Path | None]:
+    """Return "teacher" and the grafts of a whole run; `Run.variants` for callers that take paths."""
+    return {"teacher": None, **Run(folder).grafts()}
+
+
+@contextmanager
+def stage_folder(path: Path, recipe: Recipe, **options: Any) -> Iterator[Path]:
+    """Hold a run's folder; `Run.begin` for callers that take paths."""
+    with Run.begin(path, recipe, **options) as run:
+        yield run.path

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clipgraft.console import is_first_process, say, track
 from clipgraft.device import choose_mixed_precision
 from clipgraft.errors import UserError
-from clipgraft.runs.folder import let_go
+from clipgraft.runs.folder import discard_old_run
 from clipgraft.settings import TrainSettings
 from clipgraft.training.checkpoints import saved_precision
 from clipgraft.training.fingerprints import deciding_settings
@@ -132,7 +132,7 @@ def fit(
 
         def tell(report: StepReport) -> None:
             if is_first_process():
-                let_go(output_dir)  # there is something now that goes on by itself
+                discard_old_run(output_dir)  # there is something now that goes on by itself
             if update:
                 update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f} samples/s")
             if on_step:
