@@ -25,10 +25,10 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipgraft.bridging.corpus import load_captions
+from clipgraft.bridging.captions import load_captions
 from clipgraft.bridging.fit import STATES_NAME, fit_residual, linear_bridge
-from clipgraft.bridging.pairs import LinearFit, Towers
-from clipgraft.bridging.refine import Pictures, load_pictures, refine
+from clipgraft.bridging.pairs import LinearFit, Towers, load_towers
+from clipgraft.bridging.refine import LatentImages, encode_images, load_data, refine
 from clipgraft.config import (
     BridgeSettings,
     DataSettings,
@@ -169,7 +169,7 @@ class Ablation:
     @cached_property
     def towers(self) -> Towers:
         """CLIP's text tower and the teacher."""
-        return Towers(self.recipe)
+        return load_towers(self.recipe)
 
     @cached_property
     def train_ids(self) -> Tensor:
@@ -192,9 +192,9 @@ class Ablation:
         return base
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> LatentImages:
         """Latents of training and test pictures."""
-        return load_pictures(self.recipe, self.base, NUM_MEASURED_IMAGES)
+        return encode_images(load_data(self.recipe), self.base, self.recipe.data, NUM_MEASURED_IMAGES)
 
     def _input_ids(self, captions: Sequence[str]) -> Tensor:
         """Of captions that the teacher understands: of a word that it never read its states say nothing."""
@@ -202,7 +202,9 @@ class Ablation:
 
     def _make(self, name: str, folder: Path) -> None:
         if name == "+ refinement":
-            refine(self.recipe, self.folder / slug("+ key/value loss") / "graft", folder, resume=True)
+            graft = self.folder / slug("+ key/value loss") / "graft"
+            data = load_data(self.recipe)
+            refine(graft, self.recipe.base, data, output_dir=folder, resume=True, recipe=self.recipe)
             return
         self.towers.graft(self._bridge(name, folder)).save_pretrained(folder / "graft")
 
@@ -249,10 +251,10 @@ class Ablation:
                 f"{kind}_{name}": 0.0 for kind in ("state_error", "key_value_error") for name in classes
             }
         held_out = self._input_ids(load_captions(self.recipe).held_out)
-        measured = self.towers.measure(encoder.bridge, held_out, self.linear.key_value_root)
+        measured = self.towers.measure(encoder.bridge, held_out, self.linear.kv_metric_sqrt)
         for name in classes:
-            figures[f"state_error_{name}"] = measured["relative_error"][name]
-            figures[f"key_value_error_{name}"] = measured["key_value_error"][name]
+            figures[f"state_error_{name}"] = measured.relative_error[name]
+            figures[f"key_value_error_{name}"] = measured.key_value_error[name]
         return figures
 
     def _picture_figures(self, graft: Path | None, folder: Path) -> dict[str, float]:

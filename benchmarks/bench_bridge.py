@@ -29,9 +29,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 import real_size  # noqa: E402
-from clipgraft.bridging.corpus import load_captions  # noqa: E402
+from clipgraft.bridging.captions import load_captions  # noqa: E402
 from clipgraft.bridging.fit import linear_bridge  # noqa: E402
-from clipgraft.bridging.pairs import Towers  # noqa: E402
+from clipgraft.bridging.pairs import load_towers  # noqa: E402
 from clipgraft.bridging.refine import build_objective  # noqa: E402
 from clipgraft.config import BridgeSettings, Recipe, apply_overrides  # noqa: E402
 from clipgraft.device import describe_environment  # noqa: E402
@@ -84,7 +84,7 @@ def ridge() -> dict[str, Any]:
 def few_captions() -> dict[str, Any]:
     """Relative error of held-out words on flatland by number of captions, drawn at random."""
     recipe = Recipe(bridge=BridgeSettings(mixed_precision="no"))
-    captions, towers = load_captions(recipe), Towers(recipe)
+    captions, towers = load_captions(recipe), load_towers(recipe)
     order = torch.randperm(len(captions.train), generator=torch.Generator().manual_seed(0)).tolist()
     held_out = towers.input_ids(captions.held_out[:200])
     found: dict[str, Any] = {}
@@ -94,9 +94,9 @@ def few_captions() -> dict[str, Any]:
         for by_class in (True, False):
             settings = BridgeSettings(num_epochs=0, by_token_class=by_class)
             fitted = linear_bridge(towers, linear, settings)
-            measured = towers.measure(fitted, held_out, linear.key_value_root)
+            measured = towers.measure(fitted, held_out, linear.kv_metric_sqrt)
             name = "map_per_class" if by_class else "one_map"
-            found[str(count)][name] = measured["relative_error"]
+            found[str(count)][name] = dict(measured.relative_error)
     return found
 
 
@@ -114,7 +114,7 @@ def closed_form(work: Path, num_captions: int, flickr8k: Path) -> dict[str, Any]
 
 def fit(work: Path, count: int, flickr8k: Path) -> dict[str, float]:
     """Fit the closed form to so many captions."""
-    towers = Towers(recipe_of(work))
+    towers = load_towers(recipe_of(work))
     captions = flickr8k_captions(flickr8k)[:count]
     input_ids = towers.input_ids(captions)
     begun = time.perf_counter()

@@ -195,9 +195,10 @@ def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
             )
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: Recipe | Mapping[str, Any]) -> str:
     """Write a recipe as TOML that `load_recipe` reads back to an equal recipe; what is unset is left out."""
-    return "\n".join(_toml_lines(recipe.model_dump(exclude_none=True), "")).strip() + "\n"
+    values = recipe.model_dump(exclude_none=True) if isinstance(recipe, Recipe) else recipe
+    return "\n".join(_toml_lines(values, "")).strip() + "\n"
 
 
 def _toml_lines(values: Mapping[str, Any], prefix: str) -> list[str]:

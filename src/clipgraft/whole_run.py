@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipgraft.bridging.corpus import load_captions
-from clipgraft.bridging.fit import bridge
-from clipgraft.bridging.pairs import Towers
-from clipgraft.bridging.refine import check_prediction, check_settings, refine
+from clipgraft.bridging.captions import load_captions
+from clipgraft.bridging.fit import fit_bridge
+from clipgraft.bridging.pairs import load_towers
+from clipgraft.bridging.refine import check_prediction, check_settings, load_data, refine
 from clipgraft.config import Recipe
 from clipgraft.console import print_line
 from clipgraft.data.formats import read_lines
@@ -71,9 +71,9 @@ def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None
         resume: Take stages as they are that ended with equal settings, and go on within the others.
     """
     stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {
-        "finetune": ("finetune", finetune, recipe),
-        "bridge_before": ("bridge", bridge, recipe),
-        "bridge": ("bridge", bridge, of_tuned),
+        "finetune": ("finetune", _finetune, recipe),
+        "bridge_before": ("bridge", _bridge, recipe),
+        "bridge": ("bridge", _bridge, of_tuned),
     }
     if recipe.refine.num_epochs:
         stages["refine"] = ("refine", partial(_refine, folder / "bridge" / "graft"), of_tuned)
@@ -85,8 +85,7 @@ def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None
         if is_there and not is_stale and ended_with(place, settings, stage):
             continue
         goes_on, weights = resume and not is_stale, _weights(place)
-        with stage_folder(place, settings, stage=stage, resume=goes_on, overwrite=True) as stage_dir:
-            work(settings, stage_dir, resume=goes_on)
+        work(settings, place, resume=goes_on)
         if is_there and _weights(place) != weights:
             changed.add(name)
 
@@ -119,13 +118,31 @@ def check(recipe: Recipe) -> None:
     load_captions(recipe)
     for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
         resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
-    towers = Towers(recipe)
+    towers = load_towers(recipe)
     if recipe.refine.num_epochs:
         check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
         revision = recipe.base.revision or None
         check_prediction(FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",)))
 
 
-def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, Any]:
-    """The stage with its graft first, so that it is called as the others are."""
-    return refine(recipe, graft, folder, resume=resume)
+def _finetune(recipe: Recipe, folder: Path, *, resume: bool) -> None:
+    with stage_folder(folder, recipe, stage="finetune", resume=resume, overwrite=True) as stage_dir:
+        finetune(recipe, stage_dir, resume=resume)
+
+
+def _bridge(recipe: Recipe, folder: Path, *, resume: bool) -> None:
+    captions = load_captions(recipe)
+    fit_bridge(
+        recipe.clip,
+        recipe.base,
+        captions,
+        output_dir=folder,
+        resume=resume,
+        overwrite=True,
+        recipe=recipe,
+    )
+
+
+def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> None:
+    data = load_data(recipe)
+    refine(graft, recipe.base, data, output_dir=folder, resume=resume, overwrite=True, recipe=recipe)

@@ -2,21 +2,27 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 import tiny
-from clipgraft.bridging.corpus import load_captions
-from clipgraft.bridging.fit import bridge, say_collapse
-from clipgraft.bridging.pairs import Towers
+from clipgraft.bridging.captions import load_captions
+from clipgraft.bridging.fit import BridgeResult, fit_bridge, warn_of_collapse
+from clipgraft.bridging.pairs import BridgeError, load_towers
 from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.data.formats import read_lines
-from clipgraft.errors import CheckpointError, DataError
+from clipgraft.errors import CheckpointError, DataError, UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, position_weights, token_classes
+from clipgraft.models.clip import load_clip
 from clipgraft.models.graft import Graft
+from clipgraft.runs.run import Run
 from clipgraft.training.objectives import BridgeObjective
+
+OLD_RUN = Path(__file__).resolve().parents[1] / "fixtures" / "old_run"
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +46,19 @@ def recipe_of(world, *overrides, **paths):
     return apply_overrides(Recipe(), parse_overrides([*texts, *small, *overrides]))
 
 
+def bridge(recipe, folder, **options):
+    """Fit what a recipe names into a folder, as the command line does."""
+    captions = load_captions(recipe)
+    return fit_bridge(recipe.clip, recipe.base, captions, output_dir=folder, recipe=recipe, **options)
+
+
 def test_a_bridge_is_fitted_to_a_text_file_without_any_image(world, tmp_path):
-    metrics = bridge(recipe_of(world), tmp_path)
-    assert (metrics["num_captions"], metrics["num_held_out_captions"]) == (135, 15)
-    for part in ("linear", "residual"):
-        for figure in ("relative_error", "cosine", "key_value_error", "spread", "teacher_spread"):
-            assert {"words", "eos", "padding"} <= set(metrics[part][figure])
-    assert metrics["collapsed"] == []
+    result = bridge(recipe_of(world), tmp_path)
+    assert (result.num_captions, result.num_held_out_captions) == (135, 15)
+    for error in (result.linear, result.residual):
+        for figures in error.model_dump().values():
+            assert {"words", "eos", "padding"} <= set(figures)
+    assert result.collapsed == ()
     graft = Graft.from_pretrained(tmp_path / "graft")
     assert graft.text_encoder.bridge.config["num_maps"] == 3
     assert graft.base.sums["cross_attention_2"]
@@ -121,14 +133,14 @@ def test_the_bases_own_tower_needs_no_bridge(world, tmp_path):
     model = CLIPModel(config)
     model.text_model.load_state_dict(teacher.state_dict())
     save_clip(parts._replace(model=model), tmp_path / "clip")
-    metrics = bridge(recipe_of(world, clip=tmp_path / "clip"), tmp_path / "out")
-    assert max(metrics["linear"]["relative_error"].values()) == 0
-    assert "residual" not in metrics
+    result = bridge(recipe_of(world, clip=tmp_path / "clip"), tmp_path / "out")
+    assert max(result.linear.relative_error.values()) == 0
+    assert result.residual is None
 
 
 def test_far_padding_of_some_batches_stands_for_that_of_all(world):
     """Three batches, of which one is whole: together they weigh what three whole ones do."""
-    towers = Towers(recipe_of(world))
+    towers = load_towers(recipe_of(world))
     ids = towers.input_ids(load_captions(recipe_of(world)).train)
     weights = torch.zeros(2)
     for index, whole_every in enumerate((3, 1)):
@@ -146,7 +158,7 @@ def test_the_loss_in_keys_and_values_is_their_weighted_error_over_the_teachers_p
     batch["positions"] = torch.arange(6).expand(2, 6)
     bridge = Bridge(4, 3, 5)
     plain = BridgeObjective(bridge, norm_weight=0.1)(batch)[0]
-    loss, metrics = BridgeObjective(bridge, norm_weight=0.1, key_value_root=root, key_value_weight=2.0)(batch)
+    loss, metrics = BridgeObjective(bridge, norm_weight=0.1, kv_metric_sqrt=root, key_value_weight=2.0)(batch)
     ours, theirs = bridge(student, classes) @ root.T, teacher @ root.T
     rows = [(row, place) for row in range(2) for place in range(6)]
     error = sum(weights[at] * (ours[at] - theirs[at]).square().sum() for at in rows)
@@ -155,7 +167,52 @@ def test_the_loss_in_keys_and_values_is_their_weighted_error_over_the_teachers_p
     torch.testing.assert_close(loss, plain + 2 * expected)
 
 
-def test_a_collapse_is_said_aloud(capsys):
-    assert say_collapse({"words": 0.1, "eos": 0.5}, {"words": 0.6, "eos": 0.6}) == ["words"]
+def test_a_collapse_is_said(capsys):
+    diversity, teachers = {"words": 0.1, "eos": 0.5}, {"words": 0.6, "eos": 0.6}
+    figures = {key: {} for key in ("relative_error", "cosine", "key_value_error")}
+    error = BridgeError(**figures, diversity=diversity, teacher_diversity=teachers)
+    assert warn_of_collapse(error) == ("words",)
     message = " ".join(capsys.readouterr().err.split())
-    assert "warning: the bridge has collapsed: its states of words differ by 0.100" in message
+    assert "the bridge has collapsed: its states of words differ by 0.100" in message
+
+
+def test_metrics_json_is_the_result(world, tmp_path):
+    result = bridge(recipe_of(world), tmp_path)
+    assert Run(tmp_path).result(BridgeResult).model_dump() == result.model_dump()
+    values = json.loads((tmp_path / "metrics.json").read_text())
+    assert (values["stage"], values["schema_version"]) == ("bridge", 1)
+
+
+def test_figures_of_an_earlier_version_are_read():
+    found = Run(OLD_RUN / "bridge").result(BridgeResult)
+    assert found.error.diversity["words"] == pytest.approx(0.0319, abs=1e-4)
+
+
+def test_objects_are_grafted_and_nothing_is_written(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip, base = load_clip(world["clip"]), FrozenBase.load(str(world["base"]))
+    lines = world["captions"].read_text().splitlines()
+    options = {"hidden_size": 8, "num_epochs": 1, "mixed_precision": "no"}
+    result = fit_bridge(clip, base, [line for line in lines if line], **options)
+    assert list(tmp_path.iterdir()) == []
+    assert (result.num_captions, result.num_held_out_captions) == (135, 15)
+    [stage] = result.graft.lineage.stages
+    assert (stage.recipe.clip.name, stage.recipe.bridge.hidden_size) == (str(world["clip"]), 8)
+    by_name = bridge(recipe_of(world), tmp_path / "out").graft
+    ours, theirs = (one.text_encoder.state_dict() for one in (result.graft, by_name))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_graft_makes_a_plain_pipeline_of_its_base(world):
+    lines = [f"a dog {index}" for index in range(120)]
+    graft = fit_bridge(str(world["clip"]), str(world["base"]), lines, num_epochs=0).graft
+    pipeline = graft.pipeline()
+    assert type(pipeline) is StableDiffusionPipeline
+    assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
+    assert pipeline.text_encoder is graft.text_encoder
+    assert graft.pipeline(FrozenBase.load(str(world["base"]))).unet is not None
+
+
+def test_a_setting_that_is_none_is_named(world):
+    with pytest.raises(UserError, match="unknown setting 'hiden_size'; did you mean 'hidden_size'"):
+        fit_bridge(str(world["clip"]), str(world["base"]), ["a dog"], hiden_size=8)

@@ -9,22 +9,18 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 import tiny
-from clipgraft.bridging.fit import bridge
+from clipgraft.bridging.captions import load_captions
+from clipgraft.bridging.fit import fit_bridge
 from clipgraft.bridging.latents import load_latents
-from clipgraft.bridging.refine import (
-    build_objective,
-    check_settings,
-    check_start,
-    read_start,
-    refine,
-    with_makings,
-)
+from clipgraft.bridging.refine import RefineResult, build_objective, check_settings, load_data
+from clipgraft.bridging.refine import refine as refine_graft
 from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
 from clipgraft.data.formats import load_dataset
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
-from clipgraft.runs.run import run_encoders
+from clipgraft.models.lineage import read_lineage
+from clipgraft.runs.run import Run, run_encoders
 from clipgraft.settings import RefineSettings
 from clipgraft.whole_run import run_all
 from helpers import call, refused
@@ -63,27 +59,30 @@ def recipe_of(world, *overrides):
     return apply_overrides(Recipe(), parse_overrides([*texts, *small, "refine.warmup_steps=0", *overrides]))
 
 
+def bridge(recipe, folder):
+    fit_bridge(recipe.clip, recipe.base, load_captions(recipe), output_dir=folder, recipe=recipe)
+
+
+def refine(recipe, graft, folder, **options):
+    """Refine as the command line does."""
+    return refine_graft(graft, recipe.base, load_data(recipe), output_dir=folder, recipe=recipe, **options)
+
+
 def weights_of(folder):
     return load_file(folder / "graft" / "model.safetensors")
 
 
 def test_refining_changes_the_bridge_alone_and_writes_what_it_measured(world, tmp_path):
-    metrics = refine(recipe_of(world), world["graft"], tmp_path)
-    assert set(metrics["before"]) == set(metrics["after"]) == {"50", "250", "500", "750", "950"}
-    assert metrics["num_steps"] == 8
+    result = refine(recipe_of(world), world["graft"], tmp_path)
+    assert set(result.before) == set(result.after) == {"50", "250", "500", "750", "950"}
+    assert result.num_steps == 8
+    assert Run(tmp_path).result(RefineResult).model_dump() == result.model_dump()
     before, after = load_file(world["graft"] / "model.safetensors"), weights_of(tmp_path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"bridge.linear.weight", "bridge.bias"}
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"loss", "noise_error", "teacher_error", "feature_error"} <= set(rows[0])
     assert Graft.from_pretrained(tmp_path / "graft").base == Graft.from_pretrained(world["graft"]).base
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"graft": 1, "sha256": null}'])
-def test_damaged_record_of_the_start_is_said(world, tmp_path, content):
-    (tmp_path / "started_from.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"started_from\.json"):
-        check_start(world["graft"], tmp_path)
 
 
 def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
@@ -101,24 +100,34 @@ def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
 def test_a_refinement_is_not_resumed_with_another_graft(world, other_graft, tmp_path, capsys):
     recipe = recipe_of(world, "refine.num_epochs=1")
     refine(recipe, world["graft"], tmp_path)
-    assert read_start(tmp_path) == world["graft"]
-    with pytest.raises(CheckpointError, match=r"was begun with the graft .*/bridge/graft, not with .*other"):
+    with pytest.raises(CheckpointError, match="weights of the graft"):
         refine(recipe, other_graft, tmp_path, resume=True)
-    options = ["--graft", other_graft, "--base", world["base"], "--out", tmp_path, "--resume"]
-    assert "was begun with the graft" in refused(capsys, "refine", *options)
-    (tmp_path / "started_from.json").unlink()  # the checkpoints' own fingerprint has the graft too
-    with pytest.raises(CheckpointError):
-        refine(recipe, other_graft, tmp_path, resume=True)
+    options = ["--graft", other_graft, "--recipe", tmp_path / "recipe.toml", "--out", tmp_path, "--resume"]
+    assert "weights of the graft" in refused(capsys, "refine", *options)
 
 
-def test_the_graft_that_was_refined_is_found_where_a_whole_run_was_moved(world, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(world["graft"], run / "bridge" / "graft")
-    refine(recipe_of(world, "refine.num_epochs=1"), run / "bridge" / "graft", run / "refine")
-    moved = run.rename(tmp_path / "moved")
-    assert read_start(moved / "refine") == moved / "bridge" / "graft"
-    (moved / "bridge" / "graft" / "manifest.json").write_text("{}")
-    assert read_start(moved / "refine") is None
+def test_a_refined_graft_tells_what_it_was_refined_from(world, tmp_path):
+    graft = refine(recipe_of(world, "refine.num_epochs=1"), world["graft"], tmp_path).graft
+    assert [stage.stage for stage in graft.lineage.stages] == ["bridge", "refine"]
+    refined = graft.lineage.find("refine")
+    assert refined.started_from == str(world["graft"])
+    assert refined.counts == {"num_train_images": 16}
+    assert Graft.from_pretrained(tmp_path / "graft").lineage == graft.lineage
+
+
+def test_an_object_is_refined_and_stays_as_it_is(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    graft, data = Graft.from_pretrained(world["graft"]), load_dataset(world["data"])
+    before = {name: weight.clone() for name, weight in graft.text_encoder.state_dict().items()}
+    base = FrozenBase.load(str(world["base"]))
+    options = {"num_epochs": 2, "batch_size": 4, "mixed_precision": "no", "warmup_steps": 0}
+    refined = refine_graft(graft, base, data, **options).graft
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(before[name], weight) for name, weight in graft.text_encoder.state_dict().items())
+    assert base.vae is not None
+    by_name = refine(recipe_of(world), world["graft"], tmp_path / "out").graft.text_encoder.state_dict()
+    ours = refined.text_encoder.state_dict()
+    assert all(torch.equal(ours[name], by_name[name]) for name in by_name)
 
 
 def test_a_refinements_recipe_names_what_its_graft_was_made_of(world, tmp_path):
@@ -130,7 +139,6 @@ def test_a_refinements_recipe_names_what_its_graft_was_made_of(world, tmp_path):
     recipe = load_recipe(tmp_path / "refine" / "recipe.toml")
     assert recipe.clip.name == str(world["clip"])
     assert recipe.bridge.num_epochs == 0
-    assert with_makings(recipe, tmp_path / "nowhere" / "graft") == recipe
 
 
 def test_rates_of_text_layers_are_those_of_the_settings(world, tmp_path):
@@ -238,7 +246,9 @@ def test_a_run_refines_the_tuned_graft_and_its_card_says_so(world, tmp_path):
     recipe = recipe_of(world, *small)
     run_all(recipe, tmp_path / "run")
     refined = tmp_path / "run" / "refine"
-    assert read_start(refined) == tmp_path / "run" / "bridge" / "graft"
+    lineage = read_lineage(refined / "graft")
+    assert [stage.stage for stage in lineage.stages] == ["finetune", "bridge", "refine"]
+    assert lineage.stages[-1].started_from == str(tmp_path / "run" / "bridge" / "graft")
     assert (tmp_path / "run" / "generate" / "refined").is_dir()
     assert call("export", refined / "graft", "--format", "bridge", "--out", tmp_path / "out") == 0
     card = (tmp_path / "out" / "README.md").read_text()

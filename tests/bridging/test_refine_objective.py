@@ -28,7 +28,7 @@ def encoder(base):
     torch.manual_seed(3)
     bridge = Bridge(tiny.TEXT_WIDTH, tiny.TEACHER_WIDTH, 16, num_maps=NUM_CLASS_MAPS, num_positions=77)
     grafted = GraftedTextEncoder.graft(
-        clip.model.text_model, bridge, base.empty_states(), base.tokenizer.eos_token_id
+        clip.model.text_model, bridge, base.empty_prompt_embeds(), base.tokenizer.eos_token_id
     )
     train_bridge_and_last_layers(grafted, 0, 0)
     return grafted

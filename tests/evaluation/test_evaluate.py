@@ -517,7 +517,7 @@ def test_broken_bridge_is_found_by_every_fidelity_metric(tmp_path):
     identity = Bridge(base.text_encoder.config.hidden_size, base.text_encoder.config.hidden_size)
     identity.set_identity()
     eos = base.tokenizer.eos_token_id
-    encoder = GraftedTextEncoder.graft(base.text_encoder, identity, base.empty_states(), eos)
+    encoder = GraftedTextEncoder.graft(base.text_encoder, identity, base.empty_prompt_embeds(), eos)
     record = BaseRecord(name="flatland", sums={})
     Graft(encoder, base.tokenizer, record).save_pretrained(tmp_path / "graft")
     recipe = Recipe.model_validate(

@@ -24,7 +24,7 @@ def parts():
     clip = tiny.build_clip()
     bridge = Bridge(tiny.TEXT_WIDTH, tiny.TEACHER_WIDTH)
     encoder = GraftedTextEncoder.graft(
-        clip.model.text_model, bridge, base.empty_states(), clip.tokenizer.eos_token_id
+        clip.model.text_model, bridge, base.empty_prompt_embeds(), clip.tokenizer.eos_token_id
     )
     return base, encoder, stock
 

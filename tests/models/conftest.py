@@ -47,5 +47,5 @@ def encoder(clip: ClipParts, base: FrozenBase) -> GraftedTextEncoder:
     bridge = Bridge(TEXT_WIDTH, TEACHER_WIDTH, hidden_size=20)
     torch.nn.init.normal_(bridge.residual[-1].weight)
     return GraftedTextEncoder.graft(
-        clip.model.text_model, bridge, base.empty_states(), clip.tokenizer.eos_token_id
+        clip.model.text_model, bridge, base.empty_prompt_embeds(), clip.tokenizer.eos_token_id
     )

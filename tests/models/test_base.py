@@ -150,12 +150,12 @@ def test_latents_are_encoded_and_decoded_as_diffusers_does(base, base_dir):
 def test_empty_states_are_those_that_diffusers_gives_the_empty_prompt(base, base_dir):
     pipeline = StableDiffusionPipeline.from_pretrained(base_dir)
     expected, _ = pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
-    torch.testing.assert_close(base.empty_states(), expected[0])
+    torch.testing.assert_close(base.empty_prompt_embeds(), expected[0])
 
 
 def test_weight_sums_stay_when_a_base_is_used_and_change_with_a_weight(base):
     before = base.weight_sums()
-    states = base.empty_states()[None]
+    states = base.empty_prompt_embeds()[None]
     base.unet(torch.randn(1, 4, 8, 8), 10, states)
     base.decode_latents(torch.randn(1, 4, 8, 8))
     assert base.weight_sums() == before
@@ -216,7 +216,7 @@ def test_a_single_file_gives_the_folders_weights(single_file, base):
     loaded = FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
     assert loaded.weight_sums() == base.weight_sums()
     assert loaded.scheduler.config.beta_end == base.scheduler.config.beta_end
-    torch.testing.assert_close(loaded.empty_states(), base.empty_states())
+    torch.testing.assert_close(loaded.empty_prompt_embeds(), base.empty_prompt_embeds())
 
 
 def test_a_single_file_without_a_tokenizer_given_is_refused(single_file):

@@ -64,12 +64,12 @@ def test_bos_is_the_teachers_for_every_prompt(encoder, base, input_ids):
 
 @torch.no_grad()
 def test_the_empty_prompt_is_the_teachers_to_the_bit(encoder, base, input_ids):
-    assert torch.equal(encoder(input_ids).last_hidden_state[1], base.empty_states())
+    assert torch.equal(encoder(input_ids).last_hidden_state[1], base.empty_prompt_embeds())
 
 
 @torch.no_grad()
 def test_the_empty_prompt_is_the_teachers_at_any_padding(encoder, base, input_ids):
-    assert torch.equal(encoder(input_ids[1:2, :9]).last_hidden_state[0], base.empty_states()[:9])
+    assert torch.equal(encoder(input_ids[1:2, :9]).last_hidden_state[0], base.empty_prompt_embeds()[:9])
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_the_base_own_tower_with_an_identity_draws_what_the_base_draws(base, bas
     bridge = Bridge(TEACHER_WIDTH, TEACHER_WIDTH)
     bridge.set_identity()
     encoder = GraftedTextEncoder.graft(
-        base.text_encoder, bridge, base.empty_states(), base.tokenizer.eos_token_id
+        base.text_encoder, bridge, base.empty_prompt_embeds(), base.tokenizer.eos_token_id
     )
     plain = StableDiffusionPipeline.from_pretrained(base_dir)
     torch.testing.assert_close(draw_latents(put_in(base_dir, encoder)), draw_latents(plain))
@@ -104,7 +104,7 @@ def test_the_base_own_tower_with_an_identity_draws_what_the_base_draws(base, bas
 
 def test_the_guidance_of_an_untouched_pipeline_uses_the_teachers_empty_prompt(encoder, base, base_dir):
     _, negative = put_in(base_dir, encoder).encode_prompt(PROMPT, "cpu", 1, True)
-    assert torch.equal(negative[0], base.empty_states())
+    assert torch.equal(negative[0], base.empty_prompt_embeds())
 
 
 def test_an_exported_pipeline_gives_the_same_latents_to_the_bit_in_plain_diffusers(

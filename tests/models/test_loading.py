@@ -17,7 +17,6 @@ import tiny
 from clipgraft.errors import CheckpointError
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.base_id import read_cross_attention
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
 from clipgraft.models.configs import (
@@ -30,6 +29,7 @@ from clipgraft.models.configs import (
     VaeConfig,
     read_config,
 )
+from clipgraft.models.cross_attention import read_cross_attention
 from clipgraft.models.graft import Graft, GraftedTextEncoder
 from clipgraft.models.weights import write_folder_atomically
 

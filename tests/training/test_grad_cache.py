@@ -137,7 +137,7 @@ def test_bridges_gradient_of_several_passes_is_that_of_one(accelerator, has_keys
     root = torch.randn(6, 6) if has_keys else None
     bridge = Bridge(5, 6, hidden_size=8, num_maps=3, num_positions=9)
     nn.init.normal_(bridge.residual[-1].weight)
-    objective = BridgeObjective(bridge, norm_weight=0.1, key_value_root=root, key_value_weight=0.5)
+    objective = BridgeObjective(bridge, norm_weight=0.1, kv_metric_sqrt=root, key_value_weight=0.5)
     lengths = torch.tensor(
         [9, 8, 3, 2, 2, 1]
     )  # in batches of captions of about one length: 17, 5 and 3 states

@@ -1,7 +1,7 @@
 """Write a graft in forms that other tools load: a diffusers folder, prompt embeds, or the bridge alone."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,23 +9,21 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from clipgraft.bridging.refine import START_NAME, read_start
-from clipgraft.config import Recipe, build_recipe, load_recipe, to_toml
-from clipgraft.console import print_line, say
+from clipgraft.config import to_toml
+from clipgraft.console import say
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
-from clipgraft.files import read_json, write_json
-from clipgraft.generation.generator import load_base
+from clipgraft.files import write_json
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.generation.prompt_embeds import prompt_input_ids
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.graft import Graft
+from clipgraft.models.lineage import Stage
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.models.weights import write_folder_atomically
 from clipgraft.reporting.export_card import Facts, model_card, public_recipe
 from clipgraft.runs.folder import RECIPE_NAME, refuse_inputs_within
 
-FORMATS = ("diffusers", "prompt-embeds", "bridge")
 ENCODE_BATCH_SIZE = 32
 
 DIFFUSERS_CONTENT = """\
@@ -47,30 +45,40 @@ BRIDGE_CONTENT = """\
 `bridge.safetensors` and `config.json`: the map from CLIP's token states (after its final layer norm) to those
 of the base's text encoder, `clipgraft.models.bridge.Bridge`, without CLIP. `empty_states` (77, width) are the
 base's own states of the empty prompt and take their place; their first row is that of every prompt."""
+CONTENTS = {
+    "diffusers": DIFFUSERS_CONTENT,
+    "prompt-embeds": PROMPT_EMBEDS_CONTENT,
+    "bridge": BRIDGE_CONTENT,
+}
+"""By format, what the card says of the folder."""
+FORMATS = tuple(CONTENTS)
 
 
 def export(
-    graft: Path,
-    out_dir: Path,
+    graft: Graft | str | Path,
+    output_dir: str | Path,
     *,
     file_format: str = "diffusers",
     base: str = "",
     prompts: Sequence[str] = (),
     negative_prompt: str = "",
-) -> None:
+) -> Path:
     """Write a graft for other tools, with a model card.
 
     Args:
-        graft: Folder that `bridge` or `refine` wrote; recipe and figures are looked for beside it.
-        out_dir: Gets the files, whole or not at all.
+        graft: The graft or its folder.
+        output_dir: Gets the files, whole or not at all.
         file_format: One of FORMATS.
-        base: Where not empty, where the base is now; for diffusers alone.
-        prompts: For prompt-embeds alone.
-        negative_prompt: For prompt-embeds alone.
+        base: Where the base is now, for diffusers; empty = where it was.
+        prompts: For prompt-embeds.
+        negative_prompt: For prompt-embeds.
+
+    Returns:
+        `output_dir`.
 
     Raises:
-        ValueError: If the folder holds something already, or prompts are missing or too many.
-        CheckpointError: If the graft or its base is not what it should be.
+        UserError: If the folder holds files already, or prompts are missing or out of place.
+        CheckpointError: If the graft or its base is damaged, or the base is another one.
     """
     if file_format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}; got {file_format!r}")
@@ -80,28 +88,26 @@ def export(
             if not prompts
             else f"prompts are for --format prompt-embeds; {file_format} encodes none"
         )
-    refuse_inputs_within(out_dir, {"the graft": graft, "--base": base})
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
+    out = Path(output_dir)
+    refuse_inputs_within(out, {"the graft": None if isinstance(graft, Graft) else graft, "--base": base})
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} already holds files; name an empty or new folder with --out")
     quiet_libraries()
-    loaded = Graft.from_pretrained(graft)
-    writers: dict[str, tuple[Callable[[Path], None], str]] = {
-        "diffusers": (lambda folder: _write_pipeline(loaded, base, folder), DIFFUSERS_CONTENT),
-        "prompt-embeds": (
-            lambda folder: _write_prompt_embeds(loaded, prompts, negative_prompt, folder),
-            PROMPT_EMBEDS_CONTENT,
-        ),
-        "bridge": (lambda folder: _write_bridge(loaded, folder), BRIDGE_CONTENT),
-    }
-    write, content = writers[file_format]
-    with write_folder_atomically(out_dir) as folder:
-        write(folder)
-        _write_card(graft, loaded, content, folder)
-    print_line(f"{file_format}: {out_dir}")
+    if not isinstance(graft, Graft):
+        graft = Graft.from_pretrained(graft)
+    with write_folder_atomically(out) as folder:
+        if file_format == "diffusers":
+            _write_pipeline(graft, base, folder)
+        elif file_format == "prompt-embeds":
+            _write_prompt_embeds(graft, prompts, negative_prompt, folder)
+        else:
+            _write_bridge(graft, folder)
+        _write_card(graft, CONTENTS[file_format], folder)
+    return out
 
 
 def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
-    frozen = load_base([graft], base, torch.float32, with_teacher=False)
+    frozen = graft.load_base(base)
     build_pipeline(frozen, graft.text_encoder).save_pretrained(folder)
     write_json(folder / DEFAULTS_NAME, asdict(frozen.defaults))
     for config in folder.rglob("*.json"):
@@ -135,52 +141,32 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
     write_json(folder / "config.json", config)
 
 
-def _write_card(graft_dir: Path, graft: Graft, content: str, folder: Path) -> None:
-    """Write the card from what lies beside the graft, what it was refined from, and its fine-tuned CLIP."""
-    own, bridged = graft_dir.parent, _bridged_in(graft_dir.parent)
-    recipe, made = _read_recipe(own), _read_recipe(bridged)
-    tuned = _tuned_in(made)
-    tuned_by = _read_recipe(tuned)
-    is_refined = own != bridged
+def _write_card(graft: Graft, content: str, folder: Path) -> None:
+    """Write model card and recipe by the graft's lineage."""
+    lineage = graft.lineage
+    bridged, refined, tuned = (lineage.find(stage) for stage in ("bridge", "refine", "finetune"))
     facts = Facts(
         content,
         graft.base.model_dump(),
-        recipe=made.model_dump() if made else {},
-        metrics=_read_metrics(bridged),
-        refine_recipe=recipe.model_dump() if recipe and is_refined else {},
-        refine_metrics=_read_metrics(own) if is_refined else {},
-        finetuned_from=tuned_by.clip.name if tuned_by else "",
-        finetune_metrics=_read_metrics(tuned) if tuned_by else {},
+        recipe=_settings(bridged),
+        metrics={**bridged.counts, **_errors(bridged)} if bridged else {},
+        refine_recipe=_settings(refined),
+        refine_metrics={**refined.counts, **refined.figures} if refined else {},
+        finetuned_from=tuned.recipe.clip.name if tuned and tuned.recipe else "",
+        finetune_metrics=tuned.figures if tuned else {},
         has_safety_checker=(folder / "safety_checker").is_dir(),
     )
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    if recipe:
-        shown = to_toml(build_recipe(public_recipe(recipe.model_dump())))
-        (folder / RECIPE_NAME).write_text(shown, encoding="utf-8")
+    last = refined or bridged
+    if last and last.recipe:
+        # Not as a Recipe, which would make a bare name a path of this machine again.
+        shown = public_recipe(last.recipe.model_dump(exclude_none=True))
+        (folder / RECIPE_NAME).write_text(to_toml(shown), encoding="utf-8")
 
 
-def _bridged_in(folder: Path) -> Path | None:
-    """Folder that a graft was bridged in, before it was refined; None where that is not to be found."""
-    while (folder / START_NAME).is_file():
-        start = read_start(folder)
-        if start is None:
-            return None
-        folder = start.parent
-    return folder
+def _settings(stage: Stage | None) -> dict[str, Any]:
+    return stage.recipe.model_dump() if stage and stage.recipe else {}
 
 
-def _tuned_in(recipe: Recipe | None) -> Path | None:
-    """Folder that holds a bridge's CLIP; None where that is no folder."""
-    if recipe is None or recipe.clip.name == "flatland" or not Path(recipe.clip.name).is_dir():
-        return None
-    return Path(recipe.clip.name).parent
-
-
-def _read_recipe(folder: Path | None) -> Recipe | None:
-    path = folder / RECIPE_NAME if folder else None
-    return load_recipe(path) if path and path.is_file() else None
-
-
-def _read_metrics(folder: Path | None) -> dict[str, Any]:
-    path = folder / "metrics.json" if folder else None
-    return read_json(path) if path and path.is_file() else {}
+def _errors(stage: Stage) -> dict[str, Any]:
+    return {name: {"relative_error": errors} for name, errors in stage.figures.items()}

@@ -1,103 +1,244 @@
-"""Fit the bridge from CLIP's token states to a base's, in closed form, then by gradient; write the graft."""
+"""Fit the bridge from CLIP's hidden states to a base's prompt embeds, in closed form, then by gradient."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
-from rich.console import Console
+from pydantic import PrivateAttr
 from torch import Tensor
 
-from clipgraft.bridging.corpus import load_captions
-from clipgraft.bridging.pairs import LinearFit, Towers
-from clipgraft.config import BridgeSettings, Recipe
-from clipgraft.console import print_line
+from clipgraft.bridging.captions import Captions, choose_captions
+from clipgraft.bridging.pairs import BridgeError, LinearFit, Towers, as_clip, as_teacher
+from clipgraft.config import Recipe
+from clipgraft.console import print_line, say
 from clipgraft.data.batches import StateBatches
-from clipgraft.device import seed_everything
-from clipgraft.files import write_json
+from clipgraft.data.dataset import CaptionDataset
+from clipgraft.device import quiet_libraries, seed_everything
+from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import BOS, PADDING, Bridge
-from clipgraft.models.lineage import Figures, Lineage, Stage
-from clipgraft.models.token_stats import COLLAPSED_SHARE, collapsed_classes
+from clipgraft.models.clip import ClipParts
+from clipgraft.models.graft import Graft
+from clipgraft.models.lineage import Lineage, Stage
+from clipgraft.models.token_stats import COLLAPSED_SHARE, is_collapsed
 from clipgraft.models.weights import tensors_sha256
+from clipgraft.runs.run import Run, StageResult
+from clipgraft.settings import BridgeSettings, DataSettings, ModelSettings
 from clipgraft.training.objectives import BridgeObjective
 from clipgraft.training.trainer import FitResult, fit
 
 STATES_NAME = "states.bin"
-"""Token states of the training captions, kept while a residual MLP is trained on them."""
+"""Hidden states of the training captions, kept while a residual is trained on them."""
 
 
-def bridge(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Graft `recipe.clip` onto `recipe.base` with captions: text alone, no image is read.
+class BridgeResult(StageResult):
+    """Errors of a bridge on held-out captions."""
+
+    stage: str = "bridge"
+    linear: BridgeError
+    """Of the linear maps alone."""
+    residual: BridgeError | None = None
+    """With attention blocks and MLP; None where there are none."""
+    seconds: float | None = None
+    """Time of training the residual."""
+    collapsed: tuple[str, ...] = ()
+    """Token classes whose embeds have lost most of what tells captions apart."""
+    num_captions: int
+    num_held_out_captions: int
+    _graft: Graft | None = PrivateAttr(None)
+
+    @property
+    def graft(self) -> Graft:
+        """The graft; only of a result that was just made, not of one read from a file."""
+        assert self._graft is not None
+        return self._graft
+
+    @property
+    def errors(self) -> dict[str, BridgeError]:
+        """Errors by part: "linear", and "residual" where there is one."""
+        return {"linear": self.linear} | ({"residual": self.residual} if self.residual else {})
+
+    @property
+    def error(self) -> BridgeError:
+        """Error of the whole bridge."""
+        return self.residual or self.linear
+
+    def print(self) -> None:
+        """Print in one line how near the bridge comes to the teacher's prompt embeds."""
+        errors = self.error.relative_error
+        figures = ", ".join(f"{name} {errors[name]:.3f}" for name in ("words", "eos", "padding"))
+        captions = f"{self.num_held_out_captions} held-out captions"
+        print_line(f"state error on {captions}: {figures} (0 is a perfect copy)")
+
+
+def fit_bridge(
+    clip: ClipParts | ModelSettings | str,
+    base: FrozenBase | ModelSettings | str,
+    captions: Captions | CaptionDataset | Sequence[str],
+    *,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    settings: BridgeSettings | None = None,
+    recipe: Recipe | None = None,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+    **overrides: object,
+) -> BridgeResult:
+    """Graft a CLIP onto a base with captions alone; no image is read.
 
     Args:
-        recipe: Its seed, device, data, clip, base and bridge settings are read.
-        folder: Gets `graft/`, `metrics.json`, and `log.jsonl` where a residual MLP is trained.
-        resume: Go on from the newest checkpoint there.
+        clip: The CLIP, or its name.
+        base: A base with tokenizer and text encoder, or its name.
+        captions: A dataset, whose train and test captions are taken; or captions, one in ten of which is held
+            out. At least 100 to fit to, unless `allow_few_captions` is true.
+        output_dir: Gets `graft/`, `metrics.json`, `recipe.toml` and, where a residual is trained, `log.jsonl`
+            and `checkpoints/`; None = nothing is written.
+        resume: Continue from the newest checkpoint in `output_dir`.
+        overwrite: Replace the run in `output_dir`.
+        seed: Seed of everything random.
+        device: "auto", "cpu", "cuda" or "mps".
+        settings: Settings of the bridge.
+        recipe: Settings of a whole run to take seed, device and bridge from, and to write beside the result.
+        inputs: Files by name that `output_dir` must not hold.
+        **overrides: Fields of `BridgeSettings`, over `settings`.
 
     Returns:
-        The metrics that were written: errors on held-out captions, by token class.
+        Errors on held-out captions, and `.graft`.
 
     Raises:
-        ValueError: If there are too few captions.
+        UserError: If there are too few captions, or a setting is unknown or not allowed.
         CheckpointError: If CLIP and base do not fit.
     """
-    captions = load_captions(recipe)
-    towers = Towers(recipe)
+    quiet_libraries()
+    if recipe is None:
+        recipe = Recipe.model_validate({"seed": seed, "device": device})
+        recipe = _with_origins(recipe, clip, base, captions)
+    chosen = (settings or recipe.bridge).updated(overrides)
+    recipe = recipe.model_copy(update={"bridge": chosen})
+    if not isinstance(captions, Captions):
+        captions = choose_captions(captions, chosen)
+    with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
+        clip = as_clip(clip)
+        base = as_teacher(base, clip.tokenizer)
+        towers = Towers(clip, base, device=recipe.device, mixed_precision=chosen.mixed_precision)
+        result = _fit(towers, captions, recipe, folder, resume)
+        stage = Stage(
+            stage="bridge",
+            recipe=recipe,
+            figures={name: error.relative_error for name, error in result.errors.items()},
+            counts={
+                "num_captions": result.num_captions,
+                "num_held_out_captions": result.num_held_out_captions,
+            },
+        )
+        result.graft.lineage = Lineage(stages=(*clip.lineage, stage))
+        if output_dir is not None:
+            result.graft.save_pretrained(folder / "graft")
+            result.save(folder)
+    return result
+
+
+@contextmanager
+def stage_output(
+    output_dir: str | Path | None,
+    recipe: Recipe,
+    stage: str,
+    inputs: Mapping[str, str | Path | None],
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """Give the folder of a stage; one that is deleted at the end where none is named."""
+    if output_dir is None:
+        with TemporaryDirectory(prefix="clipgraft-") as temporary:
+            yield Path(temporary)
+        return
+    with Run.begin(
+        Path(output_dir), recipe, stage=stage, inputs=inputs, resume=resume, overwrite=overwrite
+    ) as run:
+        yield run.path
+
+
+def _with_origins(
+    recipe: Recipe,
+    clip: ClipParts | ModelSettings | str,
+    base: FrozenBase | ModelSettings | str,
+    captions: Captions | CaptionDataset | Sequence[str],
+) -> Recipe:
+    """Name what is known of where the objects come from."""
+    update: dict[str, object] = {}
+    if isinstance(captions, CaptionDataset):
+        update["data"] = DataSettings(source=str(captions.root))
+    for name, given in (("clip", clip), ("base", base)):
+        if origin := origin_of(given):
+            update[name] = origin
+    return recipe.model_copy(update=update)
+
+
+def origin_of(model: ClipParts | FrozenBase | ModelSettings | str) -> ModelSettings | None:
+    """Return name and commit of a model; None where it was made in memory."""
+    if isinstance(model, str):
+        return ModelSettings(name=model)
+    if isinstance(model, ModelSettings):
+        return model
+    if isinstance(model, FrozenBase):
+        return ModelSettings(name=model.origin.name, revision=model.origin.revision) if model.origin else None
+    return model.origin
+
+
+def _fit(towers: Towers, captions: Captions, recipe: Recipe, folder: Path, resume: bool) -> BridgeResult:
+    settings = recipe.bridge
     train_ids, held_out_ids = towers.input_ids(captions.train), towers.input_ids(captions.held_out)
     seed_everything(recipe.seed)
-    states_file = folder / STATES_NAME if has_residual(towers, recipe.bridge) else None
+    states_file = folder / STATES_NAME if has_residual(towers, settings) else None
+    residual, seconds = None, None
     try:
-        linear = towers.fit_linear(train_ids, states_file)
-        fitted = linear_bridge(towers, linear, recipe.bridge)
-        metrics: dict[str, Any] = {"linear": towers.measure(fitted, held_out_ids, linear.key_value_root)}
-        if fitted.residual is not None:
-            result = fit_residual(fitted, towers, linear, train_ids, recipe, folder, resume)
-            metrics["residual"] = towers.measure(fitted, held_out_ids, linear.key_value_root)
-            metrics["seconds"] = result.seconds
+        linear_fit = towers.fit_linear(train_ids, states_file)
+        bridge = linear_bridge(towers, linear_fit, settings)
+        linear = towers.measure(bridge, held_out_ids, linear_fit.kv_metric_sqrt)
+        if bridge.residual is not None:
+            fitted = fit_residual(bridge, towers, linear_fit, train_ids, recipe, folder, resume)
+            residual = towers.measure(bridge, held_out_ids, linear_fit.kv_metric_sqrt)
+            seconds = fitted.seconds
     finally:
         if states_file is not None:
             states_file.unlink(missing_ok=True)
-    measured = metrics.get("residual", metrics["linear"])
-    metrics["collapsed"] = say_collapse(measured["spread"], measured["teacher_spread"])
-    counts = {"num_captions": len(train_ids), "num_held_out_captions": len(held_out_ids)}
-    parts = [name for name in ("linear", "residual") if name in metrics]
-    errors: Figures = {name: metrics[name]["relative_error"] for name in parts}
-    stage = Stage(stage="bridge", recipe=recipe, figures=errors, counts=counts)
-    lineage = Lineage(stages=(*towers.lineage, stage))
-    towers.graft(fitted, lineage).save_pretrained(folder / "graft")
-    metrics |= counts
-    write_json(folder / "metrics.json", metrics)
-    return metrics
-
-
-def print_result(metrics: dict[str, Any]) -> None:
-    """Print in one line how near the bridge comes to the teacher's states."""
-    errors = metrics.get("residual", metrics["linear"])["relative_error"]
-    figures = ", ".join(f"{name} {errors[name]:.3f}" for name in ("words", "eos", "padding"))
-    captions = f"{metrics['num_held_out_captions']} held-out captions"
-    print_line(f"state error on {captions}: {figures} (0 is a perfect copy)")
+    result = BridgeResult(
+        linear=linear,
+        residual=residual,
+        seconds=seconds,
+        collapsed=warn_of_collapse(residual or linear),
+        num_captions=len(train_ids),
+        num_held_out_captions=len(held_out_ids),
+    )
+    result._graft = towers.graft(bridge)
+    return result
 
 
 def has_residual(towers: Towers, settings: BridgeSettings) -> bool:
-    """Whether a bridge gets what is not linear: not between a tower and itself, nor without epochs."""
+    """Whether a bridge has nonlinear parts: not between a tower and itself, nor without epochs."""
     return bool(settings.num_epochs) and not towers.are_equal
 
 
 def linear_bridge(towers: Towers, linear: LinearFit, settings: BridgeSettings) -> Bridge:
-    """Return a bridge with its linear maps solved for; its residual MLP, if any, adds nothing yet."""
+    """Return a bridge with its linear maps solved for; its residual, if any, adds nothing yet."""
     is_linear = not has_residual(towers, settings)
-    fitted = towers.new_bridge(
+    bridge = towers.new_bridge(
         hidden_size=0 if is_linear else settings.hidden_size,
         num_attention_blocks=0 if is_linear else settings.num_attention_blocks,
         by_class=settings.by_token_class and not towers.are_equal,
     )
     if towers.are_equal:
-        fitted.set_identity()
+        bridge.set_identity()
     else:
-        fitted.set_linear(*linear.regression.solve(settings.ridge, by_class=settings.by_token_class))
-    return fitted
+        bridge.set_linear(*linear.regression.solve(settings.ridge, by_class=settings.by_token_class))
+    return bridge
 
 
 def fit_residual(
-    fitted: Bridge,
+    bridge: Bridge,
     towers: Towers,
     linear: LinearFit,
     input_ids: Tensor,
@@ -105,29 +246,29 @@ def fit_residual(
     folder: Path,
     resume: bool,
 ) -> FitResult:
-    """Train what is not linear of a bridge.
+    """Train the residual of a bridge, in place.
 
     Args:
-        fitted: Changed in place.
-        towers: What it lies between.
-        linear: What its linear maps were solved from, with the states of the training captions.
+        bridge: From `linear_bridge`.
+        towers: Those it lies between.
+        linear: Its linear fit, with the hidden states of the training captions.
         input_ids: (N, 77) of the training captions.
         recipe: Its seed and bridge settings are read.
         folder: Gets `log.jsonl` and `checkpoints/`.
-        resume: Go on from the newest checkpoint there.
+        resume: Continue from the newest checkpoint there.
     """
     settings, states = recipe.bridge, linear.states
     assert states is not None
     # The linear map is the least-squares optimum already; only what it leaves is learned.
-    fitted.linear.requires_grad_(False)
+    bridge.linear.requires_grad_(False)
     batches = StateBatches(
         states, padding=PADDING, bos=BOS, batch_size=min(settings.batch_size, len(states)), seed=recipe.seed
     )
     objective = BridgeObjective(
-        fitted,
+        bridge,
         cosine_weight=settings.cosine_weight,
         norm_weight=settings.norm_weight,
-        key_value_root=linear.key_value_root,
+        kv_metric_sqrt=linear.kv_metric_sqrt,
         key_value_weight=settings.key_value_weight,
     )
     return fit(
@@ -143,16 +284,17 @@ def fit_residual(
     )
 
 
-def say_collapse(spread: dict[str, float], teacher_spread: dict[str, float]) -> list[str]:
-    """Say aloud where bridged states have lost what tells captions apart; return the token classes."""
-    collapsed = collapsed_classes(spread, teacher_spread)
-    for name in collapsed:
-        Console(stderr=True).print(
-            f"warning: the bridge has collapsed: its states of {name} differ by {spread[name]:.3f} from "
-            f"caption to caption (mean cosine distance), the teacher's by {teacher_spread[name]:.3f}; less "
-            f"than {COLLAPSED_SHARE:.0%} of it is kept. Give more captions, or lower bridge.ridge",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+def warn_of_collapse(error: BridgeError) -> tuple[str, ...]:
+    """Warn about collapsed token classes; return them."""
+    collapsed = []
+    for name in ("words", "eos"):
+        ours, theirs = error.diversity.get(name), error.teacher_diversity.get(name)
+        if not is_collapsed(ours, theirs):
+            continue
+        collapsed.append(name)
+        say(
+            f"the bridge has collapsed: its states of {name} differ by {ours:.3f} from caption to caption "
+            f"(mean cosine distance), the teacher's by {theirs:.3f}; less than {COLLAPSED_SHARE:.0%} of it "
+            "is kept. Give more captions, or lower bridge.ridge"
         )
-    return collapsed
+    return tuple(collapsed)

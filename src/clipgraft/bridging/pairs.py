@@ -1,11 +1,12 @@
-"""CLIP's text tower and the teacher over captions: the linear bridge, and a bridge's error."""
+"""CLIP's text tower and the teacher, side by side: the linear bridge, a bridge's error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from pydantic import AliasChoices, BaseModel, Field
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -15,7 +16,6 @@ from clipgraft.data.batches import TokenStates
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.models.base import FrozenBase, check_fit
-from clipgraft.models.base_id import read_cross_attention
 from clipgraft.models.bridge import (
     NUM_CLASS_MAPS,
     PADDING,
@@ -24,28 +24,47 @@ from clipgraft.models.bridge import (
     position_weights,
     token_classes,
 )
-from clipgraft.models.clip import load_clip, text_hidden_states
-from clipgraft.models.cross_attention import key_value_root
+from clipgraft.models.clip import ClipParts, load_clip, text_hidden_states
+from clipgraft.models.cross_attention import kv_metric_sqrt, read_cross_attention
 from clipgraft.models.graft import Graft, GraftedTextEncoder
 from clipgraft.models.lineage import NO_LINEAGE, Lineage
 from clipgraft.models.ridge import ClassRidgeRegression
-from clipgraft.models.token_stats import Spread, StateError
+from clipgraft.models.token_stats import Diversity, EmbedError
 from clipgraft.models.weights import module_sha256, tensors_sha256
+from clipgraft.settings import ModelSettings
 
 ENCODE_BATCH_SIZE = 128
-"""Captions whose states are held at once: the stream's memory, whatever the number of captions."""
+"""Captions encoded at once: bounds memory, whatever their number."""
 WHOLE_EVERY = 8
 """Where the linear maps alone are fitted, one batch in so many has padding. Three in four of a caption's 77
 positions are padding of little weight: they would cost most of the time."""
 NUM_KEPT_PADDING = PADDING_WEIGHT
-"""Positions drawn from a caption's padding that are kept for the residual: as many as all of it weighs."""
+"""Positions sampled from a caption's padding for the residual: as many as all of it weighs."""
+
+ByClass = Mapping[str, float | None]
+
+
+class BridgeError(BaseModel):
+    """Difference of bridged from the teacher's prompt embeds on held-out captions, by token class.
+
+    BOS counts as the teacher's own, which the graft has.
+    """
+
+    relative_error: ByClass
+    """Root of the squared error over the teacher's power; 1 = no better than zero."""
+    cosine: ByClass
+    key_value_error: ByClass
+    """Relative error of what the U-Net's cross-attention makes of them: keys and values."""
+    diversity: ByClass = Field(validation_alias=AliasChoices("diversity", "spread"))
+    """Mean cosine distance between captions at the same position."""
+    teacher_diversity: ByClass = Field(validation_alias=AliasChoices("teacher_diversity", "teacher_spread"))
 
 
 class Positions(NamedTuple):
     """A batch of captions, token by token."""
 
     student: Tensor
-    """CLIP's states, (B, L, D)."""
+    """CLIP's hidden states, (B, L, D)."""
     teacher: Tensor
     """(B, L, W)."""
     classes: Tensor
@@ -55,46 +74,42 @@ class Positions(NamedTuple):
 
 
 class LinearFit(NamedTuple):
-    """What one pass over captions gives."""
+    """Result of one pass over captions."""
 
     regression: ClassRidgeRegression
-    key_value_root: Tensor
+    kv_metric_sqrt: Tensor
     """(W, W); see `models.cross_attention`."""
     states: TokenStates | None
-    """What a residual MLP is trained on, where a file for it was named."""
+    """Training data of the residual, if a file for it was named."""
 
 
 class Towers:
     """CLIP's text tower, the teacher of a base that it fits, and the base's key and value maps.
 
     Args:
-        recipe: Its device, clip, base and bridge settings are read.
+        clip: The CLIP to graft.
+        base: With tokenizer, text encoder and origin.
+        device: Where both towers work.
+        mixed_precision: Of encoding.
 
     Raises:
         CheckpointError: If CLIP's tower cannot answer the base's text encoder.
     """
 
-    def __init__(self, recipe: Recipe):
-        self.device = choose_device(recipe.device)
-        clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-        base = FrozenBase.load(
-            recipe.base.name,
-            revision=recipe.base.revision or None,
-            components=("tokenizer", "text_encoder"),
-            tokenizer=clip.tokenizer,
-        )
+    def __init__(
+        self, clip: ClipParts, base: FrozenBase, *, device: str = "auto", mixed_precision: str = "auto"
+    ):
+        self.device = choose_device(device)
         check_fit(clip.model.text_model, clip.tokenizer, base)
         assert base.text_encoder is not None
         assert base.origin is not None
         self.tokenizer: CLIPTokenizer = clip.tokenizer
-        self.lineage = clip.lineage
-        self.empty_states = base.empty_states()
+        self.empty_prompt_embeds = base.empty_prompt_embeds().cpu()
         self.record = base.record()
         self.key_value_maps = list(read_cross_attention(base.origin.path).values())
         self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
         self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
-        precision = choose_mixed_precision(recipe.bridge.mixed_precision, self.device)
-        dtype = PRECISION_DTYPES[precision]
+        dtype = PRECISION_DTYPES[choose_mixed_precision(mixed_precision, self.device)]
         # Copies, as the graft takes float32 weights. A CPU that has bfloat16 encodes twice as fast in it, and
         # its rounding, 4e-3, is far below the error of any bridge.
         is_full = dtype == torch.float32
@@ -117,7 +132,7 @@ class Towers:
         }
 
     def input_ids(self, captions: list[str]) -> Tensor:
-        """Token ids of captions, (N, 77) int64."""
+        """Return token ids of captions, (N, 77) int64."""
         return tokenize(captions, self.tokenizer, pad_to_context_length=True).input_ids
 
     @torch.no_grad()
@@ -126,11 +141,11 @@ class Towers:
 
         Args:
             input_ids: (N, L) int64.
-            description: What stands before the bar.
+            description: Title of the progress bar.
             whole_every: One batch in so many has padding, which there counts for all.
         """
         lengths = self.lengths(input_ids)
-        # The longest first: what they needed, the shorter ones use again, so that memory stays level.
+        # The longest first: their memory serves the shorter ones too, so that it does not grow.
         batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
         num_whole = -(-len(batches) // whole_every)
         whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
@@ -149,7 +164,7 @@ class Towers:
                 update(done, "captions")
 
     def lengths(self, input_ids: Tensor) -> Tensor:
-        """Positions of each caption from BOS to EOS, (N,) int64."""
+        """Return the positions of each caption from BOS to EOS, (N,) int64."""
         return (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
 
     def fit_linear(
@@ -158,20 +173,19 @@ class Towers:
         states_file: Path | None = None,
         generator: torch.Generator | None = None,
     ) -> LinearFit:
-        """Gather what the linear maps and the weights of keys and values are computed from, in one pass.
+        """Gather the normal equations and the metric of keys and values in one pass.
 
         Args:
             input_ids: (N, 77) of the training captions.
-            states_file: Where to keep the states that a residual MLP is trained on; None = they are not kept.
-            generator: Draws the padding that is kept of them; None = torch's own.
+            states_file: Gets the hidden states that a residual is trained on; None = they are not kept.
+            generator: Chooses the padding that is kept of them; None = torch's own.
         """
         sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
         regression, kept = ClassRidgeRegression(*sizes, input_ids.shape[1]), None
         if states_file is not None:
             lengths = self.lengths(input_ids).sort(descending=True).values
-            kept = TokenStates(
-                states_file, lengths + (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING), sizes
-            )
+            padding = (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING)
+            kept = TokenStates(states_file, lengths + padding, sizes)
         whole_every = WHOLE_EVERY if kept is None else 1
         for student, teacher, classes, weights in self.positions(
             input_ids, "fitting the linear bridge", whole_every=whole_every
@@ -180,7 +194,8 @@ class Towers:
             if kept is not None:
                 chosen = kept_positions(classes.cpu(), generator)
                 kept.add(student.cpu(), teacher.cpu(), classes.cpu(), chosen)
-        return LinearFit(regression, key_value_root(self.key_value_maps, regression.target_moment), kept)
+        metric = kv_metric_sqrt(self.key_value_maps, regression.target_moment)
+        return LinearFit(regression, metric, kept)
 
     def new_bridge(
         self, *, hidden_size: int = 0, num_attention_blocks: int = 0, by_class: bool = True
@@ -196,48 +211,72 @@ class Towers:
         ).to(self.device)
 
     @torch.no_grad()
-    def measure(self, bridge: Bridge, input_ids: Tensor, root: Tensor) -> dict[str, Any]:
+    def measure(self, bridge: Bridge, input_ids: Tensor, metric_sqrt: Tensor) -> BridgeError:
         """Compare bridged states with the teacher's.
 
         Args:
-            bridge: In eval or without dropout.
+            bridge: The bridge.
             input_ids: (N, 77) of captions that it was not fitted to.
-            root: (W, W) from `key_value_root`.
-
-        Returns:
-            `relative_error` and `cosine` of states, `key_value_error` of keys and values, `spread` and
-            `teacher_spread`, each by token class. BOS counts as the teacher's own, which the graft has.
+            metric_sqrt: (W, W) from `kv_metric_sqrt`.
         """
-        error, key_value_error = StateError(), StateError()
-        spreads = [Spread(input_ids.shape[1], len(root)) for _ in range(2)]
-        root = root.to(self.device)
+        error, key_value_error = EmbedError(), EmbedError()
+        diversities = [Diversity(input_ids.shape[1], len(metric_sqrt)) for _ in range(2)]
+        metric_sqrt = metric_sqrt.to(self.device)
         for student, teacher, classes, _ in self.positions(input_ids, "measuring the bridge"):
             bridged = bridge(student, classes)
             bridged[:, 0] = teacher[:, 0]
             error.add(bridged, teacher, classes)
-            key_value_error.add(bridged @ root.T, teacher @ root.T, classes)
-            for spread, states in zip(spreads, (bridged, teacher), strict=True):
-                spread.add(states, classes)
-        return error.summary() | {
-            "key_value_error": key_value_error.summary()["relative_error"],
-            "spread": spreads[0].summary(),
-            "teacher_spread": spreads[1].summary(),
-        }
+            key_value_error.add(bridged @ metric_sqrt.T, teacher @ metric_sqrt.T, classes)
+            for diversity, embeds in zip(diversities, (bridged, teacher), strict=True):
+                diversity.add(embeds, classes)
+        return BridgeError(
+            relative_error=error.relative_error(),
+            cosine=error.mean_cosine(),
+            key_value_error=key_value_error.relative_error(),
+            diversity=diversities[0].summary(),
+            teacher_diversity=diversities[1].summary(),
+        )
 
     def graft(self, bridge: Bridge, lineage: Lineage = NO_LINEAGE) -> Graft:
         """Put tower, bridge and the teacher's empty prompt together."""
         encoder = GraftedTextEncoder.graft(
-            self.text_model, bridge, self.empty_states, self.tokenizer.eos_token_id
+            self.text_model, bridge, self.empty_prompt_embeds, self.tokenizer.eos_token_id
         )
         return Graft(encoder, self.tokenizer, self.record, lineage)
 
 
+def load_towers(recipe: Recipe) -> Towers:
+    """Load the CLIP and the base of a recipe as `Towers`."""
+    clip = as_clip(recipe.clip)
+    base = as_teacher(recipe.base, clip.tokenizer)
+    return Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
+
+
+def as_clip(clip: ClipParts | ModelSettings | str) -> ClipParts:
+    """Return a CLIP, loaded where it is given by name."""
+    if isinstance(clip, ClipParts):
+        return clip
+    named = ModelSettings(name=clip) if isinstance(clip, str) else clip
+    return load_clip(named.name, revision=named.revision or None)
+
+
+def as_teacher(base: FrozenBase | ModelSettings | str, tokenizer: CLIPTokenizer) -> FrozenBase:
+    """Return a base, loaded with its text encoder alone where it is given by name."""
+    if isinstance(base, FrozenBase):
+        return base
+    named = ModelSettings(name=base) if isinstance(base, str) else base
+    components = ("tokenizer", "text_encoder")
+    return FrozenBase.load(
+        named.name, revision=named.revision or None, components=components, tokenizer=tokenizer
+    )
+
+
 def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Choose what of captions is kept: all but padding, and `NUM_KEPT_PADDING` drawn from the padding.
+    """Choose the positions to train a residual on: all but padding, and `NUM_KEPT_PADDING` of the padding.
 
     Args:
         classes: (B, L) from `token_classes`.
-        generator: Draws; None = torch's own.
+        generator: Of the choice; None = torch's own.
 
     Returns:
         bool (B, L).

@@ -1,41 +1,77 @@
-"""Refine a graft on pictures, through the frozen U-Net."""
+"""Refine a graft on images, through the frozen U-Net."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
+from pydantic import PrivateAttr
 from torch import Tensor
 
+from clipgraft.bridging.fit import origin_of, stage_output
 from clipgraft.bridging.latents import load_latents
 from clipgraft.bridging.refine_objective import RefineObjective
-from clipgraft.config import Recipe, RefineSettings, load_recipe
+from clipgraft.config import Recipe, RefineSettings
 from clipgraft.console import print_line
 from clipgraft.data.batches import LatentBatches, WithProgress
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import encode_captions, tokenize
-from clipgraft.device import PRECISION_DTYPES, choose_device, seed_everything
+from clipgraft.device import PRECISION_DTYPES, choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
-from clipgraft.files import file_sha256, fingerprint, read_json, write_json
+from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
-from clipgraft.models.lineage import Lineage, Stage, numbers
-from clipgraft.models.weights import MANIFEST_NAME, module_sha256, tensors_sha256
-from clipgraft.runs.folder import RECIPE_NAME
+from clipgraft.models.lineage import Lineage, Stage
+from clipgraft.models.weights import module_sha256, tensors_sha256
+from clipgraft.runs.run import StageResult
+from clipgraft.settings import DataSettings, ModelSettings
 from clipgraft.training.fingerprints import sum_of_tokenizer
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.trainer import fit, settle_precision
 
 NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net, before and after."""
-START_NAME = "started_from.json"
-"""Which graft was refined: its folder, and the sum of its manifest."""
 
 
-class Pictures(NamedTuple):
-    """What a graft is refined on and measured on."""
+class RefineResult(StageResult):
+    """Errors of the predicted noise against the teacher's on test images, by timestep."""
+
+    stage: str = "refine"
+    before: dict[str, float | None]
+    """0 = the teacher's own prediction, 1 = no text at all."""
+    after: dict[str, float | None]
+    num_steps: int
+    seconds: float
+    epoch_mean_loss: list[float | None]
+    num_train_images: int
+    mixed_precision: str
+    _graft: Graft | None = PrivateAttr(None)
+
+    @property
+    def graft(self) -> Graft:
+        """The refined graft; only of a result that was just made, not of one read from a file."""
+        assert self._graft is not None
+        return self._graft
+
+    def print(self) -> None:
+        """Print in one line how the error of the predicted noise has changed."""
+        before, after = (
+            mean(float("nan") if error is None else error for error in errors.values())
+            for errors in (self.before, self.after)
+        )
+        print_line(
+            f"error of the predicted noise against the teacher's: {before:.3f} -> {after:.3f} "
+            "(0 is the teacher's own, 1 is no text at all)"
+        )
+
+
+class LatentImages(NamedTuple):
+    """Images that a graft is refined on and measured on, as latents."""
 
     train: tuple[CaptionedImage, ...]
     train_latents: Tensor
@@ -44,51 +80,111 @@ class Pictures(NamedTuple):
     test_latents: Tensor
 
 
-def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Train a graft's bridge, and by choice its last text layers, on the train split of `recipe.data`.
+def refine(
+    graft: Graft | str | Path,
+    base: FrozenBase | ModelSettings | str,
+    data: CaptionDataset,
+    *,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    settings: RefineSettings | None = None,
+    recipe: Recipe | None = None,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+    **overrides: object,
+) -> RefineResult:
+    """Train a graft's bridge, and optionally its last text layers, on the train split of a dataset.
 
     Args:
-        recipe: Its seed, device, data, base and refine settings are read.
-        graft: Folder of the graft, which stays as it is.
-        folder: Gets `graft/`, `metrics.json`, `started_from.json`, `log.jsonl` and `checkpoints/`.
-        resume: Go on from the newest checkpoint there.
+        graft: The graft or its folder; it is not changed.
+        base: The whole base, which is used in its own dtype; or its name.
+        data: Its train split is trained on, of its test split (else of train) some images are measured on.
+        output_dir: Gets `graft/`, `metrics.json`, `recipe.toml`, `log.jsonl` and `checkpoints/`; None =
+            nothing is written but the cache of latents.
+        resume: Continue from the newest checkpoint in `output_dir`.
+        overwrite: Replace the run in `output_dir`.
+        seed: Seed of everything random.
+        device: "auto", "cpu", "cuda" or "mps".
+        settings: Settings of the stage.
+        recipe: Settings of a whole run to take seed, device, limits of data and refine settings from, and to
+            write beside the result.
+        inputs: Files by name that `output_dir` must not hold.
+        **overrides: Fields of `RefineSettings`, over `settings`.
 
     Returns:
-        The metrics that were written: by timestep the error of the predicted noise against the teacher's on
-        test pictures, before and after.
+        Errors before and after, and `.graft`.
 
     Raises:
-        ValueError: If no loss has a weight, or a setting does not fit.
+        UserError: If there is no training image or no loss with a weight, or a setting is unknown.
         CheckpointError: If the graft was made for another base, the base does not predict the noise, or the
             run was begun with another graft.
     """
+    quiet_libraries()
+    started_from = "" if isinstance(graft, Graft) else str(Path(graft).absolute())
+    if recipe is None:
+        named = {"data": DataSettings(source=str(data.root)), "base": origin_of(base)}
+        recipe = Recipe.model_validate({"seed": seed, "device": device})
+        recipe = recipe.model_copy(update={name: value for name, value in named.items() if value})
+        settings = settings or RefineSettings(num_epochs=1)
+    chosen = (settings or recipe.refine).updated(overrides)
+    recipe = recipe.model_copy(update={"refine": chosen})
+    check_settings(chosen)
+    if isinstance(graft, Graft):
+        loaded = replace(graft, text_encoder=deepcopy(graft.text_encoder))
+    else:
+        loaded = Graft.from_pretrained(graft)
+    recipe = with_lineage(recipe, loaded.lineage)
+    inputs = {**inputs, "--graft": started_from}
+    with stage_output(output_dir, recipe, "refine", inputs, resume, overwrite) as folder:
+        result = _refine(loaded, base, data, recipe, folder, resume)
+        stage = Stage(
+            stage="refine",
+            recipe=recipe,
+            started_from=started_from,
+            figures={"before": result.before, "after": result.after},
+            counts={"num_train_images": result.num_train_images},
+        )
+        loaded.lineage = Lineage(stages=(*loaded.lineage.stages, stage))
+        result._graft = loaded
+        if output_dir is not None:
+            loaded.save_pretrained(folder / "graft")
+            result.save(folder)
+    return result
+
+
+def _refine(
+    graft: Graft,
+    base: FrozenBase | ModelSettings | str,
+    data: CaptionDataset,
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+) -> RefineResult:
     settings, device = recipe.refine, choose_device(recipe.device)
-    check_settings(settings)
-    loaded = Graft.from_pretrained(graft)
-    check_start(graft, folder)
     precision = settle_precision(settings.mixed_precision, device, folder if resume else None)
-    base = FrozenBase.load(
-        recipe.base.name,
-        revision=recipe.base.revision or None,
-        dtype=PRECISION_DTYPES[precision],  # frozen weights need no float32 master
-        tokenizer=loaded.tokenizer,
-    )
-    base.check_record(loaded.base)
+    if not isinstance(base, FrozenBase):
+        named = ModelSettings(name=base) if isinstance(base, str) else base
+        base = FrozenBase.load(
+            named.name,
+            revision=named.revision or None,
+            dtype=PRECISION_DTYPES[precision],  # frozen weights need no float32 master
+            tokenizer=graft.tokenizer,
+        )
+    base.check_record(graft.base)
     check_prediction(base)
     for module in base.modules.values():
         module.to(device)
-    pictures = load_pictures(recipe, base)
-    base.vae = None  # frees its memory for the training
-    start = {"graft": str(graft.absolute()), "sha256": _manifest_sum(graft)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / START_NAME, start)
-    sums = _sums(pictures, loaded, base)
+    images = encode_images(data, base, recipe.data)
+    base = replace(base, vae=None)  # frees its memory for the training
+    sums = _sums(images, graft, base)
     seed_everything(recipe.seed)
-    objective = build_objective(loaded, base, settings).to(device)
-    metrics: dict[str, Any] = {"before": measure_noise(loaded, base, pictures)}
-    result = fit(
+    objective = build_objective(graft, base, settings).to(device)
+    before = measure_noise(graft, base, images)
+    fitted = fit(
         objective,
-        _batches(pictures, loaded, settings, recipe.seed),
+        _batches(images, graft, settings, recipe.seed),
         settings,
         output_dir=folder,
         device=device,
@@ -99,29 +195,33 @@ def refine(recipe: Recipe, graft: Path, folder: Path, *, resume: bool = False) -
         description="refining the graft",
     )
     if settings.text_lora_rank:
-        merge_lora(loaded.text_encoder)
-    metrics |= {"after": measure_noise(loaded, base, pictures), "num_steps": result.num_steps}
-    metrics |= {"seconds": result.seconds, "epoch_mean_loss": result.epoch_mean_loss}
-    metrics |= {"num_train_images": len(pictures.train), "mixed_precision": precision}
-    loaded.text_encoder.cpu()
-    stage = Stage(
-        stage="refine",
-        recipe=recipe,
-        started_from=str(graft.absolute()),
-        figures={when: numbers(metrics[when]) for when in ("before", "after")},
-        counts={"num_train_images": len(pictures.train)},
+        merge_lora(graft.text_encoder)
+    after = measure_noise(graft, base, images)
+    graft.text_encoder.cpu()
+    return RefineResult(
+        before=before,
+        after=after,
+        num_steps=fitted.num_steps,
+        seconds=fitted.seconds,
+        epoch_mean_loss=[*fitted.epoch_mean_loss],
+        num_train_images=len(images.train),
+        mixed_precision=precision,
     )
-    loaded.lineage = Lineage(stages=(*loaded.lineage.stages, stage))
-    loaded.save_pretrained(folder / "graft")
-    write_json(folder / "metrics.json", metrics)
-    return metrics
+
+
+def with_lineage(recipe: Recipe, lineage: Lineage) -> Recipe:
+    """Return a recipe with the CLIP and the bridge settings that a graft was made with."""
+    made = lineage.find("bridge")
+    if made is None or made.recipe is None:
+        return recipe
+    return recipe.model_copy(update={"clip": made.recipe.clip, "bridge": made.recipe.bridge})
 
 
 def check_settings(settings: RefineSettings) -> None:
     """Refuse settings that contradict each other.
 
     Raises:
-        ValueError: Names the setting and what to do.
+        UserError: Names the setting and what to do.
     """
     if not settings.num_epochs:
         raise UserError("refine.num_epochs is 0: nothing would be trained; set it to 1 or more")
@@ -136,7 +236,7 @@ def check_settings(settings: RefineSettings) -> None:
 
 
 def check_prediction(base: FrozenBase) -> None:
-    """Refuse a base that predicts something else than the noise, which the losses are of.
+    """Refuse a base that predicts anything but the noise, which the losses are of.
 
     Raises:
         CheckpointError: Names what it predicts.
@@ -151,82 +251,49 @@ def check_prediction(base: FrozenBase) -> None:
         )
 
 
-def check_start(graft: Path, folder: Path) -> None:
-    """Refuse to go on in a folder with another graft than was begun with.
+def encode_images(
+    data: CaptionDataset,
+    base: FrozenBase,
+    limits: DataSettings | None = None,
+    num_measured: int = NUM_MEASURED_IMAGES,
+) -> LatentImages:
+    """Encode the train split, and images of the test split (else of train) to measure on.
+
+    Args:
+        data: Captioned images.
+        base: Its VAE encodes, its U-Net gives the size.
+        limits: Its `max_train_images` and `max_test_images` are read.
+        num_measured: Images to measure on.
 
     Raises:
-        CheckpointError: Names both.
-    """
-    if not (folder / START_NAME).is_file():
-        return
-    begun = _read_start_file(folder / START_NAME)
-    if begun["sha256"] != _manifest_sum(graft):
-        raise CheckpointError(
-            f"{folder} was begun with the graft {begun['graft']}, not with {graft} as it is now; go on with "
-            "that one, or add --overwrite"
-        )
-
-
-def read_start(folder: Path) -> Path | None:
-    """Folder of the graft that was refined in a folder; None where it is not there as it was then."""
-    start = _read_start_file(folder / START_NAME)
-    graft = Path(start["graft"])
-    # Where a whole run was moved, its stages still lie beside each other.
-    places = (graft, folder.parent.joinpath(*graft.parts[-2:]))
-    return next((place for place in places if _manifest_sum(place) == start["sha256"]), None)
-
-
-def _read_start_file(path: Path) -> dict[str, str]:
-    start = read_json(path, error=CheckpointError)
-    if not all(isinstance(start.get(key), str) for key in ("graft", "sha256")):
-        raise CheckpointError(
-            f"{path} is damaged: it lacks the graft or its sum; start again with --overwrite"
-        )
-    return start
-
-
-def _manifest_sum(graft: Path) -> str:
-    """Sum of a graft's manifest, which lists those of its files; empty where there is none."""
-    manifest = graft / MANIFEST_NAME
-    return file_sha256(manifest) if manifest.is_file() else ""
-
-
-def with_makings(recipe: Recipe, graft: Path) -> Recipe:
-    """Return a recipe with the CLIP and the bridge of the one beside a graft, where there is one."""
-    path = graft.parent / RECIPE_NAME
-    if not (graft.is_dir() and path.is_file()):
-        return recipe
-    made = load_recipe(path)
-    return recipe.model_copy(update={"clip": made.clip, "bridge": made.bridge})
-
-
-def load_pictures(recipe: Recipe, base: FrozenBase, num_measured: int = NUM_MEASURED_IMAGES) -> Pictures:
-    """Encode the train split, and of the test split (else of train) what is measured on.
-
-    Raises:
-        ValueError: If there is no training picture.
+        UserError: If there is no training image.
     """
     assert base.unet is not None
-    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-    train = dataset.train[: recipe.data.max_train_images or None]
+    limits = limits or DataSettings()
+    train = data.train[: limits.max_train_images or None]
     if not train:
         raise UserError("no training picture to refine on; name a source with a train split")
-    test = (dataset.test[: recipe.data.max_test_images or None] or train)[:num_measured]
+    test = (data.test[: limits.max_test_images or None] or train)[:num_measured]
     size = int(base.unet.config.sample_size) * 8
     latents = [load_latents(base, images, size) for images in (train, test)]
-    return Pictures(train, latents[0], test, latents[1])
+    return LatentImages(train, latents[0], test, latents[1])
 
 
-def _sums(pictures: Pictures, graft: Graft, base: FrozenBase) -> dict[str, str]:
-    """Sums of what a graft is refined on and started from; latents hold photographs and VAE."""
+def load_data(recipe: Recipe) -> CaptionDataset:
+    """Load the dataset that a recipe names."""
+    return load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+
+
+def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
+    """Sums of training data and start weights; latents stand for photographs and VAE."""
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None
     schedule = {"alphas_cumprod": base.scheduler.alphas_cumprod}
     base_sums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
     return {
-        "photographs": tensors_sha256({"latents": pictures.train_latents}),
-        "captions": fingerprint([image.captions for image in pictures.train]),
+        "photographs": tensors_sha256({"latents": images.train_latents}),
+        "captions": fingerprint([image.captions for image in images.train]),
         "weights of the graft": fingerprint(
             module_sha256(graft.text_encoder), sum_of_tokenizer(graft.tokenizer)
         ),
@@ -258,35 +325,27 @@ def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) ->
     )
 
 
-def print_result(metrics: dict[str, Any]) -> None:
-    """Print in one line what refining brought."""
-    before, after = (mean(metrics[when].values()) for when in ("before", "after"))
-    print_line(
-        f"error of the predicted noise against the teacher's: {before:.3f} -> {after:.3f} "
-        "(0 is the teacher's own, 1 is no text at all)"
-    )
-
-
-def measure_noise(graft: Graft, base: FrozenBase, pictures: Pictures) -> dict[str, float]:
-    """Error of the noise predicted with the graft against the teacher's on test pictures, by timestep."""
+def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[str, float | None]:
+    """Return the error of the noise predicted with the graft against the teacher's, by timestep."""
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None
-    captions: Sequence[str] = [image.captions[0] for image in pictures.test]
+    captions: Sequence[str] = [image.captions[0] for image in images.test]
     input_ids = tokenize(captions, graft.tokenizer, pad_to_context_length=True).input_ids
     encoder = graft.text_encoder.eval().to(base.unet.device)
     alphas = base.scheduler.alphas_cumprod
-    return noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, pictures.test_latents, input_ids)
+    errors = noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, images.test_latents, input_ids)
+    return {**errors}
 
 
-def _batches(pictures: Pictures, graft: Graft, settings: RefineSettings, seed: int) -> WithProgress:
+def _batches(images: LatentImages, graft: Graft, settings: RefineSettings, seed: int) -> WithProgress:
     tokenizer = graft.tokenizer
     batches = LatentBatches(
-        pictures.train_latents,
-        [encode_captions(image.captions, tokenizer)[0] for image in pictures.train],
+        images.train_latents,
+        [encode_captions(image.captions, tokenizer)[0] for image in images.train],
         eos_token_id=tokenizer.eos_token_id,
         context_length=tokenizer.model_max_length,
-        batch_size=min(settings.batch_size, len(pictures.train)),
+        batch_size=min(settings.batch_size, len(images.train)),
         seed=seed,
     )
     return WithProgress(batches, settings.num_epochs)

@@ -13,6 +13,7 @@ from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.options import OutOption
 from clipgraft.cli.training import add_commands as add_training
+from clipgraft.console import print_line
 from clipgraft.errors import UserError
 
 app = typer.Typer(
@@ -81,11 +82,14 @@ def export(
     base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
 ) -> None:
     """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
-    from clipgraft.bridging.export import export as stage
+    from clipgraft.bridging.export import export as export_graft
     from clipgraft.data.formats import read_lines
 
     given = [*prompts, *(read_lines(prompts_file, "prompt") if prompts_file else [])]
-    stage(graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt)
+    export_graft(
+        graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt
+    )
+    print_line(f"{file_format}: {out}")
 
 
 @app.command()

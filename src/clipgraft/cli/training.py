@@ -151,19 +151,24 @@ def bridge(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
-    from clipgraft.bridging.fit import bridge as stage
-    from clipgraft.bridging.fit import print_result
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.bridging.captions import load_captions
+    from clipgraft.bridging.fit import fit_bridge
 
     if data and captions:
         raise UserError("--captions takes the place of --data; leave one of them out")
     given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
     settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
-    with stage_folder(
-        out, settings, stage="bridge", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
-    ) as folder:
-        metrics = stage(settings, folder, resume=resume)
-    print_result(metrics)
+    result = fit_bridge(
+        settings.clip,
+        settings.base,
+        load_captions(settings),
+        output_dir=out,
+        resume=resume,
+        overwrite=overwrite,
+        recipe=settings,
+        inputs={"--recipe": recipe},
+    )
+    result.print()
     print_line(f"graft: {out / 'graft'}")
 
 
@@ -179,21 +184,23 @@ def refine(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a graft's bridge on pictures, through the base's frozen U-Net."""
-    from clipgraft.bridging.refine import check_start, print_result, with_makings
-    from clipgraft.bridging.refine import refine as stage
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.bridging.refine import load_data
+    from clipgraft.bridging.refine import refine as refine_graft
 
     chosen = epochs or (0 if recipe else 1)
     given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
-    settings = with_makings(recipe_from_options(recipe, set_, given), graft)
-    if resume:
-        check_start(graft, out)
-    inputs = {"--recipe": recipe, "--graft": graft}
-    with stage_folder(
-        out, settings, stage="refine", inputs=inputs, resume=resume, overwrite=overwrite
-    ) as folder:
-        metrics = stage(settings, graft, folder, resume=resume)
-    print_result(metrics)
+    settings = recipe_from_options(recipe, set_, given)
+    result = refine_graft(
+        graft,
+        settings.base,
+        load_data(settings),
+        output_dir=out,
+        resume=resume,
+        overwrite=overwrite,
+        recipe=settings,
+        inputs={"--recipe": recipe},
+    )
+    result.print()
     print_line(f"graft: {out / 'graft'}")
 
 

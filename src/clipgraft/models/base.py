@@ -15,12 +15,6 @@ from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, Pr
 
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.attention import ATTENTION
-from clipgraft.models.base_id import (
-    LARGEST_DIFFERENCE,
-    difference_from,
-    identity_sums,
-    read_cross_attention,
-)
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_image_processor, text_hidden_states
 from clipgraft.models.configs import (
     BaseRecord,
@@ -33,6 +27,12 @@ from clipgraft.models.configs import (
     VaeConfig,
     loading,
     read_config,
+)
+from clipgraft.models.cross_attention import (
+    LARGEST_DIFFERENCE,
+    difference_from,
+    identity_sums,
+    read_cross_attention,
 )
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, read_defaults
@@ -148,8 +148,8 @@ class FrozenBase:
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample
 
     @torch.no_grad()
-    def empty_states(self) -> Tensor:
-        """Return the teacher's states of the empty prompt, (77, W)."""
+    def empty_prompt_embeds(self) -> Tensor:
+        """Return the teacher's embeds of the empty prompt, (77, W)."""
         assert self.text_encoder is not None
         assert self.tokenizer is not None
         ids = empty_prompt_ids(self.tokenizer).to(self.text_encoder.device)
@@ -221,6 +221,10 @@ class FrozenBase:
     def weight_sums(self) -> dict[str, str]:
         """Return the sha256 (hex) of each component's weights, names and values."""
         return {name: module_sha256(module) for name, module in self.modules.items()}
+
+
+load_base = FrozenBase.load
+"""`FrozenBase.load` under the name that it has in `clipgraft`."""
 
 
 def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:

@@ -19,7 +19,7 @@ FILE_NAME = "lineage.json"
 SECTIONS = {"seed", "device", "data", "clip", "base", "finetune", "bridge", "refine"}
 """Parts of a recipe that say how a graft was made."""
 
-Figures = dict[str, dict[str, float | None]]
+Figures = Mapping[str, Mapping[str, float | None]]
 
 
 def _settings(values: object) -> object:

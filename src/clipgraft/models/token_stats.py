@@ -1,6 +1,5 @@
-"""How token states differ from a teacher's: error and spread by token class, from a stream."""
+"""Streaming statistics of prompt embeds by token class: error against a teacher's, and diversity."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 from clipgraft.models.bridge import CLASS_NAMES
 
 COLLAPSED_SHARE = 0.5
-"""Of the teacher's spread, below which states are called collapsed (a guess)."""
+"""Share of the teacher's diversity below which embeds count as collapsed (a guess)."""
 
 
 def _zeros() -> Tensor:
@@ -18,8 +17,8 @@ def _zeros() -> Tensor:
 
 
 @dataclass
-class StateError:
-    """Error of bridged token states against the teacher's by token class, from a stream."""
+class EmbedError:
+    """Error of embeds against the teacher's."""
 
     squared: Tensor = field(default_factory=_zeros)
     power: Tensor = field(default_factory=_zeros)
@@ -27,7 +26,7 @@ class StateError:
     count: Tensor = field(default_factory=_zeros)
 
     def add(self, student: Tensor, teacher: Tensor, classes: Tensor) -> None:
-        """Add a batch: states (B, L, D) and classes (B, L)."""
+        """Add a batch: embeds (B, L, D) and classes (B, L)."""
         index = classes.flatten().cpu()
 
         def total(values: Tensor) -> Tensor:
@@ -38,23 +37,24 @@ class StateError:
         self.cosine += total(F.cosine_similarity(student, teacher, dim=-1))
         self.count += total(torch.ones_like(classes))
 
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Return by class `relative_error` (root of squared error over teacher's power) and mean `cosine`."""
-        return {"relative_error": dict(self._by_class(self.squared / self.power, root=True))} | {
-            "cosine": dict(self._by_class(self.cosine / self.count))
-        }
+    def relative_error(self) -> dict[str, float]:
+        """Return the root of the squared error over the teacher's power, by class."""
+        return {name: value**0.5 for name, value in self._by_class(self.squared / self.power).items()}
 
-    def _by_class(self, values: Tensor, *, root: bool = False) -> Iterator[tuple[str, float]]:
-        for name, value, count in zip(CLASS_NAMES, values.tolist(), self.count.tolist(), strict=True):
-            if count:
-                yield name, value**0.5 if root else value
+    def mean_cosine(self) -> dict[str, float]:
+        """Return the mean cosine similarity, by class."""
+        return self._by_class(self.cosine / self.count)
+
+    def _by_class(self, values: Tensor) -> dict[str, float]:
+        rows = zip(CLASS_NAMES, values.tolist(), self.count.tolist(), strict=True)
+        return {name: value for name, value, count in rows if count}
 
 
-class Spread:
-    """Mean cosine distance between captions' states of one class at the same position, from a stream.
+class Diversity:
+    """Mean cosine distance between captions at the same position.
 
-    A bridge whose states say the same whatever the caption has a small error and a spread near 0: "rat",
-    "cat" and "man" have become one. Between positions states differ in any case: each has a bias of its own.
+    A bridge that maps every caption to the same embeds has a small error and a diversity near 0: "rat", "cat"
+    and "man" have become one. Positions are not compared with each other: each has a bias of its own.
 
     Args:
         num_positions: L.
@@ -65,11 +65,11 @@ class Spread:
         self.directions = torch.zeros(len(CLASS_NAMES), num_positions, size, dtype=torch.float64)
         self.count = torch.zeros(len(CLASS_NAMES), num_positions, dtype=torch.float64)
 
-    def add(self, states: Tensor, classes: Tensor) -> None:
-        """Add a batch: states (B, L, D) and classes (B, L); L may be less than that of the spread."""
+    def add(self, embeds: Tensor, classes: Tensor) -> None:
+        """Add a batch: embeds (B, L, D) and classes (B, L); L may be smaller than `num_positions`."""
         num_positions = self.count.shape[1]
         index = (classes.cpu() * num_positions + torch.arange(classes.shape[1])).flatten()
-        directions = F.normalize(states.cpu().double().flatten(0, 1), dim=-1)
+        directions = F.normalize(embeds.cpu().double().flatten(0, 1), dim=-1)
         self.directions.view(-1, directions.shape[1]).index_add_(0, index, directions)
         self.count += torch.bincount(index, minlength=self.count.numel()).view_as(self.count)
 
@@ -82,7 +82,8 @@ class Spread:
         return {name: distance for name, distance, num_pairs in rows if num_pairs}
 
 
-def collapsed_classes(student: dict[str, float], teacher: dict[str, float]) -> list[str]:
-    """Name the classes, of words and EOS, whose spread is below `COLLAPSED_SHARE` of the teacher's."""
-    compared = [name for name in ("words", "eos") if name in student and name in teacher]
-    return [name for name in compared if student[name] < COLLAPSED_SHARE * teacher[name]]
+def is_collapsed(diversity: float | None, teacher_diversity: float | None) -> bool:
+    """Whether embeds have lost most of what tells the teacher's captions apart."""
+    if diversity is None or teacher_diversity is None:
+        return False
+    return diversity < COLLAPSED_SHARE * teacher_diversity

@@ -165,11 +165,11 @@ class BridgeObjective(nn.Module):
         bridge: Trained.
         cosine_weight: See `state_loss`.
         norm_weight: See `state_loss`.
-        key_value_root: From `key_value_root`, (W, W); None = the error of keys and values is not computed.
+        kv_metric_sqrt: From `kv_metric_sqrt`, (W, W); None = the error of keys and values is not computed.
         key_value_weight: Of their squared error relative to the teacher's.
     """
 
-    key_value_root: Tensor | None
+    kv_metric_sqrt: Tensor | None
 
     def __init__(
         self,
@@ -177,13 +177,13 @@ class BridgeObjective(nn.Module):
         *,
         cosine_weight: float = 1.0,
         norm_weight: float = 0.0,
-        key_value_root: Tensor | None = None,
+        kv_metric_sqrt: Tensor | None = None,
         key_value_weight: float = 0.0,
     ):
         super().__init__()
         self.cosine_weight, self.norm_weight = cosine_weight, norm_weight
         self.key_value_weight = key_value_weight
-        self.register_buffer("key_value_root", key_value_root, persistent=False)
+        self.register_buffer("kv_metric_sqrt", kv_metric_sqrt, persistent=False)
         self.bridge = bridge
 
     def forward(self, batch: dict[str, Any]) -> Result:
@@ -195,9 +195,9 @@ class BridgeObjective(nn.Module):
         teacher, weights = batch["teacher"], batch["weights"]
         bridged = self.bridge(batch["student"], batch["classes"], batch["positions"])
         errors = {"state_errors": state_errors(bridged, teacher, weights)}
-        if self.key_value_root is not None:
+        if self.kv_metric_sqrt is not None:
             with torch.autocast(bridged.device.type, enabled=False):
-                root = self.key_value_root.T
+                root = self.kv_metric_sqrt.T
                 pair = bridged.float() @ root, teacher.float() @ root
                 errors["key_value_errors"] = state_errors(*pair, weights)
         return errors

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipgraft.models.bridge import CLASS_NAMES, token_classes
 from clipgraft.models.clip import text_hidden_states
-from clipgraft.models.token_stats import StateError
+from clipgraft.models.token_stats import EmbedError
 
 BATCH_SIZE = 64
 
@@ -30,13 +30,13 @@ def token_drift(
         For each token class met (bos, words, eos, padding) `drift_<class>`: root of the squared difference
         over the states' power before. 0 = unmoved, 1 = as far as from the origin.
     """
-    error = StateError()
+    error = EmbedError()
     device = next(after.parameters()).device
     for batch in input_ids.split(BATCH_SIZE):
         ids = batch.to(device)
         now, then = (text_hidden_states(tower, ids).float() for tower in (after, before))
         error.add(now, then, token_classes(batch, eos_token_id))
-    return {f"drift_{name}": value for name, value in error.summary()["relative_error"].items()}
+    return {f"drift_{name}": value for name, value in error.relative_error().items()}
 
 
 def caption_errors(states: Tensor, teacher: Tensor, classes: Tensor) -> dict[str, Tensor]:

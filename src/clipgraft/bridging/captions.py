@@ -1,0 +1,90 @@
+"""Captions that a bridge is fitted to, and those it is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipgraft.config import Recipe
+from clipgraft.console import say
+from clipgraft.data.dataset import CaptionDataset
+from clipgraft.data.formats import load_dataset, read_lines
+from clipgraft.errors import UserError
+from clipgraft.settings import BridgeSettings
+
+FEWEST_CAPTIONS = 100
+MAX_HELD_OUT_CAPTIONS = 1000
+WORD_ERRORS = {25: 1.02, 100: 0.77, 1000: 0.70}
+"""Relative error of the linear bridge on flatland by number of captions (bench_bridge.py)."""
+HELD_OUT_EVERY = 10
+"""One in ten captions is held out where there are no splits."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of a bridge, each once."""
+
+    train: list[str]
+    held_out: list[str]
+    """At most 1,000; the training ones where there are no others."""
+    source: str = "the captions given"
+    """What an error calls them."""
+
+
+def load_captions(recipe: Recipe) -> Captions:
+    """Read the captions that `recipe.bridge.captions`, else `recipe.data`, names.
+
+    Raises:
+        MissingFileError: If there is no such file or folder.
+        DataError: If the file holds no caption.
+        UserError: If there are fewer than 100, unless the settings allow it.
+    """
+    settings = recipe.bridge
+    if settings.captions:
+        lines = read_lines(Path(settings.captions), "caption")
+        return choose_captions(lines, settings, source=settings.captions)
+    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    return choose_captions(dataset, settings, source=recipe.data.source or "flatland8k")
+
+
+def choose_captions(
+    given: CaptionDataset | Sequence[str], settings: BridgeSettings, source: str = "the captions given"
+) -> Captions:
+    """Split captions into those to fit to and those to measure on.
+
+    Args:
+        given: A dataset, of which train and test split are taken; or captions, of which one in ten is
+            held out.
+        settings: `max_captions` and `allow_few_captions` are read.
+        source: What an error calls them.
+
+    Raises:
+        UserError: If there are fewer than 100, unless the settings allow it.
+    """
+    if isinstance(given, CaptionDataset):
+        train, held_out = (list(dict.fromkeys(part.captions)) for part in (given.train, given.test))
+    else:
+        lines = list(dict.fromkeys(given))
+        held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+        train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
+        source = f"{source}, of which one in {HELD_OUT_EVERY} lines is held out"
+    train = train[: settings.max_captions or None]
+    _check_number(len(train), source, settings.allow_few_captions)
+    return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], source)
+
+
+def _check_number(count: int, source: str, allow_few: bool) -> None:
+    if count >= FEWEST_CAPTIONS:
+        return
+    if count == 0:
+        raise UserError(f"no training caption in {source} to fit the bridge on; name a source with captions")
+    errors = ", ".join(f"{error} from {count:,}" for count, error in WORD_ERRORS.items())
+    found = (
+        f"only {count} different captions to fit the bridge on ({source}); on flatland the relative error of "
+        f"held-out words was {errors} (1: no better than nothing)"
+    )
+    if not allow_few:
+        raise UserError(
+            f"{found}; give {FEWEST_CAPTIONS} or more, or go on with --allow-few-captions "
+            "(bridge.allow_few_captions=true)"
+        )
+    say(found)
