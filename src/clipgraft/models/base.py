@@ -249,25 +249,20 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
 
 
 def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
-    """Refuse, by name and before anything runs, a CLIP whose token states cannot answer the teacher's.
-
-    Args:
-        text_model: The tower to graft. CLIP B/32's *vision* tower is 768 wide too and would fit in silence.
-        tokenizer: CLIP's.
-        base: Its tokenizer and text encoder are compared.
+    """Refuse a CLIP whose text tower cannot take the place of the base's text encoder.
 
     Raises:
         CheckpointError: If it is not CLIP's text tower, or vocabulary, BOS, EOS, padding or length differ.
     """
     assert base.text_encoder is not None
+    # CLIP B/32's vision tower is 768 wide too, as Stable Diffusion's text encoder, and would fit.
     if not isinstance(text_model, CLIPTextModel):
         raise CheckpointError(
             f"only CLIP's text tower (CLIPTextModel) can be grafted; got {type(text_model).__name__}, "
             "whose states are not words"
         )
     check_vocabularies(tokenizer, base)
-    ours = text_model.config.max_position_embeddings
-    theirs = base.text_encoder.config.max_position_embeddings
+    ours, theirs = (tower.config.max_position_embeddings for tower in (text_model, base.text_encoder))
     if ours != theirs:
         raise CheckpointError(
             f"CLIP reads {ours} positions, the base's text encoder {theirs}; they must be equal: use a CLIP "
@@ -289,7 +284,7 @@ def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
                 f"{what} differs: CLIP's tokenizer has {ours}, the base's {theirs}; they must be equal: use "
                 "a CLIP and a base with one tokenizer"
             )
-    # Of a single file, which has no tokenizer, CLIP's own was compared with itself.
+    # A single file has no tokenizer: CLIP's own was compared with itself.
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         raise CheckpointError(
             f"pad_token_id is {tokenizer.pad_token_id} in CLIP's tokenizer; only one that pads with EOS "
