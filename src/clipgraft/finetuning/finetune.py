@@ -11,7 +11,7 @@ from accelerate.utils import gather, send_to_device
 
 from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.console import print_line, say
-from clipgraft.data.check import check_dataset, leakage_note, to_json
+from clipgraft.data.check import check_dataset, leakage_note
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
@@ -69,7 +69,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     before = None
     if processes.is_main_process:
         counts = check_dataset(dataset, tokenizer=clip.tokenizer, read_images=False)
-        write_bytes(folder / "data.json", to_json(counts).encode("utf-8"))
+        write_bytes(folder / "data.json", counts.to_json().encode())
         if note := leakage_note(counts):
             say(note)
         _say_notes(batches, folder, resume)
