@@ -73,19 +73,11 @@ class ModelGroup:
     """Time of the last write to the run's folder."""
 
     def load(self, device: str) -> dict[str, ImageGenerator]:
-        """Load all of them.
-
-        Raises:
-            CheckpointError, MissingFileError: If one is damaged or gone.
-        """
+        """Load all of them; a `UserError` if one is damaged or gone."""
         return dict(load_generators(self.encoders, base=self.base, device=device))
 
     def load_tokenizer(self) -> CLIPTokenizer:
-        """Load the tokenizer that text encoders of one base share.
-
-        Raises:
-            CheckpointError: If there is none.
-        """
+        """Load the tokenizer that text encoders of one base share."""
         graft = next((folder for folder in self.encoders.values() if folder), None)
         if graft:
             refuse_links_out(graft, [graft])
@@ -118,11 +110,7 @@ class Catalog:
         return self._scanned[1]
 
     def model(self, name: str) -> tuple[ModelGroup, str]:
-        """Return a model's group and its variant.
-
-        Raises:
-            UnknownModelError: If there is none of that name.
-        """
+        """Return a model's group and its variant, or raise `UnknownModelError`."""
         models = self.models()
         if name not in models:
             raise UnknownModelError(name, models)
@@ -146,11 +134,7 @@ class Catalog:
         return [name.removesuffix("/after") for name in self.clips() if name.endswith("/after")]
 
     def test_images(self, run: str, limit: int) -> tuple[CaptionedImage, ...]:
-        """Return the first test images of a run's data; validation images if it has no test split.
-
-        Raises:
-            MissingFileError, DataError: If the run or its data are gone or damaged.
-        """
+        """Return the first test images of a run's data; validation images if it has no test split."""
         recipes, unreadable = self.read(lambda _, recipe: recipe, only=run)
         if run not in recipes:
             raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
@@ -178,12 +162,7 @@ class Catalog:
         return runs[name] if name not in unreadable else _unreadable(name, unreadable[name]) | NO_CURVE
 
     def report(self, name: str) -> Path:
-        """Return the file of a run's report.
-
-        Raises:
-            KeyError: If there is no such run, or no report yet.
-            UserError: If the run cannot be read, or its report is a link out of it.
-        """
+        """Return the file of a run's report, or raise a KeyError; a `UserError` if it cannot be read."""
         runs, unreadable = self.read(lambda run, _: run.path, only=name)
         if name in unreadable:
             raise UserError(f"run {name} cannot be read: {unreadable[name]}")
@@ -237,7 +216,6 @@ class ModelCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all loaded weights."""
         return sum(size for _, size, _ in self._models.values())
 
     def names(self) -> list[str]:

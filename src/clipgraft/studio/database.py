@@ -43,10 +43,10 @@ class UnavailableError(RuntimeError):
 
 
 class Database:
-    """A file with tables.
+    """A file with tables; methods raise `UnavailableError` if it cannot be used.
 
     Args:
-        path: The file; created if missing.
+        path: Created if missing.
         schema: SQL that creates missing tables and indexes.
         upgrade: Names of all tables of an earlier version -> SQL that brings them to the schema.
 
@@ -73,27 +73,18 @@ class Database:
         return self._writer.total_changes
 
     def close(self) -> None:
-        """Close both connections."""
         with self._write_lock, self._read_lock:
             self._reader.close()
             self._writer.close()
 
     def read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """Return a query's rows, as of the last finished transaction.
-
-        Raises:
-            UnavailableError: If the file cannot be read.
-        """
+        """Return a query's rows, as of the last finished transaction."""
         with self._read_lock, self._translated():
             return self._reader.execute(sql, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[Run]:
-        """Give a function that runs SQL; all of it counts, or nothing. A nested one joins the outer.
-
-        Raises:
-            UnavailableError: If the file cannot be written.
-        """
+        """Give a function that runs SQL; all of it counts, or nothing. A nested one joins the outer."""
         with self._write_lock:
             if self._writer.in_transaction:
                 yield self._run
@@ -109,11 +100,7 @@ class Database:
                     raise
 
     def check_usable(self) -> None:
-        """Check that the file can be read and written now.
-
-        Raises:
-            UnavailableError: If not; says why.
-        """
+        """Check that the file can be read and written now, or raise an `UnavailableError`."""
         try:
             with self.path.open("rb") as file:
                 begins_well = file.read(len(MAGIC)) == MAGIC
@@ -187,13 +174,7 @@ def _columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 class Health:
-    """Checks database, disk and worker, once a second at most.
-
-    Args:
-        home: The studio's folder.
-        database: In that folder.
-        worker_problem: Returns what keeps the worker from its work, if anything.
-    """
+    """Checks database, disk and worker, once a second at most."""
 
     def __init__(self, home: Path, database: Database, worker_problem: Callable[[], str]):
         self._home, self._database, self._worker_problem = home, database, worker_problem

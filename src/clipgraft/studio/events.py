@@ -75,15 +75,10 @@ class Events:
 
     @property
     def num_listeners(self) -> int:
-        """Number of open streams."""
         return sum(feed.num_listeners for feed in self._feeds.values())
 
     def listen(self, job: JobRow) -> EventStream:
-        """Add a listener.
-
-        Raises:
-            BusyError: If there are too many.
-        """
+        """Add a listener, or raise a `BusyError` if there are too many."""
         if self.num_listeners >= MAX_STREAMS:
             raise BusyError(f"{MAX_STREAMS} clients are listening to events already")
         feed = self._feeds.setdefault(job.id, Feed(job))

@@ -278,11 +278,7 @@ def _text_or_file(item: str | ImageInput, limits: Limits) -> str | bytes:
 
 
 def _check_pixels(files: list[bytes], limits: Limits) -> None:
-    """Bound what decoding takes, before anything is decoded.
-
-    Raises:
-        DataError: If an image, or all of them together, are too large.
-    """
+    """Refuse images that are too large, alone or together, before any is decoded."""
     total = sum(count_pixels(content, limits.max_upload_pixels) for content in files)
     if total > limits.max_request_pixels:
         raise DataError(

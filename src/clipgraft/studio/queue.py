@@ -99,15 +99,12 @@ class NewImage:
 
 
 class Queue:
-    """All jobs and images of a studio; methods raise `UnavailableError` if the database fails.
+    """All jobs and images of a studio; see `Database` for errors.
 
     Args:
-        path: The database; created if missing.
+        path: Created if missing.
         max_waiting: Images that may wait, of all clients together.
         max_jobs_per_client: Open jobs of one address, whatever names it gives itself.
-
-    Raises:
-        CheckpointError: If the file is no database of a studio.
     """
 
     def __init__(self, path: Path, *, max_waiting: int = 256, max_jobs_per_client: int = 16):
@@ -116,11 +113,7 @@ class Queue:
         self._read, self._transaction = self.database.read, self.database.transaction
 
     def add(self, client: str, kind: str, images: Sequence[NewImage]) -> str:
-        """Queue a job, whole or not at all, and return its id.
-
-        Raises:
-            BusyError: If too much is waiting.
-        """
+        """Queue a job and return its id, or raise a `BusyError`."""
         assert images
         with self._transaction() as run:
             waiting = run("SELECT count(*) FROM images WHERE state = 'queued'").fetchone()[0]
@@ -148,11 +141,7 @@ class Queue:
         return job_id
 
     def take(self, batch_size: int) -> list[ImageRow]:
-        """Set running, and return, the oldest queued image and those that can share its batch.
-
-        Args:
-            batch_size: At most this many; 1, 2, 4, 8, ... are taken.
-        """
+        """Set running, and return, the oldest queued image and those that can share its batch."""
         with self._transaction() as run:
             oldest = "SELECT shape, model FROM images WHERE state = 'queued' ORDER BY number LIMIT 1"
             sql = f"SELECT * FROM images WHERE state = 'queued' AND (shape, model) = ({oldest})"
@@ -168,7 +157,7 @@ class Queue:
     def finish_image(
         self, number: int, state: str, *, notes: Sequence[str] = (), seconds: float | None = None
     ) -> None:
-        """Record how an image ended; one that was cancelled meanwhile stays so."""
+        """Record how an image ended, unless it was cancelled meanwhile."""
         with self._transaction() as run:
             run(
                 "UPDATE images SET state = ?, notes = ?, seconds = ?, ended = ? "
@@ -196,13 +185,10 @@ class Queue:
         return ended
 
     def recover(self, is_written: Callable[[str], bool]) -> list[str]:
-        """Settle what the last stop cut off.
+        """Settle what the last stop cut off; return the ids of jobs that are now interrupted.
 
         Args:
             is_written: Tells by an image's id whether its file is there; such an image is finished.
-
-        Returns:
-            Ids of jobs that are interrupted: those with running images, and all calls.
         """
         with self._transaction() as run:
             for row in run("SELECT * FROM images WHERE state = 'running'").fetchall():
@@ -221,41 +207,33 @@ class Queue:
         return [row["id"] for row in cut_off]
 
     def job(self, job_id: str) -> JobRow | None:
-        """Return a job by its id, or None."""
         rows = self._read("SELECT * FROM jobs WHERE id = ?", job_id)
         return JobRow(**rows[0]) if rows else None
 
     def job_by_number(self, number: int) -> JobRow:
-        """Return a job that exists."""
         return JobRow(**self._read("SELECT * FROM jobs WHERE number = ?", number)[0])
 
     def jobs(self, limit: int) -> list[JobRow]:
-        """Return the newest jobs."""
         rows = self._read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", limit)
         return [JobRow(**row) for row in rows]
 
     def open_jobs(self, kind: str) -> list[JobRow]:
-        """Return waiting and running jobs of a kind."""
         rows = self._read("SELECT * FROM jobs WHERE kind = ? AND state IN (?, ?)", kind, *OPEN)
         return [JobRow(**row) for row in rows]
 
     def images_of(self, job_number: int) -> list[ImageRow]:
-        """Return a job's images in order."""
         rows = self._read("SELECT * FROM images WHERE job = ? ORDER BY position", job_number)
         return [_image(row) for row in rows]
 
     def image(self, image_id: str) -> ImageRow | None:
-        """Return an image by its id, or None."""
         rows = self._read("SELECT * FROM images WHERE id = ?", image_id)
         return _image(rows[0]) if rows else None
 
     def history(self, search: str = "", *, before: int | None = None, limit: int = 60) -> list[ImageRow]:
-        """Return finished images, newest first.
+        """Return finished images with lower numbers than `before`, newest first.
 
         Args:
             search: Words that the prompt must contain, in any order and case.
-            before: Only images with a lower number.
-            limit: At most this many.
         """
         words = search.split()
         where = " AND prompt LIKE ? ESCAPE '\\'" * len(words)

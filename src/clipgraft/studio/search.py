@@ -37,15 +37,7 @@ class SearchIndex:
 
 
 class Embedder:
-    """CLIPs of runs, on the device that also generates.
-
-    Args:
-        catalog: Finds the CLIPs.
-        device: As `choose_device`.
-        cache: Shared with generation: one bound for all weights.
-        device_lock: Held while computing.
-        limits: Bounds of searches and images.
-    """
+    """CLIPs of runs, on the device and in the memory bound that generation uses too."""
 
     def __init__(
         self,
@@ -67,11 +59,6 @@ class Embedder:
 
         Returns:
             Unit-norm float32 (N, P) in the items' order, and the number of text tokens.
-
-        Raises:
-            UnknownModelError: If there is no such CLIP.
-            CheckpointError, MissingFileError: If it cannot be loaded.
-            DataError: As `decode_upload`.
         """
         texts = [item for item in items if isinstance(item, str)]
         files = [item for item in items if isinstance(item, bytes)]
@@ -94,8 +81,7 @@ class Embedder:
             Side -> rows of `image` (its number), `score` (cosine) and `captions`, nearest first.
 
         Raises:
-            KeyError: If there is no such run.
-            MissingFileError, DataError: If its data is gone or damaged.
+            KeyError: If there is no such run; a `UserError` if its data is gone or damaged.
         """
         index = self.index(run)
         found = {}
@@ -110,11 +96,7 @@ class Embedder:
         return found
 
     def index(self, run: str) -> SearchIndex:
-        """Return a run's index, built at the first search and again when one of its CLIPs changes.
-
-        Raises:
-            KeyError: If there is no such run.
-        """
+        """Return a run's index, built at the first search and again when one of its CLIPs changes."""
         clips = self.catalog.clips()
         if f"{run}/after" not in clips:
             raise KeyError(run)
@@ -130,11 +112,7 @@ class Embedder:
             return self._indexes[run]
 
     def thumbnail(self, run: str, number: int) -> bytes:
-        """Return an image of an index as a small JPEG.
-
-        Raises:
-            KeyError: If there is no such run or image.
-        """
+        """Return an image of an index as a small JPEG, or raise a KeyError."""
         index = self._indexes.get(run)
         if index is None or not 0 <= number < len(index.images):
             raise KeyError(number)

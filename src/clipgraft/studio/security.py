@@ -203,11 +203,6 @@ def host_name(host: str) -> str:
 def make_access(host: str, with_token: bool, public_url: str = "") -> Access:
     """Decide who is let in.
 
-    Args:
-        host: Address to listen on.
-        with_token: Whether a token is required.
-        public_url: Address of a proxy before the studio, or empty.
-
     Raises:
         UserError: If others can reach the address without a token, the given token is short, or the public
             URL holds more than scheme, name and port.

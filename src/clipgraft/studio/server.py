@@ -101,13 +101,7 @@ class TimedConnection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """The HTTP server; tells the service when it stops, so that waiting clients are answered.
-
-    Args:
-        service: What it serves.
-        access: Who is let in.
-        on_listening: Called when clients can connect.
-    """
+    """The HTTP server; tells the service when it stops, so that waiting clients are answered."""
 
     def __init__(self, service: Service, access: Access, on_listening: Callable[[], None]):
         config = uvicorn.Config(
