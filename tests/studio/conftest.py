@@ -61,6 +61,14 @@ def client(service):
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared_client(runs_dir, tmp_path_factory):
+    """A client that a module's tests share, which leave no job behind."""
+    service = Service(runs_dir, tmp_path_factory.mktemp("shared") / "home", device="cpu", limits=LIMITS)
+    with TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False) as made:
+        yield made
+
+
 @pytest.fixture
 def locked(service):
     """An HTTP client, without a token, of a studio that asks for one."""

@@ -94,7 +94,7 @@ def test_a_queue_of_an_earlier_version_is_upgraded(tmp_path):
         queue.database.close()
 
 
-def test_a_database_that_is_locked_at_the_start_is_not_called_damaged(tmp_path):
+def test_a_locked_database_is_not_called_damaged(tmp_path):
     filled(tmp_path / "queue.sqlite")
     with (
         locked_by_another_program(tmp_path / "queue.sqlite"),
@@ -171,7 +171,7 @@ def until_health_is(client, status: int, reason: str = "") -> None:
         time.sleep(0.1)
 
 
-def test_a_program_that_writes_holds_up_writing_shortly_and_lists_not_at_all(client, service):
+def test_another_writer_delays_jobs_briefly_and_lists_never(client, service):
     with written_to_by_another_program(service.queue.database.path):
         begun = time.monotonic()
         refused(client.post("/v1/jobs", json=JOB), "locked by another program")
@@ -184,7 +184,7 @@ def test_a_program_that_writes_holds_up_writing_shortly_and_lists_not_at_all(cli
     assert ended(client, client.post("/v1/jobs", json=JOB).json()["id"])["state"] == "done"
 
 
-def test_a_database_that_grows_no_further_is_told_as_a_full_disk(client, service):
+def test_a_database_that_cannot_grow_is_a_full_disk(client, service):
     answers = []
     with full_database(service):
         for _ in range(200):
@@ -194,7 +194,7 @@ def test_a_database_that_grows_no_further_is_told_as_a_full_disk(client, service
     refused(answers[-1], "no space left on the disk")
 
 
-def test_a_full_disk_is_told_by_health_and_by_jobs_until_there_is_room(client, service):
+def test_a_full_disk_is_reported_until_there_is_room(client, service):
     assert client.post("/v1/images/generations", json=JOB).status_code == 200
     with full_disk():
         until_health_is(client, 503, "no space left on the disk; free some")
@@ -205,7 +205,7 @@ def test_a_full_disk_is_told_by_health_and_by_jobs_until_there_is_room(client, s
 
 
 @pytest.mark.parametrize("damage", ["junk", "gone", "replaced"])
-def test_a_database_that_breaks_while_the_studio_runs_is_told_by_health(client, service, tmp_path, damage):
+def test_a_database_that_breaks_is_reported_by_health(client, service, tmp_path, damage):
     path = service.queue.database.path
     if damage == "junk":
         with path.open("r+b") as file:

@@ -81,7 +81,7 @@ def test_a_broken_middle_is_found_when_it_is_decoded():
         decode_upload(bytes(content), MAX_PIXELS)
 
 
-def test_the_place_where_a_photograph_was_taken_is_gone_and_its_rotation_applied():
+def test_exif_is_dropped_and_its_rotation_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     exif.get_ifd(0x8825)[2] = (52.0, 31.0, 0.0)

@@ -113,7 +113,7 @@ def is_drawn(page, count):
     )
 
 
-def test_a_prompt_is_read_while_it_is_written_and_drawn_by_keyboard(page, service):
+def test_a_prompt_is_read_while_typed_and_sent_by_keyboard(page, service):
     page.fill("#prompt", "A dog runs on the beach with a zebra")
     until(page, "document.getElementById('prompt-reading').textContent.includes('vocabulary: zebra')")
     page.fill("#prompt", "A dog runs " * 60)
@@ -178,7 +178,7 @@ def test_cancel_ends_the_job_and_says_so(page, service):
     assert service.queue.jobs(1)[0].state == "cancelled"
 
 
-def test_a_job_goes_on_while_the_page_is_reloaded_and_is_found_again(page, service):
+def test_a_job_survives_a_reload_of_the_page(page, service):
     page.click("summary")
     draw(page, LONG, width="192", height="192")
     until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
@@ -230,7 +230,7 @@ def test_a_hostile_caption_stays_text_everywhere(page, service):
     page.wait_for_selector("#gallery-empty:visible")
 
 
-def test_captions_find_images_and_runs_show_their_loss_and_report(page):
+def test_search_finds_images_and_runs_show_loss_and_report(page):
     view(page, "search")
     page.wait_for_selector("#search-run option", state="attached")
     page.fill("#caption", "A red ball lies in the park")

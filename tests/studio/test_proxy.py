@@ -96,7 +96,7 @@ def test_a_browser_logs_in_draws_and_is_given_public_addresses(proxy, service):
     assert f'"url":"{PUBLIC}/v1/images/' in ask(proxy, "POST", "/v1/images/generations", body)[1]
 
 
-def test_other_pages_and_other_names_are_refused_behind_a_proxy_too(studio):
+def test_foreign_pages_and_names_are_refused_behind_a_proxy(studio):
     for headers in (
         {"Origin": "https://evil.example"},
         {"Origin": "http://studio.example.org"},

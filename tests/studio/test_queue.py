@@ -50,7 +50,7 @@ def test_images_before_a_job_are_counted(queue):
     assert queue.count_before(second.number) == 0
 
 
-def test_batches_have_few_sizes_for_engines_that_compile_for_each(queue):
+def test_batches_have_few_sizes(queue):
     queue.add("a", "generate", [image() for _ in range(15)])
     assert [len(queue.take(8)) for _ in range(5)] == [8, 4, 2, 1, 0]
 
@@ -85,7 +85,7 @@ def test_names_of_one_address_share_its_places(queue):
     assert queue.add("2.2.2.2 ", "generate", [image()])
 
 
-def test_a_cancelled_job_leaves_nothing_to_draw_and_stays_cancelled(queue):
+def test_a_cancelled_job_leaves_nothing_in_the_queue(queue):
     job = queue.job(queue.add("a", "generate", [image(), image()]))
     taken = queue.take(1)
     assert queue.end_job(job.number, "cancelled")
@@ -95,7 +95,7 @@ def test_a_cancelled_job_leaves_nothing_to_draw_and_stays_cancelled(queue):
     assert {row.state for row in queue.images_of(job.number)} == {"cancelled"}
 
 
-def test_after_a_kill_cut_off_jobs_are_interrupted_and_waiting_ones_wait(tmp_path):
+def test_after_a_kill_only_running_jobs_are_interrupted(tmp_path):
     path = tmp_path / "queue.sqlite"
     killed = Queue(path)
     cut_off = killed.add("a", "generate", [image(), image(), image()])
@@ -113,7 +113,7 @@ def test_after_a_kill_cut_off_jobs_are_interrupted_and_waiting_ones_wait(tmp_pat
     assert [row.job for row in again.take(8)] == [again.job(waiting).number]
 
 
-def test_an_image_written_before_the_kill_counts_as_drawn(tmp_path):
+def test_an_image_written_before_the_kill_counts_as_finished(tmp_path):
     path = tmp_path / "queue.sqlite"
     killed = Queue(path)
     job_id = killed.add("a", "generate", [image()])

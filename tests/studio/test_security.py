@@ -71,7 +71,7 @@ def test_another_token_is_none(locked, headers):
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_the_token_lets_a_program_in_and_through_the_page_a_browser(locked):
+def test_the_token_admits_programs_and_browsers(locked):
     assert locked.get("/v1/models", headers=BEARER).status_code == 200
     answer = locked.get(f"/?token={TOKEN}", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
@@ -162,7 +162,7 @@ def test_only_json_is_taken_so_that_no_form_can_post(client, kind):
     )
 
 
-def test_large_bodies_are_refused_by_what_they_say_and_by_what_they_are(client):
+def test_large_bodies_are_refused_by_header_and_by_content(client):
     headers = {"content-type": "application/json"}
     said = client.post("/v1/jobs", content=b"{}", headers=headers | {"content-length": "99999999"})
     assert said.status_code == 413
@@ -202,7 +202,7 @@ def test_a_body_that_drips_in_is_given_up():
     assert status_at_the_door(Access(), receive) == 408
 
 
-def test_a_stranger_and_a_body_too_large_are_refused_before_a_byte_of_it_is_read():
+def test_strangers_and_large_bodies_are_refused_unread():
     async def receive():
         raise BodyReadError
 
@@ -212,7 +212,7 @@ def test_a_stranger_and_a_body_too_large_are_refused_before_a_byte_of_it_is_read
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_what_a_refused_client_sends_is_thrown_away_within_bounds(ended):
+def test_a_refused_body_is_drained_within_bounds(ended):
     read = []
 
     async def receive():
@@ -259,7 +259,7 @@ def test_tokens_are_made_long_or_taken_from_the_environment(monkeypatch):
             make_access("0.0.0.0", True)
 
 
-def test_on_an_open_address_plain_ip_addresses_are_hosts_and_foreign_names_are_not():
+def test_an_open_address_takes_ip_hosts_but_no_foreign_names():
     access = make_access("0.0.0.0", True)
     for host in ("192.168.0.7:8080", "[::1]:8080", "localhost", f"{socket.gethostname()}:8080"):
         assert access.allows_host(host), host

@@ -1,178 +1,170 @@
-"""A studio as its own process: killed, asked to stop, and what it tells at its start."""
+"""The server: what the command refuses, slow connections, stopping."""
 
+import asyncio
 import json
-import os
-import re
 import signal
-import subprocess
+import socket
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
+import uvicorn
 
-from clipgraft.studio.queue import Queue
+from clipgraft.cli import app as cli
+from clipgraft.studio.security import Access
+from clipgraft.studio.server import Server, TimedConnection, _bound
 
-pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
-SENTINEL = "hf_SENTINEL_OF_THE_ENVIRONMENT"
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+SECONDS = 0.4
+WHOLE = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-class Studio:
-    """A studio process on a free port of loopback."""
+class Impatient(TimedConnection):
+    """With a limit that a test can wait for."""
 
-    def __init__(self, runs_dir, home, *options: str):
-        command = [
-            sys.executable,
-            "-m",
-            "clipgraft",
-            "studio",
-            runs_dir,
-            "--out",
-            home,
-            "--port",
-            "0",
-            *options,
-        ]
-        environment = os.environ | {"HF_TOKEN": SENTINEL}
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        self.said = self.process.stdout.readline()
-        self.address = re.search(r"http://\S+:\d+/", self.said)[0]
-        self.until_ready()
+    header_seconds = SECONDS
 
-    def until_ready(self) -> None:
-        give_up = time.monotonic() + 60
-        while time.monotonic() < give_up:
-            try:
-                urllib.request.urlopen(f"{self.address}health", timeout=5)
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the studio does not answer")
 
-    def ask(self, path: str, body=None, headers=None):
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | (headers or {})
-        request = urllib.request.Request(self.address + path, data, headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
-
-    def draw(self, **values) -> str:
-        return self.ask("v1/jobs", {"prompt": "A dog", "steps": 150, "seed": 0} | values)["id"]
-
-    def stop(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=60)
-
-    def rest(self) -> str:
-        return self.process.stdout.read()
+async def answer_late(scope, receive, send):
+    """An application that takes longer than headers may."""
+    await asyncio.sleep(2 * SECONDS)
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
 
 
 @pytest.fixture
-def start(runs_dir, tmp_path):
-    """Starts studios, one after another, in one home."""
-    studios = []
-
-    def start_one(*options: str) -> Studio:
-        studios.append(Studio(runs_dir, tmp_path / "home", *options))
-        return studios[-1]
-
-    yield start_one
-    for studio in studios:
-        if studio.process.poll() is None:
-            studio.process.kill()
-            studio.process.wait()
-
-
-def until(condition):
-    give_up = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-
-
-def test_a_killed_studio_loses_no_image_and_tells_of_every_job(start):
-    studio = start()
-    done = studio.draw(steps=2, num_images=2)
-    until(lambda: studio.ask(f"v1/jobs/{done}")["state"] == "done")
-    cut_off = studio.draw(width=256, height=256, num_images=16)
-    until(lambda: studio.ask(f"v1/jobs/{cut_off}")["step"] > 0)
-    waiting = studio.draw(steps=3)
-    studio.stop(signal.SIGKILL)
-    again = start()
-    assert again.ask(f"v1/jobs/{cut_off}")["state"] == "interrupted"
-    until(lambda: again.ask(f"v1/jobs/{waiting}")["state"] == "done")
-    images = again.ask("v1/images")["images"]
-    assert len(images) >= 3
-    for image in images:
-        urllib.request.urlopen(f"{again.address}v1/images/{image['id']}.png", timeout=30).read()
-    states = [job["state"] for job in again.ask("v1/jobs")["jobs"]]
-    assert sorted(states) == ["done", "done", "interrupted"]
-
-
-def test_sigterm_draws_the_batch_at_work_and_keeps_what_waits(start, tmp_path):
-    studio = start()
-    at_work = studio.draw(num_images=2)
-    until(lambda: studio.ask(f"v1/jobs/{at_work}")["state"] == "running")
-    waiting = studio.draw(steps=5)
-    assert studio.stop(signal.SIGTERM) == 0
-    queue = Queue(tmp_path / "home" / "queue.sqlite")
-    assert [queue.job(job_id).state for job_id in (at_work, waiting)] == ["done", "queued"]
-    queue.close()
-
-
-def test_the_token_is_shown_once_and_secrets_are_written_nowhere(start, tmp_path):
-    studio = start("--token")
-    token = re.search(r"\?token=(\S+)", studio.said)[1]
-    studio.ask("v1/models", headers={"Authorization": f"Bearer {token}"})
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        studio.ask("v1/models")
-    studio.stop(signal.SIGTERM)
-    assert token not in studio.rest()
-    for path in (tmp_path / "home").rglob("*"):
-        if path.is_file():
-            assert token.encode() not in path.read_bytes()
-            assert SENTINEL.encode() not in path.read_bytes()
-
-
-def test_one_home_is_one_studios(start, runs_dir, tmp_path):
-    start()
-    command = [
-        sys.executable,
-        "-m",
-        "clipgraft",
-        "studio",
-        str(runs_dir),
-        "--out",
-        str(tmp_path / "home"),
-        "--port",
-        "0",
-    ]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert refused.returncode == 2
-    assert "is at work in" in refused.stderr
-
-
-def test_an_open_address_without_a_token_is_refused_with_exit_code_2(runs_dir, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "clipgraft",
-        "studio",
-        str(runs_dir),
-        "--host",
-        "0.0.0.0",
-        "--out",
-        str(tmp_path),
-    ]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert refused.returncode == 2
-    assert refused.stderr.strip() == (
-        "error: on 0.0.0.0 others can reach the studio; add --token, which makes one and shows it once, "
-        "or stay on 127.0.0.1"
+def connection():
+    """A connection to a server in a thread."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            answer_late,
+            http=Impatient,
+            log_config=None,  # by default it closes the handlers that other tests have made
+            lifespan="off",
+        )
     )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    with socket.create_connection(listener.getsockname()) as connection:
+        connection.settimeout(10 * SECONDS)
+        yield connection
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def seconds_until_closed(connection: socket.socket, drip: bytes = b"") -> float:
+    """Send a byte every now and then until the other end closes."""
+    begun = time.monotonic()
+    connection.settimeout(SECONDS / 8)
+    while time.monotonic() - begun < 10 * SECONDS:
+        try:
+            if connection.recv(1) == b"":
+                break
+        except TimeoutError:
+            if drip:
+                connection.send(drip)
+        except ConnectionError:
+            break
+    return time.monotonic() - begun
+
+
+def test_headers_that_drip_in_are_given_up(connection):
+    connection.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+    assert SECONDS / 2 < seconds_until_closed(connection, drip=b"a") < 5 * SECONDS
+
+
+def test_a_connection_that_asks_nothing_is_closed(connection):
+    assert SECONDS / 2 < seconds_until_closed(connection) < 5 * SECONDS
+
+
+def test_an_answer_may_take_longer_than_headers_may(connection):
+    connection.send(WHOLE)
+    assert connection.recv(100).startswith(b"HTTP/1.1 204")
+
+
+def test_the_headers_of_a_second_request_have_their_own_limit(connection):
+    connection.send(WHOLE)
+    connection.recv(1000)
+    connection.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+    assert SECONDS / 2 < seconds_until_closed(connection, drip=b"a") < 5 * SECONDS
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """Run the command, which must fail; return its one line."""
+    monkeypatch.setattr(sys, "argv", ["clipgraft", "studio", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "clipgraft.studio.server", raising=False)
+    said = refused(monkeypatch, capsys, tmp_path)
+    assert said == "error: the studio needs uvicorn; pip install 'clipgraft[app]'"
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_port_that_is_taken_is_named(monkeypatch, capsys, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(monkeypatch, capsys, tmp_path, "--port", port)
+    assert said == (
+        f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; name another with --port"
+    )
+
+
+def test_the_signal_handler_takes_no_lock(service):
+    server = Server(service, Access(), lambda: None)
+    handler = threading.Thread(target=server.handle_exit, args=(signal.SIGTERM, None), daemon=True)
+    with service._lock, service.queue.database._write_lock, service.queue.database._read_lock:
+        handler.start()
+        handler.join(timeout=5)
+        assert not handler.is_alive()
+    assert server.should_exit  # so that a second signal ends the process at once
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_call_beyond_a_batch_is_answered_when_stopping(service):
+    def ask(address):
+        body = {"prompt": "A dog", "n": 10, "steps": 100}
+        request = urllib.request.Request(
+            f"{address}/v1/images/generations",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            answers.append((error.code, json.loads(error.read())["error"]["message"]))
+
+    answers = []
+    is_listening = threading.Event()
+    with _bound("127.0.0.1", 0) as listener:
+        server = Server(service, Access(), is_listening.set)
+        threads = [
+            threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True),
+            threading.Thread(
+                target=ask, args=(f"http://127.0.0.1:{listener.getsockname()[1]}",), daemon=True
+            ),
+        ]
+        threads[0].start()
+        assert is_listening.wait(timeout=20)
+        threads[1].start()
+        give_up = time.monotonic() + 20
+        while not service.worker.progress:
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+        server.handle_exit(signal.SIGTERM, None)
+        for thread in threads:
+            thread.join(timeout=30)
+        assert not any(thread.is_alive() for thread in threads)
+    assert answers == [(503, "the studio is stopping")]

@@ -40,13 +40,13 @@ def pixels(service, image_id):
     return np.asarray(Image.open(service.files.path(image_id))).astype(int)
 
 
-def test_models_are_found_by_run_and_the_fine_tuned_one_is_the_default(service):
+def test_the_fine_tuned_model_is_the_default(service):
     assert list(service.catalog.models()) == ["flatland/teacher", "tiny/teacher", "tiny/before", "tiny/after"]
     assert service.catalog.default_model() == AFTER
     assert service.catalog.model(AFTER)[0].defaults == DrawingDefaults(2.0, 2)
 
 
-def test_images_of_many_clients_drawn_at_once_are_those_drawn_alone(service, runs_dir):
+def test_a_batch_of_many_clients_equals_single_images(service, runs_dir):
     seeds = range(4)
     ids = [service.submit(f"client {seed}", "generate", [(AFTER, replace(DOG, seed=seed))]) for seed in seeds]
     batches, take = [], service.queue.take
@@ -69,7 +69,7 @@ def tolerance() -> int:
     return 1 if inference_dtype(torch.device("cpu")) == torch.float32 else 12
 
 
-def test_cancel_ends_drawing_within_two_steps(service):
+def test_cancel_takes_effect_within_two_steps(service):
     service.start()
     job_id = service.submit("a", "generate", [(AFTER, LONG)])
     until(lambda: any(progress.step >= 3 for progress in service.worker.progress.values()))
@@ -83,7 +83,7 @@ def test_cancel_ends_drawing_within_two_steps(service):
     assert service.queue.history() == []
 
 
-def test_cancelling_one_job_of_a_batch_leaves_the_others_image_alone(service):
+def test_cancelling_one_job_of_a_batch_keeps_the_other(service):
     kept, given_up = (service.submit(name, "generate", [(AFTER, LONG)]) for name in "ab")
     service.start()
     until(lambda: len(service.worker.progress) == 2)
@@ -94,13 +94,13 @@ def test_cancelling_one_job_of_a_batch_leaves_the_others_image_alone(service):
     assert len(list(service.files.folder.iterdir())) == 1
 
 
-def test_a_waiting_job_is_cancelled_before_it_is_drawn(service):
+def test_a_waiting_job_is_cancelled_before_it_begins(service):
     job_id = service.submit("a", "generate", [(AFTER, DOG)])
     assert service.cancel(job_id)
     assert outcome(service, job_id).state == "cancelled"
 
 
-def test_progress_and_preview_are_told_while_drawing(service):
+def test_progress_and_preview_are_reported(service):
     service.start()
     job_id = service.submit("a", "generate", [(AFTER, LONG)])
     until(lambda: any(progress.preview for progress in service.worker.progress.values()))
@@ -111,7 +111,7 @@ def test_progress_and_preview_are_told_while_drawing(service):
     service.cancel(job_id)
 
 
-def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, own_run, tmp_path):
+def test_a_damaged_graft_fails_its_job_alone(service, own_run, tmp_path):
     shutil.copytree(own_run, own_run.parent / "broken")
     weights = own_run.parent / "broken" / "bridge" / "graft" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -123,7 +123,7 @@ def test_a_damaged_graft_fails_its_job_in_one_line_and_nothing_else(service, own
     assert outcome(service, service.submit("a", "generate", [("own/after", DOG)])).state == "done"
 
 
-def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(service, runs_dir, tmp_path):
+def test_stopping_finishes_the_batch_and_keeps_what_waits(service, runs_dir, tmp_path):
     ids = [
         service.submit("a", "generate", [(AFTER, replace(DOG, num_inference_steps=60 + n))]) for n in range(2)
     ]
@@ -140,7 +140,7 @@ def test_stopping_draws_the_batch_at_work_to_its_end_and_keeps_what_waits(servic
     again.stop(timeout=20)
 
 
-def test_stopping_answers_a_call_whose_last_images_are_not_drawn(service):
+def test_stopping_answers_an_unfinished_call(service):
     service.start()
     job_id = service.submit("a", "call", [(AFTER, replace(LONG, seed=seed)) for seed in range(8)])
     until(lambda: service.worker.progress)
@@ -170,7 +170,7 @@ def test_the_worker_outlives_a_queue_that_fails_for_a_while(service, monkeypatch
     assert outcome(service, job_id).state == "done"
 
 
-def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
+def test_a_lost_waiter_does_not_keep_a_job_from_ending(service):
     job_id = service.submit("a", "generate", [(AFTER, DOG)])
     given_up, kept = service.wait(job_id), service.wait(job_id)
     given_up.set_result(None)
@@ -192,7 +192,7 @@ def test_who_stopped_waiting_meanwhile_does_not_keep_a_job_from_ending(service):
         ),
     ],
 )
-def test_jobs_that_would_hold_the_device_for_too_long_are_refused(service, jobs, message):
+def test_jobs_that_are_too_large_are_refused(service, jobs, message):
     with pytest.raises(ValueError, match=message):
         service.submit("a", "generate", [(AFTER, job) for job in jobs])
 
@@ -224,7 +224,7 @@ def test_what_an_engine_holds_beside_the_modules_counts_too():
     assert loaded.num_bytes == 5000
 
 
-def test_encoders_of_a_run_are_loaded_together_and_weights_they_share_count_once(service):
+def test_shared_weights_of_a_run_count_once(service):
     with service.device_lock:
         for name in ("tiny/before", AFTER, "tiny/teacher"):
             service.generator(name)
@@ -257,7 +257,7 @@ def test_a_graft_that_is_written_anew_is_loaded_anew(service, own_run):
     assert service.cache.names() == ["images own"]
 
 
-def test_an_encoder_that_comes_is_drawn_with_and_one_that_goes_is_missed_by_name(service, own_run):
+def test_encoders_may_come_and_go(service, own_run):
     graft = own_run / "bridge" / "graft"
     graft.rename(own_run / "kept")
     service.generator("own/before")
@@ -278,7 +278,7 @@ def test_a_clip_that_is_written_anew_embeds_and_searches_anew(service, own_run):
     assert torch.equal(index.embeds["after"], index.embeds["before"])
 
 
-def test_queue_and_images_are_the_users_alone_and_half_written_files_are_swept(service, runs_dir, tmp_path):
+def test_the_home_is_private_and_half_written_files_go(service, runs_dir, tmp_path):
     home = service.files.folder.parent
     assert home.stat().st_mode & 0o777 == 0o700
     unfinished = service.files.folder / ".1f0c9a52e3b84d17.png.part"
@@ -295,7 +295,7 @@ def test_a_prompt_is_read_as_the_model_reads_it(service):
     assert "<" not in told["cut_off"]
 
 
-def test_a_prompt_is_read_while_the_device_is_at_work_and_nothing_is_loaded_for_it(service):
+def test_a_prompt_is_read_while_the_device_is_busy(service):
     read = []
     reader = threading.Thread(target=lambda: read.append(service.read_prompt("flatland/teacher", "A dog")))
     with service.device_lock:

@@ -1,5 +1,6 @@
-"""Runs that are damaged, hostile or deleted meanwhile: left out by themselves, and all else goes on."""
+"""Runs by name: models, CLIPs; a damaged or hostile run affects no other."""
 
+import logging
 import os
 import shutil
 import threading
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from app_client import ended
+from clipgraft.errors import CheckpointError
 from clipgraft.files import inside
+from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.studio.catalog import Catalog
+from clipgraft.studio.search import load_embedder
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")  # "café" of an old archive
 
@@ -230,3 +234,35 @@ def test_a_folder_of_runs_that_cannot_be_listed_offers_the_base(tmp_path):
     (tmp_path / "file").touch()
     assert Catalog(tmp_path / "file").read(lambda run, _: run) == ({}, {})
     assert Catalog(tmp_path / "none").read(lambda run, _: run) == ({}, {})
+
+
+def test_single_grafts_are_offered_and_unreadable_runs_are_named(runs_dir, tmp_path, caplog):
+    shutil.copytree(runs_dir / "tiny" / "bridge", tmp_path / "alone")
+    shutil.copytree(runs_dir / "tiny" / "finetune", tmp_path / "tuned")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "recipe.toml").write_text("[finetune]\nlearning_rat = 1\n")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        models = Catalog(tmp_path).models()
+        Catalog(tmp_path).models()
+    assert list(models) == ["flatland/teacher", "alone/teacher", "alone/graft"]
+    assert models["alone/graft"][0].defaults == DrawingDefaults(2.0, 2)
+    assert set(Catalog(tmp_path).clips()) == {"flatland", "tuned/before", "tuned/after"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the studio leaves out run other: unknown recipe key 'finetune.learning_rat'; "
+        "did you mean 'learning_rate'?"
+    ]
+
+
+def test_the_clip_before_is_of_the_recipes_commit(runs_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    shutil.copytree(runs_dir / "tiny" / "finetune" / "clip", tmp_path / "tuned" / "clip")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    (tmp_path / "tuned" / "recipe.toml").write_text(f'[clip]\nname = "no/such"\nrevision = "{commit}"\n')
+    with pytest.raises(CheckpointError, match=commit):
+        load_embedder(Catalog(tmp_path).clips()["tuned/before"], "cpu")
+
+
+def test_without_runs_there_is_the_embedded_base(tmp_path):
+    assert list(Catalog(tmp_path / "none").models()) == ["flatland/teacher"]
