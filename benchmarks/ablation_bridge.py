@@ -43,9 +43,8 @@ from clipgraft.config import (
 from clipgraft.console import track
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import CheckpointError
-from clipgraft.evaluation.metrics.fidelity import fidelity_scores
-from clipgraft.evaluation.metrics.noise_error import attribute_agreement, noise_pred_errors, pixel_difference
-from clipgraft.evaluation.metrics.probe import load_probe, read_attributes
+from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
+from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
 from clipgraft.files import read_json, write_bytes, write_json
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
@@ -286,8 +285,8 @@ class Ablation:
             "fidelity_held_out": fidelity[is_held_out].mean(),
             "fidelity_kept_words": kept.mean(),
             "fidelity_plain_words": plain.mean(),
-            "pixel_difference": pixel_difference(pixels[:count], teachers[:count]),
-            "agreement": attribute_agreement(read[:count], own[:count]),
+            "pixel_difference": float((pixels[:count].float() - teachers[:count].float()).abs().mean()),
+            "agreement": float((read[:count] == own[:count]).double().mean()),
         }
 
     def _draw(self, generator: ImageGenerator, texts: Sequence[str], name: str) -> Tensor:

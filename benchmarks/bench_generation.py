@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
-from clipgraft.evaluation.metrics.similarity import psnr, ssim
+from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
 from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
 from clipgraft.generation.engines.engine import choose_engine
 from clipgraft.generation.engines.options import SpeedOptions

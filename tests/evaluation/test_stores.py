@@ -13,8 +13,7 @@ import tiny
 from clipgraft.bridging import latents
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.evaluation import stores
-from clipgraft.evaluation.metrics.fidelity import fidelity_scores
-from clipgraft.evaluation.metrics.probe import load_probe
+from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt
 from clipgraft.evaluation.results import PLAIN
 from clipgraft.evaluation.scores import ClipFeatures, ProbeFeatures, score_fidelity

@@ -19,10 +19,8 @@ from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import clip_pixel_values, encode_captions, pad_input_ids, vae_pixel_values
 from clipgraft.evaluation.metrics.clipscore import clip_score_2_5, clip_score_raw
-from clipgraft.evaluation.metrics.diversity import nearest_images, seed_diversity
-from clipgraft.evaluation.metrics.fidelity import fidelity_scores
-from clipgraft.evaluation.metrics.probe import READ_BATCH_SIZE, Probe, read_attributes
-from clipgraft.evaluation.metrics.similarity import psnr, ssim
+from clipgraft.evaluation.metrics.image_similarity import nearest_images, psnr, seed_diversity, ssim
+from clipgraft.evaluation.metrics.probe import READ_BATCH_SIZE, Probe, fidelity_scores, read_attributes
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, members, next_prompts
 from clipgraft.evaluation.stores import FeatureStore, model_fingerprint
 from clipgraft.flatland import ATTRIBUTES

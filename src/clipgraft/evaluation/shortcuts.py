@@ -11,7 +11,7 @@ from rich.table import Table
 
 from clipgraft.console import say
 from clipgraft.errors import UserError
-from clipgraft.evaluation.metrics.similarity import psnr, ssim
+from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
 from clipgraft.evaluation.scores import load_pixels
 from clipgraft.files import write_json
 from clipgraft.generation.engines.options import SpeedOptions

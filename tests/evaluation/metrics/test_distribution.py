@@ -38,7 +38,7 @@ def test_fid_of_two_gaussians_is_the_closed_form():
     assert fid(x, y) == pytest.approx(float(shift.square().sum() + (first - second).square().sum()))
 
 
-def test_fid_of_covariances_that_do_not_commute_is_by_the_matrix_root():
+def test_fid_of_noncommuting_covariances_uses_the_matrix_root():
     mixing = gaussian(6, 6, 3)
     x, y = whitened(80, 6, 0) @ mixing, whitened(80, 6, 1)
     # C_y is the identity: tr (C_x)^(1/2) is the sum of the mixing's singular values.
@@ -85,7 +85,7 @@ def test_kid_is_its_definition():
     assert kid(x, y) == pytest.approx(own_x + own_y - 2 * between)
 
 
-def test_kid_of_two_samples_of_one_distribution_is_about_zero_on_average():
+def test_kid_of_one_distribution_averages_zero():
     values = torch.tensor([kid(gaussian(40, 8, 2 * s), gaussian(40, 8, 2 * s + 1)) for s in range(200)])
     error = values.std() / math.sqrt(len(values))
     assert abs(values.mean()) < 3 * error
@@ -103,23 +103,23 @@ def test_every_distance_grows_with_how_far_a_set_is_moved():
 def test_too_few_pictures_are_refused_with_their_number(metric, least):
     assert shortage(metric, least, least, 256) == ""
     assert shortage(metric, least, least - 1, 256) == (
-        f"{metric.upper()} was not taken: {least} generated and {least - 1} real pictures, and it needs "
-        f"{least} of each; --force takes fewer"
+        f"{metric.upper()} was not computed: it needs {least} images of each set, got {least} generated and "
+        f"{least - 1} real ones; --force computes it from fewer"
     )
 
 
 @pytest.mark.parametrize("metric", ["cmmd", "kid", "fid"])
-def test_forced_distance_needs_two_pictures_and_speaks_of_force_no_more(metric):
+def test_forced_distance_needs_two_images(metric):
     assert shortage(metric, 2, 2, 256, force=True) == ""
     assert shortage(metric, 1, 4, 256, force=True) == (
-        f"{metric.upper()} was not taken: 1 generated and 4 real pictures, and it needs 2 of each"
+        f"{metric.upper()} was not computed: it needs 2 images of each set, got 1 generated and 4 real ones"
     )
 
 
 LACK = "no interval: fewer than 40 prompts"
 
 
-def test_distances_count_pictures_and_pair_those_prompts_that_both_columns_drew():
+def test_distances_pair_prompts_that_both_variants_have():
     def distance(parts):
         return float(torch.cat(parts).mean())
 

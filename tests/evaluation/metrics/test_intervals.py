@@ -23,11 +23,11 @@ def coverage(draw, truth, num_sets=1000, **options) -> float:
     ],
     ids=["cosines of 40 prompts", "the same, percentile", "shares of 120 prompts", "skewed errors of 60"],
 )
-def test_interval_covers_the_truth_in_93_to_97_of_100_of_1000_sets(draw, truth, method):
+def test_interval_covers_the_truth_in_93_to_97_percent(draw, truth, method):
     assert 0.93 <= coverage(draw, truth, method=method) <= 0.97
 
 
-def test_two_seeds_of_one_recipe_give_differences_whose_intervals_contain_zero():
+def test_interval_of_two_seeds_of_one_recipe_contains_zero():
     """Prompts differ in how hard they are; two trainings of one recipe differ by luck, prompt by prompt."""
 
     def difference(random):
@@ -56,7 +56,7 @@ def test_weights_are_those_of_the_mean():
     assert low < 0.6
 
 
-def test_equal_values_have_no_interval_for_no_resample_shows_their_spread():
+def test_equal_values_have_no_bootstrap_interval():
     assert bootstrap_interval(np.full(10, 0.5)) is None
     assert jackknife_interval(lambda rows: 0.5, 100) is None
 
@@ -66,7 +66,7 @@ def test_values_without_an_interval_have_none(values):
     assert bootstrap_interval(np.array(values)) is None
 
 
-def test_interval_does_not_depend_on_how_many_resamples_are_drawn_at_once(monkeypatch):
+def test_interval_does_not_depend_on_the_chunk_size(monkeypatch):
     values = np.random.default_rng(0).normal(size=50)
     whole = bootstrap_interval(values)
     monkeypatch.setattr("clipgraft.evaluation.metrics.intervals.DRAWS_PER_CHUNK", 333)
@@ -85,7 +85,7 @@ def test_jackknife_of_a_mean_is_its_textbook_interval():
     assert high - low == pytest.approx(2 * 2.093 * values.std(ddof=1) / 20, rel=0.4)
 
 
-def test_jackknife_covers_a_known_distance_between_distributions():
+def test_jackknife_covers_a_known_distance():
     torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(0)
     covered = 0

@@ -1,12 +1,20 @@
 """The probe: it learns to read drawings, and is read back as it was written."""
 
+import numpy as np
 import pytest
 import torch
 
 from clipgraft.data.batches import LabelledBatches
 from clipgraft.errors import CheckpointError
-from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
-from clipgraft.flatland import ATTRIBUTES, draw_scenes, sample_scene
+from clipgraft.evaluation.metrics.probe import (
+    Probe,
+    fidelity_scores,
+    load_probe,
+    probe_accuracy,
+    read_attributes,
+    save_probe,
+)
+from clipgraft.flatland import ATTRIBUTES, Scene, draw_scenes, sample_scene
 from clipgraft.models.hub import embedded_models
 from clipgraft.training.objectives import AttributeObjective
 from tiny import fit
@@ -64,7 +72,7 @@ def test_file_that_is_no_probe_is_refused(tmp_path):
         load_probe(tmp_path / "probe.safetensors")
 
 
-def test_the_shipped_probe_reads_every_attribute_of_fresh_drawings():
+def test_shipped_probe_reads_every_attribute_of_new_images():
     scenes = [sample_scene(77, index, "test") for index in range(300)]
     read = read_attributes(
         load_probe(embedded_models() / "probe.safetensors"), torch.from_numpy(draw_scenes(scenes))
@@ -72,3 +80,40 @@ def test_the_shipped_probe_reads_every_attribute_of_fresh_drawings():
     accuracy = probe_accuracy(read, torch.tensor([scene.labels for scene in scenes]))
     # At least 0.98 of 1,000 in the model card; a sample of 300 strays by 0.016 (two standard errors).
     assert min(accuracy.values()) > 0.96
+
+
+DOG = Scene("beach", "sunset", "dog", "brown", "running", "")
+CAT = Scene("street", "night", "cat", "black", "sitting", "")
+VIEW = Scene("garden", "day", "", "", "", "")
+
+
+def labels(*values: str) -> list[int]:
+    return [known.index(value) for known, value in zip(ATTRIBUTES.values(), values, strict=True)]
+
+
+def test_shares_are_those_of_a_case_worked_out_by_hand():
+    read = torch.tensor(
+        [
+            labels("beach", "sunset", "dog", "brown", "running"),  # 5 of 5
+            labels("street", "night", "dog", "white", "sitting"),  # 3 of 5
+            labels("garden", "night", "", "", ""),  # 1 of 2: no subject is named, so none is looked for
+        ]
+    )
+    scores = fidelity_scores(read, [DOG, CAT, VIEW])
+    expected = {
+        "": [1, 0.6, 0.5],
+        "_all_at_once": [1, 0, 0],
+        "_place": [1, 1, 1],
+        "_time": [1, 1, 0],
+        "_subject": [1, 0, np.nan],
+        "_colour": [1, 0, np.nan],
+        "_action": [1, 1, np.nan],
+    }
+    assert scores.keys() == {f"prompt_fidelity{name}" for name in expected}
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[f"prompt_fidelity{name}"], values)
+
+
+def test_prompt_without_a_picture_has_no_score():
+    scores = fidelity_scores(torch.full((1, 5), -1), [DOG])
+    assert all(np.isnan(values).all() for values in scores.values())

@@ -66,7 +66,7 @@ def shuffled_index(num_images, num_captions, generator):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_recall_equals_a_naive_sort_on_random_scores_with_many_ties(seed):
+def test_recall_equals_a_naive_sort_with_many_ties(seed):
     generator = torch.Generator().manual_seed(seed)
     # Small integers: products are exact, and nearly every score comes more than once.
     text_embeds = torch.randint(-1, 2, (61, 3), generator=generator).float()
@@ -177,7 +177,7 @@ def test_wrong_embeds_get_one_clear_line(text_embeds, image_embeds, image_index,
     assert "\n" not in str(error.value)
 
 
-def test_paired_metric_gives_perfect_embeddings_of_five_captions_a_fifth():
+def test_paired_recall_of_perfect_embeddings_is_a_fifth():
     image_embeds = torch.eye(8)
     image_index = torch.arange(8).repeat_interleave(5)
     text_embeds = image_embeds[image_index]

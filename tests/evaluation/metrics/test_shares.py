@@ -75,7 +75,7 @@ def test_paired_difference_of_shares_per_prompt_is_covered(size):
         assert covered >= 0.92, (first, second)
 
 
-def test_score_interval_is_that_of_a_naive_search_of_the_likelihood():
+def test_score_interval_equals_a_naive_likelihood_search():
     """Tango's test by its definition: the likeliest table under each difference, found on a grid."""
     gained, lost, size = 12, 2, 50
     inside = []
@@ -121,7 +121,7 @@ def test_fewer_than_two_prompts_have_no_interval(take):
     ("metric", "value", "method", "paired"),
     [("prompt_fidelity", 1.0, "agresti_coull", "tango"), ("clip_score_raw", 0.3, None, None)],
 )
-def test_equal_scores_give_an_interval_with_a_width_or_the_reason_for_none(metric, value, method, paired):
+def test_equal_scores_give_a_wide_interval_or_a_reason(metric, value, method, paired):
     values = np.full((24, 2), value)
     rows = (
         (mean_row(metric, "plain", "after", values), method),

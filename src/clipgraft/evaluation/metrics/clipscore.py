@@ -1,4 +1,4 @@
-"""CLIPScore: how near a picture and its prompt lie in the joint space of a CLIP, the scorer."""
+"""CLIPScore: cosine of an image and its prompt in a CLIP's joint space."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,16 +8,14 @@ SCALE = 2.5
 
 
 def clip_score_raw(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-    """Return the cosine of each picture and its prompt.
+    """Return the cosine of each image and its prompt.
 
-    Papers on drawing from text report its mean, most with ViT-L/14 or ViT-g/14. Scores of two scorers are on
-    two scales: never compare them. Preprocessing is the scorer's own: resize (bicubic), centre crop, its
-    mean and deviation; no words are put before the prompt. A mean over a handful of prompts is already one;
-    its interval says how little it is worth.
+    Text-to-image papers report its mean, mostly with ViT-L/14 or ViT-g/14. Scores of different scorers are
+    not comparable. Images are preprocessed by the scorer's own processor; prompts get no prefix.
 
     Args:
         image_embeds: (N, P), unit norm.
-        text_embeds: (N, P), unit norm; row i is the prompt of picture i.
+        text_embeds: (N, P), unit norm; row i is the prompt of image i.
 
     Returns:
         (N,) in [-1, 1].
@@ -29,8 +27,7 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
     """Return `2.5 max(cosine, 0)`, in [0, 2.5].
 
     Source:
-        Hessel et al. 2021; theirs also puts "A photo depicts" before the text. torchmetrics has 100 in the
-        place of 2.5.
+        Hessel et al. 2021; theirs also prefixes "A photo depicts". torchmetrics uses 100 instead of 2.5.
     """
     return SCALE * cosines.clamp(min=0)
 
@@ -38,18 +35,18 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
 def independence_note(
     scorer_sum: str, tower_sums: Mapping[str, str], tuned_from_it: Sequence[str] = ()
 ) -> str:
-    """Say why a scorer is no independent judge of the CLIPs compared; empty where it is one.
+    """Warning if the scorer is one of the CLIPs compared or their origin, else "".
 
     Args:
-        scorer_sum: Sum of the scorer's text tower.
-        tower_sums: The same of the text towers that are compared, by column.
-        tuned_from_it: Columns whose CLIP was tuned from the scorer.
+        scorer_sum: Checksum of the scorer's text tower.
+        tower_sums: Variant -> the same of its text tower.
+        tuned_from_it: Variants whose CLIP was fine-tuned from the scorer.
     """
-    own = [column for column, value in tower_sums.items() if value == scorer_sum]
+    own = [variant for variant, value in tower_sums.items() if value == scorer_sum]
     if not own and not tuned_from_it:
         return ""
     whose = f"of {own[0]!r} itself" if own else f"that {tuned_from_it[0]!r} was tuned from"
     return (
         f"The scorer is the CLIP {whose}, so CLIPScore, CMMD and cosines are not independent of "
-        "what is measured: pictures that please it may please nobody else. Name another with --scorer."
+        "what is measured: images may please it and no other scorer. Name another with --scorer."
     )

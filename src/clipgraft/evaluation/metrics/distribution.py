@@ -1,7 +1,7 @@
-"""Distances between two sets of pictures by their features: CMMD, KID, FID. Smaller is closer.
+"""Distances between two sets of images by their features: CMMD, KID, FID; smaller is closer.
 
-All in float64. Features come from one extractor and one resize filter, or the distance is between these. N
-generated pictures, M real ones, D features.
+Computed in float64. Both sets need the same feature extractor and resize filter. N generated images, M real
+ones, D features.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 LEAST_FOR_CMMD, LEAST_FOR_KID = 100, 50
-"""Pictures of each set. Guesses: below them intervals are wider than differences worth speaking of."""
+"""Images per set. Guesses: below, intervals are wider than any difference of interest."""
 LEAST_FORCED = 2
-"""Pictures of each set below which KID has no pair, and FID no covariance."""
+"""Images per set: KID needs a pair, FID a covariance."""
 ROWS_PER_CHUNK = 1024
 
 
@@ -20,9 +20,9 @@ def cmmd(generated: Tensor, real: Tensor) -> float:
     """Squared maximum mean discrepancy of CLIP embeds, times 1,000.
 
     `mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` with `k(x, y) = exp(-|x - y|^2 / (2 sigma^2))`, sigma 10,
-    each mean over all pairs, a picture with itself among them. This estimator is the published one; it is
-    biased upwards by about 1000 (1 - mean k) (1 / N + 1 / M), so compare sets of equal size. Published
-    figures are of ViT-L/14 at 336 pixels and 30,000 pictures.
+    each mean over all pairs including x with itself. This published estimator is biased upwards by about
+    1000 (1 - mean k) (1 / N + 1 / M), so compare sets of equal size. Published figures use ViT-L/14 at 336
+    pixels and 30,000 images.
 
     Args:
         generated: (N, D), unit norm.
@@ -38,7 +38,7 @@ def cmmd(generated: Tensor, real: Tensor) -> float:
 def kid(generated: Tensor, real: Tensor) -> float:
     """Squared maximum mean discrepancy with the kernel `(x . y / D + 1)^3`, unbiased: it can be below 0.
 
-    Over all pictures at once, where the published code takes the mean over 100 subsets of 1,000.
+    Computed over all images at once; the published code averages 100 subsets of 1,000.
 
     Args:
         generated: (N, D).
@@ -74,10 +74,9 @@ def fid(generated: Tensor, real: Tensor) -> float:
 def shortage(
     metric: str, num_generated: int, num_real: int, num_features: int, *, force: bool = False
 ) -> str:
-    """Say that there are too few pictures for a distance; empty where there are enough.
+    """Return why a distance was skipped for lack of images, or "".
 
-    FID needs more than it has features: below, both covariances are singular. Where it is forced, each
-    distance is taken of two pictures or more.
+    FID needs more images than features, else both covariances are singular; `force` lowers each minimum to 2.
     """
     least = {"cmmd": LEAST_FOR_CMMD, "kid": LEAST_FOR_KID, "fid": num_features + 1}[metric]
     least = LEAST_FORCED if force else least
@@ -85,8 +84,8 @@ def shortage(
     if found >= least:
         return ""
     return (
-        f"{metric.upper()} was not taken: {num_generated} generated and {num_real} real images, and it "
-        f"needs {least} of each{'' if force else '; --force takes fewer'}"
+        f"{metric.upper()} was not computed: it needs {least} images of each set, got {num_generated} "
+        f"generated and {num_real} real ones{'' if force else '; --force computes it from fewer'}"
     )
 
 

@@ -1,7 +1,6 @@
-"""Intervals of means over prompts, and of paired differences between two text encoders; `shares.py` has more.
+"""95 % intervals of means over prompts and of paired differences, by resampling; for shares see `shares.py`.
 
-They say how far a figure would move with other prompts of the same kind. They say nothing about another
-training seed: for that, train again.
+They cover the choice of prompts, not the training seed: for that, train again.
 """
 
 from collections.abc import Callable
@@ -13,9 +12,9 @@ import numpy as np
 NUM_RESAMPLES = 2000
 RESAMPLING_SEED = 0
 DRAWS_PER_CHUNK = 2**22
-"""Numbers drawn at once: 32 MiB of int64, however many values and resamples there are."""
+"""Random numbers at once: 32 MiB of int64, for any number of values and resamples."""
 NUM_GROUPS = 20
-"""Of the grouped jackknife; their number is a guess between cost and noise."""
+"""Of the grouped jackknife; a guess between cost and noise."""
 NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
 
@@ -30,16 +29,16 @@ def bootstrap_interval(
     """Return the bootstrap 95 % interval of the mean of values (N,).
 
     Args:
-        values: One a prompt: what is drawn again and again, with replacement.
-        weights: (N,), positive, where the mean is a weighted one: five captions of one photograph are no five
-            samples, so recall's values are its photographs' shares, its weights their numbers of captions.
+        values: One per prompt, resampled with replacement.
+        weights: (N,), positive, for a weighted mean. Five captions of a photograph are not five samples, so
+            recall has one value per photograph, weighted by its number of captions.
         method: `percentile`, or `bca`, which also corrects for bias and skew (Efron 1987). Both are widened
-            for few values, as Student's t is against the normal distribution (Hesterberg 2015, "expanded").
-        num_resamples: Drawn with a fixed seed, so that equal values give equal intervals.
+            for few values, as Student's t is against the normal (Hesterberg 2015, "expanded").
+        num_resamples: With a fixed seed: equal values give equal intervals.
 
     Returns:
-        Lower and upper bound; None for fewer than two values, where one is not finite, or where all are
-        equal: resamples of them show no spread, which is not to say that there is none.
+        Lower and upper bound; None for fewer than two values, non-finite values, or all values equal
+        (resampling them shows no spread, which does not mean that there is none).
     """
     values = np.asarray(values, dtype=np.float64)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -50,7 +49,7 @@ def bootstrap_interval(
     z = np.sqrt(len(values) / (len(values) - 1)) * t_quantile(len(values) - 1)
     shares = np.array([NORMAL.cdf(-z), NORMAL.cdf(z)])
     if method == "bca":
-        # Influence of each value on the mean; of the plain mean it is what the jackknife gives.
+        # Influence of each value on the mean; for the plain mean it equals the jackknife's.
         influence = (values - mean) * weights
         acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
         below = (resampled < mean).mean() + (resampled == mean).mean() / 2
@@ -61,18 +60,18 @@ def bootstrap_interval(
 
 
 def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: int) -> list[float] | None:
-    """Return the 95 % interval of a figure that is no mean, such as a distance between distributions.
+    """Return the 95 % interval of a statistic that is not a mean, such as a distance.
 
-    Each of 20 groups of prompts is left out in turn. A bootstrap would not do: it holds pictures twice, and a
-    kernel distance takes doubles for likeness.
+    Leaves out each of 20 groups of prompts in turn. A bootstrap repeats images, which a kernel distance would
+    take for similarity.
 
     Args:
-        statistic: The figure over the prompts of the given rows.
-        num_prompts: How many there are.
+        statistic: Rows of prompts -> the figure over them.
+        num_prompts: Their number.
 
     Returns:
-        The figure over all prompts, plus and minus its standard error times Student's t; None where there are
-        fewer than two prompts a group, the figure is not finite, or no group changes it.
+        The figure over all prompts, plus and minus its standard error times Student's t; None for
+        fewer than two prompts per group, a non-finite figure, or if no group changes it.
     """
     if num_prompts < 2 * NUM_GROUPS:
         return None
@@ -88,7 +87,7 @@ def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: in
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5 % point of Student's t, from its expansion around the normal's; within 0.5 % from 4 degrees on.
+    """97.5 % quantile of Student's t by expansion; within 0.5 % from 4 degrees of freedom.
 
     Source:
         Abramowitz and Stegun 1964, 26.7.5.

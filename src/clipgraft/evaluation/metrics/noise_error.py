@@ -1,7 +1,4 @@
-"""How near a text encoder comes to a base's own: in predicted noise, and in pictures from the same seeds.
-
-Latents are of pictures resized and cut for the VAE; pictures are compared as drawn. One of either is enough.
-"""
+"""Error of the noise predicted with a text encoder, relative to the base's own (the teacher)."""
 
 from collections.abc import Sequence
 
@@ -27,20 +24,18 @@ def noise_pred_errors(
     *,
     timesteps: Sequence[int] = TIMESTEPS,
 ) -> dict[str, float]:
-    """Compare the noise that a U-Net predicts with two text encoders, at several timesteps.
+    """Compare a U-Net's noise predictions with two text encoders at several timesteps.
 
     Args:
-        unet: On the device of both encoders.
-        encoder: In eval mode.
-        teacher: The base's own.
-        alphas_cumprod: The scheduler's, shape (T,).
-        latents: Scaled, (N, 4, h, w).
-        input_ids: Of a caption of each, (N, L) int64.
-        timesteps: Of the same noise.
+        unet: On the same device as both encoders, which are in eval mode.
+        teacher: The base's own text encoder.
+        alphas_cumprod: (T,), of the scheduler.
+        latents: (N, 4, h, w), scaled.
+        input_ids: (N, L) int64, one caption per image.
 
     Returns:
-        By timestep the squared difference of the predictions over that between the teacher's and the
-        prediction without a text: 0 = the teacher's, 1 = as far from it as no text at all.
+        Timestep -> squared error against the teacher's prediction over that of the empty prompt's:
+        0 = the teacher's own, 1 = as far from it as no text at all.
     """
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(NOISE_SEED)
@@ -67,13 +62,3 @@ def noise_pred_errors(
             totals[index, 1] += (blank - own).square().sum()
     ratios = (totals[:, 0] / totals[:, 1]).tolist()
     return {str(timestep): ratio for timestep, ratio in zip(timesteps, ratios, strict=True)}
-
-
-def pixel_difference(pixels: Tensor, others: Tensor) -> float:
-    """Mean absolute difference of pictures (N, 3, H, W) uint8, in levels of 255."""
-    return float((pixels.float() - others.float()).abs().mean())
-
-
-def attribute_agreement(read: Tensor, others: Tensor) -> float:
-    """Share of attributes, (N, K) int64 as a probe reads them, that are the same in two sets of pictures."""
-    return float((read == others).double().mean())

@@ -1,24 +1,26 @@
-"""The probe: a small classifier that reads from a picture what flatland's drawing put there."""
+"""The probe, a small classifier of a flatland image's attributes, and the prompt fidelity it measures."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clipgraft.console import track
 from clipgraft.errors import MissingFileError
-from clipgraft.flatland import ATTRIBUTES
+from clipgraft.flatland import ATTRIBUTES, Scene
 from clipgraft.models.loading import read_weights, refuse_misfits
 from clipgraft.models.weights import write_tensors
 
 CHANNELS = (24, 48, 96, 128)
-"""Of each halving of the picture, 128 to 8 pixels."""
+"""Of each stage, from 128 to 8 pixels."""
 GROUPS = 8
 READ_BATCH_SIZE = 64
 
 
 class Probe(nn.Module):
-    """Convolutions, a mean and a maximum over the picture, and a linear head for each attribute."""
+    """Convolutions, mean and max pooling, and one linear head per attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,45 +33,69 @@ class Probe(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(2 * width, len(values)) for values in ATTRIBUTES.values())
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Return the logits (B, values) of each attribute of pictures (B, 3, 128, 128) in [-1, 1]."""
+        """Return each attribute's logits (B, values) of images (B, 3, 128, 128) in [-1, 1]."""
         pooled = self.pooled(pixels)
         return [head(pooled) for head in self.heads]
 
     def pooled(self, pixels: Tensor) -> Tensor:
-        """Return the features (B, 256) that the heads read of pictures (B, 3, 128, 128) in [-1, 1]."""
+        """Return the heads' input features (B, 256) of images (B, 3, 128, 128) in [-1, 1]."""
         features = self.features(pixels).flatten(2)  # (B, C, 64)
         return torch.cat([features.mean(2), features.amax(2)], 1)
 
 
 def read_attributes(probe: Probe, pixels: Tensor) -> Tensor:
-    """Read pictures.
-
-    Args:
-        probe: Trained.
-        pixels: (N, 3, 128, 128) uint8.
+    """Classify images (N, 3, 128, 128) uint8.
 
     Returns:
-        (N, 5) int64: the number of each attribute's likeliest value, in the order of ATTRIBUTES.
+        (N, 5) int64: the index of each attribute's likeliest value, in the order of ATTRIBUTES.
     """
     probe.eval()
     device = next(probe.parameters()).device
     labels = []
-    with torch.no_grad(), track("reading pictures", len(pixels)) as update:
+    with torch.no_grad(), track("classifying images", len(pixels)) as update:
         for batch in pixels.split(READ_BATCH_SIZE):
             logits = probe(batch.to(device).float() / 127.5 - 1)
             labels.append(torch.stack([values.argmax(1) for values in logits], 1).cpu())
-            update(min(len(labels) * READ_BATCH_SIZE, len(pixels)), "pictures")
+            update(min(len(labels) * READ_BATCH_SIZE, len(pixels)), "images")
     return torch.cat(labels)
 
 
 def probe_accuracy(read: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of pictures whose attribute was read right, by attribute; both (N, 5)."""
+    """Share of correct labels per attribute; both arguments (N, 5)."""
     shares = (read == labels).double().mean(0).tolist()
     return dict(zip(ATTRIBUTES, shares, strict=True))
 
 
+def fidelity_scores(
+    read: Tensor, scenes: Sequence[Scene], *, named: Sequence[Collection[str]] | None = None
+) -> dict[str, np.ndarray]:
+    """Compare the attributes that the probe found with those that the prompts name.
+
+    Args:
+        read: (N, 5) int64 from `read_attributes`; -1 where an image is missing.
+        scenes: Scenes that the N prompts describe; a scene without a subject names place and time only.
+        named: Attributes to count for each prompt; None = all that its scene has.
+
+    Returns:
+        Metric -> (N,) float64: `prompt_fidelity`, the share of named attributes found; `..._all_at_once`, 1
+        where all were found; `..._<attribute>`, 1 where it was found, NaN where it is not named. All are NaN
+        where the image is missing. The probe makes mistakes too: compare with `real_images`.
+    """
+    labels = torch.tensor([scene.labels for scene in scenes])
+    is_named = torch.tensor([[bool(getattr(scene, name)) for name in ATTRIBUTES] for scene in scenes])
+    if named is not None:
+        is_named &= torch.tensor([[name in counted for name in ATTRIBUTES] for counted in named])
+    is_asked = is_named & (read >= 0)  # (N, 5)
+    found = torch.where(is_asked, (read == labels).double(), torch.nan)
+    shares = found.nansum(1) / is_asked.sum(1)  # 0 / 0 is NaN
+    all_at_once = torch.where(is_asked.any(1), (shares == 1).double(), torch.nan)
+    scores = {"prompt_fidelity": shares, "prompt_fidelity_all_at_once": all_at_once}
+    scores |= {f"prompt_fidelity_{name}": found[:, place] for place, name in enumerate(ATTRIBUTES)}
+    return {name: values.numpy() for name, values in scores.items()}
+
+
 def save_probe(probe: Probe, path: Path) -> None:
-    """Write the weights as one safetensors file, float16, whole or not at all."""
+    """Write the weights atomically as one safetensors file, float16."""
     write_tensors(path, {name: tensor.half().contiguous() for name, tensor in probe.state_dict().items()})
 
 
@@ -77,8 +103,8 @@ def load_probe(path: Path) -> Probe:
     """Load a probe in float32.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it holds other weights.
+        MissingFileError: If there is no such file.
+        CheckpointError: If its weights do not fit.
     """
     if not path.is_file():
         raise MissingFileError(f"probe not found: {path}; `clipgraft pretrain` trains one")

@@ -1,10 +1,8 @@
 """Retrieval between images and their captions, in both directions: recall@k, median rank, mAP.
 
-M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once,
-however many captions it has; `merge_duplicates` has to merge copies of a file before, or each
-takes the other's place. Images are preprocessed by CLIP's own processor, captions are cut at its context
-length. One image with a caption is enough to compute, and too few to say anything. Scores are computed in
-float32, some queries at a time, so memory does not grow with the number of queries.
+M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once; merge
+copies of a file with `merge_duplicates` first. Scores are computed in float32, a chunk of queries at a time,
+so memory does not grow with their number.
 """
 
 import torch
@@ -14,33 +12,30 @@ from clipgraft.errors import UserError
 
 RECALL_AT = (1, 5, 10)
 SCORES_PER_CHUNK = 2**22
-"""Scores held at once: 16 MiB of float32, and as much for comparing them."""
+"""Scores at once: 16 MiB of float32, and as much to compare them."""
 
 
 def retrieval_metrics(
     text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
 ) -> dict[str, float | int]:
-    """Measure recall at 1, 5 and 10, median rank and mAP, of images by text and of texts by image.
+    """Measure recall at 1, 5 and 10, median rank and mAP in both directions.
 
-    Recall@k is the share of queries with a right answer among their k closest candidates. A caption has one
-    right answer, its image; an image has several, its captions, and any of them counts. Equal scores rank by
-    lower index. Where the gallery holds k candidates or fewer, all of them are looked at and recall@k is 1.
+    Recall@k is the share of queries with a correct answer among their k closest candidates. A caption has
+    one, its image; an image has several, its captions, and any counts. Ties rank by lower index.
 
     Args:
         text_embeds: Captions, shape (M, P), unit L2 norm.
         image_embeds: Images, each once, shape (N, P), unit L2 norm.
-        image_index: Row of each caption's image, shape (M,), integer: five captions an image give
-            [0, 0, 0, 0, 0, 1, ...], in any order.
+        image_index: Row of each caption's image, shape (M,), integer, in any order.
 
     Returns:
-        `text_to_image_recall@k` over M queries and `image_to_text_recall@k` over N queries, fractions in
-        [0, 1] for k = 1, 5, 10; `..._median_rank` of the first right answer, 1 the best; `..._map`, the mean
-        over queries of the mean precision at each right answer (with one right answer, the mean reciprocal
-        rank); with `num_images` and `num_captions`. By chance, text_to_image_recall@k is k / N: figures of
-        galleries of another size cannot be compared.
+        `text_to_image_recall@k` over M queries and `image_to_text_recall@k` over N queries, in [0, 1] for
+        k = 1, 5, 10; `..._median_rank` of the first correct answer, 1 = best; `..._map`, the mean average
+        precision; `num_images` and `num_captions`. text_to_image_recall@k is k / N by chance, so galleries of
+        different sizes are not comparable.
 
     Raises:
-        ValueError: If shapes disagree, an embedding is not finite, or an image has no caption.
+        UserError: If shapes disagree, an embedding is not finite, or an image has no caption.
 
     Source:
         Hodosh et al. 2013 (ranking protocol of Flickr8k); agrees with a naive sort in tests.
@@ -56,11 +51,11 @@ def retrieval_metrics(
 
 
 def retrieval_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, Tensor]:
-    """Rank every right answer of every query; arguments and errors as of `retrieval_metrics`.
+    """Rank every correct answer of every query; arguments as in `retrieval_metrics`.
 
     Returns:
-        `text_to_image` (M, 1) and `image_to_text` (N, C) int64: candidates before each right answer, 0 the
-        best, each row rising; -1 behind an image's last caption.
+        `text_to_image` (M, 1) and `image_to_text` (N, C) int64: candidates before each correct answer, 0 =
+        best, ascending; -1 pads images with fewer captions.
     """
     _check(text_embeds, image_embeds, image_index)
     text_embeds, image_embeds = text_embeds.float(), image_embeds.float()
@@ -71,25 +66,17 @@ def retrieval_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tens
 
 
 def average_precision(ranks: Tensor) -> Tensor:
-    """Return each query's mean over right answers of the share of right ones up to there, in (0, 1].
-
-    Args:
-        ranks: (Q, C) int64 from `retrieval_ranks`.
-
-    Returns:
-        (Q,) float64.
-    """
+    """Average precision (Q,) float64 in (0, 1] from ranks (Q, C) of `retrieval_ranks`."""
     found = 1 + torch.arange(ranks.shape[1], device=ranks.device)
     precision = torch.where(ranks >= 0, found / (ranks + 1).double(), 0.0)
     return precision.sum(1) / (ranks >= 0).sum(1)
 
 
 def paired_recall(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, float]:
-    """What a metric of caption-image pairs would say, so that its figures can be told from the true ones.
+    """Recall@1 of caption-image pairs, as open_clip's training loop measures it, for comparison.
 
-    open_clip's training loop repeats an image for each of its captions and takes the caption of its own row
-    as the one right answer. Of five equal images four then come before or beside the right one: with perfect
-    embeddings recall@1 is 0.2 in both directions.
+    It repeats an image for each caption and accepts the caption of the same row only: with five captions per
+    image and perfect embeddings recall@1 is 0.2 in both directions.
 
     Args:
         text_embeds: Shape (M, P), unit norm.
@@ -97,8 +84,7 @@ def paired_recall(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
         image_index: Shape (M,), integer.
 
     Returns:
-        `paired_text_to_image_recall@1` and `paired_image_to_text_recall@1`, in [0, 1]; equal scores rank by
-        index.
+        `paired_text_to_image_recall@1` and `paired_image_to_text_recall@1`, in [0, 1].
     """
     repeated, own = image_embeds.float()[image_index], torch.arange(len(text_embeds))
     ranks = {
@@ -117,7 +103,7 @@ def text_to_image_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
         image_index: Shape (M,), integer.
 
     Returns:
-        Number of images that come before the right one, shape (M,), int64; 0 is the best.
+        Number of images ranked before the correct one, shape (M,), int64; 0 = best.
     """
     size = _chunk_size(len(image_embeds))
     ranks = [
@@ -136,16 +122,16 @@ def image_to_text_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
         image_index: Shape (M,), integer; every image is in it.
 
     Returns:
-        Number of captions that come before the first right one, shape (N,), int64; 0 is the best.
+        Number of captions ranked before the first correct one, shape (N,), int64; 0 = best.
     """
     return caption_ranks(text_embeds, image_embeds, image_index)[:, 0]
 
 
 def caption_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> Tensor:
-    """Rank each of an image's captions among all captions; arguments as of `image_to_text_ranks`.
+    """Rank each of an image's captions among all; arguments as in `image_to_text_ranks`.
 
     Returns:
-        Number of captions before each right one, shape (N, C), int64, each row rising; -1 behind the last.
+        Number of captions ranked before each correct one, (N, C) int64, ascending; -1 pads.
     """
     own = _captions_of_images(image_index, len(image_embeds))  # (N, C)
     size = _chunk_size(len(text_embeds))
@@ -160,7 +146,7 @@ def caption_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
 
 
 def _captions_of_images(image_index: Tensor, num_images: int) -> Tensor:
-    """Rows of each image's captions, (N, C) int64, -1 behind the last."""
+    """Rows of each image's captions, (N, C) int64; -1 pads."""
     counts = torch.bincount(image_index, minlength=num_images)
     order = image_index.argsort(stable=True)
     starts = counts.cumsum(0) - counts
@@ -171,15 +157,15 @@ def _captions_of_images(image_index: Tensor, num_images: int) -> Tensor:
 
 
 def _ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """Candidates before each target: those with more, and equal ones of lower position.
+    """Candidates ranked before each target: higher scores, and ties of lower index.
 
     Args:
         scores: (Q, candidates) float32, fewer than 2^24 candidates.
-        targets: (Q, C) int64; of -1 the rank has no meaning.
+        targets: (Q, C) int64; the rank of -1 is undefined.
     """
     assert scores.shape[1] < 2**24, "float32 counts no further"
     ranks = torch.empty_like(targets)
-    # Comparing into floats and adding these up takes a quarter of the time of adding up booleans.
+    # Comparing into floats and summing these takes a quarter of the time of summing booleans.
     compared = torch.empty_like(scores)
     for column in range(targets.shape[1]):
         rows = (targets[:, column] >= 0).nonzero()[:, 0]

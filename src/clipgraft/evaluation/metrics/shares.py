@@ -1,9 +1,9 @@
 """95 % intervals of shares, and of paired differences of shares.
 
-A resample cannot show what the sample does not hold: the bootstrap of 20 hits in 20 is a point. These come
-from the binomial model and keep a width there. Scores of one prompt (its images, the attributes that it
-names, its captions) are not independent: the interval is over prompts, each with its mean, and their number
-is replaced by that of independent 0/1 scores with the same variance (Korn and Graubard 1998).
+The bootstrap of 20 hits in 20 is a point; these come from the binomial model and keep a width there. Scores
+of one prompt (its images, named attributes or captions) are not independent: the interval is over prompts,
+each with its mean, and their number is replaced by the number of independent 0/1 scores with the same
+variance (Korn and Graubard 1998).
 """
 
 import math
@@ -20,14 +20,14 @@ NUM_BISECTIONS = 40
 def share_interval(values: np.ndarray, weights: np.ndarray | None = None) -> list[float] | None:
     """Return the 95 % interval of the mean of shares (N,) in [0, 1].
 
-    Wilson's score interval in the form of Agresti and Coull (1998), with Student's t for the normal quantile:
-    it has Wilson's centre and contains it. Wilson's own covers 0.930 at p = 0.9 and N = 10, and down to 0.84
-    near p = 1; this one 0.943 to 0.987 for 0/1 scores with p of 0.5 to 0.97 and N of 10 to 240. Where all
-    hit, or none, the bound is the exact one (Clopper and Pearson 1934).
+    Wilson's score interval in the form of Agresti and Coull (1998), with Student's t for the normal quantile.
+    Wilson's own covers 0.930 at p = 0.9 and N = 10, and down to 0.84 near p = 1; this one 0.943 to 0.987 for
+    0/1 scores with p of 0.5 to 0.97 and N of 10 to 240. If all or none hit, the bound is exact (Clopper and
+    Pearson 1934).
 
     Args:
-        values: Of each prompt its share: 0 or 1, or the mean of several such scores.
-        weights: (N,), positive, where the mean is a weighted one.
+        values: One share per prompt: 0 or 1, or the mean of several such scores.
+        weights: (N,), positive, for a weighted mean.
 
     Returns:
         Lower and upper bound; None for fewer than two values.
@@ -50,12 +50,12 @@ def paired_share_interval(differences: np.ndarray, weights: np.ndarray | None = 
     """Return the 95 % interval of the mean of paired differences of shares (N,) in [-1, 1].
 
     Tango's score interval (1998): all differences that the score test of two paired shares does not reject.
-    Where a difference is not -1, 0 or 1, the variance is estimated, and Student's t takes the place of the
-    normal quantile. Where few prompts differ, it covers more than 95 %, as any interval that covers must.
+    If a difference is not -1, 0 or 1, the variance is estimated and Student's t replaces the normal quantile.
+    If few prompts differ, it covers more than 95 %.
 
     Args:
-        differences: Of each prompt the second share less the first.
-        weights: (N,), positive, where the mean is a weighted one.
+        differences: Second share minus the first, per prompt.
+        weights: (N,), positive, for a weighted mean.
 
     Returns:
         Lower and upper bound; None for fewer than two values.
@@ -76,16 +76,16 @@ def paired_share_interval(differences: np.ndarray, weights: np.ndarray | None = 
 
 
 def _tango_score(gained: float, lost: float, size: float, difference: float) -> float:
-    """Absolute score of the hypothesis that the share lost and `difference` make up the share gained."""
+    """Absolute score statistic of the hypothesis `gained - lost = difference`."""
     linear = (2 - gained + lost) * difference - gained - lost
     constant = lost * difference * (1 - difference)
-    lost_then = (math.sqrt(linear**2 + 8 * constant) - linear) / 4  # the likeliest under the hypothesis
+    lost_then = (math.sqrt(linear**2 + 8 * constant) - linear) / 4  # maximum likelihood under the hypothesis
     variance = (2 * lost_then + difference * (1 - difference)) / size
     return abs(gained - lost - difference) / math.sqrt(variance) if variance > 0 else math.inf
 
 
 def _edge(is_inside: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Bisect between a difference in the interval and the end of the scale."""
+    """Bisect for the interval's bound."""
     for _ in range(NUM_BISECTIONS):
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if is_inside(middle) else (inside, middle)
@@ -98,11 +98,10 @@ def _normalised(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 
 def _effective_size(variance: float, residuals: np.ndarray, weights: np.ndarray) -> float:
-    """Number of independent 0/1 scores of that variance whose mean varies as this one; of 0/1 scores theirs.
+    """Number of independent 0/1 scores of that variance whose mean varies as much as this one.
 
-    Unequal weights are worth fewer prompts (Kish). Where all values are equal, nothing shows how they vary:
-    then each prompt counts as one score.
+    Unequal weights are worth fewer prompts (Kish). If all values are equal, each prompt counts as one score.
     """
     num_prompts, found = 1 / float((weights**2).sum()), float(weights @ residuals**2)
-    # What is smaller is rounding: of a million prompts, one that differs by 1/1,000 varies more.
+    # Below is rounding: one of a million prompts that differs by 1/1,000 varies more.
     return num_prompts * (variance / found if found > 1e-13 else 1)

@@ -1,8 +1,4 @@
-"""Drift: how far the token states of a text tower have moved from where they began, by token class.
-
-A contrastive loss reads the state at EOS alone; a U-Net reads all 77. Captions are cut and padded to the 77
-positions of the tokenizer; one caption is enough.
-"""
+"""Drift of a text tower's hidden states by token class: the loss reads EOS alone, a U-Net all 77 tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +17,12 @@ def token_drift(
     """Compare two text towers of one shape on the same captions.
 
     Args:
-        before: The tower as it was, on the device of `after`.
-        after: The tower as it is; both in eval mode.
-        input_ids: (B, L) int64, padded with EOS to all the positions that are to be compared.
-        eos_token_id: Tells words from padding.
+        before, after: Text towers in eval mode on one device.
+        input_ids: (B, L) int64, padded with EOS to the length to compare.
 
     Returns:
-        For each token class met (bos, words, eos, padding) `drift_<class>`: root of the squared difference
-        over the states' power before. 0 = unmoved, 1 = as far as from the origin.
+        `drift_<class>` for each token class present (bos, words, eos, padding): relative root squared
+        difference; 0 = unmoved, 1 = as large as the states before.
     """
     error = EmbedError()
     device = next(after.parameters()).device
@@ -40,16 +34,16 @@ def token_drift(
 
 
 def caption_errors(states: Tensor, teacher: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Compare token states with the teacher's, caption by caption.
+    """Compare hidden states with the teacher's, caption by caption.
 
     Args:
-        states: (B, L, W), what a graft gives.
-        teacher: (B, L, W), what the base's own text encoder gives.
+        states: (B, L, W) of a graft.
+        teacher: (B, L, W) of the base's own text encoder.
         classes: (B, L) from `token_classes`.
 
     Returns:
-        For each token class (bos, words, eos, padding) the root of the squared difference over the teacher's
-        power (B,), float64; 0 = equal, NaN where a caption has no token of that class.
+        Token class -> relative root squared difference (B,), float64; 0 = equal, NaN where a caption has no
+        token of that class.
     """
     squared = (states.double() - teacher.double()).square().sum(-1)  # (B, L)
     power = teacher.double().square().sum(-1)

@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from clipgraft.evaluation.metrics.clipscore import clip_score_2_5, clip_score_raw, independence_note
-from clipgraft.evaluation.metrics.diversity import nearest_images, seed_diversity
-from clipgraft.evaluation.metrics.similarity import psnr, ssim
+from clipgraft.evaluation.metrics.image_similarity import nearest_images, psnr, seed_diversity, ssim
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_clip_score_is_the_cosine_and_its_scaled_positive_part():
     assert clip_score_2_5(cosines).tolist() == pytest.approx([1.5, 0])
 
 
-def test_scorer_that_is_one_of_the_clips_compared_is_said_loudly():
+def test_scorer_among_the_compared_clips_gives_a_warning():
     sums = {"before": "a", "after": "b"}
     assert independence_note("c", sums) == ""
     note = independence_note("a", sums)
@@ -86,7 +85,7 @@ def test_diversity_is_the_mean_over_pairs():
 
 
 def test_diversity_of_one_picture_a_prompt_is_refused():
-    with pytest.raises(ValueError, match="diversity needs 2 or more pictures a prompt; got 1"):
+    with pytest.raises(ValueError, match="diversity needs 2 or more images per prompt; got 1"):
         seed_diversity(torch.ones(3, 1, 2))
 
 
