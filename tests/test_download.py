@@ -13,8 +13,7 @@ from clipgraft.download import needed_models, run_files
 from clipgraft.generation.generator import load_base
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft
-from clipgraft.models.hub import fetch, find_model
-from clipgraft.models.pins import PINS
+from clipgraft.models.hub import PINS, fetch, find_model
 from helpers import RECIPE, call, refused
 from hub_server import ask_only, serve
 

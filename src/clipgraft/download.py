@@ -1,4 +1,4 @@
-"""Fetch beforehand all that a recipe needs of the model hub, and say how much that is first."""
+"""Download all models that a recipe needs from the hub, after printing how much that is."""
 
 import shutil
 from pathlib import Path
@@ -18,22 +18,19 @@ from clipgraft.generation.generate import speed_of
 from clipgraft.models import clip
 from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
-from clipgraft.models.weight_files import Needed
+from clipgraft.models.weights import Needed
 
 
 def prefetch(recipe: Recipe) -> int:
-    """Fetch and verify the models of a recipe; what is in the hub's cache already is only verified.
-
-    Args:
-        recipe: Its clip, base, refine, generate, evaluate and device settings are read.
+    """Download and verify the models of a recipe; those in the hub's cache are only verified.
 
     Returns:
-        Bytes that were fetched.
+        Bytes that were downloaded.
 
     Raises:
-        ValueError: If the disk has too little room.
-        FileNotFoundError: If a model is neither on this machine nor a hub id.
-        CheckpointError: If the hub cannot be reached, has no such model, or gives other files than it should.
+        UserError: If the disk has too little room.
+        MissingFileError: If a model is neither on this machine nor a hub id.
+        CheckpointError: See `resolve_model`.
     """
     downloads: list[Download] = []
     table = Table("model", "revision", "files", "to fetch", box=None, pad_edge=False)
@@ -57,7 +54,7 @@ def prefetch(recipe: Recipe) -> int:
 
 
 def needed_models(recipe: Recipe) -> list[tuple[ModelSettings, Needed]]:
-    """Models that a whole run loads, each with the files of it that are needed."""
+    """Return the models that a whole run loads, each with its files."""
     models = [(recipe.clip, clip.NEEDED), (recipe.base, run_files(_unet_dtype(recipe)))]
     settings = recipe.evaluate
     if settings.scorer:
@@ -66,7 +63,7 @@ def needed_models(recipe: Recipe) -> list[tuple[ModelSettings, Needed]]:
 
 
 def run_files(unet_dtype: torch.dtype) -> Needed:
-    """Files of a base for a whole run: bridged to and drawn with in full precision, but for the U-Net."""
+    """Return a base's files for a whole run: full precision but for the U-Net."""
     needed = needed_files((*COMPONENTS, "safety_checker"), torch.float32)
     is_half = unet_dtype != torch.float32
     weights = (
@@ -77,7 +74,7 @@ def run_files(unet_dtype: torch.dtype) -> Needed:
 
 
 def _unet_dtype(recipe: Recipe) -> torch.dtype:
-    """The fullest in which a stage of a run uses the U-Net."""
+    """Return the widest dtype in which a stage of a run uses the U-Net."""
     device = choose_device(recipe.device)
     speeds = [speed_of(recipe.generate), *([DEFAULT_SPEED] if recipe.evaluate.num_prompts else [])]
     dtypes = [choose_engine(speed, device, cache_dir() / "openvino").dtype for speed in speeds]
@@ -87,7 +84,6 @@ def _unet_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def _find(model: ModelSettings, needed: Needed) -> Path | Download | None:
-    """None for what is no model of the hub's."""
     if model.name == "flatland" or Path(model.name).expanduser().exists():
         return None
     return find_model(model.name, model.revision or None, needed)

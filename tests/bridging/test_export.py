@@ -16,7 +16,7 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.graft import Graft
-from clipgraft.models.pins import PINS
+from clipgraft.models.hub import PINS
 from clipgraft.reporting.export_card import Facts, model_card, public_name, public_recipe
 from helpers import call, refused
 

@@ -9,10 +9,8 @@ from huggingface_hub import constants
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models import hub
-from clipgraft.models.hub import embedded_models, hub_is_reachable, resolve_model
-from clipgraft.models.pins import PINS
-from clipgraft.models.weight_files import Needed, Weights
-from clipgraft.models.weights import write_folder_atomically
+from clipgraft.models.hub import PINS, embedded_models, hub_is_reachable, resolve_model
+from clipgraft.models.weights import Needed, Weights, write_folder_atomically
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEEDED = Needed(("*.json",), (Weights("model"),))

@@ -12,9 +12,8 @@ from clipgraft.errors import CheckpointError
 from clipgraft.models import hub as hub_module
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
-from clipgraft.models.hub import fetch, find_model
-from clipgraft.models.pins import PINS, FileSum, Pin
-from clipgraft.models.weight_files import Needed, Weights
+from clipgraft.models.hub import PINS, FileSum, Pin, fetch, find_model
+from clipgraft.models.weights import Needed, Weights
 from hub_server import ask_only, file_entry, serve
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]

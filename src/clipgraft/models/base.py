@@ -36,13 +36,11 @@ from clipgraft.models.cross_attention import (
 )
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, read_defaults
-from clipgraft.models.hub import COMMIT, resolve_model
+from clipgraft.models.hub import COMMIT, PINS, resolve_model
 from clipgraft.models.loading import load_strictly, refuse_links_out
-from clipgraft.models.pins import PINS
 from clipgraft.models.single_file import load_single_file
 from clipgraft.models.tokenizer import load_tokenizer
-from clipgraft.models.weight_files import Needed, Weights
-from clipgraft.models.weights import module_sha256
+from clipgraft.models.weights import Needed, Weights, module_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.lineage import Stage, clip_lineage
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
-from clipgraft.models.weight_files import Needed, Weights
-from clipgraft.models.weights import MANIFEST_NAME, verify_model, write_folder_atomically
+from clipgraft.models.weights import MANIFEST_NAME, Needed, Weights, verify_model, write_folder_atomically
 from clipgraft.settings import ModelSettings
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))

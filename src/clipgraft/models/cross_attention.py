@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipgraft.errors import CheckpointError
 from clipgraft.models.loading import DIFFUSERS_STEM, read_weights, weight_paths
-from clipgraft.models.weight_files import FULL, HALF
+from clipgraft.models.weights import FULL, HALF
 
 Signs = Callable[[int, int], np.ndarray]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from clipgraft.models.configs import Checked, read_config
-from clipgraft.models.hub import HUB_ID, embedded_models
-from clipgraft.models.pins import PINS
+from clipgraft.models.hub import HUB_ID, PINS, embedded_models
 from clipgraft.settings import Guidance, Steps
 
 FILE_NAME = "generation_config.json"

@@ -30,8 +30,7 @@ from clipgraft.models.loading import (
     weight_paths,
 )
 from clipgraft.models.tokenizer import load_tokenizer
-from clipgraft.models.weight_files import FULL, HALF
-from clipgraft.models.weights import verify_model, write_folder_atomically
+from clipgraft.models.weights import FULL, HALF, verify_model, write_folder_atomically
 
 BASE_RECORD = "base.json"
 

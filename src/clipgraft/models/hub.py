@@ -1,14 +1,15 @@
-"""From a model's name to a folder or file on this machine: a path, an embedded model, or a hub id.
+"""Resolve a model's name (a path, an embedded model, a hub id) to a folder or file on this machine.
 
-The hub's library retries in silence for nearly a minute where there is no network; here it is asked once,
-briefly, before anything is downloaded. Only safetensors, JSON and text are fetched, and each file's sum is
-compared: with that of `pins.py` where it has one, else with the one that the hub lists for the commit. A
-token comes from the environment (HF_TOKEN) or the hub's own login; nothing here reads, takes or writes one.
+Only safetensors, JSON and text are downloaded, and each file's sum is compared each time: with `pins.json`,
+which has published models at one commit each, else with the sum that the hub lists for the commit. A token
+comes from the environment (HF_TOKEN) or the hub's own login; nothing here reads, takes or writes one.
 """
 
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,17 +22,15 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RevisionNotFoundError,
 )
+from pydantic import TypeAdapter
 
-import clipgraft
 from clipgraft.errors import CheckpointError, MissingFileError
 from clipgraft.files import file_sha256
-from clipgraft.models.pins import PINS, Pin
-from clipgraft.models.weight_files import Needed
-from clipgraft.models.weights import verify_folder
+from clipgraft.models.weights import Needed, verify_folder
 
 logger = logging.getLogger(__name__)
 
-ASSETS = Path(clipgraft.__file__).parent / "assets" / "flatland"
+ASSETS = Path(__file__).parents[1] / "assets" / "flatland"
 """The embedded models: `base/` in diffusers layout, `clip/` in transformers layout, `probe.safetensors`."""
 HUB_TIMEOUT_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -39,19 +38,40 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class FileSum(NamedTuple):
+    """Size and sha256 of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A published model at one commit."""
+
+    revision: str
+    files: Mapping[str, FileSum]
+    """Files that are loaded, by path; others are compared with the hub's own sums."""
+    license: str
+    mirrors: tuple[str, ...] = ()
+    """Hub ids with copies of the files, tried in turn where the model or its commit is gone."""
+
+
+PINS = TypeAdapter(dict[str, Pin]).validate_json(Path(__file__).with_name("pins.json").read_bytes())
+
+
 class Download(NamedTuple):
-    """What is to be fetched of a model."""
+    """Files to download of a model."""
 
     name: str
     revision: str
     files: dict[str, int]
     """Size in bytes by path."""
     pin: Pin | None
-    """Whose sums are compared."""
 
     @property
     def num_bytes(self) -> int:
-        """What is not in the cache yet."""
+        """Bytes that are not in the cache yet."""
         return sum(
             size
             for file, size in self.files.items()
@@ -60,22 +80,22 @@ class Download(NamedTuple):
 
 
 def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str | None = None) -> Path:
-    """Find a model on this machine, fetching it from the hub if need be.
+    """Find a model on this machine, or download it from the hub.
 
     Args:
         name: Folder or file; `flatland`; or a hub id, `owner/name`.
-        part: Part of flatland that is meant: "base" or "clip".
+        part: Part of flatland: "base" or "clip".
         needed: Files that it is loaded from.
-        revision: Commit of a hub id; without one, this package's own pin, or main with a warning. A branch or
-            a part of a commit is taken with a warning too.
+        revision: Commit of a hub id; None = the pinned one, or main with a warning. A branch, or a part of a
+            commit, is taken with a warning too.
 
     Returns:
         Path of a folder, or of a single file.
 
     Raises:
-        FileNotFoundError: If there is no such path and the name is no hub id.
-        CheckpointError: If flatland is not whole in this package, or the hub cannot be reached or has no such
-            model or commit, or a file's sum is another; names what to do.
+        MissingFileError: If there is no such path and the name is no hub id.
+        CheckpointError: If flatland is damaged, the hub cannot be reached or has no such model or commit, or
+            a file has another sum; says what to do.
     """
     if str(name) == "flatland":
         return embedded_models() / part
@@ -87,12 +107,7 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
 
 
 def find_model(name: str, revision: str | None, needed: Needed) -> Path | Download:
-    """Find a model of the hub in its cache, or say what is to be fetched.
-
-    Raises:
-        FileNotFoundError: If the name is no hub id.
-        CheckpointError: As `resolve_model`.
-    """
+    """Find a model in the hub's cache, else list the files to download; errors as of `resolve_model`."""
     if not HUB_ID.fullmatch(name):
         raise MissingFileError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
     pin = PINS.get(name)
@@ -101,12 +116,9 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
     if revision is None:
         logger.warning("%s without a revision is what its main branch holds today; pin a commit", name)
     elif not is_commit:
-        logger.warning(
-            "%s at revision %s is what that holds today%s; name a commit, 40 hexadecimal digits",
-            name,
-            revision,
-            ", and its files are not compared with this package's own sums" if pin else "",
-        )
+        unpinned = ", and its files are not compared with this package's own sums" if pin else ""
+        text = "%s at revision %s is what that holds today%s; name a commit, 40 hexadecimal digits"
+        logger.warning(text, name, revision, unpinned)
     if pin and revision != pin.revision:
         pin = None
     cached = _cached(name, revision, needed, pin, full_where_preferred=True)
@@ -116,8 +128,7 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
         return _ask_hub(name, revision, needed, pin)
     except HfHubHTTPError as error:
         for mirror in pin.mirrors if pin else ():
-            download = _ask_mirror(mirror, needed, pin)
-            if download:
+            if download := _ask_mirror(mirror, needed, pin):
                 logger.warning("the model hub refused %s; its copy %s has the same sums", name, mirror)
                 return download
         raise CheckpointError(_refused(name, revision, error)) from error
@@ -128,43 +139,46 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
         if cached:
             logger.warning("the model hub cannot be reached; using the copy of %s in its cache", name)
             return cached
-        raise CheckpointError(_unreachable(name, revision, error)) from error
+        pinned = f" --revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"no folder {name} here, and the model hub cannot be reached ({_first_line(error)}); fetch it "
+            f"where there is network with `hf download {name}{pinned} --local-dir DIR` and name DIR instead"
+        ) from error
 
 
 def fetch(download: Download) -> Path:
-    """Fetch files and compare their sums; finished ones are kept where it is cut off.
+    """Download files and compare their sums; after an interruption whole files are kept.
 
     Returns:
         Folder in the hub's cache.
 
     Raises:
-        CheckpointError: If a sum differs; the file is taken out of the cache. If the hub refuses a file, or
-            the connection fails again and again.
+        CheckpointError: If a sum differs (the file is removed from the cache), the hub refuses a file, or the
+            connection fails again and again.
     """
+    name, revision = download.name, download.revision
     try:
-        folder = Path(
-            snapshot_download(
-                download.name,
-                revision=download.revision,
-                allow_patterns=list(download.files),
-                etag_timeout=HUB_TIMEOUT_SECONDS,
-            )
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(download.files),
+            etag_timeout=HUB_TIMEOUT_SECONDS,
         )
     except HfHubHTTPError as error:
-        raise CheckpointError(_refused(download.name, download.revision, error)) from error
+        raise CheckpointError(_refused(name, revision, error)) from error
     except Exception as error:  # the hub's library has no class of its own for a connection that fails
         if isinstance(error, OSError) and not isinstance(error, (LocalEntryNotFoundError, ConnectionError)):
             raise  # the disk's
         raise CheckpointError(
-            f"the connection to the model hub failed while {download.name} was fetched "
-            f"({_first_line(error)}); run again: what is whole is kept"
+            f"the connection to the model hub failed while {name} was fetched ({_first_line(error)}); run "
+            "again: what is whole is kept"
         ) from error
-    _verify(download.name, folder, list(download.files), download.pin)
-    return folder
+    _verify(name, Path(folder), list(download.files), download.pin)
+    return Path(folder)
 
 
 def hub_is_reachable(timeout_seconds: float) -> bool:
-    """Whether the model hub answers; False too where HF_HUB_OFFLINE switches it off."""
+    """Whether the model hub answers; False too if HF_HUB_OFFLINE is set."""
     try:
         HfApi().model_info(next(iter(PINS)), timeout=timeout_seconds)
     except HfHubHTTPError:  # a refusal is an answer
@@ -176,10 +190,10 @@ def hub_is_reachable(timeout_seconds: float) -> bool:
 
 @cache
 def embedded_models() -> Path:
-    """Return the folder of the embedded models, its files compared with their sums.
+    """Return the folder of the embedded models after comparing the sums of its files.
 
     Raises:
-        CheckpointError: If a file is missing or differs; names it, its expected sum, and how to restore it.
+        CheckpointError: If a file is missing or differs; names it, its sum, and how to restore it.
     """
     try:
         verify_folder(ASSETS)
@@ -193,6 +207,7 @@ def embedded_models() -> Path:
 
 
 def _ask_hub(name: str, revision: str | None, needed: Needed, pin: Pin | None) -> Download:
+    # Asked once, briefly: the library's own download retries silently for nearly a minute without network.
     info = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     lacking = needed.lacking(sizes)
@@ -207,32 +222,28 @@ def _ask_hub(name: str, revision: str | None, needed: Needed, pin: Pin | None) -
 
 
 def _ask_mirror(name: str, needed: Needed, pin: Pin | None) -> Download | None:
-    """What a copy of a pinned model has, where it has all that is needed with the pinned sums."""
+    """List the pinned files of a copy; None where it has not all that is needed, or other large files."""
     assert pin is not None
     try:
         info = HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
     except Exception:  # it refuses, or the connection fails, for which the hub's library has no class
         return None
-    held = {file.rfilename: file for file in info.siblings or [] if file.rfilename in pin.files}
+    held = {file.rfilename: file.lfs for file in info.siblings or [] if file.rfilename in pin.files}
     files = needed.choose(held)
-    sums = {file: lfs["sha256"] for file in files if (lfs := held[file].lfs)}
-    if not files or any(sum_ != pin.files[file].sha256 for file, sum_ in sums.items()):
+    if not files or any((lfs := held[file]) and lfs["sha256"] != pin.files[file].sha256 for file in files):
         return None
-    # By branch, so that it is found in the cache without network; what it holds is told by the sums.
+    # By branch, so that it is found in the cache without network; the sums tell what it holds.
     return Download(name, "main", {file: pin.files[file].num_bytes for file in files}, pin)
 
 
 def _cached(
     name: str, revision: str | None, needed: Needed, pin: Pin | None, *, full_where_preferred: bool = False
 ) -> Path | None:
-    """Folder of an earlier download, where it holds all that is needed now, with the right sums."""
+    """Return the folder of an earlier download with all that is needed, its sums compared."""
     for repository in (name, *(pin.mirrors if pin else ())):
+        asked = revision if repository == name else None
         try:
-            folder = Path(
-                snapshot_download(
-                    repository, revision=revision if repository == name else None, local_files_only=True
-                )
-            )
+            folder = Path(snapshot_download(repository, revision=asked, local_files_only=True))
         except LocalEntryNotFoundError as error:
             path = getattr(error, "snapshot_path", None)  # a part of the repository is there
             if path is None:
@@ -240,29 +251,30 @@ def _cached(
             folder = Path(path)
         held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         files = needed.choose(held, full_where_preferred=full_where_preferred)
-        if files and set(needed.choose_texts(_listed(repository, folder.name))) <= set(files):
+        try:
+            listed = [file.path for file in get_cached_repo_tree(repository, revision=folder.name)]
+        except CachedRepoTreeNotFoundError:
+            listed = []
+        if files and set(needed.choose_texts(listed)) <= set(files):
             _verify(repository, folder, files, pin)
             return folder
     return None
 
 
-def _listed(name: str, commit: str) -> list[str]:
-    """Files that the hub listed for a commit, as the cache remembers them; none where it does not."""
-    try:
-        return [file.path for file in get_cached_repo_tree(name, revision=commit)]
-    except CachedRepoTreeNotFoundError:
-        return []
-
-
 def _verify(name: str, folder: Path, files: list[str], pin: Pin | None) -> None:
     for file in files:
         path = folder / file
-        expected, whose = _listed_sum(path), "the hub lists"
+        # The hub's cache names a file by its listed sum: sha256 of large ones, git's of small ones.
+        expected, whose = path.readlink().name if path.is_symlink() else "", "the hub lists"
         if pin and file in pin.files:
             expected, whose = pin.files[file].sha256, "this package pins"
-        if not expected:
+        if SHA256.fullmatch(expected):
+            found = file_sha256(path)
+        elif COMMIT.fullmatch(expected):
+            content = path.read_bytes()
+            found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        else:
             continue
-        found = _git_sum(path) if COMMIT.fullmatch(expected) else file_sha256(path)
         if found == expected:
             continue
         if path.is_symlink():
@@ -272,18 +284,6 @@ def _verify(name: str, folder: Path, files: list[str], pin: Pin | None) -> None:
             f"{file} of {name} has sum {found}, but {whose} {expected}; it was not loaded and is out of the "
             "cache: run again to fetch it anew, and if it differs again, do not use that copy"
         )
-
-
-def _listed_sum(path: Path) -> str:
-    """Sum that the hub listed, by which its cache names a file: sha256 of large ones, git's of small ones."""
-    name = path.readlink().name if path.is_symlink() else ""
-    return name if COMMIT.fullmatch(name) or SHA256.fullmatch(name) else ""
-
-
-def _git_sum(path: Path) -> str:
-    """Sum of a file as git takes it."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _refused(name: str, revision: str | None, error: HfHubHTTPError) -> str:
@@ -297,14 +297,6 @@ def _refused(name: str, revision: str | None, error: HfHubHTTPError) -> str:
     return (
         f"no folder {name} here, and the model hub refused {name} at revision {shown}: {reason}; if it is "
         "private or gated, log in with `hf auth login` or set HF_TOKEN"
-    )
-
-
-def _unreachable(name: str, revision: str | None, error: Exception) -> str:
-    pin = f" --revision {revision}" if revision else ""
-    return (
-        f"no folder {name} here, and the model hub cannot be reached ({_first_line(error)}); fetch it where "
-        f"there is network with `hf download {name}{pin} --local-dir DIR` and name DIR instead"
     )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from clipgraft.errors import CheckpointError
 from clipgraft.files import read_json
 from clipgraft.models.configs import Checked, loading, read_config
-from clipgraft.models.weight_files import FULL, HALF, find_weights
+from clipgraft.models.weights import FULL, HALF, find_weights
 
 SHOWN_KEYS = 5
 """Weights that an error names; a wrong checkpoint lacks hundreds."""
@@ -93,7 +93,7 @@ def weight_paths(folder: Path, stem: str, variants: Collection[str]) -> list[Pat
         CheckpointError: If there are none, or an index names anything but safetensors of that folder.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    files, _ = find_weights(names, stem, tuple(variants))
+    files = find_weights(names, stem, tuple(variants))
     indices = [f"{stem}.safetensors.index{'.' if variant else ''}{variant}.json" for variant in variants]
     # Without whole weights an index is read too, so that what it lacks is named.
     index = files[0] if files else next((name for name in indices if name in names), "")

@@ -1,17 +1,23 @@
-"""Folders of weights that are whole or not there at all, and that are verified before they are read.
+"""Weight folders: files by name (shards, fp16), written whole, listed with sums in `manifest.json`, verified.
 
-A folder is written beside its place, listed with sizes and checksums in `manifest.json`, and then renamed.
+Names that diffusers and transformers write:
+
+    model.safetensors        model.safetensors.index.json with model-00001-of-00002.safetensors
+    model.fp16.safetensors   model.safetensors.index.fp16.json with model.fp16-00001-of-00002.safetensors
 """
 
 import errno
+import fnmatch
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,28 +28,94 @@ from clipgraft.files import atomic_write, file_sha256, read_json
 
 MANIFEST_NAME = "manifest.json"
 DECIDING_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-"""Of files that libraries look for beside a model: configurations, vocabularies, adapters, weights."""
+"""Files that libraries look for beside a model: configurations, vocabularies, adapters, weights."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL, HALF = "", "fp16"
+"""Variants of weights, as diffusers and transformers name them."""
+SHARD = re.compile(r"-\d+-of-(\d+)")
+
+
+class Weights(NamedTuple):
+    """Weights of one model."""
+
+    stem: str
+    """Path without its endings: `unet/diffusion_pytorch_model`."""
+    prefer_half: bool = False
+    is_optional: bool = False
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Files that a model is loaded from."""
+
+    texts: tuple[str, ...]
+    """Patterns of configurations and vocabularies, of which whatever is there is taken."""
+    weights: tuple[Weights, ...]
+
+    def choose(self, held: Collection[str], *, full_where_preferred: bool = False) -> list[str]:
+        """Return the needed files among those held; none if weights are missing.
+
+        Args:
+            held: Paths relative to the model's root.
+            full_where_preferred: Do not take half precision where full is preferred.
+        """
+        chosen = self.choose_texts(held)
+        for weights in self.weights:
+            variants: tuple[str, ...] = (HALF, FULL) if weights.prefer_half else (FULL, HALF)
+            if full_where_preferred and not weights.prefer_half:
+                variants = (FULL,)
+            files = find_weights(held, weights.stem, variants)
+            if not files and not weights.is_optional:
+                return []
+            chosen += files
+        return chosen
+
+    def choose_texts(self, held: Collection[str]) -> list[str]:
+        """Return the configurations and vocabularies among the files held."""
+        return sorted({name for pattern in self.texts for name in fnmatch.filter(held, pattern)})
+
+    def lacking(self, held: Collection[str]) -> str:
+        """Return the name of the first missing weights; empty if none are missing."""
+        stems = (weights.stem for weights in self.weights if not weights.is_optional)
+        missing = (stem for stem in stems if not find_weights(held, stem, (FULL, HALF)))
+        return next((f"{stem}.safetensors" for stem in missing), "")
+
+
+def find_weights(held: Collection[str], stem: str, variants: Sequence[str]) -> list[str]:
+    """Return a model's weight files, of shards the index first; none where they are not complete.
+
+    Args:
+        held: Names of files.
+        stem: Of the weights.
+        variants: Most wanted first.
+    """
+    for variant in variants:
+        dotted = f".{variant}" if variant else ""
+        whole = f"{stem}{dotted}.safetensors"
+        if whole in held:
+            return [whole]
+        index = f"{stem}.safetensors.index{dotted}.json"
+        shards = sorted(
+            {
+                name
+                for pattern in (f"{stem}{dotted}-*-of-*.safetensors", f"{stem}-*-of-*{dotted}.safetensors")
+                for name in fnmatch.filter(held, pattern)
+                if variant or f".{HALF}" not in name
+            }
+        )
+        number = SHARD.search(shards[0]) if shards else None
+        if index in held and number and len(shards) == int(number[1]):
+            return [index, *shards]
+    return []
 
 
 @contextmanager
 def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
-    """Give a folder to write in, which becomes `out_dir` when the block ends without an error.
-
-    What `out_dir` held before stays until the new content is complete on disk, and is then replaced.
-
-    Args:
-        out_dir: The folder to make; its parents are made too.
-
-    Yields:
-        An empty folder on the same file system.
+    """Give an empty folder that replaces `out_dir`, with a manifest, when the block ends without an error.
 
     Raises:
         CheckpointError: If no space is left; `out_dir` is as it was before.
-
-    Side effects:
-        Writes `manifest.json` into the folder.
     """
     temporary = out_dir.with_name(f".{out_dir.name}.part")
     replaced = out_dir.with_name(f".{out_dir.name}.replaced")
@@ -68,17 +140,11 @@ def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
 
 
 def verify_folder(folder: Path) -> set[str]:
-    """Compare a folder with its manifest.
-
-    Args:
-        folder: Written by `write_folder_atomically`; files that the manifest does not list are let be.
-
-    Returns:
-        Names of the files listed, relative to the folder.
+    """Compare a folder with its manifest; return the names listed. Other files are ignored.
 
     Raises:
-        CheckpointError: If there is no manifest, or it is damaged, or a listed file is missing or differs in
-            size or content; names the file and the sha256 that it should have.
+        CheckpointError: If there is no manifest, it is damaged, or a listed file is missing or differs; names
+            the file and the sha256 that it should have.
     """
     listed = _read_manifest(folder)
     for name, (size, checksum) in listed.items():
@@ -102,11 +168,10 @@ def verify_folder(folder: Path) -> set[str]:
 
 
 def verify_model(folder: Path) -> None:
-    """Compare a model's folder with its manifest, which must list every file that decides the model.
+    """Compare a model's folder with its manifest, which must list weights and every deciding file.
 
     Raises:
-        CheckpointError: As `verify_folder`; or if a configuration, a vocabulary or weights are there that the
-            manifest does not list, or it lists no weights; names the file.
+        CheckpointError: As `verify_folder`; or if a configuration, vocabulary or weights are not listed.
     """
     listed = verify_folder(folder)
     for path in sorted(folder.iterdir()):
@@ -119,7 +184,7 @@ def verify_model(folder: Path) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of each file listed."""
+    """Return size and sha256 of each file listed."""
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
         raise CheckpointError(
@@ -143,12 +208,12 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def module_sha256(module: torch.nn.Module) -> str:
-    """Checksum of a module's parameters and buffers, as `tensors_sha256`."""
+    """Return `tensors_sha256` of a module's parameters and buffers."""
     return tensors_sha256(module.state_dict())
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Checksum of named tensors: names, dtypes, shapes and values, hexadecimal."""
+    """Return the sha256 (hex) of named tensors: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -202,7 +267,7 @@ def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's list of names."""
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipgraft.models.pins import PINS
+from clipgraft.models.hub import PINS
 
 OPENRAIL = "CreativeML OpenRAIL-M"
 OPENRAIL_TEXT = "https://huggingface.co/spaces/CompVis/stable-diffusion-license"
