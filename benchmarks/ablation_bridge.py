@@ -47,9 +47,9 @@ from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
 from clipgraft.files import read_json, write_bytes, write_json
 from clipgraft.finetuning.finetune import finetune
-from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher
+from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
 from clipgraft.generation.generator import ImageGenerator, load_generators
-from clipgraft.generation.params import Job
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.graft import Graft
@@ -57,7 +57,7 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.models.weights import write_tensors
 from clipgraft.reporting.plots import FONT_POINTS, LIGHT, render_figure, style_axes
 from clipgraft.runs.run import METRICS_NAME, Run
-from unseen_words import unseen_word_prompts
+from clipgraft.settings import SamplingParams
 
 TEACHER = "teacher"
 VARIANTS = (
@@ -260,9 +260,9 @@ class Ablation:
     def _picture_figures(self, graft: Path | None, folder: Path) -> dict[str, float]:
         """Prompt fidelity, with plain words and with those kept from the teacher; likeness to its own."""
         prompts = fidelity_prompts()[: self.num_prompts]
-        words = unseen_word_prompts()[: self.num_kept_word_prompts]
+        words = kept_word_prompts()[: self.num_kept_word_prompts]
         texts = [prompt.text for prompt in prompts]
-        texts += [text for prompt in words for text in (prompt.unseen, prompt.plain)]
+        texts += [text for prompt in words for text in (prompt.kept, prompt.plain)]
         encoders = {folder.name: graft}
         [(_, generator)] = load_generators(encoders, base=self.recipe.base.name, device=self.device.type)
         pixels = self._draw(generator, texts, folder.name)
@@ -294,16 +294,11 @@ class Ablation:
         """Pictures of the texts, (N, 3, 128, 128) uint8."""
         settings, first = self.recipe.evaluate, self.recipe.seed * SEEDS_APART
         jobs = generator.resolve(
-            Job(
-                text,
-                first + index,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-            )
+            ImageRequest(text, SamplingParams.of(settings, seed=first + index, num_images_per_prompt=1))
             for index, text in enumerate(texts)
         )
         with track(f"drawing for {name}", sum(job.num_steps for job in jobs)) as update:
-            pictures = generator.draw(
+            pictures = generator.sample(
                 jobs,
                 batch_size=settings.batch_size,
                 on_step=lambda done, _total: update(done, "steps"),

@@ -32,14 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
-from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
+from clipgraft.generation.engines.attach import prepare_base, set_approximations
 from clipgraft.generation.engines.engine import choose_engine
-from clipgraft.generation.engines.options import SpeedOptions
-from clipgraft.generation.params import Job
-from clipgraft.generation.pipeline import build_pipeline, draw
+from clipgraft.generation.pipeline import build_pipeline, sample
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models import sd15
 from clipgraft.models.base import FrozenBase
+from clipgraft.settings import InferenceConfig, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_size import write_sd15_checkpoint
@@ -79,7 +79,7 @@ def load(options: argparse.Namespace, unet_dtype: torch.dtype, rest: torch.dtype
 def on_engine(options: argparse.Namespace, engine: str, dtype: torch.dtype, **speed: Any) -> FrozenBase:
     """The base on an engine, as `clipgraft generate` has it."""
     base = load(options, dtype)
-    settings = SpeedOptions(engine=engine, **speed)
+    settings = InferenceConfig(engine=engine, **speed)
     made = choose_engine(settings, CPU, cache_dir() / "openvino")
     made.dtype = dtype
     prepare_base(base, made, settings)
@@ -210,7 +210,7 @@ def row_whole_picture(options: argparse.Namespace) -> dict[str, Any]:
     step, decode = unet_step(base, F32, 2, options.size), decode_step(base, F32, options.size)
 
     def picture() -> None:
-        picture = next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=20)]))
+        picture = next(sample(pipeline, [ImageRequest(PROMPTS[0], SamplingParams(num_inference_steps=20))]))
         with tempfile.TemporaryDirectory() as folder:
             picture.image.save(Path(folder) / "picture.png")
 
@@ -243,7 +243,9 @@ def draw_for_memory(options: argparse.Namespace, engine: str) -> None:
     threading.Thread(target=watch_own_memory, args=(own,), daemon=True).start()
     base = load(options, BF16, BF16) if engine == "stock" else on_engine(options, engine, BF16)
     pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
-    next(draw(pipeline, [Job(PROMPTS[0], num_inference_steps=2)])).image.save(os.devnull, format="PNG")
+    next(sample(pipeline, [ImageRequest(PROMPTS[0], SamplingParams(num_inference_steps=2))])).image.save(
+        os.devnull, format="PNG"
+    )
     print(json.dumps({"resident": bytes_in_status("VmHWM"), "own": own[0]}))
 
 
@@ -295,8 +297,11 @@ def row_feature_cache(options: argparse.Namespace) -> dict[str, Any]:
 def flatland_pictures(pipeline: Any, steps: int, scheduler: str = "dpm++") -> list[Image.Image]:
     """The eight prompts, one seed each."""
     pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler)
-    jobs = [Job(prompt, seed, num_inference_steps=steps) for seed, prompt in enumerate(PROMPTS)]
-    return [picture.image for picture in draw(pipeline, jobs, batch_size=8)]
+    jobs = [
+        ImageRequest(prompt, SamplingParams(seed=seed, num_inference_steps=steps))
+        for seed, prompt in enumerate(PROMPTS)
+    ]
+    return [picture.image for picture in sample(pipeline, jobs, batch_size=8)]
 
 
 def closeness(images: list[Image.Image], references: list[Image.Image]) -> dict[str, float]:
@@ -381,11 +386,11 @@ def row_shortcuts(options: argparse.Namespace) -> dict[str, Any]:
     }
     variants: dict[str, Step] = {}
     for name, (shortcut, steps, scheduler) in settings.items():
-        speed = SpeedOptions(**shortcut)
+        speed = InferenceConfig(**shortcut)
         base = FrozenBase.load("flatland")
         prepare_base(base, choose_engine(speed, CPU, cache_dir() / "openvino"), speed)
         pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
-        set_shortcuts(pipeline, speed)
+        set_approximations(pipeline, speed)
         variants[name] = partial(flatland_pictures, pipeline, steps, scheduler)
     medians = take_turns(variants, options.repeats)
     reference = variants["default, 25 steps"]()

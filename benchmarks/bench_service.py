@@ -95,7 +95,7 @@ def overhead(studio: Studio, rounds: int) -> dict:
 
     def in_process(seed: int) -> float:
         begun = time.perf_counter()
-        generator.generate(PROMPT, seed=seed, steps=STEPS, guidance_scale=3.0)
+        generator.generate(PROMPT, seed=seed, num_inference_steps=STEPS, guidance_scale=3.0)
         return time.perf_counter() - begun
 
     for draw in (in_process, studio.draw):
@@ -124,7 +124,9 @@ def eight_clients(studio: Studio, images: int, rounds: int) -> dict:
 
     def in_process(batch_size: int) -> float:
         begun = time.perf_counter()
-        generator.generate([PROMPT] * images, steps=STEPS, guidance_scale=3.0, batch_size=batch_size)
+        generator.generate(
+            [PROMPT] * images, num_inference_steps=STEPS, guidance_scale=3.0, batch_size=batch_size
+        )
         return images / (time.perf_counter() - begun)
 
     in_process(1), in_process(CLIENTS)

@@ -1,9 +1,11 @@
-"""The command line called in this process or apart, for tests."""
+"""The command line called in this process or apart, and image requests, for tests."""
 
 import subprocess
 import sys
 
 from clipgraft.cli import app as cli
+from clipgraft.generation.requests import ImageRequest
+from clipgraft.settings import SamplingParams
 
 RECIPE = """
 [data]
@@ -51,3 +53,8 @@ def run_apart(*arguments: str, **options: object) -> subprocess.CompletedProcess
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "clipgraft", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+def image_request(prompt: str, seed: int = 0, **params: object) -> ImageRequest:
+    """Make a request from fields of `SamplingParams`."""
+    return ImageRequest(prompt, SamplingParams.build({"seed": seed, **params}))

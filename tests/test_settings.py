@@ -16,8 +16,8 @@ def test_fields_are_changed_by_name():
     ("values", "message"),
     [
         ({"hiden_size": 8}, "unknown setting 'hiden_size'; did you mean 'hidden_size'?"),
-        ({"zzz": 8}, "unknown setting 'zzz'; known: learning_rate"),
-        ({"hidden_size": "8"}, "setting 'hidden_size': Input should be a valid integer; got '8'"),
+        ({"zzz": 8}, "unknown setting 'zzz'; known here: learning_rate"),
+        ({"hidden_size": "8"}, "setting 'hidden_size': input should be a valid integer; got '8'"),
     ],
 )
 def test_a_wrong_field_or_value_is_named(values, message):

@@ -4,7 +4,6 @@ A recipe is a whole run in one TOML file. Precedence: field default < recipe fil
 module imports no torch.
 """
 
-import difflib
 import json
 import logging
 import re
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from clipgraft.errors import MissingFileError, UserError
+from clipgraft.errors import MissingFileError, UserError, explain
 from clipgraft.files import LONE_SURROGATE, read_toml
 from clipgraft.settings import (
     MODEL,
@@ -126,7 +125,7 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(explain(error, Recipe, "recipe key")) from None
 
 
 def _build(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
@@ -218,22 +217,6 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    dotted = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = Recipe
-        for part in location[:-1]:
-            model = model.model_fields[part].annotation  # type: ignore[assignment]
-        known = list(model.model_fields)
-        nearest = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
-        return f"unknown recipe key {dotted!r}; {hint}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"recipe key {dotted!r}: {message}; got {first['input']!r}"
 
 
 def demo() -> Recipe:

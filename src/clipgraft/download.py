@@ -13,12 +13,11 @@ from clipgraft.config import ModelSettings, Recipe
 from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.engine import choose_engine
-from clipgraft.generation.engines.options import DEFAULT_SPEED
-from clipgraft.generation.generate import speed_of
 from clipgraft.models import clip
 from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
 from clipgraft.models.weights import Needed
+from clipgraft.settings import InferenceConfig
 
 
 def prefetch(recipe: Recipe) -> int:
@@ -76,8 +75,8 @@ def run_files(unet_dtype: torch.dtype) -> Needed:
 def _unet_dtype(recipe: Recipe) -> torch.dtype:
     """Return the widest dtype in which a stage of a run uses the U-Net."""
     device = choose_device(recipe.device)
-    speeds = [speed_of(recipe.generate), *([DEFAULT_SPEED] if recipe.evaluate.num_prompts else [])]
-    dtypes = [choose_engine(speed, device, cache_dir() / "openvino").dtype for speed in speeds]
+    configs = [recipe.generate, *([InferenceConfig()] if recipe.evaluate.num_prompts else [])]
+    dtypes = [choose_engine(config, device, cache_dir() / "openvino").dtype for config in configs]
     if recipe.refine.num_epochs:
         dtypes.append(PRECISION_DTYPES[choose_mixed_precision(recipe.refine.mixed_precision, device)])
     return torch.float32 if torch.float32 in dtypes else dtypes[0]

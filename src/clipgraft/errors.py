@@ -1,7 +1,11 @@
 """User-facing errors and their one-line messages."""
 
+import difflib
 import errno
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does without
+    from pydantic import BaseModel, ValidationError
 
 NO_SPACE = "no space left on the disk"
 """So begins what is said of a full disk."""
@@ -54,3 +58,29 @@ def is_user_error(error: Exception) -> bool:
     Everything else, also a `ValueError` raised by our own code, is a bug of ours and keeps its traceback.
     """
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+def explain(error: "ValidationError", model: "type[BaseModel]", kind: str) -> str:
+    """Format the first problem of a validation as one line.
+
+    Args:
+        error: Raised by `model`.
+        model: Its field names are offered in place of an unknown one.
+        kind: What a field is called, such as "recipe key".
+    """
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _names_beside(location, model)
+        nearest = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
+        return f"unknown {kind} {dotted!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{kind} {dotted!r}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
+
+
+def _names_beside(location: list[str], model: "type[BaseModel]") -> list[str]:
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return list(model.model_fields)

@@ -235,5 +235,16 @@ def _refuse_depth_and_surrogates(value: Any, complaint: str, error: type[UserErr
     raise error(f"{complaint} as read here: nested deeper than {MAX_DEPTH}")
 
 
+def whole_characters(text: str) -> str:
+    """Return a text unless it holds half a character (a lone surrogate), which no file can hold.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if LONE_SURROGATE.search(text):
+        raise ValueError("it holds half a character (a lone surrogate)")
+    return text
+
+
 def _type_name(value: Any) -> str:
     return next((name for kind, name in JSON_TYPES.items() if isinstance(value, kind)), type(value).__name__)

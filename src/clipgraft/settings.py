@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, explain
+from clipgraft.files import whole_characters
 
 
 def _absolute(text: str) -> str:
@@ -51,30 +51,94 @@ FROM_LIST = Field(strict=False)
 """TOML and JSON have lists and no tuples."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+MAX_SIDE = 2**16
+"""Pixels; more than any machine here could generate (a guess)."""
+SIZE_MULTIPLE = 8
+"""Pixels per latent position of Stable Diffusion's VAE."""
+Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
+"""Pixels; 0 = the base's own size."""
+Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
+_NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
+OptionalPath = Annotated[LocalPath, _NO_PATH]
+"""A `LocalPath` that also takes a `Path`, or None for none."""
+
+
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise ValueError("the second share of the steps must be above the first")
+    return interval
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys and values of another type."""
 
     # Strict: else `true` would be 1 worker, and a text a learning rate.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def updated(self, values: Mapping[str, object]) -> Self:
-        """Return the settings with some fields changed.
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Check values that a user gave.
 
         Raises:
-            UserError: If there is no such field, naming the nearest one; or a value is not allowed.
+            UserError: One line naming the first wrong value, or the nearest name for an unknown one.
         """
-        known = type(self).model_fields
-        for name in values:
-            if name not in known:
-                nearest = get_close_matches(name, known, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-                raise UserError(f"unknown setting {name!r}; {hint}")
         try:
-            return type(self).model_validate({**self.model_dump(), **values})
+            return cls.model_validate(dict(values))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise UserError(f"setting {place!r}: {first['msg']}; got {first['input']!r}") from None
+            raise UserError(explain(error, cls, "setting")) from None
+
+    @classmethod
+    def of(cls, settings: "Section", **changes: Any) -> Self:
+        """Take the fields that this model shares with other settings, with some of them changed."""
+        shared = cls.model_fields.keys() & type(settings).model_fields.keys()
+        return cls.build({name: getattr(settings, name) for name in shared} | changes)
+
+    def updated(self, values: Mapping[str, object]) -> Self:
+        """Return the settings with some fields changed; raises as `build`."""
+        return self.build({**self.model_dump(), **values})
+
+
+class TextToImageParams(Section):
+    """Sampling of images from text alone, in diffusers' names."""
+
+    negative_prompt: Annotated[str, AfterValidator(whole_characters)] = ""
+    """What to lead away from."""
+    seed: Seed = 0
+    """Of a prompt's first image; the next ones count up."""
+    num_images_per_prompt: Count = 1
+    num_inference_steps: Steps | None = None
+    """None = the base's own, as for the next one."""
+    guidance_scale: Guidance | None = None
+    scheduler: Scheduler = "dpm++"
+    """DPM-Solver++ 2M with Karras sigmas; pndm in 50 steps is Stable Diffusion's own, lcm for few steps."""
+    height: Side = 0
+    """Pixels, a multiple of 8; 0 = the base's own size."""
+    width: Side = 0
+
+
+class SamplingParams(TextToImageParams):
+    """Sampling of images, from every interface down to the sampler."""
+
+    init_image: OptionalPath = ""
+    """JPEG, PNG or WebP to start from, cropped to height and width; empty: noise alone."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the steps that change `init_image`; 1 = nothing of it is left."""
+
+
+class InferenceConfig(Section):
+    """What runs a base's networks, and which approximations save time."""
+
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """Runs the U-Net and the VAE's decoder; the image is the same up to rounding."""
+    compile: bool = False
+    """Compile torch's networks at their first run; pays after many images. The same up to rounding."""
+    guidance_interval: Annotated[tuple[Share, Share], FROM_LIST, AfterValidator(_rising)] = (0.0, 1.0)
+    """Shares of the steps between which there is guidance. Not 0 and 1: another image."""
+    feature_cache: Count = 1
+    """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another image."""
+    lora: OptionalPath = ""
+    """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another image."""
 
 
 class DataSettings(Section):
@@ -87,16 +151,14 @@ class DataSettings(Section):
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0
-    """Use the first n validation images only; 0 = all."""
+    """As `max_train_images`, like the next one."""
     max_test_images: Every = 0
-    """Use the first n test images only; 0 = all."""
 
 
 class ModelSettings(Section):
-    """A model as a folder, a hub id, or one of the named ones."""
+    """A model: folder, hub id, `.safetensors` file (bases only) or `flatland`."""
 
     name: ModelName
-    """Folder, hub id, `.safetensors` file (bases only) or `flatland`."""
     revision: str = ""
     """Commit of a hub id, 40 hexadecimal digits; empty: its own pin, or main with a warning."""
 
@@ -223,8 +285,7 @@ class RefineSettings(TrainSettings):
     feature_weight: NotNegative = 0.1
     """Of the relative error of each U-Net block's output against the teacher's."""
     teacher_end: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the last two weights that is left at the end; they fall evenly. Below 1 lets the pictures pull
-    beyond what the base's own text encoder knows."""
+    """Share of the last two weights that is left at the end; below 1 the images pull beyond the teacher."""
     caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of captions replaced by the empty prompt."""
     timestep_sampling: Literal["uniform", "high_noise"] = "uniform"
@@ -241,39 +302,15 @@ class RefineSettings(TrainSettings):
     """Compute the U-Net's activations twice instead of keeping them: less memory, a third more time."""
 
 
-class GenerateSettings(Section):
-    """Drawing pictures from prompts."""
+class GenerateSettings(SamplingParams, InferenceConfig):
+    """Generation of a run's images."""
 
     prompts: Annotated[tuple[str, ...], FROM_LIST] = (
         "A dog running on the beach at sunset",
         "A colorful garden with blooming flowers",
     )
-    negative_prompt: str = ""
-    num_images_per_prompt: Count = 1
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the first picture; the next ones count up."""
-    num_inference_steps: Steps | None = None
-    """Left out: those that suit the base."""
-    guidance_scale: Guidance | None = None
-    """1 = no guidance; left out: the one that suits the base."""
-    height: Every = 0
-    """Pixels, a multiple of 8; 0 = the base's own size."""
-    width: Every = 0
-    """Pixels, a multiple of 8; 0 = the base's own size."""
     batch_size: Count = 4
-    """Pictures drawn at once; does not change them."""
-    scheduler: Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"] = "dpm++"
-    """DPM-Solver++ 2M with Karras sigmas; pndm in 50 steps is Stable Diffusion's own, lcm for few steps."""
-    engine: Literal["auto", "torch", "openvino"] = "auto"
-    """What runs the U-Net and the VAE's decoder; the picture is the same up to rounding."""
-    compile: bool = False
-    """Compile torch's networks at their first run; pays after many pictures."""
-    guidance_interval: Annotated[tuple[Share, Share], FROM_LIST] = (0.0, 1.0)
-    """Shares of the steps between which there is guidance. Not 0 and 1: another picture."""
-    feature_cache: Count = 1
-    """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another picture."""
-    lora: LocalPath = ""
-    """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another picture."""
+    """Images generated at once; does not change them."""
 
 
 class AutoencoderSettings(TrainSettings):
@@ -336,27 +373,21 @@ class PretrainSettings(Section):
     probe: ProbeSettings = ProbeSettings()
 
 
-class EvaluateSettings(Section):
-    """How good pictures are, with each text encoder of a run, from the same prompts and seeds."""
+class EvaluateSettings(TextToImageParams):
+    """Evaluation of a run's text encoders, on the same prompts and seeds."""
 
     num_prompts: Every = 0
-    """Of each set: the first n held-out captions, of flatland's 240 fixed prompts, of `prompts`; 0 = not
-    evaluated."""
+    """First n of each set: held-out captions, flatland's 240 prompts, `prompts`; 0 = no evaluation."""
     num_images_per_prompt: Count = 1
     """2 or more also measure the diversity between seeds."""
     prompts: LocalPath = ""
     """Text file with a prompt a line, outside what CLIP was tuned on: shows what was forgotten."""
     scorer: ModelName = ""
-    """CLIP that scores pictures: folder, hub id or flatland; empty: the one that was fine-tuned, as it was
-    before, which is not independent."""
+    """CLIP that scores images: folder, hub id or flatland; empty: the one before fine-tuning."""
     scorer_revision: str = ""
-    """Commit of a hub id."""
     force: bool = False
-    """Measure distances between distributions however few pictures there are."""
-    num_inference_steps: Steps | None = None
-    """Left out: those that suit the base, as in `generate`."""
-    guidance_scale: Guidance | None = None
-    """Left out: the one that suits the base, as in `generate`."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of each set's first picture; the next ones count up."""
+    """Measure distances between distributions however few images there are."""
     batch_size: Count = 16
+
+
+DEFAULT_SAMPLING, DEFAULT_INFERENCE = SamplingParams(), InferenceConfig()

@@ -17,7 +17,8 @@ from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate_run import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune
 from clipgraft.generation.engines.lora import read_lora
-from clipgraft.generation.generate import DrawOptions, generate, jobs_of, speed_of
+from clipgraft.generation.generate import GenerateOptions, generate
+from clipgraft.generation.requests import image_requests
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
@@ -49,11 +50,12 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     tuned = recipe.clip.model_copy(update={"name": tuned_clip, "revision": ""})
     _train(recipe, recipe.model_copy(update={"clip": tuned}), folder, resume)
     encoders = run_encoders(folder)
-    options = DrawOptions(
-        device=recipe.device, batch_size=recipe.generate.batch_size, speed=speed_of(recipe.generate)
+    requests = image_requests(recipe.generate.prompts, recipe.generate)
+    options = GenerateOptions(
+        device=recipe.device, batch_size=recipe.generate.batch_size, inference=recipe.generate
     )
     with recorded_resources(folder / "generate"):
-        generate(jobs_of(recipe.generate), encoders, folder / "generate", options)
+        generate(requests, encoders, folder / "generate", options)
     if recipe.evaluate.num_prompts:
         evaluate_recipe(recipe, encoders, folder / "evaluate", clips=Run(folder).clips())
     page = report(folder)
@@ -107,7 +109,7 @@ def check(recipe: Recipe) -> None:
     device = choose_device(recipe.device)
     for settings in (recipe.finetune, recipe.bridge):
         choose_mixed_precision(settings.mixed_precision, device)
-    jobs_of(recipe.generate)
+    image_requests(recipe.generate.prompts, recipe.generate)
     if recipe.generate.lora:
         read_lora(Path(recipe.generate.lora))
     if recipe.evaluate.num_prompts and recipe.evaluate.prompts:

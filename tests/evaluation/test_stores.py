@@ -22,8 +22,7 @@ from clipgraft.files import file_sha256
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png
-from clipgraft.generation.pipeline import build_pipeline
-from clipgraft.generation.prompt_embeds import PromptStates
+from clipgraft.generation.pipeline import PromptEmbedCache, build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from clipgraft.models.hub import embedded_models
@@ -62,7 +61,7 @@ def base(base_dir) -> FrozenBase:
 def generator_of(base: FrozenBase) -> ImageGenerator:
     """In float32 on any machine, without an engine."""
     pipeline = build_pipeline(base, base.text_encoder)
-    return ImageGenerator(pipeline, base.scheduler, {}, PromptStates(pipeline), base.defaults)
+    return ImageGenerator(pipeline, base.scheduler, {}, PromptEmbedCache(pipeline), base.defaults)
 
 
 @pytest.fixture
@@ -235,7 +234,7 @@ def test_shuffled_floor_of_the_probe_is_each_picture_against_the_next_prompt(tmp
 def test_drawing_is_as_the_version_of_files_says():
     """flatland's own text encoder, four steps, in float32; another CPU rounds otherwise by less than 2."""
     generator = generator_of(FrozenBase.load("flatland"))
-    image = generator.generate("A dog on the beach", seed=0, steps=4, guidance_scale=3)[0].image
+    image = generator.generate("A dog on the beach", seed=0, num_inference_steps=4, guidance_scale=3)[0].image
     found = np.asarray(image, dtype=float).reshape(4, 32, 4, 32, 3).mean((1, 3)).round().astype(int)
     difference = np.abs(found - np.array(GOLDEN_PICTURE)).max()
     assert difference <= 2, (

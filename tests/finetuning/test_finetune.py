@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import tiny
-from clipgraft.cli import training as cli
+from clipgraft.cli import app as cli
 from clipgraft.config import build_recipe, load_recipe, to_toml
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset
@@ -318,7 +318,7 @@ def test_pictures_on_the_way_are_drawn_as_the_recipe_says(world, tmp_path):
 def test_picture_on_the_way_that_is_blocked_is_not_kept_and_it_is_said(world, tmp_path, capsys):
     base = tiny.write_checked_base(tmp_path / "base", threshold=-1.0)
     assert samples_of(world, base, tmp_path, prompts=["a dog"]) == {}
-    message = "note: step 1, picture 0 of 'a dog' is not there: blocked by the base's safety checker"
+    message = "note: step 1, image 0 of 'a dog' was not written: blocked by the base's safety checker"
     assert message in capsys.readouterr().err
 
 

@@ -8,10 +8,10 @@ import torch
 
 import clipgraft
 import tiny
-from clipgraft.generation.decoding import decode
+from clipgraft.generation.pipeline import decode
 
 
-def test_values_that_overflow_in_half_precision_are_decoded_again_in_float32():
+def test_half_precision_overflow_is_decoded_in_float32():
     pipeline = tiny.build_pipeline()
     latents = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -26,7 +26,7 @@ def test_values_that_overflow_in_half_precision_are_decoded_again_in_float32():
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 3
 
 
-def test_latents_that_are_no_numbers_are_a_failure_and_leave_their_neighbours_alone():
+def test_nan_latents_fail_and_leave_neighbours_alone():
     pipeline = tiny.build_pipeline()
     latents = torch.randn(2, 4, 8, 8)
     latents[1, 0, 0, 0] = float("nan")
@@ -35,7 +35,7 @@ def test_latents_that_are_no_numbers_are_a_failure_and_leave_their_neighbours_al
     assert np.array_equal(pictures[0], decode(pipeline, latents[:1])[0][0])
 
 
-def test_latents_that_are_no_numbers_do_not_keep_their_neighbours_from_being_decoded_again():
+def test_nan_latents_let_neighbours_be_decoded_again():
     pipeline = tiny.build_pipeline()
     latents = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -52,8 +52,8 @@ def test_latents_that_are_no_numbers_do_not_keep_their_neighbours_from_being_dec
 def test_bases_safety_checker_has_its_say(tmp_path, threshold, status):
     base = tiny.write_checked_base(tmp_path / "base", threshold)
     plain = tiny.write_base(tmp_path / "plain")
-    found = clipgraft.load(base, device="cpu").generate("A dog", steps=1)[0]
-    unchecked = clipgraft.load(plain, device="cpu").generate("A dog", steps=1)[0]
+    found = clipgraft.load(base, device="cpu").generate("A dog", num_inference_steps=1)[0]
+    unchecked = clipgraft.load(plain, device="cpu").generate("A dog", num_inference_steps=1)[0]
     assert found.status == status
     assert unchecked.status == "ok"
     expected = np.asarray(unchecked.image) * (status == "ok")
@@ -63,7 +63,7 @@ def test_bases_safety_checker_has_its_say(tmp_path, threshold, status):
 def test_safety_checker_that_is_named_but_not_there_is_said(tmp_path, caplog):
     base = tiny.write_checked_base(tmp_path / "base", 1.1)
     (base / "safety_checker" / "model.safetensors").unlink()
-    assert clipgraft.load(base, device="cpu").generate("A dog", steps=1)[0].status == "ok"
+    assert clipgraft.load(base, device="cpu").generate("A dog", num_inference_steps=1)[0].status == "ok"
     assert "pictures are drawn unchecked" in caplog.text
 
 

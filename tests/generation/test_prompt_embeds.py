@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from clipgraft.data.transforms import tokenize
-from clipgraft.generation.prompt_embeds import MAX_KEPT, PromptStates
+from clipgraft.generation.pipeline import MAX_CACHED_PROMPTS, PromptEmbedCache
 
 PROMPTS = ["A dog runs", "", "A red ball"]
 
@@ -19,15 +19,15 @@ def counted(pipeline):
 
 def test_states_are_diffusers_own():
     pipeline = tiny.build_pipeline()
-    states = PromptStates(pipeline)(PROMPTS)
+    states = PromptEmbedCache(pipeline)(PROMPTS)
     for prompt, found in zip(PROMPTS, states, strict=True):
         expected, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, False)
         assert torch.equal(found, expected[0])
 
 
-def test_each_prompt_is_encoded_once_and_the_negative_prompt_once_for_all():
+def test_each_prompt_is_encoded_once():
     pipeline = tiny.build_pipeline()
-    rows, states = counted(pipeline), PromptStates(pipeline)
+    rows, states = counted(pipeline), PromptEmbedCache(pipeline)
     states(PROMPTS)
     states([""] * 8)
     states(["A red ball", "A black cat"])
@@ -36,20 +36,20 @@ def test_each_prompt_is_encoded_once_and_the_negative_prompt_once_for_all():
 
 def test_other_weights_are_seen_after_forgetting():
     pipeline = tiny.build_pipeline()
-    states = PromptStates(pipeline)
+    states = PromptEmbedCache(pipeline)
     before = states(PROMPTS)
     with torch.no_grad():
         pipeline.text_encoder.final_layer_norm.bias += 1
-    states.forget()
+    states.clear()
     assert torch.allclose(states(PROMPTS), before + 1, atol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_prompts():
     pipeline = tiny.build_pipeline()
-    states = PromptStates(pipeline)
-    for index in range(MAX_KEPT + 20):
+    states = PromptEmbedCache(pipeline)
+    for index in range(MAX_CACHED_PROMPTS + 20):
         states([f"ball {index}"])
-    assert len(states._kept) == MAX_KEPT
+    assert len(states._embeds) == MAX_CACHED_PROMPTS
 
 
 LONG = "a black dog beside a skateboarding kite " * 12
@@ -61,7 +61,7 @@ def test_states_are_of_the_ids_that_are_measured(text):
     pipeline = tiny.build_pipeline()
     seen = []
     pipeline.text_encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    PromptStates(pipeline)([text])
+    PromptEmbedCache(pipeline)([text])
     measured = tokenize([text], pipeline.tokenizer, pad_to_context_length=True).input_ids
     assert torch.equal(seen[0], measured)
 
@@ -70,9 +70,9 @@ def test_states_are_of_the_ids_that_are_measured(text):
 def test_states_are_those_of_diffusers_own_pipeline(text):
     pipeline = tiny.build_pipeline()
     expected = pipeline.encode_prompt(text, "cpu", 1, False)[0]
-    assert torch.equal(PromptStates(pipeline)([text]), expected)
+    assert torch.equal(PromptEmbedCache(pipeline)([text]), expected)
 
 
 def test_a_prompt_that_names_eos_is_drawn_to_its_end():
-    states = PromptStates(tiny.build_pipeline())
+    states = PromptEmbedCache(tiny.build_pipeline())
     assert not torch.equal(states(["A dog <|endoftext|> on the beach"]), states(["A dog <|endoftext|>"]))

@@ -129,7 +129,7 @@ def test_a_scheduler_takes_its_largest_number_of_steps(name: str, num_train_time
     assert torch.isfinite(denoised).all()
 
 
-def test_the_embedded_bases_file_says_that_latents_are_not_clipped():
+def test_scheduler_of_flatland_does_not_clip_latents():
     path = embedded_models() / "base" / "scheduler" / "scheduler_config.json"
     assert json.loads(path.read_text())["clip_sample"] is False
     assert DDIMScheduler.from_pretrained(path.parent).config.clip_sample is False
@@ -147,7 +147,7 @@ def test_all_schedulers_draw_one_picture_on_flatland(steps: int):
     for name in SCHEDULERS:
         if name == "lcm":  # it draws fresh noise at every step
             continue
-        pictures = generator.generate(PROMPTS, scheduler=name, steps=steps, guidance_scale=3.0)
+        pictures = generator.generate(PROMPTS, scheduler=name, num_inference_steps=steps, guidance_scale=3.0)
         drawn[name] = np.stack([np.asarray(picture.image, dtype=np.float64) for picture in pictures])
     for one, other in itertools.combinations(drawn, 2):
         errors = np.square(drawn[one] - drawn[other]).mean(axis=(1, 2, 3))

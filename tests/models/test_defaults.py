@@ -9,7 +9,6 @@ import clipgraft
 import tiny
 from clipgraft.config import EvaluateSettings, GenerateSettings, Recipe, load_recipe, to_toml
 from clipgraft.errors import CheckpointError
-from clipgraft.generation.params import Job
 from clipgraft.models.defaults import (
     FILE_NAME,
     STABLE_DIFFUSION,
@@ -19,7 +18,7 @@ from clipgraft.models.defaults import (
 )
 from clipgraft.models.flatland_config import DRAWING_DEFAULTS
 from clipgraft.studio.catalog import Catalog
-from helpers import call
+from helpers import call, image_request
 
 OWN = {"guidance_scale": 4.5, "num_inference_steps": 3}
 
@@ -88,12 +87,14 @@ def test_what_is_named_wins(base, tmp_path):
 
 def test_python_draws_as_the_base_says(base):
     picture = clipgraft.load(base, device="cpu").generate("A dog")[0]
-    assert {name: getattr(picture.job, name) for name in OWN} == OWN
+    assert {name: getattr(picture.request.params, name) for name in OWN} == OWN
     assert {name: picture.metadata["job"][name] for name in OWN} == OWN
 
 
 def test_a_pipeline_without_a_base_draws_as_stable_diffusion():
-    assert Job("A dog").resolved(STABLE_DIFFUSION) == Job("A dog", num_inference_steps=25, guidance_scale=7.5)
+    assert image_request("A dog").resolved(STABLE_DIFFUSION) == image_request(
+        "A dog", num_inference_steps=25, guidance_scale=7.5
+    )
 
 
 def test_no_stage_and_no_command_has_a_number_of_its_own():
@@ -104,7 +105,7 @@ def test_no_stage_and_no_command_has_a_number_of_its_own():
 
     for name, command in typer.main.get_command(app).commands.items():
         for option in command.params:
-            if option.name in ("steps", "guidance_scale"):
+            if option.name in ("num_inference_steps", "guidance_scale"):
                 assert option.default is None, name
 
 

@@ -12,6 +12,7 @@ from clipgraft.studio.api import build_app
 from clipgraft.studio.events import MAX_STREAMS
 from clipgraft.studio.security import Access
 from clipgraft.studio.server import Server, _bound
+from helpers import image_request
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 JOB = {"prompt": "A dog", "steps": 3}
@@ -32,9 +33,9 @@ def port(service):
 
 
 def submit(service, **values) -> str:
-    from clipgraft.generation.params import Job
-
-    return service.submit("a", "generate", [("tiny/after", Job("A dog", num_inference_steps=3))] * 2)
+    return service.submit(
+        "a", "generate", [("tiny/after", image_request("A dog", num_inference_steps=3))] * 2
+    )
 
 
 def listen(port: int, job_id: str) -> socket.socket:

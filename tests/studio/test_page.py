@@ -9,10 +9,10 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from clipgraft.generation.params import Job
 from clipgraft.studio.api import build_app
 from clipgraft.studio.server import _bound
 from contrast import faint_texts
+from helpers import image_request
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -216,7 +216,7 @@ def test_settings_are_loaded_back_from_a_downloaded_image(page, tmp_path):
 
 
 def test_a_hostile_caption_stays_text_everywhere(page, service):
-    job_id = service.submit("a", "generate", [("tiny/after", Job(HOSTILE, num_inference_steps=1))])
+    job_id = service.submit("a", "generate", [("tiny/after", image_request(HOSTILE, num_inference_steps=1))])
     service.wait(job_id).result(timeout=30)
     view(page, "gallery")
     page.wait_for_selector("#gallery-images button")

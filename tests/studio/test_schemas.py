@@ -110,9 +110,12 @@ def test_bad_values_of_other_routes_are_refused_in_a_sentence(shared_client, pat
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 151}, "steps: Input should be less than or equal to 150; got 151"),
+        ({"steps": 151}, "num_inference_steps: Input should be less than or equal to 150; got 151"),
         ({"width": 1032}, "width: Input should be less than or equal to 1024; got 1032"),
-        ({"axes": [{"name": "steps", "values": [2, 151]}]}, "steps must be from 1 to 150; got 151"),
+        (
+            {"axes": [{"name": "steps", "values": [2, 151]}]},
+            "setting 'num_inference_steps': input should be less than or equal to 150; got 151",
+        ),
         ({"prompt2": "x" * 99}, f"prompt2: Extra inputs are not permitted; got '{'x' * 12}...{'x' * 13}'"),
     ],
 )

@@ -14,15 +14,22 @@ import torch
 from PIL import Image
 
 import clipgraft
-from clipgraft.generation.params import Job
 from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.settings import SamplingParams
 from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.service import Service, StoppedError
+from helpers import image_request
 
 AFTER = "tiny/after"
-DOG = Job("A dog runs on the beach", seed=3, num_inference_steps=3, guidance_scale=2.0)
-LONG = replace(DOG, num_inference_steps=150)
+DOG = image_request("A dog runs on the beach", seed=3, num_inference_steps=3, guidance_scale=2.0)
+
+
+def changed(request, *, prompt=DOG.prompt, **params):
+    return replace(request, prompt=prompt, params=SamplingParams.of(request.params, **params))
+
+
+LONG = changed(DOG, num_inference_steps=150)
 
 
 def outcome(service, job_id, seconds=30.0):
@@ -48,7 +55,7 @@ def test_the_fine_tuned_model_is_the_default(service):
 
 def test_a_batch_of_many_clients_equals_single_images(service, runs_dir):
     seeds = range(4)
-    ids = [service.submit(f"client {seed}", "generate", [(AFTER, replace(DOG, seed=seed))]) for seed in seeds]
+    ids = [service.submit(f"client {seed}", "generate", [(AFTER, changed(DOG, seed=seed))]) for seed in seeds]
     batches, take = [], service.queue.take
     service.queue.take = lambda most: batches.append(take(most)) or batches[-1]
     service.start()
@@ -56,7 +63,7 @@ def test_a_batch_of_many_clients_equals_single_images(service, runs_dir):
     assert [len(batch) for batch in batches if batch] == [4]
     alone = clipgraft.load(runs_dir / "tiny" / "bridge" / "graft", device="cpu")
     for seed, row in zip(seeds, drawn, strict=True):
-        image = next(alone.draw([replace(DOG, seed=seed)], batch_size=1))
+        image = next(alone.sample([changed(DOG, seed=seed)], batch_size=1))
         difference = np.abs(pixels(service, row.id) - np.asarray(image.image).astype(int))
         assert difference.max() <= tolerance()
     assert np.abs(pixels(service, drawn[0].id) - pixels(service, drawn[1].id)).max() > 20
@@ -125,7 +132,7 @@ def test_a_damaged_graft_fails_its_job_alone(service, own_run, tmp_path):
 
 def test_stopping_finishes_the_batch_and_keeps_what_waits(service, runs_dir, tmp_path):
     ids = [
-        service.submit("a", "generate", [(AFTER, replace(DOG, num_inference_steps=60 + n))]) for n in range(2)
+        service.submit("a", "generate", [(AFTER, changed(DOG, num_inference_steps=60 + n))]) for n in range(2)
     ]
     service.start()
     until(lambda: service.worker.progress)
@@ -142,7 +149,7 @@ def test_stopping_finishes_the_batch_and_keeps_what_waits(service, runs_dir, tmp
 
 def test_stopping_answers_an_unfinished_call(service):
     service.start()
-    job_id = service.submit("a", "call", [(AFTER, replace(LONG, seed=seed)) for seed in range(8)])
+    job_id = service.submit("a", "call", [(AFTER, changed(LONG, seed=seed)) for seed in range(8)])
     until(lambda: service.worker.progress)
     service.begin_to_stop()
     job = outcome(service, job_id)
@@ -181,13 +188,13 @@ def test_a_lost_waiter_does_not_keep_a_job_from_ending(service):
 @pytest.mark.parametrize(
     ("jobs", "message"),
     [
-        ([replace(DOG, num_inference_steps=151)], "151 steps; at most 150 are taken"),
-        ([replace(DOG, width=2048, height=64)], "2048 x 64 pixels; each side has from 64 to 1024"),
-        ([replace(DOG, width=8, height=8)], "8 x 8 pixels; each side has from 64 to 1024"),
+        ([changed(DOG, num_inference_steps=151)], "151 steps; at most 150 are taken"),
+        ([changed(DOG, width=2048, height=64)], "2048 x 64 pixels; each side has from 64 to 1024"),
+        ([changed(DOG, width=8, height=8)], "8 x 8 pixels; each side has from 64 to 1024"),
         ([DOG] * 17, "17 images; a job holds from 1 to 16"),
         ([], "0 images; a job holds from 1 to 16"),
         (
-            [replace(DOG, prompt="x" * 3000, negative_prompt="y" * 1001)],
+            [changed(DOG, prompt="x" * 3000, negative_prompt="y" * 1001)],
             "prompt and negative prompt have 4001 characters together; at most 4000 are taken",
         ),
     ],
@@ -199,7 +206,7 @@ def test_jobs_that_are_too_large_are_refused(service, jobs, message):
 
 def test_images_times_pixels_times_steps_are_bounded(runs_dir, tmp_path):
     service = Service(runs_dir, tmp_path, limits=Limits(max_pixel_steps=64 * 64 * 100))
-    jobs = [(AFTER, replace(DOG, width=64, height=64, num_inference_steps=60))] * 2
+    jobs = [(AFTER, changed(DOG, width=64, height=64, num_inference_steps=60))] * 2
     with pytest.raises(ValueError, match=r"2 images .* are 1\.2 times what one job may ask for"):
         service.submit("a", "generate", jobs)
 

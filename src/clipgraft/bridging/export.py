@@ -14,8 +14,7 @@ from clipgraft.console import say
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.files import write_json
-from clipgraft.generation.pipeline import build_pipeline
-from clipgraft.generation.prompt_embeds import prompt_input_ids
+from clipgraft.generation.pipeline import build_pipeline, prompt_input_ids
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Stage

@@ -41,7 +41,7 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Count every image and caption in, or out with a reason; show samples and caption lengths."""
-    from clipgraft.data.check import check_dataset, render
+    from clipgraft.data.check import check_dataset, render, to_json
     from clipgraft.data.formats import load_dataset
     from clipgraft.device import quiet_libraries
     from clipgraft.models.clip import load_clip
@@ -50,7 +50,7 @@ def data_check(
     quiet_libraries()
     check = check_dataset(dataset, tokenizer=load_clip(clip).tokenizer if clip else None)
     if as_json:
-        typer.echo(check.to_json())
+        typer.echo(to_json(check))
     else:
         Console().print(render(check))
 

@@ -1,8 +1,8 @@
-"""The commands that draw: generate, grid, compare."""
+"""The commands that generate images: generate, grid, compare."""
 
+import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,162 +11,207 @@ import typer
 from clipgraft.errors import UserError
 
 if TYPE_CHECKING:
-    from clipgraft.generation.generate import DrawOptions
-    from clipgraft.generation.params import Job
+    from clipgraft.generation.generate import GenerateOptions
+    from clipgraft.generation.image_folder import ImageRow
+    from clipgraft.generation.requests import ImageRequest
+    from clipgraft.settings import SamplingParams
 
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
+SAMPLING: dict[str, Any] = {
+    "negative_prompt": Annotated[
+        str | None, typer.Option("--negative-prompt", help="What to lead away from.")
+    ],
+    "seed": Annotated[int | None, typer.Option("--seed", help="Seed of each prompt's first image.")],
+    "num_images_per_prompt": Annotated[
+        int | None,
+        typer.Option("--num-images", help="Images per prompt; seeds count up."),
+    ],
+    "num_inference_steps": Annotated[
+        int | None,
+        typer.Option("--steps", help="Denoising steps; default: the base's own."),
+    ],
+    "guidance_scale": Annotated[
+        float | None,
+        typer.Option("--guidance-scale", help="Weight of the prompt, 1 = none; default: the base's own."),
+    ],
+    "scheduler": Annotated[
+        str | None,
+        typer.Option("--scheduler", help="dpm++, pndm, ddim, euler, unipc or lcm; changes the image."),
+    ],
+    "height": Annotated[int | None, typer.Option("--height", help="Pixels; default: the base's own.")],
+    "width": Annotated[int | None, typer.Option("--width", help="Pixels; default: the base's own.")],
+    "init_image": Annotated[
+        Path | None, typer.Option("--init-image", help="Image to start from, cropped to height and width.")
+    ],
+    "strength": Annotated[
+        float | None, typer.Option("--strength", help="Share of the steps that change --init-image.")
+    ],
+}
+"""An option for each field of `settings.SamplingParams`; what is left out takes the default there."""
+EXECUTION: dict[str, tuple[Any, Any]] = {
+    "base": (
+        Annotated[str, typer.Option("--base", help="Base, if not the one that the graft names.")],
+        "",
+    ),
+    "batch_size": (
+        Annotated[
+            int, typer.Option("--batch-size", help="Images at once; halved if memory does not suffice.")
+        ],
+        4,
+    ),
+    "device": (Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")], "auto"),
+    "offload": (
+        Annotated[
+            str,
+            typer.Option("--offload", help="For a small CUDA GPU: model, or sequential (least memory)."),
+        ],
+        "none",
+    ),
+    "no_metadata": (
+        Annotated[bool, typer.Option("--no-metadata", help="Write no metadata into the images.")],
+        False,
+    ),
+    "dry_run": (
+        Annotated[
+            bool, typer.Option("--dry-run", help="Print the number of images and steps, generate nothing.")
+        ],
+        False,
+    ),
+    "as_json": (
+        Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")],
+        False,
+    ),
+}
+"""Options of how to run, with their defaults."""
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 GraftOption = Annotated[
     Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")
 ]
-BaseOption = Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")]
-NegativeOption = Annotated[str, typer.Option("--negative-prompt", help="What to lead away from.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of each prompt's first picture.")]
-NumImagesOption = Annotated[int, typer.Option("--num-images", help="Pictures a prompt; seeds count up.")]
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Denoising steps; without it those that suit the base.")
-]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale", help="Weight of the prompt, 1 = none; without it the one that suits the base."
-    ),
-]
-SchedulerOption = Annotated[
-    str, typer.Option("--scheduler", help="dpm++, pndm, ddim, euler, unipc or lcm; gives another picture.")
-]
-HeightOption = Annotated[int, typer.Option("--height", help="Pixels; 0 = the base's own.")]
-WidthOption = Annotated[int, typer.Option("--width", help="Pixels; 0 = the base's own.")]
-InitImageOption = Annotated[
-    Path | None, typer.Option("--init-image", help="Picture to start from, cut to height and width.")
-]
-StrengthOption = Annotated[
-    float, typer.Option("--strength", help="Share of the steps that change --init-image.")
-]
-BatchOption = Annotated[
-    int, typer.Option("--batch-size", help="Pictures drawn at once; halved where memory does not suffice.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-OffloadOption = Annotated[
-    str, typer.Option("--offload", help="For a small CUDA GPU: model, or sequential (slower, least memory).")
-]
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        "--engine", help="auto, torch or openvino: what runs the U-Net. The same picture up to rounding."
-    ),
-]
-CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Compile torch's networks first: pays after many pictures.")
-]
-IntervalOption = Annotated[
-    tuple[float, float],
-    typer.Option(
-        "--guidance-interval", help="Guide between these shares of the steps alone; another picture."
-    ),
-]
-FeatureCacheOption = Annotated[
-    int, typer.Option("--feature-cache", help="Run the whole U-Net every N steps alone; another picture.")
-]
-LoraOption = Annotated[
-    str, typer.Option("--lora", help="LoRA for the U-Net, e.g. for few steps; another picture.")
-]
-NoMetadataOption = Annotated[
-    bool, typer.Option("--no-metadata", help="Write nothing into the pictures' files.")
-]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say count and time, and draw nothing.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Command = Callable[..., None]
 
 
-PromptsArgument = Annotated[
-    list[str], typer.Argument(help="What to draw; - reads prompts from standard input.")
-]
-FromFileOption = Annotated[
-    Path | None, typer.Option("--from-file", help="Prompts, one a line, or JSONL with settings of their own.")
-]
-SkipBadLinesOption = Annotated[
-    bool, typer.Option("--skip-bad-lines", help="Go on without lines that cannot be used.")
-]
-FromImageOption = Annotated[
-    Path | None, typer.Option("--from-image", help="Draw a picture of clipgraft's again, to the bit.")
-]
-GridOption = Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet, grid.png.")]
-ReferenceOption = Annotated[
-    bool, typer.Option("--reference", help="Stable Diffusion's own scheduler and steps: pndm, 50.")
-]
-CompareOption = Annotated[
-    bool, typer.Option("--compare", help="Draw with and without what changes the picture; PSNR, SSIM.")
-]
-PreviewOption = Annotated[
-    int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
-]
+def sampling_options(*, without: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
+    """Give a command the options of sampling and execution, as objects.
+
+    The command takes `params: SamplingParams` and `options: GenerateOptions`; in their place the command
+    line has an option for each field.
+
+    Args:
+        without: Fields of `SamplingParams` that the command has no option for.
+    """
+    sampling = {name: option for name, option in SAMPLING.items() if name not in without}
+
+    def decorate(command: Command) -> Command:
+        def run(**given: Any) -> None:
+            from clipgraft.settings import SamplingParams
+
+            chosen = {name: given.pop(name) for name in sampling}
+            params = {name: value for name, value in chosen.items() if value is not None}
+            execution = {name: given.pop(name) for name in EXECUTION}
+            command(params=SamplingParams.build(params), options=_options(**execution), **given)
+
+        own = inspect.signature(command).parameters.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [each for each in own if each.name not in ("params", "options")]
+        parameters += [
+            inspect.Parameter(name, keyword, default=None, annotation=option)
+            for name, option in sampling.items()
+        ]
+        parameters += [
+            inspect.Parameter(name, keyword, default=default, annotation=option)
+            for name, (option, default) in EXECUTION.items()
+        ]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [each.replace(kind=keyword) for each in parameters]
+        )
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
 
 BESIDE_FROM_IMAGE = {
     *("out", "prompts", "from_image", "graft", "base", "init_image", "engine", "lora", "device", "offload"),
     *("no_metadata", "dry_run", "as_json"),
 }
-"""Parameters of `generate` that have an effect where the picture says all others."""
+"""Parameters of `generate` that have an effect beside --from-image."""
 
 
+@sampling_options()
 def generate(
     ctx: typer.Context,
     out: OutOption,
-    prompts: PromptsArgument = [],  # noqa: B006  (typer copies it)
-    from_file: FromFileOption = None,
-    skip_bad_lines: SkipBadLinesOption = False,
-    from_image: FromImageOption = None,
+    params: "SamplingParams",
+    options: "GenerateOptions",
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to generate; - reads prompts from standard input.")
+    ] = [],  # noqa: B006  (typer copies it)
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from-file", help="Prompts, one per line, or JSONL with parameters of their own."),
+    ] = None,
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Go on without lines that cannot be used.")
+    ] = False,
+    from_image: Annotated[
+        Path | None, typer.Option("--from-image", help="Reproduce an image of clipgraft's, to the bit.")
+    ] = None,
     graft: GraftOption = None,
-    base: BaseOption = "",
-    negative_prompt: NegativeOption = "",
-    seed: SeedOption = 0,
-    num_images: NumImagesOption = 1,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    scheduler: SchedulerOption = "dpm++",
-    height: HeightOption = 0,
-    width: WidthOption = 0,
-    init_image: InitImageOption = None,
-    strength: StrengthOption = 0.8,
-    batch_size: BatchOption = 4,
-    grid: GridOption = False,
-    reference: ReferenceOption = False,
-    engine: EngineOption = "auto",
-    compile: CompileOption = False,
-    guidance_interval: IntervalOption = (0.0, 1.0),
-    feature_cache: FeatureCacheOption = 1,
-    lora: LoraOption = "",
-    compare: CompareOption = False,
-    preview_every: PreviewOption = 0,
-    device: DeviceOption = "auto",
-    offload: OffloadOption = "none",
-    no_metadata: NoMetadataOption = False,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Put all images on one sheet, grid.png.")] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Stable Diffusion's own scheduler and steps: pndm, 50.")
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option("--engine", help="auto, torch or openvino: runs the U-Net. Same image up to rounding."),
+    ] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile torch's networks first: pays after many images.")
+    ] = False,
+    guidance_interval: Annotated[
+        tuple[float, float],
+        typer.Option("--guidance-interval", help="Guide only between these shares of the steps."),
+    ] = (0.0, 1.0),
+    feature_cache: Annotated[
+        int, typer.Option("--feature-cache", help="Run the whole U-Net only every N steps.")
+    ] = 1,
+    lora: Annotated[str, typer.Option("--lora", help="LoRA for the U-Net, e.g. for few steps.")] = "",
+    preview_every: Annotated[
+        int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
+    ] = 0,
 ) -> None:
-    """Draw pictures from prompts with a graft, or with a base's own text encoder."""
-    from clipgraft.generation.engines.options import SpeedOptions
+    """Generate images from prompts with a graft, or with a base's own text encoder."""
+    from dataclasses import replace
+
+    from clipgraft.settings import InferenceConfig, SamplingParams
 
     if from_image and prompts:
-        raise UserError("--from-image takes prompt and settings from the picture; leave prompts out")
+        raise UserError("--from-image takes prompt and parameters from the image; leave prompts out")
     _refuse_without_effect(ctx)
     if reference:
-        scheduler, steps = "pndm", 50
-    options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
-    speed = SpeedOptions(engine, compile, guidance_interval, feature_cache, lora)
-    options = replace(options, speed=speed, preview_every=preview_every, with_estimate=dry_run)
+        params = SamplingParams.of(params, scheduler="pndm", num_inference_steps=50)
+    given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
+    inference = InferenceConfig.build(given | {"feature_cache": feature_cache, "lora": lora})
+    options = replace(
+        options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
+    )
     if from_image:
-        from clipgraft.generation.reproduce import redraw
+        from clipgraft.generation.reproduce import reproduce
 
-        _draw(lambda: redraw(from_image, graft, out, options, init_image), out, as_json)
+        init_image = Path(params.init_image) if params.init_image else None
+        _run(lambda: reproduce(from_image, graft, out, options, init_image), out, options)
     else:
-        settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width)
-        settings |= {"seed": seed, "num_images": num_images, "init_image": init_image, "strength": strength}
-        jobs = _jobs(prompts, from_file, settings, skip_bad_lines)
-        _draw(lambda: _generate(jobs, graft, out, options, grid, compare), out, as_json)
+        requests = _requests(prompts, from_file, params, skip_bad_lines)
+        _run(lambda: _generate(requests, graft, out, options, grid), out, options)
 
 
+@sampling_options(without=frozenset({"num_images_per_prompt"}))
 def grid(
     out: OutOption,
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; several are an axis.")] = [],  # noqa: B006
+    params: "SamplingParams",
+    options: "GenerateOptions",
+    prompts: Annotated[list[str], typer.Argument(help="What to generate; several are an axis.")] = [],  # noqa: B006
     axis: Annotated[
         list[str],
         typer.Option(
@@ -177,71 +222,43 @@ def grid(
         ),
     ] = [],  # noqa: B006
     graft: GraftOption = None,
-    base: BaseOption = "",
-    negative_prompt: NegativeOption = "",
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    scheduler: SchedulerOption = "dpm++",
-    height: HeightOption = 0,
-    width: WidthOption = 0,
-    batch_size: BatchOption = 4,
-    device: DeviceOption = "auto",
-    offload: OffloadOption = "none",
-    no_metadata: NoMetadataOption = False,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
 ) -> None:
-    """Draw every combination of named axes as a labelled grid; count and time are said first."""
-    from clipgraft.generation.grid import Axis, draw_grid, parse_axis
+    """Generate every combination of named axes as a labelled grid."""
+    from clipgraft.generation.grid import Axis, generate_grid, parse_axis
 
     axes = [parse_axis(text) for text in axis]
     if len(prompts) > 1:
         axes.append(Axis("prompt", tuple(prompts), tuple(prompts)))
-    settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width) | {"seed": seed}
-    if len(prompts) == 1:
-        settings["prompt"] = prompts[0]
-    options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
-    title = prompts[0] if len(prompts) == 1 else "Grid"
-    _draw(lambda: draw_grid(axes, settings, out, options, graft=graft, title=title), out, as_json)
+    prompt = prompts[0] if len(prompts) == 1 else None
+    title = prompt or "Grid"
+    _run(
+        lambda: generate_grid(axes, params, out, options, prompt=prompt, graft=graft, title=title),
+        out,
+        options,
+    )
 
 
+@sampling_options()
 def compare(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to generate.")],
     out: OutOption,
+    params: "SamplingParams",
+    options: "GenerateOptions",
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Folder of a run: teacher, before, after and refined, as far as there."),
+        typer.Option("--run", help="Folder of a run: teacher, before, after and refined, if there."),
     ] = None,
     graft: Annotated[
         list[str],
-        typer.Option("--graft", metavar="NAME=FOLDER", help="One more column; teacher = the base's own."),
+        typer.Option("--graft", metavar="NAME=FOLDER", help="One more variant; teacher = the base's own."),
     ] = [],  # noqa: B006
-    base: BaseOption = "",
-    negative_prompt: NegativeOption = "",
-    seed: SeedOption = 0,
-    num_images: NumImagesOption = 1,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    scheduler: SchedulerOption = "dpm++",
-    height: HeightOption = 0,
-    width: WidthOption = 0,
-    batch_size: BatchOption = 4,
-    device: DeviceOption = "auto",
-    offload: OffloadOption = "none",
-    no_metadata: NoMetadataOption = False,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
 ) -> None:
-    """Draw the same prompts and seeds with several text encoders, side by side on one labelled sheet."""
-    from clipgraft.generation.compare import compare as stage
-    from clipgraft.generation.compare import encoders_of_run
-    from clipgraft.generation.grid import parse_encoders
+    """Generate the same prompts and seeds with several text encoders, side by side on one labelled sheet."""
+    from clipgraft.generation.grid import compare as generate_comparison
+    from clipgraft.generation.grid import encoders_of_run, parse_encoders
 
     encoders = (encoders_of_run(run) if run else {}) | parse_encoders(graft)
-    settings = _settings(negative_prompt, steps, guidance_scale, scheduler, height, width)
-    options = _options(base, device, offload, batch_size, no_metadata, dry_run, as_json)
-    _draw(lambda: stage(prompts, seed, num_images, encoders, settings, out, options), out, as_json)
+    _run(lambda: generate_comparison(prompts, params, encoders, out, options), out, options)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -250,8 +267,25 @@ def add_commands(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def _options(
+    base: str, batch_size: int, device: str, offload: str, no_metadata: bool, dry_run: bool, as_json: bool
+) -> "GenerateOptions":
+    from clipgraft.generation.generate import GenerateOptions
+
+    return GenerateOptions(
+        base=base,
+        device=device,
+        offload=offload,
+        batch_size=batch_size,
+        with_metadata=not no_metadata,
+        with_count=True,
+        is_dry_run=dry_run,
+        is_quiet=as_json,
+    )
+
+
 def _refuse_without_effect(ctx: typer.Context) -> None:
-    """Refuse options of `generate` that another one makes idle, rather than leave them out in silence."""
+    """Refuse options of `generate` that another one leaves without effect."""
     given = {
         str(parameter.name): parameter.opts[0]
         for parameter in ctx.command.params
@@ -259,8 +293,7 @@ def _refuse_without_effect(ctx: typer.Context) -> None:
     }
     idle_beside = {
         "from_image": given.keys() - BESIDE_FROM_IMAGE,
-        "reference": {"scheduler", "steps"},
-        "compare": {"grid"},
+        "reference": {"scheduler", "num_inference_steps"},
     }
     for flag, idle in idle_beside.items():
         options = [option for name, option in given.items() if name in idle]
@@ -268,104 +301,60 @@ def _refuse_without_effect(ctx: typer.Context) -> None:
             raise UserError(f"without effect beside {given[flag]}: {', '.join(options)}; leave it out")
 
 
-def _jobs(
-    prompts: list[str], from_file: Path | None, settings: dict[str, Any], skip_bad_lines: bool
-) -> list["Job"]:
+def _requests(
+    prompts: list[str], from_file: Path | None, params: "SamplingParams", skip_bad_lines: bool
+) -> list["ImageRequest"]:
     from clipgraft.console import say
-    from clipgraft.generation.params import make_jobs
-    from clipgraft.generation.prompt_files import STANDARD_INPUT, read_jobs
+    from clipgraft.generation.requests import STANDARD_INPUT, image_requests, read_requests
 
-    jobs = [job for prompt in prompts if prompt != "-" for job in make_jobs(prompt, **settings)]
+    requests = image_requests([prompt for prompt in prompts if prompt != "-"], params)
     sources = [from_file] if from_file else []
     for source in [*sources, *[STANDARD_INPUT] * ("-" in prompts)]:
-        read, skipped = read_jobs(source, settings, skip_bad_lines=skip_bad_lines)
-        jobs += read
+        read, skipped = read_requests(source, params, skip_bad_lines=skip_bad_lines)
+        requests += read
         for problem in skipped:
-            say(f"left out: {problem}")
-    if not jobs:
-        raise UserError("no prompt to draw; give at least one text, or --from-file")
-    return jobs
+            say(f"skipped: {problem}")
+    if not requests:
+        raise UserError("no prompt; give at least one text, or --from-file")
+    return requests
 
 
 def _generate(
-    jobs: list["Job"],
-    graft: Path | None,
-    out: Path,
-    options: "DrawOptions",
-    with_grid: bool,
-    with_comparison: bool,
-) -> list[dict[str, Any]]:
-    from clipgraft.evaluation.shortcuts import compare_shortcuts
-    from clipgraft.generation.generate import generate as stage
+    requests: list["ImageRequest"], graft: Path | None, out: Path, options: "GenerateOptions", with_grid: bool
+) -> list["ImageRow"]:
+    from clipgraft.generation.generate import generate as generate_images
     from clipgraft.generation.grid import write_grid
 
-    encoders = {"graft" if graft else "teacher": graft}
-    if with_comparison:
-        return compare_shortcuts(jobs, encoders, out, options)
-    rows = stage(jobs, encoders, out, options)
+    rows = generate_images(requests, {"graft" if graft else "teacher": graft}, out, options)
     if with_grid and rows:
-        write_grid(jobs, rows, out, options)
+        write_grid(rows, out, options)
     return rows
 
 
-def _settings(
-    negative_prompt: str,
-    steps: int | None,
-    guidance_scale: float | None,
-    scheduler: str,
-    height: int,
-    width: int,
-) -> dict[str, Any]:
-    return {
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "scheduler": scheduler,
-        "height": height,
-        "width": width,
-    }
-
-
-def _options(
-    base: str, device: str, offload: str, batch_size: int, no_metadata: bool, dry_run: bool, as_json: bool
-) -> "DrawOptions":
-    from clipgraft.generation.generate import DrawOptions
-
-    return DrawOptions(
-        base=base,
-        device=device,
-        offload=offload,
-        batch_size=batch_size,
-        with_metadata=not no_metadata,
-        with_estimate=True,
-        is_dry_run=dry_run,
-        is_quiet=as_json,
-    )
-
-
-def _draw(draw: Callable[[], list[dict[str, Any]]], out: Path, as_json: bool) -> None:
-    """Draw, and print the rows for machines, after Ctrl-C too; exit code 2 where a picture is none."""
+def _run(work: Callable[[], list["ImageRow"]], out: Path, options: "GenerateOptions") -> None:
+    """Generate, and print the rows for machines, after Ctrl-C too; exit code 2 if an image failed."""
     from clipgraft.generation.generate import Stopped
 
     try:
-        rows = draw()
+        rows = work()
     except KeyboardInterrupt as stop:
-        if as_json:
+        if options.is_quiet:
             _print_json(stop.rows if isinstance(stop, Stopped) else [], out)
         raise
-    if as_json:
+    if options.is_quiet:
         _print_json(rows, out)
-    if any(row["status"] != "ok" for row in rows):
+    if any(row.status != "ok" for row in rows):
         raise typer.Exit(2)
 
 
-def _print_json(rows: list[dict[str, Any]], out: Path) -> None:
-    """One object, from the first of several processes alone."""
+def _print_json(rows: list["ImageRow"], out: Path) -> None:
+    """Print one object, from the first of several processes alone."""
     from collections import Counter
 
     from clipgraft.files import to_json
     from clipgraft.generation.generate import process_rank
 
     if process_rank() == 0:
-        counts = Counter(row["status"] for row in rows)
-        sys.stdout.write(to_json({"out": str(out), "counts": dict(counts), "pictures": rows}) + "\n")
+        counts = dict(Counter(row.status for row in rows))
+        images = [row.model_dump(exclude_none=True) for row in rows]
+        sys.stdout.write(to_json({"out": str(out), "counts": counts, "images": images}) + "\n")

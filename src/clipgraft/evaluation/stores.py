@@ -22,8 +22,8 @@ from clipgraft.evaluation.results import ImageRow
 from clipgraft.files import clear_parts, file_sha256, fingerprint, parse_json
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png, versions
-from clipgraft.generation.params import Job, picture_file_name
-from clipgraft.generation.prompt_embeds import prompt_input_ids
+from clipgraft.generation.pipeline import prompt_input_ids
+from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.models.weights import module_sha256
 
 GENERATION_VERSION = 1
@@ -67,7 +67,7 @@ class Task(NamedTuple):
     """One image of a variant."""
 
     prompt_id: int
-    job: Job
+    request: ImageRequest
 
 
 class PictureStore:
@@ -100,7 +100,7 @@ class PictureStore:
             A row per task, without scores.
         """
         whole = generator_fingerprint(generator)
-        keys = [self._key(whole, generator, task.job) for task in tasks]
+        keys = [self._key(whole, generator, task.request) for task in tasks]
         held = self._held()
         lacking = {key: task for key, task in zip(keys, tasks, strict=True) if key not in held}
         # All have to see the same as lacking, or they would share it out differently.
@@ -114,7 +114,7 @@ class PictureStore:
             ImageRow(
                 variant=variant,
                 prompt_id=task.prompt_id,
-                seed=task.job.seed,
+                seed=task.request.seed,
                 file=held[key]["file"],
                 status=held[key]["status"],
             )
@@ -132,11 +132,11 @@ class PictureStore:
         folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
         log = self.folder / f"images.{self.processes.process_index}.jsonl"
-        num_steps = sum(task.job.num_steps for _, task in tasks)
+        num_steps = sum(task.request.num_steps for _, task in tasks)
         description = f"generating images of {variant}"
         with track(description, num_steps) as update, log.open("a", encoding="utf-8") as lines:
-            pictures = generator.draw(
-                [task.job for _, task in tasks],
+            pictures = generator.sample(
+                [task.request for _, task in tasks],
                 batch_size=batch_size,
                 on_step=lambda done, _total: update(done, "steps"),
             )
@@ -144,7 +144,7 @@ class PictureStore:
                 "\n" if log.stat().st_size else ""
             )  # behind a line that a killed process left unfinished
             for (key, task), picture in zip(tasks, pictures, strict=True):
-                name = picture_file_name(picture.prompt, picture.seed)
+                name = image_file_name(picture.prompt, picture.seed)
                 path = folder / f"{task.prompt_id:04d}-{name}"
                 save_png(picture.image, path, None)
                 row = {"key": key, "file": path.relative_to(self.folder).as_posix(), "status": picture.status}
@@ -164,9 +164,9 @@ class PictureStore:
         return is_inside and path.is_file() and file_sha256(path) == row["sha256"]
 
     @staticmethod
-    def _key(whole: str, generator: ImageGenerator, job: Job) -> str:
-        ids = prompt_input_ids([job.prompt], generator.pipeline.tokenizer).tolist()
-        return fingerprint(whole, ids, {**job.as_record(), "prompt": None})
+    def _key(whole: str, generator: ImageGenerator, request: ImageRequest) -> str:
+        ids = prompt_input_ids([request.prompt], generator.pipeline.tokenizer).tolist()
+        return fingerprint(whole, ids, {**request.as_record(), "prompt": None})
 
 
 def generator_fingerprint(generator: ImageGenerator) -> str:

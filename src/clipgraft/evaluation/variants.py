@@ -35,11 +35,13 @@ from clipgraft.flatland import draw_scene
 from clipgraft.flatland.writer import DRAWING_VERSION, IMAGE_SIZE
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png
-from clipgraft.generation.params import Job
-from clipgraft.generation.prompt_embeds import prompt_input_ids
+from clipgraft.generation.pipeline import image_size, prompt_input_ids
+from clipgraft.generation.requests import ImageRequest
+from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.weights import module_sha256
+from clipgraft.settings import SamplingParams
 
 TITLES = {
     TEACHER: "the base with its own text encoder",
@@ -131,36 +133,36 @@ class Variants:
         is_flatland = size == IMAGE_SIZE
         self.images = load_images(self.data, is_flatland=is_flatland)
         self.prompts = build_prompts(self.settings, self.images.test, draws_flatland=is_flatland)
-        scheduler = pipeline.scheduler.config
-        [example] = generator.resolve([_job("", 0, self.settings)])
+        [example] = generator.resolve([_request("", 0, self.settings)])
+        height, width = image_size(pipeline, example)
+        scheduler = build_scheduler(example.params.scheduler, generator.base_scheduler)
         models = generator.models
         self.sampling = Settings(
             **self.settings.model_dump(
                 include={"num_prompts", "num_images_per_prompt", "seed", "batch_size", "force"}
             ),
-            num_inference_steps=example.num_inference_steps,
-            guidance_scale=example.guidance_scale,
+            num_inference_steps=example.params.num_inference_steps,
+            guidance_scale=example.params.guidance_scale,
             base=BaseWeights(
                 name=models["base"], unet_sha256=models["unet_sha256"], vae_sha256=models["vae_sha256"]
             ),
-            scheduler=f"{type(pipeline.scheduler).__name__}, {scheduler.algorithm_type}, order "
-            f"{scheduler.solver_order}" + (", Karras sigmas" if scheduler.use_karras_sigmas else ""),
-            height=size,
-            width=size,
+            scheduler=", ".join([type(scheduler).__name__, *_solver(scheduler.config)]),
+            height=height,
+            width=width,
             dtype=models["dtype"],
             text_encoder_dtype=str(pipeline.text_encoder.dtype).removeprefix("torch."),
         )
 
     def _add(self, name: str, generator: ImageGenerator, settings: EvaluateSettings) -> None:
         num_seeds = settings.num_images_per_prompt
-        jobs = generator.resolve(
-            _job(
+        requests = generator.resolve(
+            _request(
                 "" if name == EMPTY else prompt.text, settings.seed + prompt.number * num_seeds + k, settings
             )
             for prompt in self.prompts
             for k in range(num_seeds)
         )
-        tasks = [Task(place // num_seeds, job) for place, job in enumerate(jobs)]
+        tasks = [Task(place // num_seeds, request) for place, request in enumerate(requests)]
         rows = self.store.draw(name, generator, tasks, settings.batch_size)
         found = [self.folder / row.file if row.status == "ok" else None for row in rows]
         self.paths[name] = [found[start : start + num_seeds] for start in range(0, len(found), num_seeds)]
@@ -186,13 +188,14 @@ class Variants:
             self.state_errors.setdefault(f"state_error_{token_class}", {})[name] = values
 
 
-def _job(prompt: str, seed: int, settings: EvaluateSettings) -> Job:
-    return Job(
-        prompt,
-        seed,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-    )
+def _request(prompt: str, seed: int, settings: EvaluateSettings) -> ImageRequest:
+    return ImageRequest(prompt, SamplingParams.of(settings, seed=seed, num_images_per_prompt=1))
+
+
+def _solver(config: Mapping[str, Any]) -> list[str]:
+    named = {"algorithm_type": "{}", "solver_order": "order {}"}
+    words = [text.format(config[name]) for name, text in named.items() if name in config]
+    return [*words, "Karras sigmas"] if config.get("use_karras_sigmas") else words
 
 
 @contextmanager
@@ -204,7 +207,7 @@ def _untrained_bridge(generator: ImageGenerator) -> Iterator[None]:
         torch.manual_seed(RANDOM_BRIDGE_SEED)
         untrained = Bridge(trained.config["input_size"], trained.config["output_size"])
     encoder.bridge = untrained.to(encoder.device, encoder.dtype)
-    generator.states.forget()
+    generator.prompt_embeds.clear()
     yield
     encoder.bridge = trained
 

@@ -1,29 +1,29 @@
-"""Pictures on the way: the same prompts and seeds, drawn with CLIP as it is at that step."""
+"""Preview images during training: the same prompts and seeds with CLIP as it is at that step."""
 
 from pathlib import Path
 
 import torch
 
-from clipgraft.config import GenerateSettings
 from clipgraft.console import say
 from clipgraft.errors import UserError
-from clipgraft.generation.contact_sheet import STATUS_NOTES
-from clipgraft.generation.generate import jobs_of, speed_of
+from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.generator import load_generators
+from clipgraft.generation.requests import image_requests
 from clipgraft.models.clip import ClipParts
+from clipgraft.settings import GenerateSettings
 from clipgraft.training.trainer import StepReport
 
 
 class Samples:
-    """Draws after every so many steps; training's weights and random state stay as they are.
+    """Generates images every so many steps; training's weights and random state stay as they are.
 
     Args:
         clip: The model in training; its text tower takes the place of the graft's.
         graft: Folder with the bridge, and the record of the base.
-        settings: What to draw, and how.
-        folder: Gets `step-<step>/<number>.png`, a picture a job; of one that failed it is said.
-        every: Steps from one time to the next.
-        device: Where to draw.
+        settings: What to generate, and how.
+        folder: Gets `step-<step>/<number>.png`; failures are reported.
+        every: Steps between previews.
+        device: Where to generate.
 
     Raises:
         ValueError: If the graft's text tower has another shape.
@@ -39,29 +39,29 @@ class Samples:
         device: torch.device,
     ):
         self.clip, self.folder, self.every = clip, folder, every
-        self.jobs, self.batch_size = jobs_of(settings), settings.batch_size
-        _, self.generator = next(
-            load_generators({"graft": graft}, device=device.type, speed=speed_of(settings))
-        )
+        self.requests = image_requests(settings.prompts, settings)
+        self.batch_size = settings.batch_size
+        _, self.generator = next(load_generators({"graft": graft}, device=device.type, inference=settings))
         self._take_weights()
 
     def __call__(self, report: StepReport) -> None:
-        """Draw where it is time to."""
+        """Generate images if it is time to."""
         if report.step % self.every:
             return
         self._take_weights()
         folder = self.folder / f"step-{report.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(self.generator.draw(self.jobs, batch_size=self.batch_size)):
-            if picture.status == "ok":
-                picture.image.save(folder / f"{number}.png")
+        images = self.generator.sample(self.requests, batch_size=self.batch_size)
+        for number, image in enumerate(images):
+            if image.status == "ok":
+                image.image.save(folder / f"{number}.png")
             else:
-                reason = STATUS_NOTES[picture.status]
-                say(f"step {report.step}, picture {number} of {picture.prompt[:60]!r} is not there: {reason}")
+                reason = FAILURES[image.status]
+                say(f"step {report.step}, image {number} of {image.prompt[:60]!r} was not written: {reason}")
 
     def _take_weights(self) -> None:
         tower = self.generator.pipeline.text_encoder.text_model
-        self.generator.states.forget()
+        self.generator.prompt_embeds.clear()
         try:
             tower.load_state_dict(self.clip.model.text_model.state_dict())
         except RuntimeError as error:

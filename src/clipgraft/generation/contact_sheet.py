@@ -1,4 +1,4 @@
-"""Pictures in a labelled grid, as one PNG and as one page."""
+"""Contact sheets: images in a labelled grid, as one PNG and as one page."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clipgraft.data.images import open_image
 
 MAX_SHEET_PIXELS = 40_000_000
-"""Of a PNG's pictures together; where they have more they are made smaller. Viewers open 7000 x 6000."""
+"""Of all images of a PNG; if they have more, they are scaled down. Viewers open 7000 x 6000."""
 MAX_LINES = 4
 MAX_BYTES = 1_600_000
 """Bytes of all images together: 2.2 MB as base64, so that the page stays under 5 MB."""
@@ -29,7 +29,7 @@ VARIANT_LABELS = {
     "after": "CLIP after fine-tuning",
     "refined": "CLIP after fine-tuning, graft refined",
 }
-STATUS_NOTES = {
+FAILURES = {
     "failed_nan": "failed: NaN values",
     "failed_black": "failed: all black",
     "blocked": "blocked by the base's safety checker",
@@ -40,16 +40,16 @@ INK, QUIET, PAPER, HOLE = "#1c1f24", "#626a76", "#ffffff", "#e4e7ec"
 
 @dataclass(frozen=True, slots=True)
 class SheetCell:
-    """One picture of a sheet."""
+    """One image of a sheet."""
 
     path: Path
     status: str = "ok"
-    """As `Picture.status`; of any but "ok" there is no file."""
+    """As `GeneratedImage.status`; only of "ok" there is a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Pictures in rows and columns, each row and column with its label."""
+    """Images in rows and columns, each with a label."""
 
     title: str
     column_labels: Sequence[str]
@@ -59,7 +59,7 @@ class Sheet:
 
 
 def draw_sheet(sheet: Sheet) -> Image.Image:
-    """Draw a sheet as one picture, its cells as large as the largest of its pictures."""
+    """Render a sheet as one image, its cells as large as its largest image."""
     width, height = _cell_size(sheet)
     size = max(12, min(28, width // 12))
     font = _font(size)
@@ -91,7 +91,7 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
 
 
 def render_sheets(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
-    """Return a page of sheets; each picture lies in it, smaller where they are many.
+    """Render sheets as a page with the images embedded, scaled down if they are many.
 
     Args:
         title: Of the page.
@@ -113,14 +113,14 @@ def render_sheets(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
         lead=lead,
         sheets=sheets,
         sources={cell.path: embed_image(cell.path, share) for cell in cells if cell.status == "ok"},
-        notes=STATUS_NOTES,
+        notes=FAILURES,
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
     )
 
 
 def _cell_size(sheet: Sheet) -> tuple[int, int]:
-    """Width and height in pixels of the largest picture, made smaller where all of them are too many."""
+    """Width and height in pixels of the largest image, scaled down if they are many."""
     paths = [cell.path for row in sheet.cells for cell in row]
     sizes = [Image.open(path).size for path in paths if path.is_file()] or [(128, 128)]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -142,7 +142,7 @@ def _paste(
         canvas.paste(fitted, corner)
         return
     canvas.paste(HOLE, (*corner, corner[0] + size[0], corner[1] + size[1]))
-    note = _wrapped(STATUS_NOTES.get(cell.status, cell.status), size[0] - font.size, font)
+    note = _wrapped(FAILURES.get(cell.status, cell.status), size[0] - font.size, font)
     ImageDraw.Draw(canvas).multiline_text(
         (corner[0] + font.size // 2, corner[1] + font.size // 2), note, fill=INK, font=font
     )

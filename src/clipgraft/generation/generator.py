@@ -1,4 +1,4 @@
-"""`clipgraft.load(...)`: a graft or a base, ready to draw. The command line draws through it too."""
+"""`clipgraft.load(...)`: a graft or a base, ready to generate. The command line uses it too."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,16 +12,16 @@ from diffusers import SchedulerMixin, StableDiffusionPipeline
 from clipgraft.cache import cache_dir
 from clipgraft.device import choose_device, inference_dtype, quiet_libraries
 from clipgraft.errors import UserError
-from clipgraft.generation.engines.attach import prepare_base, set_shortcuts
-from clipgraft.generation.engines.engine import choose_engine
-from clipgraft.generation.engines.options import DEFAULT_SPEED, SpeedOptions
-from clipgraft.generation.metadata import describe_models, describe_picture
-from clipgraft.generation.params import Job, make_jobs
-from clipgraft.generation.pipeline import Picture, build_pipeline, draw
-from clipgraft.generation.prompt_embeds import PromptStates, all_notes
+from clipgraft.generation.engines.attach import prepare_base, set_approximations
+from clipgraft.generation.engines.engine import choose_engine, describe_inference
+from clipgraft.generation.metadata import describe_image, describe_models
+from clipgraft.generation.pipeline import GeneratedImage, PromptEmbedCache, build_pipeline, sample
+from clipgraft.generation.requests import ImageRequest, image_requests, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
+from clipgraft.models.tokenizer import prompt_notes
+from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, SamplingParams
 
 OFFLOADS = ("none", "model", "sequential")
 
@@ -32,7 +32,7 @@ def load(
     base: str = "",
     device: str = "auto",
     offload: str = "none",
-    speed: SpeedOptions = DEFAULT_SPEED,
+    inference: InferenceConfig = DEFAULT_INFERENCE,
 ) -> "ImageGenerator":
     """Load a graft with its base, or a base with its own text encoder.
 
@@ -42,17 +42,17 @@ def load(
         device: `auto`, `cpu`, `cuda` or `mps`.
         offload: What is moved to a GPU only while it works: `none`, `model` (a component at a time) or
             `sequential` (a layer at a time, slower, least memory).
-        speed: What runs the base's networks, and what is left out of the work.
+        inference: Engine and approximations.
 
     Raises:
         FileNotFoundError: If there is no such graft or base.
         CheckpointError: If it is damaged, or the graft was made for another base.
-        ValueError: If the device or engine is not there, or `offload` is asked for without a CUDA GPU.
+        UserError: If the device or engine is not there, or `offload` is asked for without a CUDA GPU.
     """
     is_graft = (Path(graft_or_base) / BASE_RECORD).is_file()
     encoders = {"graft": Path(graft_or_base) if is_graft else None}
     name = base if is_graft else str(graft_or_base)
-    return next(load_generators(encoders, base=name, device=device, offload=offload, speed=speed))[1]
+    return next(load_generators(encoders, base=name, device=device, offload=offload, inference=inference))[1]
 
 
 def load_generators(
@@ -62,32 +62,28 @@ def load_generators(
     revision: str = "",
     device: str = "auto",
     offload: str = "none",
-    speed: SpeedOptions = DEFAULT_SPEED,
+    inference: InferenceConfig = DEFAULT_INFERENCE,
 ) -> Iterator[tuple[str, "ImageGenerator"]]:
-    """Give a generator for each text encoder; the base is loaded once, for the first of them.
+    """Yield a generator for each text encoder; the base is loaded once, for the first of them.
 
     Args:
         encoders: By name a graft, its folder, or None for the base's own text encoder.
         base: A base, used as it is, without an engine; or its name; empty = the one that grafts name.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
-        device: As `load`.
-        offload: As `load`.
-        speed: As `load`.
-
-    Raises:
-        ValueError: If neither a graft nor `base` says which base is meant; else as `load`.
-        FileNotFoundError: As `load`.
-        CheckpointError: As `load`.
+        device: As in `load`, like the rest and the errors.
+        offload: As in `load`.
+        inference: As in `load`.
     """
     quiet_libraries()
     place = choose_device(device)
     _check_offload(offload, place)
-    if offload != "none" and speed != DEFAULT_SPEED:
-        raise UserError("engines and shortcuts do not work with offload; leave one of them out")
+    inference = InferenceConfig.of(inference)  # of settings that inherit from it, its own fields
+    if offload != "none" and inference != DEFAULT_INFERENCE:
+        raise UserError("engines and approximations do not work with offload; leave one of them out")
     is_loaded = isinstance(base, FrozenBase)
     engine = None
     if offload == "none" and not is_loaded:
-        engine = choose_engine(speed, place, cache_dir() / "openvino")
+        engine = choose_engine(inference, place, cache_dir() / "openvino")
     grafts = {
         name: Graft.from_pretrained(own) if isinstance(own, Path) else own
         for name, own in encoders.items()
@@ -105,7 +101,7 @@ def load_generators(
     )
     sums = frozen.weight_sums()
     if engine:
-        prepare_base(frozen, engine, speed)
+        prepare_base(frozen, engine, inference)
     for name in encoders:
         if name in grafts:
             check_vocabularies(grafts[name].tokenizer, frozen)
@@ -114,12 +110,10 @@ def load_generators(
         models = describe_models(pipeline, frozen.origin, sums)
         _place(pipeline, place, offload)
         if engine:
-            set_shortcuts(pipeline, speed)
-            models |= speed.as_record(engine.name, engine.dtype)
-        yield (
-            name,
-            ImageGenerator(pipeline, frozen.scheduler, models, PromptStates(pipeline), frozen.defaults),
-        )
+            set_approximations(pipeline, inference)
+            models |= describe_inference(inference, engine)
+        embeds = PromptEmbedCache(pipeline)
+        yield name, ImageGenerator(pipeline, frozen.scheduler, models, embeds, frozen.defaults)
 
 
 def load_base(
@@ -135,10 +129,10 @@ def load_base(
 
     Args:
         grafts: The first names the base, and its tokenizer serves one that has none.
-        base: Where not empty, where the base is now, or the loaded base.
+        base: If not empty, where the base is now, or the loaded base.
         dtype: Of the weights.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
-        unet_dtype: Of the U-Net's, where they have another.
+        unet_dtype: Of the U-Net's weights, if another.
         with_teacher: Whether its own text encoder is needed too.
 
     Raises:
@@ -174,101 +168,78 @@ def load_base(
 
 @dataclass(frozen=True)
 class ImageGenerator:
-    """A text encoder and a base, ready to draw. Made by `load`."""
+    """A text encoder and a base, ready to generate images. Made by `load`."""
 
     pipeline: StableDiffusionPipeline
     base_scheduler: SchedulerMixin
-    """The base's own; each job's is made from it."""
+    """The base's own; each request's is made from it."""
     models: dict[str, Any]
     """From `describe_models`."""
-    states: PromptStates
-    """Of the prompts drawn before."""
+    prompt_embeds: PromptEmbedCache
     defaults: DrawingDefaults
-    """Of the base: what holds where a job names nothing else."""
+    """Of the base; hold where a request has None."""
 
     def generate(
         self,
         prompts: str | Sequence[str],
+        params: SamplingParams = DEFAULT_SAMPLING,
         *,
-        negative_prompt: str = "",
-        seed: int = 0,
-        num_images: int = 1,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        scheduler: str = "dpm++",
-        height: int = 0,
-        width: int = 0,
-        init_image: str | Path | None = None,
-        strength: float = 0.8,
         batch_size: int = 4,
-    ) -> list[Picture]:
-        """Draw pictures from prompts; the words are those of `clipgraft generate`.
+        **changes: Any,
+    ) -> list[GeneratedImage]:
+        """Generate images from prompts.
 
         Args:
-            prompts: What to draw.
-            negative_prompt: What to lead away from.
-            seed: Of each prompt's first picture; the next ones count up.
-            num_images: Pictures a prompt.
-            steps: Denoising steps; None = those that suit the base.
-            guidance_scale: Weight of the prompt against the negative prompt; 1 = no guidance, None = the one
-                that suits the base.
-            scheduler: One of `clipgraft.generation.schedulers.SCHEDULERS`.
-            height: Pixels, a multiple of 8; 0 = the base's own size.
-            width: The same.
-            init_image: Picture to start from, fitted to height and width.
-            strength: Share of the steps that change `init_image`.
-            batch_size: Pictures drawn at once.
+            prompts: What to generate.
+            params: How; settings that inherit from it will do.
+            batch_size: Images generated at once.
+            **changes: Fields of `SamplingParams` that differ from `params`, such as `guidance_scale=3.0`.
 
         Returns:
-            For each prompt its pictures; `.status` is "ok" where `.image` is one.
+            Each prompt's images in turn; `.status` is "ok" unless generation failed.
 
         Raises:
-            ValueError: If a setting is not allowed; says what is.
+            UserError: If a name is unknown (says the nearest) or a value is not allowed.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        settings: dict[str, Any] = {
-            "negative_prompt": negative_prompt,
-            "seed": seed,
-            "num_images": num_images,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "scheduler": scheduler,
-            "height": height,
-            "width": width,
-            "init_image": Path(init_image) if init_image else None,
-            "strength": strength,
-        }
-        jobs = [job for text in texts for job in make_jobs(text, **settings)]
-        return list(self.draw(jobs, batch_size=batch_size))
+        requests = image_requests(texts, with_changes(params, changes))
+        return list(self.sample(requests, batch_size=batch_size))
 
-    def resolve(self, jobs: Iterable[Job]) -> list[Job]:
-        """Give jobs the base's own values where they name none.
+    def resolve(self, requests: Iterable[ImageRequest]) -> list[ImageRequest]:
+        """Replace None in requests by the base's own values.
 
         Raises:
             UserError: If a scheduler cannot take so many steps on this base.
         """
         num_levels = self.base_scheduler.config.num_train_timesteps
-        return [job.resolved(self.defaults, num_levels) for job in jobs]
+        return [request.resolved(self.defaults, num_levels) for request in requests]
 
-    def draw(self, jobs: Sequence[Job], **options: Any) -> Iterator[Picture]:
-        """Draw jobs one batch after another; `options` are those of `generation.pipeline.draw`.
+    def sample(self, requests: Sequence[ImageRequest], **options: Any) -> Iterator[GeneratedImage]:
+        """Generate requested images batch by batch; `options` are those of `generation.pipeline.sample`.
 
         Yields:
-            A picture for each job, in order, with notes on what the base cannot read of its prompts.
+            An image for each request, in order, with notes and metadata.
         """
         device = self.pipeline._execution_device.type
-        for picture in draw(
+        for image in sample(
             self.pipeline,
-            jobs,
+            requests,
             base_scheduler=self.base_scheduler,
             defaults=self.defaults,
-            states=self.states,
+            prompt_embeds=self.prompt_embeds,
             **options,
         ):
-            notes = all_notes(picture.prompt, picture.job.negative_prompt, self.pipeline.tokenizer)
-            noted = replace(picture, notes=tuple(notes))
+            noted = replace(image, notes=tuple(self._notes(image.request)))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
-            yield replace(noted, metadata=describe_picture(noted, self.models, scheduler, device))
+            yield replace(noted, metadata=describe_image(noted, self.models, scheduler, device))
+
+    def _notes(self, request: ImageRequest) -> list[str]:
+        """What the base cannot read of a request's prompts; an empty negative prompt is fine."""
+        tokenizer, negative = self.pipeline.tokenizer, request.params.negative_prompt
+        notes = prompt_notes(request.prompt, tokenizer)
+        if negative.strip():
+            notes += [f"negative prompt: {note}" for note in prompt_notes(negative, tokenizer)]
+        return notes
 
 
 def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str) -> None:

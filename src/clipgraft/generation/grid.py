@@ -1,4 +1,4 @@
-"""Pictures along named axes, as a labelled grid in PNG and HTML."""
+"""Images along named axes, or of several text encoders, as a labelled grid in PNG and HTML."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,46 +8,51 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.console import print_line
-from clipgraft.errors import UserError
+from clipgraft.errors import MissingFileError, UserError
 from clipgraft.files import write_bytes
 from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell, draw_sheet, render_sheets
-from clipgraft.generation.generate import DrawOptions, generate
+from clipgraft.generation.generate import GenerateOptions, generate
+from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.metadata import save_png
-from clipgraft.generation.params import Job, make_jobs
+from clipgraft.generation.requests import ImageRequest, with_changes
+from clipgraft.runs.run import GRAFT_STAGES, run_encoders
+from clipgraft.settings import SamplingParams
 
-AXES = ("prompt", "seed", "guidance", "steps", "scheduler", "graft")
-WORDS = {"guidance": "guidance_scale"}
-"""Words of `make_jobs` that an axis calls by another name."""
-COST_ORDER = ("graft", "scheduler", "steps", "guidance", "prompt", "seed")
-"""From outside to inside: neighbours with the same settings share batches, a text encoder is put in once."""
+FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
+"""Parameters that an axis may call by a shorter name."""
+AXES = ("prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler", "graft")
+COST_ORDER = ("graft", "scheduler", "num_inference_steps", "guidance_scale", "prompt", "seed")
+"""From outside to inside: neighbours with the same parameters share batches."""
+LABELS = {"guidance_scale": "guidance", "num_inference_steps": "steps"}
 GRID_NAME, PAGE_NAME = "grid.png", "grid.html"
 MAX_SEEDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a grid and its values, each with the label it gets."""
+    """One axis of a grid: its values, each with a label."""
 
     name: str
+    """One of AXES."""
     values: tuple[Any, ...]
     labels: tuple[str, ...]
 
 
 def parse_axis(text: str) -> Axis:
-    """Read `NAME=VALUE,VALUE,...`; prompts are divided by `|`, seeds may be a range `0-7`.
+    """Parse `NAME=VALUE,VALUE,...`; prompts are separated by `|`, seeds may be a range `0-7`.
 
     Raises:
-        ValueError: If the name is unknown, or a value is none of its kind or given twice.
+        UserError: If the name is unknown, or a value is not of its kind or comes twice.
     """
-    name, equals, values = text.partition("=")
-    name = name.strip()
+    given, equals, values = text.partition("=")
+    name = FLAGS.get(given.strip(), given.strip())
     if not equals or name not in AXES:
         raise UserError(f"--axis takes NAME=VALUE,VALUE with a name of {', '.join(AXES)}; got {text!r}")
     parts = [part.strip() for part in values.split("|" if name == "prompt" else ",")]
     converters: dict[str, Callable[[Sequence[str]], Sequence[Any]]] = {
         "seed": _seeds,
-        "steps": _integers,
-        "guidance": _numbers,
+        "num_inference_steps": _integers,
+        "guidance_scale": _numbers,
     }
     convert = converters.get(name, tuple)
     parsed: tuple[Any, ...] = tuple(convert([part for part in parts if part or name == "prompt"]))
@@ -57,27 +62,27 @@ def parse_axis(text: str) -> Axis:
         raise UserError(f"axis {name!r} has a value twice: {values}")
     if name == "graft":
         return graft_axis(parse_encoders(parsed))
-    prefix = "" if name in ("prompt", "scheduler") else f"{name} "
-    labels = (f"{value:g}" if name == "guidance" else str(value) for value in parsed)
+    prefix = "" if name in ("prompt", "scheduler") else f"{LABELS.get(name, name)} "
+    labels = (f"{value:g}" if name == "guidance_scale" else str(value) for value in parsed)
     return Axis(name, parsed, tuple(f"{prefix}{label}" for label in labels))
 
 
 def graft_axis(encoders: Mapping[str, Path | None]) -> Axis:
-    """Axis of text encoders: by label a graft folder, or None for the base's own."""
+    """Return an axis of text encoders: by label a graft folder, or None for the base's own."""
     return Axis("graft", tuple(encoders.items()), tuple(VARIANT_LABELS.get(name, name) for name in encoders))
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
-    """Read text encoders: `NAME=FOLDER` or a folder alone; `teacher` in its place is the base's own.
+    """Parse text encoders: `NAME=FOLDER` or a folder alone; `teacher` as folder is the base's own.
 
     Raises:
-        ValueError: If one has another form, or two have the same name.
+        UserError: If one has another form, or two have the same name.
     """
     encoders: dict[str, Path | None] = {}
     for text in texts:
         name, equals, folder = text.partition("=")
         path = Path(folder if equals else text)
-        if not equals:  # a run's grafts are all called so; their stages tell them apart
+        if not equals:  # the grafts of a run are all called "graft"; their stages tell them apart
             name = path.resolve().parent.name if path.name == "graft" else path.name
         if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|') or (equals and not folder):
             raise UserError(f"a graft is given as NAME=FOLDER, FOLDER or teacher; got {text!r}")
@@ -87,25 +92,78 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
     return encoders
 
 
-def draw_grid(
-    axes: Sequence[Axis],
-    settings: Mapping[str, Any],
+def encoders_of_run(folder: Path) -> dict[str, Path | None]:
+    """Find the text encoders of a run: the base's own, and the graft of each of its stages.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no graft in it.
+    """
+    encoders = run_encoders(folder)
+    if len(encoders) == 1:
+        raise MissingFileError(
+            f"{folder} is no run with a graft (no {', '.join(GRAFT_STAGES.values())}); name the folder of "
+            "`clipgraft run` or `demo`"
+        )
+    return encoders
+
+
+def compare(
+    prompts: Sequence[str],
+    params: SamplingParams,
+    encoders: Mapping[str, Path | None],
     out_dir: Path,
-    options: DrawOptions,
+    options: GenerateOptions,
+) -> list[ImageRow]:
+    """Generate the same prompts and seeds with each text encoder, side by side on one sheet.
+
+    Args:
+        prompts: What to generate.
+        params: Of all images; `num_images_per_prompt` seeds are compared.
+        encoders: Variants: by name a graft folder, or None for the base's own text encoder.
+        out_dir: Gets the images, a labelled sheet as PNG and a page.
+        options: How to generate.
+
+    Returns:
+        Rows of `images.json`; none in a dry run.
+
+    Raises:
+        UserError: If there are fewer than two text encoders, or no prompt.
+    """
+    if len(encoders) < 2:
+        raise UserError("fewer than two text encoders to compare; name --run, or --graft NAME=FOLDER twice")
+    if not prompts:
+        raise UserError("no prompt; give at least one text")
+    seeds = range(params.seed, params.seed + params.num_images_per_prompt)
+    axes = [
+        graft_axis(encoders),
+        Axis("seed", tuple(seeds), tuple(f"seed {number}" for number in seeds)),
+        Axis("prompt", tuple(prompts), tuple(prompts)),
+    ]
+    title = "Text encoders side by side"
+    return generate_grid(axes, params, out_dir, options, title=title, on_one_sheet=True)
+
+
+def generate_grid(
+    axes: Sequence[Axis],
+    params: SamplingParams,
+    out_dir: Path,
+    options: GenerateOptions,
     *,
+    prompt: str | None = None,
     graft: Path | None = None,
     title: str = "Grid",
     on_one_sheet: bool = False,
-) -> list[dict[str, Any]]:
-    """Draw every combination of the axes' values.
+) -> list[ImageRow]:
+    """Generate every combination of the axes' values.
 
     Args:
-        axes: The first one goes from left to right, the second one down; each combination of further ones is
-            a sheet of its own.
-        settings: Words of `make_jobs` for what no axis says.
-        out_dir: Gets the pictures, `grid.png` (of several sheets `grid-1.png` and on) and `grid.html`.
-        options: How to draw.
-        graft: Where no axis names grafts, the one to draw with; None = the base's own text encoder.
+        axes: The first goes from left to right, the second down; each combination of further ones is a sheet
+            of its own.
+        params: Hold where no axis says otherwise.
+        out_dir: Gets the images, `grid.png` (of several sheets `grid-1.png` and on) and `grid.html`.
+        options: How to generate.
+        prompt: What to generate, if no axis says.
+        graft: The graft, if no axis says; None = the base's own text encoder.
         title: Of the page.
         on_one_sheet: Put the combinations of further axes below one another, on one sheet.
 
@@ -113,43 +171,41 @@ def draw_grid(
         Rows of `images.json`; none in a dry run.
 
     Raises:
-        ValueError: If an axis comes twice, or a value is not allowed.
+        UserError: If an axis comes twice, or a value is not allowed.
     """
     names = [axis.name for axis in axes]
-    if "prompt" not in {*names, *settings}:
-        raise UserError("no prompt to draw; give at least one text")
+    if "prompt" not in names and prompt is None:
+        raise UserError("no prompt; give at least one text")
     if len(set(names)) < len(names):
         raise UserError(f"an axis comes twice: {', '.join(names)}; give its values together")
     by_name = {axis.name: axis for axis in axes}
     encoders = dict(by_name["graft"].values) if "graft" in by_name else {"": graft}
     inner = [by_name[name] for name in COST_ORDER if name in by_name and name != "graft"]
     points = list(product(*(range(len(axis.values)) for axis in inner)))
-    jobs = [_job(inner, point, settings) for point in points]
-    rows = generate(jobs, encoders, out_dir, options)
+    params = SamplingParams.of(params, num_images_per_prompt=1)
+    requests = [_request(inner, point, prompt, params) for point in points]
+    rows = generate(requests, encoders, out_dir, options)
     if not rows:
         return rows
-    placed: dict[tuple[int, ...], dict[str, Any]] = {}
-    for column in range(len(encoders)):
+    placed: dict[tuple[int, ...], ImageRow] = {}
+    for variant in range(len(encoders)):
         for index, point in enumerate(points):
-            position = dict(zip([axis.name for axis in inner], point, strict=True)) | {"graft": column}
-            placed[tuple(position[name] for name in names)] = rows[column * len(jobs) + index]
+            position = dict(zip([axis.name for axis in inner], point, strict=True)) | {"graft": variant}
+            placed[tuple(position[name] for name in names)] = rows[variant * len(requests) + index]
     sheets = _sheets(axes, placed, out_dir)
     if on_one_sheet:
         sheets = [_stacked(sheets)]
     if len(sheets) == 1:
         sheets = [replace(sheets[0], title=title)]
-    drawn = {"steps": rows[0]["num_inference_steps"], "guidance_scale": rows[0]["guidance_scale"]}
-    _write_sheets(sheets, out_dir, title, _lead(axes, {**settings, **drawn}), options)
+    _write_sheets(sheets, out_dir, title, _lead(axes, rows[0]), options)
     return rows
 
 
-def write_grid(
-    jobs: Sequence[Job], rows: Sequence[dict[str, Any]], out_dir: Path, options: DrawOptions
-) -> None:
-    """Put pictures on one sheet: a row for each prompt, of one prompt as near to a square as may be."""
+def write_grid(rows: Sequence[ImageRow], out_dir: Path, options: GenerateOptions) -> None:
+    """Put images on one sheet: a row for each prompt; of one prompt, near to a square."""
     by_prompt: dict[str, list[SheetCell]] = {}
-    for job, row in zip(jobs, rows, strict=True):
-        by_prompt.setdefault(job.prompt, []).append(_cell(row, out_dir))
+    for row in rows:
+        by_prompt.setdefault(row.prompt, []).append(_cell(row, out_dir))
     labels, lines = list(by_prompt), list(by_prompt.values())
     title = ""
     if len(lines) == 1:
@@ -163,16 +219,15 @@ def write_grid(
         print_line(f"grid: {out_dir / GRID_NAME}")
 
 
-def _job(axes: Sequence[Axis], point: Sequence[int], settings: Mapping[str, Any]) -> Job:
-    values = {
-        WORDS.get(axis.name, axis.name): axis.values[index] for axis, index in zip(axes, point, strict=True)
-    }
-    return make_jobs(**{**settings, **values})[0]
+def _request(
+    axes: Sequence[Axis], point: Sequence[int], prompt: str | None, params: SamplingParams
+) -> ImageRequest:
+    values = {axis.name: axis.values[index] for axis, index in zip(axes, point, strict=True)}
+    text = values.pop("prompt", prompt)
+    return ImageRequest(text, with_changes(params, values))
 
 
-def _sheets(
-    axes: Sequence[Axis], placed: Mapping[tuple[int, ...], dict[str, Any]], folder: Path
-) -> list[Sheet]:
+def _sheets(axes: Sequence[Axis], placed: Mapping[tuple[int, ...], ImageRow], folder: Path) -> list[Sheet]:
     across, down, *others = [*axes, *[Axis("", ("",), ("",))] * max(0, 2 - len(axes))]
     sheets = []
     for outer in product(*(range(len(axis.values)) for axis in others)):
@@ -189,17 +244,17 @@ def _sheets(
 
 
 def _stacked(sheets: Sequence[Sheet]) -> Sheet:
-    """Sheets of the same columns below one another; each row says which sheet it is from."""
+    """Sheets of the same columns below one another; each row's label names its sheet."""
     labels = [", ".join(filter(None, (sheet.title, label))) for sheet in sheets for label in sheet.row_labels]
     return Sheet("", sheets[0].column_labels, labels, [row for sheet in sheets for row in sheet.cells])
 
 
-def _cell(row: Mapping[str, Any], folder: Path) -> SheetCell:
-    return SheetCell(folder / row["file"], row["status"])
+def _cell(row: ImageRow, folder: Path) -> SheetCell:
+    return SheetCell(folder / row.file, row.status)
 
 
 def _write_sheets(
-    sheets: Sequence[Sheet], out_dir: Path, title: str, lead: str, options: DrawOptions
+    sheets: Sequence[Sheet], out_dir: Path, title: str, lead: str, options: GenerateOptions
 ) -> None:
     names = (
         [GRID_NAME] if len(sheets) == 1 else [f"grid-{number}.png" for number in range(1, len(sheets) + 1)]
@@ -212,18 +267,23 @@ def _write_sheets(
             print_line(f"grid: {out_dir / name}")
 
 
-def _lead(axes: Sequence[Axis], settings: Mapping[str, Any]) -> str:
-    """What is compared, and what all pictures have in common."""
-    compared = ", ".join(f"{len(axis.values)} x {axis.name}" for axis in axes)
-    varied = {WORDS.get(axis.name, axis.name) for axis in axes}
-    shared = [
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in settings.items()
-        if name in ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler")
-        and name not in varied
-        and value != ""
+def _lead(axes: Sequence[Axis], row: ImageRow) -> str:
+    """What is compared, and what all images have in common."""
+    compared = ", ".join(f"{len(axis.values)} x {LABELS.get(axis.name, axis.name)}" for axis in axes)
+    varied = {axis.name for axis in axes}
+    shared = {
+        "negative_prompt": row.negative_prompt,
+        "seed": row.seed,
+        "num_inference_steps": row.num_inference_steps,
+        "guidance_scale": row.guidance_scale,
+        "scheduler": row.scheduler,
+    }
+    words = [
+        f"{LABELS.get(name, name).replace('_', ' ')} {value}"
+        for name, value in shared.items()
+        if name not in varied and value != ""
     ]
-    return f"{compared}. In common: {', '.join(shared)}."
+    return f"{compared}. In common: {', '.join(words)}."
 
 
 def _seeds(parts: Sequence[str]) -> list[int]:
@@ -235,7 +295,7 @@ def _seeds(parts: Sequence[str]) -> list[int]:
             continue
         begin, end = _integers([first, last])
         if not 0 <= end - begin < MAX_SEEDS:
-            raise UserError(f"seeds {part!r}: the second is to be above the first, by less than {MAX_SEEDS}")
+            raise UserError(f"seeds {part!r}: the second must be above the first, by less than {MAX_SEEDS}")
         seeds += range(begin, end + 1)
     return seeds
 

@@ -1,64 +1,141 @@
-"""A folder of pictures: what lies there already, each picture whole, and the list of them in images.json."""
+"""Images in a folder, each with a row in images.json, found again and shared out over processes."""
 
-import json
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from clipgraft.console import say
+from accelerate import PartialState
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from clipgraft.console import say, track
 from clipgraft.errors import DataError, UserError
-from clipgraft.files import file_sha256, fingerprint, parse_json, read_json, write_json
+from clipgraft.files import clear_parts, file_sha256, parse_json, read_json, write_json
+from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png
-from clipgraft.generation.params import Job
-from clipgraft.generation.pipeline import Picture
+from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.requests import ImageRequest, batches
 
 LIST_NAME = "images.json"
 OWN_NAMES = ("images.json", "images-*.jsonl", "preview.png", "grid.png", "grid-*.png", "grid.html")
-"""Files that drawing replaces; a picture never replaces one that it was not drawn over before."""
+"""Files that generation replaces; an image never replaces one of another request."""
 
 
-class Gallery:
-    """Pictures in a folder, each with a row that says what it was drawn from.
+class ImageRow(BaseModel):
+    """A row of images.json: an image's file, request and outcome.
 
-    Rows are appended to `images-<process>.jsonl` as pictures are finished, so that a killed process loses
+    Rows of version 1 had `column` in place of `variant`.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    schema_version: int = 2
+    file: str
+    """Path within the folder."""
+    variant: str = ""
+    """Name of the text encoder, where several are compared."""
+    prompt: str = ""
+    seed: int = 0
+    negative_prompt: str = ""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str = ""
+    height: int = 0
+    """Pixels, as generated."""
+    width: int = 0
+    init_image_sha256: str | None = None
+    strength: float | None = None
+    status: str
+    """As `GeneratedImage.status`; only of "ok" there is a file."""
+    notes: list[str] = []
+    with_metadata: bool = True
+    """Whether the file says how it was generated."""
+    key: str = ""
+    """Sum of all that decides the image."""
+    sha256: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "column" in values:
+            values = {**values, "variant": values["column"], "schema_version": 2}
+        return values
+
+    @model_validator(mode="after")
+    def _has_sum(self) -> Self:
+        if self.status == "ok" and self.sha256 is None:
+            raise ValueError("an image without the sum of its file")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of one image in a folder."""
+
+    file: str
+    """Path within the folder."""
+    request: ImageRequest
+    key: str
+    """Sum of all that decides the image."""
+
+
+class ImageFolder:
+    """Images in a folder, each with a row that says how it was generated.
+
+    Rows are appended to `images-<process>.jsonl` as images are finished, so that a killed process loses
     none, and become `images.json` at the end.
 
     Args:
-        folder: Made where there is none.
-        process: Number of this process among several that write there.
-        with_metadata: Whether the pictures tell in their files how they were drawn.
+        folder: Made if it does not exist.
+        processes: Those that share the work; None where this one is alone.
+        with_metadata: Whether the files say how they were generated.
 
     Raises:
-        ValueError: If nothing can be written there.
+        UserError: If nothing can be written there.
     """
 
-    def __init__(self, folder: Path, *, process: int = 0, with_metadata: bool = True):
-        self.folder, self.with_metadata = folder, with_metadata
-        self._lines = folder / f"images-{process}.jsonl"
+    def __init__(self, folder: Path, *, processes: PartialState | None = None, with_metadata: bool = True):
+        self.folder, self.processes, self.with_metadata = folder, processes, with_metadata
+        self.rank = processes.process_index if processes else 0
+        self._lines = folder / f"images-{self.rank}.jsonl"
         _make_writable(folder)
-        _end_torn_line(self._lines)
-        self._listed = _read_list(folder / LIST_NAME, is_told=process == 0)
-        self._known = {row["file"]: row for row in self._read_rows()}
+        _terminate_last_line(self._lines)
+        self._listed = _read_list(folder / LIST_NAME, is_told=self.rank == 0)
+        self._rows = self._read_rows()
+        self.added: set[str] = set()
+        """Files of the images that this process has generated."""
 
-    def name_files(self, wanted: Iterable[str], jobs: Sequence[Job], models: dict[str, Any]) -> list[str]:
-        """Decide where each job's picture goes: where it lies already, else the first place that is free.
+    def reload(self) -> None:
+        """Read the rows that other processes have written, when all have come to this point."""
+        self.wait()
+        self._rows = self._read_rows()
 
-        What lies there and was not drawn from the same job by the same models stays: the number behind the
-        name counts up past it. To be called before anything is drawn.
+    def rows_by_key(self) -> dict[str, ImageRow]:
+        """Rows of all processes by the sum of all that decides the image."""
+        return {row.key: row for row in self._rows.values()}
+
+    def reserve(
+        self, wanted: Iterable[str], requests: Sequence[ImageRequest], keys: Sequence[str]
+    ) -> list[Slot]:
+        """Choose each image's file: where it lies already, else the first name that is free.
+
+        An image of another request stays: the number behind the name counts up past it. To be called before
+        anything is generated.
 
         Args:
-            wanted: Path within the folder of each job, for the case that nothing lies there.
-            jobs: What is to be drawn.
-            models: Of their metadata.
+            wanted: For each request the file's path within the folder, if nothing lies there.
+            requests: What is to be generated.
+            keys: For each request the sum of all that decides its image.
         """
-        files: dict[str, None] = {}
-        for file, job in zip(wanted, jobs, strict=True):
-            files[self._own_or_free(file, _key(job, models), files)] = None
-        return list(files)
+        slots: dict[str, Slot] = {}
+        for file, request, key in zip(wanted, requests, keys, strict=True):
+            file = self._own_or_free(file, key, slots)
+            slots[file] = Slot(file, request, key)
+        return list(slots.values())
 
     def _own_or_free(self, wanted: str, key: str, taken: Container[str]) -> str:
         free = ""
@@ -66,92 +143,148 @@ class Gallery:
             file = wanted if number == 1 else f"{wanted.removesuffix('.png')}_{number}.png"
             if file in taken:
                 continue
-            row, is_there = self._known.get(file), (self.folder / file).exists()
-            if row is not None and row.get("key") == key:
+            row, is_there = self._rows.get(file), (self.folder / file).exists()
+            if row is not None and row.key == key:
                 return file
             free = free or ("" if is_there else file)
             if row is None and not is_there:
                 break
         return free
 
-    def finished(self, file: str, job: Job, models: dict[str, Any]) -> dict[str, Any] | None:
-        """Row of a picture that is there, whole, of the same job and models, and alike in having metadata."""
-        row = self._known.get(file)
-        if row is None or row.get("key") != _key(job, models) or row["status"] not in ("ok", "blocked"):
-            return None
-        if row.get("with_metadata") != self.with_metadata:
-            return None
-        path = self.folder / file
-        is_whole = row["status"] == "blocked" or (path.is_file() and file_sha256(path) == row["sha256"])
-        return row if is_whole else None
+    def is_finished(self, slot: Slot) -> bool:
+        """Whether an image is there, whole, of the same key, and alike in having metadata."""
+        row = self._rows.get(slot.file)
+        if row is None or row.key != slot.key or row.with_metadata != self.with_metadata:
+            return False
+        path = self.folder / slot.file
+        is_inside = path.resolve().is_relative_to(self.folder.resolve())
+        is_whole = is_inside and path.is_file() and file_sha256(path) == row.sha256
+        return is_whole if row.status == "ok" else row.status == "blocked"
 
-    def add(self, file: str, column: str, picture: Picture, models: dict[str, Any]) -> dict[str, Any]:
-        """Write a picture that is one, and its row.
+    def fill(
+        self,
+        variant: str,
+        generator: ImageGenerator,
+        slots: Sequence[Slot],
+        *,
+        batch_size: int,
+        on_preview: Callable[[Sequence[ImageRequest], list, int], None] | None = None,
+        preview_every: int = 0,
+    ) -> int:
+        """Generate this process's share of images and write each with its row.
 
         Args:
-            file: Path within the folder.
-            column: What is compared, where several text encoders draw the same.
-            picture: What to write; one that failed or was blocked gets a row alone.
-            models: Of its metadata.
+            variant: Of their rows.
+            generator: Makes them.
+            slots: What is missing; the same in all processes.
+            batch_size: Images generated at once, at most.
+            on_preview: As in `pipeline.sample`.
+            preview_every: As in `pipeline.sample`.
+
+        Returns:
+            The batch size that fits into memory.
         """
-        path = self.folder / file
-        row = {
-            "file": file,
-            "column": column,
-            **picture.job.as_record(),
-            "height": picture.image.height,
-            "width": picture.image.width,
-            "status": picture.status,
-            "notes": list(picture.notes),
-            "with_metadata": self.with_metadata,
-            "key": _key(picture.job, models),
-        }
-        if picture.status == "ok":
+        order = iter(slots)
+        # Whole batches are shared out: in a batch of another size an image is rounded differently.
+        all_batches = [
+            ([next(order) for _ in batch], batch)
+            for batch in batches([slot.request for slot in slots], batch_size)
+        ]
+        own = all_batches[self.rank :: self.processes.num_processes if self.processes else 1]
+        done, total = 0, sum(request.num_steps for _, batch in own for request in batch)
+
+        def shrink(new_size: int) -> None:
+            nonlocal batch_size
+            say(f"not enough memory for {batch_size} images at once; going on with {new_size}")
+            batch_size = new_size
+
+        for folder in {(self.folder / slot.file).parent for slot in slots}:
+            folder.mkdir(parents=True, exist_ok=True)
+            clear_parts(folder)
+        with track(f"generating {variant}".strip(), total) as update:
+            for own_slots, batch in own:
+                images = generator.sample(
+                    batch,
+                    batch_size=min(batch_size, len(batch)),
+                    on_step=lambda steps, _, done=done: update(done + steps, "steps"),
+                    on_preview=on_preview,
+                    preview_every=0 if self.rank else preview_every,
+                    on_less_memory=shrink,
+                )
+                for slot, image in zip(own_slots, images, strict=True):
+                    self.add(slot, variant, image)
+                done += sum(request.num_steps for request in batch)
+        return batch_size
+
+    def add(self, slot: Slot, variant: str, image: GeneratedImage) -> ImageRow:
+        """Write an image and its row; one that failed or was blocked gets a row alone."""
+        path = self.folder / slot.file
+        values = image.request.as_record() | {"height": image.image.height, "width": image.image.width}
+        sha256 = None
+        if image.status == "ok":
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(picture.image, path, picture.metadata if self.with_metadata else None)
-            row["sha256"] = file_sha256(path)
+            save_png(image.image, path, image.metadata if self.with_metadata else None)
+            sha256 = file_sha256(path)
         else:
             path.unlink(missing_ok=True)
-        with self._lines.open("a", encoding="utf-8") as file_:
-            file_.write(json.dumps(row, ensure_ascii=False) + "\n")
+        row = ImageRow(
+            file=slot.file,
+            variant=variant,
+            **values,
+            status=image.status,
+            notes=list(image.notes),
+            with_metadata=self.with_metadata,
+            key=slot.key,
+            sha256=sha256,
+        )
+        with self._lines.open("a", encoding="utf-8") as lines:
+            lines.write(row.model_dump_json(exclude_none=True) + "\n")
+        self._rows[row.file] = row
+        self.added.add(row.file)
         return row
 
-    def write_list(self, files: Iterable[str]) -> list[dict[str, Any]]:
-        """Write `images.json` of all rows that any process left, and give those of `files` in their order."""
-        rows = {row["file"]: row for row in self._read_rows()}
+    def write_list(self, files: Iterable[str]) -> list[ImageRow]:
+        """Write images.json of the rows of all processes; return those of `files`, in their order."""
+        rows = self._read_rows()
         listed = [rows.pop(file) for file in dict.fromkeys(files) if file in rows]
-        write_json(self.folder / LIST_NAME, [*listed, *rows.values()])
+        written = [row.model_dump(exclude_none=True) for row in (*listed, *rows.values())]
+        write_json(self.folder / LIST_NAME, written)
         for path in self.folder.glob("images-*.jsonl"):
             path.unlink()
         return listed
 
-    def _read_rows(self) -> list[dict[str, Any]]:
-        """All rows, a later one of a file in the place of an earlier; lines that are not whole are none."""
+    def wait(self) -> None:
+        """Wait until all processes have come to this point."""
+        if self.processes:
+            self.processes.wait_for_everyone()
+
+    def _read_rows(self) -> dict[str, ImageRow]:
+        """Rows by file, later ones in place of earlier ones; broken lines are skipped."""
         rows = list(self._listed)
         for path in sorted(self.folder.glob("images-*.jsonl")):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             rows += filter(None, map(_parse_row, lines))
-        return rows
+        return {row.file: row for row in rows}
 
 
-def _read_list(path: Path, *, is_told: bool) -> list[dict[str, Any]]:
-    """Rows of a list; of a damaged one those that can still be read, which is said."""
+def _read_list(path: Path, *, is_told: bool) -> list[ImageRow]:
+    """Rows of a list; of a damaged one those that can still be read, with a message."""
     if not path.is_file():
         return []
     try:
         found = read_json(path, list)
-        rows, problem = list(filter(_is_row, found)), ""
+        rows, problem = list(filter(None, map(_row, found))), ""
         if len(rows) < len(found):
-            problem = f"{len(found) - len(rows)} rows are none of a picture"
+            problem = f"{len(found) - len(rows)} rows are not of an image"
     except DataError as error:
         rows, problem = list(_whole_rows(path)), str(error)
     if problem and is_told:
-        say(f"{path} is damaged ({problem}): {len(rows)} rows are kept, the other pictures are drawn again")
+        say(f"{path} is damaged ({problem}): {len(rows)} rows are kept, the other images are generated again")
     return rows
 
 
-def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a list that is no JSON as a whole, laid out as `write_json` does: braces two spaces in."""
+def _whole_rows(path: Path) -> Iterator[ImageRow]:
+    """Rows of a list that is not JSON as a whole, laid out as `write_json` does: braces two spaces in."""
     lines: list[str] = []
     for line in path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n"):
         if line == "  {":
@@ -163,33 +296,27 @@ def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _parse_row(text: str) -> dict[str, Any] | None:
+def _parse_row(text: str) -> ImageRow | None:
     with suppress(DataError):
-        row: dict[str, Any] = parse_json(text, LIST_NAME)
-        return row if _is_row(row) else None
+        return _row(parse_json(text, LIST_NAME))
     return None
 
 
-def _is_row(row: Any) -> bool:
-    """Whether a row has what is read of it here; the rest is for people."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("file", "status")):
-        return False
-    return row["status"] != "ok" or isinstance(row.get("sha256"), str)
+def _row(values: Any) -> ImageRow | None:
+    with suppress(ValidationError):
+        return ImageRow.model_validate(values)
+    return None
 
 
-def _key(job: Job, models: dict[str, Any]) -> str:
-    return fingerprint(job.as_record(), models)
-
-
-def _end_torn_line(path: Path) -> None:
-    """A process that was killed while it wrote left half a row: the next one begins on a line of its own."""
+def _terminate_last_line(path: Path) -> None:
+    """A process that was killed while writing left half a row: the next one gets a line of its own."""
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")
 
 
 def refuse_replacing(folder: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to read what drawing into a folder replaces.
+    """Refuse inputs that generating into a folder would replace.
 
     Raises:
         UserError: Names the file.
@@ -201,7 +328,7 @@ def refuse_replacing(folder: Path, inputs: Iterable[Path]) -> None:
 
 
 def _make_writable(folder: Path) -> None:
-    """Find out before anything is loaded whether pictures can be written."""
+    """Find out before anything is loaded whether images can be written."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""What a picture tells of itself: A1111's `parameters`, which other tools read, and all that redraws it."""
+"""Metadata of images: A1111's `parameters`, which other tools read, and a record to reproduce them."""
 
 import json
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clipgraft.errors import DataError, MissingFileError
+from clipgraft.errors import DataError, MissingFileError, UserError, explain
 from clipgraft.files import atomic_write, parse_json, to_json
-from clipgraft.generation.params import Job
-from clipgraft.generation.pipeline import Picture
+from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import Origin
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
@@ -24,7 +23,7 @@ PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"
 FORMAT = 1
 LOCAL = "local"
-"""Name of a base that is a folder or file of the user's: its path is nobody else's business."""
+"""Name of a base that is a local folder or file: its path is private."""
 SAMPLERS = {
     "dpm++": ("DPM++ 2M", "Karras"),
     "pndm": ("PLMS", ""),
@@ -35,12 +34,12 @@ SAMPLERS = {
 }
 """A1111's names of sampler and schedule type."""
 MAX_BATCH = 4096
-"""Pictures that a record says were drawn at once; more than any machine here could (a guess)."""
+"""Images generated at once, in a record; more than any machine here could (a guess)."""
 VERSIONED = ("clipgraft", "torch", "diffusers", "transformers")
 
 
 class _Models(BaseModel):
-    """What is read of `describe_models` and `SpeedOptions.as_record`."""
+    """What is read of `describe_models` and `describe_inference`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -70,7 +69,7 @@ class _Batch(BaseModel):
 
 
 class _Record(BaseModel):
-    """What is read of `describe_picture`."""
+    """What is read of `describe_image`."""
 
     format: Literal[1]
     job: dict[str, Any]
@@ -83,11 +82,11 @@ class _Record(BaseModel):
 def describe_models(
     pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str]
 ) -> dict[str, Any]:
-    """Tell a pipeline's models apart from all others, without a path.
+    """Identify a pipeline's models without naming a path.
 
     Args:
         pipeline: Holds them.
-        origin: Where the base was loaded from; a folder or file of the user's is not told.
+        origin: Where the base was loaded from; a local folder or file is left out.
         base_sums: sha256 of the weights of VAE and U-Net.
     """
     name, revision = (origin.name, origin.revision) if origin else ("", "")
@@ -105,22 +104,23 @@ def describe_models(
     }
 
 
-def describe_picture(
-    picture: Picture, models: dict[str, Any], scheduler: dict[str, Any], device: str
+def describe_image(
+    image: GeneratedImage, models: dict[str, Any], scheduler: dict[str, Any], device: str
 ) -> dict[str, Any]:
-    """All that is needed to draw a picture again, to the bit on the same machine.
+    """Record all that reproduces an image, to the bit on the same machine.
 
     Args:
-        picture: From `draw`.
+        image: From `pipeline.sample`.
         models: From `describe_models`.
-        scheduler: The configuration of the scheduler that drew it.
-        device: Where it was drawn: "cpu", "cuda" or "mps".
+        scheduler: Configuration of the scheduler that it was made with.
+        device: Where it was made: "cpu", "cuda" or "mps".
     """
+    size = {"height": image.image.height, "width": image.image.width}
     return {
         "format": FORMAT,
-        "job": picture.job.as_record() | {"height": picture.image.height, "width": picture.image.width},
-        "batch": {"size": picture.batch[0], "index": picture.batch[1]},
-        "notes": list(picture.notes),
+        "job": image.request.as_record() | size,
+        "batch": {"size": image.batch[0], "index": image.batch[1]},
+        "notes": list(image.notes),
         "models": models,
         "scheduler": scheduler,
         "machine": {"device": device, "num_threads": torch.get_num_threads()},
@@ -130,18 +130,12 @@ def describe_picture(
 
 @cache
 def versions(engine: str) -> dict[str, str]:
-    """Versions of what decides a picture's bits, where an engine of that name draws it."""
+    """Return the versions that decide an image's bits with an engine of that name."""
     return {name: version(name) for name in (*VERSIONED, *(["openvino"] if engine == "openvino" else []))}
 
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
-    """Write a picture whole or not at all.
-
-    Args:
-        image: The picture.
-        path: The file.
-        record: From `describe_picture`, written into the file; None = nothing is.
-    """
+    """Write an image atomically, with a record from `describe_image` unless it is None."""
     text = None
     if record is not None:
         text = PngImagePlugin.PngInfo()
@@ -156,7 +150,7 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
 
 
 def parameters_text(record: dict[str, Any]) -> str:
-    """A picture's record in the form of A1111: prompt, negative prompt, one line of `Key: value`."""
+    """Format a record as A1111 does: prompt, negative prompt, one line of `Key: value`."""
     job, models = record["job"], record["models"]
     sampler, schedule = SAMPLERS[job["scheduler"]]
     values = {
@@ -179,14 +173,14 @@ def parameters_text(record: dict[str, Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of a picture.
+    """Read the record of an image.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DataError: If it is no PNG of clipgraft's, or was written without its record.
+        DataError: If it is not a PNG of clipgraft's, or was written without its record.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such picture")
+        raise MissingFileError(f"{path}: no such image")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # a text behind the pixels is read with them
@@ -195,46 +189,44 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as a PNG with a record ({error})") from error
     if not text:
         raise DataError(
-            f"{path}: holds no record of how it was drawn; only PNGs of clipgraft written without "
+            f"{path}: holds no record of its generation; only PNGs that clipgraft wrote without "
             "--no-metadata do"
         )
     record: dict[str, Any] = parse_json(text, f"{path}: the record")
     try:
         _Record.model_validate(record)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"{path}: the record of how it was drawn is damaged: {place}: {first['msg']}"
-        ) from None
+        reason = explain(error, _Record, "entry")
+        raise DataError(f"{path}: the record of its generation is damaged: {reason}") from None
     return record
 
 
-def job_of(record: dict[str, Any], init_image: Path | None) -> Job:
-    """The job that a record tells.
+def request_of(record: dict[str, Any], init_image: Path | None) -> ImageRequest:
+    """Return the request that a record holds.
 
     Args:
         record: From `read_record`.
-        init_image: The picture that it started from, where it did.
+        init_image: The image that it started from, if any.
 
     Raises:
-        DataError: If the record is damaged, or the picture to start from is missing, another or one too many.
-        ValueError: If the picture to start from cannot be read.
+        DataError: If the record is damaged, or the initial image is missing, another or one too many.
+        UserError: If the initial image cannot be read.
     """
-    values = dict(record["job"])
-    expected = values.pop("init_image_sha256", None)
+    values = record["job"]
+    expected = values.get("init_image_sha256")
     if expected and init_image is None:
-        raise DataError("that picture was drawn from another one; name it with --init-image")
+        raise DataError("that image was started from another one; name it with --init-image")
     if init_image and not expected:
-        raise DataError("that picture was drawn from noise alone; leave --init-image out")
+        raise DataError("that image was started from noise alone; leave --init-image out")
     try:
-        job = Job(**values)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the picture's record is damaged: {error}") from error
-    job = replace(job, init_image=init_image)
-    if expected and job.as_record()["init_image_sha256"] != expected:
-        raise DataError(f"{init_image} is not the picture that was started from (sha256 {expected})")
-    return job
+        request = ImageRequest.from_record(values, init_image)
+    except UserError as error:
+        if str(error).startswith("init_image"):
+            raise
+        raise DataError(f"the image's record is damaged: {error}") from error
+    if expected and request.as_record()["init_image_sha256"] != expected:
+        raise DataError(f"{init_image} is not the image that was started from (sha256 {expected})")
+    return request
 
 
 def _quoted(value: Any) -> str:

@@ -1,197 +1,236 @@
-"""Drawing pictures with diffusers' own pipeline, the grafted encoder in the place of its text encoder."""
+"""Image sampling: prompts to prompt embeds, latents and pixels, through diffusers' own pipeline.
 
+B images in a batch, L tokens, W width of the embeds, H x W pixels of an image.
+"""
+
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import (
+    AutoencoderKL,
     SchedulerMixin,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.data.images import open_image
+from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
-from clipgraft.generation.decoding import decode
-from clipgraft.generation.engines.networks import EngineUNet
-from clipgraft.generation.params import Job, batches
-from clipgraft.generation.prompt_embeds import PromptStates
+from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
+from clipgraft.generation.requests import ImageRequest, batches
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults
 from clipgraft.models.graft import GraftedTextEncoder
 
+MAX_CACHED_PROMPTS = 256
+"""Prompts whose embeds stay in memory; SD v1.5's take 0.24 MB each."""
+
 
 @dataclass(frozen=True)
-class Picture:
-    """One drawn picture and what it was drawn from."""
+class GeneratedImage:
+    """One generated image and its request."""
 
-    job: Job
+    request: ImageRequest
+    """Resolved: with the base's own values in place of None."""
     status: str
-    """"ok", "failed_nan" (values that are no numbers), "failed_black" (nothing but black), or "blocked" (by
-    the base's safety checker)."""
+    """"ok", or a key of `contact_sheet.FAILURES`: "failed_nan", "failed_black", "blocked"."""
     image: Image.Image
     batch: tuple[int, int] = (1, 0)
-    """Pictures that were drawn at once, and this one's place among them: another number rounds otherwise."""
+    """Size of its batch and its index within; another size rounds differently."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """What the base cannot read of the prompts."""
     metadata: dict[str, Any] | None = field(default=None, kw_only=True)
-    """All that is needed to draw it again."""
+    """All that is needed to reproduce it."""
 
     @property
     def prompt(self) -> str:
-        """The job's."""
-        return self.job.prompt
+        """Of the request."""
+        return self.request.prompt
 
     @property
     def seed(self) -> int:
-        """The job's."""
-        return self.job.seed
+        """Of the request."""
+        return self.request.seed
+
+
+class PromptEmbedCache:
+    """Embeds of prompts, each encoded once, by a pipeline's tokenizer and text encoder.
+
+    A prompt is encoded by itself, so that its neighbours in a batch do not change its rounding.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self._embeds: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return prompt_embeds (B, L, W)."""
+        return torch.cat([self._encode(prompt) for prompt in prompts])
+
+    def clear(self) -> None:
+        """Forget all embeds, after the text encoder's weights have changed."""
+        self._embeds.clear()
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> Tensor:
+        if prompt not in self._embeds:
+            input_ids = prompt_input_ids([prompt], self.pipeline.tokenizer)
+            device = self.pipeline._execution_device
+            self._embeds[prompt] = self.pipeline.text_encoder(input_ids.to(device))[0]
+            if len(self._embeds) > MAX_CACHED_PROMPTS:
+                self._embeds.popitem(last=False)
+        self._embeds.move_to_end(prompt)
+        return self._embeds[prompt]
+
+
+def prompt_input_ids(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
+    """Return input ids (B, L) int64 of prompts, padded to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    return tokenize(prompts, tokenizer, context_length=length, pad_to_context_length=True).input_ids
 
 
 def build_pipeline(
     base: FrozenBase, text_encoder: GraftedTextEncoder | CLIPTextModel
 ) -> StableDiffusionPipeline:
-    """Put a text encoder, a graft or the base's own, and a frozen base together.
-
-    The scheduler is DPM-Solver++ 2M with Karras sigmas, made from the base's own noise schedule: its 25 steps
-    reach what PNDM, Stable Diffusion's own, needs 50 for.
-
-    Args:
-        base: VAE, U-Net, tokenizer and scheduler.
-        text_encoder: See `FrozenBase.pipeline`.
+    """Combine a frozen base with a text encoder, a graft or its own.
 
     Raises:
-        UserError: If the text encoder's width is not the U-Net's.
+        UserError: If the text encoder's width is not that of the U-Net's cross-attention.
     """
     assert base.scheduler is not None
     pipeline = base.pipeline(text_encoder)
+    # 25 steps of DPM-Solver++ reach what PNDM, Stable Diffusion's own, needs 50 for.
     pipeline.scheduler = build_scheduler("dpm++", base.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def draw(
+def sample(
     pipeline: StableDiffusionPipeline,
-    jobs: Sequence[Job],
+    requests: Sequence[ImageRequest],
     *,
     base_scheduler: SchedulerMixin | None = None,
     defaults: DrawingDefaults = STABLE_DIFFUSION,
-    states: PromptStates | None = None,
+    prompt_embeds: PromptEmbedCache | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,
-    on_preview: Callable[[Sequence[Job], list[Image.Image], int], None] | None = None,
+    on_preview: Callable[[Sequence[ImageRequest], list[Image.Image], int], None] | None = None,
     preview_every: int = 0,
     on_less_memory: Callable[[int], None] | None = None,
-) -> Iterator[Picture]:
-    """Draw pictures; each has a generator of its own, so its neighbours in a batch do not change it.
+) -> Iterator[GeneratedImage]:
+    """Generate images, each from a random generator of its own, so that neighbours do not change it.
 
     Where memory does not suffice for a batch, batches are halved from there on.
 
     Args:
         pipeline: From `build_pipeline`.
-        jobs: What to draw; neighbours with the same settings share batches.
-        base_scheduler: The base's own; each job's scheduler is made from it. None = the pipeline's for all.
-        defaults: Settings that hold where a job names none.
-        states: Keeps prompts' states from call to call; None = for this call alone.
-        batch_size: Pictures drawn at once, at most.
-        on_step: Called with the denoising steps done and in all, counted for each picture.
-        on_preview: Called with a batch's jobs, its pictures as they are, and the steps done.
+        requests: Neighbours with the same parameters share batches.
+        base_scheduler: The base's own; each request's scheduler is made from it. None = the pipeline's.
+        defaults: Hold where a request has None.
+        prompt_embeds: Cache to keep from call to call; None = a new one.
+        batch_size: Images generated at once, at most.
+        on_step: Called with the denoising steps done and in all, counted per image.
+        on_preview: Called with a batch's requests, its images so far and the steps done.
         preview_every: Steps between previews; 0 = none.
         on_less_memory: Called with the new batch size when a batch did not fit into memory.
 
     Yields:
-        A picture for each job, in order.
+        An image for each request, in order.
 
     Raises:
-        ValueError: If there is no job, a scheduler cannot take a job's steps, or memory does not suffice for
-            one picture.
-        DataError: If a job's first picture cannot be read.
+        UserError: If there is no request, a scheduler cannot take the steps, or memory does not suffice for
+            one image.
+        DataError: If an `init_image` cannot be read.
     """
-    if not jobs:
-        raise UserError("no prompt to draw; give at least one text")
-    states = states or PromptStates(pipeline)
+    if not requests:
+        raise UserError("no prompt; give at least one text")
+    prompt_embeds = prompt_embeds or PromptEmbedCache(pipeline)
     num_levels = (base_scheduler or pipeline.scheduler).config.num_train_timesteps
-    jobs = [job.resolved(defaults, num_levels) for job in jobs]
-    done, total = 0, sum(job.num_steps for job in jobs)
+    remaining = [request.resolved(defaults, num_levels) for request in requests]
+    done, total = 0, sum(request.num_steps for request in remaining)
 
-    def report(batch: Sequence[Job], step: int, latents: Tensor) -> None:
+    def report(batch: Sequence[ImageRequest], step: int, latents: Tensor) -> None:
         if on_step:
             on_step(done + step * len(batch), total)
         if on_preview and preview_every and step % preview_every == 0 and step < batch[0].num_steps:
             on_preview(batch, [Image.fromarray(values) for values in decode(pipeline, latents)[0]], step)
 
-    remaining = list(jobs)
     while remaining:
         batch = next(batches(remaining, batch_size))
         if base_scheduler is not None:
-            pipeline.scheduler = build_scheduler(batch[0].scheduler, base_scheduler)
+            pipeline.scheduler = build_scheduler(batch[0].params.scheduler, base_scheduler)
         try:
-            pictures = _draw_batch(pipeline, batch, states, report)
+            images = _sample_batch(pipeline, batch, prompt_embeds, report)
         except (RuntimeError, MemoryError) as error:
             batch_size = _smaller_batch(pipeline, batch, error)
             if on_less_memory:
                 on_less_memory(batch_size)
             continue
         del remaining[: len(batch)]
-        done += sum(job.num_steps for job in batch)
-        yield from pictures
+        done += sum(request.num_steps for request in batch)
+        yield from images
 
 
-def picture_size(pipeline: StableDiffusionPipeline, job: Job) -> tuple[int, int]:
-    """Height and width of a job's picture in pixels, the base's own where it names none."""
-    own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    return job.height or own_size, job.width or own_size
-
-
-def _draw_batch(
+def _sample_batch(
     pipeline: StableDiffusionPipeline,
-    jobs: Sequence[Job],
-    states: PromptStates,
-    report: Callable[[Sequence[Job], int, Tensor], None],
-) -> list[Picture]:
-    first = jobs[0]
-    assert first.num_inference_steps is not None
-    assert first.guidance_scale is not None
-    height, width = picture_size(pipeline, first)
+    requests: Sequence[ImageRequest],
+    prompt_embeds: PromptEmbedCache,
+    report: Callable[[Sequence[ImageRequest], int, Tensor], None],
+) -> list[GeneratedImage]:
+    first, params = requests[0], requests[0].params
+    assert params.num_inference_steps is not None
+    assert params.guidance_scale is not None
+    height, width = image_size(pipeline, first)
 
     def on_step_end(_pipeline: object, step: int, _time: object, tensors: dict[str, Tensor]) -> dict:
-        report(jobs, min(step + 1, first.num_steps), tensors["latents"])  # PNDM runs one step twice
+        report(requests, min(step + 1, first.num_steps), tensors["latents"])  # PNDM runs one step twice
         return tensors
 
     if isinstance(pipeline.unet, EngineUNet):
-        skipped = first.num_inference_steps - first.num_steps
+        skipped = params.num_inference_steps - first.num_steps
         pipeline.unet.begin(is_guided=first.is_guided, first_step=skipped)
-    settings: dict[str, Any] = {"height": height, "width": width}
-    if first.init_image is not None:
+    start: dict[str, Any] = {"height": height, "width": width}
+    if params.init_image:
         pipeline = _image_to_image(pipeline)
-        images = [ImageOps.fit(open_image(job.init_image), (width, height)) for job in jobs]  # type: ignore[arg-type]
-        settings = {"image": images, "strength": first.strength}
+        paths = [Path(request.params.init_image) for request in requests]
+        images = [ImageOps.fit(open_image(path), (width, height)) for path in paths]
+        start = {"image": images, "strength": params.strength}
     latents = pipeline(
-        prompt_embeds=states([job.prompt for job in jobs]),
-        negative_prompt_embeds=states([job.negative_prompt for job in jobs]),
-        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
-        num_inference_steps=first.num_inference_steps,
-        guidance_scale=float(first.guidance_scale),
+        prompt_embeds=prompt_embeds([request.prompt for request in requests]),
+        negative_prompt_embeds=prompt_embeds([request.params.negative_prompt for request in requests]),
+        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+        num_inference_steps=params.num_inference_steps,
+        guidance_scale=float(params.guidance_scale),
         output_type="latent",
         callback_on_step_end=on_step_end,
-        **settings,
+        **start,
     ).images  # (B, 4, H / 8, W / 8)
     pixels, statuses = decode(pipeline, latents)
     pipeline.maybe_free_model_hooks()
     return [
-        Picture(job, status, Image.fromarray(values), (len(jobs), index))
-        for index, (job, status, values) in enumerate(zip(jobs, statuses, pixels, strict=True))
+        GeneratedImage(request, status, Image.fromarray(values), (len(requests), index))
+        for index, (request, status, values) in enumerate(zip(requests, statuses, pixels, strict=True))
     ]
 
 
+def image_size(pipeline: StableDiffusionPipeline, request: ImageRequest) -> tuple[int, int]:
+    """Return height and width of a request's image in pixels, by default the base's own."""
+    own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    return request.params.height or own_size, request.params.width or own_size
+
+
 def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2ImgPipeline:
-    """The sibling that starts from a picture, of the same components."""
     # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
     sibling = StableDiffusionImg2ImgPipeline(
         **pipeline.components, requires_safety_checker=pipeline.safety_checker is not None
@@ -200,14 +239,66 @@ def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2Img
     return sibling
 
 
-def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[Job], error: Exception) -> int:
-    """Half a batch that memory did not suffice for; any other error goes on."""
+def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[ImageRequest], error: Exception) -> int:
+    """Half the size of a batch that memory did not suffice for; any other error is raised again."""
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not should_reduce_batch_size(error):
         raise error
     if len(batch) == 1:
-        height, width = picture_size(pipeline, batch[0])
+        height, width = image_size(pipeline, batch[0])
         raise UserError(
-            f"memory does not suffice for one picture of {width}x{height} pixels; draw a smaller one, or on "
-            "CUDA add --offload sequential"
+            f"memory does not suffice for one image of {width}x{height} pixels; generate a smaller one, or "
+            "on CUDA add --offload sequential"
         ) from error
     return len(batch) // 2
+
+
+def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarray, list[str]]:
+    """Decode latents and flag failures; what fails in the VAE's own dtype is decoded again in float32.
+
+    Args:
+        pipeline: Its VAE decodes; its safety checker, if any, looks at each image.
+        latents: (B, 4, H / 8, W / 8), scaled.
+
+    Returns:
+        Images (B, H, W, 3) uint8, and the status of each, as in `GeneratedImage`.
+    """
+    pixels = _decode(pipeline.vae, latents)  # (B, 3, H, W) in about [-1, 1]
+    failed = [
+        index
+        for index, (image, own) in enumerate(zip(pixels, latents, strict=True))
+        if _status(image) != "ok" and torch.isfinite(own).all()  # of NaN latents float32 makes NaN too
+    ]
+    is_rounded = pixels.dtype != torch.float32 or isinstance(pipeline.vae.decoder, EngineDecoder)
+    if failed and is_rounded:
+        precise = copy.deepcopy(pipeline.vae).float()  # an engine's decoder becomes torch's
+        pixels = pixels.float()
+        pixels[failed] = _decode(precise, latents[failed].float())
+    statuses = [_status(image) for image in pixels]
+    values = torch.nan_to_num((pixels.float() / 2 + 0.5).clamp(0, 1))
+    for index in _blocked(pipeline, values):
+        statuses[index], values[index] = "blocked", 0
+    rounded = (values.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
+    return rounded, statuses
+
+
+@torch.no_grad()
+def _decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+
+def _status(pixels: Tensor) -> str:
+    if not torch.isfinite(pixels).all():
+        return "failed_nan"
+    is_black = round((float(pixels.max()) / 2 + 0.5) * 255) <= 0  # as 8 bits round it
+    return "failed_black" if is_black else "ok"
+
+
+@torch.no_grad()
+def _blocked(pipeline: StableDiffusionPipeline, values: Tensor) -> list[int]:
+    if pipeline.safety_checker is None:
+        return []
+    # A copy: the checker paints black what it blocks.
+    _, flags = pipeline.run_safety_checker(
+        values.clone() * 2 - 1, values.device, pipeline.safety_checker.dtype
+    )
+    return [index for index, is_blocked in enumerate(flags) if is_blocked]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipgraft.errors import DataError
-from clipgraft.generation.contact_sheet import MAX_BYTES, STATUS_NOTES, VARIANT_LABELS, embed_image
+from clipgraft.generation.contact_sheet import FAILURES, MAX_BYTES, VARIANT_LABELS, embed_image
 
 MAX_IMAGES = 60
 """Images on a page; of more, the first prompts are shown, and the page says so."""
@@ -99,7 +99,7 @@ def _cell(image: PageImage, max_bytes: int, *, is_alone: bool) -> Cell:
     label = VARIANT_LABELS.get(image.variant, image.variant)
     if not label and not is_alone:
         label = f"seed {'unknown' if image.seed is None else image.seed}"
-    note = "" if image.status == "ok" else STATUS_NOTES.get(image.status, image.status)
+    note = "" if image.status == "ok" else FAILURES.get(image.status, image.status)
     if image.path is None:
         return Cell(label, "", f"{image.file} lies outside the run's folder and is not shown")
     try:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from clipgraft.evaluation.results import TEACHER, Evaluation, ImageRow
-from clipgraft.generation.contact_sheet import STATUS_NOTES
+from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.reporting.embedded_images import PageImage, PromptImages, group_images
 from clipgraft.reporting.format import decimal
 from clipgraft.reporting.run_data import Run
@@ -54,12 +54,12 @@ def failed_images(run: Run) -> tuple[list[tuple[str, str, str]], int]:
     """Return prompt, variant and fault of the first images that failed, and how many there are."""
     texts = _prompts(run.evaluation)
     failed = [
-        (texts.get(row.prompt_id, "unknown prompt"), row.variant, STATUS_NOTES.get(row.status, row.status))
+        (texts.get(row.prompt_id, "unknown prompt"), row.variant, FAILURES.get(row.status, row.status))
         for row in run.evaluation.images
         if row.status != "ok"
     ]
     failed += [
-        (image.prompt, image.variant, STATUS_NOTES.get(image.status, image.status))
+        (image.prompt, image.variant, FAILURES.get(image.status, image.status))
         for image in run.images
         if image.status != "ok"
     ]

@@ -11,7 +11,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
 import clipgraft
-from clipgraft.generation.params import Job
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.reporting.html import script_hash
 from clipgraft.studio.events import Events
 from clipgraft.studio.image_files import settings_from_png
@@ -298,7 +298,7 @@ def _page_routes(service: Service) -> APIRouter:
     return router
 
 
-def _expanded(service: Service, body: JobRequest) -> list[tuple[str, Job]]:
+def _expanded(service: Service, body: JobRequest) -> list[tuple[str, ImageRequest]]:
     catalog = service.catalog
     axes = (value for axis in body.axes if axis.name == "model" for value in axis.values)
     for name in (*body.models, *map(str, axes)):

@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,8 @@ from PIL import Image
 from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.generation.metadata import RECORD_KEY, save_png
-from clipgraft.generation.params import Job
-from clipgraft.generation.pipeline import Picture
-
-SETTINGS = (
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "height",
-    "width",
-)
-"""Fields of a job that a client decides."""
+from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.requests import ImageRequest
 
 
 class ImageFiles:
@@ -58,7 +45,7 @@ class ImageFiles:
         """Whether an image's file was written."""
         return self.path(image_id).is_file()
 
-    def save(self, image_id: str, image: Picture, model: str) -> None:
+    def save(self, image_id: str, image: GeneratedImage, model: str) -> None:
         """Write an image, whole or not at all, with everything that reproduces it."""
         record = {**(image.metadata or {}), "studio": {"model": model}}
         save_png(image.image, self.path(image_id), record)
@@ -97,13 +84,13 @@ def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
         record = json.loads(text or "")
         job, studio = record["job"], record.get("studio", {})
         # What the form takes; a damaged value is refused here as it would be when generating.
-        settings = asdict(Job(**{name: job[name] for name in SETTINGS}))
+        settings = ImageRequest.from_record(job).as_record()
         if None in (settings["num_inference_steps"], settings["guidance_scale"]):
             raise ValueError  # of a finished image both are numbers
         model = str(studio.get("model", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError("this PNG does not hold its settings; those that clipgraft wrote do") from None
-    return {name: settings[name] for name in SETTINGS} | {"model": model}
+    return settings | {"model": model}
 
 
 def decode_upload(content: bytes, max_pixels: int) -> Image.Image:

@@ -179,7 +179,8 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
         """Generate images and wait for them; hanging up cancels."""
         model = body.model or service.catalog.default_model()
-        images = [(model, job) for job in body.jobs(service.catalog.model(model)[0].defaults)]
+        defaults = service.catalog.model(model)[0].defaults
+        images = [(model, each) for each in body.requests(defaults)]
         job_id = service.submit(client_name(request, body.user), "call", images)
         job = await _outcome(service, job_id, request)
         if job is None:

@@ -6,13 +6,22 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from clipgraft.errors import UserError
-from clipgraft.generation.params import MAX_SEED, SIZE_MULTIPLE, Job
-from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.generation.requests import RENAMED, ImageRequest
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.settings import Count, Every, Guidance, Positive, Section
+from clipgraft.settings import (
+    FROM_LIST,
+    SIZE_MULTIPLE,
+    Count,
+    Every,
+    Positive,
+    SamplingParams,
+    Section,
+    Seed,
+    TextToImageParams,
+)
 
 
 class Limits(Section):
@@ -55,14 +64,13 @@ MAX_IMAGE_TEXT = 16_000_000
 """Characters of an image in base64; the bound of the body is met first."""
 Text = Annotated[str, Field(max_length=LIMITS.max_prompt_characters)]
 Name = Annotated[str, Field(max_length=200)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=SIZE_MULTIPLE)]
 Steps = Annotated[int, Field(ge=1, le=LIMITS.max_steps)]
-Scheduler = Annotated[str, Field(max_length=20, json_schema_extra={"enum": list(SCHEDULERS)})]
-"""Checked where a job is made."""
 
 
-AxisName = Literal["prompt", "negative_prompt", "model", "seed", "steps", "guidance_scale", "scheduler"]
+AxisName = Literal[
+    "prompt", "negative_prompt", "model", "seed", "num_inference_steps", "guidance_scale", "scheduler"
+]
 
 
 class Request(BaseModel):
@@ -71,39 +79,56 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Settings(Request):
-    """What decides an image, beside the model."""
+class BoundedParams(TextToImageParams):
+    """Sampling parameters within the API's bounds; `steps` and `num_images` are earlier names."""
 
-    prompt: Text = Field(examples=["A dog running on the beach at sunset"])
     negative_prompt: Text = ""
-    seed: Seed | None = None
-    """Of the first image, the next ones count up; without it one is drawn by lot."""
-    steps: Steps | None = None
-    """Without it those that suit the model."""
-    guidance_scale: Guidance | None = None
-    """1 = no guidance; without it the one that suits the model."""
-    scheduler: Scheduler = "dpm++"
-    width: Side = 0
-    """Pixels; 0 = the base's own."""
+    seed: Seed | None = None  # type: ignore[assignment]  # only here may it be missing
+    """Of the first image, the next ones count up; random if missing."""
+    num_images_per_prompt: Annotated[int, Field(ge=1, le=LIMITS.max_images_per_job)] = 1
+    num_inference_steps: Steps | None = None
     height: Side = 0
+    width: Side = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {RENAMED.get(name, name): value for name, value in values.items()}
+
+    def seeded(self) -> "BoundedParams":
+        """Return these parameters alone, with a random seed if there is none."""
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        return BoundedParams.of(self, seed=seed)
+
+    def for_each_seed(self) -> list[SamplingParams]:
+        """Return the parameters of each image of a prompt."""
+        assert self.seed is not None
+        seeds = range(self.seed, self.seed + self.num_images_per_prompt)
+        return [SamplingParams.of(self, seed=seed, num_images_per_prompt=1) for seed in seeds]
+
+
+def _present_name(name: Any) -> Any:
+    return RENAMED.get(name, name) if isinstance(name, str) else name
 
 
 class Axis(Request):
     """One direction of a grid: what changes along it."""
 
-    name: AxisName
+    name: Annotated[AxisName, BeforeValidator(_present_name)]
     values: Annotated[list[str | int | float], Field(min_length=1, max_length=64)]
 
 
-class JobRequest(Settings):
-    """Images to draw: every combination of the axes' values, by every model, `num_images` of each."""
+class JobRequest(BoundedParams):
+    """Images to generate: every combination of the axes' values, by every model, from every seed."""
 
-    models: Annotated[list[Name], Field(max_length=8)] = []
-    """Of `GET /v1/models`; none = the default one. All draw from the same seeds."""
-    num_images: Annotated[int, Field(ge=1, le=LIMITS.max_images_per_job)] = 1
-    axes: Annotated[list[Axis], Field(max_length=3)] = []
+    prompt: Text = Field(examples=["A dog running on the beach at sunset"])
+    models: Annotated[tuple[Name, ...], Field(max_length=8), FROM_LIST] = ()
+    """Of `GET /v1/models`; none = the default one. All start from the same seeds."""
+    axes: Annotated[tuple[Axis, ...], Field(max_length=3), FROM_LIST] = ()
     client: Annotated[str, Field(max_length=64)] = ""
-    """Clients are served in turn; a name of the browser's own making."""
+    """A name of the browser's own making."""
 
     @model_validator(mode="after")
     def _axes_differ(self) -> "JobRequest":
@@ -119,49 +144,37 @@ class JobRequest(Settings):
 
     def expand(
         self, default_model: str, defaults: Callable[[str], DrawingDefaults], max_images: int
-    ) -> list[tuple[str, Job]]:
-        """Make each image's model and job; the last axis changes fastest but for model and seed.
+    ) -> list[tuple[str, ImageRequest]]:
+        """Return each image's model and request; the last axis changes fastest but for model and seed.
 
         Args:
-            default_model: Draws where none is named.
-            defaults: Of a model; taken where the request names none.
+            default_model: Used if none is named.
+            defaults: Of a model; hold where the request has None.
             max_images: At most so many.
 
         Raises:
-            ValueError: If there are too many, or a value along an axis is not allowed.
+            UserError: If there are too many, or a value along an axis is not allowed.
         """
-        count = math.prod(len(axis.values) for axis in self.axes) * max(1, len(self.models)) * self.num_images
+        count = math.prod(len(axis.values) for axis in self.axes) * max(1, len(self.models))
+        count *= self.num_images_per_prompt
         if count > max_images:
             raise UserError(f"{count} images; a job holds at most {max_images}")
-        first = self.seed if self.seed is not None else secrets.randbelow(2**32)
-        plain = self.model_dump(include=set(Settings.model_fields) - {"seed"})
-        images = []
+        plain = self.seeded()
+        names = [axis.name for axis in self.axes]
+        requests = []
         for values in itertools.product(*(axis.values for axis in self.axes)):
-            changed: dict[str, Any] = dict(zip((axis.name for axis in self.axes), values, strict=True))
-            models = [changed.pop("model")] if "model" in changed else self.models or [default_model]
-            seed = changed.pop("seed", first)
-            settings = plain | changed
-            for model, index in itertools.product(models, range(self.num_images)):
-                seed_of = seed + index if isinstance(seed, int) else seed
-                job = make_job(settings | {"seed": seed_of})
-                images.append((str(model), job.resolved(defaults(str(model)))))
-        return images
+            changed: dict[str, Any] = dict(zip(names, values, strict=True))
+            models = self.models or (default_model,)
+            if "model" in changed:
+                models = (str(changed.pop("model")),)
+            prompt = changed.pop("prompt", self.prompt)
+            each = BoundedParams.of(plain, **changed).for_each_seed()
+            for model, params in itertools.product(models, each):
+                requests.append((model, ImageRequest(prompt, params).resolved(defaults(model))))
+        return requests
 
 
-def make_job(settings: dict[str, Any]) -> Job:
-    """Make a job from settings in clients' words.
-
-    Raises:
-        ValueError: If a value is not allowed.
-    """
-    values = dict(settings)
-    steps = values.pop("steps")
-    if isinstance(steps, int) and steps > LIMITS.max_steps:  # a job by itself may have more
-        raise UserError(f"steps must be from 1 to {LIMITS.max_steps}; got {steps}")
-    return Job(num_inference_steps=steps, **values)
-
-
-class ImagesRequest(Request):
+class ImagesRequest(BoundedParams):
     """OpenAI's request for images, with this system's own settings beside it."""
 
     model_config = ConfigDict(
@@ -180,32 +193,20 @@ class ImagesRequest(Request):
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
     quality: Literal["auto", "standard"] | None = "auto"
     user: Annotated[str, Field(max_length=64)] | None = ""
-    seed: Seed | None = None
-    negative_prompt: Text = ""
-    steps: Steps | None = None
-    """Without it those that suit the model."""
-    guidance_scale: Guidance | None = None
-    """1 = no guidance; without it the one that suits the model."""
-    scheduler: Scheduler = "dpm++"
 
-    def jobs(self, defaults: DrawingDefaults) -> list[Job]:
-        """Make each image's job.
+    def requests(self, defaults: DrawingDefaults) -> list[ImageRequest]:
+        """Return each image's request.
 
         Args:
-            defaults: Taken where the request names none.
+            defaults: Of the model; hold where the request has None.
 
         Raises:
-            ValueError: If the size is no multiple of 8 pixels, or seeds leave 64 bits.
+            UserError: If the size is no multiple of 8 pixels, or seeds leave 64 bits.
         """
         width, height = (0, 0) if self.size in (None, "auto") else map(int, str(self.size).split("x"))
-        first = self.seed if self.seed is not None else secrets.randbelow(2**32)
-        settings = self.model_dump(
-            include={"prompt", "negative_prompt", "steps", "guidance_scale", "scheduler"}
-        )
-        settings |= {"width": width, "height": height}
-        return [
-            make_job(settings | {"seed": first + index}).resolved(defaults) for index in range(self.n or 1)
-        ]
+        sized = BoundedParams.of(self, width=width, height=height, num_images_per_prompt=self.n or 1)
+        each = sized.seeded().for_each_seed()
+        return [ImageRequest(self.prompt, params).resolved(defaults) for params in each]
 
 
 class ImageInput(Request):

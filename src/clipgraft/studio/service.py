@@ -16,11 +16,12 @@ from transformers import CLIPTokenizer
 from clipgraft.data.transforms import encode_whole
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
-from clipgraft.generation.params import SIZE_MULTIPLE, Job
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
+from clipgraft.settings import SIZE_MULTIPLE
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.database import Health, UnavailableError
-from clipgraft.studio.image_files import SETTINGS, ImageFiles
+from clipgraft.studio.image_files import ImageFiles
 from clipgraft.studio.queue import OPEN, ImageRow, JobRow, NewImage, Queue
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedder
@@ -143,13 +144,13 @@ class Service:
                 "unknown_words": unknown_words(prompt, tokenizer),
             }
 
-    def submit(self, client: str, kind: str, jobs: Sequence[tuple[str, Job]]) -> str:
+    def submit(self, client: str, kind: str, requests: Sequence[tuple[str, ImageRequest]]) -> str:
         """Queue images and return the job's id.
 
         Args:
             client: Address of the client, a space, and a name that it gives itself.
             kind: generate, compare, grid or call.
-            jobs: Model and settings of each image.
+            requests: Model and request of each image.
 
         Raises:
             StoppedError: If the studio is stopping.
@@ -158,41 +159,43 @@ class Service:
         """
         if self.is_stopping:
             raise StoppedError("the studio is stopping; ask again when it is back")
-        self.check_size([job for _, job in jobs])
-        job_id = self.queue.add(client, kind, [_new_image(model, job) for model, job in jobs])
+        self.check_size([request for _, request in requests])
+        job_id = self.queue.add(client, kind, [_new_image(*each) for each in requests])
         if self.is_stopping:  # since the check above; stopping has not seen this job
             self._end_calls("queued")
         self.worker.wake()
         return job_id
 
-    def check_size(self, jobs: Sequence[Job]) -> None:
+    def check_size(self, requests: Sequence[ImageRequest]) -> None:
         """Refuse what would hold the device for too long.
 
         Raises:
             UserError: Names the bound, and what exceeds it.
         """
         limits = self.limits
-        if not 1 <= len(jobs) <= limits.max_images_per_job:
-            raise UserError(f"{len(jobs)} images; a job holds from 1 to {limits.max_images_per_job}")
+        if not 1 <= len(requests) <= limits.max_images_per_job:
+            raise UserError(f"{len(requests)} images; a job holds from 1 to {limits.max_images_per_job}")
         pixel_steps = 0
-        for job in jobs:
-            side = max(job.height, job.width)
-            if side > limits.max_side or 0 < min(job.height or side, job.width or side) < 8 * SIZE_MULTIPLE:
+        for request in requests:
+            params = request.params
+            side = max(params.height, params.width)
+            least = min(params.height or side, params.width or side)
+            if side > limits.max_side or 0 < least < 8 * SIZE_MULTIPLE:
                 raise UserError(
-                    f"{job.width} x {job.height} pixels; each side has from 64 to {limits.max_side}"
+                    f"{params.width} x {params.height} pixels; each side has from 64 to {limits.max_side}"
                 )
-            if job.num_steps > limits.max_steps:
-                raise UserError(f"{job.num_steps} steps; at most {limits.max_steps} are taken")
-            length = len(job.prompt) + len(job.negative_prompt)
+            if request.num_steps > limits.max_steps:
+                raise UserError(f"{request.num_steps} steps; at most {limits.max_steps} are taken")
+            length = len(request.prompt) + len(params.negative_prompt)
             if length > limits.max_prompt_characters:
                 raise UserError(
                     f"prompt and negative prompt have {length} characters together; at most "
                     f"{limits.max_prompt_characters} are taken: shorten them"
                 )
-            pixel_steps += (job.height or 512) * (job.width or 512) * job.num_steps
+            pixel_steps += (params.height or 512) * (params.width or 512) * request.num_steps
         if pixel_steps > limits.max_pixel_steps:
             raise UserError(
-                f"{len(jobs)} images of this size in so many steps are "
+                f"{len(requests)} images of this size in so many steps are "
                 f"{pixel_steps / limits.max_pixel_steps:.1f} times what one job may ask for; "
                 "ask for fewer, smaller ones or fewer steps"
             )
@@ -315,7 +318,7 @@ def _modules(generator: ImageGenerator) -> list[Any]:
     return [part for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder) if part is not None]
 
 
-def _new_image(model: str, job: Job) -> NewImage:
-    settings = {name: getattr(job, name) for name in SETTINGS}
-    shape = f"{job.width}x{job.height} {job.num_inference_steps} {job.guidance_scale} {job.scheduler}"
-    return NewImage(model, shape, settings, job.num_steps)
+def _new_image(model: str, request: ImageRequest) -> NewImage:
+    params = request.params
+    shape = f"{params.width}x{params.height} {params.num_inference_steps} {params.guidance_scale}"
+    return NewImage(model, f"{shape} {params.scheduler}", request.as_record(), request.num_steps)

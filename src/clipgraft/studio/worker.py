@@ -12,8 +12,8 @@ from PIL import Image
 from clipgraft.device import without_folders
 from clipgraft.errors import is_user_error, one_line
 from clipgraft.generation.generator import ImageGenerator
-from clipgraft.generation.params import Job
-from clipgraft.generation.pipeline import Picture
+from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.image_files import ImageFiles, encode
 from clipgraft.studio.queue import ImageRow, Queue
@@ -152,8 +152,8 @@ class Worker:
             is_watched = any(job.kind != "call" for job in jobs)
             generator = self.generator(batch[0].model)
             begun = time.monotonic()  # loading is no part of an image's seconds
-            images = generator.draw(
-                [Job(**row.settings) for row in batch],
+            images = generator.sample(
+                [ImageRequest.from_record(row.settings) for row in batch],
                 batch_size=len(batch),
                 preview_every=max(1, batch[0].steps // PREVIEWS_PER_IMAGE) if is_watched else 0,
                 **self._reporters(batch),
@@ -170,7 +170,7 @@ class Worker:
                 self.progress.pop(row.number, None)
         return ""
 
-    def _keep(self, row: ImageRow, image: Picture, seconds: float) -> None:
+    def _keep(self, row: ImageRow, image: GeneratedImage, seconds: float) -> None:
         current = self.queue.image(row.id)
         if current is None or current.state != "running":
             return  # cancelled meanwhile
@@ -187,7 +187,7 @@ class Worker:
             if jobs <= self._ended:
                 raise CancelledBatch
 
-        def on_preview(requests: Sequence[Job], images: list[Image.Image], step: int) -> None:
+        def on_preview(requests: Sequence[ImageRequest], images: list[Image.Image], step: int) -> None:
             if len(requests) != len(batch):
                 return  # halved for want of memory: there is none for previews either
             for row, image in zip(batch, images, strict=True):

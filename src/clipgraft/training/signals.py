@@ -6,11 +6,10 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, after it saved its state."""
+    """The run was asked to stop by a signal, and saved itself first."""
 
-    def __init__(self, signal_number: int, checkpoints: Path | None):
-        place = f"state saved in {checkpoints}" if checkpoints else "no state was saved"
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; {place}")
+    def __init__(self, signal_number: int, checkpoint: Path):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; state saved in {checkpoint}")
         self.exit_code = 128 + signal_number
 
 

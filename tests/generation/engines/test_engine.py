@@ -15,18 +15,24 @@ from PIL import Image
 
 import tiny
 from clipgraft.files import file_sha256
-from clipgraft.generation.engines.attach import prepare_base, put_on_engine, set_shortcuts
-from clipgraft.generation.engines.engine import TorchEngine, choose_engine, openvino_advice, why_no_openvino
+from clipgraft.generation.engines.attach import prepare_base, put_on_engine, set_approximations
+from clipgraft.generation.engines.engine import (
+    TorchEngine,
+    choose_engine,
+    describe_inference,
+    openvino_advice,
+    why_no_openvino,
+)
 from clipgraft.generation.engines.networks import POSITIONS_AT_ONCE, EngineDecoder, EngineUNet, in_chunks
-from clipgraft.generation.engines.options import SpeedOptions
-from clipgraft.generation.params import Job
-from clipgraft.generation.pipeline import build_pipeline, draw
+from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.weights import write_folder_atomically
+from clipgraft.settings import InferenceConfig
+from helpers import image_request
 
 CPU = torch.device("cpu")
 PROMPTS = ("A dog runs", "A red ball", "A black cat")
-WHOLE = SpeedOptions(engine="torch")
+WHOLE = InferenceConfig(engine="torch")
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +61,15 @@ def pipeline_of(base, engine=None, speed=WHOLE):
         prepare_base(base, engine, speed)
     pipeline = build_pipeline(base, base.text_encoder)
     if engine:
-        set_shortcuts(pipeline, speed)
+        set_approximations(pipeline, speed)
     return pipeline
 
 
 def pictures(pipeline, prompts=PROMPTS, **settings):
     """8-bit pixels as integers, so that differences do not wrap round."""
     settings = {"num_inference_steps": 4, "guidance_scale": 5.0} | settings
-    jobs = [Job(prompt, seed, **settings) for seed, prompt in enumerate(prompts)]
-    drawn = draw(pipeline, jobs, batch_size=len(jobs))
+    jobs = [image_request(prompt, seed, **settings) for seed, prompt in enumerate(prompts)]
+    drawn = sample(pipeline, jobs, batch_size=len(jobs))
     return np.stack([np.asarray(picture.image, dtype=int) for picture in drawn])
 
 
@@ -80,7 +86,7 @@ def test_an_engine_in_float32_draws_stocks_pictures(name, cache, stock):
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_an_engine_in_bfloat16_draws_stocks_pictures_up_to_its_rounding(name, cache, stock):
+def test_bfloat16_engine_equals_stock_up_to_rounding(name, cache, stock):
     drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache, torch.bfloat16)))
     assert np.abs(drawn - stock).max() <= 12  # bfloat16 has 8 bits, a picture goes through dozens of layers
     assert np.abs(drawn - stock).mean() < 1.5
@@ -104,8 +110,8 @@ def test_a_picture_does_not_depend_on_its_neighbours(name, cache):
     pipeline = pipeline_of(tiny_base(), engine_of(name, cache))
     together = pictures(pipeline)
     for seed, prompt in enumerate(PROMPTS):
-        jobs = [Job(prompt, seed, num_inference_steps=4, guidance_scale=5.0)]
-        alone = np.asarray(next(draw(pipeline, jobs)).image, dtype=int)
+        jobs = [image_request(prompt, seed, num_inference_steps=4, guidance_scale=5.0)]
+        alone = np.asarray(next(sample(pipeline, jobs)).image, dtype=int)
         assert np.abs(alone - together[seed]).max() <= 1
 
 
@@ -115,7 +121,7 @@ def test_other_sizes_and_first_pictures_work_on_an_engine(name, cache, tmp_path)
     drawn = pictures(pipeline, PROMPTS[:1], height=72, width=40)
     assert np.abs(drawn - pictures(plain, PROMPTS[:1], height=72, width=40)).max() <= 1
     first = tmp_path / "first.png"
-    next(draw(plain, [Job("A red ball", 3)])).image.save(first)
+    next(sample(plain, [image_request("A red ball", 3)])).image.save(first)
     changed = {"init_image": first, "strength": 0.5}
     assert np.abs(pictures(pipeline, **changed) - pictures(plain, **changed)).max() <= 1
 
@@ -139,7 +145,7 @@ def run_layer(engine, weight=1.0):
     return float(run(torch.ones(2, 4, 8, 8))[0].mean())
 
 
-def test_a_kept_network_is_found_again_and_a_damaged_one_is_converted_anew(tmp_path, capsys):
+def test_kept_network_is_found_and_damaged_one_converted(tmp_path, capsys):
     assert run_layer(openvino(tmp_path)) == 4
     assert "converting a layer" in capsys.readouterr().err
     kept = next(tmp_path.rglob("*.bin"))
@@ -235,7 +241,7 @@ def test_openvino_tells_nobody_what_it_converts():
     [("torch", 0.0, 0.5), ("torch", 0.5, 1.0), ("torch", 0.3, 0.8), ("openvino", 0.3, 0.8)],
 )
 def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
-    speed = SpeedOptions(guidance_interval=(start, stop))
+    speed = InferenceConfig(guidance_interval=(start, stop))
     pipeline = pipeline_of(tiny_base(), engine_of(name, cache), speed)
     drawn = pictures(pipeline)
     plain = pipeline_of(tiny_base())
@@ -257,14 +263,14 @@ def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
 
 
 def test_guidance_interval_lets_pictures_without_guidance_alone():
-    speed = SpeedOptions(guidance_interval=(0.0, 0.5))
+    speed = InferenceConfig(guidance_interval=(0.0, 0.5))
     drawn = pictures(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), speed), guidance_scale=1.0)
     assert np.array_equal(drawn, pictures(pipeline_of(tiny_base()), guidance_scale=1.0))
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_feature_cache_equals_a_u_net_whose_deep_feature_is_replaced(name, cache):
-    drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache), SpeedOptions(feature_cache=2)))
+def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
+    drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
     base = tiny_base()
     num_calls, kept = 0, None
 
@@ -282,7 +288,7 @@ def test_feature_cache_equals_a_u_net_whose_deep_feature_is_replaced(name, cache
 
 
 def test_feature_cache_starts_anew_with_other_pictures():
-    pipeline = pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), SpeedOptions(feature_cache=3))
+    pipeline = pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
     first = pictures(pipeline)
     pictures(pipeline, ("A man rides",) * 3, num_inference_steps=1)
     pictures(pipeline, ("A man rides",), num_inference_steps=2)
@@ -290,15 +296,15 @@ def test_feature_cache_starts_anew_with_other_pictures():
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "pndm"])
-def test_feature_cache_is_not_taken_to_a_first_picture_that_begins_late(scheduler, tmp_path):
+def test_feature_cache_is_not_carried_over_to_init_images(scheduler, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     settings = {"init_image": tmp_path / "red.png", "strength": 0.5, "scheduler": scheduler}
-    job = Job("A red ball", num_inference_steps=4, **settings)
+    job = image_request("A red ball", num_inference_steps=4, **settings)
     found = []
-    for jobs in ([job], [Job("A black cat", num_inference_steps=2), job]):
+    for jobs in ([job], [image_request("A black cat", num_inference_steps=2), job]):
         base = tiny_base()
-        pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), SpeedOptions(feature_cache=3))
-        found.append(list(draw(pipeline, jobs, base_scheduler=base.scheduler))[-1].image)
+        pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
+        found.append(list(sample(pipeline, jobs, base_scheduler=base.scheduler))[-1].image)
     assert np.array_equal(*map(np.asarray, found))
 
 
@@ -306,7 +312,7 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     base, rows = tiny_base(), []
     base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
-    speed = SpeedOptions(guidance_interval=(0.0, 0.5))
+    speed = InferenceConfig(guidance_interval=(0.0, 0.5))
     pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), speed)
     pictures(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
     assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
@@ -319,10 +325,18 @@ def test_steps_are_counted_where_timesteps_repeat(scheduler, steps, guided, othe
     base, rows = tiny_base(), []
     base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
     own = base.scheduler
-    pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), SpeedOptions(guidance_interval=(0.0, 0.5)))
+    pipeline = pipeline_of(
+        base, TorchEngine(CPU, torch.float32), InferenceConfig(guidance_interval=(0.0, 0.5))
+    )
     for _ in range(2):  # the second picture begins to count anew
         rows.clear()
-        list(draw(pipeline, [Job("A dog", 0, "", steps, 5.0, scheduler)], base_scheduler=own))
+        list(
+            sample(
+                pipeline,
+                [image_request("A dog", num_inference_steps=steps, guidance_scale=5.0, scheduler=scheduler)],
+                base_scheduler=own,
+            )
+        )
         assert len(set(pipeline.scheduler.timesteps.tolist())) < len(rows)
         assert rows == [2] * guided + [1] * others
 
@@ -336,7 +350,7 @@ def distilled_base():
 
 
 @pytest.mark.parametrize("name", ["stock", "torch", "openvino"])
-@pytest.mark.parametrize("speed", [WHOLE, SpeedOptions(feature_cache=2, guidance_interval=(0.0, 0.5))])
+@pytest.mark.parametrize("speed", [WHOLE, InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))])
 def test_a_distilled_u_net_is_guided_by_its_embedding(name, speed, cache):
     if name == "stock" and speed != WHOLE:
         pytest.skip("stock diffusers has no shortcuts")
@@ -370,7 +384,7 @@ def _distilled_by_hand(scale):
     return ((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(int)
 
 
-def test_networks_for_a_feature_cache_that_is_off_give_equal_bits():
+def test_networks_with_feature_cache_off_give_equal_bits():
     base = tiny_base()
     put_on_engine(base, TorchEngine(CPU, torch.float32), has_feature_cache=True)
     assert np.array_equal(
@@ -379,7 +393,7 @@ def test_networks_for_a_feature_cache_that_is_off_give_equal_bits():
 
 
 def test_both_shortcuts_work_together(cache):
-    speed = SpeedOptions(feature_cache=2, guidance_interval=(0.0, 0.5))
+    speed = InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))
     drawn = [
         pictures(pipeline_of(tiny_base(), engine_of(name, cache), speed)) for name in ("torch", "openvino")
     ]
@@ -412,51 +426,52 @@ def test_a_copy_of_an_engines_vae_is_torchs():
 
 def test_default_engine_is_openvino_where_it_is_there(tmp_path):
     missing = why_no_openvino(CPU)
-    chosen = choose_engine(SpeedOptions(), CPU, tmp_path)
+    chosen = choose_engine(InferenceConfig(), CPU, tmp_path)
     assert chosen.name == ("torch" if missing else "openvino")
     assert bool(openvino_advice(CPU)) == ("not installed" in missing)
-    assert choose_engine(SpeedOptions(engine="torch"), CPU, tmp_path).name == "torch"
+    assert choose_engine(InferenceConfig(engine="torch"), CPU, tmp_path).name == "torch"
     assert chosen.dtype in (torch.float32, torch.bfloat16)  # never float16 on a CPU
 
 
 @pytest.mark.parametrize(
     ("speed", "device", "message"),
     [
-        ({"engine": "tvm"}, "cpu", "engine must be one of auto, torch, openvino; got 'tvm'"),
+        ({"engine": "tvm"}, "cpu", "'engine': input should be 'auto', 'torch' or 'openvino'; got 'tvm'"),
         ({"engine": "openvino"}, "cuda", "cannot run here: it is for CPUs, the device is cuda"),
         ({"engine": "openvino", "compile": True}, "cpu", "compile is for torch's engine"),
     ],
 )
 def test_an_engine_that_cannot_be_had_is_refused(speed, device, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        choose_engine(SpeedOptions(**speed), torch.device(device), tmp_path)
+        choose_engine(InferenceConfig.build(speed), torch.device(device), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance_interval": (0.6, 0.6)}, "two rising shares of the steps, 0 to 1; got 0.6 0.6"),
-        ({"guidance_interval": (0.0, 1.5)}, "got 0 1.5"),
-        ({"guidance_interval": (float("nan"), 1.0)}, "got nan 1"),
-        ({"feature_cache": 0}, "feature_cache must be 1 \\(none\\) or more; got 0"),
+        ({"guidance_interval": (0.6, 0.6)}, "the second share of the steps must be above the first"),
+        ({"guidance_interval": (0.0, 1.5)}, "less than or equal to 1; got 1.5"),
+        ({"guidance_interval": (float("nan"), 1.0)}, "finite number; got nan"),
+        ({"feature_cache": 0}, "'feature_cache': input should be greater than or equal to 1; got 0"),
     ],
 )
-def test_shortcuts_that_are_none_are_refused(options, message):
+def test_bad_inference_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        SpeedOptions(**options)
+        InferenceConfig.build(options)
 
 
-def test_record_of_speed_has_no_path(tmp_path):
+def test_record_of_inference_has_no_path(tmp_path):
     lora = tmp_path / "secret-user" / "lora.safetensors"
     lora.parent.mkdir()
     lora.write_bytes(b"weights")
-    record = SpeedOptions(lora=str(lora), feature_cache=3).as_record("torch", torch.bfloat16)
+    config = InferenceConfig(lora=str(lora), feature_cache=3)
+    record = describe_inference(config, TorchEngine(CPU, torch.bfloat16))
     assert "secret-user" not in json.dumps(record)
     assert record["lora_sha256"] == file_sha256(lora)
     assert (record["engine"], record["dtype"], record["feature_cache"]) == ("torch", "bfloat16", 3)
 
 
-def test_processes_that_convert_at_once_do_not_spoil_each_others_network(tmp_path):
+def test_processes_may_convert_at_once(tmp_path):
     own, others = openvino(tmp_path), openvino(tmp_path)
     keep = own._keep
 

@@ -11,14 +11,14 @@ from clipgraft.generation.engines.engine import Engine
 from clipgraft.generation.engines.guidance import in_interval
 from clipgraft.generation.engines.lora import fuse_lora
 from clipgraft.generation.engines.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, Waves
-from clipgraft.generation.engines.options import SpeedOptions
 from clipgraft.models.base import FrozenBase
+from clipgraft.settings import InferenceConfig
 
 EXAMPLE_SIZE = 9
 """Latent positions; odd at every level of a U-Net, so that it is traced to upsample by size."""
 
 
-def prepare_base(base: FrozenBase, engine: Engine, options: SpeedOptions) -> None:
+def prepare_base(base: FrozenBase, engine: Engine, inference: InferenceConfig) -> None:
     """Add a LoRA to a base that was loaded, and put it on an engine.
 
     Raises:
@@ -26,10 +26,10 @@ def prepare_base(base: FrozenBase, engine: Engine, options: SpeedOptions) -> Non
         FileNotFoundError: If there is no such LoRA.
         CheckpointError: If it is of another U-Net.
     """
-    if options.lora:
+    if inference.lora:
         assert base.unet is not None
-        fuse_lora(base.unet, Path(options.lora))
-    put_on_engine(base, engine, has_feature_cache=options.feature_cache > 1)
+        fuse_lora(base.unet, Path(inference.lora))
+    put_on_engine(base, engine, has_feature_cache=inference.feature_cache > 1)
 
 
 def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool = False) -> None:
@@ -67,14 +67,14 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
         base.text_encoder.float()
 
 
-def set_shortcuts(pipeline: StableDiffusionPipeline, options: SpeedOptions) -> None:
+def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceConfig) -> None:
     """Let a pipeline leave out what its options say.
 
     Args:
-        pipeline: Of a base that `prepare_base` has put on an engine with the same options.
+        pipeline: Of a base that `prepare_base` has put on an engine with the same inference.
         options: Guidance interval and feature cache are read.
     """
-    start, stop = options.guidance_interval
+    start, stop = inference.guidance_interval
     unet = pipeline.unet
     own = EngineUNet(unet.config, unet.waves, unet.device, unet.run_unet, unet.run_last_layer)
     pipeline.unet = own
@@ -82,8 +82,8 @@ def set_shortcuts(pipeline: StableDiffusionPipeline, options: SpeedOptions) -> N
     def step() -> tuple[int, int]:
         return own.step, len(pipeline.scheduler.timesteps) - own.first_step
 
-    if options.feature_cache > 1:
+    if inference.feature_cache > 1:
         assert own.run_last_layer is not None
-        own.predict = with_feature_cache(own.run_unet, own.run_last_layer, step, options.feature_cache)
-    if not options.is_guided_throughout:
+        own.predict = with_feature_cache(own.run_unet, own.run_last_layer, step, inference.feature_cache)
+    if (start, stop) != (0, 1):
         own.predict = in_interval(own.predict, step, start, stop, is_guided=lambda: own.is_guided)

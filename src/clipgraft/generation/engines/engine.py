@@ -8,17 +8,17 @@ import platform
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from clipgraft.device import cpu_gains_from_bf16, inference_dtype
 from clipgraft.errors import UserError
+from clipgraft.files import file_sha256
 from clipgraft.generation.engines.networks import Run
-from clipgraft.generation.engines.options import SpeedOptions
+from clipgraft.settings import InferenceConfig
 
-ENGINES = ("auto", "torch", "openvino")
 OPENVINO_GAIN = "1.5 to 2 times"
 """Over the torch engine on a CPU with AVX512-BF16 (benchmarks/bench_generation.py)."""
 
@@ -75,30 +75,50 @@ class TorchEngine:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def choose_engine(speed: SpeedOptions, device: torch.device, cache_folder: Path) -> Engine:
+def choose_engine(inference: InferenceConfig, device: torch.device, cache_folder: Path) -> Engine:
     """Give the engine that is named, or the fastest there is for `auto`.
 
     Args:
-        speed: Engine and whether to compile; compiling is torch's.
+        inference: Engine and whether to compile; compiling is torch's.
         device: Where the pipeline works.
         cache_folder: OpenVINO's converted networks are kept there.
 
     Raises:
         ValueError: If it is not to be had here; says why.
     """
-    name = speed.engine
-    if name not in ENGINES:
-        raise UserError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
+    name = inference.engine
     missing = why_no_openvino(device)
-    if name == "openvino" and speed.compile:
+    if name == "openvino" and inference.compile:
         raise UserError("compile is for torch's engine; leave it out, or use engine 'torch'")
     if name == "openvino" and missing:
         raise UserError(f"engine 'openvino' cannot run here: {missing}; use engine 'torch' or 'auto'")
-    if name == "torch" or missing or speed.compile:
-        return TorchEngine(device, inference_dtype(device), is_compiled=speed.compile)
+    if name == "torch" or missing or inference.compile:
+        return TorchEngine(device, inference_dtype(device), is_compiled=inference.compile)
     from clipgraft.generation.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine(openvino_dtype(), cache_folder)
+
+
+def approximations(inference: InferenceConfig) -> list[str]:
+    """Name what changes the image to save time."""
+    start, stop = inference.guidance_interval
+    named = {
+        f"guidance from {start:.0%} to {stop:.0%} of the steps alone": (start, stop) != (0, 1),
+        f"the whole U-Net once in {inference.feature_cache} steps": inference.feature_cache > 1,
+        f"LoRA {Path(inference.lora).name}": bool(inference.lora),
+    }
+    return [name for name, is_used in named.items() if is_used]
+
+
+def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, Any]:
+    """Record what of engine and approximations decides an image's bits, without a path."""
+    record = inference.model_dump(exclude={"lora"})
+    record |= {"engine": engine.name, "dtype": str(engine.dtype).removeprefix("torch.")}
+    record["guidance_interval"] = list(inference.guidance_interval)
+    if inference.lora:
+        file = Path(inference.lora)
+        record["lora_sha256"] = file_sha256(next(file.glob("*.safetensors")) if file.is_dir() else file)
+    return record
 
 
 def openvino_dtype() -> torch.dtype:

@@ -4,11 +4,11 @@ import { announce, attempt, get, post, tell, upload } from "/page/api.js";
 import { $, counted, element, later, options } from "/page/dom.js";
 
 const LABELS = {
-  prompt: "Prompt", negative_prompt: "Negative prompt", model: "Model", seed: "Seed", steps: "Steps", guidance_scale: "Guidance scale",
+  prompt: "Prompt", negative_prompt: "Negative prompt", model: "Model", seed: "Seed", num_inference_steps: "Steps", guidance_scale: "Guidance scale",
   scheduler: "Sampler",
 };
 const EXAMPLES = {
-  seed: () => "0\n1\n2", steps: () => "5\n10\n25", guidance_scale: () => "1\n3\n5", scheduler: () => schedulers.slice(0, 2).join("\n"),
+  seed: () => "0\n1\n2", num_inference_steps: () => "5\n10\n25", guidance_scale: () => "1\n3\n5", scheduler: () => schedulers.slice(0, 2).join("\n"),
   prompt: () => $("prompt").value, negative_prompt: () => "", model: () => comparable($("model").value).join("\n"), "": () => "",
 };
 let models = [];
@@ -70,7 +70,7 @@ export function request() {
   const body = {
     prompt: $("prompt").value,
     negative_prompt: $("negative-prompt").value,
-    steps: number("steps"),
+    num_inference_steps: number("steps"),
     guidance_scale: number("guidance"),
     scheduler: $("scheduler").value,
     width: number("width"),
@@ -80,7 +80,7 @@ export function request() {
   if ($("seed").value.trim()) body.seed = BigInt($("seed").value.trim());
   if (mode === "compare") body.models = [...document.querySelectorAll("[name=compared]:checked")].map((box) => box.value);
   else body.models = [$("model").value].filter(Boolean);
-  if (mode === "generate") body.num_images = number("num-images");
+  if (mode === "generate") body.num_images_per_prompt = number("num-images");
   if (mode === "grid") body.axes = ["row", "column"].map(axis).filter((one) => one.name);
   return body;
 }
@@ -117,7 +117,7 @@ function axis(side) {
   const name = $(`${side}-axis`).value;
   const lines = $(`${side}-values`).value.replace(/\n$/, "").split("\n").map((line) => line.trim())
     .filter((line) => line || name === "negative_prompt");  // where empty is a value
-  const kinds = { seed: BigInt, steps: Number, guidance_scale: Number };
+  const kinds = { seed: BigInt, num_inference_steps: Number, guidance_scale: Number };
   return { name, values: lines.map((line) => (kinds[name] || String)(line)) };
 }
 

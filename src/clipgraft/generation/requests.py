@@ -1,0 +1,247 @@
+"""Image requests: one prompt and its sampling parameters, checked before anything is loaded."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from clipgraft.data.images import opened_image
+from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.files import file_sha256, parse_json, read_bytes, whole_characters
+from clipgraft.generation.schedulers import max_steps
+from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams
+
+MAX_SLUG_LENGTH = 50
+"""Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
+RECORDED = (
+    *("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "height", "width"),
+)
+"""Parameters that every record of an image has; of an image-to-image request also the two others."""
+RENAMED = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt"}
+"""Names of earlier versions, in files of prompts and in Python."""
+STANDARD_INPUT = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image to generate.
+
+    Raises:
+        UserError: If the scheduler cannot take the steps, or `init_image` cannot be read.
+    """
+
+    prompt: str
+    params: SamplingParams = DEFAULT_SAMPLING
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise UserError(f"prompt must be a text; got {self.prompt!r}")
+        try:
+            whole_characters(self.prompt)
+        except ValueError as error:
+            raise UserError(f"prompt: {error}; got {self.prompt!r}") from None
+        assert self.params.num_images_per_prompt == 1
+        if self.params.num_inference_steps is not None:
+            self._check_steps(max_steps(self.params.scheduler))
+        if self.params.init_image:
+            _check_image(Path(self.params.init_image))
+
+    def _check_steps(self, most: int) -> None:
+        steps, scheduler = self.params.num_inference_steps, self.params.scheduler
+        assert steps is not None
+        if steps > most:
+            raise UserError(
+                f"num_inference_steps must be from 1 to {most} with scheduler {scheduler!r}; got {steps}"
+            )
+        if not self.num_steps:
+            raise UserError(f"{steps} steps at strength {self.params.strength} leave none to run; raise one")
+
+    def resolved(self, defaults: DrawingDefaults, num_train_timesteps: int = 1000) -> "ImageRequest":
+        """Return the request with the base's own values in place of None.
+
+        Args:
+            defaults: The base's.
+            num_train_timesteps: The base's, which bound the number of steps.
+
+        Raises:
+            UserError: If the scheduler cannot take so many steps on that base.
+        """
+        request, params = self, self.params
+        if params.num_inference_steps is None or params.guidance_scale is None:
+            update = {
+                "num_inference_steps": params.num_inference_steps or defaults.num_inference_steps,
+                "guidance_scale": params.guidance_scale or defaults.guidance_scale,
+            }
+            request = replace(self, params=params.model_copy(update=update))
+        request._check_steps(max_steps(params.scheduler, num_train_timesteps))
+        return request
+
+    @property
+    def seed(self) -> int:
+        """Of the parameters."""
+        return self.params.seed
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps that are run, of an `init_image` only the last ones; of a resolved request."""
+        assert self.params.num_inference_steps is not None
+        if not self.params.init_image:
+            return self.params.num_inference_steps
+        return int(self.params.num_inference_steps * self.params.strength)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt has an effect; of a resolved request."""
+        assert self.params.guidance_scale is not None
+        return self.params.guidance_scale > 1
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], init_image: Path | None = None) -> "ImageRequest":
+        """Return the request of a record, which names an initial image only by the sum of its file.
+
+        Raises:
+            UserError: If a value is unknown or not allowed.
+        """
+        values = {name: value for name, value in record.items() if name != "init_image_sha256"}
+        prompt = values.pop("prompt", None)
+        return cls(prompt, SamplingParams.build(values | {"init_image": init_image}))
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what decides the image as plain values; of an `init_image` the sum of its file."""
+        record = {"prompt": self.prompt} | {name: getattr(self.params, name) for name in RECORDED}
+        if self.params.init_image:
+            record["init_image_sha256"] = _sum_of(Path(self.params.init_image))
+            record["strength"] = self.params.strength
+        return record
+
+
+def image_requests(prompts: Iterable[str], params: SamplingParams) -> list[ImageRequest]:
+    """Make a request for each image of each prompt, a prompt's seeds counting up.
+
+    Args:
+        prompts: What to generate.
+        params: Of all of them; settings that inherit from it will do.
+
+    Raises:
+        UserError: If a value is not allowed.
+    """
+    seeds = range(params.seed, params.seed + params.num_images_per_prompt)
+    each = [SamplingParams.of(params, seed=seed, num_images_per_prompt=1) for seed in seeds]
+    return [ImageRequest(prompt, own) for prompt in prompts for own in each]
+
+
+def with_changes(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
+    """Return parameters with some changed by name.
+
+    Raises:
+        UserError: If a name is unknown, naming the nearest one, or a value is not allowed.
+    """
+    for name in changes.keys() & RENAMED.keys():
+        raise UserError(f"{name!r} is called {RENAMED[name]!r} now")
+    return SamplingParams.of(params, **changes)
+
+
+def read_requests(
+    source: Path, params: SamplingParams, *, skip_bad_lines: bool = False
+) -> tuple[list[ImageRequest], list[str]]:
+    """Read requests from a file of prompts.
+
+    Args:
+        source: A file, or `-` for standard input. JSONL where its name ends so, or standard input begins
+            with a brace: objects with `prompt` and fields of `SamplingParams`. Else one prompt per line;
+            empty lines are skipped.
+        params: Hold where a line says nothing else.
+        skip_bad_lines: Go on without lines that cannot be used.
+
+    Returns:
+        The requests, and a sentence for each line that was skipped.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataError: If a line cannot be used, with its number; or if no prompt is left.
+    """
+    name, content = _content(source)
+    is_jsonl = source.suffix == ".jsonl" or (source == STANDARD_INPUT and content.lstrip().startswith(b"{"))
+    folder = source.parent if source != STANDARD_INPUT else Path()
+    requests: list[ImageRequest] = []
+    skipped = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8").strip()
+            requests += (
+                _requests_of_object(text, params, folder) if is_jsonl else image_requests([text], params)
+            )
+        except (UserError, UnicodeDecodeError) as error:
+            is_text = isinstance(error, UserError)
+            reason = str(error) if is_text else f"no UTF-8 (byte {error.start + 1})"  # type: ignore[union-attr]
+            problem = f"{name}, line {number}: {reason}"
+            if not skip_bad_lines:
+                raise DataError(f"{problem}; correct it, or add --skip-bad-lines") from error
+            skipped.append(problem)
+    if not requests:
+        raise DataError(f"{name} holds no prompt; put one on each line")
+    return requests, skipped
+
+
+def _content(source: Path) -> tuple[str, bytes]:
+    if source == STANDARD_INPUT:
+        return "standard input", sys.stdin.buffer.read()
+    if not source.is_file():
+        raise MissingFileError(f"file of prompts not found: {source}")
+    return source.name, read_bytes(source)
+
+
+def _requests_of_object(text: str, params: SamplingParams, folder: Path) -> list[ImageRequest]:
+    values = parse_json(text, "the line")
+    if "prompt" not in values:
+        raise UserError('no object with a "prompt"')
+    prompt, init_image = values.pop("prompt"), values.get("init_image")
+    if init_image and isinstance(init_image, str):
+        values["init_image"] = folder / init_image
+    return image_requests([prompt], with_changes(params, values))
+
+
+def batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
+    """Split requests into batches of neighbours that differ only in prompts, seeds and initial images."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1; got {batch_size!r}")
+    for _, same in groupby(requests, key=_shared_params):
+        while batch := list(islice(same, batch_size)):
+            yield batch
+
+
+def _shared_params(request: ImageRequest) -> SamplingParams:
+    has_image = "any" if request.params.init_image else ""
+    return request.params.model_copy(update={"seed": 0, "negative_prompt": "", "init_image": has_image})
+
+
+def image_file_name(prompt: str, seed: int) -> str:
+    """Name a file after prompt and seed: "a-dog-on-the-beach_seed0.png"."""
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:MAX_SLUG_LENGTH].rstrip("-") or "empty-prompt"
+    return f"{slug}_seed{seed}.png"
+
+
+def _sum_of(path: Path) -> str:
+    status = path.stat()
+    return _sum_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
+    return file_sha256(path)
+
+
+def _check_image(path: Path) -> None:
+    """Refuse an image whose header says that `open_image` would; its pixels are not decoded yet."""
+    try:
+        with opened_image(path):
+            pass
+    except UserError as error:
+        raise UserError(f"init_image {error}") from error
