@@ -1,4 +1,4 @@
-"""What is said: progress (a bar on a terminal, lines elsewhere) and notes on stderr, results on stdout."""
+"""Console output: progress and notes on stderr, results on stdout."""
 
 import os
 import sys
@@ -7,43 +7,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipgraft.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
-"""In a log file; a bar is drawn several times a second."""
+"""Of progress in a log file, where a bar would be thousands of lines."""
 
 Update = Callable[[int, str], None]
-"""`update(done, note)`: items done so far, and what to say beside the bar."""
+"""`update(done, note)`: items done so far, and a short text beside the bar."""
 
 
-class Unhindered:
-    """A text stream that goes nowhere from its first error on, so that no work ends for want of a reader.
-
-    Args:
-        stream: Of the operating system.
-        errors: Class of the errors that are meant.
-    """
+class ForgivingStream:
+    """A text stream that writes to nowhere after its first error, so no work fails for want of a reader."""
 
     def __init__(self, stream: TextIO, errors: type[OSError]):
         self._stream, self._errors = stream, errors
 
     def write(self, text: str) -> int:
-        """Write a text; drop it where that fails."""
+        """Write a text; drop it if that fails."""
         self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush; drop what is left where that fails."""
+        """Flush; drop the rest if that fails."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, call: Callable[..., Any], *arguments: str) -> None:
         try:
             call(*arguments)
         except self._errors:
-            # What the stream still holds would fail again at the process's end.
+            # What the stream still holds would fail again when the process ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -53,13 +48,13 @@ class Unhindered:
 
 
 @contextmanager
-def unhindered_output() -> Iterator[None]:
+def forgiving_output() -> Iterator[None]:
     """Drop notes that cannot be written, and results that nobody reads any more (`| head -1`)."""
     streams = sys.stdout, sys.stderr
     for name, errors in (("stdout", BrokenPipeError), ("stderr", OSError)):
         stream = getattr(sys, name)
         if stream is not None:
-            setattr(sys, name, Unhindered(stream, errors))
+            setattr(sys, name, ForgivingStream(stream, errors))
     try:
         yield
     finally:
@@ -67,21 +62,13 @@ def unhindered_output() -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this one of several processes is the one to speak."""
+    """Whether this is the process, of those that share the work, that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def track(description: str, total: int) -> Iterator[Update]:
-    """Show how far a task is.
-
-    Args:
-        description: What is done, e.g. "fine-tuning CLIP".
-        total: Items in all.
-
-    Yields:
-        A function to call with the number of items done so far and a short note.
-    """
+    """Show progress over `total` items: a bar on a terminal, now and then a line elsewhere."""
     if not is_first_process():
         yield lambda _done, _note: None
         return
@@ -103,7 +90,7 @@ def track(description: str, total: int) -> Iterator[Update]:
 
 def _line_printer(console: Console, description: str, total: int) -> Update:
     started = last = time.monotonic()
-    done_before: int | None = None  # by an earlier run: a resumed task begins somewhere in the middle
+    done_before: int | None = None  # in an earlier run: a resumed task begins somewhere in the middle
 
     def update(done: int, note: str) -> None:
         nonlocal last, done_before
@@ -120,10 +107,15 @@ def _line_printer(console: Console, description: str, total: int) -> Update:
 
 
 def say(note: str) -> None:
-    """Print a note on standard error."""
+    """Print a note on stderr."""
     Console(stderr=True).print(printable(f"note: {note}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line on standard output as it is, but for what a terminal would obey."""
+    """Print a line on stdout, with control characters escaped."""
     Console().print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(table: RenderableType) -> None:
+    """Print a table on stdout, as wide as the terminal."""
+    Console().print(table)

@@ -1,4 +1,4 @@
-"""Where a run happens: device, precision, seeds, and the record of its environment."""
+"""Device, precision, seeds and the record of the environment."""
 
 import logging
 import os
@@ -19,31 +19,21 @@ import torch
 from clipgraft.errors import UserError
 
 RECORDED_PACKAGES = (
-    "clipgraft",
-    "torch",
-    "transformers",
-    "diffusers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "pillow",
+    *("clipgraft", "torch", "transformers", "diffusers"),
+    *("accelerate", "safetensors", "numpy", "pillow"),
 )
 BF16_GAIN = 1.2
-"""So much faster bfloat16 must be to be taken: its rounding costs something too (guess)."""
+"""Least speed-up at which bfloat16 is used: its rounding has a price too (guess)."""
 PROCESS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""By which processes that share the work find each other."""
+"""By which the processes of one launch find each other."""
 PRECISION_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""By accelerate's names of mixed precision."""
+"""Dtype by accelerate's name of a mixed precision."""
 
 logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name, or the fastest there is for `auto`.
-
-    Raises:
-        ValueError: If this machine, or this build of torch, has no such device.
-    """
+    """Return the device of that name, or the fastest available for "auto"; UserError if there is none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, is_there in available.items() if is_there))
@@ -58,18 +48,15 @@ def choose_device(name: str = "auto") -> torch.device:
 
 @cache
 def cpu_gains_from_bf16() -> bool:
-    """Whether this CPU multiplies matrices clearly faster in bfloat16 than in float32.
-
-    Its instructions alone do not tell: with AVX-512's and no AMX, a matrix product took twice float32's time
-    on one machine; without any, bfloat16 is emulated, some 50 times slower.
-    """
+    """Whether this CPU multiplies matrices clearly faster in bfloat16 than in float32."""
+    # Measured, as its instructions do not tell: with AVX-512's and no AMX, a product took twice as long on
+    # one machine. Without either, bfloat16 is emulated, some 50 times slower.
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
     return _matmul_seconds(torch.float32) > BF16_GAIN * _matmul_seconds(torch.bfloat16)
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Shortest of a few products of two 1024 x 1024 matrices."""
     matrix = torch.ones(1024, 1024, dtype=dtype)
     seconds = []
     for _ in range(6):
@@ -80,14 +67,7 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
 
 
 def choose_mixed_precision(name: str, device: torch.device) -> str:
-    """Resolve `auto` and refuse what cannot work.
-
-    Returns:
-        "no", "fp16" or "bf16", as accelerate names them.
-
-    Raises:
-        ValueError: For fp16 on a CPU: its gradients underflow without a scaler, which exists for GPUs alone.
-    """
+    """Return "no", "fp16" or "bf16", accelerate's names; UserError for fp16 on a CPU."""
     if name == "auto":
         if device.type == "cuda":
             return "fp16"
@@ -101,15 +81,15 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
 
 
 def inference_dtype(device: torch.device) -> torch.dtype:
-    """Fastest dtype that draws the same picture up to rounding: never float16 on a CPU."""
+    """Return the fastest dtype for generating images: never float16 on a CPU."""
     return PRECISION_DTYPES[choose_mixed_precision("auto", device)]
 
 
 def num_processes() -> int:
-    """Return how many processes share the work, as who started them says in the environment.
+    """Return how many processes share the work, from the launcher's environment variables.
 
     Raises:
-        UserError: If they are said to be several and not how they find each other.
+        UserError: If WORLD_SIZE is set without the variables by which processes find each other.
     """
     text = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in PROCESS_VARIABLES if not os.environ.get(name)]
@@ -125,7 +105,7 @@ def num_processes() -> int:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' and diffusers' own bars and advice from interrupting ours; errors still speak."""
+    """Silence transformers' and diffusers' progress bars and warnings, not their errors."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -142,7 +122,7 @@ def seed_everything(seed: int) -> None:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine and command of this process, without path, user or host name."""
+    """Return versions, machine and command of this process, without path, user or host name."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         **{name: version(name) for name in RECORDED_PACKAGES},
@@ -158,13 +138,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _without_folders(argument: str) -> str:
-    """An absolute path would tell the user's name to everyone the report is sent to."""
+    # An absolute path would show the user's name to everyone who gets the report.
     option, equals, value = argument.rpartition("=")
     return f"{option}{equals}{Path(value).name}" if os.path.isabs(value) else argument
 
 
 def without_folders(text: str) -> str:
-    """Take the folders out of every absolute path in a text, for readers on other machines."""
+    """Reduce every absolute path in a text to its last part, for readers on other machines."""
     return re.sub(r"(?<![\w/:.])/(?:[^\s/:;,'\"]+/)+", "", text)
 
 

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from clipgraft.cli import ending as cli_ending
+from clipgraft.cli import app as cli_app
 from clipgraft.console import print_line, say, track
 from clipgraft.errors import UserError
 
 COMMAND = """
 import sys, time
 import typer
-from clipgraft.cli.ending import Commands, run_to_an_end
+from clipgraft.cli.app import Commands, run_to_an_end
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 
@@ -70,8 +70,8 @@ def test_an_end_of_file_of_ours_is_a_bug_with_its_traceback():
 def test_a_reader_that_has_gone_stops_no_work(tmp_path):
     code = """
 import pathlib, sys
-from clipgraft.console import print_line, say, track, unhindered_output
-with unhindered_output(), track("working", 2000) as update:
+from clipgraft.console import print_line, say, track, forgiving_output
+with forgiving_output(), track("working", 2000) as update:
     for done in range(2000):
         print_line("a result")
         say("a note")
@@ -95,7 +95,7 @@ def run(error: Exception) -> int:
         raise error
 
     with pytest.raises(SystemExit) as end:
-        cli_ending.run_to_an_end(fail)
+        cli_app.run_to_an_end(fail)
     return end.value.code
 
 

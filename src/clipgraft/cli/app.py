@@ -1,29 +1,49 @@
-"""The command line. Nothing heavy is imported before a command runs, so `--help` answers at once."""
+"""The command line and how it ends. Heavy imports wait for a command, so `--help` answers at once."""
 
+import logging
 import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from clipgraft import __version__
-from clipgraft.cli.ending import Commands, run_to_an_end
 from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.options import OutOption
 from clipgraft.cli.training import add_commands as add_training
-from clipgraft.console import print_line
-from clipgraft.errors import UserError
+from clipgraft.console import forgiving_output, print_line, print_table
+from clipgraft.errors import UserError, is_user_error, one_line, printable
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes by the shell's convention; typer too uses the first for Ctrl-C."""
+STOPPED = {INTERRUPTED: "stopped by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
+
+
+class Commands(TyperGroup):
+    """Keeps typer from taking our EOFError for the end of the user's input."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError(f"unexpected end of a file: {error}") from error
+
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Fine-tune CLIP on captioned images, graft its text tower onto a frozen diffusion model, draw.",
+    help="Fine-tune CLIP on captioned images and graft its text tower onto a frozen diffusion model.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at captioned images, or draw a set of them.")
+data_app = typer.Typer(no_args_is_help=True, help="Check captioned images, or draw the flatland8k dataset.")
 app.add_typer(data_app, name="data")
 
 add_training(app)
@@ -35,12 +55,12 @@ add_measuring(app)
 def data_check(
     source: Annotated[Path, typer.Argument(help="Folder or file with captioned images.")],
     include_unsplit: Annotated[
-        bool, typer.Option("--include-unsplit", help="Images outside every split go to train.")
+        bool, typer.Option("--include-unsplit", help="Put images outside every split into train.")
     ] = False,
     clip: Annotated[str, typer.Option("--clip", help="CLIP whose tokenizer counts tokens.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count every image and caption in, or out with a reason; show samples and caption lengths."""
+    """Count images and captions, with a reason for each that is excluded; show samples and lengths."""
     from clipgraft.data.check import check_dataset, render, to_json
     from clipgraft.data.formats import load_dataset
     from clipgraft.device import quiet_libraries
@@ -52,7 +72,7 @@ def data_check(
     if as_json:
         typer.echo(to_json(check))
     else:
-        Console().print(render(check))
+        print_table(render(check))
 
 
 @data_app.command("draw")
@@ -61,7 +81,7 @@ def data_draw(
     seed: Annotated[int, typer.Option(help="Seed of the whole set.")] = 0,
     num_images: Annotated[int, typer.Option(min=8, help="Three quarters go to train.")] = 8000,
 ) -> None:
-    """Draw flatland8k: pictures with five captions each, in Flickr8k's own layout."""
+    """Draw flatland8k: images with five captions each, in Flickr8k's layout."""
     from clipgraft.data.formats import draw_data
 
     draw_data(out, seed=seed, num_images=num_images)
@@ -79,9 +99,9 @@ def export(
         Path | None, typer.Option("--prompts-file", help="Text file with a prompt a line.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="For prompt-embeds.")] = "",
-    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
+    base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
 ) -> None:
-    """Write a graft for other tools: a folder for diffusers, prompt embeds, or the bridge alone."""
+    """Export a graft: a diffusers pipeline, prompt embeds, or the bridge alone."""
     from clipgraft.bridging.export import export as export_graft
     from clipgraft.data.formats import read_lines
 
@@ -94,17 +114,17 @@ def export(
 
 @app.command()
 def studio(
-    runs: Annotated[Path, typer.Argument(help="Folder of runs to draw with and to look at.")] = Path("runs"),
-    out: Annotated[Path | None, typer.Option("--out", help="Queue and pictures; else RUNS/studio.")] = None,
-    host: Annotated[str, typer.Option(help="Address; any other than loopback needs --token.")] = "127.0.0.1",
+    runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="Queue and images; default RUNS/studio.")] = None,
+    host: Annotated[str, typer.Option(help="Address; any but loopback needs --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
-    token: Annotated[bool, typer.Option("--token", help="Ask for a token, which is shown once.")] = False,
+    token: Annotated[bool, typer.Option("--token", help="Require a token, which is printed once.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     public_url: Annotated[
-        str, typer.Option(help="Address that a proxy with TLS gives it, as https://studio.example.org.")
+        str, typer.Option(help="Its address behind a TLS proxy, e.g. https://studio.example.org.")
     ] = "",
 ) -> None:
-    """Draw, compare and look at runs in the browser, and from other programs over HTTP."""
+    """Generate images and look at runs in the browser, and over an HTTP API."""
     try:
         from clipgraft.studio.server import serve
     except ModuleNotFoundError as error:
@@ -115,7 +135,7 @@ def studio(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has for clipgraft, with the fix for what it lacks."""
+    """Check this machine; print a fix for whatever is missing."""
     from clipgraft.cli.doctor import doctor as stage
 
     stage()
@@ -137,8 +157,100 @@ def _options(
     pass
 
 
+def run_to_an_end(app: Callable[[], Any]) -> None:
+    """Run an app that reads argv and leaves by `SystemExit`; print an error in one line.
+
+    Exit code 0, 2 for the user's errors, 130 or 143 for a signal, 1 and a traceback for our bugs.
+    """
+    with forgiving_output(), _ended_by_signals():
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # warns of a cache of its own that it lacks
+        try:
+            app()
+        except SystemExit as end:  # of every command that finished, one with failed images too
+            _end_process_group()
+            if end.code in STOPPED:
+                _end(STOPPED[end.code], end.code)
+            raise
+        except KeyboardInterrupt:
+            _end(STOPPED[INTERRUPTED], INTERRUPTED)
+        except Exception as error:
+            _end_by(error)
+
+
+def _end_by(error: Exception) -> None:
+    """End with one line for the user's error or wish, else with the traceback."""
+    exit_code = getattr(error, "exit_code", None)
+    if "--debug" in sys.argv or not (exit_code or is_user_error(error)):
+        raise error
+    if exit_code:
+        _end(f"{error}; go on with the same command and --resume", exit_code)
+    advice = _cache_advice(error) if isinstance(error, OSError) else ""
+    _end(f"error: {one_line(error)}{advice}", 2)
+
+
+def _cache_advice(error: OSError) -> str:
+    """Say how to move the cache, if it is the cache that cannot be written."""
+    if not error.filename or error.errno is None:
+        return ""
+    from clipgraft.cache import cache_dir
+
+    try:
+        place, cache = Path(os.fsdecode(error.filename)), cache_dir()
+    except UserError:  # no home folder, so no cache
+        return ""
+    is_cache = place == cache or place in cache.parents or cache in place.parents
+    return "; the cache cannot be kept there: set XDG_CACHE_HOME to a folder that can be written" * is_cache
+
+
+class _PlainFormatter(logging.Formatter):
+    """Escapes control characters: a warning may hold a stranger's file name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals unwind through every `finally`; an ignored one, as Ctrl-C under nohup, stays ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    mine = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    for number in mine:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in mine.items():
+            signal.signal(number, handler)
+
+
+def _stop(signal_number: int, _frame: FrameType | None) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and getattr(torch.__spec__, "_initializing", False):
+        # Half imported, its C++ would abort the process at an exception; no folder is held yet.
+        os.write(2, f"{STOPPED[128 + signal_number]}\n".encode())
+        os._exit(128 + signal_number)
+    raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(TERMINATED)
+
+
+def _end_process_group() -> None:
+    # Left open, it may abort the process on its way out, all work done.
+    if "WORLD_SIZE" in os.environ:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _end(message: str, exit_code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(exit_code)
+
+
 def main() -> None:
-    """Entry point of the command line; see `cli_ending` for how it ends."""
+    """Entry point of the command line."""
     # Before it is imported, else transformers advises on torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     run_to_an_end(app)
