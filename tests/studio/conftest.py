@@ -9,6 +9,7 @@ import tiny
 from clipgraft.config import build_recipe
 from clipgraft.runs.run import stage_folder
 from clipgraft.studio.api import build_app
+from clipgraft.studio.catalog import ModelCache
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.security import Access
 from clipgraft.studio.service import Service
@@ -36,10 +37,16 @@ def runs_dir(tmp_path_factory) -> Path:
     return folder / "runs"
 
 
+@pytest.fixture(scope="session")
+def cache():
+    """Models that all services share: loading takes longer than most tests."""
+    return ModelCache()
+
+
 @pytest.fixture
-def service(runs_dir, tmp_path):
-    """A service that has not begun to draw."""
-    made = Service(runs_dir, tmp_path / "home", device="cpu", limits=LIMITS)
+def service(runs_dir, tmp_path, cache):
+    """A service that has not started to generate."""
+    made = Service(runs_dir, tmp_path / "home", device="cpu", limits=LIMITS, cache=cache)
     yield made
     if not made.is_stopping:
         made.stop(timeout=20)

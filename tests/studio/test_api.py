@@ -59,7 +59,7 @@ def test_without_a_seed_a_random_one_is_used_and_told(client):
 
 
 def test_events_tell_each_change_and_end_with_the_job(client):
-    job_id = client.post("/v1/jobs", json=JOB | {"steps": 100}).json()["id"]
+    job_id = client.post("/v1/jobs", json=JOB | {"steps": 150, "num_images": 8}).json()["id"]
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]

@@ -45,9 +45,18 @@ class Service:
         home: Folder of queue and images.
         device: `auto`, `cpu`, `cuda` or `mps`.
         limits: Bounds of requests, queue and memory.
+        cache: Loaded models; a new one by default.
     """
 
-    def __init__(self, runs_dir: Path, home: Path, *, device: str = "auto", limits: Limits | None = None):
+    def __init__(
+        self,
+        runs_dir: Path,
+        home: Path,
+        *,
+        device: str = "auto",
+        limits: Limits | None = None,
+        cache: ModelCache | None = None,
+    ):
         self.catalog, self.device, self.limits = Catalog(runs_dir), device, limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
@@ -59,7 +68,7 @@ class Service:
             max_waiting=self.limits.max_waiting_images,
             max_jobs_per_client=self.limits.max_jobs_per_client,
         )
-        self.cache = ModelCache(self.limits.memory_bytes)
+        self.cache = cache or ModelCache(self.limits.memory_bytes)
         self.device_lock = threading.Lock()
         """Held while computing: by the worker for a batch, by the embedder for a request."""
         self.embedder = Embedder(self.catalog, device, self.cache, self.device_lock, self.limits)
