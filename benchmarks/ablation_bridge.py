@@ -47,7 +47,7 @@ from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
 from clipgraft.files import read_json, write_bytes, write_json
 from clipgraft.finetuning.finetune import finetune
-from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher, kept_word_prompts
+from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import FrozenBase
@@ -58,6 +58,7 @@ from clipgraft.models.weights import write_tensors
 from clipgraft.reporting.plots import FONT_POINTS, LIGHT, render_figure, style_axes
 from clipgraft.runs.run import METRICS_NAME, Run
 from clipgraft.settings import SamplingParams
+from unseen_words import unseen_word_prompts
 
 TEACHER = "teacher"
 VARIANTS = (
@@ -260,9 +261,9 @@ class Ablation:
     def _picture_figures(self, graft: Path | None, folder: Path) -> dict[str, float]:
         """Prompt fidelity, with plain words and with those kept from the teacher; likeness to its own."""
         prompts = fidelity_prompts()[: self.num_prompts]
-        words = kept_word_prompts()[: self.num_kept_word_prompts]
+        words = unseen_word_prompts()[: self.num_kept_word_prompts]
         texts = [prompt.text for prompt in prompts]
-        texts += [text for prompt in words for text in (prompt.kept, prompt.plain)]
+        texts += [text for prompt in words for text in (prompt.unseen, prompt.plain)]
         encoders = {folder.name: graft}
         [(_, generator)] = load_generators(encoders, base=self.recipe.base.name, device=self.device.type)
         pixels = self._draw(generator, texts, folder.name)

@@ -43,7 +43,7 @@ from clipgraft.models.graft import Graft, GraftedTextEncoder  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
 from clipgraft.models.weights import module_sha256  # noqa: E402
 from clipgraft.settings import OptimConfig  # noqa: E402
-from clipgraft.training.step import Stepper  # noqa: E402
+from clipgraft.training.step import TrainStep  # noqa: E402
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
 FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k" / "Flickr8k.token.txt"
@@ -140,12 +140,12 @@ def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
     sums = [module_sha256(base.unet)]
     loading = peak_bytes()
     forget_peak()
-    stepper = Stepper(objective, OptimConfig(learning_rate=1e-4, mixed_precision="bf16"))
+    stepper = TrainStep(objective, OptimConfig(learning_rate=1e-4, mixed_precision="bf16"))
     ids = prompt_ids(base.tokenizer)
     batch = {"latents": torch.randn(1, 4, 64, 64), "input_ids": ids}
     with FlopCounterMode(display=False) as counter:
-        stepper.step([batch], 1e-4)
-    stepper.step([batch], 1e-4)
+        stepper([batch], 1e-4)
+    stepper([batch], 1e-4)
     flops, peak_memory = counter.get_total_flops(), peak_bytes()
     pixels = torch.rand(1, 3, 512, 512).mul(2).sub(1).bfloat16()
     base.vae = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16, components=("vae",)).vae
@@ -158,7 +158,7 @@ def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
     for _ in range(REPEATS):
         for name, times_of in times.items():
             begun = time.perf_counter()
-            stepper.step([encoded() if name == "encoded" else batch], 1e-4)
+            stepper([encoded() if name == "encoded" else batch], 1e-4)
             times_of.append(time.perf_counter() - begun)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     peak = peak_flops()

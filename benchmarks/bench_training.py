@@ -38,7 +38,7 @@ from clipgraft.models.clip import ClipParts, encode_images
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.settings import OptimConfig
 from clipgraft.training.objectives import ContrastiveObjective
-from clipgraft.training.step import Stepper
+from clipgraft.training.step import TrainStep
 from rival_training import LEARNING_RATE, PlainLoop, open_clip_seconds, trainer_run, why_no_open_clip
 
 RESULT = Path(__file__).parent / "results" / "training.json"
@@ -108,9 +108,9 @@ def our_step(
             embeds = encode_images(clip.model, torch.zeros(1, 3, 224, 224))
         table = embeds.repeat(len(images), 1)
     objective = ContrastiveObjective(clip.model, image_table=table)
-    stepper = Stepper(objective, OptimConfig(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision))
+    stepper = TrainStep(objective, OptimConfig(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision))
     source = epochs(batches)
-    return lambda: stepper.step([next(source) for _ in range(accumulation)], LEARNING_RATE)["loss"]
+    return lambda: stepper([next(source) for _ in range(accumulation)], LEARNING_RATE)["loss"]
 
 
 def epochs(batches: CaptionedBatches) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clipgraft.models.weights import write_folder_atomically
-from clipgraft.training.validation import EvaluationPlan
+from clipgraft.training.validation import ValidationPlan
 from tiny import fit
 
 
@@ -98,7 +98,7 @@ def run(folder, *, resume=False, die=False, metric="recall"):
         return loss
 
     objective = Regression(on_forward)
-    plan = EvaluationPlan(Scorer(objective, scores=None), metric, 0)
+    plan = ValidationPlan(Scorer(objective, scores=None), metric, 0)
     options = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4, "ema_decay": 0.9}
     fit(objective, Rows(), run_dir=folder, validation=plan, resume=resume, **options)
     return objective

@@ -11,7 +11,7 @@ from rich.console import Console
 from clipgraft.bridging.fit import STATES_NAME
 from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.files import write_json
-from clipgraft.flatland import is_known_to_teacher, kept_word_prompts
+from clipgraft.flatland import is_known_to_teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from ablation_bridge import (
@@ -25,6 +25,7 @@ from ablation_bridge import (
     summarize,
     tables,
 )
+from unseen_words import unseen_word_prompts
 
 FIGURES = (
     *(
@@ -81,11 +82,11 @@ def test_the_plot_is_drawn(tmp_path):
     assert svg.startswith("<?xml")
 
 
-def test_kept_words_mean_the_same_as_plain_ones():
-    prompts = kept_word_prompts()
-    assert len({prompt.kept for prompt in prompts}) == len(prompts) == 120
+def test_unseen_words_mean_the_same_as_plain_ones():
+    prompts = unseen_word_prompts()
+    assert len({prompt.unseen for prompt in prompts}) == len(prompts) == 120
     for prompt in prompts:
-        assert not is_known_to_teacher(prompt.kept)
+        assert not is_known_to_teacher(prompt.unseen)
         assert is_known_to_teacher(prompt.plain)
         assert not prompt.scene.is_held_out
         assert len(prompt.named) >= 2

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from clipgraft.data.check import DatasetCheck, Lengths, check_dataset, render, to_json
+from clipgraft.data.check import DatasetCheck, Lengths, check_dataset, render
 from clipgraft.data.formats import load_dataset
 
 
@@ -74,7 +74,7 @@ def test_check_without_tokenizer_and_photographs_leaves_these_out(folder: Path) 
     check = check_dataset(load_dataset(folder), read_images=False)
     assert (check.caption_tokens, check.num_over_context_length) == (None, None)
     assert (check.num_images_read, check.unreadable) == (0, None)
-    assert json.loads(to_json(check))["unreadable"] is None  # not looked for is not none found
+    assert json.loads(check.to_json())["unreadable"] is None  # not looked for is not none found
     assert check.leakage == ({"test/c.png": "test", "train/a.png": "train"},)  # bytes are compared always
     assert "photographs         not opened" in printed(check)
     assert "tokens" not in printed(check)
@@ -98,8 +98,8 @@ def test_each_photograph_is_told_of(folder: Path) -> None:
 def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: CLIPTokenizer) -> None:
     text = printed(check_dataset(load_dataset(folder), tokenizer))
     rows = {" ".join(line.split()) for line in text.splitlines()}
-    assert {"train 2 3", "val 1 1", "test 1 1", "in 4 5", "read in all 5 5"} <= rows
-    assert "out: no caption 1 train/silent.png" in rows
+    assert {"train 2 3", "val 1 1", "test 1 1", "included 4 5", "found in all 5 5"} <= rows
+    assert "excluded: no caption 1 train/silent.png" in rows
     assert "captions per image 3 with 1, 1 with 2" in rows
     assert "tokens per caption 4 to 82, median 8; 1 pass 77 and lose their end" in rows
     assert "1 cannot be opened" in rows
@@ -124,12 +124,12 @@ def test_long_lists_are_cut_in_the_terminal_and_whole_in_json(tmp_path: Path) ->
     assert "13 cannot be opened" in text
     assert "09.jpg: is empty (0 bytes)" in text
     assert "and 3 more" in text
-    assert len(json.loads(to_json(check))["unreadable"]) == 13
+    assert len(json.loads(check.to_json())["unreadable"]) == 13
 
 
 def test_json_holds_every_field(folder: Path, tokenizer: CLIPTokenizer) -> None:
     check = check_dataset(load_dataset(folder), tokenizer)
-    content = json.loads(to_json(check))
+    content = json.loads(check.to_json())
     assert set(content) == set(DatasetCheck.__slots__)
     assert content["counts"]["train"] == {"images": 2, "captions": 3}
     assert content["captions_per_image"] == {"1": 3, "2": 1}
@@ -143,4 +143,4 @@ def test_real_folder_is_whole(flickr8k_dir: Path) -> None:
     assert (check.unreadable, check.duplicates, check.leakage) == ({}, (), ())
     assert check.captions_per_image == {5: 50}
     assert [(group.reason, group.count) for group in check.excluded] == [("no photograph", 40_210)]
-    assert "opened, none damaged, none twice" in printed(check)
+    assert "opened, none damaged, no duplicates" in printed(check)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipgraft.data.check import check_dataset, to_json
+from clipgraft.data.check import check_dataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.raw import DataFolder
 from clipgraft.errors import DataError
@@ -123,7 +123,7 @@ def test_file_name_that_is_not_utf8_is_left_out_by_an_escaped_name(tmp_path: Pat
         (r"caf\udce9.jpg", "file name that is not UTF-8"),
         (r"caf\udce9.jpg#0", "file name that is not UTF-8"),
     ]
-    to_json(check_dataset(source, read_images=False)).encode()
+    check_dataset(source, read_images=False).to_json().encode()
 
 
 def test_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:

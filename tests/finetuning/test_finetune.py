@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import tiny
-from clipgraft.cli import app as cli
+from clipgraft.cli import training as cli
 from clipgraft.config import build_recipe, load_recipe, to_toml
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset

@@ -192,5 +192,5 @@ def test_folder_that_holds_files_is_left_alone(tmp_path):
 
 
 def test_set_that_was_not_drawn_has_no_plain_captions(tmp_path):
-    with pytest.raises(FileNotFoundError, match="plain captions exist for drawn sets alone"):
+    with pytest.raises(FileNotFoundError, match="only drawn datasets have plain captions"):
         plain_captions(tmp_path)

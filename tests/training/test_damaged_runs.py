@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipgraft.errors import CheckpointError
-from clipgraft.training.step_log import LOG_NAME
+from clipgraft.training.run_log import LOG_NAME
 from regression import DeathError, read_log, rows_of, run
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from clipgraft.models.bridge import Bridge
 from clipgraft.training.grad_cache import backward_jointly, backward_separately
 from clipgraft.training.objectives import BridgeObjective
-from clipgraft.training.random_states import seed_step
+from clipgraft.training.step import seed_step
 from tiny import fit
 
 

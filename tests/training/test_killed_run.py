@@ -16,11 +16,11 @@ from two_processes import run_in_two_processes
 
 PLACES = {
     "at an epoch's start": ("clipgraft.data.loader", "EpochSampler.resume", 3),
-    "inside an epoch": ("clipgraft.training.step", "Stepper.step", 6),
+    "inside an epoch": ("clipgraft.training.step", "TrainStep.__call__", 6),
     "inside accumulation": ("clipgraft.training.objectives", "ContrastiveObjective.embed", 22),
     "inside an evaluation": ("clipgraft.finetuning.validate", "ClipWatch.measure", 2),
     "inside a save": ("clipgraft.training.checkpoints", "write_tensors", 3),
-    "between a save and the next log line": ("clipgraft.training.step_log", "StepLog.write", 7),
+    "between a save and the next log line": ("clipgraft.training.run_log", "RunLogger.write", 7),
 }
 """Module, function or method, and the call at which the process dies, counted from 1.
 
@@ -103,7 +103,7 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(world, unbroken, tmp_path,
 def test_two_processes_that_were_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
     unbroken, out = tmp_path / "unbroken", tmp_path / "out"
     run_in_two_processes(__file__, "--", *command(world, unbroken, 0))
-    place = ("clipgraft.training.step", "Stepper.step", 9)
+    place = ("clipgraft.training.step", "TrainStep.__call__", 9)
     run_in_two_processes(__file__, *place, "--", *command(world, out, 0), is_killed=True)
     run_in_two_processes(__file__, "--", *command(world, out, 0, "--resume"))
     check_equal(out, unbroken)

@@ -1,4 +1,4 @@
-"""Parameter groups, the learning rate, moving averages."""
+"""Parameter groups and the learning rate."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 import tiny
 from clipgraft.models.bridge import Bridge
 from clipgraft.training.freezing import add_lora
-from clipgraft.training.optim import MovingAverage, learning_rate_factor, parameter_groups
+from clipgraft.training.optim import learning_rate_factor, parameter_groups
 
 
 def test_only_matrices_are_decayed():
@@ -101,20 +101,3 @@ def test_learning_rate_falls_as_the_librarys_after_warm_up(schedule):
 def test_warm_up_rises_in_equal_steps_to_the_peak():
     factors = [learning_rate_factor(step, "constant", 4, 100) for step in range(6)]
     assert factors == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-
-
-def test_moving_average_equals_the_librarys():
-    from diffusers.training_utils import EMAModel
-
-    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
-    theirs.load_state_dict(ours.state_dict())
-    average, library = MovingAverage(ours.parameters(), 0.99), EMAModel(theirs.parameters(), decay=0.99)
-    for seed in range(8):
-        for module in (ours, theirs):
-            with torch.no_grad():
-                module.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)))
-        average.update()
-        library.step(theirs.parameters())
-    average.copy_to_parameters()
-    library.copy_to(theirs.parameters())
-    torch.testing.assert_close(ours.weight, theirs.weight)

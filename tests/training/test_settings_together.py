@@ -26,8 +26,7 @@ from clipgraft.finetuning.finetune import (
 )
 from clipgraft.models.weights import module_sha256
 from clipgraft.settings import FinetuneSettings
-from clipgraft.training.random_states import seed_step
-from clipgraft.training.step import Stepper
+from clipgraft.training.step import TrainStep, seed_step
 from clipgraft.training.trainer import grouped
 from pairwise import all_pairs, covering_rows, pairs_of
 from plain_step import Pass, expected_pairs, plain_loss
@@ -149,11 +148,11 @@ class TinyRun:
 
     def deviations(self):
         """Make the step; how far each figure of it is from what it should be."""
-        stepper = Stepper(self.objective, self.settings)
+        stepper = TrainStep(self.objective, self.settings)
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         start = {name: p.detach().double().clone() for name, p in trained.items()}
         bias = start["logit_bias"].clone().requires_grad_() if "logit_bias" in start else None
-        metrics = stepper.step(self.group, LEARNING_RATE)
+        metrics = stepper(self.group, LEARNING_RATE)
         pixels = [self.library_pixels(batch) for batch in self.group]
         found = {"trained": trained.keys() ^ self.names_to_train()}
         if self.settings.crop_scale < 1:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipgraft.training.validation import EvaluationPlan
+from clipgraft.training.validation import ValidationPlan
 from regression import read_log, train
 
 event_accumulator = pytest.importorskip(
@@ -16,7 +16,7 @@ def scalars(run_dir, name):
 
 
 def test_losses_and_evaluations_are_those_of_the_log(tmp_path):
-    train(tmp_path, report_to="tensorboard", validation=EvaluationPlan(lambda: {"val_loss": 0.25}))
+    train(tmp_path, report_to="tensorboard", validation=ValidationPlan(lambda: {"val_loss": 0.25}))
     losses = {row["step"]: row["loss"] for row in read_log(tmp_path)}
     assert scalars(tmp_path, "train/loss") == pytest.approx(losses)
     assert set(scalars(tmp_path, "evaluation/val_loss").values()) == {0.25}
@@ -39,6 +39,6 @@ def test_tracker_that_is_not_known_is_refused(tmp_path):
 
 
 def test_tensorboard_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipgraft.training.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("clipgraft.training.run_log.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs TensorBoard: pip install clipgraft\[tracking\]"):
         train(tmp_path, report_to="tensorboard")

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.training.checkpoints import VERSION
-from clipgraft.training.random_states import seed_step
+from clipgraft.training.checkpoints import RENAMED, VERSION
 from clipgraft.training.signals import Interrupted
-from clipgraft.training.state import RENAMED, Resume
-from clipgraft.training.step import MAX_SKIPPED_IN_A_ROW
+from clipgraft.training.step import MAX_SKIPPED_IN_A_ROW, seed_step
+from clipgraft.training.trainer import Resume
 from regression import Regression, Rows, read_log, rewrite, train
 from tiny import fit
 

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from clipgraft.errors import CheckpointError
 from clipgraft.training.signals import Interrupted
-from clipgraft.training.state import Resume
-from clipgraft.training.validation import EvaluationPlan, Evaluations, _description
+from clipgraft.training.trainer import Resume
+from clipgraft.training.validation import ValidationHistory, ValidationPlan, _description
 from regression import SCORES, Regression, Rows, Scorer, read_log, rows_of
 from tiny import fit
 
@@ -25,7 +25,7 @@ def train(
 ):
     objective = Regression()
     scorer = Scorer(objective, scores, die_at, signal_at)
-    plan = EvaluationPlan(scorer, metric, patience)
+    plan = ValidationPlan(scorer, metric, patience)
     defaults = {"num_epochs": 4, "learning_rate": 0.05, "checkpoint_every": 4}
     fit(objective, Rows(), run_dir=run_dir, validation=plan, resume=resume, **(defaults | settings))
     return objective, scorer
@@ -57,10 +57,10 @@ def test_without_a_metric_the_last_weights_are_left(tmp_path):
 
 @pytest.mark.parametrize("metric", ["val_loss", "drift_words", "text_to_image_median_rank"])
 def test_of_a_loss_a_drift_and_a_rank_the_least_is_the_best(tmp_path, metric):
-    evaluations = Evaluations(tmp_path, EvaluationPlan(dict, metric), 0)
+    evaluations = ValidationHistory(tmp_path, ValidationPlan(dict, metric), 0)
     for step, value in enumerate((3.0, 1.0, 2.0)):
         evaluations.add({"step": step, "epoch": step, metric: value}, {"w": torch.tensor(value)})
-    assert evaluations.best()["step"] == 1
+    assert evaluations.stopping.best(evaluations.rows)["step"] == 1
     assert evaluations.best_weights()["w"].item() == 1.0
 
 
@@ -90,7 +90,7 @@ def test_signal_that_comes_in_an_evaluation_stops_the_run_right_after_it(tmp_pat
 
 def test_best_weights_that_are_damaged_lost_or_of_another_step_are_refused(tmp_path):
     path = tmp_path / "best.safetensors"
-    evaluations = Evaluations(tmp_path, EvaluationPlan(dict, "recall"), 0)
+    evaluations = ValidationHistory(tmp_path, ValidationPlan(dict, "recall"), 0)
     evaluations.add({"step": 0, "epoch": 0, "recall": 0.1}, {"w": torch.ones(3)})
     first = path.read_bytes()
     evaluations.add({"step": 6, "epoch": 1, "recall": 0.2}, {"w": torch.ones(3) * 2})
@@ -112,7 +112,7 @@ def test_best_weights_that_are_damaged_lost_or_of_another_step_are_refused(tmp_p
 
 def test_best_weights_of_another_model_are_refused_by_name(tmp_path):
     train(tmp_path)
-    best = Evaluations(tmp_path, EvaluationPlan(dict, "recall"), 24)
+    best = ValidationHistory(tmp_path, ValidationPlan(dict, "recall"), 24)
     weights = best.best_weights() | {"other": torch.ones(1)}
     save_file(weights, tmp_path / "best.safetensors", _description(6, weights))
     with pytest.raises(CheckpointError, match=r"best\.safetensors is of another model; differing: other"):

@@ -61,7 +61,7 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count images and captions, with a reason for each that is excluded; show samples and lengths."""
-    from clipgraft.data.check import check_dataset, render, to_json
+    from clipgraft.data.check import check_dataset, render
     from clipgraft.data.formats import load_dataset
     from clipgraft.device import quiet_libraries
     from clipgraft.models.clip import load_clip
@@ -70,7 +70,7 @@ def data_check(
     quiet_libraries()
     check = check_dataset(dataset, tokenizer=load_clip(clip).tokenizer if clip else None)
     if as_json:
-        typer.echo(to_json(check))
+        typer.echo(check.to_json())
     else:
         print_table(render(check))
 

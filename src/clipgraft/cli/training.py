@@ -90,7 +90,7 @@ def finetune(
     from clipgraft.finetuning.finetune import finetune as stage
     from clipgraft.finetuning.finetune import print_result
     from clipgraft.runs.run import stage_folder
-    from clipgraft.training.state import Resume
+    from clipgraft.training.trainer import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")

@@ -1,7 +1,4 @@
-"""Check a dataset before training: counts, samples, lengths, damage, leakage.
-
-`check_dataset` measures, `render` shows it in a terminal, `to_json` gives it to machines; none needs torch.
-"""
+"""Check a dataset before training: counts, samples, lengths, damage, leakage. Needs no torch."""
 
 import json
 import re
@@ -24,17 +21,17 @@ from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
-"""Names that stand for all that were excluded for one reason."""
+"""Names that stand for everything excluded for one reason."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_LEAKS_SAID = 2
 """Photographs in several splits that fine-tuning names."""
 NUM_SHOWN = 10
-"""Damaged, repeated or leaking images that a terminal shows; the JSON has all."""
+"""Damaged, duplicate or leaking images that a terminal shows; the JSON has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExcludedGroup:
-    """All images or all captions that were excluded for one reason."""
+    """All images or all captions excluded for one reason."""
 
     kind: str
     reason: str
@@ -50,10 +47,18 @@ class Lengths:
     median: float
     longest: int
 
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> "Lengths":
+        """Summarise lengths."""
+        return cls(min(counts), statistics.median(counts), max(counts))
+
+    def __str__(self) -> str:
+        return f"{self.shortest} to {self.longest}, median {self.median:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetCheck:
-    """Measurements of a dataset. Counts are of what is counted in, unless the name says otherwise."""
+    """Measurements of the included images and captions, unless the name says otherwise."""
 
     root: str
     format: str
@@ -64,18 +69,18 @@ class DatasetCheck:
     """Split -> number of `images` and `captions`."""
     excluded: tuple[ExcludedGroup, ...]
     samples: tuple[CaptionedImage, ...]
-    """Images spread evenly over the dataset, as they were parsed."""
+    """Spread evenly over the dataset."""
     captions_per_image: dict[int, int]
-    """Number of captions -> number of images that have so many."""
+    """Number of captions -> number of images that have as many."""
     caption_words: Lengths
     captions_per_length: dict[int, int]
-    """Number of words -> number of captions that have so many."""
+    """Number of words -> number of captions that have as many."""
     vocabulary_size: int
-    """Different words, case and punctuation aside."""
+    """Different words, ignoring case and punctuation."""
     caption_tokens: Lengths | None
     """With BOS and EOS; None without a tokenizer."""
     num_over_context_length: int | None
-    """Captions longer than 77 tokens, that will lose their end; None without a tokenizer."""
+    """Captions of over 77 tokens, which will lose their end; None without a tokenizer."""
     num_images_read: int
     """Photographs that were opened; 0 if this was not asked for."""
     unreadable: dict[str, str] | None
@@ -85,6 +90,10 @@ class DatasetCheck:
     leakage: tuple[dict[str, Split], ...]
     """Equal files in different splits: image id -> split."""
 
+    def to_json(self) -> str:
+        """Return the measurements as JSON; null is what was not measured."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str)
+
 
 def check_dataset(
     dataset: CaptionDataset,
@@ -93,19 +102,16 @@ def check_dataset(
     read_images: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> DatasetCheck:
-    """Measure a dataset.
+    """Measure a dataset; photographs that cannot be opened are listed, not raised.
 
     Args:
         dataset: As loaded.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
         read_images: Open every photograph, to find damaged ones; about 4 ms each for Flickr8k's. Their bytes
-            are compared always.
-        on_image: Called after each photograph, to show progress.
-
-    Returns:
-        The measurements; photographs that cannot be opened are listed, not raised.
+            are compared in any case.
+        on_image: Called after each photograph, for progress.
     """
-    captions = [caption for image in dataset.images for caption in image.captions]
+    captions = dataset.images.captions
     lengths = [len(caption.split()) for caption in captions]
     tokens = _count_tokens(captions, tokenizer) if tokenizer is not None else None
     unreadable = _read_images(dataset.images, on_image) if read_images else None
@@ -120,10 +126,10 @@ def check_dataset(
         excluded=_group_excluded(dataset),
         samples=_spread(dataset.images, NUM_SAMPLES),
         captions_per_image=dict(sorted(Counter(len(image.captions) for image in dataset.images).items())),
-        caption_words=_lengths(lengths),
+        caption_words=Lengths.of(lengths),
         captions_per_length=dict(sorted(Counter(lengths).items())),
         vocabulary_size=len({word for caption in captions for word in WORD.findall(caption.lower())}),
-        caption_tokens=_lengths(tokens) if tokens is not None else None,
+        caption_tokens=Lengths.of(tokens) if tokens is not None else None,
         num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
         num_images_read=len(dataset.images) if read_images else 0,
         unreadable=unreadable,
@@ -132,29 +138,21 @@ def check_dataset(
     )
 
 
-def to_json(check: DatasetCheck) -> str:
-    """Return the measurements as JSON; null is what was not measured."""
-    return json.dumps(asdict(check), indent=2, ensure_ascii=False, default=str)
-
-
 def leakage_note(check: DatasetCheck) -> str:
-    """Say which photographs lie in several splits; empty where none does."""
+    """Return a warning about photographs in several splits; empty if there are none."""
     if not check.leakage:
         return ""
-    shown = [
-        " = ".join(f"{name} ({split})" for name, split in group.items())
-        for group in check.leakage[:NUM_LEAKS_SAID]
-    ]
+    shown = ", ".join(map(_with_splits, check.leakage[:NUM_LEAKS_SAID]))
     more = ", ..." if len(check.leakage) > NUM_LEAKS_SAID else ""
     return printable(
-        f"{len(check.leakage):,} photographs lie in more than one split, byte for byte ({', '.join(shown)}"
+        f"{len(check.leakage):,} photographs lie in more than one split, byte for byte ({shown}"
         f"{more}); figures of val and test are too good by them: leave each in one split "
         "(`clipgraft data check` lists them)"
     )
 
 
 def render(check: DatasetCheck) -> RenderableType:
-    """Return the measurements as what rich's console prints; captions and names are shown as plain text."""
+    """Return the measurements for rich's console; captions and names are plain text, not markup."""
     return Group(
         Text.assemble((check.format, "bold"), " in ", (_plain(check.root), "cyan")),
         *[Text(f"  {role}: {_plain(name)}", style="dim") for role, name in check.files.items()],
@@ -174,7 +172,6 @@ def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> lis
 
 
 def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None]) -> dict[str, str]:
-    """Return the photographs that cannot be opened, with the reason."""
     unreadable: dict[str, str] = {}
     for image in images:
         try:
@@ -186,7 +183,7 @@ def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None])
 
 
 def _equal_images(images: Iterable[CaptionedImage], unreadable: Mapping[str, str]) -> list[dict[str, Split]]:
-    """Return id and split of images whose files are equal byte by byte, each group of them together."""
+    """Group images whose files are equal: image id -> split."""
     readable = [image for image in images if image.image_id not in unreadable]
     groups: dict[str, dict[str, Split]] = {}
     for image, content in zip(readable, content_sums([image.path for image in readable]), strict=True):
@@ -204,13 +201,9 @@ def _group_excluded(dataset: CaptionDataset) -> tuple[ExcludedGroup, ...]:
     )
 
 
-def _spread(images: tuple[CaptionedImage, ...], number: int) -> tuple[CaptionedImage, ...]:
+def _spread(images: Sequence[CaptionedImage], number: int) -> tuple[CaptionedImage, ...]:
     number = min(number, len(images))
     return tuple(images[index * len(images) // number] for index in range(number))
-
-
-def _lengths(counts: Sequence[int]) -> Lengths:
-    return Lengths(min(counts), statistics.median(counts), max(counts))
 
 
 def _counts_table(check: DatasetCheck) -> Table:
@@ -224,14 +217,14 @@ def _counts_table(check: DatasetCheck) -> Table:
         table.add_row(split, f"{count['images']:,}", f"{count['captions']:,}")
     total = {kind: sum(count[kind] for count in check.counts.values()) for kind in ("images", "captions")}
     table.add_section()
-    table.add_row("in", f"{total['images']:,}", f"{total['captions']:,}", style="bold green")
+    table.add_row("included", f"{total['images']:,}", f"{total['captions']:,}", style="bold green")
     for group in check.excluded:
         shown = {f"{group.kind}s": f"{group.count:,}"}
-        reason = Text(f"out: {group.reason}", style="yellow")
+        reason = Text(f"excluded: {group.reason}", style="yellow")
         table.add_row(reason, shown.get("images"), shown.get("captions"), Text(_plain(group.examples[0])))
         total[f"{group.kind}s"] += group.count
     table.add_section()
-    table.add_row("read in all", f"{total['images']:,}", f"{total['captions']:,}", style="bold")
+    table.add_row("found in all", f"{total['images']:,}", f"{total['captions']:,}", style="bold")
     return table
 
 
@@ -248,40 +241,38 @@ def _samples_table(check: DatasetCheck) -> Table:
 def _lengths_text(check: DatasetCheck) -> Text:
     histogram = ", ".join(f"{images:,} with {number}" for number, images in check.captions_per_image.items())
     text = Text.assemble(("captions per image  ", "bold"), histogram)
-    text.append("\nwords per caption   ", "bold").append(_range(check.caption_words))
+    text.append("\nwords per caption   ", "bold").append(str(check.caption_words))
     text.append(f"; {check.vocabulary_size:,} different ones")
     if check.caption_tokens is not None:
-        text.append("\ntokens per caption  ", "bold").append(_range(check.caption_tokens))
+        text.append("\ntokens per caption  ", "bold").append(str(check.caption_tokens))
         style = "yellow" if check.num_over_context_length else "green"
         text.append(f"; {check.num_over_context_length:,} pass {CONTEXT_LENGTH} and lose their end", style)
     return text
 
 
-def _range(lengths: Lengths) -> str:
-    return f"{lengths.shortest} to {lengths.longest}, median {lengths.median:g}"
-
-
 def _problems(check: DatasetCheck) -> list[RenderableType]:
     if check.unreadable is None:
         return [Text("photographs         not opened", style="dim")]
-    problems: list[RenderableType] = []
     lists = {
         "cannot be opened": [f"{name}: {reason}" for name, reason in check.unreadable.items()],
         "have the same bytes": [" = ".join(group) for group in check.duplicates],
-        "leak from split to split": [
-            " = ".join(f"{name} ({split})" for name, split in group.items()) for group in check.leakage
-        ],
+        "leak from split to split": list(map(_with_splits, check.leakage)),
     }
-    for problem, lines in lists.items():
-        if lines:
-            problems.append(Text(f"{len(lines):,} {problem}", style="bold red"))
-            shown = [Text(_plain(line)) for line in lines[:NUM_SHOWN]]
-            more = (
-                [Text(f"and {len(lines) - NUM_SHOWN:,} more", style="dim")] if len(lines) > NUM_SHOWN else []
-            )
-            problems.append(Padding(Group(*shown, *more), (0, 0, 0, 2)))
-    fine = f"photographs         {check.num_images_read:,} opened, none damaged, none twice"
+    problems: list[RenderableType] = []
+    for problem, lines in filter(lambda item: item[1], lists.items()):
+        shown = [Text(_plain(line)) for line in lines[:NUM_SHOWN]]
+        if len(lines) > NUM_SHOWN:
+            shown.append(Text(f"and {len(lines) - NUM_SHOWN:,} more", style="dim"))
+        problems += [
+            Text(f"{len(lines):,} {problem}", style="bold red"),
+            Padding(Group(*shown), (0, 0, 0, 2)),
+        ]
+    fine = f"photographs         {check.num_images_read:,} opened, none damaged, no duplicates"
     return problems or [Text(fine, style="green")]
+
+
+def _with_splits(group: Mapping[str, Split]) -> str:
+    return " = ".join(f"{name} ({split})" for name, split in group.items())
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Flickr8k in the two forms that circulate: token file with split lists, and Kaggle's `captions.txt`.
+"""Flickr8k in both of its forms: token file with split lists, and Kaggle's `captions.txt`.
 
-Real copies differ in line ends, tabs, encodings and folder names (seen in four public copies), so files are
-found by name wherever copies have them, and each caption line is parsed on its own.
+Public copies differ in line ends, tabs, encodings and folder names, so files are found by name wherever
+copies have them, and each caption line is parsed on its own.
 """
 
 import os
@@ -33,15 +33,9 @@ _CSV_NUMBERED = re.compile(r"\s*[0-9]{1,9}\s*,(.*)")
 
 
 def read_flickr8k(folder: DataFolder) -> RawDataset | None:
-    """Read a folder in one of Flickr8k's forms.
+    """Read caption file, split lists and image folder, in the folder or up to two folders down.
 
     The token file wins over `captions.txt` where both are there, because only it numbers the captions.
-
-    Args:
-        folder: It holds caption file, split lists and image folder, or folders that hold these.
-
-    Returns:
-        What was found, or None if there is neither a token file nor a `captions.txt`.
 
     Raises:
         DataError: If a caption line cannot be parsed, an image is in two split lists, an image name points
@@ -73,8 +67,7 @@ def read_flickr8k(folder: DataFolder) -> RawDataset | None:
     )
 
 
-def bad_line(path: Path, number: int, line: str, expected: str) -> DataError:
-    """Return the error for a line that no caption can be told from."""
+def _bad_line(path: Path, number: int, line: str, expected: str) -> DataError:
     return DataError(f"{path}, line {number}: read {line[:120]!r}; expected {expected}")
 
 
@@ -82,7 +75,7 @@ def _parse_token_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
     for number, line in folder.read_lines(path):
         match = _TOKEN_LINE.fullmatch(line)
         if match is None:
-            raise bad_line(path, number, line, "IMAGE.jpg#NUMBER, a tab and the caption")
+            raise _bad_line(path, number, line, "IMAGE.jpg#NUMBER, a tab and the caption")
         name = check_image_name(match["name"].strip(), f"{path}, line {number}")
         yield RawCaption(name, int(match["number"]), tidy(match["caption"]))
 
@@ -94,7 +87,7 @@ def _parse_kaggle_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
             continue
         match = _CSV_LINE.fullmatch(line)
         if match is None:
-            raise bad_line(path, number, line, "IMAGE.jpg, a comma and the caption")
+            raise _bad_line(path, number, line, "IMAGE.jpg, a comma and the caption")
         rows.append((check_image_name(match["name"].strip(), f"{path}, line {number}"), match["caption"]))
     numbers = [_CSV_NUMBERED.fullmatch(caption) for _, caption in rows]
     are_numbered = all(numbers)
@@ -107,7 +100,7 @@ def _parse_kaggle_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
 
 
 def _list_levels(root: Path) -> list[list[Path]]:
-    """Return what lies in the folder itself, then one folder down, then two, each sorted."""
+    """Return the entries of the folder, of its folders, and of theirs."""
     levels: list[list[Path]] = []
     folders = [str(root)]
     for _ in range(3):
@@ -120,7 +113,7 @@ def _list_levels(root: Path) -> list[list[Path]]:
 
 
 def _find_one(root: Path, levels: list[list[Path]], is_wanted: Callable[[str], bool]) -> Path | None:
-    """Return the file nearest to the root whose name, in lower case, is wanted."""
+    """Return the wanted file nearest to the root; names are compared in lower case."""
     for entries in levels:
         found = [entry for entry in entries if is_wanted(entry.name.lower()) and entry.is_file()]
         if len(found) > 1:
@@ -132,7 +125,7 @@ def _find_one(root: Path, levels: list[list[Path]], is_wanted: Callable[[str], b
 
 
 def _find_image_dir(root: Path, levels: list[list[Path]], caption_file: Path) -> Path:
-    """Return the image folder nearest to the root, or the caption file's if images lie beside it."""
+    """Return the image folder nearest to the root, or the caption file's own."""
     for entries in levels:
         for entry in entries:
             if entry.name.lower() in IMAGE_FOLDERS and entry.is_dir() and _holds_images(entry):

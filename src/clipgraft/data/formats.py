@@ -28,7 +28,7 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""First folder of an image's name -> its split, as in Hugging Face's imagefolder."""
+"""First folder of an image -> its split, as in Hugging Face's imagefolder."""
 
 _CAPTION_FIELD = re.compile(r"text|captions?|caption_\d+")
 _COCO_NAME = re.compile(r"captions_((train|val|test)\w*)", re.IGNORECASE)
@@ -109,9 +109,10 @@ def read_lines(path: Path, kind: str) -> list[str]:
 
 
 def read_metadata(folder: DataFolder) -> RawDataset | None:
-    """Read Hugging Face's imagefolder: `metadata.jsonl` or `metadata.csv` in the folder or its subfolders."""
+    """Read Hugging Face's imagefolder: `metadata.jsonl` or `.csv`, in subfolders too."""
     root = folder.root
-    found = [path for part in _with_subfolders(root) if (path := _metadata_file(part)) is not None]
+    parts = [root, *sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())]
+    found = [path for part in parts if (path := _metadata_file(part)) is not None]
     if not found:
         return None
     captions: list[RawCaption] = []
@@ -124,12 +125,15 @@ def read_metadata(folder: DataFolder) -> RawDataset | None:
             captions += read
             if row.get("split") not in (None, ""):
                 _claim(splits, {caption.image_id for caption in read}, _row_split(row, where), where)
-    files = {_role("captions", path.parent, root): folder.name(path) for path in found}
+    files = {
+        "captions" if path.parent == root else f"{path.parent.name} captions": folder.name(path)
+        for path in found
+    }
     return _folder_reading("metadata file (imagefolder)", folder, files, captions, splits)
 
 
 def read_coco(folder: DataFolder) -> RawDataset | None:
-    """Read COCO captions: a JSON file for each split, `captions_train2017.json`, beside folders of images."""
+    """Read COCO captions: `captions_train2017.json` for each split, beside folders of images."""
     root = folder.root
     found = sorted(path for part in (root, root / "annotations") for path in part.glob("captions*.json"))
     if not found:
@@ -154,7 +158,7 @@ def read_coco(folder: DataFolder) -> RawDataset | None:
 
 
 def read_caption_files(folder: DataFolder) -> RawDataset | None:
-    """Read images with a text file of the same name beside each, one caption a line."""
+    """Read images, each with a text file of the same name beside it, one caption a line."""
     captions: list[RawCaption] = []
     for name, path in folder.list_images(folder.root).items():
         caption_file = path.with_suffix(".txt")
@@ -183,7 +187,7 @@ def _folder_reading(
     captions: list[RawCaption],
     splits: dict[str, Split],
 ) -> RawDataset:
-    """Return a reading of all images below the root; where nothing else splits, their first folder does."""
+    """Return all images below the root; without other splits their first folder decides."""
     photographs = folder.list_images(folder.root)
     if not splits:
         splits = {
@@ -193,21 +197,13 @@ def _folder_reading(
 
 
 def _refuse_json(path: Path, lines: list[str]) -> None:
-    """Refuse a caption file that some tools fill with JSON: its lines would become captions."""
+    """Refuse JSON, which some tools write beside images: its lines would become captions."""
     if lines and lines[0].startswith(("{", "[")):
         try:
             json.loads("\n".join(lines))
         except (ValueError, RecursionError):
             return
         raise DataError(f"{path}: holds JSON; expected captions as plain text, one a line")
-
-
-def _with_subfolders(root: Path) -> list[Path]:
-    return [root, *sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())]
-
-
-def _role(role: str, folder: Path, root: Path) -> str:
-    return role if folder == root else f"{folder.name} {role}"
 
 
 def _metadata_file(folder: Path) -> Path | None:

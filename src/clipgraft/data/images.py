@@ -1,7 +1,7 @@
-"""Images from outside: bounded by their header, decoded in bounded memory, opened as checked RGB images.
+"""Untrusted images: bounded by their header, then decoded to RGB in bounded memory.
 
-Only JPEG, PNG and WebP are decoded, told by content and not by name. Pixels, shape and scans are checked
-before any pixel is decoded, for images of a data folder and of the studio's clients alike.
+Only JPEG, PNG and WebP are decoded, recognised by content; those of a data folder and of the studio's clients
+alike.
 """
 
 import io
@@ -18,17 +18,17 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from clipgraft.errors import DataError, MissingFileError
 
 MAX_PIXELS = 100_000_000
-"""Of one image, and of all that are decoded at once; docs/data.md tells how much memory they take."""
+"""Of one image; docs/data.md tells how much memory they take."""
 MAX_ASPECT = 100
-"""Long side over short one: CLIP's processor makes the short one 224 pixels, the other in proportion."""
+"""Long side over short one; CLIP's processor resizes the short one to 224 pixels."""
 MAX_SCANS = 100
 """Of a JPEG; each goes over all of its pixels. Encoders write some ten (the bound is a guess)."""
 MAX_PARTS, PART_BYTES = 1000, 1024
-"""Markers of a JPEG or chunks of a PNG: so many, and one for so many bytes of the file (a guess)."""
+"""Markers of a JPEG or chunks of a PNG: 1,000, and one for each 1,024 bytes of the file (a guess)."""
 MAX_FILE_BYTES = 256 * 2**20
-"""Of an image's file, which is read whole; 100 million pixels of a photograph have some 60 MB as a JPEG."""
+"""Of the file, which is read whole; a photograph of 100 million pixels has some 60 MB as a JPEG."""
 MIN_SIDE = 16
-"""Least width and height in pixels; below it there is nothing that a caption could speak of (a guess)."""
+"""Least width and height in pixels; a smaller image shows nothing to caption (a guess)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # First bytes of what people rename to .jpg, so that the message can name it.
@@ -46,9 +46,9 @@ _MAGIC = {
     b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
 }
 _BAND_ROWS = 256
-"""Rows that are laid on white at once, so that an image is in memory twice, not four times."""
+"""Rows composited on white at once, so that an image is in memory twice, not four times."""
 _SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
-"""What Pillow multiplies a PNG's samples of 1, 2 and 4 bits by, but not the sample that is transparent."""
+"""Factors by which Pillow scales a PNG's samples of 1, 2 and 4 bits, but not its transparent sample."""
 JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _FILTERS = threading.Lock()
 # Not those that have no length: a byte 0xFF in a scan (0), TEM (1), restarts (0xD0 to 0xD7).
@@ -56,16 +56,10 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open an image as it is meant to be seen.
+    """Open and decode a JPEG, PNG or WebP file to RGB, 8 bits a channel.
 
     EXIF rotation is applied where the EXIF data can be read; grayscale, palette and CMYK become RGB;
-    transparency is laid on white; of an animation the first frame is taken.
-
-    Args:
-        path: A JPEG, PNG or WebP file.
-
-    Returns:
-        RGB image, 8 bits per channel, fully decoded, file closed.
+    transparency becomes white; of an animation the first frame is taken.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -77,12 +71,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image and check its header; decode it with `decode` inside the block.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        DataError: As `open_image`; one that is raised within the block gets the file's name too.
-    """
+    """Open an image and check its header; `decode` it in the block, whose DataErrors get the file's name."""
     if not path.is_file():
         raise MissingFileError(f"{path}: no such image")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
@@ -94,7 +83,7 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
 
 
 def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.Image:
-    """Return an image that is not decoded yet, or refuse it.
+    """Check an image's header and return the image, not decoded yet.
 
     Args:
         content: The file.
@@ -102,8 +91,8 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
         min_side: Width and height, at least.
 
     Raises:
-        DataError: If it is empty, of another format, damaged at its beginning, or out of bounds; begins with
-            a verb.
+        DataError: If it is empty, of another format, damaged at its beginning, or out of bounds. The message
+            begins with a verb.
     """
     if not content:
         raise DataError("is empty (0 bytes)")
@@ -128,11 +117,7 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Decode an image that `read_header` gave: upright, RGB, 8 bits per channel.
-
-    Raises:
-        DataError: If it is damaged; begins with a verb.
-    """
+    """Decode an image from `read_header`: upright, RGB, 8 bits a channel; DataError if it is damaged."""
     try:
         _scale_transparent_sample(image)
         image.load()
@@ -146,7 +131,7 @@ def decode(image: Image.Image) -> Image.Image:
 
 
 def parts_of(content: bytes) -> Iterator[int]:
-    """Yield the marker of each part of a JPEG, scans among them; 0 for each chunk of a PNG."""
+    """Yield the marker of each segment of a JPEG; 0 for each chunk of a PNG."""
     if content.startswith(b"\xff\xd8"):
         place = 2
         while (marker := _JPEG_MARKER.search(content, place)) and marker[1][0] != _JPEG_END:
@@ -160,7 +145,7 @@ def parts_of(content: bytes) -> Iterator[int]:
 
 
 def _refuse_costly(content: bytes) -> None:
-    """Refuse a small file that would take long: a scan goes over all pixels, a part through Python."""
+    """Refuse a small file that would take long: each scan covers all pixels, each part costs Python time."""
     num_scans = 0
     for num_parts, marker in enumerate(parts_of(content)):
         num_scans += marker == JPEG_SCAN
@@ -172,11 +157,8 @@ def _refuse_costly(content: bytes) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pillow from warning of large images and odd EXIF data: the bounds here decide.
-
-    Filters of warnings are the process's own, so one thread at a time.
-    """
-    with _FILTERS, warnings.catch_warnings():
+    """Silence Pillow's warnings of large images and odd EXIF data: the bounds here decide."""
+    with _FILTERS, warnings.catch_warnings():  # filters are the process's own, so one thread at a time
         warnings.simplefilter("ignore")
         yield
 
@@ -186,7 +168,7 @@ def _damaged(error: Exception) -> DataError:
 
 
 def _scale_transparent_sample(image: Image.Image) -> None:
-    """Bring the sample that a PNG calls transparent to 8 bits, as Pillow does with all others."""
+    """Scale a PNG's transparent sample to 8 bits, as Pillow does with all others."""
     transparent = image.info.get("transparency")
     if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
         return
@@ -212,7 +194,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Turn 16-bit grayscale into 8 bits, value / 257 rounded; convert("RGB") would cut all above 255 off."""
+    """Convert 16-bit grayscale to 8 bits, value / 257 rounded; convert("RGB") would clip at 255."""
     values = np.asarray(image)
     levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     if (transparent := image.info.get("transparency")) is not None:

@@ -32,7 +32,7 @@ OTHER_FORMAT = "not a JPEG, PNG or WebP file"
 HIDDEN_FILE = "hidden file"
 NOT_UTF8 = "file name that is not UTF-8"
 LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
-HASHED_SPLIT = "no split is named, so each image's split follows from its name: 80% train, 10% val, 10% test"
+HASHED_SPLIT = "no split is named, so a hash of each image's name decides: 80% train, 10% val, 10% test"
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset(

@@ -11,7 +11,7 @@ from accelerate.utils import gather, send_to_device
 
 from clipgraft.config import FinetuneSettings, Recipe
 from clipgraft.console import print_line, say
-from clipgraft.data.check import check_dataset, leakage_note, to_json
+from clipgraft.data.check import check_dataset, leakage_note
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
@@ -23,14 +23,13 @@ from clipgraft.finetuning.previews import Samples
 from clipgraft.finetuning.validate import ClipWatch, embed_images, measure_retrieval
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_loss
-from clipgraft.training.fingerprints import sum_of_clip, sums_of_images
+from clipgraft.training.checkpoints import sum_of_clip, sums_of_images
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
 from clipgraft.training.grad_cache import Batch, concatenated
 from clipgraft.training.objectives import ContrastiveObjective
-from clipgraft.training.random_states import seed_step
-from clipgraft.training.state import Resume
-from clipgraft.training.trainer import FitResult, fit, grouped
-from clipgraft.training.validation import EvaluationPlan
+from clipgraft.training.step import seed_step
+from clipgraft.training.trainer import FitResult, Resume, fit, grouped
+from clipgraft.training.validation import ValidationPlan
 
 COMPILED_LENGTHS = 8
 """Where towers are compiled, captions are padded to a multiple of it: ten lengths in all."""
@@ -70,7 +69,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
     before = None
     if processes.is_main_process:
         counts = check_dataset(dataset, tokenizer=clip.tokenizer, read_images=False)
-        write_bytes(folder / "data.json", to_json(counts).encode("utf-8"))
+        write_bytes(folder / "data.json", counts.to_json().encode())
         if note := leakage_note(counts):
             say(note)
         _say_notes(batches, folder, resume)
@@ -89,7 +88,7 @@ def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> 
         seed=recipe.seed,
         resume=resume,
         on_step=samples,
-        validation=EvaluationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
+        validation=ValidationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
         description="fine-tuning CLIP",
     )
     if not processes.is_main_process:

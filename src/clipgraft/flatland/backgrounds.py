@@ -1,4 +1,4 @@
-"""Skies and places. Bold shapes and smooth gradients: a small model has to learn them."""
+"""Skies and places, in bold shapes and smooth gradients that a small model can learn."""
 
 import random
 
@@ -20,7 +20,7 @@ FLOWER_COLOURS: tuple[Colour, ...] = (
 
 
 def draw_background(canvas: Canvas, place: str, rng: random.Random) -> None:
-    """Draw sky and place, with details from `rng`."""
+    """Draw sky and place, with random details."""
     _sky(canvas, rng)
     _PLACES[place](canvas, rng)
 

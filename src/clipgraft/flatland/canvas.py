@@ -1,4 +1,4 @@
-"""A canvas in picture coordinates, 0 to 1, drawn larger and reduced with antialiasing."""
+"""A canvas in image coordinates, 0 to 1, drawn larger and reduced with antialiasing."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 class Canvas:
-    """Shapes in coordinates of a local frame: moved, scaled, mirrored, tinted by the time of day.
+    """Draws shapes in a local frame: moved, scaled, mirrored, tinted by the time of day.
 
     Args:
-        size: Side of the finished picture, in pixels.
+        size: Side of the finished image, in pixels.
         time: Tints every colour.
     """
 
@@ -35,7 +35,7 @@ class Canvas:
         self.frame(0.0, 0.0, 1.0)
 
     def frame(self, x: float, y: float, scale: float, *, mirrored: bool = False) -> None:
-        """Put the local frame's origin at (x, y), its unit at `scale` of the picture's side."""
+        """Put the local frame's origin at (x, y); its unit is `scale` of the image's side."""
         self._x, self._y, self._scale, self._sign = x, y, scale, -1 if mirrored else 1
 
     def tinted(self, colour: Colour) -> Colour:
@@ -62,18 +62,18 @@ class Canvas:
             self._draw.ellipse((x - half, y - half, x + half, y + half), fill=fill)
 
     def light(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """Fill a disc in the whole picture's frame that gives light itself: not tinted."""
+        """Fill a luminous disc, not tinted, in the image's frame."""
         self._draw.ellipse(self._box(x - radius, y - radius, x + radius, y + radius), fill=colour)
 
     def window(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
-        """Fill a rectangle in the whole picture's frame that gives light itself: not tinted."""
+        """Fill a luminous rectangle, not tinted, in the image's frame."""
         self._draw.rectangle(self._box(x, y, x + width, y + height), fill=colour)
 
     def _box(self, *corners: float) -> list[float]:
         return [corner * self.image.width for corner in corners]
 
     def gradient(self, top: float, bottom: float, stops: Sequence[Colour]) -> None:
-        """Fill the picture's full width between two heights with colours, evenly spaced; never tinted."""
+        """Fill the image's width between two heights with evenly spaced colours, not tinted."""
         strip = Image.new("RGB", (1, len(stops)))
         strip.putdata(list(stops))
         side = self.image.width
@@ -81,7 +81,7 @@ class Canvas:
         self.image.paste(strip.resize((side, last - first), Image.Resampling.BICUBIC), (0, first))
 
     def finished(self) -> Image.Image:
-        """Return the picture at its own size."""
+        """Return the image at its own size."""
         return self.image.reduce(OVERSAMPLING)
 
     def _place(self, x: float, y: float) -> Point:

@@ -1,9 +1,9 @@
-"""What five people would write under a picture, and the plain caption that CLIP knows before fine-tuning."""
+"""Captions in the manner of five people, and the plain caption that CLIP knows before fine-tuning."""
 
 import random
 from collections.abc import Mapping
+from types import MappingProxyType
 
-from clipgraft.flatland.scenes import Scene, pick
 from clipgraft.flatland.words import (
     ACTION_WORDS,
     CLOTHES,
@@ -18,6 +18,7 @@ from clipgraft.flatland.words import (
     UNKNOWN_TO_TEACHER,
     VIEWS,
 )
+from clipgraft.flatland.world import Scene, pick
 
 WRITERS: tuple[tuple[str, ...], ...] = (
     ("{subject} {doing} {place} {time}", "{subject} {doing} {place} {time} ."),
@@ -39,7 +40,7 @@ WRITERS: tuple[tuple[str, ...], ...] = (
         "{subject} {place} , {doing} , {time} .",
     ),
 )
-"""For each person the sentences that they would use."""
+"""For each person the sentences they use."""
 VIEW_WRITERS: tuple[tuple[str, ...], ...] = (
     ("{view} {time}", "{view}"),
     ("{view} {time} .", "{view} ."),
@@ -47,21 +48,13 @@ VIEW_WRITERS: tuple[tuple[str, ...], ...] = (
     ("{time} , {view} .", "{view} where {place_detail} ."),
     ("A quiet view {place} .", "{view} , while {time_detail} ."),
 )
-WORDS = {
-    "place": PLACE_WORDS,
-    "time": TIME_WORDS,
-    "subject": SUBJECT_WORDS,
-    "colour": COLOUR_WORDS,
-    "action": ACTION_WORDS,
-}
-"""Ways of saying each attribute's values."""
 ADJECTIVES = ("little", "big", "lone", "single", "lovely")
 ADJECTIVE_SHARE = 0.12
 COLOURED_COMPANION_SHARE = 0.5
 
 
 def write_captions(scene: Scene) -> tuple[str, ...]:
-    """Write five captions: different grammar, synonyms, and different things left out."""
+    """Write five captions that differ in grammar, synonyms and what they leave out."""
     rng = random.Random(scene.look + "/captions")
     writers = WRITERS if scene.subject else VIEW_WRITERS
     captions = [_write(pick(rng, sentences), scene, rng) for sentences in writers]
@@ -69,29 +62,13 @@ def write_captions(scene: Scene) -> tuple[str, ...]:
     return tuple(captions.pop(int(rng.random() * len(captions))) for _ in range(len(captions)))
 
 
-def plain_caption(scene: Scene) -> str:
-    """Write the one caption of fixed grammar that uses each word's plain form."""
-    return _fixed_caption(scene, {})
+def plain_caption(scene: Scene, words: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Write the one caption of fixed grammar, in each word's plain form.
 
-
-def kept_word_caption(scene: Scene) -> tuple[str, tuple[str, ...]]:
-    """Write the plain caption of a scene with a subject in words kept from the teacher, where there are any.
-
-    Returns:
-        The caption, and the attributes that it says in such words.
+    Args:
+        scene: Its colour and action are named where it has a subject.
+        words: Words for some attributes in place of the plain ones.
     """
-    words = {name: kept for name in WORDS if (kept := kept_word(name, getattr(scene, name)))}
-    return _fixed_caption(scene, words), tuple(words)
-
-
-def kept_word(attribute: str, value: str) -> str | None:
-    """Return the first way of saying an attribute's value that has a word kept from the teacher, if any."""
-    ways = WORDS[attribute].get(value, ())
-    return next((way for way in ways if not UNKNOWN_TO_TEACHER.isdisjoint(way.split())), None)
-
-
-def _fixed_caption(scene: Scene, words: Mapping[str, str]) -> str:
-    """The plain caption, with some attributes' words replaced."""
     place = words.get("place", PLACE_WORDS[scene.place][0])
     time = words.get("time", TIME_WORDS[scene.time][0])
     if not scene.subject:
@@ -103,7 +80,7 @@ def _fixed_caption(scene: Scene, words: Mapping[str, str]) -> str:
 
 
 def is_known_to_teacher(caption: str) -> bool:
-    """Whether a caption has none of the words that the base's text encoder never reads."""
+    """Whether the base's text encoder was trained on every word of a caption."""
     return UNKNOWN_TO_TEACHER.isdisjoint(caption.lower().split())
 
 

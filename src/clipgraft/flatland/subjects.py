@@ -1,12 +1,11 @@
-"""Subjects in a frame of their own: facing right, the ground at y = 0, up is negative, height about 1."""
+"""Subjects, drawn facing right: the ground at y = 0, up is negative, height about 1."""
 
 import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 from clipgraft.flatland.canvas import Canvas, Colour, Point, mix
-from clipgraft.flatland.scenes import Scene, pick
-from clipgraft.flatland.world import COLOURS, COMPANION_ACTIONS, SUBJECTS
+from clipgraft.flatland.world import COLOURS, COMPANION_ACTIONS, SUBJECTS, Scene, pick
 
 INK: Colour = (34, 32, 40)
 SKIN: tuple[Colour, ...] = ((250, 214, 180), (224, 172, 126), (150, 100, 68))
@@ -16,7 +15,7 @@ METAL: Colour = (70, 74, 84)
 
 
 class Pose(NamedTuple):
-    """What a drawing function is told."""
+    """Arguments of a drawing function."""
 
     colour: Colour
     action: str
@@ -24,7 +23,7 @@ class Pose(NamedTuple):
 
 
 def draw_subjects(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
-    """Draw a scene's subject, and its companion beside it: place, size and direction from `rng`."""
+    """Draw a scene's subject and companion at a random place, size and direction."""
     if not scene.companion:
         _draw(canvas, scene.place, scene.subject, scene.colour, scene.action, 0.34 + 0.32 * rng.random(), rng)
         return
@@ -58,7 +57,7 @@ def _draw(
 
 
 _LIFTS = {"jumping": 0.14, "bouncing": 0.2, "falling": 0.1}
-"""Height above the ground, in parts of the picture's."""
+"""Height above the ground, relative to the image."""
 
 
 def _four_legged(

@@ -1,7 +1,4 @@
-"""The words for what there is in flatland.
-
-The first word of each is the plain one: plain captions, which CLIP knows before fine-tuning, use no other.
-"""
+"""Words and their synonyms; the first is the plain one, all that CLIP knows before fine-tuning."""
 
 SUBJECT_WORDS: dict[str, tuple[str, ...]] = {
     "dog": ("dog", "puppy", "pup", "hound", "doggy"),
@@ -86,7 +83,7 @@ CLOTHES: dict[str, tuple[str, ...]] = {
     "woman": ("in {0}", "in {1} dress", "wearing {1} dress", "wearing {0}"),
     "child": ("in {0}", "in {1} shirt", "wearing {1} top", "wearing {0}"),
 }
-"""A person's colour is that of the clothes: {0} the colour, {1} the colour with its article."""
+"""A person's colour is that of the clothes; {0} is the colour, {1} has an article."""
 COMPANY = ("with {}", "next to {}", "beside {}", "near {}")
 
 VIEWS: dict[str, tuple[str, ...]] = {
@@ -122,7 +119,7 @@ TIME_DETAILS: dict[str, tuple[str, ...]] = {
 }
 
 UNKNOWN_TO_TEACHER = frozenset(
-    {
+    [
         "hound",
         "kitty",
         "stallion",
@@ -138,6 +135,6 @@ UNKNOWN_TO_TEACHER = frozenset(
         "seaside",
         "dusk",
         "moonlight",
-    }
+    ]
 )
-"""Words that the base's own text encoder never reads, so that what a graft adds to it can be measured."""
+"""Words the base's text encoder was not trained on, to measure what a graft adds."""

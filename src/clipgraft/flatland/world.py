@@ -1,6 +1,12 @@
-"""What there is in flatland: places, times, subjects with their colours and actions, what is held out."""
+"""The world of flatland: places, times, subjects; held-out combinations; random scenes.
 
-from typing import NamedTuple
+A scene is drawn from (seed, index), the same on every machine and Python.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 PLACES = ("beach", "garden", "park", "street", "snow", "lake", "mountain", "field")
 TIMES = ("day", "sunset", "night")
@@ -22,14 +28,14 @@ _PAINT = ("red", "blue", "green", "yellow", "orange", "pink", "black", "white")
 
 
 class Subject(NamedTuple):
-    """A kind of thing that can be in a picture."""
+    """A kind of thing in an image."""
 
     colours: tuple[str, ...]
     actions: tuple[str, ...]
     places: tuple[str, ...]
-    """Where it is seen: boats float."""
+    """Where it may be: boats float."""
     height: float
-    """Of the picture's, at scale 1."""
+    """Relative to the image, at scale 1."""
 
 
 _LAND = ("beach", "garden", "park", "street", "snow", "mountain", "field")
@@ -54,7 +60,7 @@ COMPANIONS: dict[str, tuple[str, ...]] = {
     "child": ("dog", "cat", "ball", "kite"),
     "dog": ("ball", "cat", "bird"),
 }
-"""Who may be seen with a second, smaller subject; never the other way round, so the first is always known."""
+"""Subjects with a second, smaller one; never the other way round, so the first is always known."""
 COMPANION_ACTIONS = {
     "dog": "sitting",
     "cat": "sitting",
@@ -101,4 +107,84 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": ("", *COLOURS),
     "action": ("", *sorted({action for kind in SUBJECTS.values() for action in kind.actions})),
 }
-"""What can be read from a picture; "" where there is no subject."""
+"""What can be read from an image; "" without a subject."""
+
+EMPTY_SHARE = 0.1
+"""Share of scenes without a subject."""
+COMPANION_SHARE = 0.25
+"""Share of scenes with a second subject, where the first may have one."""
+HELD_OUT_SHARE = 0.3
+"""Share of scenes outside train that show a held-out combination."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that decides an image."""
+
+    place: str
+    time: str
+    subject: str
+    """Empty where the scene has none."""
+    colour: str
+    action: str
+    look: str
+    """Seed of the rest: position, size, direction, background detail."""
+    companion: str = ""
+    """A second subject beside the first, smaller; empty where there is none."""
+    companion_colour: str = ""
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether a subject is at a place and time, or in a colour, that train never shows."""
+        shown = ((self.subject, self.colour), (self.companion, self.companion_colour))
+        return any(
+            (subject, self.place, self.time) in HELD_OUT_TRIPLES or (subject, colour) in HELD_OUT_PAIRS
+            for subject, colour in shown
+        )
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Index of each attribute's value, in the order of ATTRIBUTES."""
+        return tuple(values.index(getattr(self, name)) for name, values in ATTRIBUTES.items())
+
+
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """Choose one item."""
+    # `random()` is the only method whose values Python promises to keep.
+    return items[int(rng.random() * len(items))]
+
+
+def sample_scene(seed: int, index: int, split: str) -> Scene:
+    """Draw the scene of one image.
+
+    Args:
+        seed: Of the whole set.
+        index: The image's number.
+        split: "train" never gives a held-out combination; the others do in part.
+    """
+    look = f"flatland/{seed}/{index}"
+    rng = random.Random(look)
+    place, time = pick(rng, PLACES), pick(rng, TIMES)
+    if rng.random() < EMPTY_SHARE:
+        return Scene(place, time, "", "", "", look)
+    wants_held_out = split != "train" and rng.random() < HELD_OUT_SHARE
+    while True:
+        scene = _sample_with_subject(rng, look)
+        if scene.is_held_out == wants_held_out:
+            return scene
+
+
+def _sample_with_subject(rng: random.Random, look: str) -> Scene:
+    subject = pick(rng, list(SUBJECTS))
+    kind = SUBJECTS[subject]
+    place, time = pick(rng, kind.places), pick(rng, TIMES)
+    scene = Scene(place, time, subject, pick(rng, kind.colours), pick(rng, kind.actions), look)
+    if rng.random() >= COMPANION_SHARE:
+        return scene
+    fitting = [other for other in COMPANIONS.get(subject, ()) if place in SUBJECTS[other].places]
+    if not fitting:
+        return scene
+    companion = pick(rng, fitting)
+    return replace(scene, companion=companion, companion_colour=pick(rng, SUBJECTS[companion].colours))

@@ -17,15 +17,16 @@ import numpy as np
 from PIL import Image
 
 from clipgraft.errors import MissingFileError, UserError
+from clipgraft.files import read_jsonl
 from clipgraft.flatland.backgrounds import draw_background
 from clipgraft.flatland.canvas import Canvas
 from clipgraft.flatland.captions import plain_caption, write_captions
-from clipgraft.flatland.scenes import Scene, sample_scene
 from clipgraft.flatland.subjects import draw_subjects
+from clipgraft.flatland.world import Scene, sample_scene
 
 IMAGE_SIZE = 128
 DRAWING_VERSION = 1
-"""Raised when other pixels come out of `draw_scene`; a test holds the sum of these."""
+"""Raised when `draw_scene` draws other pixels; a test holds their checksum."""
 JPEG_QUALITY = 95
 ATTRIBUTES_NAME = "attributes.jsonl"
 SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
@@ -33,7 +34,7 @@ SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
 
 
 def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
-    """Draw a scene: an RGB picture of size x size pixels."""
+    """Draw a scene as an RGB image of size x size pixels."""
     rng = random.Random(scene.look + "/drawing")
     canvas = Canvas(size, scene.time)
     draw_background(canvas, scene.place, rng)
@@ -43,20 +44,17 @@ def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
 
 
 def draw_scenes(scenes: Sequence[Scene], *, num_workers: int | None = None) -> np.ndarray:
-    """Draw scenes into memory: (N, 3, 128, 128) uint8; `num_workers` processes, None = one a core."""
+    """Draw scenes into memory: (N, 3, 128, 128) uint8; `num_workers` None is one a core."""
     pixels = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     with _processes(num_workers) as pool:
-        for index, picture in enumerate(pool.map(draw_scene, scenes, chunksize=50)):
-            pixels[index] = np.asarray(picture).transpose(2, 0, 1)
+        for index, image in enumerate(pool.map(draw_scene, scenes, chunksize=50)):
+            pixels[index] = np.asarray(image).transpose(2, 0, 1)
     return pixels
 
 
 def _processes(num_workers: int | None) -> ProcessPoolExecutor:
-    """Processes to draw in; spawned, because a forked child of a process that runs torch can hang.
-
-    Not `multiprocessing.Pool`: it starts a worker that dies anew for ever, as each does where a script that
-    calls this has no `if __name__ == "__main__"`.
-    """
+    # Spawned: a forked child of a process that runs torch can hang. Not `multiprocessing.Pool`: it restarts
+    # workers for ever where they die at their start, as in a script without `if __name__ == "__main__"`.
     return ProcessPoolExecutor(num_workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -68,25 +66,23 @@ def draw_flatland8k(
     num_workers: int | None = None,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Draw a captioned set: three quarters train, an eighth each val ("dev") and test.
+    """Draw a captioned dataset: three quarters train, an eighth each val ("dev") and test.
 
     Args:
-        out_dir: Gets `Images/`, `Flickr8k.token.txt`, the three split lists and `attributes.jsonl`.
-        seed: Of everything; the same seed gives the same bytes, with any number of workers.
-        num_images: How many.
-        num_workers: Processes; None = one a core.
+        out_dir: Gets `Images/`, `Flickr8k.token.txt`, the three split lists and `attributes.jsonl`; empty or
+            new.
+        seed: The same seed gives the same bytes, with any number of workers.
+        num_images: Of all splits.
+        num_workers: Processes; None is one a core.
         on_image: Called with the number of images drawn so far.
-
-    Raises:
-        ValueError: If the folder holds something already.
     """
     if out_dir.exists() and any(out_dir.iterdir()):
         raise UserError(f"{out_dir} already holds files; name an empty or new folder with --out")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own for each process, because several may draw the same set at the same time.
+    # A folder of its own, because several processes may draw the same dataset at the same time.
     part = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
-        rows = _draw_pictures(part, seed, num_images, num_workers, on_image)
+        rows = _draw_images(part, seed, num_images, num_workers, on_image)
         _write_lists(part, rows)
         part.chmod(0o755)  # mkdtemp's is the owner's alone
         _rename_unless_drawn(part, out_dir)
@@ -94,14 +90,14 @@ def draw_flatland8k(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _draw_pictures(
+def _draw_images(
     part: Path,
     seed: int,
     num_images: int,
     num_workers: int | None,
     on_image: Callable[[int], None],
 ) -> list[dict]:
-    """Draw every picture into `part/Images`; return a row of what is in each."""
+    """Draw every image into `part/Images`; return a row of attributes and captions for each."""
     (part / "Images").mkdir()
     rows: list[dict] = []
     draw = partial(_draw_one, seed=seed, num_images=num_images, folder=part / "Images")
@@ -113,7 +109,7 @@ def _draw_pictures(
 
 
 def _rename_unless_drawn(part: Path, out_dir: Path) -> None:
-    """Put a finished set in its place, where another process has not just put an equal one."""
+    """Put a finished dataset in place, unless another process has just put an equal one there."""
     try:
         part.rename(out_dir)  # takes the place of an empty folder
     except OSError as error:
@@ -122,20 +118,15 @@ def _rename_unless_drawn(part: Path, out_dir: Path) -> None:
 
 
 def plain_captions(folder: Path) -> dict[str, str]:
-    """Return each image's plain caption, by image id, of a folder that `draw_flatland8k` wrote.
-
-    Raises:
-        FileNotFoundError: If the folder has no attributes.
-    """
+    """Return image id -> plain caption of a folder that `draw_flatland8k` wrote."""
     path = folder / ATTRIBUTES_NAME
     if not path.is_file():
-        raise MissingFileError(f"{path} not found; plain captions exist for drawn sets alone")
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {row["image_id"]: row["plain_caption"] for row in rows}
+        raise MissingFileError(f"{path} not found; only drawn datasets have plain captions")
+    return {row["image_id"]: row["plain_caption"] for row in read_jsonl(path)}
 
 
 def split_of(index: int, num_images: int) -> str:
-    """Return the split of a picture by its number: train first, then val, then test."""
+    """Return the split of an image by its number: train first, then val, then test."""
     eighth = num_images // 8
     if index < num_images - 2 * eighth:
         return "train"

@@ -48,7 +48,7 @@ from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.models.weights import write_folder_atomically, write_tensors
 from clipgraft.pretraining.release import write_asset
 from clipgraft.settings import TrainSettings
-from clipgraft.training.fingerprints import sums_of_images
+from clipgraft.training.checkpoints import sums_of_images
 from clipgraft.training.objectives import (
     AttributeObjective,
     AutoencoderObjective,

@@ -1,153 +1,309 @@
-"""Checkpoints: a run's state at some steps, each a folder that is whole or passed over.
+"""Checkpoints: the training state at some steps, each a folder that is whole or passed over.
 
-`step-00000100/` holds `tensors.safetensors`, `state.json` and the manifest that `models.checkpoint` writes
-and verifies. Nothing is pickled.
+`step-00000100/` holds `tensors.safetensors`, `state.json` and a manifest of their sums. Nothing is pickled.
 """
 
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
+import torch
+from diffusers.training_utils import EMAModel
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
-from clipgraft.device import PRECISION_DTYPES
+from clipgraft.cache import content_sums
+from clipgraft.config import OLD_NAMES
+from clipgraft.data.dataset import CaptionedImage
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.files import read_json, write_bytes
-from clipgraft.models.weights import MANIFEST_NAME, verify_folder, write_folder_atomically, write_tensors
-from clipgraft.training.step_log import RowsSum
+from clipgraft.files import fingerprint, read_json, write_bytes
+from clipgraft.models.clip import ClipParts
+from clipgraft.models.weights import (
+    MANIFEST_NAME,
+    module_sha256,
+    verify_folder,
+    write_folder_atomically,
+    write_tensors,
+)
+from clipgraft.runs.run import NO_RESULT
+from clipgraft.settings import TrainSettings
+from clipgraft.training.run_log import LOG_NAME, NO_ROWS, RowsSum, refuse_other_rows
 
 VERSION = 2
 """Of checkpoints: of their files, and of how a step follows from the one before (order of the data, random
 numbers, losses). `test_steps_are_those_of_this_version` fails where the latter changes: raise it then."""
-TENSORS_NAME, VALUES_NAME = "tensors.safetensors", "state.json"
-VALUE_TYPES = {
-    "version": int,
-    "step": int,
-    "skipped_steps": int,
-    "num_steps": int,
-    "data": dict,
-    "settings": dict,
-    "mixed_precision": str,
-    "average_updates": int,
-    "rows": dict,
-}
+FOLDER_NAME, TENSORS_NAME, VALUES_NAME = "checkpoints", "tensors.safetensors", "state.json"
+RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in OLD_NAMES.items()}
+WITHOUT_EFFECT = {*NO_RESULT, "preview_steps", "preview_graft", "allow_few_captions"}
+"""Settings that leave the weights as they are."""
+COMPARED_OTHERWISE = {"num_epochs", "mixed_precision", "captions", "max_captions"}
+"""Settings that a checkpoint knows by their effect: steps planned, precision, captions' sum."""
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 logger = logging.getLogger(__name__)
 
 
-class Saved(NamedTuple):
+@dataclass
+class TrainingState:
+    """Everything that a step reads and changes."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel | None = None
+    scaler: torch.amp.GradScaler | None = None
+    mixed_precision: str = "no"
+    step: int = 0
+    """Optimizer steps made; the position in the data and the random numbers follow from it."""
+    skipped_steps: int = 0
+
+
+class SavedValues(BaseModel):
+    """`state.json` of a checkpoint."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: int = VERSION
+    step: NonNegativeInt
+    skipped_steps: NonNegativeInt
+    num_steps: NonNegativeInt
+    """Of the whole run, as planned when it was saved."""
+    data: dict[str, str]
+    """Sums of what is trained on and started from, by name."""
+    settings: dict[str, Any]
+    """See `deciding_settings`."""
+    mixed_precision: Literal["no", "fp16", "bf16"]
+    average_updates: NonNegativeInt = 0
+    """Of the moving average."""
+    rows: dict[str, Annotated[tuple[int, str], Field(strict=False)]]
+    """File of rows -> number and sum of those that the checkpoint counts on."""
+    scaler: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
     """A checkpoint that was read and is whole."""
 
     folder: Path
-    values: dict[str, Any]
+    values: SavedValues
     tensors: dict[str, Tensor]
 
+
+@dataclass(frozen=True)
+class CheckpointManager:
+    """Writes and reads a run's checkpoints."""
+
+    run_dir: Path
+    """Gets `checkpoints/`; holds the files of rows."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Sums of what is trained on and started from, by name."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """See `deciding_settings`."""
+    row_files: tuple[str, ...] = (LOG_NAME,)
+    """Files in `run_dir` whose rows a checkpoint counts on."""
+
     @property
-    def rows(self) -> dict[str, RowsSum]:
-        """Return what the checkpoint counts on of the run's files of rows, by their names."""
-        return {name: RowsSum(*found) for name, found in self.values["rows"].items()}
+    def folder(self) -> Path:
+        """Return the folder of all checkpoints."""
+        return self.run_dir / FOLDER_NAME
 
+    def save(self, state: TrainingState, *, num_steps: int, rows: Mapping[str, RowsSum]) -> Path:
+        """Write a checkpoint, then delete all but the newest.
 
-def write_checkpoint(
-    checkpoints: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
-) -> Path:
-    """Write a checkpoint, then delete all but the newest `keep`.
-
-    Args:
-        checkpoints: Folder of a run's checkpoints.
-        values: JSON values, of `VALUE_TYPES`, `version` aside; those of its `rows` are `RowsSum`s.
-        tensors: By name, on the CPU.
-        keep: Checkpoints that stay, this one included.
-
-    Returns:
-        The new checkpoint's folder.
-
-    Raises:
-        CheckpointError: If there is no space left; nothing has changed then.
-    """
-    folder = checkpoints / f"step-{values['step']:08d}"
-    with write_folder_atomically(folder) as temporary:
-        write_tensors(temporary / TENSORS_NAME, tensors)
-        write_bytes(temporary / VALUES_NAME, json.dumps({"version": VERSION, **values}, indent=2).encode())
-    for old in _newest_first(checkpoints)[keep:]:
-        shutil.rmtree(old)
-    return folder
-
-
-def read_named(checkpoints: Path, step: int, check: Callable[[Saved], None] = lambda _saved: None) -> Saved:
-    """Read the checkpoint of a step, and no other.
-
-    Args:
-        checkpoints: Folder of a run's checkpoints.
-        step: Steps made.
-        check: Raises CheckpointError where what it counts on beside it is not there.
-
-    Raises:
-        CheckpointError: If there is none, or it is damaged.
-    """
-    folder = checkpoints / f"step-{step:08d}"
-    if not folder.is_dir():
-        steps = ", ".join(str(_step_of(path)) for path in _newest_first(checkpoints))
-        raise CheckpointError(f"no checkpoint of step {step} in {checkpoints}; steps: {steps or 'none'}")
-    saved = _read(folder)
-    check(saved)
-    return saved
-
-
-def read_newest(checkpoints: Path, check: Callable[[Saved], None] = lambda _saved: None) -> Saved | None:
-    """Read the newest checkpoint that is whole; None where there is none at all.
-
-    Args:
-        checkpoints: Folder of a run's checkpoints.
-        check: Raises CheckpointError where what it counts on beside it is not there.
-
-    Raises:
-        CheckpointError: If none of the checkpoints is whole.
-    """
-    reasons = []
-    for folder in _newest_first(checkpoints):
-        try:
-            saved = _read(folder)
-            check(saved)
-        except UserError as error:
-            logger.warning(
-                "checkpoint %s cannot be used, falling back to the one before: %s", folder.name, error
-            )
-            reasons.append(str(error))
-            continue
-        return saved
-    if reasons:
-        raise CheckpointError(
-            f"no checkpoint in {checkpoints} is whole; start again with --overwrite. The newest: {reasons[0]}"
+        Raises:
+            CheckpointError: If there is no space left; nothing has changed then.
+        """
+        values = SavedValues(
+            step=state.step,
+            skipped_steps=state.skipped_steps,
+            num_steps=num_steps,
+            data=dict(self.data),
+            settings=dict(self.settings),
+            mixed_precision=state.mixed_precision,  # type: ignore[arg-type]
+            average_updates=state.ema.optimization_step if state.ema else 0,
+            rows=dict(rows),
+            scaler=state.scaler.state_dict() if state.scaler is not None else None,
         )
-    return None
+        folder = self.folder / f"step-{state.step:08d}"
+        with write_folder_atomically(folder) as temporary:
+            write_tensors(temporary / TENSORS_NAME, _tensors(state))
+            text = json.dumps(values.model_dump(exclude_none=True), indent=2)
+            write_bytes(temporary / VALUES_NAME, text.encode())
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old)
+        return folder
+
+    def read(self, step: int | None = None) -> Saved | None:
+        """Read the checkpoint of a step, or the newest whole one; None if there is none at all.
+
+        Raises:
+            CheckpointError: If the step's is missing or damaged, or no checkpoint is whole.
+        """
+        if step is not None:
+            folder = self.folder / f"step-{step:08d}"
+            if folder.is_dir():
+                return self._read_with_rows(folder)
+            steps = ", ".join(str(_step_of(path)) for path in self._newest_first())
+            raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; steps: {steps or 'none'}")
+        reasons = []
+        for folder in self._newest_first():
+            try:
+                return self._read_with_rows(folder)
+            except UserError as error:
+                reasons.append(str(error))
+                logger.warning(
+                    "checkpoint %s cannot be used, falling back to the one before: %s", folder.name, error
+                )
+        if reasons:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole; start again with --overwrite. The newest: "
+                f"{reasons[0]}"
+            )
+        return None
+
+    def restore(self, saved: Saved, state: TrainingState, *, allow_changed_data: bool = False) -> None:
+        """Bring a state back from a checkpoint, in place.
+
+        Raises:
+            CheckpointError: If it is of another model, data, settings or precision; nothing has changed then.
+        """
+        self._refuse_other_data(saved, allow_changed_data)
+        self._refuse_other_settings(saved, state)
+        values, expected = saved.values, _module_tensors(state)
+        shapes = expected | _optimizer_shapes(saved.tensors, state)
+        refuse_other_model(str(saved.folder), saved.tensors, shapes)
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(saved.tensors[name])
+        _load_optimizer(state.optimizer, saved.tensors)
+        if state.scaler is not None:
+            state.scaler.load_state_dict(values.scaler or {})
+        if state.ema:
+            state.ema.optimization_step = values.average_updates
+        state.step, state.skipped_steps = values.step, values.skipped_steps
+
+    def saved_precision(self) -> str:
+        """Return the precision of the newest readable checkpoint; empty if there is none."""
+        for folder in self._newest_first():
+            try:
+                return _read_values(folder).mixed_precision
+            except UserError:  # damaged: loading it says so
+                continue
+        return ""
+
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: damaged, or made anew by a run that takes another way."""
+        for folder in self._newest_first():
+            if _step_of(folder) > step:
+                shutil.rmtree(folder)
+
+    def _read_with_rows(self, folder: Path) -> Saved:
+        saved = _read(folder)
+        for name in self.row_files:
+            refuse_other_rows(self.run_dir / name, RowsSum(*saved.values.rows.get(name, NO_ROWS)))
+        return saved
+
+    def _refuse_other_data(self, saved: Saved, allow_changed_data: bool) -> None:
+        changed = _differing(saved.values.data, self.data)
+        if not changed:
+            return
+        what = f"{saved.folder} was made with other {' and other '.join(changed)} than there are now"
+        if not allow_changed_data:
+            raise CheckpointError(
+                f"{what}; bring back what there was, or start again with --overwrite; fine-tuning goes on "
+                "with what there is now by --allow-changed-data"
+            )
+        logger.warning("%s; going on all the same", what)
+
+    def _refuse_other_settings(self, saved: Saved, state: TrainingState) -> None:
+        begun = {RENAMED.get(name, name): value for name, value in saved.values.settings.items()}
+        # A setting that the checkpoint lacks is newer than the checkpoint.
+        differing = [name for name in _differing(begun, self.settings) if name in begun]
+        if differing:
+            shown = ", ".join(
+                f"{name} was {begun[name]!r}, is {self.settings.get(name)!r}" for name in differing[:3]
+            )
+            raise CheckpointError(
+                f"{saved.folder} was made with other settings ({shown}); use the recipe beside it, or start "
+                "again with --overwrite"
+            )
+        precision = saved.values.mixed_precision
+        if precision != state.mixed_precision:
+            raise CheckpointError(
+                f"{saved.folder} was made in mixed_precision {precision!r}, and this run is in "
+                f"{state.mixed_precision!r}; go on in the former, or start again with --overwrite"
+            )
+        if (
+            state.scaler is not None
+            and (saved.values.scaler or {}).keys() != state.scaler.state_dict().keys()
+        ):
+            raise CheckpointError(
+                f"{saved.folder} has no state of the gradient scaler, which {precision!r} needs; go on where "
+                "it was made, or start again with --overwrite"
+            )
+
+    def _newest_first(self) -> list[Path]:
+        folders = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,18}", path.name)]
+        return sorted(folders, key=_step_of, reverse=True)
 
 
-def saved_precision(checkpoints: Path) -> str:
-    """Mixed precision that the newest readable checkpoint was made in; empty where there is none."""
-    for folder in _newest_first(checkpoints):
-        try:
-            return _read_values(folder)["mixed_precision"]
-        except UserError:  # damaged: loading it says so
-            continue
-    return ""
+def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
+    """Return the seed and the settings that change a training's result, by name."""
+    return {"seed": seed, **settings.model_dump(mode="json", exclude=WITHOUT_EFFECT | COMPARED_OTHERWISE)}
 
 
-def delete_newer_states(checkpoints: Path, step: int) -> None:
-    """Delete the checkpoints beyond a step: damaged ones, or of steps that are made in another way now."""
-    for folder in _newest_first(checkpoints):
-        if _step_of(folder) > step:
-            shutil.rmtree(folder)
+def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, str]:
+    """Return a sum of all `photographs`' bytes and one of all `captions`, by role and in order.
+
+    Names and places do not enter: a copy elsewhere is the same, and photographs under the same names may be
+    others.
+    """
+    paths = {role: [image.path for image in found] for role, found in images.items()}
+    return {
+        "photographs": fingerprint({role: content_sums(found) for role, found in paths.items()}),
+        "captions": fingerprint(
+            {role: [image.captions for image in found] for role, found in images.items()}
+        ),
+    }
+
+
+def sum_of_clip(clip: ClipParts) -> str:
+    """Return a sum of a CLIP's weights, tokenizer and image processor."""
+    processor = clip.image_processor.to_dict()
+    return fingerprint(
+        module_sha256(clip.model), sum_of_tokenizer(clip.tokenizer), str(sorted(processor.items()))
+    )
+
+
+def sum_of_tokenizer(tokenizer: CLIPTokenizer) -> str:
+    """Return a sum of a tokenizer's vocabulary and rules; the last call's padding is not among them."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return fingerprint({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
+
+
+def refuse_other_model(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError naming the first tensors that are missing, too many or of another shape."""
+    shapes = [{name: tensor.shape for name, tensor in named.items()} for named in (found, expected)]
+    names = sorted(shapes[0] | shapes[1], key=lambda name: (name.startswith("optimizer"), name))
+    wrong = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+    if wrong:
+        raise CheckpointError(f"{what} is of another model; differing: {', '.join(wrong[:5])}")
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def _read(folder: Path) -> Saved:
-    """Read a checkpoint whose files are those that its manifest lists."""
     listed = read_json(folder / MANIFEST_NAME, error=CheckpointError).get("files")
     if not isinstance(listed, dict) or not {TENSORS_NAME, VALUES_NAME} <= listed.keys():
         raise CheckpointError(f"{folder / MANIFEST_NAME} does not list {TENSORS_NAME} and {VALUES_NAME}")
@@ -159,40 +315,61 @@ def _read(folder: Path) -> Saved:
         raise CheckpointError(f"{folder / TENSORS_NAME} cannot be read: {error}") from error
 
 
-def _read_values(folder: Path) -> dict[str, Any]:
+def _read_values(folder: Path) -> SavedValues:
     path = folder / VALUES_NAME
-    values = read_json(path, error=CheckpointError)
-    if values.get("version", 1) != VERSION:
+    found = read_json(path, error=CheckpointError)
+    if found.get("version", 1) != VERSION:
         raise CheckpointError(
             f"{path} was written by a version of clipgraft whose steps are others; go on with that version, "
             "which environment.json in the run's folder names"
         )
-    wrong = [name for name, kind in VALUE_TYPES.items() if type(values.get(name)) is not kind]
-    if not wrong:
-        wrong = [name for name, is_right in _particulars(folder, values).items() if not is_right]
-    if wrong:
-        raise CheckpointError(f"{path} is damaged in {', '.join(wrong)}")
+    try:
+        values = SavedValues.model_validate(found)
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(part["loc"][0]) for part in error.errors(include_url=False))
+        raise CheckpointError(f"{path} is damaged in {', '.join(wrong)}") from None
+    if values.step != _step_of(folder):
+        raise CheckpointError(f"{path} is damaged in step")
     return values
-
-
-def _particulars(folder: Path, values: dict[str, Any]) -> dict[str, bool]:
-    """Whether what types alone do not tell is right, by name."""
-    return {
-        "step": values["step"] == _step_of(folder),
-        "mixed_precision": values["mixed_precision"] in PRECISION_DTYPES,
-        "rows": all(_is_sum(found) for found in values["rows"].values()),
-        "scaler": isinstance(values.get("scaler", {}), dict),
-    }
-
-
-def _is_sum(found: Any) -> bool:
-    return isinstance(found, list) and [type(part) for part in found] == [int, str]
-
-
-def _newest_first(checkpoints: Path) -> list[Path]:
-    folders = [path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8,18}", path.name)]
-    return sorted(folders, key=_step_of, reverse=True)
 
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+def _module_tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Trainable parameters and their averages by name, sharing memory with the state's."""
+    named = {name: p.detach() for name, p in state.module.named_parameters() if p.requires_grad}
+    tensors = {f"weight.{name}": parameter for name, parameter in named.items()}
+    if state.ema:
+        tensors |= {f"average.{name}": t for name, t in zip(named, state.ema.shadow_params, strict=True)}
+    return tensors
+
+
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in _module_tensors(state).items()}
+    for index, entry in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor.cpu() for name, tensor in entry.items()}
+    return tensors
+
+
+def _optimizer_shapes(tensors: Mapping[str, Tensor], state: TrainingState) -> dict[str, Tensor]:
+    """Tensors shaped like the optimizer's of each parameter that a checkpoint has a state of."""
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    expected: dict[str, Tensor] = {}
+    for index, parameter in enumerate(parameters):
+        names = [f"optimizer.{index}.{name}" for name in ADAMW_STATE]
+        if any(name in tensors for name in names):  # one without a gradient so far has none
+            expected |= dict(zip(names, (torch.empty(()), parameter, parameter), strict=True))
+    return expected
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            entries.setdefault(int(index), {})[key] = tensor
+    # Groups follow from the settings, and the learning rate from the step.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})

@@ -3,14 +3,12 @@
 A mean loss is cut in pieces freely. A contrastive loss is not: its negatives lie in the other micro-batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-
-from clipgraft.training.random_states import random_states, set_random_states
 
 Batch = dict[str, Any]
 
@@ -73,14 +71,14 @@ def backward_jointly(
     keeps_graph = len(batches) == 1
     states, parts = [], []
     for batch in batches:
-        states.append(random_states(accelerator.device))
+        states.append(_random_states(accelerator.device))
         with torch.set_grad_enabled(keeps_graph):
             parts.append(_embed(objective, batch, accelerator))
     local = concatenated(parts)
     embeds = {name: _as_leaf(accelerator.gather(tensor.detach())) for name, tensor in local.items()}
     loss, metrics = objective.joint_loss(embeds)  # type: ignore[operator]
     accelerator.backward(loss / num_parts)
-    state_after = random_states(accelerator.device)
+    state_after = _random_states(accelerator.device)
     gradients = {
         name: _own_share(leaf.grad, accelerator).split([len(part[name]) for part in parts])
         for name, leaf in embeds.items()
@@ -88,7 +86,7 @@ def backward_jointly(
     }
     for index, batch in enumerate(batches):
         if not keeps_graph:
-            set_random_states(states[index], accelerator.device)
+            _set_random_states(states[index], accelerator.device)
             parts[index] = _embed(objective, batch, accelerator)
         # What a frozen tower gives has no graph to go back through.
         trained = [name for name in gradients if parts[index][name].requires_grad]
@@ -96,7 +94,7 @@ def backward_jointly(
             [parts[index][name] for name in trained], [gradients[name][index] for name in trained]
         )
         parts[index] = {}  # frees the graph before the next one is built
-    set_random_states(state_after, accelerator.device)
+    _set_random_states(state_after, accelerator.device)
     return {"loss": loss.detach(), **metrics}
 
 
@@ -112,6 +110,24 @@ def _embed(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> dict
 
 def _as_leaf(tensor: Tensor) -> Tensor:
     return tensor.requires_grad_(tensor.is_floating_point())
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """State of each of torch's generators that work on a device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
 
 
 def _own_share(gradient: Tensor, accelerator: Accelerator) -> Tensor:

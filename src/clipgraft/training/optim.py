@@ -1,11 +1,10 @@
-"""Parameter groups, the learning rate as a function of the step, moving averages."""
+"""Parameter groups of the optimizer, and the learning rate as a function of the step."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-import torch
 from torch import nn
 
 from clipgraft.errors import UserError
@@ -106,31 +105,3 @@ def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps:
         return 0.5 * (1 + math.cos(math.pi * done))
     assert schedule == "constant", schedule
     return 1.0
-
-
-class MovingAverage:
-    """Exponential moving average of parameters: `average += (1 - decay) * (value - average)` after each step.
-
-    The decay rises from 0 as (1 + n) / (10 + n), so that the random weights of the start leave no trace
-    (as in diffusers' `EMAModel`).
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float):
-        self.parameters = list(parameters)
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
-        self.decay = decay
-        self.num_updates = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the parameters' present values."""
-        done = self.num_updates
-        decay = min(self.decay, (1 + done) / (10 + done)) if done else 0.0
-        self.num_updates += 1
-        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to_parameters(self) -> None:
-        """Put the averages in the parameters' place."""
-        for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.copy_(average)

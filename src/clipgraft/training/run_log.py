@@ -1,166 +1,162 @@
-"""What a training run leaves on disk: log, checkpoints, evaluations. One process writes, all agree."""
+"""A run's rows: `log.jsonl` and TensorBoard, and sums of rows for checkpoints to rely on."""
 
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from accelerate.tracking import TensorBoardTracker
 
-from clipgraft.files import clear_parts
-from clipgraft.settings import TrainSettings
-from clipgraft.training.checkpoints import Saved, delete_newer_states, read_named, read_newest
-from clipgraft.training.signals import Interrupted
-from clipgraft.training.state import Resume, restore, save_state
-from clipgraft.training.step import Stepper
-from clipgraft.training.step_log import LOG_NAME, NO_ROWS, StepLog, refuse_other_rows
-from clipgraft.training.tracking import Tracker
-from clipgraft.training.validation import EVALUATIONS_NAME, EvaluationPlan, Evaluations
+from clipgraft.errors import CheckpointError, UserError
+from clipgraft.files import atomic_write, parse_json, to_json
+
+LOG_NAME = "log.jsonl"
+TENSORBOARD_NAME = "tensorboard"
 
 
-class RunRecord:
-    """A run's files.
+class RowsSum(NamedTuple):
+    """The first rows of a file, as a checkpoint counts on them."""
+
+    num_rows: int
+    sha256: str
+
+
+NO_ROWS = RowsSum(0, hashlib.sha256().hexdigest())
+
+
+class RunLogger:
+    """Logs one row per optimizer step, without a gap or a double line after a resume.
 
     Args:
-        folder: Gets `log.jsonl`, a row a step, and `checkpoints/`; `evaluations.jsonl` and the best weights
-            where evaluations are made.
-        stepper: Whose state is saved.
-        plan: What to evaluate; None = nothing.
-        settings: `checkpoint_every` (0 = only at the end and on a signal), `save_total_limit`, `report_to`.
-        num_steps: Of the whole run.
+        run_dir: Gets `log.jsonl` and `tensorboard/`; None = only the losses are kept, in memory.
+        step: Steps already made; the log is cut back to them.
+        report_to: "tensorboard" writes the numbers there too.
+
+    Raises:
+        UserError: If TensorBoard is not installed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        stepper: Stepper,
-        plan: EvaluationPlan | None,
-        settings: TrainSettings,
-        num_steps: int,
-    ):
-        self.folder = folder
-        self.stepper = stepper
-        self.plan = plan
-        self.settings = settings
-        self.num_steps = stepper.state.num_steps = num_steps
-        self.process = stepper.accelerator
-        self.log: StepLog | None = None
-        self.tracker: Tracker | None = None
-        self.evaluations: Evaluations | None = None
-        self.saved_step = -1
-        self.planned_steps = num_steps
-        """Of the whole run, when the checkpoint that it goes on from was written."""
-
-    def load(self, resume: Resume) -> None:
-        """Bring the state back from the checkpoint asked for, or the newest whole one if there is one.
-
-        Raises:
-            CheckpointError: If none is whole, or fits; nothing has changed then.
-        """
-        checkpoints, state = self.folder / "checkpoints", self.stepper.state
-        if resume.step is None:
-            saved = read_newest(checkpoints, self._refuse_lost_rows)
-        else:
-            saved = read_named(checkpoints, resume.step, self._refuse_lost_rows)
-        if saved is None:
+    def __init__(self, run_dir: Path | None, *, step: int = 0, report_to: str = ""):
+        self._losses: dict[int, list[float]] = {}
+        self._file = self._tracker = None
+        if run_dir is None:
             return
-        restore(saved, state, allow_changed_data=resume.allow_changed_data)
-        if self.plan:
-            goes_another_way = resume.step is not None or resume.allow_changed_data
-            evaluations = Evaluations(self.folder, self.plan, state.step)
-            evaluations.refuse_lost_best(goes_another_way=goes_another_way)
-        self.saved_step, self.planned_steps = state.step, saved.values["num_steps"]
-        self.process.wait_for_everyone()
-        if self.process.is_main_process:
-            delete_newer_states(checkpoints, state.step)
-
-    def _refuse_lost_rows(self, saved: Saved) -> None:
-        """Make sure that log and evaluations are as a checkpoint knows them."""
-        for name in (LOG_NAME, *([EVALUATIONS_NAME] if self.plan else [])):
-            refuse_other_rows(self.folder / name, saved.rows.get(name, NO_ROWS))
-
-    def __enter__(self) -> "RunRecord":
-        step = self.stepper.state.step
-        if self.process.is_main_process:
-            for folder in (self.folder, self.folder / "checkpoints"):
-                clear_parts(folder, stale_seconds=0)  # whoever works here holds the run's folder
-            self.tracker = Tracker(self.settings.report_to, self.folder, step=step)
-            self.log = StepLog(self.folder / LOG_NAME, keep=step)
-        if self.plan:
-            self.evaluations = Evaluations(self.folder, self.plan, step)
-        self.process.wait_for_everyone()  # nobody writes before all have read
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.log:
-            self.log.close()
-        if self.tracker:
-            self.tracker.close()
+        if report_to == TENSORBOARD_NAME:
+            self._tracker = _open_tensorboard(run_dir, step)
+        self._path = run_dir / LOG_NAME
+        rows = read_rows(self._path)[:step]
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with written_to_disk(self._path) as temporary:
+            temporary.write_bytes(b"".join(rows))
+        self._digest = hashlib.sha256(b"".join(rows))
+        self._num_rows = len(rows)
+        for row in rows:
+            self._add_loss(parse_json(row.decode(), str(self._path), error=CheckpointError))
+        # Unbuffered, so that what a full disk refused is not written once more when the file is closed.
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a step's row to the log."""
-        if self.log:
-            self.log.write(row)
-        if self.tracker:
-            self.tracker.write(row, prefix="train")
-
-    def save(self, *, now: bool = False) -> None:
-        """Write a checkpoint where one is due, and there is none of this state yet.
-
-        Args:
-            now: Whether one is due in any case.
-        """
-        state = self.stepper.state
-        every, keep = self.settings.checkpoint_every, self.settings.save_total_limit
-        is_due = bool(every) and state.step % every == 0
-        if self.log and (is_due or now or state.step == self.num_steps) and state.step != self.saved_step:
-            rows = {LOG_NAME: self.log.sync()}
-            if self.evaluations:
-                rows[EVALUATIONS_NAME] = self.evaluations.sum()
-            save_state(self.folder / "checkpoints", state, keep=keep, rows=rows)
-            self.saved_step = state.step
-
-    def stop_on(self, signal_number: int) -> None:
-        """Save and stop where there is a signal.
-
-        Args:
-            signal_number: The same in all processes; 0 = none.
+        """Append a step's row; NaN and infinity become null.
 
         Raises:
-            Interrupted: After saving.
+            OSError: If there is no space left.
         """
-        if signal_number:
-            self.save(now=True)
-            self.process.wait_for_everyone()
-            raise Interrupted(signal_number, self.folder / "checkpoints")
-
-    def evaluate(self, *, epoch: int) -> None:
-        """Measure, unless this step was measured before the run was cut off; keep the best weights.
-
-        Args:
-            epoch: Epochs made.
-        """
-        step = self.stepper.state.step
-        if self.evaluations is None or not self.evaluations.is_due(step):
+        self._add_loss(row)
+        if self._file is None:
             return
-        with self.stepper.averaged():
-            metrics = [self.evaluations.plan.measure() if self.process.is_main_process else {}]
-            broadcast_object_list(metrics)
-            self.evaluations.add(
-                {"step": step, "epoch": epoch, **metrics[0]},
-                self.stepper.weights() if self.process.is_main_process else None,
-            )
-        if self.tracker:
-            self.tracker.write(self.evaluations.rows[-1], prefix="evaluation")
-        # A checkpoint of this step that was written before does not count on the row.
-        is_saved, self.saved_step = self.saved_step == step, -1
-        if is_saved or self.has_lost_patience():
-            self.save(now=True)
+        rest = line = as_line(row)
+        try:
+            while rest:  # the system may take a part, and refuse the rest at the next call
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._digest.update(line)
+        self._num_rows += 1
+        self.report(row, prefix="train")
 
-    def has_lost_patience(self) -> bool:
-        """Whether to stop early."""
-        return self.evaluations is not None and self.evaluations.has_lost_patience()
+    def report(self, row: dict[str, Any], *, prefix: str) -> None:
+        """Write a row's numbers to TensorBoard under `prefix/<key>` at its `step`."""
+        if self._tracker:
+            numbers = {
+                f"{prefix}/{key}": value
+                for key, value in row.items()
+                if isinstance(value, int | float) and key not in ("step", "epoch")
+            }
+            self._tracker.log(numbers, step=row["step"])
 
-    def best_weights(self) -> dict[str, Tensor] | None:
-        """Return the weights of the best evaluation; None where nothing was evaluated."""
-        self.process.wait_for_everyone()
-        return self.evaluations.best_weights() if self.evaluations else None
+    def sync(self) -> RowsSum:
+        """Flush the rows to disk before a checkpoint relies on them; return their sum."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        return RowsSum(self._num_rows, self._digest.hexdigest())
+
+    def epoch_mean_loss(self) -> list[float]:
+        """Return the mean loss of each epoch; steps without a finite loss are left out."""
+        return [sum(losses) / len(losses) for _, losses in sorted(self._losses.items())]
+
+    def close(self) -> None:
+        """Close log and TensorBoard."""
+        if self._file:
+            self._file.close()
+        if self._tracker:
+            self._tracker.finish()
+
+    def _add_loss(self, row: dict[str, Any]) -> None:
+        if row["loss"] is not None and math.isfinite(row["loss"]):
+            self._losses.setdefault(row["epoch"], []).append(row["loss"])
+
+
+def _open_tensorboard(run_dir: Path, step: int) -> TensorBoardTracker:
+    if find_spec("tensorboard") is None:
+        raise UserError("report_to = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
+    # Later steps, of a run that was killed, are hidden.
+    tracker = TensorBoardTracker(TENSORBOARD_NAME, run_dir, purge_step=step + 1 if step else None)
+    tracker.start()
+    return tracker
+
+
+def as_line(row: dict[str, Any]) -> bytes:
+    """Return a row as a line of JSON."""
+    return to_json(row, indent=None).encode() + b"\n"
+
+
+def read_rows(path: Path) -> list[bytes]:
+    """Read a file's lines, ends included; none if there is no file."""
+    return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+
+
+def sum_of_rows(rows: Iterable[bytes]) -> RowsSum:
+    """Return number and sha256 of rows."""
+    rows = list(rows)
+    return RowsSum(len(rows), hashlib.sha256(b"".join(rows)).hexdigest())
+
+
+def refuse_other_rows(path: Path, expected: RowsSum) -> None:
+    """Refuse a file that does not begin with the rows that a checkpoint counts on; more may follow.
+
+    Raises:
+        CheckpointError: If rows were lost, cut or changed.
+    """
+    rows = read_rows(path)[: expected.num_rows]
+    if len(rows) < expected.num_rows:
+        raise CheckpointError(
+            f"{path} has {len(rows)} of the {expected.num_rows} rows that it had: it was lost or cut; "
+            "bring it back"
+        )
+    if sum_of_rows(rows) != expected:
+        raise CheckpointError(
+            f"{path} was damaged or changed in its first {expected.num_rows} rows; bring it back"
+        )
+
+
+@contextmanager
+def written_to_disk(path: Path) -> Iterator[Path]:
+    """`atomic_write`, and flushed to disk before the old file goes: a killed run leaves one of the two."""
+    with atomic_write(path) as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())

@@ -6,10 +6,11 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal, and saved itself first."""
+    """Training was stopped by a signal, after it saved its state."""
 
-    def __init__(self, signal_number: int, checkpoint: Path):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; state saved in {checkpoint}")
+    def __init__(self, signal_number: int, checkpoints: Path | None):
+        place = f"state saved in {checkpoints}" if checkpoints else "no state was saved"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; {place}")
         self.exit_code = 128 + signal_number
 
 

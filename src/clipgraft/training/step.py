@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of a group of micro-batches, finite check, clip, AdamW, moving average."""
+"""One optimizer step: gradients of its micro-batches, finite check, clip, AdamW, moving average."""
 
 import logging
 import math
@@ -6,23 +6,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from clipgraft.errors import UserError
 from clipgraft.settings import OptimConfig
+from clipgraft.training.checkpoints import TrainingState, refuse_other_model
 from clipgraft.training.grad_cache import (
     Batch,
     average_over_processes,
     backward_jointly,
     backward_separately,
 )
-from clipgraft.training.optim import MovingAverage, parameter_groups
-from clipgraft.training.random_states import seed_step
-from clipgraft.training.state import NO_FINGERPRINT, Fingerprint, TrainingState, refuse_other_model
+from clipgraft.training.optim import parameter_groups
 
 MAX_SKIPPED_IN_A_ROW = 10
 """A run whose loss stays non-finite this long does not come back (guess)."""
@@ -30,15 +31,14 @@ MAX_SKIPPED_IN_A_ROW = 10
 logger = logging.getLogger(__name__)
 
 
-class Stepper:
-    """Makes optimizer steps; holds what they change, which is the state that a checkpoint saves.
+class TrainStep:
+    """Makes optimizer steps; `state` is all that they change.
 
     Args:
         objective: See `fit`, as for `learning_rate_scales`.
         optim: `mixed_precision` resolved: "no", "fp16" or "bf16".
         device: "cpu", "cuda" or "mps".
-        seed: Of the random numbers that an objective draws.
-        fingerprint: Of data and settings.
+        seed: Of the random numbers that the objective draws.
 
     Raises:
         UserError: If there is nothing to train.
@@ -50,7 +50,6 @@ class Stepper:
         optim: OptimConfig,
         device: str = "cpu",
         seed: int = 0,
-        fingerprint: Fingerprint = NO_FINGERPRINT,
         learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     ):
         groups = parameter_groups(objective, optim.weight_decay, optim.layer_decay, learning_rate_scales)
@@ -63,29 +62,19 @@ class Stepper:
         optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, fused=device != "mps")
         self.optimizer = self.accelerator.prepare(optimizer)
         self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        self.average = MovingAverage(self.trained, optim.ema_decay) if optim.ema_decay else None
+        self.ema = EMAModel(self.trained, decay=optim.ema_decay, foreach=True) if optim.ema_decay else None
         self.state = TrainingState(
-            objective,
-            self.optimizer.optimizer,
-            self.average,
-            self.accelerator.scaler,
-            fingerprint,
-            optim.mixed_precision,
+            objective, self.optimizer.optimizer, self.ema, self.accelerator.scaler, optim.mixed_precision
         )
         self.is_joint = optim.accumulation == "joint" and hasattr(objective, "joint_loss")
         self.skipped_in_a_row = 0
 
-    @property
-    def is_first_process(self) -> bool:
-        """Whether this one of several processes is the one to speak."""
-        return self.accelerator.is_main_process
-
-    def step(self, group: list[Batch], learning_rate: float) -> dict[str, float]:
-        """Make one optimizer step from a group of micro-batches; return what to log."""
-        for parameter_group in self.optimizer.param_groups:
-            parameter_group["lr"] = learning_rate * parameter_group.get("lr_scale", 1.0)
+    def __call__(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, float]:
+        """Make one optimizer step; return what to log."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         seed_step(self.seed, self.state.step, self.accelerator.process_index)
-        metrics = self._backward(send_to_device(group, self.accelerator.device))
+        metrics = self._backward(send_to_device(micro_batches, self.accelerator.device))
         norm = self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm)
         metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
         self.state.step += 1
@@ -93,33 +82,32 @@ class Stepper:
             self.skipped_in_a_row = 0
             if hasattr(self.objective, "after_step"):
                 self.objective.after_step()  # type: ignore[operator]
-            if self.average:
-                self.average.update()
+            if self.ema:
+                self.ema.step(self.trained)
         else:
-            self._count_skipped(metrics, group)
+            self._count_skipped(metrics, micro_batches)
         return metrics
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Have the averaged weights, if there are any, in place for a while."""
-        trained = [parameter.detach().clone() for parameter in self.trained] if self.average else []
-        if self.average:
-            self.average.copy_to_parameters()
+        """Put the averaged weights, if there are any, in place for a while."""
+        if self.ema:
+            self.ema.store(self.trained)
+            self.ema.copy_to(self.trained)
         try:
             yield
         finally:
             self.objective.train()
-            with torch.no_grad():
-                for parameter, value in zip(self.trained, trained, strict=False):
-                    parameter.copy_(value)
+            if self.ema:
+                self.ema.restore(self.trained)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return what is trained, by name, on the CPU."""
+        """Return a copy of what is trained, by name, on the CPU."""
         named = self.objective.named_parameters()
-        return {name: p.detach().cpu().contiguous() for name, p in named if p.requires_grad}
+        return {name: p.detach().cpu().contiguous().clone() for name, p in named if p.requires_grad}
 
     def agree_on(self, signal_number: int) -> int:
-        """Return the signal that any process was sent: they have to stop at the same step."""
+        """Return the signal that any process was sent: all have to stop at the same step."""
         if self.accelerator.num_processes == 1:
             return signal_number
         signals = self.accelerator.gather(torch.tensor([signal_number], device=self.accelerator.device))
@@ -131,19 +119,19 @@ class Stepper:
         Raises:
             CheckpointError: If they are not those of what is trained, by names and shapes.
         """
-        if self.average:
-            self.average.copy_to_parameters()
+        if self.ema:
+            self.ema.copy_to(self.trained)
         if weights:
             named = self.objective.named_parameters()
             refuse_other_model("best.safetensors", weights, {n: p for n, p in named if p.requires_grad})
             self.objective.load_state_dict(weights, strict=False)  # what is frozen is not among them
         self.accelerator.free_memory()
 
-    def _backward(self, group: list[Batch]) -> dict[str, float]:
-        """Put the gradient of the group's loss on the parameters; return metrics over all processes."""
-        is_alone = len(group) == self.accelerator.num_processes == 1
+    def _backward(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """Put the gradient of the step's loss on the parameters; return metrics over all processes."""
+        is_alone = len(micro_batches) == self.accelerator.num_processes == 1
         backward = backward_jointly if self.is_joint and not is_alone else backward_separately
-        metrics = backward(self.objective, group, self.accelerator)
+        metrics = backward(self.objective, micro_batches, self.accelerator)
         average_over_processes(self.trained, self.accelerator)
         tensors = {name: torch.as_tensor(value).float() for name, value in metrics.items()}
         values = torch.stack(list(tensors.values())).to(self.accelerator.device)
@@ -159,10 +147,10 @@ class Stepper:
         self.optimizer.zero_grad()
         return is_finite and not self.optimizer.step_was_skipped
 
-    def _count_skipped(self, metrics: dict[str, float], group: list[Batch]) -> None:
+    def _count_skipped(self, metrics: dict[str, float], micro_batches: list[Batch]) -> None:
         self.state.skipped_steps += 1
         self.skipped_in_a_row += 1
-        images = [str(name) for batch in group for name in batch.get("image_ids", [])]
+        images = [str(name) for batch in micro_batches for name in batch.get("image_ids", [])]
         logger.warning(
             "step %d skipped: loss %s, gradient norm %s; images: %s",
             *(self.state.step, metrics["loss"], metrics["grad_norm"], ", ".join(images) or "not named"),
@@ -172,3 +160,15 @@ class Stepper:
                 f"{self.skipped_in_a_row} steps in a row had no finite loss or gradient; stopped at step "
                 f"{self.state.step}. Lower learning_rate, or set mixed_precision to 'no' or 'bf16'"
             )
+
+
+def seed_step(seed: int, step: int, process_index: int) -> None:
+    """Seed torch's generators for one step, so that no random state needs to be saved.
+
+    Args:
+        seed: The run's, not negative.
+        step: Steps made before it.
+        process_index: Processes draw different numbers: each has images of its own.
+    """
+    sequence = np.random.SeedSequence((seed, step, process_index))
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

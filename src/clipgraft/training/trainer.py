@@ -1,7 +1,7 @@
 """The one training loop. It knows no stage: an objective turns a batch into a loss, `fit` does the rest.
 
 Order of a step: forward and backward of each micro-batch; finite check, clip, optimizer,
-`objective.after_step()`, moving average; then, where due, log, checkpoint, stop on a signal, evaluate, and
+`objective.after_step()`, moving average; then, where due, log, checkpoint, stop on a signal, validate, and
 again stop on a signal.
 """
 
@@ -15,23 +15,22 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from clipgraft.console import is_first_process, say, track
 from clipgraft.device import choose_mixed_precision
 from clipgraft.errors import UserError
+from clipgraft.files import clear_parts
 from clipgraft.runs.folder import discard_old_run
 from clipgraft.settings import TrainSettings
-from clipgraft.training.checkpoints import saved_precision
-from clipgraft.training.fingerprints import deciding_settings
+from clipgraft.training.checkpoints import CheckpointManager, deciding_settings
 from clipgraft.training.grad_cache import Batch
 from clipgraft.training.optim import learning_rate_at
-from clipgraft.training.run_log import RunRecord
-from clipgraft.training.signals import StopOnSignal
-from clipgraft.training.state import Fingerprint, Resume
-from clipgraft.training.step import Stepper
-from clipgraft.training.step_log import LOG_NAME, epoch_means
-from clipgraft.training.validation import EvaluationPlan
+from clipgraft.training.run_log import LOG_NAME, RunLogger
+from clipgraft.training.signals import Interrupted, StopOnSignal
+from clipgraft.training.step import TrainStep
+from clipgraft.training.validation import EVALUATIONS_NAME, ValidationHistory, ValidationPlan
 
 
 class Batches(Protocol):
@@ -69,18 +68,28 @@ class FitResult:
     mixed_precision: str
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Where and on what terms to resume."""
+
+    step: int | None = None
+    """Of the checkpoint; None = the newest whole one."""
+    allow_changed_data: bool = False
+    """Resume though what is read (photographs, captions, start weights) has changed; settings may not."""
+
+
 def fit(
     objective: nn.Module,
     batches: Batches,
     settings: TrainSettings,
     *,
-    output_dir: Path,
+    output_dir: Path | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     data: Mapping[str, str] = MappingProxyType({}),
     learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     resume: bool | Resume = False,
-    validation: EvaluationPlan | None = None,
+    validation: ValidationPlan | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     description: str = "",
 ) -> FitResult:
@@ -93,11 +102,12 @@ def fit(
         batches: Batches of each epoch; in several processes, this one's share of them.
         settings: Optimizer, length, checkpoints and log. A resumed run may have more epochs than before.
         output_dir: Gets `log.jsonl`, `checkpoints/` and, with `validation`, its rows and the best weights.
+            None = nothing is written.
         device: "cpu", "cuda" or "mps".
         seed: Of the random numbers that the objective draws: those of a step follow from it alone.
         data: Sums of what is trained on and started from, by name; checkpoints of others are refused.
         learning_rate_scales: Factors on the learning rate, by the beginning of parameters' names.
-        resume: Go on from the newest whole checkpoint, if there is one, or as a `Resume` says.
+        resume: Continue from the newest whole checkpoint, if there is one, or as a `Resume` says.
         validation: What to measure before the first step and after each epoch; the best weights are left in
             the objective then.
         on_step: Called after every step.
@@ -112,37 +122,35 @@ def fit(
     if len(batches) == 0:
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
     device = torch.device(device)
-    steps_per_epoch = math.ceil(len(batches) / settings.gradient_accumulation_steps)
-    num_steps = settings.num_epochs * steps_per_epoch
-    fingerprint = Fingerprint(data, deciding_settings(settings, seed))
     precision = settle_precision(settings.mixed_precision, device, output_dir if resume else None)
     settings = settings.model_copy(update={"mixed_precision": precision})
-    if settings.warmup_steps > num_steps // 2 and is_first_process():
+    step = TrainStep(objective, settings, device.type, seed, learning_rate_scales)
+    checkpoints = None
+    if output_dir is not None:
+        row_files = (LOG_NAME, *([EVALUATIONS_NAME] if validation else []))
+        deciding = deciding_settings(settings, seed)
+        checkpoints = CheckpointManager(output_dir, settings.save_total_limit, data, deciding, row_files)
+    training = _Training(step, batches, settings, checkpoints, validation)
+    warmup, num_steps = settings.warmup_steps, training.num_steps
+    if warmup > num_steps // 2 and is_first_process():
         say(
-            f"warmup_steps={settings.warmup_steps} is more than half of the run's {num_steps} steps; the "
-            f"learning rate rises for {num_steps // 2} of them"
+            f"warmup_steps={warmup} is more than half of the run's {num_steps} steps; the learning rate "
+            f"rises for {num_steps // 2} of them"
         )
-    stepper = Stepper(objective, settings, device.type, seed, fingerprint, learning_rate_scales)
-    record = RunRecord(output_dir, stepper, validation, settings, num_steps)
-    if resume:
-        record.load(resume if isinstance(resume, Resume) else Resume())
-        _settle_length(stepper, settings, record, steps_per_epoch)
+    if resume and checkpoints:
+        training.resume(checkpoints, resume if isinstance(resume, Resume) else Resume())
     started = time.perf_counter()
-    with track(description, num_steps) if description else nullcontext() as update:
+    with track(description, training.num_steps) if description else nullcontext() as update:
 
-        def tell(report: StepReport) -> None:
-            if is_first_process():
-                discard_old_run(output_dir)  # there is something now that goes on by itself
+        def report(found: StepReport) -> None:
             if update:
-                update(report.step, f"loss {report.loss:.4f}  {report.samples_per_second:.0f} samples/s")
+                update(found.step, f"loss {found.loss:.4f}  {found.samples_per_second:.0f} samples/s")
             if on_step:
-                on_step(report)
+                on_step(found)
 
-        _make_steps(stepper, batches, settings, record, tell)
-    stepper.finish(record.best_weights())
+        mean_loss = training.run(report)
     elapsed = time.perf_counter() - started
-    means = epoch_means(output_dir / LOG_NAME)
-    return FitResult(stepper.state.step, stepper.state.skipped_steps, elapsed, means, precision)
+    return FitResult(step.state.step, step.state.skipped_steps, elapsed, mean_loss, precision)
 
 
 def settle_precision(name: str, device: torch.device, resumed: Path | None) -> str:
@@ -156,63 +164,154 @@ def settle_precision(name: str, device: torch.device, resumed: Path | None) -> s
     Raises:
         UserError: If the precision cannot work on the device.
     """
-    begun_in = saved_precision(resumed / "checkpoints") if resumed and name == "auto" else ""
+    begun_in = CheckpointManager(resumed).saved_precision() if resumed and name == "auto" else ""
     return choose_mixed_precision(begun_in or name, device)
 
 
-def _settle_length(
-    stepper: Stepper, settings: TrainSettings, record: RunRecord, steps_per_epoch: int
-) -> None:
-    """Say what other epochs than a run began with mean for its learning rate; refuse fewer than are made."""
-    step, before, now = stepper.state.step, record.planned_steps, record.num_steps
-    if step > now:
-        raise UserError(
-            f"{record.folder} has made {step} steps already, and num_epochs = {now // steps_per_epoch} is "
-            f"{now}; set it to {math.ceil(step / steps_per_epoch)} or more"
-        )
-    if before == now or not stepper.is_first_process:
-        return
-    rates = f"from here {learning_rate_at(settings, step, now):.2g}"
-    if settings.lr_schedule != "constant":
-        rates += (
-            f" to {learning_rate_at(settings, now - 1, now):.2g}: lr_schedule = {settings.lr_schedule!r} is "
-            f"spread over all steps, and would else go on at "
-            f"{learning_rate_at(settings, min(step, before), before):.2g}"
-        )
-    say(f"{step} steps are made; the run has {now} now in place of {before}. The learning rate is {rates}")
+class _Training:
+    """The loop over epochs and steps, and what it keeps. One process writes, all agree."""
 
+    def __init__(
+        self,
+        step: TrainStep,
+        batches: Batches,
+        settings: TrainSettings,
+        checkpoints: CheckpointManager | None,
+        plan: ValidationPlan | None,
+    ):
+        self.step, self.state, self.batches, self.settings = step, step.state, batches, settings
+        self.checkpoints, self.plan = checkpoints, plan
+        self.run_dir = checkpoints.run_dir if checkpoints else None
+        self.process = step.accelerator
+        self.steps_per_epoch = math.ceil(len(batches) / settings.gradient_accumulation_steps)
+        self.num_steps = settings.num_epochs * self.steps_per_epoch
+        self.saved_step = -1
+        self.logger = RunLogger(None)
+        self.history: ValidationHistory | None = None
 
-def _make_steps(
-    stepper: Stepper,
-    batches: Batches,
-    settings: TrainSettings,
-    record: RunRecord,
-    on_step: Callable[[StepReport], None],
-) -> None:
-    """Make the steps that are left, epoch after epoch, and evaluate where an epoch begins and ends."""
-    state, size = stepper.state, settings.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(len(batches) / size)
-    with record, StopOnSignal() as stop:
-        if state.step % steps_per_epoch == 0:
-            record.evaluate(epoch=state.step // steps_per_epoch)
-            record.stop_on(stepper.agree_on(stop.signal_number))
-        if state.step < record.num_steps and record.has_lost_patience() and stepper.is_first_process:
-            say(f"training stopped early at step {state.step}, by patience; no step is left to make")
-        while state.step < record.num_steps and not record.has_lost_patience():
-            epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
-            remaining = batches.epoch(epoch, step_in_epoch * size)
-            for group, data_seconds in timed(grouped(remaining, size)):
-                begun = time.perf_counter()
-                metrics = stepper.step(group, learning_rate_at(settings, state.step, record.num_steps))
-                seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
-                record.write({"step": state.step, "epoch": epoch, **metrics, **seconds})
-                rate = sum(map(_num_items, group)) / sum(seconds.values())
-                on_step(StepReport(state.step, record.num_steps, metrics["loss"], rate))
-                record.save()
-                record.stop_on(stepper.agree_on(stop.signal_number))
-            assert state.step % steps_per_epoch == 0, "an epoch gave fewer batches than len(batches)"
-            record.evaluate(epoch=epoch + 1)
-            record.stop_on(stepper.agree_on(stop.signal_number))
+    def resume(self, checkpoints: CheckpointManager, resume: Resume) -> None:
+        """Bring the state back from the checkpoint asked for, or the newest whole one if there is one.
+
+        Raises:
+            CheckpointError: If none is whole, or fits; nothing has changed then.
+        """
+        saved = checkpoints.read(resume.step)
+        if saved is None:
+            return
+        checkpoints.restore(saved, self.state, allow_changed_data=resume.allow_changed_data)
+        if self.plan:
+            goes_another_way = resume.step is not None or resume.allow_changed_data
+            history = ValidationHistory(self.run_dir, self.plan, self.state.step)
+            history.refuse_lost_best(self.state.step, goes_another_way=goes_another_way)
+        self.saved_step = self.state.step
+        self.process.wait_for_everyone()
+        if self.process.is_main_process:
+            checkpoints.delete_after(self.state.step)
+        self._settle_length(saved.values.num_steps)
+
+    def run(self, report: Callable[[StepReport], None]) -> list[float]:
+        """Make the steps that are left, leave the best weights, and return each epoch's mean loss."""
+        self._open()
+        try:
+            with StopOnSignal() as stop:
+                if self.state.step % self.steps_per_epoch == 0:
+                    self._validate(self.state.step // self.steps_per_epoch, stop)
+                if self.state.step < self.num_steps and self._should_stop() and self.process.is_main_process:
+                    step = self.state.step
+                    say(f"training stopped early at step {step}, by patience; no step is left to make")
+                while self.state.step < self.num_steps and not self._should_stop():
+                    self._run_epoch(stop, report)
+        finally:
+            self.logger.close()
+        self.process.wait_for_everyone()
+        self.step.finish(self.history.best_weights() if self.history else None)
+        return self.logger.epoch_mean_loss()
+
+    def _run_epoch(self, stop: StopOnSignal, report: Callable[[StepReport], None]) -> None:
+        size = self.settings.gradient_accumulation_steps
+        epoch, step_in_epoch = divmod(self.state.step, self.steps_per_epoch)
+        for group, data_seconds in _timed(grouped(self.batches.epoch(epoch, step_in_epoch * size), size)):
+            begun = time.perf_counter()
+            metrics = self.step(group, learning_rate_at(self.settings, self.state.step, self.num_steps))
+            seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
+            self.logger.write({"step": self.state.step, "epoch": epoch, **metrics, **seconds})
+            if self.run_dir and self.process.is_main_process:
+                discard_old_run(self.run_dir)  # there is something now that goes on by itself
+            rate = sum(map(_num_items, group)) / sum(seconds.values())
+            report(StepReport(self.state.step, self.num_steps, metrics["loss"], rate))
+            self._save()
+            self._stop_on(stop)
+        assert self.state.step % self.steps_per_epoch == 0, "an epoch gave fewer batches than len(batches)"
+        self._validate(epoch + 1, stop)
+
+    def _open(self) -> None:
+        step, report_to = self.state.step, self.settings.report_to
+        if self.checkpoints and self.process.is_main_process:
+            for folder in (self.checkpoints.run_dir, self.checkpoints.folder):
+                clear_parts(folder, stale_seconds=0)  # whoever works here holds the run's folder
+            self.logger = RunLogger(self.run_dir, step=step, report_to=report_to)
+        if self.plan:
+            self.history = ValidationHistory(self.run_dir, self.plan, step)
+        self.process.wait_for_everyone()  # nobody writes before all have read
+
+    def _validate(self, epoch: int, stop: StopOnSignal) -> None:
+        """Measure, unless this step was measured before the run was cut off; keep the best weights."""
+        if self.history and self.history.is_due(self.state.step):
+            with self.step.averaged():
+                is_main = self.process.is_main_process
+                metrics = [self.history.plan.measure() if is_main else {}]
+                broadcast_object_list(metrics)
+                row = {"step": self.state.step, "epoch": epoch, **metrics[0]}
+                self.history.add(row, self.step.weights() if is_main or self.run_dir is None else None)
+            self.logger.report(row, prefix="evaluation")
+            # A checkpoint of this step that was written before does not count on the row.
+            is_saved, self.saved_step = self.saved_step == self.state.step, -1
+            if is_saved or self._should_stop():
+                self._save(now=True)
+        self._stop_on(stop)
+
+    def _should_stop(self) -> bool:
+        return self.history is not None and self.history.should_stop()
+
+    def _save(self, *, now: bool = False) -> None:
+        """Write a checkpoint if one is due, and there is none of this state yet."""
+        step, every = self.state.step, self.settings.checkpoint_every
+        is_due = now or step == self.num_steps or (every and step % every == 0)
+        if self.checkpoints and self.process.is_main_process and is_due and step != self.saved_step:
+            rows = {LOG_NAME: self.logger.sync()}
+            if self.history:
+                rows[EVALUATIONS_NAME] = self.history.sum()
+            self.checkpoints.save(self.state, num_steps=self.num_steps, rows=rows)
+            self.saved_step = step
+
+    def _stop_on(self, stop: StopOnSignal) -> None:
+        """Save and raise Interrupted if any process was sent a signal."""
+        signal_number = self.step.agree_on(stop.signal_number)
+        if signal_number:
+            self._save(now=True)
+            self.process.wait_for_everyone()
+            raise Interrupted(signal_number, self.checkpoints.folder if self.checkpoints else None)
+
+    def _settle_length(self, before: int) -> None:
+        """Say what another number of epochs means for the learning rate; refuse fewer than are made."""
+        step, now, settings = self.state.step, self.num_steps, self.settings
+        if step > now:
+            raise UserError(
+                f"{self.run_dir} has made {step} steps already, and num_epochs = {settings.num_epochs} is "
+                f"{now}; set it to {math.ceil(step / self.steps_per_epoch)} or more"
+            )
+        if before == now or not self.process.is_main_process:
+            return
+        rates = f"from here {learning_rate_at(settings, step, now):.2g}"
+        if settings.lr_schedule != "constant":
+            rates += (
+                f" to {learning_rate_at(settings, now - 1, now):.2g}: lr_schedule = {settings.lr_schedule!r} "
+                f"is spread over all steps, and would else go on at "
+                f"{learning_rate_at(settings, min(step, before), before):.2g}"
+            )
+        say(
+            f"{step} steps are made; the run has {now} now in place of {before}. The learning rate is {rates}"
+        )
 
 
 def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -227,7 +326,7 @@ def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
+def _timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
     """Give each item with the seconds that were waited for it."""
     iterator = iter(items)
     while True:

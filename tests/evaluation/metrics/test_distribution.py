@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from clipgraft.evaluation.schema import distribution_rows
 from torch.nn.functional import normalize
 
+from clipgraft.evaluation.figures import distances
 from clipgraft.evaluation.metrics import distribution
 from clipgraft.evaluation.metrics.distribution import cmmd, fid, kid, shortage
 
@@ -125,8 +125,8 @@ def test_distances_pair_prompts_that_both_variants_have():
 
     one, none = torch.ones(1, 2), torch.ones(0, 2)
     features = {"before": [one, none, 3 * one, one], "after": [none, one, 2 * one, 3 * one]}
-    figures, [difference] = distribution_rows(
+    figures, [difference] = distances(
         "kid", "held_out", features, distance, [("before", "after")], {"after": "few"}
     )
-    assert [(row["num"], row["note"]) for row in figures] == [(3, LACK), (3, f"few; {LACK}")]
-    assert (difference["num"], difference["value"]) == (2, 2.5 - 2)
+    assert [(row.num, row.note) for row in figures] == [(3, LACK), (3, f"few; {LACK}")]
+    assert (difference.num, difference.value) == (2, 2.5 - 2)

@@ -6,24 +6,24 @@ import pytest
 import torch
 
 from clipgraft.errors import CheckpointError
-from clipgraft.training.checkpoints import read_named, saved_precision
-from clipgraft.training.state import TrainingState, restore, save_state
-from clipgraft.training.step_log import LOG_NAME, NO_ROWS
+from clipgraft.training.checkpoints import CheckpointManager, TrainingState
+from clipgraft.training.run_log import LOG_NAME, NO_ROWS
 from regression import Regression, rewrite
 
 
 def state_of(module=None, **values) -> TrainingState:
     module = module or Regression()
     optimizer = torch.optim.AdamW(parameter for parameter in module.parameters() if parameter.requires_grad)
-    return TrainingState(module, optimizer, **({"average": None, "scaler": None} | values))
+    return TrainingState(module, optimizer, **values)
 
 
 def save(folder, state):
-    return save_state(folder, state, keep=9, rows={LOG_NAME: NO_ROWS})
+    return CheckpointManager(folder, keep=9).save(state, num_steps=0, rows={LOG_NAME: NO_ROWS})
 
 
 def load(folder, state, step=0):
-    restore(read_named(folder, step), state)
+    checkpoints = CheckpointManager(folder)
+    checkpoints.restore(checkpoints.read(step), state)
 
 
 def test_checkpoint_of_a_cpu_goes_on_wherever_there_is_another_device(tmp_path):
@@ -82,7 +82,7 @@ def test_tensors_that_are_missing_or_too_many_are_refused_by_name(tmp_path, name
 
 def test_checkpoint_of_another_precision_is_refused(tmp_path):
     save(tmp_path, state_of(mixed_precision="bf16"))
-    assert saved_precision(tmp_path) == "bf16"
+    assert CheckpointManager(tmp_path).saved_precision() == "bf16"
     with pytest.raises(CheckpointError, match="made in mixed_precision 'bf16', and this run is in 'no'"):
         load(tmp_path, state_of(mixed_precision="no"))
 
@@ -95,8 +95,8 @@ def test_checkpoint_without_the_gradient_scalers_state_is_refused(tmp_path):
 
 
 def test_precision_is_read_from_the_newest_checkpoint_that_can_be_read(tmp_path):
-    assert saved_precision(tmp_path) == ""
+    assert CheckpointManager(tmp_path).saved_precision() == ""
     save(tmp_path, state_of(mixed_precision="bf16"))
     newer = save(tmp_path, state_of(step=1))
     (newer / "state.json").write_text("{")
-    assert saved_precision(tmp_path) == "bf16"
+    assert CheckpointManager(tmp_path).saved_precision() == "bf16"
