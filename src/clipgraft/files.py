@@ -1,7 +1,7 @@
-"""Files at the border: written whole or not at all, and read through one door with bounds.
+"""Files: atomic writes, checksums, and bounded, checked reads of whatever comes from outside.
 
-Whatever comes from outside (models, runs, caches, data sets, recipes) is read by `read_text`, `read_json`,
-`read_jsonl` and `read_toml`: bounded in size and depth, checked for its type, named when it is wrong.
+All readers raise `MissingFileError` where there is no file, and `error` where a file is too large, nested too
+deep, no text or of another type; the message names the file.
 """
 
 import hashlib
@@ -20,31 +20,42 @@ from typing import Any
 from clipgraft.errors import DataError, MissingFileError, UserError
 
 MAX_BYTES = 1 << 30
-"""Of a text file that is read at once. COCO's largest caption file has 92 MB."""
+"""Of a file that is read at once. COCO's largest caption file has 92 MB."""
 MAX_DEPTH = 64
-"""Of nested objects and lists. No format read here goes beyond ten; Python itself gives up near 1,000."""
+"""Of nested objects and lists. No format read here goes beyond ten; Python's own limit is near 1,000."""
 STALE_SECONDS = 3600
-"""A partial file that nobody has written to for so long belongs to no living process (guess)."""
+"""Age at which a partial file belongs to no living process (a guess)."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 JSON_TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write, which takes its place when the block ends without an error.
+def atomic_write(path: Path, *, on_disk: bool = False) -> Iterator[Path]:
+    """Yield a file beside `path` to write, which takes its place when the block ends without an error.
 
-    So `path` is there whole or as it was before, also where the disk is full, the process is killed, or two
-    processes write it at once.
+    So `path` is whole or as it was before, even if the disk is full, the process is killed, or two processes
+    write it at once. With `on_disk` that holds for a power failure too.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        if on_disk:
+            sync(temporary)
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk is met while writing, which names no file
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -83,11 +94,11 @@ def fingerprint(*parts: object) -> str:
 
 
 def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
-    """Delete partial files and folders that killed processes left in a folder.
+    """Delete partial files and folders of killed processes.
 
     Args:
-        folder: Where `atomic_write`, or its like for folders, has written.
-        stale_seconds: Since the last write to it; 0 where the caller alone may write there.
+        folder: Where they were being written.
+        stale_seconds: Least time since the last write; 0 if only the caller may write there.
     """
     for part in folder.glob(".*.part"):
         if time.time() - part.lstat().st_mtime < stale_seconds:
@@ -99,11 +110,7 @@ def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
 
 
 def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> Path:
-    """Return a path within a folder, or refuse it.
-
-    Raises:
-        UserError: Of the class given, if it is, or lies behind, a link that leads out of the folder.
-    """
+    """Return a path within a folder; raise `error` if it is, or lies behind, a link out of it."""
     # Unlike Path.resolve, realpath takes a loop of links for a file.
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise error(f"{path} is a link out of {folder.name}; put the file itself in its place")
@@ -111,17 +118,7 @@ def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> P
 
 
 def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a file whole.
-
-    Args:
-        path: A regular file, or a link to one.
-        error: Raised where the file is not as it should be.
-        max_bytes: Largest size that is read.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        UserError: Of the class given, if it is no file or too large; names the file.
-    """
+    """Read a regular file, or a link to one, of at most `max_bytes`."""
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
     if not path.is_file():
@@ -133,17 +130,7 @@ def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int
 
 
 def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> str:
-    """Read a UTF-8 text file; a byte order mark, which Windows' editors write, is left out.
-
-    Args:
-        path: A regular file, or a link to one.
-        error: Raised where the file is not as it should be.
-        max_bytes: Largest size that is read.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        UserError: Of the class given, if it is no file, too large, or not UTF-8; names the file.
-    """
+    """Read UTF-8 text without its byte order mark, which Windows' editors write; line ends become LF."""
     try:
         text = read_bytes(path, error=error, max_bytes=max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
@@ -152,50 +139,28 @@ def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int 
 
 
 def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-        kind: Type that it must hold: dict, list, str or int.
-        error: Raised where it does not.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        UserError: Of the class given, if it is no JSON, of another type, or nested too deep; names the file.
-    """
+    """Read a JSON file that holds a `kind`: dict, list, str or int."""
     return parse_json(read_text(path, error=error), str(path), kind, error=error)
 
 
 def read_jsonl(path: Path, *, error: type[UserError] = DataError) -> list[dict[str, Any]]:
-    """Read a file with one JSON object a line; blank lines are left out, errors name file and line."""
+    """Read one JSON object a line; blank lines are skipped, errors name file and line."""
     lines = enumerate(read_text(path, error=error).split("\n"), 1)
     return [parse_json(line, f"{path}:{number}", error=error) for number, line in lines if line.strip()]
 
 
 def read_toml(path: Path, *, error: type[UserError] = UserError) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        UserError: Of the class given, if it is no TOML or nested too deep; names the file.
-    """
+    """Read a TOML file."""
     return parse_toml(read_text(path, error=error), str(path), error=error)
 
 
 def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
-    """Parse JSON that came from outside.
-
-    Args:
-        text: What to parse.
-        name: Of the place it came from, for messages.
-        kind: Type that it must hold.
-        error: Raised where it does not.
-    """
+    """Parse JSON from outside that holds a `kind`; `name` is its place, for messages."""
     return _parse(json.loads, text, f"{name} is not JSON", kind, error)
 
 
 def parse_toml(text: str, name: str, *, error: type[UserError] = UserError) -> dict[str, Any]:
-    """Parse TOML that came from outside; as `parse_json`."""
+    """Parse TOML from outside; see `parse_json`."""
     return _parse(tomllib.loads, text, f"{name} is not TOML", dict, error)
 
 
@@ -218,7 +183,7 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
 
 
 def _refuse_depth_and_surrogates(value: Any, complaint: str, error: type[UserError]) -> None:
-    """Refuse what would fail far from here: deep nesting, and half a pair of UTF-16 (`"\\ud83d"`)."""
+    """Refuse what would fail far from here: deep nesting, and half a UTF-16 pair (`"\\ud83d"`)."""
     level = [value]
     for _ in range(MAX_DEPTH):
         texts = [item for item in level if isinstance(item, str)]

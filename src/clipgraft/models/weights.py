@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from clipgraft.errors import CheckpointError
-from clipgraft.files import atomic_write, file_sha256, read_json
+from clipgraft.files import atomic_write, file_sha256, read_json, sync
 
 MANIFEST_NAME = "manifest.json"
 DECIDING_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".ckpt", ".pt", ".pth")
@@ -231,9 +231,8 @@ def write_tensors(
         OSError: If there is no space left; safetensors tells the system's error number in its text alone.
     """
     try:
-        with atomic_write(path) as temporary:
+        with atomic_write(path, on_disk=True) as temporary:
             save_file(dict(tensors), temporary, metadata=metadata)
-            _sync(temporary)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)\)", str(error))
         if number is None:
@@ -244,12 +243,12 @@ def write_tensors(
 def _write_manifest(folder: Path) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync(path)
+        sync(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     manifest = folder / MANIFEST_NAME
     manifest.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-    _sync(manifest)
+    sync(manifest)
 
 
 def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
@@ -262,17 +261,8 @@ def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
         if replaced.exists():
             replaced.rename(out_dir)
         raise
-    _sync(out_dir.parent)
+    sync(out_dir.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_no_space(error: BaseException) -> bool:

@@ -3,8 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +49,7 @@ class RunLogger:
         self._path = run_dir / LOG_NAME
         rows = read_rows(self._path)[:step]
         run_dir.mkdir(parents=True, exist_ok=True)
-        with written_to_disk(self._path) as temporary:
+        with atomic_write(self._path, on_disk=True) as temporary:
             temporary.write_bytes(b"".join(rows))
         self._digest = hashlib.sha256(b"".join(rows))
         self._num_rows = len(rows)
@@ -151,12 +150,3 @@ def refuse_other_rows(path: Path, expected: RowsSum) -> None:
         raise CheckpointError(
             f"{path} was damaged or changed in its first {expected.num_rows} rows; bring it back"
         )
-
-
-@contextmanager
-def written_to_disk(path: Path) -> Iterator[Path]:
-    """`atomic_write`, and flushed to disk before the old file goes: a killed run leaves one of the two."""
-    with atomic_write(path) as temporary:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.files import parse_json
+from clipgraft.files import atomic_write, parse_json
 from clipgraft.models.weights import tensors_sha256, write_tensors
-from clipgraft.training.run_log import RowsSum, as_line, read_rows, sum_of_rows, written_to_disk
+from clipgraft.training.run_log import RowsSum, as_line, read_rows, sum_of_rows
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 BEST_NAME = "best.safetensors"
@@ -110,7 +110,7 @@ class ValidationHistory:
             return
         if is_best:
             write_tensors(self.run_dir / BEST_NAME, weights, _description(row["step"], weights))
-        with written_to_disk(self.run_dir / EVALUATIONS_NAME) as path:
+        with atomic_write(self.run_dir / EVALUATIONS_NAME, on_disk=True) as path:
             path.write_bytes(b"".join(map(as_line, self.rows)))
 
     def best_weights(self) -> dict[str, Tensor] | None:
