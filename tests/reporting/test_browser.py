@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from example_run import full_log_rows, picture_row, write_evaluation, write_log, write_pictures
 
-from clipgraft.reporting.outputs import write_comparison, write_report
+from clipgraft.reporting.report import compare, report
 from contrast import faint_texts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -46,7 +46,7 @@ def page(run_dir):
     write_pictures(run_dir / "generate", rows)
     write_log(run_dir / "finetune" / "log.jsonl", full_log_rows(2, 20))
     write_evaluation(run_dir / "evaluate")
-    return write_report(run_dir)
+    return report(run_dir)
 
 
 def open_in_browser(page, folder, *, width=1440, options=("--dump-dom",)):
@@ -74,7 +74,7 @@ def test_no_request_leaves_the_page_and_the_console_is_quiet(page, tmp_path):
 def test_page_that_compares_is_quiet_too(page, tmp_path):
     other = page.parent.parent / "other"
     shutil.copytree(page.parent, other)
-    compared = write_comparison([page.parent, other], tmp_path)
+    compared = compare([page.parent, other], tmp_path)
     _, console, addresses = open_in_browser(compared, tmp_path)
     assert console == []
     assert addresses == set()
@@ -105,7 +105,7 @@ def test_page_without_pictures_and_without_numbers_fits_a_telephone(run_dir, tmp
     nothing = {"value": None, "interval": None, "note": "nothing to measure"}
     rows = {key: [row | nothing for row in evaluation[key]] for key in ("figures", "differences")}
     write_evaluation(run_dir / "evaluate", pictures=[], **rows)
-    assert measured_title(write_report(run_dir), tmp_path, 390) == "fits 390"
+    assert measured_title(report(run_dir), tmp_path, 390) == "fits 390"
 
 
 def measured_title(page, folder, width):

@@ -8,7 +8,7 @@ from example_run import log_rows, picture_row, write_evaluation, write_json, wri
 
 from clipgraft.reporting.comparison import comparability, compared_images, differing_settings, run_names
 from clipgraft.reporting.html import render_comparison
-from clipgraft.reporting.outputs import write_comparison
+from clipgraft.reporting.report import compare
 from clipgraft.reporting.run_data import read_run
 
 
@@ -89,7 +89,7 @@ def test_warnings_of_an_evaluation_stand_on_the_page_that_compares_too(two):
 def test_places_of_folders_are_told_to_nobody_where_settings_differ(two, tmp_path):
     recipe = two[1] / "recipe.toml"
     recipe.write_text(recipe.read_text().replace('source = ""', 'source = "/home/someone/photos"'))
-    written = write_comparison(two, tmp_path / "out").with_suffix(".json").read_text()
+    written = compare(two, tmp_path / "out").with_suffix(".json").read_text()
     assert json.loads(written)["differing_settings"] == {"data.source": ["", "photos"]}
     assert "/home/someone" not in written
 
@@ -131,7 +131,7 @@ def test_killed_run_beside_a_whole_one_is_readable(two):
 
 def test_page_json_and_figure_are_written_where_asked(two, tmp_path):
     out = tmp_path / "compared"
-    assert write_comparison(two, out) == out / "comparison.html"
+    assert compare(two, out) == out / "comparison.html"
     assert {path.name for path in out.iterdir()} == {
         f"comparison.{kind}" for kind in ("html", "json", "png", "svg")
     }
@@ -142,5 +142,5 @@ def test_page_json_and_figure_are_written_where_asked(two, tmp_path):
 
 def test_folder_that_is_no_run_is_named(run_dir, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty is no run"):
-        write_comparison([run_dir, tmp_path / "empty"], tmp_path)
+    with pytest.raises(ValueError, match="empty is not a run"):
+        compare([run_dir, tmp_path / "empty"], tmp_path)

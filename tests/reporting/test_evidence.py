@@ -7,9 +7,16 @@ import pytest
 from example_run import EVALUATION_VERSION_1, picture_row, write_evaluation, write_json
 
 from clipgraft.evaluation.results import Difference, Evaluation, Metric
-from clipgraft.reporting.evidence import differences_tables, failures_table, metric_tables, verdict
+from clipgraft.reporting.evidence import (
+    differences_tables,
+    failed_images,
+    failures_table,
+    metric_tables,
+    nearest_training_images,
+    rank_prompts,
+    verdict,
+)
 from clipgraft.reporting.html import render_report
-from clipgraft.reporting.ranking import failed_images, nearest_training_images, ranked_prompts
 from clipgraft.reporting.run_data import read_run
 
 
@@ -49,7 +56,7 @@ def test_fidelity_stands_by_combinations_that_train_shows_and_never_shows(run_di
 def test_grafts_of_any_name_are_shown_among_best_and_worst_prompts(run_dir):
     evaluation = json.loads(json.dumps(write_evaluation(run_dir / "evaluate")).replace('"after"', '"mine-2"'))
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
-    ranked, _ = ranked_prompts(read_run(run_dir))
+    ranked, _ = rank_prompts(read_run(run_dir))
     shown = [cell.variant for cell in ranked["Best"][0].cells]
     assert shown == ["teacher", "before", "mine-2"]
 
@@ -134,7 +141,7 @@ def test_best_and_worst_prompts_are_those_that_a_sort_of_the_scores_finds(run_di
         if row["variant"] == "after"
     }
     order = sorted(scores, key=scores.get)
-    ranked, note = ranked_prompts(read_run(run_dir))
+    ranked, note = rank_prompts(read_run(run_dir))
     assert [group.prompt for group in ranked["Worst"]] == [f"prompt number {i}" for i in order[:3]]
     assert [group.prompt for group in ranked["Best"]] == [f"prompt number {i}" for i in order[:-4:-1]]
     assert [cell.variant for cell in ranked["Best"][0].cells] == ["teacher", "before", "after"]
@@ -234,7 +241,7 @@ def test_picture_outside_the_run_is_not_taken_into_the_page(run_dir):
     for row in evaluation["images"]:
         row["file"] = "../../secret.png"
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
-    ranked, _ = ranked_prompts(read_run(run_dir))
+    ranked, _ = rank_prompts(read_run(run_dir))
     assert not any(cell.source for groups in ranked.values() for group in groups for cell in group.cells)
 
 

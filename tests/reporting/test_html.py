@@ -24,7 +24,7 @@ from example_run import (
 )
 
 from clipgraft.reporting.html import MAX_REPORT_BYTES, render_report
-from clipgraft.reporting.outputs import write_report
+from clipgraft.reporting.report import report
 from clipgraft.reporting.run_data import read_run
 
 VOID_TAGS = {"meta", "img", "source"}
@@ -85,7 +85,7 @@ def test_report_of_a_whole_run_has_every_part(run_dir):
 
 
 def test_report_fetches_nothing_and_runs_nothing_but_its_own_script(run_dir):
-    html = write_report(run_dir).read_text(encoding="utf-8")
+    html = report(run_dir).read_text(encoding="utf-8")
     page = Page(html)
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"link", "iframe", "object", "embed", "form", "base", "svg"}
@@ -106,7 +106,7 @@ def test_report_fetches_nothing_and_runs_nothing_but_its_own_script(run_dir):
 
 
 def test_report_tells_nobody_where_the_folders_lie(run_dir):
-    html = write_report(run_dir).read_text(encoding="utf-8")
+    html = report(run_dir).read_text(encoding="utf-8")
     assert str(run_dir.parent) not in html
     assert "/home/someone" not in html
 
@@ -209,7 +209,7 @@ def test_one_epoch_and_steps_without_a_loss_are_said(run_dir):
     write_log(run_dir / "finetune" / "log.jsonl", rows)
     text = read_page(run_dir).text
     assert "1 of 20 steps has no finite loss" in text
-    assert "There is one epoch only, so the red mean is a single point." in text
+    assert "With a single epoch, the red mean is one point." in text
 
 
 def test_data_without_test_images_has_no_recall(run_dir):
@@ -334,7 +334,7 @@ def test_many_heavy_pictures_long_logs_and_a_long_recipe_stay_under_five_megabyt
 def test_single_stage_has_its_own_parts_and_misses_no_others(run_dir, stage, headings, others):
     for name in ("recipe.toml", "environment.json"):
         shutil.copy(run_dir / name, run_dir / stage / name)
-    html = write_report(run_dir / stage).read_text(encoding="utf-8")
+    html = report(run_dir / stage).read_text(encoding="utf-8")
     assert all(f"<h2>{heading}</h2>" in html for heading in headings)
     assert not any(f"<h2>{heading}</h2>" in html for heading in others)
 
@@ -347,27 +347,27 @@ def test_folder_of_a_run_that_has_only_begun_is_said_to_hold_nothing(tmp_path):
 def test_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"is no run: it holds neither recipe.toml, .*; name a folder that cl"
+        ValueError, match=r"is not a run: it holds neither recipe.toml, .*; name a folder that cl"
     ):
-        write_report(tmp_path)
+        report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 def test_loss_figure_lies_beside_the_report(run_dir):
-    write_report(run_dir)
+    report(run_dir)
     assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (run_dir / "loss.svg").is_file()
 
 
 def test_old_report_survives_a_write_that_fails(run_dir):
-    write_report(run_dir)
+    report(run_dir)
     before = {path: path.read_bytes() for path in run_dir.glob("*") if path.is_file()}
     write_log(run_dir / "finetune" / "log.jsonl", log_rows(4, 20))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_report(run_dir)
+            report(run_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert {path: path.read_bytes() for path in run_dir.glob("*") if path.is_file()} == before
@@ -375,7 +375,7 @@ def test_old_report_survives_a_write_that_fails(run_dir):
 
 def test_report_of_no_folder_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run folder not found: .*nowhere"):
-        write_report(tmp_path / "nowhere")
+        report(tmp_path / "nowhere")
 
 
 def test_report_is_written_without_torch():

@@ -44,7 +44,7 @@ def test_one_folder_gives_its_page_and_several_one_that_compares(run_dir, tmp_pa
     ("arguments", "said"),
     [
         (["nowhere"], "error: run folder not found: nowhere"),
-        (["."], "is no run: it holds neither recipe.toml"),
+        (["."], "is not a run: it holds neither recipe.toml"),
         (["a", "b", "--watch"], "error: --watch shows one run; name one folder"),
     ],
 )

@@ -7,13 +7,13 @@ import pytest
 from example_run import RECALL, STATES, picture_row, write_evaluation, write_json, write_pictures
 
 from clipgraft.reporting.report import report
-from clipgraft.reporting.run_data import collect_metrics, read_log, read_run
+from clipgraft.reporting.run_data import read_log, read_run
 
 
 def test_metrics_of_all_stages_are_brought_together(run_dir):
     rows = [picture_row("a.png", "a"), picture_row("b.png", "b", status="failed_nan")]
     write_pictures(run_dir / "generate", rows)
-    metrics = collect_metrics(run_dir)
+    metrics = read_run(run_dir).all_metrics()
     assert list(metrics) == ["finetune", "bridge", "generate"]
     assert metrics["finetune"]["before"] == RECALL
     assert metrics["bridge"]["linear"] == STATES
@@ -23,13 +23,7 @@ def test_metrics_of_all_stages_are_brought_together(run_dir):
 def test_stage_that_did_not_end_is_left_out_of_the_metrics(run_dir):
     (run_dir / "bridge" / "metrics.json").unlink()
     shutil.rmtree(run_dir / "generate")
-    assert list(collect_metrics(run_dir)) == ["finetune"]
-
-
-@pytest.mark.parametrize("stage", ["finetune", "bridge"])
-def test_metrics_of_a_single_stage_are_returned_as_they_are(run_dir, stage):
-    written = json.loads((run_dir / stage / "metrics.json").read_text())
-    assert collect_metrics(run_dir / stage) == written
+    assert list(read_run(run_dir).all_metrics()) == ["finetune"]
 
 
 @pytest.mark.parametrize("stage", ["finetune", "bridge"])
@@ -64,13 +58,15 @@ def test_metrics_of_refining_alone_are_not_taken_for_fine_tunings(tmp_path):
 
 
 def test_metrics_collected_at_the_top_are_not_taken_for_a_stages(run_dir):
-    before = collect_metrics(run_dir)
+    before = read_run(run_dir).all_metrics()
     write_json(run_dir / "metrics.json", before)
-    assert collect_metrics(run_dir) == before
+    assert read_run(run_dir).all_metrics() == before
 
 
-def test_metrics_of_a_folder_without_any_are_empty(tmp_path):
-    assert collect_metrics(tmp_path) == {}
+def test_metrics_name_their_stage_whatever_keys_they_have(tmp_path):
+    metrics = {"stage": "bridge", "num_epochs": 3}
+    write_json(tmp_path / "metrics.json", metrics)
+    assert read_run(tmp_path).metrics == {"bridge": metrics}
 
 
 def test_absent_files_are_no_problem_and_damaged_ones_are(run_dir):

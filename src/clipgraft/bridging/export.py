@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,10 +16,9 @@ from clipgraft.files import write_json
 from clipgraft.generation.pipeline import build_pipeline, prompt_input_ids
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.graft import Graft
-from clipgraft.models.lineage import Stage
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.models.weights import write_folder_atomically
-from clipgraft.reporting.export_card import Facts, model_card, public_recipe
+from clipgraft.reporting.model_card import graft_card, public_recipe
 from clipgraft.runs.folder import RECIPE_NAME, refuse_inputs_within
 
 ENCODE_BATCH_SIZE = 32
@@ -142,30 +140,11 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
 
 def _write_card(graft: Graft, content: str, folder: Path) -> None:
     """Write model card and recipe by the graft's lineage."""
-    lineage = graft.lineage
-    bridged, refined, tuned = (lineage.find(stage) for stage in ("bridge", "refine", "finetune"))
-    facts = Facts(
-        content,
-        graft.base.model_dump(),
-        recipe=_settings(bridged),
-        metrics={**bridged.counts, **_errors(bridged)} if bridged else {},
-        refine_recipe=_settings(refined),
-        refine_metrics={**refined.counts, **refined.figures} if refined else {},
-        finetuned_from=tuned.recipe.clip.name if tuned and tuned.recipe else "",
-        finetune_metrics=tuned.figures if tuned else {},
-        has_safety_checker=(folder / "safety_checker").is_dir(),
-    )
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    last = refined or bridged
+    has_safety_checker = (folder / "safety_checker").is_dir()
+    card = graft_card(content, graft.base, graft.lineage, has_safety_checker=has_safety_checker)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    last = graft.lineage.find("refine") or graft.lineage.find("bridge")
     if last and last.recipe:
         # Not as a Recipe, which would make a bare name a path of this machine again.
         shown = public_recipe(last.recipe.model_dump(exclude_none=True))
         (folder / RECIPE_NAME).write_text(to_toml(shown), encoding="utf-8")
-
-
-def _settings(stage: Stage | None) -> dict[str, Any]:
-    return stage.recipe.model_dump() if stage and stage.recipe else {}
-
-
-def _errors(stage: Stage) -> dict[str, Any]:
-    return {name: {"relative_error": errors} for name, errors in stage.figures.items()}

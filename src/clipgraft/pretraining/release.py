@@ -20,6 +20,7 @@ from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.flatland_config import DRAWING_DEFAULTS, build_scheduler
 from clipgraft.models.weights import write_folder_atomically
+from clipgraft.reporting.model_card import model_card
 
 PARTS = ("vae", "unet", "clip", "probe")
 
@@ -96,8 +97,10 @@ def _card(modules: dict[str, nn.Module], metrics: dict[str, Any]) -> str:
         for name, module in modules.items()
     )
     accuracy = ", ".join(f"{name} {share:.3f}" for name, share in metrics["probe_accuracy"].items())
-    return f"""# flatland
-
+    return model_card(
+        "flatland",
+        [
+            f"""\
 A latent diffusion model, a CLIP and a probe that know one drawn world: Stable Diffusion v1.5 in small, the
 same in every convention (epsilon prediction, its betas, 77 positions, EOS as padding, a causal mask).
 
@@ -115,5 +118,7 @@ read the words that `data/flatland/words.py` keeps from it, nor saw the combinat
 - Probe: accuracy on drawn pictures that it was not trained on: {accuracy}.
 
 It draws 128 x 128 pictures of that world and nothing else, and knows the words of its captions. It is for
-tests, demonstrations and measurements. Licence: clipgraft's (Apache-2.0), drawings and captions included.
-"""
+tests, demonstrations and measurements. Licence: clipgraft's (Apache-2.0), drawings and captions included."""
+        ],
+        "flatland",
+    )

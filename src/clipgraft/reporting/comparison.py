@@ -8,15 +8,14 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from clipgraft.evaluation.results import TEACHER, Metric
-from clipgraft.reporting.costs import STAGE_LABELS
 from clipgraft.reporting.embedded_images import PageImage, PromptImages, group_images
-from clipgraft.reporting.evidence import figure_text
+from clipgraft.reporting.evidence import figure_text, last_variant
 from clipgraft.reporting.format import Table, decimal, duration, gigabytes, percent, sub_dict
 from clipgraft.reporting.plots import Theme, epoch_means, render_figure, style_axes
-from clipgraft.reporting.ranking import last_variant
-from clipgraft.reporting.run_data import STAGES, Run, is_number
+from clipgraft.reporting.provenance import STAGE_LABELS, setting, setting_text
+from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.reporting.sections import DIRECTIONS, TOKEN_CLASSES, describe_run
-from clipgraft.reporting.setting_tables import setting, setting_text
+from clipgraft.runs.run import STAGES
 
 MARKERS = "osD^vP"
 IGNORED_SETTINGS = ("device",)
@@ -37,7 +36,7 @@ LOSS_SETTINGS = tuple(
 """A contrastive loss is of a batch: with another batch it is another figure."""
 
 
-def run_names(runs: Sequence[Run]) -> list[str]:
+def run_names(runs: Sequence[RunData]) -> list[str]:
     """Names of the runs' folders; equal ones are numbered."""
     names = [run.name for run in runs]
     return [
@@ -46,14 +45,14 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def lead(runs: Sequence[Run]) -> str:
+def lead(runs: Sequence[RunData]) -> str:
     """Say what is compared, and whether the data is the same."""
     first, *others = {describe_run(run) for run in runs}
     what = first if not others else ""
     return f"{len(runs)} runs side by side. {what} {_data_sentence(runs)}".replace("  ", " ").strip()
 
 
-def comparability(runs: Sequence[Run]) -> dict[str, str]:
+def comparability(runs: Sequence[RunData]) -> dict[str, str]:
     """For each kind of figure an empty text where the runs can be compared by it, else the reason why not."""
     tuned = [run for run in runs if run.finetune]
     logged = [run for run in runs if run.log]
@@ -81,13 +80,13 @@ def comparability(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def _unknown_data(runs: Sequence[Run]) -> str:
+def _unknown_data(runs: Sequence[RunData]) -> str:
     """The reason why figures cannot be compared where a run does not say which data it is on."""
     is_known = all(data_key(run) is not None for run in runs)
     return "" if is_known else "of some it is not known which data they are on"
 
 
-def _evaluation_key(run: Run) -> Any:
+def _evaluation_key(run: RunData) -> Any:
     """What decides an evaluation's figures besides the grafts: settings, base, prompts and photographs."""
     evaluation = run.evaluation
     return (
@@ -98,17 +97,17 @@ def _evaluation_key(run: Run) -> Any:
     )
 
 
-def data_key(run: Run) -> Any:
+def data_key(run: RunData) -> Any:
     """What names a run's data: the sum over its captions, or, in runs that have none, its counts."""
     if run.data.get("fingerprint"):
         return run.data["fingerprint"]
     return _dump([run.data.get("format"), run.data.get("counts")]) if run.data else None
 
 
-def figures_tables(runs: Sequence[Run]) -> list[Table]:
+def figures_tables(runs: Sequence[RunData]) -> list[Table]:
     """A table a kind of figure, a run a column; where the runs cannot be compared, the reason alone."""
     reasons = comparability(runs)
-    kinds: dict[str, tuple[str, Callable[[Run], dict[str, str]]]] = {
+    kinds: dict[str, tuple[str, Callable[[RunData], dict[str, str]]]] = {
         "recall": ("Retrieval", _recall),
         "loss": ("Loss", _loss),
         "bridge": ("Bridge: state error", _bridge),
@@ -126,7 +125,7 @@ def figures_tables(runs: Sequence[Run]) -> list[Table]:
     return tables
 
 
-def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differing_settings(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     """By dotted name, the settings that are not the same in all runs, a value a run."""
     flat = [_flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key not in IGNORED_SETTINGS)
@@ -134,7 +133,7 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {key: values for key, values in found.items() if len({_dump(value) for value in values}) > 1}
 
 
-def settings_table(runs: Sequence[Run], *, differing: bool) -> Table | None:
+def settings_table(runs: Sequence[RunData], *, differing: bool) -> Table | None:
     """Lay out the settings that differ, or those that are the same in all runs; None where there are none."""
     differ = differing_settings(runs)
     if differing:
@@ -148,7 +147,7 @@ def settings_table(runs: Sequence[Run], *, differing: bool) -> Table | None:
     return Table(("setting", "in all runs"), rows) if rows else None
 
 
-def resources_table(runs: Sequence[Run]) -> Table | None:
+def resources_table(runs: Sequence[RunData]) -> Table | None:
     """Lay out time and memory by stage, a run a column."""
     columns = []
     for run in runs:
@@ -170,7 +169,7 @@ def resources_table(runs: Sequence[Run]) -> Table | None:
     return Table(("", *run_names(runs)), _across(columns)) if any(columns) else None
 
 
-def compared_images(runs: Sequence[Run]) -> tuple[list[PromptImages], int]:
+def compared_images(runs: Sequence[RunData]) -> tuple[list[PromptImages], int]:
     """Return images of one prompt, seed and settings that at least two runs have, a run a column."""
     groups: dict[str, list[PageImage]] = {}
     for name, run in zip(run_names(runs), runs, strict=True):
@@ -183,13 +182,13 @@ def compared_images(runs: Sequence[Run]) -> tuple[list[PromptImages], int]:
     return group_images([image for images in groups.values() if len(images) > 1 for image in images])
 
 
-def loss_notes(runs: Sequence[Run]) -> list[str]:
+def loss_notes(runs: Sequence[RunData]) -> list[str]:
     """Say what keeps the lines of the figure apart."""
     reason = comparability(runs)["loss"]
     return [f"The heights of these lines cannot be compared: {reason}; their shapes can."] if reason else []
 
 
-def render_losses(runs: Sequence[Run], image_format: str, theme: Theme) -> bytes:
+def render_losses(runs: Sequence[RunData], image_format: str, theme: Theme) -> bytes:
     """Draw each run's mean loss an epoch as a line over epochs."""
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -210,7 +209,7 @@ def render_losses(runs: Sequence[Run], image_format: str, theme: Theme) -> bytes
     return render_figure(lambda axes: draw(axes, theme), image_format, theme)
 
 
-def _data_sentence(runs: Sequence[Run]) -> str:
+def _data_sentence(runs: Sequence[RunData]) -> str:
     keys = [data_key(run) for run in runs]
     if None in keys:
         return (
@@ -240,11 +239,11 @@ def _across(columns: Sequence[dict[str, str]]) -> list[tuple[str, ...]]:
     return [(label, *(column.get(label, "-") for column in columns)) for label in labels]
 
 
-def _after(run: Run) -> dict[str, Any]:
+def _after(run: RunData) -> dict[str, Any]:
     return sub_dict(run.finetune, "after")
 
 
-def _recall(run: Run) -> dict[str, str]:
+def _recall(run: RunData) -> dict[str, str]:
     found = {}
     for direction, label in DIRECTIONS.items():
         for k in (1, 5):
@@ -255,7 +254,7 @@ def _recall(run: Run) -> dict[str, str]:
     return found
 
 
-def _loss(run: Run) -> dict[str, str]:
+def _loss(run: RunData) -> dict[str, str]:
     means = epoch_means(run.log)
     if not means:
         return {}
@@ -264,7 +263,7 @@ def _loss(run: Run) -> dict[str, str]:
     }
 
 
-def _bridge(run: Run) -> dict[str, str]:
+def _bridge(run: RunData) -> dict[str, str]:
     best = sub_dict(run.bridge, "residual") or sub_dict(run.bridge, "linear")
     error = sub_dict(best, "relative_error")
     return {
@@ -272,7 +271,7 @@ def _bridge(run: Run) -> dict[str, str]:
     }
 
 
-def _evaluated(run: Run) -> dict[str, str]:
+def _evaluated(run: RunData) -> dict[str, str]:
     """Figures of the run's last measured variant."""
     evaluation, variant = run.evaluation, last_variant(run.evaluation)
     titles = {each.name: each.title for each in evaluation.prompt_sets}

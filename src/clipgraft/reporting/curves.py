@@ -1,51 +1,103 @@
-"""Figures of a training beside its loss: gradient norm, learning rate, time a step, evaluations."""
+"""Figures of a training: loss, gradient norm, learning rate, time per step, validation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clipgraft.reporting.format import percent
-from clipgraft.reporting.plots import Theme, render_figure, style_axes, thin_out
-from clipgraft.reporting.run_data import Run, is_number
-from clipgraft.reporting.setting_tables import setting
+from clipgraft.reporting.plots import (
+    FIGURE_INCHES,
+    LIGHT,
+    Theme,
+    draw_loss,
+    epoch_means,
+    render_figure,
+    style_axes,
+    thin_out,
+)
+from clipgraft.reporting.provenance import setting
+from clipgraft.reporting.run_data import RunData, is_number
 
 SHORT_INCHES = (4.6, 2.5)
 MAX_CURVE_POINTS = 1_500
 NUM_BINS = 120
-"""Steps are averaged into so many bars of time."""
+"""Bars of the figure of time per step; each is a mean over steps."""
 LOG_ABOVE = 20.0
-"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+"""Ratio of the largest to the smallest value above which an axis is logarithmic."""
 
 
-class Curve(NamedTuple):
-    """A figure: its file's name, what it shows, and how it is drawn."""
+@dataclass(frozen=True)
+class RunFigure:
+    """A figure of a run, rendered on demand."""
 
     name: str
+    """Of its file, without extension."""
     title: str
     alt: str
     notes: list[str]
     draw: Callable[[Axes, Theme], None]
+    inches: tuple[float, float] = SHORT_INCHES
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The figure as SVG in light colours."""
+        return self.render("svg", LIGHT)
 
     def render(self, image_format: str, theme: Theme) -> bytes:
         """Return the figure as "png" or "svg"."""
-        return render_figure(lambda axes: self.draw(axes, theme), image_format, theme, SHORT_INCHES)
+        return render_figure(lambda axes: self.draw(axes, theme), image_format, theme, self.inches)
 
 
-def training_curves(run: Run) -> list[Curve]:
-    """Return the figures that log and evaluations can give; of an older log, those it has keys for."""
-    candidates = (_gradient_norm(run), _learning_rate(run), _step_time(run), _on_the_way(run))
-    return [curve for curve in candidates if curve]
+def run_figures(run: RunData) -> list[RunFigure]:
+    """Return the loss, then the other figures for which the log and the validation have values."""
+    candidates = (_loss(run), _gradient_norm(run), _learning_rate(run), _step_time(run), _validation(run))
+    return [figure for figure in candidates if figure]
+
+
+def _loss(run: RunData) -> RunFigure | None:
+    if not run.log:
+        return None
+    return RunFigure(
+        "loss",
+        "Loss",
+        "Loss of each batch in blue and mean of each epoch in red, over optimizer steps",
+        loss_notes(run),
+        lambda axes, theme: draw_loss(axes, run.log, theme),
+        FIGURE_INCHES,
+    )
+
+
+def loss_notes(run: RunData) -> list[str]:
+    """Explain gaps, single points and unfinished epochs of the loss figure."""
+    notes = []
+    num_gaps = sum(not is_number(row["loss"]) for row in run.log)
+    if num_gaps:
+        verb = "has" if num_gaps == 1 else "have"
+        notes.append(
+            f"{num_gaps:,} of {len(run.log):,} steps {verb} no finite loss; the line has gaps there."
+        )
+    skipped = run.finetune.get("skipped_steps")
+    if is_number(skipped) and skipped:
+        notes.append(f"{skipped:,} steps were skipped because their gradients were not finite.")
+    epochs = {row["epoch"] for row in run.log}
+    for epoch in sorted(epochs - {epoch for epoch, _, _ in epoch_means(run.log)})[:1]:
+        notes.append(f"Epoch {epoch + 1} has no mean: it was not finished, or none of its losses was finite.")
+    if len(epochs) == 1:
+        notes.append("With a single epoch, the red mean is one point.")
+    return notes
 
 
 def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """Values of a key, NaN where there is none."""
+    """Values of a key, NaN where missing."""
     return np.array([row[key] if is_number(row.get(key)) else np.nan for row in rows], dtype=float)
 
 
-def _gradient_norm(run: Run) -> Curve | None:
+def _gradient_norm(run: RunData) -> RunFigure | None:
     steps, norms = _column(run.log, "step"), _column(run.log, "grad_norm")
     if not np.isfinite(norms).any():
         return None
@@ -81,16 +133,14 @@ def _gradient_norm(run: Run) -> Curve | None:
             f"{num_clipped:,} of {len(norms):,} steps ({share}) were scaled down to a norm of {limit:g}."
         )
     if len(steps) > MAX_CURVE_POINTS:
-        notes.append("Of every few steps the lowest and the highest norm are drawn.")
+        notes.append("Only the lowest and the highest norm of every few steps are shown.")
     if is_skipped.any():
         num_skipped = int(is_skipped.sum())
-        notes.append(
-            f"Red marks: steps skipped for want of a finite loss or gradient, {num_skipped:,} in all."
-        )
-    return Curve("grad_norm", "Gradient norm", "Gradient norm over optimizer steps", notes, draw)
+        notes.append(f"Red marks: steps skipped because loss or gradient was not finite ({num_skipped:,}).")
+    return RunFigure("figures/grad_norm", "Gradient norm", "Gradient norm over optimizer steps", notes, draw)
 
 
-def _learning_rate(run: Run) -> Curve | None:
+def _learning_rate(run: RunData) -> RunFigure | None:
     steps, rates = _column(run.log, "step"), _column(run.log, "learning_rate")
     if not np.isfinite(rates).any():
         return None
@@ -103,10 +153,10 @@ def _learning_rate(run: Run) -> Curve | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         style_axes(axes, theme, "learning rate")
 
-    return Curve("learning_rate", "Learning rate", "Learning rate over optimizer steps", [], draw)
+    return RunFigure("figures/learning_rate", "Learning rate", "Learning rate over optimizer steps", [], draw)
 
 
-def _step_time(run: Run) -> Curve | None:
+def _step_time(run: RunData) -> RunFigure | None:
     steps = _column(run.log, "step")
     data, compute = _column(run.log, "data_seconds"), _column(run.log, "step_seconds")
     is_known = np.isfinite(data) & np.isfinite(compute)
@@ -129,24 +179,30 @@ def _step_time(run: Run) -> Curve | None:
             label="waiting for data",
         )
         axes.set_ylim(bottom=0, top=1.3 * (means[0] + means[1]).max() or 1)
-        style_axes(axes, theme, "seconds a step", legend=True)
+        style_axes(axes, theme, "seconds per step", legend=True)
 
     share = data.sum() / max(data.sum() + compute.sum(), 1e-9)
     note = (
-        f"Median step: {np.median(data + compute):.3g} s. {percent(float(share))} of the time went by "
+        f"Median step: {np.median(data + compute):.3g} s. {percent(float(share))} of the time was spent "
         "waiting for data."
     )
-    return Curve("step_time", "Time a step", "Seconds a step: computing, and waiting for data", [note], draw)
+    return RunFigure(
+        "figures/step_time",
+        "Time per step",
+        "Seconds per step: computing, and waiting for data",
+        [note],
+        draw,
+    )
 
 
-def _on_the_way(run: Run) -> Curve | None:
+def _validation(run: RunData) -> RunFigure | None:
     lines = (
         ("text_to_image_recall@1", "image R@1", "batch"),
         ("image_to_text_recall@1", "text R@1", "mean"),
         ("drift_words", "drift of words", "text"),
     )
-    epochs = _column(run.evaluations, "epoch")
-    known = {key: 100 * _column(run.evaluations, key) for key, _, _ in lines}
+    epochs = _column(run.validation, "epoch")
+    known = {key: 100 * _column(run.validation, key) for key, _, _ in lines}
     if len(epochs) < 2 or not any(np.isfinite(values).sum() > 1 for values in known.values()):
         return None
 
@@ -161,4 +217,6 @@ def _on_the_way(run: Run) -> Curve | None:
         )
         style_axes(axes, theme, "%", legend=True, x_label="after epoch")
 
-    return Curve("evaluations", "On the way", "Recall at 1 and drift of words after each epoch", [], draw)
+    return RunFigure(
+        "figures/validation", "Validation", "Recall at 1 and drift of words after each epoch", [], draw
+    )

@@ -77,3 +77,10 @@ def sub_dict(values: dict[str, Any], key: str) -> dict[str, Any]:
 def with_number_note(note: str, rows: list[tuple[str, ...]]) -> str:
     """Say below a table what its n/a means, where it has one."""
     return f"{note} {NO_NUMBER_NOTE}".strip() if any(NO_NUMBER in row for row in rows) else note
+
+
+def short_setting(value: Any) -> Any:
+    """A value for machines: of a folder its own name alone, in a list as well."""
+    if isinstance(value, list):
+        return [short_setting(item) for item in value]
+    return short_name(value) if isinstance(value, str) else value

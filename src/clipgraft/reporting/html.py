@@ -6,7 +6,7 @@ sum, is not needed to read it; so a caption which is a script stays a caption.
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipgraft.errors import UserError
-from clipgraft.reporting import comparison, evidence, ranking, sections
-from clipgraft.reporting import costs as resources
-from clipgraft.reporting.curves import Curve, training_curves
+from clipgraft.reporting import comparison, evidence, provenance, sections
+from clipgraft.reporting.curves import RunFigure, run_figures
 from clipgraft.reporting.embedded_images import group_images
-from clipgraft.reporting.plots import DARK, LIGHT, Theme, recolour, render_loss
-from clipgraft.reporting.run_data import Run
-from clipgraft.reporting.setting_tables import settings_tables, shown_recipe
-from clipgraft.reporting.validation_curves import evaluations_table
+from clipgraft.reporting.evidence import Ranking
+from clipgraft.reporting.plots import DARK, LIGHT, recolour
+from clipgraft.reporting.run_data import RunData
 
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000
@@ -29,36 +27,45 @@ MAX_RECIPE_CHARACTERS = 100_000
 TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 
 
-def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
+def render_report(
+    run: RunData,
+    ranking: Ranking | None = None,
+    figures: Sequence[RunFigure] | None = None,
+    *,
+    refresh_seconds: int = 0,
+) -> str:
     """Return the HTML of a run's page.
 
     Args:
         run: What its folder holds.
-        refresh_seconds: How often a browser is to load the page anew; 0 = never.
+        ranking: Its best and worst prompts; None = made here.
+        figures: Its figures; None = made here.
+        refresh_seconds: How often a browser reloads the page; 0 = never.
 
     Raises:
-        ValueError: If the page would be larger than 5 MB.
+        UserError: If the page would be larger than 5 MB.
     """
+    ranking = ranking or evidence.rank_prompts(run)
+    shown = {figure.name: _figure(figure) for figure in (run_figures(run) if figures is None else figures)}
     images, num_hidden = group_images(run.images)
-    ranked, ranked_note = ranking.ranked_prompts(run)
     first_differences, other_differences = evidence.differences_tables(run.evaluation)
     first_metrics, other_metrics = evidence.metric_tables(run.evaluation)
-    failed, num_failed = ranking.failed_images(run)
+    failed, num_failed = evidence.failed_images(run)
     return _render(
         "report.html.j2",
         title=run.name,
         refresh_seconds=refresh_seconds,
         progress=sections.progress(run),
         run=run,
-        started=resources.started(run),
+        started=provenance.started(run),
         lead=sections.describe_run(run),
         highlights=sections.highlights(run),
         images=images,
         num_hidden_images=num_hidden,
         recall=sections.recall_table(run),
-        evaluations=evaluations_table(run),
-        loss_figure=loss_figure(run),
-        curves=[_curve_figure(curve) for curve in training_curves(run)],
+        validation=sections.validation_table(run),
+        loss_figure=shown.pop("loss", None),
+        curves=list(shown.values()),
         bridge=sections.bridge_table(run),
         refine=sections.refine_table(run),
         evidence={
@@ -69,22 +76,22 @@ def render_report(run: Run, *, refresh_seconds: int = 0) -> str:
             "tables": first_metrics,
             "others": other_metrics,
         },
-        ranked=ranked,
-        ranked_note=ranked_note,
+        ranked=ranking.groups,
+        ranked_note=ranking.note,
         failures=evidence.failures_table(run.evaluation),
         failed=failed,
         num_failed=num_failed,
-        nearest=ranking.nearest_training_images(run),
+        nearest=evidence.nearest_training_images(run),
         data=sections.data_table(run),
-        settings=settings_tables(run),
-        resources=resources.resources_table(run),
-        environment=resources.environment_rows(run),
-        recipe_text=shown_recipe(run)[:MAX_RECIPE_CHARACTERS],
+        settings=provenance.settings_tables(run),
+        resources=provenance.resources_table(run),
+        environment=provenance.environment_rows(run),
+        recipe_text=provenance.shown_recipe(run)[:MAX_RECIPE_CHARACTERS],
         is_recipe_cut=len(run.recipe_text) > MAX_RECIPE_CHARACTERS,
     )
 
 
-def render_comparison(runs: Sequence[Run]) -> str:
+def render_comparison(runs: Sequence[RunData]) -> str:
     """Return the HTML of a page that compares runs.
 
     Raises:
@@ -106,8 +113,8 @@ def render_comparison(runs: Sequence[Run]) -> str:
         ],
         tables=comparison.figures_tables(runs),
         loss_figure=_themed(
-            lambda theme: comparison.render_losses(runs, "svg", theme),
-            "Mean loss of each epoch, a line a run",
+            comparison.render_losses(runs, "svg", LIGHT),
+            "Mean loss of each epoch, one line per run",
             comparison.loss_notes(runs),
         )
         if any(run.log for run in runs)
@@ -120,20 +127,11 @@ def render_comparison(runs: Sequence[Run]) -> str:
     )
 
 
-def loss_figure(run: Run) -> dict[str, Any] | None:
-    """The loss as a figure for both themes; None where no step was logged."""
-    if not run.log:
-        return None
-    alt = "Loss of each batch in blue and mean of each epoch in red, over optimizer steps"
-    return _themed(lambda theme: render_loss(run.log, "svg", theme), alt, sections.loss_notes(run))
+def _figure(figure: RunFigure) -> dict[str, Any]:
+    return _themed(figure.svg, figure.alt, figure.notes) | {"title": figure.title}
 
 
-def _curve_figure(curve: Curve) -> dict[str, Any]:
-    return _themed(lambda theme: curve.render("svg", theme), curve.alt, curve.notes) | {"title": curve.title}
-
-
-def _themed(render: Callable[[Theme], bytes], alt: str, notes: list[str]) -> dict[str, Any]:
-    light = render(LIGHT)
+def _themed(light: bytes, alt: str, notes: list[str]) -> dict[str, Any]:
     return {"light": _data_uri(light), "dark": _data_uri(recolour(light, DARK)), "alt": alt, "notes": notes}
 
 

@@ -1,73 +1,246 @@
-"""A model card in Markdown, from the same data as the page."""
+"""Model cards of runs and of exported grafts, with the hub's front matter."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from huggingface_hub import ModelCardData
+
+from clipgraft.config import Recipe
+from clipgraft.models.configs import BaseRecord
+from clipgraft.models.hub import PINS
+from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.reporting import evidence, sections
-from clipgraft.reporting.costs import resources_table, started
 from clipgraft.reporting.format import Table, short_name
-from clipgraft.reporting.run_data import Run
-from clipgraft.reporting.setting_tables import setting, settings_tables
+from clipgraft.reporting.provenance import resources_table, setting, settings_tables, started
+from clipgraft.reporting.run_data import RunData
 
 MAX_RECIPE_ROWS = 60
+FLATLAND = "flatland"
+OPENRAIL = "CreativeML OpenRAIL-M"
+LICENSES = {OPENRAIL: "creativeml-openrail-m", "MIT": "mit", "Apache-2.0": "apache-2.0"}
+"""Licence -> its id on the hub."""
+OPENRAIL_TERMS = f"""\
+The base's licence is {OPENRAIL} (https://huggingface.co/spaces/CompVis/stable-diffusion-license).
+It counts a model distilled from the base's weights or outputs as a *Derivative of the Model*. The bridge
+learned from the base's text encoder and, if it was refined, through its U-Net; so whoever passes this on must
+
+- hand on a copy of that licence, and state the changes;
+- keep copyright and licence notices;
+- bind recipients to its use restrictions (paragraph 5 and Attachment A): not to break the law; not to exploit
+  or harm minors; not to spread false information in order to harm others; not to generate or spread personal
+  data that can harm a person; not to defame or harass; not for automated decisions that affect a person's
+  legal rights or create binding obligations; not to discriminate by behaviour or personal characteristics;
+  not to exploit the vulnerabilities of a group so as to harm; not for medical advice or results; not for
+  justice, law enforcement, immigration or asylum, such as predicting who will commit fraud or a crime.
+
+The licence's own text is authoritative; this is a summary."""
 
 
-def render_model_card(run: Run) -> str:
-    """Return the card: what it is, data, recipe, figures, limits, and how to make it again.
-
-    Args:
-        run: What its folder holds; what is missing is left out.
-    """
-    base = short_name(setting(run, "base.name"))
-    how = run.evaluation.describe_settings()
+def run_card(run: RunData) -> str:
+    """Return the card of a run: data, recipe, figures, limits, and how to reproduce it."""
+    evaluation, base = run.evaluation, short_name(setting(run, "base.name"))
+    how = evaluation.describe_settings()
     parts = [
-        f"# {_plain(run.name)}",
         _plain(sections.describe_run(run)),
         _section("Data", sections.data_table(run)),
         _settings(run),
         _section("Retrieval", sections.recall_table(run)),
         _section("Bridge", sections.bridge_table(run)),
-        _section("Refining", sections.refine_table(run)),
-        _section("Differences, pair by pair", evidence.differences_tables(run.evaluation)[0]),
-        *(_section(table.title, table) for table in evidence.metric_tables(run.evaluation)[0]),
-        *(f"> {_plain(note)}" for note in run.evaluation.notes),
+        _section("Refinement", sections.refine_table(run)),
+        _section("Paired differences", evidence.differences_tables(evaluation)[0]),
+        *(_section(table.title, table) for table in evidence.metric_tables(evaluation)[0]),
+        *(f"> {_plain(note)}" for note in evaluation.notes),
         _plain(how and f"Generated and scored with: {how}"),
         "## Limits\n\nThe figures hold for the data and the base named here, and for prompts like those "
         f"measured. The base{f' ({_plain(base)})' if base else ''} and CLIP have licences of their own.",
         _section("Time, energy and memory", resources_table(run)),
-        _again(run),
+        _reproduction(run),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return model_card(_plain(run.name), parts, base)
 
 
-def _settings(run: Run) -> str:
+def graft_card(content: str, base: BaseRecord, lineage: Lineage, *, has_safety_checker: bool = False) -> str:
+    """Return the card of an exported graft.
+
+    Args:
+        content: What the folder holds and how it is loaded, as Markdown.
+        base: The base that the graft was made for.
+        lineage: The stages that made it.
+        has_safety_checker: Whether the folder holds the base's.
+    """
+    name = public_name(base.name)
+    where = f"`{name}` at commit `{base.revision}`" if base.revision else f"`{name}`"
+    bridged = lineage.find("bridge")
+    number = bridged.counts.get("num_captions") if bridged else None
+    num_captions = f"{number:,}" if number else "an unknown number of"
+    checked = (
+        "the included safety checker of the base is no guarantee"
+        if has_safety_checker
+        else "no safety checker is included"
+    )
+    parts = [
+        content,
+        f"## Base\n\n{where}: the graft was made for its VAE and U-Net, unchanged. `clipgraft` refuses it on "
+        "a base whose cross-attention has other weights.",
+        "## Data and recipe\n\n" + "\n".join(_lineage_lines(lineage)),
+        "## Figures\n\n" + ("\n\n".join(_figures(lineage)) or "None were recorded."),
+        f"## Limits\n\n- The bridge was fitted on {num_captions} captions. Words and combinations absent "
+        "from them are mapped by extrapolation; expect less there than of the base's own text encoder.\n"
+        "- It inherits the biases of the base and of the captions.\n"
+        "- Prompts are cut after 77 tokens. `clip_skip` is not supported.\n"
+        f"- Generated images are not evidence of anything, and {checked}.",
+        f"## Terms\n\n{_terms(base.name)}",
+    ]
+    return model_card(f"CLIP grafted onto {name}", parts, base.name)
+
+
+def model_card(title: str, parts: Sequence[str], base: str) -> str:
+    """Return a card with the hub's front matter.
+
+    Args:
+        title: Its heading.
+        parts: Markdown; empty ones are left out.
+        base: Name of the base, which decides the licence.
+    """
+    data = ModelCardData(
+        library_name="diffusers",
+        tags=["clipgraft", "text-to-image"],
+        base_model=base if base in PINS else None,
+        license=LICENSES.get(_license(base), "other"),
+    )
+    body = "\n\n".join(part for part in parts if part)
+    return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n"
+
+
+def public_name(name: str) -> str:
+    """Name of a model or data set for others: of a local path, its last part alone."""
+    is_path = Path(name).is_absolute() or name.startswith(("~", ".")) or Path(name).exists()
+    return Path(name).name if is_path else name
+
+
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with local paths cut to their last part."""
+    return {
+        key: public_recipe(value)
+        if isinstance(value, Mapping)
+        else public_name(value)
+        if isinstance(value, str) and ("/" in value or "\\" in value)
+        else value
+        for key, value in recipe.items()
+    }
+
+
+def _license(name: str) -> str:
+    if name == FLATLAND:
+        return "Apache-2.0"
+    return PINS[name].license if name in PINS else ""
+
+
+def _lineage_lines(lineage: Lineage) -> Iterator[str]:
+    bridged, refined, tuned = (lineage.find(stage) for stage in ("bridge", "refine", "finetune"))
+    if not bridged and not refined:
+        yield "How this graft was made is not recorded."
+        return
+    if bridged and bridged.recipe:
+        yield from _bridge_lines(bridged, bridged.recipe, tuned)
+    else:
+        yield "- The captions and the CLIP of the bridge are not recorded."
+    if refined and refined.recipe:
+        yield f"- Refined through the base's U-Net on {_source(refined.recipe)}."
+        yield from (f"- {name}: {number:,}" for name, number in refined.counts.items())
+    yield "- All settings: `recipe.toml` beside this card."
+
+
+def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator[str]:
+    captions, clip = recipe.bridge.captions, recipe.clip
+    yield f"- Captions: `{public_name(captions)}`." if captions else f"- Captioned images: {_source(recipe)}."
+    if tuned and tuned.recipe:
+        yield f"- CLIP: `{public_name(tuned.recipe.clip.name)}`, fine-tuned."
+    else:
+        at = f" at commit `{clip.revision}`" if clip.revision else ""
+        yield f"- CLIP: `{public_name(clip.name)}`{at}."
+    yield from (f"- {name}: {number:,}" for name, number in stage.counts.items())
+
+
+def _source(recipe: Recipe) -> str:
+    source = recipe.data.source
+    return f"`{public_name(source)}`" if source else "flatland8k"
+
+
+def _figures(lineage: Lineage) -> Iterator[str]:
+    bridged, refined, tuned = (lineage.find(stage) for stage in ("bridge", "refine", "finetune"))
+    recall = {
+        when: {name: value for name, value in figures.items() if "recall@" in name}
+        for when, figures in (tuned.figures if tuned else {}).items()
+    }
+    if any(recall.values()):
+        yield "Fine-tuning of CLIP, on held-out images:\n\n" + _figures_table(recall, flip=True)
+    if bridged and bridged.figures:
+        yield (
+            "Relative error of the bridged hidden states against the base's own, on held-out captions:\n\n"
+            + _figures_table(bridged.figures)
+        )
+    if refined and any(refined.figures.values()):
+        yield (
+            "Error of the predicted noise against that with the base's own text encoder (no text: 1), by "
+            "timestep:\n\n"
+            + _figures_table({f"{when} refining": row for when, row in refined.figures.items()})
+        )
+
+
+def _figures_table(figures: Mapping[str, Mapping[str, float | None]], *, flip: bool = False) -> str:
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
+    if flip:
+        figures, names = {n: {k: row.get(n) for k, row in figures.items()} for n in names}, list(figures)
+    rows = [
+        (name, *("-" if (value := row.get(key)) is None else f"{value:.4f}" for key in names))
+        for name, row in figures.items()
+    ]
+    return _markdown(Table(("", *names), rows))
+
+
+def _terms(name: str) -> str:
+    license_ = _license(name)
+    if license_ == OPENRAIL:
+        return OPENRAIL_TERMS
+    if license_:
+        return f"The base's licence: {license_}. Captions and photographs have terms of their own."
+    return (
+        "The base's licence is that of its origin. **If it is a Stable Diffusion v1 model:**\n\n"
+        + OPENRAIL_TERMS
+    )
+
+
+def _settings(run: RunData) -> str:
     rows: list[tuple[str, ...]] = [
         row for title, rows in settings_tables(run).items() for row in ((title,), *rows)
     ]
     return _section("Recipe", Table(("setting", "value"), rows[:MAX_RECIPE_ROWS])) if rows else ""
 
 
-def _again(run: Run) -> str:
-    lines = ["## Make it again"]
-    if run.environment.get("command"):
-        lines.append(f"    {' '.join(str(run.environment['command']).split())}")
+def _reproduction(run: RunData) -> str:
+    environment, lines = run.environment, []
+    if environment.get("command"):
+        lines.append(f"    {' '.join(str(environment['command']).split())}")
     versions = [
-        f"{key} {run.environment[key]}"
-        for key in ("clipgraft", "torch", "device")
-        if run.environment.get(key)
+        f"{key} {environment[key]}" for key in ("clipgraft", "torch", "device") if environment.get(key)
     ]
     if versions:
         lines.append(_plain(f"With {', '.join(versions)}; {started(run)}.".replace("; .", ".")))
-    return "\n\n".join(lines) if len(lines) > 1 else ""
+    return "\n\n".join(["## Reproduce it", *lines]) if lines else ""
 
 
 def _section(title: str, table: Table | None) -> str:
-    if table is None:
-        return ""
+    return f"## {_plain(title)}\n\n{_markdown(table)}" if table else ""
+
+
+def _markdown(table: Table) -> str:
     width = len(table.head)
     lines = [_row(table.head), "|" + " --- |" * width]
     lines += [_row((f"**{row[0]}**",) + ("",) * (width - 1) if len(row) == 1 else row) for row in table.rows]
-    return f"## {_plain(title)}\n\n" + "\n".join(lines) + (f"\n\n{_plain(table.note)}" if table.note else "")
+    return "\n".join(lines) + (f"\n\n{_plain(table.note)}" if table.note else "")
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -75,6 +248,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line in which nothing is markup: file names and reasons come from strangers."""
+    """One line without markup: file names and reasons come from strangers."""
     line = " ".join(str(text).split())[:1000]
     return re.sub(r"([\\`|<>\[\]])", r"\\\1", line)

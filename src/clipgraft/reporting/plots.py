@@ -75,7 +75,7 @@ def render_loss(rows: Sequence[dict[str, Any]], image_format: str, theme: Theme 
     Returns:
         The file's bytes, equal for equal rows.
     """
-    return render_figure(lambda axes: _draw_loss(axes, rows, theme), image_format, theme)
+    return render_figure(lambda axes: draw_loss(axes, rows, theme), image_format, theme)
 
 
 def render_figure(
@@ -189,7 +189,8 @@ def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.legend(loc="best", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 1)
 
 
-def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
+def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
+    """Draw batch loss and epoch means on axes."""
     steps = np.array([row["step"] for row in rows], dtype=float)
     losses = np.array([row["loss"] if is_number(row["loss"]) else np.nan for row in rows], dtype=float)
     style_axes(axes, theme, "loss")

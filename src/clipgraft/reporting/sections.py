@@ -6,8 +6,8 @@ What is missing becomes a sentence here; the template only lays out.
 from collections.abc import Sequence
 from typing import Any
 
-from clipgraft.reporting.costs import STAGE_LABELS
 from clipgraft.reporting.format import (
+    NO_NUMBER,
     Highlight,
     Table,
     count,
@@ -18,17 +18,27 @@ from clipgraft.reporting.format import (
     sub_dict,
     with_number_note,
 )
-from clipgraft.reporting.plots import epoch_means
-from clipgraft.reporting.run_data import STAGES, Run, is_number
-from clipgraft.reporting.setting_tables import setting
+from clipgraft.reporting.provenance import STAGE_LABELS, setting
+from clipgraft.reporting.run_data import RunData, is_number
+from clipgraft.runs.run import STAGES
 
 MAX_LEFT_OUT_ROWS = 30
 DIRECTIONS = {"text_to_image": "Image found by its caption", "image_to_text": "Caption found by its image"}
 TOKEN_CLASSES = {"bos": "Start (BOS)", "words": "Words", "eos": "End (EOS)", "padding": "Padding"}
 MAPS = {"linear": "linear", "residual": "+ MLP"}
+MAX_VALIDATION_ROWS = 12
+"""Of more evaluations, evenly spaced ones are shown, the first and the last among them."""
+VALIDATION_COLUMNS = {
+    "text_to_image_recall@1": ("image R@1", percent),
+    "image_to_text_recall@1": ("text R@1", percent),
+    "val_loss": ("loss", decimal),
+    "drift_words": ("drift of words", decimal),
+    "drift_eos": ("of EOS", decimal),
+    "drift_padding": ("of padding", decimal),
+}
 
 
-def describe_run(run: Run) -> str:
+def describe_run(run: RunData) -> str:
     """Say in a sentence or two what was done, and with what."""
     clip, base = short_name(setting(run, "clip.name")), short_name(setting(run, "base.name"))
     source = short_name(setting(run, "data.source")) or "flatland8k"
@@ -47,7 +57,7 @@ def describe_run(run: Run) -> str:
     return " ".join(sentences) or "This folder holds no results yet."
 
 
-def progress(run: Run) -> str:
+def progress(run: RunData) -> str:
     """Say how far a run that is at work has come."""
     epochs = setting(run, "finetune.num_epochs")
     if run.finetune or run.bridge or not run.log:
@@ -58,7 +68,7 @@ def progress(run: Run) -> str:
     return f"Fine-tuning: epoch {last['epoch'] + 1}{of}, step {last['step']:,}."
 
 
-def highlights(run: Run) -> list[Highlight]:
+def highlights(run: RunData) -> list[Highlight]:
     """Pick the figures that tell most: recall@1 both ways, and how close the bridge comes on words."""
     found = []
     before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
@@ -81,7 +91,7 @@ def highlights(run: Run) -> list[Highlight]:
     return found
 
 
-def recall_table(run: Run) -> Table | None:
+def recall_table(run: RunData) -> Table | None:
     """Lay out recall before and after fine-tuning with differences; None if it was not measured."""
     before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     if not before and not after:
@@ -117,27 +127,35 @@ def _paired_note(after: dict[str, Any]) -> str:
     )
 
 
-def loss_notes(run: Run) -> list[str]:
-    """Say what a reader of the loss figure must know: gaps, single points, unfinished epochs."""
-    notes = []
-    num_gaps = sum(not is_number(row["loss"]) for row in run.log)
-    if num_gaps:
-        verb = "has" if num_gaps == 1 else "have"
-        notes.append(
-            f"{num_gaps:,} of {len(run.log):,} steps {verb} no finite loss, where the line has a gap."
-        )
-    skipped = run.finetune.get("skipped_steps")
-    if is_number(skipped) and skipped:
-        notes.append(f"{skipped:,} steps were skipped, their gradients being no finite numbers.")
-    epochs = {row["epoch"] for row in run.log}
-    for epoch in sorted(epochs - {epoch for epoch, _, _ in epoch_means(run.log)})[:1]:
-        notes.append(f"Epoch {epoch + 1} has no mean: it was not finished, or no loss in it was finite.")
-    if len(epochs) == 1:
-        notes.append("There is one epoch only, so the red mean is a single point.")
-    return notes
+def validation_table(run: RunData) -> Table | None:
+    """Lay out recall, loss and drift on the validation split by epoch; None where nothing was evaluated."""
+    rows = run.validation
+    if not rows:
+        return None
+    columns = {
+        key: shown
+        for key, shown in VALIDATION_COLUMNS.items()
+        if any(is_number(row.get(key)) for row in rows)
+    }
+    spaced = min(len(rows), MAX_VALIDATION_ROWS)
+    chosen = [rows[round(k * (len(rows) - 1) / max(1, spaced - 1))] for k in range(spaced)]
+    cells = [_validation_cells(row, columns) for row in chosen]
+    note = (
+        f"On {count(rows[-1].get('num_images'))} validation images, before the first step and after epochs. "
+        "R@1: recall@1, the image found by a caption and a caption found by an image. Loss: of one fixed "
+        "batch. Drift: how far the text tower's states have moved from where they began; 0 is unmoved, 1 as "
+        "far as from the origin. A diffusion model reads words, EOS and padding; the contrastive loss reads "
+        "EOS alone."
+    )
+    return Table(("after epoch", *(label for label, _ in columns.values())), cells, note)
 
 
-def bridge_table(run: Run) -> Table | None:
+def _validation_cells(row: dict[str, Any], columns: dict[str, Any]) -> tuple[str, ...]:
+    epoch = str(row["epoch"]) if is_number(row.get("epoch")) else NO_NUMBER
+    return (epoch, *(shown(row.get(key)) for key, (_, shown) in columns.items()))
+
+
+def bridge_table(run: RunData) -> Table | None:
     """Lay out state error and cosine by token class, linear beside + MLP; None if there is no bridge."""
     maps = [name for name in MAPS if sub_dict(run.bridge, name)]
     if not maps:
@@ -167,7 +185,7 @@ def bridge_table(run: Run) -> Table | None:
     return Table(("tokens", *head), rows, with_number_note(note, rows))
 
 
-def refine_table(run: Run) -> Table | None:
+def refine_table(run: RunData) -> Table | None:
     """Lay out the error of predicted noise before and after refining; None if nothing was refined."""
     before, after = sub_dict(run.refine, "before"), sub_dict(run.refine, "after")
     keys = [key for key in before | after if is_number(before.get(key)) or is_number(after.get(key))]
@@ -183,7 +201,7 @@ def refine_table(run: Run) -> Table | None:
     return Table(("", "before refining", "after"), rows, with_number_note(note, rows))
 
 
-def data_table(run: Run) -> Table | None:
+def data_table(run: RunData) -> Table | None:
     """Count images and captions in by split, and out by reason; None if nothing was counted."""
     counts = sub_dict(run.data, "counts") or sub_dict(run.data, "splits") or _counts_of_images(run.data)
     if not counts:

@@ -353,7 +353,7 @@ def _description(run: Run, recipe: Recipe) -> dict[str, Any]:
         "steps": [int(step) for step in shown_steps],
         "losses": [None if math.isnan(loss) else loss for loss in shown_losses.tolist()],
         "epochs": [[epoch + 1, step, mean] for epoch, step, mean in epoch_means(data.log) if is_number(mean)],
-        "evaluations": [{k: v for k, v in row.items() if is_number(v)} for row in data.evaluations],
+        "evaluations": [{k: v for k, v in row.items() if is_number(v)} for row in data.validation],
         "problems": data.problems,
     }
 

@@ -1,10 +1,11 @@
-"""What the page says of time, memory, energy and environment."""
+"""Settings, time, memory, energy and environment of a run."""
 
 from datetime import datetime
 from typing import Any
 
-from clipgraft.reporting.format import Table, duration, gigabytes, with_number_note
-from clipgraft.reporting.run_data import STAGES, Run, is_number
+from clipgraft.reporting.format import Table, duration, gigabytes, short_name, sub_dict, with_number_note
+from clipgraft.reporting.run_data import RunData, is_number
+from clipgraft.runs.run import STAGES
 
 WATTS_OF_A_CORE = 6.0
 """Of a busy core with its share of memory and board: 64-core servers draw 300-400 W (guess)."""
@@ -21,7 +22,102 @@ STAGE_LABELS = {
 }
 
 
-def resources_table(run: Run) -> Table | None:
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "Data": ("data.source", "data.include_unsplit", "data.max_train_images", "data.max_test_images", "seed"),
+    "Fine-tuning": (
+        "clip.name",
+        "finetune.num_epochs",
+        "finetune.batch_size",
+        "finetune.gradient_accumulation_steps",
+        "finetune.learning_rate",
+        "finetune.lr_schedule",
+        "finetune.warmup_steps",
+        "finetune.weight_decay",
+        "finetune.max_grad_norm",
+    ),
+    "Bridge": (
+        "base.name",
+        "bridge.ridge",
+        "bridge.hidden_size",
+        "bridge.num_epochs",
+        "bridge.learning_rate",
+        "bridge.batch_size",
+    ),
+    "Images": (
+        "generate.seed",
+        "generate.num_inference_steps",
+        "generate.guidance_scale",
+        "generate.num_images_per_prompt",
+        "generate.negative_prompt",
+    ),
+}
+MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
+    "data.source": {"": "flatland8k, drawn"},
+    "data.max_train_images": {0: "all"},
+    "data.max_test_images": {0: "all"},
+    "generate.negative_prompt": {"": "none"},
+}
+
+
+def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
+    """List the recipe's main settings by stage; of a single stage, only its own."""
+    has_results = {
+        "Data": True,
+        "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
+        "Bridge": bool(run.bridge),
+        "Images": bool(run.images),
+    }
+    return {
+        title: rows
+        for title, keys in SETTINGS.items()
+        if (has_results[title] or not run.is_single_stage)
+        and (
+            rows := [
+                (_label(key), setting_text(key, setting(run, key)))
+                for key in keys
+                if setting(run, key) is not None
+            ]
+        )
+    }
+
+
+def setting(run: RunData, dotted: str) -> Any:
+    """A value of the recipe by its dotted name, of one left to the base the pictures' own; None without."""
+    *sections, key = dotted.split(".")
+    values = run.recipe
+    for section in sections:
+        values = sub_dict(values, section)
+    drawn = run.image_rows[0] if run.image_rows and sections == ["generate"] else {}
+    return values.get(key, drawn.get(key))
+
+
+def _label(dotted: str) -> str:
+    names = {"clip.name": "CLIP", "base.name": "diffusion model", "data.source": "source"}
+    return names.get(dotted, dotted.rpartition(".")[2].replace("_", " "))
+
+
+def setting_text(dotted: str, value: Any) -> str:
+    """Write a value for the reader: what an empty one means, and of a folder its own name alone."""
+    if not isinstance(value, (list, dict)) and value in MEANING_OF_EMPTY.get(dotted, {}):
+        return MEANING_OF_EMPTY[dotted][value]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "; ".join(map(short_name, value))
+    return f"{value:g}" if isinstance(value, float) else short_name(value) or str(value)
+
+
+def shown_recipe(run: RunData) -> str:
+    """The recipe's text with folders' own names in place of the way to them."""
+    text = run.recipe_text
+    for section in run.recipe.values():
+        for value in section.values() if isinstance(section, dict) else ():
+            if isinstance(value, str) and short_name(value) != value:
+                text = text.replace(value, short_name(value))
+    return text
+
+
+def resources_table(run: RunData) -> Table | None:
     """Lay out time, processor time, peak memory and estimated energy by stage; None where none is known."""
     used = {stage: run.resources[stage] for stage in STAGES if stage in run.resources}
     if "" in run.resources:
@@ -72,7 +168,7 @@ def watt_hours(used: dict[str, Any], environment: dict[str, Any]) -> float | Non
     return joules / 3600
 
 
-def environment_rows(run: Run) -> list[tuple[str, str]]:
+def environment_rows(run: RunData) -> list[tuple[str, str]]:
     """List where it ran: versions and machine."""
     hidden = ("command", "started", "seconds")
     return [
@@ -82,7 +178,7 @@ def environment_rows(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def started(run: Run) -> str:
+def started(run: RunData) -> str:
     """Say when the run began, to the minute; empty where that is not known."""
     value = str(run.environment.get("started") or "")
     try:
@@ -91,7 +187,7 @@ def started(run: Run) -> str:
         return value
 
 
-def _from_metrics(run: Run) -> dict[str, dict[str, Any]]:
+def _from_metrics(run: RunData) -> dict[str, dict[str, Any]]:
     """Seconds of the stages that trained, which runs without `resources.json` have in their metrics."""
     found = {"finetune": run.finetune, "bridge": run.bridge}
     return {
@@ -110,7 +206,7 @@ def _total(used: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _note(run: Run) -> str:
+def _note(run: RunData) -> str:
     gpu = f" and {WATTS_OF_A_GPU:.0f} W for the GPU all the while" if _has_gpu(run) else ""
     return (
         f"Energy is not measured but estimated, to a factor of two: {WATTS_OF_A_CORE:.0f} W for each busy "
@@ -119,7 +215,7 @@ def _note(run: Run) -> str:
     )
 
 
-def _has_gpu(run: Run) -> bool:
+def _has_gpu(run: RunData) -> bool:
     return run.environment.get("device") == "cuda"
 
 
