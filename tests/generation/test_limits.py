@@ -75,7 +75,7 @@ def test_http_refuses_it_on_an_axis_too():
         axes = [{"name": name, "values": [value]} for name, value in settings.items()]
         request = JobRequest.model_validate({"prompt": "A dog", "axes": axes})
         with pytest.raises(UserError) as refusal:
-            request.expand("flatland/teacher", lambda _model: STABLE_DIFFUSION, 64)
+            request.requests("flatland/teacher", lambda _model: STABLE_DIFFUSION, 64)
         # A studio's own bound on steps is the stricter one.
         bound = "setting 'num_inference_steps': input should be less than or equal to 150; got 1000"
         assert message in str(refusal.value) or str(refusal.value) == bound

@@ -14,7 +14,7 @@ from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import file_sha256, parse_json, read_bytes, whole_characters
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import DrawingDefaults
-from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams
+from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams, TextToImageParams
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
@@ -120,7 +120,7 @@ class ImageRequest:
         return record
 
 
-def image_requests(prompts: Iterable[str], params: SamplingParams) -> list[ImageRequest]:
+def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[ImageRequest]:
     """Make a request for each image of each prompt, a prompt's seeds counting up.
 
     Args:

@@ -199,7 +199,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
 
     @router.get("/{image_id}/preview", responses=answers("(an image)", media_type="image/jpeg"))
     def preview(image_id: Id) -> Any:
-        """The latest preview of a running image."""
+        """The latest preview of a running image; of a finished one the image itself."""
         content = service.preview(image_id)
         if not content:
             raise NotFoundError("preview", image_id)
@@ -303,7 +303,7 @@ def _expanded(service: Service, body: JobRequest) -> list[tuple[str, ImageReques
     axes = (value for axis in body.axes if axis.name == "model" for value in axis.values)
     for name in (*body.models, *map(str, axes)):
         catalog.model(name)
-    return body.expand(
+    return body.requests(
         catalog.default_model(),
         lambda model: catalog.model(model)[0].defaults,
         service.limits.max_images_per_job,

@@ -1,15 +1,14 @@
 """Jobs as server-sent events: described once per change, the same bytes for all listeners.
 
-One task follows all jobs that have listeners, so listening costs the generating thread almost the same
-however many listen, and `MAX_EVENTS_PER_SECOND` bounds it.
+Listening costs the generating thread almost the same however many listen; `MAX_EVENTS_PER_SECOND` bounds it.
 """
 
 import asyncio
 import json
 import logging
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import suppress
-from dataclasses import dataclass, field
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -25,39 +24,19 @@ MAX_EVENTS_PER_SECOND = 64
 """Of all listeners together: each event passes through the server to a socket."""
 SECONDS_BETWEEN_EVENTS = 0.2
 SECONDS_BETWEEN_HEARTBEATS = 15.0
-
-
-@dataclass
-class Feed:
-    """Events of one job."""
-
-    job: JobRow
-    num_listeners: int = 0
-    message: bytes = b""
-    """The latest event, as sent."""
-    is_over: bool = False
-    seen: Hashable = None
-    """Key of the latest description; the same key gives the same description."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at the next message."""
-
-    def publish(self, message: bytes, *, is_over: bool) -> None:
-        """Wake all listeners."""
-        self.message, self.is_over = message, is_over
-        self.changed.set()
-        self.changed = asyncio.Event()
+Message = tuple[bytes | None, bool]
+"""An event, None if the job cannot be read now; and whether it is the last."""
 
 
 class EventStream(StreamingResponse):
-    """A feed as a response; calls `on_end` however it ends, even before it has begun."""
+    """Events as a response; calls `on_end` however it ends, even before it has begun."""
 
-    def __init__(self, feed: Feed, on_end: Callable[[], None]):
+    def __init__(self, messages: AsyncIterator[bytes], on_end: Callable[[], None]):
         headers = {"x-accel-buffering": "no"}  # nginx would keep events until it has some kilobytes
-        super().__init__(_messages(feed), media_type="text/event-stream", headers=headers)
+        super().__init__(messages, media_type="text/event-stream", headers=headers)
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the job has ended or the client is gone."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -65,80 +44,65 @@ class EventStream(StreamingResponse):
 
 
 class Events:
-    """Feeds of the jobs that have listeners. For the event loop's thread alone."""
+    """Events of a service's jobs. For the event loop's thread alone."""
 
     def __init__(self, service: Service):
         self._service = service
-        self._feeds: dict[str, Feed] = {}
-        self._newcomer = asyncio.Event()
-        self._producer: asyncio.Task[None] | None = None
-
-    @property
-    def num_listeners(self) -> int:
-        return sum(feed.num_listeners for feed in self._feeds.values())
+        self._listeners: Counter[str] = Counter()
+        self._latest: dict[str, tuple[Hashable, asyncio.Future[Message]]] = {}
+        """Job -> key of its state, and the description of that state."""
 
     def listen(self, job: JobRow) -> EventStream:
         """Add a listener, or raise a `BusyError` if there are too many."""
-        if self.num_listeners >= MAX_STREAMS:
+        if self._listeners.total() >= MAX_STREAMS:
             raise BusyError(f"{MAX_STREAMS} clients are listening to events already")
-        feed = self._feeds.setdefault(job.id, Feed(job))
-        feed.num_listeners += 1
-        self._newcomer.set()
-        if self._producer is None or self._producer.done():
-            self._producer = asyncio.create_task(self._produce())
-        return EventStream(feed, lambda: self._leave(feed))
+        self._listeners[job.id] += 1
+        return EventStream(self._messages(job), lambda: self._leave(job.id))
 
-    def _leave(self, feed: Feed) -> None:
-        feed.num_listeners -= 1
-        if not feed.num_listeners:
-            self._feeds.pop(feed.job.id, None)
+    def _leave(self, job_id: str) -> None:
+        self._listeners[job_id] -= 1
+        if not self._listeners[job_id]:
+            del self._listeners[job_id]
+            self._latest.pop(job_id, None)
 
-    async def _produce(self) -> None:
-        while self._feeds:
-            self._newcomer.clear()
-            for feed in [feed for feed in self._feeds.values() if not feed.is_over]:
-                await self._update(feed)
-            pause = max(SECONDS_BETWEEN_EVENTS, self.num_listeners / MAX_EVENTS_PER_SECOND)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._newcomer.wait(), pause)
+    async def _messages(self, job: JobRow) -> AsyncIterator[bytes]:
+        last, sent = b"", time.monotonic()
+        while True:
+            message, is_over = await self._message(job)
+            if message and message != last:
+                last, sent = message, time.monotonic()
+                yield message
+            elif time.monotonic() - sent > SECONDS_BETWEEN_HEARTBEATS:
+                sent = time.monotonic()
+                yield b": still here\n\n"
+            if is_over:
+                return
+            pause = self._listeners.total() / MAX_EVENTS_PER_SECOND
+            await asyncio.sleep(max(SECONDS_BETWEEN_EVENTS, pause))
 
-    async def _update(self, feed: Feed) -> None:
+    async def _message(self, job: JobRow) -> Message:
         service = self._service
-        running = [each for each in list(service.worker.progress.values()) if each.row.job == feed.job.number]
+        running = [each for each in list(service.worker.progress.values()) if each.row.job == job.number]
         steps = tuple((each.row.number, each.step, each.preview_step) for each in running)
-        seen = service.queue.database.version, steps, service.is_stopping
-        if seen == feed.seen:
-            return
+        key = service.queue.database.version, steps, service.is_stopping
+        if job.id not in self._latest or self._latest[job.id][0] != key:
+            described = asyncio.ensure_future(asyncio.to_thread(self._describe, job.id))
+            self._latest[job.id] = key, described
+        message = await asyncio.shield(self._latest[job.id][1])  # a lost listener cancels no other's
+        if message[0] is None:
+            self._latest.pop(job.id, None)
+        return message
+
+    def _describe(self, job_id: str) -> Message:
         try:
-            message, is_over = await asyncio.to_thread(self._describe, feed.job.id)
+            job = self._service.queue.job(job_id)
+            if job is None:
+                return b"", True
+            data = json.dumps(self._service.describe(job))
         except UnavailableError:
-            return  # the next update may find it
+            return None, False
         except Exception:
-            logger.exception("job %s cannot be described", feed.job.id)
-            message, is_over = b"", True
-        feed.seen = seen
-        if message != feed.message or is_over:
-            feed.publish(message, is_over=is_over)
-
-    def _describe(self, job_id: str) -> tuple[bytes, bool]:
-        job = self._service.queue.job(job_id)
-        if job is None:
+            logger.exception("job %s cannot be described", job_id)
             return b"", True
-        data = json.dumps(self._service.describe(job))
-        return f"event: job\ndata: {data}\n\n".encode(), job.state not in OPEN or self._service.is_stopping
-
-
-async def _messages(feed: Feed) -> AsyncIterator[bytes]:
-    """Yield a feed's messages; of those that come while the client is slow, only the last."""
-    last = b""
-    while True:
-        if feed.message != last:
-            last = feed.message
-            yield last
-            continue  # the feed may have moved on meanwhile
-        if feed.is_over:
-            return
-        try:
-            await asyncio.wait_for(feed.changed.wait(), SECONDS_BETWEEN_HEARTBEATS)
-        except TimeoutError:
-            yield b": still here\n\n"
+        is_over = job.state not in OPEN or self._service.is_stopping
+        return f"event: job\ndata: {data}\n\n".encode(), is_over

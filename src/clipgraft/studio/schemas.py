@@ -1,4 +1,4 @@
-"""What clients may ask for, field by field: strict types, no unknown field, every number bounded."""
+"""Requests and limits: strict types, no unknown fields, every number bounded."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from clipgraft.errors import UserError
-from clipgraft.generation.requests import RENAMED, ImageRequest
+from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import DrawingDefaults
 from clipgraft.settings import (
     FROM_LIST,
@@ -17,7 +17,6 @@ from clipgraft.settings import (
     Count,
     Every,
     Positive,
-    SamplingParams,
     Section,
     Seed,
     TextToImageParams,
@@ -30,7 +29,7 @@ class Limits(Section):
     max_waiting_images: Count = 256
     """Of all clients together; more are answered with 429."""
     max_jobs_per_client: Count = 16
-    """Waiting or at work."""
+    """Waiting or running, of one address."""
     max_images_per_job: Count = 64
     max_steps: Count = 150
     max_side: Count = 1024
@@ -38,10 +37,10 @@ class Limits(Section):
     max_pixel_steps: Count = 64 * 512 * 512 * 50
     """Images times height times width times steps of a job: 64 images of 512 x 512 in 50 steps."""
     max_history: Count = 10_000
-    """Images kept; the oldest go first."""
+    """Images kept; the oldest are deleted first."""
     max_body_bytes: Count = 12_000_000
     body_seconds: Positive = 30.0
-    """In which a request has to arrive whole."""
+    """Time for a request to arrive."""
     max_upload_pixels: Count = 16_000_000
     """Of one image."""
     max_request_pixels: Count = 64_000_000
@@ -51,23 +50,20 @@ class Limits(Section):
     max_texts: Count = 256
     """Texts and images of one request for embeddings."""
     max_search_images: Count = 1000
-    """The first n test images of a run's data, among which captions are searched."""
+    """Test images of a run that are searched."""
     batch_size: Count = 8
-    """Images drawn at once, at most."""
     memory_bytes: Every = 0
-    """Of loaded weights; 0 = half of the machine's memory."""
+    """Bound of loaded weights; 0 = half of the machine's memory."""
 
 
 LIMITS = Limits()
-"""Bounds that the description of the API tells; a studio's own, where stricter, are checked when it plans."""
+"""Bounds in the API's description; a studio's own stricter ones are checked with each job."""
 MAX_IMAGE_TEXT = 16_000_000
-"""Characters of an image in base64; the bound of the body is met first."""
+"""Characters of an image in base64; the body's own bound is lower."""
 Text = Annotated[str, Field(max_length=LIMITS.max_prompt_characters)]
 Name = Annotated[str, Field(max_length=200)]
 Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=SIZE_MULTIPLE)]
 Steps = Annotated[int, Field(ge=1, le=LIMITS.max_steps)]
-
-
 AxisName = Literal[
     "prompt", "negative_prompt", "model", "seed", "num_inference_steps", "guidance_scale", "scheduler"
 ]
@@ -97,16 +93,17 @@ class BoundedParams(TextToImageParams):
             return values
         return {RENAMED.get(name, name): value for name, value in values.items()}
 
-    def seeded(self) -> "BoundedParams":
-        """Return these parameters alone, with a random seed if there is none."""
-        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        return BoundedParams.of(self, seed=seed)
+    def expand(self, prompt: str, **changes: Any) -> list[ImageRequest]:
+        """Return a request for each image of a prompt, with some parameters changed.
 
-    def for_each_seed(self) -> list[SamplingParams]:
-        """Return the parameters of each image of a prompt."""
-        assert self.seed is not None
-        seeds = range(self.seed, self.seed + self.num_images_per_prompt)
-        return [SamplingParams.of(self, seed=seed, num_images_per_prompt=1) for seed in seeds]
+        Raises:
+            UserError: If a value is not allowed.
+        """
+        return image_requests([prompt], BoundedParams.of(self, **changes))
+
+    def first_seed(self) -> int:
+        """Return the seed, a random one if there is none."""
+        return secrets.randbelow(2**32) if self.seed is None else self.seed
 
 
 def _present_name(name: Any) -> Any:
@@ -128,7 +125,6 @@ class JobRequest(BoundedParams):
     """Of `GET /v1/models`; none = the default one. All start from the same seeds."""
     axes: Annotated[tuple[Axis, ...], Field(max_length=3), FROM_LIST] = ()
     client: Annotated[str, Field(max_length=64)] = ""
-    """A name of the browser's own making."""
 
     @model_validator(mode="after")
     def _axes_differ(self) -> "JobRequest":
@@ -142,15 +138,10 @@ class JobRequest(BoundedParams):
         """generate, compare or grid."""
         return "grid" if self.axes else "compare" if len(self.models) > 1 else "generate"
 
-    def expand(
+    def requests(
         self, default_model: str, defaults: Callable[[str], DrawingDefaults], max_images: int
     ) -> list[tuple[str, ImageRequest]]:
-        """Return each image's model and request; the last axis changes fastest but for model and seed.
-
-        Args:
-            default_model: Used if none is named.
-            defaults: Of a model; hold where the request has None.
-            max_images: At most so many.
+        """Return each image's model and request; the last axis changes fastest except for model and seed.
 
         Raises:
             UserError: If there are too many, or a value along an axis is not allowed.
@@ -159,33 +150,21 @@ class JobRequest(BoundedParams):
         count *= self.num_images_per_prompt
         if count > max_images:
             raise UserError(f"{count} images; a job holds at most {max_images}")
-        plain = self.seeded()
-        names = [axis.name for axis in self.axes]
+        unchanged: dict[str, Any] = {"prompt": self.prompt, "seed": self.first_seed()}
         requests = []
         for values in itertools.product(*(axis.values for axis in self.axes)):
-            changed: dict[str, Any] = dict(zip(names, values, strict=True))
-            models = self.models or (default_model,)
-            if "model" in changed:
-                models = (str(changed.pop("model")),)
-            prompt = changed.pop("prompt", self.prompt)
-            each = BoundedParams.of(plain, **changed).for_each_seed()
-            for model, params in itertools.product(models, each):
-                requests.append((model, ImageRequest(prompt, params).resolved(defaults(model))))
+            changed = unchanged | {axis.name: value for axis, value in zip(self.axes, values, strict=True)}
+            model = changed.pop("model", None)
+            models = self.models or (default_model,) if model is None else (str(model),)
+            for name, request in itertools.product(models, self.expand(**changed)):
+                requests.append((name, request.resolved(defaults(name))))
         return requests
 
 
 class ImagesRequest(BoundedParams):
-    """OpenAI's request for images, with this system's own settings beside it."""
+    """OpenAI's request for images, with sampling parameters in addition."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "A dog running on the beach at sunset", "n": 1, "size": "128x128", "seed": 0}
-            ]
-        }
-    )
-
-    prompt: Annotated[Text, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1, examples=["A dog running on the beach at sunset"])]
     model: Name | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
     size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$")] | None = "auto"
@@ -197,16 +176,13 @@ class ImagesRequest(BoundedParams):
     def requests(self, defaults: DrawingDefaults) -> list[ImageRequest]:
         """Return each image's request.
 
-        Args:
-            defaults: Of the model; hold where the request has None.
-
         Raises:
             UserError: If the size is no multiple of 8 pixels, or seeds leave 64 bits.
         """
         width, height = (0, 0) if self.size in (None, "auto") else map(int, str(self.size).split("x"))
-        sized = BoundedParams.of(self, width=width, height=height, num_images_per_prompt=self.n or 1)
-        each = sized.seeded().for_each_seed()
-        return [ImageRequest(self.prompt, params).resolved(defaults) for params in each]
+        sized = {"width": width, "height": height, "num_images_per_prompt": self.n or 1}
+        each = self.expand(self.prompt, seed=self.first_seed(), **sized)
+        return [request.resolved(defaults) for request in each]
 
 
 class ImageInput(Request):
@@ -220,37 +196,28 @@ EmbeddingInput = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_TEXT)] 
 
 
 class EmbeddingsRequest(Request):
-    """OpenAI's request for embeddings; beside texts also images, in the same space."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "flatland", "input": ["a red ball in the park"]}]}
-    )
+    """OpenAI's request for embeddings, of images as well."""
 
     input: EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=LIMITS.max_texts)]
-    """Texts; a text that begins with `data:image/` is an image, as is `{"image": base64}`."""
+    """Texts and images; a text that begins with `data:image/` is an image."""
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     user: Annotated[str, Field(max_length=64)] | None = ""
 
     def items(self) -> list[str | ImageInput]:
-        """Inputs as a list."""
         return self.input if isinstance(self.input, list) else [self.input]
 
 
 class PromptRequest(Request):
-    """A prompt to be read, not drawn."""
+    """A prompt to describe."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "A dog on the beach"}]})
-
-    prompt: Text
+    prompt: Text = Field(examples=["A dog on the beach"])
     model: Name = ""
 
 
 class SearchRequest(Request):
-    """A caption to search images by."""
+    """A caption to search a run's images by."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"run": "demo", "caption": "a red kite"}]})
-
-    run: Name
-    caption: Annotated[Text, Field(min_length=1)]
+    run: Name = Field(examples=["demo"])
+    caption: Annotated[Text, Field(min_length=1, examples=["a red kite"])]
     limit: Annotated[int, Field(ge=1, le=48)] = 12

@@ -272,8 +272,10 @@ class Service:
         }
 
     def preview(self, image_id: str) -> bytes:
-        """Return a running image's latest preview as JPEG; empty if there is none."""
+        """Return a running image's latest preview, or a finished image, as JPEG; empty if there is none."""
         row = self.queue.image(image_id)
+        if row and row.state == "ok":
+            return self.files.read(image_id, "jpeg")
         progress = self.worker.progress.get(row.number) if row else None
         return progress.preview if progress else b""
 
