@@ -27,8 +27,9 @@ from torch import Tensor
 
 from clipgraft.bridging.captions import load_captions
 from clipgraft.bridging.fit import STATES_NAME, fit_residual, linear_bridge
+from clipgraft.bridging.latents import LatentImages, encode_images
 from clipgraft.bridging.pairs import LinearFit, Towers, load_towers
-from clipgraft.bridging.refine import LatentImages, encode_images, load_data, refine
+from clipgraft.bridging.refine import refine
 from clipgraft.config import (
     BridgeSettings,
     DataSettings,
@@ -41,6 +42,7 @@ from clipgraft.config import (
     parse_overrides,
 )
 from clipgraft.console import track
+from clipgraft.data.formats import load_dataset
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
@@ -195,7 +197,8 @@ class Ablation:
     @cached_property
     def pictures(self) -> LatentImages:
         """Latents of training and test pictures."""
-        return encode_images(load_data(self.recipe), self.base, self.recipe.data, NUM_MEASURED_IMAGES)
+        data = self.recipe.data
+        return encode_images(load_dataset(data.source), self.base, data, NUM_MEASURED_IMAGES)
 
     def _input_ids(self, captions: Sequence[str]) -> Tensor:
         """Of captions that the teacher understands: of a word that it never read its states say nothing."""
@@ -204,7 +207,7 @@ class Ablation:
     def _make(self, name: str, folder: Path) -> None:
         if name == "+ refinement":
             graft = self.folder / slug("+ key/value loss") / "graft"
-            data = load_data(self.recipe)
+            data = load_dataset(self.recipe.data.source)
             refine(graft, self.recipe.base, data, output_dir=folder, resume=True, recipe=self.recipe)
             return
         self.towers.graft(self._bridge(name, folder)).save_pretrained(folder / "graft")

@@ -12,7 +12,7 @@ import tiny
 from clipgraft.bridging.captions import load_captions
 from clipgraft.bridging.fit import fit_bridge
 from clipgraft.bridging.latents import load_latents
-from clipgraft.bridging.refine import RefineResult, build_objective, check_settings, load_data
+from clipgraft.bridging.refine import RefineResult, build_objective, check_settings
 from clipgraft.bridging.refine import refine as refine_graft
 from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
 from clipgraft.data.formats import load_dataset
@@ -65,7 +65,8 @@ def bridge(recipe, folder):
 
 def refine(recipe, graft, folder, **options):
     """Refine as the command line does."""
-    return refine_graft(graft, recipe.base, load_data(recipe), output_dir=folder, recipe=recipe, **options)
+    data = load_dataset(recipe.data.source)
+    return refine_graft(graft, recipe.base, data, output_dir=folder, recipe=recipe, **options)
 
 
 def weights_of(folder):

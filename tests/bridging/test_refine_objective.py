@@ -12,6 +12,7 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
+from clipgraft.settings import RefineSettings
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
 from tiny import fit
 
@@ -44,10 +45,9 @@ def batch(base):
 def objective_of(base, encoder, **options):
     empty = tokenize([""], base.tokenizer, pad_to_context_length=True).input_ids[0]
     alphas = base.scheduler.alphas_cumprod
-    options = {"caption_drop": 0.0, **options}
-    return RefineObjective(
-        encoder, base.unet, base.text_encoder, alphas_cumprod=alphas, empty_input_ids=empty, **options
-    )
+    settings = RefineSettings().model_copy(update={"caption_drop": 0.0, **options})  # also beyond its bounds
+    models = encoder, base.unet, base.text_encoder
+    return RefineObjective(*models, settings, alphas_cumprod=alphas, empty_input_ids=empty)
 
 
 def run(objective, batch, seed=0):

@@ -1,39 +1,80 @@
-"""Latents of a source's pictures, encoded once for all runs."""
+"""Latents of captioned images, encoded once for all runs."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
 from clipgraft.console import track
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, UserError
 from clipgraft.evaluation.stores import model_fingerprint, pixels_versions
 from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
+from clipgraft.settings import DataSettings
 
 ENCODE_BATCH_SIZE = 4
-"""Of 512 x 512 pictures; more at once is no faster on a CPU."""
+"""Images of 512 x 512; larger batches are no faster on a CPU."""
+NUM_MEASURED_IMAGES = 8
+"""Each costs fifteen passes of the U-Net, before and after."""
+
+
+class LatentImages(NamedTuple):
+    """Images that a graft is refined on and measured on, with latents (N, 4, h, w) float16."""
+
+    train: tuple[CaptionedImage, ...]
+    train_latents: Tensor
+    test: tuple[CaptionedImage, ...]
+    test_latents: Tensor
+
+
+def encode_images(
+    data: CaptionDataset,
+    base: FrozenBase,
+    limits: DataSettings | None = None,
+    num_measured: int = NUM_MEASURED_IMAGES,
+) -> LatentImages:
+    """Encode the train split, and images of the test split (else of train) to measure on.
+
+    Args:
+        data: Captioned images.
+        base: Its VAE encodes, its U-Net gives the size.
+        limits: `max_train_images` and `max_test_images` are read.
+        num_measured: Number of images to measure on.
+
+    Raises:
+        UserError: If there is no training image.
+    """
+    assert base.unet is not None
+    limits = limits or DataSettings()
+    train = data.train[: limits.max_train_images or None]
+    if not train:
+        raise UserError("no training picture to refine on; name a source with a train split")
+    test = (data.test[: limits.max_test_images or None] or train)[:num_measured]
+    size = int(base.unet.config.sample_size) * 8
+    latents = [load_latents(base, images, size) for images in (train, test)]
+    return LatentImages(train, latents[0], test, latents[1])
 
 
 @torch.no_grad()
 def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
-    """Return scaled latents, from the disk where the same pictures were encoded before.
+    """Return scaled latents of N images, from the cache if they were encoded before.
 
     Args:
         base: Its VAE encodes, in the VAE's dtype.
-        images: N of them.
+        images: N images.
         size: Side of the square to which each is resized and cropped, in pixels.
 
     Returns:
         (N, 4, size / 8, size / 8) float16: half the memory, and far finer than the noise that is added.
 
     Raises:
-        DataError: If the VAE makes something else than numbers of a picture.
+        DataError: If the VAE makes no finite latents of an image.
     """
     assert base.vae is not None
     sums = content_sums([image.path for image in images])
@@ -54,15 +95,11 @@ def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Te
             opened = (open_image(image.path) for image in batch)
             pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
             encoded.append(base.encode_latents(pixels).half().cpu())
-            _refuse_not_finite(encoded[-1], batch)
+            for row, image in zip(encoded[-1], batch, strict=True):
+                if not row.isfinite().all():
+                    raise DataError(
+                        f"the base's VAE makes no finite latents of {image.path}; take the picture out of "
+                        "the source, or set refine.mixed_precision to no"
+                    )
             update(start + len(batch), "images")
     return torch.cat(encoded).contiguous()
-
-
-def _refuse_not_finite(latents: Tensor, images: Sequence[CaptionedImage]) -> None:
-    for row, image in zip(latents, images, strict=True):
-        if not row.isfinite().all():
-            raise DataError(
-                f"the base's VAE makes no finite latents of {image.path}; take the picture out of the "
-                "source, or set refine.mixed_precision to no"
-            )

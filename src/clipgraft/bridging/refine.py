@@ -1,24 +1,21 @@
 """Refine a graft on images, through the frozen U-Net."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
-from typing import NamedTuple
 
 from pydantic import PrivateAttr
-from torch import Tensor
 
 from clipgraft.bridging.fit import origin_of, stage_output
-from clipgraft.bridging.latents import load_latents
+from clipgraft.bridging.latents import LatentImages, encode_images
 from clipgraft.bridging.refine_objective import RefineObjective
 from clipgraft.config import Recipe, RefineSettings
 from clipgraft.console import print_line
 from clipgraft.data.batches import LatentBatches, WithProgress
-from clipgraft.data.dataset import CaptionDataset, CaptionedImage
-from clipgraft.data.formats import load_dataset
+from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.device import PRECISION_DTYPES, choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import CheckpointError, UserError
@@ -33,9 +30,6 @@ from clipgraft.settings import DataSettings, ModelSettings
 from clipgraft.training.checkpoints import sum_of_tokenizer
 from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.trainer import fit, settle_precision
-
-NUM_MEASURED_IMAGES = 8
-"""Each costs fifteen passes of the U-Net, before and after."""
 
 
 class RefineResult(StageResult):
@@ -70,16 +64,6 @@ class RefineResult(StageResult):
         )
 
 
-class LatentImages(NamedTuple):
-    """Images that a graft is refined on and measured on, as latents."""
-
-    train: tuple[CaptionedImage, ...]
-    train_latents: Tensor
-    """(N, 4, h, w) float16."""
-    test: tuple[CaptionedImage, ...]
-    test_latents: Tensor
-
-
 def refine(
     graft: Graft | str | Path,
     base: FrozenBase | ModelSettings | str,
@@ -97,20 +81,15 @@ def refine(
 ) -> RefineResult:
     """Train a graft's bridge, and optionally its last text layers, on the train split of a dataset.
 
+    Arguments not listed are those of `fit_bridge`.
+
     Args:
         graft: The graft or its folder; it is not changed.
         base: The whole base, which is used in its own dtype; or its name.
-        data: Its train split is trained on, of its test split (else of train) some images are measured on.
+        data: Its train split is trained on, some images of its test split (else of train) are measured on.
         output_dir: Gets `graft/`, `metrics.json`, `recipe.toml`, `log.jsonl` and `checkpoints/`; None =
             nothing is written but the cache of latents.
-        resume: Continue from the newest checkpoint in `output_dir`.
-        overwrite: Replace the run in `output_dir`.
-        seed: Seed of everything random.
-        device: "auto", "cpu", "cuda" or "mps".
-        settings: Settings of the stage.
-        recipe: Settings of a whole run to take seed, device, limits of data and refine settings from, and to
-            write beside the result.
-        inputs: Files by name that `output_dir` must not hold.
+        settings: Settings of the stage; by default one epoch.
         **overrides: Fields of `RefineSettings`, over `settings`.
 
     Returns:
@@ -251,39 +230,6 @@ def check_prediction(base: FrozenBase) -> None:
         )
 
 
-def encode_images(
-    data: CaptionDataset,
-    base: FrozenBase,
-    limits: DataSettings | None = None,
-    num_measured: int = NUM_MEASURED_IMAGES,
-) -> LatentImages:
-    """Encode the train split, and images of the test split (else of train) to measure on.
-
-    Args:
-        data: Captioned images.
-        base: Its VAE encodes, its U-Net gives the size.
-        limits: Its `max_train_images` and `max_test_images` are read.
-        num_measured: Images to measure on.
-
-    Raises:
-        UserError: If there is no training image.
-    """
-    assert base.unet is not None
-    limits = limits or DataSettings()
-    train = data.train[: limits.max_train_images or None]
-    if not train:
-        raise UserError("no training picture to refine on; name a source with a train split")
-    test = (data.test[: limits.max_test_images or None] or train)[:num_measured]
-    size = int(base.unet.config.sample_size) * 8
-    latents = [load_latents(base, images, size) for images in (train, test)]
-    return LatentImages(train, latents[0], test, latents[1])
-
-
-def load_data(recipe: Recipe) -> CaptionDataset:
-    """Load the dataset that a recipe names."""
-    return load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-
-
 def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
     """Sums of training data and start weights; latents stand for photographs and VAE."""
     assert base.unet is not None
@@ -313,15 +259,9 @@ def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) ->
         graft.text_encoder,
         base.unet,
         base.text_encoder,
+        settings,
         alphas_cumprod=base.scheduler.alphas_cumprod,
         empty_input_ids=tokenize([""], graft.tokenizer, pad_to_context_length=True).input_ids[0],
-        noise_weight=settings.noise_weight,
-        teacher_weight=settings.teacher_weight,
-        feature_weight=settings.feature_weight,
-        teacher_end=settings.teacher_end,
-        caption_drop=settings.caption_drop,
-        timestep_sampling=settings.timestep_sampling,
-        snr_gamma=settings.snr_gamma,
     )
 
 
@@ -330,12 +270,11 @@ def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None
-    captions: Sequence[str] = [image.captions[0] for image in images.test]
+    captions = [image.captions[0] for image in images.test]
     input_ids = tokenize(captions, graft.tokenizer, pad_to_context_length=True).input_ids
     encoder = graft.text_encoder.eval().to(base.unet.device)
-    alphas = base.scheduler.alphas_cumprod
-    errors = noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, images.test_latents, input_ids)
-    return {**errors}
+    alphas, latents = base.scheduler.alphas_cumprod, images.test_latents
+    return {**noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, latents, input_ids)}
 
 
 def _batches(images: LatentImages, graft: Graft, settings: RefineSettings, seed: int) -> WithProgress:

@@ -184,8 +184,8 @@ def refine(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a graft's bridge on pictures, through the base's frozen U-Net."""
-    from clipgraft.bridging.refine import load_data
     from clipgraft.bridging.refine import refine as refine_graft
+    from clipgraft.data.formats import load_dataset
 
     chosen = epochs or (0 if recipe else 1)
     given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
@@ -193,7 +193,7 @@ def refine(
     result = refine_graft(
         graft,
         settings.base,
-        load_data(settings),
+        load_dataset(settings.data.source, include_unsplit=settings.data.include_unsplit),
         output_dir=out,
         resume=resume,
         overwrite=overwrite,
