@@ -90,7 +90,7 @@ def evaluate_recipe(*args, **options) -> dict:
 
 
 def drawn_rows(folder: Path) -> int:
-    logs = folder.glob("images.*.jsonl")
+    logs = folder.glob("images-*.jsonl")
     return sum(bool(line.strip()) for log in logs for line in log.read_text().splitlines())
 
 
@@ -271,7 +271,7 @@ def test_damaged_and_missing_pictures_are_drawn_again(record, run_dir, tmp_path)
     expected = load_pixels([first, second, third])
     first.unlink()
     second.write_bytes(b"no picture")
-    log = folder / "images.0.jsonl"
+    log = folder / "images-0.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:2] + lines[3:])[:-20])  # the third is not recorded, the last one half
     again = evaluate_run(run_dir, SETTINGS | {"evaluate.force": True}, out=folder)
@@ -318,7 +318,7 @@ def test_broken_bridge_is_found_in_the_token_states(record):
 def test_two_processes_share_the_drawing_and_say_what_one_does(record, run_dir, tmp_path):
     words = ["evaluate", run_dir, "--out", tmp_path / "out", "--force", *OPTIONS]
     run_in_two_processes("-m", "clipgraft", *words)
-    logs = [tmp_path / "out" / f"images.{rank}.jsonl" for rank in range(2)]
+    logs = [tmp_path / "out" / f"images-{rank}.jsonl" for rank in range(2)]
     assert [sum(bool(line) for line in log.read_text().splitlines()) for log in logs] == [20, 20]
     together = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for ours, theirs in zip(record["figures"], together["figures"], strict=True):

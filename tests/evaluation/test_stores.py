@@ -1,6 +1,5 @@
 """What is kept is found by all that decided it: bytes, settings, versions; what is damaged is made anew."""
 
-import json
 from importlib.metadata import version
 
 import numpy as np
@@ -17,8 +16,7 @@ from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt
 from clipgraft.evaluation.results import PLAIN
 from clipgraft.evaluation.scores import ClipFeatures, ProbeFeatures, score_fidelity
-from clipgraft.evaluation.stores import FeatureStore, PictureStore, generator_fingerprint
-from clipgraft.files import file_sha256
+from clipgraft.evaluation.stores import FeatureStore, generator_fingerprint
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png
@@ -164,29 +162,6 @@ def test_latents_are_kept_by_scale_and_by_versions_of_what_opens_images(base, pi
     monkeypatch.setattr(stores, "PIXELS_VERSION", 0)
     latents.load_latents(base, images, 32)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
-
-
-def test_damaged_lines_of_the_picture_log_are_skipped_and_said(tmp_path, processes, caplog):
-    path, outside = tmp_path / "out" / "pictures" / "a.png", tmp_path / "outside.png"
-    path.parent.mkdir(parents=True)
-    for each in (path, outside):
-        Image.new("RGB", (8, 8)).save(each)
-    row = {"key": "k", "file": "pictures/a.png", "status": "ok", "sha256": file_sha256(path)}
-    lines = [
-        json.dumps(row).encode(),
-        b"\xff\xfe junk",
-        b"[" * 5000,
-        b'["a list"]',
-        json.dumps({"key": "no file"}).encode(),
-        json.dumps(row | {"key": ["list"]}).encode(),
-        json.dumps(row | {"key": "cut"}).encode()[:-5],
-        json.dumps(row | {"key": "outside", "file": "../outside.png"}).encode(),
-        json.dumps(row | {"key": "gone", "file": "pictures/gone.png"}).encode(),
-        json.dumps(row | {"key": "other bytes", "sha256": "0" * 64}).encode(),
-    ]
-    (tmp_path / "out" / "images.0.jsonl").write_bytes(b"\n".join(lines))
-    assert PictureStore(tmp_path / "out", processes)._held().keys() == {"k"}
-    assert "images.0.jsonl: 6 damaged lines; their images are generated again" in caplog.text
 
 
 def test_pictures_are_known_by_all_that_decides_them(base, monkeypatch):

@@ -11,9 +11,11 @@ from image_world import generate, pixels, rows_of
 from PIL import Image
 
 import tiny
+from clipgraft.files import file_sha256
 from clipgraft.generation import image_folder as gallery
 from clipgraft.generation.generate import GenerateOptions
 from clipgraft.generation.generate import generate as stage
+from clipgraft.generation.image_folder import ImageFolder, Slot
 from helpers import call, image_request, refused, run_apart
 from two_processes import run_in_two_processes
 
@@ -210,3 +212,30 @@ def test_readable_rows_of_a_damaged_list_are_kept(base, three_images, tmp_path, 
     for index, row in enumerate(rows_of(out)):
         assert (row["file"] == rows[index]["file"]) == (index in readable)
     assert all((out / row["file"]).is_file() for row in rows)  # what was there before stays
+
+
+def test_damaged_lines_of_the_log_are_skipped_with_a_note(tmp_path, capsys):
+    path, outside = tmp_path / "out" / "variant" / "a.png", tmp_path / "outside.png"
+    path.parent.mkdir(parents=True)
+    for each in (path, outside):
+        Image.new("RGB", (8, 8)).save(each)
+    row = {"key": "k", "file": "variant/a.png", "status": "ok", "sha256": file_sha256(path)}
+    lines = [
+        json.dumps(row).encode(),
+        b"\xff\xfe junk",
+        b"[" * 5000,
+        b'["a list"]',
+        json.dumps({"key": "no file"}).encode(),
+        json.dumps(row | {"key": ["list"]}).encode(),
+        json.dumps(row | {"key": "outside", "file": "../outside.png"}).encode(),
+        json.dumps(row | {"key": "gone", "file": "variant/gone.png"}).encode(),
+        json.dumps(row | {"key": "other bytes", "file": "b.png", "sha256": "0" * 64}).encode(),
+        json.dumps(row | {"key": "cut"}).encode()[:-5],
+    ]
+    (tmp_path / "out" / "images-0.jsonl").write_bytes(b"\n".join(lines))
+    folder = ImageFolder(tmp_path / "out")
+    rows = folder._rows.values()
+    assert {row.key for row in rows if folder.is_finished(Slot(row.file, None, row.key))} == {"k"}
+    assert "images-0.jsonl: 6 damaged lines; their images are generated again" in " ".join(
+        capsys.readouterr().err.split()
+    )

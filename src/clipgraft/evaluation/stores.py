@@ -1,14 +1,10 @@
-"""Pictures and features that an evaluation has made, found again by what decided them.
+"""Content keys of generated images, and a cache of features that processes compute together."""
 
-What has not changed is not made twice, and what any process has made is there for all.
-"""
-
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -17,13 +13,12 @@ from torch import Tensor
 from clipgraft.cache import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.transforms import PIXELS_VERSION
-from clipgraft.errors import CheckpointError, DataError
-from clipgraft.evaluation.results import ImageRow
-from clipgraft.files import clear_parts, file_sha256, fingerprint, parse_json
+from clipgraft.errors import CheckpointError
+from clipgraft.files import fingerprint
 from clipgraft.generation.generator import ImageGenerator
-from clipgraft.generation.metadata import save_png, versions
+from clipgraft.generation.metadata import versions
 from clipgraft.generation.pipeline import prompt_input_ids
-from clipgraft.generation.requests import ImageRequest, image_file_name
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.weights import module_sha256
 
 GENERATION_VERSION = 1
@@ -35,9 +30,6 @@ Both are raised when other numbers come out, which tests/test_stores.py says.
 """
 ITEMS_PER_ENTRY = 64
 """Features that are cached together, and lost together when a process is killed."""
-
-ROW = ("key", "file", "status", "sha256")
-"""Keys of a line of `images.*.jsonl`."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -63,114 +55,8 @@ def _settings(config: Any) -> dict[str, Any]:
     }
 
 
-class Task(NamedTuple):
-    """One image of a variant."""
-
-    prompt_id: int
-    request: ImageRequest
-
-
-class PictureStore:
-    """Images in a folder, with a line of `images.<process>.jsonl` for each.
-
-    Args:
-        folder: Gets `variants/<name>/` and the lines.
-        processes: Which of how many this one is.
-    """
-
-    def __init__(self, folder: Path, processes: PartialState):
-        self.folder, self.processes = folder, processes
-
-    def draw(
-        self,
-        variant: str,
-        generator: ImageGenerator,
-        tasks: Sequence[Task],
-        batch_size: int,
-    ) -> list[ImageRow]:
-        """Draw what is not there yet, shared out over the processes.
-
-        Args:
-            variant: Names the folder.
-            generator: With the variant's text encoder.
-            tasks: Prompts and seeds; equal ones are drawn once.
-            batch_size: Pictures drawn at once.
-
-        Returns:
-            A row per task, without scores.
-        """
-        whole = generator_fingerprint(generator)
-        keys = [self._key(whole, generator, task.request) for task in tasks]
-        held = self._held()
-        lacking = {key: task for key, task in zip(keys, tasks, strict=True) if key not in held}
-        # All have to see the same as lacking, or they would share it out differently.
-        self.processes.wait_for_everyone()
-        own = list(lacking.items())[self.processes.process_index :: self.processes.num_processes]
-        if own:
-            self._draw(variant, generator, own, batch_size)
-        self.processes.wait_for_everyone()
-        held = self._held() if lacking else held
-        return [
-            ImageRow(
-                variant=variant,
-                prompt_id=task.prompt_id,
-                seed=task.request.seed,
-                file=held[key]["file"],
-                status=held[key]["status"],
-            )
-            for key, task in zip(keys, tasks, strict=True)
-        ]
-
-    def _draw(
-        self,
-        variant: str,
-        generator: ImageGenerator,
-        tasks: Sequence[tuple[str, Task]],
-        batch_size: int,
-    ) -> None:
-        folder = self.folder / "variants" / variant
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_parts(folder)
-        log = self.folder / f"images.{self.processes.process_index}.jsonl"
-        num_steps = sum(task.request.num_steps for _, task in tasks)
-        description = f"generating images of {variant}"
-        with track(description, num_steps) as update, log.open("a", encoding="utf-8") as lines:
-            pictures = generator.sample(
-                [task.request for _, task in tasks],
-                batch_size=batch_size,
-                on_step=lambda done, _total: update(done, "steps"),
-            )
-            lines.write(
-                "\n" if log.stat().st_size else ""
-            )  # behind a line that a killed process left unfinished
-            for (key, task), picture in zip(tasks, pictures, strict=True):
-                name = image_file_name(picture.prompt, picture.seed)
-                path = folder / f"{task.prompt_id:04d}-{name}"
-                save_png(picture.image, path, None)
-                row = {"key": key, "file": path.relative_to(self.folder).as_posix(), "status": picture.status}
-                lines.write(json.dumps(row | {"sha256": file_sha256(path)}) + "\n")
-                lines.flush()
-
-    def _held(self) -> dict[str, dict[str, Any]]:
-        """Rows by key, of pictures that are as they were written."""
-        rows = {}
-        for log in filter(Path.is_file, sorted(self.folder.glob("images.*.jsonl"))):
-            rows.update({row["key"]: row for row in _whole_lines(log)})
-        return {key: row for key, row in rows.items() if self._is_as_written(row)}
-
-    def _is_as_written(self, row: dict[str, Any]) -> bool:
-        path = self.folder / row["file"]
-        is_inside = path.resolve().is_relative_to(self.folder.resolve())
-        return is_inside and path.is_file() and file_sha256(path) == row["sha256"]
-
-    @staticmethod
-    def _key(whole: str, generator: ImageGenerator, request: ImageRequest) -> str:
-        ids = prompt_input_ids([request.prompt], generator.pipeline.tokenizer).tolist()
-        return fingerprint(whole, ids, {**request.as_record(), "prompt": None})
-
-
 def generator_fingerprint(generator: ImageGenerator) -> str:
-    """Sum of everything but prompt, seed, steps and guidance that decides what a generator draws."""
+    """Return the sum of everything but a request that decides a generator's images."""
     pipeline = generator.pipeline
     scheduler = type(pipeline.scheduler).__name__, _settings(pipeline.scheduler.config)
     # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
@@ -178,6 +64,15 @@ def generator_fingerprint(generator: ImageGenerator) -> str:
     configs = [_settings(part.config) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
     libraries = versions(generator.models.get("engine", "")) | {"clipgraft": GENERATION_VERSION}
     return fingerprint(libraries, models, configs, scheduler, str(pipeline.device))
+
+
+def image_key(whole: str, generator: ImageGenerator, request: ImageRequest) -> str:
+    """Return the sum of all that decides an image; `whole` is from `generator_fingerprint`.
+
+    Prompts of the same token ids have the same image.
+    """
+    ids = prompt_input_ids([request.prompt], generator.pipeline.tokenizer).tolist()
+    return fingerprint(whole, ids, {**request.as_record(), "prompt": None})
 
 
 class FeatureStore:
@@ -236,21 +131,3 @@ class FeatureStore:
                 "command again"
             )
         return torch.cat([torch.from_numpy(array) for array in CachedArrays(found[key] for key in keys)])
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a log; what a killed process left unfinished, or is damaged, is none."""
-    num_damaged = 0
-    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
-        try:
-            row = parse_json(line, str(path)) if line.strip() else None
-        except DataError:
-            row = {}
-        if row is None:
-            continue
-        if all(isinstance(row.get(name), str) for name in ROW):
-            yield row
-        else:
-            num_damaged += 1
-    if num_damaged:
-        logger.warning("%s: %d damaged lines; their images are generated again", path, num_damaged)

@@ -29,14 +29,15 @@ from clipgraft.evaluation.results import (
     Settings,
 )
 from clipgraft.evaluation.scores import Paths, Scores
-from clipgraft.evaluation.stores import PictureStore, Task
+from clipgraft.evaluation.stores import generator_fingerprint, image_key
 from clipgraft.files import fingerprint
 from clipgraft.flatland import draw_scene
 from clipgraft.flatland.writer import DRAWING_VERSION, IMAGE_SIZE
 from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.image_folder import ImageFolder, Slot
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.pipeline import image_size, prompt_input_ids
-from clipgraft.generation.requests import ImageRequest
+from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
@@ -87,7 +88,7 @@ class Variants:
         processes: PartialState,
     ):
         self.settings, self.data, self.folder = settings, data, folder
-        self.store = PictureStore(folder, processes)
+        self.store = ImageFolder(folder, processes=processes, with_metadata=False)
         self.grafts = tuple(name for name, is_graft in names.items() if is_graft)
         self.last = list(names)[-1]
         """The variant whose floors are measured."""
@@ -162,11 +163,28 @@ class Variants:
             for prompt in self.prompts
             for k in range(num_seeds)
         )
-        tasks = [Task(place // num_seeds, request) for place, request in enumerate(requests)]
-        rows = self.store.draw(name, generator, tasks, settings.batch_size)
+        whole = generator_fingerprint(generator)
+        slots = [
+            Slot(
+                f"{FOLDER}/{name}/{index // num_seeds:04d}-{image_file_name(request.prompt, request.seed)}",
+                request,
+                image_key(whole, generator, request),
+            )
+            for index, request in enumerate(requests)
+        ]
+        rows = self.store.complete(name, generator, slots, batch_size=settings.batch_size)
         found = [self.folder / row.file if row.status == "ok" else None for row in rows]
         self.paths[name] = [found[start : start + num_seeds] for start in range(0, len(found), num_seeds)]
-        self.rows.extend(rows)
+        self.rows += [
+            ImageRow(
+                variant=name,
+                prompt_id=index // num_seeds,
+                seed=requests[index].seed,
+                file=row.file,
+                status=row.status,
+            )
+            for index, row in enumerate(rows)
+        ]
         self.encoder_sums[name] = module_sha256(generator.pipeline.text_encoder)
 
     @torch.no_grad()

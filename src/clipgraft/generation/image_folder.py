@@ -1,5 +1,6 @@
 """Images in a folder, each with a row in images.json, found again and shared out over processes."""
 
+import math
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -101,22 +102,14 @@ class ImageFolder:
     def __init__(self, folder: Path, *, processes: PartialState | None = None, with_metadata: bool = True):
         self.folder, self.processes, self.with_metadata = folder, processes, with_metadata
         self.rank = processes.process_index if processes else 0
+        self.num_processes = processes.num_processes if processes else 1
         self._lines = folder / f"images-{self.rank}.jsonl"
         _make_writable(folder)
         _terminate_last_line(self._lines)
         self._listed = _read_list(folder / LIST_NAME, is_told=self.rank == 0)
-        self._rows = self._read_rows()
+        self._rows = self._read_rows(is_told=self.rank == 0)
         self.added: set[str] = set()
         """Files of the images that this process has generated."""
-
-    def reload(self) -> None:
-        """Read the rows that other processes have written, when all have come to this point."""
-        self.wait()
-        self._rows = self._read_rows()
-
-    def rows_by_key(self) -> dict[str, ImageRow]:
-        """Rows of all processes by the sum of all that decides the image."""
-        return {row.key: row for row in self._rows.values()}
 
     def reserve(
         self, wanted: Iterable[str], requests: Sequence[ImageRequest], keys: Sequence[str]
@@ -152,14 +145,41 @@ class ImageFolder:
         return free
 
     def is_finished(self, slot: Slot) -> bool:
-        """Whether an image is there, whole, of the same key, and alike in having metadata."""
+        """Whether a slot's image is there, whole, of the same key, and alike in having metadata."""
         row = self._rows.get(slot.file)
         if row is None or row.key != slot.key or row.with_metadata != self.with_metadata:
             return False
-        path = self.folder / slot.file
+        return row.status == "blocked" or self._is_whole(row)
+
+    def _is_whole(self, row: ImageRow) -> bool:
+        path = self.folder / row.file
         is_inside = path.resolve().is_relative_to(self.folder.resolve())
-        is_whole = is_inside and path.is_file() and file_sha256(path) == row.sha256
-        return is_whole if row.status == "ok" else row.status == "blocked"
+        return row.status == "ok" and is_inside and path.is_file() and file_sha256(path) == row.sha256
+
+    def complete(
+        self, variant: str, generator: ImageGenerator, slots: Sequence[Slot], *, batch_size: int
+    ) -> list[ImageRow]:
+        """Generate images that are not in the folder yet, whatever file they lie in.
+
+        Args:
+            variant: Of the new rows.
+            generator: Makes the images.
+            slots: In all processes the same; of equal keys one image is made.
+            batch_size: Images generated at once, at most.
+
+        Returns:
+            A row for each slot; its file may be that of another variant.
+        """
+        whole = {row.key for row in self._rows.values() if self._is_whole(row)}
+        missing = {slot.key: slot for slot in slots if slot.key not in whole}
+        self.wait()  # else a process could miss what another one has just written, and share out otherwise
+        if missing:
+            share = math.ceil(len(missing) / self.num_processes)
+            self.fill(variant, generator, list(missing.values()), batch_size=min(batch_size, share))
+            self.wait()
+            self._rows = self._read_rows()
+        rows = {row.key: row for row in self._rows.values()}
+        return [rows[slot.key] for slot in slots]
 
     def fill(
         self,
@@ -190,7 +210,7 @@ class ImageFolder:
             ([next(order) for _ in batch], batch)
             for batch in batches([slot.request for slot in slots], batch_size)
         ]
-        own = all_batches[self.rank :: self.processes.num_processes if self.processes else 1]
+        own = all_batches[self.rank :: self.num_processes]
         done, total = 0, sum(request.num_steps for _, batch in own for request in batch)
 
         def shrink(new_size: int) -> None:
@@ -258,12 +278,18 @@ class ImageFolder:
         if self.processes:
             self.processes.wait_for_everyone()
 
-    def _read_rows(self) -> dict[str, ImageRow]:
-        """Rows by file, later ones in place of earlier ones; broken lines are skipped."""
+    def _read_rows(self, *, is_told: bool = False) -> dict[str, ImageRow]:
+        """Rows by file, later ones in place of earlier ones; damaged lines are skipped."""
         rows = list(self._listed)
         for path in sorted(self.folder.glob("images-*.jsonl")):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            rows += filter(None, map(_parse_row, lines))
+            lines = list(filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n")))
+            found = list(filter(None, map(_parse_row, lines)))
+            if is_told and len(found) < len(lines):
+                number = len(lines) - len(found)
+                say(
+                    f"{path.name}: {number} damaged line{'s' * (number != 1)}; their images are generated again"
+                )
+            rows += found
         return {row.file: row for row in rows}
 
 
