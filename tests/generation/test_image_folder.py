@@ -236,6 +236,6 @@ def test_damaged_lines_of_the_log_are_skipped_with_a_note(tmp_path, capsys):
     folder = ImageFolder(tmp_path / "out")
     rows = folder._rows.values()
     assert {row.key for row in rows if folder.is_finished(Slot(row.file, None, row.key))} == {"k"}
-    assert "images-0.jsonl: 6 damaged lines; their images are generated again" in " ".join(
+    assert "images-0.jsonl: 6 damaged lines; images are generated again" in " ".join(
         capsys.readouterr().err.split()
     )

@@ -286,9 +286,7 @@ class ImageFolder:
             found = list(filter(None, map(_parse_row, lines)))
             if is_told and len(found) < len(lines):
                 number = len(lines) - len(found)
-                say(
-                    f"{path.name}: {number} damaged line{'s' * (number != 1)}; their images are generated again"
-                )
+                say(f"{path.name}: {number} damaged line{'s' * (number != 1)}; images are generated again")
             rows += found
         return {row.file: row for row in rows}
 
