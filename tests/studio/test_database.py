@@ -15,10 +15,11 @@ from app_client import ended
 from clipgraft.cli import app as cli
 from clipgraft.studio.api import build_app
 from clipgraft.studio.database import UnavailableError
-from clipgraft.studio.queue import NewImage, Queue
+from clipgraft.studio.queue import Queue
+from helpers import image_request
 
 JOB = {"prompt": "A dog", "steps": 1}
-NEW = NewImage("m", "64x64", {"prompt": "a dog"}, 1)
+NEW = ("m", image_request("a dog", num_inference_steps=1))
 
 
 def filled(path) -> bytes:

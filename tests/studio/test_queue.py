@@ -1,14 +1,16 @@
-"""The queue by itself: turns, bounds, batches, and what a killed process leaves."""
+"""The queue by itself: order, bounds, batches, and what a killed process leaves."""
 
 from collections import Counter
 
 import pytest
 
-from clipgraft.studio.queue import BusyError, NewImage, Queue
+from clipgraft.generation.requests import ImageRequest
+from clipgraft.studio.queue import BusyError, Queue
+from helpers import image_request
 
 
-def image(shape: str = "64x64", model: str = "m", prompt: str = "a dog", steps: int = 10) -> NewImage:
-    return NewImage(model, shape, {"prompt": prompt, "seed": 0}, steps)
+def image(side: int = 64, model: str = "m", prompt: str = "a dog") -> tuple[str, ImageRequest]:
+    return model, image_request(prompt, height=side, width=side, num_inference_steps=10)
 
 
 @pytest.fixture
@@ -28,14 +30,14 @@ def clients_of(queue, rows):
 
 
 def test_jobs_are_served_in_the_order_in_which_they_came(queue):
-    queue.add("first", "generate", [image("64x64"), image("32x32")])
-    queue.add("second", "generate", [image("64x64")])
+    queue.add("first", "generate", [image(64), image(32)])
+    queue.add("second", "generate", [image(64)])
     assert [clients_of(queue, queue.take(1))[0] for _ in range(3)] == ["first", "first", "second"]
 
 
 def test_a_batch_is_filled_from_the_jobs_behind(queue):
     queue.add("first", "generate", [image()])
-    queue.add("other", "generate", [image("32x32")])
+    queue.add("other", "generate", [image(32)])
     queue.add("second", "generate", [image()])
     assert clients_of(queue, queue.take(4)) == ["first", "second"]
 
@@ -56,9 +58,9 @@ def test_batches_have_few_sizes(queue):
 
 
 def test_a_batch_holds_images_of_one_shape_and_one_model_alone(queue):
-    queue.add("a", "generate", [image("64x64"), image("32x32"), image("64x64"), image("64x64", model="n")])
+    queue.add("a", "generate", [image(64), image(32), image(64), image(64, model="n")])
     taken = queue.take(8)
-    assert [(row.shape, row.model) for row in taken] == [("64x64", "m")] * 2
+    assert [(row.settings["width"], row.model) for row in taken] == [(64, "m")] * 2
 
 
 def test_what_does_not_fit_is_refused_whole(queue):

@@ -37,12 +37,10 @@ class ImageFiles:
             unfinished.unlink()
 
     def path(self, image_id: str) -> Path:
-        """Path of an image's file."""
         assert image_id.isalnum(), image_id
         return self.folder / f"{image_id}.png"
 
     def is_there(self, image_id: str) -> bool:
-        """Whether an image's file was written."""
         return self.path(image_id).is_file()
 
     def save(self, image_id: str, image: GeneratedImage, model: str) -> None:
@@ -51,11 +49,7 @@ class ImageFiles:
         save_png(image.image, self.path(image_id), record)
 
     def read(self, image_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
-        """Read an image as png, jpeg or webp; only a PNG can hold its settings.
-
-        Raises:
-            MissingFileError: If its file is gone.
-        """
+        """Read an image as png, jpeg or webp; only a PNG can hold its settings."""
         try:
             content = self.path(image_id).read_bytes()
         except FileNotFoundError:
@@ -68,17 +62,12 @@ class ImageFiles:
         return encode(pixels, image_format.upper(), **options)
 
     def delete(self, *image_ids: str) -> None:
-        """Delete files, if they exist."""
         for image_id in image_ids:
             self.path(image_id).unlink(missing_ok=True)
 
 
 def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """Read the settings and the model of an image from its PNG.
-
-    Raises:
-        DataError: If it holds none.
-    """
+    """Read the settings and the model of an image from its PNG, or raise a `DataError`."""
     text = read_png_texts(content, max_pixels).get(RECORD_KEY)
     try:
         record = json.loads(text or "")
@@ -106,11 +95,7 @@ def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
-    """Read the texts of a PNG.
-
-    Raises:
-        DataError: As `decode_upload`; or if it is no PNG.
-    """
+    """Read the texts of a PNG; a `DataError` as `decode_upload`, or if it is no PNG."""
     with _opened(content, max_pixels) as image:
         if image.format != "PNG":
             raise DataError(f"is a {image.format}; settings are kept in PNG files")
@@ -119,21 +104,13 @@ def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
 
 
 def count_pixels(content: bytes, max_pixels: int) -> int:
-    """Return the pixels of an image by its header.
-
-    Raises:
-        DataError: As `decode_upload`, except for damage behind the header.
-    """
+    """Return the pixels of an image by its header; a `DataError` as `decode_upload`."""
     with _opened(content, max_pixels) as image:
         return image.width * image.height
 
 
 def read_base64(text: str) -> bytes:
-    """Decode base64, with or without `data:image/...;base64,` before it.
-
-    Raises:
-        DataError: If it is a web address or no base64.
-    """
+    """Decode base64, also of a `data:image/...;base64,` address, or raise a `DataError`."""
     head, comma, rest = text.partition(",")
     if comma and head.startswith("data:"):
         text = rest

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipgraft.generation.requests import ImageRequest
+from clipgraft.settings import SamplingParams
 from clipgraft.studio.database import Database, UnavailableError
 
 OPEN = ("queued", "running")
@@ -88,16 +90,6 @@ class JobRow:
     ended: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewImage:
-    """An image to queue; see `ImageRow`."""
-
-    model: str
-    shape: str
-    settings: dict[str, Any]
-    steps: int
-
-
 class Queue:
     """All jobs and images of a studio; see `Database` for errors.
 
@@ -112,8 +104,8 @@ class Queue:
         self.database = Database(path, SCHEMA, UPGRADE)
         self._read, self._transaction = self.database.read, self.database.transaction
 
-    def add(self, client: str, kind: str, images: Sequence[NewImage]) -> str:
-        """Queue a job and return its id, or raise a `BusyError`."""
+    def add(self, client: str, kind: str, images: Sequence[tuple[str, ImageRequest]]) -> str:
+        """Queue a job of models and requests and return its id, or raise a `BusyError`."""
         assert images
         with self._transaction() as run:
             waiting = run("SELECT count(*) FROM images WHERE state = 'queued'").fetchone()[0]
@@ -131,12 +123,12 @@ class Queue:
                 "INSERT INTO jobs (id, client, kind, state, created) VALUES (?, ?, ?, 'queued', ?)",
                 job_id, client, kind, time.time(),
             ).lastrowid  # fmt: skip
-            for position, image in enumerate(images):
+            for position, (model, request) in enumerate(images):
                 run(
                     "INSERT INTO images (id, job, position, model, shape, state, settings, prompt, steps) "
                     "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
-                    secrets.token_hex(8), number, position, image.model, image.shape,
-                    json.dumps(image.settings), image.settings["prompt"], image.steps,
+                    secrets.token_hex(8), number, position, model, _shape(request.params),
+                    json.dumps(request.as_record()), request.prompt, request.num_steps,
                 )  # fmt: skip
         return job_id
 
@@ -264,6 +256,11 @@ class Queue:
         """Delete a finished image; return whether there was one."""
         with self._transaction() as run:
             return run("DELETE FROM images WHERE id = ? AND state = 'ok'", image_id).rowcount > 0
+
+
+def _shape(params: SamplingParams) -> str:
+    size = f"{params.width}x{params.height}"
+    return f"{size} {params.num_inference_steps} {params.guidance_scale} {params.scheduler}"
 
 
 def _image(row: sqlite3.Row) -> ImageRow:

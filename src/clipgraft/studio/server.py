@@ -44,12 +44,9 @@ def serve(
     Args:
         runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images; one process at a time.
-        host: Address to listen on.
-        port: Port; 0 = a free one.
-        with_token: Whether a token is required; always on any address but loopback.
-        device: `auto`, `cpu`, `cuda` or `mps`.
+        host: Address to listen on; any but loopback needs a token.
+        port: 0 = a free one.
         public_url: Address of a proxy with TLS, as https://studio.example.org; empty = no proxy.
-        limits: Bounds of requests, queue and memory.
 
     Raises:
         UserError: If others can reach the address without a token, another studio has the home, or the

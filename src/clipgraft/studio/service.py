@@ -22,7 +22,7 @@ from clipgraft.settings import SIZE_MULTIPLE
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles
-from clipgraft.studio.queue import OPEN, ImageRow, JobRow, NewImage, Queue
+from clipgraft.studio.queue import OPEN, ImageRow, JobRow, Queue
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedder
 from clipgraft.studio.worker import Worker
@@ -43,9 +43,6 @@ class Service:
     Args:
         runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        limits: Bounds of requests, queue and memory.
-        cache: Loaded models; a new one by default.
     """
 
     def __init__(
@@ -117,12 +114,7 @@ class Service:
         self.queue.database.close()
 
     def generator(self, model: str) -> ImageGenerator:
-        """Load a model. The device's lock must be held.
-
-        Raises:
-            UnknownModelError: If there is no such model.
-            CheckpointError, MissingFileError: If it cannot be loaded.
-        """
+        """Load a model. The device's lock must be held."""
         group, variant = self.catalog.model(model)
         return self.cache.get(
             f"images {group.name}",
@@ -132,12 +124,7 @@ class Service:
         )[variant]
 
     def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
-        """Describe what a model reads of a prompt: tokens, what is cut off, unknown words.
-
-        Raises:
-            UnknownModelError: If there is no such model.
-            CheckpointError: If it has no tokenizer.
-        """
+        """Describe what a model reads of a prompt: tokens, what is cut off, unknown words."""
         group = self.catalog.model(model)[0]
         with self._tokenizer_lock:
             version, tokenizer = self._tokenizers.get(group.name, (None, None))
@@ -169,18 +156,14 @@ class Service:
         if self.is_stopping:
             raise StoppedError("the studio is stopping; ask again when it is back")
         self.check_size([request for _, request in requests])
-        job_id = self.queue.add(client, kind, [_new_image(*each) for each in requests])
+        job_id = self.queue.add(client, kind, requests)
         if self.is_stopping:  # since the check above; stopping has not seen this job
             self._end_calls("queued")
         self.worker.wake()
         return job_id
 
     def check_size(self, requests: Sequence[ImageRequest]) -> None:
-        """Refuse what would hold the device for too long.
-
-        Raises:
-            UserError: Names the bound, and what exceeds it.
-        """
+        """Refuse, with a `UserError`, what would hold the device for too long."""
         limits = self.limits
         if not 1 <= len(requests) <= limits.max_images_per_job:
             raise UserError(f"{len(requests)} images; a job holds from 1 to {limits.max_images_per_job}")
@@ -327,9 +310,3 @@ class Service:
 def _modules(generator: ImageGenerator) -> list[Any]:
     pipeline = generator.pipeline
     return [part for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder) if part is not None]
-
-
-def _new_image(model: str, request: ImageRequest) -> NewImage:
-    params = request.params
-    shape = f"{params.width}x{params.height} {params.num_inference_steps} {params.guidance_scale}"
-    return NewImage(model, f"{shape} {params.scheduler}", request.as_record(), request.num_steps)

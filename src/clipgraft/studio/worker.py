@@ -46,13 +46,9 @@ class Worker:
     """Generates what waits in a queue.
 
     Args:
-        queue: Of jobs.
-        files: Where images go.
         generator: Loads a model by name; called with the device's lock held.
-        device_lock: Held for each batch.
         on_batch_end: Called with the numbers of a batch's jobs, and its error if it failed.
         on_stopped: Called after the last batch before a stop.
-        limits: Batch size and history.
     """
 
     def __init__(
@@ -82,11 +78,9 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name="generating", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at the queue now."""
         self._wake.set()
 
     def leave_out(self, job_number: int) -> None:
@@ -95,7 +89,6 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
         return self._thread.is_alive()
 
     @property
