@@ -58,7 +58,7 @@ from clipgraft.models.graft import Graft
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.weights import write_tensors
 from clipgraft.reporting.plots import FONT_POINTS, LIGHT, render_figure, style_axes
-from clipgraft.runs.run import METRICS_NAME, Run
+from clipgraft.runs.run import METRICS_NAME
 from clipgraft.settings import SamplingParams
 from unseen_words import unseen_word_prompts
 
@@ -118,8 +118,7 @@ def run_ablation(recipe: Recipe, folder: Path, *, num_seeds: int = 3, **sizes: i
     if recipe.finetune.num_epochs:
         tuned = folder / "finetune"
         if not (tuned / METRICS_NAME).is_file():
-            with Run.begin(tuned, recipe, stage="finetune", resume=True):
-                finetune(recipe, tuned, resume=True)
+            finetune_recipe(recipe, tuned, resume=True)
         clip = ModelSettings(name=str(tuned / "clip"))
     found = []
     for seed in range(recipe.seed, recipe.seed + num_seeds):

@@ -22,8 +22,8 @@ from clipgraft.bridging.fit import fit_bridge
 from clipgraft.config import Recipe, demo
 from clipgraft.device import describe_environment
 from clipgraft.evaluation.evaluate_run import evaluate_recipe
-from clipgraft.finetuning.finetune import finetune
-from clipgraft.finetuning.wise_ft import interpolate
+from clipgraft.finetuning.finetune import finetune_recipe
+from clipgraft.finetuning.wise_ft import interpolate_recipe
 from clipgraft.runs.run import stage_folder
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
@@ -51,11 +51,20 @@ def recipe_of(seed: int, settings: dict[str, Any]) -> Recipe:
 
 
 def run_stage(folder: Path, recipe: Recipe, stage: Any) -> dict[str, Any]:
+    """A stage's metrics; made in a folder that is held, unless they are there."""
+
+    def hold(folder: Path) -> None:
+        with stage_folder(folder, recipe, resume=True, overwrite=False) as out:
+            stage(out)
+
+    return metrics_of(folder, hold)
+
+
+def metrics_of(folder: Path, stage: Any) -> dict[str, Any]:
     """A stage's metrics; made unless they are there."""
     metrics = folder / "metrics.json"
     if not metrics.is_file():
-        with stage_folder(folder, recipe, resume=True, overwrite=False) as out:
-            stage(out)
+        stage(folder)
     return json.loads(metrics.read_text(encoding="utf-8"))
 
 
@@ -94,8 +103,8 @@ def tuned_clips(folder: Path, seed: int) -> dict[str, tuple[Path, dict[str, floa
     found = {}
     for name, settings in RECIPES.items():
         recipe, own = recipe_of(seed, settings), folder / slug(name)
-        tuned = run_stage(
-            own / "finetune", recipe, lambda out, recipe=recipe: finetune(recipe, out, resume=True)
+        tuned = metrics_of(
+            own / "finetune", lambda out, recipe=recipe: finetune_recipe(recipe, out, resume=True)
         )
         lines = (own / "finetune" / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
         drift = [json.loads(line) for line in lines]
@@ -108,9 +117,7 @@ def tuned_clips(folder: Path, seed: int) -> dict[str, tuple[Path, dict[str, floa
 
 def halfway(folder: Path, recipe: Recipe, clip: Path) -> tuple[Path, dict[str, float], dict[str, float]]:
     """The weights in the middle between before and after."""
-    stage = run_stage(
-        folder / "interpolate", recipe, lambda out: interpolate(recipe, str(clip), out, alpha=0.5)
-    )
+    stage = metrics_of(folder / "interpolate", lambda out: interpolate_recipe(recipe, str(clip), out))
     row = next(row for row in stage["rows"] if row["alpha"] == 0.5)
     # Recall on test pictures, as for the others: no step is made, so both measurements are of these weights.
     middle = recipe.model_copy(
@@ -119,7 +126,7 @@ def halfway(folder: Path, recipe: Recipe, clip: Path) -> tuple[Path, dict[str, f
             "finetune": recipe.finetune.model_copy(update={"num_epochs": 0}),
         }
     )
-    recall = run_stage(folder / "recall", middle, lambda out: finetune(middle, out))["after"]
+    recall = metrics_of(folder / "recall", lambda out: finetune_recipe(middle, out))["after"]
     return folder / "interpolate" / "clip", row, recall
 
 

@@ -15,7 +15,7 @@ from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate_run import evaluate_recipe
-from clipgraft.finetuning.finetune import finetune
+from clipgraft.finetuning.finetune import finetune_recipe
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.requests import image_requests
@@ -24,7 +24,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
 from clipgraft.runs.folder import recorded_resources
-from clipgraft.runs.run import Run, ended_with, run_encoders, stage_folder
+from clipgraft.runs.run import Run, ended_with, run_encoders
 from clipgraft.training.freezing import check_last_layers
 
 STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
@@ -128,8 +128,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _finetune(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    with stage_folder(folder, recipe, stage="finetune", resume=resume, overwrite=True) as stage_dir:
-        finetune(recipe, stage_dir, resume=resume)
+    finetune_recipe(recipe, folder, resume=resume, overwrite=True)
 
 
 def _bridge(recipe: Recipe, folder: Path, *, resume: bool) -> None:

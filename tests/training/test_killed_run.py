@@ -18,7 +18,7 @@ PLACES = {
     "at an epoch's start": ("clipgraft.data.loader", "EpochSampler.resume", 3),
     "inside an epoch": ("clipgraft.training.step", "TrainStep.__call__", 6),
     "inside accumulation": ("clipgraft.training.objectives", "ContrastiveObjective.embed", 22),
-    "inside an evaluation": ("clipgraft.finetuning.validate", "ClipWatch.measure", 2),
+    "inside an evaluation": ("clipgraft.finetuning.validate", "Validator.measure", 2),
     "inside a save": ("clipgraft.training.checkpoints", "write_tensors", 3),
     "between a save and the next log line": ("clipgraft.training.run_log", "RunLogger.write", 7),
 }

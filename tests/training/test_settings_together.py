@@ -84,7 +84,7 @@ class TinyRun:
         self.clip.model.vision_model.register_forward_pre_hook(self.keep_pixels, with_kwargs=True)
         self.objective = build_objective(self.clip, self.settings)
         self.move_from_start()
-        batches = training_batches(self.images, self.clip, recipe, self.processes)
+        batches = training_batches(self.images, self.clip, self.settings, recipe.seed, self.processes)
         self.group = next(grouped(batches.epoch(0, 0), steps))
         seed_step(recipe.seed, 0, self.processes.process_index)
         set_start(self.objective, self.clip, self.images, batches, self.settings)

@@ -17,7 +17,7 @@ from clipgraft.cli.options import (
     recipe_from_options,
     with_options,
 )
-from clipgraft.console import print_line
+from clipgraft.console import is_first_process, print_line
 from clipgraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,27 +87,22 @@ def finetune(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fine-tune CLIP on captioned images."""
-    from clipgraft.finetuning.finetune import finetune as stage
-    from clipgraft.finetuning.finetune import print_result
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.finetuning.finetune import finetune_recipe
     from clipgraft.training.trainer import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
     given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
     settings = recipe_from_options(recipe, set_, given)
-    with stage_folder(
-        out,
+    result = finetune_recipe(
         settings,
-        stage="finetune",
-        inputs={"--recipe": recipe},
-        resume=resume,
+        out,
+        resume=resume and Resume(from_step, allow_changed_data),
         overwrite=overwrite,
-        in_parallel=True,
-    ) as folder:
-        metrics = stage(settings, folder, resume=resume and Resume(from_step, allow_changed_data))
-    if metrics:  # of several processes the first one has them
-        print_result(metrics)
+        inputs={"--recipe": recipe},
+    )
+    if is_first_process():
+        result.print()
         print_line(f"clip: {out / 'clip'}")
 
 
@@ -122,15 +117,11 @@ def interpolate(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compare weights between a CLIP before and after fine-tuning; write those at one place."""
-    from clipgraft.finetuning.wise_ft import interpolate as stage
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.finetuning.wise_ft import interpolate_recipe
 
     settings = recipe_from_options(recipe, set_, {"data.source": data, "clip.name": before})
     inputs = {"--recipe": recipe, "--after": after}
-    with stage_folder(
-        out, settings, stage="interpolate", inputs=inputs, resume=False, overwrite=overwrite
-    ) as folder:
-        stage(settings, after, folder, alpha=alpha)
+    interpolate_recipe(settings, after, out, alpha=alpha, overwrite=overwrite, inputs=inputs).print()
     print_line(f"clip: {out / 'clip'}")
 
 

@@ -1,122 +1,247 @@
-"""Fine-tune CLIP on captioned images, and measure retrieval before and after."""
+"""Fine-tune CLIP on captioned images, and measure recall before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, send_to_device
+from pydantic import ConfigDict, Field, PrivateAttr
 
-from clipgraft.config import FinetuneSettings, Recipe
+from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line, say
 from clipgraft.data.check import check_dataset, leakage_note
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import load_crops
-from clipgraft.device import choose_device, seed_everything
+from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import UserError
-from clipgraft.files import write_bytes, write_json
-from clipgraft.finetuning.previews import Samples
-from clipgraft.finetuning.validate import ClipWatch, embed_images, measure_retrieval
+from clipgraft.files import write_bytes
+from clipgraft.finetuning.validate import Recall, ValidationImages, Validator, embed_images, measure_retrieval
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
+from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
-from clipgraft.training.checkpoints import sum_of_clip, sums_of_images
+from clipgraft.runs.run import Run, StageResult
+from clipgraft.settings import DataSettings, FinetuneSettings, ModelSettings
+from clipgraft.training.checkpoints import FOLDER_NAME, sum_of_clip, sums_of_images
 from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
-from clipgraft.training.grad_cache import Batch, concatenated
+from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.step import seed_step
 from clipgraft.training.trainer import FitResult, Resume, fit, grouped
 from clipgraft.training.validation import ValidationPlan
 
 COMPILED_LENGTHS = 8
-"""Where towers are compiled, captions are padded to a multiple of it: ten lengths in all."""
+"""With compiled towers, captions are padded to a multiple of it: ten lengths in all."""
+Images = Sequence[CaptionedImage]
 
 
-def finetune(recipe: Recipe, folder: Path, *, resume: bool | Resume = False) -> dict[str, Any]:
-    """Fine-tune `recipe.clip` on the train split of `recipe.data`.
+class FinetuneResult(StageResult):
+    """Recall on the test split before and after fine-tuning, and what training took."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    stage: str = "finetune"
+    recall_before: Recall | None = Field(alias="before")
+    """None without a test split, and in all processes but the first."""
+    recall_after: Recall | None = Field(alias="after")
+    num_steps: int
+    skipped_steps: int
+    """Steps without a finite loss or gradient, which changed nothing."""
+    mixed_precision: str
+    num_epochs: int
+    num_train_images: int
+    epoch_mean_loss: list[float]
+    seconds: float
+    """Time of training in this process; an earlier part of a resumed run is not in it."""
+    _clip: ClipParts | None = PrivateAttr(None)
+
+    @property
+    def clip(self) -> ClipParts:
+        """The fine-tuned CLIP; only of a result that was just made, not of one read from a file."""
+        assert self._clip is not None
+        return self._clip
+
+    def print(self) -> None:
+        """Print recall@1 before and after in one line."""
+        before, after = self.recall_before, self.recall_after
+        if before is None or after is None:
+            print_line("recall was not measured: the source has no test split")
+            return
+        figures = (
+            f"{name.replace('_', ' ')} {before[f'{name}_recall@1']:.1%} -> {after[f'{name}_recall@1']:.1%}"
+            for name in ("text_to_image", "image_to_text")
+        )
+        gallery = f"{after['num_images']} test images, {after['num_captions']} captions"
+        print_line(f"recall@1 among {gallery}: {', '.join(figures)}")
+
+
+class Splits(NamedTuple):
+    """Images to train on, to validate on during training, and to measure recall on."""
+
+    train: Images
+    val: Images
+    test: Images
+
+
+def finetune(
+    clip: ClipParts,
+    data: CaptionDataset,
+    *,
+    output_dir: str | Path | None = None,
+    resume: bool | Resume = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    settings: FinetuneSettings | None = None,
+    recipe: Recipe | None = None,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+    **overrides: object,
+) -> FinetuneResult:
+    """Fine-tune a CLIP on the train split of a dataset.
 
     In several processes (started by `accelerate launch`) the first one measures and writes.
 
     Args:
-        recipe: Its seed, device, data, clip and finetune settings are read.
-        folder: Gets `clip/`, `log.jsonl`, `evaluations.jsonl`, `metrics.json`, `data.json`, `loss.png`,
-            `loss.svg` and `checkpoints/`.
-        resume: Go on from the newest checkpoint there, or as a `Resume` says.
+        clip: Stays as it is; a copy is trained.
+        data: Train split; with a val split it is validated on every epoch, with a test split measured.
+        output_dir: Gets `clip/`, `metrics.json`, `recipe.toml`, `data.json`, `log.jsonl`, `checkpoints/`,
+            `evaluations.jsonl` and the loss figure; None = nothing is written.
+        resume: Continue from the newest checkpoint in `output_dir`, or as a `Resume` says.
+        overwrite: Replace the run in `output_dir`.
+        seed: Seed of everything random.
+        device: "auto", "cpu", "cuda" or "mps".
+        settings: Settings of the fine-tuning.
+        recipe: Settings of a whole run, in place of seed, device and settings; gives limits of splits and
+            prompts of previews too, and is written beside the result.
+        inputs: Files by name that `output_dir` must not hold.
+        **overrides: Fields of `FinetuneSettings`, over `settings`.
 
     Returns:
-        The metrics that were written; empty in the other processes.
+        Recall at 1, 5 and 10 (shares) on the test split before and after, and `.clip`.
 
     Raises:
-        ValueError: If settings contradict each other or the data.
+        UserError: If a setting is unknown, not allowed, or contradicts others or the data.
+        Interrupted: On SIGINT or SIGTERM, after the state was saved.
     """
+    quiet_libraries()
+    recipe = recipe or recipe_of(clip, data, seed=seed, device=device)
+    recipe = recipe.model_copy(update={"finetune": (settings or recipe.finetune).updated(overrides)})
+    if output_dir is None:
+        if resume or recipe.finetune.preview_steps or recipe.finetune.report_to:
+            raise UserError("resume, preview_steps and report_to need an output_dir; name one")
+        return _finetune(clip, data, recipe, None, False)
+    with Run.begin(
+        Path(output_dir),
+        recipe,
+        stage="finetune",
+        inputs=inputs,
+        resume=bool(resume),
+        overwrite=overwrite,
+        in_parallel=True,
+    ) as run:
+        return _finetune(clip, data, recipe, run.path, resume)
+
+
+def finetune_recipe(
+    recipe: Recipe,
+    output_dir: Path,
+    *,
+    resume: bool | Resume = False,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+) -> FinetuneResult:
+    """Load the CLIP and the dataset of a recipe, and fine-tune as it says; see `finetune`."""
+    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    data = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    return finetune(
+        clip, data, output_dir=output_dir, resume=resume, overwrite=overwrite, recipe=recipe, inputs=inputs
+    )
+
+
+def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:
+    """Return a recipe that names a CLIP and a dataset, as far as it is known where they come from."""
+    origin = {"clip": clip.origin} if clip.origin else {}
+    source = DataSettings(source=str(data.root))
+    return build_recipe({"seed": seed, "device": device, "data": source, **origin})
+
+
+def _finetune(
+    clip: ClipParts, data: CaptionDataset, recipe: Recipe, folder: Path | None, resume: bool | Resume
+) -> FinetuneResult:
     settings, device = recipe.finetune, choose_device(recipe.device)
     processes = PartialState(cpu=device.type == "cpu")
     device = processes.device if processes.num_processes > 1 else device
-    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    clip.model.to(device)
-    splits = _splits(dataset, recipe)
-    data = {
-        **sums_of_images({"train": splits["train"], "val": splits["val"]}),
-        "weights of CLIP": sum_of_clip(clip),
-    }
+    clip = clip._replace(model=deepcopy(clip.model).to(device))
+    splits = _splits(data, recipe)
+    sums = sums_of_images({"train": splits.train, "val": splits.val}) | {"weights of CLIP": sum_of_clip(clip)}
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings)
-    batches = training_batches(splits["train"], clip, recipe, processes)
-    before = None
+    batches = training_batches(splits.train, clip, settings, recipe.seed, processes)
+    before = previews = validation = None
     if processes.is_main_process:
-        counts = check_dataset(dataset, tokenizer=clip.tokenizer, read_images=False)
-        write_bytes(folder / "data.json", counts.to_json().encode())
-        if note := leakage_note(counts):
-            say(note)
+        _check_data(data, clip, folder)
         _say_notes(batches, folder, resume)
-        before = measure_retrieval(clip, splits["test"], "recall before")
+        before = measure_retrieval(clip, splits.test, "recall before")
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is of the first step's own crops
-    set_start(objective.to(device), clip, splits["train"], batches, settings)
-    watch = watch_validation(clip, objective, splits["val"], settings) if splits["val"] else None
-    samples = _samples(clip, recipe, folder, device) if processes.is_main_process else None
-    result = fit(
+    set_start(objective.to(device), clip, splits.train, batches, settings)
+    if splits.val:
+        measure = build_validator(clip, objective, splits.val, settings).measure
+        validation = ValidationPlan(measure, settings.best_metric, settings.patience)
+    if settings.preview_steps and folder and processes.is_main_process:
+        graft, out = Path(settings.preview_graft), folder / "previews"
+        previews = ValidationImages(clip, graft, recipe.generate, out, settings.preview_steps, device)
+    fitted = fit(
         objective,
         batches,
         settings,
         output_dir=folder,
         device=device,
-        data=data,
+        data=sums,
         seed=recipe.seed,
         resume=resume,
-        on_step=samples,
-        validation=ValidationPlan(watch.measure, settings.best_metric, settings.patience) if watch else None,
+        on_step=previews,
+        validation=validation,
         description="fine-tuning CLIP",
     )
-    if not processes.is_main_process:
-        return {}
-    metrics = {"before": before} | _finish(clip, splits, settings, folder, result)
-    write_json(folder / "metrics.json", metrics)
-    return metrics
+    if settings.lora_rank:
+        merge_lora(clip.model)
+    clip.model.requires_grad_(True).eval()
+    return _finish(clip, splits, recipe, folder if processes.is_main_process else None, before, fitted)
 
 
-def print_result(metrics: dict[str, Any]) -> None:
-    """Print in one line what fine-tuning brought."""
-    before, after = metrics["before"], metrics["after"]
-    if before is None:
-        print_line("recall was not measured: the source has no test split")
-        return
-    directions = ("text_to_image", "image_to_text")
-    figures = (
-        f"{name.replace('_', ' ')} {before[key]:.1%} -> {after[key]:.1%}"
-        for name, key in ((name, f"{name}_recall@1") for name in directions)
+def _splits(data: CaptionDataset, recipe: Recipe) -> Splits:
+    """Choose the images of each split; refuse those that nothing can be learned from."""
+    limits = recipe.data
+    splits = Splits(
+        data.train[: limits.max_train_images or None],
+        data.val[: limits.max_val_images or None],
+        data.test[: limits.max_test_images or None],
     )
-    gallery = f"{after['num_images']} test images, {after['num_captions']} captions"
-    print_line(f"recall@1 among {gallery}: {', '.join(figures)}")
+    check_settings(recipe.finetune, num_train=len(splits.train), has_val=bool(splits.val))
+    captions = {caption for image in splits.train for caption in image.captions}
+    if len(captions) == 1:
+        raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
+    return splits
 
 
-def _say_notes(batches: CaptionedBatches, folder: Path, resume: bool | Resume) -> None:
-    """Say what is not as one may think it is."""
+def _check_data(data: CaptionDataset, clip: ClipParts, folder: Path | None) -> None:
+    """Note photographs in several splits; write `data.json`."""
+    counts = check_dataset(data, tokenizer=clip.tokenizer, read_images=False)
+    if folder:
+        write_bytes(folder / "data.json", counts.to_json().encode())
+    if note := leakage_note(counts):
+        say(note)
+
+
+def _say_notes(batches: CaptionedBatches, folder: Path | None, resume: bool | Resume) -> None:
+    """Note truncated captions and a missing checkpoint."""
     is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
-    if is_from_newest and not any((folder / "checkpoints").glob("step-*")):
+    if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
         say(f"no checkpoint in {folder} to go on from; training begins anew")
     num_truncated = batches.dataset.num_truncated
     if num_truncated:
@@ -126,56 +251,66 @@ def _say_notes(batches: CaptionedBatches, folder: Path, resume: bool | Resume) -
         )
 
 
+def _finish(
+    clip: ClipParts,
+    splits: Splits,
+    recipe: Recipe,
+    folder: Path | None,
+    before: Recall | None,
+    fitted: FitResult,
+) -> FinetuneResult:
+    """Measure what came out; write the CLIP, the figures and the loss."""
+    result = FinetuneResult(
+        before=before,
+        after=before and measure_retrieval(clip, splits.test, "recall after"),
+        num_steps=fitted.num_steps,
+        skipped_steps=fitted.skipped_steps,
+        mixed_precision=fitted.mixed_precision,
+        num_epochs=recipe.finetune.num_epochs,
+        num_train_images=len(splits.train),
+        epoch_mean_loss=fitted.epoch_mean_loss,
+        seconds=fitted.seconds,
+    )
+    figures = {"before": numbers(before), "after": numbers(result.recall_after)}
+    stage = Stage(stage="finetune", recipe=recipe, figures=figures)
+    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, stage))
+    if folder:
+        save_clip(clip, folder / "clip")
+        plot_loss(folder / "log.jsonl", folder)
+        result.save(folder)
+        result._clip = result._clip._replace(origin=ModelSettings(name=str((folder / "clip").absolute())))
+    return result
+
+
 def set_start(
     objective: ContrastiveObjective,
     clip: ClipParts,
-    images: tuple[CaptionedImage, ...],
+    images: Images,
     batches: CaptionedBatches,
     settings: FinetuneSettings,
 ) -> None:
-    """Set what training starts from: a frozen vision tower's embeds, SigLIP's bias.
-
-    Args:
-        objective: From `build_objective`, on its device.
-        clip: What it trains.
-        images: The train split, each encoded where the vision tower is frozen.
-        batches: Of them; the first loss's are read for the bias.
-        settings: Of the fine-tuning.
-    """
+    """Encode the images of a frozen vision tower; start SigLIP's bias from the first loss's batches."""
     device = clip.model.device
     if settings.frozen_vision_layers == -1:
         clip.model.eval()
         objective.image_table = embed_images(clip, images).to(device)
     if settings.loss == "sigmoid":
         first = next(grouped(batches.epoch(0, 0), passes_in_a_loss(settings)))
-        start_bias(objective, send_to_device(first, device))
+        with torch.no_grad():
+            embeds = concatenated([objective.embed(send_to_device(batch, device)) for batch in first])
+            objective.start_bias(gather(embeds))  # in all processes the same
 
 
 def passes_in_a_loss(settings: FinetuneSettings) -> int:
-    """Return the forward passes that one contrastive loss is taken over."""
+    """Return the number of forward passes per contrastive loss."""
     return settings.gradient_accumulation_steps if settings.accumulation == "joint" else 1
 
 
-def start_bias(objective: ContrastiveObjective, batches: Sequence[Batch]) -> None:
-    """Start SigLIP's bias from the passes of the first loss, in all processes together.
-
-    Args:
-        objective: Its `logit_bias` is set, to the same value in each process.
-        batches: This process's share, on the objective's device.
-    """
-    with torch.no_grad():
-        embeds = concatenated([objective.embed(batch) for batch in batches])
-        objective.start_bias(gather(embeds))
-
-
-def watch_validation(
-    clip: ClipParts,
-    objective: ContrastiveObjective,
-    images: tuple[CaptionedImage, ...],
-    settings: FinetuneSettings,
-) -> ClipWatch:
-    """Return what measures the validation split: its loss is over as much as one of the training's is."""
-    return ClipWatch(
+def build_validator(
+    clip: ClipParts, objective: ContrastiveObjective, images: Images, settings: FinetuneSettings
+) -> Validator:
+    """Return what measures the validation split; its loss is over as many images as a training step's."""
+    return Validator(
         clip,
         objective,
         images,
@@ -186,58 +321,10 @@ def watch_validation(
     )
 
 
-def _splits(dataset: CaptionDataset, recipe: Recipe) -> dict[str, tuple[CaptionedImage, ...]]:
-    """Images to train on, to watch by and to measure on; refuses those that nothing can be learned from."""
-    data = recipe.data
-    splits = {
-        "train": dataset.train[: data.max_train_images or None],
-        "val": dataset.val[: data.max_val_images or None],
-        "test": dataset.test[: data.max_test_images or None],
-    }
-    check_settings(recipe.finetune, num_train=len(splits["train"]), has_val=bool(splits["val"]))
-    captions = {caption for image in splits["train"] for caption in image.captions}
-    if len(captions) == 1:
-        raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
-    return splits
-
-
-def _samples(clip: ClipParts, recipe: Recipe, folder: Path, device: torch.device) -> Samples | None:
-    settings = recipe.finetune
-    if not settings.preview_steps:
-        return None
-    graft, out = Path(settings.preview_graft), folder / "previews"
-    return Samples(clip, graft, recipe.generate, out, settings.preview_steps, device)
-
-
-def _finish(
-    clip: ClipParts,
-    splits: dict[str, tuple[CaptionedImage, ...]],
-    settings: FinetuneSettings,
-    folder: Path,
-    result: FitResult,
-) -> dict[str, Any]:
-    """Write the model and the loss figure; measure what came out."""
-    if settings.lora_rank:
-        merge_lora(clip.model)
-    save_clip(clip, folder / "clip")
-    plot_loss(folder / "log.jsonl", folder)
-    return {
-        "after": measure_retrieval(clip, splits["test"], "recall after"),
-        "num_steps": result.num_steps,
-        "skipped_steps": result.skipped_steps,
-        "mixed_precision": result.mixed_precision,
-        "num_epochs": settings.num_epochs,
-        "num_train_images": len(splits["train"]),
-        "epoch_mean_loss": result.epoch_mean_loss,
-        "seconds": result.seconds,
-    }
-
-
 def training_batches(
-    images: tuple[CaptionedImage, ...], clip: ClipParts, recipe: Recipe, processes: PartialState
+    images: Images, clip: ClipParts, settings: FinetuneSettings, seed: int, processes: PartialState
 ) -> CaptionedBatches:
     """Return this process's share of the training batches."""
-    settings = recipe.finetune
     crops = None
     if settings.frozen_vision_layers != -1:
         with processes.main_process_first():  # the others find them cut
@@ -248,7 +335,7 @@ def training_batches(
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
         batch_size=settings.batch_size,
-        seed=recipe.seed,
+        seed=seed,
         captions_per_image=settings.captions_per_image,
         length_multiple=_length_multiple(settings),
         num_workers=settings.num_workers,
@@ -258,7 +345,7 @@ def training_batches(
 
 
 def _length_multiple(settings: FinetuneSettings) -> int:
-    """To what length captions are padded, as far as it is free: no state up to EOS sees what comes after."""
+    """Length multiple for padding. Any is correct: attention is causal, so nothing up to EOS sees padding."""
     if settings.distill_weight:
         return CONTEXT_LENGTH  # what is not in the batch cannot be held, and a U-Net reads padding too
     # Each further length would be compiled anew.
@@ -266,16 +353,7 @@ def _length_multiple(settings: FinetuneSettings) -> int:
 
 
 def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool) -> None:
-    """Refuse settings that contradict each other or the data.
-
-    Args:
-        settings: Of the fine-tuning.
-        num_train: Images to train on.
-        has_val: Whether there is a validation split.
-
-    Raises:
-        ValueError: Names the settings and what to do.
-    """
+    """Refuse settings that contradict each other or the data."""
     passes = passes_in_a_loss(settings)
     if settings.batch_size == passes == 1:
         raise UserError("a batch of one image has no wrong answer to learn from; set batch_size to 2 or more")
@@ -305,14 +383,10 @@ def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool)
 
 
 def build_objective(clip: ClipParts, settings: FinetuneSettings) -> ContrastiveObjective:
-    """Prepare CLIP as the settings say: what is frozen, what is kept, what is compiled.
-
-    Args:
-        clip: Changed in place.
-        settings: Of the fine-tuning.
+    """Freeze, add low-rank updates and compile as the settings say, in place; return the objective.
 
     Raises:
-        ValueError: If layers that the model lacks are to be frozen, or nothing is left to train.
+        UserError: If layers that the model lacks are to be frozen, or nothing is left to train.
     """
     reference = deepcopy(clip.model.text_model).eval() if settings.distill_weight else None
     if settings.lora_rank:

@@ -1,38 +1,45 @@
-"""What is measured of a CLIP: retrieval on a split, validation loss, drift of its token states."""
+"""Validation of a CLIP in training: recall, validation loss, token drift, and preview images."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from clipgraft.console import track
+from clipgraft.console import say, track
 from clipgraft.data.dataset import CaptionedImage, merge_duplicates
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import Collate, Item, duplicate_ids
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
+from clipgraft.errors import UserError
 from clipgraft.evaluation.metrics.retrieval import paired_recall, retrieval_metrics
 from clipgraft.evaluation.metrics.token_drift import token_drift
+from clipgraft.generation.contact_sheet import FAILURES
+from clipgraft.generation.generator import load_generators
+from clipgraft.generation.requests import image_requests
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
+from clipgraft.settings import GenerateSettings
 from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
+from clipgraft.training.trainer import StepReport
 
 ENCODE_BATCH_SIZE = 64
 NUM_DRIFT_CAPTIONS = 512
 """Captions on which drift is measured: its figures for 512 and for 5,000 agree in three digits (flatland)."""
 
+Recall = dict[str, int | float]
+"""Retrieval metrics by name, e.g. `text_to_image_recall@1` (a share), and sizes of the gallery."""
+
 
 @torch.no_grad()
-def measure_retrieval(
-    clip: ClipParts, images: Sequence[CaptionedImage], description: str
-) -> dict[str, Any] | None:
-    """Recall at 1, 5 and 10 in both directions over images and all of their captions; None without images.
+def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], description: str) -> Recall | None:
+    """Measure recall in both directions over images and all of their captions; None without images.
 
-    Copies of a photograph are one image with the captions of all (`merge_duplicates`).
-
-    `paired_recall`'s figures are beside them, for comparison with other trainers' logs.
+    Copies of a photograph are one image with the captions of all. `paired_recall` is for comparison with
+    other trainers' logs.
     """
     if not images:
         return None
@@ -57,11 +64,11 @@ def measure_retrieval(
 def embed_images(
     clip: ClipParts, images: Sequence[CaptionedImage], update: Callable[[int], None] = lambda _: None
 ) -> Tensor:
-    """Encode images in the joint space: unit-norm float32 (N, P) on the CPU.
+    """Encode images with a CLIP in eval mode: unit-norm float32 (N, P) on the CPU.
 
     Args:
         clip: In eval mode.
-        images: Opened and decoded here, some at a time.
+        images: Opened a batch at a time.
         update: Called with the number of images done.
     """
     embeds = []
@@ -73,17 +80,16 @@ def embed_images(
     return torch.cat(embeds)
 
 
-class ClipWatch:
-    """Measures a CLIP in training on the validation split, always in the same way.
+class Validator:
+    """Measures a CLIP in training on the validation split, always at the same images and captions.
 
     Args:
-        clip: The model as it is now; its text tower is remembered.
-        objective: Whose loss is measured, at fixed images and captions.
+        clip: The CLIP as it is now; drift is measured from a copy of its text tower.
+        objective: Whose loss is measured.
         images: The validation split, at least one image.
         batch_size: Images in a forward pass.
-        num_passes: That the loss is taken over. Of one image in all, 2 are taken: alone it has no wrong
-            answer, and its loss is always 0.
-        captions_per_image: Of each image the first ones.
+        num_passes: Forward passes in the loss; at least two images, as one alone has no wrong answer.
+        captions_per_image: Captions taken of each image, the first ones.
         length_multiple: See `Collate`.
     """
 
@@ -115,7 +121,7 @@ class ClipWatch:
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
-        """Return recall, `val_loss` and drift by token class; weights and random state stay as they are."""
+        """Return recall, `val_loss` and drift by token class; weights and random state do not change."""
         self.objective.eval()
         device = self.clip.model.device
         starts = range(0, len(self.items), self.batch_size)
@@ -127,3 +133,59 @@ class ClipWatch:
         )
         recall = measure_retrieval(self.clip, self.images, "recall on val") or {}
         return {**recall, "val_loss": float(loss), **drift}
+
+
+class ValidationImages:
+    """Generates images of fixed prompts and seeds every so many steps; training is not affected.
+
+    Args:
+        clip: The CLIP in training; its text tower replaces the graft's.
+        graft: Folder with the bridge and the record of the base.
+        settings: Prompts and sampling.
+        folder: Gets `step-<step>/<number>.png`; a failed image is noted.
+        every: Steps between previews.
+        device: Where to generate.
+
+    Raises:
+        UserError: If the graft's text tower has another shape.
+    """
+
+    def __init__(
+        self,
+        clip: ClipParts,
+        graft: Path,
+        settings: GenerateSettings,
+        folder: Path,
+        every: int,
+        device: torch.device,
+    ):
+        self.clip, self.folder, self.every = clip, folder, every
+        self.requests = image_requests(settings.prompts, settings)
+        self.batch_size = settings.batch_size
+        _, self.generator = next(load_generators({"graft": graft}, device=device.type, inference=settings))
+        self._take_weights()
+
+    def __call__(self, report: StepReport) -> None:
+        """Generate images if it is time to."""
+        if report.step % self.every:
+            return
+        self._take_weights()
+        folder = self.folder / f"step-{report.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        images = self.generator.sample(self.requests, batch_size=self.batch_size)
+        for number, image in enumerate(images):
+            if image.status == "ok":
+                image.image.save(folder / f"{number}.png")
+            else:
+                reason = FAILURES[image.status]
+                say(f"step {report.step}, image {number} of {image.prompt[:60]!r} was not written: {reason}")
+
+    def _take_weights(self) -> None:
+        tower = self.generator.pipeline.text_encoder.text_model
+        self.generator.prompt_embeds.clear()
+        try:
+            tower.load_state_dict(self.clip.model.text_model.state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                "preview_graft was made for a text tower of another shape; name a graft of this CLIP"
+            ) from error

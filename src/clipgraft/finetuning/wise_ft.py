@@ -3,57 +3,148 @@
 Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
 """
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
+from pydantic import PrivateAttr
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import CLIPModel
 
 from clipgraft.config import Recipe
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
-from clipgraft.device import choose_device
+from clipgraft.device import choose_device, quiet_libraries
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.token_drift import token_drift
-from clipgraft.files import write_json
-from clipgraft.finetuning.validate import NUM_DRIFT_CAPTIONS, measure_retrieval
-from clipgraft.models.clip import load_clip, save_clip
+from clipgraft.finetuning.finetune import recipe_of
+from clipgraft.finetuning.validate import NUM_DRIFT_CAPTIONS, Recall, measure_retrieval
+from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.reporting.plots import plot_interpolation
+from clipgraft.runs.run import Run, StageResult
 
 ALPHAS = tuple(step / 10 for step in range(11))
 
 
-def interpolate(recipe: Recipe, after: str, folder: Path, *, alpha: float = 0.5) -> dict[str, Any]:
-    """Measure CLIPs between `recipe.clip` and a fine-tuned one, and write the one at `alpha`.
+class InterpolationResult(StageResult):
+    """Recall and drift at eleven places between two CLIPs."""
+
+    stage: str = "interpolate"
+    rows: list[Recall]
+    """By `alpha`, the share of the fine-tuned weights: recall on the validation split, and token drift."""
+    alpha: float
+    """Of `.clip`."""
+    _clip: ClipParts | None = PrivateAttr(None)
+
+    @property
+    def clip(self) -> ClipParts:
+        """The CLIP at `alpha`; only of a result that was just made."""
+        assert self._clip is not None
+        return self._clip
+
+    def print(self) -> None:
+        """Print the rows as a table."""
+        num_images = self.rows[0]["num_images"]
+        table = Table(title=f"between before (0) and after (1), {num_images} validation images")
+        for head in ("alpha", "image R@1", "text R@1", "words", "eos", "padding"):
+            table.add_column(head, justify="right")
+        for row in self.rows:
+            recalls = [
+                f"{100 * row[f'{name}_recall@1']:.1f} %" for name in ("text_to_image", "image_to_text")
+            ]
+            drifts = [f"{row[f'drift_{name}']:.3f}" for name in ("words", "eos", "padding")]
+            table.add_row(f"{row['alpha']:.1f}", *recalls, *drifts)
+        table.caption = "R@1: images found by text, texts found by image. The rest: drift of token states"
+        Console().print(table)
+
+
+def interpolate(
+    before: ClipParts,
+    after: ClipParts,
+    data: CaptionDataset,
+    *,
+    alpha: float = 0.5,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    recipe: Recipe | None = None,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+) -> InterpolationResult:
+    """Measure CLIPs between one and its fine-tuned version, and make the one at `alpha`.
 
     Args:
-        recipe: Its device, data and clip settings are read; clip is the model before fine-tuning.
-        after: Folder of the fine-tuned CLIP.
-        folder: Gets `clip/`, `metrics.json`, `interpolation.png` and `interpolation.svg`.
-        alpha: Share of the fine-tuned weights in what is written, in [0, 1].
-
-    Returns:
-        The metrics that were written: `rows`, one an alpha, with recall on the validation split and drift.
+        before: The CLIP before fine-tuning.
+        after: The fine-tuned CLIP.
+        data: A dataset with a val split.
+        alpha: Share of the fine-tuned weights in what is made, in [0, 1].
+        output_dir: Gets `clip/`, `metrics.json` and the figure; None = nothing is written.
+        overwrite: Replace the run in `output_dir`.
+        device: "auto", "cpu", "cuda" or "mps".
+        recipe: Settings of a whole run, which give device and limits of splits.
+        inputs: Files by name that `output_dir` must not hold.
 
     Raises:
-        ValueError: If alpha is outside, or there is no validation split.
+        UserError: If alpha is outside, or there is no val split.
         CheckpointError: If the two models differ in shape.
     """
+    quiet_libraries()
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha must be between 0 (before) and 1 (after); got {alpha}")
-    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-    images = dataset.val[: recipe.data.max_val_images or None]
+    recipe = recipe or recipe_of(before, data, device=device)
+    images = data.val[: recipe.data.max_val_images or None]
     if not images:
         raise UserError("weights are compared on a validation split, and the source has none; add one")
-    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    first, last = deepcopy(clip.model), load_clip(after).model
-    _refuse_other_shapes(first, last)
-    device = choose_device(recipe.device)
+    _refuse_other_shapes(before.model, after.model)
+    clip = before._replace(model=deepcopy(before.model), origin=None)
+    if output_dir is None:
+        return _interpolate(clip, before.model, after.model, images, recipe.device, alpha)
+    with Run.begin(Path(output_dir), recipe, stage="interpolate", inputs=inputs, overwrite=overwrite) as run:
+        result = _interpolate(clip, before.model, after.model, images, recipe.device, alpha)
+        save_clip(clip, run.path / "clip")
+        result.save(run.path)
+        plot_interpolation(result.rows, run.path)
+    return result
+
+
+def interpolate_recipe(
+    recipe: Recipe,
+    after: str,
+    output_dir: Path,
+    *,
+    alpha: float = 0.5,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+) -> InterpolationResult:
+    """Load the CLIPs and the dataset of a recipe, and interpolate; see `interpolate`."""
+    before = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    data = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    return interpolate(
+        before,
+        load_clip(after),
+        data,
+        alpha=alpha,
+        output_dir=output_dir,
+        overwrite=overwrite,
+        recipe=recipe,
+        inputs=inputs,
+    )
+
+
+def _interpolate(
+    clip: ClipParts,
+    first: CLIPModel,
+    last: CLIPModel,
+    images: Sequence[CaptionedImage],
+    device: str,
+    alpha: float,
+) -> InterpolationResult:
     for model in (clip.model, first, last):
-        model.to(device)
+        model.to(choose_device(device))
     captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
     drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids
     rows = []
@@ -64,12 +155,9 @@ def interpolate(recipe: Recipe, after: str, folder: Path, *, alpha: float = 0.5)
         drift = token_drift(*towers, drift_ids, clip.tokenizer.eos_token_id)
         rows.append({"alpha": share, **recall, **drift})
     set_between(clip.model, first, last, alpha)
-    save_clip(clip, folder / "clip")
-    metrics = {"rows": rows, "alpha": alpha}
-    write_json(folder / "metrics.json", metrics)
-    plot_interpolation(rows, folder)
-    Console().print(_table(rows))
-    return metrics
+    result = InterpolationResult(rows=rows, alpha=alpha)
+    result._clip = clip
+    return result
 
 
 @torch.no_grad()
@@ -87,15 +175,3 @@ def _refuse_other_shapes(first: nn.Module, last: nn.Module) -> None:
             "the two CLIPs are not of one shape, so nothing lies between them; differing: "
             + ", ".join(differing[:3] or sorted(shapes[1].keys() - shapes[0].keys())[:3])
         )
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"between before (0) and after (1), {rows[0]['num_images']} validation images")
-    for head in ("alpha", "image R@1", "text R@1", "words", "eos", "padding"):
-        table.add_column(head, justify="right")
-    for row in rows:
-        recalls = [f"{100 * row[f'{name}_recall@1']:.1f} %" for name in ("text_to_image", "image_to_text")]
-        drifts = [f"{row[f'drift_{name}']:.3f}" for name in ("words", "eos", "padding")]
-        table.add_row(f"{row['alpha']:.1f}", *recalls, *drifts)
-    table.caption = "R@1: images found by text, texts found by image. The rest: drift of token states"
-    return table
