@@ -48,7 +48,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
 from clipgraft.files import read_json, write_bytes, write_json
-from clipgraft.finetuning.finetune import finetune
+from clipgraft.finetuning.finetune import finetune_recipe
 from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.requests import ImageRequest

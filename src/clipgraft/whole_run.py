@@ -25,7 +25,7 @@ from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
 from clipgraft.runs.folder import recorded_resources
 from clipgraft.runs.run import Run, ended_with, run_encoders
-from clipgraft.training.freezing import check_last_layers
+from clipgraft.training.optim import check_last_layers
 
 STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
 """Stage -> those whose weights it starts from."""

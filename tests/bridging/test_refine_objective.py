@@ -13,7 +13,7 @@ from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
 from clipgraft.settings import RefineSettings
-from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
+from clipgraft.training.optim import merge_lora, train_bridge_and_last_layers
 from tiny import fit
 
 

@@ -28,7 +28,7 @@ from clipgraft.models.weights import module_sha256, tensors_sha256
 from clipgraft.runs.run import StageResult
 from clipgraft.settings import DataSettings, ModelSettings
 from clipgraft.training.checkpoints import sum_of_tokenizer
-from clipgraft.training.freezing import merge_lora, train_bridge_and_last_layers
+from clipgraft.training.optim import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.trainer import fit, settle_precision
 
 

@@ -28,9 +28,9 @@ from clipgraft.reporting.plots import plot_loss
 from clipgraft.runs.run import Run, StageResult
 from clipgraft.settings import DataSettings, FinetuneSettings, ModelSettings
 from clipgraft.training.checkpoints import FOLDER_NAME, sum_of_clip, sums_of_images
-from clipgraft.training.freezing import add_lora, freeze_layers, merge_lora
 from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
+from clipgraft.training.optim import add_lora, freeze_layers, merge_lora
 from clipgraft.training.step import seed_step
 from clipgraft.training.trainer import FitResult, Resume, fit, grouped
 from clipgraft.training.validation import ValidationPlan

@@ -38,8 +38,8 @@ from clipgraft.settings import TrainSettings
 from clipgraft.training.run_log import LOG_NAME, NO_ROWS, RowsSum, refuse_other_rows
 
 VERSION = 2
-"""Of checkpoints: of their files, and of how a step follows from the one before (order of the data, random
-numbers, losses). `test_steps_are_those_of_this_version` fails where the latter changes: raise it then."""
+"""Version of the files, and of how a step follows from the one before (order of the data, random numbers,
+losses). Raise it when `test_steps_are_those_of_this_version` fails."""
 FOLDER_NAME, TENSORS_NAME, VALUES_NAME = "checkpoints", "tensors.safetensors", "state.json"
 RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in OLD_NAMES.items()}
 WITHOUT_EFFECT = {*NO_RESULT, "preview_steps", "preview_graft", "allow_few_captions"}
@@ -171,10 +171,11 @@ class CheckpointManager:
         return None
 
     def restore(self, saved: Saved, state: TrainingState, *, allow_changed_data: bool = False) -> None:
-        """Bring a state back from a checkpoint, in place.
+        """Restore a state in place.
 
         Raises:
-            CheckpointError: If it is of another model, data, settings or precision; nothing has changed then.
+            CheckpointError: If the checkpoint is of another model, data, settings or precision; nothing has
+                changed then.
         """
         self._refuse_other_data(saved, allow_changed_data)
         self._refuse_other_settings(saved, state)
@@ -201,7 +202,7 @@ class CheckpointManager:
         return ""
 
     def delete_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps: damaged, or made anew by a run that takes another way."""
+        """Delete the checkpoints of later steps, which are damaged or will be made again."""
         for folder in self._newest_first():
             if _step_of(folder) > step:
                 shutil.rmtree(folder)
@@ -262,11 +263,8 @@ def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
 
 
 def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, str]:
-    """Return a sum of all `photographs`' bytes and one of all `captions`, by role and in order.
-
-    Names and places do not enter: a copy elsewhere is the same, and photographs under the same names may be
-    others.
-    """
+    """Return a sum of all `photographs`' bytes and one of all `captions`, by role and in order."""
+    # Without names and paths: a copy elsewhere is the same, and other photographs may have the same names.
     paths = {role: [image.path for image in found] for role, found in images.items()}
     return {
         "photographs": fingerprint({role: content_sums(found) for role, found in paths.items()}),
@@ -285,13 +283,17 @@ def sum_of_clip(clip: ClipParts) -> str:
 
 
 def sum_of_tokenizer(tokenizer: CLIPTokenizer) -> str:
-    """Return a sum of a tokenizer's vocabulary and rules; the last call's padding is not among them."""
+    """Return a sum of a tokenizer's vocabulary and rules, without the last call's padding."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return fingerprint({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
 
 
 def refuse_other_model(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError naming the first tensors that are missing, too many or of another shape."""
+    """Refuse tensors that are missing, unknown or of another shape.
+
+    Raises:
+        CheckpointError: Names the first of them.
+    """
     shapes = [{name: tensor.shape for name, tensor in named.items()} for named in (found, expected)]
     names = sorted(shapes[0] | shapes[1], key=lambda name: (name.startswith("optimizer"), name))
     wrong = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]

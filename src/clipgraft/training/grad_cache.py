@@ -1,6 +1,6 @@
-"""Gradients of several micro-batches, and of several processes, as if they were one batch.
+"""Gradients of several micro-batches and processes, as of one batch (GradCache).
 
-A mean loss is cut in pieces freely. A contrastive loss is not: its negatives lie in the other micro-batches.
+A contrastive loss cannot be split like a mean: its negatives lie in the other micro-batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,9 @@ Batch = dict[str, Any]
 def backward_separately(
     objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Add the gradients of the mean of the micro-batches' own losses to the parameters.
+    """Add the gradient of the mean of the micro-batches' own losses; see `backward_jointly`.
 
-    A micro-batch is that of all processes together: where the objective can give a joint loss, its negatives
-    come from all of them.
-
-    Args:
-        objective: `objective(batch) -> (loss, metrics)`; may have what `backward_jointly` reads.
-        batches: Micro-batches, on the accelerator's device; as many in each process.
-        accelerator: Gives autocast, the gradient scale and the other processes.
+    Negatives of a micro-batch come from all processes if the objective has a joint loss.
 
     Returns:
         Means of `loss` and of each metric.
@@ -47,20 +41,19 @@ def backward_separately(
 def backward_jointly(
     objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator, *, num_parts: int = 1
 ) -> dict[str, Tensor]:
-    """Add the gradient of the loss over all micro-batches of all processes together to the parameters.
+    """Add the gradient of one loss over all micro-batches of all processes.
 
     The micro-batches are embedded without a graph; the loss over all embeds gives the gradient at each; then
-    each micro-batch is embedded once more, under the same random numbers, and that gradient is passed back
-    through it. One micro-batch keeps its graph and needs no second pass.
-
-    Parameters that the loss itself reads (`logit_scale`) get their gradient once, and not once a micro-batch.
+    each micro-batch is embedded again, with the same random numbers, and that gradient goes back through it.
+    One micro-batch keeps its graph and needs no second pass. Parameters that the loss itself reads
+    (`logit_scale`) get their gradient once.
 
     Args:
-        objective: `embed(batch)` gives tensors by name, a row an item, none of which depends on another
-            item; `joint_loss(embeds) -> (loss, metrics)` reads them concatenated.
+        objective: `embed(batch)` gives tensors by name, one row per item, independent of other items;
+            `joint_loss(embeds) -> (loss, metrics)` reads them concatenated.
         batches: Micro-batches, on the accelerator's device; as many items in each process.
         accelerator: Gives autocast, the gradient scale and the other processes.
-        num_parts: Of a mean that this loss is one part of; divides the gradient.
+        num_parts: Divides the gradient: parts of the mean that this loss belongs to.
 
     Returns:
         `loss` and the metrics, over all processes.
@@ -99,7 +92,7 @@ def backward_jointly(
 
 
 def concatenated(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what `embed` gave of several micro-batches as if it were of one."""
+    """Concatenate the embeds of several micro-batches."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -113,7 +106,7 @@ def _as_leaf(tensor: Tensor) -> Tensor:
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """State of each of torch's generators that work on a device draws from."""
+    """State of each torch generator used on a device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -131,17 +124,15 @@ def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> No
 
 
 def _own_share(gradient: Tensor, accelerator: Accelerator) -> Tensor:
-    """Rows of this process, times the number of processes: gradients are averaged over them later."""
+    # Times the number of processes, over which gradients are averaged later.
     rows = gradient.chunk(accelerator.num_processes)[accelerator.process_index]
     return rows * accelerator.num_processes
 
 
 def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Replace each gradient by its mean over all processes.
-
-    Once a step and after the last micro-batch: DistributedDataParallel would exchange them during the
-    backward pass, but wants every parameter in each graph, `logit_scale` included.
-    """
+    """Replace each gradient by its mean over all processes."""
+    # DistributedDataParallel would exchange them during the backward pass, but wants every parameter in each
+    # graph, logit_scale included.
     if accelerator.num_processes == 1:
         return
     for parameter in parameters:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 DuplicateImages = Literal["mask", "positive", "negative"]
 
 LOWEST = torch.finfo(torch.float32).min
-"""In the place of a logit that is left out; minus infinity would make the gradient of an empty sum NaN."""
+"""A masked logit; with minus infinity the gradient of an empty sum would be NaN."""
 
 
 def contrastive_loss(
@@ -24,28 +24,24 @@ def contrastive_loss(
     duplicate_id: Tensor | None = None,
     duplicate_images: DuplicateImages = "mask",
 ) -> Tensor:
-    """CLIP's loss: the cross-entropy of finding each caption's image and each image's caption in the batch.
-
-    A caption that is another one of the same image is no wrong answer. `duplicate_images` says what it is:
-    "mask" leaves it out, "positive" has an image's target shared out over all of its captions, "negative" is
-    the plain loss over M pairs, each with its image repeated. Without such captions all three are equal.
+    """CLIP's loss: cross-entropy over images and over captions.
 
     Args:
-        image_embeds: Unit-norm rows, shape (N, P).
-        text_embeds: Unit-norm rows, shape (M, P).
-        logit_scale: The log of the multiplier, scalar.
+        image_embeds: Unit-norm rows, (N, P).
+        text_embeds: Unit-norm rows, (M, P).
+        logit_scale: Log of the multiplier, scalar.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
         duplicate_id: int64 (N,), equal where two images are duplicates; None: all differ.
-        duplicate_images: "mask", "positive" or "negative".
+        duplicate_images: Other captions of the same image. "mask": left out. "positive": they share the
+            image's target. "negative": wrong answers, the plain loss over M pairs.
 
     Returns:
         Mean of both directions, float32 scalar.
 
     Source:
-        Radford et al. 2021, figure 3; "positive": Khosla et al. 2020, equation 2. Logits are computed in
-        float32: in float16 a cosine of 0.3 is known to 2.4e-4 only, which a multiplier of 100 turns into
-        0.024 of a logit.
+        Radford et al. 2021, figure 3; "positive": Khosla et al. 2020, equation 2.
     """
+    # In float16 a cosine of 0.3 is known to 2.4e-4, which a multiplier of 100 makes 0.024 of a logit.
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
         row, is_same = _matches(logits, caption_row, duplicate_id)
@@ -73,16 +69,9 @@ def sigmoid_loss(
     duplicate_id: Tensor | None = None,
     duplicate_images: DuplicateImages = "mask",
 ) -> Tensor:
-    """SigLIP's loss: for every image and caption by themselves, whether they belong together.
+    """SigLIP's loss: binary cross-entropy of every pair of image and caption.
 
-    Args:
-        image_embeds: Unit-norm rows, shape (N, P).
-        text_embeds: Unit-norm rows, shape (M, P).
-        logit_scale: The log of the multiplier, scalar.
-        logit_bias: Added to the logits, scalar; see `balanced_bias`.
-        caption_row: Row of each caption's image, int64 (M,); None = row i.
-        duplicate_id: int64 (N,), equal where two images are duplicates; None: all differ.
-        duplicate_images: What other rows of the caption's own image are: "mask"ed, "positive" or "negative".
+    Args are those of `contrastive_loss`, and `logit_bias`, added to the logits; see `balanced_bias`.
 
     Returns:
         Sum over images, mean over captions, float32 scalar.
@@ -100,16 +89,16 @@ def sigmoid_loss(
 
 
 def balanced_bias(logits: Tensor) -> Tensor:
-    """Bias at which as many pairs are expected to belong together as do: one for each caption.
+    """Find the bias at which one pair per caption is expected to match, by bisection.
 
     SigLIP's own start, -10 at a multiplier of 10, is for random weights. A CLIP that was trained with softmax
     has multiplier 100 and cosines around 0.2 to 0.3: its first loss would be hundreds.
 
     Args:
-        logits: Of captions (rows) and images (columns), without bias, shape (M, N); N at least 2.
+        logits: Of captions and images, without bias, (M, N); N at least 2.
 
     Returns:
-        float32 scalar b with mean sigmoid(logits + b) = 1 / N, found by bisection.
+        float32 scalar b with mean sigmoid(logits + b) = 1 / N.
     """
     assert logits.shape[1] > 1, "no bias expects one pair of one image"
     logits = logits.double()
@@ -124,7 +113,7 @@ def balanced_bias(logits: Tensor) -> Tensor:
 def _matches(
     logits: Tensor, caption_row: Tensor | None, duplicate_id: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Row of each caption's image, (M,), and which images show the same as that one, (M, N)."""
+    """Row of each caption's image, (M,), and which images are duplicates of that one, (M, N)."""
     rows = torch.arange(logits.shape[1], device=logits.device)
     row = rows if caption_row is None else caption_row
     ids = rows if duplicate_id is None else duplicate_id
@@ -132,22 +121,20 @@ def _matches(
 
 
 def _shared_cross_entropy(logits: Tensor, is_target: Tensor) -> Tensor:
-    """Cross-entropy of each row against a target that its right answers share in equal parts."""
-    shares = is_target / is_target.sum(1, keepdim=True)
-    return F.cross_entropy(logits, shares)
+    return F.cross_entropy(logits, is_target / is_target.sum(1, keepdim=True))
 
 
 def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """Sums over a caption's positions of which `state_loss` is made.
+    """Sum errors of hidden states over a caption's positions, for `state_loss`.
 
     Args:
-        student: Shape (B, L, D).
-        teacher: Shape (B, L, D).
-        weights: Importance of each position, shape (B, L); zero leaves a position out.
+        student: (B, L, D).
+        teacher: (B, L, D).
+        weights: Of each position, (B, L).
 
     Returns:
-        float32 (B, 5): weighted squared error, weighted power of the teacher, weighted 1 - cosine, weighted
-        square of the relative difference of norms, weight.
+        float32 (B, 5), weighted sums: squared error, the teacher's power, 1 - cosine, square of the relative
+        difference of norms, 1.
     """
     student, teacher, weights = student.float(), teacher.float(), weights.float()
     squared = (student - teacher).square().mean(-1)
@@ -160,36 +147,33 @@ def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
 
 
 def state_loss(errors: Tensor, *, cosine_weight: float = 1.0, norm_weight: float = 0.0) -> Tensor:
-    """Error of token states: squared error relative to the teacher's power, with direction and length apart.
+    """Return squared error relative to the teacher's power, plus weighted errors of direction and norm.
 
     Args:
         errors: (B, 5) from `state_errors`.
-        cosine_weight: Of the mean of 1 - cosine.
-        norm_weight: Of the mean square of the norms' relative difference.
-
-    Returns:
-        float32 scalar; 0 where both agree.
+        cosine_weight: Weight of the mean of 1 - cosine.
+        norm_weight: Weight of the mean square of the norms' relative difference.
     """
     squared, power, distance, stretch, weight = errors.sum(0)
     return squared / power + (cosine_weight * distance + norm_weight * stretch) / weight
 
 
 def clamped_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights of the noise-prediction loss by the signal-to-noise ratio (SNR), clamped.
+    """Weights of the noise-prediction loss by the clamped signal-to-noise ratio (SNR).
 
-    Easy low-noise steps are capped at `gamma`, as in min-SNR. Below an SNR of 1 min-SNR leaves the noise's
-    error as it is; here the picture's own error counts, 1 / SNR times as much: there the text alone can say
-    what a whole picture has in common, such as its time of day, and in the noise's error that is next to
-    nothing. Without this floor a trial drew any time of day. It decides the weights: under Stable Diffusion's
-    schedule and a gamma of 5, 98.7 % of their sum lie on the 64.6 % of timesteps with an SNR below 1.
+    Low-noise steps are capped at `gamma`, as in min-SNR. Below an SNR of 1 min-SNR weighs the noise's error
+    by 1; here the image's error counts, 1 / SNR times as much. At that noise only the text can tell what the
+    whole image has in common, such as its time of day, and the noise's error hardly shows it. Without this
+    floor a trial generated any time of day. The floor dominates: under Stable Diffusion's schedule and a
+    gamma of 5, 98.7 % of the weights' sum lie on the 64.6 % of timesteps with an SNR below 1.
 
     Args:
-        alphas_cumprod: The scheduler's, shape (T,).
-        timesteps: int64 in [0, T), shape (B,).
+        alphas_cumprod: The scheduler's, (T,).
+        timesteps: int64 in [0, T), (B,).
         gamma: Cap of the signal-to-noise ratio, at least 1.
 
     Returns:
-        clamp(SNR, 1, gamma) / SNR, float32, shape (B,).
+        clamp(SNR, 1, gamma) / SNR, float32, (B,).
 
     Source:
         Cap: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", epsilon

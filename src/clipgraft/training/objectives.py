@@ -25,7 +25,7 @@ from clipgraft.training.losses import (
 )
 
 LOGIT_SCALE_MAX = math.log(100)
-"""Radford et al. 2021, section 2.5: the multiplier is kept from passing 100 for a stable training."""
+"""Radford et al. 2021, section 2.5: the multiplier stays below 100 for stability."""
 
 SQUARED_WEIGHT = 10.0
 """At equal weights the absolute error's gradient is the greater up to a quarter of the range: a smooth sky
@@ -36,16 +36,16 @@ ContrastiveLoss = Literal["softmax", "sigmoid"]
 
 
 class ContrastiveObjective(nn.Module):
-    """A contrastive loss between the images and captions of a batch; both towers may be trained.
+    """Contrastive loss between the images and captions of a batch.
 
     Args:
         clip: The model to train, float32.
-        loss: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with a `logit_bias` of its own).
-        duplicate_images: What another caption of the same image is; see `contrastive_loss`.
-        reference_text_model: The original text tower, frozen; None without distillation.
-        distill_weight: Weight of the token states' error against it.
-        crop_scale: Least area of the random crop that each image is cut to, as a share; 1 = none.
-        image_table: Embeds of every image, (all images, P), where the vision tower is frozen.
+        loss: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with its own `logit_bias`).
+        duplicate_images: See `contrastive_loss`.
+        reference_text_model: The original text tower; None without distillation.
+        distill_weight: Weight of the hidden states' error against it.
+        crop_scale: Least area of each image's random crop, as a share; 1 = none.
+        image_table: Embeds of all images, (all images, P), for a frozen vision tower.
     """
 
     image_table: Tensor | None
@@ -73,7 +73,7 @@ class ContrastiveObjective(nn.Module):
         self.crop_scale = crop_scale
 
     def train(self, mode: bool = True) -> "ContrastiveObjective":
-        """Switch what is trained: a frozen tower stays in eval."""
+        """Switch the trained towers; a frozen one stays in eval."""
         super().train(mode)
         for tower in (self.clip.vision_model, self.clip.text_model, self.reference_text_model):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
@@ -81,20 +81,20 @@ class ContrastiveObjective(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss of a batch by itself; for its keys see `embed`."""
+        """Return the loss of one batch."""
         return self.joint_loss(self.embed(batch))
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Encode a batch; no row of what comes out depends on another row.
+        """Encode a batch row by row.
 
         Args:
             batch: `input_ids` (M, L); `clip_pixel_values` (N, 3, S, S), not needed with an `image_table`;
-                `image_index` (N,), all different, and `caption_image` (M,), which of them each caption
-                belongs to; optionally `duplicate_id` (N,), equal for equal images.
+                `image_index` (N,), all different, and `caption_image` (M,), the one each caption belongs to;
+                optionally `duplicate_id` (N,), equal for equal images.
 
         Returns:
-            `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; with the numbers above, and
-            `state_errors` (M, 5) where the token states are kept.
+            `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; the numbers above; with
+            distillation `state_errors` (M, 5).
         """
         input_ids = batch["input_ids"]
         images = self._image_embeds(batch)
@@ -106,7 +106,7 @@ class ContrastiveObjective(nn.Module):
         return embeds | numbers | {"duplicate_id": batch.get("duplicate_id", batch["image_index"])}
 
     def joint_loss(self, embeds: dict[str, Tensor]) -> Result:
-        """Return the loss over what `embed` gave of one or more batches, concatenated."""
+        """Return the loss over the concatenated embeds of one or more batches."""
         named = {
             "caption_row": (embeds["caption_image"][:, None] == embeds["image_index"]).int().argmax(1),
             "duplicate_id": embeds["duplicate_id"],
@@ -126,11 +126,7 @@ class ContrastiveObjective(nn.Module):
 
     @torch.no_grad()
     def start_bias(self, embeds: dict[str, Tensor]) -> None:
-        """Set `logit_bias`, if there is one, to where a batch's expected number of pairs is its own.
-
-        Args:
-            embeds: What `embed` gave of the batch, in all processes the same.
-        """
+        """Set `logit_bias`, if there is one, to the `balanced_bias` of embeds equal in all processes."""
         if self.logit_bias is not None:
             cosines = embeds["text_embeds"] @ embeds["image_embeds"].T
             self.logit_bias.copy_(balanced_bias(self.clip.logit_scale.exp() * cosines))
@@ -149,7 +145,7 @@ class ContrastiveObjective(nn.Module):
         return encode_images(self.clip, pixels)
 
     def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
-        """Sums of the token states' errors against the tower as it was, (M, 5)."""
+        """Sums of the hidden states' errors against the original tower, (M, 5)."""
         assert self.reference_text_model is not None
         with torch.no_grad():
             before = text_hidden_states(self.reference_text_model, input_ids)
@@ -182,14 +178,13 @@ def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
 
 
 class BridgeObjective(nn.Module):
-    """Error of the bridged token states against the teacher's, relative to all that one step holds.
+    """Error of the bridged prompt embeds against the teacher's, relative to a whole step's.
 
     Args:
-        bridge: Trained.
-        cosine_weight: See `state_loss`.
-        norm_weight: See `state_loss`.
+        bridge: The model to train.
+        cosine_weight: See `state_loss`, as for `norm_weight`.
         kv_metric_sqrt: From `kv_metric_sqrt`, (W, W); None = the error of keys and values is not computed.
-        key_value_weight: Of their squared error relative to the teacher's.
+        key_value_weight: Weight of their squared error relative to the teacher's.
     """
 
     kv_metric_sqrt: Tensor | None
@@ -210,11 +205,11 @@ class BridgeObjective(nn.Module):
         self.bridge = bridge
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss over what `StateBatches` gives."""
+        """Return the loss of one batch of `StateBatches`."""
         return self.joint_loss(self.embed(batch))
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return `state_errors`, and where keys and values count `key_value_errors`, each (B, 5) float32."""
+        """Return `state_errors` and, with a `kv_metric_sqrt`, `key_value_errors`; each (B, 5) float32."""
         teacher, weights = batch["teacher"], batch["weights"]
         bridged = self.bridge(batch["student"], batch["classes"], batch["positions"])
         errors = {"state_errors": state_errors(bridged, teacher, weights)}
@@ -226,7 +221,7 @@ class BridgeObjective(nn.Module):
         return errors
 
     def joint_loss(self, errors: dict[str, Tensor]) -> Result:
-        """Return the loss over what `embed` gave of one or more batches, concatenated."""
+        """Return the loss over the concatenated errors of one or more batches."""
         weights = {"cosine_weight": self.cosine_weight, "norm_weight": self.norm_weight}
         loss = state_loss(errors["state_errors"], **weights)
         if "key_value_errors" not in errors:
@@ -238,12 +233,7 @@ class BridgeObjective(nn.Module):
 
 
 class AutoencoderObjective(nn.Module):
-    """Reconstruction error of a VAE, absolute and squared, with a light KL divergence on its latents.
-
-    Args:
-        vae: Trained.
-        kl_weight: Weight of the KL divergence, a mean over the latents' elements.
-    """
+    """Absolute and squared reconstruction error of a VAE, and the mean KL divergence of its latents."""
 
     def __init__(self, vae: AutoencoderKL, kl_weight: float):
         super().__init__()
@@ -263,15 +253,15 @@ class AutoencoderObjective(nn.Module):
 
 
 class DenoisingObjective(nn.Module):
-    """Noise prediction of a U-Net from the text encoder's token states; both are trained.
+    """Noise prediction (epsilon) of a U-Net from a text encoder's hidden states; both are trained.
 
     Args:
-        unet: Predicts the noise (epsilon).
-        text_encoder: Gives the states it attends to.
-        alphas_cumprod: The scheduler's, shape (T,).
-        empty_input_ids: The empty prompt's, shape (L,); takes the place of dropped captions.
+        unet: The U-Net.
+        text_encoder: The text encoder.
+        alphas_cumprod: The scheduler's, (T,).
+        empty_input_ids: The empty prompt's, (L,); replaces dropped captions.
         caption_drop: Share of captions dropped, for classifier-free guidance.
-        snr_gamma: Cap of the signal-to-noise ratio in the loss' weights.
+        snr_gamma: See `clamped_snr_weights`.
     """
 
     alphas_cumprod: Tensor
@@ -318,11 +308,7 @@ def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps:
 
 
 class AttributeObjective(nn.Module):
-    """Cross entropy of a classifier with a head for each attribute, summed over attributes.
-
-    Args:
-        classifier: Gives the logits (B, values) of each attribute of pixels in [-1, 1].
-    """
+    """Cross-entropy of a classifier summed over attributes; it gives logits (B, values) of each."""
 
     def __init__(self, classifier: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parameter groups of the optimizer, and the learning rate as a function of the step."""
+"""Which parameters are trained, and how fast: freezing, LoRA, parameter groups, learning rate."""
 
 import math
 import re
@@ -6,12 +6,112 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from torch import nn
+from transformers import CLIPModel, CLIPTextModel
 
 from clipgraft.errors import UserError
+from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.settings import OptimConfig
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The attention's maps (Hu et al. 2021, section 4.2)."""
 DECAYED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
-"""Whose `weight` AdamW decays, CLIP's token and position tables included (as in open_clip); nothing else."""
+"""Layers whose `weight` AdamW decays, CLIP's token and position tables included (as in open_clip)."""
+
+
+def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
+    """Freeze the first layers of each tower, with its embeddings; -1 = tower and projection.
+
+    Raises:
+        UserError: If a tower has fewer layers, or nothing is left to train but the logit scale.
+    """
+    towers = {
+        "frozen_vision_layers": (vision, clip.vision_model, clip.visual_projection),
+        "frozen_text_layers": (text, clip.text_model, clip.text_projection),
+    }
+    for name, (count, tower, projection) in towers.items():
+        layers = tower.encoder.layers
+        if count > len(layers):
+            raise UserError(f"{name} must be between -1 and the tower's {len(layers)} layers; got {count}")
+        if count == -1:
+            tower.requires_grad_(False)
+            projection.requires_grad_(False)
+        elif count:
+            tower.embeddings.requires_grad_(False)
+            if hasattr(tower, "pre_layrnorm"):  # transformers' own spelling
+                tower.pre_layrnorm.requires_grad_(False)
+            layers[:count].requires_grad_(False)
+    if not any(p.requires_grad for name, p in clip.named_parameters() if name != "logit_scale"):
+        raise UserError(
+            f"frozen_vision_layers={vision} and frozen_text_layers={text} leave nothing to train but the "
+            "logit scale; lower one of them"
+        )
+
+
+def add_lora(clip: CLIPModel, rank: int) -> None:
+    """Freeze a CLIP except `logit_scale`, and add trainable low-rank updates to its attention's maps.
+
+    Raises:
+        UserError: If peft is not installed.
+    """
+    clip.requires_grad_(False)
+    _inject_lora(clip, rank)
+    clip.logit_scale.requires_grad_(True)
+
+
+def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, lora_rank: int) -> None:
+    """Freeze a graft except its bridge and the last layers of its text tower.
+
+    Args:
+        encoder: The graft's text encoder.
+        num_layers: Last layers of the text tower that are trained; 0 = none.
+        lora_rank: Rank of updates trained instead of those layers' weights; 0 = the weights.
+
+    Raises:
+        UserError: If the tower has fewer layers, or peft is needed and not installed.
+    """
+    layers = encoder.text_model.encoder.layers
+    check_last_layers(num_layers, len(layers))
+    encoder.requires_grad_(False)
+    encoder.bridge.requires_grad_(True)
+    if num_layers == 0:
+        return
+    if lora_rank:
+        _inject_lora(encoder.text_model, lora_rank, layers=list(range(len(layers)))[-num_layers:])
+        return
+    layers[-num_layers:].requires_grad_(True)
+    encoder.text_model.final_layer_norm.requires_grad_(True)
+
+
+def check_last_layers(num_layers: int, depth: int) -> None:
+    """Refuse to train more last layers than a tower has."""
+    if num_layers > depth:
+        raise UserError(f"text_layers must be between 0 and the tower's {depth}; got {num_layers}")
+
+
+def _inject_lora(module: CLIPModel | CLIPTextModel, rank: int, layers: list[int] | None = None) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("lora_rank needs peft; install clipgraft[lora]") from error
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # equal to the rank: the update counts as it is
+        lora_dropout=0.0,
+        target_modules=list(LORA_TARGETS),
+        layers_to_transform=layers,
+        layers_pattern="layers" if layers else None,
+    )
+    inject_adapter_in_model(config, module)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add the low-rank updates to the weights, and restore plain layers."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
 
 
 def parameter_groups(
@@ -20,14 +120,11 @@ def parameter_groups(
     layer_decay: float = 1.0,
     learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict]:
-    """Split a module's trainable parameters by whether AdamW decays them, and by learning rate.
-
-    Decayed are the weights of `DECAYED_LAYERS`. What a parameter is decides, not its rank: the bridge keeps
-    biases in a matrix. Pulling `logit_scale` to zero would raise the temperature in silence.
+    """Split a module's trainable parameters by weight decay and learning rate.
 
     Args:
         module: Its parameters with `requires_grad` are taken.
-        weight_decay: Decay of those weights.
+        weight_decay: Decay of the weights of `DECAYED_LAYERS`.
         layer_decay: Factor on the learning rate from each layer to the one below it.
         learning_rate_scales: Further factors, by the beginning of parameters' names.
 
@@ -35,13 +132,14 @@ def parameter_groups(
         Groups for `torch.optim.AdamW`, each with its `lr_scale`; the decayed ones first.
 
     Raises:
-        ValueError: If nothing in the module can be trained.
+        UserError: If nothing in the module can be trained.
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     if not named:
         raise UserError("nothing to train: every parameter is frozen")
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Not by rank: the bridge keeps biases in a matrix, and decay of logit_scale would raise the temperature.
     layers = {name for name, child in module.named_modules() if isinstance(child, DECAYED_LAYERS)}
     decayed = {f"{name}.weight".removeprefix(".") for name in layers}
     for name, parameter in sorted(named, key=lambda item: item[0] not in decayed):
@@ -55,11 +153,7 @@ def parameter_groups(
 
 
 def layer_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
-    """Learning rate of each parameter as a share of the peak, falling from a tower's head to its embeddings.
-
-    Args:
-        names: Of parameters; a tower's layers are named `<tower>.encoder.layers.<index>`.
-        layer_decay: The top layer's share; one below it has its square, and so on.
+    """Return each parameter's share of the learning rate, falling from a tower's head to its embeddings.
 
     Source:
         Clark et al. 2020 (ELECTRA), with BEiT's numbering: embeddings 0, layers from 1, head one above.
@@ -87,10 +181,10 @@ def learning_rate_at(optim: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps: int) -> float:
-    """Share of the peak learning rate at a step, so that a resumed run needs no schedule state.
+    """Return the share of the peak learning rate at a step (0-based).
 
     Args:
-        step: Optimizer steps already made, 0-based.
+        step: Optimizer steps already made.
         schedule: "constant", "linear" or "cosine"; the last two reach 0 at `num_steps`.
         warmup_steps: Steps of linear rise, at most half of the run's; the first has 1 / warmup_steps.
         num_steps: Optimizer steps of the whole run.

@@ -1,4 +1,4 @@
-"""Stopping on a signal without losing work."""
+"""Stop on Ctrl-C or SIGTERM without losing work."""
 
 import signal
 from pathlib import Path
@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopOnSignal:
-    """Remembers SIGINT or SIGTERM until the step or the evaluation is done; a second one acts at once."""
+    """Defers SIGINT or SIGTERM until the step or the validation is done; a second one acts at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

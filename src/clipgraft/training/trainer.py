@@ -34,7 +34,7 @@ from clipgraft.training.validation import EVALUATIONS_NAME, ValidationHistory, V
 
 
 class Batches(Protocol):
-    """Batches of an epoch from a position on: a pure function of both, so a resumed run sees the same."""
+    """Batches of an epoch from a position on, a pure function of both."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -47,7 +47,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a listener is told after every optimizer step."""
+    """State after an optimizer step, for listeners."""
 
     step: int
     """Steps made, 1-based."""
@@ -58,12 +58,12 @@ class StepReport:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came out of a training run."""
+    """Figures of a training run."""
 
     num_steps: int
     skipped_steps: int
     seconds: float
-    """Of this process; a resumed run's earlier part is not in it."""
+    """Time in this process, without a resumed run's earlier part."""
     epoch_mean_loss: list[float]
     mixed_precision: str
 
@@ -190,11 +190,7 @@ class _Training:
         self.history: ValidationHistory | None = None
 
     def resume(self, checkpoints: CheckpointManager, resume: Resume) -> None:
-        """Bring the state back from the checkpoint asked for, or the newest whole one if there is one.
-
-        Raises:
-            CheckpointError: If none is whole, or fits; nothing has changed then.
-        """
+        """Restore the state from the checkpoint asked for, or from the newest whole one if there is one."""
         saved = checkpoints.read(resume.step)
         if saved is None:
             return
@@ -210,7 +206,7 @@ class _Training:
         self._settle_length(saved.values.num_steps)
 
     def run(self, report: Callable[[StepReport], None]) -> list[float]:
-        """Make the steps that are left, leave the best weights, and return each epoch's mean loss."""
+        """Make the remaining steps, load the best weights, and return each epoch's mean loss."""
         self._open()
         try:
             with StopOnSignal() as stop:
@@ -255,7 +251,7 @@ class _Training:
         self.process.wait_for_everyone()  # nobody writes before all have read
 
     def _validate(self, epoch: int, stop: StopOnSignal) -> None:
-        """Measure, unless this step was measured before the run was cut off; keep the best weights."""
+        """Measure, unless this step was measured before the resume; keep the best weights."""
         if self.history and self.history.is_due(self.state.step):
             with self.step.averaged():
                 is_main = self.process.is_main_process
@@ -293,7 +289,7 @@ class _Training:
             raise Interrupted(signal_number, self.checkpoints.folder if self.checkpoints else None)
 
     def _settle_length(self, before: int) -> None:
-        """Say what another number of epochs means for the learning rate; refuse fewer than are made."""
+        """Note the learning rate that another number of epochs gives; refuse fewer than are made."""
         step, now, settings = self.state.step, self.num_steps, self.settings
         if step > now:
             raise UserError(
@@ -315,7 +311,7 @@ class _Training:
 
 
 def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Cut an iterable into lists of `size`; the last may be shorter."""
+    """Batch an iterable into lists of `size`; the last may be shorter."""
     group: list[Batch] = []
     for item in items:
         group.append(item)
@@ -327,7 +323,7 @@ def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
-    """Give each item with the seconds that were waited for it."""
+    """Give each item with the seconds it took to come."""
     iterator = iter(items)
     while True:
         begun = time.perf_counter()

@@ -131,11 +131,11 @@ class ValidationHistory:
         return weights
 
     def refuse_lost_best(self, step: int, *, goes_another_way: bool) -> None:
-        """Make sure, before the first step, that the best weights so far will be there at the end.
+        """Refuse to resume if the best weights so far would be missing at the end.
 
         Args:
             step: Steps made.
-            goes_another_way: Whether the steps to come may be others than those that were made from here.
+            goes_another_way: Whether later steps may differ from those made before.
 
         Raises:
             CheckpointError: If they are lost or damaged, or were overwritten by those of a later step, which
