@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -12,7 +11,7 @@ from accelerate.utils import gather, send_to_device
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from clipgraft.config import Recipe, build_recipe
-from clipgraft.console import print_line, say
+from clipgraft.console import is_first_process, print_line, say
 from clipgraft.data.check import check_dataset, leakage_note
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
@@ -31,8 +30,9 @@ from clipgraft.training.checkpoints import FOLDER_NAME, sum_of_clip, sums_of_ima
 from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.optim import add_lora, freeze_layers, merge_lora
+from clipgraft.training.run_log import LOG_NAME
 from clipgraft.training.step import seed_step
-from clipgraft.training.trainer import FitResult, Resume, fit, grouped
+from clipgraft.training.trainer import Resume, fit, grouped
 from clipgraft.training.validation import ValidationPlan
 
 COMPILED_LENGTHS = 8
@@ -57,7 +57,7 @@ class FinetuneResult(StageResult):
     num_train_images: int
     epoch_mean_loss: list[float]
     seconds: float
-    """Time of training in this process; an earlier part of a resumed run is not in it."""
+    """Time of training in this process, without a resumed run's earlier part."""
     _clip: ClipParts | None = PrivateAttr(None)
 
     @property
@@ -78,14 +78,6 @@ class FinetuneResult(StageResult):
         )
         gallery = f"{after['num_images']} test images, {after['num_captions']} captions"
         print_line(f"recall@1 among {gallery}: {', '.join(figures)}")
-
-
-class Splits(NamedTuple):
-    """Images to train on, to validate on during training, and to measure recall on."""
-
-    train: Images
-    val: Images
-    test: Images
 
 
 def finetune(
@@ -144,7 +136,13 @@ def finetune(
         overwrite=overwrite,
         in_parallel=True,
     ) as run:
-        return _finetune(clip, data, recipe, run.path, resume)
+        result = _finetune(clip, data, recipe, run.path, resume)
+        if is_first_process():
+            save_clip(result.clip, run.path / "clip")
+            plot_loss(run.path / LOG_NAME, run.path)
+            result.save(run.path)
+        result._clip = result.clip._replace(origin=ModelSettings(name=str((run.path / "clip").absolute())))
+    return result
 
 
 def finetune_recipe(
@@ -177,20 +175,19 @@ def _finetune(
     processes = PartialState(cpu=device.type == "cpu")
     device = processes.device if processes.num_processes > 1 else device
     clip = clip._replace(model=deepcopy(clip.model).to(device))
-    splits = _splits(data, recipe)
-    sums = sums_of_images({"train": splits.train, "val": splits.val}) | {"weights of CLIP": sum_of_clip(clip)}
+    train, val, test = _splits(data, recipe)
+    sums = sums_of_images({"train": train, "val": val}) | {"weights of CLIP": sum_of_clip(clip)}
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings)
-    batches = training_batches(splits.train, clip, settings, recipe.seed, processes)
+    batches = training_batches(train, clip, settings, recipe.seed, processes)
     before = previews = validation = None
     if processes.is_main_process:
-        _check_data(data, clip, folder)
-        _say_notes(batches, folder, resume)
-        before = measure_retrieval(clip, splits.test, "recall before")
+        _say_notes(data, clip, batches.dataset.num_truncated, folder, resume)
+        before = measure_retrieval(clip, test, "recall before")
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is of the first step's own crops
-    set_start(objective.to(device), clip, splits.train, batches, settings)
-    if splits.val:
-        measure = build_validator(clip, objective, splits.val, settings).measure
+    set_start(objective.to(device), clip, train, batches, settings)
+    if val:
+        measure = build_validator(clip, objective, val, settings).measure
         validation = ValidationPlan(measure, settings.best_metric, settings.patience)
     if settings.preview_steps and folder and processes.is_main_process:
         graft, out = Path(settings.preview_graft), folder / "previews"
@@ -211,75 +208,52 @@ def _finetune(
     if settings.lora_rank:
         merge_lora(clip.model)
     clip.model.requires_grad_(True).eval()
-    return _finish(clip, splits, recipe, folder if processes.is_main_process else None, before, fitted)
-
-
-def _splits(data: CaptionDataset, recipe: Recipe) -> Splits:
-    """Choose the images of each split; refuse those that nothing can be learned from."""
-    limits = recipe.data
-    splits = Splits(
-        data.train[: limits.max_train_images or None],
-        data.val[: limits.max_val_images or None],
-        data.test[: limits.max_test_images or None],
-    )
-    check_settings(recipe.finetune, num_train=len(splits.train), has_val=bool(splits.val))
-    captions = {caption for image in splits.train for caption in image.captions}
-    if len(captions) == 1:
-        raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
-    return splits
-
-
-def _check_data(data: CaptionDataset, clip: ClipParts, folder: Path | None) -> None:
-    """Note photographs in several splits; write `data.json`."""
-    counts = check_dataset(data, tokenizer=clip.tokenizer, read_images=False)
-    if folder:
-        write_bytes(folder / "data.json", counts.to_json().encode())
-    if note := leakage_note(counts):
-        say(note)
-
-
-def _say_notes(batches: CaptionedBatches, folder: Path | None, resume: bool | Resume) -> None:
-    """Note truncated captions and a missing checkpoint."""
-    is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
-    if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
-        say(f"no checkpoint in {folder} to go on from; training begins anew")
-    num_truncated = batches.dataset.num_truncated
-    if num_truncated:
-        say(
-            f"{num_truncated} training captions are longer than {CONTEXT_LENGTH} tokens; the words beyond "
-            "them are not read"
-        )
-
-
-def _finish(
-    clip: ClipParts,
-    splits: Splits,
-    recipe: Recipe,
-    folder: Path | None,
-    before: Recall | None,
-    fitted: FitResult,
-) -> FinetuneResult:
-    """Measure what came out; write the CLIP, the figures and the loss."""
     result = FinetuneResult(
         before=before,
-        after=before and measure_retrieval(clip, splits.test, "recall after"),
+        after=before and measure_retrieval(clip, test, "recall after"),
         num_steps=fitted.num_steps,
         skipped_steps=fitted.skipped_steps,
         mixed_precision=fitted.mixed_precision,
-        num_epochs=recipe.finetune.num_epochs,
-        num_train_images=len(splits.train),
+        num_epochs=settings.num_epochs,
+        num_train_images=len(train),
         epoch_mean_loss=fitted.epoch_mean_loss,
         seconds=fitted.seconds,
     )
     figures = {"before": numbers(before), "after": numbers(result.recall_after)}
     stage = Stage(stage="finetune", recipe=recipe, figures=figures)
     result._clip = clip._replace(origin=None, lineage=(*clip.lineage, stage))
-    if folder:
-        save_clip(clip, folder / "clip")
-        plot_loss(folder / "log.jsonl", folder)
-        result.save(folder)
-        result._clip = result._clip._replace(origin=ModelSettings(name=str((folder / "clip").absolute())))
     return result
+
+
+def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[Images, Images, Images]:
+    """Return images to train on, validate on and test on; refuse those that nothing can be learned from."""
+    limits = recipe.data
+    train = data.train[: limits.max_train_images or None]
+    val, test = data.val[: limits.max_val_images or None], data.test[: limits.max_test_images or None]
+    check_settings(recipe.finetune, num_train=len(train), has_val=bool(val))
+    captions = {caption for image in train for caption in image.captions}
+    if len(captions) == 1:
+        raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
+    return train, val, test
+
+
+def _say_notes(
+    data: CaptionDataset, clip: ClipParts, num_truncated: int, folder: Path | None, resume: bool | Resume
+) -> None:
+    """Note leaked photographs, truncated captions and a missing checkpoint; write `data.json`."""
+    counts = check_dataset(data, tokenizer=clip.tokenizer, read_images=False)
+    if folder:
+        write_bytes(folder / "data.json", counts.to_json().encode())
+    if note := leakage_note(counts):
+        say(note)
+    is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
+    if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
+        say(f"no checkpoint in {folder} to go on from; training begins anew")
+    if num_truncated:
+        say(
+            f"{num_truncated} training captions are longer than {CONTEXT_LENGTH} tokens; the words beyond "
+            "them are not read"
+        )
 
 
 def set_start(
