@@ -37,8 +37,8 @@ def test_equal_runs_are_said_to_be_so_and_compared_in_everything(two):
     runs = [read_run(folder) for folder in two]
     assert set(comparability(runs).values()) == {""}
     html = render_comparison(runs)
-    assert "None: the recipes are the same." in html
-    assert "All are on the same data." in html
+    assert "None: the recipes are equal." in html
+    assert "All have the same data." in html
     assert html.count("11.2 % → 31.2 %") == 2
 
 
@@ -47,10 +47,10 @@ def test_runs_on_different_data_are_not_compared_by_what_depends_on_it(two):
     write_json(path, json.loads(path.read_text()) | {"fingerprint": "another"})
     runs = [read_run(folder) for folder in two]
     html = render_comparison(runs)
-    assert "They are on different data" in html
+    assert "Their data differs" in html
     assert "Not compared: recall was measured on different test images" in html
     assert "11.2 %" not in html
-    assert "The heights of these lines cannot be compared: the runs are on different data" in html
+    assert "Compare the shapes of these lines, not their heights: the runs are on different data" in html
 
 
 def test_runs_whose_data_is_unknown_are_not_said_to_be_on_equal_data(two):
@@ -59,7 +59,7 @@ def test_runs_whose_data_is_unknown_are_not_said_to_be_on_equal_data(two):
     runs = [read_run(folder) for folder in two]
     reasons = comparability(runs)
     for kind in ("recall", "loss", "bridge"):
-        assert reasons[kind] == "of some it is not known which data they are on"
+        assert reasons[kind] == "the data of some runs is unknown"
     assert "11.2 %" not in render_comparison(runs)
 
 
@@ -99,7 +99,7 @@ def test_losses_of_different_batches_are_not_compared_and_recall_is(two):
     recipe.write_text(recipe.read_text().replace("batch_size = 32", "batch_size = 64", 1))
     reasons = comparability([read_run(folder) for folder in two])
     assert reasons["recall"] == ""
-    assert reasons["loss"] == "a contrastive loss depends on the batch it is of"
+    assert reasons["loss"] == "a contrastive loss depends on its batch"
 
 
 def test_pictures_of_one_prompt_and_seed_stand_side_by_side_and_others_do_not(two):

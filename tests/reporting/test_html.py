@@ -76,12 +76,12 @@ def test_report_of_a_whole_run_has_every_part(run_dir):
     assert "Words 0.412 0.301 0.911 0.911" in text
     assert "A dog running on the beach at sunset seed 0, 25 steps, guidance 7.5, 64 x 64 pixels" in text
     assert "train 6,000 30,000" in text
-    assert "in all 8,000 40,000" in text
+    assert "total 8,000 40,000" in text
     assert "in no split 91 1042020065_fb3d3ba5ba.jpg" in text
     assert "fine-tuning 12 min 34 s" in text
     assert "2026-01-31 12:00 UTC" in text
     assert "clipgraft demo --out runs/demo" in text
-    assert "is not known" not in text
+    assert "is unknown" not in text
 
 
 def test_report_fetches_nothing_and_runs_nothing_but_its_own_script(run_dir):
@@ -139,14 +139,14 @@ def test_arabic_and_emoji_prompts_are_shown_whole_and_in_their_own_direction(run
     ("missing", "sentence"),
     [
         ("generate", "No image was generated: generate/images.json is missing"),
-        ("bridge", "No bridge was measured: it was not fitted."),
-        ("bridge/metrics.json", "No bridge was measured: its fitting has not ended."),
+        ("bridge", "No bridge was measured: none was fitted."),
+        ("bridge/metrics.json", "No bridge was measured: fitting has not finished."),
         ("finetune", "Recall was not measured: fine-tuning was not run."),
-        ("finetune/metrics.json", "fine-tuning has not ended, its last logged step is 60."),
+        ("finetune/metrics.json", "fine-tuning has not finished, the last logged step is 60."),
         ("finetune/log.jsonl", "No optimizer step was logged."),
-        ("data.json", "How many images and captions there were is not known"),
+        ("data.json", "The number of images and captions is unknown"),
         ("recipe.toml", "There is no recipe.toml in this folder."),
-        ("environment.json", "Where it ran is not known"),
+        ("environment.json", "Where it ran is unknown"),
         ("generate/dog_seed0.png", "dog_seed0.png is missing"),
     ],
 )
@@ -165,8 +165,8 @@ def test_killed_run_is_reported_as_far_as_it_came(run_dir):
     with log.open("a") as file:
         file.write('{"step": 48, "ep')
     text = read_page(run_dir).text
-    assert "Fine-tuning of CLIP flatland on the captioned images of flatland8k has not ended." in text
-    assert "fine-tuning has not ended, its last logged step is 47." in text
+    assert "Fine-tuning of CLIP flatland on the captioned images of flatland8k has not finished." in text
+    assert "fine-tuning has not finished, the last logged step is 47." in text
     assert "log.jsonl: 1 of 48 lines cannot be read." in text
     assert "Epoch 3 has no mean: it was not finished" in text
 
@@ -224,8 +224,8 @@ def test_what_a_paired_metric_would_have_said_is_told_apart(run_dir):
     paired = {"paired_text_to_image_recall@1": 0.042, "paired_image_to_text_recall@1": 0.036}
     write_json(path, metrics | {"after": metrics["after"] | paired})
     text = read_page(run_dir).text
-    assert "would say 4.2 % and 3.6 % for recall@1 after" in text
-    assert "it cannot pass 20 %" in text
+    assert "would give 4.2 % and 3.6 % for recall@1 after" in text
+    assert "it cannot exceed 20 %" in text
 
 
 def test_evaluations_on_the_way_are_laid_out_by_epoch(run_dir):
@@ -237,7 +237,7 @@ def test_evaluations_on_the_way_are_laid_out_by_epoch(run_dir):
     (run_dir / "finetune" / "evaluations.jsonl").write_text(text)
     page = read_page(run_dir).text
     assert "On 40 validation images, before the first step and after epochs." in page
-    assert "drift of words" in page
+    assert "drift: words" in page
     assert "0.480" in page
     assert "image R@1" not in page
 
@@ -250,7 +250,7 @@ def test_damaged_evaluations_are_named(run_dir):
 def test_short_form_of_data_counts_is_understood(run_dir):
     (run_dir / "data.json").unlink()
     write_json(run_dir / "finetune" / "data.json", {"num_train_images": 6000, "num_test_images": 1000})
-    assert "train 6,000 - test 1,000 - in all 7,000" in read_page(run_dir).text
+    assert "train 6,000 - test 1,000 - total 7,000" in read_page(run_dir).text
 
 
 def test_bridge_without_the_mlp_has_two_columns(run_dir):
@@ -258,7 +258,7 @@ def test_bridge_without_the_mlp_has_two_columns(run_dir):
     write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key != "residual"})
     text = read_page(run_dir).text
     assert "tokens error, linear cosine, linear" in text
-    assert "0.412 linear map; 0 is a perfect copy" in text
+    assert "0.412 linear map; 0 = perfect copy" in text
 
 
 def test_columns_of_one_prompt_and_seed_stand_side_by_side(run_dir):
@@ -341,7 +341,7 @@ def test_single_stage_has_its_own_parts_and_misses_no_others(run_dir, stage, hea
 
 def test_folder_of_a_run_that_has_only_begun_is_said_to_hold_nothing(tmp_path):
     (tmp_path / "recipe.toml").write_text("seed = 0")
-    assert "This folder holds no results yet." in read_page(tmp_path).text
+    assert "There are no results in this folder yet." in read_page(tmp_path).text
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path):
@@ -388,18 +388,18 @@ def test_report_is_written_without_torch():
     [
         (
             {"duplicates": [["a", "b"], ["c", "d"]], "leakage": [{"a": "train", "b": "test"}]},
-            "bytes: 2; in more than one split: 1.",
+            "Duplicate photographs: 2; of these in more than one split: 1.",
         ),
         (
             {"duplicates": [], "leakage": [], "num_images_read": 0, "unreadable": None},
-            "bytes: 0; in more than one split: 0.",
+            "Duplicate photographs: 0; of these in more than one split: 0.",
         ),
-        ({"duplicates": None, "leakage": None}, "two splits, was not checked."),
+        ({"duplicates": None, "leakage": None}, "Duplicate photographs were not checked for."),
         (
             {"duplicates": [], "leakage": [], "num_images_read": 0, "unreadable": {}},
-            "two splits, was not checked.",
+            "Duplicate photographs were not checked for.",
         ),
-        ({"duplicates": "x", "leakage": 3}, "two splits, was not checked."),
+        ({"duplicates": "x", "leakage": 3}, "Duplicate photographs were not checked for."),
     ],
     ids=["some", "none", "not looked for", "not looked for by an earlier version", "damaged"],
 )

@@ -46,7 +46,9 @@ def test_report_that_cannot_be_written_whole_replaces_nothing(run_dir):
 
 def test_page_over_five_megabytes_is_refused_with_what_to_do(run_dir, monkeypatch):
     monkeypatch.setattr(html, "MAX_REPORT_BYTES", 10_000)
-    with pytest.raises(ValueError, match=r"page of 'demo' would be .* bytes, and 10,000 .* compare fewer"):
+    with pytest.raises(
+        ValueError, match=r"page of 'demo' would be .* bytes, and at most 10,000 .* compare fewer"
+    ):
         report(run_dir)
 
 
@@ -120,8 +122,8 @@ def test_time_is_summed_over_stages_and_memory_is_not(run_dir):
         used = {"seconds": seconds, "processor_seconds": seconds, "peak_memory_bytes": peak}
         write_json(run_dir / stage / "resources.json", used)
     table = resources_table(read_run(run_dir))
-    assert table.rows[-1][:4] == ("in all", "1 min 30 s", "1 min 30 s", "2.00 GB")
-    assert "not measured but estimated" in table.note
+    assert table.rows[-1][:4] == ("total", "1 min 30 s", "1 min 30 s", "2.00 GB")
+    assert "Energy is estimated" in table.note
 
 
 def test_model_card_holds_the_figures_and_no_markup_of_strangers(run_dir):

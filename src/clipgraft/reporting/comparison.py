@@ -1,4 +1,4 @@
-"""What one page says of several runs: figures side by side where they can be compared, and why where not."""
+"""Runs side by side: figures that can be compared, else the reason, differing settings, images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,11 +33,11 @@ LOSS_SETTINGS = tuple(
         "distill_weight",
     )
 )
-"""A contrastive loss is of a batch: with another batch it is another figure."""
+"""A contrastive loss depends on its batch, so these must be equal."""
 
 
 def run_names(runs: Sequence[RunData]) -> list[str]:
-    """Names of the runs' folders; equal ones are numbered."""
+    """Return the names of the folders; equal ones are numbered."""
     names = [run.name for run in runs]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
@@ -46,14 +46,14 @@ def run_names(runs: Sequence[RunData]) -> list[str]:
 
 
 def lead(runs: Sequence[RunData]) -> str:
-    """Say what is compared, and whether the data is the same."""
+    """Summarise what is compared, and whether the data is the same."""
     first, *others = {describe_run(run) for run in runs}
     what = first if not others else ""
     return f"{len(runs)} runs side by side. {what} {_data_sentence(runs)}".replace("  ", " ").strip()
 
 
 def comparability(runs: Sequence[RunData]) -> dict[str, str]:
-    """For each kind of figure an empty text where the runs can be compared by it, else the reason why not."""
+    """Return for each kind of figure why the runs cannot be compared by it; empty if they can."""
     tuned = [run for run in runs if run.finetune]
     logged = [run for run in runs if run.log]
     bridged = [run for run in runs if run.bridge]
@@ -66,13 +66,12 @@ def comparability(runs: Sequence[RunData]) -> dict[str, str]:
     ]
     evaluated = [_evaluation_key(run) for run in runs if run.evaluation.figures]
     return {
-        "recall": _unknown_data(tuned)
-        or _reason(test, "recall was measured on different test images, of which one can be harder"),
+        "recall": _unknown_data(tuned) or _reason(test, "recall was measured on different test images"),
         "loss": _unknown_data(logged)
         or _reason([data_key(run) for run in logged], "the runs are on different data")
-        or _reason(batch, "a contrastive loss depends on the batch it is of"),
+        or _reason(batch, "a contrastive loss depends on its batch"),
         "bridge": _unknown_data(bridged)
-        or _reason(captions, "the bridges were measured on different captions, or lead to different bases"),
+        or _reason(captions, "the bridges were measured on different captions or bases"),
         "evaluation": _reason(
             evaluated,
             "images were generated or scored with different settings, bases, prompts or photographs",
@@ -81,13 +80,13 @@ def comparability(runs: Sequence[RunData]) -> dict[str, str]:
 
 
 def _unknown_data(runs: Sequence[RunData]) -> str:
-    """The reason why figures cannot be compared where a run does not say which data it is on."""
+    """Reason not to compare if the data of a run is unknown."""
     is_known = all(data_key(run) is not None for run in runs)
-    return "" if is_known else "of some it is not known which data they are on"
+    return "" if is_known else "the data of some runs is unknown"
 
 
 def _evaluation_key(run: RunData) -> Any:
-    """What decides an evaluation's figures besides the grafts: settings, base, prompts and photographs."""
+    """All that decides an evaluation's figures besides the grafts."""
     evaluation = run.evaluation
     return (
         evaluation.settings,
@@ -98,19 +97,19 @@ def _evaluation_key(run: RunData) -> Any:
 
 
 def data_key(run: RunData) -> Any:
-    """What names a run's data: the sum over its captions, or, in runs that have none, its counts."""
+    """Return the fingerprint of a run's data, else its counts; None if unknown."""
     if run.data.get("fingerprint"):
         return run.data["fingerprint"]
     return _dump([run.data.get("format"), run.data.get("counts")]) if run.data else None
 
 
 def figures_tables(runs: Sequence[RunData]) -> list[Table]:
-    """A table a kind of figure, a run a column; where the runs cannot be compared, the reason alone."""
+    """Return a table per kind of figure, a run a column, or the reason not to compare."""
     reasons = comparability(runs)
     kinds: dict[str, tuple[str, Callable[[RunData], dict[str, str]]]] = {
         "recall": ("Retrieval", _recall),
         "loss": ("Loss", _loss),
-        "bridge": ("Bridge: state error", _bridge),
+        "bridge": ("Bridge: error of hidden states", _bridge),
         "evaluation": ("Evaluation", _evaluated),
     }
     tables = []
@@ -126,7 +125,7 @@ def figures_tables(runs: Sequence[RunData]) -> list[Table]:
 
 
 def differing_settings(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """By dotted name, the settings that are not the same in all runs, a value a run."""
+    """Return the settings that differ, by dotted name, with a value per run."""
     flat = [_flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key not in IGNORED_SETTINGS)
     found = {key: [values.get(key) for values in flat] for key in keys}
@@ -134,7 +133,7 @@ def differing_settings(runs: Sequence[RunData]) -> dict[str, list[Any]]:
 
 
 def settings_table(runs: Sequence[RunData], *, differing: bool) -> Table | None:
-    """Lay out the settings that differ, or those that are the same in all runs; None where there are none."""
+    """Return the settings that differ, or those that do not; None if there are none."""
     differ = differing_settings(runs)
     if differing:
         rows: list[tuple[str, ...]] = [
@@ -148,7 +147,7 @@ def settings_table(runs: Sequence[RunData], *, differing: bool) -> Table | None:
 
 
 def resources_table(runs: Sequence[RunData]) -> Table | None:
-    """Lay out time and memory by stage, a run a column."""
+    """Return time and memory by stage, a run a column."""
     columns = []
     for run in runs:
         used = run.resources
@@ -183,13 +182,13 @@ def compared_images(runs: Sequence[RunData]) -> tuple[list[PromptImages], int]:
 
 
 def loss_notes(runs: Sequence[RunData]) -> list[str]:
-    """Say what keeps the lines of the figure apart."""
+    """Explain why the losses cannot be compared; empty if they can."""
     reason = comparability(runs)["loss"]
-    return [f"The heights of these lines cannot be compared: {reason}; their shapes can."] if reason else []
+    return [f"Compare the shapes of these lines, not their heights: {reason}."] if reason else []
 
 
 def render_losses(runs: Sequence[RunData], image_format: str, theme: Theme) -> bytes:
-    """Draw each run's mean loss an epoch as a line over epochs."""
+    """Return a figure of each run's mean loss per epoch."""
 
     def draw(axes: Axes, theme: Theme) -> None:
         colors = cycle((theme.batch, theme.mean, theme.text))
@@ -204,7 +203,7 @@ def render_losses(runs: Sequence[RunData], image_format: str, theme: Theme) -> b
                 markersize=4.5,
                 label=label.replace("$", r"\$"),
             )
-        style_axes(axes, theme, "epoch's mean loss", legend=True, x_label="epoch")
+        style_axes(axes, theme, "mean loss of the epoch", legend=True, x_label="epoch")
 
     return render_figure(lambda axes: draw(axes, theme), image_format, theme)
 
@@ -213,12 +212,12 @@ def _data_sentence(runs: Sequence[RunData]) -> str:
     keys = [data_key(run) for run in runs]
     if None in keys:
         return (
-            "Of some it is not known which data they are on; figures that depend on it are compared only "
-            "where it is known of all."
+            "The data of some runs is unknown; figures that depend on it are compared only where it is "
+            "known for all."
         )
     if len(set(keys)) == 1:
-        return "All are on the same data."
-    return "They are on different data, so only figures that do not depend on it are compared."
+        return "All have the same data."
+    return "Their data differs, so only figures that do not depend on it are compared."
 
 
 def _reason(keys: Sequence[Any], sentence: str) -> str:
@@ -228,8 +227,8 @@ def _reason(keys: Sequence[Any], sentence: str) -> str:
 def _note(kind: str) -> str:
     if kind == "evaluation":
         return (
-            "In brackets: 95 % over prompts. Where intervals of two runs overlap, no difference is shown; "
-            "they say nothing about another training seed."
+            "In brackets: 95 % intervals over prompts; they do not cover another training seed. If those of "
+            "two runs overlap, no difference is shown."
         )
     return ""
 
@@ -258,7 +257,7 @@ def _loss(run: RunData) -> dict[str, str]:
     means = epoch_means(run.log)
     if not means:
         return {}
-    return {"first epoch's mean": decimal(means[0][2]), "last epoch's mean": decimal(means[-1][2])} | {
+    return {"mean of first epoch": decimal(means[0][2]), "mean of last epoch": decimal(means[-1][2])} | {
         "steps": f"{len(run.log):,}"
     }
 

@@ -1,4 +1,4 @@
-"""How the page writes numbers, names and tables; every number is formatted here."""
+"""Formats of numbers, names and tables on the page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from clipgraft.reporting.run_data import is_number
 
 NO_NUMBER = "n/a"
-NO_NUMBER_NOTE = "n/a: the value was not a finite number, so nothing can be said of it."
+NO_NUMBER_NOTE = "n/a: the value was not a finite number."
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text below a head; a row of one text is a heading within the table."""
+    """Rows of text below a head; a row with one text is a heading."""
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Highlight:
-    """A figure to see first."""
+    """A figure shown at the top."""
 
     label: str
     value: str
@@ -35,7 +35,7 @@ def percent(value: Any) -> str:
 
 
 def difference(before: Any, after: Any) -> str:
-    """Format the difference of two fractions in percentage points, with its sign."""
+    """Format the difference of two fractions in signed percentage points."""
     return f"{100 * (after - before):+.1f}" if is_number(before) and is_number(after) else NO_NUMBER
 
 
@@ -45,7 +45,7 @@ def decimal(value: Any) -> str:
 
 
 def count(value: Any) -> str:
-    """Format a number of things; a dash where it is not known."""
+    """Format a count; a dash if unknown."""
     return f"{value:,}" if is_number(value) else "-"
 
 
@@ -64,23 +64,23 @@ def gigabytes(num_bytes: float) -> str:
 
 
 def short_name(value: Any) -> str:
-    """A folder's own name alone: the way to it would tell a stranger the user's name."""
+    """Cut an absolute path to its last part: the rest may reveal the user's name."""
     return Path(str(value)).name if Path(str(value)).is_absolute() else str(value or "")
 
 
 def sub_dict(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object under a key; an empty one where there is none, or something else."""
+    """Return `values[key]` if it is a dict, else an empty one."""
     value = values.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def with_number_note(note: str, rows: list[tuple[str, ...]]) -> str:
-    """Say below a table what its n/a means, where it has one."""
+    """Add the meaning of n/a to a table's note if it occurs."""
     return f"{note} {NO_NUMBER_NOTE}".strip() if any(NO_NUMBER in row for row in rows) else note
 
 
 def short_setting(value: Any) -> Any:
-    """A value for machines: of a folder its own name alone, in a list as well."""
+    """Cut absolute paths in a setting's value to their last part."""
     if isinstance(value, list):
         return [short_setting(item) for item in value]
     return short_name(value) if isinstance(value, str) else value

@@ -1,7 +1,6 @@
-"""Reports as one HTML file that can be sent to a colleague.
+"""Reports as self-contained HTML: figures and images are embedded, nothing is fetched.
 
-Figures and pictures lie inside it. Nothing is fetched. The one script that the page allows itself, by its
-sum, is not needed to read it; so a caption which is a script stays a caption.
+A content security policy allows one script, by its hash; a caption that is a script stays text.
 """
 
 import base64
@@ -23,7 +22,7 @@ from clipgraft.reporting.run_data import RunData
 
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000
-"""Shown of recipe.toml: with markup's `<` written out, at most 0.6 MB."""
+"""Of recipe.toml on the page: at most 0.6 MB once escaped."""
 TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 
 
@@ -92,10 +91,10 @@ def render_report(
 
 
 def render_comparison(runs: Sequence[RunData]) -> str:
-    """Return the HTML of a page that compares runs.
+    """Return the HTML of a comparison of runs.
 
     Raises:
-        ValueError: If the page would be larger than 5 MB.
+        UserError: If the page would be larger than 5 MB.
     """
     names = comparison.run_names(runs)
     images, num_hidden = comparison.compared_images(runs)
@@ -154,14 +153,14 @@ def _render(template: str, **values: Any) -> str:
     num_bytes = len(page.encode())
     if num_bytes > MAX_REPORT_BYTES:
         raise UserError(
-            f"the page of {values['title']!r} would be {num_bytes:,} bytes, and {MAX_REPORT_BYTES:,} are the "
-            "most; report a stage's folder alone, compare fewer runs, or evaluate fewer grafts at once"
+            f"the page of {values['title']!r} would be {num_bytes:,} bytes, and at most {MAX_REPORT_BYTES:,} "
+            "are allowed; report a stage's folder alone, compare fewer runs, or evaluate fewer grafts at once"
         )
     return page
 
 
 def script_hash() -> str:
-    """Sum of the only script that a report runs, as a content security policy names it."""
+    """Hash of the report's script for a content security policy."""
     return _sha256(_part("js"))
 
 
@@ -170,5 +169,4 @@ def _part(kind: str) -> str:
 
 
 def _sha256(text: str) -> str:
-    """Sum of the only style sheet, or script, that the page allows itself, as its policy names it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

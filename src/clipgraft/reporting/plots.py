@@ -1,7 +1,4 @@
-"""The loss as a figure: each batch in blue, the mean of each epoch in red.
-
-Figures are matplotlib objects without pyplot, so nothing is shared between them; equal rows give equal bytes.
-"""
+"""Matplotlib figures, without pyplot's shared state; equal data gives equal bytes."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,13 +16,13 @@ from clipgraft.files import write_bytes
 from clipgraft.reporting.run_data import is_number, read_log
 
 MAX_POINTS = 5_000
-"""Batch losses drawn one by one; of more, the lowest and the highest of every few steps are drawn."""
+"""Of more batch losses, only the lowest and the highest of every few steps are drawn."""
 FEW_POINTS = 300
-"""Up to here the line is drawn thicker: it does not hide itself."""
+"""Lines with fewer points are drawn thicker."""
 MAX_EPOCH_TICKS = 10
 FIGURE_INCHES = (6.0, 3.75)
 FONT_POINTS = 11
-"""9 px high where the figure is 350 px wide, on a telephone."""
+"""9 px high if the figure is 350 px wide, as on a phone."""
 PNG_DPI = 200
 
 
@@ -44,15 +41,7 @@ DARK = Theme(background="#1b1e23", text="#b6bdc8", grid="#31363e", batch="#5b9bf
 
 
 def plot_loss(log_path: Path, out_dir: Path) -> tuple[Path, Path]:
-    """Draw the loss of a log.
-
-    Args:
-        log_path: A `log.jsonl`: one row an optimizer step.
-        out_dir: Gets `loss.png` (1200 x 750 pixels) and `loss.svg`.
-
-    Returns:
-        Paths of the two files.
-    """
+    """Write `loss.png` (1200 x 750 pixels) and `loss.svg` of a `log.jsonl`; return their paths."""
     rows = read_log(log_path, problems=[])
     png, svg = out_dir / "loss.png", out_dir / "loss.svg"
     write_bytes(png, render_loss(rows, "png"))
@@ -61,19 +50,10 @@ def plot_loss(log_path: Path, out_dir: Path) -> tuple[Path, Path]:
 
 
 def render_loss(rows: Sequence[dict[str, Any]], image_format: str, theme: Theme = LIGHT) -> bytes:
-    """Draw batch loss and epoch mean over optimizer steps, with epochs on a second axis.
+    """Return batch loss and epoch mean over optimizer steps as "png" or "svg".
 
-    A loss that is not finite leaves a gap. More than 5,000 steps are cut into runs of equal length, and of
-    each run the lowest and the highest loss are drawn in their order, so that no spike is lost; the legend
-    says so.
-
-    Args:
-        rows: What `read_log` gave.
-        image_format: "png" or "svg".
-        theme: Colours.
-
-    Returns:
-        The file's bytes, equal for equal rows.
+    Losses that are not finite leave gaps. Of more than 5,000 steps the lowest and the highest loss of every
+    few are drawn in order, so that no spike is lost; the legend says so.
     """
     return render_figure(lambda axes: draw_loss(axes, rows, theme), image_format, theme)
 
@@ -84,17 +64,7 @@ def render_figure(
     theme: Theme,
     inches: tuple[float, float] = FIGURE_INCHES,
 ) -> bytes:
-    """Draw a figure of one pair of axes.
-
-    Args:
-        draw: Draws on the axes.
-        image_format: "png" or "svg".
-        theme: Colours.
-        inches: Width and height.
-
-    Returns:
-        The file's bytes, equal for equal drawings.
-    """
+    """Return a figure with one pair of axes, on which `draw` draws, as "png" or "svg"."""
     figure = Figure(figsize=inches, layout="constrained", facecolor=theme.background)
     FigureCanvasAgg(figure)
     with matplotlib.rc_context({"font.size": FONT_POINTS, "svg.hashsalt": "clipgraft"}):
@@ -107,21 +77,17 @@ def render_figure(
 
 
 def recolour(svg: bytes, theme: Theme) -> bytes:
-    """Give a figure that was drawn in `LIGHT` another theme's colours, in a hundredth of the time."""
+    """Replace the colours of `LIGHT` in an SVG: a hundred times faster than drawing again."""
     for ours, other in zip(LIGHT, theme, strict=True):
         svg = svg.replace(ours.encode(), other.encode())
     return svg
 
 
 def epoch_means(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int, float]]:
-    """Mean loss of each whole epoch.
+    """Return for each complete epoch its number (from 0), last step and mean loss.
 
-    Args:
-        rows: What `read_log` gave. An epoch of fewer steps than the first is one that a stopped run left
-            unfinished; it has no mean yet. Losses that are not finite do not enter.
-
-    Returns:
-        Epoch (from 0), its last step, and the mean, for each epoch that has a finite loss.
+    An epoch with fewer steps than the first is not finished yet. Losses that are not finite are left out, and
+    so are epochs without any other.
     """
     epochs: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
@@ -138,16 +104,15 @@ def epoch_means(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int, float]]:
 def thin_out(
     steps: np.ndarray, losses: np.ndarray, max_points: int = MAX_POINTS
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Keep the lowest and the highest loss of every few steps, in their order, where there are too many.
+    """Keep the lowest and the highest loss of every few steps, in order, if there are too many.
 
     Args:
         steps: Shape (n,).
-        losses: Shape (n,), NaN where there is none.
-        max_points: The most that are drawn.
+        losses: Shape (n,), NaN where missing.
+        max_points: Number of points to keep at most.
 
     Returns:
-        The steps and losses that are drawn, at most `max_points`, and how many steps share two points; 1
-        where all are drawn.
+        Steps and losses that are kept, and how many steps share two points; 1 if all are kept.
     """
     if len(steps) <= max_points:
         return steps, losses, 1
@@ -163,11 +128,11 @@ def thin_out(
 
 
 def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
-    """Draw recall@1 in both directions, and the drift of words, over the share of fine-tuned weights.
+    """Write `interpolation.png` and `.svg`: recall@1 and drift of words over the fine-tuned share.
 
     Args:
-        rows: One an `alpha`, with recall and drift; see `finetuning.wise_ft`.
-        out_dir: Gets `interpolation.png` and `interpolation.svg`.
+        rows: One per `alpha`, with recall and drift; see `finetuning.wise_ft`.
+        out_dir: Gets the files.
     """
     for image_format in ("png", "svg"):
         content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)
@@ -175,11 +140,11 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
 
 
 def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    style_axes(axes, LIGHT, "%", x_label="share of the fine-tuned weights")
+    style_axes(axes, LIGHT, "%", x_label="share of fine-tuned weights")
     lines = (
-        ("text_to_image_recall@1", "image found by text", LIGHT.batch),
-        ("image_to_text_recall@1", "text found by image", LIGHT.mean),
-        ("drift_words", "drift of words' states", LIGHT.text),
+        ("text_to_image_recall@1", "text to image R@1", LIGHT.batch),
+        ("image_to_text_recall@1", "image to text R@1", LIGHT.mean),
+        ("drift_words", "drift: words", LIGHT.text),
     )
     for key, label, color in lines:
         values = [100 * row[key] for row in rows]
@@ -221,7 +186,7 @@ def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
 def style_axes(
     axes: Axes, theme: Theme, y_label: str, *, legend: bool = False, x_label: str = "optimizer step"
 ) -> None:
-    """Give axes their labels, a quiet grid, whole numbers below, and by choice a legend."""
+    """Label axes, with a light grid, integer steps and an optional legend."""
     axes.set_xlabel(x_label, color=theme.text)
     axes.set_ylabel(y_label, color=theme.text)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -245,7 +210,7 @@ def style_axes(
 
 
 def _add_epoch_axis(axes: Axes, means: Sequence[tuple[int, int, float]], theme: Theme) -> None:
-    """Number the epochs above the figure, each at its last step; of many, evenly spaced ones."""
+    """Number the epochs above the figure, each at its last step; evenly spaced if there are many."""
     every = -(-len(means) // MAX_EPOCH_TICKS)
     shown = means[every - 1 :: every]
     above = axes.secondary_xaxis("top")

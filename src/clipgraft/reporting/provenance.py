@@ -8,17 +8,17 @@ from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.runs.run import STAGES
 
 WATTS_OF_A_CORE = 6.0
-"""Of a busy core with its share of memory and board: 64-core servers draw 300-400 W (guess)."""
+"""Per busy core, with its share of memory and board: 64-core servers draw 300-400 W (guess)."""
 WATTS_OF_A_GPU = 300.0
 """Between a desktop card's 200 and a data centre card's 700 (guess)."""
 STAGE_LABELS = {
-    "": "in all",
+    "": "total",
     "finetune": "fine-tuning",
     "bridge_before": "bridge of CLIP before",
     "bridge": "bridge of CLIP after",
-    "refine": "refining",
-    "generate": "drawing",
-    "evaluate": "evaluating",
+    "refine": "refinement",
+    "generate": "generation",
+    "evaluate": "evaluation",
 }
 
 
@@ -52,7 +52,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
-    "data.source": {"": "flatland8k, drawn"},
+    "data.source": {"": "flatland8k"},
     "data.max_train_images": {0: "all"},
     "data.max_test_images": {0: "all"},
     "generate.negative_prompt": {"": "none"},
@@ -60,7 +60,7 @@ MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
 
 
 def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
-    """List the recipe's main settings by stage; of a single stage, only its own."""
+    """Return the main settings by stage; for a single stage, only its own."""
     has_results = {
         "Data": True,
         "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
@@ -82,13 +82,13 @@ def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
 
 
 def setting(run: RunData, dotted: str) -> Any:
-    """A value of the recipe by its dotted name, of one left to the base the pictures' own; None without."""
+    """Return a setting by its dotted name, else the value that the images were generated with."""
     *sections, key = dotted.split(".")
     values = run.recipe
     for section in sections:
         values = sub_dict(values, section)
-    drawn = run.image_rows[0] if run.image_rows and sections == ["generate"] else {}
-    return values.get(key, drawn.get(key))
+    used = run.image_rows[0] if run.image_rows and sections == ["generate"] else {}
+    return values.get(key, used.get(key))
 
 
 def _label(dotted: str) -> str:
@@ -97,7 +97,7 @@ def _label(dotted: str) -> str:
 
 
 def setting_text(dotted: str, value: Any) -> str:
-    """Write a value for the reader: what an empty one means, and of a folder its own name alone."""
+    """Write a setting's value; of a folder, its own name only."""
     if not isinstance(value, (list, dict)) and value in MEANING_OF_EMPTY.get(dotted, {}):
         return MEANING_OF_EMPTY[dotted][value]
     if isinstance(value, bool):
@@ -108,7 +108,7 @@ def setting_text(dotted: str, value: Any) -> str:
 
 
 def shown_recipe(run: RunData) -> str:
-    """The recipe's text with folders' own names in place of the way to them."""
+    """Return the recipe's text with paths cut to their last part."""
     text = run.recipe_text
     for section in run.recipe.values():
         for value in section.values() if isinstance(section, dict) else ():
@@ -118,7 +118,7 @@ def shown_recipe(run: RunData) -> str:
 
 
 def resources_table(run: RunData) -> Table | None:
-    """Lay out time, processor time, peak memory and estimated energy by stage; None where none is known."""
+    """Return time, processor time, memory and estimated energy by stage; None if unknown."""
     used = {stage: run.resources[stage] for stage in STAGES if stage in run.resources}
     if "" in run.resources:
         used[""] = run.resources[""]
@@ -134,7 +134,7 @@ def resources_table(run: RunData) -> Table | None:
         "processor time",
         "peak memory",
         *(["GPU memory"] if has_gpu else []),
-        "energy, about",
+        "energy (estimate)",
     )
     rows = []
     for stage, values in used.items():
@@ -151,14 +151,11 @@ def resources_table(run: RunData) -> Table | None:
 
 
 def watt_hours(used: dict[str, Any], environment: dict[str, Any]) -> float | None:
-    """Estimate energy from processor time and, where a GPU was used, the whole time at a fixed draw.
+    """Estimate watt hours from processor time and, with a GPU, the whole time; None if unknown.
 
     Args:
-        used: What `resources.json` holds.
-        environment: What `environment.json` holds.
-
-    Returns:
-        Watt hours; None where processor time is not known.
+        used: Content of `resources.json`.
+        environment: Content of `environment.json`.
     """
     if not is_number(used.get("processor_seconds")):
         return None
@@ -169,7 +166,7 @@ def watt_hours(used: dict[str, Any], environment: dict[str, Any]) -> float | Non
 
 
 def environment_rows(run: RunData) -> list[tuple[str, str]]:
-    """List where it ran: versions and machine."""
+    """Return versions and machine as labels and values."""
     hidden = ("command", "started", "seconds")
     return [
         (key.replace("_", " "), str(value))
@@ -179,7 +176,7 @@ def environment_rows(run: RunData) -> list[tuple[str, str]]:
 
 
 def started(run: RunData) -> str:
-    """Say when the run began, to the minute; empty where that is not known."""
+    """Return when the run started, to the minute; empty if unknown."""
     value = str(run.environment.get("started") or "")
     try:
         return datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M %Z").strip()
@@ -188,7 +185,7 @@ def started(run: RunData) -> str:
 
 
 def _from_metrics(run: RunData) -> dict[str, dict[str, Any]]:
-    """Seconds of the stages that trained, which runs without `resources.json` have in their metrics."""
+    """Seconds of training, for runs without `resources.json`."""
     found = {"finetune": run.finetune, "bridge": run.bridge}
     return {
         stage: {"seconds": values["seconds"]}
@@ -207,11 +204,11 @@ def _total(used: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _note(run: RunData) -> str:
-    gpu = f" and {WATTS_OF_A_GPU:.0f} W for the GPU all the while" if _has_gpu(run) else ""
+    gpu = f" and {WATTS_OF_A_GPU:.0f} W for the GPU throughout" if _has_gpu(run) else ""
     return (
-        f"Energy is not measured but estimated, to a factor of two: {WATTS_OF_A_CORE:.0f} W for each busy "
-        f"core{gpu}. Processor time counts every core. Peak memory is the process's since it began, so a "
-        "later stage never shows less than an earlier one."
+        f"Energy is estimated, within a factor of two: {WATTS_OF_A_CORE:.0f} W per busy core{gpu}. Processor "
+        "time is summed over cores. Peak memory is that of the process since its start, so it never falls "
+        "from one stage to the next."
     )
 
 

@@ -1,7 +1,4 @@
-"""What each section of the report says: tables of text and sentences, made from a run's plain data.
-
-What is missing becomes a sentence here; the template only lays out.
-"""
+"""Tables and sentences of the report's sections; the template only lays them out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,24 +19,24 @@ from clipgraft.reporting.provenance import STAGE_LABELS, setting
 from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.runs.run import STAGES
 
-MAX_LEFT_OUT_ROWS = 30
+MAX_EXCLUDED_ROWS = 30
 DIRECTIONS = {"text_to_image": "Image found by its caption", "image_to_text": "Caption found by its image"}
 TOKEN_CLASSES = {"bos": "Start (BOS)", "words": "Words", "eos": "End (EOS)", "padding": "Padding"}
 MAPS = {"linear": "linear", "residual": "+ MLP"}
 MAX_VALIDATION_ROWS = 12
-"""Of more evaluations, evenly spaced ones are shown, the first and the last among them."""
+"""Of more rows, evenly spaced ones are shown, including the first and the last."""
 VALIDATION_COLUMNS = {
     "text_to_image_recall@1": ("image R@1", percent),
     "image_to_text_recall@1": ("text R@1", percent),
     "val_loss": ("loss", decimal),
-    "drift_words": ("drift of words", decimal),
-    "drift_eos": ("of EOS", decimal),
-    "drift_padding": ("of padding", decimal),
+    "drift_words": ("drift: words", decimal),
+    "drift_eos": ("EOS", decimal),
+    "drift_padding": ("padding", decimal),
 }
 
 
 def describe_run(run: RunData) -> str:
-    """Say in a sentence or two what was done, and with what."""
+    """Summarise the run in a sentence or two."""
     clip, base = short_name(setting(run, "clip.name")), short_name(setting(run, "base.name"))
     source = short_name(setting(run, "data.source")) or "flatland8k"
     sentences = []
@@ -48,17 +45,17 @@ def describe_run(run: RunData) -> str:
         length = f" for {epochs} {'epoch' if epochs == 1 else 'epochs'}" if is_number(epochs) else ""
         sentences.append(f"CLIP {clip} was fine-tuned on the captioned images of {source}{length}.")
     elif "finetune" in run.begun:
-        sentences.append(f"Fine-tuning of CLIP {clip} on the captioned images of {source} has not ended.")
+        sentences.append(f"Fine-tuning of CLIP {clip} on the captioned images of {source} has not finished.")
     if run.bridge:
         sentences.append(f"CLIP's text tower was grafted onto the frozen diffusion model {base}.")
     if run.images:
         number = "One image was" if len(run.images) == 1 else f"{len(run.images):,} images were"
         sentences.append(f"{number} generated.")
-    return " ".join(sentences) or "This folder holds no results yet."
+    return " ".join(sentences) or "There are no results in this folder yet."
 
 
 def progress(run: RunData) -> str:
-    """Say how far a run that is at work has come."""
+    """Return the progress of a run at work in one sentence."""
     epochs = setting(run, "finetune.num_epochs")
     if run.finetune or run.bridge or not run.log:
         begun = [stage for stage in STAGES if stage in run.begun]
@@ -69,7 +66,7 @@ def progress(run: RunData) -> str:
 
 
 def highlights(run: RunData) -> list[Highlight]:
-    """Pick the figures that tell most: recall@1 both ways, and how close the bridge comes on words."""
+    """Return recall@1 in both directions, and the error of the bridge on words."""
     found = []
     before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     for direction in DIRECTIONS:
@@ -87,12 +84,12 @@ def highlights(run: RunData) -> list[Highlight]:
     if measured:
         name, value = list(measured.items())[-1]
         kind = "with the MLP" if name == "residual" else "linear map"
-        found.append(Highlight("State error on words", decimal(value), f"{kind}; 0 is a perfect copy"))
+        found.append(Highlight("Bridge error on words", decimal(value), f"{kind}; 0 = perfect copy"))
     return found
 
 
 def recall_table(run: RunData) -> Table | None:
-    """Lay out recall before and after fine-tuning with differences; None if it was not measured."""
+    """Return recall before and after fine-tuning with differences; None if not measured."""
     before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     if not before and not after:
         return None
@@ -105,30 +102,30 @@ def recall_table(run: RunData) -> Table | None:
             rows.append((f"recall@{k}", percent(pair[0]), percent(pair[1]), difference(*pair)))
     num_images, num_captions = (after.get(key, before.get(key)) for key in ("num_images", "num_captions"))
     note = (
-        f"{count(num_images)} held-out images with {count(num_captions)} captions; any of an image's "
-        "captions counts. Differences are in percentage points."
+        f"{count(num_images)} held-out images with {count(num_captions)} captions; any caption of an image "
+        "counts as correct. Differences are in percentage points."
     )
     if is_number(num_images) and num_images:
         chance = percent(1 / num_images)
-        note += f" By chance, the first image found by a caption would be right in {chance} of cases."
+        note += f" By chance, a caption finds its image first in {chance} of cases."
     note += _paired_note(after)
     return Table(("", "before", "after", "difference"), rows, with_number_note(note, rows))
 
 
 def _paired_note(after: dict[str, Any]) -> str:
-    """What a metric of caption-image pairs would have said, so that nobody compares the two."""
+    """Give the value of a metric over caption-image pairs, which is often confused with this one."""
     paired = [after.get(f"paired_{name}_recall@1") for name in ("text_to_image", "image_to_text")]
     if not all(map(is_number, paired)):
         return ""
     return (
-        " A metric that knows one right answer among the repeated images of caption-image pairs, such as "
-        f"that of open_clip's training log, would say {percent(paired[0])} and {percent(paired[1])} for "
-        "recall@1 after; with five captions an image it cannot pass 20 %."
+        " A metric over caption-image pairs, which accepts only one of an image's copies, such as that of "
+        f"open_clip's training log, would give {percent(paired[0])} and {percent(paired[1])} for recall@1 "
+        "after; with five captions per image it cannot exceed 20 %."
     )
 
 
 def validation_table(run: RunData) -> Table | None:
-    """Lay out recall, loss and drift on the validation split by epoch; None where nothing was evaluated."""
+    """Return recall, loss and drift on the validation split by epoch; None if not measured."""
     rows = run.validation
     if not rows:
         return None
@@ -142,10 +139,9 @@ def validation_table(run: RunData) -> Table | None:
     cells = [_validation_cells(row, columns) for row in chosen]
     note = (
         f"On {count(rows[-1].get('num_images'))} validation images, before the first step and after epochs. "
-        "R@1: recall@1, the image found by a caption and a caption found by an image. Loss: of one fixed "
-        "batch. Drift: how far the text tower's states have moved from where they began; 0 is unmoved, 1 as "
-        "far as from the origin. A diffusion model reads words, EOS and padding; the contrastive loss reads "
-        "EOS alone."
+        "R@1: recall@1 of images by captions and of captions by images. Loss: on one fixed batch. Drift: "
+        "distance of the text tower's hidden states from their start, relative to their norm; 0 = unmoved. A "
+        "diffusion model reads words, EOS and padding; the contrastive loss reads EOS only."
     )
     return Table(("after epoch", *(label for label, _ in columns.values())), cells, note)
 
@@ -156,7 +152,7 @@ def _validation_cells(row: dict[str, Any], columns: dict[str, Any]) -> tuple[str
 
 
 def bridge_table(run: RunData) -> Table | None:
-    """Lay out state error and cosine by token class, linear beside + MLP; None if there is no bridge."""
+    """Return error and cosine of the bridge by token class; None if there is no bridge."""
     maps = [name for name in MAPS if sub_dict(run.bridge, name)]
     if not maps:
         return None
@@ -174,8 +170,8 @@ def bridge_table(run: RunData) -> Table | None:
         for token_class, label in TOKEN_CLASSES.items()
     ]
     note = (
-        "How far the grafted tower's states are from the diffusion model's own, by kind of token: a relative "
-        "error of 0 and a cosine of 1 would be a perfect copy."
+        "Grafted hidden states against those of the diffusion model's own text encoder, by token class: an "
+        "error of 0 and a cosine of 1 are a perfect copy."
     )
     if is_number(run.bridge.get("num_held_out_captions")):
         note += f" Measured on {count(run.bridge['num_held_out_captions'])} held-out captions"
@@ -186,7 +182,7 @@ def bridge_table(run: RunData) -> Table | None:
 
 
 def refine_table(run: RunData) -> Table | None:
-    """Lay out the error of predicted noise before and after refining; None if nothing was refined."""
+    """Return the error of the predicted noise before and after refining; None if not refined."""
     before, after = sub_dict(run.refine, "before"), sub_dict(run.refine, "after")
     keys = [key for key in before | after if is_number(before.get(key)) or is_number(after.get(key))]
     if not keys:
@@ -195,18 +191,18 @@ def refine_table(run: RunData) -> Table | None:
         (key.replace("_", " "), decimal(before.get(key)), decimal(after.get(key))) for key in keys
     ]
     note = (
-        "Error of the noise that the U-Net predicts with the graft, against its prediction with its own text "
-        "encoder, on test pictures; 0 is a perfect copy."
+        "Error of the U-Net's noise prediction with the graft against that with its own text encoder, on "
+        "test images, by timestep; 0 = equal."
     )
     return Table(("", "before refining", "after"), rows, with_number_note(note, rows))
 
 
 def data_table(run: RunData) -> Table | None:
-    """Count images and captions in by split, and out by reason; None if nothing was counted."""
+    """Return images and captions by split, and excluded ones by reason; None if not counted."""
     counts = sub_dict(run.data, "counts") or sub_dict(run.data, "splits") or _counts_of_images(run.data)
     if not counts:
         return None
-    rows: list[tuple[str, ...]] = [("Counted in",)]
+    rows: list[tuple[str, ...]] = [("Included",)]
     totals = {"images": 0, "captions": 0}
     for split, held in counts.items():
         held = held if isinstance(held, dict) else {"images": held}
@@ -214,35 +210,35 @@ def data_table(run: RunData) -> Table | None:
         for kind in totals:
             totals[kind] += held[kind] if is_number(held.get(kind)) else 0
     if len(counts) > 1:
-        rows.append(("in all", count(totals["images"]), count(totals["captions"] or None), ""))
-    left_out = [group for group in run.data.get("excluded") or [] if isinstance(group, dict)]
-    if left_out:
-        rows.append(("Counted out",))
-    rows += [_left_out_row(group) for group in left_out[:MAX_LEFT_OUT_ROWS]]
+        rows.append(("total", count(totals["images"]), count(totals["captions"] or None), ""))
+    excluded = [group for group in run.data.get("excluded") or [] if isinstance(group, dict)]
+    if excluded:
+        rows.append(("Excluded",))
+    rows += [_excluded_row(group) for group in excluded[:MAX_EXCLUDED_ROWS]]
     note = ""
     if run.data.get("root") or run.data.get("format"):
         note = (
             f"{short_name(run.data.get('root', ''))}, read as {run.data.get('format', 'captioned images')}."
         )
-    if len(left_out) > MAX_LEFT_OUT_ROWS:
-        note += f" {len(left_out) - MAX_LEFT_OUT_ROWS:,} more reasons are in data.json."
-    if not left_out and "excluded" in run.data:
-        note += " Nothing was left out."
+    if len(excluded) > MAX_EXCLUDED_ROWS:
+        note += f" {len(excluded) - MAX_EXCLUDED_ROWS:,} more reasons are in data.json."
+    if not excluded and "excluded" in run.data:
+        note += " Nothing was excluded."
     note += _copies_note(run.data)
-    return Table(("", "images", "captions", "for example"), rows, note.strip())
+    return Table(("", "images", "captions", "example"), rows, note.strip())
 
 
 def _copies_note(data: dict[str, Any]) -> str:
-    """Say how many photographs are there twice, and in two splits; that nobody looked is said too."""
+    """Count photographs that occur twice, and in two splits; also say if that was not checked."""
     if "leakage" not in data:
         return ""
     copies, leaks = data.get("duplicates"), data["leakage"]
     # Runs of earlier versions have empty lists here, though no photograph was read.
     was_not_read = not copies and data.get("num_images_read") == 0 and data.get("unreadable") == {}
     if not (isinstance(copies, list) and isinstance(leaks, list)) or was_not_read:
-        return " Whether photographs are there twice, or in two splits, was not checked."
+        return " Duplicate photographs were not checked for."
     num_copies, num_leaks = count(len(copies)), count(len(leaks))
-    return f" Photographs with the same bytes: {num_copies}; in more than one split: {num_leaks}."
+    return f" Duplicate photographs: {num_copies}; of these in more than one split: {num_leaks}."
 
 
 def _counts_of_images(data: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +247,7 @@ def _counts_of_images(data: dict[str, Any]) -> dict[str, Any]:
     return {split: number for split, number in counts.items() if number is not None}
 
 
-def _left_out_row(group: dict[str, Any]) -> tuple[str, ...]:
+def _excluded_row(group: dict[str, Any]) -> tuple[str, ...]:
     number, is_caption = count(group.get("count")), group.get("kind") == "caption"
     examples = group.get("examples") or []
     example = str(examples[0]) if isinstance(examples, Sequence) and examples else ""
