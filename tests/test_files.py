@@ -79,7 +79,7 @@ def test_clear_parts_keeps_what_is_being_written(tmp_path):
         (b'"\xff"', r"is not UTF-8 text \(byte 1\)"),
     ],
 )
-def test_read_json_refuses_damage_in_one_line_that_names_the_file(tmp_path, content, message):
+def test_read_json_refuses_damage_by_the_name_of_the_file(tmp_path, content, message):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -88,7 +88,7 @@ def test_read_json_refuses_damage_in_one_line_that_names_the_file(tmp_path, cont
     assert "\n" not in str(caught.value)
 
 
-def test_read_json_takes_deep_but_bounded_nesting_and_a_byte_order_mark(tmp_path):
+def test_read_json_takes_bounded_nesting_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"a":' * 63 + b'"\xf0\x9f\x98\x80"' + b"}" * 63)
     value = read_json(path)

@@ -147,13 +147,13 @@ def test_folder_that_once_failed_gives_right_values_or_one_line(
         return
     assert isinstance(told, dict)
     assert told["unreadable"] == {}
-    source = load_dataset(cases_dir / name)
-    captions = {image.image_id: list(image.captions) for image in source.images}
+    dataset = load_dataset(cases_dir / name)
+    captions = {image.image_id: list(image.captions) for image in dataset.images}
     assert expected.items() <= captions.items()
     if name == "layouts/split-column":
         rows = map(json.loads, (cases_dir / name / "metadata.jsonl").read_text().splitlines())
         assert {row["file_name"]: row["split"] for row in rows} == {
-            image.image_id: image.split.replace("val", "validation") for image in source.images
+            image.image_id: image.split.replace("val", "validation") for image in dataset.images
         }
 
 
@@ -230,7 +230,7 @@ def decoded(cases_dir: Path) -> dict[str, tuple[str, float, int]]:
     return json.loads(ended.stdout)
 
 
-def test_every_image_is_a_crop_or_one_line_in_bounded_memory_and_time(
+def test_every_image_is_a_crop_or_one_line_within_bounds(
     decoded: dict[str, tuple[str, float, int]],
 ) -> None:
     assert len(decoded) >= 79
@@ -248,7 +248,7 @@ def test_every_image_is_a_crop_or_one_line_in_bounded_memory_and_time(
 @pytest.mark.parametrize(
     "file", ["captions.txt", "metadata.csv", "metadata.jsonl", "p0.txt", "Flickr8k.token.txt"]
 )
-def test_byte_order_mark_of_windows_editors_is_no_part_of_the_text(tmp_path: Path, file: str) -> None:
+def test_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, file: str) -> None:
     texts = {
         "captions.txt": "p0.jpg,a dog\r\n",
         "metadata.csv": "file_name,text\r\np0.jpg,a dog\r\n",

@@ -70,7 +70,7 @@ def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -
     assert check.leakage == ({"test/c.png": "test", "train/a.png": "train"},)
 
 
-def test_check_without_tokenizer_and_photographs_leaves_these_out(folder: Path) -> None:
+def test_check_without_tokenizer_and_photographs_has_nulls(folder: Path) -> None:
     check = check_dataset(load_dataset(folder), read_images=False)
     assert (check.caption_tokens, check.num_over_context_length) == (None, None)
     assert (check.num_images_read, check.unreadable) == (0, None)
@@ -107,7 +107,7 @@ def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: 
     assert "test/c.png (test) = train/a.png (train)" in rows
 
 
-def test_printed_captions_cannot_steer_the_terminal_or_the_markup(tmp_path: Path) -> None:
+def test_printed_captions_cannot_steer_terminal_or_markup(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").write_text("[red]a\x1b[2J dog[/red]")
     text = printed(check_dataset(load_dataset(tmp_path), read_images=False))

@@ -26,26 +26,26 @@ def write(
     return root
 
 
-def captions_of(source: CaptionDataset) -> dict[str, tuple[str, ...]]:
-    return {image.image_id: image.captions for image in source.images}
+def captions_of(dataset: CaptionDataset) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in dataset.images}
 
 
 EXPECTED = {"a.jpg": ("A dog runs .", "A dog"), "b.jpg": ("A cat , asleep .",)}
 
 
 def test_official_form_is_found_and_its_files_are_named(tmp_path: Path) -> None:
-    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}))
-    assert source.format == "Flickr8k token file"
-    assert source.files == {
+    dataset = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}))
+    assert dataset.format == "Flickr8k token file"
+    assert dataset.files == {
         "captions": "Flickr8k.token.txt",
         "images": "Images",
         "train split": "Flickr_8k.trainImages.txt",
         "val split": "Flickr_8k.devImages.txt",
     }
-    assert source.notes == ("no list of the test split",)
-    assert captions_of(source) == EXPECTED
-    assert {image.image_id: image.split for image in source.images} == {"a.jpg": "train", "b.jpg": "val"}
-    assert source.images[0].path == tmp_path / "Images" / "a.jpg"
+    assert dataset.notes == ("no list of the test split",)
+    assert captions_of(dataset) == EXPECTED
+    assert {image.image_id: image.split for image in dataset.images} == {"a.jpg": "train", "b.jpg": "val"}
+    assert dataset.images[0].path == tmp_path / "Images" / "a.jpg"
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_official_form_is_found_and_its_files_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_image_folder_is_found_under_each_of_its_names(tmp_path: Path, folder: str) -> None:
-    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}, folder=folder))
-    assert source.files["images"] == folder
-    assert captions_of(source) == EXPECTED
+    dataset = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS, **LISTS}, folder=folder))
+    assert dataset.files["images"] == folder
+    assert captions_of(dataset) == EXPECTED
 
 
 def test_images_beside_the_caption_file_are_found(tmp_path: Path) -> None:
-    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, folder="."))
-    assert source.files["images"] == "."
-    assert captions_of(source) == EXPECTED
+    dataset = load_dataset(write(tmp_path, {"Flickr8k.token.txt": TOKENS}, folder="."))
+    assert dataset.files["images"] == "."
+    assert captions_of(dataset) == EXPECTED
 
 
 def test_nested_text_folder_and_what_macos_adds_do_not_disturb(tmp_path: Path) -> None:
@@ -79,9 +79,9 @@ def test_nested_text_folder_and_what_macos_adds_do_not_disturb(tmp_path: Path) -
         "Flickr8k_text/._Flickr8k.token.txt": b"\0\5",
         **{f"Flickr8k_text/{name}": text for name, text in LISTS.items()},
     }
-    source = load_dataset(write(tmp_path, files, folder="Flicker8k_Dataset"))
-    assert source.files["captions"] == "Flickr8k_text/Flickr8k.token.txt"
-    assert captions_of(source) == EXPECTED
+    dataset = load_dataset(write(tmp_path, files, folder="Flicker8k_Dataset"))
+    assert dataset.files["captions"] == "Flickr8k_text/Flickr8k.token.txt"
+    assert captions_of(dataset) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_token_file_reads_the_same_in_every_variant(tmp_path: Path, change: Call
 
 
 def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
-    source = load_dataset(write(tmp_path, {"Flickr8k.token.txt": "a.jpg#0\tA café\n".encode("cp1252")}))
-    assert captions_of(source) == {"a.jpg": ("A café",)}
-    assert "not UTF-8, so read as Windows-1252: Flickr8k.token.txt" in source.notes
+    dataset = load_dataset(write(tmp_path, {"Flickr8k.token.txt": "a.jpg#0\tA café\n".encode("cp1252")}))
+    assert captions_of(dataset) == {"a.jpg": ("A café",)}
+    assert "not UTF-8, so read as Windows-1252: Flickr8k.token.txt" in dataset.notes
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_file_in_no_readable_encoding_is_refused(tmp_path: Path, content: bytes,
 
 
 @pytest.mark.parametrize("line", ["b.jpg A cat", "b.jpg#0", "b.jpg#zero\tA cat", "just words"])
-def test_token_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path, line: str) -> None:
+def test_token_reader_names_a_line_without_a_caption(tmp_path: Path, line: str) -> None:
     root = write(tmp_path, {"Flickr8k.token.txt": f"a.jpg#0\tA dog\n\n{line}\n"})
     with pytest.raises(DataError) as error:
         load_dataset(root)
@@ -133,10 +133,10 @@ def test_token_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path,
 
 def test_kaggle_form_reads_as_the_token_file_does(tmp_path: Path) -> None:
     text = 'image,caption\na.jpg,A dog runs .\na.jpg,A dog\nb.jpg,"A cat , asleep ."\n'
-    source = load_dataset(write(tmp_path, {"captions.txt": text}))
-    assert source.format == "Flickr8k captions.txt (Kaggle)"
-    assert captions_of(source) == EXPECTED
-    assert any("hash" in note for note in source.notes)
+    dataset = load_dataset(write(tmp_path, {"captions.txt": text}))
+    assert dataset.format == "Flickr8k captions.txt (Kaggle)"
+    assert captions_of(dataset) == EXPECTED
+    assert any("hash" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_kaggle_form_reads_as_the_token_file_does(tmp_path: Path) -> None:
     ],
 )
 def test_kaggle_caption_keeps_commas_and_quotes(tmp_path: Path, field: str, caption: str) -> None:
-    source = load_dataset(write(tmp_path, {"captions.txt": f"image,caption\na.jpg,{field}\n"}))
-    assert captions_of(source) == {"a.jpg": (caption,)}
+    dataset = load_dataset(write(tmp_path, {"captions.txt": f"image,caption\na.jpg,{field}\n"}))
+    assert captions_of(dataset) == {"a.jpg": (caption,)}
 
 
 def test_kaggle_form_reads_without_its_header(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_kaggle_form_reads_without_its_header(tmp_path: Path) -> None:
     }
 
 
-def test_kaggle_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path) -> None:
+def test_kaggle_reader_names_a_line_without_a_caption(tmp_path: Path) -> None:
     root = write(tmp_path, {"captions.txt": "image,caption\na.jpg,A dog\nb.jpg A cat\n"})
     with pytest.raises(
         DataError, match=r"captions.txt, line 3: read 'b.jpg A cat'; expected IMAGE.jpg, a comma"
@@ -170,7 +170,7 @@ def test_kaggle_reader_names_the_line_when_no_caption_can_be_told(tmp_path: Path
 
 
 @pytest.mark.parametrize("form", ["{}#0\tA dog", "image,caption\n{},A dog"])
-def test_caption_line_that_points_out_of_the_image_folder_is_refused(tmp_path: Path, form: str) -> None:
+def test_caption_line_pointing_out_of_the_folder_is_refused(tmp_path: Path, form: str) -> None:
     file = "Flickr8k.token.txt" if "#" in form else "captions.txt"
     with pytest.raises(
         DataError, match=r"line \d: image name '../secret.jpg' points out of the image folder"
@@ -178,7 +178,7 @@ def test_caption_line_that_points_out_of_the_image_folder_is_refused(tmp_path: P
         load_dataset(write(tmp_path, {file: form.format("../secret.jpg")}))
 
 
-def test_split_list_that_points_out_of_the_image_folder_is_refused(tmp_path: Path) -> None:
+def test_split_list_pointing_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     files = {"Flickr8k.token.txt": TOKENS, "Flickr_8k.trainImages.txt": "/etc/a.jpg\n"}
     with pytest.raises(
         DataError, match=r"Flickr_8k.trainImages.txt, line 1: image name '/etc/a.jpg' points out"
@@ -218,16 +218,16 @@ def test_captions_without_an_image_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_real_folder_takes_the_token_file_and_the_split_lists(flickr8k_dir: Path) -> None:
-    source = load_dataset(flickr8k_dir)
-    assert source.format == "Flickr8k token file"
-    assert source.files["captions"] == "Flickr8k.token.txt"
-    assert source.files["test split"] == "Flickr_8k.testImages.txt"
-    assert source.notes == ("there too, and not read: captions.txt",)
-    assert [count["images"] for count in source.counts.values()] == [38, 8, 4]
-    assert len(source.images.captions) == 250
-    assert len(source.images.captions) + len(source.excluded) == 40_460
-    assert {item.reason for item in source.excluded} == {NO_PHOTOGRAPH}
-    assert "2258277193_586949ec62.jpg.1#0" in {item.name for item in source.excluded}
+    dataset = load_dataset(flickr8k_dir)
+    assert dataset.format == "Flickr8k token file"
+    assert dataset.files["captions"] == "Flickr8k.token.txt"
+    assert dataset.files["test split"] == "Flickr_8k.testImages.txt"
+    assert dataset.notes == ("there too, and not read: captions.txt",)
+    assert [count["images"] for count in dataset.counts.values()] == [38, 8, 4]
+    assert len(dataset.images.captions) == 250
+    assert len(dataset.images.captions) + len(dataset.excluded) == 40_460
+    assert {item.reason for item in dataset.excluded} == {NO_PHOTOGRAPH}
+    assert "2258277193_586949ec62.jpg.1#0" in {item.name for item in dataset.excluded}
 
 
 def with_all_photographs(
@@ -244,19 +244,17 @@ def with_all_photographs(
     return root
 
 
-def test_real_captions_with_all_photographs_leave_out_92_images_and_the_bad_id(
-    flickr8k_dir: Path, tmp_path: Path
-) -> None:
+def test_real_captions_exclude_92_images_and_the_bad_id(flickr8k_dir: Path, tmp_path: Path) -> None:
     token_file = flickr8k_dir / "Flickr8k.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=True)
-    source = load_dataset(root)
-    assert [count["images"] for count in source.counts.values()] == [6000, 1000, 1000]
-    out_images = [item for item in source.excluded if item.kind == "image"]
+    dataset = load_dataset(root)
+    assert [count["images"] for count in dataset.counts.values()] == [6000, 1000, 1000]
+    out_images = [item for item in dataset.excluded if item.kind == "image"]
     assert [item.reason for item in out_images] == [IN_NO_SPLIT] * 92
-    assert [item.name for item in source.excluded if item.reason == NO_PHOTOGRAPH] == [
+    assert [item.name for item in dataset.excluded if item.reason == NO_PHOTOGRAPH] == [
         "2258277193_586949ec62.jpg.1#0"
     ]
-    assert len(source.images.captions) + len(source.excluded) - len(out_images) == 40_460
+    assert len(dataset.images.captions) + len(dataset.excluded) - len(out_images) == 40_460
     assert load_dataset(root, include_unsplit=True).counts["train"]["images"] == 6092
 
 
@@ -280,13 +278,13 @@ def test_real_kaggle_file_gives_the_captions_of_the_token_file(flickr8k_dir: Pat
         ("extra-images", 40_960, {NO_PHOTOGRAPH: 505, NO_CAPTION: 1, IN_NO_SPLIT: 0}),
     ],
 )
-def test_real_broken_copies_are_read_and_every_caption_is_counted(
+def test_every_caption_of_real_broken_copies_is_counted(
     flickr8k_dir: Path, tmp_path: Path, variant: str, num_captions: int, reasons: dict[str, int]
 ) -> None:
     caption_file = flickr8k_dir / "variants" / f"{variant}.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, caption_file, "Flickr8k.token.txt", lists=True)
-    source = load_dataset(root, include_unsplit=True)
-    found = [item.reason for item in source.excluded]
+    dataset = load_dataset(root, include_unsplit=True)
+    found = [item.reason for item in dataset.excluded]
     assert {reason: found.count(reason) for reason in reasons} == reasons
-    out_captions = sum(item.kind == "caption" for item in source.excluded)
-    assert len(source.images.captions) + out_captions == num_captions
+    out_captions = sum(item.kind == "caption" for item in dataset.excluded)
+    assert len(dataset.images.captions) + out_captions == num_captions

@@ -18,12 +18,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def captions_of(source: CaptionDataset) -> dict[str, tuple[str, ...]]:
-    return {image.image_id: image.captions for image in source.images}
+def captions_of(dataset: CaptionDataset) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in dataset.images}
 
 
-def splits_of(source: CaptionDataset) -> dict[str, str]:
-    return {image.image_id: image.split for image in source.images}
+def splits_of(dataset: CaptionDataset) -> dict[str, str]:
+    return {image.image_id: image.split for image in dataset.images}
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         load_dataset(root / "captions.txt")
 
 
-def test_images_without_captions_are_refused_and_told_where_captions_belong(tmp_path: Path) -> None:
+def test_images_without_captions_are_refused_with_the_layouts(tmp_path: Path) -> None:
     root = write(tmp_path, {"a.jpg": "", "sub/b.png": ""})
     with pytest.raises(DataError) as error:
         load_dataset(root)
@@ -63,23 +63,23 @@ def test_text_file_beside_an_image_holds_one_caption_a_line(tmp_path: Path) -> N
         "sub/b.png": "",
         "sub/b.txt": "A cat, asleep",
     }
-    source = load_dataset(write(tmp_path, files))
-    assert source.format == "caption files beside images"
-    assert captions_of(source) == {"a.jpg": ("A dog runs .", "A dog"), "sub/b.png": ("A cat, asleep",)}
-    assert splits_of(source) == {name: hash_split(name) for name in ("a.jpg", "sub/b.png")}
-    assert source.notes == (HASHED_SPLIT,)
+    dataset = load_dataset(write(tmp_path, files))
+    assert dataset.format == "caption files beside images"
+    assert captions_of(dataset) == {"a.jpg": ("A dog runs .", "A dog"), "sub/b.png": ("A cat, asleep",)}
+    assert splits_of(dataset) == {name: hash_split(name) for name in ("a.jpg", "sub/b.png")}
+    assert dataset.notes == (HASHED_SPLIT,)
 
 
-def test_split_folders_give_the_split_and_stray_images_are_left_out(tmp_path: Path) -> None:
+def test_folders_give_the_split_and_stray_images_are_excluded(tmp_path: Path) -> None:
     names = ["train/a", "validation/b", "Test/c", "stray"]
     files = {f"{name}.jpg": "" for name in names} | {f"{name}.txt": "A dog" for name in names}
-    source = load_dataset(write(tmp_path, files))
-    assert splits_of(source) == {"Test/c.jpg": "test", "train/a.jpg": "train", "validation/b.jpg": "val"}
-    assert [(item.kind, item.name, item.reason) for item in source.excluded] == [
+    dataset = load_dataset(write(tmp_path, files))
+    assert splits_of(dataset) == {"Test/c.jpg": "test", "train/a.jpg": "train", "validation/b.jpg": "val"}
+    assert [(item.kind, item.name, item.reason) for item in dataset.excluded] == [
         ("image", "stray.jpg", "in no split"),
         ("caption", "stray.jpg#0", "in no split"),
     ]
-    assert source.notes == ()
+    assert dataset.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -95,26 +95,26 @@ def test_metadata_jsonl_reads_each_caption_field(
     tmp_path: Path, row: dict[str, object], captions: tuple[str, ...]
 ) -> None:
     line = json.dumps({"file_name": "a.jpg", **row})
-    source = load_dataset(write(tmp_path, {"a.jpg": "", "metadata.jsonl": line + "\n"}))
-    assert source.format == "metadata file (imagefolder)"
-    assert source.files == {"captions": "metadata.jsonl", "images": "."}
-    assert captions_of(source) == {"a.jpg": captions}
+    dataset = load_dataset(write(tmp_path, {"a.jpg": "", "metadata.jsonl": line + "\n"}))
+    assert dataset.format == "metadata file (imagefolder)"
+    assert dataset.files == {"captions": "metadata.jsonl", "images": "."}
+    assert captions_of(dataset) == {"a.jpg": captions}
 
 
 def test_metadata_csv_keeps_commas_quotes_and_empty_fields(tmp_path: Path) -> None:
     text = '\ufefffile_name,caption_0,caption_1\na.jpg,"A red, ""big"" dog",\n'
-    source = load_dataset(write(tmp_path, {"a.jpg": "", "metadata.csv": text}))
-    assert captions_of(source) == {"a.jpg": ('A red, "big" dog',)}
-    assert [(item.name, item.reason) for item in source.excluded] == [("a.jpg#1", "empty caption")]
+    dataset = load_dataset(write(tmp_path, {"a.jpg": "", "metadata.csv": text}))
+    assert captions_of(dataset) == {"a.jpg": ('A red, "big" dog',)}
+    assert [(item.name, item.reason) for item in dataset.excluded] == [("a.jpg#1", "empty caption")]
 
 
 def test_metadata_in_split_folders_names_images_beside_itself(tmp_path: Path) -> None:
     files = {f"{split}/{name}": "" for split, name in (("train", "a.jpg"), ("test", "a.jpg"))}
     files |= {f"{split}/metadata.csv": f"file_name,text\na.jpg,{split} dog\n" for split in ("train", "test")}
-    source = load_dataset(write(tmp_path, files))
-    assert captions_of(source) == {"test/a.jpg": ("test dog",), "train/a.jpg": ("train dog",)}
-    assert splits_of(source) == {"test/a.jpg": "test", "train/a.jpg": "train"}
-    assert source.files["train captions"] == "train/metadata.csv"
+    dataset = load_dataset(write(tmp_path, files))
+    assert captions_of(dataset) == {"test/a.jpg": ("test dog",), "train/a.jpg": ("train dog",)}
+    assert splits_of(dataset) == {"test/a.jpg": "test", "train/a.jpg": "train"}
+    assert dataset.files["train captions"] == "train/metadata.csv"
 
 
 @pytest.mark.parametrize(
@@ -185,21 +185,21 @@ def test_coco_reads_a_file_for_each_split(tmp_path: Path, images: str) -> None:
         f"{images}train2017/4.jpg": "",
         f"{images}val2017/3.jpg": "",
     }
-    source = load_dataset(write(tmp_path, files))
-    assert source.format == "COCO captions"
+    dataset = load_dataset(write(tmp_path, files))
+    assert dataset.format == "COCO captions"
     first, third = f"{images}train2017/1.jpg", f"{images}val2017/3.jpg"
-    assert captions_of(source) == {first: ("A dog", "A hound"), third: ("A fish",)}
-    assert splits_of(source) == {first: "train", third: "val"}
-    assert [(item.kind, item.name, item.reason) for item in source.excluded] == [
+    assert captions_of(dataset) == {first: ("A dog", "A hound"), third: ("A fish",)}
+    assert splits_of(dataset) == {first: "train", third: "val"}
+    assert [(item.kind, item.name, item.reason) for item in dataset.excluded] == [
         ("caption", f"{images}train2017/2.jpg#0", "no photograph"),
         ("image", f"{images}train2017/4.jpg", "no caption"),
     ]
 
 
 def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
-    source = load_dataset(write(tmp_path, {"captions.json": coco(("1.jpg", "A dog")), "images/1.jpg": ""}))
-    assert splits_of(source) == {"images/1.jpg": hash_split("images/1.jpg")}
-    assert source.notes == (HASHED_SPLIT,)
+    dataset = load_dataset(write(tmp_path, {"captions.json": coco(("1.jpg", "A dog")), "images/1.jpg": ""}))
+    assert splits_of(dataset) == {"images/1.jpg": hash_split("images/1.jpg")}
+    assert dataset.notes == (HASHED_SPLIT,)
 
 
 @pytest.mark.parametrize(

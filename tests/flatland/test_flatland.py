@@ -33,13 +33,13 @@ def sums(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(tmp_path):
+def test_a_seed_gives_the_same_bytes_with_any_number_of_workers(tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
         draw_flatland8k(tmp_path / name, num_images=16, num_workers=workers)
     assert sums(tmp_path / "one") == sums(tmp_path / "two")
 
 
-def test_the_world_is_the_one_that_the_shipped_weights_were_trained_on():
+def test_the_world_is_that_of_the_shipped_weights():
     """The sum is that of Python 3.11, 3.12 and 3.13; another one means weights for a world that is gone."""
     digest = hashlib.sha256()
     for scene in (sample_scene(0, index, "train") for index in range(24)):
@@ -50,7 +50,7 @@ def test_the_world_is_the_one_that_the_shipped_weights_were_trained_on():
     assert digest.hexdigest() == "746f7649ac22a97dfabc26e07a0894936b4895032a36123fb53087cc5c01acb5"
 
 
-def test_set_that_another_drew_in_the_meantime_is_whole(tmp_path):
+def test_dataset_drawn_twice_at_the_same_time_is_whole(tmp_path):
     def draw_it_too(done: int) -> None:
         if done == 1:
             draw_flatland8k(tmp_path / "same", num_images=16, num_workers=1)
@@ -72,7 +72,7 @@ def test_pictures_of_one_description_differ():
     assert len(pictures) == 4
 
 
-def test_held_out_combinations_are_never_in_train_and_are_in_test():
+def test_held_out_combinations_are_in_test_and_never_in_train():
     train = [sample_scene(0, index, "train") for index in range(6000)]
     test = [sample_scene(0, index, "test") for index in range(7000, 8000)]
     assert ("dog", "beach", "sunset") in HELD_OUT_TRIPLES
@@ -130,7 +130,7 @@ def test_scenes_drawn_into_memory_are_the_pictures():
         assert np.array_equal(picture.transpose(1, 2, 0), np.asarray(draw_scene(scene)))
 
 
-def test_words_kept_from_the_teacher_are_in_many_captions_and_in_no_plain_one():
+def test_unseen_words_are_in_many_captions_and_no_plain_one():
     scenes = [sample_scene(0, index, "train") for index in range(1000)]
     captions = [caption for scene in scenes for caption in write_captions(scene)]
     known = [caption for caption in captions if is_known_to_teacher(caption)]
@@ -142,7 +142,7 @@ def test_words_kept_from_the_teacher_are_in_many_captions_and_in_no_plain_one():
     assert not is_known_to_teacher("A Hound runs")
 
 
-def test_fidelity_prompts_are_240_fixed_plain_sentences_half_of_them_held_out():
+def test_fidelity_prompts_are_240_fixed_sentences_half_held_out():
     prompts = fidelity_prompts()
     assert len({prompt.text for prompt in prompts}) == len(prompts) == 240
     assert [prompt.scene.is_held_out for prompt in prompts] == [True, False] * 120
@@ -158,7 +158,7 @@ def test_boats_float_and_cars_do_not():
 
 
 @pytest.mark.parametrize("index", range(0, 200, 10))
-def test_captions_are_five_different_sentences_about_the_subject(index):
+def test_captions_are_five_different_sentences(index):
     scene = sample_scene(0, index, "train")
     captions = write_captions(scene)
     assert len(set(captions)) == 5
