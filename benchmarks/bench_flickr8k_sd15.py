@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from clipgraft.bridging.captions import MAX_HELD_OUT_CAPTIONS
 from clipgraft.config import flickr8k_sd15
 from clipgraft.device import choose_device, describe_environment, inference_dtype, quiet_libraries
-from clipgraft.models import sd15
+from clipgraft.models import single_file as sd15
 from clipgraft.models.bridge import WORD, Bridge
 from clipgraft.models.defaults import STABLE_DIFFUSION
 

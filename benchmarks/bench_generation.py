@@ -37,7 +37,7 @@ from clipgraft.generation.engines.engine import choose_engine
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.generation.schedulers import build_scheduler
-from clipgraft.models import sd15
+from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.settings import InferenceConfig, SamplingParams
 

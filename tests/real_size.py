@@ -22,7 +22,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from clipgraft.models import sd15
+from clipgraft.models import single_file as sd15
 from clipgraft.models.tokenizer import train_tokenizer
 from tiny import CAPTIONS
 

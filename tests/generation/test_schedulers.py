@@ -22,7 +22,7 @@ from clipgraft.generation.generator import load
 from clipgraft.generation.schedulers import NOISE_SCHEDULE, SCHEDULERS, build_scheduler, max_steps
 from clipgraft.models.flatland_config import build_scheduler as build_flatlands
 from clipgraft.models.hub import embedded_models
-from clipgraft.models.sd15 import SCHEDULER_CONFIG
+from clipgraft.models.single_file import SCHEDULER_CONFIG
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BASES = {

@@ -8,7 +8,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import tiny
 from clipgraft.errors import CheckpointError
-from clipgraft.models import sd15
+from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase, check_fit, check_vocabularies
 from real_size import write_single_file
 from tiny import TEACHER_WIDTH, build_clip, build_tokenizer, text_config

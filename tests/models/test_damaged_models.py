@@ -20,7 +20,7 @@ import tiny
 from clipgraft.errors import CheckpointError, MissingFileError
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, save_probe
 from clipgraft.generation.engines.lora import fuse_lora
-from clipgraft.models import sd15
+from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip

@@ -12,11 +12,11 @@ from clipgraft.errors import CheckpointError
 from clipgraft.models.defaults import (
     FILE_NAME,
     STABLE_DIFFUSION,
-    DrawingDefaults,
+    SamplingDefaults,
     find_defaults,
     read_defaults,
 )
-from clipgraft.models.flatland_config import DRAWING_DEFAULTS
+from clipgraft.models.flatland_config import SAMPLING_DEFAULTS
 from clipgraft.studio.catalog import Catalog
 from helpers import call, image_request
 
@@ -32,15 +32,15 @@ def base(tmp_path_factory):
 
 
 def test_known_bases():
-    assert find_defaults("flatland") == DRAWING_DEFAULTS == DrawingDefaults(3.0, 25)
-    assert find_defaults("stable-diffusion-v1-5/stable-diffusion-v1-5") == DrawingDefaults(7.5, 25)
+    assert find_defaults("flatland") == SAMPLING_DEFAULTS == SamplingDefaults(3.0, 25)
+    assert find_defaults("stable-diffusion-v1-5/stable-diffusion-v1-5") == SamplingDefaults(7.5, 25)
 
 
 def test_a_bases_own_file_decides(base, tmp_path):
-    assert read_defaults(base) == find_defaults(str(base)) == DrawingDefaults(**OWN)
+    assert read_defaults(base) == find_defaults(str(base)) == SamplingDefaults(**OWN)
     assert read_defaults(tiny.write_base(tmp_path / "silent")) == STABLE_DIFFUSION
     (tmp_path / "silent" / FILE_NAME).write_text('{"guidance_scale": 2}')
-    assert read_defaults(tmp_path / "silent") == DrawingDefaults(2.0, 25)
+    assert read_defaults(tmp_path / "silent") == SamplingDefaults(2.0, 25)
 
 
 def test_a_cached_base_of_the_hub_is_read_without_network(tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_a_cached_base_of_the_hub_is_read_without_network(tmp_path, monkeypatch)
     folder.mkdir(parents=True)
     (folder / FILE_NAME).write_text(json.dumps(OWN))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_defaults("me/mine", commit) == DrawingDefaults(**OWN)
+    assert find_defaults("me/mine", commit) == SamplingDefaults(**OWN)
     assert find_defaults("me/other", commit) == STABLE_DIFFUSION
 
 
@@ -122,6 +122,6 @@ def test_the_studio_offers_the_bases_own_unless_the_run_says_another(tmp_path, b
         (tmp_path / name / "recipe.toml").write_text(to_toml(recipe))
         (tmp_path / name / "graft" / "base.json").write_text("{}")
     models = Catalog(tmp_path).models()
-    assert models["flatland/teacher"][0].defaults == DRAWING_DEFAULTS
-    assert models["silent/graft"][0].defaults == DrawingDefaults(**OWN)
-    assert models["said/graft"][0].defaults == DrawingDefaults(2.0, 3)
+    assert models["flatland/teacher"][0].defaults == SAMPLING_DEFAULTS
+    assert models["silent/graft"][0].defaults == SamplingDefaults(**OWN)
+    assert models["said/graft"][0].defaults == SamplingDefaults(2.0, 3)

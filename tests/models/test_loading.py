@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 import tiny
 from clipgraft.errors import CheckpointError
-from clipgraft.models import sd15
+from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip

@@ -11,7 +11,7 @@ import pytest
 from app_client import ended
 from clipgraft.errors import CheckpointError
 from clipgraft.files import inside
-from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.studio.catalog import Catalog
 from clipgraft.studio.search import load_embedder
 
@@ -247,7 +247,7 @@ def test_single_grafts_are_offered_and_unreadable_runs_are_named(runs_dir, tmp_p
         models = Catalog(tmp_path).models()
         Catalog(tmp_path).models()
     assert list(models) == ["flatland/teacher", "alone/teacher", "alone/graft"]
-    assert models["alone/graft"][0].defaults == DrawingDefaults(2.0, 2)
+    assert models["alone/graft"][0].defaults == SamplingDefaults(2.0, 2)
     assert set(Catalog(tmp_path).clips()) == {"flatland", "tuned/before", "tuned/after"}
     assert [record.getMessage() for record in caplog.records] == [
         "the studio leaves out run other: unknown recipe key 'finetune.learning_rat'; "

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import clipgraft
-from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.settings import SamplingParams
 from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
 from clipgraft.studio.schemas import Limits
@@ -50,7 +50,7 @@ def pixels(service, image_id):
 def test_the_fine_tuned_model_is_the_default(service):
     assert list(service.catalog.models()) == ["flatland/teacher", "tiny/teacher", "tiny/before", "tiny/after"]
     assert service.catalog.default_model() == AFTER
-    assert service.catalog.model(AFTER)[0].defaults == DrawingDefaults(2.0, 2)
+    assert service.catalog.model(AFTER)[0].defaults == SamplingDefaults(2.0, 2)
 
 
 def test_a_batch_of_many_clients_equals_single_images(service, runs_dir):

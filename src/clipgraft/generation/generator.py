@@ -18,7 +18,7 @@ from clipgraft.generation.metadata import describe_image, describe_models
 from clipgraft.generation.pipeline import GeneratedImage, PromptEmbedCache, build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest, image_requests, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
-from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, SamplingParams
@@ -176,7 +176,7 @@ class ImageGenerator:
     models: dict[str, Any]
     """From `describe_models`."""
     prompt_embeds: PromptEmbedCache
-    defaults: DrawingDefaults
+    defaults: SamplingDefaults
     """Of the base; hold where a request has None."""
 
     def generate(

@@ -30,7 +30,7 @@ from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
 from clipgraft.generation.requests import ImageRequest, batches
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults
+from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults
 from clipgraft.models.graft import GraftedTextEncoder
 
 MAX_CACHED_PROMPTS = 256
@@ -121,7 +121,7 @@ def sample(
     requests: Sequence[ImageRequest],
     *,
     base_scheduler: SchedulerMixin | None = None,
-    defaults: DrawingDefaults = STABLE_DIFFUSION,
+    defaults: SamplingDefaults = STABLE_DIFFUSION,
     prompt_embeds: PromptEmbedCache | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,

@@ -13,7 +13,7 @@ from clipgraft.data.images import opened_image
 from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import file_sha256, parse_json, read_bytes, whole_characters
 from clipgraft.generation.schedulers import max_steps
-from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams, TextToImageParams
 
 MAX_SLUG_LENGTH = 50
@@ -61,7 +61,7 @@ class ImageRequest:
         if not self.num_steps:
             raise UserError(f"{steps} steps at strength {self.params.strength} leave none to run; raise one")
 
-    def resolved(self, defaults: DrawingDefaults, num_train_timesteps: int = 1000) -> "ImageRequest":
+    def resolved(self, defaults: SamplingDefaults, num_train_timesteps: int = 1000) -> "ImageRequest":
         """Return the request with the base's own values in place of None.
 
         Args:

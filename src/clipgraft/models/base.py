@@ -35,7 +35,7 @@ from clipgraft.models.cross_attention import (
     read_cross_attention,
 )
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
-from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, read_defaults
+from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, read_defaults
 from clipgraft.models.hub import COMMIT, PINS, resolve_model
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.single_file import load_single_file
@@ -129,7 +129,7 @@ class FrozenBase:
         return base
 
     @property
-    def defaults(self) -> DrawingDefaults:
+    def defaults(self) -> SamplingDefaults:
         """Settings of a picture that suit it."""
         return read_defaults(self.origin.path) if self.origin else STABLE_DIFFUSION
 

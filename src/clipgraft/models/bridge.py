@@ -1,4 +1,4 @@
-"""The bridge: CLIP's token states to the states that a base's U-Net was trained on, position by position.
+"""The bridge: CLIP's hidden states to a base's prompt embeds, position by position.
 
 Both towers share tokenizer, length and causal mask, so position i of one answers position i of the other.
 B batch, L tokens, D_in CLIP's width, D_out the base's.
@@ -29,18 +29,17 @@ HEAD_SIZE = 32
 class Bridge(nn.Module):
     """`y = W_c x + b_c + MLP(LayerNorm(z))`; W and b in closed form, the MLP's last layer zero at first.
 
-    c is the token's class, and b may differ from position to position: what towers say of padding is above
-    all where it stands. z is x, or what causal attention blocks make of it. In those no position sees padding
-    but itself, so that any part of the padding may be left out and the rest stays what it is.
+    c is the token's class; b may differ from position to position, as embeds of padding depend on their
+    place above all. z is x, or the output of causal attention blocks, in which no position sees padding but
+    itself: so any part of the padding may be left out and the rest stays the same.
 
     Args:
         input_size: D_in.
         output_size: D_out.
         hidden_size: Width of the MLP; 0 = the linear map alone.
         num_maps: 1 = one linear map for all positions, `NUM_CLASS_MAPS` = one for each token class.
-        num_positions: Positions that have a b of their own, and an embedding before attention blocks; 1 = all
-            have the same.
-        num_attention_blocks: Before the MLP; a position then sees those before it, as in both towers.
+        num_positions: Positions with a b and a position embedding of their own; 1 = all share one.
+        num_attention_blocks: Before the MLP; a position sees those before it, as in both towers.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Bridge(nn.Module):
         Args:
             hidden_states: Of CLIP's text tower.
             classes: (B, L) from `token_classes`.
-            positions: (B, L) int64, where each state stands; None = all, one after another.
+            positions: (B, L) int64; None = 0, 1, 2, ...
         """
         if positions is None:
             positions = torch.arange(classes.shape[1], device=classes.device).expand_as(classes)
@@ -101,15 +100,15 @@ class Bridge(nn.Module):
 
     @torch.no_grad()
     def set_linear(self, weights: Tensor, biases: Tensor) -> None:
-        """Take linear maps: weights (num_maps, D_out, D_in) and biases (num_maps, num_positions, D_out)."""
+        """Set the linear maps: weights (num_maps, D_out, D_in), biases (num_maps, num_positions, D_out)."""
         self.linear.weight.copy_(weights.flatten(0, 1))
         self.bias.copy_(biases)
 
     def set_identity(self) -> None:
-        """Pass states through unchanged: for the base's own text tower.
+        """Pass hidden states through unchanged, for the base's own text tower.
 
         Raises:
-            ValueError: If the widths differ.
+            UserError: If the widths differ.
         """
         size, output_size = self.config["input_size"], self.config["output_size"]
         if size != output_size:
@@ -118,7 +117,7 @@ class Bridge(nn.Module):
         self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros_like(self.bias))
 
     def _linear(self, hidden_states: Tensor, classes: Tensor, positions: Tensor) -> Tensor:
-        """Of each position the map of its class; computing all and choosing costs less than sorting."""
+        """Apply to each position the map of its class; computing all and choosing costs less than sorting."""
         num_maps, _, size = self.bias.shape
         index = map_index(classes) if num_maps > 1 else torch.zeros_like(classes)
         by_map = self.linear(hidden_states).unflatten(-1, (num_maps, size))  # (B, L, num_maps, D_out)
@@ -128,17 +127,17 @@ class Bridge(nn.Module):
         return mapped + F.embedding(row, self.bias.flatten(0, 1))
 
     def _place(self, positions: Tensor) -> Tensor:
-        """Number of each position's own bias and embedding."""
+        """Return the number of each position's own bias and embedding."""
         return positions if self.config["num_positions"] > 1 else torch.zeros_like(positions)
 
 
 def map_index(classes: Tensor) -> Tensor:
-    """Number of each position's map where every class has its own: words 0, EOS 1, padding 2; BOS takes 0."""
+    """Return each position's map where every class has its own: words 0, EOS 1, padding 2; BOS takes 0."""
     return (classes - WORD).clamp(min=0)
 
 
 def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
-    """Class of each position: BOS, WORD, EOS (the first one) or PADDING.
+    """Classify positions: BOS, WORD, EOS (the first one) or PADDING.
 
     Args:
         input_ids: (B, L) int64, each row starting with BOS.
@@ -157,7 +156,7 @@ def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def position_weights(classes: Tensor) -> Tensor:
-    """Importance of each position: 0 for BOS (a constant), 1 for words and EOS, a share for padding.
+    """Return the importance of positions: 0 for BOS, 1 for words and EOS, a share for padding.
 
     Args:
         classes: (B, L) from `token_classes`.
@@ -171,14 +170,14 @@ def position_weights(classes: Tensor) -> Tensor:
 
 
 def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
-    """Say which states each state may attend to: itself, and those before it that are no padding.
+    """Return the attention mask: each position sees itself, and those before it that are not padding.
 
     Args:
         classes: (B, L) from `token_classes`.
-        positions: (B, L) int64, where each stands.
+        positions: (B, L) int64.
 
     Returns:
-        bool (B, 1, L, L): of each state (row) the states that it sees.
+        bool (B, 1, L, L): of each query (row) the keys that it sees.
     """
     is_before = positions[:, None, :] < positions[:, :, None]
     itself = torch.eye(classes.shape[1], dtype=torch.bool, device=classes.device)
@@ -186,11 +185,7 @@ def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
 
 
 class AttentionBlock(nn.Module):
-    """A block as in CLIP's towers: norms first, GELU, four times the width between.
-
-    Args:
-        size: D.
-    """
+    """A block of `size` D as in CLIP's towers: norms first, GELU, four times the width in between."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -200,7 +195,7 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
 
     def forward(self, hidden_states: Tensor, visible: Tensor) -> Tensor:
-        """Mix states (B, L, D), each with those that `visible` (B, 1, L, L) lets it see."""
+        """Mix hidden states (B, L, D) where `visible` (B, 1, L, L) is true."""
         heads = self.query_key_value(self.attention_norm(hidden_states)).unflatten(
             -1, (3, self.num_heads, -1)
         )

@@ -1,7 +1,7 @@
-"""CLIP through transformers: loading, saving and encoding; this module alone knows what its calls return.
+"""CLIP through transformers: load, save, encode. Only this module knows what its calls return.
 
 B batch, L tokens, D hidden width, P joint width. Text is never masked: attention is causal and padding comes
-after EOS, so no state up to EOS can see it, and Stable Diffusion was trained on unmasked padding.
+after EOS, so no position up to EOS sees it, and Stable Diffusion was trained on unmasked padding.
 """
 
 from pathlib import Path
@@ -57,11 +57,11 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
         revision: Commit of a hub id.
 
     Returns:
-        Model, tokenizer and image processor; the model's config has the tokenizer's own BOS, EOS and pad ids.
+        Model, tokenizer and image processor; the model's config has the tokenizer's BOS, EOS and pad ids.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        CheckpointError: If the folder holds something else than a whole CLIPModel in safetensors.
+        MissingFileError: If there is no such folder.
+        CheckpointError: If the folder does not hold a whole CLIPModel in safetensors.
     """
     folder = resolve_model(name_or_path, part="clip", revision=revision, needed=NEEDED)
     if not folder.is_dir():
@@ -82,7 +82,7 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
 
 
 def load_image_processor(folder: Path) -> CLIPImageProcessorPil:
-    """Load what prepares images for a CLIP.
+    """Load the image processor of a CLIP.
 
     Raises:
         CheckpointError: If the folder describes none, or a damaged one; names the file.
@@ -96,7 +96,7 @@ def load_image_processor(folder: Path) -> CLIPImageProcessorPil:
 
 
 def save_clip(clip: ClipParts, folder: Path) -> None:
-    """Write a CLIP in transformers layout, whole or not at all; `load_clip` and transformers read it."""
+    """Write a CLIP in transformers layout, whole or not at all."""
     with write_folder_atomically(folder) as temporary:
         clip.model.save_pretrained(temporary)
         clip.tokenizer.save_pretrained(temporary)
@@ -117,11 +117,11 @@ def encode_images(model: CLIPModel, clip_pixel_values: Tensor) -> Tensor:
 
 
 def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
-    """Encode captions in the joint space, from the state at the first EOS.
+    """Encode captions in the joint space, from the hidden state at the first EOS.
 
     Args:
         model: The CLIP.
-        input_ids: (B, L) int64: BOS, words, EOS, padding with EOS; L as long as the longest, or longer.
+        input_ids: (B, L) int64: BOS, words, EOS, padding with EOS; L at least the longest.
 
     Returns:
         Unit-norm float32 (B, P).
@@ -130,34 +130,26 @@ def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
 
 
 def pooled_and_token_states(model: CLIPModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode captions once for both: in the joint space, and token by token.
+    """Encode captions once, in the joint space and token by token.
 
     Args:
         model: The CLIP.
         input_ids: (B, L) int64: BOS, words, EOS, padding with EOS.
 
     Returns:
-        Unit-norm float32 (B, P), and states after the final layer norm (B, L, D).
+        Unit-norm float32 (B, P), and hidden states after the final layer norm (B, L, D).
     """
     features = model.get_text_features(input_ids=input_ids)
     return F.normalize(features.pooler_output.float(), dim=-1), features.last_hidden_state
 
 
 def text_hidden_states(text_model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Encode captions token by token, as Stable Diffusion does.
-
-    Args:
-        text_model: A CLIP text tower, without projection.
-        input_ids: (B, L) int64.
-
-    Returns:
-        States after the final layer norm, (B, L, D), in the tower's dtype.
-    """
+    """Return hidden states (B, L, D) after the final layer norm, in the tower's dtype, of ids (B, L)."""
     return text_model(input_ids=input_ids).last_hidden_state
 
 
 def empty_prompt_ids(tokenizer: CLIPTokenizer) -> Tensor:
-    """Token ids of the empty prompt, padded to the context length: (1, L) int64."""
+    """Return token ids of the empty prompt, padded to the context length: (1, L) int64."""
     return tokenizer("", padding="max_length", return_tensors="pt").input_ids
 
 
@@ -182,12 +174,7 @@ def _check_image_size(folder: Path, side: int, processor: CLIPImageProcessorPil)
 
 
 def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer, path: Path) -> None:
-    """Make sure that a text tower was trained on a tokenizer's ids.
-
-    Args:
-        text_model: A CLIP text tower.
-        tokenizer: What prepares its input.
-        path: Where both are from, for messages.
+    """Check that a text tower was trained on a tokenizer's ids; `path` is for messages.
 
     Raises:
         CheckpointError: If the number of tokens, the EOS or the number of positions differs.

@@ -1,7 +1,7 @@
-"""Configurations of models from outside: types and bounds, checked before a library sees them.
+"""Checks of model configurations from outside: types and bounds, before a library sees them.
 
-A library builds what a configuration says: a layer count of 10^9 hangs it, a text in the place of a number
-fails far from here, and some keys name code or files. Bounds are far above any published model.
+A library builds what a configuration says: a layer count of 10^9 hangs it, a text in place of a number fails
+far from here, and some keys name code or files. Bounds are far above any published model.
 """
 
 from collections.abc import Iterator
@@ -250,14 +250,7 @@ class ModelIndex(Checked):
 
 
 def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
-    """Read a configuration and check it.
-
-    Args:
-        path: A JSON file.
-        kind: What it must hold.
-
-    Returns:
-        Its content, as it stands in the file.
+    """Read and check a JSON configuration; return it as it stands in the file.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -282,11 +275,7 @@ def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
 
 @contextmanager
 def loading(path: Path, what: str) -> Iterator[None]:
-    """Tell whatever a library raises while it loads what came from outside as one line that names it.
-
-    Args:
-        path: The file or folder that is loaded.
-        what: What as.
+    """Turn any library's error while it loads `path` as `what` into one line that names it.
 
     Raises:
         CheckpointError: In place of any error but our own and lack of memory.
@@ -304,7 +293,7 @@ def loading(path: Path, what: str) -> Iterator[None]:
 
 
 def _place(wrong: Any, config: Any) -> list[str]:
-    """Keys down to what is wrong, without the names that pydantic gives to the members of a union."""
+    """Return the keys to the wrong value, without pydantic's names for members of a union."""
     keys: list[str] = []
     for part in wrong["loc"]:
         try:

@@ -1,4 +1,4 @@
-"""How a base is drawn with where nobody says otherwise: its own file's values, else Stable Diffusion 1's."""
+"""Default guidance and steps of a base: its own file's values, else Stable Diffusion 1's."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +10,19 @@ from clipgraft.models.hub import HUB_ID, PINS, embedded_models
 from clipgraft.settings import Guidance, Steps
 
 FILE_NAME = "generation_config.json"
-"""Beside `model_index.json`; transformers' name for such a file. Keys that are not of DrawingDefaults are
+"""Beside `model_index.json`; transformers' name for such a file. Keys that are not of SamplingDefaults are
 others' business."""
 
 
 @dataclass(frozen=True)
-class DrawingDefaults:
-    """Settings of a picture that suit a base."""
+class SamplingDefaults:
+    """Sampling parameters that suit a base."""
 
     guidance_scale: float
     num_inference_steps: int
 
 
-STABLE_DIFFUSION = DrawingDefaults(guidance_scale=7.5, num_inference_steps=25)
+STABLE_DIFFUSION = SamplingDefaults(guidance_scale=7.5, num_inference_steps=25)
 """CompVis's and diffusers' guidance; steps of dpm++, in place of the 50 of its own pndm."""
 
 
@@ -31,8 +31,8 @@ class _File(Checked):
     num_inference_steps: Steps = 25
 
 
-def read_defaults(base: Path) -> DrawingDefaults:
-    """Read what a base's own file says; a single file of weights says nothing.
+def read_defaults(base: Path) -> SamplingDefaults:
+    """Read the defaults beside a base's weights.
 
     Args:
         base: Folder or file of a base on this machine.
@@ -47,16 +47,8 @@ def read_defaults(base: Path) -> DrawingDefaults:
     return replace(STABLE_DIFFUSION, **said)
 
 
-def find_defaults(name: str, revision: str = "") -> DrawingDefaults:
-    """Read the same of a base by its name, without loading or fetching it.
-
-    Args:
-        name: As of `FrozenBase.load`.
-        revision: Commit of a hub id.
-
-    Raises:
-        CheckpointError: As `read_defaults`.
-    """
+def find_defaults(name: str, revision: str = "") -> SamplingDefaults:
+    """Read the defaults of a base by its name and commit, without loading or fetching it."""
     if name == "flatland":
         return read_defaults(embedded_models() / "base")
     path = Path(name).expanduser()

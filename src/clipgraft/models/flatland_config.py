@@ -16,12 +16,12 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.defaults import SamplingDefaults
 
 IMAGE_SIZE = 128
 CLIP_IMAGE_SIZE = 96
 """Pixels that flatland's CLIP sees, as 6 x 6 patches of 16; 8 x 8 patches would cost 1.8 times as much."""
-DRAWING_DEFAULTS = DrawingDefaults(guidance_scale=3.0, num_inference_steps=25)
+SAMPLING_DEFAULTS = SamplingDefaults(guidance_scale=3.0, num_inference_steps=25)
 """At Stable Diffusion's 7.5 a base as small as this burns its colours."""
 VOCAB_SIZE = 2048
 """Most tokens of the tokenizer; flatland8k's captions need fewer."""

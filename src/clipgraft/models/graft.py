@@ -1,4 +1,4 @@
-"""The graft: a CLIP text tower and a bridge, in the place of a base's text encoder.
+"""The graft: a CLIP text tower and a bridge in place of a base's text encoder.
 
 A transformers model, so that any diffusers pipeline of that base takes, saves and loads it.
 B batch, L tokens, D CLIP's width, W the base's width.
@@ -40,11 +40,11 @@ class GraftedTextConfig(PreTrainedConfig):
 
     Args:
         text_config: CLIP's text tower, as the dict of its `CLIPTextConfig`.
-        hidden_size: W, the width of the states given, which is the U-Net's `cross_attention_dim`.
-        bridge_hidden_size: Width of the bridge's MLP; 0 = a linear bridge.
-        bridge_num_maps: Linear maps of the bridge; see `Bridge`.
-        bridge_num_positions: Positions with a bias of their own; see `Bridge`.
-        bridge_num_attention_blocks: Attention blocks of the bridge.
+        hidden_size: W, the U-Net's `cross_attention_dim`.
+        bridge_hidden_size: See `Bridge`, as for the next three.
+        bridge_num_maps: Linear maps.
+        bridge_num_positions: Positions with a bias of their own.
+        bridge_num_attention_blocks: Attention blocks.
         eos_token_id: The tokenizer's.
     """
 
@@ -76,7 +76,7 @@ class GraftedTextConfig(PreTrainedConfig):
 class GraftedTextEncoder(PreTrainedModel):
     """CLIP's text tower and the bridge, with two things of the teacher's kept exactly.
 
-    Its BOS row is the same for every prompt (the tower is causal), and its states of the empty prompt are
+    Its BOS row is the same for every prompt (the tower is causal), and its embeds of the empty prompt are
     what guidance subtracts and multiplies: an error there would be multiplied too.
 
     Args:
@@ -89,6 +89,7 @@ class GraftedTextEncoder(PreTrainedModel):
     main_input_name = "input_ids"
     _no_split_modules = ("CLIPTextEmbeddings", "CLIPEncoderLayer")
     empty_states: Tensor
+    """The teacher's embeds of the empty prompt, (77, W), under their name in the files of all versions."""
 
     def __init__(self, config: GraftedTextConfig):
         super().__init__(config)
@@ -108,7 +109,7 @@ class GraftedTextEncoder(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """The towers initialise themselves; loading must not touch what it has loaded."""
+        """Do nothing: the towers initialise themselves, and loaded weights must stay."""
 
     def forward(
         self,
@@ -130,22 +131,21 @@ class GraftedTextEncoder(PreTrainedModel):
             `last_hidden_state` (B, L, W), and as `pooler_output` (B, W) its row at the first EOS.
 
         Raises:
-            ValueError: If `output_hidden_states` is true.
+            UserError: If `output_hidden_states` is true.
         """
         if output_hidden_states:
             raise UserError("a graft has no hidden states of earlier layers; leave clip_skip out")
         hidden_states = text_hidden_states(self.text_model, input_ids)  # (B, L, D)
-        states = self.bridge(hidden_states, token_classes(input_ids, self.config.eos_token_id))  # (B, L, W)
-        empty = self.empty_states[: input_ids.shape[1]].to(states)  # (L, W)
+        embeds = self.bridge(hidden_states, token_classes(input_ids, self.config.eos_token_id))  # (B, L, W)
+        empty = self.empty_states[: input_ids.shape[1]].to(embeds)  # (L, W)
         is_eos = input_ids == self.config.eos_token_id
         is_empty = is_eos[:, 1:].all(1)[:, None, None]
-        states = torch.where(
-            is_empty, empty, torch.cat([empty[:1].expand(len(states), 1, -1), states[:, 1:]], 1)
-        )
-        pooled = states[torch.arange(len(states), device=states.device), is_eos.int().argmax(1)]
+        with_bos = torch.cat([empty[:1].expand(len(embeds), 1, -1), embeds[:, 1:]], 1)
+        embeds = torch.where(is_empty, empty, with_bos)
+        pooled = embeds[torch.arange(len(embeds), device=embeds.device), is_eos.int().argmax(1)]
         if return_dict is False:
-            return states, pooled
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+            return embeds, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=embeds, pooler_output=pooled)
 
     @classmethod
     def from_pretrained(
@@ -155,7 +155,7 @@ class GraftedTextEncoder(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load as any transformers model, but strictly and from safetensors alone.
+        """Load as any transformers model, but strictly and only from safetensors.
 
         Raises:
             CheckpointError: If a weight is missing or too many, an adapter lies beside it, or an index names
@@ -175,14 +175,14 @@ class GraftedTextEncoder(PreTrainedModel):
 
     @classmethod
     def graft(
-        cls, text_model: CLIPTextModel, bridge: Bridge, empty_states: Tensor, eos_token_id: int
+        cls, text_model: CLIPTextModel, bridge: Bridge, empty_prompt_embeds: Tensor, eos_token_id: int
     ) -> "GraftedTextEncoder":
-        """Put a tuned text tower, a fitted bridge and the teacher's empty prompt together.
+        """Put a text tower, a fitted bridge and the teacher's empty prompt together.
 
         Args:
             text_model: CLIP's text tower, width D.
             bridge: From D to W.
-            empty_states: The teacher's states of the empty prompt, (77, W).
+            empty_prompt_embeds: The teacher's, (77, W).
             eos_token_id: The tokenizer's.
         """
         config = GraftedTextConfig(
@@ -197,7 +197,7 @@ class GraftedTextEncoder(PreTrainedModel):
         encoder = cls(config)
         encoder.text_model.load_state_dict(text_model.state_dict())
         encoder.bridge.load_state_dict(bridge.state_dict())
-        encoder.empty_states.copy_(empty_states)
+        encoder.empty_states.copy_(empty_prompt_embeds)
         return encoder.eval()
 
 

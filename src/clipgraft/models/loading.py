@@ -1,7 +1,7 @@
-"""Models loaded whole or not at all, from safetensors of their own folder that are named, never searched for.
+"""Strict loading: safetensors of a model's own folder, chosen by name, into the model its config describes.
 
 A library's `from_pretrained` looks for files itself: shards anywhere that an index names, pickles among them,
-and adapters that it injects in silence. So files are chosen and read here, and a library is handed tensors.
+and adapters that it injects silently. So files are chosen and read here, and a library is handed tensors.
 """
 
 import os
@@ -36,15 +36,15 @@ OLDER_TOWER = re.compile(r"(vision_model|text_model)\.(?=\1\.)|^text_model\.(?=e
 def load_strictly(
     model_class: Any, folder: Path, kind: type[Checked], *, dtype: torch.dtype | None = None, **kwargs: Any
 ) -> Any:
-    """Load a transformers or diffusers model from safetensors; every weight must be there and none left over.
+    """Load a transformers or diffusers model; no weight may be missing or left over.
 
     Args:
         model_class: Class of the model.
-        folder: With `config.json` and `*.safetensors`, whole or in shards, in full precision or as `fp16`; of
-            both the one is read that is nearer to the dtype asked for.
-        kind: What `config.json` must hold.
-        dtype: Of the weights; None = as the configuration says, float32 where it says nothing.
-        **kwargs: Handed to a transformers model's `from_pretrained`.
+        folder: With `config.json` and `*.safetensors`, whole or in shards, full precision or `fp16`; of both
+            the one nearer to `dtype` is read.
+        kind: Model of `config.json`.
+        dtype: Of the weights; None = as the config says, else float32.
+        **kwargs: For a transformers model's `from_pretrained`.
 
     Returns:
         The model, in eval mode.
@@ -76,13 +76,13 @@ def load_strictly(
 
 
 def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """Give a model without memory its weights; return it in eval mode."""
+    """Assign weights to a model on the meta device; return it in eval mode."""
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
     return model.eval()
 
 
 def weight_paths(folder: Path, stem: str, variants: Collection[str]) -> list[Path]:
-    """Choose the files of a model's weights.
+    """Return the files of a model's weights.
 
     Args:
         folder: Where they are.
@@ -106,7 +106,7 @@ def weight_paths(folder: Path, stem: str, variants: Collection[str]) -> list[Pat
 
 
 def _listed_shards(index: Path) -> list[Path]:
-    """Files that an index names, each a safetensors file beside it."""
+    """Return the files that an index names, each a safetensors file beside it."""
     listed = read_json(index, error=CheckpointError).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{index} is damaged: it has no weight_map with names of files; fetch it again")
@@ -130,20 +130,19 @@ def read_weights(
     *,
     may_be_whole: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, Tensor]:
-    """Read tensors of safetensors files.
+    """Read tensors of safetensors files, but for position ids, which older libraries stored.
 
     Args:
         paths: The files.
-        wanted: Whether a tensor of that name is read.
-        may_be_whole: Whether it may hold whole numbers.
+        wanted: Whether to read a tensor of that name.
+        may_be_whole: Whether a tensor may hold whole numbers.
 
     Returns:
-        Tensors by name, mapped from the files; positions 0, 1, ..., which files of older libraries hold
-        among the weights, are left out.
+        Tensors by name, mapped from the files.
 
     Raises:
-        CheckpointError: If a file is damaged or no safetensors file, or a tensor is in two files or holds
-            other than finite floating-point numbers; names file and tensor.
+        CheckpointError: If a file is damaged, or a tensor is in two files or holds other than finite
+            floating-point numbers; names file and tensor.
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
@@ -184,7 +183,7 @@ def _check_values(path: Path, name: str, tensor: Tensor, may_be_whole: bool) -> 
 
 
 def _renamed(weights: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Weights under the names of today's libraries."""
+    """Return weights under the names of today's libraries."""
     if isinstance(model, PreTrainedModel):
         own = model.state_dict().keys()
         return {
@@ -222,10 +221,10 @@ def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Make sure that a folder's weights are safetensors: pickled ones can run code when opened.
+    """Refuse a folder with only pickled weights, which can run code when opened.
 
     Raises:
-        CheckpointError: If it holds pickled weights alone.
+        CheckpointError: Names the file.
     """
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if any(folder.glob("*.safetensors")) or not pickles:
@@ -237,10 +236,10 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def refuse_adapters(folder: Path) -> None:
-    """Make sure that no adapter lies beside a model's weights, of which the model would be another.
+    """Refuse an adapter beside a model's weights, which would change the model.
 
     Raises:
-        CheckpointError: If one does; names its file.
+        CheckpointError: Names the file.
     """
     for name in ADAPTERS:
         if (folder / name).exists():
@@ -251,15 +250,15 @@ def refuse_adapters(folder: Path) -> None:
 
 
 def refuse_links_out(root: Path, folders: Iterable[Path]) -> None:
-    """Make sure that all files of a model are its own.
+    """Refuse links that lead out of a model's folder.
 
     Args:
         root: Of the model, which may be a link itself.
         folders: Within it, whose files are read.
 
     Raises:
-        CheckpointError: If one of them, or a file in one, is a link that ends outside of `root`. In the hub's
-            cache it may end anywhere in the folder of its repository, where the files are.
+        CheckpointError: If a file is a link that ends outside of `root`. In the hub's cache it may end
+            anywhere in the folder of its repository, where the files are.
     """
     allowed = _repository(Path(os.path.realpath(root)))
     for folder in folders:
@@ -273,7 +272,7 @@ def refuse_links_out(root: Path, folders: Iterable[Path]) -> None:
 
 
 def _repository(root: Path) -> Path:
-    """Folder of a repository in the hub's cache (`models--owner--name`) of a snapshot; else `root`."""
+    """Return the folder of the repository (`models--owner--name`) of a snapshot; else `root`."""
     for folder in (root, *root.parents):
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
             return folder.parent.parent

@@ -1,4 +1,4 @@
-"""Linear maps between token states in closed form, from a stream of any length."""
+"""Closed-form linear maps between hidden states, from a stream of any length."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ captions and made it no worse with 1,000). A position that few captions reach ke
 class RidgeRegression:
     """Weighted ridge regression: normal equations in float64, memory independent of the number of rows.
 
-    Minimises `sum_i w_i |W x_i + b_k(i) - y_i|^2 + ridge * s |W - W0|^2`, with s the weighted power of x's
-    entries, their mean, so that `ridge` has no unit; W0 is zero or a map given.
+    Minimises `sum_i w_i |W x_i + b_k(i) - y_i|^2 + ridge * s |W - W0|^2`, with s the mean weighted power of
+    x's entries, so that `ridge` has no unit; W0 is zero or a prior.
 
     Args:
         input_size: D_in.
         output_size: D_out.
-        num_biases: K; each row names the one that it has.
+        num_biases: K; each row names its bias.
     """
 
     def __init__(self, input_size: int, output_size: int, num_biases: int = 1):
@@ -33,14 +33,7 @@ class RidgeRegression:
         self.cross = torch.zeros(size, output_size, dtype=torch.float64)
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor, biases: Tensor | None = None) -> None:
-        """Add rows.
-
-        Args:
-            inputs: (N, D_in).
-            targets: (N, D_out).
-            weights: (N,), not negative.
-            biases: (N,) int64, number of each row's bias; None = the first.
-        """
+        """Add rows: inputs (N, D_in), targets (N, D_out), weights (N,) >= 0, numbers of biases (N,)."""
         # To the CPU first: Apple's GPUs have no float64.
         index = torch.zeros(len(inputs), dtype=torch.int64) if biases is None else biases.cpu()
         chosen = F.one_hot(index, self.num_biases).double()
@@ -64,11 +57,11 @@ class RidgeRegression:
 
         Args:
             ridge: Penalty, relative to the power of the inputs.
-            prior: Map, weight and biases (1 or K, D_out), to which the solution is drawn where rows say
-                little; None = to zero, but for the biases, which are free.
+            prior: Weight and biases (1 or K, D_out) that the solution keeps to where rows say little; None =
+                zero weight and free biases.
 
         Raises:
-            ValueError: If nothing of any weight was added, and there is no prior.
+            UserError: If no row has weight, and there is no prior.
         """
         size, count = self.input_size, float(self.gram.diagonal()[self.input_size :].sum())
         start, penalty = torch.zeros_like(self.cross), torch.zeros(len(self.gram), dtype=torch.float64)
@@ -94,8 +87,8 @@ class RidgeRegression:
 class ClassRidgeRegression:
     """Ridge regression with a map for each token class and a bias for each position.
 
-    Each is drawn to the map and bias that are best for all together: a class with few rows, as EOS has, keeps
-    to them in the directions that its rows do not show.
+    The prior of each is the map that is best for all together: a class with few rows, as EOS has, keeps to
+    it in the directions that its rows do not show.
 
     Args:
         input_size: D_in.
@@ -110,14 +103,7 @@ class ClassRidgeRegression:
         """Weighted sum of `y y^T`."""
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor, classes: Tensor) -> None:
-        """Add captions.
-
-        Args:
-            inputs: (B, L, D_in); L may be less than that of the regression.
-            targets: (B, L, D_out).
-            weights: (B, L), not negative.
-            classes: (B, L) from `token_classes`.
-        """
+        """Add captions: inputs (B, L, D_in), targets (B, L, D_out), weights >= 0 and classes (B, L)."""
         positions = torch.arange(classes.shape[1], device=classes.device).expand_as(classes)
         for index, part in enumerate(self.parts):
             chosen = (map_index(classes) == index) & (weights > 0)
@@ -127,11 +113,7 @@ class ClassRidgeRegression:
         self.target_moment += y.T @ (y * weights[counted].cpu().double()[:, None])
 
     def solve(self, ridge: float, *, by_class: bool) -> tuple[Tensor, Tensor]:
-        """Return weights (num_maps, D_out, D_in) and biases (num_maps, num_positions, D_out), float64.
-
-        Raises:
-            ValueError: If nothing of any weight was added.
-        """
+        """Return weights (num_maps, D_out, D_in) and biases (num_maps, num_positions, D_out), float64."""
         common = _total(self.parts).with_one_bias().solve(ridge)
         solutions = [part.solve(ridge, common) for part in self.parts] if by_class else [common]
         weights, biases = zip(*solutions, strict=True)
@@ -139,7 +121,7 @@ class ClassRidgeRegression:
 
 
 def _total(parts: Sequence[RidgeRegression]) -> RidgeRegression:
-    """The regression over all rows of several: sums of sums."""
+    """Sum several regressions: that over all their rows."""
     total = RidgeRegression(parts[0].input_size, parts[0].cross.shape[1], parts[0].num_biases)
     for part in parts:
         total.gram += part.gram

@@ -1,7 +1,7 @@
 """A base in one `.safetensors` file with LDM's names, as Stable Diffusion v1 checkpoints circulate.
 
-Such a file holds weights alone; the configuration is Stable Diffusion v1.5's. Of diffusers, the converters
-alone are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
+Such a file holds weights alone; the configurations are Stable Diffusion v1.5's. Only diffusers' converters
+are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
 """
 
 from collections.abc import Callable, Collection
@@ -15,24 +15,66 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models import sd15
 from clipgraft.models.configs import loading
 from clipgraft.models.loading import read_weights, refuse_misfits, set_weights
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 
+# Values of the published folder's JSON files. `attention_head_dim` 8 is the number of heads, not their width.
+UNET_CONFIG = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "sample_size": 512,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "scaling_factor": 0.18215,
+}
+
+TEXT_CONFIG = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+
+SCHEDULER_CONFIG = {
+    "_class_name": "PNDMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
 
 def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Load components of a base from one file.
+    """Load components of a base, by name, from one file.
 
     Args:
         path: A `.safetensors` file with LDM's names.
         components: Names of `FrozenBase`'s fields; a tokenizer is never in such a file.
         dtype: Of the weights.
-
-    Returns:
-        The components by name, without the tokenizer.
 
     Raises:
         CheckpointError: If it is of another kind, damaged, or not a whole Stable Diffusion v1 checkpoint.
@@ -44,19 +86,19 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
             "state_dict with safetensors.torch.save_file"
         )
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(sd15.VAE_CONFIG)
-        unet = UNet2DConditionModel.from_config(sd15.UNET_CONFIG)
+        vae = AutoencoderKL.from_config(VAE_CONFIG)
+        unet = UNet2DConditionModel.from_config(UNET_CONFIG)
     loaders: dict[str, Callable[[], Any]] = {
         "vae": lambda: _load_ldm_model(path, VAE_PREFIX, vae, convert_ldm_vae_checkpoint, dtype),
         "unet": lambda: _load_ldm_model(path, UNET_PREFIX, unet, convert_ldm_unet_checkpoint, dtype),
-        "scheduler": lambda: PNDMScheduler.from_config(sd15.SCHEDULER_CONFIG),
+        "scheduler": lambda: PNDMScheduler.from_config(SCHEDULER_CONFIG),
         "text_encoder": lambda: _load_text_encoder(path, dtype),
     }
     return {name: loaders[name]() for name in components if name in loaders}
 
 
 def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The weights of one component, with their full names; the others' are not read."""
+    """Return the weights of one component, with their full names; others are not read."""
     weights = read_weights([path], lambda name: name.startswith(prefix))
     if not weights:
         raise CheckpointError(
@@ -69,7 +111,7 @@ def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
 def _load_ldm_model(
     path: Path, prefix: str, model: Any, convert: Callable[..., dict], dtype: torch.dtype
 ) -> Any:
-    """Give a model without memory its weights, renamed by diffusers' own converter."""
+    """Give a model on the meta device its weights, renamed by diffusers' own converter."""
     weights = _read_ldm_weights(path, prefix)
     with loading(path, f"Stable Diffusion v1 ({prefix}*)"):
         weights = convert(weights, dict(model.config))
@@ -80,7 +122,7 @@ def _load_ldm_model(
 def _load_text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
     found = _read_ldm_weights(path, TEXT_PREFIX)
     weights = {name.removeprefix(TEXT_PREFIX): weight for name, weight in found.items()}
-    model = CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)).to(dtype)
+    model = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG)).to(dtype)
     refuse_misfits(path, model, weights)
     model.load_state_dict(weights)
     return model.eval()

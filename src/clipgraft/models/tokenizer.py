@@ -1,4 +1,4 @@
-"""CLIP tokenizers: loaded from a folder, or learned from captions; and what they cannot read of a prompt."""
+"""CLIP tokenizers: load, train, and list what they cannot read of a prompt."""
 
 import json
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """Load a CLIP tokenizer from a folder.
 
     Raises:
-        CheckpointError: If the folder holds none, or a file is damaged, or ids and merges do not fit the
-            vocabulary; names the file.
+        CheckpointError: If there is none, a file is damaged, or ids and merges do not fit the vocabulary;
+            names the file.
     """
     source = next(
         (folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()), None
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _check_byte_pairs(source: Path) -> None:
-    """Make sure that ids are unique and merges of the vocabulary; libraries find out late or never."""
+    """Check that ids are unique and merges of the vocabulary; libraries find out late or never."""
     content = read_config(source, Checked)
     if source.name == "tokenizer.json":
         model = content.get("model")
@@ -74,14 +74,14 @@ def _check_byte_pairs(source: Path) -> None:
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length: int = 77) -> CLIPTokenizer:
-    """Learn byte pairs from captions.
+    """Learn byte pairs from captions, with CLIP's layout of the vocabulary.
 
-    The vocabulary is laid out as CLIP's: every byte, every byte that ends a word, the merges, BOS, EOS; so
-    any text can be encoded, and EOS has the highest id, where older CLIP code looks for it.
+    Every byte, every byte that ends a word, the merges, BOS, EOS: so any text can be encoded, and EOS has the
+    highest id, where older CLIP code looks for it.
 
     Args:
         captions: Texts to learn from.
-        vocab_size: Most tokens in all; fewer where the captions hold fewer pairs that occur twice.
+        vocab_size: Most tokens; fewer where fewer pairs occur twice.
         context_length: Longest caption in tokens, BOS and EOS included.
 
     Returns:
@@ -112,12 +112,12 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
 
 
 def _merges(backend: Tokenizer) -> list[tuple[str, str]]:
-    """Merges in the order they were learned; the library tells them in its JSON alone."""
+    """Return merges in the order they were learned; the library tells them only in its JSON."""
     return [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
 
 
 def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Words of a text that the vocabulary holds only in pieces, in order, each once."""
+    """Return the words that the vocabulary holds only in pieces, in order, each once."""
     backend = tokenizer.backend_tokenizer
     normalized = backend.normalizer.normalize_str(text)
     words = backend.pre_tokenizer.pre_tokenize_str(normalized)
@@ -129,7 +129,7 @@ def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
 
 
 def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
-    """What lies behind the last position that a text encoder reads; empty where all is read."""
+    """Return the text behind the last position that a text encoder reads."""
     places = tokenizer(
         text, truncation=False, verbose=False, split_special_tokens=True, return_offsets_mapping=True
     ).offset_mapping
@@ -139,15 +139,7 @@ def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
 
 
 def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Say what a base cannot read of a prompt: what lies behind its last position, and unknown words.
-
-    Args:
-        prompt: What is to be drawn.
-        tokenizer: The base's.
-
-    Returns:
-        A sentence for each; empty where all is read.
-    """
+    """Return a sentence for each thing that a tokenizer cannot read of a prompt: its end, unknown words."""
     if not prompt.strip():
         return ["the prompt is empty: drawn without one"]
     notes = []

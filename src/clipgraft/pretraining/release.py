@@ -18,7 +18,7 @@ from clipgraft.evaluation.metrics.probe import Probe, save_probe
 from clipgraft.files import write_json
 from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
-from clipgraft.models.flatland_config import DRAWING_DEFAULTS, build_scheduler
+from clipgraft.models.flatland_config import SAMPLING_DEFAULTS, build_scheduler
 from clipgraft.models.weights import write_folder_atomically
 from clipgraft.reporting.model_card import model_card
 
@@ -48,7 +48,7 @@ def write_asset(
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(asset / "base")
-        write_json(asset / "base" / DEFAULTS_NAME, asdict(DRAWING_DEFAULTS))
+        write_json(asset / "base" / DEFAULTS_NAME, asdict(SAMPLING_DEFAULTS))
         save_clip(ClipParts(_half(clip.model), clip.tokenizer, clip.image_processor), asset / "clip")
         for config in asset.rglob("config.json"):
             _forget_source(config)

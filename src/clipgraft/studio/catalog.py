@@ -27,7 +27,7 @@ from clipgraft.errors import MissingFileError, UserError, is_user_error, one_lin
 from clipgraft.files import inside
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.defaults import STABLE_DIFFUSION, DrawingDefaults, find_defaults
+from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, find_defaults
 from clipgraft.models.graft import BASE_RECORD
 from clipgraft.models.loading import refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
@@ -67,7 +67,7 @@ class ModelGroup:
     """Variant -> graft folder, or None for the base's own text encoder."""
     base: str = ""
     """For a group without grafts, which name their base."""
-    defaults: DrawingDefaults = STABLE_DIFFUSION
+    defaults: SamplingDefaults = STABLE_DIFFUSION
     """From the run's recipe, else from the base."""
     changed: float = 0.0
     """Time of the last write to the run's folder."""
@@ -305,13 +305,13 @@ def _group(run: Run, recipe: Recipe) -> ModelGroup | None:
     return ModelGroup(run.path.name, encoders, "", _defaults(recipe), changed) if grafts else None
 
 
-def _defaults(recipe: Recipe) -> DrawingDefaults:
+def _defaults(recipe: Recipe) -> SamplingDefaults:
     try:
         base = find_defaults(recipe.base.name, recipe.base.revision)
     except UserError:  # reported when the base is loaded
         base = STABLE_DIFFUSION
     own = recipe.generate
-    return DrawingDefaults(
+    return SamplingDefaults(
         own.guidance_scale or base.guidance_scale, own.num_inference_steps or base.num_inference_steps
     )
 

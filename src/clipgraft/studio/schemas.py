@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
-from clipgraft.models.defaults import DrawingDefaults
+from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.settings import (
     FROM_LIST,
     SIZE_MULTIPLE,
@@ -139,7 +139,7 @@ class JobRequest(BoundedParams):
         return "grid" if self.axes else "compare" if len(self.models) > 1 else "generate"
 
     def requests(
-        self, default_model: str, defaults: Callable[[str], DrawingDefaults], max_images: int
+        self, default_model: str, defaults: Callable[[str], SamplingDefaults], max_images: int
     ) -> list[tuple[str, ImageRequest]]:
         """Return each image's model and request; the last axis changes fastest except for model and seed.
 
@@ -173,7 +173,7 @@ class ImagesRequest(BoundedParams):
     quality: Literal["auto", "standard"] | None = "auto"
     user: Annotated[str, Field(max_length=64)] | None = ""
 
-    def requests(self, defaults: DrawingDefaults) -> list[ImageRequest]:
+    def requests(self, defaults: SamplingDefaults) -> list[ImageRequest]:
         """Return each image's request.
 
         Raises:
