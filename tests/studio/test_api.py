@@ -121,7 +121,7 @@ def test_a_cancelled_job_says_so(client):
 
 def test_a_full_queue_answers_429_with_the_time_to_wait(client, service):
     service.queue.max_waiting = 4
-    with service.device_lock:  # nothing is drawn meanwhile
+    with service.device_lock:  # nothing is generated meanwhile
         client.post("/v1/jobs", json=JOB | {"num_images": 4})
         answers = [client.post("/v1/jobs", json=JOB | {"num_images": 4}) for _ in range(3)]
     assert "do not fit" in refused(answers[-1], 429)
@@ -238,7 +238,7 @@ def test_ids_are_no_paths(client):
 
 def test_what_a_request_leaves_out_is_the_models_own(client):
     answer = client.post("/v1/jobs", json={"prompt": "A dog", "models": ["tiny/after", "flatland/teacher"]})
-    drawn = [(one["settings"]["guidance_scale"], one["steps"]) for one in answer.json()["images"]]
-    assert drawn == [(2.0, 2), (3.0, 25)]
+    found = [(one["settings"]["guidance_scale"], one["steps"]) for one in answer.json()["images"]]
+    assert found == [(2.0, 2), (3.0, 25)]
     rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
     assert (rows["tiny/after"]["guidance_scale"], rows["tiny/after"]["num_inference_steps"]) == (2.0, 2)

@@ -57,7 +57,7 @@ def events_of(content: bytes) -> list[dict]:
 
 
 def test_the_65th_listener_is_refused_and_places_come_back(port, service):
-    with service.device_lock:  # nothing is drawn meanwhile
+    with service.device_lock:  # nothing is generated meanwhile
         job_id = submit(service)
         connections = [listen(port, job_id) for _ in range(MAX_STREAMS)]
         assert all(b" 200 OK" in read_until(connection, b"\n\n") for connection in connections)

@@ -54,11 +54,11 @@ def opened(text: str) -> Image.Image:
 
 
 def test_images_come_as_base64_or_as_addresses_of_this_server(openai_client, address):
-    drawn = openai_client.images.generate(
+    generated = openai_client.images.generate(
         prompt="A dog", model="tiny/after", n=2, size="64x64", user="me", extra_body={"seed": 4, "steps": 2}
     )
-    assert [opened(image.b64_json).size for image in drawn.data] == [(64, 64)] * 2
-    assert [image.seed for image in drawn.data] == [4, 5]
+    assert [opened(image.b64_json).size for image in generated.data] == [(64, 64)] * 2
+    assert [image.seed for image in generated.data] == [4, 5]
     again = openai_client.images.generate(
         prompt="A dog", size="64x64", response_format="url", extra_body={"seed": 4, "steps": 2}
     )
@@ -66,15 +66,15 @@ def test_images_come_as_base64_or_as_addresses_of_this_server(openai_client, add
     assert url.startswith(f"{address}/v1/images/")
     content = openai_client._client.get(url, headers={"Authorization": f"Bearer {TOKEN}"}).content
     alone = np.asarray(Image.open(io.BytesIO(content))).astype(int)
-    assert np.abs(alone - np.asarray(opened(drawn.data[0].b64_json)).astype(int)).max() <= 12
+    assert np.abs(alone - np.asarray(opened(generated.data[0].b64_json)).astype(int)).max() <= 12
 
 
 def test_output_format_is_what_was_asked_for(openai_client):
     for image_format in ("png", "jpeg", "webp"):
-        drawn = openai_client.images.generate(
+        generated = openai_client.images.generate(
             prompt="A dog", output_format=image_format, extra_body={"steps": 1}
         )
-        assert opened(drawn.data[0].b64_json).format == image_format.upper()
+        assert opened(generated.data[0].b64_json).format == image_format.upper()
 
 
 def test_texts_and_images_are_embedded_as_by_the_fine_tuned_clip(openai_client, runs_dir):
@@ -193,9 +193,9 @@ def test_a_call_that_somebody_cancels_is_told_so(client, service):
 @pytest.mark.parametrize(
     ("state", "error", "status", "kind", "message"),
     [
-        ("blocked", "", 400, "invalid_request_error", "the base's safety checker blocked the image"),
-        ("failed_nan", "", 500, "server_error", "the image's values are no numbers"),
-        ("failed_black", "", 500, "server_error", "the image is all black"),
+        ("blocked", "", 400, "invalid_request_error", "blocked by the base's safety checker"),
+        ("failed_nan", "", 500, "server_error", "failed: NaN values"),
+        ("failed_black", "", 500, "server_error", "failed: all black"),
         ("failed", "MemoryError: too little", 500, "server_error", "MemoryError: too little"),
         (
             "failed",

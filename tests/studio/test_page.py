@@ -98,14 +98,14 @@ def view(page, name):
     page.wait_for_selector(f"nav a[href='#{name}'][aria-current]")
 
 
-def draw(page, steps=3, **fields):
+def generate(page, steps=3, **fields):
     page.fill("#steps", str(steps))
     for name, value in fields.items():
         page.fill(f"#{name}", value)
     page.click("#submit")
 
 
-def is_drawn(page, count):
+def is_done(page, count):
     page.wait_for_selector("#cancel", state="hidden")
     until(page, f"document.querySelectorAll('#images .frame img').length >= {count}")
     until(
@@ -121,7 +121,7 @@ def test_a_prompt_is_read_while_typed_and_sent_by_keyboard(page, service):
     page.fill("#steps", "3")
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
-    is_drawn(page, 1)
+    is_done(page, 1)
     assert "1 of 1 generated" in page.inner_text("#job-text")
     assert service.queue.history()[0].settings["num_inference_steps"] == 3
     until(page, "document.getElementById('estimate').textContent === '1 image'")
@@ -129,7 +129,7 @@ def test_a_prompt_is_read_while_typed_and_sent_by_keyboard(page, service):
 
 def test_a_refusal_is_seen_wherever_the_page_is_scrolled_to(page):
     page.click("summary")
-    draw(page, 150, width="1024", height="1024", **{"num-images": "16"})
+    generate(page, 150, width="1024", height="1024", **{"num-images": "16"})
     page.wait_for_selector("#notice:visible")
     assert "times what one job may ask for" in page.inner_text("#notice")
     top = page.evaluate("document.getElementById('notice').getBoundingClientRect().top")
@@ -138,8 +138,8 @@ def test_a_refusal_is_seen_wherever_the_page_is_scrolled_to(page):
 
 def test_compare_lays_two_images_of_one_seed_over_each_other(page, service):
     view(page, "compare")
-    draw(page, seed="5")
-    is_drawn(page, 3)
+    generate(page, seed="5")
+    is_done(page, 3)
     page.wait_for_selector(".slide img")
     assert {row.settings["seed"] for row in service.queue.history()} == {5}
     assert page.inner_text(".slide .tag.left") == "tiny/before"
@@ -159,7 +159,7 @@ def test_a_grid_says_how_much_it_is_and_labels_rows_and_columns(page):
     page.fill("#steps", "2")
     until(page, "document.getElementById('estimate').textContent.startsWith('6 images')")
     page.click("#submit")
-    is_drawn(page, 6)
+    is_done(page, 6)
     assert page.locator("table.grid thead th[scope=col]").all_inner_texts() == [
         "CFG 1",
         "CFG 2",
@@ -171,7 +171,7 @@ def test_a_grid_says_how_much_it_is_and_labels_rows_and_columns(page):
 
 def test_cancel_ends_the_job_and_says_so(page, service):
     page.click("summary")
-    draw(page, LONG, width="256", height="256")
+    generate(page, LONG, width="256", height="256")
     page.wait_for_selector("#cancel:visible")
     page.click("#cancel")
     until(page, "document.getElementById('job-text').textContent === 'Cancelled.'")
@@ -180,18 +180,18 @@ def test_cancel_ends_the_job_and_says_so(page, service):
 
 def test_a_job_survives_a_reload_of_the_page(page, service):
     page.click("summary")
-    draw(page, LONG, width="192", height="192")
+    generate(page, LONG, width="192", height="192")
     until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
     page.wait_for_selector("#images img[src*=preview]")
     page.reload()
     until(page, "/Generating|generated/.test(document.getElementById('job-text').textContent)")
-    is_drawn(page, 1)
+    is_done(page, 1)
     assert [job.state for job in service.queue.jobs(9)] == ["done"]
 
 
 def test_settings_are_loaded_back_from_a_downloaded_image(page, tmp_path):
-    draw(page, 4, seed="18446744073709551615", prompt="A red ball 犬")
-    is_drawn(page, 1)
+    generate(page, 4, seed="18446744073709551615", prompt="A red ball 犬")
+    is_done(page, 1)
     page.click("#images button")
     with page.expect_download() as download:
         page.click("#detail-download")
@@ -247,8 +247,8 @@ def test_search_finds_images_and_runs_show_loss_and_report(page):
 
 
 def test_every_text_stands_out_in_light_and_in_dark(page):
-    draw(page, prompt="A red ball")
-    is_drawn(page, 1)
+    generate(page, prompt="A red ball")
+    is_done(page, 1)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         for name in VIEWS:

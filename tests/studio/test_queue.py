@@ -101,8 +101,8 @@ def test_after_a_kill_only_running_jobs_are_interrupted(tmp_path):
     path = tmp_path / "queue.sqlite"
     killed = Queue(path)
     cut_off = killed.add("a", "generate", [image(), image(), image()])
-    drawn, at_work = killed.take(2)
-    killed.finish_image(drawn.number, "ok")
+    finished, running = killed.take(2)
+    killed.finish_image(finished.number, "ok")
     waiting = killed.add("a", "generate", [image()])
     call = killed.add("a", "call", [image()])
     # No close: the process is gone.
@@ -111,7 +111,7 @@ def test_after_a_kill_only_running_jobs_are_interrupted(tmp_path):
     job = again.job(cut_off)
     assert (job.state, job.error) == ("interrupted", "the studio was stopped while this job was open")
     assert [row.state for row in again.images_of(job.number)] == ["ok", "interrupted", "interrupted"]
-    assert again.images_of(job.number)[1].id == at_work.id
+    assert again.images_of(job.number)[1].id == running.id
     assert [row.job for row in again.take(8)] == [again.job(waiting).number]
 
 

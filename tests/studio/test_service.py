@@ -59,14 +59,14 @@ def test_a_batch_of_many_clients_equals_single_images(service, runs_dir):
     batches, take = [], service.queue.take
     service.queue.take = lambda most: batches.append(take(most)) or batches[-1]
     service.start()
-    drawn = [service.queue.images_of(outcome(service, job_id).number)[0] for job_id in ids]
+    rows = [service.queue.images_of(outcome(service, job_id).number)[0] for job_id in ids]
     assert [len(batch) for batch in batches if batch] == [4]
     alone = clipgraft.load(runs_dir / "tiny" / "bridge" / "graft", device="cpu")
-    for seed, row in zip(seeds, drawn, strict=True):
+    for seed, row in zip(seeds, rows, strict=True):
         image = next(alone.sample([changed(DOG, seed=seed)], batch_size=1))
         difference = np.abs(pixels(service, row.id) - np.asarray(image.image).astype(int))
         assert difference.max() <= tolerance()
-    assert np.abs(pixels(service, drawn[0].id) - pixels(service, drawn[1].id)).max() > 20
+    assert np.abs(pixels(service, rows[0].id) - pixels(service, rows[1].id)).max() > 20
 
 
 def tolerance() -> int:

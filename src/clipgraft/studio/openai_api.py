@@ -26,6 +26,7 @@ from clipgraft.errors import (
     is_no_space,
     one_line,
 )
+from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.schedulers import SCHEDULERS
 from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.database import UnavailableError
@@ -63,7 +64,6 @@ ERROR_SCHEMA = {
         }
     },
 }
-FAILURES = {"failed_nan": "the image's values are no numbers", "failed_black": "the image is all black"}
 IMAGES_EXAMPLE = {
     "created": 1767225600,
     "output_format": "png",
@@ -249,9 +249,7 @@ def _image_error(status: str, error: str) -> JSONResponse:
     if status == "cancelled":
         return _error(409, "cancelled", "the job was cancelled while it was waited for")
     if status == "blocked":
-        return _error(
-            400, "content_policy_violation", "the base's safety checker blocked the image", "prompt"
-        )
+        return _error(400, "content_policy_violation", FAILURES[status], "prompt")
     if error.startswith(NO_SPACE):
         return _error(503, "no_space", error)
     return _error(500, status, FAILURES.get(status, error or status))
