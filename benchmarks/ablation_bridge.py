@@ -29,7 +29,7 @@ from clipgraft.bridging.captions import load_captions
 from clipgraft.bridging.fit import STATES_NAME, fit_residual, linear_bridge
 from clipgraft.bridging.latents import LatentImages, encode_images
 from clipgraft.bridging.pairs import LinearFit, Towers, load_towers
-from clipgraft.bridging.refine import refine
+from clipgraft.bridging.refine import refine_recipe
 from clipgraft.config import (
     BridgeSettings,
     DataSettings,
@@ -206,8 +206,7 @@ class Ablation:
     def _make(self, name: str, folder: Path) -> None:
         if name == "+ refinement":
             graft = self.folder / slug("+ key/value loss") / "graft"
-            data = load_dataset(self.recipe.data.source)
-            refine(graft, self.recipe.base, data, output_dir=folder, resume=True, recipe=self.recipe)
+            refine_recipe(self.recipe, graft, folder, resume=True)
             return
         self.towers.graft(self._bridge(name, folder)).save_pretrained(folder / "graft")
 

@@ -17,8 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipgraft.bridging.captions import load_captions
-from clipgraft.bridging.fit import fit_bridge
+from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.config import Recipe, demo
 from clipgraft.device import describe_environment
 from clipgraft.evaluation.evaluate_run import evaluate_recipe
@@ -76,8 +75,7 @@ def run_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
         own = recipe.model_copy(update={"clip": recipe.clip.model_copy(update={"name": str(clip)})})
         place = folder / slug(name) / "bridge"
         if not (place / "metrics.json").is_file():
-            captions = load_captions(own)
-            fit_bridge(own.clip, own.base, captions, output_dir=place, resume=True, recipe=own)
+            bridge_recipe(own, place, resume=True)
         encoders[slug(name)] = folder / slug(name) / "bridge" / "graft"
         found[name] = {
             "image_recall@1": recall["text_to_image_recall@1"],

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.bridging.captions import load_captions
-from clipgraft.bridging.fit import fit_bridge
+from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.pairs import load_towers
-from clipgraft.bridging.refine import check_prediction, check_settings, refine
+from clipgraft.bridging.refine import check_prediction, check_settings, refine_recipe
 from clipgraft.config import Recipe
 from clipgraft.console import print_line
-from clipgraft.data.formats import load_dataset, read_lines
+from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate_run import evaluate_recipe
@@ -132,18 +132,8 @@ def _finetune(recipe: Recipe, folder: Path, *, resume: bool) -> None:
 
 
 def _bridge(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    captions = load_captions(recipe)
-    fit_bridge(
-        recipe.clip,
-        recipe.base,
-        captions,
-        output_dir=folder,
-        resume=resume,
-        overwrite=True,
-        recipe=recipe,
-    )
+    bridge_recipe(recipe, folder, resume=resume, overwrite=True)
 
 
 def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    data = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-    refine(graft, recipe.base, data, output_dir=folder, resume=resume, overwrite=True, recipe=recipe)
+    refine_recipe(recipe, graft, folder, resume=resume, overwrite=True)

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 import tiny
 from clipgraft.bridging.captions import load_captions
-from clipgraft.bridging.fit import BridgeResult, fit_bridge, warn_of_collapse
+from clipgraft.bridging.fit import BridgeResult, bridge_recipe, fit_bridge, warn_of_collapse
 from clipgraft.bridging.pairs import BridgeError, load_towers
 from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.data.formats import read_lines
@@ -46,14 +46,8 @@ def recipe_of(world, *overrides, **paths):
     return apply_overrides(Recipe(), parse_overrides([*texts, *small, *overrides]))
 
 
-def bridge(recipe, folder, **options):
-    """Fit what a recipe names into a folder, as the command line does."""
-    captions = load_captions(recipe)
-    return fit_bridge(recipe.clip, recipe.base, captions, output_dir=folder, recipe=recipe, **options)
-
-
 def test_a_bridge_is_fitted_to_a_text_file_without_any_image(world, tmp_path):
-    result = bridge(recipe_of(world), tmp_path)
+    result = bridge_recipe(recipe_of(world), tmp_path)
     assert (result.num_captions, result.num_held_out_captions) == (135, 15)
     for error in (result.linear, result.residual):
         for figures in error.model_dump().values():
@@ -73,7 +67,7 @@ def test_captions_of_a_file_are_cut_in_two_and_come_once(world):
 
 def test_the_bridge_of_one_map_and_that_with_attention_are_saved_and_come_back(world, tmp_path):
     options = ["bridge.by_token_class=false", "bridge.num_attention_blocks=1"]
-    bridge(recipe_of(world, *options), tmp_path)
+    bridge_recipe(recipe_of(world, *options), tmp_path)
     config = Graft.from_pretrained(tmp_path / "graft").text_encoder.bridge.config
     assert (config["num_maps"], config["num_attention_blocks"]) == (1, 1)
 
@@ -117,7 +111,7 @@ def test_a_base_whose_teacher_is_not_clips_is_refused(world, tmp_path):
     config = base / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "t5"}))
     with pytest.raises(CheckpointError, match="its text encoder is of type 't5'; only one of CLIP's"):
-        bridge(recipe_of(world, base=base), tmp_path / "out")
+        bridge_recipe(recipe_of(world, base=base), tmp_path / "out")
 
 
 def test_the_bases_own_tower_needs_no_bridge(world, tmp_path):
@@ -133,7 +127,7 @@ def test_the_bases_own_tower_needs_no_bridge(world, tmp_path):
     model = CLIPModel(config)
     model.text_model.load_state_dict(teacher.state_dict())
     save_clip(parts._replace(model=model), tmp_path / "clip")
-    result = bridge(recipe_of(world, clip=tmp_path / "clip"), tmp_path / "out")
+    result = bridge_recipe(recipe_of(world, clip=tmp_path / "clip"), tmp_path / "out")
     assert max(result.linear.relative_error.values()) == 0
     assert result.residual is None
 
@@ -177,7 +171,7 @@ def test_a_collapse_is_said(capsys):
 
 
 def test_metrics_json_is_the_result(world, tmp_path):
-    result = bridge(recipe_of(world), tmp_path)
+    result = bridge_recipe(recipe_of(world), tmp_path)
     assert Run(tmp_path).result(BridgeResult).model_dump() == result.model_dump()
     values = json.loads((tmp_path / "metrics.json").read_text())
     assert (values["stage"], values["schema_version"]) == ("bridge", 1)
@@ -198,21 +192,22 @@ def test_objects_are_grafted_and_nothing_is_written(world, tmp_path, monkeypatch
     assert (result.num_captions, result.num_held_out_captions) == (135, 15)
     [stage] = result.graft.lineage.stages
     assert (stage.recipe.clip.name, stage.recipe.bridge.hidden_size) == (str(world["clip"]), 8)
-    by_name = bridge(recipe_of(world), tmp_path / "out").graft
+    by_name = bridge_recipe(recipe_of(world), tmp_path / "out").graft
     ours, theirs = (one.text_encoder.state_dict() for one in (result.graft, by_name))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_graft_makes_a_plain_pipeline_of_its_base(world):
     lines = [f"a dog {index}" for index in range(120)]
-    graft = fit_bridge(str(world["clip"]), str(world["base"]), lines, num_epochs=0).graft
+    clip, base = load_clip(world["clip"]), FrozenBase.load(str(world["base"]))
+    graft = fit_bridge(clip, base, lines, num_epochs=0).graft
     pipeline = graft.pipeline()
     assert type(pipeline) is StableDiffusionPipeline
     assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
     assert pipeline.text_encoder is graft.text_encoder
-    assert graft.pipeline(FrozenBase.load(str(world["base"]))).unet is not None
+    assert graft.pipeline(base).unet is base.unet
 
 
 def test_a_setting_that_is_none_is_named(world):
     with pytest.raises(UserError, match="unknown setting 'hiden_size'; did you mean 'hidden_size'"):
-        fit_bridge(str(world["clip"]), str(world["base"]), ["a dog"], hiden_size=8)
+        fit_bridge(load_clip(world["clip"]), FrozenBase(), ["a dog"], hiden_size=8)

@@ -9,10 +9,9 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 import tiny
-from clipgraft.bridging.captions import load_captions
-from clipgraft.bridging.fit import fit_bridge
+from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.latents import load_latents
-from clipgraft.bridging.refine import RefineResult, build_objective, check_settings
+from clipgraft.bridging.refine import RefineResult, build_objective, check_settings, refine_recipe
 from clipgraft.bridging.refine import refine as refine_graft
 from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
 from clipgraft.data.formats import load_dataset
@@ -34,7 +33,7 @@ def world(tmp_path_factory):
         "base": tiny.write_base(folder / "base"),
         "data": tiny.write_flickr8k(folder / "data"),
     }
-    bridge(recipe_of(paths), folder / "bridge")
+    bridge_recipe(recipe_of(paths), folder / "bridge")
     return {**paths, "graft": folder / "bridge" / "graft"}
 
 
@@ -47,7 +46,7 @@ def cache(monkeypatch, tmp_path_factory):
 def other_graft(world, tmp_path_factory):
     """Of the same CLIP and base, but with one map for all token classes."""
     folder = tmp_path_factory.mktemp("other")
-    bridge(recipe_of(world, "bridge.by_token_class=false"), folder)
+    bridge_recipe(recipe_of(world, "bridge.by_token_class=false"), folder)
     return folder / "graft"
 
 
@@ -59,14 +58,8 @@ def recipe_of(world, *overrides):
     return apply_overrides(Recipe(), parse_overrides([*texts, *small, "refine.warmup_steps=0", *overrides]))
 
 
-def bridge(recipe, folder):
-    fit_bridge(recipe.clip, recipe.base, load_captions(recipe), output_dir=folder, recipe=recipe)
-
-
 def refine(recipe, graft, folder, **options):
-    """Refine as the command line does."""
-    data = load_dataset(recipe.data.source)
-    return refine_graft(graft, recipe.base, data, output_dir=folder, recipe=recipe, **options)
+    return refine_recipe(recipe, graft, folder, **options)
 
 
 def weights_of(folder):

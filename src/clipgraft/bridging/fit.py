@@ -9,9 +9,9 @@ from types import MappingProxyType
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from clipgraft.bridging.captions import Captions, choose_captions
-from clipgraft.bridging.pairs import BridgeError, LinearFit, Towers, as_clip, as_teacher
-from clipgraft.config import Recipe
+from clipgraft.bridging.captions import Captions, choose_captions, load_captions
+from clipgraft.bridging.pairs import BridgeError, LinearFit, Towers, load_models
+from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line, say
 from clipgraft.data.batches import StateBatches
 from clipgraft.data.dataset import CaptionDataset
@@ -24,7 +24,7 @@ from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import COLLAPSED_SHARE, is_collapsed
 from clipgraft.models.weights import tensors_sha256
 from clipgraft.runs.run import Run, StageResult
-from clipgraft.settings import BridgeSettings, DataSettings, ModelSettings
+from clipgraft.settings import BridgeSettings
 from clipgraft.training.objectives import BridgeObjective
 from clipgraft.training.trainer import FitResult, fit
 
@@ -55,11 +55,6 @@ class BridgeResult(StageResult):
         return self._graft
 
     @property
-    def errors(self) -> dict[str, BridgeError]:
-        """Errors by part: "linear", and "residual" where there is one."""
-        return {"linear": self.linear} | ({"residual": self.residual} if self.residual else {})
-
-    @property
     def error(self) -> BridgeError:
         """Error of the whole bridge."""
         return self.residual or self.linear
@@ -73,8 +68,8 @@ class BridgeResult(StageResult):
 
 
 def fit_bridge(
-    clip: ClipParts | ModelSettings | str,
-    base: FrozenBase | ModelSettings | str,
+    clip: ClipParts,
+    base: FrozenBase,
     captions: Captions | CaptionDataset | Sequence[str],
     *,
     output_dir: str | Path | None = None,
@@ -90,8 +85,8 @@ def fit_bridge(
     """Graft a CLIP onto a base with captions alone; no image is read.
 
     Args:
-        clip: The CLIP, or its name.
-        base: A base with tokenizer and text encoder, or its name.
+        clip: The CLIP.
+        base: With tokenizer and text encoder.
         captions: A dataset, whose train and test captions are taken; or captions, one in ten of which is held
             out. At least 100 to fit to, unless `allow_few_captions` is true.
         output_dir: Gets `graft/`, `metrics.json`, `recipe.toml` and, where a residual is trained, `log.jsonl`
@@ -101,7 +96,7 @@ def fit_bridge(
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         settings: Settings of the bridge.
-        recipe: Settings of a whole run to take seed, device and bridge from, and to write beside the result.
+        recipe: Settings of a whole run, in place of seed, device and settings; written beside the result.
         inputs: Files by name that `output_dir` must not hold.
         **overrides: Fields of `BridgeSettings`, over `settings`.
 
@@ -114,31 +109,47 @@ def fit_bridge(
     """
     quiet_libraries()
     if recipe is None:
-        recipe = Recipe.model_validate({"seed": seed, "device": device})
-        recipe = _with_origins(recipe, clip, base, captions)
-    chosen = (settings or recipe.bridge).updated(overrides)
-    recipe = recipe.model_copy(update={"bridge": chosen})
+        data = {"data": {"source": str(captions.root)}} if isinstance(captions, CaptionDataset) else {}
+        recipe = build_recipe({"seed": seed, "device": device, **data, **origins(clip=clip, base=base)})
+    recipe = recipe.model_copy(update={"bridge": (settings or recipe.bridge).updated(overrides)})
     if not isinstance(captions, Captions):
-        captions = choose_captions(captions, chosen)
+        captions = choose_captions(captions, recipe.bridge)
     with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
-        clip = as_clip(clip)
-        base = as_teacher(base, clip.tokenizer)
-        towers = Towers(clip, base, device=recipe.device, mixed_precision=chosen.mixed_precision)
+        towers = Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
         result = _fit(towers, captions, recipe, folder, resume)
-        stage = Stage(
-            stage="bridge",
-            recipe=recipe,
-            figures={name: error.relative_error for name, error in result.errors.items()},
-            counts={
-                "num_captions": result.num_captions,
-                "num_held_out_captions": result.num_held_out_captions,
-            },
-        )
+        errors = {"linear": result.linear, **({"residual": result.residual} if result.residual else {})}
+        figures = {name: error.relative_error for name, error in errors.items()}
+        counts = {"num_captions": result.num_captions, "num_held_out_captions": result.num_held_out_captions}
+        stage = Stage(stage="bridge", recipe=recipe, figures=figures, counts=counts)
         result.graft.lineage = Lineage(stages=(*clip.lineage, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "graft")
             result.save(folder)
     return result
+
+
+def bridge_recipe(
+    recipe: Recipe,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+) -> BridgeResult:
+    """Load the CLIP, the base and the captions of a recipe, and fit the bridge; see `fit_bridge`."""
+    quiet_libraries()
+    captions = load_captions(recipe)
+    clip, base = load_models(recipe)
+    return fit_bridge(
+        clip,
+        base,
+        captions,
+        output_dir=output_dir,
+        resume=resume,
+        overwrite=overwrite,
+        recipe=recipe,
+        inputs=inputs,
+    )
 
 
 @contextmanager
@@ -150,42 +161,22 @@ def stage_output(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[Path]:
-    """Give the folder of a stage; one that is deleted at the end where none is named."""
+    """Give the folder of a stage; a temporary one if none is named."""
     if output_dir is None:
         with TemporaryDirectory(prefix="clipgraft-") as temporary:
             yield Path(temporary)
         return
-    with Run.begin(
-        Path(output_dir), recipe, stage=stage, inputs=inputs, resume=resume, overwrite=overwrite
-    ) as run:
+    place = Path(output_dir)
+    with Run.begin(place, recipe, stage=stage, inputs=inputs, resume=resume, overwrite=overwrite) as run:
         yield run.path
 
 
-def _with_origins(
-    recipe: Recipe,
-    clip: ClipParts | ModelSettings | str,
-    base: FrozenBase | ModelSettings | str,
-    captions: Captions | CaptionDataset | Sequence[str],
-) -> Recipe:
-    """Name what is known of where the objects come from."""
-    update: dict[str, object] = {}
-    if isinstance(captions, CaptionDataset):
-        update["data"] = DataSettings(source=str(captions.root))
-    for name, given in (("clip", clip), ("base", base)):
-        if origin := origin_of(given):
-            update[name] = origin
-    return recipe.model_copy(update=update)
-
-
-def origin_of(model: ClipParts | FrozenBase | ModelSettings | str) -> ModelSettings | None:
-    """Return name and commit of a model; None where it was made in memory."""
-    if isinstance(model, str):
-        return ModelSettings(name=model)
-    if isinstance(model, ModelSettings):
-        return model
-    if isinstance(model, FrozenBase):
-        return ModelSettings(name=model.origin.name, revision=model.origin.revision) if model.origin else None
-    return model.origin
+def origins(**models: ClipParts | FrozenBase) -> dict[str, dict[str, str]]:
+    """Return name and commit of models by section of a recipe; none of those made in memory."""
+    found = {name: model.origin for name, model in models.items()}
+    return {
+        name: {"name": origin.name, "revision": origin.revision} for name, origin in found.items() if origin
+    }
 
 
 def _fit(towers: Towers, captions: Captions, recipe: Recipe, folder: Path, resume: bool) -> BridgeResult:
@@ -249,11 +240,11 @@ def fit_residual(
     """Train the residual of a bridge, in place.
 
     Args:
-        bridge: From `linear_bridge`.
-        towers: Those it lies between.
+        bridge: From `linear_bridge`, between `towers`.
+        towers: Of the bridge.
         linear: Its linear fit, with the hidden states of the training captions.
         input_ids: (N, 77) of the training captions.
-        recipe: Its seed and bridge settings are read.
+        recipe: Seed and bridge settings are read.
         folder: Gets `log.jsonl` and `checkpoints/`.
         resume: Continue from the newest checkpoint there.
     """

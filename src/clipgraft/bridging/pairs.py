@@ -31,7 +31,6 @@ from clipgraft.models.lineage import NO_LINEAGE, Lineage
 from clipgraft.models.ridge import ClassRidgeRegression
 from clipgraft.models.token_stats import Diversity, EmbedError
 from clipgraft.models.weights import module_sha256, tensors_sha256
-from clipgraft.settings import ModelSettings
 
 ENCODE_BATCH_SIZE = 128
 """Captions encoded at once: bounds memory, whatever their number."""
@@ -245,30 +244,22 @@ class Towers:
         return Graft(encoder, self.tokenizer, self.record, lineage)
 
 
+def load_models(recipe: Recipe) -> tuple[ClipParts, FrozenBase]:
+    """Load the CLIP of a recipe, and of its base what a bridge is fitted to."""
+    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    base = FrozenBase.load(
+        recipe.base.name,
+        revision=recipe.base.revision or None,
+        components=("tokenizer", "text_encoder"),
+        tokenizer=clip.tokenizer,
+    )
+    return clip, base
+
+
 def load_towers(recipe: Recipe) -> Towers:
     """Load the CLIP and the base of a recipe as `Towers`."""
-    clip = as_clip(recipe.clip)
-    base = as_teacher(recipe.base, clip.tokenizer)
+    clip, base = load_models(recipe)
     return Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
-
-
-def as_clip(clip: ClipParts | ModelSettings | str) -> ClipParts:
-    """Return a CLIP, loaded where it is given by name."""
-    if isinstance(clip, ClipParts):
-        return clip
-    named = ModelSettings(name=clip) if isinstance(clip, str) else clip
-    return load_clip(named.name, revision=named.revision or None)
-
-
-def as_teacher(base: FrozenBase | ModelSettings | str, tokenizer: CLIPTokenizer) -> FrozenBase:
-    """Return a base, loaded with its text encoder alone where it is given by name."""
-    if isinstance(base, FrozenBase):
-        return base
-    named = ModelSettings(name=base) if isinstance(base, str) else base
-    components = ("tokenizer", "text_encoder")
-    return FrozenBase.load(
-        named.name, revision=named.revision or None, components=components, tokenizer=tokenizer
-    )
 
 
 def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -9,13 +9,14 @@ from types import MappingProxyType
 
 from pydantic import PrivateAttr
 
-from clipgraft.bridging.fit import origin_of, stage_output
+from clipgraft.bridging.fit import origins, stage_output
 from clipgraft.bridging.latents import LatentImages, encode_images
 from clipgraft.bridging.refine_objective import RefineObjective
-from clipgraft.config import Recipe, RefineSettings
+from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line
 from clipgraft.data.batches import LatentBatches, WithProgress
 from clipgraft.data.dataset import CaptionDataset
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.device import PRECISION_DTYPES, choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import CheckpointError, UserError
@@ -26,7 +27,7 @@ from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.weights import module_sha256, tensors_sha256
 from clipgraft.runs.run import StageResult
-from clipgraft.settings import DataSettings, ModelSettings
+from clipgraft.settings import RefineSettings
 from clipgraft.training.checkpoints import sum_of_tokenizer
 from clipgraft.training.optim import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.trainer import fit, settle_precision
@@ -65,8 +66,8 @@ class RefineResult(StageResult):
 
 
 def refine(
-    graft: Graft | str | Path,
-    base: FrozenBase | ModelSettings | str,
+    graft: Graft,
+    base: FrozenBase,
     data: CaptionDataset,
     *,
     output_dir: str | Path | None = None,
@@ -77,6 +78,7 @@ def refine(
     settings: RefineSettings | None = None,
     recipe: Recipe | None = None,
     inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+    started_from: str = "",
     **overrides: object,
 ) -> RefineResult:
     """Train a graft's bridge, and optionally its last text layers, on the train split of a dataset.
@@ -84,12 +86,13 @@ def refine(
     Arguments not listed are those of `fit_bridge`.
 
     Args:
-        graft: The graft or its folder; it is not changed.
-        base: The whole base, which is used in its own dtype; or its name.
+        graft: Stays as it is; a copy is trained.
+        base: All components, each used in its own dtype; bfloat16 is enough, as they are frozen.
         data: Its train split is trained on, some images of its test split (else of train) are measured on.
         output_dir: Gets `graft/`, `metrics.json`, `recipe.toml`, `log.jsonl` and `checkpoints/`; None =
             nothing is written but the cache of latents.
         settings: Settings of the stage; by default one epoch.
+        started_from: Folder of the graft, for the lineage.
         **overrides: Fields of `RefineSettings`, over `settings`.
 
     Returns:
@@ -101,23 +104,16 @@ def refine(
             run was begun with another graft.
     """
     quiet_libraries()
-    started_from = "" if isinstance(graft, Graft) else str(Path(graft).absolute())
     if recipe is None:
-        named = {"data": DataSettings(source=str(data.root)), "base": origin_of(base)}
-        recipe = Recipe.model_validate({"seed": seed, "device": device})
-        recipe = recipe.model_copy(update={name: value for name, value in named.items() if value})
+        named = {"data": {"source": str(data.root)}, **origins(base=base)}
+        recipe = build_recipe({"seed": seed, "device": device, **named})
         settings = settings or RefineSettings(num_epochs=1)
-    chosen = (settings or recipe.refine).updated(overrides)
-    recipe = recipe.model_copy(update={"refine": chosen})
-    check_settings(chosen)
-    if isinstance(graft, Graft):
-        loaded = replace(graft, text_encoder=deepcopy(graft.text_encoder))
-    else:
-        loaded = Graft.from_pretrained(graft)
-    recipe = with_lineage(recipe, loaded.lineage)
-    inputs = {**inputs, "--graft": started_from}
+    settings = (settings or recipe.refine).updated(overrides)
+    check_settings(settings)
+    recipe = with_lineage(recipe.model_copy(update={"refine": settings}), graft.lineage)
+    graft = replace(graft, text_encoder=deepcopy(graft.text_encoder))
     with stage_output(output_dir, recipe, "refine", inputs, resume, overwrite) as folder:
-        result = _refine(loaded, base, data, recipe, folder, resume)
+        result = _refine(graft, base, data, recipe, folder, resume)
         stage = Stage(
             stage="refine",
             recipe=recipe,
@@ -125,38 +121,58 @@ def refine(
             figures={"before": result.before, "after": result.after},
             counts={"num_train_images": result.num_train_images},
         )
-        loaded.lineage = Lineage(stages=(*loaded.lineage.stages, stage))
-        result._graft = loaded
+        graft.lineage = Lineage(stages=(*graft.lineage.stages, stage))
+        result._graft = graft
         if output_dir is not None:
-            loaded.save_pretrained(folder / "graft")
+            graft.save_pretrained(folder / "graft")
             result.save(folder)
     return result
 
 
-def _refine(
-    graft: Graft,
-    base: FrozenBase | ModelSettings | str,
-    data: CaptionDataset,
+def refine_recipe(
     recipe: Recipe,
-    folder: Path,
-    resume: bool,
+    graft_dir: Path,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
+) -> RefineResult:
+    """Load a graft, and the base and the dataset of a recipe, and refine; see `refine`."""
+    quiet_libraries()
+    check_settings(recipe.refine)
+    graft = Graft.from_pretrained(graft_dir)
+    device, name = choose_device(recipe.device), recipe.refine.mixed_precision
+    base = FrozenBase.load(
+        recipe.base.name,
+        revision=recipe.base.revision or None,
+        dtype=PRECISION_DTYPES[settle_precision(name, device, output_dir if resume else None)],
+        tokenizer=graft.tokenizer,
+    )
+    return refine(
+        graft,
+        base,
+        load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit),
+        output_dir=output_dir,
+        resume=resume,
+        overwrite=overwrite,
+        recipe=recipe,
+        inputs={**inputs, "--graft": graft_dir},
+        started_from=str(graft_dir.absolute()),
+    )
+
+
+def _refine(
+    graft: Graft, base: FrozenBase, data: CaptionDataset, recipe: Recipe, folder: Path, resume: bool
 ) -> RefineResult:
     settings, device = recipe.refine, choose_device(recipe.device)
-    precision = settle_precision(settings.mixed_precision, device, folder if resume else None)
-    if not isinstance(base, FrozenBase):
-        named = ModelSettings(name=base) if isinstance(base, str) else base
-        base = FrozenBase.load(
-            named.name,
-            revision=named.revision or None,
-            dtype=PRECISION_DTYPES[precision],  # frozen weights need no float32 master
-            tokenizer=graft.tokenizer,
-        )
     base.check_record(graft.base)
     check_prediction(base)
     for module in base.modules.values():
         module.to(device)
     images = encode_images(data, base, recipe.data)
-    base = replace(base, vae=None)  # frees its memory for the training
+    if base.vae is not None:
+        base.vae.cpu()  # its memory on a GPU is for the training
     sums = _sums(images, graft, base)
     seed_everything(recipe.seed)
     objective = build_objective(graft, base, settings).to(device)
@@ -184,7 +200,7 @@ def _refine(
         seconds=fitted.seconds,
         epoch_mean_loss=[*fitted.epoch_mean_loss],
         num_train_images=len(images.train),
-        mixed_precision=precision,
+        mixed_precision=fitted.mixed_precision,
     )
 
 

@@ -142,23 +142,14 @@ def bridge(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
-    from clipgraft.bridging.captions import load_captions
-    from clipgraft.bridging.fit import fit_bridge
+    from clipgraft.bridging.fit import bridge_recipe
 
     if data and captions:
         raise UserError("--captions takes the place of --data; leave one of them out")
     given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
     settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
-    result = fit_bridge(
-        settings.clip,
-        settings.base,
-        load_captions(settings),
-        output_dir=out,
-        resume=resume,
-        overwrite=overwrite,
-        recipe=settings,
-        inputs={"--recipe": recipe},
-    )
+    inputs = {"--recipe": recipe}
+    result = bridge_recipe(settings, out, resume=resume, overwrite=overwrite, inputs=inputs)
     result.print()
     print_line(f"graft: {out / 'graft'}")
 
@@ -175,22 +166,13 @@ def refine(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a graft's bridge on pictures, through the base's frozen U-Net."""
-    from clipgraft.bridging.refine import refine as refine_graft
-    from clipgraft.data.formats import load_dataset
+    from clipgraft.bridging.refine import refine_recipe
 
     chosen = epochs or (0 if recipe else 1)
     given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
     settings = recipe_from_options(recipe, set_, given)
-    result = refine_graft(
-        graft,
-        settings.base,
-        load_dataset(settings.data.source, include_unsplit=settings.data.include_unsplit),
-        output_dir=out,
-        resume=resume,
-        overwrite=overwrite,
-        recipe=settings,
-        inputs={"--recipe": recipe},
-    )
+    inputs = {"--recipe": recipe}
+    result = refine_recipe(settings, graft, out, resume=resume, overwrite=overwrite, inputs=inputs)
     result.print()
     print_line(f"graft: {out / 'graft'}")
 
