@@ -26,7 +26,7 @@ def load(folder, state, step=0):
     checkpoints.restore(checkpoints.read(step), state)
 
 
-def test_checkpoint_of_a_cpu_goes_on_wherever_there_is_another_device(tmp_path):
+def test_checkpoint_of_a_cpu_restores_on_another_device(tmp_path):
     device = "cuda" if torch.cuda.is_available() else "meta"
     save(tmp_path, state_of())
     load(tmp_path, state_of(Regression().to(device)))
@@ -65,7 +65,7 @@ def test_checkpoint_of_another_version_names_the_way_on(tmp_path):
     "name",
     ["weight.linear.bias", "optimizer.0.exp_avg", "optimizer.7.step", "optimizer.x.step", "optimizer", "z"],
 )
-def test_tensors_that_are_missing_or_too_many_are_refused_by_name(tmp_path, name):
+def test_missing_or_unknown_tensors_are_refused_by_name(tmp_path, name):
     state = state_of()
     state.module({"x": torch.ones(8, 4)})[0].backward()
     state.optimizer.step()
@@ -87,14 +87,14 @@ def test_checkpoint_of_another_precision_is_refused(tmp_path):
         load(tmp_path, state_of(mixed_precision="no"))
 
 
-def test_checkpoint_without_the_gradient_scalers_state_is_refused(tmp_path):
+def test_checkpoint_without_the_scalers_state_is_refused(tmp_path):
     save(tmp_path, state_of(mixed_precision="fp16"))
     scaled = state_of(mixed_precision="fp16", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(CheckpointError, match="has no state of the gradient scaler, which 'fp16' needs;"):
         load(tmp_path, scaled)
 
 
-def test_precision_is_read_from_the_newest_checkpoint_that_can_be_read(tmp_path):
+def test_precision_is_read_from_the_newest_readable_checkpoint(tmp_path):
     assert CheckpointManager(tmp_path).saved_precision() == ""
     save(tmp_path, state_of(mixed_precision="bf16"))
     newer = save(tmp_path, state_of(step=1))

@@ -31,7 +31,7 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_full_disk_is_said_in_one_line_and_the_run_goes_on_from_there(tmp_path, unbroken, limit):
+def test_full_disk_is_one_line_and_the_run_resumes_from_there(tmp_path, unbroken, limit):
     with files_of_at_most(limit), pytest.raises((OSError, CheckpointError)) as caught:
         run(tmp_path)
     assert is_user_error(caught.value)

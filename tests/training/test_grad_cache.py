@@ -89,7 +89,7 @@ def test_joint_gradient_is_not_that_of_separate_micro_batches(accelerator):
 
 
 @pytest.mark.parametrize("accumulation", ["separate", "joint"])
-def test_step_of_a_training_is_by_the_accumulation_that_was_asked_for(tmp_path, accumulation, accelerator):
+def test_training_uses_the_accumulation_of_its_settings(tmp_path, accumulation, accelerator):
     batches = micro_batches((4, 4), torch.float32)
 
     class TwoBatches:

@@ -100,7 +100,7 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(world, unbroken, tmp_path,
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
+def test_two_killed_and_resumed_processes_end_in_the_same_bits(world, tmp_path):
     unbroken, out = tmp_path / "unbroken", tmp_path / "out"
     run_in_two_processes(__file__, "--", *command(world, unbroken, 0))
     place = ("clipgraft.training.step", "TrainStep.__call__", 9)

@@ -15,14 +15,14 @@ from clipgraft.training.losses import (
 )
 
 
-def test_contrastive_loss_of_two_orthogonal_pairs_is_worked_out_by_hand():
+def test_contrastive_loss_of_orthogonal_pairs_is_that_by_hand():
     embeds = torch.eye(2)
     loss = contrastive_loss(embeds, embeds, torch.tensor(math.log(3.0)))
     # Logits are 3 on the diagonal and 0 beside it: -log(e^3 / (e^3 + 1)) in all four rows.
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-6)
 
 
-def test_contrastive_loss_of_equal_embeds_is_the_log_of_the_batch_size():
+def test_contrastive_loss_of_equal_embeds_is_log_batch_size():
     embeds = torch.ones(5, 4) / 2
     assert contrastive_loss(embeds, embeds, torch.tensor(4.0)).item() == pytest.approx(math.log(5), rel=1e-5)
 
@@ -70,7 +70,7 @@ def test_masked_loss_of_a_duplicated_image_is_worked_out_by_hand():
     assert loss.item() == pytest.approx((sum(by_text) + sum(by_image)) / 6, rel=1e-6)
 
 
-def test_shared_target_of_a_duplicated_image_is_worked_out_by_hand():
+def test_shared_target_of_duplicates_is_that_by_hand():
     image, text, scale, content = duplicated_image()
     by_text = [
         (log_share(2.0, 2.0, 1.2) + log_share(2.0, 2.0, 1.2)) / 2,
@@ -127,7 +127,7 @@ def test_captions_of_one_row_are_those_of_the_image_repeated(duplicate_images):
 
 
 @pytest.mark.parametrize("duplicate_images", ["mask", "positive", "negative"])
-def test_batch_of_one_image_has_no_wrong_answer_and_finite_gradients(duplicate_images):
+def test_batch_of_one_image_has_finite_gradients(duplicate_images):
     image = torch.nn.functional.normalize(torch.ones(1, 4), dim=-1).requires_grad_()
     text = torch.eye(4)[:2].requires_grad_()
     row = torch.tensor([0, 0])
@@ -155,7 +155,7 @@ def test_sigmoid_loss_is_the_formula_of_its_paper():
     assert sigmoid_loss(image, text, scale, bias).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_sigmoid_loss_of_a_duplicated_image_is_worked_out_by_hand():
+def test_sigmoid_loss_of_duplicates_is_that_by_hand():
     image, text, scale, content = duplicated_image()
     together, apart = (lambda z: math.log1p(math.exp(-z))), (lambda z: math.log1p(math.exp(z)))
     own = together(2.0) + together(1.6) + together(2.0)
@@ -179,7 +179,7 @@ def test_balanced_bias_expects_as_many_pairs_as_there_are():
     assert torch.sigmoid(logits + bias).mean().item() == pytest.approx(1 / 32, rel=1e-4)
 
 
-def test_state_loss_is_zero_for_equal_states_and_leaves_out_positions_of_no_weight():
+def test_state_loss_is_zero_for_equal_states_and_skips_weight_0():
     teacher = torch.randn(2, 3, 4)
     student = teacher.clone()
     student[:, 2] = 99.0
@@ -194,14 +194,14 @@ def test_state_loss_of_the_zero_state_is_two():
     assert state_loss(errors).item() == pytest.approx(2, rel=1e-6)
 
 
-def test_state_loss_counts_a_doubled_length_by_its_norm_alone_where_the_direction_is_right():
+def test_state_loss_counts_a_doubled_length_by_its_norm():
     teacher = torch.randn(2, 3, 4)
     errors = state_errors(2 * teacher, teacher, torch.ones(2, 3))
     assert state_loss(errors).item() == pytest.approx(1, rel=1e-5)  # squared error: once the teacher's power
     assert state_loss(errors, cosine_weight=9, norm_weight=0.5).item() == pytest.approx(1.5, rel=1e-5)
 
 
-def test_snr_weight_equals_the_librarys_formula_between_floor_and_cap():
+def test_snr_weight_equals_the_librarys_formula_within_bounds():
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr
 

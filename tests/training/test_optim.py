@@ -122,7 +122,7 @@ def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_frozen_tower_has_nothing_to_train_and_the_other_has_everything(clip):
+def test_frozen_tower_has_nothing_to_train(clip):
     everything = trainable(clip.model)
     freeze_layers(clip.model, vision=-1)
     left = trainable(clip.model)
@@ -156,7 +156,7 @@ def test_layers_that_leave_nothing_to_train_are_refused(clip, rank, vision, text
         freeze_layers(clip.model, vision=vision, text=text)
 
 
-def test_low_rank_updates_begin_as_nothing_and_merge_into_plain_weights(clip):
+def test_lora_starts_at_zero_and_merges_into_plain_weights(clip):
     ids = tokenize(tiny.CAPTIONS, clip.tokenizer).input_ids
     names = set(clip.model.state_dict())
     before = encode_text(clip.model.eval(), ids)
@@ -187,7 +187,7 @@ def test_missing_peft_is_named_with_what_to_install(clip, monkeypatch):
         add_lora(clip.model, rank=2)
 
 
-def test_learning_rate_falls_by_the_same_factor_from_layer_to_layer(clip):
+def test_learning_rate_falls_by_one_factor_per_layer(clip):
     scales = layer_scales([name for name, _ in clip.model.named_parameters()], 0.5)
     assert scales["logit_scale"] == scales["text_projection.weight"] == 1.0
     assert scales["text_model.final_layer_norm.weight"] == 1.0

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from clipgraft.errors import CheckpointError, UserError
@@ -87,7 +88,7 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path, stop_at, ema_de
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
 
 
-def test_killed_run_goes_on_from_its_checkpoint_without_a_double_line(tmp_path):
+def test_killed_run_resumes_without_a_double_line(tmp_path):
     class KilledError(Exception):
         pass
 
@@ -105,7 +106,7 @@ def test_killed_run_goes_on_from_its_checkpoint_without_a_double_line(tmp_path):
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
 
 
-def test_log_is_cut_back_beside_the_old_file_and_takes_its_place_whole(tmp_path):
+def test_log_is_cut_back_in_a_new_file(tmp_path):
     train(tmp_path, save_total_limit=9)
     whole = (tmp_path / "log.jsonl").read_text()
     (tmp_path / "old.jsonl").hardlink_to(tmp_path / "log.jsonl")
@@ -172,7 +173,7 @@ def test_checkpoint_of_other_data_is_refused_by_name(tmp_path):
         train(tmp_path, resume=True, data=changed)
 
 
-def test_changed_data_is_accepted_aloud_where_asked_for_and_changed_settings_never(tmp_path, caplog):
+def test_changed_data_is_accepted_on_request_settings_never(tmp_path, caplog):
     train(tmp_path, data=DATA, num_epochs=2)
     changed, resume = {"captions": "dddd"}, Resume(allow_changed_data=True)
     _, result = train(tmp_path, data=changed, resume=resume)
@@ -184,7 +185,7 @@ def test_changed_data_is_accepted_aloud_where_asked_for_and_changed_settings_nev
         train(tmp_path, data=changed, resume=resume, learning_rate=0.2)
 
 
-def test_checkpoint_of_older_names_and_without_newer_settings_goes_on(tmp_path, monkeypatch):
+def test_checkpoint_with_older_names_of_settings_resumes(tmp_path, monkeypatch):
     def forget(values, _):
         del values["settings"]["layer_decay"]
         values["settings"]["old_name"] = values["settings"].pop("batch_size")
@@ -198,7 +199,7 @@ def test_checkpoint_of_older_names_and_without_newer_settings_goes_on(tmp_path, 
 
 
 @pytest.mark.parametrize("stop_at", [None, 8])
-def test_more_epochs_than_a_run_began_with_leave_its_first_ones_as_they_are(tmp_path, capsys, stop_at):
+def test_more_epochs_leave_the_first_ones_as_they_are(tmp_path, capsys, stop_at):
     def stop(objective, loss):
         if objective.num_forwards == stop_at:
             signal.raise_signal(signal.SIGINT)
@@ -224,7 +225,7 @@ def test_more_epochs_than_a_run_began_with_leave_its_first_ones_as_they_are(tmp_
     assert capsys.readouterr().err.splitlines() == [message]
 
 
-def test_schedule_is_stretched_over_more_epochs_and_what_results_is_said(tmp_path, capsys):
+def test_schedule_is_stretched_over_more_epochs_and_noted(tmp_path, capsys):
     train(tmp_path, lr_schedule="linear")
     train(tmp_path, lr_schedule="linear", resume=True, num_epochs=5)
     rates = [row["learning_rate"] for row in read_log(tmp_path)]
@@ -253,7 +254,7 @@ def test_steps_are_those_of_this_version(tmp_path):
     assert VERSION == 2
 
 
-def test_run_goes_on_from_the_step_that_is_named_and_later_checkpoints_are_gone(tmp_path):
+def test_resume_from_a_named_step_deletes_later_checkpoints(tmp_path):
     unbroken, _ = train(tmp_path / "unbroken")
     train(tmp_path / "again", save_total_limit=9)
     folder = tmp_path / "again" / "checkpoints"
@@ -299,7 +300,7 @@ def test_step_without_a_finite_loss_never_reaches_a_weight(tmp_path, caplog):
     assert "e0b2.jpg" in caplog.text
 
 
-def test_step_without_a_finite_gradient_never_reaches_a_weight_though_its_loss_is_finite(tmp_path):
+def test_step_without_a_finite_gradient_never_reaches_a_weight(tmp_path):
     weights = {}
 
     def fail_at_third(objective, loss):
@@ -325,6 +326,28 @@ def test_moving_average_takes_the_weights_place_at_the_end(tmp_path):
     plain, _ = train(tmp_path / "plain")
     averaged, _ = train(tmp_path / "averaged", ema_decay=0.9)
     assert not torch.equal(plain.linear.weight, averaged.linear.weight)
+
+
+def test_moving_average_is_the_librarys_after_every_step(tmp_path):
+    seen = []
+    objective = Regression(
+        lambda objective, loss: seen.append(objective.linear.weight.detach().clone()) or loss
+    )
+    train(tmp_path / "plain", objective, num_epochs=1)
+    average = EMAModel(seen[:1], decay=0.9, foreach=True)
+    for weight in [*seen[1:], objective.linear.weight]:
+        average.step([nn.Parameter(weight)])
+    averaged, _ = train(tmp_path / "averaged", num_epochs=1, ema_decay=0.9)
+    assert torch.equal(averaged.linear.weight, average.shadow_params[0])
+
+
+def test_without_a_folder_training_is_the_same_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unsaved, result = train(None, ema_decay=0.9)
+    assert list(tmp_path.iterdir()) == []
+    saved, expected = train(tmp_path / "saved", ema_decay=0.9)
+    assert torch.equal(unsaved.linear.weight, saved.linear.weight)
+    assert result.epoch_mean_loss == expected.epoch_mean_loss
 
 
 def test_bf16_keeps_master_weights_in_float32(tmp_path):

@@ -31,7 +31,7 @@ def train(
     return objective, scorer
 
 
-def test_evaluation_comes_before_the_first_step_and_after_every_epoch(tmp_path):
+def test_validation_comes_first_and_after_every_epoch(tmp_path):
     train(tmp_path)
     assert [(row["step"], row["epoch"]) for row in rows_of(tmp_path)] == [
         (0, 0),
@@ -42,9 +42,15 @@ def test_evaluation_comes_before_the_first_step_and_after_every_epoch(tmp_path):
     ]
 
 
-def test_weights_of_the_best_evaluation_are_left_and_of_equal_ones_the_first(tmp_path):
+def test_weights_of_the_first_best_validation_are_left(tmp_path):
     objective, scorer = train(tmp_path)
     assert torch.equal(objective.linear.weight, scorer.seen[1])
+
+
+def test_best_weights_are_left_without_a_folder(tmp_path):
+    objective, _ = train(None, patience=2)
+    written, _ = train(tmp_path, patience=2)
+    assert torch.equal(objective.linear.weight, written.linear.weight)
 
 
 def test_without_a_metric_the_last_weights_are_left(tmp_path):
@@ -64,7 +70,7 @@ def test_of_a_loss_a_drift_and_a_rank_the_least_is_the_best(tmp_path, metric):
     assert evaluations.best_weights()["w"].item() == 1.0
 
 
-def test_training_stops_when_patience_is_lost_and_a_resumed_run_stays_stopped(tmp_path):
+def test_early_stopping_stops_and_a_resumed_run_stays_stopped(tmp_path):
     train(tmp_path, patience=2)
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2, 3]
     before = (tmp_path / "log.jsonl").read_text()
@@ -73,7 +79,7 @@ def test_training_stops_when_patience_is_lost_and_a_resumed_run_stays_stopped(tm
 
 
 @pytest.mark.parametrize(("signal_at", "step", "patience"), [(0, 0, 0), (1, 6, 0), (4, 24, 0), (3, 18, 2)])
-def test_signal_that_comes_in_an_evaluation_stops_the_run_right_after_it(tmp_path, signal_at, step, patience):
+def test_signal_in_a_validation_stops_the_run_right_after_it(tmp_path, signal_at, step, patience):
     options = {"patience": patience}
     unbroken, _ = train(tmp_path / "unbroken", **options)
     with pytest.raises(Interrupted, match="stopped by SIGTERM; state saved in") as caught:
@@ -88,7 +94,7 @@ def test_signal_that_comes_in_an_evaluation_stops_the_run_right_after_it(tmp_pat
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
 
 
-def test_best_weights_that_are_damaged_lost_or_of_another_step_are_refused(tmp_path):
+def test_damaged_lost_or_other_best_weights_are_refused(tmp_path):
     path = tmp_path / "best.safetensors"
     evaluations = ValidationHistory(tmp_path, ValidationPlan(dict, "recall"), 0)
     evaluations.add({"step": 0, "epoch": 0, "recall": 0.1}, {"w": torch.ones(3)})
@@ -131,7 +137,7 @@ def test_run_killed_inside_an_evaluation_ends_in_the_same_bits(tmp_path, die_at)
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "unbroken")
 
 
-def test_evaluation_sees_the_averaged_weights_and_training_goes_on_from_its_own(tmp_path):
+def test_validation_sees_the_averaged_weights(tmp_path):
     _, averaged = train(tmp_path / "a", metric="", ema_decay=0.9)
     _, plain = train(tmp_path / "b", metric="")
     assert torch.equal(averaged.seen[0], plain.seen[0])
@@ -144,7 +150,7 @@ def test_metric_that_is_not_measured_is_refused_by_name(tmp_path):
         train(tmp_path, metric="recal")
 
 
-def test_another_way_is_refused_from_before_the_best_weights_that_are_kept(tmp_path):
+def test_other_steps_from_before_the_best_weights_are_refused(tmp_path):
     train(tmp_path, scores=[0.1, 0.2, 0.3, 0.4, 0.5], save_total_limit=9)
     before = sorted((tmp_path / "checkpoints").iterdir())
     for resume in (Resume(step=8), Resume(step=20)):
@@ -154,7 +160,7 @@ def test_another_way_is_refused_from_before_the_best_weights_that_are_kept(tmp_p
     train(tmp_path, resume=Resume(step=24))
 
 
-def test_another_way_keeps_the_best_weights_that_were_found_before_it(tmp_path):
+def test_other_steps_keep_the_best_weights_found_before(tmp_path):
     _, first = train(tmp_path, save_total_limit=9)
     objective, _ = train(tmp_path, resume=Resume(step=8), scores=[0.0, 0.0, 0.0])
     assert torch.equal(objective.linear.weight, first.seen[1])
