@@ -156,7 +156,7 @@ def test_kept_network_is_found_and_damaged_one_converted(tmp_path, capsys):
     whole_sum = file_sha256(kept)
     kept.write_bytes(kept.read_bytes()[:-4] + b"oops")
     assert run_layer(openvino(tmp_path)) == 4
-    assert "is damaged, so it is converted anew" in " ".join(capsys.readouterr().err.split())
+    assert "is damaged and is converted again" in " ".join(capsys.readouterr().err.split())
     assert file_sha256(kept) == whole_sum
 
 
@@ -201,7 +201,7 @@ def test_whatever_the_damage_a_network_is_converted_anew(damage, tmp_path, capsy
     DAMAGE[damage](folder)
     capsys.readouterr()
     assert run_layer(openvino(tmp_path)) == 4
-    assert "is damaged, so it is converted anew" in " ".join(capsys.readouterr().err.split())
+    assert "is damaged and is converted again" in " ".join(capsys.readouterr().err.split())
     assert run_layer(openvino(tmp_path)) == 4
     assert "converted anew" not in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]

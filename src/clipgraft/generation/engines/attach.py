@@ -1,4 +1,4 @@
-"""A base's heavy networks put on an engine, once for all pipelines that are built of it."""
+"""A base's U-Net and VAE decoder on an engine, shared by all of its pipelines."""
 
 import copy
 from pathlib import Path
@@ -6,11 +6,21 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from clipgraft.generation.engines.deepcache import DenoiserWithFeature, LastLayer, with_feature_cache
+from clipgraft.generation.engines.approximations import (
+    DenoiserWithFeature,
+    LastLayer,
+    guide_in_interval,
+    with_feature_cache,
+)
 from clipgraft.generation.engines.engine import Engine
-from clipgraft.generation.engines.guidance import in_interval
 from clipgraft.generation.engines.lora import fuse_lora
-from clipgraft.generation.engines.networks import Decoder, Denoiser, EngineDecoder, EngineUNet, Waves
+from clipgraft.generation.engines.networks import (
+    Decoder,
+    Denoiser,
+    EngineDecoder,
+    EngineUNet,
+    TimestepProjection,
+)
 from clipgraft.models.base import FrozenBase
 from clipgraft.settings import InferenceConfig
 
@@ -19,10 +29,10 @@ EXAMPLE_SIZE = 9
 
 
 def prepare_base(base: FrozenBase, engine: Engine, inference: InferenceConfig) -> None:
-    """Add a LoRA to a base that was loaded, and put it on an engine.
+    """Add a LoRA to a base, and put it on an engine.
 
     Raises:
-        ValueError: If peft, which loads it, is not installed.
+        UserError: If peft, which loads it, is not installed.
         FileNotFoundError: If there is no such LoRA.
         CheckpointError: If it is of another U-Net.
     """
@@ -36,9 +46,9 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     """Hand the U-Net and the VAE's decoder to an engine; what is left in torch becomes float32.
 
     Args:
-        base: Gets stand-ins for both, after which the U-Net's own weights are in memory no longer.
+        base: Gets stand-ins for both; the U-Net's own weights leave memory.
         engine: From `choose_engine`.
-        has_feature_cache: Whether features are going to be cached.
+        has_feature_cache: Whether features will be cached.
     """
     assert base.unet is not None
     assert base.vae is not None
@@ -46,7 +56,7 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     config = unet.config
     latents = torch.randn(1, config.in_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
     states = torch.randn(1, base.tokenizer.model_max_length, config.cross_attention_dim)  # type: ignore[union-attr]
-    waves = Waves(unet, engine.device)
+    project = TimestepProjection(unet, engine.device)
     inputs = (latents, unet.time_proj(torch.tensor([500.0])), states)
     run_last_layer = None
     if has_feature_cache:
@@ -58,7 +68,7 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     else:
         run_unet = engine.prepare("the U-Net", Denoiser(unet), inputs)
     del unet
-    base.unet = EngineUNet(config, waves, engine.device, run_unet, run_last_layer)
+    base.unet = EngineUNet(config, project, engine.device, run_unet, run_last_layer)
     base.vae.float()
     decoder = base.vae.decoder
     run_decoder = engine.prepare("the VAE's decoder", Decoder(copy.deepcopy(decoder)), (latents,))
@@ -68,15 +78,10 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
 
 
 def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceConfig) -> None:
-    """Let a pipeline leave out what its options say.
-
-    Args:
-        pipeline: Of a base that `prepare_base` has put on an engine with the same inference.
-        options: Guidance interval and feature cache are read.
-    """
+    """Give a pipeline the guidance interval and feature cache that its base was prepared for."""
     start, stop = inference.guidance_interval
     unet = pipeline.unet
-    own = EngineUNet(unet.config, unet.waves, unet.device, unet.run_unet, unet.run_last_layer)
+    own = EngineUNet(unet.config, unet.project, unet.device, unet.run_unet, unet.run_last_layer)
     pipeline.unet = own
 
     def step() -> tuple[int, int]:
@@ -86,4 +91,4 @@ def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceCo
         assert own.run_last_layer is not None
         own.predict = with_feature_cache(own.run_unet, own.run_last_layer, step, inference.feature_cache)
     if (start, stop) != (0, 1):
-        own.predict = in_interval(own.predict, step, start, stop, is_guided=lambda: own.is_guided)
+        own.predict = guide_in_interval(own.predict, step, start, stop, is_guided=lambda: own.is_guided)

@@ -1,7 +1,6 @@
-"""Engines that run a pipeline's two heavy networks: torch everywhere, OpenVINO on x86 CPUs.
+"""Engines that run the U-Net and the VAE's decoder: torch everywhere, OpenVINO on x86 CPUs.
 
-An engine draws the same picture up to rounding. What draws another picture is in modules of its own
-(`guidance`, `feature_cache`, `schedulers`, `lora`) and works on either engine.
+An engine makes the same image up to rounding.
 """
 
 import platform
@@ -31,23 +30,17 @@ class Engine(Protocol):
     dtype: torch.dtype
 
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
-        """Make a network ready; it is given up to the engine, which may change its dtype and layout.
+        """Prepare a network; the engine owns it from there on.
 
         Args:
-            name: What it is, for the user.
+            name: For messages.
             network: Tensors in, a tuple of tensors out.
             examples: Float32 inputs of one row.
         """
 
 
 class TorchEngine:
-    """Eager torch, channels last; on CUDA compiled where asked for.
-
-    Args:
-        device: Where to run.
-        dtype: Of weights and activations.
-        is_compiled: Whether to compile each network at its first run (a minute or two for SD v1.5).
-    """
+    """Torch in channels-last layout, eager or compiled at the first run (minutes for SD v1.5)."""
 
     name = "torch"
 
@@ -76,15 +69,15 @@ class TorchEngine:
 
 
 def choose_engine(inference: InferenceConfig, device: torch.device, cache_folder: Path) -> Engine:
-    """Give the engine that is named, or the fastest there is for `auto`.
+    """Return the engine that is named, or for `auto` the fastest one.
 
     Args:
-        inference: Engine and whether to compile; compiling is torch's.
+        inference: Names the engine; compiling is torch's.
         device: Where the pipeline works.
-        cache_folder: OpenVINO's converted networks are kept there.
+        cache_folder: For OpenVINO's converted networks.
 
     Raises:
-        ValueError: If it is not to be had here; says why.
+        UserError: If it cannot run here; says why.
     """
     name = inference.engine
     missing = why_no_openvino(device)
@@ -122,25 +115,25 @@ def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, 
 
 
 def openvino_dtype() -> torch.dtype:
-    """bfloat16 where the CPU has instructions for it; OpenVINO, unlike torch, gains wherever it has."""
+    """Return bfloat16 if the CPU has instructions for it; OpenVINO, unlike torch, always gains then."""
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def why_no_openvino(device: torch.device) -> str:
-    """Why OpenVINO does not run here; empty where it does."""
+    """Return why OpenVINO does not run here; empty if it does."""
     if device.type != "cpu":
         return f"it is for CPUs, the device is {device.type}"
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"it is used on x86 CPUs alone, this is {platform.machine()}"
+        return f"it runs on x86 CPUs only, this is {platform.machine()}"
     if find_spec("openvino") is None:
         return "it is not installed (pip install 'clipgraft[openvino]')"
     return ""
 
 
 def openvino_advice(device: torch.device) -> str:
-    """What installing OpenVINO would gain here; empty where it is there or would not run."""
+    """Return what installing OpenVINO would gain; empty if it is installed or would not run."""
     if "not installed" not in why_no_openvino(device):
         return ""
     how_much = OPENVINO_GAIN if cpu_gains_from_bf16() else "some"
-    return f"pip install 'clipgraft[openvino]' makes drawing {how_much} faster on this CPU"
+    return f"pip install 'clipgraft[openvino]' makes generation {how_much} faster on this CPU"

@@ -1,4 +1,4 @@
-"""LoRAs for the U-Net, e.g. for few steps, through diffusers' own loader. Class C: another picture."""
+"""LoRAs for the U-Net, e.g. for few steps, through diffusers' own loader."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,18 +15,16 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
 def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
-    """Add a LoRA to a U-Net's weights, after which no engine sees that there was one.
-
-    A part for the text encoder is left out: the grafted encoder is another one.
+    """Add a LoRA to a U-Net's weights, so that no engine sees it; a part for the text encoder is ignored.
 
     Args:
         unet: In torch.
         path: A `.safetensors` file, or a folder with `WEIGHTS_NAME`.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If peft, which loads it, is not installed.
-        CheckpointError: If it is no LoRA, or of another U-Net.
+        FileNotFoundError: If it does not exist.
+        UserError: If peft, which loads it, is not installed.
+        CheckpointError: If it is not a LoRA of this U-Net.
     """
     tensors = read_lora(path)
     with loading(path, "a LoRA of this U-Net"):
@@ -48,6 +46,6 @@ def read_lora(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         refuse_links_out(path, [file])
     if file.suffix != ".safetensors" or not file.is_file():
-        raise CheckpointError(f"{file} is no .safetensors file; name one, or a folder with {WEIGHTS_NAME}")
+        raise CheckpointError(f"{file} is not a .safetensors file; name one, or a folder with {WEIGHTS_NAME}")
     # A rank's scale may be a whole number.
     return read_weights([file], may_be_whole=lambda name: name.endswith("alpha"))

@@ -1,7 +1,7 @@
-"""What an engine runs: networks of tensors alone; and what stands in a pipeline in their place.
+"""Networks that an engine runs, and their stand-ins in a pipeline.
 
-The pipeline is float32 throughout; only what an engine runs, the U-Net and the VAE's decoder, has the
-engine's dtype. B rows (a guided picture has two), h and w latent positions, L tokens, W states' width.
+The pipeline is float32 throughout; only the U-Net and the VAE's decoder have the engine's dtype. B rows (a
+guided image has two), h and w latent positions, L tokens, W width of the prompt embeds.
 """
 
 import copy
@@ -15,37 +15,29 @@ from torch import Tensor, nn
 Run = Callable[..., tuple[Tensor, ...]]
 """Runs a network on an engine: float32 tensors in, float32 tensors out."""
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`predict(sample (B, 4, h, w), waves (1, C), states (B, L, W))` gives noise_pred (B, 4, h, w)."""
+"""`predict(sample (B, 4, h, w), t_proj (1, C), encoder_hidden_states (B, L, W))` gives noise_pred."""
 
 POSITIONS_AT_ONCE = 8192
-"""Latent positions of the rows that are run at once: a guided picture of 512 x 512. More rows do not make a
-CPU faster there, but take memory; smaller pictures share a pass."""
+"""Latent positions of the rows run at once: a guided image of 512 x 512. More rows do not make a CPU faster,
+but take memory; smaller images share a pass."""
 
 
 class Denoiser(nn.Module):
-    """The U-Net: sample, waves and states to `(noise_pred,)`.
-
-    Waves (1, C) are made outside, by `Waves`, in float32: OpenVINO would make them in bfloat16, in which 500
-    radians are some 2 off.
-    """
+    """The U-Net without its timestep projection."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
+        # Made in float32 by TimestepProjection: in OpenVINO's bfloat16, 500 radians are some 2 off.
         unet.get_time_embed = lambda sample, timestep: timestep.to(sample.dtype)
 
-    def forward(self, sample: Tensor, waves: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-        """Return noise_pred (B, 4, h, w) of sample (B, 4, h, w), waves (1, C) and states (B, L, W)."""
-        return (self.unet(sample, waves, encoder_hidden_states=states, return_dict=False)[0],)
+    def forward(self, sample: Tensor, t_proj: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """Return `(noise_pred,)` (B, 4, h, w) of sample (B, 4, h, w), t_proj (1, C), states (B, L, W)."""
+        return (self.unet(sample, t_proj, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0],)
 
 
-class Waves(nn.Module):
-    """Sines and cosines of a timestep, with what guidance adds to them in a U-Net that was distilled (LCM's).
-
-    Args:
-        unet: Its own part for it is copied.
-        device: Where the pipeline works.
-    """
+class TimestepProjection(nn.Module):
+    """Sinusoidal projection of a timestep, with the guidance that a distilled U-Net (LCM's) adds to it."""
 
     def __init__(self, unet: UNet2DConditionModel, device: torch.device) -> None:
         super().__init__()
@@ -55,11 +47,11 @@ class Waves(nn.Module):
 
     @torch.no_grad()
     def forward(self, timestep: Tensor, timestep_cond: Tensor | None) -> Tensor:
-        """Return waves (1, C) of timestep (1,) and timestep_cond (B, D), of which all rows are alike."""
-        waves: Tensor = self.time_proj(timestep)
+        """Return t_proj (1, C) of timestep (1,) and timestep_cond (B, D) of equal rows."""
+        t_proj: Tensor = self.time_proj(timestep)
         if self.cond_proj is not None and timestep_cond is not None:
-            waves = waves + self.cond_proj(timestep_cond[:1].float())
-        return waves
+            t_proj = t_proj + self.cond_proj(timestep_cond[:1].float())
+        return t_proj
 
 
 class Decoder(nn.Module):
@@ -79,10 +71,7 @@ def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
 
     Args:
         run: The network.
-        *tensors: Inputs; the first is (B, C, h, w); waves, of two dimensions, belong to all rows.
-
-    Returns:
-        The outputs of all rows, in order.
+        *tensors: Inputs; the first is (B, C, h, w); t_proj, of two dimensions, belongs to all rows.
     """
     num_rows, _, height, width = tensors[0].shape
     rows = max(1, POSITIONS_AT_ONCE // (height * width))
@@ -96,38 +85,43 @@ def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class EngineUNet(nn.Module):
-    """In the place of a pipeline's U-Net.
+    """Drop-in U-Net that runs on an engine.
 
     Args:
         config: The U-Net's.
-        waves: Its timesteps as it takes them.
+        project: Its timestep projection.
         device: Where the pipeline works.
         run_unet: Gives noise_pred first.
         run_last_layer: For a feature cache.
     """
 
     def __init__(
-        self, config: Any, waves: Waves, device: torch.device, run_unet: Run, run_last_layer: Run | None
+        self,
+        config: Any,
+        project: TimestepProjection,
+        device: torch.device,
+        run_unet: Run,
+        run_last_layer: Run | None,
     ) -> None:
         super().__init__()
-        self.config, self.waves, self.device, self.dtype = config, waves, device, torch.float32
+        self.config, self.project, self.device, self.dtype = config, project, device, torch.float32
         self.run_unet, self.run_last_layer = run_unet, run_last_layer
         self.predict: Predict = lambda *inputs: in_chunks(run_unet, *inputs)[0]
         self.begin(is_guided=True, first_step=0)
 
     def begin(self, *, is_guided: bool, first_step: int) -> None:
-        """Get ready for the first step of other pictures.
+        """Prepare for the first step of other images.
 
         Args:
-            is_guided: Whether the prompts are weighed against the negative prompt.
-            first_step: Of the scheduler's: one that starts from a picture leaves the first ones out.
+            is_guided: Whether there is classifier-free guidance.
+            first_step: Of the scheduler's steps; above 0 with an initial image.
         """
         # A distilled U-Net is told its guidance with the timestep, and has no rows for the negative prompt.
         self.is_guided = is_guided and self.config.time_cond_proj_dim is None
         """Whether the first half of a batch has the negative prompt."""
         self.first_step = first_step
         self.step = 0
-        """Steps that were run; timesteps do not tell it: PNDM's and Karras' may come twice."""
+        """Steps that were run; PNDM and Karras sigmas may visit a timestep twice."""
 
     def forward(
         self,
@@ -141,13 +135,13 @@ class EngineUNet(nn.Module):
         """Return `(noise_pred,)`, as the U-Net does with `return_dict=False`."""
         assert not any(value is not None for value in unused.values()), unused
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(1)
-        noise_pred = self.predict(sample, self.waves(timestep, timestep_cond), encoder_hidden_states)
+        noise_pred = self.predict(sample, self.project(timestep, timestep_cond), encoder_hidden_states)
         self.step += 1
         return (noise_pred,)
 
 
 class EngineDecoder(nn.Module):
-    """In the place of a VAE's decoder; a deep copy of it is the decoder itself, in torch and float32.
+    """Drop-in VAE decoder that runs on an engine; its deep copy is the decoder itself, in float32.
 
     Args:
         decoder: Kept for copies.

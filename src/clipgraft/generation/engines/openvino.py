@@ -1,7 +1,6 @@
-"""OpenVINO on x86 CPUs: each network converted once, kept on disk with its sums, compiled for each shape.
+"""OpenVINO on x86 CPUs: networks converted once, cached on disk, compiled for each shape.
 
-Tracing once with odd sizes leaves height, width and rows open, so one file serves all sizes and batches;
-what is compiled is static. The cache may be deleted at any time between runs.
+Tracing with odd sizes leaves height, width and rows open, so one file serves all sizes and batches.
 """
 
 import gc
@@ -26,7 +25,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.generation.engines.networks import Run
 from clipgraft.models.weights import module_sha256, verify_folder, write_folder_atomically
 
-# OpenVINO's converter reports its use to its makers, unless this package cannot be imported.
+# OpenVINO's converter sends telemetry unless this package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino as ov  # noqa: E402
 
@@ -34,22 +33,17 @@ FILE_NAME, WEIGHTS_NAME = "network.xml", "network.bin"
 KEYED_VERSIONS = ("openvino", "torch", "diffusers")
 """Another version may trace, convert or read otherwise."""
 MIN_COMPILED, MAX_COMPILED = 2, 8
-"""Shapes of a network that stay compiled: at least with guidance and without (SD v1.5's U-Net takes 1.7 GB
-each); of a small network so many that the studio's batches of 1, 2, 4 and 8 are each compiled once."""
+"""Shapes of a network that stay compiled: at least with guidance and without (1.7 GB each for SD v1.5's
+U-Net); of a small network the studio's batches of 1, 2, 4 and 8, too."""
 MAX_COMPILED_BYTES = 2**30
-"""Of weights, counted for each shape beyond the least number."""
+"""Of weights, counted for each shape beyond the minimum."""
 
 Template = Callable[[], ov.Model]
 """Gives a network whose rows, height and width are open."""
 
 
 class OpenVinoEngine:
-    """Compiles networks for their static shapes.
-
-    Args:
-        dtype: float32, or bfloat16 where the CPU has instructions for it.
-        cache_folder: Converted networks are kept there.
-    """
+    """Compiles networks for static shapes, in float32 or bfloat16; converted ones stay in a folder."""
 
     name = "openvino"
     device = torch.device("cpu")
@@ -59,7 +53,7 @@ class OpenVinoEngine:
         self._core = ov.Core()
 
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
-        """As `Engine.prepare`; converts the network, or finds it converted."""
+        """As `Engine.prepare`."""
         template = self._template(name, network, examples)
         compiled: OrderedDict[tuple, ov.CompiledModel] = OrderedDict()
         num_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
@@ -93,7 +87,7 @@ class OpenVinoEngine:
             try:
                 return self._kept(folder)
             except (CheckpointError, OSError, RuntimeError) as error:
-                say(f"kept {name} of OpenVINO's is damaged, so it is converted anew ({error})")
+                say(f"{name} kept for OpenVINO is damaged and is converted again ({error})")
                 _remove(folder)
         with track(f"converting {name} for OpenVINO, once for this base", 2) as update:
             model = convert(network, examples)
@@ -112,14 +106,14 @@ class OpenVinoEngine:
         return kept
 
     def _kept(self, folder: Path) -> Template:
-        """A network on disk, of which every byte is as it was written."""
+        """A network on disk, verified."""
         if not {FILE_NAME, WEIGHTS_NAME} <= verify_folder(folder):
             raise CheckpointError(f"{folder} lists no {FILE_NAME} with {WEIGHTS_NAME}")
         self._core.read_model(folder / FILE_NAME)
         return lambda: self._core.read_model(folder / FILE_NAME)
 
     def _keep(self, model: ov.Model, folder: Path) -> None:
-        """Write a network whole; of processes that convert the same at once the first one's stays."""
+        """Write a network; of several processes the first one's stays."""
         own = folder.with_name(f"{folder.name}-{os.getpid()}")
         with write_folder_atomically(own) as temporary:
             ov.save_model(model, temporary / FILE_NAME, compress_to_fp16=self.dtype != torch.float32)
@@ -142,7 +136,7 @@ class OpenVinoEngine:
 
 
 def _remove(path: Path) -> None:
-    """Delete what lies in a network's place; what cannot be deleted stays, and the new one is not kept."""
+    """Delete a damaged network; if it cannot be deleted, the new one is not kept."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -151,7 +145,7 @@ def _remove(path: Path) -> None:
 
 
 def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
-    """Convert a network, which becomes float32, with all dimensions but channels and the waves' open.
+    """Convert a network, which becomes float32, with all dimensions open but channels and t_proj's.
 
     Args:
         network: Tensors in, a tuple of tensors out.
@@ -167,7 +161,7 @@ def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
 
 
 def _open_shape(example: Tensor) -> list[int]:
-    """Waves have one shape alone, token states any number of rows, latents and features any size too."""
+    """t_proj has one shape, prompt embeds any number of rows, latents and features any size too."""
     if example.ndim == 2:
         return list(example.shape)
     return [-1, *example.shape[1:]] if example.ndim == 3 else [-1, example.shape[1], -1, -1]
