@@ -38,12 +38,12 @@ def encoder(base):
 @pytest.fixture
 def batch(base):
     torch.manual_seed(4)
-    ids = tokenize(tiny.CAPTIONS, base.tokenizer, pad_to_context_length=True).input_ids
+    ids = tokenize(tiny.CAPTIONS, base.tokenizer, pad_to_context_length=True)
     return {"latents": torch.randn(5, 4, 8, 8), "input_ids": ids}
 
 
 def objective_of(base, encoder, **options):
-    empty = tokenize([""], base.tokenizer, pad_to_context_length=True).input_ids[0]
+    empty = tokenize([""], base.tokenizer, pad_to_context_length=True)[0]
     alphas = base.scheduler.alphas_cumprod
     settings = RefineSettings().model_copy(update={"caption_drop": 0.0, **options})  # also beyond its bounds
     models = encoder, base.unet, base.text_encoder

@@ -87,7 +87,7 @@ def test_batch_holds_each_image_with_one_of_its_own_captions(
     assert torch.equal(batch["clip_pixel_values"], expected)
     length = batch["input_ids"].shape[1]
     for image, row in zip(picked, batch["input_ids"], strict=True):
-        ids = tokenize(image.captions, options["tokenizer"], pad_to_context_length=True).input_ids[:, :length]
+        ids = tokenize(image.captions, options["tokenizer"], pad_to_context_length=True)[:, :length]
         assert row.tolist() in ids.tolist()
 
 

@@ -54,7 +54,7 @@ def test_validation_loss_is_the_training_loss_of_the_images(world, settings):
     captions = [caption for image in images for caption in image.captions[:count]]
     whole = Pass(
         clip.image_processor(images=opened, return_tensors="pt").pixel_values.double(),
-        tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids,
+        tokenize(captions, clip.tokenizer, pad_to_context_length=True),
         owner=[index for index in range(4) for _ in range(count)],
         content=[image.path.read_bytes() for image in images],
     )

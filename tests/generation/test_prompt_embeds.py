@@ -62,7 +62,7 @@ def test_states_are_of_the_ids_that_are_measured(text):
     seen = []
     pipeline.text_encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     PromptEmbedCache(pipeline)([text])
-    measured = tokenize([text], pipeline.tokenizer, pad_to_context_length=True).input_ids
+    measured = tokenize([text], pipeline.tokenizer, pad_to_context_length=True)
     assert torch.equal(seen[0], measured)
 
 

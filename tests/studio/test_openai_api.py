@@ -87,7 +87,7 @@ def test_texts_and_images_are_embedded_as_by_the_fine_tuned_clip(openai_client, 
     embeds = np.array([row.embedding for row in answer.data], dtype=np.float32)
     clip = load_clip(runs_dir / "tiny" / "finetune" / "clip")
     with torch.no_grad():
-        texts = encode_text(clip.model, tokenize(["A dog", "A cat"], clip.tokenizer).input_ids)
+        texts = encode_text(clip.model, tokenize(["A dog", "A cat"], clip.tokenizer))
         image = encode_images(clip.model, clip_pixel_values([image], clip.image_processor))
     expected = torch.stack([texts[0], image[0], texts[1]]).numpy()
     np.testing.assert_allclose(embeds, expected, atol=1e-5)

@@ -45,7 +45,7 @@ def pairs(clip):
     images = [Image.new("RGB", (32, 32), (50 * k, 255 - 50 * k, 20)) for k in range(5)]
     return {
         "clip_pixel_values": clip_pixel_values(images, clip.image_processor),
-        "input_ids": tokenize(tiny.CAPTIONS, clip.tokenizer).input_ids,
+        "input_ids": tokenize(tiny.CAPTIONS, clip.tokenizer),
         "image_index": torch.arange(5),
         "caption_image": torch.arange(5),
     }
@@ -64,7 +64,7 @@ def test_contrastive_loss_equals_transformers_own(clip):
 def test_contrastive_loss_does_not_depend_on_the_padding(clip):
     batch = pairs(clip)
     longest, _ = ContrastiveObjective(clip.model)(batch)
-    ids = tokenize(tiny.CAPTIONS, clip.tokenizer, pad_to_context_length=True).input_ids
+    ids = tokenize(tiny.CAPTIONS, clip.tokenizer, pad_to_context_length=True)
     full, _ = ContrastiveObjective(clip.model)({**batch, "input_ids": ids})
     torch.testing.assert_close(longest, full)
 
@@ -89,7 +89,7 @@ def test_few_pairs_are_learned_by_heart(clip, tmp_path):
 
 
 def test_a_bridge_learns_the_teachers_states(clip, tmp_path):
-    ids = tokenize(tiny.CAPTIONS, clip.tokenizer, pad_to_context_length=True).input_ids
+    ids = tokenize(tiny.CAPTIONS, clip.tokenizer, pad_to_context_length=True)
     classes = token_classes(ids, clip.tokenizer.eos_token_id)
     with torch.no_grad():
         batch = {
@@ -129,8 +129,8 @@ def test_noisy_latents_are_those_of_diffusers_scheduler():
 
     pipeline = tiny.build_pipeline()
     tokenizer = pipeline.tokenizer
-    ids = tokenize(tiny.CAPTIONS, tokenizer, pad_to_context_length=True).input_ids
-    empty = tokenize([""], tokenizer, pad_to_context_length=True).input_ids[0]
+    ids = tokenize(tiny.CAPTIONS, tokenizer, pad_to_context_length=True)
+    empty = tokenize([""], tokenizer, pad_to_context_length=True)[0]
     objective = DenoisingObjective(
         Recorder(),
         pipeline.text_encoder,
@@ -154,8 +154,8 @@ def test_noisy_latents_are_those_of_diffusers_scheduler():
 
 def test_dropped_captions_become_the_empty_prompt():
     pipeline = tiny.build_pipeline()
-    ids = tokenize(tiny.CAPTIONS, pipeline.tokenizer, pad_to_context_length=True).input_ids
-    empty = tokenize([""], pipeline.tokenizer, pad_to_context_length=True).input_ids[0]
+    ids = tokenize(tiny.CAPTIONS, pipeline.tokenizer, pad_to_context_length=True)
+    empty = tokenize([""], pipeline.tokenizer, pad_to_context_length=True)[0]
     losses = []
     for captions in (ids, ids.flip(0)):
         objective = DenoisingObjective(

@@ -157,7 +157,7 @@ def test_layers_that_leave_nothing_to_train_are_refused(clip, rank, vision, text
 
 
 def test_lora_starts_at_zero_and_merges_into_plain_weights(clip):
-    ids = tokenize(tiny.CAPTIONS, clip.tokenizer).input_ids
+    ids = tokenize(tiny.CAPTIONS, clip.tokenizer)
     names = set(clip.model.state_dict())
     before = encode_text(clip.model.eval(), ids)
     add_lora(clip.model, rank=2)

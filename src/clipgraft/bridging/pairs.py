@@ -132,7 +132,7 @@ class Towers:
 
     def input_ids(self, captions: list[str]) -> Tensor:
         """Return token ids of captions, (N, 77) int64."""
-        return tokenize(captions, self.tokenizer, pad_to_context_length=True).input_ids
+        return tokenize(captions, self.tokenizer, pad_to_context_length=True)
 
     @torch.no_grad()
     def positions(self, input_ids: Tensor, description: str, *, whole_every: int = 1) -> Iterator[Positions]:

@@ -277,7 +277,7 @@ def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) ->
         base.text_encoder,
         settings,
         alphas_cumprod=base.scheduler.alphas_cumprod,
-        empty_input_ids=tokenize([""], graft.tokenizer, pad_to_context_length=True).input_ids[0],
+        empty_input_ids=tokenize([""], graft.tokenizer, pad_to_context_length=True)[0],
     )
 
 
@@ -287,7 +287,7 @@ def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[
     assert base.text_encoder is not None
     assert base.scheduler is not None
     captions = [image.captions[0] for image in images.test]
-    input_ids = tokenize(captions, graft.tokenizer, pad_to_context_length=True).input_ids
+    input_ids = tokenize(captions, graft.tokenizer, pad_to_context_length=True)
     encoder = graft.text_encoder.eval().to(base.unet.device)
     alphas, latents = base.scheduler.alphas_cumprod, images.test_latents
     return {**noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, latents, input_ids)}

@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,15 +55,6 @@ class ImageProcessor(Protocol):
 
     def __call__(self, images: Any, **kwargs: Any) -> Any:
         """Return features with `pixel_values`."""
-
-
-class TokenizedCaptions(NamedTuple):
-    """Token ids of a batch of captions, and how many captions were too long."""
-
-    input_ids: Tensor
-    """(B, L) int64: BOS, words, EOS, then EOS as padding."""
-    num_truncated: int
-    """Captions that lost their end."""
 
 
 def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) -> Tensor:
@@ -186,21 +177,15 @@ def tokenize(
     *,
     context_length: int = CONTEXT_LENGTH,
     pad_to_context_length: bool = False,
-) -> TokenizedCaptions:
-    """Return token ids of captions, padded with EOS to one length.
+) -> Tensor:
+    """Return token ids of B captions: (B, L) int64, padded with EOS.
 
-    CLIP's text tower is causal and read at its first EOS, so padding behind it changes nothing: the longest
-    caption of a batch sets the length.
-
-    Args:
-        captions: B captions.
-        tokenizer: The model's own tokenizer; it sets BOS and EOS.
-        context_length: Most tokens of a caption, BOS and EOS included.
-        pad_to_context_length: Pad to `context_length`, which diffusion models read, not to the longest.
+    CLIP's text tower is causal and read at its first EOS, so padding behind it changes nothing: L is the
+    longest caption's length, or `context_length`, all of which diffusion models read.
     """
-    ids, num_truncated = encode_captions(captions, tokenizer, context_length=context_length)
+    ids, _ = encode_captions(captions, tokenizer, context_length=context_length)
     length = context_length if pad_to_context_length else max(map(len, ids))
-    return TokenizedCaptions(pad_input_ids(ids, tokenizer.eos_token_id, length), num_truncated)
+    return pad_input_ids(ids, tokenizer.eos_token_id, length)
 
 
 def encode_captions(

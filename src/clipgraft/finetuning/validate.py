@@ -53,7 +53,7 @@ def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], descrip
         text_embeds = []
         for start in range(0, len(captions), ENCODE_BATCH_SIZE):
             part = captions[start : start + ENCODE_BATCH_SIZE]
-            ids = tokenize(part, clip.tokenizer).input_ids.to(clip.model.device)
+            ids = tokenize(part, clip.tokenizer).to(clip.model.device)
             text_embeds.append(encode_text(clip.model, ids).cpu())
             update(len(images) + start + len(part), "captions")
     embeds = torch.cat(text_embeds), image_embeds, image_index
@@ -117,7 +117,7 @@ class Validator:
             ids, _ = encode_captions(image.captions[:captions_per_image], clip.tokenizer)
             self.items.append(Item(crop, ids, index, image.image_id))
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
-        self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids
+        self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True)
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:

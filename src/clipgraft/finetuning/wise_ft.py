@@ -146,7 +146,7 @@ def _interpolate(
     for model in (clip.model, first, last):
         model.to(choose_device(device))
     captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
-    drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True).input_ids
+    drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True)
     rows = []
     for share in ALPHAS:
         set_between(clip.model, first, last, share)

@@ -97,7 +97,7 @@ class PromptEmbedCache:
 def prompt_input_ids(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
     """Return input ids (B, L) int64 of prompts, padded to the tokenizer's length."""
     length = tokenizer.model_max_length
-    return tokenize(prompts, tokenizer, context_length=length, pad_to_context_length=True).input_ids
+    return tokenize(prompts, tokenizer, context_length=length, pad_to_context_length=True)
 
 
 def build_pipeline(

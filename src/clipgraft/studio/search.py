@@ -157,5 +157,5 @@ def load_embedder(model: ModelSettings, device: str) -> ClipParts:
 @torch.inference_mode()
 def _embed_texts(clip: ClipParts, texts: list[str]) -> Tensor:
     """Unit-norm float32 (N, P) on the CPU; text behind position 77 is not read."""
-    ids = tokenize(texts, clip.tokenizer).input_ids.to(clip.model.device)
+    ids = tokenize(texts, clip.tokenizer).to(clip.model.device)
     return encode_text(clip.model, ids).cpu()

@@ -13,7 +13,7 @@ from clipgraft.evaluation.metrics.token_drift import token_drift
 @pytest.fixture
 def tower():
     clip = tiny.build_clip()
-    ids = tokenize(tiny.CAPTIONS, clip.tokenizer, pad_to_context_length=True).input_ids
+    ids = tokenize(tiny.CAPTIONS, clip.tokenizer, pad_to_context_length=True)
     return clip.model.text_model.eval(), ids, clip.tokenizer.eos_token_id
 
 
