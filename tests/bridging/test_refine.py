@@ -19,7 +19,7 @@ from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import read_lineage
-from clipgraft.runs.run import Run, run_encoders
+from clipgraft.runs.run import Run
 from clipgraft.settings import RefineSettings
 from clipgraft.whole_run import run_all
 from helpers import call, refused
@@ -271,9 +271,9 @@ def test_what_a_later_stage_would_refuse_is_refused_before_fine_tuning(
     assert not (tmp_path / "finetune").exists()
 
 
-def test_a_refined_graft_is_one_more_column_of_a_run(tmp_path):
+def test_a_refined_graft_is_one_more_variant_of_a_run(tmp_path):
     for stage in ("bridge_before", "bridge"):
         (tmp_path / stage / "graft").mkdir(parents=True)
-    assert list(run_encoders(tmp_path)) == ["teacher", "before", "after"]
+    assert list(Run(tmp_path).variants()) == ["teacher", "before", "after"]
     (tmp_path / "refine" / "graft").mkdir(parents=True)
-    assert list(run_encoders(tmp_path)) == ["teacher", "before", "after", "refined"]
+    assert list(Run(tmp_path).variants()) == ["teacher", "before", "after", "refined"]

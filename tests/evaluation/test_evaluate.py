@@ -61,10 +61,10 @@ def run_dir(tmp_path_factory) -> Path:
             "generate": {"num_inference_steps": 1},
         }
     )
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.runs.run import Run
 
-    with stage_folder(folder / "run", recipe, resume=False, overwrite=False) as out:
-        run_all(recipe, out)
+    with Run.begin(folder / "run", recipe) as run:
+        run_all(recipe, run.path)
     return folder / "run"
 
 

@@ -13,7 +13,7 @@ from clipgraft.cli import app as cli
 from clipgraft.config import Recipe, to_toml
 from clipgraft.reporting.report import watch
 from clipgraft.runs.folder import LOCK_NAME, is_locked, run_folder
-from clipgraft.runs.run import stage_folder
+from clipgraft.runs.run import Run
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_stage_leaves_what_it_used_and_a_resumed_one_adds_to_it(tmp_path):
     folder = tmp_path / "stage"
     used = []
     for resume in (False, True):
-        with stage_folder(folder, Recipe(), resume=resume, overwrite=False):
+        with Run.begin(folder, Recipe(), resume=resume):
             time.sleep(0.2)
         used.append(json.loads((folder / "resources.json").read_text()))
     assert used[0]["seconds"] >= 0.2
@@ -131,7 +131,7 @@ def test_stage_that_fails_leaves_what_it_used_as_well(tmp_path):
     folder = tmp_path / "stage"
     with (
         pytest.raises(KeyboardInterrupt),
-        stage_folder(folder, Recipe(), resume=False, overwrite=False),
+        Run.begin(folder, Recipe()),
     ):
         raise KeyboardInterrupt
     assert json.loads((folder / "resources.json").read_text())["processor_seconds"] >= 0

@@ -1,18 +1,16 @@
 """A run's folder: one process at a time; nothing is lost that was there before."""
 
-import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides, to_toml
-from clipgraft.errors import CheckpointError, UserError
+from clipgraft.config import Recipe, to_toml
+from clipgraft.errors import UserError
 from clipgraft.runs.folder import (
     LOCK_NAME,
     MOVING_NAME,
@@ -23,9 +21,7 @@ from clipgraft.runs.folder import (
     is_locked,
     refuse_inputs_within,
     run_folder,
-    unknown_names,
 )
-from clipgraft.runs.run import differing_settings, stage_folder
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -282,121 +278,3 @@ def test_inputs_and_out_folder_lie_apart(tmp_path, monkeypatch):
             refuse_inputs_within(out, {"--data": "other", "--graft": given})
     with pytest.raises(UserError, match=r"^the out folder data/run lies in --data data"):
         refuse_inputs_within(Path("data/run"), {"--data": "data"})
-
-
-PATHS = ("data.source", "clip.name", "base.name", "bridge.captions", "evaluate.prompts", "evaluate.scorer")
-PATHS += ("generate.lora", "finetune.preview_graft")
-
-
-@pytest.mark.parametrize("key", PATHS)
-def test_no_path_of_a_recipe_is_overwritten(run, key, monkeypatch):
-    monkeypatch.chdir(run.parent)
-    before = content(run)
-    recipe = apply_overrides(Recipe(), {key: "run/clip"})
-    with (
-        pytest.raises(UserError, match=rf"^{key} /.*run/clip lies in the out folder"),
-        stage_folder(Path("run"), recipe, resume=False, overwrite=True),
-    ):
-        pass
-    assert content(run) == before
-
-
-def test_own_recipe_is_an_input_that_a_run_goes_on_with(run):
-    inputs = {"the recipe": run / RECIPE_NAME}
-    with stage_folder(run, Recipe(), inputs=inputs, resume=True, overwrite=False):
-        pass
-    with (
-        pytest.raises(UserError, match=r"the recipe .* lies in the out folder"),
-        stage_folder(run, Recipe(), inputs=inputs, resume=False, overwrite=True),
-    ):
-        pass
-
-
-def test_equal_recipe_is_not_written_again(run):
-    written = run / RECIPE_NAME
-    written.write_text("# my own words\n" + written.read_text())
-    with stage_folder(run, Recipe(), resume=True, overwrite=False):
-        pass
-    assert written.read_text().startswith("# my own words")
-
-
-@pytest.mark.parametrize("size", [0, 100, 900])
-def test_damaged_recipe_is_said_and_nothing_is_lost(run, size):
-    written = run / RECIPE_NAME
-    written.write_bytes(written.read_bytes()[:size] + b"x = [" * bool(size))
-    before = content(run)
-    with (
-        pytest.raises(CheckpointError, match="does not say any more what the run was begun with") as caught,
-        stage_folder(run, Recipe(), resume=True, overwrite=False),
-    ):
-        pass
-    assert "put the run's recipe there, then --resume again" in str(caught.value)
-    assert content(run) == before
-
-
-def test_recipe_is_whole_after_a_full_disk(run):
-    code = """
-import resource, sys, pathlib
-from clipgraft.config import Recipe, apply_overrides
-from clipgraft.runs.run import stage_folder
-resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
-recipe = apply_overrides(Recipe(), {"finetune.num_workers": 1})
-with stage_folder(pathlib.Path(sys.argv[1]), recipe, resume=True, overwrite=False):
-    pass
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + code, run],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert "OSError: [Errno 27] File too large" in ended.stderr
-    assert load_recipe(run / RECIPE_NAME) == Recipe()
-
-
-SAME = (
-    ["finetune.num_workers=2"],
-    ["finetune.checkpoint_every=7", "finetune.save_total_limit=9"],
-    ["finetune.report_to=tensorboard"],
-    ["finetune.num_epochs=10"],
-    ["data.source=/moved/photos"],
-    ["generate.seed=4", "bridge.ridge=1"],
-)
-OTHER = (
-    ["seed=1"],
-    ["finetune.num_epochs=8"],
-    ["finetune.batch_size=16"],
-    ["data.max_train_images=8"],
-    ["data.source="],
-    ["clip.name=owner/name"],
-)
-
-
-@pytest.mark.parametrize("overrides", SAME)
-def test_settings_that_change_no_result_are_no_others(overrides):
-    begun = apply_overrides(Recipe(), {"data.source": "/photos"})
-    assert differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune") == []
-
-
-@pytest.mark.parametrize("overrides", OTHER)
-def test_settings_that_change_the_result_are_named(overrides):
-    begun = apply_overrides(Recipe(), {"data.source": "/photos"})
-    found = differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune")
-    assert [text.split()[0] for text in found] == [overrides[0].split("=")[0]]
-
-
-def test_pictures_on_the_way_are_a_part_of_fine_tuning():
-    begun = apply_overrides(Recipe(), {"finetune.preview_steps": 2})
-    other = apply_overrides(begun, {"generate.seed": 4})
-    assert differing_settings(begun, other, "finetune") == ["generate.seed was 0, is 4"]
-
-
-def test_every_name_that_a_stage_leaves_is_known(tmp_path):
-    with stage_folder(tmp_path / "run", Recipe(), resume=False, overwrite=False) as folder:
-        pass
-    assert unknown_names(folder) == []
-    assert json.loads((folder / "resources.json").read_text())
-    (folder / "mine.txt").touch()
-    assert unknown_names(folder) == ["mine.txt"]
-    assert time.time() - folder.stat().st_mtime < 60

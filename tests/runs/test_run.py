@@ -1,14 +1,18 @@
-"""A run read back: its layout, state, models and results."""
+"""A run begun, resumed and read back: its layout, settings, state, models and results."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from clipgraft.config import Recipe, to_toml
-from clipgraft.errors import CheckpointError, MissingFileError
-from clipgraft.runs.folder import hold_folder
-from clipgraft.runs.run import Run, StageResult
+from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides, to_toml
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.runs.folder import LOCK_NAME, RECIPE_NAME, hold_folder, unknown_names
+from clipgraft.runs.run import Run, StageResult, differing_settings
 
 
 class BridgeFigures(StageResult):
@@ -24,6 +28,21 @@ def run(tmp_path):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "recipe.toml").write_text(to_toml(Recipe(seed=7)))
     return Run.open(tmp_path)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that was begun with default settings and has made a step."""
+    folder = tmp_path / "run"
+    for name, text in {RECIPE_NAME: to_toml(Recipe()), "log.jsonl": "{}\n", "clip/model": "old"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def content(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME)
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
 @pytest.fixture
@@ -109,3 +128,126 @@ def test_damaged_result_is_named_in_one_line(run):
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"metrics.json: Invalid JSON"):
         run.results()
+
+
+PATHS = ("data.source", "clip.name", "base.name", "bridge.captions", "evaluate.prompts", "evaluate.scorer")
+PATHS += ("generate.lora", "finetune.preview_graft")
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_no_path_of_a_recipe_is_overwritten(begun, key, monkeypatch):
+    monkeypatch.chdir(begun.parent)
+    before = content(begun)
+    recipe = apply_overrides(Recipe(), {key: "run/clip"})
+    with (
+        pytest.raises(UserError, match=rf"^{key} /.*run/clip lies in the out folder"),
+        Run.begin(Path("run"), recipe, overwrite=True),
+    ):
+        pass
+    assert content(begun) == before
+
+
+def test_own_recipe_is_an_input_that_a_run_goes_on_with(begun):
+    inputs = {"the recipe": begun / RECIPE_NAME}
+    with Run.begin(begun, Recipe(), inputs=inputs, resume=True):
+        pass
+    with (
+        pytest.raises(UserError, match=r"the recipe .* lies in the out folder"),
+        Run.begin(begun, Recipe(), inputs=inputs, overwrite=True),
+    ):
+        pass
+
+
+def test_equal_recipe_is_not_written_again(begun):
+    written = begun / RECIPE_NAME
+    written.write_text("# my own words\n" + written.read_text())
+    with Run.begin(begun, Recipe(), resume=True):
+        pass
+    assert written.read_text().startswith("# my own words")
+
+
+@pytest.mark.parametrize("size", [0, 100, 900])
+def test_damaged_recipe_is_said_and_nothing_is_lost(begun, size):
+    written = begun / RECIPE_NAME
+    written.write_bytes(written.read_bytes()[:size] + b"x = [" * bool(size))
+    before = content(begun)
+    with (
+        pytest.raises(CheckpointError, match="does not say any more what the run was begun with") as caught,
+        Run.begin(begun, Recipe(), resume=True),
+    ):
+        pass
+    assert "put the run's recipe there, then --resume again" in str(caught.value)
+    assert content(begun) == before
+
+
+def test_recipe_is_whole_after_a_full_disk(begun):
+    code = """
+import resource, sys, pathlib
+from clipgraft.config import Recipe, apply_overrides
+from clipgraft.runs.run import Run
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+recipe = apply_overrides(Recipe(), {"finetune.num_workers": 1})
+with Run.begin(pathlib.Path(sys.argv[1]), recipe, resume=True):
+    pass
+"""
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + code,
+            begun,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "OSError: [Errno 27] File too large" in ended.stderr
+    assert load_recipe(begun / RECIPE_NAME) == Recipe()
+
+
+SAME = (
+    ["finetune.num_workers=2"],
+    ["finetune.checkpoint_every=7", "finetune.save_total_limit=9"],
+    ["finetune.report_to=tensorboard"],
+    ["finetune.num_epochs=10"],
+    ["data.source=/moved/photos"],
+    ["generate.seed=4", "bridge.ridge=1"],
+)
+OTHER = (
+    ["seed=1"],
+    ["finetune.num_epochs=8"],
+    ["finetune.batch_size=16"],
+    ["data.max_train_images=8"],
+    ["data.source="],
+    ["clip.name=owner/name"],
+)
+
+
+@pytest.mark.parametrize("overrides", SAME)
+def test_settings_that_change_no_result_are_no_others(overrides):
+    begun = apply_overrides(Recipe(), {"data.source": "/photos"})
+    assert differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune") == []
+
+
+@pytest.mark.parametrize("overrides", OTHER)
+def test_settings_that_change_the_result_are_named(overrides):
+    begun = apply_overrides(Recipe(), {"data.source": "/photos"})
+    found = differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune")
+    assert [text.split()[0] for text in found] == [overrides[0].split("=")[0]]
+
+
+def test_pictures_on_the_way_are_a_part_of_fine_tuning():
+    begun = apply_overrides(Recipe(), {"finetune.preview_steps": 2})
+    other = apply_overrides(begun, {"generate.seed": 4})
+    assert differing_settings(begun, other, "finetune") == ["generate.seed was 0, is 4"]
+
+
+def test_every_name_that_a_stage_leaves_is_known(tmp_path):
+    with Run.begin(tmp_path / "run", Recipe()) as run:
+        folder = run.path
+    assert unknown_names(folder) == []
+    assert json.loads((folder / "resources.json").read_text())
+    (folder / "mine.txt").touch()
+    assert unknown_names(folder) == ["mine.txt"]
+    assert time.time() - folder.stat().st_mtime < 60

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 import tiny
 from clipgraft.config import build_recipe
-from clipgraft.runs.run import stage_folder
+from clipgraft.runs.run import Run
 from clipgraft.studio.api import build_app
 from clipgraft.studio.catalog import ModelCache
 from clipgraft.studio.schemas import Limits
@@ -32,8 +32,8 @@ def runs_dir(tmp_path_factory) -> Path:
             "generate": {"num_inference_steps": 2, "guidance_scale": 2.0, "prompts": ["A dog"]},
         }
     )
-    with stage_folder(folder / "runs" / "tiny", recipe, resume=False, overwrite=False) as run:
-        run_all(recipe, run)
+    with Run.begin(folder / "runs" / "tiny", recipe) as run:
+        run_all(recipe, run.path)
     return folder / "runs"
 
 

@@ -255,9 +255,10 @@ def compare(
 ) -> None:
     """Generate the same prompts and seeds with several text encoders, side by side on one labelled sheet."""
     from clipgraft.generation.grid import compare as generate_comparison
-    from clipgraft.generation.grid import encoders_of_run, parse_encoders
+    from clipgraft.generation.grid import parse_encoders
+    from clipgraft.runs.run import Run
 
-    encoders = (encoders_of_run(run) if run else {}) | parse_encoders(graft)
+    encoders = (Run.open(run).variants() if run else {}) | parse_encoders(graft)
     _run(lambda: generate_comparison(prompts, params, encoders, out, options), out, options)
 
 

@@ -187,22 +187,22 @@ def pretrain(
 ) -> None:
     """Train flatland, the embedded base, from nothing."""
     from clipgraft.pretraining.pretrain import pretrain as stage
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.runs.run import Run
 
     settings = recipe_from_options(recipe, set_, {"data.source": data})
-    with stage_folder(
+    with Run.begin(
         out, settings, stage="pretrain", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
-    ) as folder:
-        stage(settings, folder, resume=resume)
+    ) as run:
+        stage(settings, run.path, resume=resume)
 
 
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_file: str = "") -> None:
-    from clipgraft.runs.run import stage_folder
+    from clipgraft.runs.run import Run
     from clipgraft.whole_run import run_all
 
     inputs = {"the recipe": recipe_file}
-    with stage_folder(out, recipe, inputs=inputs, resume=resume, overwrite=overwrite) as folder:
-        run_all(recipe, folder, resume=resume)
+    with Run.begin(out, recipe, inputs=inputs, resume=resume, overwrite=overwrite):
+        run_all(recipe, out, resume=resume)
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.console import print_line
-from clipgraft.errors import MissingFileError, UserError
+from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
 from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell, draw_sheet, render_sheets
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.requests import ImageRequest, with_changes
-from clipgraft.runs.run import GRAFT_STAGES, run_encoders
 from clipgraft.settings import SamplingParams
 
 FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
@@ -89,21 +88,6 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
         if name in encoders:
             raise UserError(f"two grafts are called {name!r}; give them as NAME=FOLDER")
         encoders[name] = None if str(path) == "teacher" else path
-    return encoders
-
-
-def encoders_of_run(folder: Path) -> dict[str, Path | None]:
-    """Find the text encoders of a run: the base's own, and the graft of each of its stages.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or no graft in it.
-    """
-    encoders = run_encoders(folder)
-    if len(encoders) == 1:
-        raise MissingFileError(
-            f"{folder} is no run with a graft (no {', '.join(GRAFT_STAGES.values())}); name the folder of "
-            "`clipgraft run` or `demo`"
-        )
     return encoders
 
 
