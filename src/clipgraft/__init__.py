@@ -20,6 +20,7 @@ _ROOMS = {
     "Graft": "models.graft",
     "GraftedTextConfig": "models.graft",
     "GraftedTextEncoder": "models.graft",
+    "ContrastiveObjective": "training.objectives",
     "contrastive_loss": "training.losses",
     "finetune": "finetuning.finetune",
     "interpolate": "finetuning.wise_ft",

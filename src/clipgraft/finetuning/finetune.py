@@ -90,6 +90,7 @@ def finetune(
     seed: int = 0,
     device: str = "auto",
     settings: FinetuneSettings | None = None,
+    objective: type[ContrastiveObjective] = ContrastiveObjective,
     recipe: Recipe | None = None,
     inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
     **overrides: object,
@@ -108,6 +109,7 @@ def finetune(
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         settings: Settings of the fine-tuning.
+        objective: What is minimised; a subclass with a `joint_loss` of its own is another loss.
         recipe: Settings of a whole run, in place of seed, device and settings; gives limits of splits and
             prompts of previews too, and is written beside the result.
         inputs: Files by name that `output_dir` must not hold.
@@ -126,7 +128,7 @@ def finetune(
     if output_dir is None:
         if resume or recipe.finetune.preview_steps or recipe.finetune.report_to:
             raise UserError("resume, preview_steps and report_to need an output_dir; name one")
-        return _finetune(clip, data, recipe, None, False)
+        return _finetune(clip, data, recipe, objective, None, False)
     with Run.begin(
         Path(output_dir),
         recipe,
@@ -136,7 +138,7 @@ def finetune(
         overwrite=overwrite,
         in_parallel=True,
     ) as run:
-        result = _finetune(clip, data, recipe, run.path, resume)
+        result = _finetune(clip, data, recipe, objective, run.path, resume)
         if is_first_process():
             save_clip(result.clip, run.path / "clip")
             plot_loss(run.path / LOG_NAME, run.path)
@@ -169,16 +171,21 @@ def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: s
 
 
 def _finetune(
-    clip: ClipParts, data: CaptionDataset, recipe: Recipe, folder: Path | None, resume: bool | Resume
+    clip: ClipParts,
+    data: CaptionDataset,
+    recipe: Recipe,
+    objective_class: type[ContrastiveObjective],
+    folder: Path | None,
+    resume: bool | Resume,
 ) -> FinetuneResult:
     settings, device = recipe.finetune, choose_device(recipe.device)
     processes = PartialState(cpu=device.type == "cpu")
     device = processes.device if processes.num_processes > 1 else device
     clip = clip._replace(model=deepcopy(clip.model).to(device))
     train, val, test = _splits(data, recipe)
-    sums = sums_of_images({"train": train, "val": val}) | {"weights of CLIP": sum_of_clip(clip)}
+    sums = sums_of_images({"train": train, "val": val}) | _sums_of_start(clip, objective_class)
     seed_everything(recipe.seed)
-    objective = build_objective(clip, settings)
+    objective = build_objective(clip, settings, objective_class)
     batches = training_batches(train, clip, settings, recipe.seed, processes)
     before = previews = validation = None
     if processes.is_main_process:
@@ -223,6 +230,13 @@ def _finetune(
     stage = Stage(stage="finetune", recipe=recipe, figures=figures)
     result._clip = clip._replace(origin=None, lineage=(*clip.lineage, stage))
     return result
+
+
+def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective]) -> dict[str, str]:
+    sums = {"weights of CLIP": sum_of_clip(clip)}
+    if objective_class is not ContrastiveObjective:
+        sums["objective"] = objective_class.__qualname__
+    return sums
 
 
 def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[Images, Images, Images]:
@@ -356,7 +370,11 @@ def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool)
         )
 
 
-def build_objective(clip: ClipParts, settings: FinetuneSettings) -> ContrastiveObjective:
+def build_objective(
+    clip: ClipParts,
+    settings: FinetuneSettings,
+    objective_class: type[ContrastiveObjective] = ContrastiveObjective,
+) -> ContrastiveObjective:
     """Freeze, add low-rank updates and compile as the settings say, in place; return the objective.
 
     Raises:
@@ -369,7 +387,7 @@ def build_objective(clip: ClipParts, settings: FinetuneSettings) -> ContrastiveO
     if settings.compile:
         clip.model.vision_model.compile()
         clip.model.text_model.compile()
-    return ContrastiveObjective(
+    return objective_class(
         clip.model,
         loss=settings.loss,
         duplicate_images=settings.duplicate_images,
