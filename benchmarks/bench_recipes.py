@@ -20,7 +20,7 @@ from rich.table import Table
 from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.config import Recipe, demo
 from clipgraft.device import describe_environment
-from clipgraft.evaluation.evaluate_run import evaluate_recipe
+from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune_recipe
 from clipgraft.finetuning.wise_ft import interpolate_recipe
 from clipgraft.runs.run import stage_folder

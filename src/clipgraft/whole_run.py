@@ -14,7 +14,7 @@ from clipgraft.console import print_line
 from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
-from clipgraft.evaluation.evaluate_run import evaluate_recipe
+from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune_recipe
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import GenerateOptions, generate

@@ -17,15 +17,14 @@ import tiny
 from clipgraft.config import Recipe
 from clipgraft.data.formats import load_dataset
 from clipgraft.errors import CheckpointError, UserError, is_user_error, one_line
-from clipgraft.evaluation import evaluate_run as recipes
-from clipgraft.evaluation import stores
-from clipgraft.evaluation.evaluate import evaluate
-from clipgraft.evaluation.evaluate_run import name_grafts
+from clipgraft.evaluation import evaluate as recipes
+from clipgraft.evaluation import features
+from clipgraft.evaluation.evaluate import evaluate, name_grafts
+from clipgraft.evaluation.features import FeatureStore
 from clipgraft.evaluation.figures import METRICS
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt
 from clipgraft.evaluation.results import PLAIN, RANDOM, TEACHER, Evaluation
 from clipgraft.evaluation.scores import load_pixels
-from clipgraft.evaluation.stores import FeatureStore
 from clipgraft.evaluation.variants import real_images
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.models.base import FrozenBase
@@ -363,7 +362,7 @@ def test_column_without_a_picture_is_left_out_of_the_distances_alone(run_dir, tm
     assert found[TEACHER]["value"] is not None
     assert (found[TEACHER]["num"], found["broken"]["num"]) == (3, 0)
     assert found["broken"]["value"] is None
-    lack = "KID was not taken: 0 generated and 5 real images, and it needs 2 of each"
+    lack = "KID was not computed: it needs 2 images of each set, got 0 generated and 5 real ones"
     assert found["broken"]["note"] == lack
     assert f"{lack} (broken)." in record["notes"]
     assert "--force" not in "".join(record["notes"])
@@ -399,7 +398,7 @@ def test_features_that_are_lost_in_between_are_never_left_out(tmp_path):
             path.unlink()
         return torch.ones(len(items), 2)
 
-    names = [str(number) for number in range(stores.ITEMS_PER_ENTRY + 1)]
+    names = [str(number) for number in range(features.ITEMS_PER_ENTRY + 1)]
     with pytest.raises(CheckpointError, match="run the same command again"):
         FeatureStore(tmp_path, PartialState(cpu=True)).features("", "extractor", names, names, extract)
 
@@ -444,7 +443,10 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
         assert words in printed
     for words in ("images: 40", "seed: 0, steps: 2, guidance: 7.5", "scorer: clip", "bicubic to 32"):
         assert words in printed.rpartition("generated and scored: ")[2]
-    assert "CMMD was not taken: 4 generated and 4 real images" in " ".join(printed.split())
+    assert (
+        "CMMD was not computed: it needs 100 images of each set, got 4 generated and 4 real ones"
+        in " ".join(printed.split())
+    )
 
 
 @pytest.mark.parametrize(

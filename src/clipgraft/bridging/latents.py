@@ -13,7 +13,7 @@ from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError, UserError
-from clipgraft.evaluation.stores import model_fingerprint, pixels_versions
+from clipgraft.evaluation.features import model_fingerprint, pixels_versions
 from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
 from clipgraft.settings import DataSettings

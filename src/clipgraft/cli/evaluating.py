@@ -36,7 +36,7 @@ def evaluate(
 ) -> None:
     """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
     from clipgraft.config import parse_overrides
-    from clipgraft.evaluation.evaluate_run import evaluate_grafts, evaluate_run
+    from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
 
     if num_prompts is not None and num_prompts < 1:
         raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")

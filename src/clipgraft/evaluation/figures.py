@@ -11,8 +11,8 @@ from clipgraft.evaluation.metrics.shares import paired_share_interval, share_int
 from clipgraft.evaluation.results import Difference, Figure, Metric
 from clipgraft.flatland import ATTRIBUTES
 
-SHARE = "share"
-"""Unit of metrics whose scores lie in [0, 1] and count hits; their intervals are those of shares."""
+COSINE, SHARE = "cosine", "share"
+"""Units; scores of shares lie in [0, 1] and count hits, and have intervals of their own."""
 NO_SPREAD = "every prompt has the same score"
 
 Interval = Callable[[np.ndarray, np.ndarray | None], list[float] | None]
@@ -21,131 +21,90 @@ METHODS: dict[Interval, str] = {
     share_interval: "agresti_coull",
     paired_share_interval: "tango",
 }
-DIRECTIONS = ("text_to_image", "image_to_text")
+DIRECTIONS = {"text_to_image": "Text to image", "image_to_text": "Image to text"}
+UP, DOWN = True, False
+"""Whether higher is better."""
 
 
-def _metric(title: str, what: str, unit: str, *, higher: bool | None, distribution: bool = False) -> Metric:
-    return Metric(
-        title=title,
-        what=what,
-        unit=unit,
-        higher_is_better=higher,
-        kind="distribution" if distribution else "mean",
-    )
+def _metric(title: str, what: str, better: bool | None, unit: str = "") -> Metric:
+    return Metric(title=title, what=what, unit=unit, higher_is_better=better)
 
 
+def _distance(title: str, what: str) -> Metric:
+    return Metric(title=title, what=what, higher_is_better=DOWN, kind="distribution")
+
+
+def _fidelity(name: str, what: str) -> Metric:
+    return _metric(f"Prompt fidelity{name}", what, UP, SHARE)
+
+
+SAME_SEED = "Same prompt and seed"
+STATE_ERROR = "Root of the squared distance to the teacher's hidden states over their power; 0 = equal."
 METRICS = {
-    "prompt_fidelity": _metric(
-        "Prompt fidelity",
-        "Share of the attributes named by a prompt that the probe finds in the image.",
-        SHARE,
-        higher=True,
+    "prompt_fidelity": _fidelity(
+        "", "Share of attributes named by a prompt that the probe finds in the image."
     ),
-    "prompt_fidelity_all_at_once": _metric(
-        "Prompt fidelity, all at once",
-        "Share of images that show everything their prompt names.",
-        SHARE,
-        higher=True,
-    ),
+    "prompt_fidelity_all_at_once": _fidelity(", all at once", "Share of images that show all of these."),
     **{
-        f"prompt_fidelity_{name}": _metric(
-            f"Prompt fidelity: {name}",
-            f"Share of prompts naming a {name} whose image shows it.",
-            SHARE,
-            higher=True,
+        f"prompt_fidelity_{name}": _fidelity(
+            f": {name}", f"Share of prompts naming a {name} whose image shows it."
         )
         for name in ATTRIBUTES
     },
     "clip_score_raw": _metric(
-        "CLIPScore, raw cosine",
-        "Cosine of image and prompt in the scorer's joint space.",
-        "cosine",
-        higher=True,
+        "CLIPScore, raw cosine", "Cosine of image and prompt to the scorer.", UP, COSINE
     ),
     "clip_score_2.5": _metric(
-        "CLIPScore, 2.5 max(cosine, 0)", "As in Hessel et al. 2021, without its prefix.", "", higher=True
+        "CLIPScore, 2.5 max(cosine, 0)", "As in Hessel et al. 2021, without its prefix.", UP
     ),
     "clip_r_precision": _metric(
         "CLIP R-precision",
         "Share of images whose own prompt is, to the scorer, the nearest of its set.",
+        UP,
         SHARE,
-        higher=True,
     ),
     "same_seed_psnr": _metric(
-        "PSNR to the teacher's image",
-        "Same prompt and seed; at most 100, for equal images.",
-        "dB",
-        higher=True,
+        "PSNR to the teacher's image", f"{SAME_SEED}; at most 100, if equal.", UP, "dB"
     ),
-    "same_seed_ssim": _metric("SSIM to the teacher's image", "Same prompt and seed.", "", higher=True),
-    "same_seed_cosine": _metric(
-        "Cosine to the teacher's image",
-        "Between the scorer's embeds; same prompt and seed.",
-        "cosine",
-        higher=True,
-    ),
+    "same_seed_ssim": _metric("SSIM to the teacher's image", f"{SAME_SEED}.", UP),
+    "same_seed_cosine": _metric("Cosine to the teacher's image", f"{SAME_SEED}; to the scorer.", UP, COSINE),
     **{
-        f"state_error_{name}": _metric(
-            f"Hidden state error: {name}",
-            "Root of the squared distance to the teacher's hidden states over their power; 0 = equal.",
-            "",
-            higher=False,
-        )
+        f"state_error_{name}": _metric(f"Hidden state error: {name}", STATE_ERROR, DOWN)
         for name in ("words", "eos", "padding")
     },
     "seed_diversity": _metric(
-        "Diversity between seeds", "Mean of 1 - cosine over pairs of images of one prompt.", "", higher=None
+        "Diversity between seeds", "Mean of 1 - cosine over pairs of a prompt's images.", None
     ),
     "nearest_training_cosine": _metric(
         "Cosine to the nearest training image",
-        "High where an image is a copy; compare with that of held-out photographs.",
-        "cosine",
-        higher=None,
+        "High for copies; compare with held-out photographs.",
+        None,
+        COSINE,
     ),
-    "cmmd": _metric(
-        "CMMD",
-        "1000 x squared MMD of the scorer's embeds, Gaussian kernel with sigma 10.",
-        "",
-        higher=False,
-        distribution=True,
-    ),
-    "kid": _metric(
-        "KID", "Squared MMD of features, cubic kernel, unbiased.", "", higher=False, distribution=True
-    ),
-    "fid": _metric(
-        "FID",
-        "Frechet distance between features as Gaussians; biased by N.",
-        "",
-        higher=False,
-        distribution=True,
-    ),
+    "cmmd": _distance("CMMD", "1000 x squared MMD of the scorer's embeds, Gaussian kernel with sigma 10."),
+    "kid": _distance("KID", "Squared MMD of features, cubic kernel, unbiased."),
+    "fid": _distance("FID", "Frechet distance between features as Gaussians; biased by N."),
     **{
         f"{direction}_recall@{k}": _metric(
-            f"{direction.replace('_', ' ').capitalize()} recall@{k}",
-            f"Share of the test split's queries with a correct answer among the first {k}.",
+            f"{title} recall@{k}",
+            f"Share of test queries with a correct answer among the first {k}.",
+            UP,
             SHARE,
-            higher=True,
         )
-        for direction in DIRECTIONS
+        for direction, title in DIRECTIONS.items()
         for k in (1, 5, 10)
     },
     **{
         f"{direction}_map": _metric(
-            f"{direction.replace('_', ' ').capitalize()} mAP",
-            "Mean over queries of the mean precision at each correct answer.",
-            "",
-            higher=True,
+            f"{title} mAP", "Mean over queries of the precision at each correct answer.", UP
         )
-        for direction in DIRECTIONS
+        for direction, title in DIRECTIONS.items()
     },
     **{
         f"{direction}_median_rank": _metric(
-            f"{direction.replace('_', ' ').capitalize()} median rank",
-            "Rank of the first correct answer; 1 = best.",
-            "",
-            higher=False,
+            f"{title} median rank", "Of the first correct answer; 1 = best.", DOWN
         )
-        for direction in DIRECTIONS
+        for direction, title in DIRECTIONS.items()
     },
 }
 

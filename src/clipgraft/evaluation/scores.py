@@ -1,4 +1,4 @@
-"""Scores of every image, and features of every variant.
+"""Scores of every image.
 
 P prompts, K images per prompt, D features. Scores are arrays (P, K), or (P, 1) where a prompt has one score
 for all its images; NaN = no score.
@@ -7,28 +7,20 @@ for all its images; NaN = no score.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from clipgraft.cache import content_sums
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
-from clipgraft.data.transforms import clip_pixel_values, encode_captions, pad_input_ids, vae_pixel_values
+from clipgraft.evaluation.features import ClipFeatures, ProbeFeatures
 from clipgraft.evaluation.metrics.clipscore import clip_score_2_5, clip_score_raw
 from clipgraft.evaluation.metrics.image_similarity import nearest_images, psnr, seed_diversity, ssim
-from clipgraft.evaluation.metrics.probe import READ_BATCH_SIZE, Probe, fidelity_scores, read_attributes
+from clipgraft.evaluation.metrics.probe import fidelity_scores
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, members, next_prompts
-from clipgraft.evaluation.stores import FeatureStore, model_fingerprint
 from clipgraft.flatland import ATTRIBUTES
-from clipgraft.flatland.writer import IMAGE_SIZE
-from clipgraft.models.clip import ClipParts, encode_images, encode_text
-from clipgraft.models.weights import module_sha256
 
-ENCODE_BATCH_SIZE = 64
 MAX_PSNR = 100.0
 """Caps the infinite PSNR of equal images; 8-bit images that differ stay below 96 dB."""
 
@@ -36,100 +28,6 @@ Paths = list[list[Path | None]]
 """Image files by prompt; None where an image failed."""
 Scores = dict[str, dict[str, np.ndarray]]
 """Metric -> variant -> (P, K)."""
-
-
-class ClipFeatures:
-    """Embeds of one CLIP, (N, D) unit norm, kept by content.
-
-    Args:
-        clip: In eval mode, where it is to run.
-        name: Shown by progress bars.
-        store: Cache for generated images.
-        shared: Cache for photographs and captions, which other runs use too.
-    """
-
-    def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):
-        self.clip, self.name, self.store, self.shared = clip, name, store, shared
-        self.sum = module_sha256(clip.model)
-        self._model = model_fingerprint(clip.model)
-        self._model_and_processor = self._model + clip.image_processor.to_json_string()
-
-    def of_files(self, paths: Sequence[Path]) -> Tensor:
-        """Embed image files of a run."""
-        return self._images(self.store, paths, "images")
-
-    def of_images(self, images: Sequence[CaptionedImage]) -> Tensor:
-        """Embed photographs of a data set."""
-        return self._images(self.shared, [image.path for image in images], "photographs")
-
-    def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed prompts; cached by token ids, which depend on the tokenizer."""
-        ids, _ = encode_captions(texts, self.clip.tokenizer)
-        sums = [" ".join(map(str, row)) for row in ids]
-        return self.shared.features(f"{self.name} reads captions", self._model, ids, sums, self._read)
-
-    @property
-    def resize_filter(self) -> str:
-        """Resizing and cropping of the CLIP's image processor, in words."""
-        processor = self.clip.image_processor
-        name = Image.Resampling(processor.resample).name.lower()
-        size, crop = (
-            "x".join(str(side) for side in sides.values() if side)
-            for sides in (dict(processor.size), dict(processor.crop_size))
-        )
-        return f"{name} to {size} pixels, centre crop of {crop} (the scorer's own processor)"
-
-    def _images(self, store: FeatureStore, paths: Sequence[Path], what: str) -> Tensor:
-        described = f"{self.name} looks at {what}"
-        return store.features(described, self._model_and_processor, paths, content_sums(paths), self._look)
-
-    @torch.no_grad()
-    def _look(self, paths: Sequence[Path]) -> Tensor:
-        def embed(part: Sequence[Path]) -> Tensor:
-            pixels = clip_pixel_values((open_image(path) for path in part), self.clip.image_processor)
-            return encode_images(self.clip.model, pixels.to(self.clip.model.device)).cpu()
-
-        return _batched(embed, paths)
-
-    @torch.no_grad()
-    def _read(self, input_ids: Sequence[list[int]]) -> Tensor:
-        def embed(part: Sequence[list[int]]) -> Tensor:
-            ids = pad_input_ids(part, self.clip.tokenizer.eos_token_id, max(map(len, part)))
-            return encode_text(self.clip.model, ids.to(self.clip.model.device)).cpu()
-
-        return _batched(embed, input_ids)
-
-
-class ProbeFeatures:
-    """Attributes that the probe predicts, and its 256 pooled features."""
-
-    name = "flatland's probe"
-
-    def __init__(self, probe: Probe, store: FeatureStore):
-        self.probe, self.store, self.sum = probe, store, module_sha256(probe)
-
-    @torch.no_grad()
-    def of_files(self, paths: Sequence[Path]) -> Tensor:
-        """Return features (N, 256)."""
-
-        def pool(part: Sequence[Path]) -> Tensor:
-            return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
-
-        return self.store.features("probe looks at images", self.sum, paths, content_sums(paths), pool)
-
-    def read(self, paths: Sequence[Path]) -> Tensor:
-        """Return the index of each attribute's likeliest value, (N, 5) int64."""
-
-        def labels(part: Sequence[Path]) -> Tensor:
-            return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
-
-        how = f"{self.sum} read"
-        return self.store.features("probe reads images", how, paths, content_sums(paths), labels).long()
-
-    @staticmethod
-    def _pixels(paths: Sequence[Path]) -> Tensor:
-        # Photographs are cropped to flatland's size as for the VAE.
-        return vae_pixel_values((open_image(path) for path in paths), IMAGE_SIZE)
 
 
 def score_by_clip(
@@ -279,8 +177,3 @@ def _own_is_nearest(
         # A tolerance, because a matrix product rounds otherwise than a sum.
         found[ids] = torch.where(best.isnan(), torch.nan, (cosines >= best - 1e-6).float()).numpy()
     return found
-
-
-def _batched(function: Callable[[Any], Tensor], items: Sequence[Any]) -> Tensor:
-    size = min(ENCODE_BATCH_SIZE, READ_BATCH_SIZE)
-    return torch.cat([function(items[start : start + size]) for start in range(0, len(items), size)])

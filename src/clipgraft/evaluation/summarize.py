@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
+from clipgraft.evaluation.features import ClipFeatures, ProbeFeatures
 from clipgraft.evaluation.figures import METRICS, distances, mean_figure, paired_difference
 from clipgraft.evaluation.metrics.clipscore import independence_note
 from clipgraft.evaluation.metrics.distribution import cmmd, fid, kid, shortage
@@ -40,7 +41,7 @@ from clipgraft.evaluation.results import (
     Scorer,
     Variant,
 )
-from clipgraft.evaluation.scores import ClipFeatures, Paths, ProbeFeatures, Scores, image_features
+from clipgraft.evaluation.scores import Paths, Scores, image_features
 from clipgraft.evaluation.variants import TITLES, Variants
 from clipgraft.generation.metadata import save_png
 from clipgraft.models.weights import module_sha256

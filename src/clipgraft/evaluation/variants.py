@@ -14,6 +14,7 @@ from torch import nn
 from clipgraft.config import DataSettings, EvaluateSettings
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
+from clipgraft.evaluation.features import generator_fingerprint, image_key
 from clipgraft.evaluation.metrics.token_drift import caption_errors
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, build_prompts
 from clipgraft.evaluation.results import (
@@ -29,7 +30,6 @@ from clipgraft.evaluation.results import (
     Settings,
 )
 from clipgraft.evaluation.scores import Paths, Scores
-from clipgraft.evaluation.stores import generator_fingerprint, image_key
 from clipgraft.files import fingerprint
 from clipgraft.flatland import draw_scene
 from clipgraft.flatland.writer import DRAWING_VERSION, IMAGE_SIZE

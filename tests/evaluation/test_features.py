@@ -11,12 +11,12 @@ from PIL import Image
 import tiny
 from clipgraft.bridging import latents
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.evaluation import stores
+from clipgraft.evaluation import features as own
+from clipgraft.evaluation.features import ClipFeatures, FeatureStore, ProbeFeatures, generator_fingerprint
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt
 from clipgraft.evaluation.results import PLAIN
-from clipgraft.evaluation.scores import ClipFeatures, ProbeFeatures, score_fidelity
-from clipgraft.evaluation.stores import FeatureStore, generator_fingerprint
+from clipgraft.evaluation.scores import score_fidelity
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import save_png
@@ -130,8 +130,8 @@ def test_feature_is_made_again_where_data_or_a_version_changed(tmp_path, monkeyp
 
     store.features("", "extractor", ["a", "b"], ["sum of a", "sum of b"], extract)
     if changed in ("features", "pixels"):
-        monkeypatch.setattr(stores, f"{changed.upper()}_VERSION", 0)
-    monkeypatch.setattr(stores, "version", lambda name: "another" if name == changed else version(name))
+        monkeypatch.setattr(own, f"{changed.upper()}_VERSION", 0)
+    monkeypatch.setattr(own, "version", lambda name: "another" if name == changed else version(name))
     sums = ["sum of a", "another" if changed == "data" else "sum of b"]
     store.features("", "extractor", ["a", "b"], sums, extract)
     assert len(made) == (2 if changed == "nothing" else 4)
@@ -159,7 +159,7 @@ def test_latents_are_kept_by_scale_and_by_versions_of_what_opens_images(base, pi
     first = latents.load_latents(base, images, 32)
     base.vae.register_to_config(scaling_factor=2 * base.vae.config.scaling_factor)
     torch.testing.assert_close(latents.load_latents(base, images, 32), 2 * first, rtol=1e-2, atol=1e-3)
-    monkeypatch.setattr(stores, "PIXELS_VERSION", 0)
+    monkeypatch.setattr(own, "PIXELS_VERSION", 0)
     latents.load_latents(base, images, 32)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
@@ -180,7 +180,7 @@ def test_pictures_are_known_by_all_that_decides_them(base, monkeypatch):
     found.append(generator_fingerprint(generator))
     next(pipeline.text_encoder.parameters()).data += 1
     found.append(generator_fingerprint(generator))
-    monkeypatch.setattr(stores, "GENERATION_VERSION", 0)
+    monkeypatch.setattr(own, "GENERATION_VERSION", 0)
     found.append(generator_fingerprint(generator))
     assert len(set(found)) == len(found)
 
@@ -213,10 +213,10 @@ def test_drawing_is_as_the_version_of_files_says():
     found = np.asarray(image, dtype=float).reshape(4, 32, 4, 32, 3).mean((1, 3)).round().astype(int)
     difference = np.abs(found - np.array(GOLDEN_PICTURE)).max()
     assert difference <= 2, (
-        "the drawing has changed: raise GENERATION_VERSION in evaluation/stores.py, or pictures of the old "
+        "the drawing has changed: raise GENERATION_VERSION in evaluation/features.py, or pictures of the old "
         f"one are taken for the new one's; the new numbers: {found.tolist()}"
     )
-    assert stores.GENERATION_VERSION == 1
+    assert own.GENERATION_VERSION == 1
 
 
 def test_features_are_as_their_version_says(tmp_path, processes):
@@ -230,7 +230,7 @@ def test_features_are_as_their_version_says(tmp_path, processes):
     found = [[round(float(value), 4) for value in row[0, :4]] for row in rows]
     difference = np.abs(np.array(found) - np.array(GOLDEN_FEATURES)).max()
     assert difference <= 1e-3, (
-        "features have changed: raise FEATURES_VERSION in evaluation/stores.py, or what is kept of the old "
+        "features have changed: raise FEATURES_VERSION in evaluation/features.py, or what is kept of the old "
         f"ones is taken for the new ones; the new numbers: {found}"
     )
-    assert stores.FEATURES_VERSION == 1
+    assert own.FEATURES_VERSION == 1

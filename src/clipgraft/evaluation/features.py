@@ -1,0 +1,240 @@
+"""Features of images and texts by CLIP and by the probe, cached by content, and keys of generated images."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+
+from clipgraft.cache import CachedArrays, ContentCache, content_sums
+from clipgraft.console import track
+from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.images import open_image
+from clipgraft.data.transforms import (
+    PIXELS_VERSION,
+    clip_pixel_values,
+    encode_captions,
+    pad_input_ids,
+    vae_pixel_values,
+)
+from clipgraft.errors import CheckpointError
+from clipgraft.evaluation.metrics.probe import READ_BATCH_SIZE, Probe, read_attributes
+from clipgraft.files import fingerprint
+from clipgraft.flatland.writer import IMAGE_SIZE
+from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.metadata import versions
+from clipgraft.generation.pipeline import prompt_input_ids
+from clipgraft.generation.requests import ImageRequest
+from clipgraft.models.clip import ClipParts, encode_images, encode_text
+from clipgraft.models.weights import module_sha256
+
+GENERATION_VERSION = 1
+"""Raised when generation or the bridge give other pixels for equal weights, prompt and seed."""
+FEATURES_VERSION = 1
+"""Raised when this module gives other features; tests/evaluation/test_features.py holds both."""
+ITEMS_PER_ENTRY = 64
+"""Features that are cached, and lost with a killed process, together."""
+ENCODE_BATCH_SIZE = 64
+
+T = TypeVar("T")
+
+
+def pixels_versions() -> list[Any]:
+    """Return the versions that decide how a file becomes pixels."""
+    return [PIXELS_VERSION, *(version(name) for name in ("pillow", "transformers"))]
+
+
+def model_fingerprint(model: Any) -> str:
+    """Return the sum of a model's weights and settings, such as its activation."""
+    return fingerprint(module_sha256(model), _settings(model.config))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Settings of a transformers or diffusers configuration, without its origin."""
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    return {
+        str(name): _settings(value) if isinstance(value, dict) else str(value)
+        for name, value in values.items()
+        if not str(name).startswith("_") and name != "transformers_version"
+    }
+
+
+def generator_fingerprint(generator: ImageGenerator) -> str:
+    """Return the sum of everything but a request that decides a generator's images."""
+    pipeline = generator.pipeline
+    scheduler = type(pipeline.scheduler).__name__, _settings(pipeline.scheduler.config)
+    # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
+    models = generator.models | {"text_encoder_sha256": module_sha256(pipeline.text_encoder)}
+    configs = [_settings(part.config) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
+    libraries = versions(generator.models.get("engine", "")) | {"clipgraft": GENERATION_VERSION}
+    return fingerprint(libraries, models, configs, scheduler, str(pipeline.device))
+
+
+def image_key(whole: str, generator: ImageGenerator, request: ImageRequest) -> str:
+    """Return the sum of all that decides an image; `whole` is from `generator_fingerprint`.
+
+    Prompts of the same token ids have the same image.
+    """
+    ids = prompt_input_ids([request.prompt], generator.pipeline.tokenizer).tolist()
+    return fingerprint(whole, ids, {**request.as_record(), "prompt": None})
+
+
+class FeatureStore:
+    """Cached features of images or texts, computed by several processes together.
+
+    Args:
+        folder: Gets a folder for each extractor.
+        processes: Share out what is missing.
+    """
+
+    def __init__(self, folder: Path, processes: PartialState):
+        self.folder, self.processes = folder, processes
+
+    def features(
+        self,
+        description: str,
+        extractor: str,
+        items: Sequence[T],
+        sums: Sequence[str],
+        extract: Callable[[Sequence[T]], Tensor],
+    ) -> Tensor:
+        """Return features (N, D) float32 of the items, computing those that are not cached.
+
+        Args:
+            description: For the progress bar.
+            extractor: Sum of its weights, and what else decides a feature.
+            items: At least one.
+            sums: The content of each, as a key.
+            extract: Features (n, D) of some items.
+
+        Raises:
+            CheckpointError: If cached features were removed or damaged in the meantime.
+        """
+        how = fingerprint(FEATURES_VERSION, pixels_versions(), version("torch"), extractor)
+        cache = ContentCache(self.folder / how[:16], "features")
+        groups = [
+            range(len(items))[start:][:ITEMS_PER_ENTRY] for start in range(0, len(items), ITEMS_PER_ENTRY)
+        ]
+        keys = [fingerprint([sums[i] for i in group])[:32] for group in groups]
+        found = cache.find(keys)
+        missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in found}
+        self.processes.wait_for_everyone()  # all have to see the same as missing
+        own = list(missing.items())[self.processes.process_index :: self.processes.num_processes]
+        if own:
+            with track(description, sum(len(group) for _, group in own)) as update:
+                done = 0
+                for key, group in own:
+                    cache.add({key: extract([items[i] for i in group]).float().cpu().contiguous().numpy()})
+                    done += len(group)
+                    update(done, "items")
+        self.processes.wait_for_everyone()
+        found = cache.find(keys)
+        if len(found) < len(set(keys)):
+            raise CheckpointError(
+                f"features in {cache.folder} were removed or damaged while they were in use; run the same "
+                "command again"
+            )
+        return torch.cat([torch.from_numpy(array) for array in CachedArrays(found[key] for key in keys)])
+
+
+class ClipFeatures:
+    """Embeds of one CLIP, (N, D) unit norm, kept by content.
+
+    Args:
+        clip: In eval mode, where it is to run.
+        name: Shown by progress bars.
+        store: Cache for generated images.
+        shared: Cache for photographs and captions, which other runs use too.
+    """
+
+    def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):
+        self.clip, self.name, self.store, self.shared = clip, name, store, shared
+        self.sum = module_sha256(clip.model)
+        self._model = model_fingerprint(clip.model)
+        self._model_and_processor = self._model + clip.image_processor.to_json_string()
+
+    def of_files(self, paths: Sequence[Path]) -> Tensor:
+        """Embed image files of a run."""
+        return self._images(self.store, paths, "images")
+
+    def of_images(self, images: Sequence[CaptionedImage]) -> Tensor:
+        """Embed photographs of a data set."""
+        return self._images(self.shared, [image.path for image in images], "photographs")
+
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed prompts; cached by token ids, which depend on the tokenizer."""
+        ids, _ = encode_captions(texts, self.clip.tokenizer)
+        sums = [" ".join(map(str, row)) for row in ids]
+        return self.shared.features(f"{self.name} reads captions", self._model, ids, sums, self._read)
+
+    @property
+    def resize_filter(self) -> str:
+        """Resizing and cropping of the CLIP's image processor, in words."""
+        processor = self.clip.image_processor
+        name = Image.Resampling(processor.resample).name.lower()
+        size, crop = (
+            "x".join(str(side) for side in sides.values() if side)
+            for sides in (dict(processor.size), dict(processor.crop_size))
+        )
+        return f"{name} to {size} pixels, centre crop of {crop} (the scorer's own processor)"
+
+    def _images(self, store: FeatureStore, paths: Sequence[Path], what: str) -> Tensor:
+        described = f"{self.name} looks at {what}"
+        return store.features(described, self._model_and_processor, paths, content_sums(paths), self._look)
+
+    @torch.no_grad()
+    def _look(self, paths: Sequence[Path]) -> Tensor:
+        def embed(part: Sequence[Path]) -> Tensor:
+            pixels = clip_pixel_values((open_image(path) for path in part), self.clip.image_processor)
+            return encode_images(self.clip.model, pixels.to(self.clip.model.device)).cpu()
+
+        return _batched(embed, paths)
+
+    @torch.no_grad()
+    def _read(self, input_ids: Sequence[list[int]]) -> Tensor:
+        def embed(part: Sequence[list[int]]) -> Tensor:
+            ids = pad_input_ids(part, self.clip.tokenizer.eos_token_id, max(map(len, part)))
+            return encode_text(self.clip.model, ids.to(self.clip.model.device)).cpu()
+
+        return _batched(embed, input_ids)
+
+
+class ProbeFeatures:
+    """Attributes that the probe predicts, and its 256 pooled features."""
+
+    name = "flatland's probe"
+
+    def __init__(self, probe: Probe, store: FeatureStore):
+        self.probe, self.store, self.sum = probe, store, module_sha256(probe)
+
+    @torch.no_grad()
+    def of_files(self, paths: Sequence[Path]) -> Tensor:
+        """Return features (N, 256)."""
+
+        def pool(part: Sequence[Path]) -> Tensor:
+            return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
+
+        return self.store.features("probe looks at images", self.sum, paths, content_sums(paths), pool)
+
+    def read(self, paths: Sequence[Path]) -> Tensor:
+        """Return the index of each attribute's likeliest value, (N, 5) int64."""
+
+        def labels(part: Sequence[Path]) -> Tensor:
+            return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
+
+        how = f"{self.sum} read"
+        return self.store.features("probe reads images", how, paths, content_sums(paths), labels).long()
+
+    @staticmethod
+    def _pixels(paths: Sequence[Path]) -> Tensor:
+        # Photographs are cropped to flatland's size as for the VAE.
+        return vae_pixel_values((open_image(path) for path in paths), IMAGE_SIZE)
+
+
+def _batched(function: Callable[[Any], Tensor], items: Sequence[Any]) -> Tensor:
+    size = min(ENCODE_BATCH_SIZE, READ_BATCH_SIZE)
+    return torch.cat([function(items[start : start + size]) for start in range(0, len(items), size)])
