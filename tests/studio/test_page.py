@@ -106,7 +106,7 @@ def generate(page, steps=3, **fields):
 
 
 def is_done(page, count):
-    page.wait_for_selector("#cancel", state="hidden")
+    until(page, "document.getElementById('job-progress').classList.contains('done')")
     until(page, f"document.querySelectorAll('#images .frame img').length >= {count}")
     until(
         page, "[...document.querySelectorAll('#images img')].every(i => i.loading === 'lazy' || i.complete)"

@@ -115,7 +115,7 @@ def test_a_killed_studio_loses_no_image_and_tells_of_every_job(start):
     assert sorted(states) == ["done", "done", "interrupted"]
 
 
-def test_sigterm_draws_the_batch_at_work_and_keeps_what_waits(start, tmp_path):
+def test_sigterm_finishes_the_batch_and_keeps_what_waits(start, tmp_path):
     studio = start()
     at_work = studio.draw(num_images=2)
     until(lambda: studio.ask(f"v1/jobs/{at_work}")["state"] == "running")
@@ -123,7 +123,7 @@ def test_sigterm_draws_the_batch_at_work_and_keeps_what_waits(start, tmp_path):
     assert studio.stop(signal.SIGTERM) == 0
     queue = Queue(tmp_path / "home" / "queue.sqlite")
     assert [queue.job(job_id).state for job_id in (at_work, waiting)] == ["done", "queued"]
-    queue.close()
+    queue.database.close()
 
 
 def test_the_token_is_shown_once_and_secrets_are_written_nowhere(start, tmp_path):
