@@ -171,7 +171,7 @@ def test_the_worker_outlives_a_queue_that_fails_for_a_while(service, monkeypatch
     assert [record.getMessage() for record in caplog.records] == [
         "the queue cannot be used; trying again every second"
     ]
-    assert service.worker.is_alive
+    assert service.worker.is_alive()
     database.execute("DROP TRIGGER full")
     database.close()
     assert outcome(service, job_id).state == "done"

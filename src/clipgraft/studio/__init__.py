@@ -1,1 +1,1 @@
-"""The studio: a web page and an HTTP API over one queue of images."""
+"""Web page and HTTP API over one queue of images."""

@@ -132,7 +132,7 @@ def _job_routes(service: Service) -> APIRouter:
 
     @router.post("/jobs/{job_id}/cancel", responses=answers(JOB_EXAMPLE))
     def cancel_job(job_id: Id) -> Any:
-        """Cancel a job; one that has ended stays as it is. The body is `{}`."""
+        """Cancel a job unless it has ended. The body is `{}`."""
         job = job_of(job_id)
         service.cancel(job.id)
         return JSONResponse(service.describe(job_of(job_id)))
@@ -141,12 +141,12 @@ def _job_routes(service: Service) -> APIRouter:
         "/jobs/{job_id}/events", responses=answers("event: job\ndata: {}\n\n", media_type="text/event-stream")
     )
     async def events(job_id: Id) -> Any:
-        """A job as server-sent events: `job` whenever it changes, the last when it has ended."""
+        """A job as server-sent events: `job` at every change, until it ends."""
         return feeds.listen(await asyncio.to_thread(job_of, job_id))
 
     @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "images_before": 0}))
     def estimate(body: JobRequest) -> Any:
-        """Count a job's images and denoising steps, and the images that would come before it."""
+        """Count a job's images and steps, and the images before it."""
         jobs = [job for _, job in _expanded(service, body)]
         service.check_size(jobs)
         num_steps, before = sum(job.num_steps for job in jobs), service.queue.count_before()
@@ -154,7 +154,7 @@ def _job_routes(service: Service) -> APIRouter:
 
     @router.post("/prompts", responses=answers(PROMPT_EXAMPLE))
     def read_prompt(body: PromptRequest) -> Any:
-        """What a model reads of a prompt: tokens, what is cut off, words known only in pieces."""
+        """A model's reading of a prompt: tokens, cut-off text, unknown words."""
         model = body.model or service.catalog.default_model()
         return {"model": model, **service.read_prompt(model, body.prompt)}
 
@@ -176,13 +176,13 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 60,
     ) -> Any:
-        """Generated images, newest first; `before` is the `number` of the last one seen."""
+        """Generated images, newest first; `before` is the last `number` seen."""
         rows = service.queue.history(search, before=before, limit=limit)
         return JSONResponse({"images": [service.describe_image(row) for row in rows]})
 
     @router.post("/settings", responses=answers(SETTINGS_EXAMPLE), openapi_extra=PNG_BODY)
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
-        """The settings in a PNG that clipgraft wrote; the image is not kept."""
+        """The settings in a PNG by clipgraft; the image is not kept."""
         return JSONResponse(settings_from_png(body, service.limits.max_upload_pixels))
 
     @router.get("/{image_id}.{extension}", responses=answers("(an image)", media_type="image/png"))
@@ -199,7 +199,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
 
     @router.get("/{image_id}/preview", responses=answers("(an image)", media_type="image/jpeg"))
     def preview(image_id: Id) -> Any:
-        """The latest preview of a running image; of a finished one the image itself."""
+        """The latest preview of a running image, or the finished image."""
         content = service.preview(image_id)
         if not content:
             raise NotFoundError("preview", image_id)
@@ -240,13 +240,13 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.get("/runs/{name}/report", responses=answers("<!doctype html>", media_type="text/html"))
     def report(name: RunName) -> Any:
-        """A run's report: one page, which fetches nothing and runs only its slider's script."""
+        """A run's report: one page; it fetches nothing, and only its slider's script runs."""
         path = find("report", name, lambda: service.catalog.report(name))
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
     @router.post("/search", responses=answers(SEARCH_EXAMPLE))
     def search(body: SearchRequest) -> Any:
-        """The images of a run's data nearest to a caption, by its CLIP before and after fine-tuning."""
+        """A run's test images nearest to a caption, before and after fine-tuning."""
         if not service.slots.acquire(blocking=False):
             raise BusyError("too many searches are running; try again")
         try:
@@ -256,7 +256,7 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.get("/search/{name}", responses=answers({"done": 640, "total": 2000}))
     def search_progress(name: RunName) -> Any:
-        """Progress of a run's first search, which reads its images; null if none is running."""
+        """Progress of a run's first search; null if none is running."""
         done, total = service.embedder.progress.get(name, (None, None))
         return {"done": done, "total": total}
 
@@ -276,10 +276,10 @@ def _page_routes(service: Service) -> APIRouter:
 
     @router.get("/health", responses=answers({"status": "ok"}))
     def health() -> Any:
-        """Whether the studio takes jobs, and if not, why; the one route without a token."""
+        """Whether the studio takes jobs, or why not; needs no token."""
         if service.is_stopping:
             return JSONResponse({"status": "stopping", "reason": "the studio is stopping"}, 503)
-        if not service.worker.is_alive:
+        if not service.worker.is_alive():
             reason = "the generating thread has ended; restart the studio"
             return JSONResponse({"status": "not generating", "reason": reason}, 503)
         problem = service.health.problem()

@@ -1,4 +1,4 @@
-"""What a folder of runs offers, by name: models to generate with, CLIPs, training curves, reports.
+"""Models, CLIPs, training curves and reports of a folder of runs.
 
 Clients give names; which folder a name stands for is decided here alone, so no path comes from outside.
 """
@@ -93,14 +93,14 @@ class ModelGroup:
 
 
 class Catalog:
-    """The runs of a folder, which may be missing; a run that cannot be read affects no other."""
+    """The runs of a folder; an unreadable run affects no other."""
 
     def __init__(self, runs_dir: Path):
         self.runs_dir = runs_dir
         self._scanned: tuple[float, dict[str, tuple[ModelGroup, str]]] | None = None
 
     def models(self) -> dict[str, tuple[ModelGroup, str]]:
-        """Return models by name, `group/variant`, at most a second old; `flatland/teacher` comes first."""
+        """Return models by name, `group/variant`; `flatland/teacher` comes first."""
         now = time.monotonic()
         if self._scanned is None or now - self._scanned[0] >= SECONDS_BETWEEN_SCANS:
             own = ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, _defaults(Recipe()))
@@ -117,7 +117,7 @@ class Catalog:
         return models[name]
 
     def default_model(self) -> str:
-        """Return the fine-tuned model of the newest run; the embedded base if there is none."""
+        """Return the newest run's fine-tuned model, else the embedded base."""
         models = self.models()
         names = [name for name in models if name.endswith(("/after", "/graft"))]
         return max(names, key=lambda name: models[name][0].changed, default=next(iter(models)))
@@ -134,7 +134,7 @@ class Catalog:
         return [name.removesuffix("/after") for name in self.clips() if name.endswith("/after")]
 
     def test_images(self, run: str, limit: int) -> tuple[CaptionedImage, ...]:
-        """Return the first test images of a run's data; validation images if it has no test split."""
+        """Return a run's first test images, or validation images without a test split."""
         recipes, unreadable = self.read(lambda _, recipe: recipe, only=run)
         if run not in recipes:
             raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
@@ -143,7 +143,7 @@ class Catalog:
         return dataset.test[:limit] or dataset.val[:limit]
 
     def runs(self) -> list[dict[str, Any]]:
-        """Summarise runs, the last written first; unreadable ones, with the reason, at the end."""
+        """Summarise runs, newest first; unreadable ones, with the reason, last."""
         runs, unreadable = self.read(_summary)
         rows = sorted(runs.values(), key=lambda row: row["changed"], reverse=True)
         return rows + [_unreadable(name, reason) for name, reason in unreadable.items()]
@@ -162,7 +162,7 @@ class Catalog:
         return runs[name] if name not in unreadable else _unreadable(name, unreadable[name]) | NO_CURVE
 
     def report(self, name: str) -> Path:
-        """Return the file of a run's report, or raise a KeyError; a `UserError` if it cannot be read."""
+        """Return a run's report; KeyError if none, UserError if it is unreadable."""
         runs, unreadable = self.read(lambda run, _: run.path, only=name)
         if name in unreadable:
             raise UserError(f"run {name} cannot be read: {unreadable[name]}")
@@ -174,7 +174,7 @@ class Catalog:
     def read(
         self, read: Callable[[Run, Recipe], T], *, only: str | None = None
     ) -> tuple[dict[str, T], dict[str, str]]:
-        """Read each run by itself; hidden folders and those without a recipe are skipped.
+        """Read each run by itself; folders without a recipe are skipped.
 
         Args:
             read: Any error that it raises is that run's alone.
@@ -202,7 +202,7 @@ class Catalog:
 
 
 class ModelCache:
-    """Models in memory, the least recently used dropped first. For one thread at a time.
+    """Models in memory, least recently used dropped first; not thread-safe.
 
     Args:
         max_bytes: Of all weights; 0 = half of the machine's memory. A larger single model is kept.
@@ -229,7 +229,7 @@ class ModelCache:
         modules: Callable[[T], Iterable[nn.Module]],
         version: Hashable = None,
     ) -> T:
-        """Return a model, loaded if it is not in memory in this version of its files."""
+        """Return a model, loaded unless this version of it is in memory."""
         if name in self._models and self._models[name][2] != version:
             del self._models[name]
         if name not in self._models:
@@ -291,7 +291,7 @@ def _recipe(folder: Path) -> Recipe:
 
 @lru_cache(maxsize=4096)
 def _read_recipe(path: Path, _changed: int) -> Recipe | UserError:
-    """Read a recipe once per change; a bad one is not parsed again at each scan either."""
+    """Read a recipe, or its error, once per change of the file."""
     try:
         return load_recipe(path)
     except UserError as error:
@@ -322,7 +322,7 @@ def _clips(run: Run, recipe: Recipe) -> dict[str, ModelSettings]:
 
 
 def _written(folder: Path) -> int | None:
-    """Time of a weights folder's last write in nanoseconds; None if it is no such folder."""
+    """Time of a weights folder's last write in nanoseconds, or None."""
     try:
         return (folder / MANIFEST_NAME).stat().st_mtime_ns
     except OSError:

@@ -1,4 +1,4 @@
-"""The SQLite file: checked when opened, one connection to write and one to read; and the disk's health.
+"""SQLite file with a writing and a reading connection; health checks.
 
 In WAL mode a reader never waits for a writer, so lists stay quick while another program holds the file.
 What the file or the disk refuses is an `UnavailableError`, which may pass; any other SQLite error is our bug.
@@ -84,7 +84,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Run]:
-        """Give a function that runs SQL; all of it counts, or nothing. A nested one joins the outer."""
+        """Give a function that runs SQL atomically; nested transactions join the outer."""
         with self._write_lock:
             if self._writer.in_transaction:
                 yield self._run
@@ -100,7 +100,7 @@ class Database:
                     raise
 
     def check_usable(self) -> None:
-        """Check that the file can be read and written now, or raise an `UnavailableError`."""
+        """Raise an `UnavailableError` unless the file can be read and written."""
         try:
             with self.path.open("rb") as file:
                 begins_well = file.read(len(MAGIC)) == MAGIC
@@ -126,7 +126,7 @@ class Database:
         return connection
 
     def _check(self, schema: str, upgrade: Mapping[frozenset[str], str]) -> None:
-        """Refuse another database before anything is written to it, and a damaged one."""
+        """Refuse a damaged or foreign database before anything is written."""
         found = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise self._refusal(sqlite3.SQLITE_CORRUPT, " ".join(found.split()))

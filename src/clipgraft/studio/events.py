@@ -1,4 +1,4 @@
-"""Jobs as server-sent events: described once per change, the same bytes for all listeners.
+"""Jobs as server-sent events, described once per change for all listeners.
 
 Listening costs the generating thread almost the same however many listen; `MAX_EVENTS_PER_SECOND` bounds it.
 """
@@ -29,7 +29,7 @@ Message = tuple[bytes | None, bool]
 
 
 class EventStream(StreamingResponse):
-    """Events as a response; calls `on_end` however it ends, even before it has begun."""
+    """Events as a response; calls `on_end` however it ends."""
 
     def __init__(self, messages: AsyncIterator[bytes], on_end: Callable[[], None]):
         headers = {"x-accel-buffering": "no"}  # nginx would keep events until it has some kilobytes

@@ -1,4 +1,4 @@
-"""Image files: generated ones by id, and uploads, which are inspected before they are decoded.
+"""Image files: generated ones by id; uploads, inspected before decoding.
 
 Only whole PNG, JPEG and WebP files are taken: one that is cut off, or followed by another file, is refused
 unless that ends in the same bytes. Their size is bounded by the header before a pixel is decoded, and only
@@ -24,7 +24,7 @@ from clipgraft.generation.requests import ImageRequest
 
 
 class ImageFiles:
-    """Files of generated images; ids come from the queue alone, so they are no paths.
+    """Files of generated images by id; ids come from the queue alone.
 
     Args:
         folder: Created if missing; what a killed process left half written is deleted.
@@ -44,12 +44,12 @@ class ImageFiles:
         return self.path(image_id).is_file()
 
     def save(self, image_id: str, image: GeneratedImage, model: str) -> None:
-        """Write an image, whole or not at all, with everything that reproduces it."""
+        """Write an image atomically, with everything needed to reproduce it."""
         record = {**(image.metadata or {}), "studio": {"model": model}}
         save_png(image.image, self.path(image_id), record)
 
     def read(self, image_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
-        """Read an image as png, jpeg or webp; only a PNG can hold its settings."""
+        """Read an image as png, jpeg or webp; only PNG has settings."""
         try:
             content = self.path(image_id).read_bytes()
         except FileNotFoundError:
@@ -67,7 +67,7 @@ class ImageFiles:
 
 
 def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """Read the settings and the model of an image from its PNG, or raise a `DataError`."""
+    """Read an image's settings and model from its PNG; else DataError."""
     text = read_png_texts(content, max_pixels).get(RECORD_KEY)
     try:
         record = json.loads(text or "")
@@ -95,7 +95,7 @@ def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
-    """Read the texts of a PNG; a `DataError` as `decode_upload`, or if it is no PNG."""
+    """Read the texts of a PNG; errors as `decode_upload`."""
     with _opened(content, max_pixels) as image:
         if image.format != "PNG":
             raise DataError(f"is a {image.format}; settings are kept in PNG files")
@@ -104,7 +104,7 @@ def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
 
 
 def count_pixels(content: bytes, max_pixels: int) -> int:
-    """Return the pixels of an image by its header; a `DataError` as `decode_upload`."""
+    """Return an image's pixel count by its header; errors as `decode_upload`."""
     with _opened(content, max_pixels) as image:
         return image.width * image.height
 
@@ -131,7 +131,7 @@ def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
 
 @contextmanager
 def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Give an image with header and end checked; errors of the block name the image."""
+    """Give an image with header and end checked; errors name the image."""
     try:
         image = read_header(content, max_pixels)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:

@@ -1,4 +1,4 @@
-"""The routes that OpenAI's clients know, and every route's errors, which have OpenAI's shape."""
+"""Routes for OpenAI's clients; errors of all routes in OpenAI's shape."""
 
 import asyncio
 import base64
@@ -104,7 +104,7 @@ def answers(example: Any, status: int = 200, media_type: str = "application/json
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer every error in OpenAI's shape, without a path of this machine in it."""
+    """Answer every error in OpenAI's shape, without local paths."""
 
     def handle(kind: type[Exception], status: int, code: str = "", param: str | None = None) -> None:
         @app.exception_handler(kind)
@@ -152,7 +152,7 @@ def client_name(request: Request, name: str | None) -> str:
 
 
 def openai_routes(service: Service, public_url: str) -> APIRouter:
-    """Make the routes; image addresses begin with `public_url`, or with the address of the request."""
+    """Make the routes; image addresses begin with `public_url`, else the request's."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.get("/models", responses=answers(MODELS_EXAMPLE))
@@ -192,7 +192,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
 
     @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
     def embed(body: EmbeddingsRequest) -> Any:
-        """Embed texts and images in a CLIP's joint space: unit norm, so a dot product is a cosine."""
+        """Embed texts and images in a CLIP's joint space, with unit norm."""
         names = list(service.catalog.clips())
         model = body.model or next((name for name in names if name.endswith("/after")), names[0])
         if model not in names:
@@ -277,7 +277,7 @@ def _text_or_file(item: str | ImageInput, limits: Limits) -> str | bytes:
 
 
 def _check_pixels(files: list[bytes], limits: Limits) -> None:
-    """Refuse images that are too large, alone or together, before any is decoded."""
+    """Refuse images too large, alone or together, before decoding any."""
     total = sum(count_pixels(content, limits.max_upload_pixels) for content in files)
     if total > limits.max_request_pixels:
         raise DataError(
@@ -293,7 +293,7 @@ def _encoded(row: np.ndarray, encoding_format: str | None) -> list[float] | str:
 
 
 async def _outcome(service: Service, job_id: str, request: Request) -> JobRow | None:
-    """Wait for a job; cancel it and return None if the client hangs up."""
+    """Wait for a job; hanging up cancels it and gives None."""
     future: Future[JobRow] = service.wait(job_id)
     ended: asyncio.Future[Any] = asyncio.wrap_future(future)
     gone: asyncio.Future[Any] = asyncio.ensure_future(_hung_up(request))

@@ -105,7 +105,7 @@ class Queue:
         self._read, self._transaction = self.database.read, self.database.transaction
 
     def add(self, client: str, kind: str, images: Sequence[tuple[str, ImageRequest]]) -> str:
-        """Queue a job of models and requests and return its id, or raise a `BusyError`."""
+        """Queue models and requests; return the job's id, or raise `BusyError`."""
         assert images
         with self._transaction() as run:
             waiting = run("SELECT count(*) FROM images WHERE state = 'queued'").fetchone()[0]
@@ -133,7 +133,7 @@ class Queue:
         return job_id
 
     def take(self, batch_size: int) -> list[ImageRow]:
-        """Set running, and return, the oldest queued image and those that can share its batch."""
+        """Start the oldest queued image and others of its shape; return them."""
         with self._transaction() as run:
             oldest = "SELECT shape, model FROM images WHERE state = 'queued' ORDER BY number LIMIT 1"
             sql = f"SELECT * FROM images WHERE state = 'queued' AND (shape, model) = ({oldest})"
@@ -158,7 +158,7 @@ class Queue:
             )  # fmt: skip
 
     def end_job_if_finished(self, number: int) -> bool:
-        """End an open job without open images; return whether it ended just now."""
+        """End an open job without open images; return whether it ended."""
         with self._transaction() as run:
             sql = "SELECT count(*) FROM images WHERE job = ? AND state IN (?, ?)"
             if run(sql, number, *OPEN).fetchone()[0]:
@@ -167,7 +167,7 @@ class Queue:
             return run(sql, time.time(), number, *OPEN).rowcount > 0
 
     def end_job(self, number: int, state: str, error: str = "") -> bool:
-        """End an open job, and its open images, in a state; return whether it was open."""
+        """End an open job and its open images; return whether it was open."""
         with self._transaction() as run:
             sql = "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE number = ? AND state IN (?, ?)"
             ended = run(sql, state, error, time.time(), number, *OPEN).rowcount > 0
@@ -177,7 +177,7 @@ class Queue:
         return ended
 
     def recover(self, is_written: Callable[[str], bool]) -> list[str]:
-        """Settle what the last stop cut off; return the ids of jobs that are now interrupted.
+        """Settle what the last stop cut off; return ids of interrupted jobs.
 
         Args:
             is_written: Tells by an image's id whether its file is there; such an image is finished.
@@ -239,7 +239,7 @@ class Queue:
         return self._read(sql, *OPEN, job_number)[0][0]
 
     def prune(self, max_history: int) -> list[str]:
-        """Delete the oldest ended jobs while more images are kept; return those images' ids."""
+        """Delete the oldest ended jobs beyond a bound; return their images' ids."""
         with self._transaction() as run:
             count = run("SELECT count(*) FROM images").fetchone()[0]
             ids: list[str] = []

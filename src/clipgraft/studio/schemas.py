@@ -94,7 +94,7 @@ class BoundedParams(TextToImageParams):
         return {RENAMED.get(name, name): value for name, value in values.items()}
 
     def expand(self, prompt: str, **changes: Any) -> list[ImageRequest]:
-        """Return a request for each image of a prompt, with some parameters changed.
+        """Return a prompt's image requests, with some parameters changed.
 
         Raises:
             UserError: If a value is not allowed.
@@ -118,7 +118,7 @@ class Axis(Request):
 
 
 class JobRequest(BoundedParams):
-    """Images to generate: every combination of the axes' values, by every model, from every seed."""
+    """Images to generate: every combination of axis values, models and seeds."""
 
     prompt: Text = Field(examples=["A dog running on the beach at sunset"])
     models: Annotated[tuple[Name, ...], Field(max_length=8), FROM_LIST] = ()
@@ -141,7 +141,7 @@ class JobRequest(BoundedParams):
     def requests(
         self, default_model: str, defaults: Callable[[str], SamplingDefaults], max_images: int
     ) -> list[tuple[str, ImageRequest]]:
-        """Return each image's model and request; the last axis changes fastest except for model and seed.
+        """Return models and requests; the last axis changes fastest, within it model and seed.
 
         Raises:
             UserError: If there are too many, or a value along an axis is not allowed.

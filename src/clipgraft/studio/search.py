@@ -1,4 +1,4 @@
-"""Texts and images in CLIP's joint space, and a run's test images nearest to a caption."""
+"""Embeddings of texts and images; caption search in a run's test images."""
 
 import threading
 from collections.abc import Hashable, Sequence
@@ -37,7 +37,7 @@ class SearchIndex:
 
 
 class Embedder:
-    """CLIPs of runs, on the device and in the memory bound that generation uses too."""
+    """CLIPs of runs, sharing device and memory bound with generation."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Embedder:
         return torch.stack([next(in_turn[type(item)]) for item in items]), num_tokens
 
     def search(self, run: str, caption: str, limit: int) -> dict[str, list[dict[str, Any]]]:
-        """Find the images nearest to a caption, by CLIP before and after fine-tuning.
+        """Find the images nearest to a caption, before and after fine-tuning.
 
         Returns:
             Side -> rows of `image` (its number), `score` (cosine) and `captions`, nearest first.
@@ -96,7 +96,7 @@ class Embedder:
         return found
 
     def index(self, run: str) -> SearchIndex:
-        """Return a run's index, built at the first search and again when one of its CLIPs changes."""
+        """Return a run's index, rebuilt whenever one of its CLIPs changes."""
         clips = self.catalog.clips()
         if f"{run}/after" not in clips:
             raise KeyError(run)
@@ -112,7 +112,7 @@ class Embedder:
             return self._indexes[run]
 
     def thumbnail(self, run: str, number: int) -> bytes:
-        """Return an image of an index as a small JPEG, or raise a KeyError."""
+        """Return a small JPEG of an index's image, or raise KeyError."""
         index = self._indexes.get(run)
         if index is None or not 0 <= number < len(index.images):
             raise KeyError(number)
@@ -156,6 +156,6 @@ def load_embedder(model: ModelSettings, device: str) -> ClipParts:
 
 @torch.inference_mode()
 def _embed_texts(clip: ClipParts, texts: list[str]) -> Tensor:
-    """Unit-norm float32 (N, P) on the CPU; text behind position 77 is not read."""
+    """Unit-norm float32 (N, P) on the CPU, of the first 77 tokens."""
     ids = tokenize(texts, clip.tokenizer).to(clip.model.device)
     return encode_text(clip.model, ids).cpu()

@@ -195,7 +195,7 @@ def error_body(
 
 
 def host_name(host: str) -> str:
-    """Return a Host without its port and brackets; empty if it is no host."""
+    """Return a Host without port and brackets; empty if invalid."""
     found = HOST.fullmatch(host)
     return (found[1] or found[2]).lower() if found else ""
 
@@ -225,7 +225,7 @@ def make_access(host: str, with_token: bool, public_url: str = "") -> Access:
 
 
 def _checked_public_url(url: str) -> str:
-    """Normalise a public URL to an Origin: lower case, no trailing slash, no default port."""
+    """Normalise a public URL to an Origin: lower case, no default port."""
     if not url:
         return ""
     scheme, _, place = url.lower().removesuffix("/").partition("://")
@@ -260,7 +260,7 @@ def _token(scope: Scope, headers: dict[str, str]) -> str:
 
 
 def _is_page_link(scope: Scope, headers: dict[str, str]) -> bool:
-    """Whether a user follows a foreign link to the page itself, which tells the other page nothing."""
+    """Whether a user follows a foreign link to the page itself."""
     wanted = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
     return scope["method"] == "GET" and scope["path"] == "/" and wanted == ("navigate", "document")
 
@@ -277,7 +277,7 @@ def _with_security_headers(send: Send) -> Send:
 
 
 def _replay(content: bytes, receive: Receive) -> Receive:
-    """Give the body that was read already, then whatever follows, such as a lost connection."""
+    """Give the body already read, then later messages, such as a disconnect."""
     messages: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def replay() -> Message:
@@ -287,7 +287,7 @@ def _replay(content: bytes, receive: Receive) -> Receive:
 
 
 class _Body:
-    """A request's messages; knows when the last has come, since a further one comes only at the end."""
+    """A request's messages, and whether the last one has come."""
 
     def __init__(self, receive: Receive):
         self._receive, self.has_ended = receive, False

@@ -64,7 +64,7 @@ def serve(
 
 
 class TimedConnection(H11Protocol):
-    """A connection that closes if a request's headers do not arrive in time.
+    """A connection with a time limit for a request's headers.
 
     The guard bounds the body's time; between two requests uvicorn's own keep-alive limit holds.
     """
@@ -98,7 +98,7 @@ class TimedConnection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """The HTTP server; tells the service when it stops, so that waiting clients are answered."""
+    """The HTTP server; stops the service first, which answers waiting clients."""
 
     def __init__(self, service: Service, access: Access, on_listening: Callable[[], None]):
         config = uvicorn.Config(
@@ -134,7 +134,7 @@ class Server(uvicorn.Server):
 
 
 def redact_secrets(token: str) -> None:
-    """Keep the token and the secrets of the environment out of all logs."""
+    """Remove the token and the environment's secrets from all logs."""
     values = (v for name, v in os.environ.items() if SECRET_VARIABLES.search(name) and len(v) >= 8)
     secret_values = [value for value in (token, *values) if value]
 

@@ -1,4 +1,4 @@
-"""The studio without a web framework: what the page and the API share.
+"""The studio without a web framework, shared by page and API.
 
 One thread generates on the one device; everything else only reads and writes the queue.
 """
@@ -87,7 +87,7 @@ class Service:
         self._lock = threading.Lock()
 
     def start(self) -> list[str]:
-        """Start to generate; return the ids of the jobs that the last stop cut off."""
+        """Start to generate; return ids of jobs cut off by the last stop."""
         interrupted = self.queue.recover(self.files.is_there)
         self.worker.start()
         return interrupted
@@ -98,7 +98,7 @@ class Service:
         return self.worker.is_stopping
 
     def begin_to_stop(self) -> None:
-        """Take no more jobs; the running batch is finished, waiting jobs stay for the next start.
+        """Take no more jobs; finish the running batch, keep waiting jobs.
 
         A call, whose client waits for the answer, is interrupted: at once if it has not begun, else after
         that batch.
@@ -109,7 +109,8 @@ class Service:
     def stop(self, timeout: float | None = None) -> None:
         """Wait for the running batch and close the queue."""
         self.begin_to_stop()
-        self.worker.join(timeout)
+        if self.worker.is_alive():
+            self.worker.join(timeout)
         self._end_calls(*OPEN)
         self.queue.database.close()
 
@@ -124,7 +125,7 @@ class Service:
         )[variant]
 
     def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
-        """Describe what a model reads of a prompt: tokens, what is cut off, unknown words."""
+        """Describe a model's reading of a prompt: tokens, cut-off text, unknown words."""
         group = self.catalog.model(model)[0]
         with self._tokenizer_lock:
             version, tokenizer = self._tokenizers.get(group.name, (None, None))
@@ -205,7 +206,7 @@ class Service:
         return future
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel an open job, within one denoising step; return whether it was open.
+        """Cancel an open job within one step; return whether it was open.
 
         An image that shares its batch with another job's is still generated, and dropped.
         """
@@ -213,7 +214,7 @@ class Service:
         return job is not None and self._end_job(job.number, "cancelled")
 
     def settle(self, numbers: Sequence[int], error: str) -> None:
-        """End the jobs of a batch that failed, or that have no open image left."""
+        """End the jobs of a failed batch, or those without open images."""
         for number in numbers:
             if error:
                 self._end_job(number, "failed", error)
@@ -255,7 +256,7 @@ class Service:
         }
 
     def preview(self, image_id: str) -> bytes:
-        """Return a running image's latest preview, or a finished image, as JPEG; empty if there is none."""
+        """Return a running image's preview, or a finished image, as JPEG."""
         row = self.queue.image(image_id)
         if row and row.state == "ok":
             return self.files.read(image_id, "jpeg")

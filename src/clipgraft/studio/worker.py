@@ -1,4 +1,4 @@
-"""The one thread that generates: the oldest open images, batch after batch, until it is told to stop."""
+"""The generating thread: the oldest open images, batch after batch."""
 
 import logging
 import threading
@@ -42,8 +42,8 @@ class Progress:
     preview_step: int = 0
 
 
-class Worker:
-    """Generates what waits in a queue.
+class Worker(threading.Thread):
+    """Thread generating what waits in a queue.
 
     Args:
         generator: Loads a model by name; called with the device's lock held.
@@ -62,6 +62,7 @@ class Worker:
         on_stopped: Callable[[], object],
         limits: Limits,
     ):
+        super().__init__(name="generating", daemon=True)
         self.queue, self.files, self.generator, self.limits = queue, files, generator, limits
         self.on_batch_end, self.on_stopped = on_batch_end, on_stopped
         self.progress: dict[int, Progress] = {}
@@ -75,10 +76,6 @@ class Worker:
         self._device_lock = device_lock
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="generating", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def wake(self) -> None:
         self._wake.set()
@@ -86,10 +83,6 @@ class Worker:
     def leave_out(self, job_number: int) -> None:
         """Stop working for a job that has ended."""
         self._ended.add(job_number)
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
 
     @property
     def is_stopping(self) -> bool:
@@ -101,12 +94,8 @@ class Worker:
         self._stopping.set()
         self._wake.set()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until the running batch is finished."""
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-
-    def _work(self) -> None:
+    def run(self) -> None:
+        """Generate batch after batch until it is told to stop."""
         while not self._stopping.is_set():
             try:
                 if not self._run_batch():
@@ -192,7 +181,7 @@ class Worker:
 
 
 def _message(error: Exception) -> str:
-    """Format an error for clients: one line, without a folder of this machine."""
+    """Format an error for clients: one line, without local folders."""
     is_clear = is_user_error(error) or isinstance(error, UnavailableError)
     text = one_line(error) if is_clear else f"{type(error).__name__}: {one_line(error)}"
     return without_folders(text)[:500]
