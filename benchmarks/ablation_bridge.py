@@ -48,7 +48,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
 from clipgraft.files import read_json, write_bytes, write_json
-from clipgraft.finetuning.finetune import finetune_recipe
+from clipgraft.finetuning.finetune import finetune, load_inputs
 from clipgraft.flatland import Scene, fidelity_prompts, is_known_to_teacher
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.requests import ImageRequest
@@ -118,7 +118,7 @@ def run_ablation(recipe: Recipe, folder: Path, *, num_seeds: int = 3, **sizes: i
     if recipe.finetune.num_epochs:
         tuned = folder / "finetune"
         if not (tuned / METRICS_NAME).is_file():
-            finetune_recipe(recipe, tuned, resume=True)
+            finetune(*load_inputs(recipe), output_dir=tuned, resume=True, recipe=recipe)
         clip = ModelSettings(name=str(tuned / "clip"))
     found = []
     for seed in range(recipe.seed, recipe.seed + num_seeds):

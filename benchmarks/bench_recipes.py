@@ -21,8 +21,9 @@ from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.config import Recipe, demo
 from clipgraft.device import describe_environment
 from clipgraft.evaluation.evaluate import evaluate_recipe
-from clipgraft.finetuning.finetune import finetune_recipe
-from clipgraft.finetuning.wise_ft import interpolate_recipe
+from clipgraft.finetuning.finetune import finetune, load_inputs
+from clipgraft.finetuning.wise_ft import interpolate
+from clipgraft.models.clip import load_clip
 from clipgraft.runs.run import stage_folder
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
@@ -96,14 +97,23 @@ def run_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def tune(recipe: Recipe, out: Path) -> None:
+    """Fine-tune as a recipe says."""
+    finetune(*load_inputs(recipe), output_dir=out, resume=True, recipe=recipe)
+
+
+def between(recipe: Recipe, after: Path, out: Path) -> None:
+    """Write the weights in the middle."""
+    clip, data = load_inputs(recipe)
+    interpolate(clip, load_clip(after), data, output_dir=out, recipe=recipe)
+
+
 def tuned_clips(folder: Path, seed: int) -> dict[str, tuple[Path, dict[str, float], dict[str, float]]]:
     """By name each CLIP, its drift on validation captions and its recall on test pictures."""
     found = {}
     for name, settings in RECIPES.items():
         recipe, own = recipe_of(seed, settings), folder / slug(name)
-        tuned = metrics_of(
-            own / "finetune", lambda out, recipe=recipe: finetune_recipe(recipe, out, resume=True)
-        )
+        tuned = metrics_of(own / "finetune", lambda out, recipe=recipe: tune(recipe, out))
         lines = (own / "finetune" / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
         drift = [json.loads(line) for line in lines]
         if not found:
@@ -115,7 +125,7 @@ def tuned_clips(folder: Path, seed: int) -> dict[str, tuple[Path, dict[str, floa
 
 def halfway(folder: Path, recipe: Recipe, clip: Path) -> tuple[Path, dict[str, float], dict[str, float]]:
     """The weights in the middle between before and after."""
-    stage = metrics_of(folder / "interpolate", lambda out: interpolate_recipe(recipe, str(clip), out))
+    stage = metrics_of(folder / "interpolate", lambda out: between(recipe, clip, out))
     row = next(row for row in stage["rows"] if row["alpha"] == 0.5)
     # Recall on test pictures, as for the others: no step is made, so both measurements are of these weights.
     middle = recipe.model_copy(
@@ -124,7 +134,7 @@ def halfway(folder: Path, recipe: Recipe, clip: Path) -> tuple[Path, dict[str, f
             "finetune": recipe.finetune.model_copy(update={"num_epochs": 0}),
         }
     )
-    recall = metrics_of(folder / "recall", lambda out: finetune_recipe(middle, out))["after"]
+    recall = metrics_of(folder / "recall", lambda out: tune(middle, out))["after"]
     return folder / "interpolate" / "clip", row, recall
 
 

@@ -15,7 +15,7 @@ from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate import evaluate_recipe
-from clipgraft.finetuning.finetune import finetune_recipe
+from clipgraft.finetuning.finetune import finetune, load_inputs
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.requests import image_requests
@@ -128,7 +128,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _finetune(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    finetune_recipe(recipe, folder, resume=resume, overwrite=True)
+    finetune(*load_inputs(recipe), output_dir=folder, resume=resume, overwrite=True, recipe=recipe)
 
 
 def _bridge(recipe: Recipe, folder: Path, *, resume: bool) -> None:

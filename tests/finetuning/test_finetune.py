@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_tuning import evaluations, recipe_of, tune, weights, with_source
+from tiny_tuning import evaluations, recipe_of, run, tune, weights, with_source
 
 import tiny
 from clipgraft.cli import training as cli
@@ -16,7 +16,6 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.finetuning.finetune import (
     FinetuneResult,
     finetune,
-    finetune_recipe,
 )
 from clipgraft.models.clip import load_clip
 from clipgraft.runs.run import Run, stage_folder
@@ -120,7 +119,7 @@ def test_leaked_photographs_are_noted_and_copies_merged(world, tmp_path, capsys)
         shutil.copy(paths[source], paths[copy])  # train's, and now test's too
     recipe = recipe_of(world, num_epochs=1)
     recipe = with_source(recipe, tmp_path / "data")
-    metrics = finetune_recipe(recipe, tmp_path / "out")
+    metrics = run(recipe, tmp_path / "out")
     said = " ".join(capsys.readouterr().err.split())
     assert "3 photographs lie in more than one split, byte for byte" in said
     assert "(0000.jpg (train) = 0042.jpg (test), 0001.jpg (train) = 0043.jpg (test), ...)" in said
@@ -138,7 +137,7 @@ def test_truncated_captions_are_noted(world, tmp_path, capsys):
     path.write_text("\n".join([lines[0] + " dog" * 80, lines[1] + " dog" * 80, *lines[2:]]))
     recipe = recipe_of(world, num_epochs=1)
     recipe = with_source(recipe, source)
-    finetune_recipe(recipe, tmp_path / "out")
+    run(recipe, tmp_path / "out")
     assert "note: 2 training captions are longer than 77 tokens; the words" in capsys.readouterr().err
 
 
@@ -220,7 +219,7 @@ def test_best_metric_without_a_validation_split_is_refused(world, tmp_path):
     (source / "Flickr_8k.devImages.txt").write_text("")
     recipe = with_source(recipe, source)
     with pytest.raises(ValueError, match="measured on a validation split, and the source has none"):
-        finetune_recipe(recipe, tmp_path / "out")
+        run(recipe, tmp_path / "out")
 
 
 def test_captions_that_are_all_equal_are_refused(world, tmp_path):
@@ -231,7 +230,7 @@ def test_captions_that_are_all_equal_are_refused(world, tmp_path):
     recipe = recipe_of(world)
     recipe = with_source(recipe, source)
     with pytest.raises(ValueError, match=r"every training caption is 'A dog \.'; captions have to tell"):
-        finetune_recipe(recipe, tmp_path / "out")
+        run(recipe, tmp_path / "out")
 
 
 def test_two_processes_fine_tune_as_one_does(world, tmp_path):

@@ -6,8 +6,10 @@ from tiny_tuning import recipe_of
 
 import tiny
 from clipgraft.errors import CheckpointError
-from clipgraft.finetuning.wise_ft import interpolate_recipe, set_between
+from clipgraft.finetuning.finetune import load_inputs
+from clipgraft.finetuning.wise_ft import InterpolationResult, interpolate, set_between
 from clipgraft.models.clip import load_clip
+from clipgraft.runs.run import Run
 
 
 def test_ends_of_the_interpolation_equal_both_models():
@@ -23,8 +25,11 @@ def test_ends_of_the_interpolation_equal_both_models():
 
 def test_interpolation_measures_eleven_alphas_writes_one(world, tmp_path, capsys):
     tiny.write_clip(tmp_path / "after", seed=1)
-    result = interpolate_recipe(recipe_of(world), str(tmp_path / "after"), tmp_path / "out", alpha=0.5)
-    capsys.readouterr()
+    clip, data = load_inputs(recipe_of(world))
+    result = interpolate(clip, load_clip(tmp_path / "after"), data, output_dir=tmp_path / "out")
+    result.print()
+    assert "image R@1" in capsys.readouterr().out
+    assert Run(tmp_path / "out").result(InterpolationResult).model_dump() == result.model_dump()
     assert [row["alpha"] for row in result.rows] == [k / 10 for k in range(11)]
     assert result.rows[0]["drift_words"] == 0 < result.rows[10]["drift_words"]
     assert (tmp_path / "out/interpolation.png").stat().st_size > 1000
@@ -34,12 +39,11 @@ def test_interpolation_measures_eleven_alphas_writes_one(world, tmp_path, capsys
     torch.testing.assert_close(written.visual_projection.weight, ends[0].visual_projection.weight)
 
 
-def test_interpolation_refuses_what_has_no_meaning(world, tmp_path):
+def test_interpolation_refuses_what_has_no_meaning(world):
+    clip, data = load_inputs(recipe_of(world))
     with pytest.raises(ValueError, match=r"alpha must be between 0 \(before\) and 1 \(after\); got 1.5"):
-        interpolate_recipe(recipe_of(world), str(world / "clip"), tmp_path / "out", alpha=1.5)
+        interpolate(clip, clip, data, alpha=1.5)
     other = tiny.build_clip()
     other.model.text_projection = torch.nn.Linear(tiny.TEXT_WIDTH, 4, bias=False)
-    from clipgraft.finetuning.wise_ft import _refuse_other_shapes
-
     with pytest.raises(CheckpointError, match=r"not of one shape.*differing: text_projection\.weight"):
-        _refuse_other_shapes(tiny.build_clip().model, other.model)
+        interpolate(clip, other, data)

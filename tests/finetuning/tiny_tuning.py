@@ -3,7 +3,7 @@
 import json
 
 from clipgraft.config import build_recipe
-from clipgraft.finetuning.finetune import finetune_recipe
+from clipgraft.finetuning.finetune import finetune, load_inputs
 from clipgraft.models.clip import load_clip
 
 
@@ -19,8 +19,12 @@ def recipe_of(world, **finetune_settings):
     )
 
 
+def run(recipe, out, *, resume=False):
+    return finetune(*load_inputs(recipe), output_dir=out, resume=resume, recipe=recipe)
+
+
 def tune(world, out, *, resume=False, **settings):
-    result = finetune_recipe(recipe_of(world, **settings), out, resume=resume)
+    result = run(recipe_of(world, **settings), out, resume=resume)
     return result, load_clip(out / "clip").model
 
 

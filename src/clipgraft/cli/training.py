@@ -87,18 +87,20 @@ def finetune(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fine-tune CLIP on captioned images."""
-    from clipgraft.finetuning.finetune import finetune_recipe
+    from clipgraft.finetuning.finetune import finetune as stage
+    from clipgraft.finetuning.finetune import load_inputs
     from clipgraft.training.trainer import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
     given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
     settings = recipe_from_options(recipe, set_, given)
-    result = finetune_recipe(
-        settings,
-        out,
+    result = stage(
+        *load_inputs(settings),
+        output_dir=out,
         resume=resume and Resume(from_step, allow_changed_data),
         overwrite=overwrite,
+        recipe=settings,
         inputs={"--recipe": recipe},
     )
     if is_first_process():
@@ -117,11 +119,23 @@ def interpolate(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compare weights between a CLIP before and after fine-tuning; write those at one place."""
-    from clipgraft.finetuning.wise_ft import interpolate_recipe
+    from clipgraft.finetuning.finetune import load_inputs
+    from clipgraft.finetuning.wise_ft import interpolate as stage
+    from clipgraft.models.clip import load_clip
 
     settings = recipe_from_options(recipe, set_, {"data.source": data, "clip.name": before})
-    inputs = {"--recipe": recipe, "--after": after}
-    interpolate_recipe(settings, after, out, alpha=alpha, overwrite=overwrite, inputs=inputs).print()
+    clip, dataset = load_inputs(settings)
+    result = stage(
+        clip,
+        load_clip(after),
+        dataset,
+        alpha=alpha,
+        output_dir=out,
+        overwrite=overwrite,
+        recipe=settings,
+        inputs={"--recipe": recipe, "--after": after},
+    )
+    result.print()
     print_line(f"clip: {out / 'clip'}")
 
 

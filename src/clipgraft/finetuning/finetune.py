@@ -147,20 +147,10 @@ def finetune(
     return result
 
 
-def finetune_recipe(
-    recipe: Recipe,
-    output_dir: Path,
-    *,
-    resume: bool | Resume = False,
-    overwrite: bool = False,
-    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
-) -> FinetuneResult:
-    """Load the CLIP and the dataset of a recipe, and fine-tune as it says; see `finetune`."""
+def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
+    """Load the CLIP and the dataset that a recipe names."""
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    data = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-    return finetune(
-        clip, data, output_dir=output_dir, resume=resume, overwrite=overwrite, recipe=recipe, inputs=inputs
-    )
+    return clip, load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:

@@ -17,14 +17,13 @@ from transformers import CLIPModel
 
 from clipgraft.config import Recipe
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
-from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device, quiet_libraries
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.token_drift import token_drift
 from clipgraft.finetuning.finetune import recipe_of
 from clipgraft.finetuning.validate import NUM_DRIFT_CAPTIONS, Recall, measure_retrieval
-from clipgraft.models.clip import ClipParts, load_clip, save_clip
+from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.reporting.plots import plot_interpolation
 from clipgraft.runs.run import Run, StageResult
 
@@ -109,30 +108,6 @@ def interpolate(
         result.save(run.path)
         plot_interpolation(result.rows, run.path)
     return result
-
-
-def interpolate_recipe(
-    recipe: Recipe,
-    after: str,
-    output_dir: Path,
-    *,
-    alpha: float = 0.5,
-    overwrite: bool = False,
-    inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
-) -> InterpolationResult:
-    """Load the CLIPs and the dataset of a recipe, and interpolate; see `interpolate`."""
-    before = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    data = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
-    return interpolate(
-        before,
-        load_clip(after),
-        data,
-        alpha=alpha,
-        output_dir=output_dir,
-        overwrite=overwrite,
-        recipe=recipe,
-        inputs=inputs,
-    )
 
 
 def _interpolate(
