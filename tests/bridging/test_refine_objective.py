@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import tiny
 from clipgraft.bridging.refine_objective import RefineObjective, add_noise, block_outputs, sample_timesteps
-from clipgraft.data.batches import LatentBatches, WithProgress
+from clipgraft.data.batches import LatentBatches
 from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge
@@ -68,10 +68,11 @@ def test_a_refined_graft_leaves_the_base_and_the_tower_as_they_were_to_the_bit(
         context_length=77,
         batch_size=5,
         seed=0,
+        num_epochs=3,
     )
     fit(
         objective_of(base, encoder),
-        WithProgress(batches, 3),
+        batches,
         run_dir=tmp_path,
         num_epochs=3,
         learning_rate=1e-2,
@@ -192,10 +193,8 @@ def test_a_teacher_whose_weight_is_gone_is_not_asked(base, encoder, batch):
 
 def test_progress_is_a_function_of_the_batchs_place(base):
     ids = [encode_captions([text], base.tokenizer)[0] for text in tiny.CAPTIONS[:4]]
-    latents = LatentBatches(
-        torch.zeros(4, 4, 2, 2), ids, eos_token_id=1, context_length=77, batch_size=1, seed=0
-    )
-    batches = WithProgress(latents, 2)
+    latents, sizes = torch.zeros(4, 4, 2, 2), {"context_length": 77, "batch_size": 1}
+    batches = LatentBatches(latents, ids, eos_token_id=1, **sizes, seed=0, num_epochs=2)
     told = [[batch["progress"].item() for batch in batches.epoch(epoch, 0)] for epoch in (0, 1)]
     assert told == [[0.0, 0.125, 0.25, 0.375], [0.5, 0.625, 0.75, 0.875]]
     assert [batch["progress"].item() for batch in batches.epoch(1, 3)] == [0.875]

@@ -14,7 +14,7 @@ from clipgraft.bridging.latents import LatentImages, encode_images
 from clipgraft.bridging.refine_objective import RefineObjective
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line
-from clipgraft.data.batches import LatentBatches, WithProgress
+from clipgraft.data.batches import LatentBatches
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import encode_captions, tokenize
@@ -293,14 +293,14 @@ def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[
     return {**noise_pred_errors(base.unet, encoder, base.text_encoder, alphas, latents, input_ids)}
 
 
-def _batches(images: LatentImages, graft: Graft, settings: RefineSettings, seed: int) -> WithProgress:
+def _batches(images: LatentImages, graft: Graft, settings: RefineSettings, seed: int) -> LatentBatches:
     tokenizer = graft.tokenizer
-    batches = LatentBatches(
+    return LatentBatches(
         images.train_latents,
         [encode_captions(image.captions, tokenizer)[0] for image in images.train],
         eos_token_id=tokenizer.eos_token_id,
         context_length=tokenizer.model_max_length,
         batch_size=min(settings.batch_size, len(images.train)),
         seed=seed,
+        num_epochs=settings.num_epochs,
     )
-    return WithProgress(batches, settings.num_epochs)

@@ -114,6 +114,7 @@ class LatentBatches(ShuffledBatches):
         context_length: Positions of the text encoder; the U-Net reads all of them.
         batch_size: B.
         seed: See `ShuffledBatches`.
+        num_epochs: Of the whole training; 0 leaves `progress` out.
     """
 
     def __init__(
@@ -125,42 +126,25 @@ class LatentBatches(ShuffledBatches):
         context_length: int,
         batch_size: int,
         seed: int,
+        num_epochs: int = 0,
     ):
         super().__init__(len(latents), batch_size, seed)
-        self.latents, self.input_ids = latents, input_ids
+        self.latents, self.input_ids, self.num_epochs = latents, input_ids, num_epochs
         self.eos_token_id, self.context_length = eos_token_id, context_length
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield `latents` (B, 4, h, w) and `input_ids` (B, context_length)."""
+        """Yield `latents` (B, 4, h, w), `input_ids` (B, context_length), `progress` (1,) in [0, 1)."""
         random, order = self.shuffle(epoch)
         draws = random.random(self.num_items)
-        for rows in self.rows(order, start):
+        for index, rows in enumerate(self.rows(order, start), start):
             captions = [self.input_ids[i][int(draws[i] * len(self.input_ids[i]))] for i in rows]
-            yield {
+            batch = {
                 "latents": self.latents[torch.from_numpy(rows)],
                 "input_ids": pad_input_ids(captions, self.eos_token_id, self.context_length),
             }
-
-
-class WithProgress:
-    """Batches with the share of the training that is done, so that a resumed one needs no count of its own.
-
-    Args:
-        batches: See `fit`.
-        num_epochs: Of the whole training.
-    """
-
-    def __init__(self, batches: LatentBatches, num_epochs: int):
-        self.batches, self.num_epochs = batches, num_epochs
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches with `progress` (1,): 0 for the first batch, below 1 for the last."""
-        for index, batch in enumerate(self.batches.epoch(epoch, start), start):
-            done = (epoch + index / len(self)) / self.num_epochs
-            yield {**batch, "progress": torch.tensor([done])}
+            if self.num_epochs:
+                batch["progress"] = torch.tensor([(epoch + index / len(self)) / self.num_epochs])
+            yield batch
 
 
 class LabelledBatches(ShuffledBatches):

@@ -46,13 +46,12 @@ class Item(NamedTuple):
 
 
 class EpochSampler(Sampler[list[EpochIndex]]):
-    """Image indices of each batch: a permutation drawn from (seed, epoch), cut in pieces.
+    """Image indices of each full batch: a permutation drawn from (seed, epoch), cut in pieces.
 
     Args:
         num_items: Number of images.
         batch_size: Images in a batch of all processes together; a multiple of `num_processes`.
         seed: Not negative.
-        drop_last: Leave out an epoch's last batch if it is not full.
         process_index: This process's share of each batch.
         num_processes: Equal shares of a batch.
     """
@@ -63,13 +62,12 @@ class EpochSampler(Sampler[list[EpochIndex]]):
         batch_size: int,
         *,
         seed: int,
-        drop_last: bool = True,
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
         if seed < 0:
             raise UserError(f"seed must not be negative; got {seed}")
-        if batch_size < 1 or (drop_last and num_items < batch_size):
+        if not 1 <= batch_size <= num_items:
             raise UserError(
                 f"batch_size must be between 1 and the number of images, {num_items}; got {batch_size}"
             )
@@ -78,7 +76,7 @@ class EpochSampler(Sampler[list[EpochIndex]]):
                 f"batch_size must be a multiple of the number of processes, {num_processes}; got {batch_size}"
             )
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
-        self.num_batches = num_items // batch_size if drop_last else -(-num_items // batch_size)
+        self.num_batches = num_items // batch_size
         self.process_index, self.num_processes = process_index, num_processes
         self.resume(0, 0)
 
