@@ -171,13 +171,9 @@ class TokenStates:
     """Token states of two text towers at chosen positions of captions, in a memory-mapped file.
 
     Args:
-        path: The file, written anew.
+        path: The file, written anew; its room on the disk is taken at once.
         counts: Positions of each caption, (N,) int64, in the order in which captions are added.
         sizes: D and W.
-
-    Raises:
-        UserError: If the disk has no room for it.
-        OSError: If the system refuses it.
     """
 
     def __init__(self, path: Path, counts: Tensor, sizes: tuple[int, int]):
@@ -199,7 +195,6 @@ class TokenStates:
         self.num_added = 0
 
     def __len__(self) -> int:
-        """Return the number of captions."""
         return len(self.starts) - 1
 
     def add(self, student: Tensor, teacher: Tensor, classes: Tensor, chosen: Tensor) -> None:

@@ -229,10 +229,10 @@ def _counts_table(check: DatasetCheck) -> Table:
 
 
 def _samples_table(check: DatasetCheck) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("sample", style="cyan", overflow="ellipsis", no_wrap=True)
-    table.add_column("split", no_wrap=True)
-    table.add_column("first caption", overflow="ellipsis", no_wrap=True)
+    table = Table("sample", "split", "first caption", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.overflow, column.no_wrap = "ellipsis", True
+    table.columns[0].style = "cyan"
     for image in check.samples:
         table.add_row(Text(_plain(image.image_id)), image.split, Text(_plain(image.captions[0])))
     return table

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clipgraft.data.dataset import SPLITS, Split
-from clipgraft.data.raw import IMAGE_SUFFIXES, DataFolder, RawCaption, RawDataset, check_image_name, tidy
+from clipgraft.data.raw import (
+    IMAGE_SUFFIXES,
+    DataFolder,
+    RawCaption,
+    RawDataset,
+    check_image_name,
+    claim_split,
+    tidy,
+)
 from clipgraft.errors import DataError
 
 IMAGE_FOLDERS = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr8k_images")
@@ -164,10 +172,6 @@ def _read_split_lists(folder: DataFolder, lists: dict[Split, Path]) -> dict[str,
     splits: dict[str, Split] = {}
     for split, path in lists.items():
         for number, line in folder.read_lines(path):
-            name = check_image_name(line.strip(), f"{path}, line {number}")
-            if splits.setdefault(name, split) != split:
-                raise DataError(
-                    f"{path}, line {number}: image {name!r} is in {lists[splits[name]].name} too; "
-                    "an image belongs to one split"
-                )
+            where = f"{path}, line {number}"
+            claim_split(splits, [check_image_name(line.strip(), where)], split, where)
     return splits

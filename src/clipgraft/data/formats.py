@@ -13,7 +13,16 @@ from clipgraft.cache import cache_dir
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionDataset, Split
 from clipgraft.data.flickr8k import read_flickr8k
-from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, check_image_name, is_utf8, tidy
+from clipgraft.data.raw import (
+    DataFolder,
+    RawCaption,
+    RawDataset,
+    assemble,
+    check_image_name,
+    claim_split,
+    is_utf8,
+    tidy,
+)
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import parse_json, read_text
 from clipgraft.flatland import draw_flatland8k
@@ -124,7 +133,7 @@ def read_metadata(folder: DataFolder) -> RawDataset | None:
             read = _row_captions(row, prefix, where)
             captions += read
             if row.get("split") not in (None, ""):
-                _claim(splits, {caption.image_id for caption in read}, _row_split(row, where), where)
+                claim_split(splits, (caption.image_id for caption in read), _row_split(row, where), where)
     files = {
         "captions" if path.parent == root else f"{path.parent.name} captions": folder.name(path)
         for path in found
@@ -152,8 +161,8 @@ def read_coco(folder: DataFolder) -> RawDataset | None:
         photographs |= {prefix + name: image for name, image in folder.list_images(image_dir).items()}
         captions += read
         if match:
-            names = {caption.image_id for caption in read}
-            _claim(splits, names, SPLIT_FOLDERS[match[2].lower()], str(path))
+            names = (caption.image_id for caption in read)
+            claim_split(splits, names, SPLIT_FOLDERS[match[2].lower()], str(path))
     return RawDataset("COCO captions", files, photographs, captions, splits or None)
 
 
@@ -302,11 +311,3 @@ def _coco_entries(
                 "file_name, annotations with image_id and caption"
             )
     return entries or []
-
-
-def _claim(splits: dict[str, Split], names: set[str], split: Split, where: str) -> None:
-    for name in sorted(names):
-        if splits.setdefault(name, split) != split:
-            raise DataError(
-                f"{where}: image {name!r} is in the {splits[name]} split too; an image belongs to one split"
-            )

@@ -85,11 +85,6 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
 def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.Image:
     """Check an image's header and return the image, not decoded yet.
 
-    Args:
-        content: The file.
-        max_pixels: Width times height, at most.
-        min_side: Width and height, at least.
-
     Raises:
         DataError: If it is empty, of another format, damaged at its beginning, or out of bounds. The message
             begins with a verb.

@@ -62,11 +62,7 @@ class RawDataset:
 
 
 class DataFolder:
-    """A folder to read, and notes on its oddities.
-
-    Args:
-        root: The folder, or a link to it.
-    """
+    """A folder to read, or a link to one, and notes on its oddities."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -95,14 +91,8 @@ class DataFolder:
         Linked folders are not followed; a linked file may point anywhere inside the root. Pipes and links to
         nothing are noted.
 
-        Args:
-            folder: The root or a folder below it.
-
         Returns:
             Name relative to `folder`, with forward slashes -> path, sorted by name.
-
-        Raises:
-            DataError: If a linked file points out of the root.
         """
         images: dict[str, Path] = {}
         folders = [str(inside(folder, self.root))]
@@ -122,12 +112,7 @@ class DataFolder:
         return dict(sorted(images.items()))
 
     def read_text(self, path: Path) -> str:
-        """Read a file as UTF-8 or else, with a note, as Windows-1252.
-
-        Raises:
-            DataError: If it is outside the folder, no file, in another encoding, or holds NUL bytes as UTF-16
-                does.
-        """
+        """Read a file of the folder as UTF-8 or else, with a note, as Windows-1252."""
         raw = read_bytes(inside(path, self.root))
         if b"\0" in raw:
             raise DataError(f"{path}: holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8")
@@ -149,6 +134,15 @@ class DataFolder:
                 yield number, line
 
 
+def claim_split(splits: dict[str, Split], names: Iterable[str], split: Split, where: str) -> None:
+    """Put images in a split; refuse one that is in another already."""
+    for name in names:
+        if splits.setdefault(name, split) != split:
+            raise DataError(
+                f"{where}: image {name!r} is in the {splits[name]} split too; an image belongs to one split"
+            )
+
+
 def tidy(caption: str) -> str:
     """Return a caption with single spaces and none around it."""
     return " ".join(caption.split())
@@ -164,14 +158,9 @@ def hash_split(image_id: str) -> Split:
 
 
 def check_image_name(name: str, where: str) -> str:
-    """Return an image name from a caption file; refuse one that points out of the image folder.
+    """Return an image name read at `where`; refuse one that points out of the image folder.
 
-    Args:
-        name: File name relative to the image folder.
-        where: File and line, for the message.
-
-    Raises:
-        DataError: If the name is absolute, has a drive letter, a backslash (also a UNC path), `..` or a NUL.
+    Such a name is absolute, has a drive letter, a backslash (also a UNC path), `..` or a NUL.
     """
     is_unsafe = name.startswith("/") or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
     if is_unsafe or ".." in name.split("/"):
@@ -197,9 +186,6 @@ def assemble(
         raw: What the format's reader found.
         notes: Its oddities.
         include_unsplit: Put images outside every split into train instead of excluding them.
-
-    Raises:
-        DataError: If no captioned image remains.
     """
     excluded: list[Excluded] = []
     captions_of: dict[str, list[RawCaption]] = {}
