@@ -29,36 +29,6 @@ REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
 )
-SETTINGS_EXAMPLE = {"prompt": "A dog running on the beach at sunset", "seed": 0, "num_inference_steps": 25}
-IMAGE_EXAMPLE = {"id": "1f0c9a52e3b84d17", "model": "demo/after", "state": "ok"} | {
-    "settings": SETTINGS_EXAMPLE,
-    "notes": [],
-    "step": 25,
-    "steps": 25,
-    "seconds": 1.4,
-}
-JOB_EXAMPLE = {"id": "c0ffee0123456789", "kind": "generate", "state": "done", "error": ""} | {
-    "step": 25,
-    "steps": 25,
-    "images_before": 0,
-    "images": [IMAGE_EXAMPLE],
-}
-RUN_EXAMPLE = {
-    "name": "demo",
-    "state": "finished",
-    "stages": ["finetune"],
-    "has_report": True,
-    "changed": 0.0,
-}
-CURVE_EXAMPLE = RUN_EXAMPLE | {"steps": [1, 2], "losses": [2.1, 1.9], "epochs": [[1, 2, 2.0]]}
-SEARCH_EXAMPLE = {
-    "before": [{"image": 12, "score": 0.21, "captions": ["A red kite in the sky ."]}],
-    "after": [{"image": 7, "score": 0.34, "captions": ["A red kite over the sea ."]}],
-}
-PROMPT_EXAMPLE = {"model": "demo/after", "num_tokens": 9, "max_tokens": 77} | {
-    "cut_off": "",
-    "unknown_words": [],
-}
 PNG_BODY = {
     "requestBody": {
         "required": True,
@@ -113,38 +83,36 @@ def _job_routes(service: Service) -> APIRouter:
             raise NotFoundError("job", job_id)
         return job
 
-    @router.post("/jobs", status_code=202, responses=answers(JOB_EXAMPLE, 202))
+    @router.post("/jobs", status_code=202, responses=answers("job", 202))
     def create_job(body: JobRequest, request: Request) -> Any:
         """Queue images and answer at once; `events` reports progress."""
         images = _expanded(service, body)
         job_id = service.submit(client_name(request, body.client), body.kind, images)
         return JSONResponse(service.describe(job_of(job_id)), status_code=202)
 
-    @router.get("/jobs", responses=answers({"jobs": [JOB_EXAMPLE]}))
+    @router.get("/jobs", responses=answers("jobs"))
     def list_jobs(limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Any:
         """The newest jobs."""
         return JSONResponse({"jobs": [service.describe(job) for job in service.queue.jobs(limit)]})
 
-    @router.get("/jobs/{job_id}", responses=answers(JOB_EXAMPLE))
+    @router.get("/jobs/{job_id}", responses=answers("job"))
     def show_job(job_id: Id) -> Any:
         """A job with its images and their progress."""
         return JSONResponse(service.describe(job_of(job_id)))
 
-    @router.post("/jobs/{job_id}/cancel", responses=answers(JOB_EXAMPLE))
+    @router.post("/jobs/{job_id}/cancel", responses=answers("job"))
     def cancel_job(job_id: Id) -> Any:
         """Cancel a job unless it has ended. The body is `{}`."""
         job = job_of(job_id)
         service.cancel(job.id)
         return JSONResponse(service.describe(job_of(job_id)))
 
-    @router.get(
-        "/jobs/{job_id}/events", responses=answers("event: job\ndata: {}\n\n", media_type="text/event-stream")
-    )
+    @router.get("/jobs/{job_id}/events", responses=answers("events", media_type="text/event-stream"))
     async def events(job_id: Id) -> Any:
         """A job as server-sent events: `job` at every change, until it ends."""
         return feeds.listen(await asyncio.to_thread(job_of, job_id))
 
-    @router.post("/estimates", responses=answers({"num_images": 6, "num_steps": 150, "images_before": 0}))
+    @router.post("/estimates", responses=answers("estimate"))
     def estimate(body: JobRequest) -> Any:
         """Count a job's images and steps, and the images before it."""
         jobs = [job for _, job in _expanded(service, body)]
@@ -152,7 +120,7 @@ def _job_routes(service: Service) -> APIRouter:
         num_steps, before = sum(job.num_steps for job in jobs), service.queue.count_before()
         return {"num_images": len(jobs), "num_steps": num_steps, "images_before": before}
 
-    @router.post("/prompts", responses=answers(PROMPT_EXAMPLE))
+    @router.post("/prompts", responses=answers("prompt"))
     def read_prompt(body: PromptRequest) -> Any:
         """A model's reading of a prompt: tokens, cut-off text, unknown words."""
         model = body.model or service.catalog.default_model()
@@ -170,7 +138,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
             raise NotFoundError("image", image_id)
         return row
 
-    @router.get("", responses=answers({"images": [IMAGE_EXAMPLE]}))
+    @router.get("", responses=answers("images"))
     def list_images(
         search: Annotated[str, Query(max_length=200, examples=["dog beach"])] = "",
         before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
@@ -180,12 +148,12 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         rows = service.queue.history(search, before=before, limit=limit)
         return JSONResponse({"images": [service.describe_image(row) for row in rows]})
 
-    @router.post("/settings", responses=answers(SETTINGS_EXAMPLE), openapi_extra=PNG_BODY)
+    @router.post("/settings", responses=answers("settings"), openapi_extra=PNG_BODY)
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
         """The settings in a PNG by clipgraft; the image is not kept."""
         return JSONResponse(settings_from_png(body, service.limits.max_upload_pixels))
 
-    @router.get("/{image_id}.{extension}", responses=answers("(an image)", media_type="image/png"))
+    @router.get("/{image_id}.{extension}", responses=answers("file", media_type="image/png"))
     def image_file(
         image_id: Id,
         extension: Annotated[str, PathParameter(pattern="^(png|jpeg|webp)$", examples=["png"])],
@@ -197,7 +165,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         headers = {"cache-control": "private, max-age=31536000, immutable"}
         return Response(content, media_type=f"image/{extension}", headers=headers)
 
-    @router.get("/{image_id}/preview", responses=answers("(an image)", media_type="image/jpeg"))
+    @router.get("/{image_id}/preview", responses=answers("file", media_type="image/jpeg"))
     def preview(image_id: Id) -> Any:
         """The latest preview of a running image, or the finished image."""
         content = service.preview(image_id)
@@ -205,12 +173,12 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
             raise NotFoundError("preview", image_id)
         return Response(content, media_type="image/jpeg")
 
-    @router.get("/{image_id}", responses=answers(IMAGE_EXAMPLE))
+    @router.get("/{image_id}", responses=answers("image"))
     def show_image(image_id: Id) -> Any:
         """An image's model and settings."""
         return JSONResponse(service.describe_image(image_of(image_id)))
 
-    @router.delete("/{image_id}", responses=answers({"deleted": True}))
+    @router.delete("/{image_id}", responses=answers("deleted"))
     def delete_image(image_id: Id) -> Any:
         """Delete an image and its settings."""
         image_of(image_id)
@@ -228,23 +196,23 @@ def _run_routes(service: Service) -> APIRouter:
         except KeyError:
             raise NotFoundError(what, name) from None
 
-    @router.get("/runs", responses=answers({"runs": [RUN_EXAMPLE], "searchable": ["demo"]}))
+    @router.get("/runs", responses=answers("runs"))
     def list_runs() -> Any:
         """Training runs; `searchable` are those with a CLIP before and after fine-tuning."""
         return {"runs": service.catalog.runs(), "searchable": service.catalog.searchable_runs()}
 
-    @router.get("/runs/{name}", responses=answers(CURVE_EXAMPLE))
+    @router.get("/runs/{name}", responses=answers("run"))
     def show_run(name: RunName) -> Any:
         """A run with its loss so far."""
         return JSONResponse(find("run", name, lambda: service.catalog.run(name)))
 
-    @router.get("/runs/{name}/report", responses=answers("<!doctype html>", media_type="text/html"))
+    @router.get("/runs/{name}/report", responses=answers("report", media_type="text/html"))
     def report(name: RunName) -> Any:
         """A run's report: one page; it fetches nothing, and only its slider's script runs."""
         path = find("report", name, lambda: service.catalog.report(name))
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
-    @router.post("/search", responses=answers(SEARCH_EXAMPLE))
+    @router.post("/search", responses=answers("search"))
     def search(body: SearchRequest) -> Any:
         """A run's test images nearest to a caption, before and after fine-tuning."""
         if not service.slots.acquire(blocking=False):
@@ -254,13 +222,13 @@ def _run_routes(service: Service) -> APIRouter:
         finally:
             service.slots.release()
 
-    @router.get("/search/{name}", responses=answers({"done": 640, "total": 2000}))
+    @router.get("/search/{name}", responses=answers("progress"))
     def search_progress(name: RunName) -> Any:
         """Progress of a run's first search; null if none is running."""
         done, total = service.embedder.progress.get(name, (None, None))
         return {"done": done, "total": total}
 
-    @router.get("/search/{name}/{number}", responses=answers("(an image)", media_type="image/jpeg"))
+    @router.get("/search/{name}/{number}", responses=answers("file", media_type="image/jpeg"))
     def search_image(
         name: RunName, number: Annotated[int, PathParameter(ge=0, le=10**6, examples=[0])]
     ) -> Any:
@@ -274,7 +242,7 @@ def _run_routes(service: Service) -> APIRouter:
 def _page_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["studio"])
 
-    @router.get("/health", responses=answers({"status": "ok"}))
+    @router.get("/health", responses=answers("health"))
     def health() -> Any:
         """Whether the studio takes jobs, or why not; needs no token."""
         if service.is_stopping:

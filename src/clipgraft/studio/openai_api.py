@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import json
 import reprlib
 import secrets
 import time
 from concurrent.futures import Future
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import numpy as np
@@ -38,51 +40,8 @@ from clipgraft.studio.service import Service, StoppedError
 
 RETRY_SECONDS = 5
 """By then a restart, another program's lock, a full disk or a full queue may be over (guess)."""
-REASONS = {
-    400: "The body cannot be read.",
-    401: "No token, or a wrong one.",
-    403: "Asked by another web page, or under another Host.",
-    404: "There is no such thing.",
-    405: "The route does not do that.",
-    408: "The request did not arrive in time.",
-    409: "A model's files cannot be used, or the job was cancelled.",
-    413: "The request is too large.",
-    415: "The route does not take this Content-Type.",
-    422: "A value is not allowed; the message says which and what is.",
-    429: "Too much is waiting; try again after Retry-After seconds.",
-    503: "The studio is stopping, or its database or disk cannot be used now.",
-}
-ERROR_PROPERTIES = {name: {"type": "string"} for name in ("message", "type", "code")}
-ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {**ERROR_PROPERTIES, "param": {"type": ["string", "null"]}},
-        }
-    },
-}
-IMAGES_EXAMPLE = {
-    "created": 1767225600,
-    "output_format": "png",
-    "data": [{"b64_json": "iVBORw0KGgo...", "seed": 0, "id": "1f0c9a52e3b84d17", "notes": []}],
-}
-EMBEDDINGS_EXAMPLE = {
-    "object": "list",
-    "model": "flatland",
-    "data": [{"object": "embedding", "index": 0, "embedding": [0.12, -0.03, 0.31]}],
-    "usage": {"prompt_tokens": 9, "total_tokens": 9},
-}
-MODEL_EXAMPLE = {"id": "demo/after", "object": "model", "created": 0, "owned_by": "clipgraft"} | {
-    "does": ["images", "embeddings"]
-}
-MODELS_EXAMPLE = {"object": "list", "data": [MODEL_EXAMPLE], "default": "demo/after"} | {
-    "limits": {"max_steps": 150},
-    "schedulers": ["dpm++", "ddim"],
-    "axes": ["seed", "steps"],
-}
+DESCRIPTION = json.loads(Path(__file__).with_name("openapi.json").read_text(encoding="utf-8"))
+"""Examples of answers, and errors by status, for the OpenAPI description."""
 
 
 class NotFoundError(LookupError):
@@ -93,14 +52,12 @@ class NotFoundError(LookupError):
         self.code = f"{what}_not_found"
 
 
-def answers(example: Any, status: int = 200, media_type: str = "application/json") -> dict[int | str, Any]:
-    """Describe a route's answers: success by an example, errors by their shape."""
-    content = {"application/json": {"schema": ERROR_SCHEMA}}
-    errors: dict[int | str, Any] = {
-        code: {"description": text, "content": content} for code, text in REASONS.items()
-    }
+def answers(name: str, status: int = 200, media_type: str = "application/json") -> dict[int | str, Any]:
+    """Describe a route's answers: success by a named example, errors by their shape."""
+    shape = {"application/json": {"schema": DESCRIPTION["error_schema"]}}
+    errors = {code: {"description": text, "content": shape} for code, text in DESCRIPTION["errors"].items()}
     done = {"description": "Accepted." if status == 202 else "Done."}
-    return {status: done | {"content": {media_type: {"example": example}}}} | errors
+    return errors | {status: done | {"content": {media_type: {"example": DESCRIPTION["examples"][name]}}}}
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -155,7 +112,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
     """Make the routes; image addresses begin with `public_url`, else the request's."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @router.get("/models", responses=answers(MODELS_EXAMPLE))
+    @router.get("/models", responses=answers("models"))
     def list_models() -> Any:
         """What generates images (`does: images`) and what embeds (`does: embeddings`), with defaults."""
         return {
@@ -167,7 +124,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
             "axes": list(get_args(AxisName)),
         }
 
-    @router.get("/models/{model:path}", responses=answers(MODEL_EXAMPLE))
+    @router.get("/models/{model:path}", responses=answers("model"))
     def show_model(model: Annotated[str, PathParameter(max_length=200, examples=["demo/after"])]) -> Any:
         """What a model does."""
         rows = _model_rows(service)
@@ -175,7 +132,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
             raise UnknownModelError(model, rows)
         return rows[model]
 
-    @router.post("/images/generations", responses=answers(IMAGES_EXAMPLE))
+    @router.post("/images/generations", responses=answers("generations"))
     async def generate_images(body: ImagesRequest, request: Request) -> Any:
         """Generate images and wait for them; hanging up cancels."""
         model = body.model or service.catalog.default_model()
@@ -190,7 +147,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
         address = public_url or str(request.base_url).removesuffix("/")
         return _generated(service, job, body, f"{address}/v1/images/")
 
-    @router.post("/embeddings", responses=answers(EMBEDDINGS_EXAMPLE))
+    @router.post("/embeddings", responses=answers("embeddings"))
     def embed(body: EmbeddingsRequest) -> Any:
         """Embed texts and images in a CLIP's joint space, with unit norm."""
         names = list(service.catalog.clips())
