@@ -12,12 +12,13 @@ from clipgraft.config import build_recipe
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
-from clipgraft.finetuning.finetune import build_objective, build_validator
+from clipgraft.finetuning.finetune import build_objective
 from clipgraft.finetuning.validate import ValidationImages, Validator
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.clip import load_clip
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft, GraftedTextEncoder
+from clipgraft.settings import FinetuneSettings
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.trainer import StepReport
 from plain_step import Pass, plain_loss
@@ -48,7 +49,7 @@ def test_validation_loss_is_the_training_loss_of_the_images(world, settings):
     with torch.no_grad():
         for parameter in clip.model.text_model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
-    found = build_validator(clip, objective, images, recipe.finetune).measure()["val_loss"]
+    found = Validator(clip, objective, images, recipe.finetune).measure()["val_loss"]
     count = recipe.finetune.captions_per_image
     opened = [Image.open(image.path) for image in images]
     captions = [caption for image in images for caption in image.captions[:count]]
@@ -70,9 +71,9 @@ def test_validation_loss_takes_no_copy_for_a_wrong_answer(tmp_path):
         path = tmp_path / f"{index}.png"
         Image.new("RGB", (32, 32), color).save(path)
         images.append(CaptionedImage(path.name, path, (tiny.CAPTIONS[index],), "val"))
-    objective = ContrastiveObjective(clip.model)
-    assert Validator(clip, objective, images[:2], 2).measure()["val_loss"] == 0
-    assert Validator(clip, objective, images[1:], 2).measure()["val_loss"] > 0.1
+    objective, settings = ContrastiveObjective(clip.model), FinetuneSettings(batch_size=2)
+    assert Validator(clip, objective, images[:2], settings).measure()["val_loss"] == 0
+    assert Validator(clip, objective, images[1:], settings).measure()["val_loss"] > 0.1
 
 
 def write_graft(world, base, folder):

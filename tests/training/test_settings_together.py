@@ -20,10 +20,10 @@ from clipgraft.data.formats import load_dataset
 from clipgraft.finetuning.finetune import (
     build_objective,
     check_settings,
-    passes_in_a_loss,
     set_start,
     training_batches,
 )
+from clipgraft.finetuning.validate import passes_per_loss
 from clipgraft.models.weights import module_sha256
 from clipgraft.settings import FinetuneSettings
 from clipgraft.training.step import TrainStep, seed_step
@@ -142,7 +142,7 @@ class TinyRun:
 
     def passes(self, pixels):
         """What each loss of the step is taken over."""
-        size = passes_in_a_loss(self.settings)
+        size = passes_per_loss(self.settings)
         starts = range(0, len(pixels), size)
         return [self.whole_pass(self.group[k : k + size], pixels[k : k + size]) for k in starts]
 
@@ -165,7 +165,7 @@ class TinyRun:
             ]
             found["crops"] = max(float((a - b).abs().max()) for a, b in again)
         if bias is not None:
-            size = passes_in_a_loss(self.settings)
+            size = passes_per_loss(self.settings)
             first = self.whole_pass(self.group[:size], pixels[:size])
             found["bias"] = expected_pairs(self.plain, first, bias.item()) - 1
         loss = plain_loss(

@@ -20,7 +20,15 @@ from clipgraft.data.transforms import load_crops
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
-from clipgraft.finetuning.validate import Recall, ValidationImages, Validator, embed_images, measure_retrieval
+from clipgraft.finetuning.validate import (
+    Recall,
+    ValidationImages,
+    Validator,
+    embed_images,
+    length_multiple,
+    measure_retrieval,
+    passes_per_loss,
+)
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
@@ -35,8 +43,6 @@ from clipgraft.training.step import seed_step
 from clipgraft.training.trainer import Resume, fit, grouped
 from clipgraft.training.validation import ValidationPlan
 
-COMPILED_LENGTHS = 8
-"""With compiled towers, captions are padded to a multiple of it: ten lengths in all."""
 Images = Sequence[CaptionedImage]
 
 
@@ -184,8 +190,8 @@ def _finetune(
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is of the first step's own crops
     set_start(objective.to(device), clip, train, batches, settings)
     if val:
-        measure = build_validator(clip, objective, val, settings).measure
-        validation = ValidationPlan(measure, settings.best_metric, settings.patience)
+        validator = Validator(clip, objective, val, settings)
+        validation = ValidationPlan(validator.measure, settings.best_metric, settings.patience)
     if settings.preview_steps and folder and processes.is_main_process:
         graft, out = Path(settings.preview_graft), folder / "previews"
         previews = ValidationImages(clip, graft, recipe.generate, out, settings.preview_steps, device)
@@ -273,30 +279,10 @@ def set_start(
         clip.model.eval()
         objective.image_table = embed_images(clip, images).to(device)
     if settings.loss == "sigmoid":
-        first = next(grouped(batches.epoch(0, 0), passes_in_a_loss(settings)))
+        first = next(grouped(batches.epoch(0, 0), passes_per_loss(settings)))
         with torch.no_grad():
             embeds = concatenated([objective.embed(send_to_device(batch, device)) for batch in first])
             objective.start_bias(gather(embeds))  # in all processes the same
-
-
-def passes_in_a_loss(settings: FinetuneSettings) -> int:
-    """Return the number of forward passes per contrastive loss."""
-    return settings.gradient_accumulation_steps if settings.accumulation == "joint" else 1
-
-
-def build_validator(
-    clip: ClipParts, objective: ContrastiveObjective, images: Images, settings: FinetuneSettings
-) -> Validator:
-    """Return what measures the validation split; its loss is over as many images as a training step's."""
-    return Validator(
-        clip,
-        objective,
-        images,
-        settings.batch_size,
-        num_passes=passes_in_a_loss(settings),
-        captions_per_image=settings.captions_per_image,
-        length_multiple=_length_multiple(settings),
-    )
 
 
 def training_batches(
@@ -315,24 +301,16 @@ def training_batches(
         batch_size=settings.batch_size,
         seed=seed,
         captions_per_image=settings.captions_per_image,
-        length_multiple=_length_multiple(settings),
+        length_multiple=length_multiple(settings),
         num_workers=settings.num_workers,
         process_index=processes.process_index,
         num_processes=processes.num_processes,
     )
 
 
-def _length_multiple(settings: FinetuneSettings) -> int:
-    """Length multiple for padding. Any is correct: attention is causal, so nothing up to EOS sees padding."""
-    if settings.distill_weight:
-        return CONTEXT_LENGTH  # what is not in the batch cannot be held, and a U-Net reads padding too
-    # Each further length would be compiled anew.
-    return COMPILED_LENGTHS if settings.compile else 1
-
-
 def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool) -> None:
     """Refuse settings that contradict each other or the data."""
-    passes = passes_in_a_loss(settings)
+    passes = passes_per_loss(settings)
     if settings.batch_size == passes == 1:
         raise UserError("a batch of one image has no wrong answer to learn from; set batch_size to 2 or more")
     if settings.batch_size == 1 and num_train % passes == 1:

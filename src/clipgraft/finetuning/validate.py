@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from clipgraft.console import say, track
-from clipgraft.data.dataset import CaptionedImage, merge_duplicates
+from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, merge_duplicates
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import Collate, Item, duplicate_ids
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
@@ -21,12 +21,14 @@ from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.requests import image_requests
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
-from clipgraft.settings import GenerateSettings
+from clipgraft.settings import FinetuneSettings, GenerateSettings
 from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.trainer import StepReport
 
 ENCODE_BATCH_SIZE = 64
+COMPILED_LENGTHS = 8
+"""With compiled towers, captions are padded to a multiple of it: ten lengths in all."""
 NUM_DRIFT_CAPTIONS = 512
 """Captions on which drift is measured: its figures for 512 and for 5,000 agree in three digits (flatland)."""
 
@@ -80,17 +82,27 @@ def embed_images(
     return torch.cat(embeds)
 
 
+def passes_per_loss(settings: FinetuneSettings) -> int:
+    """Return the number of forward passes in one contrastive loss."""
+    return settings.gradient_accumulation_steps if settings.accumulation == "joint" else 1
+
+
+def length_multiple(settings: FinetuneSettings) -> int:
+    """Length multiple for padding. Any is correct: attention is causal, so nothing up to EOS sees padding."""
+    if settings.distill_weight:
+        return CONTEXT_LENGTH  # a U-Net reads padding too, and what is not in the batch cannot be held
+    # Each further length would be compiled anew.
+    return COMPILED_LENGTHS if settings.compile else 1
+
+
 class Validator:
     """Measures a CLIP in training on the validation split, always at the same images and captions.
 
     Args:
         clip: The CLIP as it is now; drift is measured from a copy of its text tower.
-        objective: Whose loss is measured.
+        objective: Whose loss is measured, over as many images as one of the training's.
         images: The validation split, at least one image.
-        batch_size: Images in a forward pass.
-        num_passes: Forward passes in the loss; at least two images, as one alone has no wrong answer.
-        captions_per_image: Captions taken of each image, the first ones.
-        length_multiple: See `Collate`.
+        settings: Of the fine-tuning.
     """
 
     def __init__(
@@ -98,23 +110,21 @@ class Validator:
         clip: ClipParts,
         objective: ContrastiveObjective,
         images: Sequence[CaptionedImage],
-        batch_size: int,
-        *,
-        num_passes: int = 1,
-        captions_per_image: int = 1,
-        length_multiple: int = 1,
+        settings: FinetuneSettings,
     ):
-        self.clip, self.objective, self.images, self.batch_size = clip, objective, images, batch_size
+        self.clip, self.objective, self.images = clip, objective, images
+        self.batch_size = settings.batch_size
         self.before = deepcopy(clip.model.text_model).eval()
-        fixed = images[: max(2, batch_size * num_passes)]
-        # What makes training's batches makes these.
+        # At least two: one image alone has no wrong answer.
+        fixed = images[: max(2, settings.batch_size * passes_per_loss(settings))]
+        eos_token_id = clip.tokenizer.eos_token_id
         self.collate = Collate(
-            clip.image_processor, clip.tokenizer.eos_token_id, tuple(duplicate_ids(fixed)), length_multiple
+            clip.image_processor, eos_token_id, tuple(duplicate_ids(fixed)), length_multiple(settings)
         )
         self.items = []
         for index, image in enumerate(fixed):
             crop = clip_crop(open_image(image.path), clip.image_processor)
-            ids, _ = encode_captions(image.captions[:captions_per_image], clip.tokenizer)
+            ids, _ = encode_captions(image.captions[: settings.captions_per_image], clip.tokenizer)
             self.items.append(Item(crop, ids, index, image.image_id))
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
         self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True)
