@@ -285,6 +285,8 @@ def test_the_largest_configuration_that_is_taken_costs_no_memory_and_little_time
     path = folder / "text_encoder" / "config.json"
     largest = {"num_hidden_layers": 256, "hidden_size": 1 << 16, "intermediate_size": 1 << 16}
     path.write_text(json.dumps(json.loads(path.read_text()) | largest))
+    unet = folder / "unet" / "config.json"
+    unet.write_text(json.dumps(json.loads(unet.read_text()) | {"cross_attention_dim": 1 << 16}))
     began = time.process_time()
     with pytest.raises(CheckpointError, match="text_encoder lacks"):
         FrozenBase.load(str(folder), components=("text_encoder",))

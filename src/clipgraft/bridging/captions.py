@@ -52,10 +52,9 @@ def choose_captions(
     """Split captions into those to fit to and those to measure on.
 
     Args:
-        given: A dataset, of which train and test split are taken; or captions, of which one in ten is
-            held out.
+        given: A dataset, for its train and test split; or captions, of which one in ten is held out.
         settings: `max_captions` and `allow_few_captions` are read.
-        source: What an error calls them.
+        source: Name for messages.
 
     Raises:
         UserError: If there are fewer than 100, unless the settings allow it.

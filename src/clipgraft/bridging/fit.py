@@ -237,17 +237,7 @@ def fit_residual(
     folder: Path,
     resume: bool,
 ) -> FitResult:
-    """Train the residual of a bridge, in place.
-
-    Args:
-        bridge: From `linear_bridge`, between `towers`.
-        towers: Of the bridge.
-        linear: Its linear fit, with the hidden states of the training captions.
-        input_ids: (N, 77) of the training captions.
-        recipe: Seed and bridge settings are read.
-        folder: Gets `log.jsonl` and `checkpoints/`.
-        resume: Continue from the newest checkpoint there.
-    """
+    """Train the residual of a bridge in place, on the hidden states kept in `linear`."""
     settings, states = recipe.bridge, linear.states
     assert states is not None
     # The linear map is the least-squares optimum already; only what it leaves is learned.

@@ -41,12 +41,6 @@ def encode_images(
 ) -> LatentImages:
     """Encode the train split, and images of the test split (else of train) to measure on.
 
-    Args:
-        data: Captioned images.
-        base: Its VAE encodes, its U-Net gives the size.
-        limits: `max_train_images` and `max_test_images` are read.
-        num_measured: Number of images to measure on.
-
     Raises:
         UserError: If there is no training image.
     """
@@ -63,15 +57,10 @@ def encode_images(
 
 @torch.no_grad()
 def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
-    """Return scaled latents of N images, from the cache if they were encoded before.
+    """Return scaled latents (N, 4, size / 8, size / 8), from the cache if they were encoded before.
 
-    Args:
-        base: Its VAE encodes, in the VAE's dtype.
-        images: N images.
-        size: Side of the square to which each is resized and cropped, in pixels.
-
-    Returns:
-        (N, 4, size / 8, size / 8) float16: half the memory, and far finer than the noise that is added.
+    They are float16: half the memory, and far finer than the noise that is added. Images are resized to fill
+    a square of `size` pixels and cropped.
 
     Raises:
         DataError: If the VAE makes no finite latents of an image.

@@ -85,12 +85,6 @@ class LinearFit(NamedTuple):
 class Towers:
     """CLIP's text tower, the teacher of a base that it fits, and the base's key and value maps.
 
-    Args:
-        clip: The CLIP to graft.
-        base: With tokenizer, text encoder and origin.
-        device: Where both towers work.
-        mixed_precision: Of encoding.
-
     Raises:
         CheckpointError: If CLIP's tower cannot answer the base's text encoder.
     """
@@ -118,12 +112,12 @@ class Towers:
 
     @property
     def are_equal(self) -> bool:
-        """Whether CLIP's tower is the teacher itself, weight by weight: then nothing needs a bridge."""
+        """Whether CLIP's tower is the teacher itself: then nothing needs a bridge."""
         ours, theirs = self.text_model.state_dict(), self.teacher.state_dict()
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def sums(self) -> dict[str, str]:
-        """Return sums of what a bridge between the towers is fitted to, for a run's fingerprint."""
+        """Return sums of all weights that a bridge is fitted to, for a run's fingerprint."""
         base = {f"map {index}": weight for index, weight in enumerate(self.key_value_maps)}
         return {
             "weights of CLIP": module_sha256(self.text_model),
@@ -136,13 +130,7 @@ class Towers:
 
     @torch.no_grad()
     def positions(self, input_ids: Tensor, description: str, *, whole_every: int = 1) -> Iterator[Positions]:
-        """Encode captions batch by batch, the longest first.
-
-        Args:
-            input_ids: (N, L) int64.
-            description: Title of the progress bar.
-            whole_every: One batch in so many has padding, which there counts for all.
-        """
+        """Encode captions (N, L) in batches, the longest first; one in `whole_every` has padding."""
         lengths = self.lengths(input_ids)
         # The longest first: their memory serves the shorter ones too, so that it does not grow.
         batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
@@ -172,10 +160,10 @@ class Towers:
         states_file: Path | None = None,
         generator: torch.Generator | None = None,
     ) -> LinearFit:
-        """Gather the normal equations and the metric of keys and values in one pass.
+        """Gather the normal equations and the metric of keys and values in one pass over captions (N, 77).
 
         Args:
-            input_ids: (N, 77) of the training captions.
+            input_ids: Of the training captions.
             states_file: Gets the hidden states that a residual is trained on; None = they are not kept.
             generator: Chooses the padding that is kept of them; None = torch's own.
         """
@@ -211,13 +199,7 @@ class Towers:
 
     @torch.no_grad()
     def measure(self, bridge: Bridge, input_ids: Tensor, metric_sqrt: Tensor) -> BridgeError:
-        """Compare bridged states with the teacher's.
-
-        Args:
-            bridge: The bridge.
-            input_ids: (N, 77) of captions that it was not fitted to.
-            metric_sqrt: (W, W) from `kv_metric_sqrt`.
-        """
+        """Compare bridged with the teacher's embeds of captions (N, 77); see `kv_metric_sqrt`."""
         error, key_value_error = EmbedError(), EmbedError()
         diversities = [Diversity(input_ids.shape[1], len(metric_sqrt)) for _ in range(2)]
         metric_sqrt = metric_sqrt.to(self.device)
@@ -263,15 +245,7 @@ def load_towers(recipe: Recipe) -> Towers:
 
 
 def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Choose the positions to train a residual on: all but padding, and `NUM_KEPT_PADDING` of the padding.
-
-    Args:
-        classes: (B, L) from `token_classes`.
-        generator: Of the choice; None = torch's own.
-
-    Returns:
-        bool (B, L).
-    """
+    """Choose, as bool (B, L), all positions but padding, and `NUM_KEPT_PADDING` of the padding."""
     is_padding = classes == PADDING
     draws = torch.rand(classes.shape, generator=generator).masked_fill(~is_padding, -1.0)
     drawn = torch.zeros_like(is_padding).scatter(1, draws.topk(NUM_KEPT_PADDING, dim=1).indices, True)

@@ -64,7 +64,7 @@ class Origin(NamedTuple):
 
 @dataclass
 class FrozenBase:
-    """Components of a base, in eval, without gradients; None where not asked for."""
+    """Components of a base, in eval mode, without gradients; None where not asked for."""
 
     vae: AutoencoderKL | None = None
     unet: UNet2DConditionModel | None = None
@@ -103,14 +103,14 @@ class FrozenBase:
 
         Args:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
-            revision: Commit of a hub id; without one, this package's own pin, or main with a warning.
-            components: What to load: some of COMPONENTS, and "safety_checker", which not every base has.
+            revision: Commit of a hub id; None = the pinned one, or main with a warning.
+            components: Some of COMPONENTS, and "safety_checker", which not every base has.
             dtype: Of the weights.
-            tokenizer: Used where the base has none of its own (a single file has not).
+            tokenizer: For a base without one: a single file.
 
         Raises:
-            FileNotFoundError: If it is nowhere, or the hub is out of reach.
-            CheckpointError: If it is not a base of this kind, or not whole, or in pickles.
+            MissingFileError: If there is no such path and the name is no hub id.
+            CheckpointError: If it is no whole base of this kind in safetensors, or the hub is out of reach.
         """
         needed = needed_files(components, dtype)
         path = resolve_model(name, part="base", revision=revision, needed=needed)
@@ -130,7 +130,7 @@ class FrozenBase:
 
     @property
     def defaults(self) -> SamplingDefaults:
-        """Settings of a picture that suit it."""
+        """Guidance and steps that suit the base."""
         return read_defaults(self.origin.path) if self.origin else STABLE_DIFFUSION
 
     @torch.no_grad()
@@ -184,17 +184,13 @@ class FrozenBase:
         )
 
     def record(self) -> BaseRecord:
-        """Return what tells this base from others.
-
-        Raises:
-            CheckpointError: If the U-Net's weights, of which the sums are, are not there.
-        """
+        """Return name, commit and sums of the base, for `check_record`."""
         assert self.origin is not None
         name, revision, _ = self.origin
         return BaseRecord(name=name, revision=revision, sums=identity_sums(self._cross_attention()))
 
     def check_record(self, record: BaseRecord) -> None:
-        """Make sure that this is the base that a record is of, whatever the dtypes.
+        """Check that this is the base that a graft was made for, whatever the dtypes.
 
         Raises:
             CheckpointError: If its cross-attention has other weights.
@@ -226,9 +222,9 @@ load_base = FrozenBase.load
 
 
 def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
-    """Files that components of a base are loaded from, in the precision that is nearer to a dtype.
+    """Return the files that components are loaded from, in the precision nearer to a dtype.
 
-    The U-Net is among them always: its config tells whether a base fits, its cross-attention which it is.
+    The U-Net is always needed: its config tells whether a base fits, its cross-attention which base it is.
     """
     texts = [f"{name}/*.json" for name in {*components, "unet"}]
     if "safety_checker" in components:
@@ -309,25 +305,19 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
             raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
-    read = {
-        *components,
-        "unet",
-        *(("safety_checker", "feature_extractor") if "safety_checker" in components else ()),
-    }
-    names = ("model_index.json", DEFAULTS_NAME, *sorted(read))
+    checker = ["feature_extractor"] if "safety_checker" in components else []
+    names = ["model_index.json", DEFAULTS_NAME, *sorted({*components, "unet", *checker})]
     refuse_links_out(folder, [folder / name for name in names])
     if "text_encoder" in components:
-        _check_teacher(folder)
+        _check_text_encoder(folder)
     parts = {name: loaders[name](folder / name) for name in components if name in loaders}
     if "safety_checker" in components:
         parts |= _load_safety_checker(folder)
-    if "text_encoder" in parts:
-        _check_width(parts["text_encoder"], _read_config(folder / "unet", UnetConfig), folder)
     return parts
 
 
 def _commit(name: str, revision: str | None, path: Path) -> str:
-    """The hub's commit that a name stood for, also where its files came from a mirror."""
+    """Return the hub's commit that a name stands for, also where its files came from a mirror."""
     if name == "flatland" or Path(name).expanduser().exists():
         return ""
     asked = revision or (PINS[name].revision if name in PINS else "")
@@ -349,7 +339,7 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
 
 
 def _load_safety_checker(folder: Path) -> dict[str, Any]:
-    """The safety checker and what prepares pictures for it, in float32: its thresholds are fine ones."""
+    """Load the safety checker and its image processor in float32, as its thresholds are fine."""
     index = folder / "model_index.json"
     named = read_config(index, ModelIndex).get("safety_checker") if index.is_file() else None
     if not named or not named[0]:
@@ -378,18 +368,16 @@ def _read_config(folder: Path, kind: type[Checked]) -> dict[str, Any]:
     return read_config(path, kind)
 
 
-def _check_teacher(folder: Path) -> None:
-    """Refuse a base whose text encoder has other tokens and states than CLIP's."""
-    model_type = _read_config(folder / "text_encoder", TextConfig).get("model_type")
-    if model_type != "clip_text_model":
+def _check_text_encoder(folder: Path) -> None:
+    """Refuse a base whose text encoder has other tokens or another width than is needed."""
+    config = _read_config(folder / "text_encoder", TextConfig)
+    unet = _read_config(folder / "unet", UnetConfig)
+    if config.get("model_type") != "clip_text_model":
         raise CheckpointError(
-            f"base {folder}: its text encoder is of type {model_type!r}; only one of CLIP's, "
+            f"base {folder}: its text encoder is of type {config.get('model_type')!r}; only one of CLIP's, "
             "'clip_text_model', can be a bridge's teacher, as Stable Diffusion 1 has it"
         )
-
-
-def _check_width(text_encoder: CLIPTextModel, unet_config: dict[str, Any], folder: Path) -> None:
-    width, needed = text_encoder.config.hidden_size, unet_config.get("cross_attention_dim")
+    width, needed = config.get("hidden_size", 512), unet.get("cross_attention_dim")
     if width != needed:
         raise CheckpointError(
             f"base {folder}: its text encoder is {width} wide, its U-Net's cross_attention_dim is {needed}; "

@@ -28,10 +28,7 @@ CROSS_ATTENTION = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
 def read_cross_attention(path: Path) -> dict[str, Tensor]:
-    """Read the key and value maps alone (38 MB of Stable Diffusion v1.5 in half precision).
-
-    Args:
-        path: A base: a folder in diffusers layout, or one `.safetensors` file.
+    """Read the key and value maps of a base's folder or single file, and nothing else.
 
     Raises:
         CheckpointError: If there are none, or a file is damaged; names it.
@@ -70,12 +67,7 @@ def identity_sums(weights: Mapping[str, Tensor]) -> dict[str, str | None]:
 
 
 def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Tensor]) -> float | None:
-    """Return the distance of weights from recorded sums, relative to their length; None if none are recorded.
-
-    Args:
-        recorded: From `identity_sums`, or by the rule of earlier versions, whose signs almost alternated.
-        weights: See `cross_attention_sums`.
-    """
+    """Return the relative distance of weights from recorded sums; None if none are recorded."""
     for name, signs in RULES.items():
         if expected := recorded.get(name):
             return sums_differ(expected, cross_attention_sums(weights, signs))
@@ -83,12 +75,7 @@ def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Te
 
 
 def mixed_signs(seed: int, size: int) -> np.ndarray:
-    """Return unrelated signs (`size`,): all bits of SplitMix64 (Steele et al. 2014).
-
-    Args:
-        seed: Number of the tensor, below 2^24.
-        size: A multiple of 64, below 2^46.
-    """
+    """Return unrelated signs (`size`,), a multiple of 64: all bits of SplitMix64 (Steele et al. 2014)."""
     state = np.uint64(seed << 40) + np.arange(1, size // 64 + 1, dtype=np.uint64)
     state *= np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -109,17 +96,11 @@ RULES: dict[str, Signs] = {SUMS: mixed_signs, "cross_attention": knuth_signs}
 
 
 def cross_attention_sums(weights: Mapping[str, Tensor], signs: Signs = mixed_signs) -> str:
-    """Sum the key and value maps, with signs, into 64 numbers.
+    """Sum the key and value maps, with signs, into 64 float32 numbers (hexadecimal).
 
     The squared distance of two such sums is, on average, that of the weights themselves (a count sketch). A
-    weight's sign depends on its place in its tensor, and on which tensor of the U-Net that is.
-
-    Args:
-        weights: By name, of diffusers or LDM, in any order; those of other layers are ignored.
-        signs: Of a tensor's number and its size.
-
-    Returns:
-        64 float32 numbers, hexadecimal.
+    weight's sign depends on its place in its tensor, and on which tensor of the U-Net that is. Names may be
+    those of diffusers or LDM; weights of other layers are ignored.
 
     Raises:
         CheckpointError: If there is no cross-attention.

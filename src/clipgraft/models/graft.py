@@ -279,7 +279,7 @@ class Graft:
         """Return a plain diffusers pipeline with the grafted text encoder and the base's own scheduler.
 
         Args:
-            base: The base, or where it is now; empty = the one that the graft names.
+            base: The base, or its place; empty = the one that the graft names.
 
         Raises:
             CheckpointError: If it is another base.

@@ -1,6 +1,6 @@
 """Lineage of a graft: the stages that made it, with their settings and figures.
 
-`lineage.json` in a graft's folder holds it, so that nobody has to search the folders around for it.
+`lineage.json` in a graft's folder holds it, so that nobody has to search the folders around.
 """
 
 from collections.abc import Mapping
@@ -122,7 +122,7 @@ def _older_lineage(run: Path) -> Lineage:
 
 
 def numbers(values: object) -> dict[str, float | None]:
-    """Return the numbers of a mapping, and what was none when it was measured."""
+    """Return the entries of a mapping that are numbers or None."""
     found = values if isinstance(values, Mapping) else {}
     return {str(key): value for key, value in found.items() if isinstance(value, int | float | None)}
 
