@@ -1,5 +1,6 @@
 """What is kept is found by all that decided it: bytes, settings, versions; what is damaged is made anew."""
 
+import resource
 from importlib.metadata import version
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 import tiny
 from clipgraft.bridging import latents
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.errors import CheckpointError, is_user_error, one_line
 from clipgraft.evaluation import features as own
 from clipgraft.evaluation.features import ClipFeatures, FeatureStore, ProbeFeatures, generator_fingerprint
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe
@@ -234,3 +236,28 @@ def test_features_are_as_their_version_says(tmp_path, processes):
         f"ones is taken for the new ones; the new numbers: {found}"
     )
     assert own.FEATURES_VERSION == 1
+
+
+def test_features_on_a_full_disk_are_a_user_error(tmp_path):
+    store = FeatureStore(tmp_path, PartialState(cpu=True))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            store.features("", "extractor", ["a"], ["sum"], lambda items: torch.ones(len(items), 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_user_error(raised.value)
+    assert one_line(raised.value).startswith("no space left on the disk")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_features_lost_meanwhile_are_an_error(tmp_path):
+    def extract(items):
+        for path in tmp_path.rglob("*.safetensors"):
+            path.unlink()
+        return torch.ones(len(items), 2)
+
+    names = [str(number) for number in range(own.ITEMS_PER_ENTRY + 1)]
+    with pytest.raises(CheckpointError, match="run the same command again"):
+        FeatureStore(tmp_path, PartialState(cpu=True)).features("", "extractor", names, names, extract)

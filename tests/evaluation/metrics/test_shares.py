@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from clipgraft.evaluation.schema import difference_row, mean_row
 
+from clipgraft.evaluation.figures import mean_figure, paired_difference
 from clipgraft.evaluation.metrics.shares import paired_share_interval, share_interval
 
 SIZES, SHARES = (10, 24, 100, 240), (0.5, 0.9, 0.97)
@@ -124,14 +124,14 @@ def test_fewer_than_two_prompts_have_no_interval(take):
 def test_equal_scores_give_a_wide_interval_or_a_reason(metric, value, method, paired):
     values = np.full((24, 2), value)
     rows = (
-        (mean_row(metric, "plain", "after", values), method),
-        (difference_row(metric, "plain", ("before", "after"), (values, values)), paired),
+        (mean_figure(metric, "plain", "after", values), method),
+        (paired_difference(metric, "plain", ("before", "after"), (values, values)), paired),
     )
     for row, expected in rows:
-        assert row["interval_method"] == expected
+        assert row.interval_method == expected
         if expected:
-            assert row["interval"][1] - row["interval"][0] > 0.1
-            assert row["note"] == ""
+            assert row.interval[1] - row.interval[0] > 0.1
+            assert row.note == ""
         else:
-            assert row["interval"] is None
-            assert row["note"] == "no interval: no prompt differs from another"
+            assert row.interval is None
+            assert row.note == "no interval: every prompt has the same score"
