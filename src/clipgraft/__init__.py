@@ -1,4 +1,4 @@
-"""Fine-tune CLIP on captioned images and graft its text tower onto a frozen latent diffusion model."""
+"""Fine-tune CLIP and graft its text tower onto a frozen diffusion model."""
 
 import importlib
 import os

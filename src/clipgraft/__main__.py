@@ -1,4 +1,4 @@
-"""`clipgraft` and `python -m clipgraft`: Ctrl-C is answered in one line, from the first moment on."""
+"""`clipgraft` and `python -m clipgraft`; Ctrl-C ends in one line throughout."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Cache of arrays on disk, keyed by the content and settings that decide them."""
+"""Cache of arrays on disk, keyed by content and settings."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 class CachedArrays(Sequence[np.ndarray]):
-    """Arrays of a cache in a given order, each read when it is asked for.
+    """Arrays of a cache in a given order, read lazily.
 
     Args:
         places: From `ContentCache.find` and `add`.
@@ -59,7 +59,7 @@ class CachedArrays(Sequence[np.ndarray]):
 
 
 class ContentCache:
-    """Arrays in a folder; a key holds all that decides an array, so that none is ever out of date.
+    """Arrays in a folder; a key covers everything an array depends on.
 
     Arrays lie in segments: safetensors files that are written whole and never changed. Processes need no
     lock; two that lack the same array both make it. The folder may be deleted at any time between runs.
@@ -75,7 +75,7 @@ class ContentCache:
         clear_parts(folder)
 
     def find(self, keys: Iterable[str]) -> dict[str, Place]:
-        """Return those keys whose arrays are here as they were written; delete damaged segments."""
+        """Return the keys of intact arrays; delete damaged segments."""
         wanted, found = set(keys), dict[str, Place]()
         for segment in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -109,7 +109,7 @@ def _read_segment(path: Path, wanted: set[str]) -> dict[str, Place]:
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be made again, by the XDG convention.
+    """Return the cache folder, by the XDG convention.
 
     Raises:
         UserError: If there is neither `XDG_CACHE_HOME` nor a home folder, as in a container under a bare id.
@@ -124,7 +124,7 @@ def cache_dir() -> Path:
 
 
 def content_sums(paths: Sequence[Path]) -> list[str]:
-    """Return the sha256 (hex) of each file's bytes; an unchanged file is read once a process.
+    """Return each file's sha256 (hex); unchanged files are read once per process.
 
     Raises:
         MissingFileError: If one is missing.

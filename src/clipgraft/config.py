@@ -1,4 +1,4 @@
-"""Recipes: settings of every stage, in and out of TOML, and named ones.
+"""Recipes: settings of every stage in TOML, and named recipes.
 
 A recipe is a whole run in one TOML file. Precedence: field default < recipe file < option < `--set`. This
 module imports no torch.
@@ -98,7 +98,7 @@ def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Return values by `section.key` from texts `section.key=value`, the value in TOML or a bare word.
+    """Parse texts `section.key=value`; a value is TOML or a bare word.
 
     Raises:
         UserError: If a text has another form.
@@ -142,7 +142,7 @@ def _build(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _rename(values: dict[str, Any], path: Path) -> None:
-    """Give settings of an older version their present names; drop those that are gone."""
+    """Rename settings of an older version; drop those that are gone."""
     for old, new in OLD_NAMES.items():
         *sections, key = old.split(".")
         place: Any = values
@@ -174,7 +174,7 @@ def named_paths(settings: BaseModel, prefix: str = "") -> dict[str, str]:
 
 
 def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
-    """Refuse old names, tokens of the model hub, since recipes are handed on, and what is not UTF-8."""
+    """Refuse old names, hub tokens (recipes are shared) and text not UTF-8."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if dotted in OLD_NAMES:
@@ -195,7 +195,7 @@ def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
 
 
 def to_toml(recipe: Recipe | Mapping[str, Any]) -> str:
-    """Write a recipe as TOML that `load_recipe` reads back to an equal recipe; what is unset is left out."""
+    """Write a recipe as TOML that `load_recipe` reads back equal."""
     values = recipe.model_dump(exclude_none=True) if isinstance(recipe, Recipe) else recipe
     return "\n".join(_toml_lines(values, "")).strip() + "\n"
 
@@ -220,7 +220,7 @@ def _toml_value(value: Any) -> str:
 
 
 def demo() -> Recipe:
-    """Return the recipe of `clipgraft demo`: the whole system on flatland, in minutes on two cores."""
+    """Return the recipe of `clipgraft demo`: minutes on two cores."""
     # A learning rate that suits flatland's CLIP, of 2.4 M parameters against B/32's 151 M.
     return Recipe(
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
@@ -231,7 +231,7 @@ def demo() -> Recipe:
 
 
 def flickr8k_sd15() -> Recipe:
-    """Return the recipe of CLIP B/32, Flickr8k and Stable Diffusion v1.5; see docs/flickr8k_sd15.md."""
+    """Return the recipe of docs/flickr8k_sd15.md."""
     return Recipe(
         clip=ModelSettings(name="openai/clip-vit-base-patch32"),
         base=ModelSettings(name="stable-diffusion-v1-5/stable-diffusion-v1-5"),
@@ -246,7 +246,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "flickr8k_sd15": flick
 
 
 def named_recipe(name: str) -> Recipe:
-    """Return the recipe of that name, or else of that file; MissingFileError if there is neither."""
+    """Return a named recipe, or a file's; MissingFileError if neither exists."""
     if name in PRESETS:
         return PRESETS[name]()
     if not Path(name).is_file():

@@ -20,7 +20,7 @@ Update = Callable[[int, str], None]
 
 
 class ForgivingStream:
-    """A text stream that writes to nowhere after its first error, so no work fails for want of a reader."""
+    """Text stream that discards output after its first error."""
 
     def __init__(self, stream: TextIO, errors: type[OSError]):
         self._stream, self._errors = stream, errors
@@ -49,7 +49,7 @@ class ForgivingStream:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Drop notes that cannot be written, and results that nobody reads any more (`| head -1`)."""
+    """Discard notes that cannot be written, and results without a reader."""
     streams = sys.stdout, sys.stderr
     for name, errors in (("stdout", BrokenPipeError), ("stderr", OSError)):
         stream = getattr(sys, name)
@@ -62,13 +62,13 @@ def forgiving_output() -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process, of those that share the work, that prints."""
+    """Whether this is the process that prints, of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def track(description: str, total: int) -> Iterator[Update]:
-    """Show progress over `total` items: a bar on a terminal, now and then a line elsewhere."""
+    """Show progress over `total` items: a bar, or lines without a terminal."""
     if not is_first_process():
         yield lambda _done, _note: None
         return

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name, or the fastest available for "auto"; UserError if there is none."""
+    """Return the named device; "auto" is the fastest available."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, is_there in available.items() if is_there))
@@ -67,7 +67,7 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
 
 
 def choose_mixed_precision(name: str, device: torch.device) -> str:
-    """Return "no", "fp16" or "bf16", accelerate's names; UserError for fp16 on a CPU."""
+    """Return "no", "fp16" or "bf16"; UserError for fp16 on a CPU."""
     if name == "auto":
         if device.type == "cuda":
             return "fp16"
@@ -122,7 +122,7 @@ def seed_everything(seed: int) -> None:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions, machine and command of this process, without path, user or host name."""
+    """Return versions, machine and command, without paths, user or host name."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         **{name: version(name) for name in RECORDED_PACKAGES},
@@ -144,7 +144,7 @@ def _without_folders(argument: str) -> str:
 
 
 def without_folders(text: str) -> str:
-    """Reduce every absolute path in a text to its last part, for readers on other machines."""
+    """Reduce every absolute path in a text to its last part."""
     return re.sub(r"(?<![\w/:.])/(?:[^\s/:;,'\"]+/)+", "", text)
 
 

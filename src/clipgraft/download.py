@@ -1,4 +1,4 @@
-"""Download all models that a recipe needs from the hub, after printing how much that is."""
+"""Download a recipe's models from the hub, after printing their size."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ from clipgraft.settings import InferenceConfig
 
 
 def prefetch(recipe: Recipe) -> int:
-    """Download and verify the models of a recipe; those in the hub's cache are only verified.
+    """Download a recipe's models; verify those that are cached.
 
     Returns:
         Bytes that were downloaded.
@@ -62,7 +62,7 @@ def needed_models(recipe: Recipe) -> list[tuple[ModelSettings, Needed]]:
 
 
 def run_files(unet_dtype: torch.dtype) -> Needed:
-    """Return a base's files for a whole run: full precision but for the U-Net."""
+    """Return a base's files for a whole run, full precision except U-Net."""
     needed = needed_files((*COMPONENTS, "safety_checker"), torch.float32)
     is_half = unet_dtype != torch.float32
     weights = (
@@ -73,7 +73,7 @@ def run_files(unet_dtype: torch.dtype) -> Needed:
 
 
 def _unet_dtype(recipe: Recipe) -> torch.dtype:
-    """Return the widest dtype in which a stage of a run uses the U-Net."""
+    """Return the widest dtype of the U-Net in any stage."""
     device = choose_device(recipe.device)
     configs = [recipe.generate, *([InferenceConfig()] if recipe.evaluate.num_prompts else [])]
     dtypes = [choose_engine(config, device, cache_dir() / "openvino").dtype for config in configs]

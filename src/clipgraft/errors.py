@@ -12,7 +12,7 @@ NO_SPACE = "no space left on the disk"
 
 
 class UserError(ValueError):
-    """Something that the user can mend: one line saying what, which value, what is allowed, what to do."""
+    """A mistake the user can fix: what, which value, allowed, remedy."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -22,11 +22,11 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class DataError(UserError):
-    """A captioned-image source, a caption file or an image cannot be used as it is."""
+    """A dataset, a caption file or an image cannot be used."""
 
 
 class CheckpointError(UserError):
-    """Saved weights or training state are missing, damaged or made for something else."""
+    """Weights or training state are missing, damaged or of another model."""
 
 
 def one_line(error: Exception) -> str:
@@ -40,12 +40,12 @@ def one_line(error: Exception) -> str:
 
 
 def is_no_space(error: Exception) -> TypeGuard[OSError]:
-    """Whether the operating system refused to write more: a full disk, a quota, a limit of file sizes."""
+    """Whether a disk, quota or file size limit is exhausted."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or cannot show: control characters, lone surrogates."""
+    """Escape control characters and lone surrogates for a terminal."""
     return "".join(
         character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
         for character in text
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether the user can mend it: a `UserError`, or a refusal of the operating system.
+    """Whether it is a `UserError` or a refusal of the operating system.
 
     Everything else, also a `ValueError` raised by our own code, is a bug of ours and keeps its traceback.
     """

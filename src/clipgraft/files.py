@@ -1,4 +1,4 @@
-"""Files: atomic writes, checksums, and bounded, checked reads of whatever comes from outside.
+"""Files: atomic writes, checksums, and bounded, checked reads.
 
 All readers raise `MissingFileError` where there is no file, and `error` where a file is too large, nested too
 deep, no text or of another type; the message names the file.
@@ -31,7 +31,7 @@ JSON_TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text",
 
 @contextmanager
 def atomic_write(path: Path, *, on_disk: bool = False) -> Iterator[Path]:
-    """Yield a file beside `path` to write, which takes its place when the block ends without an error.
+    """Yield a file to write, which replaces `path` if the block succeeds.
 
     So `path` is whole or as it was before, even if the disk is full, the process is killed, or two processes
     write it at once. With `on_disk` that holds for a power failure too.
@@ -50,7 +50,7 @@ def atomic_write(path: Path, *, on_disk: bool = False) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,12 +65,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; NaN and infinity become null."""
+    """Write a JSON file atomically; NaN and infinity become null."""
     write_bytes(path, (to_json(value) + "\n").encode())
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:
-    """Return a value as JSON text; NaN and infinity, which JSON lacks, become null."""
+    """Return a value as JSON text; NaN and infinity become null."""
     return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False)
 
 
@@ -89,7 +89,7 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(*parts: object) -> str:
-    """Return the sha256 (hex) of values as JSON: one name for data and settings together."""
+    """Return the sha256 (hex) of values as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,7 +110,7 @@ def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
 
 
 def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> Path:
-    """Return a path within a folder; raise `error` if it is, or lies behind, a link out of it."""
+    """Return a path within a folder; raise `error` for links out of it."""
     # Unlike Path.resolve, realpath takes a loop of links for a file.
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise error(f"{path} is a link out of {folder.name}; put the file itself in its place")
@@ -118,7 +118,7 @@ def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> P
 
 
 def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a regular file, or a link to one, of at most `max_bytes`."""
+    """Read a regular file of at most `max_bytes`."""
     if not path.exists():
         raise MissingFileError(f"{path}: no such file")
     if not path.is_file():
@@ -130,7 +130,7 @@ def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int
 
 
 def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> str:
-    """Read UTF-8 text without its byte order mark, which Windows' editors write; line ends become LF."""
+    """Read UTF-8 text without byte order mark; line ends become LF."""
     try:
         text = read_bytes(path, error=error, max_bytes=max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
@@ -139,12 +139,12 @@ def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int 
 
 
 def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
-    """Read a JSON file that holds a `kind`: dict, list, str or int."""
+    """Read a JSON file of a `kind`: dict, list, str or int."""
     return parse_json(read_text(path, error=error), str(path), kind, error=error)
 
 
 def read_jsonl(path: Path, *, error: type[UserError] = DataError) -> list[dict[str, Any]]:
-    """Read one JSON object a line; blank lines are skipped, errors name file and line."""
+    """Read JSON lines; blank ones are skipped, errors name file and line."""
     lines = enumerate(read_text(path, error=error).split("\n"), 1)
     return [parse_json(line, f"{path}:{number}", error=error) for number, line in lines if line.strip()]
 
@@ -155,7 +155,7 @@ def read_toml(path: Path, *, error: type[UserError] = UserError) -> dict[str, An
 
 
 def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError] = DataError) -> Any:
-    """Parse JSON from outside that holds a `kind`; `name` is its place, for messages."""
+    """Parse JSON of a `kind`; `name` is its place, for messages."""
     return _parse(json.loads, text, f"{name} is not JSON", kind, error)
 
 
@@ -201,7 +201,7 @@ def _refuse_depth_and_surrogates(value: Any, complaint: str, error: type[UserErr
 
 
 def whole_characters(text: str) -> str:
-    """Return a text unless it holds half a character (a lone surrogate), which no file can hold.
+    """Return a text; refuse lone surrogates, which no file can hold.
 
     Raises:
         ValueError: If it does.

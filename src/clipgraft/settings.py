@@ -1,4 +1,4 @@
-"""Settings of every stage: one frozen, strict model each; this module imports no torch."""
+"""Settings of every stage: frozen, strict models, without torch."""
 
 import os
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from clipgraft.files import whole_characters
 
 
 def _absolute(text: str) -> str:
-    """Return a path that names the same place from any working directory; an empty one stays empty."""
+    """Return an absolute path; an empty one stays empty."""
     if "\0" in text:
         raise ValueError("a path holds no NUL character")
     return str(Path(os.path.expanduser(text)).absolute()) if text else ""
 
 
 def _absolute_if_there(name: str) -> str:
-    """Return a local folder's or file's absolute path; hub ids and names of models stay as they are."""
+    """Return a local path as absolute; hub ids stay as they are."""
     is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
     return _absolute(name) if is_there and name != "flatland" else name
 
@@ -71,7 +71,7 @@ def _rising(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys and values of another type."""
+    """Frozen settings that refuse unknown keys and wrong types."""
 
     # Strict: else `true` would be 1 worker, and a text a learning rate.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -90,7 +90,7 @@ class Section(BaseModel):
 
     @classmethod
     def of(cls, settings: "Section", **changes: Any) -> Self:
-        """Take the fields that this model shares with other settings, with some of them changed."""
+        """Take the shared fields of other settings, some of them changed."""
         shared = cls.model_fields.keys() & type(settings).model_fields.keys()
         return cls.build({name: getattr(settings, name) for name in shared} | changes)
 
@@ -164,7 +164,7 @@ class ModelSettings(Section):
 
 
 class OptimConfig(Section):
-    """AdamW's steps: the optimizer's fields, once for every stage that trains by gradient descent."""
+    """Optimizer settings of every stage trained by gradient descent (AdamW)."""
 
     learning_rate: Positive = 1e-5
     """Peak learning rate."""
@@ -206,7 +206,7 @@ class TrainSettings(OptimConfig):
 
 
 class FinetuneSettings(TrainSettings):
-    """Contrastive fine-tuning of CLIP; the defaults: AdamW, 1e-5, batch 32, norm 1.0, nine epochs."""
+    """Contrastive fine-tuning: AdamW, 1e-5, batch 32, norm 1.0, nine epochs."""
 
     batch_size: Count = 32
     """Images in one forward pass of all processes together; each with `captions_per_image` captions."""
@@ -270,7 +270,7 @@ class BridgeSettings(TrainSettings):
 
 
 class RefineSettings(TrainSettings):
-    """Training the bridge through the frozen U-Net, on pictures; weights of losses: 0 = off."""
+    """Training of the bridge through the frozen U-Net, on images."""
 
     learning_rate: Positive = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -365,7 +365,7 @@ class ProbeSettings(TrainSettings):
 
 
 class PretrainSettings(Section):
-    """Training an embedded base from nothing: VAE, U-Net with its text encoder, CLIP, probe."""
+    """Training of flatland's models from scratch."""
 
     vae: AutoencoderSettings = AutoencoderSettings()
     unet: DenoiserSettings = DenoiserSettings()

@@ -1,4 +1,4 @@
-"""A whole run: fine-tune, bridge, refine, generate, evaluate, report, each in a folder of its own."""
+"""A whole run: fine-tune, bridge, refine, generate, evaluate, report."""
 
 from collections.abc import Callable
 from functools import partial
@@ -64,7 +64,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
 
 def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None:
-    """Run the stages that train, and again those whose start another one has changed.
+    """Run the training stages, and again those whose inputs changed.
 
     Args:
         recipe: The run's.
@@ -99,7 +99,7 @@ def _weights(place: Path) -> list[bytes]:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse what a later stage would, before fine-tuning takes its hours; fetch the models of all stages.
+    """Check all stages and fetch their models before fine-tuning takes hours.
 
     Raises:
         ValueError: As the stages.

@@ -1,4 +1,4 @@
-"""Skies and places, in bold shapes and smooth gradients that a small model can learn."""
+"""Skies and places, in bold shapes and gradients for a small model."""
 
 import random
 

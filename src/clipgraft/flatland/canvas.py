@@ -1,4 +1,4 @@
-"""A canvas in image coordinates, 0 to 1, drawn larger and reduced with antialiasing."""
+"""A canvas in image coordinates, 0 to 1, with antialiasing."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 class Canvas:
-    """Draws shapes in a local frame: moved, scaled, mirrored, tinted by the time of day.
+    """Draws moved, scaled, mirrored shapes, tinted by the time of day.
 
     Args:
         size: Side of the finished image, in pixels.
@@ -35,7 +35,7 @@ class Canvas:
         self.frame(0.0, 0.0, 1.0)
 
     def frame(self, x: float, y: float, scale: float, *, mirrored: bool = False) -> None:
-        """Put the local frame's origin at (x, y); its unit is `scale` of the image's side."""
+        """Move the origin to (x, y); its unit is `scale` image sides."""
         self._x, self._y, self._scale, self._sign = x, y, scale, -1 if mirrored else 1
 
     def tinted(self, colour: Colour) -> Colour:
@@ -73,7 +73,7 @@ class Canvas:
         return [corner * self.image.width for corner in corners]
 
     def gradient(self, top: float, bottom: float, stops: Sequence[Colour]) -> None:
-        """Fill the image's width between two heights with evenly spaced colours, not tinted."""
+        """Fill a band of the image with evenly spaced colours, not tinted."""
         strip = Image.new("RGB", (1, len(stops)))
         strip.putdata(list(stops))
         side = self.image.width

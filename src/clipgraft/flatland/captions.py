@@ -1,4 +1,4 @@
-"""Captions in the manner of five people, and the plain caption that CLIP knows before fine-tuning."""
+"""Five people's captions of a scene, and its plain caption."""
 
 import random
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ COLOURED_COMPANION_SHARE = 0.5
 
 
 def write_captions(scene: Scene) -> tuple[str, ...]:
-    """Write five captions that differ in grammar, synonyms and what they leave out."""
+    """Write five captions with different grammar, synonyms and omissions."""
     rng = random.Random(scene.look + "/captions")
     writers = WRITERS if scene.subject else VIEW_WRITERS
     captions = [_write(pick(rng, sentences), scene, rng) for sentences in writers]
@@ -80,7 +80,7 @@ def plain_caption(scene: Scene, words: Mapping[str, str] = MappingProxyType({}))
 
 
 def is_known_to_teacher(caption: str) -> bool:
-    """Whether the base's text encoder was trained on every word of a caption."""
+    """Whether the base's text encoder knows every word of a caption."""
     return UNKNOWN_TO_TEACHER.isdisjoint(caption.lower().split())
 
 

@@ -1,4 +1,4 @@
-"""Fixed prompts whose attributes are known, to measure whether generated images follow them."""
+"""Fixed prompts with known attributes, to measure prompt fidelity."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ class Prompt(NamedTuple):
 
 @cache
 def fidelity_prompts() -> tuple[Prompt, ...]:
-    """Return 240 prompts, alternately of a held-out combination and of one that train may show.
+    """Return 240 prompts, alternating held-out combinations with seen ones.
 
     Each is the plain caption of a scene with at most one subject: it names every attribute of the scene.
     """

@@ -1,4 +1,4 @@
-"""Subjects, drawn facing right: the ground at y = 0, up is negative, height about 1."""
+"""Subjects facing right: ground at y = 0, up negative, height about 1."""
 
 import random
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Pose(NamedTuple):
 
 
 def draw_subjects(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
-    """Draw a scene's subject and companion at a random place, size and direction."""
+    """Draw subject and companion at random place, size and direction."""
     if not scene.companion:
         _draw(canvas, scene.place, scene.subject, scene.colour, scene.action, 0.34 + 0.32 * rng.random(), rng)
         return

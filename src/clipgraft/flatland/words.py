@@ -1,4 +1,4 @@
-"""Words and their synonyms; the first is the plain one, all that CLIP knows before fine-tuning."""
+"""Words and their synonyms; CLIP knows only the first before fine-tuning."""
 
 SUBJECT_WORDS: dict[str, tuple[str, ...]] = {
     "dog": ("dog", "puppy", "pup", "hound", "doggy"),

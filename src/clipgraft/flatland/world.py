@@ -137,7 +137,7 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether a subject is at a place and time, or in a colour, that train never shows."""
+        """Whether the train split never shows this combination."""
         shown = ((self.subject, self.colour), (self.companion, self.companion_colour))
         return any(
             (subject, self.place, self.time) in HELD_OUT_TRIPLES or (subject, colour) in HELD_OUT_PAIRS

@@ -1,4 +1,4 @@
-"""Write flatland8k in Flickr8k's own layout, so that the reader of Flickr8k reads it."""
+"""Write flatland8k in Flickr8k's layout."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
 
 
 def draw_scenes(scenes: Sequence[Scene], *, num_workers: int | None = None) -> np.ndarray:
-    """Draw scenes into memory: (N, 3, 128, 128) uint8; `num_workers` None is one a core."""
+    """Draw scenes (N, 3, 128, 128) uint8; `num_workers` None is one per core."""
     pixels = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     with _processes(num_workers) as pool:
         for index, image in enumerate(pool.map(draw_scene, scenes, chunksize=50)):
@@ -66,7 +66,7 @@ def draw_flatland8k(
     num_workers: int | None = None,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Draw a captioned dataset: three quarters train, an eighth each val ("dev") and test.
+    """Draw a captioned dataset: 3/4 train, 1/8 val ("dev"), 1/8 test.
 
     Args:
         out_dir: Gets `Images/`, `Flickr8k.token.txt`, the three split lists and `attributes.jsonl`; empty or
@@ -97,7 +97,7 @@ def _draw_images(
     num_workers: int | None,
     on_image: Callable[[int], None],
 ) -> list[dict]:
-    """Draw every image into `part/Images`; return a row of attributes and captions for each."""
+    """Draw all images into `part/Images`; return their attributes and captions."""
     (part / "Images").mkdir()
     rows: list[dict] = []
     draw = partial(_draw_one, seed=seed, num_images=num_images, folder=part / "Images")
@@ -109,7 +109,7 @@ def _draw_images(
 
 
 def _rename_unless_drawn(part: Path, out_dir: Path) -> None:
-    """Put a finished dataset in place, unless another process has just put an equal one there."""
+    """Move a finished dataset into place, unless another process was faster."""
     try:
         part.rename(out_dir)  # takes the place of an empty folder
     except OSError as error:
@@ -126,7 +126,7 @@ def plain_captions(folder: Path) -> dict[str, str]:
 
 
 def split_of(index: int, num_images: int) -> str:
-    """Return the split of an image by its number: train first, then val, then test."""
+    """Return an image's split by its number: train, val, test."""
     eighth = num_images // 8
     if index < num_images - 2 * eighth:
         return "train"

@@ -1,4 +1,4 @@
-"""Train an embedded base from nothing: tokenizer, VAE, U-Net with its text encoder, CLIP, probe.
+"""Train flatland's models from scratch: tokenizer, VAE, U-Net, CLIP, probe.
 
 Each part is saved when it is done and taken as it is on resume; the part at work resumes from its checkpoint.
 """
@@ -154,7 +154,7 @@ def _train_vae(training: _Training, pixels: Tensor) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Encode uint8 pixels (N, 3, H, W) to the posterior's mean, (N, 4, H / 8, W / 8) unscaled, on the CPU."""
+    """Encode uint8 pixels (N, 3, H, W) to unscaled latents (N, 4, H/8, W/8)."""
     vae.eval()
     batches = pixels.split(ENCODE_BATCH_SIZE)
     means = []
@@ -167,7 +167,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Encode and decode uint8 pixels (N, 3, H, W): the same shape and dtype, on the CPU."""
+    """Encode and decode uint8 pixels (N, 3, H, W), on the CPU."""
     decoded = []
     with track("reconstructing pictures", len(pixels)) as update:
         for batch in pixels.split(ENCODE_BATCH_SIZE):
@@ -178,7 +178,7 @@ def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def reconstruction_psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio of encoding and decoding them, in dB.
+    """Mean PSNR of reconstructed images, in dB.
 
     Args:
         vae: The autoencoder.
@@ -198,7 +198,7 @@ def _cached_latents(vae: AutoencoderKL, pixels: Tensor, path: Path) -> Tensor:
 
 
 def _captions_of_teacher(images: Sequence[CaptionedImage], plain: dict[str, str]) -> list[tuple[str, ...]]:
-    """Captions without the words that are kept from the teacher; the plain one has none of them."""
+    """Captions without the words held out from the teacher."""
     return [
         tuple(text for text in image.captions if is_known_to_teacher(text)) or (plain[image.image_id],)
         for image in images
@@ -272,7 +272,7 @@ def _train_probe(training: _Training, vae: AutoencoderKL) -> Probe:
 
 
 def _test_probe(probe: Probe) -> dict[str, float]:
-    """Accuracy on pictures that it was not trained on, drawn like flatland8k's test split."""
+    """Accuracy on new images drawn like flatland8k's test split."""
     scenes = [sample_scene(PROBE_SEED + 1, index, "test") for index in range(NUM_PROBE_TEST_IMAGES)]
     read = read_attributes(probe, torch.from_numpy(draw_scenes(scenes)))
     return probe_accuracy(read, torch.tensor([scene.labels for scene in scenes]))

@@ -1,4 +1,4 @@
-"""What ships of a pretraining: float16 weights, model card, recipe, figures, log and the sums of all."""
+"""Release of a pretraining: float16 weights, card, recipe, figures, log, checksums."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def write_asset(
     clip: ClipParts,
     probe: Probe,
 ) -> None:
-    """Write `folder/flatland`, whole or not at all, as it lies in the package."""
+    """Write `folder/flatland` atomically, as it lies in the package."""
     with write_folder_atomically(folder / "flatland") as asset:
         StableDiffusionPipeline(
             vae=_half(vae),
@@ -73,7 +73,7 @@ def _half(module: Any) -> Any:
 
 
 def _forget_source(config: Path) -> None:
-    """Take out where diffusers loaded a model from: a folder of the machine that trained it."""
+    """Remove `_name_or_path`, a folder of the training machine."""
     values = json.loads(config.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)
     write_json(config, values)

@@ -1,4 +1,4 @@
-"""CLIPScore: cosine of an image and its prompt in a CLIP's joint space."""
+"""CLIPScore: cosine of an image and its prompt in a CLIP."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,7 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
 def independence_note(
     scorer_sum: str, tower_sums: Mapping[str, str], tuned_from_it: Sequence[str] = ()
 ) -> str:
-    """Warning if the scorer is one of the CLIPs compared or their origin, else "".
+    """Return a warning if the scorer is not independent, else "".
 
     Args:
         scorer_sum: Checksum of the scorer's text tower.

@@ -1,4 +1,4 @@
-"""Distances between two sets of images by their features: CMMD, KID, FID; smaller is closer.
+"""Distances between two sets of images: CMMD, KID, FID; smaller is closer.
 
 Computed in float64. Both sets need the same feature extractor and resize filter. N generated images, M real
 ones, D features.
@@ -36,7 +36,7 @@ def cmmd(generated: Tensor, real: Tensor) -> float:
 
 
 def kid(generated: Tensor, real: Tensor) -> float:
-    """Squared maximum mean discrepancy with the kernel `(x . y / D + 1)^3`, unbiased: it can be below 0.
+    """Unbiased squared MMD with kernel `(x . y / D + 1)^3`; may be negative.
 
     Computed over all images at once; the published code averages 100 subsets of 1,000.
 
@@ -52,7 +52,7 @@ def kid(generated: Tensor, real: Tensor) -> float:
 
 
 def fid(generated: Tensor, real: Tensor) -> float:
-    """Frechet distance between Gaussians of the features' means and covariances (of N - 1 degrees).
+    """Frechet distance between Gaussians fitted to the features (covariances over N - 1).
 
     `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. Biased upwards, the more so the fewer pictures: 259
     gave 134 where 30,000 give 12.6 (CompVis/latent-diffusion issue 90).

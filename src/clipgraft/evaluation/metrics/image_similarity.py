@@ -1,4 +1,4 @@
-"""Similarity of images: PSNR and SSIM pixel by pixel; diversity and nearest images by embeddings."""
+"""PSNR and SSIM of image pairs; diversity and nearest images by embeddings."""
 
 import torch
 from torch import Tensor

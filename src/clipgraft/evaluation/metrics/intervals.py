@@ -1,4 +1,4 @@
-"""95 % intervals of means over prompts and of paired differences, by resampling; for shares see `shares.py`.
+"""95 % intervals of means and distances over prompts, by resampling.
 
 They cover the choice of prompts, not the training seed: for that, train again.
 """
@@ -60,7 +60,7 @@ def bootstrap_interval(
 
 
 def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: int) -> list[float] | None:
-    """Return the 95 % interval of a statistic that is not a mean, such as a distance.
+    """Return the 95 % interval of any statistic, such as a distance.
 
     Leaves out each of 20 groups of prompts in turn. A bootstrap repeats images, which a kernel distance would
     take for similarity.
@@ -87,7 +87,7 @@ def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: in
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5 % quantile of Student's t by expansion; within 0.5 % from 4 degrees of freedom.
+    """97.5 % quantile of Student's t; within 0.5 % from 4 degrees.
 
     Source:
         Abramowitz and Stegun 1964, 26.7.5.

@@ -1,4 +1,4 @@
-"""Error of the noise predicted with a text encoder, relative to the base's own (the teacher)."""
+"""Error of the noise predicted with a text encoder, relative to the teacher's."""
 
 from collections.abc import Sequence
 

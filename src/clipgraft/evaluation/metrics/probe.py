@@ -1,4 +1,4 @@
-"""The probe, a small classifier of a flatland image's attributes, and the prompt fidelity it measures."""
+"""The probe, a classifier of flatland images' attributes, and prompt fidelity."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -33,12 +33,12 @@ class Probe(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(2 * width, len(values)) for values in ATTRIBUTES.values())
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Return each attribute's logits (B, values) of images (B, 3, 128, 128) in [-1, 1]."""
+        """Return each attribute's logits (B, values) of images (B, 3, 128, 128)."""
         pooled = self.pooled(pixels)
         return [head(pooled) for head in self.heads]
 
     def pooled(self, pixels: Tensor) -> Tensor:
-        """Return the heads' input features (B, 256) of images (B, 3, 128, 128) in [-1, 1]."""
+        """Return pooled features (B, 256) of images (B, 3, 128, 128)."""
         features = self.features(pixels).flatten(2)  # (B, C, 64)
         return torch.cat([features.mean(2), features.amax(2)], 1)
 
@@ -69,7 +69,7 @@ def probe_accuracy(read: Tensor, labels: Tensor) -> dict[str, float]:
 def fidelity_scores(
     read: Tensor, scenes: Sequence[Scene], *, named: Sequence[Collection[str]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Compare the attributes that the probe found with those that the prompts name.
+    """Compare the attributes found by the probe with those named by prompts.
 
     Args:
         read: (N, 5) int64 from `read_attributes`; -1 where an image is missing.

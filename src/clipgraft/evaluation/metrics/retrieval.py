@@ -1,4 +1,4 @@
-"""Retrieval between images and their captions, in both directions: recall@k, median rank, mAP.
+"""Image-text retrieval in both directions: recall@k, median rank, mAP.
 
 M captions, N images, C most captions of an image, P joint dimension. The gallery holds each image once; merge
 copies of a file with `merge_duplicates` first. Scores are computed in float32, a chunk of queries at a time,
@@ -18,7 +18,7 @@ SCORES_PER_CHUNK = 2**22
 def retrieval_metrics(
     text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
 ) -> dict[str, float | int]:
-    """Measure recall at 1, 5 and 10, median rank and mAP in both directions.
+    """Measure recall@1, 5 and 10, median rank and mAP in both directions.
 
     Recall@k is the share of queries with a correct answer among their k closest candidates. A caption has
     one, its image; an image has several, its captions, and any counts. Ties rank by lower index.
@@ -66,7 +66,7 @@ def retrieval_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tens
 
 
 def average_precision(ranks: Tensor) -> Tensor:
-    """Average precision (Q,) float64 in (0, 1] from ranks (Q, C) of `retrieval_ranks`."""
+    """Average precision (Q,) float64 in (0, 1] of ranks (Q, C)."""
     found = 1 + torch.arange(ranks.shape[1], device=ranks.device)
     precision = torch.where(ranks >= 0, found / (ranks + 1).double(), 0.0)
     return precision.sum(1) / (ranks >= 0).sum(1)

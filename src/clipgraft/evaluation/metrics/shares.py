@@ -18,7 +18,7 @@ NUM_BISECTIONS = 40
 
 
 def share_interval(values: np.ndarray, weights: np.ndarray | None = None) -> list[float] | None:
-    """Return the 95 % interval of the mean of shares (N,) in [0, 1].
+    """Return the 95 % interval of a mean share, in [0, 1].
 
     Wilson's score interval in the form of Agresti and Coull (1998), with Student's t for the normal quantile.
     Wilson's own covers 0.930 at p = 0.9 and N = 10, and down to 0.84 near p = 1; this one 0.943 to 0.987 for
@@ -47,7 +47,7 @@ def share_interval(values: np.ndarray, weights: np.ndarray | None = None) -> lis
 
 
 def paired_share_interval(differences: np.ndarray, weights: np.ndarray | None = None) -> list[float] | None:
-    """Return the 95 % interval of the mean of paired differences of shares (N,) in [-1, 1].
+    """Return the 95 % interval of a mean paired difference, in [-1, 1].
 
     Tango's score interval (1998): all differences that the score test of two paired shares does not reject.
     If a difference is not -1, 0 or 1, the variance is estimated and Student's t replaces the normal quantile.
@@ -98,7 +98,7 @@ def _normalised(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 
 def _effective_size(variance: float, residuals: np.ndarray, weights: np.ndarray) -> float:
-    """Number of independent 0/1 scores of that variance whose mean varies as much as this one.
+    """Number of independent 0/1 scores whose mean varies as much.
 
     Unequal weights are worth fewer prompts (Kish). If all values are equal, each prompt counts as one score.
     """

@@ -1,4 +1,4 @@
-"""Drift of a text tower's hidden states by token class: the loss reads EOS alone, a U-Net all 77 tokens."""
+"""Drift of a text tower's hidden states by token class."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Approximations in the U-Net's steps: guidance in a part of them, and DeepCache. Both change the image.
+"""Approximations that change the image: a guidance interval and DeepCache.
 
 B rows (a guided image has two), h and w latent positions, L tokens, W width of the prompt embeds.
 """
@@ -18,7 +18,7 @@ CurrentStep = Callable[[], tuple[int, int]]
 def guide_in_interval(
     predict: Predict, current_step: CurrentStep, start: float, stop: float, *, is_guided: Callable[[], bool]
 ) -> Predict:
-    """Guide only in a part of the steps (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    """Guide in an interval of steps (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 
     Args:
         predict: Of a guided batch, whose first half has the negative prompt.
@@ -41,10 +41,10 @@ def guide_in_interval(
 
 
 class DenoiserWithFeature(Denoiser):
-    """U-Net that also returns the deep feature, the input of its last resnet from below."""
+    """U-Net that also returns the deep feature into its last resnet."""
 
     def forward(self, sample: Tensor, t_proj: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Return noise_pred (B, 4, h, w) and the feature (B, C, h, w)."""
+        """Return noise_pred (B, 4, h, w) and feature (B, C, h, w)."""
         kept: list[Tensor] = []
         skip_channels = self.unet.conv_in.out_channels
         hook = (
@@ -78,7 +78,7 @@ class LastLayer(nn.Module):
 
 
 def with_feature_cache(run_all: Run, run_last: Run, current_step: CurrentStep, interval: int) -> Predict:
-    """Run the whole U-Net at every `interval`-th step, and only its last layer between.
+    """Run the whole U-Net every `interval` steps, its last layer between.
 
     DeepCache (Ma et al. 2023, arXiv 2312.00858): the deep feature changes little from step to step.
 

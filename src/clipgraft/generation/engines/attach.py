@@ -1,4 +1,4 @@
-"""A base's U-Net and VAE decoder on an engine, shared by all of its pipelines."""
+"""A base's U-Net and VAE decoder on an engine, shared by pipelines."""
 
 import copy
 from pathlib import Path
@@ -43,7 +43,7 @@ def prepare_base(base: FrozenBase, engine: Engine, inference: InferenceConfig) -
 
 
 def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool = False) -> None:
-    """Hand the U-Net and the VAE's decoder to an engine; what is left in torch becomes float32.
+    """Move U-Net and VAE decoder to an engine; the rest becomes float32.
 
     Args:
         base: Gets stand-ins for both; the U-Net's own weights leave memory.
@@ -78,7 +78,7 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
 
 
 def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceConfig) -> None:
-    """Give a pipeline the guidance interval and feature cache that its base was prepared for."""
+    """Set the base's guidance interval and feature cache on a pipeline."""
     start, stop = inference.guidance_interval
     unet = pipeline.unet
     own = EngineUNet(unet.config, unet.project, unet.device, unet.run_unet, unet.run_last_layer)

@@ -1,4 +1,4 @@
-"""Engines that run the U-Net and the VAE's decoder: torch everywhere, OpenVINO on x86 CPUs.
+"""Engines for U-Net and VAE decoder: torch, and OpenVINO on x86.
 
 An engine makes the same image up to rounding.
 """
@@ -40,7 +40,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Torch in channels-last layout, eager or compiled at the first run (minutes for SD v1.5)."""
+    """Torch in channels-last layout, eager or compiled at the first run."""
 
     name = "torch"
 
@@ -104,7 +104,7 @@ def approximations(inference: InferenceConfig) -> list[str]:
 
 
 def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, Any]:
-    """Record what of engine and approximations decides an image's bits, without a path."""
+    """Record the engine and approximations that decide an image's bits."""
     record = inference.model_dump(exclude={"lora"})
     record |= {"engine": engine.name, "dtype": str(engine.dtype).removeprefix("torch.")}
     record["guidance_interval"] = list(inference.guidance_interval)
@@ -115,7 +115,7 @@ def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, 
 
 
 def openvino_dtype() -> torch.dtype:
-    """Return bfloat16 if the CPU has instructions for it; OpenVINO, unlike torch, always gains then."""
+    """Return bfloat16 if the CPU has instructions for it, else float32."""
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bf16 else torch.float32
 
@@ -132,7 +132,7 @@ def why_no_openvino(device: torch.device) -> str:
 
 
 def openvino_advice(device: torch.device) -> str:
-    """Return what installing OpenVINO would gain; empty if it is installed or would not run."""
+    """Advise to install OpenVINO; empty if installed or unsupported."""
     if "not installed" not in why_no_openvino(device):
         return ""
     how_much = OPENVINO_GAIN if cpu_gains_from_bf16() else "some"

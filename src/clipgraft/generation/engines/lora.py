@@ -15,7 +15,7 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
 def fuse_lora(unet: UNet2DConditionModel, path: Path) -> None:
-    """Add a LoRA to a U-Net's weights, so that no engine sees it; a part for the text encoder is ignored.
+    """Fuse a LoRA into a U-Net; its text encoder part is ignored.
 
     Args:
         unet: In torch.

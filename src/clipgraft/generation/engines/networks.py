@@ -32,12 +32,12 @@ class Denoiser(nn.Module):
         unet.get_time_embed = lambda sample, timestep: timestep.to(sample.dtype)
 
     def forward(self, sample: Tensor, t_proj: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Return `(noise_pred,)` (B, 4, h, w) of sample (B, 4, h, w), t_proj (1, C), states (B, L, W)."""
+        """Return `(noise_pred,)` of sample (B, 4, h, w), t_proj (1, C), states (B, L, W)."""
         return (self.unet(sample, t_proj, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0],)
 
 
 class TimestepProjection(nn.Module):
-    """Sinusoidal projection of a timestep, with the guidance that a distilled U-Net (LCM's) adds to it."""
+    """Sinusoidal projection of a timestep, with a distilled U-Net's guidance."""
 
     def __init__(self, unet: UNet2DConditionModel, device: torch.device) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class TimestepProjection(nn.Module):
 
     @torch.no_grad()
     def forward(self, timestep: Tensor, timestep_cond: Tensor | None) -> Tensor:
-        """Return t_proj (1, C) of timestep (1,) and timestep_cond (B, D) of equal rows."""
+        """Return t_proj (1, C) of timestep (1,) and timestep_cond (B, D)."""
         t_proj: Tensor = self.time_proj(timestep)
         if self.cond_proj is not None and timestep_cond is not None:
             t_proj = t_proj + self.cond_proj(timestep_cond[:1].float())
@@ -55,7 +55,7 @@ class TimestepProjection(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The VAE's decoder: latents (B, 4, h, w), after `post_quant_conv`, to `(pixels (B, 3, 8h, 8w),)`."""
+    """The VAE's decoder: latents (B, 4, h, w) to `(pixels (B, 3, 8h, 8w),)`."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
 
 
 def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Run a network a few rows at a time, so that memory does not grow with the batch.
+    """Run a network a few rows at a time, in constant memory.
 
     Args:
         run: The network.
@@ -141,7 +141,7 @@ class EngineUNet(nn.Module):
 
 
 class EngineDecoder(nn.Module):
-    """Drop-in VAE decoder that runs on an engine; its deep copy is the decoder itself, in float32.
+    """Drop-in VAE decoder on an engine; a deep copy is plain torch.
 
     Args:
         decoder: Kept for copies.

@@ -1,4 +1,4 @@
-"""OpenVINO on x86 CPUs: networks converted once, cached on disk, compiled for each shape.
+"""OpenVINO on x86: networks converted once, compiled for each shape.
 
 Tracing with odd sizes leaves height, width and rows open, so one file serves all sizes and batches.
 """
@@ -43,7 +43,7 @@ Template = Callable[[], ov.Model]
 
 
 class OpenVinoEngine:
-    """Compiles networks for static shapes, in float32 or bfloat16; converted ones stay in a folder."""
+    """Compiles networks for static shapes, in float32 or bfloat16."""
 
     name = "openvino"
     device = torch.device("cpu")
@@ -136,7 +136,7 @@ class OpenVinoEngine:
 
 
 def _remove(path: Path) -> None:
-    """Delete a damaged network; if it cannot be deleted, the new one is not kept."""
+    """Delete a damaged network, if possible."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -145,7 +145,7 @@ def _remove(path: Path) -> None:
 
 
 def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
-    """Convert a network, which becomes float32, with all dimensions open but channels and t_proj's.
+    """Convert a network to float32 with open batch, height and width.
 
     Args:
         network: Tensors in, a tuple of tensors out.
@@ -161,7 +161,7 @@ def convert(network: nn.Module, examples: Sequence[Tensor]) -> ov.Model:
 
 
 def _open_shape(example: Tensor) -> list[int]:
-    """t_proj has one shape, prompt embeds any number of rows, latents and features any size too."""
+    """Shape with open dimensions: all but channels and t_proj's."""
     if example.ndim == 2:
         return list(example.shape)
     return [-1, *example.shape[1:]] if example.ndim == 3 else [-1, example.shape[1], -1, -1]
