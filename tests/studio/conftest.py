@@ -40,7 +40,7 @@ def runs_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cache():
     """Models that all services share: loading takes longer than most tests."""
-    return ModelCache()
+    return ModelCache("cpu")
 
 
 @pytest.fixture

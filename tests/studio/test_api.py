@@ -121,7 +121,7 @@ def test_a_cancelled_job_says_so(client):
 
 def test_a_full_queue_answers_429_with_the_time_to_wait(client, service):
     service.queue.max_waiting = 4
-    with service.device_lock:  # nothing is generated meanwhile
+    with service.cache.lock:  # nothing is generated meanwhile
         client.post("/v1/jobs", json=JOB | {"num_images": 4})
         answers = [client.post("/v1/jobs", json=JOB | {"num_images": 4}) for _ in range(3)]
     assert "do not fit" in refused(answers[-1], 429)

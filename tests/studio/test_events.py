@@ -57,7 +57,7 @@ def events_of(content: bytes) -> list[dict]:
 
 
 def test_the_65th_listener_is_refused_and_places_come_back(port, service):
-    with service.device_lock:  # nothing is generated meanwhile
+    with service.cache.lock:  # nothing is generated meanwhile
         job_id = submit(service)
         connections = [listen(port, job_id) for _ in range(MAX_STREAMS)]
         assert all(b" 200 OK" in read_until(connection, b"\n\n") for connection in connections)
@@ -85,7 +85,7 @@ def test_a_job_is_described_once_a_change_however_many_listen(port, service):
     described = []
     describe = service.describe
     service.describe = lambda job: described.append(job.id) or describe(job)
-    with service.device_lock:
+    with service.cache.lock:
         job_id, other = submit(service), submit(service)
         time.sleep(1.5)  # the first is taken, and waits for the device
         described.clear()
@@ -99,7 +99,7 @@ def test_a_job_is_described_once_a_change_however_many_listen(port, service):
 
 
 def test_listeners_are_told_of_the_end_when_the_studio_stops(port, service):
-    with service.device_lock:
+    with service.cache.lock:
         connection = listen(port, submit(service))
         read_until(connection, b"\n\n")
         service.worker.begin_to_stop()

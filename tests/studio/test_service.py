@@ -232,7 +232,7 @@ def test_what_an_engine_holds_beside_the_modules_counts_too():
 
 
 def test_shared_weights_of_a_run_count_once(service):
-    with service.device_lock:
+    with service.cache.lock:
         for name in ("tiny/before", AFTER, "tiny/teacher"):
             service.generator(name)
     assert service.cache.names()[-1] == "images tiny"
@@ -306,7 +306,7 @@ def test_a_prompt_is_read_while_the_device_is_busy(service):
     read = []
     reader = threading.Thread(target=lambda: read.append(service.read_prompt("flatland/teacher", "A dog")))
     loaded = service.cache.names()
-    with service.device_lock:
+    with service.cache.lock:
         reader.start()
         reader.join(timeout=20)
         assert [told["num_tokens"] for told in read] == [4]

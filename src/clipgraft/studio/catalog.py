@@ -6,6 +6,7 @@ Clients give names; which folder a name stands for is decided here alone, so no 
 import logging
 import math
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
@@ -202,14 +203,18 @@ class Catalog:
 
 
 class ModelCache:
-    """Models in memory, least recently used dropped first; not thread-safe.
+    """Models in memory, least recently used dropped first; used with its lock held.
 
     Args:
+        device: `auto`, `cpu`, `cuda` or `mps`.
         max_bytes: Of all weights; 0 = half of the machine's memory. A larger single model is kept.
         resident_bytes: Measures this process's memory.
     """
 
-    def __init__(self, max_bytes: int = 0, resident_bytes: Callable[[], int] | None = None):
+    def __init__(
+        self, device: str = "auto", max_bytes: int = 0, resident_bytes: Callable[[], int] | None = None
+    ):
+        self.device, self.lock = device, threading.Lock()
         self._resident_bytes = resident_bytes or (lambda: psutil.Process().memory_info().rss)
         self.max_bytes = max_bytes or psutil.virtual_memory().total // 2
         self._models: OrderedDict[str, tuple[Any, int, Hashable]] = OrderedDict()

@@ -39,16 +39,8 @@ class SearchIndex:
 class Embedder:
     """CLIPs of runs, sharing device and memory bound with generation."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        device: str,
-        cache: ModelCache,
-        device_lock: threading.Lock,
-        limits: Limits,
-    ):
-        self.catalog, self.device, self.cache, self.limits = catalog, device, cache, limits
-        self._device_lock = device_lock
+    def __init__(self, catalog: Catalog, cache: ModelCache, limits: Limits):
+        self.catalog, self.cache, self.limits = catalog, cache, limits
         self._indexes: dict[str, SearchIndex] = {}
         self._index_lock = threading.Lock()
         self.progress: dict[str, tuple[int, int]] = {}
@@ -64,7 +56,7 @@ class Embedder:
         files = [item for item in items if isinstance(item, bytes)]
         rows: dict[type, list[Tensor]] = {str: [], bytes: []}
         num_tokens = 0
-        with self._device_lock:
+        with self.cache.lock:
             clip = self._clip(name)
             if texts:
                 rows[str] += _embed_texts(clip, texts)
@@ -86,7 +78,7 @@ class Embedder:
         index = self.index(run)
         found = {}
         for side in SIDES:
-            with self._device_lock:
+            with self.cache.lock:
                 query = _embed_texts(self._clip(f"{run}/{side}"), [caption])[0]
             scores, order = (index.embeds[side] @ query).sort(descending=True, stable=True)
             found[side] = [
@@ -123,7 +115,7 @@ class Embedder:
         def update(done: int) -> None:
             self.progress[run] = SIDES.index(side) * len(images) + done, len(SIDES) * len(images)
 
-        with self._device_lock:
+        with self.cache.lock:
             return embed_images(self._clip(f"{run}/{side}"), images, update)
 
     @torch.inference_mode()
@@ -131,7 +123,7 @@ class Embedder:
         # Decoded one by one, before the device is held.
         opened = (decode_upload(content, self.limits.max_upload_pixels) for content in files)
         pixels = [clip_pixel_values([image], clip.image_processor) for image in opened]
-        with self._device_lock:
+        with self.cache.lock:
             return encode_images(clip.model, torch.cat(pixels).to(clip.model.device)).cpu()
 
     def _clip(self, name: str) -> ClipParts:
@@ -141,7 +133,7 @@ class Embedder:
         settings = clips[name]
         return self.cache.get(
             f"clip {name}",
-            lambda: load_embedder(settings, self.device),
+            lambda: load_embedder(settings, self.cache.device),
             lambda clip: [clip.model],
             clip_version(settings),
         )

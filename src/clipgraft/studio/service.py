@@ -54,7 +54,7 @@ class Service:
         limits: Limits | None = None,
         cache: ModelCache | None = None,
     ):
-        self.catalog, self.device, self.limits = Catalog(runs_dir), device, limits or Limits()
+        self.catalog, self.limits = Catalog(runs_dir), limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
         if (home / "pictures").is_dir() and not (home / "images").exists():
@@ -65,16 +65,14 @@ class Service:
             max_waiting=self.limits.max_waiting_images,
             max_jobs_per_client=self.limits.max_jobs_per_client,
         )
-        self.cache = cache or ModelCache(self.limits.memory_bytes)
-        self.device_lock = threading.Lock()
-        """Held while computing: by the worker for a batch, by the embedder for a request."""
-        self.embedder = Embedder(self.catalog, device, self.cache, self.device_lock, self.limits)
+        self.cache = cache or ModelCache(device, self.limits.memory_bytes)
+        self.embedder = Embedder(self.catalog, self.cache, self.limits)
         self.slots = threading.BoundedSemaphore(MAX_EMBEDDINGS)
         self.worker = Worker(
             self.queue,
             self.files,
             self.generator,
-            self.device_lock,
+            self.cache.lock,
             on_batch_end=self.settle,
             on_stopped=lambda: self._end_calls(*OPEN),
             limits=self.limits,
@@ -115,11 +113,11 @@ class Service:
         self.queue.database.close()
 
     def generator(self, model: str) -> ImageGenerator:
-        """Load a model. The device's lock must be held."""
+        """Load a model. The cache's lock must be held."""
         group, variant = self.catalog.model(model)
         return self.cache.get(
             f"images {group.name}",
-            lambda: group.load(self.device),
+            lambda: group.load(self.cache.device),
             lambda loaded: (part for each in loaded.values() for part in _modules(each)),
             group.version,
         )[variant]

@@ -46,7 +46,8 @@ class Worker(threading.Thread):
     """Thread generating what waits in a queue.
 
     Args:
-        generator: Loads a model by name; called with the device's lock held.
+        generator: Loads a model by name.
+        lock: Held for each batch.
         on_batch_end: Called with the numbers of a batch's jobs, and its error if it failed.
         on_stopped: Called after the last batch before a stop.
     """
@@ -56,7 +57,7 @@ class Worker(threading.Thread):
         queue: Queue,
         files: ImageFiles,
         generator: Callable[[str], ImageGenerator],
-        device_lock: threading.Lock,
+        lock: threading.Lock,
         *,
         on_batch_end: Callable[[Sequence[int], str], object],
         on_stopped: Callable[[], object],
@@ -73,7 +74,7 @@ class Worker(threading.Thread):
         """The last batch and its error, until its jobs are settled."""
         self._ended: set[int] = set()
         """Jobs of the running batch that have ended: a set, so that no step needs SQL."""
-        self._device_lock = device_lock
+        self._batch_lock = lock
         self._wake = threading.Event()
         self._stopping = threading.Event()
 
@@ -116,7 +117,7 @@ class Worker(threading.Thread):
             batch = self.queue.take(self.limits.batch_size)
             if not batch:
                 return False
-            with self._device_lock:
+            with self._batch_lock:
                 self._done = batch, self._generate(batch)
         batch, error = self._done
         self.on_batch_end(list(dict.fromkeys(row.job for row in batch)), error)
