@@ -16,72 +16,29 @@ if TYPE_CHECKING:
     from clipgraft.generation.requests import ImageRequest
     from clipgraft.settings import SamplingParams
 
-SAMPLING: dict[str, Any] = {
-    "negative_prompt": Annotated[
-        str | None, typer.Option("--negative-prompt", help="What to lead away from.")
-    ],
-    "seed": Annotated[int | None, typer.Option("--seed", help="Seed of each prompt's first image.")],
-    "num_images_per_prompt": Annotated[
-        int | None,
-        typer.Option("--num-images", help="Images per prompt; seeds count up."),
-    ],
-    "num_inference_steps": Annotated[
-        int | None,
-        typer.Option("--steps", help="Denoising steps; default: the base's own."),
-    ],
-    "guidance_scale": Annotated[
-        float | None,
-        typer.Option("--guidance-scale", help="Weight of the prompt, 1 = none; default: the base's own."),
-    ],
-    "scheduler": Annotated[
-        str | None,
-        typer.Option("--scheduler", help="dpm++, pndm, ddim, euler, unipc or lcm; changes the image."),
-    ],
-    "height": Annotated[int | None, typer.Option("--height", help="Pixels; default: the base's own.")],
-    "width": Annotated[int | None, typer.Option("--width", help="Pixels; default: the base's own.")],
-    "init_image": Annotated[
-        Path | None, typer.Option("--init-image", help="Image to start from, cropped to height and width.")
-    ],
-    "strength": Annotated[
-        float | None, typer.Option("--strength", help="Share of the steps that change --init-image.")
-    ],
+SAMPLING: dict[str, tuple[Any, str, str]] = {
+    "negative_prompt": (str, "--negative-prompt", "What to lead away from."),
+    "seed": (int, "--seed", "Seed of each prompt's first image."),
+    "num_images_per_prompt": (int, "--num-images", "Images per prompt; seeds count up."),
+    "num_inference_steps": (int, "--steps", "Denoising steps; default: the base's own."),
+    "guidance_scale": (float, "--guidance-scale", "Weight of the prompt, 1 = none; default: the base's own."),
+    "scheduler": (str, "--scheduler", "dpm++, pndm, ddim, euler, unipc or lcm; changes the image."),
+    "height": (int, "--height", "Pixels; default: the base's own."),
+    "width": (int, "--width", "Pixels; default: the base's own."),
+    "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
+    "strength": (float, "--strength", "Share of the steps that change --init-image."),
 }
-"""An option for each field of `settings.SamplingParams`; what is left out takes the default there."""
-EXECUTION: dict[str, tuple[Any, Any]] = {
-    "base": (
-        Annotated[str, typer.Option("--base", help="Base, if not the one that the graft names.")],
-        "",
-    ),
-    "batch_size": (
-        Annotated[
-            int, typer.Option("--batch-size", help="Images at once; halved if memory does not suffice.")
-        ],
-        4,
-    ),
-    "device": (Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")], "auto"),
-    "offload": (
-        Annotated[
-            str,
-            typer.Option("--offload", help="For a small CUDA GPU: model, or sequential (least memory)."),
-        ],
-        "none",
-    ),
-    "no_metadata": (
-        Annotated[bool, typer.Option("--no-metadata", help="Write no metadata into the images.")],
-        False,
-    ),
-    "dry_run": (
-        Annotated[
-            bool, typer.Option("--dry-run", help="Print the number of images and steps, generate nothing.")
-        ],
-        False,
-    ),
-    "as_json": (
-        Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")],
-        False,
-    ),
+"""Type, flag and help for each field of `SamplingParams`; what is left out takes the default there."""
+EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
+    "base": (str, "--base", "Base, if not the one that the graft names.", ""),
+    "batch_size": (int, "--batch-size", "Images at once; halved if memory does not suffice.", 4),
+    "device": (str, "--device", "auto, cpu, cuda or mps.", "auto"),
+    "offload": (str, "--offload", "For a small CUDA GPU: model, or sequential (least memory).", "none"),
+    "no_metadata": (bool, "--no-metadata", "Write no metadata into the images.", False),
+    "dry_run": (bool, "--dry-run", "Print the number of images and steps, generate nothing.", False),
+    "as_json": (bool, "--json", "Print one JSON object for machines.", False),
 }
-"""Options of how to run, with their defaults."""
+"""Type, flag, help and default of how to run."""
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 GraftOption = Annotated[
@@ -90,16 +47,16 @@ GraftOption = Annotated[
 Command = Callable[..., None]
 
 
-def sampling_options(*, without: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
+def sampling_options(*, without: str = "") -> Callable[[Command], Command]:
     """Give a command the options of sampling and execution, as objects.
 
     The command takes `params: SamplingParams` and `options: GenerateOptions`; in their place the command
     line has an option for each field.
 
     Args:
-        without: Fields of `SamplingParams` that the command has no option for.
+        without: Field of `SamplingParams` that the command has no option for.
     """
-    sampling = {name: option for name, option in SAMPLING.items() if name not in without}
+    sampling = {name: option for name, option in SAMPLING.items() if name != without}
 
     def decorate(command: Command) -> Command:
         def run(**given: Any) -> None:
@@ -111,24 +68,23 @@ def sampling_options(*, without: frozenset[str] = frozenset()) -> Callable[[Comm
             command(params=SamplingParams.build(params), options=_options(**execution), **given)
 
         own = inspect.signature(command).parameters.values()
-        keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [each for each in own if each.name not in ("params", "options")]
         parameters += [
-            inspect.Parameter(name, keyword, default=None, annotation=option)
-            for name, option in sampling.items()
+            _parameter(name, kind | None, flag, help_, None) for name, (kind, flag, help_) in sampling.items()
         ]
-        parameters += [
-            inspect.Parameter(name, keyword, default=default, annotation=option)
-            for name, (option, default) in EXECUTION.items()
-        ]
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [each.replace(kind=keyword) for each in parameters]
-        )
+        parameters += [_parameter(name, *option) for name, option in EXECUTION.items()]
+        keyword = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run
 
     return decorate
+
+
+def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(flag, help=help_)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 BESIDE_FROM_IMAGE = {
@@ -197,7 +153,7 @@ def generate(
         options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
     )
     if from_image:
-        from clipgraft.generation.reproduce import reproduce
+        from clipgraft.generation.generate import reproduce
 
         init_image = Path(params.init_image) if params.init_image else None
         _run(lambda: reproduce(from_image, graft, out, options, init_image), out, options)
@@ -206,7 +162,7 @@ def generate(
         _run(lambda: _generate(requests, graft, out, options, grid), out, options)
 
 
-@sampling_options(without=frozenset({"num_images_per_prompt"}))
+@sampling_options(without="num_images_per_prompt")
 def grid(
     out: OutOption,
     params: "SamplingParams",
@@ -352,10 +308,10 @@ def _print_json(rows: list["ImageRow"], out: Path) -> None:
     """Print one object, from the first of several processes alone."""
     from collections import Counter
 
+    from clipgraft.console import is_first_process
     from clipgraft.files import to_json
-    from clipgraft.generation.generate import process_rank
 
-    if process_rank() == 0:
+    if is_first_process():
         counts = dict(Counter(row.status for row in rows))
         images = [row.model_dump(exclude_none=True) for row in rows]
         sys.stdout.write(to_json({"out": str(out), "counts": counts, "images": images}) + "\n")

@@ -1,24 +1,26 @@
-"""Images from prompts into a folder: finished ones stay, failures are reported."""
+"""Images from prompts, or again from an image's metadata, into a folder."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
 from diffusers.utils import make_image_grid
 from PIL import Image
 
 from clipgraft.console import print_line, say
 from clipgraft.device import choose_device, num_processes
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import fingerprint
 from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.engines.engine import approximations, openvino_advice
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
-from clipgraft.generation.metadata import save_png
+from clipgraft.generation.metadata import LOCAL, read_record, request_of, save_png, versions
 from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.models.tokenizer import prompt_notes
@@ -29,6 +31,7 @@ MAX_PRINTED_NOTES = 10
 MAX_LISTED = 20
 """List at most this many images at the end; beyond it, only the failures."""
 PREVIEW_NAME = "preview.png"
+SUMS = ("vae_sha256", "unet_sha256", "text_encoder_sha256")
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,6 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, rows: list[ImageRow]):
         super().__init__()
         self.rows = rows
-
-
-def process_rank() -> int:
-    """Return the number of this process among those that share the work."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def approximations_of(requests: Sequence[ImageRequest], inference: InferenceConfig) -> list[str]:
@@ -159,7 +157,10 @@ class _Work:
         self.requests = first.resolve(self.requests)
         missing: dict[str, list[Slot]] = {}
         for variant, generator in generators.items():
-            slots = reserve(self.folder, self.labels[variant], generator, self.requests)
+            names = (image_file_name(request.prompt, request.seed) for request in self.requests)
+            wanted = (f"{self.labels[variant]}/{name}".lstrip("/") for name in names)
+            keys = [image_key(request, generator) for request in self.requests]
+            slots = self.folder.reserve(wanted, self.requests, keys)
             missing[variant] = [slot for slot in slots if not self.folder.is_finished(slot)]
             self.slots += slots
         self.missing = missing
@@ -205,20 +206,135 @@ class _Work:
         save_png(make_image_grid(images, 1, len(images)), self.folder.folder / PREVIEW_NAME, None)
 
 
-def reserve(
-    folder: ImageFolder, label: str, generator: ImageGenerator, requests: Sequence[ImageRequest]
-) -> list[Slot]:
-    """Reserve a file for each request, named after prompt and seed.
+def reproduce(
+    path: Path,
+    graft: Path | None,
+    out_dir: Path,
+    options: GenerateOptions,
+    init_image: Path | None = None,
+) -> list[ImageRow]:
+    """Generate an image again, to the bit on the same machine with the same versions.
 
     Args:
-        folder: Gets the images.
-        label: Of the variant; names the folder within, if not empty.
-        generator: Makes the images.
-        requests: Resolved.
+        path: A PNG that clipgraft wrote.
+        graft: Folder of the graft that it was made with; None for a base's own text encoder.
+        out_dir: Gets the image under its own name, or that with a number if another one lies there.
+        options: Base and device; the base needs a name only if the record has none.
+        init_image: The image that it was started from, if any.
+
+    Returns:
+        Its row of `images.json`; none in a dry run.
+
+    Raises:
+        FileNotFoundError: If there is no such image.
+        DataError: If it holds no record.
+        UserError: If graft, base or LoRA must be named or left out, or `out_dir` holds the image itself.
+        CheckpointError: If their weights are not those that it was made with.
     """
-    names = (image_file_name(request.prompt, request.seed) for request in requests)
-    wanted = (f"{label}/{name}".lstrip("/") for name in names)
-    return folder.reserve(wanted, requests, [image_key(request, generator) for request in requests])
+    record = read_record(path)
+    request, models = request_of(record, init_image), record["models"]
+    if path.parent.resolve() == out_dir.resolve():
+        raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
+    base = options.base or (models["base"] if models["base"] != LOCAL else "")
+    if (models["text_encoder"] == "graft") != bool(graft):
+        raise UserError(
+            "that image was generated with a graft; name its folder with --graft"
+            if not graft
+            else "that image was generated with the base's own text encoder; leave --graft out"
+        )
+    if not base and not graft:
+        raise UserError("that image's base is a local one; name it with --base")
+    folder = ImageFolder(out_dir, with_metadata=options.with_metadata)
+    generators = load_generators(
+        {"": graft},
+        base=base,
+        revision=models["revision"] if base == models["base"] else "",
+        device=options.device,
+        offload=options.offload,
+        inference=_inference(models, options),
+    )
+    _, generator = next(generators)
+    _refuse_others(generator.models, models)
+    _say_differences(record, generator.pipeline._execution_device.type, generator.models)
+    size, index = record["batch"]["size"], record["batch"]["index"]
+    batch = [request] * size
+    if options.is_dry_run:
+        say_count(batch)
+        return []
+    [slot] = folder.reserve([path.name], [request], [image_key(request, generator)])
+    row = folder.add(slot, "", list(generator.sample(batch, batch_size=size))[index])
+    folder.write_list([])
+    if not options.is_quiet:
+        print_line(f"{row.status}  {out_dir / row.file}")
+    return [row]
+
+
+def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
+    """Engine and approximations of the record; a LoRA's file must be named."""
+    given = options.inference
+    if "lora_sha256" in models and not given.lora:
+        raise UserError("that image was generated with a LoRA; name its file with --lora")
+    if "lora_sha256" not in models and given.lora:
+        raise UserError("that image was generated without a LoRA; leave --lora out")
+    if "engine" not in models:
+        return given
+    inference = InferenceConfig.of(
+        given,
+        engine=models["engine"] if given.engine == "auto" else given.engine,
+        compile=models["compile"],
+        guidance_interval=models["guidance_interval"],
+        feature_cache=models["feature_cache"],
+    )
+    if options.offload == "none":
+        return inference
+    if approximations(inference):
+        named = ", ".join(approximations(inference))
+        raise UserError(f"that image was generated with {named}; leave --offload out")
+    return given
+
+
+def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Compare sums; they cannot be compared between dtypes."""
+    if here.get("lora_sha256") != there.get("lora_sha256"):
+        raise CheckpointError(
+            f"the LoRA here (sha256 {here['lora_sha256'][:10]}) is not the one that made the image "
+            f"({there['lora_sha256'][:10]}); name the right --lora"
+        )
+    ours, theirs = _dtypes(here), _dtypes(there)
+    for name in SUMS:
+        part = name.removesuffix("_sha256").replace("_", " ")
+        if ours[name] != theirs[name]:
+            say(f"the {part}'s weights cannot be compared: {theirs[name]} then, {ours[name]} now")
+        elif here[name] != there[name]:
+            raise CheckpointError(
+                f"the {part} here (sha256 {here[name][:10]}) is not the one that made the image "
+                f"({there[name][:10]}); name the right --graft and --base"
+            )
+
+
+def _dtypes(models: Mapping[str, Any]) -> dict[str, str]:
+    """Dtypes of the hashed weights: with an engine all but the U-Net's stay float32."""
+    return {
+        name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"] for name in SUMS
+    }
+
+
+def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str, Any]) -> None:
+    """Report what may change the last bits."""
+    here = {
+        "dtype": models["dtype"],
+        "engine": models.get("engine"),
+        "device": device,
+        "num_threads": torch.get_num_threads(),
+        **versions(models.get("engine", "")),
+    }
+    there = {name: record["models"].get(name) for name in ("dtype", "engine")}
+    there |= {**record["machine"], **record["versions"]}
+    others = [
+        f"{name} {there.get(name)} then, {here[name]} now" for name in here if here[name] != there.get(name)
+    ]
+    if others:
+        say(f"the image may differ in its last bits: {'; '.join(others)}")
 
 
 def image_key(request: ImageRequest, generator: ImageGenerator) -> str:

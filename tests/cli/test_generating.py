@@ -1,0 +1,38 @@
+"""Options of generate, grid and compare are the fields of the sampling parameters."""
+
+from typing import get_args
+
+import pytest
+import typer
+
+from clipgraft.cli.app import app
+from clipgraft.cli.generating import SAMPLING
+from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.settings import InferenceConfig, SamplingParams, Scheduler
+
+
+@pytest.fixture(scope="module")
+def commands():
+    return typer.main.get_command(app).commands
+
+
+def test_there_is_an_option_for_each_field():
+    assert list(SAMPLING) == [*SamplingParams.model_fields]
+
+
+@pytest.mark.parametrize("name", ["generate", "grid", "compare"])
+def test_all_commands_have_the_same_sampling_options(commands, name):
+    left_out = {"num_images_per_prompt"} if name == "grid" else set()
+    found = {option.name: option for option in commands[name].params}
+    assert SAMPLING.keys() - found.keys() == left_out
+    assert all(found[field].default is None for field in SAMPLING.keys() - left_out)
+
+
+def test_inference_options_have_the_defaults_of_their_fields(commands):
+    found = {option.name: option.default for option in commands["generate"].params}
+    assert {name: found[name] for name in InferenceConfig.model_fields} == InferenceConfig().model_dump()
+
+
+def test_schedulers_are_the_same_in_settings_code_and_help():
+    assert set(get_args(Scheduler)) == SCHEDULERS.keys()
+    assert all(name in SAMPLING["scheduler"][2] for name in SCHEDULERS)
