@@ -35,11 +35,11 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 MAX_GUIDANCE_SCALE = 100
-"""Far beyond what gives pictures (some 30), far below what gives no numbers; as the bound of the API."""
+"""Far beyond what gives images (some 30), far below what gives NaN."""
 Guidance = Annotated[float, Field(ge=1, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
 """1 = no guidance."""
 MAX_STEPS = 1000
-"""Noise levels that bases of this kind know; no scheduler can visit more."""
+"""Timesteps of such bases; no scheduler can visit more."""
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""

@@ -58,7 +58,7 @@ class Sheet:
     """By row, then by column."""
 
 
-def draw_sheet(sheet: Sheet) -> Image.Image:
+def render_png(sheet: Sheet) -> Image.Image:
     """Render a sheet as one image, its cells as large as its largest image."""
     width, height = _cell_size(sheet)
     size = max(12, min(28, width // 12))
@@ -90,13 +90,10 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
     return canvas
 
 
-def render_sheets(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
-    """Render sheets as a page with the images embedded, scaled down if they are many.
+def render_page(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
+    """Render sheets below one another as a page, under a title and a lead sentence.
 
-    Args:
-        title: Of the page.
-        lead: A sentence on what is compared.
-        sheets: What it shows, one below the other.
+    The images are embedded, scaled down if they are many.
     """
     cells = [cell for sheet in sheets for row in sheet.cells for cell in row]
     share = MAX_BYTES // max(1, len(cells))

@@ -71,8 +71,8 @@ def load_generators(
         base: A base, used as it is, without an engine; or its name; empty = the one that grafts name.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         device: As in `load`, like the rest and the errors.
-        offload: As in `load`.
-        inference: As in `load`.
+        offload: See there.
+        inference: See there.
     """
     quiet_libraries()
     place = choose_device(device)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
-from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell, draw_sheet, render_sheets
+from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell, render_page, render_png
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.metadata import save_png
@@ -50,8 +51,8 @@ def parse_axis(text: str) -> Axis:
     parts = [part.strip() for part in values.split("|" if name == "prompt" else ",")]
     converters: dict[str, Callable[[Sequence[str]], Sequence[Any]]] = {
         "seed": _seeds,
-        "num_inference_steps": _integers,
-        "guidance_scale": _numbers,
+        "num_inference_steps": partial(_numbers, int),
+        "guidance_scale": partial(_numbers, float),
     }
     convert = converters.get(name, tuple)
     parsed: tuple[Any, ...] = tuple(convert([part for part in parts if part or name == "prompt"]))
@@ -104,11 +105,8 @@ def compare(
         prompts: What to generate.
         params: Of all images; `num_images_per_prompt` seeds are compared.
         encoders: Variants: by name a graft folder, or None for the base's own text encoder.
-        out_dir: Gets the images, a labelled sheet as PNG and a page.
+        out_dir: As in `generate_grid`, like the rest.
         options: How to generate.
-
-    Returns:
-        Rows of `images.json`; none in a dry run.
 
     Raises:
         UserError: If there are fewer than two text encoders, or no prompt.
@@ -186,7 +184,7 @@ def generate_grid(
 
 
 def write_grid(rows: Sequence[ImageRow], out_dir: Path, options: GenerateOptions) -> None:
-    """Put images on one sheet: a row for each prompt; of one prompt, near to a square."""
+    """Put images on one sheet: a row per prompt, or a near square of one prompt's images."""
     by_prompt: dict[str, list[SheetCell]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt, []).append(_cell(row, out_dir))
@@ -198,7 +196,7 @@ def write_grid(rows: Sequence[ImageRow], out_dir: Path, options: GenerateOptions
         lines = [lines[0][index : index + num_columns] for index in range(0, len(lines[0]), num_columns)]
     columns = [""] * max(map(len, lines))
     sheet = Sheet(title, columns, labels or [""] * len(lines), lines)
-    save_png(draw_sheet(sheet), out_dir / GRID_NAME, None)
+    save_png(render_png(sheet), out_dir / GRID_NAME, None)
     if not options.is_quiet:
         print_line(f"grid: {out_dir / GRID_NAME}")
 
@@ -244,8 +242,8 @@ def _write_sheets(
         [GRID_NAME] if len(sheets) == 1 else [f"grid-{number}.png" for number in range(1, len(sheets) + 1)]
     )
     for name, sheet in zip(names, sheets, strict=True):
-        save_png(draw_sheet(sheet), out_dir / name, None)
-    write_bytes(out_dir / PAGE_NAME, render_sheets(title, lead, sheets).encode("utf-8"))
+        save_png(render_png(sheet), out_dir / name, None)
+    write_bytes(out_dir / PAGE_NAME, render_page(title, lead, sheets).encode("utf-8"))
     if not options.is_quiet:
         for name in (*names, PAGE_NAME):
             print_line(f"grid: {out_dir / name}")
@@ -255,17 +253,10 @@ def _lead(axes: Sequence[Axis], row: ImageRow) -> str:
     """What is compared, and what all images have in common."""
     compared = ", ".join(f"{len(axis.values)} x {LABELS.get(axis.name, axis.name)}" for axis in axes)
     varied = {axis.name for axis in axes}
-    shared = {
-        "negative_prompt": row.negative_prompt,
-        "seed": row.seed,
-        "num_inference_steps": row.num_inference_steps,
-        "guidance_scale": row.guidance_scale,
-        "scheduler": row.scheduler,
-    }
+    names = {"negative_prompt", "seed", "num_inference_steps", "guidance_scale", "scheduler"} - varied
+    shared = row.model_dump(include=names)
     words = [
-        f"{LABELS.get(name, name).replace('_', ' ')} {value}"
-        for name, value in shared.items()
-        if name not in varied and value != ""
+        f"{LABELS.get(name, name).replace('_', ' ')} {shared[name]}" for name in shared if shared[name] != ""
     ]
     return f"{compared}. In common: {', '.join(words)}."
 
@@ -275,24 +266,18 @@ def _seeds(parts: Sequence[str]) -> list[int]:
     for part in parts:
         first, dash, last = part.partition("-")
         if not dash or not first:
-            seeds += _integers([part])
+            seeds += _numbers(int, [part])
             continue
-        begin, end = _integers([first, last])
+        begin, end = _numbers(int, [first, last])
         if not 0 <= end - begin < MAX_SEEDS:
             raise UserError(f"seeds {part!r}: the second must be above the first, by less than {MAX_SEEDS}")
         seeds += range(begin, end + 1)
     return seeds
 
 
-def _integers(parts: Sequence[str]) -> list[int]:
+def _numbers(kind: type[int] | type[float], parts: Sequence[str]) -> list[Any]:
     try:
-        return [int(part) for part in parts]
+        return [kind(part) for part in parts]
     except ValueError:
-        raise UserError(f"an axis has a value that is no whole number: {', '.join(parts)}") from None
-
-
-def _numbers(parts: Sequence[str]) -> list[float]:
-    try:
-        return [float(part) for part in parts]
-    except ValueError:
-        raise UserError(f"an axis has a value that is no number: {', '.join(parts)}") from None
+        word = "whole number" if kind is int else "number"
+        raise UserError(f"an axis has a value that is no {word}: {', '.join(parts)}") from None

@@ -1,4 +1,4 @@
-"""Schedulers by name: of the base its noise schedule, everything else stated here."""
+"""Schedulers by name: the noise schedule is the base's, all other settings are here."""
 
 from typing import Any, NamedTuple
 
@@ -23,11 +23,11 @@ NOISE_SCHEDULE = {
     "prediction_type": None,
     "rescale_betas_zero_snr": False,
 }
-"""What a base was trained with, by diffusers' names, and what holds where its scheduler does not know it."""
+"""Settings that a base was trained with, and their values if its scheduler has none."""
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
 """Stable Diffusion's own: of 50 steps timesteps 981, 961, ... 1."""
 LINSPACE = {"timestep_spacing": "linspace", "steps_offset": 1, "final_sigmas_type": "zero"}
-"""k-diffusion's and so A1111's: from the last timestep down evenly; the offset has no effect here."""
+"""k-diffusion's and so A1111's: evenly from the last timestep down; the offset has no effect."""
 NO_THRESHOLDING = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 NO_CLIPPING = {**NO_THRESHOLDING, "clip_sample": False, "clip_sample_range": 1.0}
 """Clipping and thresholding are for pixels in [-1, 1]; latents reach beyond."""
@@ -41,12 +41,12 @@ NO_FLOW = {
 
 
 class Recipe(NamedTuple):
-    """What a name stands for: with the base's noise schedule, every argument of the class."""
+    """A scheduler's class and every argument beside the base's noise schedule."""
 
     scheduler_class: type[SchedulerMixin]
     settings: dict[str, Any]
     num_unreachable: int = 0
-    """Of the base's timesteps: so many steps fewer can be taken."""
+    """Timesteps of the base that it cannot visit."""
 
 
 SCHEDULERS = {
@@ -109,26 +109,17 @@ SCHEDULERS = {
 
 
 def max_steps(name: str, num_train_timesteps: int = 1000) -> int:
-    """Most denoising steps that a scheduler can take.
-
-    Args:
-        name: A key of SCHEDULERS.
-        num_train_timesteps: The base's; 1,000 in all that are known.
-    """
+    """Return the most denoising steps that a scheduler can take on a base of so many timesteps."""
     _, settings, num_unreachable = SCHEDULERS[name]
     most: int = num_train_timesteps - num_unreachable
     return min(most, settings.get("original_inference_steps", most))
 
 
 def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Make a scheduler, the same one whatever class and conventions the base's is of.
-
-    Args:
-        name: A key of SCHEDULERS.
-        base_scheduler: Its noise schedule and its kind of prediction are taken.
+    """Build a scheduler from the noise schedule and prediction type of the base's.
 
     Raises:
-        UserError: If there is no scheduler of that name, or it cannot follow the base's noise schedule.
+        UserError: If it cannot follow the base's noise schedule.
         CheckpointError: If the base's scheduler has no noise schedule of this kind.
     """
     if name not in SCHEDULERS:
@@ -142,7 +133,7 @@ def _noise_schedule(name: str, base_scheduler: SchedulerMixin) -> dict[str, Any]
     if "beta_schedule" not in config:
         raise CheckpointError(
             f"the base's scheduler, {type(base_scheduler).__name__}, has no beta_schedule; only bases that "
-            "were trained with betas, as Stable Diffusion 1, can be drawn"
+            "were trained with betas, as Stable Diffusion 1, can be used"
         )
     schedule = {key: config.get(key, default) for key, default in NOISE_SCHEDULE.items()}
     if name == "pndm" and schedule.pop("rescale_betas_zero_snr"):
