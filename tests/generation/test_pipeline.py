@@ -1,4 +1,6 @@
-"""Pictures: equal to stock diffusers, independent of neighbours, never a silent failure."""
+"""Sampling: equal to stock diffusers, independent of neighbours, never a silent failure."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -6,10 +8,12 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
+import clipgraft
 import tiny
+from clipgraft.data.transforms import tokenize
 from clipgraft.files import file_sha256
 from clipgraft.generation import pipeline as generation
-from clipgraft.generation.pipeline import build_pipeline
+from clipgraft.generation.pipeline import MAX_CACHED_PROMPTS, PromptEmbedCache, build_pipeline, decode
 from clipgraft.generation.requests import image_file_name
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
@@ -30,16 +34,16 @@ def parts():
     return base, encoder, stock
 
 
-def draw(parts, prompts, *, seed=0, batch_size=4, on_step=None, **settings):
+def sampled(parts, prompts, *, seed=0, batch_size=4, on_step=None, **settings):
     base, encoder, _ = parts
-    jobs = [image_request(prompt, seed, **({"num_inference_steps": 3} | settings)) for prompt in prompts]
+    requests = [image_request(prompt, seed, **({"num_inference_steps": 3} | settings)) for prompt in prompts]
     pipeline = build_pipeline(base, encoder)
-    return list(generation.sample(pipeline, jobs, batch_size=batch_size, on_step=on_step))
+    return list(generation.sample(pipeline, requests, batch_size=batch_size, on_step=on_step))
 
 
 def test_image_equals_stock_diffusers(parts):
     base, encoder, stock = parts
-    picture = draw(parts, ["A dog runs"], seed=7, guidance_scale=5.0)[0]
+    picture = sampled(parts, ["A dog runs"], seed=7, guidance_scale=5.0)[0]
     pipeline = type(stock)(**(stock.components | {"text_encoder": encoder}), requires_safety_checker=False)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         base.scheduler.config, use_karras_sigmas=True
@@ -53,49 +57,49 @@ def test_image_equals_stock_diffusers(parts):
 
 def test_image_does_not_depend_on_its_neighbours(parts):
     prompts = ["A dog runs", "A red ball", "A black cat"]
-    alone = [draw(parts, [prompt], seed=5)[0].image for prompt in prompts]
-    together = [picture.image for picture in draw(parts, prompts, seed=5, batch_size=3)]
+    alone = [sampled(parts, [prompt], seed=5)[0].image for prompt in prompts]
+    together = [picture.image for picture in sampled(parts, prompts, seed=5, batch_size=3)]
     for one, other in zip(alone, together, strict=True):
         # One step of 8-bit rounding: a batch's matrix products add in another order.
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
 def test_seeds_give_different_images(parts):
-    pictures = [*draw(parts, ["A dog"], seed=10), *draw(parts, ["A dog"], seed=11)]
+    pictures = [*sampled(parts, ["A dog"], seed=10), *sampled(parts, ["A dog"], seed=11)]
     assert [picture.seed for picture in pictures] == [10, 11]
     assert not np.array_equal(np.asarray(pictures[0].image), np.asarray(pictures[1].image))
 
 
 def test_size_is_the_bases_own_unless_asked_for(parts):
-    assert draw(parts, ["A dog"])[0].image.size == (64, 64) if parts[0].vae.config.sample_size == 64 else True
-    assert draw(parts, ["A dog"], height=32, width=48)[0].image.size == (48, 32)
+    assert sampled(parts, ["A dog"])[0].image.size == (64, 64) if parts[0].vae.config.sample_size == 64 else True
+    assert sampled(parts, ["A dog"], height=32, width=48)[0].image.size == (48, 32)
 
 
 def test_size_that_is_no_multiple_of_eight_is_refused(parts):
     with pytest.raises(ValueError, match="'width': input should be a multiple of 8; got 60"):
-        draw(parts, ["A dog"], width=60)
+        sampled(parts, ["A dog"], width=60)
 
 
 def test_no_prompt_is_refused(parts):
     with pytest.raises(ValueError, match="no prompt"):
-        draw(parts, [])
+        sampled(parts, [])
 
 
 def test_progress_counts_each_images_steps(parts):
     seen = []
-    draw(parts, ["A", "B", "C"], batch_size=2, on_step=lambda done, total: seen.append((done, total)))
+    sampled(parts, ["A", "B", "C"], batch_size=2, on_step=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 9), (4, 9), (6, 9), (7, 9), (8, 9), (9, 9)]
 
 
 def test_progress_does_not_count_the_step_that_pndm_runs_twice(parts):
     base, encoder, _ = parts
     seen = []
-    jobs = [image_request("A dog", num_inference_steps=3, scheduler="pndm")]
+    requests = [image_request("A dog", num_inference_steps=3, scheduler="pndm")]
     pipeline = build_pipeline(base, encoder)
     list(
         generation.sample(
             pipeline,
-            jobs,
+            requests,
             base_scheduler=base.scheduler,
             on_step=lambda done, total: seen.append((done, total)),
         )
@@ -151,3 +155,143 @@ def test_changed_init_image_has_another_sum(tmp_path):
         Image.new("RGB", (64, 64), color).save(path)
         sums.append(image_request("A dog", init_image=path).as_record()["init_image_sha256"])
     assert sums[1] == file_sha256(path) != sums[0]
+
+
+def test_half_precision_overflow_is_decoded_in_float32():
+    pipeline = tiny.build_pipeline()
+    latents = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pipeline.vae.post_quant_conv.weight.mul_(1e4)  # times latents / 0.18: over float16's 65504
+    expected, _ = decode(pipeline, latents)
+    half = copy.deepcopy(pipeline.vae).half()
+    with torch.no_grad():
+        assert not torch.isfinite(half.decode(latents.half() / half.config.scaling_factor).sample).all()
+    pipeline.vae = half
+    found, statuses = decode(pipeline, latents.half())
+    assert statuses == ["ok", "ok"]
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 3
+
+
+def test_nan_latents_fail_and_leave_neighbours_alone():
+    pipeline = tiny.build_pipeline()
+    latents = torch.randn(2, 4, 8, 8)
+    latents[1, 0, 0, 0] = float("nan")
+    pictures, statuses = decode(pipeline, latents)
+    assert statuses == ["ok", "failed_nan"]
+    assert np.array_equal(pictures[0], decode(pipeline, latents[:1])[0][0])
+
+
+def test_nan_latents_let_neighbours_be_decoded_again():
+    pipeline = tiny.build_pipeline()
+    latents = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pipeline.vae.post_quant_conv.weight.mul_(1e5)  # times latents / 0.18: over float16's 65504
+    pipeline.vae.half()
+    with torch.no_grad():
+        found = pipeline.vae.decode(latents.half() / pipeline.vae.config.scaling_factor).sample
+    assert not any(torch.isfinite(picture).all() for picture in found)
+    latents[1, 0, 0, 0] = float("nan")
+    assert decode(pipeline, latents.half())[1] == ["ok", "failed_nan"]
+
+
+@pytest.mark.parametrize(("threshold", "status"), [(-1.0, "blocked"), (1.1, "ok")])
+def test_bases_safety_checker_has_its_say(tmp_path, threshold, status):
+    base = tiny.write_checked_base(tmp_path / "base", threshold)
+    plain = tiny.write_base(tmp_path / "plain")
+    found = clipgraft.load(base, device="cpu").generate("A dog", num_inference_steps=1)[0]
+    unchecked = clipgraft.load(plain, device="cpu").generate("A dog", num_inference_steps=1)[0]
+    assert found.status == status
+    assert unchecked.status == "ok"
+    expected = np.asarray(unchecked.image) * (status == "ok")
+    assert np.array_equal(np.asarray(found.image), expected)
+
+
+def test_safety_checker_that_is_named_but_not_there_is_said(tmp_path, caplog):
+    base = tiny.write_checked_base(tmp_path / "base", 1.1)
+    (base / "safety_checker" / "model.safetensors").unlink()
+    assert clipgraft.load(base, device="cpu").generate("A dog", num_inference_steps=1)[0].status == "ok"
+    assert "pictures are drawn unchecked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("level", "status"), [(-3.0, "failed_black"), (0.4, "failed_black"), (0.6, "ok"), (255.0, "ok")]
+)
+def test_black_is_what_eight_bits_round_to_nothing_else(level, status):
+    pipeline = tiny.build_pipeline()
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.weight.zero_()
+        pipeline.vae.decoder.conv_out.bias.fill_(level / 127.5 - 1)
+    picture, statuses = decode(pipeline, torch.zeros(1, 4, 2, 2))
+    assert statuses == [status]
+    assert picture.any() == (status == "ok")
+
+
+PROMPTS = ["A dog runs", "", "A red ball"]
+
+
+def counted(pipeline):
+    """Rows that the text encoder is given, one number a call."""
+    rows = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    return rows
+
+
+def test_states_are_diffusers_own():
+    pipeline = tiny.build_pipeline()
+    states = PromptEmbedCache(pipeline)(PROMPTS)
+    for prompt, found in zip(PROMPTS, states, strict=True):
+        expected, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        assert torch.equal(found, expected[0])
+
+
+def test_each_prompt_is_encoded_once():
+    pipeline = tiny.build_pipeline()
+    rows, states = counted(pipeline), PromptEmbedCache(pipeline)
+    states(PROMPTS)
+    states([""] * 8)
+    states(["A red ball", "A black cat"])
+    assert rows == [1, 1, 1, 1]
+
+
+def test_other_weights_are_seen_after_forgetting():
+    pipeline = tiny.build_pipeline()
+    states = PromptEmbedCache(pipeline)
+    before = states(PROMPTS)
+    with torch.no_grad():
+        pipeline.text_encoder.final_layer_norm.bias += 1
+    states.clear()
+    assert torch.allclose(states(PROMPTS), before + 1, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_prompts():
+    pipeline = tiny.build_pipeline()
+    states = PromptEmbedCache(pipeline)
+    for index in range(MAX_CACHED_PROMPTS + 20):
+        states([f"ball {index}"])
+    assert len(states._embeds) == MAX_CACHED_PROMPTS
+
+
+LONG = "a black dog beside a skateboarding kite " * 12
+TEXTS = ("A dog runs", "", LONG, "A dog <|endoftext|> on the beach")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_states_are_of_the_ids_that_are_measured(text):
+    pipeline = tiny.build_pipeline()
+    seen = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    PromptEmbedCache(pipeline)([text])
+    measured = tokenize([text], pipeline.tokenizer, pad_to_context_length=True)
+    assert torch.equal(seen[0], measured)
+
+
+@pytest.mark.parametrize("text", TEXTS[:3])
+def test_states_are_those_of_diffusers_own_pipeline(text):
+    pipeline = tiny.build_pipeline()
+    expected = pipeline.encode_prompt(text, "cpu", 1, False)[0]
+    assert torch.equal(PromptEmbedCache(pipeline)([text]), expected)
+
+
+def test_a_prompt_that_names_eos_is_drawn_to_its_end():
+    states = PromptEmbedCache(tiny.build_pipeline())
+    assert not torch.equal(states(["A dog <|endoftext|> on the beach"]), states(["A dog <|endoftext|>"]))
