@@ -71,7 +71,7 @@ def test_seeds_give_different_images(parts):
 
 
 def test_size_is_the_bases_own_unless_asked_for(parts):
-    own = parts[0].vae.config.sample_size
+    own = parts[0].unet.config.sample_size * 8
     assert sampled(parts, ["A dog"])[0].image.size == (own, own)
     assert sampled(parts, ["A dog"], height=32, width=48)[0].image.size == (48, 32)
 
