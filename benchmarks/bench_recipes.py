@@ -24,7 +24,7 @@ from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune, load_inputs
 from clipgraft.finetuning.wise_ft import interpolate
 from clipgraft.models.clip import load_clip
-from clipgraft.runs.run import stage_folder
+from clipgraft.runs.run import Run
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
 NUM_PROMPTS = 80
@@ -54,8 +54,8 @@ def run_stage(folder: Path, recipe: Recipe, stage: Any) -> dict[str, Any]:
     """A stage's metrics; made in a folder that is held, unless they are there."""
 
     def hold(folder: Path) -> None:
-        with stage_folder(folder, recipe, resume=True, overwrite=False) as out:
-            stage(out)
+        with Run.begin(folder, recipe, resume=True) as run:
+            stage(run.path)
 
     return metrics_of(folder, hold)
 

@@ -9,13 +9,13 @@ from clipgraft.bridging.captions import load_captions
 from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.pairs import load_towers
 from clipgraft.bridging.refine import check_prediction, check_settings, refine_recipe
-from clipgraft.config import Recipe
+from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import print_line
 from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate import evaluate_recipe
-from clipgraft.finetuning.finetune import finetune, load_inputs
+from clipgraft.finetuning.finetune import FinetuneResult, finetune, load_inputs
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.requests import image_requests
@@ -24,7 +24,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
 from clipgraft.runs.folder import recorded_resources
-from clipgraft.runs.run import Run, ended_with, run_encoders
+from clipgraft.runs.run import METRICS_NAME, Run, ended_with
 from clipgraft.training.optim import check_last_layers
 
 STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
@@ -32,80 +32,64 @@ STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune
 
 
 def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
-    """Run every stage of a recipe.
+    """Run every stage of a recipe; return the path of the report.
 
     Args:
-        recipe: All of its settings are read; two bridges are fitted, for CLIP as it was and as it became.
-        folder: Gets `finetune/`, `bridge_before/`, `bridge/`, `refine/` where epochs of it are asked for,
-            `generate/`, `evaluate/` where pictures are to be measured, `metrics.json`, `loss.png`,
-            `report.html`.
-        resume: Take finished stages as they are, and go on within the one that was at work.
-
-    Returns:
-        Path of the report.
+        recipe: Two bridges are fitted, for CLIP before and after fine-tuning. With epochs under `[refine]`
+            the second one is refined; with prompts under `[evaluate]` images are measured.
+        folder: Gets a folder for each of `STAGES`, `metrics.json`, `loss.png` and `report.html`.
+        resume: Keep finished stages and continue the one that was at work.
     """
-    if not (folder / "finetune" / "metrics.json").is_file():
+    run = Run(folder)
+    if not (folder / "finetune" / METRICS_NAME).is_file():
         check(recipe)
-    tuned_clip = str((folder / "finetune" / "clip").absolute())
-    tuned = recipe.clip.model_copy(update={"name": tuned_clip, "revision": ""})
-    _train(recipe, recipe.model_copy(update={"clip": tuned}), folder, resume)
-    encoders = run_encoders(folder)
+    _train(recipe, folder, resume)
+    variants = run.variants()
     requests = image_requests(recipe.generate.prompts, recipe.generate)
     options = GenerateOptions(
         device=recipe.device, batch_size=recipe.generate.batch_size, inference=recipe.generate
     )
     with recorded_resources(folder / "generate"):
-        generate(requests, encoders, folder / "generate", options)
+        generate(requests, variants, folder / "generate", options)
     if recipe.evaluate.num_prompts:
-        evaluate_recipe(recipe, encoders, folder / "evaluate", clips=Run(folder).clips())
+        evaluate_recipe(recipe, variants, folder / "evaluate", clips=run.clips())
     page = report(folder)
     print_line(f"report: {page}")
     return page
 
 
-def _train(recipe: Recipe, of_tuned: Recipe, folder: Path, resume: bool) -> None:
-    """Run the training stages, and again those whose inputs changed.
-
-    Args:
-        recipe: The run's.
-        of_tuned: The same with the fine-tuned CLIP.
-        folder: The run's.
-        resume: Take stages as they are that ended with equal settings, and go on within the others.
-    """
+def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Run the training stages; on resume those that are unfinished or whose inputs changed."""
+    tuned = ModelSettings(name=str((folder / "finetune" / "clip").absolute()))
+    of_tuned = recipe.model_copy(update={"clip": tuned})
     stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {
         "finetune": ("finetune", _finetune, recipe),
-        "bridge_before": ("bridge", _bridge, recipe),
-        "bridge": ("bridge", _bridge, of_tuned),
+        "bridge_before": ("bridge", bridge_recipe, recipe),
+        "bridge": ("bridge", bridge_recipe, of_tuned),
     }
     if recipe.refine.num_epochs:
-        stages["refine"] = ("refine", partial(_refine, folder / "bridge" / "graft"), of_tuned)
+        stages["refine"] = ("refine", partial(refine_recipe, graft_dir=folder / "bridge" / "graft"), of_tuned)
     changed: set[str] = set()
     for name, (stage, work, settings) in stages.items():
         place = folder / name
-        is_there = resume and (place / "metrics.json").is_file()
+        was_finished = resume and (place / METRICS_NAME).is_file()
         is_stale = bool(changed & STARTS_FROM.get(name, frozenset()))
-        if is_there and not is_stale and ended_with(place, settings, stage):
+        if was_finished and not is_stale and ended_with(place, settings, stage):
             continue
-        goes_on, weights = resume and not is_stale, _weights(place)
-        work(settings, place, resume=goes_on)
-        if is_there and _weights(place) != weights:
+        weights = _weights(place)
+        work(recipe=settings, output_dir=place, resume=resume and not is_stale, overwrite=True)
+        if was_finished and _weights(place) != weights:
             changed.add(name)
 
 
 def _weights(place: Path) -> list[bytes]:
-    """What names a stage's weights: the manifests with their sums."""
+    """Manifests of a stage's weights, which hold their sums."""
     manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft"))
     return [manifest.read_bytes() for manifest in manifests if manifest.is_file()]
 
 
 def check(recipe: Recipe) -> None:
-    """Check all stages and fetch their models before fine-tuning takes hours.
-
-    Raises:
-        ValueError: As the stages.
-        FileNotFoundError: As the stages.
-        CheckpointError: As the stages.
-    """
+    """Check all stages and fetch their models before fine-tuning takes hours."""
     device = choose_device(recipe.device)
     for settings in (recipe.finetune, recipe.bridge):
         choose_mixed_precision(settings.mixed_precision, device)
@@ -127,13 +111,5 @@ def check(recipe: Recipe) -> None:
         check_prediction(FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",)))
 
 
-def _finetune(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    finetune(*load_inputs(recipe), output_dir=folder, resume=resume, overwrite=True, recipe=recipe)
-
-
-def _bridge(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    bridge_recipe(recipe, folder, resume=resume, overwrite=True)
-
-
-def _refine(graft: Path, recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    refine_recipe(recipe, graft, folder, resume=resume, overwrite=True)
+def _finetune(recipe: Recipe, **options: Any) -> FinetuneResult:
+    return finetune(*load_inputs(recipe), recipe=recipe, **options)

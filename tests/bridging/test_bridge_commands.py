@@ -55,7 +55,7 @@ def test_few_captions_are_refused_in_one_line_and_go_on_by_flag(world, tmp_path,
 
 def test_captions_and_data_together_are_refused(world, tmp_path, capsys):
     options = ["--captions", world["captions"], "--data", world["data"], "--out", tmp_path / "a"]
-    assert "--captions takes the place of --data" in refused(capsys, "bridge", *options)
+    assert "--captions replaces --data" in refused(capsys, "bridge", *options)
 
 
 def test_refining_what_is_no_graft_is_refused_in_one_line(world, tmp_path, capsys):

@@ -18,7 +18,7 @@ from clipgraft.finetuning.finetune import (
     finetune,
 )
 from clipgraft.models.clip import load_clip
-from clipgraft.runs.run import Run, stage_folder
+from clipgraft.runs.run import Run
 from clipgraft.training.trainer import settle_precision
 from two_processes import run_in_two_processes
 
@@ -258,7 +258,7 @@ def test_only_fine_tuning_runs_in_several_processes(world, tmp_path, monkeypatch
         pytest.raises(
             ValueError, match="grid, compare and evaluate run in several processes, and 2 were started"
         ),
-        stage_folder(tmp_path / "out", recipe_of(world), resume=False, overwrite=False),
+        Run.begin(tmp_path / "out", recipe_of(world)),
     ):
         pass
 

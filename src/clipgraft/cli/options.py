@@ -17,8 +17,8 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: finetune.learning_rate=3e-5."),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the out folder.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the out folder first.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the out folder.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the out folder.")]
 ClipOption = Annotated[str, typer.Option("--clip", help="CLIP: folder, hub id or flatland.")]
 BaseOption = Annotated[
     str, typer.Option("--base", help="Base: folder, hub id, .safetensors file or flatland.")

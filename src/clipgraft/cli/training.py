@@ -1,4 +1,4 @@
-"""The commands that train: finetune, bridge, refine, whole runs and what belongs to them."""
+"""The commands that train: finetune, interpolate, bridge, refine, pretrain, and whole runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ def demo(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Run everything on flatland: draw a data set, fine-tune CLIP, bridge, draw two prompts, report."""
+    """Run everything on flatland: fine-tune CLIP, bridge, generate two prompts, evaluate, report."""
     from clipgraft.config import demo as demo_recipe
 
     _run_all(with_options(demo_recipe(), set_), out, resume, overwrite)
@@ -46,7 +46,7 @@ def run(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Run a whole recipe: fine-tune, bridge, refine where it asks for it, generate, report."""
+    """Run a whole recipe: fine-tune, bridge, refine, generate, evaluate, report."""
     from clipgraft.config import PRESETS, named_recipe
 
     settings = with_options(named_recipe(recipe), set_, {"data.source": data})
@@ -57,7 +57,7 @@ def prefetch(
     recipe: Annotated[str, typer.Argument(help="Named recipe or TOML file.")],
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Fetch all that a recipe needs of the model hub, after saying how much that is."""
+    """Download everything a recipe needs from the model hub; print its size first."""
     from clipgraft.config import named_recipe
     from clipgraft.download import prefetch as stage
 
@@ -81,7 +81,7 @@ def finetune(
         bool,
         typer.Option(
             "--allow-changed-data",
-            help="With --resume: though photographs, captions or the CLIP it began with changed since.",
+            help="With --resume: even if images, captions or the initial CLIP have changed.",
         ),
     ] = False,
     overwrite: OverwriteOption = False,
@@ -92,7 +92,7 @@ def finetune(
     from clipgraft.training.trainer import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
-        raise UserError("--from-step and --allow-changed-data say how to go on; add --resume")
+        raise UserError("--from-step and --allow-changed-data are options of --resume; add it")
     given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
     settings = recipe_from_options(recipe, set_, given)
     result = stage(
@@ -113,12 +113,14 @@ def interpolate(
     out: OutOption,
     before: Annotated[str, typer.Option("--before", help="CLIP before: folder, hub id or flatland.")] = "",
     data: DataOption = "",
-    alpha: Annotated[float, typer.Option(help="Share of the fine-tuned weights in what is written.")] = 0.5,
+    alpha: Annotated[
+        float, typer.Option(help="Share of the fine-tuned weights in the CLIP that is written.")
+    ] = 0.5,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Compare weights between a CLIP before and after fine-tuning; write those at one place."""
+    """Measure CLIPs interpolated between before and after fine-tuning; write one (WiSE-FT)."""
     from clipgraft.finetuning.finetune import load_inputs
     from clipgraft.finetuning.wise_ft import interpolate as stage
     from clipgraft.models.clip import load_clip
@@ -145,21 +147,21 @@ def bridge(
     base: BaseOption = "",
     data: DataOption = "",
     captions: Annotated[
-        str, typer.Option("--captions", help="Text file, a caption a line, for --data.")
+        str, typer.Option("--captions", help="Text file with one caption per line, instead of --data.")
     ] = "",
     allow_few: Annotated[
-        bool, typer.Option("--allow-few-captions", help="Go on with fewer than 100 captions.")
+        bool, typer.Option("--allow-few-captions", help="Accept fewer than 100 captions.")
     ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit the bridge from a CLIP's token states to a base's with captions alone, and write the graft."""
+    """Fit a bridge from a CLIP to a base with captions alone; write the graft."""
     from clipgraft.bridging.fit import bridge_recipe
 
     if data and captions:
-        raise UserError("--captions takes the place of --data; leave one of them out")
+        raise UserError("--captions replaces --data; leave one of them out")
     given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
     settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
     inputs = {"--recipe": recipe}
@@ -169,17 +171,17 @@ def bridge(
 
 
 def refine(
-    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; it stays as it is.")],
+    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; not changed.")],
     out: OutOption,
     data: DataOption = "",
     base: BaseOption = "",
-    epochs: Annotated[int, typer.Option(help="Passes over the pictures; 0 = the recipe's, else 1.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes over the images; 0 = the recipe's, else 1.")] = 0,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a graft's bridge on pictures, through the base's frozen U-Net."""
+    """Train a graft's bridge on images, through the base's frozen U-Net."""
     from clipgraft.bridging.refine import refine_recipe
 
     chosen = epochs or (0 if recipe else 1)
@@ -199,7 +201,7 @@ def pretrain(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train flatland, the embedded base, from nothing."""
+    """Train flatland, the embedded base, from scratch."""
     from clipgraft.pretraining.pretrain import pretrain as stage
     from clipgraft.runs.run import Run
 

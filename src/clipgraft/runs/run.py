@@ -343,15 +343,3 @@ def _by_name(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         named |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return named
-
-
-def run_encoders(folder: Path) -> dict[str, Path | None]:
-    """Return "teacher" and the grafts of a whole run; `Run.variants` for callers that take paths."""
-    return {"teacher": None, **Run(folder).grafts()}
-
-
-@contextmanager
-def stage_folder(path: Path, recipe: Recipe, **options: Any) -> Iterator[Path]:
-    """Hold a run's folder; `Run.begin` for callers that take paths."""
-    with Run.begin(path, recipe, **options) as run:
-        yield run.path
