@@ -92,7 +92,7 @@ def finetune(
     from clipgraft.training.trainer import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
-        raise UserError("--from-step and --allow-changed-data are options of --resume; add it")
+        raise UserError("--from-step and --allow-changed-data have no effect on a new run; add --resume")
     given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
     settings = recipe_from_options(recipe, set_, given)
     result = stage(
