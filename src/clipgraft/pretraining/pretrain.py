@@ -1,12 +1,12 @@
 """Train flatland's models from scratch: tokenizer, VAE, U-Net, CLIP, probe.
 
-Each part is saved when it is done and taken as it is on resume; the part at work resumes from its checkpoint.
+Finished parts are kept on resume; the part in training resumes from its checkpoint.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -30,7 +30,6 @@ from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import encode_captions, load_crops
 from clipgraft.device import choose_device, seed_everything
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
-from clipgraft.files import write_json
 from clipgraft.finetuning.validate import measure_retrieval
 from clipgraft.flatland import draw_scenes, is_known_to_teacher, plain_captions, sample_scene
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
@@ -47,6 +46,7 @@ from clipgraft.models.flatland_config import (
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.models.weights import write_folder_atomically, write_tensors
 from clipgraft.pretraining.release import write_asset
+from clipgraft.runs.run import StageResult
 from clipgraft.settings import TrainSettings
 from clipgraft.training.checkpoints import sums_of_images
 from clipgraft.training.objectives import (
@@ -59,22 +59,32 @@ from clipgraft.training.trainer import Batches, FitResult, fit
 
 ENCODE_BATCH_SIZE = 32
 PROBE_SEED = 120_120
-"""Of the pictures drawn for the probe; no other set has it."""
+"""Of the images drawn for the probe; no other set has it."""
 NUM_PROBE_TEST_IMAGES = 1000
 RECONSTRUCTED_EVERY = 4
-"""One in so many of the probe's pictures has been through the VAE, as every generated picture has."""
+"""Every so many of the probe's images have been through the VAE, as all generated images have."""
 
 
-def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+class PretrainResult(StageResult):
+    """Figures of an embedded base."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    num_images: int
+    vae_psnr_db: float
+    """Mean over test images, encoded and decoded."""
+    clip: dict[str, float] | None
+    """Recall on the test split, as shares."""
+    probe_accuracy: dict[str, float]
+    """Shares by attribute, on images drawn like the test split."""
+
+
+def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainResult:
     """Train flatland on the train split of `recipe.data`.
 
     Args:
         recipe: Its seed, device, data and pretrain settings are read.
-        folder: Gets `flatland/` (what the package ships), `metrics.json` and a folder for each part at work.
-        resume: Go on where an earlier call stopped.
-
-    Returns:
-        The metrics that were written.
+        folder: Gets `flatland/` (what the package ships), `metrics.json` and a folder for each part.
+        resume: Continue where an earlier call stopped.
     """
     dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
     train = dataset.train[: recipe.data.max_train_images or None]
@@ -93,25 +103,25 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str,
     unet, teacher = _train_unet(training, latents, _captions_of_teacher(train, plain), tokenizer)
     clip = _train_clip(training, train, plain, tokenizer)
     probe = _train_probe(training, vae)
-    metrics = {
-        "num_images": len(train),
-        "vae_psnr_db": psnr,
-        "clip": measure_retrieval(clip, test, "recall"),
-        "probe_accuracy": _test_probe(probe),
-    }
-    write_json(folder / "metrics.json", metrics)
-    write_asset(folder, recipe, metrics, vae=vae, unet=unet, teacher=teacher, clip=clip, probe=probe)
-    return metrics
+    result = PretrainResult(
+        num_images=len(train),
+        vae_psnr_db=psnr,
+        clip=measure_retrieval(clip, test, "recall"),
+        probe_accuracy=_test_probe(probe),
+    )
+    result.save(folder)
+    write_asset(folder, recipe, result, vae=vae, unet=unet, teacher=teacher, clip=clip, probe=probe)
+    return result
 
 
 @dataclass(frozen=True)
 class _Training:
-    """What `fit` is told the same way for every part."""
+    """Arguments of `fit` shared by all parts."""
 
     recipe: Recipe
     folder: Path
     sums: dict[str, str]
-    """Of what is trained on."""
+    """Fingerprints of the training images and captions."""
     device: torch.device
     resume: bool
 
@@ -169,24 +179,16 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Encode and decode uint8 pixels (N, 3, H, W), on the CPU."""
     decoded = []
-    with track("reconstructing pictures", len(pixels)) as update:
+    with track("reconstructing images", len(pixels)) as update:
         for batch in pixels.split(ENCODE_BATCH_SIZE):
             latents = vae.encode(from_uint8(batch).to(vae.device)).latent_dist.mean
             decoded.append(to_uint8(vae.decode(latents).sample.cpu()))
-            update(min(len(decoded) * ENCODE_BATCH_SIZE, len(pixels)), "pictures")
+            update(min(len(decoded) * ENCODE_BATCH_SIZE, len(pixels)), "images")
     return torch.cat(decoded)
 
 
 def reconstruction_psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
-    """Mean PSNR of reconstructed images, in dB.
-
-    Args:
-        vae: The autoencoder.
-        pixels: (N, 3, H, W) uint8.
-
-    Returns:
-        Mean of 10 log10(255^2 / squared error), on 8-bit pixels.
-    """
+    """Mean PSNR in dB of uint8 pixels (N, 3, H, W), encoded and decoded."""
     error = (reconstruct(vae, pixels).float() - pixels.float()).square().mean((1, 2, 3))
     return float((10 * torch.log10(255**2 / error)).mean())
 

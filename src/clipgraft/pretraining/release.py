@@ -21,6 +21,7 @@ from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.flatland_config import SAMPLING_DEFAULTS, build_scheduler
 from clipgraft.models.weights import write_folder_atomically
 from clipgraft.reporting.model_card import model_card
+from clipgraft.runs.run import StageResult
 
 PARTS = ("vae", "unet", "clip", "probe")
 
@@ -28,7 +29,7 @@ PARTS = ("vae", "unet", "clip", "probe")
 def write_asset(
     folder: Path,
     recipe: Recipe,
-    metrics: dict[str, Any],
+    result: StageResult,
     *,
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
@@ -53,7 +54,7 @@ def write_asset(
         for config in asset.rglob("config.json"):
             _forget_source(config)
         save_probe(probe, asset / "probe.safetensors")
-        write_json(asset / "metrics.json", metrics)
+        result.save(asset)
         (asset / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
         rows = [json.dumps(row) + "\n" for part in PARTS for row in _epochs(part, folder)]
         (asset / "log.jsonl").write_text("".join(rows), encoding="utf-8")
@@ -64,11 +65,11 @@ def write_asset(
             "CLIP before fine-tuning": clip.model,
             "probe": probe,
         }
-        (asset / "README.md").write_text(_card(sizes, metrics), encoding="utf-8")
+        (asset / "README.md").write_text(_card(sizes, result.model_dump()), encoding="utf-8")
 
 
 def _half(module: Any) -> Any:
-    """A float16 copy, to half the size; loading gives float32 again."""
+    """Return a float16 copy."""
     return deepcopy(module).cpu().half()
 
 
@@ -80,7 +81,7 @@ def _forget_source(config: Path) -> None:
 
 
 def _epochs(part: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Means of each epoch of a part's log, all of its columns."""
+    """Yield the means over each epoch of a part's log."""
     epochs: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for line in (folder / part / "log.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -108,16 +109,16 @@ same in every convention (epsilon prediction, its betas, 77 positions, EOS as pa
 | --- | --- |
 {sizes}
 
-Trained from nothing by `clipgraft pretrain` with `recipe.toml` on {metrics["num_images"]:,} pictures of
+Trained from scratch by `clipgraft pretrain` with `recipe.toml` on {metrics["num_images"]:,} images of
 flatland8k, which `clipgraft data draw` draws; `log.jsonl` has the means of each epoch. The teacher never
-read the words that `data/flatland/words.py` keeps from it, nor saw the combinations that
-`data/flatland/world.py` holds out; this CLIP read plain captions alone. Weights are float16, and
+read the words that `flatland/words.py` holds out, nor saw the combinations that
+`flatland/world.py` holds out; this CLIP read plain captions alone. Weights are float16, and
 `manifest.json` has the sha256 of every file.
 
-- VAE: {metrics["vae_psnr_db"]:.2f} dB mean PSNR of test pictures encoded and decoded.
-- Probe: accuracy on drawn pictures that it was not trained on: {accuracy}.
+- VAE: {metrics["vae_psnr_db"]:.2f} dB mean PSNR of test images encoded and decoded.
+- Probe: accuracy on drawn images that it was not trained on: {accuracy}.
 
-It draws 128 x 128 pictures of that world and nothing else, and knows the words of its captions. It is for
+It generates 128 x 128 images of that world and nothing else, and knows the words of its captions. It is for
 tests, demonstrations and measurements. Licence: clipgraft's (Apache-2.0), drawings and captions included."""
         ],
         "flatland",
