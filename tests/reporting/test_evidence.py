@@ -64,7 +64,7 @@ def test_grafts_of_any_name_are_shown_among_best_and_worst_prompts(run_dir):
 def test_figure_that_was_not_taken_says_why(judged):
     table = next(table for table in metric_tables(judged.evaluation)[1] if table.title == "CMMD")
     assert table.rows[0][1] == "n/a"
-    assert "2 pictures; at least 100 are needed (--force takes fewer)." in table.note
+    assert "2 images; at least 100 are needed (--force takes fewer)." in table.note
 
 
 def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):

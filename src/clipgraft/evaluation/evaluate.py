@@ -20,12 +20,12 @@ from clipgraft.data.dataset import CaptionDataset, merge_duplicates
 from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.evaluation.features import ClipFeatures, FeatureStore, ProbeFeatures
+from clipgraft.evaluation.figures import headline_tables
 from clipgraft.evaluation.metrics.probe import load_probe
 from clipgraft.evaluation.prompt_sets import next_prompts
 from clipgraft.evaluation.results import CHANCE, EMPTY, RANDOM, REAL, SHUFFLED, TEACHER, Evaluation
 from clipgraft.evaluation.scores import score_by_clip, score_fidelity, score_likeness
 from clipgraft.evaluation.summarize import Measured, compare_distributions, summarize_evaluation
-from clipgraft.evaluation.tables import headline_tables
 from clipgraft.evaluation.variants import Variants, real_images
 from clipgraft.files import write_bytes
 from clipgraft.generation.generator import load_generators

@@ -368,7 +368,7 @@ class Evaluation(Record):
         """Return the headline metrics as text: a table per prompt set, or that of one set alone."""
         from rich.console import Console
 
-        from clipgraft.evaluation.tables import headline_tables
+        from clipgraft.evaluation.figures import headline_tables
 
         console = Console(file=StringIO(), width=TABLE_WIDTH)
         for table in headline_tables(self, prompt_set):
