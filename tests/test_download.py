@@ -45,9 +45,7 @@ def recipe(hub, tmp_path):
     return tmp_path / "recipe.toml"
 
 
-def test_a_recipe_says_how_much_then_fetches_and_then_runs_without_the_hub(
-    hub, recipe, tmp_path, capsys, monkeypatch
-):
+def test_a_recipe_is_downloaded_and_then_runs_offline(hub, recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert call("prefetch", recipe) == 0
     out = capsys.readouterr().out
@@ -87,7 +85,7 @@ def test_what_a_run_draws_with_is_all_that_is_fetched(hub, tmp_path):
     assert hub.requests == []
 
 
-def test_the_u_net_is_fetched_in_full_where_one_stage_wants_it_so(tmp_path):
+def test_the_unet_is_downloaded_in_full_if_one_stage_needs_it(tmp_path):
     """Of a CPU's engines torch's draws in what it trains in."""
     overrides = ["device=cpu", "generate.engine=torch", "refine.num_epochs=1"]
     for precision, is_half in (

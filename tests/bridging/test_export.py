@@ -81,7 +81,7 @@ def test_a_stock_pipeline_draws_the_same_from_prompt_embeds(graft_dir, tmp_path)
     }
 
 
-def test_without_a_negative_prompt_the_embeds_are_the_bases_own_empty_prompt(graft_dir, tmp_path):
+def test_no_negative_prompt_is_the_bases_own_empty_prompt(graft_dir, tmp_path):
     assert call("export", graft_dir, "A dog", "--out", tmp_path / "out", "--format", "prompt-embeds") == 0
     negative = load_file(tmp_path / "out" / "prompt_embeds.safetensors")["negative_prompt_embeds"]
     assert torch.equal(
@@ -89,7 +89,7 @@ def test_without_a_negative_prompt_the_embeds_are_the_bases_own_empty_prompt(gra
     )
 
 
-def test_a_diffusers_folder_draws_the_same_and_tells_no_path_of_this_machine(graft_dir, tmp_path):
+def test_a_diffusers_folder_generates_the_same_without_paths(graft_dir, tmp_path):
     out = tmp_path / "pipeline"
     assert call("export", graft_dir, "--out", out) == 0
     graft = Graft.from_pretrained(graft_dir)
@@ -161,7 +161,7 @@ def test_an_older_refined_graft_has_a_card_by_its_runs_recipe(tmp_path):
         assert part in card
 
 
-def test_a_refined_graft_has_a_card_of_both_its_bridge_and_its_refinement(graft_dir, refined_dir, tmp_path):
+def test_a_refined_graft_has_a_card_of_bridge_and_refinement(graft_dir, refined_dir, tmp_path):
     assert call("export", refined_dir, "--out", tmp_path / "out", "--format", "bridge") == 0
     card = (tmp_path / "out" / "README.md").read_text()
     bridged = json.loads((graft_dir.parent / "metrics.json").read_text())
@@ -179,7 +179,7 @@ def test_a_refined_graft_has_a_card_of_both_its_bridge_and_its_refinement(graft_
     assert (recipe.clip.name, recipe.bridge.hidden_size, recipe.refine.num_epochs) == ("clip", 16, 1)
 
 
-def test_a_card_says_whether_the_bases_safety_checker_is_in_the_folder(tmp_path, graft_dir):
+def test_a_card_says_whether_a_safety_checker_is_included(tmp_path, graft_dir):
     base = tiny.write_checked_base(tmp_path / "base", 0.5)
     cards = []
     for name, options in (("diffusers", ["--base", base]), ("bridge", [])):

@@ -65,7 +65,7 @@ def test_captions_of_a_file_are_cut_in_two_and_come_once(world):
     assert load_captions(recipe_of(world, "bridge.max_captions=120")).train == captions.train[:120]
 
 
-def test_the_bridge_of_one_map_and_that_with_attention_are_saved_and_come_back(world, tmp_path):
+def test_a_bridge_of_one_map_with_attention_comes_back(world, tmp_path):
     options = ["bridge.by_token_class=false", "bridge.num_attention_blocks=1"]
     bridge_recipe(recipe_of(world, *options), tmp_path)
     config = Graft.from_pretrained(tmp_path / "graft").text_encoder.bridge.config
@@ -143,7 +143,7 @@ def test_far_padding_of_some_batches_stands_for_that_of_all(world):
     assert weights[0].item() == pytest.approx(weights[1].item(), rel=0.05)
 
 
-def test_the_loss_in_keys_and_values_is_their_weighted_error_over_the_teachers_power():
+def test_the_loss_in_keys_and_values_is_their_relative_error():
     torch.manual_seed(0)
     classes = token_classes(torch.tensor([[0, 5, 6, 9, 9, 9], [0, 5, 9, 9, 9, 9]]), 9)
     student, teacher, root = torch.randn(2, 6, 4), torch.randn(2, 6, 3), torch.randn(3, 3)

@@ -66,7 +66,7 @@ def weights_of(folder):
     return load_file(folder / "graft" / "model.safetensors")
 
 
-def test_refining_changes_the_bridge_alone_and_writes_what_it_measured(world, tmp_path):
+def test_refining_changes_only_the_bridge(world, tmp_path):
     result = refine(recipe_of(world), world["graft"], tmp_path)
     assert set(result.before) == set(result.after) == {"50", "250", "500", "750", "950"}
     assert result.num_steps == 8
@@ -146,7 +146,7 @@ def test_rates_of_text_layers_are_those_of_the_settings(world, tmp_path):
     assert bridge == pytest.approx(1000 * text, rel=0.5)  # AdamW's steps are as long as its rate
 
 
-def test_gradient_checkpointing_is_switched_on_by_its_setting_alone(world):
+def test_gradient_checkpointing_follows_its_setting(world):
     for is_on in (False, True):
         base = FrozenBase.load(str(world["base"]))
         settings = RefineSettings(num_epochs=1, gradient_checkpointing=is_on)
@@ -175,7 +175,7 @@ def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
     assert torch.equal(load_latents(base, images, 64), first)
 
 
-def test_a_picture_without_finite_latents_is_named_and_nothing_is_kept(world):
+def test_an_image_without_finite_latents_is_named(world):
     base = FrozenBase.load(str(world["base"]))
     images = load_dataset(world["data"]).in_split("test")
     with torch.no_grad():
@@ -262,9 +262,7 @@ def test_a_run_refines_the_tuned_graft_and_its_card_says_so(world, tmp_path):
         ("evaluate.scorer=nowhere", FileNotFoundError, "no model at nowhere"),
     ],
 )
-def test_what_a_later_stage_would_refuse_is_refused_before_fine_tuning(
-    world, tmp_path, setting, error, message
-):
+def test_later_refusals_come_before_fine_tuning(world, tmp_path, setting, error, message):
     others = ["refine.noise_weight=0", "refine.teacher_weight=0", "device=cpu", "evaluate.num_prompts=1"]
     with pytest.raises(error, match=message):
         run_all(recipe_of(world, *others, setting), tmp_path)

@@ -95,7 +95,7 @@ def test_weights_in_shards_are_loaded_and_missing_ones_named(base, base_dir, cop
         FrozenBase.load(str(folder))
 
 
-def test_names_of_older_libraries_are_loaded_as_they_are_published(base, base_dir, copy):
+def test_names_of_older_libraries_are_loaded(base, base_dir, copy):
     """The VAE's attention and the text encoder's positions, as in the files of Stable Diffusion v1.5."""
     folder = copy(base_dir)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
@@ -147,13 +147,13 @@ def test_latents_are_encoded_and_decoded_as_diffusers_does(base, base_dir):
     torch.testing.assert_close(base.decode_latents(latents), decoded)
 
 
-def test_empty_states_are_those_that_diffusers_gives_the_empty_prompt(base, base_dir):
+def test_empty_prompt_embeds_are_those_of_diffusers(base, base_dir):
     pipeline = StableDiffusionPipeline.from_pretrained(base_dir)
     expected, _ = pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
     torch.testing.assert_close(base.empty_prompt_embeds(), expected[0])
 
 
-def test_weight_sums_stay_when_a_base_is_used_and_change_with_a_weight(base):
+def test_weight_sums_change_with_a_weight_not_with_use(base):
     before = base.weight_sums()
     states = base.empty_prompt_embeds()[None]
     base.unet(torch.randn(1, 4, 8, 8), 10, states)
@@ -164,7 +164,7 @@ def test_weight_sums_stay_when_a_base_is_used_and_change_with_a_weight(base):
     assert {name for name in before if changed[name] != before[name]} == {"unet"}
 
 
-def test_a_folder_without_unet_is_refused_though_only_the_teacher_is_asked_for(base_dir, copy):
+def test_a_folder_without_unet_is_refused_for_the_teacher_too(base_dir, copy):
     folder = copy(base_dir)
     (folder / "unet").rename(folder / "transformer")
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_a_folder_without_unet_is_refused_though_only_the_teacher_is_asked_for(b
         FrozenBase.load(str(folder), components=("tokenizer", "text_encoder"))
 
 
-def test_another_cross_attention_width_is_refused_from_the_config_alone(base_dir, copy):
+def test_another_cross_attention_width_is_refused_by_config(base_dir, copy):
     folder = copy(base_dir)
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cross_attention_dim": 32}))
@@ -272,13 +272,13 @@ def test_clip_of_one_vocabulary_fits(clip, base):
     assert check_fit(clip.model.text_model, clip.tokenizer, base) is None
 
 
-def test_the_vision_tower_does_not_fit_though_it_is_as_wide_as_the_teacher(clip, base):
+def test_a_vision_tower_as_wide_as_the_teacher_does_not_fit(clip, base):
     assert clip.model.config.vision_config.hidden_size == base.text_encoder.config.hidden_size
     with pytest.raises(CheckpointError, match=r"only CLIP's text tower .* got CLIPVisionModel"):
         check_fit(clip.model.vision_model, clip.tokenizer, base)
 
 
-def test_a_clip_that_does_not_pad_with_eos_does_not_fit_a_single_file(single_file):
+def test_a_single_file_refuses_a_clip_that_pads_otherwise(single_file):
     """Its tokenizer stands in for the base's, so that a comparison of both says nothing."""
     tokenizer = build_tokenizer()
     tokenizer.pad_token = "a"

@@ -128,7 +128,7 @@ def test_token_classes_of_a_caption_a_full_one_and_the_empty_one():
     ]
 
 
-def test_position_weights_leave_bos_out_and_give_all_padding_the_weight_of_eight_words():
+def test_all_padding_weighs_as_much_as_eight_words():
     classes = torch.tensor([[BOS, WORD, EOS, *[PADDING] * 32], [BOS, *[WORD] * 31, EOS, PADDING, PADDING]])
     weights = position_weights(classes)
     assert weights[0, :3].tolist() == [0, 1, 1]
@@ -136,7 +136,7 @@ def test_position_weights_leave_bos_out_and_give_all_padding_the_weight_of_eight
     assert weights[1].tolist() == [0] + [1] * 34
 
 
-def test_padding_weighs_less_than_the_words_of_a_caption_of_usual_length():
+def test_padding_weighs_less_than_words_of_a_usual_caption():
     classes = torch.tensor([[BOS, *[WORD] * 12, EOS, *[PADDING] * 63]])
     weights = position_weights(classes)[0]
     assert weights[classes[0] == PADDING].sum() < weights[classes[0] == WORD].sum()
@@ -151,7 +151,7 @@ def positions():
     return inputs, torch.randn(8, 20, 3, generator=generator), position_weights(classes), classes
 
 
-def test_each_class_has_the_least_squares_of_its_own_rows_but_for_the_weight_of_the_common_bias(positions):
+def test_each_class_has_the_least_squares_of_its_own_rows(positions):
     inputs, targets, weights, classes = positions
     many = 1_000_000  # next to so many rows, one row's weight is nothing
     regression = ClassRidgeRegression(5, 3, 20)
@@ -236,7 +236,7 @@ def test_attention_blocks_see_what_came_before_and_start_at_zero():
     assert is_same.tolist() == [True, True, False, False, False]
 
 
-def test_states_without_some_of_the_padding_are_bridged_as_with_all_of_it():
+def test_left_out_padding_changes_no_other_position():
     bridge = Bridge(
         TEXT_WIDTH, TEACHER_WIDTH, 8, num_maps=NUM_CLASS_MAPS, num_positions=77, num_attention_blocks=2
     )

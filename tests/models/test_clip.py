@@ -34,7 +34,7 @@ def test_embeds_are_those_of_the_library(clip):
     torch.testing.assert_close(encode_text(clip.model, ids), expected.text_embeds)
 
 
-def test_embeds_have_unit_norm_in_float32_though_the_model_is_in_bfloat16(clip):
+def test_embeds_of_a_bfloat16_model_have_unit_norm_in_float32(clip):
     embeds = encode_text(clip.model.bfloat16(), padded_ids(clip.tokenizer))
     assert embeds.dtype == torch.float32
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(2))
@@ -60,7 +60,7 @@ def test_empty_prompt_is_bos_and_eos_to_the_end():
     assert empty_prompt_ids(tokenizer).tolist() == expected
 
 
-def test_released_configs_wrong_token_ids_are_replaced_by_the_tokenizers(clip, clip_dir, copy):
+def test_wrong_token_ids_of_configs_are_the_tokenizers(clip, clip_dir, copy):
     folder = copy(clip_dir)
     (folder / "manifest.json").unlink()
     config = json.loads((folder / "config.json").read_text())
@@ -87,7 +87,7 @@ def test_eos_is_pooled_where_the_vocabulary_grew_past_it(clip):
     torch.testing.assert_close(encode_text(clip.model, ids), expected)
 
 
-def test_saved_clip_comes_back_equal_and_loads_in_plain_transformers(clip, tmp_path):
+def test_saved_clip_loads_equal_here_and_in_transformers(clip, tmp_path):
     save_clip(clip, tmp_path / "clip")
     again = load_clip(tmp_path / "clip")
     plain = CLIPModel.from_pretrained(tmp_path / "clip")
@@ -106,7 +106,7 @@ def test_hidden_activation_survives_saving(tmp_path):
     assert load_clip(tmp_path / "clip").model.config.text_config.hidden_act == "quick_gelu"
 
 
-def test_half_precision_weights_are_loaded_as_float32_for_training(clip, tmp_path):
+def test_half_precision_weights_are_loaded_as_float32(clip, tmp_path):
     save_clip(clip._replace(model=clip.model.half()), tmp_path / "clip")
     assert load_clip(tmp_path / "clip").model.dtype == torch.float32
 

@@ -101,7 +101,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_distance_of_sums_is_that_of_the_weights_whatever_changed(change):
+def test_distance_of_sums_is_that_of_the_weights(change):
     """Of 64 sums the squared distance is right within some 2 / sqrt(64) of itself."""
     weights, noise = projections(), projections(1)
     moved = CHANGES[change](weights, noise)
@@ -163,7 +163,7 @@ def test_a_base_with_other_than_numbers_is_refused(base, record):
         base.check_record(record)
 
 
-def test_a_graft_without_a_record_of_weights_is_taken_with_a_warning(base, caplog):
+def test_a_graft_without_sums_is_taken_with_a_warning(base, caplog):
     base.check_record(BaseRecord(name="flatland", sums={}))
     assert "says nothing of its base's weights; they are not compared" in caplog.text
 

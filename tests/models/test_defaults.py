@@ -115,7 +115,7 @@ def test_an_unset_value_stays_unset_in_a_recipe(tmp_path):
     assert load_recipe(tmp_path / "recipe.toml") == Recipe()
 
 
-def test_the_studio_offers_the_bases_own_unless_the_run_says_another(tmp_path, base):
+def test_the_studio_offers_the_bases_or_the_runs_defaults(tmp_path, base):
     for name, generate in (("silent", {}), ("said", {"guidance_scale": 2.0})):
         recipe = Recipe(base={"name": str(base)}, generate=generate)
         (tmp_path / name / "graft").mkdir(parents=True)

@@ -92,7 +92,7 @@ def test_clip_skip_is_refused(encoder, base_dir):
         put_in(base_dir, encoder).encode_prompt(PROMPT, "cpu", 1, False, clip_skip=1)
 
 
-def test_the_base_own_tower_with_an_identity_draws_what_the_base_draws(base, base_dir):
+def test_the_base_own_tower_generates_what_the_base_does(base, base_dir):
     bridge = Bridge(TEACHER_WIDTH, TEACHER_WIDTH)
     bridge.set_identity()
     encoder = GraftedTextEncoder.graft(
@@ -102,14 +102,12 @@ def test_the_base_own_tower_with_an_identity_draws_what_the_base_draws(base, bas
     torch.testing.assert_close(draw_latents(put_in(base_dir, encoder)), draw_latents(plain))
 
 
-def test_the_guidance_of_an_untouched_pipeline_uses_the_teachers_empty_prompt(encoder, base, base_dir):
+def test_guidance_uses_the_teachers_empty_prompt(encoder, base, base_dir):
     _, negative = put_in(base_dir, encoder).encode_prompt(PROMPT, "cpu", 1, True)
     assert torch.equal(negative[0], base.empty_prompt_embeds())
 
 
-def test_an_exported_pipeline_gives_the_same_latents_to_the_bit_in_plain_diffusers(
-    encoder, base_dir, tmp_path
-):
+def test_an_exported_pipeline_gives_the_same_latents_to_the_bit(encoder, base_dir, tmp_path):
     pipeline = put_in(base_dir, encoder)
     pipeline.save_pretrained(tmp_path / "pipeline")
     save_file({"latents": draw_latents(pipeline)}, tmp_path / "expected.safetensors")
@@ -137,7 +135,7 @@ def test_an_image_to_image_pipeline_takes_the_graft(encoder, base_dir):
     assert out.size == (64, 64)
 
 
-def test_an_exported_pipeline_in_half_precision_holds_the_empty_prompt_in_it(encoder, base_dir, tmp_path):
+def test_an_exported_half_pipeline_holds_the_empty_prompt(encoder, base_dir, tmp_path):
     put_in(base_dir, encoder).save_pretrained(tmp_path / "pipeline")
     half = DiffusionPipeline.from_pretrained(tmp_path / "pipeline", torch_dtype=torch.bfloat16)
     assert half.text_encoder.dtype == torch.bfloat16
@@ -156,7 +154,7 @@ def test_a_saved_graft_comes_back_equal(encoder, clip, graft_dir, input_ids):
         assert torch.equal(states, encoder(input_ids).last_hidden_state)
 
 
-def test_a_graft_does_not_change_with_the_clip_that_it_was_made_of(encoder, clip):
+def test_a_graft_does_not_change_with_its_clip(encoder, clip):
     before = encoder.text_model.final_layer_norm.weight.clone()
     with torch.no_grad():
         clip.model.text_model.final_layer_norm.weight += 1
@@ -164,7 +162,7 @@ def test_a_graft_does_not_change_with_the_clip_that_it_was_made_of(encoder, clip
 
 
 @pytest.mark.parametrize("key", ["empty_states", "bridge.linear.weight", "bridge.residual.3.bias"])
-def test_missing_weights_of_a_graft_are_named_even_by_plain_from_pretrained(graft_dir, key):
+def test_plain_from_pretrained_names_missing_weights(graft_dir, key):
     weights = load_file(graft_dir / "model.safetensors")
     del weights[key]
     save_file(weights, graft_dir / "model.safetensors", metadata={"format": "pt"})

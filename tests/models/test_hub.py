@@ -40,17 +40,17 @@ def test_a_path_that_exists_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./clip", "a/b/c", "base.safetensors"])
-def test_a_missing_path_that_is_no_hub_id_is_said_without_asking_the_hub(name):
+def test_a_missing_path_is_named_without_asking_the_hub(name):
     with pytest.raises(FileNotFoundError, match=r"no model at .*; give a folder, a hub id \(owner/name\)"):
         resolve(name)
 
 
-def test_a_pinned_commit_in_the_cache_is_taken_without_asking_the_hub(cached, caplog):
+def test_a_cached_commit_is_taken_without_asking_the_hub(cached, caplog):
     assert resolve("owner/name", COMMIT) == cached
     assert not caplog.records
 
 
-def test_main_is_taken_from_the_cache_with_warnings_where_the_hub_cannot_be_reached(cached, caplog):
+def test_without_the_hub_main_is_cached_with_warnings(cached, caplog):
     caplog.set_level(logging.WARNING)
     assert resolve("owner/name") == cached
     assert "owner/name without a revision is what its main branch holds today" in caplog.text
@@ -72,7 +72,7 @@ def test_named_models_have_a_pinned_commit(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("switch", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
-def test_an_unreachable_hub_is_said_in_one_line_within_ten_seconds(tmp_path, switch):
+def test_an_unreachable_hub_is_reported_within_ten_seconds(tmp_path, switch):
     """In a process of its own, because the hub's library reads its environment once."""
     script = """
 import time
@@ -116,7 +116,7 @@ def test_an_embedded_model_that_is_whole_is_found(assets):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
-def test_an_embedded_file_that_differs_is_named_with_its_sum_and_the_way_to_restore_it(assets, damage):
+def test_an_embedded_file_that_differs_is_named_with_a_remedy(assets, damage):
     file = assets / "clip" / "model.safetensors"
     expected = hashlib.sha256(file.read_bytes()).hexdigest()
     if damage == "missing":

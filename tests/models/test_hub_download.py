@@ -49,7 +49,7 @@ def pinned(hub, monkeypatch):
     return pin
 
 
-def test_a_clip_of_the_hub_is_fetched_once_and_then_found_without_asking(hub):
+def test_a_clip_is_downloaded_once(hub):
     first = load_clip("owner/clip", revision=COMMIT)
     hub.requests.clear()
     again = load_clip("owner/clip", revision=COMMIT)
@@ -80,7 +80,7 @@ def test_pickles_alone_are_refused_with_how_to_convert(hub):
         load_clip("owner/clip", revision=COMMIT)
 
 
-def test_other_content_than_the_hub_lists_is_refused_and_fetched_anew_next_time(hub):
+def test_a_wrong_download_is_refused_and_repeated_next_time(hub):
     hub.altered = {"model.safetensors"}
     expected = file_entry(hub.models["owner/clip"][COMMIT] / "model.safetensors")["lfs"]["oid"]
     with pytest.raises(CheckpointError) as caught:
@@ -97,7 +97,7 @@ def test_other_text_than_the_hub_lists_is_refused(hub):
         load_clip("owner/clip", revision=COMMIT)
 
 
-def test_another_file_than_the_pinned_one_is_refused_though_the_hub_lists_it(hub, pinned):
+def test_a_file_other_than_the_pinned_one_is_refused(hub, pinned):
     path = hub.models["owner/base"][COMMIT] / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.02"))
     with pytest.raises(CheckpointError, match=r"scheduler_config\.json of owner/base .* this package pins"):
@@ -124,18 +124,18 @@ def test_a_model_that_is_gone_is_said(hub):
         load_clip("owner/nothing")
 
 
-def test_a_branch_is_taken_with_a_warning_and_recorded_as_the_commit_it_is(hub, caplog):
+def test_a_branch_is_recorded_as_its_commit_with_a_warning(hub, caplog):
     loaded = FrozenBase.load("owner/base", revision="main")
     assert loaded.record().revision == COMMIT
     assert "owner/base at revision main is what that holds today; name a commit" in caplog.text
 
 
-def test_a_branch_of_a_pinned_model_is_said_to_be_without_its_sums(hub, pinned, caplog):
+def test_a_branch_of_a_pinned_model_warns_of_missing_sums(hub, pinned, caplog):
     assert FrozenBase.load("owner/base", revision="main").record().revision == COMMIT
     assert "its files are not compared with this package's own sums" in caplog.text
 
 
-def test_a_connection_that_is_cut_again_and_again_is_said_in_one_line(hub, monkeypatch):
+def test_a_connection_cut_again_and_again_is_one_line(hub, monkeypatch):
     found = find_model("owner/clip", COMMIT, NEEDED)
     monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's own tries
 
@@ -155,7 +155,7 @@ def test_a_mirror_that_does_not_answer_is_passed_over(hub, pinned, base):
 
 
 @pytest.mark.parametrize("gone", ["model", "commit"])
-def test_a_pinned_model_that_is_gone_comes_from_a_mirror_with_the_same_sums(hub, pinned, base, gone, caplog):
+def test_a_pinned_model_that_is_gone_comes_from_a_mirror(hub, pinned, base, gone, caplog):
     if gone == "model":
         del hub.models["owner/base"]
     else:
@@ -201,7 +201,7 @@ def test_a_text_that_a_cut_off_download_lacks_is_fetched(hub, tmp_path):
     assert hub.sent("model.safetensors") == 1
 
 
-def test_half_precision_is_fetched_where_it_is_drawn_with_and_full_where_not(hub, base):
+def test_half_precision_is_downloaded_only_if_it_is_used(hub, base):
     folder = hub.models["owner/base"][COMMIT]
     tiny.halve(folder)
     FrozenBase.load("owner/base", revision=COMMIT, dtype=torch.bfloat16)
@@ -222,7 +222,7 @@ def test_a_token_of_the_environment_is_sent_and_written_nowhere(hub, monkeypatch
     assert not any(b"sentinel" in path.read_bytes() for path in written)
 
 
-def test_what_is_to_be_fetched_is_known_with_its_sizes_beforehand(hub):
+def test_sizes_are_known_before_a_download(hub):
     found = find_model("owner/clip", COMMIT, NEEDED)
     folder = hub.models["owner/clip"][COMMIT]
     assert found.files == {

@@ -95,7 +95,7 @@ def test_an_index_may_name_safetensors_of_its_folder_alone(clip_copy, base_dir, 
             load()
 
 
-def test_an_index_of_a_graft_is_checked_by_plain_from_pretrained_too(graft_copy):
+def test_plain_from_pretrained_checks_an_index_too(graft_copy):
     name_in_index(graft_copy, "model", "../outside.safetensors")
     (graft_copy / "model.safetensors").rename(graft_copy.parent / "outside.safetensors")
     with pytest.raises(CheckpointError, match=rf"{INDEX} names '\.\./outside\.safetensors'"):
@@ -280,7 +280,7 @@ def test_a_wrong_value_is_said_with_key_and_range(base_dir, tmp_path, value, sai
     assert f"config.json is damaged or of another model: {said}" in str(caught.value)
 
 
-def test_the_largest_configuration_that_is_taken_costs_no_memory_and_little_time(base_dir, copy):
+def test_the_largest_config_costs_no_memory_and_little_time(base_dir, copy):
     folder = copy(base_dir)
     path = folder / "text_encoder" / "config.json"
     largest = {"num_hidden_layers": 256, "hidden_size": 1 << 16, "intermediate_size": 1 << 16}

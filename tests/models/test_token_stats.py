@@ -30,7 +30,7 @@ def test_error_names_only_classes_that_occurred():
     assert error.mean_cosine() == {"bos": pytest.approx(1.0), "eos": pytest.approx(1.0)}
 
 
-def test_diversity_is_the_mean_distance_of_captions_at_a_position():
+def test_diversity_is_the_mean_distance_at_a_position():
     torch.manual_seed(0)
     states = torch.randn(3, 4, 6)
     classes = torch.tensor([[BOS, WORD, WORD, EOS], [BOS, WORD, WORD, EOS], [BOS, WORD, EOS, PADDING]])
