@@ -181,9 +181,7 @@ def test_an_image_without_finite_latents_is_named(world):
     with torch.no_grad():
         base.vae.quant_conv.bias[0] = float("nan")
     for _ in range(2):
-        with pytest.raises(
-            DataError, match=f"no finite latents of .*{images[0].path.name}; take the picture"
-        ):
+        with pytest.raises(DataError, match=f"no finite latents of .*{images[0].path.name}; take the image"):
             load_latents(base, images, 64)
 
 
@@ -208,9 +206,7 @@ def test_a_base_that_predicts_no_noise_is_refused(world, tmp_path):
 def test_a_source_without_training_pictures_is_refused(world, tmp_path):
     data = shutil.copytree(world["data"], tmp_path / "data")
     (data / "Flickr_8k.trainImages.txt").write_text("")
-    with pytest.raises(
-        ValueError, match="no training picture to refine on; name a source with a train split"
-    ):
+    with pytest.raises(ValueError, match="no training image to refine on; name a source with a train split"):
         refine(recipe_of({**world, "data": data}), world["graft"], tmp_path / "out")
 
 

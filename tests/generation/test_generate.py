@@ -26,7 +26,7 @@ from helpers import image_request, refused
 
 def test_empty_prompt_is_generated_with_a_note(base, tmp_path, capsys):
     assert generate(base, tmp_path, "") == 0
-    assert "the prompt is empty: drawn without one" in capsys.readouterr().err
+    assert "the prompt is empty: generated without one" in capsys.readouterr().err
     assert rows_of(tmp_path)[0]["file"] == "empty-prompt_seed0.png"
 
 

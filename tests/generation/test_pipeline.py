@@ -211,7 +211,7 @@ def test_safety_checker_that_is_named_but_not_there_is_said(tmp_path, caplog):
     base = tiny.write_checked_base(tmp_path / "base", 1.1)
     (base / "safety_checker" / "model.safetensors").unlink()
     assert clipgraft.load(base, device="cpu").generate("A dog", num_inference_steps=1)[0].status == "ok"
-    assert "pictures are drawn unchecked" in caplog.text
+    assert "images are generated unchecked" in caplog.text
 
 
 @pytest.mark.parametrize(

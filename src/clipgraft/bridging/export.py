@@ -37,11 +37,11 @@ for the prompts in `prompts.json`, in order. Any stock pipeline of the base take
     from safetensors.torch import load_file
 
     embeds = load_file("prompt_embeds.safetensors")
-    pictures = pipeline(**{name: rows[:1] for name, rows in embeds.items()}).images"""
+    images = pipeline(**{name: rows[:1] for name, rows in embeds.items()}).images"""
 BRIDGE_CONTENT = """\
-`bridge.safetensors` and `config.json`: the map from CLIP's token states (after its final layer norm) to those
-of the base's text encoder, `clipgraft.models.bridge.Bridge`, without CLIP. `empty_states` (77, width) are the
-base's own states of the empty prompt and take their place; their first row is that of every prompt."""
+`bridge.safetensors` and `config.json`: the map from CLIP's hidden states (after its final layer norm) to the
+base's prompt embeds, `clipgraft.models.bridge.Bridge`, without CLIP. `empty_states` (77, width) are the
+base's own embeds of the empty prompt and replace the mapped ones; their first row is that of every prompt."""
 CONTENTS = {
     "diffusers": DIFFUSERS_CONTENT,
     "prompt-embeds": PROMPT_EMBEDS_CONTENT,

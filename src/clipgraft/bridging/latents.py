@@ -48,7 +48,7 @@ def encode_images(
     limits = limits or DataSettings()
     train = data.train[: limits.max_train_images or None]
     if not train:
-        raise UserError("no training picture to refine on; name a source with a train split")
+        raise UserError("no training image to refine on; name a source with a train split")
     test = (data.test[: limits.max_test_images or None] or train)[:num_measured]
     size = int(base.unet.config.sample_size) * 8
     latents = [load_latents(base, images, size) for images in (train, test)]
@@ -87,7 +87,7 @@ def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Te
             for row, image in zip(encoded[-1], batch, strict=True):
                 if not row.isfinite().all():
                     raise DataError(
-                        f"the base's VAE makes no finite latents of {image.path}; take the picture out of "
+                        f"the base's VAE makes no finite latents of {image.path}; take the image out of "
                         "the source, or set refine.mixed_precision to no"
                     )
             update(start + len(batch), "images")

@@ -242,7 +242,7 @@ def check_prediction(base: FrozenBase) -> None:
     if predicted != "epsilon":
         raise CheckpointError(
             f"base {base.origin.name} predicts {predicted!r}; only through one that predicts the noise "
-            "('epsilon') can a graft be refined: draw with the graft as `bridge` wrote it"
+            "('epsilon') can a graft be refined: generate with the graft as `bridge` wrote it"
         )
 
 

@@ -75,7 +75,7 @@ class FrozenBase:
     safety_checker: StableDiffusionSafetyChecker | None = None
     """Loaded with the VAE, where the base has one."""
     feature_extractor: CLIPImageProcessorPil | None = None
-    """Prepares pictures for the safety checker."""
+    """Prepares images for the safety checker."""
     origin: "Origin | None" = None
     """Where it was loaded from."""
 
@@ -347,7 +347,7 @@ def _load_safety_checker(folder: Path) -> dict[str, Any]:
     if not any(folder.glob("safety_checker/*.safetensors")):
         logger.warning(
             "this base names a safety checker, but safety_checker/*.safetensors is not there: "
-            "pictures are drawn unchecked"
+            "images are generated unchecked"
         )
         return {}
     return {

@@ -20,7 +20,7 @@ NUM_CLASS_MAPS = 3
 
 PADDING_WEIGHT = 8
 """Words that all padding of a caption weighs as much as (a guess). Some 60 of 77 positions are padding: each
-at full weight would drown the words, and at next to none pictures lose what the padding says: on flatland,
+at full weight would drown the words, and at next to none images lose what the padding says: on flatland,
 with the teacher's words and the empty prompt's padding, place and time of day were right in four of five."""
 HEAD_SIZE = 32
 """Of the attention blocks; half of CLIP's, as more heads mix words in more ways (a guess)."""

@@ -156,10 +156,10 @@ class UnetConfig(Checked):
     attention_head_dim: Width | list[Width] = 8
     num_attention_heads: Width | list[Width] | None = None
     in_channels: Literal[4] = 4
-    """Others also read a mask or a picture (inpainting)."""
+    """Others also read a mask or an image (inpainting)."""
     out_channels: Literal[4] = 4
     addition_embed_type: None = None
-    """Others read a second text encoder (Stable Diffusion XL); so do the next three, classes or pictures."""
+    """Others read a second text encoder (Stable Diffusion XL); so do the next three, classes or images."""
     class_embed_type: None = None
     num_class_embeds: None = None
     encoder_hid_dim_type: None = None

@@ -141,7 +141,7 @@ def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
 def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
     """Return a sentence for each thing that a tokenizer cannot read of a prompt: its end, unknown words."""
     if not prompt.strip():
-        return ["the prompt is empty: drawn without one"]
+        return ["the prompt is empty: generated without one"]
     notes = []
     unread = cut_off(prompt, tokenizer)
     if unread:
