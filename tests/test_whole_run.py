@@ -72,7 +72,7 @@ def assert_equal_weights(one, other):
 def test_finished_fine_tuning_takes_more_epochs_as_if_it_had_begun_with_them(world, capsys):
     first = (world / "run/log.jsonl").read_text()
     assert finetune(world, world / "run", "--resume", epochs=3) == 0
-    assert "8 steps are made; the run has 12 now in place of 8. The learning rate is from here 0.001" in (
+    assert "8 steps are made; the run now has 12, not 8. The learning rate is now 0.001" in (
         " ".join(capsys.readouterr().err.split())
     )
     assert (world / "run/log.jsonl").read_text().startswith(first)
@@ -130,7 +130,7 @@ def test_replaced_photographs_are_refused_by_name_and_taken_by_flag(world, capsy
     darken(world)
     options = [*finetune_options(world, world / "run", epochs=3), "--resume"]
     message = refused(capsys, *options)
-    assert "was made with other photographs than there are now" in message
+    assert "was made with other photographs than the present ones" in message
     assert "--allow-changed-data" in message
     assert call(*options, "--allow-changed-data") == 0
     assert len(log_of(world / "run")) == 12
@@ -140,7 +140,7 @@ def test_other_captions_are_refused_by_name(world, capsys):
     path = world / "data/Flickr8k.token.txt"
     path.write_text(path.read_text().replace("dog", "cat", 3))
     message = refused(capsys, *finetune_options(world, world / "run", epochs=3), "--resume")
-    assert "was made with other captions than there are now" in message
+    assert "was made with other captions than the present ones" in message
 
 
 @pytest.mark.parametrize("tower", ["vision_model", "text_model"])
@@ -149,7 +149,7 @@ def test_other_start_weights_are_refused_by_name(world, capsys, tower):
     next(getattr(clip.model, tower).parameters()).data.add_(0.01)
     save_clip(clip, world / "clip")
     message = refused(capsys, *finetune_options(world, world / "run", epochs=3), "--resume")
-    assert "was made with other weights of CLIP than there are now" in message
+    assert "was made with other weights of CLIP than the present ones" in message
 
 
 def test_bridge_is_not_resumed_on_another_teacher(world, capsys):
@@ -161,7 +161,7 @@ def test_bridge_is_not_resumed_on_another_teacher(world, capsys):
     weights = load_file(path)
     weights[max(weights)] = weights[max(weights)] + 0.01
     save_file(weights, path, metadata={"format": "pt"})
-    assert "was made with other weights of the base than there are now" in refused(
+    assert "was made with other weights of the base than the present ones" in refused(
         capsys, *options, "--resume"
     )
 
@@ -181,7 +181,7 @@ def test_refinement_is_not_resumed_on_other_photographs(world, capsys):
     options += ["--set", "refine.num_epochs=1"]
     assert call(*options) == 0
     darken(world)
-    assert "was made with other photographs than there are now" in refused(capsys, *options, "--resume")
+    assert "was made with other photographs than the present ones" in refused(capsys, *options, "--resume")
 
 
 def test_steps_of_fine_tuning_are_those_of_this_version(world):

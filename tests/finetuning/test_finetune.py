@@ -138,7 +138,7 @@ def test_truncated_captions_are_noted(world, tmp_path, capsys):
     recipe = recipe_of(world, num_epochs=1)
     recipe = with_source(recipe, source)
     run(recipe, tmp_path / "out")
-    assert "note: 2 training captions are longer than 77 tokens; the words" in capsys.readouterr().err
+    assert "note: 2 training captions are longer than 77 tokens; their ends" in capsys.readouterr().err
 
 
 def test_result_is_recall_in_both_directions_before_and_after(world, tmp_path, capsys):
@@ -185,7 +185,7 @@ def test_resumed_run_with_every_option_ends_in_the_same_bits(world, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 1}, "a batch of one image has no wrong answer to learn from"),
+        ({"batch_size": 1}, "a batch of one image has no negatives"),
         (
             {"frozen_vision_layers": -1, "frozen_text_layers": -1},
             "frozen_vision_layers=-1 and frozen_text_layers=-1 leave nothing to train but the logit scale; "
@@ -198,7 +198,7 @@ def test_resumed_run_with_every_option_ends_in_the_same_bits(world, tmp_path):
         ),
         (
             {"batch_size": 1, "gradient_accumulation_steps": 8, "accumulation": "separate"},
-            "a batch of one image has no wrong answer to learn from",
+            "a batch of one image has no negatives",
         ),
         ({"patience": 2}, "patience needs a best_metric: name one"),
         ({"preview_steps": 5}, "preview_steps and preview_graft belong together"),

@@ -57,7 +57,7 @@ def test_sum_of_rows_of_a_wrong_type_is_refused(tmp_path, rows):
 
 def test_checkpoint_of_another_version_names_the_way_on(tmp_path):
     rewrite(save(tmp_path, state_of()), lambda values, _: values.pop("version"))
-    with pytest.raises(CheckpointError, match=r"whose steps are others; go on with that version, which"):
+    with pytest.raises(CheckpointError, match=r"whose steps differ; resume with that version"):
         load(tmp_path, state_of())
 
 
@@ -83,7 +83,7 @@ def test_missing_or_unknown_tensors_are_refused_by_name(tmp_path, name):
 def test_checkpoint_of_another_precision_is_refused(tmp_path):
     save(tmp_path, state_of(mixed_precision="bf16"))
     assert CheckpointManager(tmp_path).saved_precision() == "bf16"
-    with pytest.raises(CheckpointError, match="made in mixed_precision 'bf16', and this run is in 'no'"):
+    with pytest.raises(CheckpointError, match="made with mixed_precision 'bf16', but this run uses 'no'"):
         load(tmp_path, state_of(mixed_precision="no"))
 
 

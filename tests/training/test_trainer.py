@@ -118,13 +118,11 @@ def test_log_that_lost_rows_is_refused(tmp_path):
     train(tmp_path)
     path = tmp_path / "log.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
-    message = (
-        r"no checkpoint .*/log\.jsonl has 5 of the 18 rows that it had: it was lost or cut; bring it back"
-    )
+    message = r"no checkpoint .*/log\.jsonl has 5 of its 18 rows: it was lost or cut; restore it"
     with pytest.raises(CheckpointError, match=message):
         train(tmp_path, resume=True)
     path.unlink()
-    with pytest.raises(CheckpointError, match="has 0 of the 18 rows that it had"):
+    with pytest.raises(CheckpointError, match="has 0 of its 18 rows"):
         train(tmp_path, resume=True)
 
 
@@ -169,7 +167,7 @@ DATA = {"photographs": "aaaa", "captions": "bbbb"}
 def test_checkpoint_of_other_data_is_refused_by_name(tmp_path):
     train(tmp_path, data=DATA)
     changed = {"photographs": "cccc", "captions": "bbbb"}
-    with pytest.raises(CheckpointError, match="made with other photographs than there are now; bring back"):
+    with pytest.raises(CheckpointError, match="made with other photographs than the present ones; restore"):
         train(tmp_path, resume=True, data=changed)
 
 
@@ -178,7 +176,8 @@ def test_changed_data_is_accepted_on_request_settings_never(tmp_path, caplog):
     changed, resume = {"captions": "dddd"}, Resume(allow_changed_data=True)
     _, result = train(tmp_path, data=changed, resume=resume)
     assert (
-        "with other captions and other photographs than there are now; going on all the same" in caplog.text
+        "with other captions and other photographs than the present ones; resuming as requested"
+        in caplog.text
     )
     assert (result.num_steps, len(read_log(tmp_path))) == (18, 18)
     with pytest.raises(CheckpointError, match=r"other settings \(learning_rate was 0\.05, is 0\.2\)"):
@@ -219,9 +218,7 @@ def test_more_epochs_leave_the_first_ones_as_they_are(tmp_path, capsys, stop_at)
     assert torch.equal(resumed.linear.weight, longer.linear.weight)  # the learning rate is constant
     assert read_log(folder) == read_log(tmp_path / "longer")
     made = stop_at or 18
-    message = (
-        f"note: {made} steps are made; the run has 30 now in place of 18. The learning rate is from here 0.05"
-    )
+    message = f"note: {made} steps are made; the run now has 30, not 18. The learning rate is now 0.05"
     assert capsys.readouterr().err.splitlines() == [message]
 
 
@@ -232,14 +229,14 @@ def test_schedule_is_stretched_over_more_epochs_and_noted(tmp_path, capsys):
     assert rates[:18] == pytest.approx([0.05 * (1 - step / 18) for step in range(18)])
     assert rates[18:] == pytest.approx([0.05 * (1 - step / 30) for step in range(18, 30)])
     assert capsys.readouterr().err == (
-        "note: 18 steps are made; the run has 30 now in place of 18. The learning rate is from here 0.02 to "
-        "0.0017: lr_schedule = 'linear' is spread over all steps, and would else go on at 0\n"
+        "note: 18 steps are made; the run now has 30, not 18. The learning rate is now 0.02 to "
+        "0.0017: lr_schedule = 'linear' spreads over all steps; it would have continued at 0\n"
     )
 
 
 def test_fewer_epochs_than_are_made_are_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(UserError, match=r"made 18 steps already, and num_epochs = 2 is 12; set it to 3 or"):
+    with pytest.raises(UserError, match=r"already made 18 steps, and num_epochs = 2 is 12; set it to 3 or"):
         train(tmp_path, resume=True, num_epochs=2)
 
 

@@ -102,7 +102,7 @@ def test_damaged_lost_or_other_best_weights_are_refused(tmp_path):
     evaluations.add({"step": 6, "epoch": 1, "recall": 0.2}, {"w": torch.ones(3) * 2})
     second = path.read_bytes()
     for content, message in (
-        (first, r"best\.safetensors is of step 0, not of step 6, whose evaluation is the best"),
+        (first, r"best\.safetensors is of step 0, not of step 6, the best"),
         (second[:-1] + b"\x7f", r"best\.safetensors is damaged"),
     ):
         path.write_bytes(content)
@@ -154,7 +154,7 @@ def test_other_steps_from_before_the_best_weights_are_refused(tmp_path):
     train(tmp_path, scores=[0.1, 0.2, 0.3, 0.4, 0.5], save_total_limit=9)
     before = sorted((tmp_path / "checkpoints").iterdir())
     for resume in (Resume(step=8), Resume(step=20)):
-        with pytest.raises(CheckpointError, match=r"best weights that are kept are of step 24, not of step "):
+        with pytest.raises(CheckpointError, match=r"best weights kept are those of step 24, not of step "):
             train(tmp_path, resume=resume)
     assert sorted((tmp_path / "checkpoints").iterdir()) == before
     train(tmp_path, resume=Resume(step=24))

@@ -258,12 +258,9 @@ def _say_notes(
         say(note)
     is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
     if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
-        say(f"no checkpoint in {folder} to go on from; training begins anew")
+        say(f"no checkpoint in {folder} to resume from; training starts over")
     if num_truncated:
-        say(
-            f"{num_truncated} training captions are longer than {CONTEXT_LENGTH} tokens; the words beyond "
-            "them are not read"
-        )
+        say(f"{num_truncated} training captions are longer than {CONTEXT_LENGTH} tokens; their ends are cut")
 
 
 def set_start(
@@ -312,11 +309,11 @@ def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool)
     """Refuse settings that contradict each other or the data."""
     passes = passes_per_loss(settings)
     if settings.batch_size == passes == 1:
-        raise UserError("a batch of one image has no wrong answer to learn from; set batch_size to 2 or more")
+        raise UserError("a batch of one image has no negatives; set batch_size to 2 or more")
     if settings.batch_size == 1 and num_train % passes == 1:
         raise UserError(
             f"batch_size=1 and gradient_accumulation_steps={passes} leave one of {num_train} training images "
-            "to an epoch's last step, with no wrong answer to learn from; change either"
+            "to an epoch's last step, without negatives; change either"
         )
     if settings.patience and not settings.best_metric:
         raise UserError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")

@@ -217,13 +217,13 @@ class CheckpointManager:
         changed = _differing(saved.values.data, self.data)
         if not changed:
             return
-        what = f"{saved.folder} was made with other {' and other '.join(changed)} than there are now"
+        what = f"{saved.folder} was made with other {' and other '.join(changed)} than the present ones"
         if not allow_changed_data:
             raise CheckpointError(
-                f"{what}; bring back what there was, or start again with --overwrite; fine-tuning goes on "
-                "with what there is now by --allow-changed-data"
+                f"{what}; restore the former ones, or start again with --overwrite; finetune accepts the "
+                "present ones with --allow-changed-data"
             )
-        logger.warning("%s; going on all the same", what)
+        logger.warning("%s; resuming as requested", what)
 
     def _refuse_other_settings(self, saved: Saved, state: TrainingState) -> None:
         begun = {RENAMED.get(name, name): value for name, value in saved.values.settings.items()}
@@ -240,16 +240,16 @@ class CheckpointManager:
         precision = saved.values.mixed_precision
         if precision != state.mixed_precision:
             raise CheckpointError(
-                f"{saved.folder} was made in mixed_precision {precision!r}, and this run is in "
-                f"{state.mixed_precision!r}; go on in the former, or start again with --overwrite"
+                f"{saved.folder} was made with mixed_precision {precision!r}, but this run uses "
+                f"{state.mixed_precision!r}; use the former, or start again with --overwrite"
             )
         if (
             state.scaler is not None
             and (saved.values.scaler or {}).keys() != state.scaler.state_dict().keys()
         ):
             raise CheckpointError(
-                f"{saved.folder} has no state of the gradient scaler, which {precision!r} needs; go on where "
-                "it was made, or start again with --overwrite"
+                f"{saved.folder} has no state of the gradient scaler, which {precision!r} needs; resume on "
+                "the device it was made on, or start again with --overwrite"
             )
 
     def _newest_first(self) -> list[Path]:
@@ -322,8 +322,8 @@ def _read_values(folder: Path) -> SavedValues:
     found = read_json(path, error=CheckpointError)
     if found.get("version", 1) != VERSION:
         raise CheckpointError(
-            f"{path} was written by a version of clipgraft whose steps are others; go on with that version, "
-            "which environment.json in the run's folder names"
+            f"{path} was written by a version of clipgraft whose steps differ; resume with that version "
+            "(environment.json in the run's folder names it)"
         )
     try:
         values = SavedValues.model_validate(found)

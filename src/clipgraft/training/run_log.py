@@ -143,10 +143,9 @@ def refuse_other_rows(path: Path, expected: RowsSum) -> None:
     rows = read_rows(path)[: expected.num_rows]
     if len(rows) < expected.num_rows:
         raise CheckpointError(
-            f"{path} has {len(rows)} of the {expected.num_rows} rows that it had: it was lost or cut; "
-            "bring it back"
+            f"{path} has {len(rows)} of its {expected.num_rows} rows: it was lost or cut; restore it"
         )
     if sum_of_rows(rows) != expected:
         raise CheckpointError(
-            f"{path} was damaged or changed in its first {expected.num_rows} rows; bring it back"
+            f"{path} was damaged or changed in its first {expected.num_rows} rows; restore it"
         )

@@ -214,7 +214,7 @@ class _Training:
                     self._validate(self.state.step // self.steps_per_epoch, stop)
                 if self.state.step < self.num_steps and self._should_stop() and self.process.is_main_process:
                     step = self.state.step
-                    say(f"training stopped early at step {step}, by patience; no step is left to make")
+                    say(f"training stopped early at step {step}, by patience; nothing is left to do")
                 while self.state.step < self.num_steps and not self._should_stop():
                     self._run_epoch(stop, report)
         finally:
@@ -293,21 +293,19 @@ class _Training:
         step, now, settings = self.state.step, self.num_steps, self.settings
         if step > now:
             raise UserError(
-                f"{self.run_dir} has made {step} steps already, and num_epochs = {settings.num_epochs} is "
+                f"{self.run_dir} has already made {step} steps, and num_epochs = {settings.num_epochs} is "
                 f"{now}; set it to {math.ceil(step / self.steps_per_epoch)} or more"
             )
         if before == now or not self.process.is_main_process:
             return
-        rates = f"from here {learning_rate_at(settings, step, now):.2g}"
+        rates = f"{learning_rate_at(settings, step, now):.2g}"
         if settings.lr_schedule != "constant":
             rates += (
                 f" to {learning_rate_at(settings, now - 1, now):.2g}: lr_schedule = {settings.lr_schedule!r} "
-                f"is spread over all steps, and would else go on at "
+                f"spreads over all steps; it would have continued at "
                 f"{learning_rate_at(settings, min(step, before), before):.2g}"
             )
-        say(
-            f"{step} steps are made; the run has {now} now in place of {before}. The learning rate is {rates}"
-        )
+        say(f"{step} steps are made; the run now has {now}, not {before}. The learning rate is now {rates}")
 
 
 def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -125,8 +125,7 @@ class ValidationHistory:
         step, weights = _read_best(path)
         if step != best:
             raise CheckpointError(
-                f"{path} is of step {step}, not of step {best}, whose evaluation is the best; start again "
-                "with --overwrite"
+                f"{path} is of step {step}, not of step {best}, the best; start again with --overwrite"
             )
         return weights
 
@@ -147,8 +146,8 @@ class ValidationHistory:
         is_written_again = found > self.rows[-1]["step"] and not goes_another_way
         if found != best and not is_written_again:
             raise CheckpointError(
-                f"the best weights that are kept are of step {found}, not of step {best}, the best up to "
-                f"step {step}; go on from step {found} or later, or start again with --overwrite"
+                f"the best weights kept are those of step {found}, not of step {best}, the best up to "
+                f"step {step}; resume from step {found} or later, or start again with --overwrite"
             )
 
 
