@@ -99,7 +99,7 @@ def test_every_text_stands_out_in_light_and_in_dark(page):
     assert len(colours) == 2
 
 
-def test_page_without_pictures_and_without_numbers_fits_a_telephone(run_dir, tmp_path):
+def test_page_without_images_or_numbers_fits_a_phone(run_dir, tmp_path):
     shutil.rmtree(run_dir / "generate")
     evaluation = write_evaluation(run_dir / "evaluate", pictures=[])
     nothing = {"value": None, "interval": None, "note": "nothing to measure"}

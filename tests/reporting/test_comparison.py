@@ -42,7 +42,7 @@ def test_equal_runs_are_said_to_be_so_and_compared_in_everything(two):
     assert html.count("11.2 % → 31.2 %") == 2
 
 
-def test_runs_on_different_data_are_not_compared_by_what_depends_on_it(two):
+def test_runs_on_different_data_are_not_compared_by_it(two):
     path = two[1] / "data.json"
     write_json(path, json.loads(path.read_text()) | {"fingerprint": "another"})
     runs = [read_run(folder) for folder in two]
@@ -53,7 +53,7 @@ def test_runs_on_different_data_are_not_compared_by_what_depends_on_it(two):
     assert "Compare the shapes of these lines, not their heights: the runs are on different data" in html
 
 
-def test_runs_whose_data_is_unknown_are_not_said_to_be_on_equal_data(two):
+def test_unknown_data_is_not_said_to_be_equal(two):
     for folder in two:
         (folder / "data.json").unlink()
     runs = [read_run(folder) for folder in two]
@@ -72,7 +72,7 @@ def test_runs_whose_data_is_unknown_are_not_said_to_be_on_equal_data(two):
         {"settings": {"base": {"name": "local", "unet_sha256": "another"}}},
     ],
 )
-def test_evaluations_of_other_prompts_photographs_or_bases_are_not_compared(two, change):
+def test_evaluations_of_other_prompts_are_not_compared(two, change):
     write_evaluation(two[0] / "evaluate")
     write_evaluation(two[1] / "evaluate")
     assert comparability([read_run(folder) for folder in two])["evaluation"] == ""
@@ -80,13 +80,13 @@ def test_evaluations_of_other_prompts_photographs_or_bases_are_not_compared(two,
     assert "different settings, bases" in comparability([read_run(folder) for folder in two])["evaluation"]
 
 
-def test_warnings_of_an_evaluation_stand_on_the_page_that_compares_too(two):
+def test_comparison_shows_the_evaluations_warnings(two):
     write_evaluation(two[1] / "evaluate")
     html = render_comparison([read_run(folder) for folder in two])
     assert "other: The scorer is the CLIP that was fine-tuned, as it was before: not independent" in html
 
 
-def test_places_of_folders_are_told_to_nobody_where_settings_differ(two, tmp_path):
+def test_differing_settings_reveal_no_folders(two, tmp_path):
     recipe = two[1] / "recipe.toml"
     recipe.write_text(recipe.read_text().replace('source = ""', 'source = "/home/someone/photos"'))
     written = compare(two, tmp_path / "out").with_suffix(".json").read_text()
@@ -94,7 +94,7 @@ def test_places_of_folders_are_told_to_nobody_where_settings_differ(two, tmp_pat
     assert "/home/someone" not in written
 
 
-def test_losses_of_different_batches_are_not_compared_and_recall_is(two):
+def test_losses_of_different_batches_are_not_compared(two):
     recipe = two[1] / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("batch_size = 32", "batch_size = 64", 1))
     reasons = comparability([read_run(folder) for folder in two])
@@ -102,7 +102,7 @@ def test_losses_of_different_batches_are_not_compared_and_recall_is(two):
     assert reasons["loss"] == "a contrastive loss depends on its batch"
 
 
-def test_pictures_of_one_prompt_and_seed_stand_side_by_side_and_others_do_not(two):
+def test_images_of_one_prompt_and_seed_are_side_by_side(two):
     for folder, guidance in zip(two, (3.0, 7.5), strict=True):
         rows = [
             picture_row("0.png", "the same", column="after"),

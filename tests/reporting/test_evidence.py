@@ -26,7 +26,7 @@ def judged(run_dir):
     return read_run(run_dir)
 
 
-def test_figures_stand_with_their_intervals_between_floors_and_ceilings(judged):
+def test_tables_show_intervals_floors_and_ceilings(judged):
     table = metric_tables(judged.evaluation)[0][0]
     assert table.title == "Prompt fidelity"
     assert table.rows[0] == ("the base with its own text encoder (ceiling)", "90.0 % [80.0 to 100.0]")
@@ -34,7 +34,7 @@ def test_figures_stand_with_their_intervals_between_floors_and_ceilings(judged):
     assert table.rows[4] == ("the same seeds without a prompt (floor)", "30.0 % [20.0 to 40.0]")
 
 
-def test_fidelity_stands_by_combinations_that_train_shows_and_never_shows(run_dir):
+def test_fidelity_is_shown_by_parts_of_prompt_sets(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate")
     row = next(row for row in evaluation["figures"] if row["metric"] == "prompt_fidelity")
     parts = [f"plain/{name}" for name in ("held_out_combinations", "seen_combinations", "no_subject")]
@@ -53,7 +53,7 @@ def test_fidelity_stands_by_combinations_that_train_shows_and_never_shows(run_di
     assert {table.title: table.head[1:] for table in others}["CLIPScore, raw cosine"] == tuple(parts)
 
 
-def test_grafts_of_any_name_are_shown_among_best_and_worst_prompts(run_dir):
+def test_grafts_of_any_name_are_shown_among_ranked_prompts(run_dir):
     evaluation = json.loads(json.dumps(write_evaluation(run_dir / "evaluate")).replace('"after"', '"mine-2"'))
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)
     ranked, _ = rank_prompts(read_run(run_dir))
@@ -67,7 +67,7 @@ def test_figure_that_was_not_taken_says_why(judged):
     assert "2 images; at least 100 are needed (--force takes fewer)." in table.note
 
 
-def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):
+def test_differences_count_prompts_that_got_better(judged):
     first, others = differences_tables(judged.evaluation)
     assert first.rows[0] == ("Prompt fidelity",)
     assert first.rows[-1] == (
@@ -80,7 +80,7 @@ def test_differences_are_paired_and_say_how_many_prompts_got_better(judged):
     assert others is None
 
 
-def test_differences_to_floors_over_parts_and_of_lesser_metrics_come_after(run_dir):
+def test_lesser_differences_come_after_the_main_ones(run_dir):
     row = {
         "metric": "prompt_fidelity",
         "prompt_set": "plain",
@@ -118,12 +118,12 @@ def test_differences_to_floors_over_parts_and_of_lesser_metrics_come_after(run_d
         (None, True, ""),
     ],
 )
-def test_difference_counts_only_where_its_interval_leaves_out_zero(interval, higher_is_better, said):
+def test_verdict_needs_an_interval_without_zero(interval, higher_is_better, said):
     row = Difference(metric="m", interval=interval)
     assert verdict(row, Metric(title="m", higher_is_better=higher_is_better)) == said
 
 
-def test_difference_without_an_interval_says_why_and_is_none_where_it_is_nothing(run_dir):
+def test_difference_without_an_interval_says_why(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate")
     row = next(row for row in evaluation["differences"] if row["metric"] == "clip_score_raw")
     row |= {"value": 0.0, "interval": None, "note": "no interval: no prompt differs from another"}
@@ -133,7 +133,7 @@ def test_difference_without_an_interval_says_why_and_is_none_where_it_is_nothing
     assert cells[-1] == "no difference shown"
 
 
-def test_best_and_worst_prompts_are_those_that_a_sort_of_the_scores_finds(run_dir):
+def test_ranked_prompts_are_those_of_a_sort(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate", num_prompts=200)
     scores = {
         row["prompt_id"]: row["scores"]["prompt_fidelity"]
@@ -148,7 +148,7 @@ def test_best_and_worst_prompts_are_those_that_a_sort_of_the_scores_finds(run_di
     assert "Of 200 prompts, ranked by Prompt fidelity of the variant 'after'" in note
 
 
-def test_pictures_that_failed_are_counted_and_named_but_never_ranked(judged):
+def test_failed_images_are_counted_but_never_ranked(judged):
     assert ("CLIP of 'after' with an untrained map for a bridge (floor)", "4", "3", "0", "1", "0") in (
         failures_table(judged.evaluation).rows
     )
@@ -210,7 +210,7 @@ def test_evaluation_of_version_1_is_read_with_todays_names(run_dir):
     assert evaluation.images[0].file.startswith("pictures/teacher/")
 
 
-def test_evaluation_that_names_no_version_is_read_as_far_as_it_goes(run_dir):
+def test_evaluation_without_a_version_is_read(run_dir):
     evaluation = write_evaluation(run_dir / "evaluate")
     del evaluation["schema_version"]
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)

@@ -1,13 +1,18 @@
 """Cards of runs and exported grafts: front matter, figures, terms, and no place of this machine."""
 
+import pytest
+from example_run import DATA, write_evaluation, write_json
+
 from clipgraft.config import Recipe
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.hub import PINS
 from clipgraft.models.lineage import Lineage, Stage
-from clipgraft.reporting.model_card import graft_card, public_name, public_recipe
+from clipgraft.reporting.model_card import graft_card, public_name, public_recipe, run_card
+from clipgraft.reporting.report import summarize
+from clipgraft.reporting.run_data import read_run
 
 
-def test_a_card_of_stable_diffusion_has_commit_licence_and_fine_tuning():
+def test_card_of_stable_diffusion_has_commit_and_licence():
     name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     base = BaseRecord(name=name, revision=PINS[name].revision, sums={})
     recall = {"text_to_image_recall@1": 0.25, "image_to_text_recall@1": 0.5, "num_images": 8}
@@ -42,3 +47,34 @@ def test_paths_of_this_machine_are_cut_to_their_last_part(tmp_path):
         "data": {"source": "photos"},
         "clip": {"name": "owner/name"},
     }
+
+
+def test_card_and_json_have_warnings_and_sampling_settings(run_dir):
+    write_evaluation(run_dir / "evaluate")
+    write_json(run_dir / "evaluate" / "metrics.json", {"scores": {"after": {"mean": 0.8}}, "settings": {}})
+    run = read_run(run_dir)
+    card = run_card(run)
+    assert card.count("## Prompt fidelity\n") == 1
+    assert "not independent" in card
+    assert "Generated and scored with: " in card
+    assert "seed: 0, steps: 20, guidance: 3.0" in card
+    assert ", images: " in card
+    assert any("not independent" in note for note in summarize(run)["evaluation"]["notes"])
+
+
+def test_model_card_holds_the_figures_and_no_markup_of_strangers(run_dir):
+    write_evaluation(run_dir / "evaluate")
+    left_out = [{"kind": "image", "reason": "a|b\n# <script>", "count": 1, "examples": ["[x](http://y)"]}]
+    write_json(run_dir / "data.json", DATA | {"excluded": left_out})
+    card = run_card(read_run(run_dir))
+    assert "| recall@1 | 11.2 % | 31.2 % | +20.0 |" in card
+    assert "## Prompt fidelity" in card
+    assert "a\\|b # \\<script\\>" in card
+    assert "[x]" not in card.replace("\\[x\\]", "")
+    assert "clipgraft demo --out runs/demo" in card
+
+
+@pytest.mark.parametrize("missing", ["finetune/metrics.json", "data.json", "environment.json", "recipe.toml"])
+def test_card_of_an_incomplete_run_omits_missing_parts(run_dir, missing):
+    (run_dir / missing).unlink()
+    assert "\n# demo\n" in run_card(read_run(run_dir))

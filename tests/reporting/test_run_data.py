@@ -27,7 +27,7 @@ def test_stage_that_did_not_end_is_left_out_of_the_metrics(run_dir):
 
 
 @pytest.mark.parametrize("stage", ["finetune", "bridge"])
-def test_stage_that_was_evaluated_keeps_its_metrics_and_is_shown_with_them(run_dir, stage):
+def test_evaluated_stage_keeps_its_own_metrics(run_dir, stage):
     folder = run_dir / stage
     before = (folder / "metrics.json").read_bytes()
     write_evaluation(folder / "evaluate")
@@ -42,7 +42,7 @@ def test_stage_that_was_evaluated_keeps_its_metrics_and_is_shown_with_them(run_d
     assert "Did it help?" in page
 
 
-def test_stages_own_metrics_survive_a_later_stages_folder_within_it(run_dir):
+def test_stages_own_metrics_survive_a_nested_stage(run_dir):
     tuned = run_dir / "finetune"
     shutil.copytree(run_dir / "bridge", tuned / "bridge")
     before = (tuned / "metrics.json").read_bytes()
@@ -50,7 +50,7 @@ def test_stages_own_metrics_survive_a_later_stages_folder_within_it(run_dir):
     assert (tuned / "metrics.json").read_bytes() == before
 
 
-def test_metrics_of_refining_alone_are_not_taken_for_fine_tunings(tmp_path):
+def test_metrics_of_a_refinement_are_not_fine_tunings(tmp_path):
     metrics = {"before": {"500": 0.4}, "after": {"500": 0.3}, "num_steps": 3, "num_train_images": 8}
     write_json(tmp_path / "metrics.json", metrics)
     run = read_run(tmp_path)

@@ -1,0 +1,22 @@
+"""Time, memory and energy."""
+
+from example_run import write_json
+
+from clipgraft.reporting.provenance import WATTS_OF_A_CORE, WATTS_OF_A_GPU, resources_table, watt_hours
+from clipgraft.reporting.run_data import read_run
+
+
+def test_energy_is_cores_and_gpu_at_a_stated_draw():
+    used = {"seconds": 3600, "processor_seconds": 7200}
+    assert watt_hours(used, {"device": "cpu"}) == 2 * WATTS_OF_A_CORE
+    assert watt_hours(used, {"device": "cuda"}) == 2 * WATTS_OF_A_CORE + WATTS_OF_A_GPU
+    assert watt_hours({}, {}) is None
+
+
+def test_time_is_summed_over_stages_and_memory_is_not(run_dir):
+    for stage, seconds, peak in (("finetune", 60, 10**9), ("bridge", 30, 2 * 10**9)):
+        used = {"seconds": seconds, "processor_seconds": seconds, "peak_memory_bytes": peak}
+        write_json(run_dir / stage / "resources.json", used)
+    table = resources_table(read_run(run_dir))
+    assert table.rows[-1][:4] == ("total", "1 min 30 s", "1 min 30 s", "2.00 GB")
+    assert "Energy is estimated" in table.note
