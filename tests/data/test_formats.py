@@ -245,6 +245,16 @@ def test_coco_image_in_two_splits_is_refused(tmp_path: Path) -> None:
         load_dataset(root)
 
 
+def test_pairs_of_image_and_captions_are_a_dataset(tmp_path: Path) -> None:
+    pairs = [(tmp_path / "x" / "a.jpg", ["A  dog", "Dogs"]), (str(tmp_path / "y" / "b.png"), "A cat")]
+    dataset = load_dataset(pairs)
+    assert captions_of(dataset) == {"x/a.jpg": ("A dog", "Dogs"), "y/b.png": ("A cat",)}
+    assert splits_of(dataset) == {name: hash_split(name) for name in ("x/a.jpg", "y/b.png")}
+    assert [image.path for image in dataset.images] == [tmp_path / "x" / "a.jpg", tmp_path / "y" / "b.png"]
+    with pytest.raises(DataError, match="no image with a caption remains"):
+        load_dataset([])
+
+
 def test_flickr8k_wins_over_the_other_formats(tmp_path: Path) -> None:
     files = {
         "Images/a.jpg": "",

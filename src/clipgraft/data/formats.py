@@ -3,9 +3,10 @@
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,19 @@ _CAPTION_FIELD = re.compile(r"text|captions?|caption_\d+")
 _COCO_NAME = re.compile(r"captions_((train|val|test)\w*)", re.IGNORECASE)
 
 
-def load_dataset(path: str | Path = "", *, include_unsplit: bool = False) -> CaptionDataset:
-    """Load a folder of captioned images; photographs are not opened.
+def load_dataset(
+    source: str | Path | Iterable[tuple[str | Path, str | Sequence[str]]] = "",
+    *,
+    include_unsplit: bool = False,
+) -> CaptionDataset:
+    """Load captioned images; photographs are not opened.
 
-    The files that are there decide the format. Flickr8k's forms win over metadata files, these over COCO,
-    that over caption files beside images.
+    The files in a folder decide its format. Flickr8k's forms win over metadata files, these over COCO, that
+    over caption files beside images.
 
     Args:
-        path: The folder; empty for flatland8k, which is drawn into the cache the first time.
+        source: A folder, or pairs of an image's path and its captions, split by a hash of the path's name;
+            empty for flatland8k, which is drawn into the cache the first time.
         include_unsplit: Put images outside every split into train instead of excluding them.
 
     Returns:
@@ -61,7 +67,10 @@ def load_dataset(path: str | Path = "", *, include_unsplit: bool = False) -> Cap
         DataError: If it is no folder, no format fits, a caption file is damaged, an image name points out of
             the image folder, or no captioned image remains.
     """
-    root = Path(path) if str(path) else _flatland8k()
+    if not isinstance(source, (str, Path)):
+        texts = ((path, [text] if isinstance(text, str) else text) for path, text in source)
+        return _from_pairs({Path(path).absolute(): captions for path, captions in texts})
+    root = Path(source) if str(source) else _flatland8k()
     if not root.exists():
         raise MissingFileError(f"{root}: no such folder; expected a folder of images with captions")
     if not root.is_dir():
@@ -80,6 +89,18 @@ def load_dataset(path: str | Path = "", *, include_unsplit: bool = False) -> Cap
         "metadata.jsonl or metadata.csv (file_name, text) beside the images; "
         "annotations/captions_train.json (COCO); or IMAGE.txt beside each IMAGE.jpg"
     )
+
+
+def _from_pairs(pairs: Mapping[Path, Sequence[str]]) -> CaptionDataset:
+    root = Path(os.path.commonpath([path.parent for path in pairs])) if pairs else Path()
+    names = {path.relative_to(root).as_posix(): path for path in pairs}
+    captions = [
+        RawCaption(name, number, tidy(text))
+        for name, path in names.items()
+        for number, text in enumerate(pairs[path])
+    ]
+    raw = RawDataset("pairs of image and captions", {}, names, captions, None)
+    return assemble(root, raw, include_unsplit=False)
 
 
 def draw_data(out_dir: Path, *, seed: int, num_images: int) -> None:
