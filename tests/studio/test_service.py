@@ -285,6 +285,14 @@ def test_a_clip_that_is_written_anew_embeds_and_searches_anew(service, own_run):
     assert torch.equal(index.embeds["after"], index.embeds["before"])
 
 
+def test_image_files_of_an_earlier_version_are_taken_over(runs_dir, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1f0c9a52e3b84d17.png").touch()
+    service = Service(runs_dir, tmp_path, device="cpu")
+    assert service.files.is_there("1f0c9a52e3b84d17")
+    service.queue.database.close()
+
+
 def test_the_home_is_private_and_half_written_files_go(service, runs_dir, tmp_path):
     home = service.files.folder.parent
     assert home.stat().st_mode & 0o777 == 0o700
