@@ -40,6 +40,12 @@ def test_a_clip_knows_what_it_was_fine_tuned_from(clip_dir, tmp_path):
     assert stage.figures == {"before": {"recall@1": 0.5}, "after": {}}
 
 
+def test_a_named_clip_is_not_fine_tuned_by_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "recipe.toml").write_text(to_toml(Recipe()))
+    monkeypatch.chdir(tmp_path)
+    assert clip_lineage(ModelSettings(name="flatland")) == ()
+
+
 def test_recipes_that_name_each_other_end(tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / name / "clip").mkdir(parents=True)

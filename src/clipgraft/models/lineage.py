@@ -77,9 +77,13 @@ def clip_lineage(clip: ModelSettings) -> tuple[Stage, ...]:
     """Return the fine-tuning stages of a CLIP, the first one first, by the recipes beside its folder."""
     stages: list[Stage] = []
     seen: set[str] = set()
-    while clip.name not in seen and (recipe := _recipe_in(Path(clip.name).parent)):
+    # Settings hold absolute paths; of a hub id or `flatland` the parent would be the working directory.
+    while Path(clip.name).is_absolute() and clip.name not in seen:
         seen.add(clip.name)
-        metrics = _metrics_in(Path(clip.name).parent)
+        run = Path(clip.name).parent
+        recipe, metrics = _recipe_in(run), _metrics_in(run)
+        if recipe is None:
+            break
         recall = {when: numbers(metrics.get(when)) for when in ("before", "after")}
         stages.insert(0, Stage(stage="finetune", recipe=recipe, figures=recall))
         clip = recipe.clip
@@ -135,7 +139,6 @@ def _counts(metrics: Mapping[str, Any], what: str) -> dict[str, int]:
 
 def _recipe_in(folder: Path) -> Recipe | None:
     path = folder / RECIPE_NAME
-    # Of a graft in the working directory the parent is where one happens to stand.
     if not path.is_file():
         return None
     try:
