@@ -50,7 +50,7 @@ def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_named_recipe_runs_and_exports_at_real_size_within_8_gb(tmp_path: Path):
+def test_named_recipe_runs_at_real_size_within_8_gb(tmp_path: Path):
     """`clipgraft run flickr8k_sd15`, with random weights in the places of the published ones."""
     dtype = torch.bfloat16 if cpu_gains_from_bf16() else torch.float32
     base = real_size.write_sd15_checkpoint(tmp_path / "sd15", dtype)

@@ -69,7 +69,7 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
-def test_finished_fine_tuning_takes_more_epochs_as_if_it_had_begun_with_them(world, capsys):
+def test_more_epochs_later_equal_more_epochs_at_once(world, capsys):
     first = (world / "run/log.jsonl").read_text()
     assert finetune(world, world / "run", "--resume", epochs=3) == 0
     assert "8 steps are made; the run now has 12, not 8. The learning rate is now 0.001" in (
@@ -111,7 +111,7 @@ def test_bridge_and_refinement_take_more_epochs(world, capsys):
     assert len(log_of(world / "rf")) == 3 * len(first.splitlines())
 
 
-def test_run_goes_on_from_a_moved_folder_with_other_settings_that_leave_the_weights(world, capsys):
+def test_moved_run_resumes_with_settings_that_keep_weights(world, capsys):
     before = (world / "run/log.jsonl").read_text()
     (world / "data").rename(world / "moved")
     (world / "clip").rename(world / "moved-clip")
@@ -126,7 +126,7 @@ def darken(world):
         Image.new("RGB", (40, 32)).save(path)
 
 
-def test_replaced_photographs_are_refused_by_name_and_taken_by_flag(world, capsys):
+def test_replaced_images_are_refused_unless_a_flag_allows(world, capsys):
     darken(world)
     options = [*finetune_options(world, world / "run", epochs=3), "--resume"]
     message = refused(capsys, *options)

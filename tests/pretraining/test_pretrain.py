@@ -42,7 +42,7 @@ def weights(run: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_pretraining_stopped_and_resumed_ends_in_the_same_weights(tmp_path: Path):
+def test_resumed_pretraining_ends_in_the_same_weights(tmp_path: Path):
     draw_flatland8k(tmp_path / "data", num_images=32, num_workers=1)
     subprocess.run(command(tmp_path / "data", tmp_path / "unbroken"), check=True)
     process = subprocess.Popen(command(tmp_path / "data", tmp_path / "broken"))
