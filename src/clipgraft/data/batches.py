@@ -74,13 +74,7 @@ class CropBatches(ShuffledBatches):
     """Random square crops, one an image and epoch: of four the one with most detail.
 
     Subjects are a small part of an image and skies a large one. The crop with the greatest mean difference
-    between neighbouring rows shows more of the subjects for the same cost.
-
-    Args:
-        pixels: (N, 3, H, W) uint8.
-        crop_size: Side of the crop, at most H and W.
-        batch_size: B.
-        seed: See `ShuffledBatches`.
+    between neighbouring rows shows more of the subjects for the same cost. `pixels` are (N, 3, H, W) uint8.
     """
 
     def __init__(self, pixels: Tensor, *, crop_size: int, batch_size: int, seed: int):
@@ -112,8 +106,7 @@ class LatentBatches(ShuffledBatches):
         input_ids: For each image its captions' token ids, unpadded.
         eos_token_id: Pads captions to `context_length`.
         context_length: Positions of the text encoder; the U-Net reads all of them.
-        batch_size: B.
-        seed: See `ShuffledBatches`.
+        batch_size, seed: See `ShuffledBatches`.
         num_epochs: Of the whole training; 0 leaves `progress` out.
     """
 
@@ -148,14 +141,7 @@ class LatentBatches(ShuffledBatches):
 
 
 class LabelledBatches(ShuffledBatches):
-    """Images with their labels.
-
-    Args:
-        pixels: (N, 3, H, W) uint8.
-        labels: (N, K) int64.
-        batch_size: B.
-        seed: See `ShuffledBatches`.
-    """
+    """Images (N, 3, H, W) uint8 with their labels (N, K) int64."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, *, batch_size: int, seed: int):
         super().__init__(len(pixels), batch_size, seed)
@@ -224,12 +210,7 @@ def _reserve(file: int, num_bytes: int) -> None:
 class StateBatches(ShuffledBatches):
     """Token states of captions of similar length, padded to the longest; padding has weight 0.
 
-    Args:
-        states: Of all captions.
-        padding: The class of padding.
-        bos: The class of BOS, a constant with weight 0.
-        batch_size: B.
-        seed: See `ShuffledBatches`.
+    `padding` and `bos` are token classes; BOS is a constant, and has weight 0 too.
     """
 
     def __init__(self, states: TokenStates, *, padding: int, bos: int, batch_size: int, seed: int):

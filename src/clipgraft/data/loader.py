@@ -48,12 +48,7 @@ class Item(NamedTuple):
 class EpochSampler(Sampler[list[EpochIndex]]):
     """Image indices of each full batch: a permutation drawn from (seed, epoch), cut in pieces.
 
-    Args:
-        num_items: Number of images.
-        batch_size: Images in a batch of all processes together; a multiple of `num_processes`.
-        seed: Not negative.
-        process_index: This process's share of each batch.
-        num_processes: Equal shares of a batch.
+    `batch_size` counts images of all processes together, each of which gets an equal share of every batch.
     """
 
     def __init__(
@@ -135,14 +130,9 @@ def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
 
 
 class ImageCaptionDataset(Dataset[Item]):
-    """Images, each with some of its captions, indexed by `EpochIndex`; tokenized once, here.
+    """Images, each with some of its captions, indexed by `EpochIndex`; see `CaptionedBatches`.
 
-    Args:
-        images: The images of one split.
-        crops: For each of them (3, S, S) uint8; None for captions alone.
-        tokenizer: The model's own tokenizer.
-        seed: Decides which captions are drawn in which epoch.
-        captions_per_image: Captions drawn for each image.
+    Captions are tokenized once, here.
     """
 
     def __init__(

@@ -102,6 +102,8 @@ def cut_crops(
 ) -> CachedArrays:
     """Return CLIP's crops of photographs, decoding those that are not in `folder`.
 
+    What was cut stays where a photograph cannot be read, or the disk is full.
+
     Args:
         paths: JPEG, PNG or WebP files.
         processor: Its settings are part of a crop's key.
@@ -110,11 +112,6 @@ def cut_crops(
 
     Returns:
         For each path (3, S, S) uint8.
-
-    Raises:
-        MissingFileError: If a photograph is missing.
-        DataError: If one cannot be read; what was cut before stays.
-        OSError: If the disk is full; what was cut before stays.
     """
     cache = ContentCache(folder / _settings_sum(processor), "crops")
     sums = content_sums(paths)
@@ -155,14 +152,9 @@ def _settings_sum(processor: ImageProcessor) -> str:
 
 
 def vae_pixel_values(images: Iterable[Image.Image], size: int) -> Tensor:
-    """Resize RGB images to fill a square (bicubic) and centre-crop them.
+    """Resize RGB images to fill a square (bicubic) and centre-crop: (B, 3, size, size) float32 in [-1, 1].
 
-    Args:
-        images: Of any size.
-        size: Side of the square in pixels; a multiple of 8, because the VAE halves it three times.
-
-    Returns:
-        (B, 3, size, size) float32 in [-1, 1].
+    `size` is a multiple of 8 pixels, because the VAE halves it three times.
     """
     if size < 8 or size % 8:
         raise UserError(f"size must be a positive multiple of 8 pixels; got {size}")
