@@ -1,4 +1,4 @@
-"""Engines and shortcuts as a user meets them on the command line."""
+"""Approximations equal a naive loop; the command line names and measures them."""
 
 import json
 import runpy
@@ -7,18 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from engine_world import CPU, PROMPTS, WHOLE, engine_of, pictures, pipeline_of, tiny_base
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tiny
 from clipgraft.cli.doctor import examine
-from clipgraft.generation.engines.engine import why_no_openvino
+from clipgraft.generation.engines.attach import put_on_engine
+from clipgraft.generation.engines.engine import (
+    TorchEngine,
+    why_no_openvino,
+)
 from clipgraft.generation.engines.lora import fuse_lora
-from helpers import call, refused
-
-CPU = torch.device("cpu")
+from clipgraft.generation.pipeline import sample
+from clipgraft.models.base import FrozenBase
+from clipgraft.settings import InferenceConfig
+from helpers import call, image_request, refused
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +166,167 @@ def test_doctor_says_what_draws():
     missing = why_no_openvino(CPU)
     assert finding.value == ("torch" if missing else "OpenVINO")
     assert bool(finding.fix) == ("not installed" in missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "stop"),
+    [("torch", 0.0, 0.5), ("torch", 0.5, 1.0), ("torch", 0.3, 0.8), ("openvino", 0.3, 0.8)],
+)
+def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
+    speed = InferenceConfig(guidance_interval=(start, stop))
+    pipeline = pipeline_of(tiny_base(), engine_of(name, cache), speed)
+    drawn = pictures(pipeline)
+    plain = pipeline_of(tiny_base())
+    plain.scheduler.set_timesteps(4)
+    latents = torch.cat(
+        [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    )
+    positive, negative = plain.encode_prompt(list(PROMPTS), CPU, 1, True, [""] * 3)
+    with torch.no_grad():
+        for step, timestep in enumerate(plain.scheduler.timesteps):
+            noise_pred = plain.unet(latents, timestep, positive).sample
+            if round(start * 4) <= step < round(stop * 4):
+                away = plain.unet(latents, timestep, negative).sample
+                noise_pred = away + 5.0 * (noise_pred - away)
+            latents = plain.scheduler.step(noise_pred, timestep, latents).prev_sample
+        pixels = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample
+    expected = ((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(int)
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_guidance_interval_lets_pictures_without_guidance_alone():
+    speed = InferenceConfig(guidance_interval=(0.0, 0.5))
+    drawn = pictures(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), speed), guidance_scale=1.0)
+    assert np.array_equal(drawn, pictures(pipeline_of(tiny_base()), guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
+    drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
+    base = tiny_base()
+    num_calls, kept = 0, None
+
+    def replace_feature(_module, inputs):
+        nonlocal num_calls, kept
+        hidden, embedding = inputs
+        skip = base.unet.conv_in.out_channels
+        if num_calls % 2 == 0:
+            kept = hidden[:, :-skip]
+        num_calls += 1
+        return torch.cat([kept, hidden[:, -skip:]], dim=1), embedding
+
+    base.unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(replace_feature)
+    assert np.abs(drawn - pictures(pipeline_of(base))).max() <= 1
+
+
+def test_feature_cache_starts_anew_with_other_pictures():
+    pipeline = pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
+    first = pictures(pipeline)
+    pictures(pipeline, ("A man rides",) * 3, num_inference_steps=1)
+    pictures(pipeline, ("A man rides",), num_inference_steps=2)
+    assert np.array_equal(pictures(pipeline), first)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "pndm"])
+def test_feature_cache_is_not_carried_over_to_init_images(scheduler, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    settings = {"init_image": tmp_path / "red.png", "strength": 0.5, "scheduler": scheduler}
+    job = image_request("A red ball", num_inference_steps=4, **settings)
+    found = []
+    for jobs in ([job], [image_request("A black cat", num_inference_steps=2), job]):
+        base = tiny_base()
+        pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
+        found.append(list(sample(pipeline, jobs, base_scheduler=base.scheduler))[-1].image)
+    assert np.array_equal(*map(np.asarray, found))
+
+
+def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    base, rows = tiny_base(), []
+    base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    speed = InferenceConfig(guidance_interval=(0.0, 0.5))
+    pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), speed)
+    pictures(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
+    assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "guided", "others"), [("dpm++", 200, 100, 100), ("pndm", 4, 2, 3)]
+)
+def test_steps_are_counted_where_timesteps_repeat(scheduler, steps, guided, others):
+    base, rows = tiny_base(), []
+    base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    own = base.scheduler
+    pipeline = pipeline_of(
+        base, TorchEngine(CPU, torch.float32), InferenceConfig(guidance_interval=(0.0, 0.5))
+    )
+    for _ in range(2):  # the second picture begins to count anew
+        rows.clear()
+        list(
+            sample(
+                pipeline,
+                [image_request("A dog", num_inference_steps=steps, guidance_scale=5.0, scheduler=scheduler)],
+                base_scheduler=own,
+            )
+        )
+        assert len(set(pipeline.scheduler.timesteps.tolist())) < len(rows)
+        assert rows == [2] * guided + [1] * others
+
+
+def distilled_base():
+    """A base whose U-Net was told its guidance with the timestep, as LCM's are."""
+    base = tiny_base()
+    torch.manual_seed(2)
+    base.unet = UNet2DConditionModel.from_config(base.unet.config, time_cond_proj_dim=16)
+    return FrozenBase(base.vae, base.unet, base.scheduler, base.tokenizer, base.text_encoder)
+
+
+@pytest.mark.parametrize("name", ["stock", "torch", "openvino"])
+@pytest.mark.parametrize("speed", [WHOLE, InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))])
+def test_a_distilled_u_net_is_guided_by_its_embedding(name, speed, cache):
+    if name == "stock" and speed != WHOLE:
+        pytest.skip("stock diffusers has no shortcuts")
+    drawn = {}
+    for scale in (2.0, 5.0):
+        base = distilled_base()
+        engine = None if name == "stock" else engine_of(name, cache)
+        drawn[scale] = pictures(pipeline_of(base, engine, speed), guidance_scale=scale)
+        if speed == WHOLE:
+            assert np.abs(drawn[scale] - _distilled_by_hand(scale)).max() <= 1
+    assert np.abs(drawn[2.0] - drawn[5.0]).max() > 1
+
+
+def _distilled_by_hand(scale):
+    """A naive loop: one prediction a step, guidance embedded as sines and cosines of (scale - 1) * 1000."""
+    base = distilled_base()
+    plain = pipeline_of(base)
+    plain.scheduler.set_timesteps(4)
+    frequencies = torch.exp(torch.arange(8) * -np.log(10000) / 7)
+    angles = (scale - 1) * 1000 * frequencies
+    embedding = torch.cat([angles.sin(), angles.cos()])[None].expand(3, -1)
+    latents = torch.cat(
+        [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    )
+    states = plain.encode_prompt(list(PROMPTS), CPU, 1, False)[0]
+    with torch.no_grad():
+        for timestep in plain.scheduler.timesteps:
+            noise_pred = base.unet(latents, timestep, states, timestep_cond=embedding).sample
+            latents = plain.scheduler.step(noise_pred, timestep, latents).prev_sample
+        pixels = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample
+    return ((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(int)
+
+
+def test_networks_with_feature_cache_off_give_equal_bits():
+    base = tiny_base()
+    put_on_engine(base, TorchEngine(CPU, torch.float32), has_feature_cache=True)
+    assert np.array_equal(
+        pictures(pipeline_of(base)), pictures(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32)))
+    )
+
+
+def test_both_shortcuts_work_together(cache):
+    speed = InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))
+    drawn = [
+        pictures(pipeline_of(tiny_base(), engine_of(name, cache), speed)) for name in ("torch", "openvino")
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1

@@ -1,0 +1,14 @@
+"""Shared by the tests of engines: converted networks, and stock diffusers' images."""
+
+import pytest
+from engine_world import pictures, pipeline_of, tiny_base
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("openvino")
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return pictures(pipeline_of(tiny_base()))

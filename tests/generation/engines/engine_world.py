@@ -1,0 +1,52 @@
+"""Tiny pipelines on each engine."""
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from clipgraft.generation.engines.attach import prepare_base, set_approximations
+from clipgraft.generation.engines.engine import (
+    TorchEngine,
+)
+from clipgraft.generation.pipeline import build_pipeline, sample
+from clipgraft.models.base import FrozenBase
+from clipgraft.settings import InferenceConfig
+from helpers import image_request
+
+CPU = torch.device("cpu")
+PROMPTS = ("A dog runs", "A red ball", "A black cat")
+WHOLE = InferenceConfig(engine="torch")
+
+
+def tiny_base():
+    stock = tiny.build_pipeline()
+    return FrozenBase(stock.vae, stock.unet, stock.scheduler, stock.tokenizer, stock.text_encoder)
+
+
+def openvino(cache, dtype=torch.float32):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    from clipgraft.generation.engines.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(dtype, cache)
+
+
+def engine_of(name, cache, dtype=torch.float32):
+    return TorchEngine(CPU, dtype) if name == "torch" else openvino(cache, dtype)
+
+
+def pipeline_of(base, engine=None, speed=WHOLE):
+    if engine:
+        prepare_base(base, engine, speed)
+    pipeline = build_pipeline(base, base.text_encoder)
+    if engine:
+        set_approximations(pipeline, speed)
+    return pipeline
+
+
+def pictures(pipeline, prompts=PROMPTS, **settings):
+    """8-bit pixels as integers, so that differences do not wrap round."""
+    settings = {"num_inference_steps": 4, "guidance_scale": 5.0} | settings
+    jobs = [image_request(prompt, seed, **settings) for seed, prompt in enumerate(prompts)]
+    drawn = sample(pipeline, jobs, batch_size=len(jobs))
+    return np.stack([np.asarray(picture.image, dtype=int) for picture in drawn])

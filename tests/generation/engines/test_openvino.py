@@ -1,0 +1,136 @@
+"""Networks converted for OpenVINO: kept on disk, verified, converted again after damage."""
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from engine_world import openvino
+
+from clipgraft.files import file_sha256
+from clipgraft.models.weights import write_folder_atomically
+
+
+class Layer(torch.nn.Module):
+    """A network as small as can be, to try how networks are kept."""
+
+    def __init__(self, weight=1.0):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(4, 4, 1)
+        torch.nn.init.constant_(self.layer.weight, weight)
+        torch.nn.init.zeros_(self.layer.bias)
+
+    def forward(self, sample):
+        return (self.layer(sample),)
+
+
+def run_layer(engine, weight=1.0):
+    """Ones through the layer give four times its weight."""
+    run = engine.prepare("a layer", Layer(weight), (torch.ones(1, 4, 9, 9),))
+    return float(run(torch.ones(2, 4, 8, 8))[0].mean())
+
+
+def test_kept_network_is_found_and_damaged_one_converted(tmp_path, capsys):
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "converting a layer" in capsys.readouterr().err
+    kept = next(tmp_path.rglob("*.bin"))
+    written = kept.stat().st_mtime_ns
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "converting" not in capsys.readouterr().err
+    assert kept.stat().st_mtime_ns == written
+    whole_sum = file_sha256(kept)
+    kept.write_bytes(kept.read_bytes()[:-4] + b"oops")
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "is damaged and is converted again" in " ".join(capsys.readouterr().err.split())
+    assert file_sha256(kept) == whole_sum
+
+
+def test_other_weights_or_another_dtype_are_other_networks(tmp_path):
+    assert run_layer(openvino(tmp_path)) == 4
+    assert run_layer(openvino(tmp_path), weight=2.0) == 8
+    assert run_layer(openvino(tmp_path, torch.bfloat16)) == 4
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def _as_junk(folder):
+    (folder / "network.xml").write_text("junk")
+    (folder / "manifest.json").write_text('{"files": {}}')
+
+
+def _as_signed_junk(folder):
+    with write_folder_atomically(folder) as part:
+        (part / "network.xml").write_text("junk")
+        (part / "network.bin").write_bytes(b"junk")
+
+
+def _as_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+DAMAGE = {
+    "manifest is a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "manifest is deep": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "manifest is gone": lambda folder: (folder / "manifest.json").unlink(),
+    "nothing is listed and the network is junk": _as_junk,
+    "the network is junk that its manifest lists": _as_signed_junk,
+    "the folder is a file": _as_file,
+    "the folder is empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_the_damage_a_network_is_converted_anew(damage, tmp_path, capsys):
+    assert run_layer(openvino(tmp_path)) == 4
+    [folder] = tmp_path.iterdir()
+    DAMAGE[damage](folder)
+    capsys.readouterr()
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "is damaged and is converted again" in " ".join(capsys.readouterr().err.split())
+    assert run_layer(openvino(tmp_path)) == 4
+    assert "converted anew" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_full_disk_keeps_no_network_and_draws_all_the_same(tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    engine = openvino(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert run_layer(engine) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be kept" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_kept_is_used_all_the_same(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    assert run_layer(openvino(blocked)) == 4
+    assert "cannot be kept for the next time" in " ".join(capsys.readouterr().err.split())
+
+
+def test_openvino_tells_nobody_what_it_converts():
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    code = (
+        "import sys, clipgraft.generation.engines.openvino; from openvino.tools.ovc import telemetry_utils; "
+        "print(telemetry_utils.tm.__name__, any('openvino_telemetry.' in name for name in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert found.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
+
+
+def test_processes_may_convert_at_once(tmp_path):
+    own, others = openvino(tmp_path), openvino(tmp_path)
+    keep = own._keep
+
+    def keep_after_the_other(model, folder):
+        run_layer(others)
+        keep(model, folder)
+
+    own._keep = keep_after_the_other
+    assert run_layer(own) == 4
+    assert len(list(tmp_path.iterdir())) == 1
