@@ -293,6 +293,6 @@ def test_states_are_those_of_diffusers_own_pipeline(text):
     assert torch.equal(PromptEmbedCache(pipeline)([text]), expected)
 
 
-def test_a_prompt_that_names_eos_is_drawn_to_its_end():
+def test_a_prompt_that_names_eos_is_generated_to_its_end():
     states = PromptEmbedCache(tiny.build_pipeline())
     assert not torch.equal(states(["A dog <|endoftext|> on the beach"]), states(["A dog <|endoftext|>"]))

@@ -141,7 +141,7 @@ SAME_PICTURE_DB = 38.0
 
 
 @pytest.mark.parametrize("steps", [50, pytest.param(200, marks=pytest.mark.slow)])
-def test_all_schedulers_draw_one_picture_on_flatland(steps: int):
+def test_all_schedulers_draw_one_image_on_flatland(steps: int):
     generator = load("flatland", device="cpu")
     drawn = {}
     for name in SCHEDULERS:

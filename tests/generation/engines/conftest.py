@@ -1,7 +1,7 @@
 """Shared by the tests of engines: converted networks, and stock diffusers' images."""
 
 import pytest
-from engine_world import pictures, pipeline_of, tiny_base
+from engine_world import generated, pipeline_of, tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -11,4 +11,4 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stock():
-    return pictures(pipeline_of(tiny_base()))
+    return generated(pipeline_of(tiny_base()))

@@ -44,7 +44,7 @@ def pipeline_of(base, engine=None, speed=WHOLE):
     return pipeline
 
 
-def pictures(pipeline, prompts=PROMPTS, **settings):
+def generated(pipeline, prompts=PROMPTS, **settings):
     """8-bit pixels as integers, so that differences do not wrap round."""
     settings = {"num_inference_steps": 4, "guidance_scale": 5.0} | settings
     jobs = [image_request(prompt, seed, **settings) for seed, prompt in enumerate(prompts)]

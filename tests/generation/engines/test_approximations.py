@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from engine_world import CPU, PROMPTS, WHOLE, engine_of, pictures, pipeline_of, tiny_base
+from engine_world import CPU, PROMPTS, WHOLE, engine_of, generated, pipeline_of, tiny_base
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -175,7 +175,7 @@ def test_doctor_says_what_draws():
 def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
     speed = InferenceConfig(guidance_interval=(start, stop))
     pipeline = pipeline_of(tiny_base(), engine_of(name, cache), speed)
-    drawn = pictures(pipeline)
+    drawn = generated(pipeline)
     plain = pipeline_of(tiny_base())
     plain.scheduler.set_timesteps(4)
     latents = torch.cat(
@@ -194,15 +194,15 @@ def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
     assert np.abs(drawn - expected).max() <= 1
 
 
-def test_guidance_interval_lets_pictures_without_guidance_alone():
+def test_guidance_interval_lets_images_without_guidance_alone():
     speed = InferenceConfig(guidance_interval=(0.0, 0.5))
-    drawn = pictures(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), speed), guidance_scale=1.0)
-    assert np.array_equal(drawn, pictures(pipeline_of(tiny_base()), guidance_scale=1.0))
+    drawn = generated(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), speed), guidance_scale=1.0)
+    assert np.array_equal(drawn, generated(pipeline_of(tiny_base()), guidance_scale=1.0))
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
-    drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
+    drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
     base = tiny_base()
     num_calls, kept = 0, None
 
@@ -216,15 +216,15 @@ def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
         return torch.cat([kept, hidden[:, -skip:]], dim=1), embedding
 
     base.unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(replace_feature)
-    assert np.abs(drawn - pictures(pipeline_of(base))).max() <= 1
+    assert np.abs(drawn - generated(pipeline_of(base))).max() <= 1
 
 
-def test_feature_cache_starts_anew_with_other_pictures():
+def test_feature_cache_starts_anew_with_other_images():
     pipeline = pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
-    first = pictures(pipeline)
-    pictures(pipeline, ("A man rides",) * 3, num_inference_steps=1)
-    pictures(pipeline, ("A man rides",), num_inference_steps=2)
-    assert np.array_equal(pictures(pipeline), first)
+    first = generated(pipeline)
+    generated(pipeline, ("A man rides",) * 3, num_inference_steps=1)
+    generated(pipeline, ("A man rides",), num_inference_steps=2)
+    assert np.array_equal(generated(pipeline), first)
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "pndm"])
@@ -246,7 +246,7 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
     speed = InferenceConfig(guidance_interval=(0.0, 0.5))
     pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), speed)
-    pictures(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
+    generated(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
     assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
 
 
@@ -290,7 +290,7 @@ def test_a_distilled_u_net_is_guided_by_its_embedding(name, speed, cache):
     for scale in (2.0, 5.0):
         base = distilled_base()
         engine = None if name == "stock" else engine_of(name, cache)
-        drawn[scale] = pictures(pipeline_of(base, engine, speed), guidance_scale=scale)
+        drawn[scale] = generated(pipeline_of(base, engine, speed), guidance_scale=scale)
         if speed == WHOLE:
             assert np.abs(drawn[scale] - _distilled_by_hand(scale)).max() <= 1
     assert np.abs(drawn[2.0] - drawn[5.0]).max() > 1
@@ -320,13 +320,13 @@ def test_networks_with_feature_cache_off_give_equal_bits():
     base = tiny_base()
     put_on_engine(base, TorchEngine(CPU, torch.float32), has_feature_cache=True)
     assert np.array_equal(
-        pictures(pipeline_of(base)), pictures(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32)))
+        generated(pipeline_of(base)), generated(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32)))
     )
 
 
-def test_both_shortcuts_work_together(cache):
+def test_both_approximations_work_together(cache):
     speed = InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))
     drawn = [
-        pictures(pipeline_of(tiny_base(), engine_of(name, cache), speed)) for name in ("torch", "openvino")
+        generated(pipeline_of(tiny_base(), engine_of(name, cache), speed)) for name in ("torch", "openvino")
     ]
     assert np.abs(drawn[0] - drawn[1]).max() <= 1

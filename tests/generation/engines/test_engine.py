@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from engine_world import CPU, PROMPTS, engine_of, pictures, pipeline_of, tiny_base
+from engine_world import CPU, PROMPTS, engine_of, generated, pipeline_of, tiny_base
 
 from clipgraft.files import file_sha256
 from clipgraft.generation.engines.attach import put_on_engine
@@ -25,15 +25,15 @@ from helpers import image_request
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_an_engine_in_float32_draws_stocks_pictures(name, cache, stock):
-    drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache)))
+def test_an_engine_in_float32_makes_stocks_images(name, cache, stock):
+    drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache)))
     # A step of 8 bits at most: sums are made in another order.
     assert np.abs(drawn - stock).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bfloat16_engine_equals_stock_up_to_rounding(name, cache, stock):
-    drawn = pictures(pipeline_of(tiny_base(), engine_of(name, cache, torch.bfloat16)))
+    drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache, torch.bfloat16)))
     assert np.abs(drawn - stock).max() <= 12  # bfloat16 has 8 bits, a picture goes through dozens of layers
     assert np.abs(drawn - stock).mean() < 1.5
 
@@ -52,9 +52,9 @@ def test_flatlands_noise_prediction_is_the_same_on_every_engine(name, cache):
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_a_picture_does_not_depend_on_its_neighbours(name, cache):
+def test_a_image_does_not_depend_on_its_neighbours(name, cache):
     pipeline = pipeline_of(tiny_base(), engine_of(name, cache))
-    together = pictures(pipeline)
+    together = generated(pipeline)
     for seed, prompt in enumerate(PROMPTS):
         jobs = [image_request(prompt, seed, num_inference_steps=4, guidance_scale=5.0)]
         alone = np.asarray(next(sample(pipeline, jobs)).image, dtype=int)
@@ -62,14 +62,14 @@ def test_a_picture_does_not_depend_on_its_neighbours(name, cache):
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_other_sizes_and_first_pictures_work_on_an_engine(name, cache, tmp_path):
+def test_other_sizes_and_first_images_work_on_an_engine(name, cache, tmp_path):
     pipeline, plain = pipeline_of(tiny_base(), engine_of(name, cache)), pipeline_of(tiny_base())
-    drawn = pictures(pipeline, PROMPTS[:1], height=72, width=40)
-    assert np.abs(drawn - pictures(plain, PROMPTS[:1], height=72, width=40)).max() <= 1
+    drawn = generated(pipeline, PROMPTS[:1], height=72, width=40)
+    assert np.abs(drawn - generated(plain, PROMPTS[:1], height=72, width=40)).max() <= 1
     first = tmp_path / "first.png"
     next(sample(plain, [image_request("A red ball", 3)])).image.save(first)
     changed = {"init_image": first, "strength": 0.5}
-    assert np.abs(pictures(pipeline, **changed) - pictures(plain, **changed)).max() <= 1
+    assert np.abs(generated(pipeline, **changed) - generated(plain, **changed)).max() <= 1
 
 
 def test_rows_are_run_a_few_at_a_time():
