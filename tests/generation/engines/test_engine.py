@@ -52,7 +52,7 @@ def test_flatlands_noise_prediction_is_the_same_on_every_engine(name, cache):
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_a_image_does_not_depend_on_its_neighbours(name, cache):
+def test_an_image_does_not_depend_on_its_neighbours(name, cache):
     pipeline = pipeline_of(tiny_base(), engine_of(name, cache))
     together = generated(pipeline)
     for seed, prompt in enumerate(PROMPTS):
