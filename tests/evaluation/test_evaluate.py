@@ -48,6 +48,12 @@ def test_objects_give_the_figures_of_folders(record, run_dir, tmp_path, monkeypa
     assert "after - before" in found.table()
 
 
+def test_another_base_needs_a_scorer_of_its_own(run_dir):
+    base = FrozenBase.load(str(run_dir.parent / "base"))
+    with pytest.raises(UserError, match="no CLIP is named to score images with"):
+        evaluate({"teacher": None}, base, num_prompts=4)
+
+
 def test_unknown_setting_names_the_nearest_one():
     with pytest.raises(UserError, match="unknown setting 'num_prompt'; did you mean 'num_prompts'"):
         evaluate({"teacher": None}, "flatland", num_prompt=4)

@@ -69,8 +69,8 @@ def evaluate(
             for copies. None = flatland8k for a base of its image size, else only `prompts` of the settings.
         output_dir: Gets `evaluation.json`, `metrics.json`, `variants/`, `features/` and `nearest/`; what it
             holds of an earlier call is reused unless something that decides it changed. None = write nothing.
-        scorer: The CLIP that scores images, or its name; None = the one that the settings name, else
-            flatland's.
+        scorer: The CLIP that scores images, or its name; None = the one that the settings name, or
+            flatland's for its base.
         clips: CLIPs or their names, by variant, whose retrieval on the test split is measured.
         device: `auto`, `cpu`, `cuda` or `mps`.
         settings: Defaults: `EvaluateSettings(num_prompts=240)`.
@@ -81,6 +81,9 @@ def evaluate(
         CheckpointError: If a graft is damaged or made for another base.
     """
     settings = (settings or EvaluateSettings(num_prompts=240)).updated(overrides)
+    _refuse_no_prompts(settings)
+    if not scorer and not settings.scorer:
+        _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
     begun = time.monotonic()
     quiet_libraries()
     place, processes = _start_processes(device)
@@ -150,22 +153,33 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
         UserError: If a folder has a reserved name, or no suitable CLIP is named as the scorer.
     """
     encoders = name_grafts(grafts)
-    base_name = base or next(map(_base_of, grafts), FLATLAND)
-    if base_name != FLATLAND and not recipe.evaluate.scorer and recipe.clip.name == FLATLAND:
-        raise UserError(
-            "no CLIP is named to score images with, and flatland's only knows flatland's images; add "
-            "--scorer with a folder or a hub id, e.g. --scorer openai/clip-vit-base-patch16"
-        )
+    if not recipe.evaluate.scorer and recipe.clip.name == FLATLAND:
+        _refuse_flatlands_scorer(base or next(map(_base_of, grafts), FLATLAND))
     return evaluate_recipe(recipe, {TEACHER: None, **encoders}, out, base=base)
 
 
-def _base_of(graft: Path) -> str:
+def _base_of(graft: Graft | Path) -> str:
     """The base's name; flatland if the folder is not a graft, which is reported later."""
+    if isinstance(graft, Graft):
+        return graft.base.name
     record = graft / BASE_RECORD
     if not record.is_file():
         return FLATLAND
     verify_folder(graft)
     return str(read_config(record, BaseRecord)["name"])
+
+
+def _refuse_no_prompts(settings: EvaluateSettings) -> None:
+    if not settings.num_prompts:
+        raise UserError("evaluate.num_prompts must be 1 or more to evaluate; got 0")
+
+
+def _refuse_flatlands_scorer(base: FrozenBase | str) -> None:
+    if (base if isinstance(base, str) else base.origin and base.origin.name) != FLATLAND:
+        raise UserError(
+            "no CLIP is named to score images with, and flatland's only knows flatland's images; add "
+            "--scorer with a folder or a hub id, e.g. --scorer openai/clip-vit-base-patch16"
+        )
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
@@ -211,8 +225,7 @@ def evaluate_recipe(
     Raises:
         UserError: If no prompt is asked for, or the folder holds another kind of run or an input.
     """
-    if not recipe.evaluate.num_prompts:
-        raise UserError("evaluate.num_prompts must be 1 or more to evaluate; got 0")
+    _refuse_no_prompts(recipe.evaluate)
     other = next((name for name in OTHER_RUNS if (folder / name).exists()), None)
     if other:
         raise UserError(f"{folder} holds another kind of run ({other}); choose another folder with --out")
