@@ -275,17 +275,17 @@ class Graft:
         check_vocabularies(self.tokenizer, base)
         return base
 
-    def pipeline(self, base: FrozenBase | str = "") -> StableDiffusionPipeline:
+    def pipeline(self, base: FrozenBase | str | None = None) -> StableDiffusionPipeline:
         """Return a plain diffusers pipeline with the grafted text encoder and the base's own scheduler.
 
         Args:
-            base: The base, or its place; empty = the one that the graft names.
+            base: The base, or its place; None = the one that the graft names.
 
         Raises:
             CheckpointError: If it is another base.
         """
-        if isinstance(base, str):
-            return self.load_base(base).pipeline(self.text_encoder)
+        if not isinstance(base, FrozenBase):
+            return self.load_base(base or "").pipeline(self.text_encoder)
         base.check_record(self.base)
         check_vocabularies(self.tokenizer, base)
         return base.pipeline(self.text_encoder)
