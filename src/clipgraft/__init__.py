@@ -12,6 +12,7 @@ _ROOMS = {
     "MissingFileError": "errors",
     "UserError": "errors",
     "SamplingParams": "settings",
+    "Run": "runs.run",
     "load_dataset": "data.formats",
     "load_clip": "models.clip",
     "load_base": "models.base",

@@ -114,7 +114,11 @@ def test_results_are_read_by_the_model_that_wrote_them(run, stage):
         }
     for place in (run, stage):
         assert place.result(BridgeFigures) == BridgeFigures(num_captions=3, error=None)
-        assert list(place.results()) == ["bridge"]
+
+
+def test_result_of_another_stage_is_not_taken_for_it(stage):
+    (stage.path / "metrics.json").write_text('{"stage": "refine"}')
+    assert stage.result(BridgeFigures) is None
 
 
 def test_damaged_result_is_named_in_one_line(run):
@@ -122,12 +126,12 @@ def test_damaged_result_is_named_in_one_line(run):
     path.write_text('{"num_captions": "many", "error": 1}')
     with pytest.raises(CheckpointError, match=r"metrics.json: num_captions: Input should be a valid integer"):
         run.result(BridgeFigures)
-    path.write_text('{"schema_version": 2}')
+    path.write_text('{"schema_version": 2, "num_captions": 3, "error": 1}')
     with pytest.raises(CheckpointError, match=r"metrics.json was written by a newer clipgraft"):
-        run.results()
+        run.result(BridgeFigures)
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"metrics.json: Invalid JSON"):
-        run.results()
+        run.result(BridgeFigures)
 
 
 PATHS = ("data.source", "clip.name", "base.name", "bridge.captions", "evaluate.prompts", "evaluate.scorer")

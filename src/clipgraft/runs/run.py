@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipgraft.config import ModelSettings, Recipe, load_recipe, named_paths, to_toml
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
-from clipgraft.files import MAX_BYTES, inside, read_text, write_bytes, write_json
+from clipgraft.files import inside, read_text, write_bytes, write_json
 from clipgraft.runs.folder import (
     RECIPE_NAME,
     is_locked,
@@ -222,34 +222,26 @@ class Run:
         return {"before": self.recipe.clip, "after": ModelSettings(name=str(after.absolute()))}
 
     def result(self, kind: type[R]) -> R | None:
-        """Read a stage's `metrics.json` by the model that wrote it; None where there is none.
+        """Read a stage's `metrics.json` by the model that wrote it; None if there is none.
 
         Raises:
-            UserError: If the file is damaged, or of a later version; names it in one line.
+            CheckpointError: If the file is damaged, or of a newer version; names it in one line.
         """
-        name = str(kind.model_fields["stage"].default)
-        found = self.stage(name)._metrics(kind)
-        return found if found is None or found.stage in ("", name) else None
-
-    def results(self) -> dict[str, StageResult]:
-        """Return every stage's figures by its folder's name; a single stage's by the stage it names."""
-        found = {name: Run(self.path / name)._metrics(StageResult) for name in self.stages}
-        if self.is_single_stage and (own := self._metrics(StageResult)):
-            found[own.stage] = own
-        return {name: result for name, result in found.items() if result}
-
-    def _metrics(self, kind: type[R]) -> R | None:
-        path = self.path / METRICS_NAME
+        name, newest = (kind.model_fields[field].default for field in ("stage", "schema_version"))
+        folder = self.stage(name).path
+        path = folder / METRICS_NAME
         if not path.is_file():
             return None
-        text = read_text(inside(path, self.path), error=CheckpointError, max_bytes=MAX_BYTES)
+        text = read_text(inside(path, folder), error=CheckpointError)
         try:
+            if StageResult.model_validate_json(text).stage not in ("", name):
+                return None
             found = kind.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"{path}: {place and place + ': '}{first['msg']}") from error
-        if found.schema_version > kind.model_fields["schema_version"].default:
+        if found.schema_version > newest:
             raise CheckpointError(f"{path} was written by a newer clipgraft; update this one to read it")
         return found
 
