@@ -137,7 +137,7 @@ def generate(
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
     ] = 0,
 ) -> None:
-    """Generate images from prompts with a graft, or with a base's own text encoder."""
+    """Generate images from prompts with a graft or a base's own text encoder."""
     from dataclasses import replace
 
     from clipgraft.settings import InferenceConfig, SamplingParams
@@ -209,7 +209,7 @@ def compare(
         typer.Option("--graft", metavar="NAME=FOLDER", help="One more variant; teacher = the base's own."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Generate the same prompts and seeds with several text encoders, side by side on one labelled sheet."""
+    """Compare text encoders on the same prompts and seeds, on one sheet."""
     from clipgraft.generation.grid import compare as generate_comparison
     from clipgraft.generation.grid import parse_encoders
     from clipgraft.runs.run import Run
@@ -289,7 +289,7 @@ def _generate(
 
 
 def _run(work: Callable[[], list["ImageRow"]], out: Path, options: "GenerateOptions") -> None:
-    """Generate, and print the rows for machines, after Ctrl-C too; exit code 2 if an image failed."""
+    """Generate and print rows for machines; exit code 2 if an image failed."""
     from clipgraft.generation.generate import Stopped
 
     try:

@@ -1,4 +1,4 @@
-"""Contact sheets: images in a labelled grid, as one PNG and as one page."""
+"""Contact sheets: images in a labelled grid, as PNG and as page."""
 
 import base64
 import hashlib
@@ -59,7 +59,7 @@ class Sheet:
 
 
 def render_png(sheet: Sheet) -> Image.Image:
-    """Render a sheet as one image, its cells as large as its largest image."""
+    """Render a sheet as one image; its largest image sets the cells."""
     width, height = _cell_size(sheet)
     size = max(12, min(28, width // 12))
     font = _font(size)
@@ -91,7 +91,7 @@ def render_png(sheet: Sheet) -> Image.Image:
 
 
 def render_page(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
-    """Render sheets below one another as a page, under a title and a lead sentence.
+    """Render sheets as a page with a title and a lead sentence.
 
     The images are embedded, scaled down if they are many.
     """
@@ -117,7 +117,6 @@ def render_page(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
 
 
 def _cell_size(sheet: Sheet) -> tuple[int, int]:
-    """Width and height in pixels of the largest image, scaled down if they are many."""
     paths = [cell.path for row in sheet.cells for cell in row]
     sizes = [Image.open(path).size for path in paths if path.is_file()] or [(128, 128)]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -151,13 +150,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _block_height(labels: Sequence[str], width: float, font: ImageFont.FreeTypeFont) -> int:
-    """Pixels that the highest of some labels needs."""
+    """Height in pixels of the highest label."""
     num_lines = max((_wrapped(label, width, font).count("\n") + 1 for label in labels if label), default=0)
     return round(num_lines * font.size * 1.35)
 
 
 def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """A text in at most MAX_LINES lines of that width, its rest left out."""
+    """Wrap a text to a width, cut after MAX_LINES lines."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -179,7 +178,7 @@ def _cut(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 def embed_image(path: Path, max_bytes: int) -> tuple[str, int, int]:
-    """Return a data URI of an image: its own bytes if they are few enough, else a smaller JPEG.
+    """Return an image as data URI, as a smaller JPEG if too large.
 
     Args:
         path: A PNG, JPEG or WebP file.

@@ -64,7 +64,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def approximations_of(requests: Sequence[ImageRequest], inference: InferenceConfig) -> list[str]:
-    """Name what changes images against the defaults, to save time or as a reference."""
+    """Name the settings that make other images than the defaults."""
     own, named = STABLE_DIFFUSION.num_inference_steps, []
     params = (request.params for request in requests)
     for name, steps in dict.fromkeys((each.scheduler, each.num_inference_steps or own) for each in params):
@@ -151,7 +151,7 @@ class _Work:
         self.batch_size = options.batch_size
 
     def begin(self, generators: Mapping[str, ImageGenerator]) -> None:
-        """Find finished images, reserve files for the rest, and print what is to be known before."""
+        """Find finished images, reserve files for the rest, print notes."""
         self.started = time.monotonic()
         first = next(iter(generators.values()))
         self.requests = first.resolve(self.requests)
@@ -186,7 +186,7 @@ class _Work:
         self.missing[variant] = []  # also what the other processes have generated
 
     def end(self, circumstance: str = "") -> list[ImageRow]:
-        """Write the list of images and print what has become of the requests."""
+        """Write the list of images and print the outcome."""
         self.folder.wait()
         if self.options.is_dry_run or self.folder.rank:
             return []
@@ -213,7 +213,7 @@ def reproduce(
     options: GenerateOptions,
     init_image: Path | None = None,
 ) -> list[ImageRow]:
-    """Generate an image again, to the bit on the same machine with the same versions.
+    """Generate an image again, to the bit with machine and versions unchanged.
 
     Args:
         path: A PNG that clipgraft wrote.
@@ -313,7 +313,7 @@ def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
 
 
 def _dtypes(models: Mapping[str, Any]) -> dict[str, str]:
-    """Dtypes of the hashed weights: with an engine all but the U-Net's stay float32."""
+    """Dtypes of hashed weights; an engine changes only the U-Net's."""
     return {
         name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"] for name in SUMS
     }
@@ -338,7 +338,7 @@ def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str
 
 
 def image_key(request: ImageRequest, generator: ImageGenerator) -> str:
-    """Return the sum of a resolved request and the models that it goes to."""
+    """Return the sum of a resolved request and a generator's models."""
     return fingerprint(request.as_record(), generator.models)
 
 

@@ -1,4 +1,4 @@
-"""`clipgraft.load(...)`: a graft or a base, ready to generate. The command line uses it too."""
+"""`clipgraft.load(...)`: a graft or a base, ready to generate."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ def load(
     offload: str = "none",
     inference: InferenceConfig = DEFAULT_INFERENCE,
 ) -> "ImageGenerator":
-    """Load a graft with its base, or a base with its own text encoder.
+    """Load a graft with its base, or a base by itself.
 
     Args:
         graft_or_base: Folder of a graft; or a base: folder, hub id, `.safetensors` file or `flatland`.
@@ -64,7 +64,7 @@ def load_generators(
     offload: str = "none",
     inference: InferenceConfig = DEFAULT_INFERENCE,
 ) -> Iterator[tuple[str, "ImageGenerator"]]:
-    """Yield a generator for each text encoder; the base is loaded once, for the first of them.
+    """Yield a generator for each text encoder; the base is loaded once.
 
     Args:
         encoders: By name a graft, its folder, or None for the base's own text encoder.
@@ -168,7 +168,7 @@ def load_base(
 
 @dataclass(frozen=True)
 class ImageGenerator:
-    """A text encoder and a base, ready to generate images. Made by `load`."""
+    """A text encoder and a base, from `load`, ready to generate."""
 
     pipeline: StableDiffusionPipeline
     base_scheduler: SchedulerMixin
@@ -234,7 +234,7 @@ class ImageGenerator:
             yield replace(noted, metadata=describe_image(noted, self.models, scheduler, device))
 
     def _notes(self, request: ImageRequest) -> list[str]:
-        """What the base cannot read of a request's prompts; an empty negative prompt is fine."""
+        """Parts of the prompts that the base cannot read."""
         tokenizer, negative = self.pipeline.tokenizer, request.params.negative_prompt
         notes = prompt_notes(request.prompt, tokenizer)
         if negative.strip():

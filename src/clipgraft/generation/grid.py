@@ -1,4 +1,4 @@
-"""Images along named axes, or of several text encoders, as a labelled grid in PNG and HTML."""
+"""Labelled grids of images along named axes or of several text encoders."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ class Axis:
 
 
 def parse_axis(text: str) -> Axis:
-    """Parse `NAME=VALUE,VALUE,...`; prompts are separated by `|`, seeds may be a range `0-7`.
+    """Parse `NAME=VALUE,VALUE`, `prompt=A|B` or `seed=0-7`.
 
     Raises:
         UserError: If the name is unknown, or a value is not of its kind or comes twice.
@@ -68,12 +68,12 @@ def parse_axis(text: str) -> Axis:
 
 
 def graft_axis(encoders: Mapping[str, Path | None]) -> Axis:
-    """Return an axis of text encoders: by label a graft folder, or None for the base's own."""
+    """Return an axis of graft folders, None for the base's text encoder."""
     return Axis("graft", tuple(encoders.items()), tuple(VARIANT_LABELS.get(name, name) for name in encoders))
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
-    """Parse text encoders: `NAME=FOLDER` or a folder alone; `teacher` as folder is the base's own.
+    """Parse text encoders: `NAME=FOLDER`, a folder, or `teacher`, the base's own.
 
     Raises:
         UserError: If one has another form, or two have the same name.
@@ -99,7 +99,7 @@ def compare(
     out_dir: Path,
     options: GenerateOptions,
 ) -> list[ImageRow]:
-    """Generate the same prompts and seeds with each text encoder, side by side on one sheet.
+    """Compare text encoders on the same prompts and seeds, on one sheet.
 
     Args:
         prompts: What to generate.
@@ -184,7 +184,7 @@ def generate_grid(
 
 
 def write_grid(rows: Sequence[ImageRow], out_dir: Path, options: GenerateOptions) -> None:
-    """Put images on one sheet: a row per prompt, or a near square of one prompt's images."""
+    """Put images on one sheet, a row per prompt."""
     by_prompt: dict[str, list[SheetCell]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt, []).append(_cell(row, out_dir))
@@ -226,7 +226,7 @@ def _sheets(axes: Sequence[Axis], placed: Mapping[tuple[int, ...], ImageRow], fo
 
 
 def _stacked(sheets: Sequence[Sheet]) -> Sheet:
-    """Sheets of the same columns below one another; each row's label names its sheet."""
+    """Stack sheets of the same columns; row labels name the sheet."""
     labels = [", ".join(filter(None, (sheet.title, label))) for sheet in sheets for label in sheet.row_labels]
     return Sheet("", sheets[0].column_labels, labels, [row for sheet in sheets for row in sheet.cells])
 

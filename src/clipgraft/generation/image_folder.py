@@ -1,4 +1,4 @@
-"""Images in a folder, each with a row in images.json, found again and shared out over processes."""
+"""Images in a folder with rows, found again, shared out over processes."""
 
 import math
 import os
@@ -85,7 +85,7 @@ class Slot:
 
 
 class ImageFolder:
-    """Images in a folder, each with a row that says how it was generated.
+    """Images in a folder, each with a row of its parameters.
 
     Rows are appended to `images-<process>.jsonl` as images are finished, so that a killed process loses
     none, and become `images.json` at the end.
@@ -114,7 +114,7 @@ class ImageFolder:
     def reserve(
         self, wanted: Iterable[str], requests: Sequence[ImageRequest], keys: Sequence[str]
     ) -> list[Slot]:
-        """Choose each image's file: where it lies already, else the first name that is free.
+        """Choose each image's file: its own, else the first free name.
 
         An image of another request stays: the number behind the name counts up past it. To be called before
         anything is generated.
@@ -145,7 +145,7 @@ class ImageFolder:
         return free
 
     def is_finished(self, slot: Slot) -> bool:
-        """Whether a slot's image is there, whole, of the same key, and alike in having metadata."""
+        """Whether a slot's image is there, whole, with metadata as asked for."""
         row = self._rows.get(slot.file)
         if row is None or row.key != slot.key or row.with_metadata != self.with_metadata:
             return False
@@ -159,7 +159,7 @@ class ImageFolder:
     def complete(
         self, variant: str, generator: ImageGenerator, slots: Sequence[Slot], *, batch_size: int
     ) -> list[ImageRow]:
-        """Generate images that are not in the folder yet, whatever file they lie in.
+        """Generate images whose key is not in the folder yet.
 
         Args:
             variant: Of the new rows.
@@ -237,7 +237,7 @@ class ImageFolder:
         return batch_size
 
     def add(self, slot: Slot, variant: str, image: GeneratedImage) -> ImageRow:
-        """Write an image and its row; one that failed or was blocked gets a row alone."""
+        """Write an image, if it succeeded, and its row."""
         path = self.folder / slot.file
         values = image.request.as_record() | {"height": image.image.height, "width": image.image.width}
         sha256 = None
@@ -264,7 +264,7 @@ class ImageFolder:
         return row
 
     def write_list(self, files: Iterable[str]) -> list[ImageRow]:
-        """Write images.json of the rows of all processes; return those of `files`, in their order."""
+        """Write images.json from all processes' rows; return those of `files`."""
         rows = self._read_rows()
         listed = [rows.pop(file) for file in dict.fromkeys(files) if file in rows]
         written = [row.model_dump(exclude_none=True) for row in (*listed, *rows.values())]
@@ -279,7 +279,7 @@ class ImageFolder:
             self.processes.wait_for_everyone()
 
     def _read_rows(self, *, is_told: bool = False) -> dict[str, ImageRow]:
-        """Rows by file, later ones in place of earlier ones; damaged lines are skipped."""
+        """Rows by file, the last of each; damaged lines are skipped."""
         rows = list(self._listed)
         for path in sorted(self.folder.glob("images-*.jsonl")):
             lines = list(filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n")))
@@ -292,7 +292,7 @@ class ImageFolder:
 
 
 def _read_list(path: Path, *, is_told: bool) -> list[ImageRow]:
-    """Rows of a list; of a damaged one those that can still be read, with a message."""
+    """Rows of a list; of a damaged one the readable ones, with a note."""
     if not path.is_file():
         return []
     try:
@@ -308,7 +308,7 @@ def _read_list(path: Path, *, is_told: bool) -> list[ImageRow]:
 
 
 def _whole_rows(path: Path) -> Iterator[ImageRow]:
-    """Rows of a list that is not JSON as a whole, laid out as `write_json` does: braces two spaces in."""
+    """Rows of a list that is damaged JSON, in `write_json`'s layout."""
     lines: list[str] = []
     for line in path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n"):
         if line == "  {":
@@ -333,7 +333,7 @@ def _row(values: Any) -> ImageRow | None:
 
 
 def _terminate_last_line(path: Path) -> None:
-    """A process that was killed while writing left half a row: the next one gets a line of its own."""
+    # A process that was killed while writing left half a row: the next one gets a line of its own.
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")

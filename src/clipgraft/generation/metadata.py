@@ -1,4 +1,4 @@
-"""Metadata of images: A1111's `parameters`, which other tools read, and a record to reproduce them."""
+"""Metadata of images: A1111's `parameters`, and a record to reproduce them."""
 
 import json
 from functools import cache
@@ -107,7 +107,7 @@ def describe_models(
 def describe_image(
     image: GeneratedImage, models: dict[str, Any], scheduler: dict[str, Any], device: str
 ) -> dict[str, Any]:
-    """Record all that reproduces an image, to the bit on the same machine.
+    """Record all that reproduces an image to the bit.
 
     Args:
         image: From `pipeline.sample`.
@@ -130,12 +130,12 @@ def describe_image(
 
 @cache
 def versions(engine: str) -> dict[str, str]:
-    """Return the versions that decide an image's bits with an engine of that name."""
+    """Return the versions that decide an image's bits on an engine."""
     return {name: version(name) for name in (*VERSIONED, *(["openvino"] if engine == "openvino" else []))}
 
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
-    """Write an image atomically, with a record from `describe_image` unless it is None."""
+    """Write an image, atomically, with a record from `describe_image`, if any."""
     text = None
     if record is not None:
         text = PngImagePlugin.PngInfo()
@@ -150,7 +150,7 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
 
 
 def parameters_text(record: dict[str, Any]) -> str:
-    """Format a record as A1111 does: prompt, negative prompt, one line of `Key: value`."""
+    """Format a record as A1111's `parameters` text."""
     job, models = record["job"], record["models"]
     sampler, schedule = SAMPLERS[job["scheduler"]]
     values = {

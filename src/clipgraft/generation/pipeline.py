@@ -1,4 +1,4 @@
-"""Image sampling: prompts to prompt embeds, latents and pixels, through diffusers' own pipeline.
+"""Image sampling: prompts to embeds, latents and pixels, through diffusers' pipeline.
 
 B images in a batch, L tokens, W width of the embeds, H x W pixels of an image.
 """
@@ -65,7 +65,7 @@ class GeneratedImage:
 
 
 class PromptEmbedCache:
-    """Embeds of prompts, each encoded once, by a pipeline's tokenizer and text encoder.
+    """Cache of prompt embeds by a pipeline's tokenizer and text encoder.
 
     A prompt is encoded by itself, so that its neighbours in a batch do not change its rounding.
     """
@@ -95,7 +95,7 @@ class PromptEmbedCache:
 
 
 def prompt_input_ids(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
-    """Return input ids (B, L) int64 of prompts, padded to the tokenizer's length."""
+    """Return input ids (B, L) int64, padded to the tokenizer's length."""
     length = tokenizer.model_max_length
     return tokenize(prompts, tokenizer, context_length=length, pad_to_context_length=True)
 
@@ -103,7 +103,7 @@ def prompt_input_ids(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor
 def build_pipeline(
     base: FrozenBase, text_encoder: GraftedTextEncoder | CLIPTextModel
 ) -> StableDiffusionPipeline:
-    """Combine a frozen base with a text encoder, a graft or its own.
+    """Combine a frozen base with a graft's or its own encoder.
 
     Raises:
         UserError: If the text encoder's width is not that of the U-Net's cross-attention.
@@ -129,9 +129,9 @@ def sample(
     preview_every: int = 0,
     on_less_memory: Callable[[int], None] | None = None,
 ) -> Iterator[GeneratedImage]:
-    """Generate images, each from a random generator of its own, so that neighbours do not change it.
+    """Generate images, each independent of its neighbours in a batch.
 
-    Where memory does not suffice for a batch, batches are halved from there on.
+    If memory does not suffice for a batch, batches are halved from there on.
 
     Args:
         pipeline: From `build_pipeline`.
@@ -225,7 +225,7 @@ def _sample_batch(
 
 
 def image_size(pipeline: StableDiffusionPipeline, request: ImageRequest) -> tuple[int, int]:
-    """Return height and width of a request's image in pixels, by default the base's own."""
+    """Return height and width in pixels, by default the base's own."""
     own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     return request.params.height or own_size, request.params.width or own_size
 
@@ -240,7 +240,7 @@ def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2Img
 
 
 def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[ImageRequest], error: Exception) -> int:
-    """Half the size of a batch that memory did not suffice for; any other error is raised again."""
+    """Half the batch's size after an out-of-memory error; raise any other."""
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not should_reduce_batch_size(error):
         raise error
     if len(batch) == 1:
@@ -253,7 +253,7 @@ def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[ImageReque
 
 
 def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarray, list[str]]:
-    """Decode latents and flag failures; what fails in the VAE's own dtype is decoded again in float32.
+    """Decode latents and flag failures; retry these in float32.
 
     Args:
         pipeline: Its VAE decodes; its safety checker, if any, looks at each image.

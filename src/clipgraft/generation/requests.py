@@ -1,4 +1,4 @@
-"""Image requests: one prompt and its sampling parameters, checked before anything is loaded."""
+"""Image requests: prompts with sampling parameters, checked before loading."""
 
 import re
 import sys
@@ -88,7 +88,7 @@ class ImageRequest:
 
     @property
     def num_steps(self) -> int:
-        """Denoising steps that are run, of an `init_image` only the last ones; of a resolved request."""
+        """Denoising steps to run; with an `init_image` only the last ones."""
         assert self.params.num_inference_steps is not None
         if not self.params.init_image:
             return self.params.num_inference_steps
@@ -102,7 +102,7 @@ class ImageRequest:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], init_image: Path | None = None) -> "ImageRequest":
-        """Return the request of a record, which names an initial image only by the sum of its file.
+        """Return the request of a record, whose initial image is given.
 
         Raises:
             UserError: If a value is unknown or not allowed.
@@ -112,7 +112,7 @@ class ImageRequest:
         return cls(prompt, SamplingParams.build(values | {"init_image": init_image}))
 
     def as_record(self) -> dict[str, Any]:
-        """Return what decides the image as plain values; of an `init_image` the sum of its file."""
+        """Return the request as plain values, with `init_image` as a sum."""
         record = {"prompt": self.prompt} | {name: getattr(self.params, name) for name in RECORDED}
         if self.params.init_image:
             record["init_image_sha256"] = _sum_of(Path(self.params.init_image))
@@ -121,7 +121,7 @@ class ImageRequest:
 
 
 def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[ImageRequest]:
-    """Make a request for each image of each prompt, a prompt's seeds counting up.
+    """Make a request for each prompt and seed.
 
     Args:
         prompts: What to generate.
@@ -209,7 +209,7 @@ def _requests_of_object(text: str, params: SamplingParams, folder: Path) -> list
 
 
 def batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:
-    """Split requests into batches of neighbours that differ only in prompts, seeds and initial images."""
+    """Split requests into batches that differ in prompts and seeds alone."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size!r}")
     for _, same in groupby(requests, key=_shared_params):
@@ -239,7 +239,7 @@ def _sum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def _check_image(path: Path) -> None:
-    """Refuse an image whose header says that `open_image` would; its pixels are not decoded yet."""
+    """Refuse an image by its header, as `open_image` would."""
     try:
         with opened_image(path):
             pass

@@ -1,4 +1,4 @@
-"""Schedulers by name: the noise schedule is the base's, all other settings are here."""
+"""Schedulers by name, on the noise schedule of a base."""
 
 from typing import Any, NamedTuple
 
@@ -109,14 +109,14 @@ SCHEDULERS = {
 
 
 def max_steps(name: str, num_train_timesteps: int = 1000) -> int:
-    """Return the most denoising steps that a scheduler can take on a base of so many timesteps."""
+    """Return the most denoising steps that a scheduler can take."""
     _, settings, num_unreachable = SCHEDULERS[name]
     most: int = num_train_timesteps - num_unreachable
     return min(most, settings.get("original_inference_steps", most))
 
 
 def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Build a scheduler from the noise schedule and prediction type of the base's.
+    """Build a scheduler on the noise schedule of the base's own.
 
     Raises:
         UserError: If it cannot follow the base's noise schedule.

@@ -55,7 +55,7 @@ class TimestepProjection(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The VAE's decoder: latents (B, 4, h, w) to `(pixels (B, 3, 8h, 8w),)`."""
+    """VAE decoder: latents (B, 4, h, w) to `(pixels (B, 3, 8h, 8w),)`."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
