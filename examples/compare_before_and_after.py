@@ -15,7 +15,8 @@ def main(
     before = cg.fit_bridge(cg.load_clip(clip), frozen, data).graft
     after = cg.fit_bridge(cg.load_clip(tuned), frozen, data).graft
 
-    evaluation = cg.evaluate({"before": before, "after": after}, frozen, data, num_prompts=num_prompts)
+    variants = {"before": before, "after": after}
+    evaluation = cg.evaluate(variants, frozen, data, scorer=cg.load_clip(clip), num_prompts=num_prompts)
 
     print(evaluation.table())
     for difference in evaluation.difference("before", "after"):
