@@ -97,6 +97,21 @@ def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     return _build(recipe.model_dump(), overrides)
 
 
+def recipe_with(
+    start: Recipe | Path | None, texts: Iterable[str], given: Mapping[str, Any] = MappingProxyType({})
+) -> Recipe:
+    """Return a stage's recipe: a file's settings, then named options, then `--set`.
+
+    Args:
+        start: A recipe, its file, or None for the defaults.
+        texts: Of the form `section.key=value`.
+        given: Named options by `section.key`; None, empty or false where one was left out.
+    """
+    recipe = load_recipe(start) if isinstance(start, Path) else start or Recipe()
+    named = {key: value for key, value in given.items() if value}
+    return apply_overrides(recipe, named | parse_overrides(texts))
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Parse texts `section.key=value`; a value is TOML or a bare word.
 

@@ -9,7 +9,6 @@ from clipgraft.cli.options import (
     DataOption,
     RecipeOption,
     SetOption,
-    recipe_from_options,
 )
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
@@ -35,7 +34,7 @@ def evaluate(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
-    from clipgraft.config import parse_overrides
+    from clipgraft.config import parse_overrides, recipe_with
     from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
 
     if num_prompts is not None and num_prompts < 1:
@@ -56,7 +55,7 @@ def evaluate(
             "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
             "with --out"
         )
-    settings = recipe_from_options(recipe, set_, given | {"evaluate.num_prompts": num_prompts or 240})
+    settings = recipe_with(recipe, set_, given | {"evaluate.num_prompts": num_prompts or 240})
     evaluate_grafts(settings, graft, out, base=base)
 
 

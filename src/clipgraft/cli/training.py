@@ -14,8 +14,6 @@ from clipgraft.cli.options import (
     RecipeOption,
     ResumeOption,
     SetOption,
-    recipe_from_options,
-    with_options,
 )
 from clipgraft.console import is_first_process, print_line
 from clipgraft.errors import UserError
@@ -32,8 +30,9 @@ def demo(
 ) -> None:
     """Run everything on flatland: fine-tune CLIP, bridge, generate two prompts, evaluate, report."""
     from clipgraft.config import demo as demo_recipe
+    from clipgraft.config import recipe_with
 
-    _run_all(with_options(demo_recipe(), set_), out, resume, overwrite)
+    _run_all(recipe_with(demo_recipe(), set_), out, resume, overwrite)
 
 
 def run(
@@ -47,9 +46,9 @@ def run(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Run a whole recipe: fine-tune, bridge, refine, generate, evaluate, report."""
-    from clipgraft.config import PRESETS, named_recipe
+    from clipgraft.config import PRESETS, named_recipe, recipe_with
 
-    settings = with_options(named_recipe(recipe), set_, {"data.source": data})
+    settings = recipe_with(named_recipe(recipe), set_, {"data.source": data})
     _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
 
 
@@ -58,10 +57,10 @@ def prefetch(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Download everything a recipe needs from the model hub; print its size first."""
-    from clipgraft.config import named_recipe
+    from clipgraft.config import named_recipe, recipe_with
     from clipgraft.download import prefetch as stage
 
-    stage(with_options(named_recipe(recipe), set_))
+    stage(recipe_with(named_recipe(recipe), set_))
 
 
 def finetune(
@@ -87,6 +86,7 @@ def finetune(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fine-tune CLIP on captioned images."""
+    from clipgraft.config import recipe_with
     from clipgraft.finetuning.finetune import finetune as stage
     from clipgraft.finetuning.finetune import load_inputs
     from clipgraft.training.trainer import Resume
@@ -94,7 +94,7 @@ def finetune(
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data have no effect on a new run; add --resume")
     given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
-    settings = recipe_from_options(recipe, set_, given)
+    settings = recipe_with(recipe, set_, given)
     result = stage(
         *load_inputs(settings),
         output_dir=out,
@@ -121,11 +121,12 @@ def interpolate(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure CLIPs interpolated between before and after fine-tuning; write one (WiSE-FT)."""
+    from clipgraft.config import recipe_with
     from clipgraft.finetuning.finetune import load_inputs
     from clipgraft.finetuning.wise_ft import interpolate as stage
     from clipgraft.models.clip import load_clip
 
-    settings = recipe_from_options(recipe, set_, {"data.source": data, "clip.name": before})
+    settings = recipe_with(recipe, set_, {"data.source": data, "clip.name": before})
     clip, dataset = load_inputs(settings)
     result = stage(
         clip,
@@ -159,11 +160,12 @@ def bridge(
 ) -> None:
     """Fit a bridge from a CLIP to a base with captions alone; write the graft."""
     from clipgraft.bridging.fit import bridge_recipe
+    from clipgraft.config import recipe_with
 
     if data and captions:
         raise UserError("--captions replaces --data; leave one of them out")
     given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
-    settings = recipe_from_options(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
+    settings = recipe_with(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
     inputs = {"--recipe": recipe}
     result = bridge_recipe(settings, out, resume=resume, overwrite=overwrite, inputs=inputs)
     result.print()
@@ -183,10 +185,11 @@ def refine(
 ) -> None:
     """Train a graft's bridge on images, through the base's frozen U-Net."""
     from clipgraft.bridging.refine import refine_recipe
+    from clipgraft.config import recipe_with
 
     chosen = epochs or (0 if recipe else 1)
     given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
-    settings = recipe_from_options(recipe, set_, given)
+    settings = recipe_with(recipe, set_, given)
     inputs = {"--recipe": recipe}
     result = refine_recipe(settings, graft, out, resume=resume, overwrite=overwrite, inputs=inputs)
     result.print()
@@ -202,10 +205,11 @@ def pretrain(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train flatland, the embedded base, from scratch."""
+    from clipgraft.config import recipe_with
     from clipgraft.pretraining.pretrain import pretrain as stage
     from clipgraft.runs.run import Run
 
-    settings = recipe_from_options(recipe, set_, {"data.source": data})
+    settings = recipe_with(recipe, set_, {"data.source": data})
     with Run.begin(
         out, settings, stage="pretrain", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
     ) as run:
