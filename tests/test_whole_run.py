@@ -92,7 +92,7 @@ def test_bridge_and_refinement_take_more_epochs(world, capsys):
     assert call(*options, "--set", "bridge.num_epochs=1") == 0
     first = (world / "br/log.jsonl").read_text()
     assert call(*options, "--set", "bridge.num_epochs=2", "--resume") == 0
-    assert "lr_schedule = 'cosine' is spread over all steps" in " ".join(capsys.readouterr().err.split())
+    assert "lr_schedule = 'cosine' spreads over all steps" in " ".join(capsys.readouterr().err.split())
     assert (world / "br/log.jsonl").read_text().startswith(first)
     assert len(log_of(world / "br")) == 2 * len(first.splitlines())
     options = ["refine", "--graft", world / "br/graft", "--base", world / "base", "--data", world / "data"]
