@@ -1,15 +1,11 @@
-"""The commands that measure and show: evaluate, report."""
+"""The commands evaluate and report."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipgraft.cli.options import (
-    DataOption,
-    RecipeOption,
-    SetOption,
-)
+from clipgraft.cli.options import DataOption, RecipeOption, SetOption
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
 
@@ -19,21 +15,21 @@ def evaluate(
         Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run or of a bridge stage.")
     ] = None,
     graft: Annotated[
-        list[Path], typer.Option("--graft", help="Graft folder in the place of a run; several to compare.")
+        list[Path], typer.Option("--graft", help="Graft folder instead of a run; several are compared.")
     ] = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; of a run: its evaluate/.")
+        Path | None, typer.Option("--out", help="Folder for the results; default of a run: its evaluate/.")
     ] = None,
     data: DataOption = "",
-    base: Annotated[str, typer.Option("--base", help="Base, where not the one that the graft names.")] = "",
-    prompts: Annotated[str, typer.Option("--prompts", help="Text file with a prompt a line.")] = "",
+    base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
+    prompts: Annotated[str, typer.Option("--prompts", help="Text file with one prompt per line.")] = "",
     num_prompts: Annotated[int | None, typer.Option("--num-prompts", help="Prompts of each set.")] = None,
     scorer: Annotated[str, typer.Option("--scorer", help="CLIP that scores: folder, hub id, flatland.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Take distances of few pictures too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure distances of few images too.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Measure pictures of held-out captions, between floors and ceilings, with intervals."""
+    """Generate from held-out captions and measure the images, between floors and ceilings."""
     from clipgraft.config import parse_overrides, recipe_with
     from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
 
@@ -52,7 +48,7 @@ def evaluate(
         return
     if run_dir or not out:
         raise UserError(
-            "evaluate takes the folder of a run, whose recipe says the rest, or --graft, --base and --recipe "
+            "evaluate takes the folder of a run, which has its own recipe, or --graft, --base and --recipe "
             "with --out"
         )
     settings = recipe_with(recipe, set_, given | {"evaluate.num_prompts": num_prompts or 240})
@@ -63,14 +59,10 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
     ],
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Renew the page while the run is at work, until it ends.")
-    ] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the comparison of several runs.")] = Path(
-        "."
-    ),
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh the page until the run ends.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for a comparison of several runs.")] = Path(),
 ) -> None:
-    """Write a run's page, report.json, figures and model card; of several runs, a page that compares them."""
+    """Write a run's page, report.json, figures and model card; compare several runs on one page."""
     from clipgraft.reporting import report as stage
 
     if len(runs) > 1:
