@@ -147,7 +147,7 @@ class Counts(Record):
     blocked: int = 0
 
 
-class ImageRow(Record):
+class ScoredImage(Record):
     """One generated image; `file` is relative to evaluation.json."""
 
     variant: str
@@ -266,7 +266,7 @@ class Evaluation(Record):
     figures: list[Figure] = []
     differences: list[Difference] = []
     counts: list[Counts] = []
-    images: list[ImageRow] = []
+    images: list[ScoredImage] = []
     nearest_training_images: list[NearestImage] = []
     """Nearest first."""
     notes: list[str] = []

@@ -34,10 +34,10 @@ from clipgraft.evaluation.results import (
     Evaluation,
     FeatureExtractor,
     Figure,
-    ImageRow,
     NearestImage,
     Prompt,
     PromptSet,
+    ScoredImage,
     Scorer,
     Variant,
 )
@@ -310,7 +310,7 @@ def _by_image(queries: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (np.add.reduceat(queries, starts) / counts)[:, None]
 
 
-def _scored_rows(measured: Measured) -> Iterator[ImageRow]:
+def _scored_rows(measured: Measured) -> Iterator[ScoredImage]:
     """Yield each image's row with the scores that are its own."""
     places: dict[tuple[str, int], int] = {}
     for row in measured.variants.rows:
@@ -332,7 +332,7 @@ def _count(measured: Measured, name: str, prompt_set: str) -> Counts:
     return Counts(variant=name, prompt_set=prompt_set, num_images=len(found), **counted)
 
 
-def _nearest(measured: Measured, images: list[ImageRow]) -> list[NearestImage]:
+def _nearest(measured: Measured, images: list[ScoredImage]) -> list[NearestImage]:
     """Return the grafts' images nearest to a training photograph, with small copies of these."""
     metric, grafts = "nearest_training_cosine", measured.variants.grafts
     rows = [row for row in images if row.variant in grafts and metric in row.scores]

@@ -26,7 +26,7 @@ from clipgraft.evaluation.results import (
     TEACHER,
     BaseWeights,
     Data,
-    ImageRow,
+    ScoredImage,
     Settings,
 )
 from clipgraft.evaluation.scores import Paths, Scores
@@ -95,7 +95,7 @@ class Variants:
         self.prompts: list[EvaluationPrompt] = []
         self.images = Images()
         self.paths: dict[str, Paths] = {}
-        self.rows: list[ImageRow] = []
+        self.rows: list[ScoredImage] = []
         """Of every image, without scores."""
         self.encoder_sums: dict[str, str] = {}
         self.tower_sums: dict[str, str] = {}
@@ -176,7 +176,7 @@ class Variants:
         found = [self.folder / row.file if row.status == "ok" else None for row in rows]
         self.paths[name] = [found[start : start + num_seeds] for start in range(0, len(found), num_seeds)]
         self.rows += [
-            ImageRow(
+            ScoredImage(
                 variant=name,
                 prompt_id=index // num_seeds,
                 seed=requests[index].seed,

@@ -11,9 +11,9 @@ from clipgraft.evaluation.results import (
     Difference,
     Evaluation,
     Figure,
-    ImageRow,
     Measure,
     Metric,
+    ScoredImage,
     Variant,
 )
 from clipgraft.generation.contact_sheet import FAILURES
@@ -201,7 +201,7 @@ def rank_prompts(run: RunData) -> Ranking:
     metric = next((name for name in RANKED_BY if any(name in row.scores for row in own)), "")
     if not metric:
         return Ranking()
-    by_prompt: dict[int, list[ImageRow]] = defaultdict(list)
+    by_prompt: dict[int, list[ScoredImage]] = defaultdict(list)
     for row in own:
         if metric in row.scores:
             by_prompt[row.prompt_id].append(row)
@@ -264,7 +264,7 @@ def _prompts(evaluation: Evaluation) -> dict[int, str]:
     return {prompt.id: prompt.prompt for prompt in evaluation.prompts}
 
 
-def _sort_key(prompt_id: int, rows: Sequence[ImageRow], metric: str) -> tuple[float, ...]:
+def _sort_key(prompt_id: int, rows: Sequence[ScoredImage], metric: str) -> tuple[float, ...]:
     means = []
     for name in (metric, *(name for name in RANKED_BY if name != metric)):
         scores = [row.scores[name] for row in rows if name in row.scores]
