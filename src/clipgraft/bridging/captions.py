@@ -1,4 +1,4 @@
-"""Captions that a bridge is fitted to, and those it is measured on."""
+"""Captions to fit and to measure a bridge on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

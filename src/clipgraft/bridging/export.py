@@ -1,4 +1,4 @@
-"""Write a graft in forms that other tools load: a diffusers folder, prompt embeds, or the bridge alone."""
+"""Export a graft as diffusers folder, prompt embeds, or the bridge alone."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Fit the bridge from CLIP's hidden states to a base's prompt embeds, in closed form, then by gradient."""
+"""Fit a bridge in closed form, then its residual by gradient descent."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ class BridgeResult(StageResult):
 
     @property
     def graft(self) -> Graft:
-        """The graft; only of a result that was just made, not of one read from a file."""
+        """The graft (only of a new result, not one read from a file)."""
         assert self._graft is not None
         return self._graft
 
@@ -60,7 +60,7 @@ class BridgeResult(StageResult):
         return self.residual or self.linear
 
     def print(self) -> None:
-        """Print in one line how near the bridge comes to the teacher's prompt embeds."""
+        """Print the bridge's errors in one line."""
         errors = self.error.relative_error
         figures = ", ".join(f"{name} {errors[name]:.3f}" for name in ("words", "eos", "padding"))
         captions = f"{self.num_held_out_captions} held-out captions"
@@ -82,7 +82,7 @@ def fit_bridge(
     inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
     **overrides: object,
 ) -> BridgeResult:
-    """Graft a CLIP onto a base with captions alone; no image is read.
+    """Graft a CLIP onto a base with captions alone, no images.
 
     Args:
         clip: The CLIP.
@@ -136,7 +136,7 @@ def bridge_recipe(
     overwrite: bool = False,
     inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
 ) -> BridgeResult:
-    """Load the CLIP, the base and the captions of a recipe, and fit the bridge; see `fit_bridge`."""
+    """Fit the bridge of a recipe; see `fit_bridge`."""
     quiet_libraries()
     captions = load_captions(recipe)
     clip, base = load_models(recipe)
@@ -161,7 +161,7 @@ def stage_output(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[Path]:
-    """Give the folder of a stage; a temporary one if none is named."""
+    """Yield the folder of a stage, a temporary one by default."""
     if output_dir is None:
         with TemporaryDirectory(prefix="clipgraft-") as temporary:
             yield Path(temporary)
@@ -172,7 +172,7 @@ def stage_output(
 
 
 def origins(**models: ClipParts | FrozenBase) -> dict[str, dict[str, str]]:
-    """Return name and commit of models by section of a recipe; none of those made in memory."""
+    """Return models' names and commits by recipe section."""
     found = {name: model.origin for name, model in models.items()}
     return {
         name: {"name": origin.name, "revision": origin.revision} for name, origin in found.items() if origin
@@ -209,12 +209,12 @@ def _fit(towers: Towers, captions: Captions, recipe: Recipe, folder: Path, resum
 
 
 def has_residual(towers: Towers, settings: BridgeSettings) -> bool:
-    """Whether a bridge has nonlinear parts: not between a tower and itself, nor without epochs."""
+    """Whether a bridge has a residual."""
     return bool(settings.num_epochs) and not towers.are_equal
 
 
 def linear_bridge(towers: Towers, linear: LinearFit, settings: BridgeSettings) -> Bridge:
-    """Return a bridge with its linear maps solved for; its residual, if any, adds nothing yet."""
+    """Return a bridge with solved linear maps and a residual of zero."""
     is_linear = not has_residual(towers, settings)
     bridge = towers.new_bridge(
         hidden_size=0 if is_linear else settings.hidden_size,
@@ -237,7 +237,7 @@ def fit_residual(
     folder: Path,
     resume: bool,
 ) -> FitResult:
-    """Train the residual of a bridge in place, on the hidden states kept in `linear`."""
+    """Train the residual of a bridge in place on the states in `linear`."""
     settings, states = recipe.bridge, linear.states
     assert states is not None
     # The linear map is the least-squares optimum already; only what it leaves is learned.

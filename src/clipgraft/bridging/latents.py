@@ -25,7 +25,7 @@ NUM_MEASURED_IMAGES = 8
 
 
 class LatentImages(NamedTuple):
-    """Images that a graft is refined on and measured on, with latents (N, 4, h, w) float16."""
+    """Images to refine and to measure on, with latents (N, 4, h, w) float16."""
 
     train: tuple[CaptionedImage, ...]
     train_latents: Tensor
@@ -39,7 +39,7 @@ def encode_images(
     limits: DataSettings | None = None,
     num_measured: int = NUM_MEASURED_IMAGES,
 ) -> LatentImages:
-    """Encode the train split, and images of the test split (else of train) to measure on.
+    """Encode the train split, and test (else train) images to measure on.
 
     Raises:
         UserError: If there is no training image.
@@ -57,7 +57,7 @@ def encode_images(
 
 @torch.no_grad()
 def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
-    """Return scaled latents (N, 4, size / 8, size / 8), from the cache if they were encoded before.
+    """Return scaled float16 latents (N, 4, size / 8, size / 8), cached.
 
     They are float16: half the memory, and far finer than the noise that is added. Images are resized to fill
     a square of `size` pixels and cropped.

@@ -1,4 +1,4 @@
-"""CLIP's text tower and the teacher, side by side: the linear bridge, a bridge's error."""
+"""CLIP's text tower beside the teacher: linear fit and bridge errors."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -44,7 +44,7 @@ ByClass = Mapping[str, float | None]
 
 
 class BridgeError(BaseModel):
-    """Difference of bridged from the teacher's prompt embeds on held-out captions, by token class.
+    """Errors of bridged prompt embeds on held-out captions, by token class.
 
     BOS counts as the teacher's own, which the graft has.
     """
@@ -83,7 +83,7 @@ class LinearFit(NamedTuple):
 
 
 class Towers:
-    """CLIP's text tower, the teacher of a base that it fits, and the base's key and value maps.
+    """CLIP's text tower, a matching base's teacher, and its key-value maps.
 
     Raises:
         CheckpointError: If CLIP's tower cannot answer the base's text encoder.
@@ -117,7 +117,7 @@ class Towers:
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def sums(self) -> dict[str, str]:
-        """Return sums of all weights that a bridge is fitted to, for a run's fingerprint."""
+        """Return checksums of all weights behind a bridge's fit."""
         base = {f"map {index}": weight for index, weight in enumerate(self.key_value_maps)}
         return {
             "weights of CLIP": module_sha256(self.text_model),
@@ -130,7 +130,7 @@ class Towers:
 
     @torch.no_grad()
     def positions(self, input_ids: Tensor, description: str, *, whole_every: int = 1) -> Iterator[Positions]:
-        """Encode captions (N, L) in batches, the longest first; one in `whole_every` has padding."""
+        """Encode captions (N, L) in batches, one in `whole_every` with padding."""
         lengths = self.lengths(input_ids)
         # The longest first: their memory serves the shorter ones too, so that it does not grow.
         batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
@@ -160,7 +160,7 @@ class Towers:
         states_file: Path | None = None,
         generator: torch.Generator | None = None,
     ) -> LinearFit:
-        """Gather the normal equations and the metric of keys and values in one pass over captions (N, 77).
+        """Gather normal equations and key-value metric in one pass over captions.
 
         Args:
             input_ids: Of the training captions.
@@ -227,7 +227,7 @@ class Towers:
 
 
 def load_models(recipe: Recipe) -> tuple[ClipParts, FrozenBase]:
-    """Load the CLIP of a recipe, and of its base what a bridge is fitted to."""
+    """Load a recipe's CLIP, and its base's tokenizer and text encoder."""
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     base = FrozenBase.load(
         recipe.base.name,
@@ -245,7 +245,7 @@ def load_towers(recipe: Recipe) -> Towers:
 
 
 def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Choose, as bool (B, L), all positions but padding, and `NUM_KEPT_PADDING` of the padding."""
+    """Choose all words and `NUM_KEPT_PADDING` random padding positions: bool (B, L)."""
     is_padding = classes == PADDING
     draws = torch.rand(classes.shape, generator=generator).masked_fill(~is_padding, -1.0)
     drawn = torch.zeros_like(is_padding).scatter(1, draws.topk(NUM_KEPT_PADDING, dim=1).indices, True)

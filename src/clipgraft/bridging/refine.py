@@ -34,7 +34,7 @@ from clipgraft.training.trainer import fit, settle_precision
 
 
 class RefineResult(StageResult):
-    """Errors of the predicted noise against the teacher's on test images, by timestep."""
+    """Errors of predicted noise against the teacher's on test images, by timestep."""
 
     stage: str = "refine"
     before: dict[str, float | None]
@@ -49,12 +49,12 @@ class RefineResult(StageResult):
 
     @property
     def graft(self) -> Graft:
-        """The refined graft; only of a result that was just made, not of one read from a file."""
+        """The refined graft (only of a new result, not one read from a file)."""
         assert self._graft is not None
         return self._graft
 
     def print(self) -> None:
-        """Print in one line how the error of the predicted noise has changed."""
+        """Print the predicted noise's error before and after in one line."""
         before, after = (
             mean(float("nan") if error is None else error for error in errors.values())
             for errors in (self.before, self.after)
@@ -81,7 +81,7 @@ def refine(
     started_from: str = "",
     **overrides: object,
 ) -> RefineResult:
-    """Train a graft's bridge, and optionally its last text layers, on the train split of a dataset.
+    """Train a graft's bridge and optionally its last text layers on images.
 
     Arguments not listed are those of `fit_bridge`.
 
@@ -138,7 +138,7 @@ def refine_recipe(
     overwrite: bool = False,
     inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
 ) -> RefineResult:
-    """Load a graft, and the base and the dataset of a recipe, and refine; see `refine`."""
+    """Refine a graft with a recipe's base and dataset; see `refine`."""
     quiet_libraries()
     check_settings(recipe.refine)
     graft = Graft.from_pretrained(graft_dir)
@@ -205,7 +205,7 @@ def _refine(
 
 
 def with_lineage(recipe: Recipe, lineage: Lineage) -> Recipe:
-    """Return a recipe with the CLIP and the bridge settings that a graft was made with."""
+    """Return a recipe with the CLIP and bridge settings of a lineage."""
     made = lineage.find("bridge")
     if made is None or made.recipe is None:
         return recipe
@@ -231,7 +231,7 @@ def check_settings(settings: RefineSettings) -> None:
 
 
 def check_prediction(base: FrozenBase) -> None:
-    """Refuse a base that predicts anything but the noise, which the losses are of.
+    """Refuse a base with a prediction type other than epsilon (noise).
 
     Raises:
         CheckpointError: Names what it predicts.
@@ -247,7 +247,7 @@ def check_prediction(base: FrozenBase) -> None:
 
 
 def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
-    """Sums of training data and start weights; latents stand for photographs and VAE."""
+    """Checksums of training data and start weights (latents for images and VAE)."""
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None
@@ -282,7 +282,7 @@ def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) ->
 
 
 def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[str, float | None]:
-    """Return the error of the noise predicted with the graft against the teacher's, by timestep."""
+    """Return the predicted noise's error against the teacher's, by timestep."""
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None

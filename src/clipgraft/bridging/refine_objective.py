@@ -1,4 +1,4 @@
-"""The objective of refining a graft through a frozen U-Net. B batch, W the width of prompt embeds."""
+"""Objective for refining a graft through a frozen U-Net."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from clipgraft.training.objectives import Result, add_noise
 
 
 class RefineObjective(nn.Module):
-    """Error of the predicted noise against the noise itself and against the teacher's prediction.
+    """Error of predicted noise against the true noise and the teacher's prediction.
 
     Args:
         encoder: Parameters with gradients are trained.
@@ -53,7 +53,7 @@ class RefineObjective(nn.Module):
         self.register_buffer("empty_input_ids", empty_input_ids)
 
     def train(self, mode: bool = True) -> "RefineObjective":
-        """Set the mode of the encoder alone: the frozen models stay in eval."""
+        """Set the encoder's mode; the frozen models stay in eval."""
         super().train(mode)
         self.unet.eval()
         self.teacher.eval()
@@ -99,7 +99,7 @@ class RefineObjective(nn.Module):
 
 
 def sample_timesteps(count: int, num_timesteps: int, sampling: str, device: torch.device) -> Tensor:
-    """Sample timesteps (count,) int64 in [0, num_timesteps): uniformly, or in proportion to themselves."""
+    """Sample timesteps (count,) int64 in [0, num_timesteps), uniform or linearly weighted."""
     if sampling == "uniform":
         return torch.randint(num_timesteps, (count,), device=device)
     return (num_timesteps * torch.rand(count, device=device).sqrt()).long().clamp(max=num_timesteps - 1)
@@ -107,7 +107,7 @@ def sample_timesteps(count: int, num_timesteps: int, sampling: str, device: torc
 
 @contextmanager
 def block_outputs(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the blocks (down, middle, up) of predictions within the context."""
+    """Collect the outputs of the U-Net's blocks (down, middle, up) within the context."""
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -123,7 +123,7 @@ def block_outputs(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
 
 
 def _feature_errors(features: list[Tensor], teacher_features: list[Tensor]) -> Tensor:
-    """Return the squared error relative to the teacher's power, summed over blocks, (B,)."""
+    """Return relative squared errors summed over blocks, (B,)."""
     pairs = zip(features, teacher_features, strict=True)
     relative = [
         _mean_square(ours.float() - theirs.float()) / _mean_square(theirs.float()) for ours, theirs in pairs

@@ -1,4 +1,4 @@
-"""Batches of sets encoded once, in memory or in a file; seed, epoch and position alone decide them.
+"""Batches of data encoded once, functions of seed, epoch and position.
 
 N items, B in a batch. Token states: L positions of a batch's longest caption, widths D (student) and W
 (teacher).
@@ -27,7 +27,7 @@ BYTES = 2
 
 
 def load_pixels(images: Sequence[CaptionedImage], size: int) -> Tensor:
-    """Decode images to (N, 3, size, size) uint8, resized to fill the square and centre-cropped."""
+    """Decode images to (N, 3, size, size) uint8, resized and centre-cropped."""
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for index, image in enumerate(images):
         pixels[index] = to_uint8(vae_pixel_values([open_image(image.path)], size)[0])
@@ -45,7 +45,7 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 class ShuffledBatches:
-    """Batches of rows in an order drawn from (seed, epoch); a last, smaller batch is left out.
+    """Full batches of rows in an order drawn from (seed, epoch).
 
     Args:
         num_items: N.
@@ -60,7 +60,7 @@ class ShuffledBatches:
         return self.num_items // self.batch_size
 
     def shuffle(self, epoch: int) -> tuple[np.random.Generator, np.ndarray]:
-        """Return the epoch's generator, and the order of all items that it drew first."""
+        """Return the epoch's generator and the order of all items."""
         random = np.random.default_rng([self.seed, epoch])
         return random, random.permutation(self.num_items)
 
@@ -71,7 +71,7 @@ class ShuffledBatches:
 
 
 class CropBatches(ShuffledBatches):
-    """Random square crops, one an image and epoch: of four the one with most detail.
+    """Random square crops, the most detailed of four per image and epoch.
 
     Subjects are a small part of an image and skies a large one. The crop with the greatest mean difference
     between neighbouring rows shows more of the subjects for the same cost. `pixels` are (N, 3, H, W) uint8.
@@ -154,7 +154,7 @@ class LabelledBatches(ShuffledBatches):
 
 
 class TokenStates:
-    """Token states of two text towers at chosen positions of captions, in a memory-mapped file.
+    """Memory-mapped token states of two text towers at chosen positions of captions.
 
     Args:
         path: The file, written anew; its room on the disk is taken at once.
@@ -208,7 +208,7 @@ def _reserve(file: int, num_bytes: int) -> None:
 
 
 class StateBatches(ShuffledBatches):
-    """Token states of captions of similar length, padded to the longest; padding has weight 0.
+    """Batches of token states of captions of similar length, padded.
 
     `padding` and `bos` are token classes; BOS is a constant, and has weight 0 too.
     """

@@ -1,4 +1,4 @@
-"""Check a dataset before training: counts, samples, lengths, damage, leakage. Needs no torch."""
+"""Check a dataset before training: counts, samples, lengths, damage, leakage."""
 
 import json
 import re
@@ -31,7 +31,7 @@ NUM_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class ExcludedGroup:
-    """All images or all captions excluded for one reason."""
+    """Images or captions excluded for one reason."""
 
     kind: str
     reason: str
@@ -139,7 +139,7 @@ def check_dataset(
 
 
 def leakage_note(check: DatasetCheck) -> str:
-    """Return a warning about photographs in several splits; empty if there are none."""
+    """Return a warning about photographs in several splits, else ""."""
     if not check.leakage:
         return ""
     shown = ", ".join(map(_with_splits, check.leakage[:NUM_LEAKS_SAID]))
@@ -152,7 +152,7 @@ def leakage_note(check: DatasetCheck) -> str:
 
 
 def render(check: DatasetCheck) -> RenderableType:
-    """Return the measurements for rich's console; captions and names are plain text, not markup."""
+    """Return the measurements for rich's console."""
     return Group(
         Text.assemble((check.format, "bold"), " in ", (_plain(check.root), "cyan")),
         *[Text(f"  {role}: {_plain(name)}", style="dim") for role, name in check.files.items()],

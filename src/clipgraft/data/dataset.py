@@ -1,4 +1,4 @@
-"""Captioned images and their splits; all captions of an image are in the image's split."""
+"""Captioned images and their splits."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class CaptionedImages(tuple[CaptionedImage, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """One photograph or one caption that is not in the dataset, and why."""
+    """One photograph or caption excluded from the dataset, with the reason."""
 
     kind: Literal["image", "caption"]
     name: str
@@ -125,7 +125,7 @@ class CaptionDataset:
 
 
 def merge_duplicates(images: Sequence[CaptionedImage]) -> tuple[CaptionedImage, ...]:
-    """Merge files with equal bytes into the first of them, with the captions of all.
+    """Merge images with equal bytes into the first one, with all captions.
 
     A search cannot tell one copy from the other, so either is a right answer.
     """

@@ -1,4 +1,4 @@
-"""Flickr8k in both of its forms: token file with split lists, and Kaggle's `captions.txt`.
+"""Reader of Flickr8k: token file with split lists, or Kaggle's `captions.txt`.
 
 Public copies differ in line ends, tabs, encodings and folder names, so files are found by name wherever
 copies have them, and each caption line is parsed on its own.
@@ -41,7 +41,7 @@ _CSV_NUMBERED = re.compile(r"\s*[0-9]{1,9}\s*,(.*)")
 
 
 def read_flickr8k(folder: DataFolder) -> RawDataset | None:
-    """Read caption file, split lists and image folder, in the folder or up to two folders down.
+    """Read Flickr8k's captions, split lists and images, up to two folders down.
 
     The token file wins over `captions.txt` where both are there, because only it numbers the captions.
 
@@ -121,7 +121,7 @@ def _list_levels(root: Path) -> list[list[Path]]:
 
 
 def _find_one(root: Path, levels: list[list[Path]], is_wanted: Callable[[str], bool]) -> Path | None:
-    """Return the wanted file nearest to the root; names are compared in lower case."""
+    """Return the wanted file nearest to the root, names in lower case."""
     for entries in levels:
         found = [entry for entry in entries if is_wanted(entry.name.lower()) and entry.is_file()]
         if len(found) > 1:
@@ -133,7 +133,7 @@ def _find_one(root: Path, levels: list[list[Path]], is_wanted: Callable[[str], b
 
 
 def _find_image_dir(root: Path, levels: list[list[Path]], caption_file: Path) -> Path:
-    """Return the image folder nearest to the root, or the caption file's own."""
+    """Return the image folder nearest to the root, else the caption file's."""
     for entries in levels:
         for entry in entries:
             if entry.name.lower() in IMAGE_FOLDERS and entry.is_dir() and _holds_images(entry):
@@ -151,7 +151,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _find_split_lists(root: Path, levels: list[list[Path]]) -> dict[Split, Path]:
-    """Return the split lists of the level nearest to the root that has any."""
+    """Return the split lists nearest to the root, all of one level."""
     for entries in levels:
         lists: dict[Split, Path] = {}
         for entry in entries:

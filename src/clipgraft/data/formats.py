@@ -1,4 +1,4 @@
-"""Load a folder of captioned images in any of five formats, shown in `docs/data.md`."""
+"""Load a folder of captioned images in one of five formats (`docs/data.md`)."""
 
 import csv
 import io
@@ -120,7 +120,7 @@ def _flatland8k() -> Path:
 
 
 def read_lines(path: Path, kind: str) -> list[str]:
-    """Read a text file with one caption or prompt a line; blank lines are skipped.
+    """Read a text file of captions or prompts, one per line.
 
     Args:
         path: UTF-8 text.
@@ -188,7 +188,7 @@ def read_coco(folder: DataFolder) -> RawDataset | None:
 
 
 def read_caption_files(folder: DataFolder) -> RawDataset | None:
-    """Read images, each with a text file of the same name beside it, one caption a line."""
+    """Read images with text files of the same names (one caption per line)."""
     captions: list[RawCaption] = []
     for name, path in folder.list_images(folder.root).items():
         caption_file = path.with_suffix(".txt")
@@ -217,7 +217,7 @@ def _folder_reading(
     captions: list[RawCaption],
     splits: dict[str, Split],
 ) -> RawDataset:
-    """Return all images below the root; without other splits their first folder decides."""
+    """Return all images below the root, split by `splits` or first folder."""
     photographs = folder.list_images(folder.root)
     if not splits:
         splits = {
@@ -227,7 +227,7 @@ def _folder_reading(
 
 
 def _refuse_json(path: Path, lines: list[str]) -> None:
-    """Refuse JSON, which some tools write beside images: its lines would become captions."""
+    """Refuse JSON, written beside images by some tools."""
     if lines and lines[0].startswith(("{", "[")):
         try:
             json.loads("\n".join(lines))
@@ -295,7 +295,7 @@ def _row_split(row: dict[str, Any], where: str) -> Split:
 
 
 def _coco_image_dir(root: Path, name: str) -> Path:
-    """Return the folder of a COCO file's images: `train2017`, `images/train2017`, `images` or the root."""
+    """Return the folder of a COCO file's images (`train2017`, `images/train2017`, `images`, root)."""
     candidates = [root / name, root / "images" / name] if name else []
     return next((folder for folder in [*candidates, root / "images"] if folder.is_dir()), root)
 

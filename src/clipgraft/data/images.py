@@ -1,4 +1,4 @@
-"""Untrusted images: bounded by their header, then decoded to RGB in bounded memory.
+"""Decoding of untrusted images to RGB in bounded memory.
 
 Only JPEG, PNG and WebP are decoded, recognised by content; those of a data folder and of the studio's clients
 alike.
@@ -56,7 +56,7 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open and decode a JPEG, PNG or WebP file to RGB, 8 bits a channel.
+    """Open and decode a JPEG, PNG or WebP file to 8-bit RGB.
 
     EXIF rotation is applied where the EXIF data can be read; grayscale, palette and CMYK become RGB;
     transparency becomes white; of an animation the first frame is taken.
@@ -71,7 +71,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image and check its header; `decode` it in the block, whose DataErrors get the file's name."""
+    """Open an image, check its header, and name the file in DataErrors."""
     if not path.is_file():
         raise MissingFileError(f"{path}: no such image")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
@@ -112,7 +112,7 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Decode an image from `read_header`: upright, RGB, 8 bits a channel; DataError if it is damaged."""
+    """Decode an image from `read_header` to upright 8-bit RGB."""
     try:
         _scale_transparent_sample(image)
         image.load()
@@ -126,7 +126,7 @@ def decode(image: Image.Image) -> Image.Image:
 
 
 def parts_of(content: bytes) -> Iterator[int]:
-    """Yield the marker of each segment of a JPEG; 0 for each chunk of a PNG."""
+    """Yield each JPEG segment's marker, or 0 for each PNG chunk."""
     if content.startswith(b"\xff\xd8"):
         place = 2
         while (marker := _JPEG_MARKER.search(content, place)) and marker[1][0] != _JPEG_END:
@@ -140,7 +140,7 @@ def parts_of(content: bytes) -> Iterator[int]:
 
 
 def _refuse_costly(content: bytes) -> None:
-    """Refuse a small file that would take long: each scan covers all pixels, each part costs Python time."""
+    """Refuse small files that are slow to decode."""
     num_scans = 0
     for num_parts, marker in enumerate(parts_of(content)):
         num_scans += marker == JPEG_SCAN
@@ -152,7 +152,7 @@ def _refuse_costly(content: bytes) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings of large images and odd EXIF data: the bounds here decide."""
+    """Silence Pillow's warnings; the bounds of this module decide."""
     with _FILTERS, warnings.catch_warnings():  # filters are the process's own, so one thread at a time
         warnings.simplefilter("ignore")
         yield
@@ -163,7 +163,7 @@ def _damaged(error: Exception) -> DataError:
 
 
 def _scale_transparent_sample(image: Image.Image) -> None:
-    """Scale a PNG's transparent sample to 8 bits, as Pillow does with all others."""
+    """Scale a PNG's transparent sample to 8 bits, like Pillow all others."""
     transparent = image.info.get("transparency")
     if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
         return
@@ -189,7 +189,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grayscale to 8 bits, value / 257 rounded; convert("RGB") would clip at 255."""
+    """Convert 16-bit grayscale to 8 bits by rounding (convert("RGB") would clip at 255)."""
     values = np.asarray(image)
     levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     if (transparent := image.info.get("transparency")) is not None:

@@ -46,7 +46,7 @@ class Item(NamedTuple):
 
 
 class EpochSampler(Sampler[list[EpochIndex]]):
-    """Image indices of each full batch: a permutation drawn from (seed, epoch), cut in pieces.
+    """Image indices of each full batch, from a permutation per (seed, epoch).
 
     `batch_size` counts images of all processes together, each of which gets an equal share of every batch.
     """
@@ -76,7 +76,7 @@ class EpochSampler(Sampler[list[EpochIndex]]):
         self.resume(0, 0)
 
     def resume(self, epoch: int, start: int) -> None:
-        """Set the epoch of the next pass, and how many of its batches to skip."""
+        """Set the epoch of the next pass and its first batch."""
         if not 0 <= start <= self.num_batches:
             raise UserError(f"start must be between 0 and the {self.num_batches} batches; got {start}")
         self.epoch, self.start = epoch, start
@@ -107,7 +107,7 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
     """
 
     def order(round_: int) -> list[int]:
-        """Each caption once; first those not yet shown in the epoch in which the round begins."""
+        """Order a round's captions, those not yet shown in its epoch first."""
         captions = np.random.default_rng([seed, index, round_]).permutation(num_captions).tolist()
         begun = round_ * num_captions // count * count
         first, num_skipped = divmod(begun, num_captions)
@@ -123,7 +123,7 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
 
 
 def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return for each image the index of the first one whose file holds the same bytes."""
+    """Return for each image the index of the first with equal bytes."""
     first: dict[str, int] = {}
     sums = content_sums([image.path for image in images])
     return [first.setdefault(content, index) for index, content in enumerate(sums)]
@@ -165,7 +165,7 @@ class ImageCaptionDataset(Dataset[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Turn items into a batch for objectives; a class, so that spawned workers can receive it."""
+    """Collate items into a batch for objectives."""
 
     processor: ImageProcessor
     eos_token_id: int
@@ -254,6 +254,6 @@ class CaptionedBatches:
         return self.sampler.num_batches
 
     def epoch(self, epoch: int, start: int) -> Iterable[dict[str, Any]]:
-        """Return the batches of an epoch without its first `start`; for their keys see `Collate`."""
+        """Return the batches of an epoch from `start` on; see `Collate`."""
         self.sampler.resume(epoch, start)
         return self.loader

@@ -1,4 +1,4 @@
-"""What readers find in a folder of captioned images, and how it becomes a dataset.
+"""Raw contents of a folder of captioned images, assembled into a dataset.
 
 A reader parses its format into a `RawDataset`; `assemble` includes every photograph and every caption in a
 `CaptionDataset`, or excludes it with a reason. Folders come from strangers: nothing outside is read, whatever
@@ -62,7 +62,7 @@ class RawDataset:
 
 
 class DataFolder:
-    """A folder to read, or a link to one, and notes on its oddities."""
+    """A folder (or a link to one) to read, with notes on oddities."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -86,7 +86,7 @@ class DataFolder:
         return path.relative_to(self.root).as_posix()
 
     def list_images(self, folder: Path) -> dict[str, Path]:
-        """Return every file below a folder whose suffix is an image's, in a usable format or not.
+        """Return all files below a folder with image suffixes, usable or not.
 
         Linked folders are not followed; a linked file may point anywhere inside the root. Pipes and links to
         nothing are noted.
@@ -112,7 +112,7 @@ class DataFolder:
         return dict(sorted(images.items()))
 
     def read_text(self, path: Path) -> str:
-        """Read a file of the folder as UTF-8 or else, with a note, as Windows-1252."""
+        """Read a file as UTF-8, else as Windows-1252 with a note."""
         raw = read_bytes(inside(path, self.root))
         if b"\0" in raw:
             raise DataError(f"{path}: holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8")
@@ -128,7 +128,7 @@ class DataFolder:
             ) from None
 
     def read_lines(self, path: Path) -> Iterator[tuple[int, str]]:
-        """Yield number (from 1) and text of each line that is not blank; ends are LF, CRLF or CR."""
+        """Yield number (from 1) and text of each non-blank line (LF, CRLF or CR)."""
         for number, line in enumerate(re.split(r"\r\n|\n|\r", self.read_text(path)), start=1):
             if line.strip():
                 yield number, line
@@ -149,7 +149,7 @@ def tidy(caption: str) -> str:
 
 
 def hash_split(image_id: str) -> Split:
-    """Return a split by the hash of an image id: 80% train, 10% val, 10% test.
+    """Return a split by the image id's hash (80% train, 10% val, 10% test).
 
     It depends on the id alone, so new images and other captions never move an image to another split.
     """
@@ -158,7 +158,7 @@ def hash_split(image_id: str) -> Split:
 
 
 def check_image_name(name: str, where: str) -> str:
-    """Return an image name read at `where`; refuse one that points out of the image folder.
+    """Return an image name; refuse one pointing out of the image folder.
 
     Such a name is absolute, has a drive letter, a backslash (also a UNC path), `..` or a NUL.
     """
@@ -172,7 +172,7 @@ def check_image_name(name: str, where: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file's name is text; Python puts a lone surrogate for each byte that is not."""
+    """Whether a file's name is UTF-8 (Python decodes other bytes to lone surrogates)."""
     return not LONE_SURROGATE.search(name)
 
 

@@ -1,4 +1,4 @@
-"""From photographs and captions to tensors: CLIP's pixels, the VAE's pixels, token ids.
+"""Preprocessing: CLIP's pixels, the VAE's pixels, token ids.
 
 Sizes, means and deviations are read from the model's own image processor. CLIP's preprocessing is cut in two
 at its 8-bit crop: the costly half, decoding and resizing, is done once for all runs and cached. A crop's key
@@ -58,14 +58,14 @@ class ImageProcessor(Protocol):
 
 
 def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) -> Tensor:
-    """Return RGB images of any size as `processor(images)` does: (B, 3, S, S) float32, normalised."""
+    """Preprocess RGB images as `processor(images)` does: (B, 3, S, S) float32, normalised."""
     return normalize_clip_crops(
         torch.from_numpy(np.stack([clip_crop(i, processor) for i in images])), processor
     )
 
 
 def clip_crop(image: Image.Image, processor: ImageProcessor) -> np.ndarray:
-    """Resize (bicubic) and centre-crop an image as CLIP's processor does: (3, S, S) uint8."""
+    """Resize and centre-crop an image as CLIP's processor does: (3, S, S) uint8."""
     do_resize = processor.do_resize
     if do_resize and dict(processor.size).keys() == {"shortest_edge"}:
         # By the processor's own functions, without the four copies of the whole image that it makes before.
@@ -88,7 +88,7 @@ def normalize_clip_crops(crops: Tensor, processor: ImageProcessor) -> Tensor:
 
 
 def load_crops(images: Sequence[CaptionedImage], processor: ImageProcessor) -> CachedArrays:
-    """Return CLIP's crops of images, decoding those that are not cached; see `cut_crops`."""
+    """Return CLIP's crops of images from the user's cache; see `cut_crops`."""
     paths = [image.path for image in images]
     with track("reading images", len(paths)) as update:
         return cut_crops(paths, processor, cache_dir() / "crops", lambda done: update(done, "decoded"))
@@ -100,7 +100,7 @@ def cut_crops(
     folder: Path,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> CachedArrays:
-    """Return CLIP's crops of photographs, decoding those that are not in `folder`.
+    """Return CLIP's crops of photographs, cutting those not cached in `folder`.
 
     What was cut stays where a photograph cannot be read, or the disk is full.
 
@@ -152,7 +152,7 @@ def _settings_sum(processor: ImageProcessor) -> str:
 
 
 def vae_pixel_values(images: Iterable[Image.Image], size: int) -> Tensor:
-    """Resize RGB images to fill a square (bicubic) and centre-crop: (B, 3, size, size) float32 in [-1, 1].
+    """Resize and centre-crop RGB images: (B, 3, size, size) float32 in [-1, 1].
 
     `size` is a multiple of 8 pixels, because the VAE halves it three times.
     """
@@ -183,7 +183,7 @@ def tokenize(
 def encode_captions(
     captions: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, context_length: int = CONTEXT_LENGTH
 ) -> tuple[list[list[int]], int]:
-    """Return token ids without padding, EOS last, and the number of captions that were cut.
+    """Return token ids without padding and the number of truncated captions.
 
     They are cut where the positions end, as transformers and diffusers do.
     """
@@ -202,5 +202,5 @@ def encode_whole(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def pad_input_ids(ids: Sequence[Sequence[int]], eos_token_id: int, length: int) -> Tensor:
-    """Return token ids as (B, length) int64, padded with EOS; no list is longer than `length`."""
+    """Pad lists of token ids with EOS: (B, length) int64."""
     return torch.tensor([[*row, *[eos_token_id] * (length - len(row))] for row in ids], dtype=torch.int64)

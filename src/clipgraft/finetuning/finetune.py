@@ -47,7 +47,7 @@ Images = Sequence[CaptionedImage]
 
 
 class FinetuneResult(StageResult):
-    """Recall on the test split before and after fine-tuning, and what training took."""
+    """Recall on the test split before and after fine-tuning, and training figures."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -68,7 +68,7 @@ class FinetuneResult(StageResult):
 
     @property
     def clip(self) -> ClipParts:
-        """The fine-tuned CLIP; only of a result that was just made, not of one read from a file."""
+        """The fine-tuned CLIP (only of a new result, not one read from a file)."""
         assert self._clip is not None
         return self._clip
 
@@ -160,7 +160,7 @@ def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:
-    """Return a recipe that names a CLIP and a dataset, as far as it is known where they come from."""
+    """Return a recipe naming a CLIP and a dataset by their origins."""
     origin = {"clip": clip.origin} if clip.origin else {}
     source = DataSettings(source=str(data.root))
     return build_recipe({"seed": seed, "device": device, "data": source, **origin})
@@ -236,7 +236,7 @@ def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective])
 
 
 def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[Images, Images, Images]:
-    """Return images to train on, validate on and test on; refuse those that nothing can be learned from."""
+    """Return limited train, val and test splits; refuse unsuitable ones."""
     limits = recipe.data
     train = data.train[: limits.max_train_images or None]
     val, test = data.val[: limits.max_val_images or None], data.test[: limits.max_test_images or None]
@@ -270,7 +270,7 @@ def set_start(
     batches: CaptionedBatches,
     settings: FinetuneSettings,
 ) -> None:
-    """Encode the images of a frozen vision tower; start SigLIP's bias from the first loss's batches."""
+    """Encode images of a frozen vision tower; initialize SigLIP's bias."""
     device = clip.model.device
     if settings.frozen_vision_layers == -1:
         clip.model.eval()
@@ -340,7 +340,7 @@ def build_objective(
     settings: FinetuneSettings,
     objective_class: type[ContrastiveObjective] = ContrastiveObjective,
 ) -> ContrastiveObjective:
-    """Freeze, add low-rank updates and compile as the settings say, in place; return the objective.
+    """Freeze, add LoRA and compile in place; return the objective.
 
     Raises:
         UserError: If layers that the model lacks are to be frozen, or nothing is left to train.

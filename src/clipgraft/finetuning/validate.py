@@ -1,4 +1,4 @@
-"""Validation of a CLIP in training: recall, validation loss, token drift, and preview images."""
+"""Validation of a CLIP in training: recall, loss, token drift, previews."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -38,7 +38,7 @@ Recall = dict[str, int | float]
 
 @torch.no_grad()
 def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], description: str) -> Recall | None:
-    """Measure recall in both directions over images and all of their captions; None without images.
+    """Measure recall over images and all their captions (None without images).
 
     Copies of a photograph are one image with the captions of all. `paired_recall` is for comparison with
     other trainers' logs.
@@ -66,7 +66,7 @@ def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], descrip
 def embed_images(
     clip: ClipParts, images: Sequence[CaptionedImage], update: Callable[[int], None] = lambda _: None
 ) -> Tensor:
-    """Encode images with a CLIP in eval mode: unit-norm float32 (N, P) on the CPU.
+    """Encode images with a CLIP: unit-norm float32 (N, P) on the CPU.
 
     Args:
         clip: In eval mode.
@@ -88,7 +88,7 @@ def passes_per_loss(settings: FinetuneSettings) -> int:
 
 
 def length_multiple(settings: FinetuneSettings) -> int:
-    """Length multiple for padding. Any is correct: attention is causal, so nothing up to EOS sees padding."""
+    """Return the multiple to which captions are padded."""
     if settings.distill_weight:
         return CONTEXT_LENGTH  # a U-Net reads padding too, and what is not in the batch cannot be held
     # Each further length would be compiled anew.
@@ -96,7 +96,7 @@ def length_multiple(settings: FinetuneSettings) -> int:
 
 
 class Validator:
-    """Measures a CLIP in training on the validation split, always at the same images and captions.
+    """Validation of a CLIP in training on fixed images and captions.
 
     Args:
         clip: The CLIP as it is now; drift is measured from a copy of its text tower.
@@ -131,7 +131,7 @@ class Validator:
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
-        """Return recall, `val_loss` and drift by token class; weights and random state do not change."""
+        """Return recall, `val_loss` and drift by token class."""
         self.objective.eval()
         device = self.clip.model.device
         starts = range(0, len(self.items), self.batch_size)
@@ -146,7 +146,7 @@ class Validator:
 
 
 class ValidationImages:
-    """Generates images of fixed prompts and seeds every so many steps; training is not affected.
+    """Previews of fixed prompts and seeds every so many steps.
 
     Args:
         clip: The CLIP in training; its text tower replaces the graft's.

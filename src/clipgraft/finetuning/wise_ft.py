@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between those before and after fine-tuning, with recall and drift of each.
+"""WiSE-FT: interpolation of weights before and after fine-tuning.
 
 Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
 """
@@ -74,7 +74,7 @@ def interpolate(
     recipe: Recipe | None = None,
     inputs: Mapping[str, str | Path | None] = MappingProxyType({}),
 ) -> InterpolationResult:
-    """Measure CLIPs between one and its fine-tuned version, and make the one at `alpha`.
+    """Measure interpolations of a CLIP and its fine-tuned version; return one.
 
     Args:
         before: The CLIP before fine-tuning.
@@ -137,7 +137,7 @@ def _interpolate(
 
 @torch.no_grad()
 def set_between(target: nn.Module, first: nn.Module, last: nn.Module, alpha: float) -> None:
-    """Give `target` the weights `first + alpha * (last - first)`; 0 and 1 give those of either to the bit."""
+    """Set the weights of `target` to `first + alpha * (last - first)`."""
     for mine, from_, to in zip(target.parameters(), first.parameters(), last.parameters(), strict=True):
         mine.copy_(torch.lerp(from_, to, alpha))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the training state at some steps, each a folder that is whole or passed over.
+"""Checkpoints of the training state, each a folder.
 
 `step-00000100/` holds `tensors.safetensors`, `state.json` and a manifest of their sums. Nothing is pickled.
 """
@@ -143,7 +143,7 @@ class CheckpointManager:
         return folder
 
     def read(self, step: int | None = None) -> Saved | None:
-        """Read the checkpoint of a step, or the newest whole one; None if there is none at all.
+        """Read a step's checkpoint or the newest intact one (None without checkpoints).
 
         Raises:
             CheckpointError: If the step's is missing or damaged, or no checkpoint is whole.
@@ -193,7 +193,7 @@ class CheckpointManager:
         state.step, state.skipped_steps = values.step, values.skipped_steps
 
     def saved_precision(self) -> str:
-        """Return the precision of the newest readable checkpoint; empty if there is none."""
+        """Return the precision of the newest readable checkpoint, else ""."""
         for folder in self._newest_first():
             try:
                 return _read_values(folder).mixed_precision
@@ -202,7 +202,7 @@ class CheckpointManager:
         return ""
 
     def delete_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps, which are damaged or will be made again."""
+        """Delete the checkpoints of later steps, damaged or to be made again."""
         for folder in self._newest_first():
             if _step_of(folder) > step:
                 shutil.rmtree(folder)
@@ -258,12 +258,12 @@ class CheckpointManager:
 
 
 def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
-    """Return the seed and the settings that change a training's result, by name."""
+    """Return the seed and the settings deciding a training's result, by name."""
     return {"seed": seed, **settings.model_dump(mode="json", exclude=WITHOUT_EFFECT | COMPARED_OTHERWISE)}
 
 
 def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, str]:
-    """Return a sum of all `photographs`' bytes and one of all `captions`, by role and in order."""
+    """Return checksums of all `photographs` and of all `captions`, in order."""
     # Without names and paths: a copy elsewhere is the same, and other photographs may have the same names.
     paths = {role: [image.path for image in found] for role, found in images.items()}
     return {
@@ -275,7 +275,7 @@ def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, 
 
 
 def sum_of_clip(clip: ClipParts) -> str:
-    """Return a sum of a CLIP's weights, tokenizer and image processor."""
+    """Return a checksum of a CLIP's weights, tokenizer and image processor."""
     processor = clip.image_processor.to_dict()
     return fingerprint(
         module_sha256(clip.model), sum_of_tokenizer(clip.tokenizer), str(sorted(processor.items()))
@@ -283,7 +283,7 @@ def sum_of_clip(clip: ClipParts) -> str:
 
 
 def sum_of_tokenizer(tokenizer: CLIPTokenizer) -> str:
-    """Return a sum of a tokenizer's vocabulary and rules, without the last call's padding."""
+    """Return a checksum of a tokenizer's vocabulary and rules."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return fingerprint({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
 
@@ -356,7 +356,7 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _optimizer_shapes(tensors: Mapping[str, Tensor], state: TrainingState) -> dict[str, Tensor]:
-    """Tensors shaped like the optimizer's of each parameter that a checkpoint has a state of."""
+    """Return tensors shaped like the optimizer states in a checkpoint."""
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     expected: dict[str, Tensor] = {}
     for index, parameter in enumerate(parameters):

@@ -16,7 +16,7 @@ Batch = dict[str, Any]
 def backward_separately(
     objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Add the gradient of the mean of the micro-batches' own losses; see `backward_jointly`.
+    """Add the gradient of the micro-batches' mean loss; see `backward_jointly`.
 
     Negatives of a micro-batch come from all processes if the objective has a joint loss.
 

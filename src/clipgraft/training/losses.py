@@ -1,4 +1,4 @@
-"""Losses as pure functions; all compute in float32 whatever the precision of their inputs.
+"""Losses as pure functions, computed in float32.
 
 B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
@@ -89,7 +89,7 @@ def sigmoid_loss(
 
 
 def balanced_bias(logits: Tensor) -> Tensor:
-    """Find the bias at which one pair per caption is expected to match, by bisection.
+    """Find by bisection the bias with one expected match per caption.
 
     SigLIP's own start, -10 at a multiplier of 10, is for random weights. A CLIP that was trained with softmax
     has multiplier 100 and cosines around 0.2 to 0.3: its first loss would be hundreds.
@@ -113,7 +113,7 @@ def balanced_bias(logits: Tensor) -> Tensor:
 def _matches(
     logits: Tensor, caption_row: Tensor | None, duplicate_id: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Row of each caption's image, (M,), and which images are duplicates of that one, (M, N)."""
+    """Return each caption's image row (M,) and that image's duplicates (M, N)."""
     rows = torch.arange(logits.shape[1], device=logits.device)
     row = rows if caption_row is None else caption_row
     ids = rows if duplicate_id is None else duplicate_id
@@ -147,7 +147,7 @@ def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
 
 
 def state_loss(errors: Tensor, *, cosine_weight: float = 1.0, norm_weight: float = 0.0) -> Tensor:
-    """Return squared error relative to the teacher's power, plus weighted errors of direction and norm.
+    """Return relative squared error plus weighted errors of direction and norm.
 
     Args:
         errors: (B, 5) from `state_errors`.

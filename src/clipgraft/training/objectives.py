@@ -1,4 +1,4 @@
-"""Objectives: each an nn.Module with `forward(batch) -> (loss, metrics)`; only what is trained has gradients.
+"""Training objectives: modules with `forward(batch) -> (loss, metrics)`.
 
 B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
@@ -126,14 +126,14 @@ class ContrastiveObjective(nn.Module):
 
     @torch.no_grad()
     def start_bias(self, embeds: dict[str, Tensor]) -> None:
-        """Set `logit_bias`, if there is one, to the `balanced_bias` of embeds equal in all processes."""
+        """Set `logit_bias`, if any, to the `balanced_bias` of all processes' embeds."""
         if self.logit_bias is not None:
             cosines = embeds["text_embeds"] @ embeds["image_embeds"].T
             self.logit_bias.copy_(balanced_bias(self.clip.logit_scale.exp() * cosines))
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Clamp the parameter itself: clamping it in `forward` would end its gradient at the bound."""
+        """Clamp the logit scale."""
         self.clip.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
 
     def _image_embeds(self, batch: dict[str, Any]) -> Tensor:
@@ -154,7 +154,7 @@ class ContrastiveObjective(nn.Module):
 
 
 def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
-    """Cut a random square from each image and resize it (bilinear) to the image's size.
+    """Crop a random square from each image and resize it (bilinear).
 
     No flips: captions may say left or right.
 
@@ -178,7 +178,7 @@ def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
 
 
 class BridgeObjective(nn.Module):
-    """Error of the bridged prompt embeds against the teacher's, relative to a whole step's.
+    """Error of bridged prompt embeds against the teacher's, relative over a step.
 
     Args:
         bridge: The model to train.
@@ -233,7 +233,7 @@ class BridgeObjective(nn.Module):
 
 
 class AutoencoderObjective(nn.Module):
-    """Absolute and squared reconstruction error of a VAE, and the mean KL divergence of its latents."""
+    """Reconstruction error of a VAE plus its latents' mean KL divergence."""
 
     def __init__(self, vae: AutoencoderKL, kl_weight: float):
         super().__init__()
@@ -253,7 +253,7 @@ class AutoencoderObjective(nn.Module):
 
 
 class DenoisingObjective(nn.Module):
-    """Noise prediction (epsilon) of a U-Net from a text encoder's hidden states; both are trained.
+    """Noise prediction (epsilon) of a U-Net, trained with its text encoder.
 
     Args:
         unet: The U-Net.
@@ -286,7 +286,7 @@ class DenoisingObjective(nn.Module):
         self.snr_gamma = snr_gamma
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss over scaled `latents` (B, 4, h, w) and `input_ids` (B, 77)."""
+        """Return the loss of scaled `latents` (B, 4, h, w) and `input_ids` (B, 77)."""
         latents, input_ids = batch["latents"], batch["input_ids"]
         is_dropped = torch.rand(len(latents), 1, device=latents.device) < self.caption_drop
         hidden_states = text_hidden_states(
@@ -308,14 +308,14 @@ def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps:
 
 
 class AttributeObjective(nn.Module):
-    """Cross-entropy of a classifier summed over attributes; it gives logits (B, values) of each."""
+    """Cross-entropy of a classifier, summed over attributes (logits (B, values) each)."""
 
     def __init__(self, classifier: nn.Module):
         super().__init__()
         self.classifier = classifier
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss over `pixels` (B, 3, H, W) in [-1, 1] and `labels` (B, attributes)."""
+        """Return the loss of `pixels` (B, 3, H, W) in [-1, 1], `labels` (B, attributes)."""
         labels = batch["labels"]
         logits = self.classifier(batch["pixels"])
         losses = [F.cross_entropy(values.float(), labels[:, i]) for i, values in enumerate(logits)]

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and how fast: freezing, LoRA, parameter groups, learning rate."""
+"""Trained parameters and their learning rates: freezing, LoRA, parameter groups, schedule."""
 
 import math
 import re
@@ -19,7 +19,7 @@ DECAYED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
 def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
-    """Freeze the first layers of each tower, with its embeddings; -1 = tower and projection.
+    """Freeze each tower's embeddings and first layers (-1 = tower and projection).
 
     Raises:
         UserError: If a tower has fewer layers, or nothing is left to train but the logit scale.
@@ -48,7 +48,7 @@ def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
 
 
 def add_lora(clip: CLIPModel, rank: int) -> None:
-    """Freeze a CLIP except `logit_scale`, and add trainable low-rank updates to its attention's maps.
+    """Freeze a CLIP except `logit_scale` and add LoRA to its attention maps.
 
     Raises:
         UserError: If peft is not installed.
@@ -59,7 +59,7 @@ def add_lora(clip: CLIPModel, rank: int) -> None:
 
 
 def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, lora_rank: int) -> None:
-    """Freeze a graft except its bridge and the last layers of its text tower.
+    """Freeze a graft except its bridge and last text layers.
 
     Args:
         encoder: The graft's text encoder.
@@ -153,7 +153,7 @@ def parameter_groups(
 
 
 def layer_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
-    """Return each parameter's share of the learning rate, falling from a tower's head to its embeddings.
+    """Return each parameter's learning rate factor, smaller towards a tower's embeddings.
 
     Source:
         Clark et al. 2020 (ELECTRA), with BEiT's numbering: embeddings 0, layers from 1, head one above.

@@ -1,4 +1,4 @@
-"""A run's rows: `log.jsonl` and TensorBoard, and sums of rows for checkpoints to rely on."""
+"""Log of a run (`log.jsonl`, TensorBoard) and checksums of its rows."""
 
 import hashlib
 import math
@@ -28,7 +28,7 @@ NO_ROWS = RowsSum(0, hashlib.sha256().hexdigest())
 
 
 class RunLogger:
-    """Logs one row per optimizer step, without a gap or a double line after a resume.
+    """Logger of one row per optimizer step, also across resumes.
 
     Args:
         run_dir: Gets `log.jsonl` and `tensorboard/`; None = only the losses are kept, in memory.
@@ -88,13 +88,13 @@ class RunLogger:
             self._tracker.log(numbers, step=row["step"])
 
     def sync(self) -> RowsSum:
-        """Flush the rows to disk before a checkpoint relies on them; return their sum."""
+        """Flush the rows to disk for a checkpoint; return their checksum."""
         assert self._file is not None
         os.fsync(self._file.fileno())
         return RowsSum(self._num_rows, self._digest.hexdigest())
 
     def epoch_mean_loss(self) -> list[float]:
-        """Return the mean loss of each epoch; steps without a finite loss are left out."""
+        """Return the mean finite loss of each epoch."""
         return [sum(losses) / len(losses) for _, losses in sorted(self._losses.items())]
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ def sum_of_rows(rows: Iterable[bytes]) -> RowsSum:
 
 
 def refuse_other_rows(path: Path, expected: RowsSum) -> None:
-    """Refuse a file that does not begin with the rows that a checkpoint counts on; more may follow.
+    """Refuse a file not beginning with the rows recorded in a checkpoint.
 
     Raises:
         CheckpointError: If rows were lost, cut or changed.

@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopOnSignal:
-    """Defers SIGINT or SIGTERM until the step or the validation is done; a second one acts at once."""
+    """Deferral of a first SIGINT or SIGTERM to a step's end."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of its micro-batches, finite check, clip, AdamW, moving average."""
+"""One optimizer step: gradients, finite check, clipping, AdamW, moving average."""
 
 import logging
 import math
@@ -90,7 +90,7 @@ class TrainStep:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the averaged weights, if there are any, in place for a while."""
+        """Use the averaged weights, if any, within the context."""
         if self.ema:
             self.ema.store(self.trained)
             self.ema.copy_to(self.trained)
@@ -107,14 +107,14 @@ class TrainStep:
         return {name: p.detach().cpu().contiguous().clone() for name, p in named if p.requires_grad}
 
     def agree_on(self, signal_number: int) -> int:
-        """Return the signal that any process was sent: all have to stop at the same step."""
+        """Return a signal sent to any process, so all stop together."""
         if self.accelerator.num_processes == 1:
             return signal_number
         signals = self.accelerator.gather(torch.tensor([signal_number], device=self.accelerator.device))
         return int(signals.max())
 
     def finish(self, weights: dict[str, Tensor] | None) -> None:
-        """Leave the given weights in the objective; without them the averaged ones, or the last.
+        """Load the given weights, else the averaged ones, into the objective.
 
         Raises:
             CheckpointError: If they are not those of what is trained, by names and shapes.
@@ -128,7 +128,7 @@ class TrainStep:
         self.accelerator.free_memory()
 
     def _backward(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """Put the gradient of the step's loss on the parameters; return metrics over all processes."""
+        """Accumulate the step's gradient; return metrics averaged over processes."""
         is_alone = len(micro_batches) == self.accelerator.num_processes == 1
         backward = backward_jointly if self.is_joint and not is_alone else backward_separately
         metrics = backward(self.objective, micro_batches, self.accelerator)
@@ -139,7 +139,7 @@ class TrainStep:
         return dict(zip(tensors, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
     def _step_if_finite(self, metrics: dict[str, float]) -> bool:
-        """Step, unless loss or gradient is not finite: that must never reach a weight."""
+        """Update the weights if loss and gradient are finite."""
         is_finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
         if is_finite or self.accelerator.scaler is not None:
             # float16's scaler checks by itself, and must be told of an overflow to lower its scale.
@@ -163,7 +163,7 @@ class TrainStep:
 
 
 def seed_step(seed: int, step: int, process_index: int) -> None:
-    """Seed torch's generators for one step, so that no random state needs to be saved.
+    """Seed torch's generators for one step; checkpoints save no random state.
 
     Args:
         seed: The run's, not negative.

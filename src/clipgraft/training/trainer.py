@@ -1,4 +1,4 @@
-"""The one training loop. It knows no stage: an objective turns a batch into a loss, `fit` does the rest.
+"""The training loop of all stages.
 
 Order of a step: forward and backward of each micro-batch; finite check, clip, optimizer,
 `objective.after_step()`, moving average; then, where due, log, checkpoint, stop on a signal, validate, and
@@ -34,7 +34,7 @@ from clipgraft.training.validation import EVALUATIONS_NAME, ValidationHistory, V
 
 
 class Batches(Protocol):
-    """Batches of an epoch from a position on, a pure function of both."""
+    """Training batches, a pure function of epoch and position."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -169,7 +169,7 @@ def settle_precision(name: str, device: torch.device, resumed: Path | None) -> s
 
 
 class _Training:
-    """The loop over epochs and steps, and what it keeps. One process writes, all agree."""
+    """The loop over epochs and steps; only the main process writes."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Training:
         self.history: ValidationHistory | None = None
 
     def resume(self, checkpoints: CheckpointManager, resume: Resume) -> None:
-        """Restore the state from the checkpoint asked for, or from the newest whole one if there is one."""
+        """Restore the state from the requested or newest intact checkpoint, if any."""
         saved = checkpoints.read(resume.step)
         if saved is None:
             return
@@ -206,7 +206,7 @@ class _Training:
         self._settle_length(saved.values.num_steps)
 
     def run(self, report: Callable[[StepReport], None]) -> list[float]:
-        """Make the remaining steps, load the best weights, and return each epoch's mean loss."""
+        """Make the remaining steps, load the best weights, return epochs' mean losses."""
         self._open()
         try:
             with StopOnSignal() as stop:
@@ -251,7 +251,7 @@ class _Training:
         self.process.wait_for_everyone()  # nobody writes before all have read
 
     def _validate(self, epoch: int, stop: StopOnSignal) -> None:
-        """Measure, unless this step was measured before the resume; keep the best weights."""
+        """Validate if due, keep the best weights, and stop on a signal."""
         if self.history and self.history.is_due(self.state.step):
             with self.step.averaged():
                 is_main = self.process.is_main_process
@@ -270,7 +270,7 @@ class _Training:
         return self.history is not None and self.history.should_stop()
 
     def _save(self, *, now: bool = False) -> None:
-        """Write a checkpoint if one is due, and there is none of this state yet."""
+        """Write a checkpoint if due and not written yet."""
         step, every = self.state.step, self.settings.checkpoint_every
         is_due = now or step == self.num_steps or (every and step % every == 0)
         if self.checkpoints and self.process.is_main_process and is_due and step != self.saved_step:
@@ -289,7 +289,7 @@ class _Training:
             raise Interrupted(signal_number, self.checkpoints.folder if self.checkpoints else None)
 
     def _settle_length(self, before: int) -> None:
-        """Note the learning rate that another number of epochs gives; refuse fewer than are made."""
+        """Report a changed number of steps; refuse fewer than already made."""
         step, now, settings = self.state.step, self.num_steps, self.settings
         if step > now:
             raise UserError(

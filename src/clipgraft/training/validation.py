@@ -39,7 +39,7 @@ class ValidationPlan:
 
 
 class EarlyStopping:
-    """Decides by the rows so far: which is the best, and whether to stop."""
+    """Choice of the best row so far, and early stopping."""
 
     def __init__(self, metric: str, patience: int = 0):
         self.metric, self.patience = metric, patience
@@ -87,7 +87,7 @@ class ValidationHistory:
         return self.stopping.should_stop(self.rows)
 
     def add(self, row: Row, weights: dict[str, Tensor] | None) -> None:
-        """Write a row, and before it the weights if they are the best so far.
+        """Write a row, after its weights if they are the best yet.
 
         Args:
             row: `step`, `epoch` and the metrics.
@@ -130,7 +130,7 @@ class ValidationHistory:
         return weights
 
     def refuse_lost_best(self, step: int, *, goes_another_way: bool) -> None:
-        """Refuse to resume if the best weights so far would be missing at the end.
+        """Refuse to resume if the best weights so far are lost.
 
         Args:
             step: Steps made.
@@ -182,5 +182,5 @@ def _read_best(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def _description(step: int, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Metadata of the file of best weights: their step, and the sum of their values."""
+    """Metadata of the best weights' file: their step and checksum."""
     return {"step": str(step), "sha256": tensors_sha256(weights)}
