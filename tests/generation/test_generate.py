@@ -99,9 +99,9 @@ def test_batch_that_does_not_fit_into_memory_is_halved(base, tmp_path, capsys):
     generator.pipeline.unet.register_forward_pre_hook(fail)
     sizes = []
     requests = [image_request("A dog", seed, num_inference_steps=1) for seed in range(5)]
-    pictures = list(generator.sample(requests, batch_size=5, on_less_memory=sizes.append))
+    images = list(generator.sample(requests, batch_size=5, on_less_memory=sizes.append))
     assert sizes == [2]
-    assert [picture.seed for picture in pictures] == [0, 1, 2, 3, 4]
+    assert [image.seed for image in images] == [0, 1, 2, 3, 4]
 
 
 def test_too_little_memory_for_one_image_is_an_error(base):

@@ -93,7 +93,7 @@ def test_image_with_metadata_is_not_one_without(base, tmp_path):
 
 
 def test_full_disk_leaves_whole_images_and_exit_code_2(base, tmp_path):
-    limit = 6_000  # bytes a file may have: small pictures fit, large ones do not
+    limit = 6_000  # bytes a file may have: small images fit, large ones do not
     lines = [{"prompt": "A dog", "width": 16, "height": 16}, {"prompt": "A cat", "width": 128, "height": 128}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     ended = run_apart(

@@ -1,4 +1,4 @@
-"""What cannot be drawn is refused before anything is loaded, by every way in, with one sentence."""
+"""Bad sampling parameters are refused before loading, by every interface, in one sentence."""
 
 import re
 

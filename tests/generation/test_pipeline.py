@@ -43,7 +43,7 @@ def sampled(parts, prompts, *, seed=0, batch_size=4, on_step=None, **settings):
 
 def test_image_equals_stock_diffusers(parts):
     base, encoder, stock = parts
-    picture = sampled(parts, ["A dog runs"], seed=7, guidance_scale=5.0)[0]
+    generated = sampled(parts, ["A dog runs"], seed=7, guidance_scale=5.0)[0]
     pipeline = type(stock)(**(stock.components | {"text_encoder": encoder}), requires_safety_checker=False)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         base.scheduler.config, use_karras_sigmas=True
@@ -52,22 +52,22 @@ def test_image_equals_stock_diffusers(parts):
     expected = pipeline(
         "A dog runs", num_inference_steps=3, guidance_scale=5.0, generator=torch.Generator().manual_seed(7)
     ).images[0]
-    assert np.array_equal(np.asarray(picture.image), np.asarray(expected))
+    assert np.array_equal(np.asarray(generated.image), np.asarray(expected))
 
 
 def test_image_does_not_depend_on_its_neighbours(parts):
     prompts = ["A dog runs", "A red ball", "A black cat"]
     alone = [sampled(parts, [prompt], seed=5)[0].image for prompt in prompts]
-    together = [picture.image for picture in sampled(parts, prompts, seed=5, batch_size=3)]
+    together = [generated.image for generated in sampled(parts, prompts, seed=5, batch_size=3)]
     for one, other in zip(alone, together, strict=True):
         # One step of 8-bit rounding: a batch's matrix products add in another order.
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
 def test_seeds_give_different_images(parts):
-    pictures = [*sampled(parts, ["A dog"], seed=10), *sampled(parts, ["A dog"], seed=11)]
-    assert [picture.seed for picture in pictures] == [10, 11]
-    assert not np.array_equal(np.asarray(pictures[0].image), np.asarray(pictures[1].image))
+    images = [*sampled(parts, ["A dog"], seed=10), *sampled(parts, ["A dog"], seed=11)]
+    assert [generated.seed for generated in images] == [10, 11]
+    assert not np.array_equal(np.asarray(images[0].image), np.asarray(images[1].image))
 
 
 def test_size_is_the_bases_own_unless_asked_for(parts):
@@ -177,9 +177,9 @@ def test_nan_latents_fail_and_leave_neighbours_alone():
     pipeline = tiny.build_pipeline()
     latents = torch.randn(2, 4, 8, 8)
     latents[1, 0, 0, 0] = float("nan")
-    pictures, statuses = decode(pipeline, latents)
+    images, statuses = decode(pipeline, latents)
     assert statuses == ["ok", "failed_nan"]
-    assert np.array_equal(pictures[0], decode(pipeline, latents[:1])[0][0])
+    assert np.array_equal(images[0], decode(pipeline, latents[:1])[0][0])
 
 
 def test_nan_latents_let_neighbours_be_decoded_again():
@@ -190,7 +190,7 @@ def test_nan_latents_let_neighbours_be_decoded_again():
     pipeline.vae.half()
     with torch.no_grad():
         found = pipeline.vae.decode(latents.half() / pipeline.vae.config.scaling_factor).sample
-    assert not any(torch.isfinite(picture).all() for picture in found)
+    assert not any(torch.isfinite(generated).all() for generated in found)
     latents[1, 0, 0, 0] = float("nan")
     assert decode(pipeline, latents.half())[1] == ["ok", "failed_nan"]
 
@@ -222,9 +222,9 @@ def test_black_is_what_eight_bits_round_to_nothing_else(level, status):
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.weight.zero_()
         pipeline.vae.decoder.conv_out.bias.fill_(level / 127.5 - 1)
-    picture, statuses = decode(pipeline, torch.zeros(1, 4, 2, 2))
+    generated, statuses = decode(pipeline, torch.zeros(1, 4, 2, 2))
     assert statuses == [status]
-    assert picture.any() == (status == "ok")
+    assert generated.any() == (status == "ok")
 
 
 PROMPTS = ["A dog runs", "", "A red ball"]
