@@ -61,7 +61,7 @@ _LIFTS = {"jumping": 0.14, "bouncing": 0.2, "falling": 0.1}
 
 
 def _four_legged(
-    canvas: Canvas, pose: Pose, *, leg: float, body: Point, neck: float, head: float, is_horse: bool = False
+    canvas: Canvas, pose: Pose, *, leg: float, body: Point, neck: float, is_horse: bool = False
 ) -> Point:
     """Draw legs, body, neck and head; return the head's centre."""
     colour, dark = pose.colour, mix(pose.colour, INK, 0.28)
@@ -104,7 +104,7 @@ def _four_legged(
 
 
 def _dog(canvas: Canvas, pose: Pose) -> None:
-    x, y = _four_legged(canvas, pose, leg=0.34, body=(0.36, 0.17), neck=0.2, head=0.16)
+    x, y = _four_legged(canvas, pose, leg=0.34, body=(0.36, 0.17), neck=0.2)
     dark = mix(pose.colour, INK, 0.45)
     canvas.ellipse(x, y, 0.165, 0.15, pose.colour)
     canvas.ellipse(x + 0.16, y + 0.05, 0.12, 0.075, pose.colour)
@@ -114,7 +114,7 @@ def _dog(canvas: Canvas, pose: Pose) -> None:
 
 
 def _cat(canvas: Canvas, pose: Pose) -> None:
-    x, y = _four_legged(canvas, pose, leg=0.27, body=(0.34, 0.15), neck=0.16, head=0.17)
+    x, y = _four_legged(canvas, pose, leg=0.27, body=(0.34, 0.15), neck=0.16)
     canvas.ellipse(x, y, 0.18, 0.16, pose.colour)
     for side in (-1, 1):
         canvas.polygon(
@@ -131,7 +131,7 @@ def _cat(canvas: Canvas, pose: Pose) -> None:
 
 
 def _horse(canvas: Canvas, pose: Pose) -> None:
-    x, y = _four_legged(canvas, pose, leg=0.4, body=(0.34, 0.15), neck=0.32, head=0.13, is_horse=True)
+    x, y = _four_legged(canvas, pose, leg=0.4, body=(0.34, 0.15), neck=0.32, is_horse=True)
     mane = mix(pose.colour, INK, 0.55)
     canvas.line([(x - 0.07, y - 0.06), (x - 0.2, y + 0.1), (x - 0.3, y + 0.28)], 0.07, mane)
     canvas.line([(x - 0.02, y - 0.02), (x + 0.2, y + 0.1)], 0.14, pose.colour)
@@ -157,7 +157,7 @@ def _bird(canvas: Canvas, pose: Pose) -> None:
 
 def _person(canvas: Canvas, pose: Pose, *, has_dress: bool = False, head: float = 0.1) -> None:
     skin, hair = pick(pose.rng, SKIN), pick(pose.rng, HAIR)
-    stride, hip, shoulder = 0.0, -0.46, -0.78
+    hip, shoulder = -0.46, -0.78
     stride = {"running": 0.26, "jumping": 0.24, "walking": 0.13}.get(pose.action, 0.04)
     lower = TROUSERS if not has_dress else skin
     if pose.action == "sitting":
