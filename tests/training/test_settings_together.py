@@ -278,7 +278,8 @@ def test_step_is_that_of_one_pass_in_float64(row, precision, data, one_thread):
     assert wrong(TinyRun(row, precision, data).deviations(), precision) == set()
 
 
-def test_step_of_two_processes_is_that_of_one_pass_in_float64(data, tmp_path, one_thread):
+@pytest.mark.slow
+def test_step_of_two_processes_equals_one_pass_in_float64(data, tmp_path, one_thread):
     run_in_two_processes(__file__, data, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert [row for row in first if row["wrong"]] == []

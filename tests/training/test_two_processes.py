@@ -81,6 +81,7 @@ def run(folder: Path, rank: int, *, dies_at: int = 0, resume: bool = False) -> d
     return dict(objective.named_parameters())
 
 
+@pytest.mark.slow
 def test_resumed_run_of_two_processes_ends_in_the_same_bits(tmp_path):
     run_in_two_processes(__file__, tmp_path)
     for rank in range(2):

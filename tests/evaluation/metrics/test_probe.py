@@ -27,7 +27,8 @@ def drawings():
     return pixels, torch.tensor([scene.labels for scene in scenes])
 
 
-def test_probe_learns_the_pictures_that_it_is_shown(drawings, tmp_path):
+@pytest.mark.slow
+def test_probe_learns_training_images(drawings, tmp_path):
     torch.manual_seed(0)
     pixels, labels = drawings
     probe = Probe()
