@@ -28,7 +28,7 @@ def write_graft(folder: Path, base: Path, *, width: int = tiny.TEACHER_WIDTH, cl
 
 
 def generate(base: Path, out: Path, *arguments: object) -> int:
-    """Call `clipgraft generate`; torch needs no quarter of a second per shape to compile, as OpenVINO does."""
+    """Call `clipgraft generate` with torch: OpenVINO would compile for a quarter of a second per shape."""
     return call("generate", "--base", base, "--steps", 2, "--engine", "torch", "--out", out, *arguments)
 
 
