@@ -1,4 +1,4 @@
-"""The command line and how it ends. Heavy imports wait for a command, so `--help` answers at once."""
+"""The command line and its exit codes."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ STOPPED = {INTERRUPTED: "stopped by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
 
 
 class Commands(TyperGroup):
-    """Keeps typer from taking our EOFError for the end of the user's input."""
+    """Keeps typer from mistaking our EOFError for the end of input."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -60,7 +60,7 @@ def data_check(
     clip: Annotated[str, typer.Option("--clip", help="CLIP whose tokenizer counts tokens.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count images and captions, with a reason for each that is excluded; show samples and lengths."""
+    """Count images and captions, used and excluded; show samples and lengths."""
     from clipgraft.data.check import check_dataset, render
     from clipgraft.data.formats import load_dataset
     from clipgraft.device import quiet_libraries
@@ -124,7 +124,7 @@ def studio(
         str, typer.Option(help="Its address behind a TLS proxy, e.g. https://studio.example.org.")
     ] = "",
 ) -> None:
-    """Generate images and look at runs in the browser, and over an HTTP API."""
+    """Generate images and inspect runs in the browser or over HTTP."""
     try:
         from clipgraft.studio.server import serve
     except ModuleNotFoundError as error:
@@ -158,7 +158,7 @@ def _options(
 
 
 def run_to_an_end(app: Callable[[], Any]) -> None:
-    """Run an app that reads argv and leaves by `SystemExit`; print an error in one line.
+    """Run an app that ends by `SystemExit`; print errors in one line.
 
     Exit code 0, 2 for the user's errors, 130 or 143 for a signal, 1 and a traceback for our bugs.
     """
@@ -181,7 +181,7 @@ def run_to_an_end(app: Callable[[], Any]) -> None:
 
 
 def _end_by(error: Exception) -> None:
-    """End with one line for the user's error or wish, else with the traceback."""
+    """End with one line for user errors and stops, else a traceback."""
     exit_code = getattr(error, "exit_code", None)
     if "--debug" in sys.argv or not (exit_code or is_user_error(error)):
         raise error
@@ -192,7 +192,7 @@ def _end_by(error: Exception) -> None:
 
 
 def _cache_advice(error: OSError) -> str:
-    """Say how to move the cache, if it is the cache that cannot be written."""
+    """Say how to move the cache, if that cannot be written."""
     if not error.filename or error.errno is None:
         return ""
     from clipgraft.cache import cache_dir
@@ -214,7 +214,7 @@ class _PlainFormatter(logging.Formatter):
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let signals unwind through every `finally`; an ignored one, as Ctrl-C under nohup, stays ignored."""
+    """Let signals unwind through every `finally`; ignored ones (nohup) stay ignored."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     mine = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
     for number in mine:

@@ -137,7 +137,7 @@ def generate(
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
     ] = 0,
 ) -> None:
-    """Generate images from prompts with a graft or a base's own text encoder."""
+    """Generate images from prompts, with a graft or the base's encoder."""
     from dataclasses import replace
 
     from clipgraft.settings import InferenceConfig, SamplingParams
@@ -289,7 +289,7 @@ def _generate(
 
 
 def _run(work: Callable[[], list["ImageRow"]], out: Path, options: "GenerateOptions") -> None:
-    """Generate and print rows for machines; exit code 2 if an image failed."""
+    """Generate, print JSON if asked; exit code 2 if an image failed."""
     from clipgraft.generation.generate import Stopped
 
     try:

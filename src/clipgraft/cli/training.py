@@ -56,7 +56,7 @@ def prefetch(
     recipe: Annotated[str, typer.Argument(help="Named recipe or TOML file.")],
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Download everything a recipe needs from the model hub; print its size first."""
+    """Download a recipe's models from the hub; print the size first."""
     from clipgraft.config import named_recipe, recipe_with
     from clipgraft.download import prefetch as stage
 
@@ -158,7 +158,7 @@ def bridge(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit a bridge from a CLIP to a base with captions alone; write the graft."""
+    """Fit a bridge from CLIP to base on captions; write the graft."""
     from clipgraft.bridging.fit import bridge_recipe
     from clipgraft.config import recipe_with
 

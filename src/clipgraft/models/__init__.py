@@ -1,1 +1,1 @@
-"""CLIP, latent diffusion bases, bridges and grafts; their weights on disk and on the hub."""
+"""CLIP, latent diffusion bases, bridges and grafts, and their weights."""

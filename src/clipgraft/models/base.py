@@ -1,4 +1,4 @@
-"""The frozen base: a latent diffusion model's VAE, U-Net, scheduler, text encoder (the teacher)."""
+"""The frozen base: VAE, U-Net, scheduler and text encoder (the teacher)."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -58,13 +58,13 @@ class Origin(NamedTuple):
 
     name: str
     revision: str
-    """Commit of the hub; empty where it is none."""
+    """Hub commit, or empty."""
     path: Path
 
 
 @dataclass
 class FrozenBase:
-    """Components of a base, in eval mode, without gradients; None where not asked for."""
+    """Components of a base, frozen, in eval mode; None if not loaded."""
 
     vae: AutoencoderKL | None = None
     unet: UNet2DConditionModel | None = None
@@ -73,11 +73,9 @@ class FrozenBase:
     text_encoder: CLIPTextModel | None = None
     """The teacher."""
     safety_checker: StableDiffusionSafetyChecker | None = None
-    """Loaded with the VAE, where the base has one."""
     feature_extractor: CLIPImageProcessorPil | None = None
-    """Prepares images for the safety checker."""
+    """The safety checker's image processor."""
     origin: "Origin | None" = None
-    """Where it was loaded from."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
@@ -104,13 +102,13 @@ class FrozenBase:
         Args:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
             revision: Commit of a hub id; None = the pinned one, or main with a warning.
-            components: Some of COMPONENTS, and "safety_checker", which not every base has.
+            components: From COMPONENTS, and optionally "safety_checker", loaded if the base has one.
             dtype: Of the weights.
-            tokenizer: For a base without one: a single file.
+            tokenizer: Tokenizer for a single file, which has none.
 
         Raises:
-            MissingFileError: If there is no such path and the name is no hub id.
-            CheckpointError: If it is no whole base of this kind in safetensors, or the hub is out of reach.
+            MissingFileError: If there is no such path and the name is not a hub id.
+            CheckpointError: If it is not a complete base in safetensors, or the hub is unreachable.
         """
         needed = needed_files(components, dtype)
         path = resolve_model(name, part="base", revision=revision, needed=needed)
@@ -130,18 +128,18 @@ class FrozenBase:
 
     @property
     def defaults(self) -> SamplingDefaults:
-        """Guidance and steps that suit the base."""
+        """Guidance and steps suited to the base."""
         return read_defaults(self.origin.path) if self.origin else STABLE_DIFFUSION
 
     @torch.no_grad()
     def encode_latents(self, vae_pixel_values: Tensor) -> Tensor:
-        """Return scaled `latents` (B, 4, H / 8, W / 8), the posterior's mean, of (B, 3, H, W) in [-1, 1]."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] as scaled mean `latents` (B, 4, H / 8, W / 8)."""
         assert self.vae is not None
         return self.vae.encode(vae_pixel_values).latent_dist.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W) in [-1, 1], not clamped, of scaled `latents` (B, 4, H / 8, W / 8)."""
+        """Decode scaled `latents` (B, 4, H / 8, W / 8) to pixels (B, 3, H, W) in [-1, 1], unclamped."""
         assert self.vae is not None
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample
 
@@ -157,11 +155,10 @@ class FrozenBase:
         """Return a plain diffusers pipeline of the base.
 
         Args:
-            text_encoder: In place of the base's own; its `last_hidden_state` is as wide as the U-Net's
-                cross-attention.
+            text_encoder: Replaces the base's own.
 
         Raises:
-            UserError: If the text encoder has another width.
+            UserError: If the text encoder's width is not the U-Net's `cross_attention_dim`.
         """
         encoder = text_encoder or self.text_encoder
         assert encoder is not None
@@ -184,13 +181,13 @@ class FrozenBase:
         )
 
     def record(self) -> BaseRecord:
-        """Return name, commit and sums of the base, for `check_record`."""
+        """Return the base's name, commit and sums, for `check_record`."""
         assert self.origin is not None
         name, revision, _ = self.origin
         return BaseRecord(name=name, revision=revision, sums=identity_sums(self._cross_attention()))
 
     def check_record(self, record: BaseRecord) -> None:
-        """Check that this is the base that a graft was made for, whatever the dtypes.
+        """Check that a graft was made for this base, in any dtype.
 
         Raises:
             CheckpointError: If its cross-attention has other weights.
@@ -213,18 +210,18 @@ class FrozenBase:
         return self.unet.state_dict() if self.unet is not None else read_cross_attention(self.origin.path)
 
     def weight_sums(self) -> dict[str, str]:
-        """Return the sha256 (hex) of each component's weights, names and values."""
+        """Return the sha256 (hex) of each component's weights."""
         return {name: module_sha256(module) for name, module in self.modules.items()}
 
 
 load_base = FrozenBase.load
-"""`FrozenBase.load` under the name that it has in `clipgraft`."""
+"""`FrozenBase.load` under its public name in `clipgraft`."""
 
 
 def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
-    """Return the files that components are loaded from, in the precision nearer to a dtype.
+    """List the files of components, in the precision nearer to a dtype.
 
-    The U-Net is always needed: its config tells whether a base fits, its cross-attention which base it is.
+    The U-Net is always needed: its config to check widths, its cross-attention to identify the base.
     """
     texts = [f"{name}/*.json" for name in {*components, "unet"}]
     if "safety_checker" in components:
@@ -243,13 +240,13 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
 
 
 def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
-    """Refuse a CLIP whose text tower cannot take the place of the base's text encoder.
+    """Refuse a CLIP unfit to replace the base's text encoder.
 
     Raises:
         CheckpointError: If it is not CLIP's text tower, or vocabulary, BOS, EOS, padding or length differ.
     """
     assert base.text_encoder is not None
-    # CLIP B/32's vision tower is 768 wide too, as Stable Diffusion's text encoder, and would fit.
+    # CLIP B/32's vision tower would fit too: it is 768 wide, like Stable Diffusion's text encoder.
     if not isinstance(text_model, CLIPTextModel):
         raise CheckpointError(
             f"only CLIP's text tower (CLIPTextModel) can be grafted; got {type(text_model).__name__}, "
@@ -265,7 +262,7 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
 
 
 def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
-    """Refuse a CLIP whose tokens are not the base's.
+    """Refuse a CLIP with other tokens than the base's.
 
     Raises:
         CheckpointError: If vocabulary, BOS, EOS or padding differ, or captions are not padded with EOS.
@@ -317,7 +314,7 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) 
 
 
 def _commit(name: str, revision: str | None, path: Path) -> str:
-    """Return the hub's commit that a name stands for, also where its files came from a mirror."""
+    """Return a model's hub commit, not that of a mirror."""
     if name == "flatland" or Path(name).expanduser().exists():
         return ""
     asked = revision or (PINS[name].revision if name in PINS else "")
@@ -325,7 +322,7 @@ def _commit(name: str, revision: str | None, path: Path) -> str:
 
 
 def _load_scheduler(folder: Path) -> SchedulerMixin:
-    """Load the scheduler of the class that its config names."""
+    """Load the scheduler of the class named in its config."""
     path = folder / "scheduler_config.json"
     config = read_config(path, SchedulerConfig)
     name = config.get("_class_name")
@@ -339,7 +336,7 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
 
 
 def _load_safety_checker(folder: Path) -> dict[str, Any]:
-    """Load the safety checker and its image processor in float32, as its thresholds are fine."""
+    """Load the safety checker, in float32 for its fine thresholds, and its image processor."""
     index = folder / "model_index.json"
     named = read_config(index, ModelIndex).get("safety_checker") if index.is_file() else None
     if not named or not named[0]:
@@ -359,7 +356,6 @@ def _load_safety_checker(folder: Path) -> dict[str, Any]:
 
 
 def _read_config(folder: Path, kind: type[Checked]) -> dict[str, Any]:
-    """The U-Net's config tells whether a base fits without its gigabytes being read."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
@@ -369,7 +365,7 @@ def _read_config(folder: Path, kind: type[Checked]) -> dict[str, Any]:
 
 
 def _check_text_encoder(folder: Path) -> None:
-    """Refuse a base whose text encoder has other tokens or another width than is needed."""
+    """Refuse a base with a text encoder of another type or width."""
     config = _read_config(folder / "text_encoder", TextConfig)
     unet = _read_config(folder / "unet", UnetConfig)
     if config.get("model_type") != "clip_text_model":

@@ -1,4 +1,4 @@
-"""The bridge: CLIP's hidden states to a base's prompt embeds, position by position.
+"""The bridge from CLIP's hidden states to a base's prompt embeds.
 
 Both towers share tokenizer, length and causal mask, so position i of one answers position i of the other.
 B batch, L tokens, D_in CLIP's width, D_out the base's.
@@ -27,7 +27,7 @@ HEAD_SIZE = 32
 
 
 class Bridge(nn.Module):
-    """`y = W_c x + b_c + MLP(LayerNorm(z))`; W and b in closed form, the MLP's last layer zero at first.
+    """A linear map per token class plus an MLP.
 
     c is the token's class; b may differ from position to position, as embeds of padding depend on their
     place above all. z is x, or the output of causal attention blocks, in which no position sees padding but
@@ -132,7 +132,7 @@ class Bridge(nn.Module):
 
 
 def map_index(classes: Tensor) -> Tensor:
-    """Return each position's map where every class has its own: words 0, EOS 1, padding 2; BOS takes 0."""
+    """Number the maps: words and BOS 0, EOS 1, padding 2."""
     return (classes - WORD).clamp(min=0)
 
 
@@ -156,7 +156,7 @@ def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def position_weights(classes: Tensor) -> Tensor:
-    """Return the importance of positions: 0 for BOS, 1 for words and EOS, a share for padding.
+    """Weight positions: 0 for BOS, 1 for words and EOS, less for padding.
 
     Args:
         classes: (B, L) from `token_classes`.
@@ -170,7 +170,7 @@ def position_weights(classes: Tensor) -> Tensor:
 
 
 def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
-    """Return the attention mask: each position sees itself, and those before it that are not padding.
+    """Mask attention: each position sees itself and all earlier non-padding.
 
     Args:
         classes: (B, L) from `token_classes`.
@@ -185,7 +185,7 @@ def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
 
 
 class AttentionBlock(nn.Module):
-    """A block of `size` D as in CLIP's towers: norms first, GELU, four times the width in between."""
+    """Pre-norm transformer block of width `size`, with GELU and a 4x MLP."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -195,7 +195,7 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
 
     def forward(self, hidden_states: Tensor, visible: Tensor) -> Tensor:
-        """Mix hidden states (B, L, D) where `visible` (B, 1, L, L) is true."""
+        """Attend among hidden states (B, L, D) where `visible` (B, 1, L, L) is true."""
         heads = self.query_key_value(self.attention_norm(hidden_states)).unflatten(
             -1, (3, self.num_heads, -1)
         )

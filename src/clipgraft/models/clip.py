@@ -1,4 +1,4 @@
-"""CLIP through transformers: load, save, encode. Only this module knows what its calls return.
+"""CLIP through transformers: load, save, encode.
 
 B batch, L tokens, D hidden width, P joint width. Text is never masked: attention is causal and padding comes
 after EOS, so no position up to EOS sees it, and Stable Diffusion was trained on unmasked padding.
@@ -38,7 +38,7 @@ LEGACY_EOS_TOKEN_ID = 2
 
 
 class ClipParts(NamedTuple):
-    """A CLIP model, its tokenizer and image processor, and where it comes from."""
+    """A CLIP model with tokenizer, image processor and origin."""
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
@@ -117,7 +117,7 @@ def encode_images(model: CLIPModel, clip_pixel_values: Tensor) -> Tensor:
 
 
 def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
-    """Encode captions in the joint space, from the hidden state at the first EOS.
+    """Encode captions in the joint space, from the first EOS.
 
     Args:
         model: The CLIP.
@@ -144,12 +144,12 @@ def pooled_and_token_states(model: CLIPModel, input_ids: Tensor) -> tuple[Tensor
 
 
 def text_hidden_states(text_model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Return hidden states (B, L, D) after the final layer norm, in the tower's dtype, of ids (B, L)."""
+    """Return final-norm hidden states (B, L, D) of ids (B, L), in the tower's dtype."""
     return text_model(input_ids=input_ids).last_hidden_state
 
 
 def empty_prompt_ids(tokenizer: CLIPTokenizer) -> Tensor:
-    """Return token ids of the empty prompt, padded to the context length: (1, L) int64."""
+    """Return the padded token ids of the empty prompt: (1, L) int64."""
     return tokenizer("", padding="max_length", return_tensors="pt").input_ids
 
 
@@ -174,7 +174,7 @@ def _check_image_size(folder: Path, side: int, processor: CLIPImageProcessorPil)
 
 
 def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer, path: Path) -> None:
-    """Check that a text tower was trained on a tokenizer's ids; `path` is for messages.
+    """Check that a text tower fits a tokenizer; `path` is for messages.
 
     Raises:
         CheckpointError: If the number of tokens, the EOS or the number of positions differs.
@@ -198,7 +198,7 @@ def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer, path: 
 
 
 def _take_special_token_ids(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Replace the ids 0, 2 and 1 of released configs, which make CLIP guess the EOS as the highest id."""
+    """Replace the wrong special token ids of released configs."""
     config = model.config.text_config
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = model.text_model.eos_token_id = tokenizer.eos_token_id

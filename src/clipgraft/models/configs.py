@@ -1,7 +1,7 @@
-"""Checks of model configurations from outside: types and bounds, before a library sees them.
+"""Checks of types and bounds in model configurations from outside.
 
-A library builds what a configuration says: a layer count of 10^9 hangs it, a text in place of a number fails
-far from here, and some keys name code or files. Bounds are far above any published model.
+Libraries trust configurations: 10^9 layers hang them, a wrong type fails in a distant place, and some keys
+load code or files. Bounds are far above any published model.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from clipgraft.files import parse_json, read_text
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=1, le=256)]
-"""Each is built in a loop, a millisecond or so a layer."""
+"""Building takes about a millisecond a layer."""
 BlockLayers = Annotated[int, Field(ge=1, le=16)]
-"""They multiply: 8 blocks of 16 layers of 16 are built in seconds; Stable Diffusion 1 has 4 of 2 of 1."""
+"""These multiply: 8 blocks of 16 x 16 layers are built in seconds; Stable Diffusion 1 has 4 of 2 x 1."""
 TokenId = Annotated[int, Field(ge=0, le=1 << 24)]
 Positions = Annotated[int, Field(ge=3, le=4096)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -31,7 +31,7 @@ Channels = Annotated[list[Width], Field(min_length=1, max_length=8)]
 PerBlock = BlockLayers | Annotated[list[BlockLayers], Field(max_length=8)]
 
 MAX_BYTES = 64_000_000
-"""Of a file. The largest are tokenizers: CLIP's has 2.2 MB."""
+"""Size limit of a file; the largest are tokenizers (CLIP's: 2.2 MB)."""
 CODE_KEYS = (
     "auto_map",
     "custom_pipeline",
@@ -43,14 +43,14 @@ CODE_KEYS = (
     "transformers_weights",
     "use_kernels",
 )
-"""Keys by which transformers and diffusers run other code, rebuild a model, or read other files."""
+"""Keys that make transformers and diffusers run other code, rebuild a model, or read other files."""
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 ATTENTIONS = (None, "eager", "sdpa")
-"""Others may be names of kernels on the hub, which are code."""
+"""Other names may load kernels, that is code, from the hub."""
 
 
 class Checked(BaseModel):
-    """A configuration whose other keys are the library's own affair."""
+    """A configuration; further keys are left to the library."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -92,7 +92,7 @@ class VisionConfig(Checked):
 
 
 class ClipConfig(Checked):
-    """Of a CLIP with both towers, and of a safety checker; older files give a tower twice."""
+    """Of a CLIP with both towers, or a safety checker."""
 
     text_config: TextConfig | None = None
     text_config_dict: TextConfig | None = None
@@ -156,10 +156,10 @@ class UnetConfig(Checked):
     attention_head_dim: Width | list[Width] = 8
     num_attention_heads: Width | list[Width] | None = None
     in_channels: Literal[4] = 4
-    """Others also read a mask or an image (inpainting)."""
+    """Inpainting U-Nets have more, for a mask and an image."""
     out_channels: Literal[4] = 4
     addition_embed_type: None = None
-    """Others read a second text encoder (Stable Diffusion XL); so do the next three, classes or images."""
+    """Not None in a U-Net conditioned on more: a second text encoder (SDXL), or below classes or images."""
     class_embed_type: None = None
     num_class_embeds: None = None
     encoder_hid_dim_type: None = None
@@ -194,7 +194,7 @@ class SchedulerConfig(Checked):
 
 
 class TokenizerConfig(Checked):
-    """Of a CLIP tokenizer; special tokens are texts, or objects with one."""
+    """Of a CLIP tokenizer; special tokens are strings or objects."""
 
     model_max_length: Annotated[int, Field(ge=3)] | None = None
     bos_token: str | dict[str, Any] | None = None
@@ -213,7 +213,7 @@ Size = Pixels | Annotated[dict[str, Pixels], AfterValidator(_has_sides)]
 
 
 class ProcessorConfig(Checked):
-    """Of what prepares images for CLIP."""
+    """Of CLIP's image processor."""
 
     size: Size = 224
     crop_size: Size = 224
@@ -228,34 +228,34 @@ class ProcessorConfig(Checked):
 
 
 class JointProcessorConfig(Checked):
-    """Of what prepares images and texts together."""
+    """Of a joint image and text processor."""
 
     image_processor: ProcessorConfig | None = None
 
 
 class BaseRecord(Checked):
-    """The base that a graft was made for: name, commit, and sums of its weights."""
+    """The base of a graft: name, commit, and sums of its weights."""
 
     name: Annotated[str, Field(min_length=1)]
     revision: str = ""
-    """Commit of the hub; empty where the base is none of the hub's."""
+    """Hub commit, or empty."""
     sums: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None]
-    """64 float32 numbers, hexadecimal, by rule; grafts of the first version have none."""
+    """64 float32 numbers (hexadecimal) by rule; missing in grafts of the first version."""
 
 
 class ModelIndex(Checked):
-    """Of a base's parts: for each the library and the class."""
+    """Of a base's components: library and class of each."""
 
     safety_checker: list[str | bool | None] | None = None
 
 
 def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
-    """Read and check a JSON configuration; return it as it stands in the file.
+    """Read and check a JSON configuration; return it unchanged.
 
     Raises:
         MissingFileError: If there is no such file.
-        CheckpointError: If it is no JSON object, a value is of a wrong type or out of bounds, or a key names
-            code or other files; names file, key and value.
+        CheckpointError: If it is not a JSON object, a value has a wrong type or is out of bounds, or a key
+            loads code or other files; names file, key and value.
     """
     text = read_text(path, error=CheckpointError, max_bytes=MAX_BYTES)
     config = parse_json(text, str(path), error=CheckpointError)
@@ -263,7 +263,7 @@ def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
     try:
         kind.model_validate(config)
     except ValidationError as wrong:
-        # Of a union the member that went furthest: `[2, "x"]` is a list with a wrong number, not no number.
+        # In a union, blame the deepest member: in `[2, "x"]` the second item, not that a list is no number.
         errors = wrong.errors(include_url=False, include_context=False)
         furthest = max(errors, key=lambda error: len(_place(error, config)))
         place = ".".join(_place(furthest, config))
@@ -275,17 +275,17 @@ def read_config(path: Path, kind: type[Checked]) -> dict[str, Any]:
 
 @contextmanager
 def loading(path: Path, what: str) -> Iterator[None]:
-    """Turn any library's error while it loads `path` as `what` into one line that names it.
+    """Turn any library's error in loading `path` as `what` into one line.
 
     Raises:
-        CheckpointError: In place of any error but our own and lack of memory.
+        CheckpointError: Replaces any error except our own and lack of memory.
     """
     try:
         yield
     except (UserError, MemoryError):
         raise
     except BaseException as error:
-        # A panic of a Rust library is no Exception; Ctrl-C is none either, and is let through.
+        # A Rust library's panic is a BaseException, as is Ctrl-C, which passes.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -293,7 +293,7 @@ def loading(path: Path, what: str) -> Iterator[None]:
 
 
 def _place(wrong: Any, config: Any) -> list[str]:
-    """Return the keys to the wrong value, without pydantic's names for members of a union."""
+    """Return the keys to a wrong value, without pydantic's union members."""
     keys: list[str] = []
     for part in wrong["loc"]:
         try:

@@ -1,4 +1,4 @@
-"""Key and value maps of a U-Net's cross-attention: which base it is, and what it reads of prompt embeds.
+"""Cross-attention's key and value maps: a base's identity and error metric.
 
 Text enters a U-Net through these alone: 19 M of Stable Diffusion v1.5's 860 M weights. A graft knows its
 base by 64 signed sums over them, compared within a tolerance: a checksum changes with dtype and file. Half
@@ -28,7 +28,7 @@ CROSS_ATTENTION = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
 def read_cross_attention(path: Path) -> dict[str, Tensor]:
-    """Read the key and value maps of a base's folder or single file, and nothing else.
+    """Read only the key and value maps of a folder or file.
 
     Raises:
         CheckpointError: If there are none, or a file is damaged; names it.
@@ -38,7 +38,7 @@ def read_cross_attention(path: Path) -> dict[str, Tensor]:
 
 
 def kv_metric_sqrt(maps: Iterable[Tensor], moment: Tensor) -> Tensor:
-    """Return R with `|R e|^2` the error of keys and values that an error e of an embed makes.
+    """Return R such that `|R e|^2` is the key and value error of an embed error e.
 
     Each map counts by its error relative to its own power over the teacher's embeds, so that a layer of
     large weights does not drown the others. Their mean is one quadratic form, thus one map W x W instead of
@@ -67,7 +67,7 @@ def identity_sums(weights: Mapping[str, Tensor]) -> dict[str, str | None]:
 
 
 def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Tensor]) -> float | None:
-    """Return the relative distance of weights from recorded sums; None if none are recorded."""
+    """Return the relative distance of weights from recorded sums; None without sums."""
     for name, signs in RULES.items():
         if expected := recorded.get(name):
             return sums_differ(expected, cross_attention_sums(weights, signs))
@@ -75,7 +75,7 @@ def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Te
 
 
 def mixed_signs(seed: int, size: int) -> np.ndarray:
-    """Return unrelated signs (`size`,), a multiple of 64: all bits of SplitMix64 (Steele et al. 2014)."""
+    """Return the bits of SplitMix64 (Steele et al. 2014) as signs (`size`,)."""
     state = np.uint64(seed << 40) + np.arange(1, size // 64 + 1, dtype=np.uint64)
     state *= np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -86,7 +86,7 @@ def mixed_signs(seed: int, size: int) -> np.ndarray:
 
 
 def knuth_signs(_seed: int, size: int) -> np.ndarray:
-    """Return the signs (`size`,) of the first version, the same for all tensors: a bit of a product."""
+    """Return the first version's signs (`size`,), equal for all tensors."""
     return 2.0 * (np.arange(size, dtype=np.int64) * 2654435761 >> 15 & 1) - 1
 
 
@@ -96,7 +96,7 @@ RULES: dict[str, Signs] = {SUMS: mixed_signs, "cross_attention": knuth_signs}
 
 
 def cross_attention_sums(weights: Mapping[str, Tensor], signs: Signs = mixed_signs) -> str:
-    """Sum the key and value maps, with signs, into 64 float32 numbers (hexadecimal).
+    """Sketch the key and value maps as 64 signed sums (float32, hexadecimal).
 
     The squared distance of two such sums is, on average, that of the weights themselves (a count sketch). A
     weight's sign depends on its place in its tensor, and on which tensor of the U-Net that is. Names may be
@@ -117,12 +117,12 @@ def cross_attention_sums(weights: Mapping[str, Tensor], signs: Signs = mixed_sig
 
 
 def _place(name: str) -> tuple[int, list[int], str]:
-    """Order of a tensor in its U-Net: LDM numbers blocks otherwise than diffusers, in the same order."""
+    """Sort key of a tensor, the same under diffusers' and LDM's names."""
     level = next((level for level, found in enumerate(LEVELS) if re.search(found, name)), 0)
     return level, [int(number) for number in re.findall(r"\.(\d+)(?=\.)", name)], name[-len("k.weight") :]
 
 
 def sums_differ(ours: str, theirs: str) -> float:
-    """Return the distance of two sums of `cross_attention_sums`, relative to the length of the first."""
+    """Return the distance of two sketches, relative to the first's norm."""
     a, b = (torch.frombuffer(bytearray.fromhex(text), dtype=torch.float32) for text in (ours, theirs))
     return float((a - b).norm() / a.norm())

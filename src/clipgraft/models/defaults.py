@@ -1,4 +1,4 @@
-"""Default guidance and steps of a base: its own file's values, else Stable Diffusion 1's."""
+"""Default guidance and steps of a base, else Stable Diffusion 1's."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,20 +10,19 @@ from clipgraft.models.hub import HUB_ID, PINS, embedded_models
 from clipgraft.settings import Guidance, Steps
 
 FILE_NAME = "generation_config.json"
-"""Beside `model_index.json`; transformers' name for such a file. Keys that are not of SamplingDefaults are
-others' business."""
+"""Beside `model_index.json`; the name is transformers'. Keys outside SamplingDefaults are ignored."""
 
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Sampling parameters that suit a base."""
+    """Sampling parameters suited to a base."""
 
     guidance_scale: float
     num_inference_steps: int
 
 
 STABLE_DIFFUSION = SamplingDefaults(guidance_scale=7.5, num_inference_steps=25)
-"""CompVis's and diffusers' guidance; steps of dpm++, in place of the 50 of its own pndm."""
+"""CompVis's and diffusers' guidance; steps of dpm++, instead of 50 with its own pndm."""
 
 
 class _File(Checked):
@@ -32,10 +31,7 @@ class _File(Checked):
 
 
 def read_defaults(base: Path) -> SamplingDefaults:
-    """Read the defaults beside a base's weights.
-
-    Args:
-        base: Folder or file of a base on this machine.
+    """Read the defaults beside a local base's weights.
 
     Raises:
         CheckpointError: If the file is damaged or a value is not allowed; names it.
@@ -48,7 +44,7 @@ def read_defaults(base: Path) -> SamplingDefaults:
 
 
 def find_defaults(name: str, revision: str = "") -> SamplingDefaults:
-    """Read the defaults of a base by its name and commit, without loading or fetching it."""
+    """Read a base's defaults by name and commit, without loading it."""
     if name == "flatland":
         return read_defaults(embedded_models() / "base")
     path = Path(name).expanduser()

@@ -1,8 +1,8 @@
-"""The architecture of flatland, the embedded base: SD v1.5 in small, the same in every convention.
+"""Architecture of flatland, the embedded base: a small SD v1.5.
 
-8x down to 4 latent channels, cross-attention on three levels, epsilon prediction with SD v1.5's betas, a text
-encoder (192) wider than the CLIP that is grafted (128), as 768 is wider than 512; and, as in CLIP B/32, a
-vision tower as wide as the text encoder, so that taking the wrong tower would fit in silence here too.
+VAE factor 8, 4 latent channels, cross-attention on three levels, epsilon prediction with SD v1.5's betas. As
+with CLIP B/32 and SD v1.5, the base's text encoder (192) is wider than CLIP's text tower (128) and as wide as
+its vision tower, so that the wrong tower would fit here too.
 """
 
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
@@ -20,17 +20,17 @@ from clipgraft.models.defaults import SamplingDefaults
 
 IMAGE_SIZE = 128
 CLIP_IMAGE_SIZE = 96
-"""Pixels that flatland's CLIP sees, as 6 x 6 patches of 16; 8 x 8 patches would cost 1.8 times as much."""
+"""Pixels for flatland's CLIP, 6 x 6 patches of 16; 8 x 8 patches would cost 1.8 times as much."""
 SAMPLING_DEFAULTS = SamplingDefaults(guidance_scale=3.0, num_inference_steps=25)
-"""At Stable Diffusion's 7.5 a base as small as this burns its colours."""
+"""Stable Diffusion's 7.5 oversaturates the colours of a base this small."""
 VOCAB_SIZE = 2048
-"""Most tokens of the tokenizer; flatland8k's captions need fewer."""
+"""The tokenizer's maximum; flatland8k's captions need fewer tokens."""
 TEXT_WIDTH = 128
 TEACHER_WIDTH = 192
 
 
 def build_vae() -> AutoencoderKL:
-    """Return an untrained VAE: (B, 3, 128, 128) in [-1, 1] to latents (B, 4, 16, 16) and back."""
+    """Return an untrained VAE (pixels (B, 3, 128, 128) in [-1, 1], latents (B, 4, 16, 16))."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -43,7 +43,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Return an untrained U-Net over latents (B, 4, 16, 16) and token states (B, 77, 192)."""
+    """Return an untrained U-Net (latents (B, 4, 16, 16), prompt embeds (B, 77, 192))."""
     return UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 8,
         block_out_channels=(64, 128, 192),
@@ -57,12 +57,12 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_teacher(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return an untrained text encoder for the U-Net, 192 wide."""
+    """Return an untrained text encoder for the U-Net (width 192)."""
     return CLIPTextModel(_text_config(tokenizer, TEACHER_WIDTH, num_layers=3))
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Return an untrained CLIP: text tower 128 wide, vision tower 192 wide, joint space of 128."""
+    """Return an untrained CLIP (widths: text and joint 128, vision 192)."""
     vision = CLIPVisionConfig(
         hidden_size=TEACHER_WIDTH,
         intermediate_size=4 * TEACHER_WIDTH,
@@ -79,13 +79,13 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def build_image_processor() -> CLIPImageProcessorPil:
-    """Return CLIP's processor at flatland's size: bicubic resize, centre crop, CLIP's mean and deviation."""
+    """Return CLIP's image processor at flatland's size."""
     size = {"height": CLIP_IMAGE_SIZE, "width": CLIP_IMAGE_SIZE}
     return CLIPImageProcessorPil(size={"shortest_edge": CLIP_IMAGE_SIZE}, crop_size=size)
 
 
 def build_scheduler() -> PNDMScheduler:
-    """Return SD v1.5's scheduler (values of its scheduler_config.json)."""
+    """Return SD v1.5's scheduler (values from scheduler_config.json)."""
     scheduler = PNDMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -95,7 +95,7 @@ def build_scheduler() -> PNDMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    # Not of PNDM's own: for whoever makes another scheduler from this one, as SD v1.5's file has it.
+    # Not a setting of PNDM, but, as in SD v1.5's file, for other schedulers made from this one.
     scheduler.register_to_config(clip_sample=False)
     return scheduler
 

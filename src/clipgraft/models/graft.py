@@ -1,6 +1,6 @@
-"""The graft: a CLIP text tower and a bridge in place of a base's text encoder.
+"""The graft: CLIP text tower and bridge replacing a base's text encoder.
 
-A transformers model, so that any diffusers pipeline of that base takes, saves and loads it.
+As a transformers model it works in any diffusers pipeline of that base, saving and loading included.
 B batch, L tokens, D CLIP's width, W the base's width.
 """
 
@@ -36,15 +36,11 @@ BASE_RECORD = "base.json"
 
 
 class GraftedTextConfig(PreTrainedConfig):
-    """Shape of a `GraftedTextEncoder`.
+    """Shape of a `GraftedTextEncoder`; for `bridge_*` see `Bridge`.
 
     Args:
-        text_config: CLIP's text tower, as the dict of its `CLIPTextConfig`.
+        text_config: Dict of the text tower's `CLIPTextConfig`.
         hidden_size: W, the U-Net's `cross_attention_dim`.
-        bridge_hidden_size: See `Bridge`, as for the next three.
-        bridge_num_maps: Linear maps.
-        bridge_num_positions: Positions with a bias of their own.
-        bridge_num_attention_blocks: Attention blocks.
         eos_token_id: The tokenizer's.
     """
 
@@ -74,22 +70,19 @@ class GraftedTextConfig(PreTrainedConfig):
 
 
 class GraftedTextEncoder(PreTrainedModel):
-    """CLIP's text tower and the bridge, with two things of the teacher's kept exactly.
+    """CLIP's text tower and bridge, with the teacher's BOS and empty prompt.
 
-    Its BOS row is the same for every prompt (the tower is causal), and its embeds of the empty prompt are
-    what guidance subtracts and multiplies: an error there would be multiplied too.
-
-    Args:
-        config: The shape. Weights are random until loaded or set.
+    The BOS row is constant, as the tower is causal. Guidance would amplify errors of the empty prompt's
+    embeds. Weights are random until loaded or set.
     """
 
-    # diffusers writes this name into model_index.json, and looks the class up in what is imported by it.
+    # diffusers writes this module's name into model_index.json and imports the class from it.
     __module__ = "clipgraft"
     config_class = GraftedTextConfig
     main_input_name = "input_ids"
     _no_split_modules = ("CLIPTextEmbeddings", "CLIPEncoderLayer")
     empty_states: Tensor
-    """The teacher's embeds of the empty prompt, (77, W), under their name in the files of all versions."""
+    """The teacher's embeds of the empty prompt, (77, W); the name is the file format's."""
 
     def __init__(self, config: GraftedTextConfig):
         super().__init__(config)
@@ -109,7 +102,7 @@ class GraftedTextEncoder(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Do nothing: the towers initialise themselves, and loaded weights must stay."""
+        """Do nothing: the towers initialise themselves."""
 
     def forward(
         self,
@@ -123,12 +116,12 @@ class GraftedTextEncoder(PreTrainedModel):
 
         Args:
             input_ids: (B, L) int64, each row BOS, words, EOS, EOS as padding.
-            attention_mask: Not used: the base was trained without one.
+            attention_mask: Unused: the base was trained without one.
             return_dict: False for a tuple.
-            output_hidden_states: Not possible: earlier layers, which `clip_skip` takes, have no bridge.
+            output_hidden_states: Unsupported: earlier layers (`clip_skip`) have no bridge.
 
         Returns:
-            `last_hidden_state` (B, L, W), and as `pooler_output` (B, W) its row at the first EOS.
+            `last_hidden_state` (B, L, W), and `pooler_output` (B, W), its row at the first EOS.
 
         Raises:
             UserError: If `output_hidden_states` is true.
@@ -155,11 +148,11 @@ class GraftedTextEncoder(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load as any transformers model, but strictly and only from safetensors.
+        """Load like any transformers model, but strictly and only from safetensors.
 
         Raises:
-            CheckpointError: If a weight is missing or too many, an adapter lies beside it, or an index names
-                other files than safetensors of that folder.
+            CheckpointError: If weights are missing or unknown, an adapter lies beside them, or an index names
+                other files than the folder's safetensors.
         """
         kwargs["use_safetensors"] = True
         if pretrained_model_name_or_path and Path(pretrained_model_name_or_path).is_dir():
@@ -177,10 +170,10 @@ class GraftedTextEncoder(PreTrainedModel):
     def graft(
         cls, text_model: CLIPTextModel, bridge: Bridge, empty_prompt_embeds: Tensor, eos_token_id: int
     ) -> "GraftedTextEncoder":
-        """Put a text tower, a fitted bridge and the teacher's empty prompt together.
+        """Assemble text tower, fitted bridge and the teacher's empty prompt.
 
         Args:
-            text_model: CLIP's text tower, width D.
+            text_model: Text tower of width D.
             bridge: From D to W.
             empty_prompt_embeds: The teacher's, (77, W).
             eos_token_id: The tokenizer's.
@@ -203,7 +196,7 @@ class GraftedTextEncoder(PreTrainedModel):
 
 @dataclass
 class Graft:
-    """A grafted text encoder with its tokenizer, the base it was made for, and how it was made."""
+    """A grafted text encoder with tokenizer, base record and lineage."""
 
     text_encoder: GraftedTextEncoder
     tokenizer: CLIPTokenizer
@@ -221,7 +214,7 @@ class Graft:
 
         Raises:
             MissingFileError: If there is no such folder.
-            CheckpointError: If it is not a graft, or a file or weight is missing, foreign or damaged.
+            CheckpointError: If it is not a graft, or a file or weight is missing, unknown or damaged.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -245,7 +238,7 @@ class Graft:
         return cls(encoder, tokenizer, base, read_lineage(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write encoder, tokenizer, the base's record and the lineage, whole or not at all."""
+        """Write encoder, tokenizer, base record and lineage, atomically."""
         with write_folder_atomically(Path(folder)) as temporary:
             self.text_encoder.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
@@ -253,10 +246,10 @@ class Graft:
                 (temporary / name).write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def load_base(self, name: str = "", *, dtype: torch.dtype = torch.float32) -> FrozenBase:
-        """Load the base that the graft was made for, without the base's own text encoder.
+        """Load the graft's base without the base's own text encoder.
 
         Args:
-            name: Where the base is now; empty = where it was.
+            name: The base's present place; empty = as recorded.
             dtype: Of the weights.
 
         Raises:
@@ -276,10 +269,10 @@ class Graft:
         return base
 
     def pipeline(self, base: FrozenBase | str | None = None) -> StableDiffusionPipeline:
-        """Return a plain diffusers pipeline with the grafted text encoder and the base's own scheduler.
+        """Return a plain diffusers pipeline with the grafted text encoder.
 
         Args:
-            base: The base, or its place; None = the one that the graft names.
+            base: The base or its place; None = as recorded.
 
         Raises:
             CheckpointError: If it is another base.

@@ -1,8 +1,8 @@
-"""Resolve a model's name (a path, an embedded model, a hub id) to a folder or file on this machine.
+"""Model names (path, `flatland`, hub id) to local folders or files.
 
-Only safetensors, JSON and text are downloaded, and each file's sum is compared each time: with `pins.json`,
-which has published models at one commit each, else with the sum that the hub lists for the commit. A token
-comes from the environment (HF_TOKEN) or the hub's own login; nothing here reads, takes or writes one.
+Only safetensors, JSON and text are downloaded, and each file's sum is compared each time with `pins.json`
+(published models, one commit each), else with the hub's for the commit. Tokens are left to the hub's library
+(HF_TOKEN or its login).
 """
 
 import hashlib
@@ -51,17 +51,17 @@ class Pin:
 
     revision: str
     files: Mapping[str, FileSum]
-    """Files that are loaded, by path; others are compared with the hub's own sums."""
+    """Loaded files by path; others are compared with the hub's own sums."""
     license: str
     mirrors: tuple[str, ...] = ()
-    """Hub ids with copies of the files, tried in turn where the model or its commit is gone."""
+    """Hub ids with copies of the files, tried in turn if the model or commit is gone."""
 
 
 PINS = TypeAdapter(dict[str, Pin]).validate_json(Path(__file__).with_name("pins.json").read_bytes())
 
 
 class Download(NamedTuple):
-    """Files to download of a model."""
+    """A model's files to download."""
 
     name: str
     revision: str
@@ -71,7 +71,7 @@ class Download(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are not in the cache yet."""
+        """Bytes not yet in the cache."""
         return sum(
             size
             for file, size in self.files.items()
@@ -85,17 +85,17 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
     Args:
         name: Folder or file; `flatland`; or a hub id, `owner/name`.
         part: Part of flatland: "base" or "clip".
-        needed: Files that it is loaded from.
-        revision: Commit of a hub id; None = the pinned one, or main with a warning. A branch, or a part of a
-            commit, is taken with a warning too.
+        needed: The files it is loaded from.
+        revision: Commit of a hub id; None = the pinned one, or main with a warning. Branches and abbreviated
+            commits give a warning too.
 
     Returns:
-        Path of a folder, or of a single file.
+        A folder, or a single file.
 
     Raises:
-        MissingFileError: If there is no such path and the name is no hub id.
-        CheckpointError: If flatland is damaged, the hub cannot be reached or has no such model or commit, or
-            a file has another sum; says what to do.
+        MissingFileError: If there is no such path and the name is not a hub id.
+        CheckpointError: If flatland is damaged, the hub is unreachable or has no such model or commit, or a
+            sum differs; says what to do.
     """
     if str(name) == "flatland":
         return embedded_models() / part
@@ -107,7 +107,7 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
 
 
 def find_model(name: str, revision: str | None, needed: Needed) -> Path | Download:
-    """Find a model in the hub's cache, else list the files to download; errors as of `resolve_model`."""
+    """Find a model in the hub's cache, else list its downloads; see `resolve_model`."""
     if not HUB_ID.fullmatch(name):
         raise MissingFileError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
     pin = PINS.get(name)
@@ -134,7 +134,7 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
         raise CheckpointError(_refused(name, revision, error)) from error
     except CheckpointError:
         raise
-    except Exception as error:  # the hub's library has no class of its own for a connection that fails
+    except Exception as error:  # the hub's library has no class for failed connections
         cached = cached or _cached(name, revision, needed, pin)
         if cached:
             logger.warning("the model hub cannot be reached; using the copy of %s in its cache", name)
@@ -147,14 +147,11 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
 
 
 def fetch(download: Download) -> Path:
-    """Download files and compare their sums; after an interruption whole files are kept.
-
-    Returns:
-        Folder in the hub's cache.
+    """Download files to the hub's cache and verify their sums.
 
     Raises:
         CheckpointError: If a sum differs (the file is removed from the cache), the hub refuses a file, or the
-            connection fails again and again.
+            connection keeps failing; complete files are kept.
     """
     name, revision = download.name, download.revision
     try:
@@ -166,7 +163,7 @@ def fetch(download: Download) -> Path:
         )
     except HfHubHTTPError as error:
         raise CheckpointError(_refused(name, revision, error)) from error
-    except Exception as error:  # the hub's library has no class of its own for a connection that fails
+    except Exception as error:  # the hub's library has no class for failed connections
         if isinstance(error, OSError) and not isinstance(error, (LocalEntryNotFoundError, ConnectionError)):
             raise  # the disk's
         raise CheckpointError(
@@ -183,14 +180,14 @@ def hub_is_reachable(timeout_seconds: float) -> bool:
         HfApi().model_info(next(iter(PINS)), timeout=timeout_seconds)
     except HfHubHTTPError:  # a refusal is an answer
         return True
-    except Exception:  # the hub's library has no class of its own for a connection that fails
+    except Exception:  # the hub's library has no class for failed connections
         return False
     return True
 
 
 @cache
 def embedded_models() -> Path:
-    """Return the folder of the embedded models after comparing the sums of its files.
+    """Return the folder of the embedded models, its sums verified.
 
     Raises:
         CheckpointError: If a file is missing or differs; names it, its sum, and how to restore it.
@@ -207,7 +204,7 @@ def embedded_models() -> Path:
 
 
 def _ask_hub(name: str, revision: str | None, needed: Needed, pin: Pin | None) -> Download:
-    # Asked once, briefly: the library's own download retries silently for nearly a minute without network.
+    # One brief request: without network the library's download retries silently for nearly a minute.
     info = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     lacking = needed.lacking(sizes)
@@ -222,24 +219,24 @@ def _ask_hub(name: str, revision: str | None, needed: Needed, pin: Pin | None) -
 
 
 def _ask_mirror(name: str, needed: Needed, pin: Pin | None) -> Download | None:
-    """List the pinned files of a copy; None where it has not all that is needed, or other large files."""
+    """List a mirror's pinned files; None if some are missing or differ."""
     assert pin is not None
     try:
         info = HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
-    except Exception:  # it refuses, or the connection fails, for which the hub's library has no class
+    except Exception:  # refused, or the connection failed
         return None
     held = {file.rfilename: file.lfs for file in info.siblings or [] if file.rfilename in pin.files}
     files = needed.choose(held)
     if not files or any((lfs := held[file]) and lfs["sha256"] != pin.files[file].sha256 for file in files):
         return None
-    # By branch, so that it is found in the cache without network; the sums tell what it holds.
+    # A branch is found in the cache without network; the sums verify its content.
     return Download(name, "main", {file: pin.files[file].num_bytes for file in files}, pin)
 
 
 def _cached(
     name: str, revision: str | None, needed: Needed, pin: Pin | None, *, full_where_preferred: bool = False
 ) -> Path | None:
-    """Return the folder of an earlier download with all that is needed, its sums compared."""
+    """Return the folder of a complete earlier download, its sums verified."""
     for repository in (name, *(pin.mirrors if pin else ())):
         asked = revision if repository == name else None
         try:

@@ -1,6 +1,6 @@
-"""Lineage of a graft: the stages that made it, with their settings and figures.
+"""Lineage of a graft: its training stages, their settings and figures.
 
-`lineage.json` in a graft's folder holds it, so that nobody has to search the folders around.
+It is stored in the graft's folder, as `lineage.json`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from clipgraft.settings import ModelSettings
 
 FILE_NAME = "lineage.json"
 SECTIONS = {"seed", "device", "data", "clip", "base", "finetune", "bridge", "refine"}
-"""Parts of a recipe that say how a graft was made."""
+"""Parts of a recipe that decide a graft."""
 
 Figures = Mapping[str, Mapping[str, float | None]]
 
@@ -27,7 +27,7 @@ def _settings(values: object) -> object:
         return values
     try:
         return build_recipe(values)
-    except UserError:  # settings of a version that had others
+    except UserError:  # settings of another version
         return None
 
 
@@ -38,13 +38,13 @@ class Stage(BaseModel):
 
     stage: Literal["finetune", "bridge", "refine"]
     recipe: Annotated[Recipe | None, BeforeValidator(_settings)]
-    """None where an earlier version wrote settings that this one does not know."""
+    """None if an earlier version wrote settings unknown to this one."""
     started_from: str = ""
-    """Folder of the graft that was refined."""
+    """Folder of the refined graft."""
     figures: Figures = {}
     """By row and column: recall, state error by token class, or noise error by timestep."""
     counts: dict[str, int] = {}
-    """Captions and images of the training."""
+    """Training captions and images."""
 
     @field_serializer("recipe")
     def _own_sections(self, recipe: Recipe | None) -> dict[str, Any] | None:
@@ -52,7 +52,7 @@ class Stage(BaseModel):
 
 
 class Lineage(BaseModel):
-    """Stages of a graft, the first one first; none where they are not known."""
+    """Stages of a graft in order; empty if unknown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,12 +60,12 @@ class Lineage(BaseModel):
     stages: tuple[Stage, ...] = ()
 
     def find(self, stage: str) -> Stage | None:
-        """Return the last stage of a name."""
+        """Return the last stage with a name."""
         return next((found for found in reversed(self.stages) if found.stage == stage), None)
 
     @property
     def clips(self) -> tuple[ModelSettings, ...]:
-        """The grafted CLIP, then the one it was fine-tuned from, and so on."""
+        """The grafted CLIP and its ancestors, newest first."""
         makers = [stage for stage in reversed(self.stages) if stage.stage != "refine"]
         return tuple(stage.recipe.clip for stage in makers if stage.recipe)
 
@@ -74,10 +74,10 @@ NO_LINEAGE = Lineage()
 
 
 def clip_lineage(clip: ModelSettings) -> tuple[Stage, ...]:
-    """Return the fine-tuning stages of a CLIP, the first one first, by the recipes beside its folder."""
+    """Return a CLIP's fine-tuning stages in order, from recipes beside its folder."""
     stages: list[Stage] = []
     seen: set[str] = set()
-    # Settings hold absolute paths; of a hub id or `flatland` the parent would be the working directory.
+    # Only absolute paths are folders; the parent of a hub id or `flatland` would be the working directory.
     while Path(clip.name).is_absolute() and clip.name not in seen:
         seen.add(clip.name)
         run = Path(clip.name).parent
@@ -91,7 +91,7 @@ def clip_lineage(clip: ModelSettings) -> tuple[Stage, ...]:
 
 
 def read_lineage(graft: Path) -> Lineage:
-    """Read the lineage of a graft; one of an older version is known by the recipe beside its folder.
+    """Read a graft's lineage, in older versions from the recipe beside it.
 
     Raises:
         CheckpointError: If the file is damaged; names it.

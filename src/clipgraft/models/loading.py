@@ -1,4 +1,4 @@
-"""Strict loading: safetensors of a model's own folder, chosen by name, into the model its config describes.
+"""Strict loading of a model's own safetensors, chosen by name.
 
 A library's `from_pretrained` looks for files itself: shards anywhere that an index names, pickles among them,
 and adapters that it injects silently. So files are chosen and read here, and a library is handed tensors.
@@ -36,7 +36,7 @@ OLDER_TOWER = re.compile(r"(vision_model|text_model)\.(?=\1\.)|^text_model\.(?=e
 def load_strictly(
     model_class: Any, folder: Path, kind: type[Checked], *, dtype: torch.dtype | None = None, **kwargs: Any
 ) -> Any:
-    """Load a transformers or diffusers model; no weight may be missing or left over.
+    """Load a transformers or diffusers model without missing or extra weights.
 
     Args:
         model_class: Class of the model.
@@ -76,7 +76,7 @@ def load_strictly(
 
 
 def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """Assign weights to a model on the meta device; return it in eval mode."""
+    """Assign weights to a meta model; return it in eval mode."""
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
     return model.eval()
 
@@ -106,7 +106,7 @@ def weight_paths(folder: Path, stem: str, variants: Collection[str]) -> list[Pat
 
 
 def _listed_shards(index: Path) -> list[Path]:
-    """Return the files that an index names, each a safetensors file beside it."""
+    """Return the safetensors files named by an index, all beside it."""
     listed = read_json(index, error=CheckpointError).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{index} is damaged: it has no weight_map with names of files; fetch it again")
@@ -130,7 +130,7 @@ def read_weights(
     *,
     may_be_whole: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, Tensor]:
-    """Read tensors of safetensors files, but for position ids, which older libraries stored.
+    """Read tensors of safetensors files, except position ids of older libraries.
 
     Args:
         paths: The files.
@@ -221,7 +221,7 @@ def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Refuse a folder with only pickled weights, which can run code when opened.
+    """Refuse a folder with only pickled weights: pickles can run code.
 
     Raises:
         CheckpointError: Names the file.

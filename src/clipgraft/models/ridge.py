@@ -15,7 +15,7 @@ captions and made it no worse with 1,000). A position that few captions reach ke
 
 
 class RidgeRegression:
-    """Weighted ridge regression: normal equations in float64, memory independent of the number of rows.
+    """Weighted ridge regression by float64 normal equations, in constant memory.
 
     Minimises `sum_i w_i |W x_i + b_k(i) - y_i|^2 + ridge * s |W - W0|^2`, with s the mean weighted power of
     x's entries, so that `ridge` has no unit; W0 is zero or a prior.
@@ -33,7 +33,7 @@ class RidgeRegression:
         self.cross = torch.zeros(size, output_size, dtype=torch.float64)
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor, biases: Tensor | None = None) -> None:
-        """Add rows: inputs (N, D_in), targets (N, D_out), weights (N,) >= 0, numbers of biases (N,)."""
+        """Add inputs (N, D_in), targets (N, D_out), weights (N,) >= 0, bias indices (N,)."""
         # To the CPU first: Apple's GPUs have no float64.
         index = torch.zeros(len(inputs), dtype=torch.int64) if biases is None else biases.cpu()
         chosen = F.one_hot(index, self.num_biases).double()
@@ -85,7 +85,7 @@ class RidgeRegression:
 
 
 class ClassRidgeRegression:
-    """Ridge regression with a map for each token class and a bias for each position.
+    """Ridge regression with a map per token class, biases per position.
 
     The prior of each is the map that is best for all together: a class with few rows, as EOS has, keeps to
     it in the directions that its rows do not show.
@@ -103,7 +103,7 @@ class ClassRidgeRegression:
         """Weighted sum of `y y^T`."""
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor, classes: Tensor) -> None:
-        """Add captions: inputs (B, L, D_in), targets (B, L, D_out), weights >= 0 and classes (B, L)."""
+        """Add inputs (B, L, D_in), targets (B, L, D_out), weights >= 0, classes (B, L)."""
         positions = torch.arange(classes.shape[1], device=classes.device).expand_as(classes)
         for index, part in enumerate(self.parts):
             chosen = (map_index(classes) == index) & (weights > 0)

@@ -1,4 +1,4 @@
-"""A base in one `.safetensors` file with LDM's names, as Stable Diffusion v1 checkpoints circulate.
+"""A Stable Diffusion v1 base in one `.safetensors` file, with LDM's names.
 
 Such a file holds weights alone; the configurations are Stable Diffusion v1.5's. Only diffusers' converters
 are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
@@ -98,7 +98,7 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
 
 
 def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the weights of one component, with their full names; others are not read."""
+    """Read the weights of one component, with their full names."""
     weights = read_weights([path], lambda name: name.startswith(prefix))
     if not weights:
         raise CheckpointError(
@@ -111,7 +111,7 @@ def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
 def _load_ldm_model(
     path: Path, prefix: str, model: Any, convert: Callable[..., dict], dtype: torch.dtype
 ) -> Any:
-    """Give a model on the meta device its weights, renamed by diffusers' own converter."""
+    """Load weights, renamed by diffusers' converter, into a meta model."""
     weights = _read_ldm_weights(path, prefix)
     with loading(path, f"Stable Diffusion v1 ({prefix}*)"):
         weights = convert(weights, dict(model.config))

@@ -1,4 +1,4 @@
-"""Streaming statistics of prompt embeds by token class: error against a teacher's, and diversity."""
+"""Streaming statistics of prompt embeds by token class: error and diversity."""
 
 from dataclasses import dataclass, field
 
@@ -38,7 +38,7 @@ class EmbedError:
         self.count += total(torch.ones_like(classes))
 
     def relative_error(self) -> dict[str, float]:
-        """Return the root of the squared error over the teacher's power, by class."""
+        """Return the RMS error relative to the teacher's RMS, by class."""
         return {name: value**0.5 for name, value in self._by_class(self.squared / self.power).items()}
 
     def mean_cosine(self) -> dict[str, float]:
@@ -66,7 +66,7 @@ class Diversity:
         self.count = torch.zeros(len(CLASS_NAMES), num_positions, dtype=torch.float64)
 
     def add(self, embeds: Tensor, classes: Tensor) -> None:
-        """Add a batch: embeds (B, L, D) and classes (B, L); L may be smaller than `num_positions`."""
+        """Add embeds (B, L, D) and classes (B, L), L <= `num_positions`."""
         num_positions = self.count.shape[1]
         index = (classes.cpu() * num_positions + torch.arange(classes.shape[1])).flatten()
         directions = F.normalize(embeds.cpu().double().flatten(0, 1), dim=-1)
@@ -74,7 +74,7 @@ class Diversity:
         self.count += torch.bincount(index, minlength=self.count.numel()).view_as(self.count)
 
     def summary(self) -> dict[str, float]:
-        """Return the mean distance, 0 to 2, by class, of classes that two captions have at one position."""
+        """Return the mean distance, 0 to 2, by class."""
         n = self.count
         # |sum of unit vectors|^2 is the sum of cosines over all ordered pairs, each with itself included.
         cosines, pairs = (self.directions.square().sum(2) - n).sum(1), (n * (n - 1)).sum(1)

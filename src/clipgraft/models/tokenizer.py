@@ -1,4 +1,4 @@
-"""CLIP tokenizers: load, train, and list what they cannot read of a prompt."""
+"""CLIP tokenizers: load, train, and report unread parts of prompts."""
 
 import json
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """Load a CLIP tokenizer from a folder.
 
     Raises:
-        CheckpointError: If there is none, a file is damaged, or ids and merges do not fit the vocabulary;
-            names the file.
+        CheckpointError: If it is missing or damaged, or ids or merges do not fit the vocabulary; names the
+            file.
     """
     source = next(
         (folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()), None
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _check_byte_pairs(source: Path) -> None:
-    """Check that ids are unique and merges of the vocabulary; libraries find out late or never."""
+    """Check unique ids and merges within the vocabulary; libraries do not."""
     content = read_config(source, Checked)
     if source.name == "tokenizer.json":
         model = content.get("model")
@@ -76,16 +76,13 @@ def _check_byte_pairs(source: Path) -> None:
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length: int = 77) -> CLIPTokenizer:
     """Learn byte pairs from captions, with CLIP's layout of the vocabulary.
 
-    Every byte, every byte that ends a word, the merges, BOS, EOS: so any text can be encoded, and EOS has the
-    highest id, where older CLIP code looks for it.
+    The order is bytes, word-final bytes, merges, BOS, EOS: any text can be encoded, and EOS has the highest
+    id, as older CLIP code expects. The tokenizer lower-cases and pads with EOS, as CLIP's does.
 
     Args:
-        captions: Texts to learn from.
-        vocab_size: Most tokens; fewer where fewer pairs occur twice.
+        captions: Training texts.
+        vocab_size: Maximum number of tokens; fewer if fewer pairs occur twice.
         context_length: Longest caption in tokens, BOS and EOS included.
-
-    Returns:
-        A tokenizer that lower-cases and pads with EOS, as CLIP's does.
     """
     blank = CLIPTokenizer()
     backend = blank.backend_tokenizer
@@ -96,7 +93,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
         vocab_size=vocab_size - 2,
         min_frequency=2,
         initial_alphabet=alphabet,
-        # Named beforehand: else a hash map orders them, and equal captions give another vocabulary.
+        # Fixed here: else a hash map orders them, and equal captions give different vocabularies.
         special_tokens=endings,
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,
@@ -112,12 +109,12 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
 
 
 def _merges(backend: Tokenizer) -> list[tuple[str, str]]:
-    """Return merges in the order they were learned; the library tells them only in its JSON."""
+    """Return the learned merges in order; only the backend's JSON holds them."""
     return [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
 
 
 def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Return the words that the vocabulary holds only in pieces, in order, each once."""
+    """Return the words absent from the vocabulary as wholes, without repetition."""
     backend = tokenizer.backend_tokenizer
     normalized = backend.normalizer.normalize_str(text)
     words = backend.pre_tokenizer.pre_tokenize_str(normalized)
@@ -129,17 +126,17 @@ def unknown_words(text: str, tokenizer: CLIPTokenizer) -> list[str]:
 
 
 def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
-    """Return the text behind the last position that a text encoder reads."""
+    """Return the end of a text beyond the text encoder's last position."""
     places = tokenizer(
         text, truncation=False, verbose=False, split_special_tokens=True, return_offsets_mapping=True
     ).offset_mapping
     unread = places[tokenizer.model_max_length - 1 : -1]
-    # In the text's own letters: a vocabulary that was learned here would be decoded with its marks in it.
+    # Cut from the text itself: a vocabulary trained here would be decoded with its end-of-word marks.
     return text[unread[0][0] :].strip() if unread else ""
 
 
 def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Return a sentence for each thing that a tokenizer cannot read of a prompt: its end, unknown words."""
+    """Report what a tokenizer cannot read: a prompt's end, unknown words."""
     if not prompt.strip():
         return ["the prompt is empty: generated without one"]
     notes = []

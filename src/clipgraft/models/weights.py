@@ -1,4 +1,4 @@
-"""Weight folders: files by name (shards, fp16), written whole, listed with sums in `manifest.json`, verified.
+"""Weight folders: names, atomic writes, verification against `manifest.json`.
 
 Names that diffusers and transformers write:
 
@@ -76,14 +76,14 @@ class Needed:
         return sorted({name for pattern in self.texts for name in fnmatch.filter(held, pattern)})
 
     def lacking(self, held: Collection[str]) -> str:
-        """Return the name of the first missing weights; empty if none are missing."""
+        """Return the first missing weights' name; empty if complete."""
         stems = (weights.stem for weights in self.weights if not weights.is_optional)
         missing = (stem for stem in stems if not find_weights(held, stem, (FULL, HALF)))
         return next((f"{stem}.safetensors" for stem in missing), "")
 
 
 def find_weights(held: Collection[str], stem: str, variants: Sequence[str]) -> list[str]:
-    """Return a model's weight files, of shards the index first; none where they are not complete.
+    """Return a model's weight files, an index first; empty if incomplete.
 
     Args:
         held: Names of files.
@@ -112,7 +112,7 @@ def find_weights(held: Collection[str], stem: str, variants: Sequence[str]) -> l
 
 @contextmanager
 def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
-    """Give an empty folder that replaces `out_dir`, with a manifest, when the block ends without an error.
+    """Yield an empty folder that replaces `out_dir` if the block succeeds.
 
     Raises:
         CheckpointError: If no space is left; `out_dir` is as it was before.
@@ -140,7 +140,7 @@ def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
 
 
 def verify_folder(folder: Path) -> set[str]:
-    """Compare a folder with its manifest; return the names listed. Other files are ignored.
+    """Verify a folder's listed files by its manifest; return their names.
 
     Raises:
         CheckpointError: If there is no manifest, it is damaged, or a listed file is missing or differs; names
@@ -168,7 +168,7 @@ def verify_folder(folder: Path) -> set[str]:
 
 
 def verify_model(folder: Path) -> None:
-    """Compare a model's folder with its manifest, which must list weights and every deciding file.
+    """Verify a model's folder, whose manifest must list every deciding file.
 
     Raises:
         CheckpointError: As `verify_folder`; or if a configuration, vocabulary or weights are not listed.
@@ -225,7 +225,7 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, whole or not at all, and on the disk when it returns.
+    """Write tensors as safetensors, atomically, and flush them to disk.
 
     Raises:
         OSError: If there is no space left; safetensors tells the system's error number in its text alone.
@@ -266,7 +266,7 @@ def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
 
 
 def _is_no_space(error: BaseException) -> bool:
-    """Whether the disk was full; safetensors tells the system's error number in its text alone."""
+    """Whether the disk was full; safetensors has the errno only in its text."""
     if isinstance(error, SafetensorError):
         return any(f"os error {number})" in str(error) for number in NO_SPACE)
     return isinstance(error, OSError) and error.errno in NO_SPACE

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, replacing an older run, and the resources used in it."""
+"""A run's folder: lock, replacement of an older run, resources used."""
 
 import os
 import shutil
@@ -124,7 +124,7 @@ def is_locked(path: Path) -> bool:
 
 
 def refuse_inputs_within(out: Path, inputs: Mapping[str, str | Path | None]) -> None:
-    """Refuse an out folder that holds an input or lies in one: it could be replaced, or read as input.
+    """Refuse an out folder that holds an input or lies in one.
 
     Args:
         out: Where the command writes.
@@ -148,7 +148,7 @@ def refuse_inputs_within(out: Path, inputs: Mapping[str, str | Path | None]) -> 
 
 
 def discard_old_run(path: Path) -> None:
-    """Delete the run being overwritten in a folder, or in the folder around it."""
+    """Delete the run being overwritten in a folder or its parent."""
     for place in (path, path.parent):
         _delete(place / OLD_RUN_NAME)
 

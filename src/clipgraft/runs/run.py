@@ -1,4 +1,4 @@
-"""A run: its layout, settings, state and results, and the work within it."""
+"""A run: layout, settings, state and results, and its work."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ LENGTHENED = ("run", "finetune", "bridge", "refine")
 
 
 class StageResult(BaseModel):
-    """Figures of a stage, as `metrics.json` holds them; each stage has a subclass with its own fields."""
+    """Figures of a stage in `metrics.json`; each stage has a subclass."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,7 +64,7 @@ R = TypeVar("R", bound=StageResult)
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a whole run, or of a single stage, which is a run of its own.
+    """The folder of a whole run, or of a single stage.
 
     Reading never changes the folder, and takes a run that was stopped half way as far as it came.
     """
@@ -95,7 +95,7 @@ class Run:
         overwrite: bool = False,
         in_parallel: bool = False,
     ) -> Iterator["Run"]:
-        """Hold the folder and write recipe and environment, then resources when the block ends.
+        """Lock the folder; write recipe and environment, at the end resources.
 
         Args:
             path: The folder; created if missing.
@@ -145,7 +145,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """Settings that the run was begun with; those of older versions under their present names.
+        """Settings that the run began with, under their present names.
 
         Raises:
             CheckpointError: If there is no recipe, or it cannot be read.
@@ -170,26 +170,26 @@ class Run:
 
     @property
     def is_single_stage(self) -> bool:
-        """Whether this is the folder of one stage, not of a whole run."""
+        """Whether the folder is one stage's, not a whole run's."""
         return NESTED_STAGES.issuperset(self.stages)
 
     @property
     def is_running(self) -> bool:
-        """Whether a process is at work in the folder or in one of its stages."""
+        """Whether a process works in the folder or one of its stages."""
         return any(is_locked(self.path / stage) for stage in ("", *self.stages))
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last file of the run was written: a whole run's report, a stage's metrics."""
+        """Whether the last file (a run's report, a stage's metrics) was written."""
         return (self.path / (REPORT_NAME if self.stages else METRICS_NAME)).is_file()
 
     def stage(self, name: str) -> "Run":
-        """Return a stage as a run of its own; of a single stage's folder that is the folder itself."""
+        """Return a stage as a run, a single stage's folder as itself."""
         is_own = self.is_single_stage and name not in self.stages
         return self if is_own else Run(self.path / name)
 
     def grafts(self) -> dict[str, Path]:
-        """Return graft folders by variant; "graft" is the one of a single stage."""
+        """Return graft folders by variant; a single stage's is "graft"."""
         places = {name: self.path / stage / "graft" for name, stage in GRAFT_STAGES.items()}
         places["graft"] = self.path / "graft"
         return {name: place for name, place in places.items() if place.is_dir()}
@@ -215,14 +215,14 @@ class Run:
         return next((place for place in places if place.is_dir()), None)
 
     def clips(self) -> dict[str, ModelSettings]:
-        """Return the CLIPs "before" and "after" fine-tuning; none where the run has tuned none."""
+        """Return the CLIPs "before" and "after" fine-tuning, if there was any."""
         after = self.tuned_clip
         if after is None:
             return {}
         return {"before": self.recipe.clip, "after": ModelSettings(name=str(after.absolute()))}
 
     def result(self, kind: type[R]) -> R | None:
-        """Read a stage's `metrics.json` by the model that wrote it; None if there is none.
+        """Read a stage's `metrics.json` as `kind`; None if there is none.
 
         Raises:
             CheckpointError: If the file is damaged, or of a newer version; names it in one line.
@@ -247,14 +247,14 @@ class Run:
 
 
 def _refuse_inputs(path: Path, inputs: Mapping[str, str | Path | None], resume: bool) -> None:
-    """Look at inputs but for the run's own recipe, with which it is resumed."""
+    """Refuse inputs within the run, except its own recipe on resuming."""
     own = (path / RECIPE_NAME).resolve() if resume else None
     others = {name: given for name, given in inputs.items() if given and Path(given).resolve() != own}
     refuse_inputs_within(path, others)
 
 
 def _write_recipe(path: Path, recipe: Recipe, stage: str) -> None:
-    """Write a run's recipe, unless it is there already; refuse one that would give another result."""
+    """Write a run's recipe; refuse one with another result than before."""
     if path.is_file() and stage in SECTIONS:
         begun = _read_begun(path)
         differing = differing_settings(begun, recipe, stage)
@@ -282,7 +282,7 @@ def _read_begun(path: Path) -> Recipe:
 
 
 def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
-    """List settings of a stage that would give another result than those it was begun with.
+    """List a stage's settings that would change the result it began.
 
     Paths may differ: content decides, and training compares that by fingerprint. `num_epochs` may grow.
     """
@@ -294,7 +294,7 @@ def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
 
 
 def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
-    """Whether a finished stage ended with equal settings, apart from inputs that were moved."""
+    """Whether a finished stage ended with equal settings, apart from moved inputs."""
     written = path / RECIPE_NAME
     if not written.is_file():  # of a version that wrote none
         return True
@@ -320,7 +320,7 @@ def _is_moved(before: Any, now: Any) -> bool:
 
 
 def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
-    """Whether two values of a setting give the same result, or a stage can be resumed with the other."""
+    """Whether a stage can be resumed with another value of a setting."""
     key = name.rpartition(".")[2]
     if before == now or key in NO_RESULT:
         return True
