@@ -25,7 +25,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipgraft.bridging.captions import load_captions
+from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import STATES_NAME, fit_residual, linear_bridge
 from clipgraft.bridging.latents import LatentImages, encode_images
 from clipgraft.bridging.pairs import LinearFit, Towers, load_towers

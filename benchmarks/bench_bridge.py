@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 import real_size  # noqa: E402
-from clipgraft.bridging.captions import load_captions  # noqa: E402
+from clipgraft.bridging.corpus import load_captions  # noqa: E402
 from clipgraft.bridging.fit import linear_bridge  # noqa: E402
 from clipgraft.bridging.pairs import load_towers  # noqa: E402
 from clipgraft.bridging.refine import build_objective  # noqa: E402

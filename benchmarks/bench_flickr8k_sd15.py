@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from clipgraft.bridging.captions import MAX_HELD_OUT_CAPTIONS
+from clipgraft.bridging.corpus import MAX_HELD_OUT_CAPTIONS
 from clipgraft.config import flickr8k_sd15
 from clipgraft.device import choose_device, describe_environment, inference_dtype, quiet_libraries
 from clipgraft.models import single_file as sd15

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "clipgraft"
 MODULES = sorted(SOURCE.rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("test_*.py"))
 
 LAYERS = (
     {"__main__"},
@@ -76,10 +78,18 @@ def test_no_drawer_has_a_place():
     assert not names & {"utils", "util", "helpers", "common", "misc"}
 
 
-def test_no_two_test_files_have_one_name():
-    """pytest imports them by name alone."""
-    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
-    assert len(names) == len(set(names))
+def test_no_two_files_have_one_name():
+    """A name is a module's only one in search results; pytest imports test files by name alone."""
+    modules = [path.name for path in MODULES if path.name != "__init__.py"]
+    for names in (modules, [path.name for path in TESTS]):
+        assert [name for name, count in Counter(names).items() if count > 1] == []
+
+
+def test_tests_stay_small_and_shortly_named():
+    for path in TESTS:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        assert not re.findall(r"^ *def (test_\w{55,})", text, re.MULTILINE), path
 
 
 def test_nothing_is_pickled():

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipgraft.bridging.captions import load_captions
+from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.pairs import load_towers
 from clipgraft.bridging.refine import check_prediction, check_settings, refine_recipe

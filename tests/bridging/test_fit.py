@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import tiny
-from clipgraft.bridging.captions import load_captions
+from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import BridgeResult, bridge_recipe, fit_bridge, warn_of_collapse
 from clipgraft.bridging.pairs import BridgeError, load_towers
 from clipgraft.config import Recipe, apply_overrides, parse_overrides
@@ -72,7 +72,7 @@ def test_a_bridge_of_one_map_with_attention_comes_back(world, tmp_path):
     assert (config["num_maps"], config["num_attention_blocks"]) == (1, 1)
 
 
-def test_fewer_than_100_captions_are_refused_with_what_to_expect(world, tmp_path, capsys):
+def test_fewer_than_100_captions_are_refused(world, tmp_path, capsys):
     few = tmp_path / "few.txt"
     few.write_text("\n".join(f"a dog {index}" for index in range(40)))
     with pytest.raises(

@@ -110,7 +110,7 @@ def test_features_are_not_taken_for_those_of_other_settings(tmp_path, processes,
     assert [torch.equal(a, b) for a, b in zip(of_one, of_other, strict=True)].count(False) == 1
 
 
-def test_features_of_equal_weights_with_another_activation_are_others(tmp_path, processes, picture):
+def test_another_activation_gives_other_features(tmp_path, processes, picture):
     store = FeatureStore(tmp_path / "kept", processes)
     clip = clip_with()
     config = clip.model.config
@@ -155,7 +155,7 @@ def test_damaged_features_are_made_anew_and_said(tmp_path, processes, caplog):
     assert "features are made anew" in caplog.text
 
 
-def test_latents_are_kept_by_scale_and_by_versions_of_what_opens_images(base, picture, tmp_path, monkeypatch):
+def test_latents_are_kept_by_scale_and_versions_of_readers(base, picture, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = [CaptionedImage("picture.png", picture, ("a",), "train")]
     first = latents.load_latents(base, images, 32)
@@ -187,7 +187,7 @@ def test_pictures_are_known_by_all_that_decides_them(base, monkeypatch):
     assert len(set(found)) == len(found)
 
 
-def test_shuffled_floor_of_the_probe_is_each_picture_against_the_next_prompt(tmp_path, processes):
+def test_shuffled_floor_pairs_images_with_the_next_prompt(tmp_path, processes):
     """As CLIP's: pictures stay in their place, prompts move up; the last has the first one's."""
     prompts = [
         EvaluationPrompt(each.text, i, (PLAIN,), scene=each.scene)

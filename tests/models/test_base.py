@@ -287,7 +287,7 @@ def test_a_single_file_refuses_a_clip_that_pads_otherwise(single_file):
         check_vocabularies(tokenizer, base)
 
 
-def test_a_clip_of_another_vocabulary_does_not_fit_a_single_file(single_file):
+def test_a_clip_of_another_vocabulary_fits_no_single_file(single_file):
     vocabulary = build_tokenizer().get_vocab()
     larger = CLIPTokenizer(vocab=vocabulary | {"more": len(vocabulary)}, merges=[], model_max_length=77)
     with pytest.raises(CheckpointError, match=r"knows \d+ tokens, .* take both from one model's folder"):

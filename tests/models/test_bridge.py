@@ -36,7 +36,7 @@ def solve(inputs, targets, weights, ridge, *, parts=1):
     return regression.solve(ridge)
 
 
-def test_ridge_is_least_squares_of_rows_stacked_with_the_penalty(states):
+def test_ridge_equals_least_squares_with_penalty_rows(states):
     inputs, targets, weights = (tensor.double() for tensor in states)
     ridge = 0.1
     power = (weights[:, None] * inputs.square()).sum() / 5
@@ -117,7 +117,7 @@ def test_identity_between_unequal_widths_is_refused():
         Bridge(TEXT_WIDTH, TEACHER_WIDTH).set_identity()
 
 
-def test_token_classes_of_a_caption_a_full_one_and_the_empty_one():
+def test_token_classes_of_short_full_and_empty_captions():
     tokenizer = build_tokenizer()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     ids = torch.tensor([[bos, 5, 6, eos, eos], [bos, 5, 6, 7, eos], [bos, eos, eos, eos, eos]])
@@ -225,7 +225,7 @@ def test_every_position_goes_through_the_map_of_its_class():
     torch.testing.assert_close(bridge(states, classes)[0], torch.stack(expected))
 
 
-def test_attention_blocks_see_what_came_before_and_start_at_zero():
+def test_attention_blocks_are_causal_and_start_at_zero():
     bridge = Bridge(TEXT_WIDTH, TEACHER_WIDTH, hidden_size=8, num_attention_blocks=2).eval()
     states, classes = torch.randn(1, 5, TEXT_WIDTH), torch.full((1, 5), WORD)
     torch.testing.assert_close(bridge(states, classes), bridge.linear(states))
@@ -249,7 +249,7 @@ def test_left_out_padding_changes_no_other_position():
     torch.testing.assert_close(part, bridge(states, classes)[:, kept])
 
 
-def test_a_state_sees_itself_and_what_came_before_but_no_padding():
+def test_a_state_sees_itself_and_the_past_but_no_padding():
     classes = torch.tensor([[BOS, WORD, EOS, PADDING, PADDING]])
     seen = visible_positions(classes, torch.arange(5)[None])[0, 0].int()
     assert seen.tolist() == [

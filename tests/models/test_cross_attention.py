@@ -141,7 +141,7 @@ def test_signs_are_balanced_and_unrelated():
         assert abs((signs[distance:] * signs[:-distance]).mean()) < 0.01, distance
 
 
-def test_graft_of_an_earlier_version_is_compared_by_its_own_sums(base, base_dir, tmp_path):
+def test_older_grafts_are_compared_by_their_own_sums(base, base_dir, tmp_path):
     old = BaseRecord(name="old", sums={})
     old.sums["cross_attention"] = cross_attention_sums(base.unet.state_dict(), knuth_signs)
     assert base.check_record(old) is None

@@ -40,7 +40,7 @@ def test_a_clip_knows_what_it_was_fine_tuned_from(clip_dir, tmp_path):
     assert stage.figures == {"before": {"recall@1": 0.5}, "after": {}}
 
 
-def test_a_named_clip_is_not_fine_tuned_by_the_working_directory(tmp_path, monkeypatch):
+def test_the_working_directory_is_no_lineage_of_a_named_clip(tmp_path, monkeypatch):
     (tmp_path / "recipe.toml").write_text(to_toml(Recipe()))
     monkeypatch.chdir(tmp_path)
     assert clip_lineage(ModelSettings(name="flatland")) == ()

@@ -309,7 +309,7 @@ def test_schedules_of_any_sensible_length_are_read(tmp_path, steps):
     assert read_config(path, SchedulerConfig)["num_train_timesteps"] == steps
 
 
-def test_the_sd15_and_clip_configurations_as_published_are_taken(tmp_path):
+def test_published_sd15_and_clip_configurations_are_taken(tmp_path):
     """Keys of the published files that today's libraries do not write."""
     published = {
         "text_config": {"hidden_size": 512, "bos_token_id": 0, "eos_token_id": 2, "torch_dtype": None},

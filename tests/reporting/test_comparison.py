@@ -33,7 +33,7 @@ def test_runs_that_differ_in_one_setting_show_it_and_no_other(two):
     assert "weight_decay" not in differing
 
 
-def test_equal_runs_are_said_to_be_so_and_compared_in_everything(two):
+def test_equal_runs_are_named_and_compared_in_everything(two):
     runs = [read_run(folder) for folder in two]
     assert set(comparability(runs).values()) == {""}
     html = render_comparison(runs)

@@ -62,7 +62,7 @@ def test_card_and_json_have_warnings_and_sampling_settings(run_dir):
     assert any("not independent" in note for note in summarize(run)["evaluation"]["notes"])
 
 
-def test_model_card_holds_the_figures_and_no_markup_of_strangers(run_dir):
+def test_model_card_holds_figures_and_no_foreign_markup(run_dir):
     write_evaluation(run_dir / "evaluate")
     left_out = [{"kind": "image", "reason": "a|b\n# <script>", "count": 1, "examples": ["[x](http://y)"]}]
     write_json(run_dir / "data.json", DATA | {"excluded": left_out})

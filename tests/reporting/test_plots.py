@@ -71,7 +71,7 @@ def test_many_steps_are_thinned_without_losing_a_spike(num_steps):
     assert size == -(-num_steps // 2500)
 
 
-def test_long_stretch_without_a_loss_is_a_gap_after_thinning_too():
+def test_long_stretch_without_a_loss_stays_a_gap():
     losses = np.ones(10_000)
     losses[2000:4000] = np.nan
     steps, shown, _ = thin_out(np.arange(10_000), losses)

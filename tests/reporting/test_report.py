@@ -32,7 +32,7 @@ def call(monkeypatch, *arguments):
     return ended.value.code
 
 
-def test_one_folder_gives_its_page_and_several_one_that_compares(run_dir, tmp_path, monkeypatch, capsys):
+def test_one_folder_gives_a_page_and_several_a_comparison(run_dir, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "report", run_dir) == 0
     assert capsys.readouterr().out.split() == ["report:", str(run_dir / "report.html")]
     assert (run_dir / "model_card.md").is_file()

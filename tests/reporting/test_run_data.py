@@ -57,7 +57,7 @@ def test_metrics_of_a_refinement_are_not_fine_tunings(tmp_path):
     assert (run.refine, run.finetune) == (metrics, {})
 
 
-def test_metrics_collected_at_the_top_are_not_taken_for_a_stages(run_dir):
+def test_collected_metrics_are_not_taken_for_a_stages(run_dir):
     before = read_run(run_dir).all_metrics()
     write_json(run_dir / "metrics.json", before)
     assert read_run(run_dir).all_metrics() == before

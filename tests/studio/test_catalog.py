@@ -236,7 +236,7 @@ def test_a_folder_of_runs_that_cannot_be_listed_offers_the_base(tmp_path):
     assert Catalog(tmp_path / "none").read(lambda run, _: run) == ({}, {})
 
 
-def test_single_grafts_are_offered_and_unreadable_runs_are_named(runs_dir, tmp_path, caplog):
+def test_single_grafts_are_offered_unreadable_runs_named(runs_dir, tmp_path, caplog):
     shutil.copytree(runs_dir / "tiny" / "bridge", tmp_path / "alone")
     shutil.copytree(runs_dir / "tiny" / "finetune", tmp_path / "tuned")
     (tmp_path / "other").mkdir()

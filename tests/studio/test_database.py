@@ -232,7 +232,7 @@ def test_a_damaged_row_is_told_as_damage(client, service):
     refused(client.get("/v1/images"), "is damaged")
 
 
-def test_a_transaction_that_fails_at_its_end_leaves_nothing_open(tmp_path):
+def test_a_transaction_that_fails_leaves_nothing_open(tmp_path):
     queue = Queue(tmp_path / "queue.sqlite")
     other = sqlite3.connect(tmp_path / "queue.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -246,7 +246,7 @@ def test_a_transaction_that_fails_at_its_end_leaves_nothing_open(tmp_path):
     other.close()
 
 
-def test_our_own_bug_is_a_500_whose_number_the_traceback_carries(service):
+def test_our_own_bug_is_a_500_with_the_tracebacks_number(service):
     service.queue.jobs = None
     client = TestClient(build_app(service), base_url="http://localhost")
     with pytest.raises(TypeError) as error:

@@ -77,7 +77,7 @@ def test_output_format_is_what_was_asked_for(openai_client):
         assert opened(generated.data[0].b64_json).format == image_format.upper()
 
 
-def test_texts_and_images_are_embedded_as_by_the_fine_tuned_clip(openai_client, runs_dir):
+def test_texts_and_images_are_embedded_by_the_tuned_clip(openai_client, runs_dir):
     file = io.BytesIO()
     image = Image.radial_gradient("L").convert("RGB")
     image.save(file, "PNG")

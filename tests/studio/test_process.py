@@ -126,7 +126,7 @@ def test_sigterm_finishes_the_batch_and_keeps_what_waits(start, tmp_path):
     queue.database.close()
 
 
-def test_the_token_is_shown_once_and_secrets_are_written_nowhere(start, tmp_path):
+def test_the_token_is_shown_once_and_written_nowhere(start, tmp_path):
     studio = start("--token")
     token = re.search(r"\?token=(\S+)", studio.said)[1]
     studio.ask("v1/models", headers={"Authorization": f"Bearer {token}"})

@@ -104,7 +104,7 @@ def test_damaged_file_of_a_run_is_passed_over_or_named(broken, unbroken, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_every_damage_to_a_file_of_a_run_is_passed_over_or_named(broken, unbroken, tmp_path, name):
+def test_damage_to_a_runs_files_is_passed_over_or_named(broken, unbroken, tmp_path, name):
     content = (broken / name).read_bytes()
     is_object = name.endswith(".json")
     contents = damaged_contents(content) + (damaged_values(content) if is_object else [])

@@ -62,7 +62,7 @@ def log_share(own, *others):
     return -math.log(math.exp(own) / (math.exp(own) + sum(map(math.exp, others))))
 
 
-def test_masked_loss_of_a_duplicated_image_is_worked_out_by_hand():
+def test_masked_loss_of_a_duplicate_image_by_hand():
     image, text, scale, content = duplicated_image()
     by_text = [log_share(2.0, 1.2), log_share(1.6, 0.0), log_share(2.0, 1.2, 1.2)]
     by_image = [log_share(2.0, 1.2), log_share(1.6, 1.2), log_share(2.0, 1.2, 0.0)]

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from clipgraft.bridging.captions import Captions, choose_captions, load_captions
+from clipgraft.bridging.corpus import Captions, choose_captions, load_captions
 from clipgraft.bridging.pairs import BridgeError, LinearFit, Towers, load_models
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line, say

@@ -94,7 +94,7 @@ def test_whatever_the_damage_a_network_is_converted_anew(damage, tmp_path, capsy
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_full_disk_keeps_no_network_and_generates_all_the_same(tmp_path, capsys):
+def test_a_full_disk_keeps_no_network_and_still_generates(tmp_path, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     engine = openvino(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
