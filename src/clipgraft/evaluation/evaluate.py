@@ -1,4 +1,4 @@
-"""Measure the images of several text encoders between floors and ceilings; see docs/evaluation.md."""
+"""Measure text encoders' images between floors and ceilings (docs/evaluation.md)."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     **overrides: Any,
 ) -> Evaluation:
-    """Generate with several text encoders from equal prompts and seeds, and measure the images.
+    """Generate and measure several text encoders' images of equal prompts and seeds.
 
     In several processes (started by `accelerate launch`) images and features are shared out.
 
@@ -159,7 +159,7 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
 
 
 def _base_of(graft: Graft | Path) -> str:
-    """The base's name; flatland if the folder is not a graft, which is reported later."""
+    """Return the base's name."""
     if isinstance(graft, Graft):
         return graft.base.name
     record = graft / BASE_RECORD
@@ -183,7 +183,7 @@ def _refuse_flatlands_scorer(base: FrozenBase | str) -> None:
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name variants after their folders, or the one around a folder `graft`; numbered where equal.
+    """Name variants after their folders, or the parents of `graft` folders.
 
     Raises:
         UserError: If a folder has the name of a floor or a ceiling.
@@ -213,7 +213,7 @@ def evaluate_recipe(
     base: str = "",
     clips: Mapping[str, ModelSettings] = MappingProxyType({}),
 ) -> Evaluation:
-    """Evaluate graft folders as a recipe says, in a folder of its own, and print the result.
+    """Evaluate graft folders as a recipe says, and print the result.
 
     Args:
         recipe: Its device, data, clip and evaluate settings are read.
@@ -327,7 +327,7 @@ def _load(clip: ClipParts | ModelSettings, device: torch.device) -> ClipParts:
 def _is_tuned_from(
     graft: Graft | Path | None, scorer: ClipParts | ModelSettings | None, settings: EvaluateSettings
 ) -> bool:
-    """Whether a graft's CLIP is the scorer, or was tuned from it, by name."""
+    """Whether a graft's CLIP is, or was tuned from, the scorer."""
     named = scorer or ModelSettings(name=settings.scorer or FLATLAND)
     if graft is None or not isinstance(named, ModelSettings):
         return False

@@ -1,4 +1,4 @@
-"""Features of images and texts by CLIP and by the probe, cached by content, and keys of generated images."""
+"""CLIP and probe features, cached by content; keys of generated images."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -49,7 +49,7 @@ def pixels_versions() -> list[Any]:
 
 
 def model_fingerprint(model: Any) -> str:
-    """Return the sum of a model's weights and settings, such as its activation."""
+    """Return a checksum of a model's weights and settings."""
     return fingerprint(module_sha256(model), _settings(model.config))
 
 
@@ -64,7 +64,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def generator_fingerprint(generator: ImageGenerator) -> str:
-    """Return the sum of everything but a request that decides a generator's images."""
+    """Return a checksum of a generator's weights, settings and versions."""
     pipeline = generator.pipeline
     scheduler = type(pipeline.scheduler).__name__, _settings(pipeline.scheduler.config)
     # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
@@ -75,7 +75,7 @@ def generator_fingerprint(generator: ImageGenerator) -> str:
 
 
 def image_key(whole: str, generator: ImageGenerator, request: ImageRequest) -> str:
-    """Return the sum of all that decides an image; `whole` is from `generator_fingerprint`.
+    """Return an image's key from a `generator_fingerprint` and a request.
 
     Prompts of the same token ids have the same image.
     """
@@ -102,7 +102,7 @@ class FeatureStore:
         sums: Sequence[str],
         extract: Callable[[Sequence[T]], Tensor],
     ) -> Tensor:
-        """Return features (N, D) float32 of the items, computing those that are not cached.
+        """Return features (N, D) float32 of the items, from the cache or computed.
 
         Args:
             description: For the progress bar.

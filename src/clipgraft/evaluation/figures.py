@@ -1,4 +1,4 @@
-"""Metrics by name, figures and paired differences with intervals, and console tables of them."""
+"""Metrics by name; figures, paired differences, their intervals and tables."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -147,7 +147,7 @@ def paired_difference(
     values: tuple[np.ndarray, np.ndarray],
     weights: np.ndarray | None = None,
 ) -> Difference:
-    """Return the second variant's mean minus the first's, over the prompts and seeds that both have.
+    """Return the mean difference over the prompts and seeds of both variants.
 
     Args:
         metric: One of METRICS.
@@ -184,7 +184,7 @@ def distances(
     pairs: Sequence[tuple[str, str]],
     notes: Mapping[str, str],
 ) -> tuple[list[Figure], list[Difference]]:
-    """Return figures and differences of a distance between distributions, with jackknife intervals.
+    """Return figures and differences of a distribution distance, with jackknife intervals.
 
     Args:
         metric: One of METRICS.
@@ -234,7 +234,7 @@ def distances(
 
 
 def prompt_means(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each row (P, K) over its finite values; NaN where there is none."""
+    """Return each row's mean (P,) over finite values, else NaN."""
     is_finite = np.isfinite(values)
     total, count = np.where(is_finite, values, 0).sum(1), is_finite.sum(1)
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
@@ -258,7 +258,7 @@ def _why_no_interval(values: np.ndarray, least: int = 2) -> str:
 
 
 def headline_tables(evaluation: Evaluation, prompt_set: str = "") -> Iterator[Table]:
-    """Yield a table per whole prompt set, or that of one set alone: variants down, metrics across."""
+    """Yield a table (variants x metrics) per whole or named prompt set."""
     for each in evaluation.prompt_sets:
         if each.name == prompt_set or not (prompt_set or each.part_of):
             table = _table(evaluation, each)

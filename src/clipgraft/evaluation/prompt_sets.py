@@ -1,4 +1,4 @@
-"""Prompts of an evaluation: held-out captions, and prompts outside the domain CLIP was tuned on."""
+"""Prompts of an evaluation: held-out captions and out-of-domain prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ HELD_OUT, FROM_FILE, TEST_SPLIT = "held_out", "prompts_file", "test"
 
 
 class EvaluationPrompt(NamedTuple):
-    """One prompt; seeds count up within its set, so that sets share the empty prompt's images."""
+    """One prompt of an evaluation."""
 
     text: str
     number: int
@@ -89,7 +89,7 @@ def members(prompts: Sequence[EvaluationPrompt], prompt_set: str) -> list[int]:
 
 
 def next_prompts(prompts: Sequence[EvaluationPrompt]) -> list[int]:
-    """Return for each prompt the index of the next one in its set, cyclically."""
+    """Return the index of each prompt's successor in its set, cyclically."""
     following = list(range(len(prompts)))
     for name in dict.fromkeys(prompt.sets[0] for prompt in prompts):
         ids = members(prompts, name)

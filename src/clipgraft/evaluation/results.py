@@ -307,7 +307,7 @@ class Evaluation(Record):
         return next((f for f in self.figures if (f.metric, f.prompt_set, f.variant) == wanted), None)
 
     def difference(self, baseline: str, variant: str) -> list[Difference]:
-        """Return the paired differences `variant` minus `baseline`, one per metric and prompt set."""
+        """Return the paired differences `variant` minus `baseline`."""
         return [row for row in self.differences if (row.baseline, row.variant) == (baseline, variant)]
 
     def names(self, role: str = "measured") -> list[str]:
@@ -342,7 +342,7 @@ class Evaluation(Record):
         return ShortMetrics(scores=scores, probe_accuracy=accuracy, settings=self.settings)
 
     def describe_settings(self) -> str:
-        """Say in one line how images were generated and scored; empty if unknown."""
+        """Describe generation and scoring in one line, "" if unknown."""
         if "settings" not in self.model_fields_set:
             return ""
         settings, data = self.settings, self.data
@@ -365,7 +365,7 @@ class Evaluation(Record):
         return ", ".join(f"{name}: {value}" for name, value in parts.items() if value) + "."
 
     def table(self, prompt_set: str = "") -> str:
-        """Return the headline metrics as text: a table per prompt set, or that of one set alone."""
+        """Return the headline metrics of all prompt sets, or one, as text."""
         from rich.console import Console
 
         from clipgraft.evaluation.figures import headline_tables

@@ -86,7 +86,7 @@ def score_likeness(
     shuffled: str,
     following: Sequence[int],
 ) -> Scores:
-    """Compare images with the teacher's of the same prompt and seed, by pixels and by embeds.
+    """Compare images with the teacher's by pixels and by embeds.
 
     Args:
         paths: Variant -> images.
@@ -118,7 +118,7 @@ def score_fidelity(
     paths: dict[str, Paths],
     shuffled: tuple[str, str],
 ) -> Scores:
-    """Score whether images show what their prompts name, as the probe reads them.
+    """Score whether the probe finds in images what their prompts name.
 
     Args:
         probe: The probe.
@@ -145,18 +145,18 @@ def score_fidelity(
 
 
 def load_pixels(paths: Sequence[Path]) -> Tensor:
-    """Load images of one size as (N, 3, H, W) float32 in [0, 1]."""
+    """Load same-size images as (N, 3, H, W) float32 in [0, 1]."""
     arrays = [np.asarray(open_image(path)) for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
 def image_features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> list[Tensor]:
-    """Return for each prompt the features (k, `size`) of its images; k is 0 if all failed."""
+    """Return each prompt's image features (k, size); k = 0 if all failed."""
     return [own[~own[:, 0].isnan()] for own in _features(extract, paths, size)]
 
 
 def _features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> Tensor:
-    """Features (P, K, D) of images, NaN where one failed; D is `size`."""
+    """Features (P, K, size) of images, NaN where one failed."""
     flat = [path for own in paths for path in own]
     is_there = torch.tensor([path is not None for path in flat])
     whole = torch.full((len(flat), size), torch.nan)
@@ -168,7 +168,7 @@ def _features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: i
 def _own_is_nearest(
     own: Tensor, wanted: Tensor, texts: Tensor, prompts: Sequence[EvaluationPrompt]
 ) -> np.ndarray:
-    """1 where an image's own prompt is the nearest of its set, (P, K); ties count as found."""
+    """1 where an image's own prompt is nearest (or tied), (P, K)."""
     found = np.full(own.shape[:2], np.nan)
     for name in dict.fromkeys(prompt.sets[0] for prompt in prompts):
         ids = members(prompts, name)

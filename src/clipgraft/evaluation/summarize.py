@@ -54,7 +54,7 @@ COMPUTED = "no interval: chance is computed exactly"
 
 
 class Distribution(NamedTuple):
-    """Features of one extractor: of generated images by variant and prompt, and of the reference."""
+    """Features of generated and reference images by one extractor."""
 
     generated: dict[str, list[Tensor]]
     reference: Tensor
@@ -91,7 +91,7 @@ class Measured(NamedTuple):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Baselines and variants: each graft and the next; the last graft and its bounds."""
+        """Baseline-variant pairs: consecutive grafts; the last one and its bounds."""
         grafts = self.variants.grafts
         bounds = [(bound, grafts[-1]) for bound in (RANDOM, TEACHER) if grafts and bound in self.paths]
         return [*pairwise(grafts), *bounds]
@@ -100,7 +100,7 @@ class Measured(NamedTuple):
 def compare_distributions(
     variants: Variants, paths: Mapping[str, Paths], scorer: ClipFeatures, probe: ProbeFeatures | None
 ) -> dict[str, Distribution]:
-    """Extract features of images of held-out captions, and of other photographs; empty without any."""
+    """Extract features of held-out captions' images and of reference photographs."""
     ids = members(variants.prompts, HELD_OUT)
     described = {image.image_id for prompt in variants.prompts if (image := prompt.image)}
     reference = [image for image in variants.images.test if image.image_id not in described]
@@ -248,7 +248,7 @@ def _lack_notes(lacks: Mapping[str, str]) -> list[str]:
 
 
 def _recalls(measured: Measured) -> Rows:
-    """Retrieval by CLIP before and after on the test split; an image is resampled with all its captions."""
+    """Return retrieval by CLIP before and after on the test split."""
     images = measured.gallery
     counts = np.array([len(image.captions) for image in images])
     index = torch.arange(len(images)).repeat_interleave(torch.from_numpy(counts)) if len(images) else None
@@ -284,7 +284,7 @@ def _recalls(measured: Measured) -> Rows:
 
 
 def _chance(counts: np.ndarray) -> Iterator[Figure]:
-    """Yield the recall of random embeds: any of c captions among the first k of M, any image among N."""
+    """Yield the recall of random embeds."""
     num_images, num_captions = len(counts), int(counts.sum())
     for k in RECALL_AT:
         missed = [comb(num_captions - int(c), k) / comb(num_captions, k) for c in counts if num_captions >= k]
@@ -303,7 +303,7 @@ def _chance(counts: np.ndarray) -> Iterator[Figure]:
 
 
 def _by_image(queries: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean over each image's queries, (N, 1); an image query is its own mean."""
+    """Mean over each image's queries, (N, 1)."""
     if len(queries) == len(counts):
         return queries[:, None]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -333,7 +333,7 @@ def _count(measured: Measured, name: str, prompt_set: str) -> Counts:
 
 
 def _nearest(measured: Measured, images: list[ScoredImage]) -> list[NearestImage]:
-    """Return the grafts' images nearest to a training photograph, with small copies of these."""
+    """Return the grafts' images nearest to a training photograph."""
     metric, grafts = "nearest_training_cosine", measured.variants.grafts
     rows = [row for row in images if row.variant in grafts and metric in row.scores]
     found = []

@@ -1,4 +1,4 @@
-"""Images of each variant: grafts, the teacher above them, floors below, from equal prompts and seeds."""
+"""Images of grafts, teacher and floors from equal prompts and seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,7 +69,7 @@ class Images(NamedTuple):
 
 
 class Variants:
-    """Generates the images of all variants, and keeps what they were made from.
+    """Variants of an evaluation, with their generated images and settings.
 
     Args:
         names: Variants in order -> whether it is a graft; False for the base's own text encoder.
@@ -105,7 +105,7 @@ class Variants:
         """Settings as the base resolved them."""
 
     def generate(self, generators: Iterator[tuple[str, ImageGenerator]]) -> None:
-        """Generate the images of each text encoder, and of the floors that need images of their own."""
+        """Generate the images of all text encoders and floors."""
         teacher: nn.Module | None = None
         for name, generator in generators:
             is_first, is_graft = not self.paths, name in self.grafts
@@ -189,7 +189,7 @@ class Variants:
 
     @torch.no_grad()
     def _compare_states(self, name: str, generator: ImageGenerator, teacher: nn.Module | None) -> None:
-        """Record how far a graft's hidden states are from the teacher's, prompt by prompt."""
+        """Record the error of a graft's hidden states by prompt."""
         pipeline = generator.pipeline
         encoder = pipeline.text_encoder
         if teacher is None or encoder is teacher:
@@ -231,7 +231,7 @@ def _untrained_bridge(generator: ImageGenerator) -> Iterator[None]:
 
 
 def real_images(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:
-    """Return the photograph that each prompt describes; for a known scene, a newly drawn image of it.
+    """Return each prompt's photograph, or a drawing of its known scene.
 
     A drawn file is named by its scene and the drawing's version, so none is mistaken for another.
     """
@@ -251,7 +251,7 @@ def real_images(prompts: Sequence[EvaluationPrompt], folder: Path, processes: Pa
 
 
 def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool) -> Images:
-    """Return test and train images; of flatland8k where no data is named and the base generates it."""
+    """Load test and train images, by default flatland8k for its base."""
     settings = data if isinstance(data, DataSettings) else DataSettings()
     if isinstance(data, CaptionDataset):
         dataset = data

@@ -1,4 +1,4 @@
-"""Runs side by side: figures that can be compared, else the reason, differing settings, images."""
+"""Runs side by side: comparable figures, differing settings, resources, images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,7 +53,7 @@ def lead(runs: Sequence[RunData]) -> str:
 
 
 def comparability(runs: Sequence[RunData]) -> dict[str, str]:
-    """Return for each kind of figure why the runs cannot be compared by it; empty if they can."""
+    """Return why runs cannot be compared, by kind of figure."""
     tuned = [run for run in runs if run.finetune]
     logged = [run for run in runs if run.log]
     bridged = [run for run in runs if run.bridge]
@@ -97,14 +97,14 @@ def _evaluation_key(run: RunData) -> Any:
 
 
 def data_key(run: RunData) -> Any:
-    """Return the fingerprint of a run's data, else its counts; None if unknown."""
+    """Return a run's data fingerprint, else its counts, else None."""
     if run.data.get("fingerprint"):
         return run.data["fingerprint"]
     return _dump([run.data.get("format"), run.data.get("counts")]) if run.data else None
 
 
 def figures_tables(runs: Sequence[RunData]) -> list[Table]:
-    """Return a table per kind of figure, a run a column, or the reason not to compare."""
+    """Return tables of the comparable figures, one column per run."""
     reasons = comparability(runs)
     kinds: dict[str, tuple[str, Callable[[RunData], dict[str, str]]]] = {
         "recall": ("Retrieval", _recall),
@@ -125,7 +125,7 @@ def figures_tables(runs: Sequence[RunData]) -> list[Table]:
 
 
 def differing_settings(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Return the settings that differ, by dotted name, with a value per run."""
+    """Return the differing settings: dotted name -> one value per run."""
     flat = [_flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key not in IGNORED_SETTINGS)
     found = {key: [values.get(key) for values in flat] for key in keys}
@@ -133,7 +133,7 @@ def differing_settings(runs: Sequence[RunData]) -> dict[str, list[Any]]:
 
 
 def settings_table(runs: Sequence[RunData], *, differing: bool) -> Table | None:
-    """Return the settings that differ, or those that do not; None if there are none."""
+    """Return the differing, or the equal, settings; None without any."""
     differ = differing_settings(runs)
     if differing:
         rows: list[tuple[str, ...]] = [
@@ -169,7 +169,7 @@ def resources_table(runs: Sequence[RunData]) -> Table | None:
 
 
 def compared_images(runs: Sequence[RunData]) -> tuple[list[PromptImages], int]:
-    """Return images of one prompt, seed and settings that at least two runs have, a run a column."""
+    """Return images shared by two or more runs, and the number omitted."""
     groups: dict[str, list[PageImage]] = {}
     for name, run in zip(run_names(runs), runs, strict=True):
         variants = {image.variant for image in run.images}

@@ -1,4 +1,4 @@
-"""Figures of a training: loss, gradient norm, learning rate, time per step, validation."""
+"""Training curves: loss, gradient norm, learning rate, time per step, validation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class RunFigure:
 
 
 def run_figures(run: RunData) -> list[RunFigure]:
-    """Return the loss, then the other figures for which the log and the validation have values."""
+    """Return the loss figure and all others that have values."""
     candidates = (_loss(run), _gradient_norm(run), _learning_rate(run), _step_time(run), _validation(run))
     return [figure for figure in candidates if figure]
 

@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class PromptImages:
-    """The images of one prompt, or of one prompt and seed where variants are compared."""
+    """Images of one prompt, or variants of one prompt and seed."""
 
     prompt: str
     negative_prompt: str

@@ -1,4 +1,4 @@
-"""An evaluation on the page: figures, paired differences, best and worst prompts, failed images."""
+"""Evaluation on the page: figures, paired differences, ranked prompts, failed images."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ UNKNOWN = Metric(title="")
 
 
 def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
-    """Return a table per metric, variants down and prompt sets across: the main metrics, and the others."""
+    """Return tables (variants x prompt sets) of main and of other metrics."""
     whole = [each.name for each in evaluation.prompt_sets if each.part_of is None]
     parts = [each.name for each in evaluation.prompt_sets if each.part_of is not None]
     first: list[Table | None] = []
@@ -134,7 +134,7 @@ def verdict(row: Difference, metric: Metric) -> str:
 
 
 def failures_table(evaluation: Evaluation) -> Table | None:
-    """Return images of each variant, counted by status; None if nothing was counted."""
+    """Count images by variant and status; None if none were counted."""
     whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
     rows: list[tuple[str, ...]] = []
     for variant in evaluation.variants:
@@ -187,7 +187,7 @@ def _interval(row: Measure, metric: Metric, *, signed: bool = False) -> str:
 
 
 class Ranking(NamedTuple):
-    """Best and worst prompts of the last measured variant; empty if none was scored."""
+    """Best and worst prompts of the last measured variant."""
 
     groups: Mapping[str, Sequence[PromptImages]] = MappingProxyType({})
     note: str = ""
@@ -221,12 +221,12 @@ def rank_prompts(run: RunData) -> Ranking:
 
 
 def last_variant(evaluation: Evaluation) -> str:
-    """Return the variant that the run was made for: the last one measured; empty without any."""
+    """Return the last measured variant, the run's main one, or ""."""
     return (evaluation.names() or [""])[-1]
 
 
 def failed_images(run: RunData) -> tuple[list[tuple[str, str, str]], int]:
-    """Return prompt, variant and fault of the first images that failed, and how many there are."""
+    """Return prompt, variant and fault of failed images, and their total number."""
     texts = _prompts(run.evaluation)
     failed = [
         (texts.get(row.prompt_id, "unknown prompt"), row.variant, FAILURES.get(row.status, row.status))
@@ -273,7 +273,7 @@ def _sort_key(prompt_id: int, rows: Sequence[ScoredImage], metric: str) -> tuple
 
 
 def _group(run: RunData, prompt_id: int, metric: str) -> PromptImages:
-    """A prompt's images of the first seed: the teacher's, then those of each graft."""
+    """Images of a prompt's first seed: teacher, then grafts."""
     evaluation = run.evaluation
     order = {name: index for index, name in enumerate((TEACHER, *evaluation.names()))}
     rows = [row for row in evaluation.images if row.prompt_id == prompt_id and row.variant in order]

@@ -12,7 +12,7 @@ NO_NUMBER_NOTE = "n/a: the value was not a finite number."
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text below a head; a row with one text is a heading."""
+    """Rows of text below a head (one-cell rows are headings)."""
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -64,7 +64,7 @@ def gigabytes(num_bytes: float) -> str:
 
 
 def short_name(value: Any) -> str:
-    """Cut an absolute path to its last part: the rest may reveal the user's name."""
+    """Cut an absolute path to its last part, for privacy."""
     return Path(str(value)).name if Path(str(value)).is_absolute() else str(value or "")
 
 

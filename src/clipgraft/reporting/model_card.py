@@ -1,4 +1,4 @@
-"""Model cards of runs and of exported grafts, with the hub's front matter."""
+"""Model cards of runs and exported grafts, with hub front matter."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ The licence's own text is authoritative; this is a summary."""
 
 
 def run_card(run: RunData) -> str:
-    """Return the card of a run: data, recipe, figures, limits, and how to reproduce it."""
+    """Return a run's model card."""
     evaluation, base = run.evaluation, short_name(setting(run, "base.name"))
     how = evaluation.describe_settings()
     parts = [
@@ -115,7 +115,7 @@ def model_card(title: str, parts: Sequence[str], base: str) -> str:
 
 
 def public_name(name: str) -> str:
-    """Name of a model or data set for others: of a local path, its last part alone."""
+    """Return a model's or data set's name; of local paths, the last part."""
     is_path = Path(name).is_absolute() or name.startswith(("~", ".")) or Path(name).exists()
     return Path(name).name if is_path else name
 

@@ -41,7 +41,7 @@ DARK = Theme(background="#1b1e23", text="#b6bdc8", grid="#31363e", batch="#5b9bf
 
 
 def plot_loss(log_path: Path, out_dir: Path) -> tuple[Path, Path]:
-    """Write `loss.png` (1200 x 750 pixels) and `loss.svg` of a `log.jsonl`; return their paths."""
+    """Write `loss.png` (1200 x 750 pixels) and `loss.svg` of a `log.jsonl`."""
     rows = read_log(log_path, problems=[])
     png, svg = out_dir / "loss.png", out_dir / "loss.svg"
     write_bytes(png, render_loss(rows, "png"))
@@ -64,7 +64,7 @@ def render_figure(
     theme: Theme,
     inches: tuple[float, float] = FIGURE_INCHES,
 ) -> bytes:
-    """Return a figure with one pair of axes, on which `draw` draws, as "png" or "svg"."""
+    """Render a figure with one pair of axes as "png" or "svg"."""
     figure = Figure(figsize=inches, layout="constrained", facecolor=theme.background)
     FigureCanvasAgg(figure)
     with matplotlib.rc_context({"font.size": FONT_POINTS, "svg.hashsalt": "clipgraft"}):
@@ -77,14 +77,14 @@ def render_figure(
 
 
 def recolour(svg: bytes, theme: Theme) -> bytes:
-    """Replace the colours of `LIGHT` in an SVG: a hundred times faster than drawing again."""
+    """Replace the colours of `LIGHT` in an SVG."""
     for ours, other in zip(LIGHT, theme, strict=True):
         svg = svg.replace(ours.encode(), other.encode())
     return svg
 
 
 def epoch_means(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int, float]]:
-    """Return for each complete epoch its number (from 0), last step and mean loss.
+    """Return number (from 0), last step and mean loss of complete epochs.
 
     An epoch with fewer steps than the first is not finished yet. Losses that are not finite are left out, and
     so are epochs without any other.
@@ -104,7 +104,7 @@ def epoch_means(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int, float]]:
 def thin_out(
     steps: np.ndarray, losses: np.ndarray, max_points: int = MAX_POINTS
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Keep the lowest and the highest loss of every few steps, in order, if there are too many.
+    """Thin out losses to minima and maxima of a few steps.
 
     Args:
         steps: Shape (n,).
@@ -128,7 +128,7 @@ def thin_out(
 
 
 def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
-    """Write `interpolation.png` and `.svg`: recall@1 and drift of words over the fine-tuned share.
+    """Plot recall@1 and word drift over the fine-tuned share.
 
     Args:
         rows: One per `alpha`, with recall and drift; see `finetuning.wise_ft`.
@@ -210,7 +210,7 @@ def style_axes(
 
 
 def _add_epoch_axis(axes: Axes, means: Sequence[tuple[int, int, float]], theme: Theme) -> None:
-    """Number the epochs above the figure, each at its last step; evenly spaced if there are many."""
+    """Number the epochs above the figure, at their last steps."""
     every = -(-len(means) // MAX_EPOCH_TICKS)
     shown = means[every - 1 :: every]
     above = axes.secondary_xaxis("top")

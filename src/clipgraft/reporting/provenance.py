@@ -60,7 +60,7 @@ MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
 
 
 def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
-    """Return the main settings by stage; for a single stage, only its own."""
+    """Return the main settings by stage (of one stage, its own)."""
     has_results = {
         "Data": True,
         "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
@@ -82,7 +82,7 @@ def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
 
 
 def setting(run: RunData, dotted: str) -> Any:
-    """Return a setting by its dotted name, else the value that the images were generated with."""
+    """Return a setting by dotted name, else as recorded with the images."""
     *sections, key = dotted.split(".")
     values = run.recipe
     for section in sections:
@@ -118,7 +118,7 @@ def shown_recipe(run: RunData) -> str:
 
 
 def resources_table(run: RunData) -> Table | None:
-    """Return time, processor time, memory and estimated energy by stage; None if unknown."""
+    """Return time, memory and estimated energy by stage; None if unknown."""
     used = {stage: run.resources[stage] for stage in STAGES if stage in run.resources}
     if "" in run.resources:
         used[""] = run.resources[""]
@@ -151,7 +151,7 @@ def resources_table(run: RunData) -> Table | None:
 
 
 def watt_hours(used: dict[str, Any], environment: dict[str, Any]) -> float | None:
-    """Estimate watt hours from processor time and, with a GPU, the whole time; None if unknown.
+    """Estimate watt hours from CPU and GPU time; None if unknown.
 
     Args:
         used: Content of `resources.json`.

@@ -1,4 +1,4 @@
-"""Write a run's report, watch a run at work, compare several: each file whole or not at all."""
+"""Write reports of finished or active runs, and comparisons, atomically."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ EVALUATION_KEYS = {
 
 
 def report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
-    """Write the report of a run, finished or not, or of a single stage.
+    """Write the report of a run or single stage, finished or not.
 
     Writes `report.html` (at most 5 MB), `report.json`, `model_card.md`, the figures, and a whole run's
     `metrics.json`. All are made before any is written, and written before any is replaced: on a full disk, an
@@ -94,7 +94,7 @@ def compare(run_dirs: Sequence[Path], out_dir: Path) -> Path:
 
 
 def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
-    """Write the page repeatedly while a run is at work, and the whole report once it has ended.
+    """Rewrite the page during a run, and write the report after it.
 
     Args:
         run_dir: Folder of the run.

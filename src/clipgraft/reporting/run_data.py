@@ -1,4 +1,4 @@
-"""Files of a run as data; missing ones are empty, damaged ones are named in `problems`."""
+"""Files of a run as data (missing: empty; damaged: in `problems`)."""
 
 import os
 import sys
@@ -89,11 +89,11 @@ class RunData:
         return self.is_single_stage or not set(self.top_metrics) <= set(STAGES)
 
     def evaluation_file(self, name: str) -> Path | None:
-        """Return a file named by the evaluation; None if it lies outside the run."""
+        """Return a file named by the evaluation; None if outside the run."""
         return _contained(self.evaluation_dir / name, self.folder)
 
     def all_metrics(self) -> dict[str, dict[str, Any]]:
-        """Return the metrics of all stages, with the number of generated and failed images."""
+        """Return all stages' metrics, with numbers of generated and failed images."""
         if not self.image_rows:
             return self.metrics
         num_failed = sum(image.status != "ok" for image in self.images)
@@ -101,7 +101,7 @@ class RunData:
 
 
 def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> RunData:
-    """Read the folder of a run, or of a single stage, finished or not.
+    """Read the folder of a run or single stage, finished or not.
 
     Args:
         run_dir: The folder.
@@ -150,7 +150,7 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> RunData:
 
 @dataclass
 class _Reader:
-    """Reads files of a run; what cannot be read is empty and named in `problems`."""
+    """Reader of a run's files; unreadable ones are empty, with a problem."""
 
     run_dir: Path
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Tables and sentences of the report's sections; the template only lays them out."""
+"""Tables and sentences of the report's sections."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +66,7 @@ def progress(run: RunData) -> str:
 
 
 def highlights(run: RunData) -> list[Highlight]:
-    """Return recall@1 in both directions, and the error of the bridge on words."""
+    """Return recall@1 in both directions and the bridge's error on words."""
     found = []
     before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     for direction in DIRECTIONS:
@@ -113,7 +113,7 @@ def recall_table(run: RunData) -> Table | None:
 
 
 def _paired_note(after: dict[str, Any]) -> str:
-    """Give the value of a metric over caption-image pairs, which is often confused with this one."""
+    """Note the recall over caption-image pairs, a commonly confused metric."""
     paired = [after.get(f"paired_{name}_recall@1") for name in ("text_to_image", "image_to_text")]
     if not all(map(is_number, paired)):
         return ""
@@ -125,7 +125,7 @@ def _paired_note(after: dict[str, Any]) -> str:
 
 
 def validation_table(run: RunData) -> Table | None:
-    """Return recall, loss and drift on the validation split by epoch; None if not measured."""
+    """Return recall, loss and drift on the validation split by epoch."""
     rows = run.validation
     if not rows:
         return None
@@ -152,7 +152,7 @@ def _validation_cells(row: dict[str, Any], columns: dict[str, Any]) -> tuple[str
 
 
 def bridge_table(run: RunData) -> Table | None:
-    """Return error and cosine of the bridge by token class; None if there is no bridge."""
+    """Return the bridge's error and cosine by token class."""
     maps = [name for name in MAPS if sub_dict(run.bridge, name)]
     if not maps:
         return None
@@ -182,7 +182,7 @@ def bridge_table(run: RunData) -> Table | None:
 
 
 def refine_table(run: RunData) -> Table | None:
-    """Return the error of the predicted noise before and after refining; None if not refined."""
+    """Return the noise prediction error before and after refining."""
     before, after = sub_dict(run.refine, "before"), sub_dict(run.refine, "after")
     keys = [key for key in before | after if is_number(before.get(key)) or is_number(after.get(key))]
     if not keys:
@@ -198,7 +198,7 @@ def refine_table(run: RunData) -> Table | None:
 
 
 def data_table(run: RunData) -> Table | None:
-    """Return images and captions by split, and excluded ones by reason; None if not counted."""
+    """Count images and captions by split, and excluded ones by reason."""
     counts = sub_dict(run.data, "counts") or sub_dict(run.data, "splits") or _counts_of_images(run.data)
     if not counts:
         return None
@@ -229,7 +229,7 @@ def data_table(run: RunData) -> Table | None:
 
 
 def _copies_note(data: dict[str, Any]) -> str:
-    """Count photographs that occur twice, and in two splits; also say if that was not checked."""
+    """Count duplicate photographs, or say that they were not checked."""
     if "leakage" not in data:
         return ""
     copies, leaks = data.get("duplicates"), data["leakage"]

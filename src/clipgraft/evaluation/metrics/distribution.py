@@ -36,7 +36,7 @@ def cmmd(generated: Tensor, real: Tensor) -> float:
 
 
 def kid(generated: Tensor, real: Tensor) -> float:
-    """Unbiased squared MMD with kernel `(x . y / D + 1)^3`; may be negative.
+    """Unbiased squared MMD of image features; may be negative.
 
     Computed over all images at once; the published code averages 100 subsets of 1,000.
 
@@ -52,7 +52,7 @@ def kid(generated: Tensor, real: Tensor) -> float:
 
 
 def fid(generated: Tensor, real: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to the features (covariances over N - 1).
+    """Frechet distance between Gaussians fitted to image features.
 
     `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. Biased upwards, the more so the fewer pictures: 259
     gave 134 where 30,000 give 12.6 (CompVis/latent-diffusion issue 90).

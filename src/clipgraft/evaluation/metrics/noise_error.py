@@ -1,4 +1,4 @@
-"""Error of the noise predicted with a text encoder, relative to the teacher's."""
+"""Noise prediction error of a text encoder, relative to the teacher's."""
 
 from collections.abc import Sequence
 

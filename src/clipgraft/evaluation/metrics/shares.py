@@ -47,7 +47,7 @@ def share_interval(values: np.ndarray, weights: np.ndarray | None = None) -> lis
 
 
 def paired_share_interval(differences: np.ndarray, weights: np.ndarray | None = None) -> list[float] | None:
-    """Return the 95 % interval of a mean paired difference, in [-1, 1].
+    """Return a mean paired difference's 95 % interval, in [-1, 1].
 
     Tango's score interval (1998): all differences that the score test of two paired shares does not reject.
     If a difference is not -1, 0 or 1, the variance is estimated and Student's t replaces the normal quantile.
