@@ -43,7 +43,7 @@ FLATLAND = "flatland"
 """Name of the embedded base and of its CLIP."""
 RESULT_NAME = "evaluation.json"
 OTHER_RUNS = ("log.jsonl", "clip", "graft", "finetune", "bridge")
-"""Names at the top of other runs' folders."""
+"""Top-level names in the folders of other kinds of runs."""
 
 
 def evaluate(
@@ -60,20 +60,20 @@ def evaluate(
 ) -> Evaluation:
     """Generate and measure several text encoders' images of equal prompts and seeds.
 
-    In several processes (started by `accelerate launch`) images and features are shared out.
+    Processes started by `accelerate launch` share the work.
 
     Args:
-        variants: By name a graft, its folder, or None for the base's own text encoder (the teacher).
-        base: A base, or its name; empty = the one that the grafts name.
-        data: A data set, or settings that name one. Test captions are the prompts, train images are searched
+        variants: Name -> graft, graft folder, or None for the base's own text encoder (the teacher).
+        base: A base, or its name; empty = the grafts' base.
+        data: A data set, or settings that name one. Test captions are the prompts; train images are searched
             for copies. None = flatland8k for a base of its image size, else only `prompts` of the settings.
-        output_dir: Gets `evaluation.json`, `metrics.json`, `variants/`, `features/` and `nearest/`; what it
-            holds of an earlier call is reused unless something that decides it changed. None = write nothing.
-        scorer: The CLIP that scores images, or its name; None = the one that the settings name, or
-            flatland's for its base.
-        clips: CLIPs or their names, by variant, whose retrieval on the test split is measured.
+        output_dir: Receives `evaluation.json`, `metrics.json`, `variants/`, `features/` and `nearest/`;
+            results of an earlier call that are still valid are reused. None = write nothing.
+        scorer: The CLIP that scores images, or its name; None = the settings' scorer, or flatland's for its
+            base.
+        clips: Variant -> CLIP, or its name, to measure retrieval with on the test split.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        settings: Defaults: `EvaluateSettings(num_prompts=240)`.
+        settings: None = `EvaluateSettings(num_prompts=240)`.
         **overrides: Fields of `EvaluateSettings`.
 
     Raises:
@@ -123,8 +123,8 @@ def evaluate_run(
     """Evaluate the folder of a run.
 
     Args:
-        run_dir: What `clipgraft run`, `demo` or `bridge` wrote.
-        overrides: Values by `section.key` over the run's own recipe.
+        run_dir: Written by `clipgraft run`, `demo` or `bridge`.
+        overrides: `section.key` -> value, replacing those of the run's recipe.
         out: Folder for the results; None = `evaluate/` within the run.
 
     Raises:
@@ -132,7 +132,7 @@ def evaluate_run(
         CheckpointError: If it is not a run, was written with other settings, or has no graft.
     """
     run = Run.open(run_dir)
-    # An evaluation that is asked for is made, also of a run whose recipe leaves it out.
+    # An explicit evaluation is made even if the recipe leaves it out.
     number = {"evaluate.num_prompts": run.recipe.evaluate.num_prompts or 240}
     recipe = load_recipe(run_dir / RECIPE_NAME, number | dict(overrides))
     encoders = run.variants()
@@ -144,10 +144,10 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
     """Evaluate graft folders beside the base's own text encoder.
 
     Args:
-        recipe: As of `evaluate_recipe`.
+        recipe: As in `evaluate_recipe`.
         grafts: Folders.
         out: Folder for the results.
-        base: Name of the base; empty = the one that a graft names.
+        base: Name of the base; empty = the grafts' base.
 
     Raises:
         UserError: If a folder has a reserved name, or no suitable CLIP is named as the scorer.
@@ -159,11 +159,10 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
 
 
 def _base_of(graft: Graft | Path) -> str:
-    """Return the base's name."""
     if isinstance(graft, Graft):
         return graft.base.name
     record = graft / BASE_RECORD
-    if not record.is_file():
+    if not record.is_file():  # not a graft, which is reported later
         return FLATLAND
     verify_folder(graft)
     return str(read_config(record, BaseRecord)["name"])
@@ -184,6 +183,8 @@ def _refuse_flatlands_scorer(base: FrozenBase | str) -> None:
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
     """Name variants after their folders, or the parents of `graft` folders.
+
+    Equal names are numbered.
 
     Raises:
         UserError: If a folder has the name of a floor or a ceiling.
@@ -216,14 +217,14 @@ def evaluate_recipe(
     """Evaluate graft folders as a recipe says, and print the result.
 
     Args:
-        recipe: Its device, data, clip and evaluate settings are read.
-        encoders: By variant a graft folder, or None for the base's own text encoder.
-        folder: Gets the results of `evaluate`, `recipe.toml` and `environment.json`.
-        base: Name of the base; empty = the one that a graft names.
-        clips: CLIP before and after fine-tuning, whose retrieval is measured.
+        recipe: Its device, data, clip and evaluate settings are used.
+        encoders: Variant -> graft folder, or None for the base's own text encoder.
+        folder: Receives the results of `evaluate`, `recipe.toml` and `environment.json`.
+        base: Name of the base; empty = the grafts' base.
+        clips: CLIP before and after fine-tuning, to measure retrieval with.
 
     Raises:
-        UserError: If no prompt is asked for, or the folder holds another kind of run or an input.
+        UserError: If `num_prompts` is 0, or the folder holds another kind of run or an input.
     """
     _refuse_no_prompts(recipe.evaluate)
     other = next((name for name in OTHER_RUNS if (folder / name).exists()), None)
@@ -259,7 +260,7 @@ def _print(evaluation: Evaluation, folder: Path) -> None:
 
 def _start_processes(device: str) -> tuple[torch.device, PartialState]:
     place = choose_device(device)
-    num_processes()  # refuses what PartialState would fail at
+    num_processes()  # reports clearly what PartialState would fail at
     processes = PartialState(cpu=place.type == "cpu")
     return (processes.device if processes.num_processes > 1 else place), processes
 
@@ -311,10 +312,9 @@ def _measure(
 def _scorer(
     given: ClipParts | ModelSettings | None, settings: EvaluateSettings, device: torch.device
 ) -> tuple[ClipParts, str]:
-    """Return the scorer and its name."""
     chosen = given or ModelSettings(name=settings.scorer or FLATLAND, revision=settings.scorer_revision)
     name = chosen.name if isinstance(chosen, ModelSettings) else str(chosen.model.config._name_or_path)
-    # Only a folder's own name: its path would reveal the user's to everyone who gets the result.
+    # Without parent folders, which may name the user.
     return _load(chosen, device), Path(name).name if Path(name).is_dir() else name or "the given CLIP"
 
 
@@ -327,7 +327,7 @@ def _load(clip: ClipParts | ModelSettings, device: torch.device) -> ClipParts:
 def _is_tuned_from(
     graft: Graft | Path | None, scorer: ClipParts | ModelSettings | None, settings: EvaluateSettings
 ) -> bool:
-    """Whether a graft's CLIP is, or was tuned from, the scorer."""
+    """Whether a graft's CLIP is or descends from the scorer (by name)."""
     named = scorer or ModelSettings(name=settings.scorer or FLATLAND)
     if graft is None or not isinstance(named, ModelSettings):
         return False

@@ -33,18 +33,18 @@ from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.models.weights import module_sha256
 
 GENERATION_VERSION = 1
-"""Raised when generation or the bridge give other pixels for equal weights, prompt and seed."""
+"""Incremented when generation or the bridge change pixels of equal weights, prompt and seed."""
 FEATURES_VERSION = 1
-"""Raised when this module gives other features; tests/evaluation/test_features.py holds both."""
+"""Incremented when this module changes features; tests/evaluation/test_features.py checks both."""
 ITEMS_PER_ENTRY = 64
-"""Features that are cached, and lost with a killed process, together."""
+"""Features per cache file; a killed process loses at most one file's."""
 ENCODE_BATCH_SIZE = 64
 
 T = TypeVar("T")
 
 
 def pixels_versions() -> list[Any]:
-    """Return the versions that decide how a file becomes pixels."""
+    """Return the versions that affect how image files become pixels."""
     return [PIXELS_VERSION, *(version(name) for name in ("pillow", "transformers"))]
 
 
@@ -67,7 +67,7 @@ def generator_fingerprint(generator: ImageGenerator) -> str:
     """Return a checksum of a generator's weights, settings and versions."""
     pipeline = generator.pipeline
     scheduler = type(pipeline.scheduler).__name__, _settings(pipeline.scheduler.config)
-    # The text encoder's sum is taken again: an evaluation puts an untrained bridge in its place.
+    # A fresh checksum, because an evaluation swaps in an untrained bridge.
     models = generator.models | {"text_encoder_sha256": module_sha256(pipeline.text_encoder)}
     configs = [_settings(part.config) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
     libraries = versions(generator.models.get("engine", "")) | {"clipgraft": GENERATION_VERSION}
@@ -77,7 +77,7 @@ def generator_fingerprint(generator: ImageGenerator) -> str:
 def image_key(whole: str, generator: ImageGenerator, request: ImageRequest) -> str:
     """Return an image's key from a `generator_fingerprint` and a request.
 
-    Prompts of the same token ids have the same image.
+    Prompts with equal token ids have equal keys.
     """
     ids = prompt_input_ids([request.prompt], generator.pipeline.tokenizer).tolist()
     return fingerprint(whole, ids, {**request.as_record(), "prompt": None})
@@ -87,8 +87,8 @@ class FeatureStore:
     """Cached features of images or texts, computed by several processes together.
 
     Args:
-        folder: Gets a folder for each extractor.
-        processes: Share out what is missing.
+        folder: Receives a folder for each extractor.
+        processes: Share the computation.
     """
 
     def __init__(self, folder: Path, processes: PartialState):
@@ -102,14 +102,14 @@ class FeatureStore:
         sums: Sequence[str],
         extract: Callable[[Sequence[T]], Tensor],
     ) -> Tensor:
-        """Return features (N, D) float32 of the items, from the cache or computed.
+        """Return cached or computed features (N, D) float32 of the items.
 
         Args:
-            description: For the progress bar.
-            extractor: Sum of its weights, and what else decides a feature.
+            description: Shown by the progress bar.
+            extractor: Checksum of its weights and preprocessing.
             items: At least one.
-            sums: The content of each, as a key.
-            extract: Features (n, D) of some items.
+            sums: Checksum of each item's content.
+            extract: Some items -> features (n, D).
 
         Raises:
             CheckpointError: If cached features were removed or damaged in the meantime.
@@ -122,7 +122,7 @@ class FeatureStore:
         keys = [fingerprint([sums[i] for i in group])[:32] for group in groups]
         found = cache.find(keys)
         missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in found}
-        self.processes.wait_for_everyone()  # all have to see the same as missing
+        self.processes.wait_for_everyone()  # all must find the same items missing
         own = list(missing.items())[self.processes.process_index :: self.processes.num_processes]
         if own:
             with track(description, sum(len(group) for _, group in own)) as update:
@@ -142,13 +142,13 @@ class FeatureStore:
 
 
 class ClipFeatures:
-    """Embeds of one CLIP, (N, D) unit norm, kept by content.
+    """Embeds (N, D) of one CLIP, unit norm, cached by content.
 
     Args:
-        clip: In eval mode, where it is to run.
+        clip: In eval mode, on its device.
         name: Shown by progress bars.
         store: Cache for generated images.
-        shared: Cache for photographs and captions, which other runs use too.
+        shared: Cache for photographs and captions, shared by all runs.
     """
 
     def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):

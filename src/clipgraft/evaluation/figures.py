@@ -14,7 +14,7 @@ from clipgraft.evaluation.results import Difference, Evaluation, Figure, Measure
 from clipgraft.flatland import ATTRIBUTES
 
 COSINE, SHARE = "cosine", "share"
-"""Units; scores of shares lie in [0, 1] and count hits, and have intervals of their own."""
+"""Units; shares count hits, lie in [0, 1] and have intervals of their own."""
 NO_SPREAD = "every prompt has the same score"
 
 Interval = Callable[[np.ndarray, np.ndarray | None], list[float] | None]
@@ -117,7 +117,7 @@ HEADLINES = {
     "text_to_image_recall@1": "text to image recall@1",
     "image_to_text_recall@1": "image to text recall@1",
 }
-"""Metrics of the console tables, with their headings."""
+"""Metric -> heading in console tables."""
 
 
 def mean_figure(
@@ -127,10 +127,8 @@ def mean_figure(
 
     Args:
         metric: One of METRICS.
-        prompt_set: Name of the set.
-        variant: What was measured.
-        values: (P, K): scores of each prompt's images, NaN where there is none.
-        weights: (P,), where prompts count unequally.
+        values: (P, K): scores of each prompt's images, NaN where missing.
+        weights: (P,), for prompts of unequal weight.
     """
     per_prompt = prompt_means(values)
     has_score = np.isfinite(per_prompt)
@@ -151,10 +149,9 @@ def paired_difference(
 
     Args:
         metric: One of METRICS.
-        prompt_set: Name of the set.
-        pair: Names of baseline and variant.
+        pair: Names of baseline and variant; the difference is variant minus baseline.
         values: (P, K) of both.
-        weights: (P,), where prompts count unequally.
+        weights: (P,), for prompts of unequal weight.
     """
     per_prompt = prompt_means(values[1] - values[0])
     has_both = np.isfinite(per_prompt)
@@ -188,11 +185,10 @@ def distances(
 
     Args:
         metric: One of METRICS.
-        prompt_set: Name of the set.
-        features: By variant, the features (k, D) of each prompt's images; k may be 0.
-        distance: From such features to their distance from the reference.
-        pairs: Baselines and variants, with the same prompts; those that have images in both count.
-        notes: By variant, what a reader must know of its figure.
+        features: Variant -> features (k, D) of each prompt's images; k may be 0.
+        distance: Such features -> their distance from the reference.
+        pairs: Baselines and variants; prompts with images of both count.
+        notes: Variant -> note to its figure.
 
     Returns:
         Figures, whose `num` counts images, and differences, whose `num` counts prompts.

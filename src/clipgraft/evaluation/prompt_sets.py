@@ -19,13 +19,13 @@ class EvaluationPrompt(NamedTuple):
 
     text: str
     number: int
-    """Within its set, from 0."""
+    """Within its set, from 0; seeds follow it, so that all sets share the empty prompt's images."""
     sets: tuple[str, ...]
-    """Its set, then the parts of it that it belongs to."""
+    """Its set, then parts of that set."""
     image: CaptionedImage | None = None
-    """The photograph that it describes."""
+    """The photograph described."""
     scene: Scene | None = None
-    """What it names, where that is known."""
+    """The scene described, if known."""
 
 
 def _set(name: str, title: str, domain: str, part_of: str | None = None) -> PromptSet:
@@ -48,13 +48,13 @@ def build_prompts(
     """Collect the prompts of all sets.
 
     Args:
-        settings: Number of prompts per set, and the file with more of them.
-        images: The test split. The first `num_prompts` give one caption each: the first one's first, the
-            second one's second and so on, so that all annotators are represented.
+        settings: Number of prompts per set, and the file with further prompts.
+        images: The test split. The first `num_prompts` give one caption each: the first image's first, the
+            second image's second and so on, so that all annotators are represented.
         draws_flatland: Whether the base can generate flatland's fixed prompts.
 
     Raises:
-        UserError: If the file of prompts is missing or empty, or there is no prompt at all.
+        UserError: If the file of prompts is missing or empty, or there are no prompts.
     """
     num = settings.num_prompts
     prompts = [
@@ -78,7 +78,7 @@ def build_prompts(
 
 
 def describe_sets(prompts: Sequence[EvaluationPrompt]) -> list[PromptSet]:
-    """Return the sets that have a prompt, with their numbers of prompts."""
+    """Return the non-empty sets, with their numbers of prompts."""
     sets = [each.model_copy(update={"num_prompts": len(members(prompts, each.name))}) for each in PROMPT_SETS]
     return [each for each in sets if each.num_prompts]
 

@@ -1,7 +1,6 @@
 """Typed results of an evaluation: evaluation.json, its tables, and metrics.json.
 
-Every field has a default, so a file that lacks some is read as far as it goes; docs/evaluation.md says what
-each key holds.
+Every field has a default, so incomplete files can be read; docs/evaluation.md describes each key.
 """
 
 from io import StringIO
@@ -25,7 +24,7 @@ TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
     "random_bridge",
     "chance",
 )
-"""Variants that are ceilings or floors."""
+"""Ceilings and floors."""
 PLAIN = "plain"
 """Set of flatland's fixed prompts in plain words."""
 STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
@@ -66,11 +65,11 @@ class Variant(Record):
     role: Literal["measured", "floor", "ceiling"] = "measured"
     title: str = ""
     sha256: str = ""
-    """Of the text encoder's weights; empty where there is none."""
+    """Checksum of the text encoder's weights; empty for images without one."""
 
 
 class Metric(Record):
-    """What a reader has to know of a metric."""
+    """Description of a metric."""
 
     title: str
     what: str = ""
@@ -81,7 +80,7 @@ class Metric(Record):
     kind: Literal["mean", "distribution"] = "mean"
     """A mean over prompts, or a distance over all images at once."""
     extractor: str = ""
-    """Model whose features it is taken over; empty where it needs none."""
+    """Model that extracts the features; empty if none are needed."""
 
 
 class PromptSet(Record):
@@ -90,13 +89,13 @@ class PromptSet(Record):
     name: str
     title: str = ""
     domain: str = ""
-    """`in` the domain that CLIP was tuned on, or `out` of it."""
+    """`in` or `out` of CLIP's fine-tuning domain."""
     part_of: str | None = None
     num_prompts: int = 0
 
 
 class Prompt(Record):
-    """A prompt, with the photograph that it describes."""
+    """A prompt, with its photograph if any."""
 
     id: int
     prompt: str = ""
@@ -111,9 +110,9 @@ class Measure(Record):
     interval: tuple[float, float] | None = None
     interval_method: str | None = None
     num: int = 0
-    """Prompts that have a score; of distances, images."""
+    """Number of prompts with a score (of distances: images)."""
     note: str = ""
-    """Why there is no value or no interval, and what else a reader must know."""
+    """Reason for a missing value or interval, and other caveats."""
 
 
 class Figure(Measure):
@@ -125,7 +124,7 @@ class Figure(Measure):
 
 
 class Difference(Measure):
-    """`variant` minus `baseline`, over the prompts and seeds that both have."""
+    """`variant` minus `baseline`, over the prompts and seeds of both."""
 
     metric: str
     prompt_set: str = ""
@@ -185,18 +184,18 @@ class Scorer(Record):
     name: str = ""
     sha256: str = ""
     is_independent: bool = True
-    """False where it is one of the CLIPs compared, or one of these was tuned from it."""
+    """False if a compared CLIP is the scorer or was tuned from it."""
 
 
 class FeatureExtractor(Record):
-    """What KID and FID are taken over."""
+    """Feature extractor of KID and FID."""
 
     name: str = ""
     size: int | None = None
 
 
 class Settings(Record):
-    """Everything that decides an image or a figure."""
+    """Settings of generation and scoring."""
 
     num_prompts: int = 0
     num_images_per_prompt: int = 1
@@ -217,7 +216,7 @@ class Settings(Record):
 
 
 class Data(Record):
-    """The captioned images; all but `num_reference_images` empty where there are none."""
+    """The captioned images; empty without any, except for `num_reference_images`."""
 
     source: str = ""
     format: str = ""
@@ -226,7 +225,7 @@ class Data(Record):
     num_images: int = 0
     num_train_images: int = 0
     num_reference_images: int = 0
-    """Test images that no prompt describes, which distances are taken to."""
+    """Test images not described by a prompt; the reference of distances."""
 
 
 class Fidelity(Record):
@@ -242,18 +241,18 @@ class Fidelity(Record):
 
 
 class ShortMetrics(StageResult):
-    """What metrics.json holds."""
+    """Content of metrics.json."""
 
     stage: str = "evaluate"
     schema_version: int = SCHEMA_VERSION
     scores: dict[str, Fidelity]
     probe_accuracy: dict[str, float]
-    """What the probe reads correctly of flatland's own images, by attribute."""
+    """The probe's accuracy on flatland's own images, by attribute."""
     settings: Settings
 
 
 class Evaluation(Record):
-    """All that evaluation.json holds."""
+    """Content of evaluation.json."""
 
     schema_name: str = Field(default=SCHEMA, alias="schema")
     schema_version: int = SCHEMA_VERSION
@@ -270,7 +269,7 @@ class Evaluation(Record):
     nearest_training_images: list[NearestImage] = []
     """Nearest first."""
     notes: list[str] = []
-    """Sentences that every reader must see."""
+    """Caveats, one sentence each."""
     environment: dict[str, Any] = {}
     seconds: Number = None
 
@@ -279,7 +278,7 @@ class Evaluation(Record):
         """Read evaluation.json of this version or an older one.
 
         Raises:
-            DataError: If it is not JSON, of a newer version, or a value has the wrong type.
+            DataError: If it is not JSON, is of a newer version, or a value has the wrong type.
         """
         values = parse_json(text, name)
         version = values.get("schema_version", 0)
@@ -302,7 +301,7 @@ class Evaluation(Record):
         return self.model_dump_json(indent=2) + "\n"
 
     def figure(self, metric: str, prompt_set: str, variant: str) -> Figure | None:
-        """Return one figure; None if it was not measured."""
+        """Return one figure; None if not measured."""
         wanted = metric, prompt_set, variant
         return next((f for f in self.figures if (f.metric, f.prompt_set, f.variant) == wanted), None)
 
@@ -315,7 +314,7 @@ class Evaluation(Record):
         return [variant.name for variant in self.variants if variant.role == role]
 
     def short_metrics(self) -> ShortMetrics:
-        """Return prompt fidelity over flatland's plain prompts, by variant: metrics.json."""
+        """Return metrics.json: prompt fidelity over flatland's plain prompts."""
 
         def value(metric: str, prompt_set: str, variant: str) -> float | None:
             found = self.figure(metric, prompt_set, variant)
@@ -377,7 +376,7 @@ class Evaluation(Record):
 
 
 def _from_old(value: Any) -> Any:
-    """Rename what version 1 named otherwise, at any depth."""
+    """Rename keys and names of version 1, at any depth."""
     if isinstance(value, dict):
         return {OLD_NAMES.get(key, key): _from_old(item) for key, item in value.items()}
     if isinstance(value, list):

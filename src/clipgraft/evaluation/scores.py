@@ -1,7 +1,7 @@
 """Scores of every image.
 
-P prompts, K images per prompt, D features. Scores are arrays (P, K), or (P, 1) where a prompt has one score
-for all its images; NaN = no score.
+P prompts, K images per prompt, D features. Scores are arrays (P, K), or (P, 1) for one score per prompt;
+NaN = no score.
 """
 
 from collections import defaultdict
@@ -40,15 +40,13 @@ def score_by_clip(
     """Score images by a CLIP.
 
     Args:
-        scorer: The CLIP.
-        prompts: P of them.
         paths: Variant -> images.
-        train_images: Searched for each image's nearest one; empty = not measured.
-        shuffled: Name of that floor, and the variant whose images it takes.
+        train_images: Searched for each image's nearest neighbour; empty = not measured.
+        shuffled: Names of the floor of shuffled prompts, and of the variant that lends its images.
 
     Returns:
-        Scores; embeds (P, K, D) by variant, NaN where an image failed; rows (P, K) of the nearest training
-        images by variant.
+        Scores; variant -> embeds (P, K, D), NaN where an image failed; variant -> rows (P, K) of the nearest
+        training images.
     """
     scores: Scores = defaultdict(dict)
     texts = scorer.of_texts([prompt.text for prompt in prompts])
@@ -91,10 +89,10 @@ def score_likeness(
     Args:
         paths: Variant -> images.
         embeds: Variant -> (P, K, D).
-        teacher: Name of the teacher.
+        teacher: The teacher's name.
         names: Variants to compare.
-        shuffled: Name of that floor: the teacher's own images, each against that of the next prompt.
-        following: Index of the next prompt of each.
+        shuffled: Name of that floor, the teacher's images against those of the next prompts.
+        following: Indices of the next prompts.
     """
     scores: Scores = defaultdict(dict)
     others = {name: (paths[name], embeds[name]) for name in names}
@@ -121,7 +119,6 @@ def score_fidelity(
     """Score whether the probe finds in images what their prompts name.
 
     Args:
-        probe: The probe.
         prompts: Only those with a known scene are scored.
         paths: Variant -> images.
         shuffled: As in `score_by_clip`.
@@ -151,7 +148,7 @@ def load_pixels(paths: Sequence[Path]) -> Tensor:
 
 
 def image_features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> list[Tensor]:
-    """Return each prompt's image features (k, size); k = 0 if all failed."""
+    """Return image features (k, size) of each prompt, without failed images."""
     return [own[~own[:, 0].isnan()] for own in _features(extract, paths, size)]
 
 
@@ -174,6 +171,6 @@ def _own_is_nearest(
         ids = members(prompts, name)
         best = (own[ids] @ texts[ids].T).amax(-1)  # (p, K)
         cosines = (own[ids] * wanted[ids][:, None]).sum(-1)
-        # A tolerance, because a matrix product rounds otherwise than a sum.
+        # The tolerance covers the different rounding of a matrix product and a sum.
         found[ids] = torch.where(best.isnan(), torch.nan, (cosines >= best - 1e-6).float()).numpy()
     return found

@@ -49,7 +49,7 @@ from clipgraft.models.weights import module_sha256
 DISTANCES = {"cmmd": cmmd, "kid": kid, "fid": fid}
 NUM_NEAREST, THUMBNAIL_SIZE = 12, 256
 OF_THE_PROMPT = ("state_error", "seed_diversity")
-"""Metrics that no single image has."""
+"""Prefixes of metrics per prompt, not per image."""
 COMPUTED = "no interval: chance is computed exactly"
 
 
@@ -58,7 +58,7 @@ class Distribution(NamedTuple):
 
     generated: dict[str, list[Tensor]]
     reference: Tensor
-    """(M, D): test photographs that no prompt describes."""
+    """(M, D): test photographs not described by a prompt."""
 
 
 class Measured(NamedTuple):
@@ -66,25 +66,25 @@ class Measured(NamedTuple):
 
     variants: Variants
     paths: dict[str, Paths]
-    """By variant, the real images included."""
+    """By variant, including real images."""
     scores: Scores
     nearest: dict[str, np.ndarray]
-    """By variant, the row (P, K) of each image's nearest training image."""
+    """Variant -> row (P, K) of each image's nearest training image."""
     scorer: ClipFeatures
     scorer_name: str
     tuned_from_scorer: list[str]
     """Variants whose CLIP was tuned from the scorer."""
     extractor: str
-    """Name of the model whose features KID and FID are taken over."""
+    """Name of the feature extractor of KID and FID."""
     distributions: dict[str, Distribution]
     gallery: tuple[CaptionedImage, ...]
-    """The test split, copies of a photograph as one."""
+    """The test split, with copies of a photograph merged."""
     retrieval: dict[str, tuple[Tensor, Tensor]]
-    """By variant, the embeds of the gallery's captions and images."""
+    """Variant -> embeds of the gallery's captions and images."""
 
     @property
     def names(self) -> list[str]:
-        """Variants in the order in which they are shown."""
+        """Variants in display order."""
         known = [TEACHER, *self.variants.grafts, REAL, EMPTY, SHUFFLED, RANDOM]
         there = [name for name in known if name in self.paths or name == SHUFFLED]
         return [*there, CHANCE] if self.retrieval else there
@@ -106,7 +106,7 @@ def compare_distributions(
     reference = [image for image in variants.images.test if image.image_id not in described]
     if not ids or not reference:
         return {}
-    # One per prompt, as there is one photograph: with more images, a biased distance would be smaller.
+    # One image per prompt, as for photographs: with more, a biased distance would be smaller.
     own = {name: [images[index][:1] for index in ids] for name, images in paths.items()}
     extractor = probe or scorer
     by_clip, others = scorer.of_images(reference), extractor.of_files([image.path for image in reference])
@@ -118,7 +118,7 @@ def compare_distributions(
 
 
 def summarize_evaluation(measured: Measured) -> Evaluation:
-    """Return the evaluation, without environment and seconds."""
+    """Return the evaluation without environment and seconds."""
     variants, scorer = measured.variants, measured.scorer
     settings, data = variants.sampling, variants.images.record
     dtype = getattr(torch, settings.text_encoder_dtype)
@@ -238,7 +238,7 @@ def _distance(metric: str, reference: Tensor, parts: Sequence[Tensor]) -> float:
 
 
 def _lack_notes(lacks: Mapping[str, str]) -> list[str]:
-    """Say once what is lacking, and for which variants unless for all."""
+    """Note each lack once, with its variants unless it concerns all."""
     notes = []
     for lack in dict.fromkeys(lack for lack in lacks.values() if lack):
         names = [name for name, own in lacks.items() if own == lack]
@@ -284,7 +284,10 @@ def _recalls(measured: Measured) -> Rows:
 
 
 def _chance(counts: np.ndarray) -> Iterator[Figure]:
-    """Yield the recall of random embeds."""
+    """Yield the recall of random embeds.
+
+    A caption finds its image among the first k of N, an image any of its c captions among the first k of M.
+    """
     num_images, num_captions = len(counts), int(counts.sum())
     for k in RECALL_AT:
         missed = [comb(num_captions - int(c), k) / comb(num_captions, k) for c in counts if num_captions >= k]
@@ -303,7 +306,7 @@ def _chance(counts: np.ndarray) -> Iterator[Figure]:
 
 
 def _by_image(queries: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean over each image's queries, (N, 1)."""
+    """Mean over each image's queries, (N, 1): images are resampled, not captions."""
     if len(queries) == len(counts):
         return queries[:, None]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -311,7 +314,7 @@ def _by_image(queries: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _scored_rows(measured: Measured) -> Iterator[ScoredImage]:
-    """Yield each image's row with the scores that are its own."""
+    """Yield each image's row with its own scores."""
     places: dict[tuple[str, int], int] = {}
     for row in measured.variants.rows:
         key = row.variant, row.prompt_id
@@ -333,7 +336,7 @@ def _count(measured: Measured, name: str, prompt_set: str) -> Counts:
 
 
 def _nearest(measured: Measured, images: list[ScoredImage]) -> list[NearestImage]:
-    """Return the grafts' images nearest to a training photograph."""
+    """Find the images nearest to training photographs; save thumbnails of these."""
     metric, grafts = "nearest_training_cosine", measured.variants.grafts
     rows = [row for row in images if row.variant in grafts and metric in row.scores]
     found = []

@@ -72,11 +72,10 @@ class Variants:
     """Variants of an evaluation, with their generated images and settings.
 
     Args:
-        names: Variants in order -> whether it is a graft; False for the base's own text encoder.
-        settings: Number of prompts and images, seed, and sampling.
+        names: Variant -> whether it is a graft (not the base's own text encoder), in order.
         data: A data set, or settings that name one; None = flatland8k for a base of its size, else nothing.
-        folder: Gets `variants/<name>/`.
-        processes: Which of how many this one is.
+        folder: Receives `variants/<name>/`.
+        processes: Share the generation.
     """
 
     def __init__(
@@ -91,18 +90,18 @@ class Variants:
         self.store = ImageFolder(folder, processes=processes, with_metadata=False)
         self.grafts = tuple(name for name, is_graft in names.items() if is_graft)
         self.last = list(names)[-1]
-        """The variant whose floors are measured."""
+        """The variant that floors are derived from."""
         self.prompts: list[EvaluationPrompt] = []
         self.images = Images()
         self.paths: dict[str, Paths] = {}
         self.rows: list[ScoredImage] = []
-        """Of every image, without scores."""
+        """All images, without scores."""
         self.encoder_sums: dict[str, str] = {}
         self.tower_sums: dict[str, str] = {}
-        """Of the text towers compared, the teacher's last."""
+        """Checksums of the compared text towers, the teacher's last."""
         self.state_errors: Scores = {}
         self.sampling = Settings()
-        """Settings as the base resolved them."""
+        """Settings resolved for the base."""
 
     def generate(self, generators: Iterator[tuple[str, ImageGenerator]]) -> None:
         """Generate the images of all text encoders and floors."""
@@ -116,7 +115,7 @@ class Variants:
                 teacher = encoder
             self._add(name, generator, self.settings)
             if is_first:
-                # Guidance between two equal predictions does nothing: without it, the floor costs half.
+                # Guidance between equal predictions has no effect; without it, the floor costs half.
                 self._add(EMPTY, generator, self.settings.model_copy(update={"guidance_scale": 1.0}))
             self._compare_states(name, generator, teacher)
             if is_graft:
@@ -218,7 +217,7 @@ def _solver(config: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _untrained_bridge(generator: ImageGenerator) -> Iterator[None]:
-    """Replace a graft's bridge by a linear map as torch initialises it."""
+    """Replace a graft's bridge by a linear map with torch's initial weights."""
     encoder: Any = generator.pipeline.text_encoder
     trained = encoder.bridge
     with torch.random.fork_rng(devices=[]):
@@ -233,7 +232,7 @@ def _untrained_bridge(generator: ImageGenerator) -> Iterator[None]:
 def real_images(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:
     """Return each prompt's photograph, or a drawing of its known scene.
 
-    A drawn file is named by its scene and the drawing's version, so none is mistaken for another.
+    File names depend on the scene and the drawing's version, so a drawing is reused only if both are equal.
     """
     paths: Paths = []
     for prompt in prompts:

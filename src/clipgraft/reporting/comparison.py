@@ -20,7 +20,7 @@ from clipgraft.runs.run import STAGES
 MARKERS = "osD^vP"
 IGNORED_SETTINGS = ("device",)
 SAMPLING = ("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
-"""What must be equal besides the prompt for images of two runs to be shown side by side."""
+"""Must be equal, besides the prompt, for two runs' images to be shown side by side."""
 LOSS_SETTINGS = tuple(
     f"finetune.{key}"
     for key in (
@@ -86,7 +86,7 @@ def _unknown_data(runs: Sequence[RunData]) -> str:
 
 
 def _evaluation_key(run: RunData) -> Any:
-    """All that decides an evaluation's figures besides the grafts."""
+    """Whatever decides an evaluation's figures besides the grafts."""
     evaluation = run.evaluation
     return (
         evaluation.settings,
@@ -104,7 +104,7 @@ def data_key(run: RunData) -> Any:
 
 
 def figures_tables(runs: Sequence[RunData]) -> list[Table]:
-    """Return tables of the comparable figures, one column per run."""
+    """Return figures by kind, one column per run, or why not comparable."""
     reasons = comparability(runs)
     kinds: dict[str, tuple[str, Callable[[RunData], dict[str, str]]]] = {
         "recall": ("Retrieval", _recall),
@@ -147,7 +147,7 @@ def settings_table(runs: Sequence[RunData], *, differing: bool) -> Table | None:
 
 
 def resources_table(runs: Sequence[RunData]) -> Table | None:
-    """Return time and memory by stage, a run a column."""
+    """Return time and memory by stage, one column per run."""
     columns = []
     for run in runs:
         used = run.resources
@@ -169,7 +169,7 @@ def resources_table(runs: Sequence[RunData]) -> Table | None:
 
 
 def compared_images(runs: Sequence[RunData]) -> tuple[list[PromptImages], int]:
-    """Return images shared by two or more runs, and the number omitted."""
+    """Return images of equal prompts and settings, and the number omitted."""
     groups: dict[str, list[PageImage]] = {}
     for name, run in zip(run_names(runs), runs, strict=True):
         variants = {image.variant for image in run.images}

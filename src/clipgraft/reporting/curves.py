@@ -26,7 +26,7 @@ from clipgraft.reporting.run_data import RunData, is_number
 SHORT_INCHES = (4.6, 2.5)
 MAX_CURVE_POINTS = 1_500
 NUM_BINS = 120
-"""Bars of the figure of time per step; each is a mean over steps."""
+"""Maximum number of bars in the time-per-step figure; each is a mean over steps."""
 LOG_ABOVE = 20.0
 """Ratio of the largest to the smallest value above which an axis is logarithmic."""
 
@@ -36,7 +36,7 @@ class RunFigure:
     """A figure of a run, rendered on demand."""
 
     name: str
-    """Of its file, without extension."""
+    """File name without extension."""
     title: str
     alt: str
     notes: list[str]

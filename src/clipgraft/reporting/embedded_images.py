@@ -8,7 +8,7 @@ from clipgraft.errors import DataError
 from clipgraft.generation.contact_sheet import FAILURES, MAX_BYTES, VARIANT_LABELS, embed_image
 
 MAX_IMAGES = 60
-"""Images on a page; of more, the first prompts are shown, and the page says so."""
+"""Limit per page: further prompts are left out, and the page says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class PageImage:
     settings: str = ""
     """Steps, guidance and size in words."""
     variant: str = ""
-    """Name of the text encoder; empty where none are compared."""
+    """Name of the text encoder; empty if only one was used."""
     status: str = "ok"
     caption: str = ""
-    """Shown below it, such as its score."""
+    """Shown below the image, such as its score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Cell:
     """One image on the page."""
 
     label: str
-    """Variant or seed; empty where the image stands alone."""
+    """Variant or seed; empty for a single image."""
     source: str
     """Data URI; empty if the file cannot be shown."""
     note: str
-    """What went wrong; empty if nothing did."""
+    """What went wrong, or ""."""
     width: int = 0
     height: int = 0
     variant: str = ""
@@ -59,14 +59,14 @@ class PromptImages:
 def group_images(images: Sequence[PageImage], max_bytes: int = MAX_BYTES) -> tuple[list[PromptImages], int]:
     """Group images by prompt and embed their files.
 
-    Where they name variants, each prompt and seed is a group with the variants side by side.
+    If they name variants, each prompt and seed is a group with the variants side by side.
 
     Args:
         images: In the order of the run's files.
-        max_bytes: The most that all files may have together.
+        max_bytes: Limit for all files together.
 
     Returns:
-        The groups, in the order of their first image, and the number of images left out.
+        Groups in the order of their first image, and the number of images left out.
     """
     has_variants = any(image.variant for image in images)
     groups: dict[tuple[str, int | None], list[PageImage]] = {}

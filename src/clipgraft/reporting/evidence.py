@@ -23,7 +23,7 @@ from clipgraft.reporting.run_data import RunData
 
 FIRST_METRICS = ("prompt_fidelity", "clip_score_raw", "cmmd", "kid", "fid")
 FIRST_BY_PARTS = ("prompt_fidelity",)
-"""Metrics shown for parts of prompt sets too: combinations present in training, and absent from it."""
+"""Metrics also shown for parts of prompt sets (combinations seen in training, and unseen ones)."""
 FIRST_DIFFERENCES = (
     "prompt_fidelity",
     "clip_score_raw",
@@ -32,11 +32,11 @@ FIRST_DIFFERENCES = (
     "image_to_text_recall@1",
 )
 NUM_RANKED = 3
-"""Prompts shown from either end."""
+"""Number of best and of worst prompts shown."""
 NUM_NEAREST = 4
 MAX_FAILED = 12
 RANKED_BY = ("prompt_fidelity", "clip_score_raw", "clip_score_2.5")
-"""Prompts are ranked by the first of these that was measured; the others break ties."""
+"""Prompts are ranked by the first metric measured; the others break ties."""
 RANKED_BYTES = 500_000
 NEAREST_BYTES = 200_000
 BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
@@ -80,8 +80,8 @@ def _metric_table(
 def differences_tables(evaluation: Evaluation) -> tuple[Table | None, Table | None]:
     """Return paired differences by metric.
 
-    First the main metrics over whole prompt sets, from each graft to the next and from the teacher to the
-    last; then all others. None where there are none.
+    The first table has the main metrics over whole prompt sets, between consecutive grafts and from the
+    teacher to the last graft; the second has all others. None if there are none.
     """
     whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
     floors = evaluation.names("floor")
@@ -191,7 +191,7 @@ class Ranking(NamedTuple):
 
     groups: Mapping[str, Sequence[PromptImages]] = MappingProxyType({})
     note: str = ""
-    """How they were ranked."""
+    """Ranking method."""
 
 
 def rank_prompts(run: RunData) -> Ranking:
@@ -226,7 +226,7 @@ def last_variant(evaluation: Evaluation) -> str:
 
 
 def failed_images(run: RunData) -> tuple[list[tuple[str, str, str]], int]:
-    """Return prompt, variant and fault of failed images, and their total number."""
+    """Return the first failures (prompt, variant, fault), and their number."""
     texts = _prompts(run.evaluation)
     failed = [
         (texts.get(row.prompt_id, "unknown prompt"), row.variant, FAILURES.get(row.status, row.status))
@@ -242,7 +242,7 @@ def failed_images(run: RunData) -> tuple[list[tuple[str, str, str]], int]:
 
 
 def nearest_training_images(run: RunData) -> list[PromptImages]:
-    """Pair the images nearest to a training photograph with it, nearest first."""
+    """Pair images with their nearest training photographs, nearest first."""
     texts, groups = _prompts(run.evaluation), []
     for row in run.evaluation.nearest_training_images[:NUM_NEAREST]:
         prompt, photograph = texts.get(row.prompt_id, ""), row.training_file

@@ -64,7 +64,7 @@ def gigabytes(num_bytes: float) -> str:
 
 
 def short_name(value: Any) -> str:
-    """Cut an absolute path to its last part, for privacy."""
+    """Cut absolute paths, as they may name the user."""
     return Path(str(value)).name if Path(str(value)).is_absolute() else str(value or "")
 
 
@@ -75,7 +75,7 @@ def sub_dict(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def with_number_note(note: str, rows: list[tuple[str, ...]]) -> str:
-    """Add the meaning of n/a to a table's note if it occurs."""
+    """Explain n/a in a table's note if it occurs."""
     return f"{note} {NO_NUMBER_NOTE}".strip() if any(NO_NUMBER in row for row in rows) else note
 
 

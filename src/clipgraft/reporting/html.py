@@ -1,6 +1,6 @@
-"""Reports as self-contained HTML: figures and images are embedded, nothing is fetched.
+"""Self-contained HTML reports with embedded figures and images.
 
-A content security policy allows one script, by its hash; a caption that is a script stays text.
+A content security policy allows one script, by its hash; scripts in captions stay text.
 """
 
 import base64
@@ -22,7 +22,7 @@ from clipgraft.reporting.run_data import RunData
 
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000
-"""Of recipe.toml on the page: at most 0.6 MB once escaped."""
+"""Limit for recipe.toml on the page: at most 0.6 MB once escaped."""
 TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 
 
@@ -36,10 +36,9 @@ def render_report(
     """Return the HTML of a run's page.
 
     Args:
-        run: What its folder holds.
-        ranking: Its best and worst prompts; None = made here.
-        figures: Its figures; None = made here.
-        refresh_seconds: How often a browser reloads the page; 0 = never.
+        ranking: Best and worst prompts; None = compute them.
+        figures: The run's figures; None = render them.
+        refresh_seconds: Interval at which a browser reloads the page; 0 = never.
 
     Raises:
         UserError: If the page would be larger than 5 MB.

@@ -65,9 +65,7 @@ def graft_card(content: str, base: BaseRecord, lineage: Lineage, *, has_safety_c
     """Return the card of an exported graft.
 
     Args:
-        content: What the folder holds and how it is loaded, as Markdown.
-        base: The base that the graft was made for.
-        lineage: The stages that made it.
+        content: The folder's contents and how to load them, as Markdown.
         has_safety_checker: Whether the folder holds the base's.
     """
     name = public_name(base.name)
@@ -100,9 +98,8 @@ def model_card(title: str, parts: Sequence[str], base: str) -> str:
     """Return a card with the hub's front matter.
 
     Args:
-        title: Its heading.
         parts: Markdown; empty ones are left out.
-        base: Name of the base, which decides the licence.
+        base: Name of the base; decides the licence.
     """
     data = ModelCardData(
         library_name="diffusers",
@@ -115,7 +112,7 @@ def model_card(title: str, parts: Sequence[str], base: str) -> str:
 
 
 def public_name(name: str) -> str:
-    """Return a model's or data set's name; of local paths, the last part."""
+    """Return a model's or data set's name without local folders."""
     is_path = Path(name).is_absolute() or name.startswith(("~", ".")) or Path(name).exists()
     return Path(name).name if is_path else name
 
@@ -248,6 +245,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line without markup: file names and reasons come from strangers."""
+    """One line without markup, as file names and reasons are untrusted."""
     line = " ".join(str(text).split())[:1000]
     return re.sub(r"([\\`|<>\[\]])", r"\\\1", line)

@@ -8,7 +8,7 @@ from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.runs.run import STAGES
 
 WATTS_OF_A_CORE = 6.0
-"""Per busy core, with its share of memory and board: 64-core servers draw 300-400 W (guess)."""
+"""Per busy core, including memory and board: 64-core servers draw 300-400 W (guess)."""
 WATTS_OF_A_GPU = 300.0
 """Between a desktop card's 200 and a data centre card's 700 (guess)."""
 STAGE_LABELS = {
@@ -97,7 +97,7 @@ def _label(dotted: str) -> str:
 
 
 def setting_text(dotted: str, value: Any) -> str:
-    """Write a setting's value; of a folder, its own name only."""
+    """Format a setting's value, folders without their parents."""
     if not isinstance(value, (list, dict)) and value in MEANING_OF_EMPTY.get(dotted, {}):
         return MEANING_OF_EMPTY[dotted][value]
     if isinstance(value, bool):

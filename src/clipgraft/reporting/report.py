@@ -25,23 +25,19 @@ DATA_KEYS = {"format", "fingerprint", "counts", "excluded"}
 EVALUATION_KEYS = {
     *("notes", "settings", "data", "variants", "metrics", "prompt_sets", "figures", "differences", "counts")
 }
-"""Parts of evaluation.json that report.json repeats."""
+"""Parts of evaluation.json repeated in report.json."""
 
 
 def report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
     """Write the report of a run or single stage, finished or not.
 
     Writes `report.html` (at most 5 MB), `report.json`, `model_card.md`, the figures, and a whole run's
-    `metrics.json`. All are made before any is written, and written before any is replaced: on a full disk, an
-    older report stays as it was.
+    `metrics.json`. All are rendered before any is written, and written before any is replaced, so an older
+    report survives a full disk. Returns the path of `report.html`.
 
     Args:
-        run_dir: Folder of the run.
-        refresh_seconds: For a run at work: seconds after which a browser reloads the page, which alone is
-            written; 0 = never.
-
-    Returns:
-        Path of `report.html`.
+        refresh_seconds: For an active run: interval at which a browser reloads the page; only the page is
+            written. 0 = never.
 
     Raises:
         MissingFileError: If there is no such folder.
@@ -64,10 +60,9 @@ def report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
 
 
 def compare(run_dirs: Sequence[Path], out_dir: Path) -> Path:
-    """Write one page that compares runs: `comparison.html`, `.json`, `.png` and `.svg`.
+    """Write a comparison of runs: `comparison.html`, `.json`, `.png` and `.svg`.
 
-    Returns:
-        Path of the page.
+    Returns the path of the page.
 
     Raises:
         MissingFileError: If a folder does not exist.
@@ -97,13 +92,12 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
     """Rewrite the page during a run, and write the report after it.
 
     Args:
-        run_dir: Folder of the run.
-        every: Seconds between pages; the browser reloads them as often.
+        every: Seconds between pages, and between reloads by the browser.
 
     Raises:
         MissingFileError: If there is no such folder.
         UserError: If the folder is not a run.
-        KeyboardInterrupt: At Ctrl-C, after the page was written once more without reloading.
+        KeyboardInterrupt: At Ctrl-C, after writing the page once more without reloading.
     """
     run, told = Run.open(run_dir), False
     try:
@@ -122,7 +116,7 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
 
 
 def summarize(run: RunData, ranking: Ranking | None = None) -> dict[str, Any]:
-    """Return report.json: what the page shows, without absolute paths."""
+    """Return the content of report.json, without absolute paths."""
     ranked = (ranking or rank_prompts(run)).groups
     data: dict[str, Any] = {
         key: run.data[key] for key in ("format", "fingerprint", "counts", "excluded") if key in run.data

@@ -18,25 +18,25 @@ T = TypeVar("T")
 MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "evaluate")
 """Stages that write metrics."""
 RUN_FILES = ("recipe.toml", METRICS_NAME, "log.jsonl", "images.json", "evaluation.json")
-"""Any of these makes a folder that of a run or a stage."""
+"""Any of these marks a folder as that of a run or a stage."""
 KEY_OF_STAGE = {
     "linear": "bridge",
     "scores": "evaluate",
     "num_epochs": "finetune",
     "num_train_images": "refine",
 }
-"""Key of metrics.json -> its stage, for runs older than its `stage`; the first key that is there counts."""
+"""Key of metrics.json -> stage, for runs older than its `stage` key; the first key present counts."""
 MAX_COUNT = 2**53
-"""Of steps and epochs: a browser's numbers, and float64, are exact up to here."""
+"""Limit of steps and epochs: float64, so also a browser's numbers, is exact up to here."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """What a run's folder holds; an empty value means a missing file."""
+    """Contents of a run's folder; an empty value means a missing file."""
 
     folder: Path
     is_single_stage: bool
-    """Whether the folder is that of one stage, not of a whole run."""
+    """Whether the folder is one stage's, not a whole run's."""
     begun: frozenset[str]
     """Stages that have a folder."""
     recipe: dict[str, Any]
@@ -49,14 +49,14 @@ class RunData:
     validation: list[dict[str, Any]]
     """Recall, loss and drift on the validation split after each epoch."""
     metrics: dict[str, dict[str, Any]]
-    """`metrics.json` by stage, of stages that ended."""
+    """`metrics.json` by completed stage."""
     evaluation: Evaluation
     resources: dict[str, dict[str, Any]]
-    """Seconds and memory by stage; those of the whole run under an empty name."""
+    """Seconds and memory by stage; "" = the whole run."""
     image_rows: list[dict[str, Any]]
     """Rows of `images.json`."""
     images: list[PageImage]
-    """The same, to be shown."""
+    """The same, for the page."""
     evaluation_dir: Path
     top_metrics: dict[str, Any]
     """The folder's own `metrics.json`."""
@@ -85,7 +85,7 @@ class RunData:
 
     @property
     def has_own_metrics(self) -> bool:
-        """Whether metrics.json is that of one stage, not of all stages together."""
+        """Whether metrics.json is one stage's, not all stages' together."""
         return self.is_single_stage or not set(self.top_metrics) <= set(STAGES)
 
     def evaluation_file(self, name: str) -> Path | None:
@@ -104,12 +104,11 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> RunData:
     """Read the folder of a run or single stage, finished or not.
 
     Args:
-        run_dir: The folder.
-        max_bytes: Size of the largest file that is read.
+        max_bytes: Larger files are not read.
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If it holds nothing of a run.
+        UserError: If it is not the folder of a run.
     """
     run = Run.open(run_dir)
     if not run.stages and not any((run_dir / name).is_file() for name in RUN_FILES):
@@ -173,7 +172,7 @@ class _Reader:
         return self._tried(path, lambda text: parse_json(text, path.name, list), [])
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
-        """Read JSON lines; a damaged line makes all of them unread."""
+        """Read JSON lines; empty if any is damaged."""
         return self._tried(path, lambda text: [parse_json(line, path.name) for line in text.splitlines()], [])
 
     def log(self, path: Path) -> list[dict[str, Any]]:
@@ -217,11 +216,11 @@ class _Reader:
 
 
 def read_log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """Read `log.jsonl`; a line that a stopped run left unfinished is skipped.
+    """Read `log.jsonl`, without a last line left unfinished by a stopped run.
 
     Args:
-        path: The file; a missing one has no rows.
-        problems: Gets a sentence if a line cannot be read.
+        path: A missing file has no rows.
+        problems: Receives a sentence if a line cannot be read.
 
     Returns:
         A row per optimizer step with at least `step` (from 1), `epoch` (from 0) and `loss` (None for NaN).
@@ -236,7 +235,7 @@ def is_number(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int:
-    """Return a count as an int; TypeError if it is none."""
+    """Return a count as an int; TypeError if it is not one."""
     if not is_number(value) or not 0 <= value <= MAX_COUNT:
         raise TypeError(value)
     return int(value)
@@ -275,7 +274,7 @@ def _page_image(row: dict[str, Any], folder: Path, run_dir: Path) -> PageImage:
 
 
 def _contained(path: Path, run_dir: Path) -> Path | None:
-    """Return the file, resolved; None if it lies outside the run."""
+    """Return the file, resolved; None if outside the run."""
     try:
         return inside(path, run_dir).resolve()
     except (UserError, OSError):

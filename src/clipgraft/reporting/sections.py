@@ -24,7 +24,7 @@ DIRECTIONS = {"text_to_image": "Image found by its caption", "image_to_text": "C
 TOKEN_CLASSES = {"bos": "Start (BOS)", "words": "Words", "eos": "End (EOS)", "padding": "Padding"}
 MAPS = {"linear": "linear", "residual": "+ MLP"}
 MAX_VALIDATION_ROWS = 12
-"""Of more rows, evenly spaced ones are shown, including the first and the last."""
+"""Above this, evenly spaced rows are shown, including the first and the last."""
 VALIDATION_COLUMNS = {
     "text_to_image_recall@1": ("image R@1", percent),
     "image_to_text_recall@1": ("text R@1", percent),
@@ -55,7 +55,7 @@ def describe_run(run: RunData) -> str:
 
 
 def progress(run: RunData) -> str:
-    """Return the progress of a run at work in one sentence."""
+    """Return the progress of an active run in one sentence."""
     epochs = setting(run, "finetune.num_epochs")
     if run.finetune or run.bridge or not run.log:
         begun = [stage for stage in STAGES if stage in run.begun]
@@ -89,7 +89,7 @@ def highlights(run: RunData) -> list[Highlight]:
 
 
 def recall_table(run: RunData) -> Table | None:
-    """Return recall before and after fine-tuning with differences; None if not measured."""
+    """Return recall before and after fine-tuning, with differences."""
     before, after = sub_dict(run.finetune, "before"), sub_dict(run.finetune, "after")
     if not before and not after:
         return None

@@ -1,4 +1,4 @@
-"""CLIPScore: cosine of an image and its prompt in a CLIP."""
+"""CLIPScore, the cosine of an image's and its prompt's CLIP embeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ SCALE = 2.5
 
 
 def clip_score_raw(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-    """Return the cosine of each image and its prompt.
+    """Return the cosine of each image's and its prompt's embeds.
 
     Text-to-image papers report its mean, mostly with ViT-L/14 or ViT-g/14. Scores of different scorers are
     not comparable. Images are preprocessed by the scorer's own processor; prompts get no prefix.
@@ -39,7 +39,7 @@ def independence_note(
 
     Args:
         scorer_sum: Checksum of the scorer's text tower.
-        tower_sums: Variant -> the same of its text tower.
+        tower_sums: Variant -> checksum of its text tower.
         tuned_from_it: Variants whose CLIP was fine-tuned from the scorer.
     """
     own = [variant for variant, value in tower_sums.items() if value == scorer_sum]

@@ -10,7 +10,7 @@ from torch import Tensor
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 LEAST_FOR_CMMD, LEAST_FOR_KID = 100, 50
-"""Images per set. Guesses: below, intervals are wider than any difference of interest."""
+"""Images per set (guesses): with fewer, intervals are wider than any difference of interest."""
 LEAST_FORCED = 2
 """Images per set: KID needs a pair, FID a covariance."""
 ROWS_PER_CHUNK = 1024
@@ -38,7 +38,8 @@ def cmmd(generated: Tensor, real: Tensor) -> float:
 def kid(generated: Tensor, real: Tensor) -> float:
     """Unbiased squared MMD of image features; may be negative.
 
-    Computed over all images at once; the published code averages 100 subsets of 1,000.
+    The kernel is `(x . y / D + 1)^3`. Computed over all images at once; the published code averages 100
+    subsets of 1,000.
 
     Args:
         generated: (N, D).
@@ -54,8 +55,8 @@ def kid(generated: Tensor, real: Tensor) -> float:
 def fid(generated: Tensor, real: Tensor) -> float:
     """Frechet distance between Gaussians fitted to image features.
 
-    `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. Biased upwards, the more so the fewer pictures: 259
-    gave 134 where 30,000 give 12.6 (CompVis/latent-diffusion issue 90).
+    `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`, covariances over N - 1. Biased upwards, the more so
+    the fewer images: 134 for 259 images, 12.6 for 30,000 (CompVis/latent-diffusion issue 90).
 
     Args:
         generated: (N, D).

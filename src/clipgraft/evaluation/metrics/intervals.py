@@ -12,7 +12,7 @@ import numpy as np
 NUM_RESAMPLES = 2000
 RESAMPLING_SEED = 0
 DRAWS_PER_CHUNK = 2**22
-"""Random numbers at once: 32 MiB of int64, for any number of values and resamples."""
+"""Random numbers per chunk: 32 MiB of int64."""
 NUM_GROUPS = 20
 """Of the grouped jackknife; a guess between cost and noise."""
 NORMAL = NormalDist()
@@ -37,8 +37,8 @@ def bootstrap_interval(
         num_resamples: With a fixed seed: equal values give equal intervals.
 
     Returns:
-        Lower and upper bound; None for fewer than two values, non-finite values, or all values equal
-        (resampling them shows no spread, which does not mean that there is none).
+        Lower and upper bound; None for fewer than two values, non-finite values, or all values equal (a
+        resample then has no spread, though the population may).
     """
     values = np.asarray(values, dtype=np.float64)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -66,12 +66,11 @@ def jackknife_interval(statistic: Callable[[np.ndarray], float], num_prompts: in
     take for similarity.
 
     Args:
-        statistic: Rows of prompts -> the figure over them.
-        num_prompts: Their number.
+        statistic: Indices of prompts -> the figure over them.
 
     Returns:
-        The figure over all prompts, plus and minus its standard error times Student's t; None for
-        fewer than two prompts per group, a non-finite figure, or if no group changes it.
+        The figure over all prompts, plus and minus its standard error times Student's t; None for fewer than
+        two prompts per group, a non-finite figure, or one that no group changes.
     """
     if num_prompts < 2 * NUM_GROUPS:
         return None

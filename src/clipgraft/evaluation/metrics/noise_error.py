@@ -27,7 +27,7 @@ def noise_pred_errors(
     """Compare a U-Net's noise predictions with two text encoders at several timesteps.
 
     Args:
-        unet: On the same device as both encoders, which are in eval mode.
+        unet: On the same device as both encoders (in eval mode).
         teacher: The base's own text encoder.
         alphas_cumprod: (T,), of the scheduler.
         latents: (N, 4, h, w), scaled.

@@ -14,7 +14,7 @@ from clipgraft.models.loading import read_weights, refuse_misfits
 from clipgraft.models.weights import write_tensors
 
 CHANNELS = (24, 48, 96, 128)
-"""Of each stage, from 128 to 8 pixels."""
+"""Channels of each stage, from 128 to 8 pixels."""
 GROUPS = 8
 READ_BATCH_SIZE = 64
 
@@ -73,8 +73,8 @@ def fidelity_scores(
 
     Args:
         read: (N, 5) int64 from `read_attributes`; -1 where an image is missing.
-        scenes: Scenes that the N prompts describe; a scene without a subject names place and time only.
-        named: Attributes to count for each prompt; None = all that its scene has.
+        scenes: Scenes described by the N prompts; one without a subject names place and time only.
+        named: Attributes to count for each prompt; None = all of its scene.
 
     Returns:
         Metric -> (N,) float64: `prompt_fidelity`, the share of named attributes found; `..._all_at_once`, 1

@@ -12,7 +12,7 @@ from clipgraft.errors import UserError
 
 RECALL_AT = (1, 5, 10)
 SCORES_PER_CHUNK = 2**22
-"""Scores at once: 16 MiB of float32, and as much to compare them."""
+"""Scores per chunk: 16 MiB of float32, and as much again to compare them."""
 
 
 def retrieval_metrics(
@@ -75,8 +75,8 @@ def average_precision(ranks: Tensor) -> Tensor:
 def paired_recall(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, float]:
     """Recall@1 of caption-image pairs, as open_clip's training loop measures it, for comparison.
 
-    It repeats an image for each caption and accepts the caption of the same row only: with five captions per
-    image and perfect embeddings recall@1 is 0.2 in both directions.
+    It repeats an image for each caption and accepts only the caption of the same row: with five captions per
+    image, perfect embeddings reach a recall@1 of 0.2 in both directions.
 
     Args:
         text_embeds: Shape (M, P), unit norm.
@@ -119,7 +119,7 @@ def image_to_text_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
     Args:
         text_embeds: Shape (M, P), float32.
         image_embeds: Shape (N, P), float32.
-        image_index: Shape (M,), integer; every image is in it.
+        image_index: Shape (M,), integer, covering every image.
 
     Returns:
         Number of captions ranked before the first correct one, shape (N,), int64; 0 = best.

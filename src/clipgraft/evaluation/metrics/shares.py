@@ -1,8 +1,8 @@
 """95 % intervals of shares, and of paired differences of shares.
 
-The bootstrap of 20 hits in 20 is a point; these come from the binomial model and keep a width there. Scores
-of one prompt (its images, named attributes or captions) are not independent: the interval is over prompts,
-each with its mean, and their number is replaced by the number of independent 0/1 scores with the same
+A bootstrap of 20 hits in 20 is a point; these intervals come from the binomial model and keep a width there.
+Scores of one prompt (its images, named attributes or captions) are not independent: the interval is over
+prompt means, and the number of prompts is replaced by the number of independent 0/1 scores with the same
 variance (Korn and Graubard 1998).
 """
 
@@ -98,7 +98,7 @@ def _normalised(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 
 def _effective_size(variance: float, residuals: np.ndarray, weights: np.ndarray) -> float:
-    """Number of independent 0/1 scores whose mean varies as much.
+    """Number of independent 0/1 scores with an equally variable mean.
 
     Unequal weights are worth fewer prompts (Kish). If all values are equal, each prompt counts as one score.
     """
