@@ -136,7 +136,7 @@ def test_folder_without_a_run_is_refused(tmp_path, capsys):
 def test_run_without_a_graft_says_how_to_finish_it(run_dir, tmp_path, capsys):
     shutil.copy(run_dir / "recipe.toml", tmp_path / "recipe.toml")
     message = refused(capsys, "evaluate", tmp_path)
-    assert "has no weights to draw with (no bridge/graft)" in message
+    assert "has no weights to generate with (no bridge/graft)" in message
     assert "--resume" in message
 
 

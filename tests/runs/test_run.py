@@ -83,7 +83,7 @@ def test_single_stage_is_its_own_stage(stage):
 
 
 def test_run_without_a_graft_says_how_to_finish_it(tmp_path):
-    with pytest.raises(CheckpointError, match="has no weights to draw with"):
+    with pytest.raises(CheckpointError, match="has no weights to generate with"):
         Run(tmp_path).variants()
 
 

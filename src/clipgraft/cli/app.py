@@ -1,4 +1,7 @@
-"""The command line and its exit codes."""
+"""The command line and its exit codes.
+
+Commands import heavy modules themselves, so that `--help` answers at once.
+"""
 
 import logging
 import os
@@ -22,7 +25,7 @@ from clipgraft.console import forgiving_output, print_line, print_table
 from clipgraft.errors import UserError, is_user_error, one_line, printable
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit codes by the shell's convention; typer too uses the first for Ctrl-C."""
+"""Exit codes by the shell's convention; typer also uses the first."""
 STOPPED = {INTERRUPTED: "stopped by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
 
 
@@ -160,16 +163,16 @@ def _options(
 def run_to_an_end(app: Callable[[], Any]) -> None:
     """Run an app that ends by `SystemExit`; print errors in one line.
 
-    Exit code 0, 2 for the user's errors, 130 or 143 for a signal, 1 and a traceback for our bugs.
+    Exit codes: 0; 2 for user errors; 130 or 143 for signals; 1, with a traceback, for bugs.
     """
     with forgiving_output(), _ended_by_signals():
         handler = logging.StreamHandler()
         handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
         logging.basicConfig(handlers=[handler], level=logging.WARNING)
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # warns of a cache of its own that it lacks
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # warns if it has no cache
         try:
             app()
-        except SystemExit as end:  # of every command that finished, one with failed images too
+        except SystemExit as end:  # of every finished command, even with failed images
             _end_process_group()
             if end.code in STOPPED:
                 _end(STOPPED[end.code], end.code)
@@ -206,7 +209,7 @@ def _cache_advice(error: OSError) -> str:
 
 
 class _PlainFormatter(logging.Formatter):
-    """Escapes control characters: a warning may hold a stranger's file name."""
+    """Escapes control characters of untrusted file names in warnings."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -229,14 +232,14 @@ def _ended_by_signals() -> Iterator[None]:
 def _stop(signal_number: int, _frame: FrameType | None) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and getattr(torch.__spec__, "_initializing", False):
-        # Half imported, its C++ would abort the process at an exception; no folder is held yet.
+        # An exception while torch is imported would abort the process; no folder is locked yet.
         os.write(2, f"{STOPPED[128 + signal_number]}\n".encode())
         os._exit(128 + signal_number)
     raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(TERMINATED)
 
 
 def _end_process_group() -> None:
-    # Left open, it may abort the process on its way out, all work done.
+    # An open group may abort the process at exit.
     if "WORLD_SIZE" in os.environ:
         from torch import distributed
 
@@ -251,6 +254,6 @@ def _end(message: str, exit_code: int) -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    # Before it is imported, else transformers advises on torchvision, which nothing here needs.
+    # Before its import, else transformers advises on torchvision, which is not needed.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     run_to_an_end(app)

@@ -75,7 +75,7 @@ def _engine(device: torch.device) -> Finding:
 
 
 def _cache() -> Finding:
-    """Whether the folder of crops, latents and compiled networks can be written."""
+    """Check that the cache (crops, latents, compiled networks) can be written."""
     fix = "set XDG_CACHE_HOME to a folder that can be written"
     try:
         place = cache_dir()
@@ -83,7 +83,7 @@ def _cache() -> Finding:
         return Finding("cache", "none", str(error))
     nearest = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
-        tempfile.TemporaryFile(dir=nearest).close()  # permissions alone do not tell of a read-only disk
+        tempfile.TemporaryFile(dir=nearest).close()  # permissions alone would miss a read-only disk
     except OSError as error:
         return Finding("cache", str(place), f"{error.strerror}; {fix}")
     return Finding("cache", str(place), "")

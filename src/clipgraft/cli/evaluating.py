@@ -62,7 +62,7 @@ def report(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh the page until the run ends.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for a comparison of several runs.")] = Path(),
 ) -> None:
-    """Write a run's page, report.json, figures and model card; compare several runs on one page."""
+    """Write a run's page, report.json, figures and model card, or a comparison."""
     from clipgraft.reporting import report as stage
 
     if len(runs) > 1:

@@ -1,4 +1,4 @@
-"""The commands that generate images: generate, grid, compare."""
+"""The commands generate, grid and compare."""
 
 import inspect
 import sys
@@ -28,7 +28,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
 }
-"""Type, flag and help for each field of `SamplingParams`; what is left out takes the default there."""
+"""Type, flag and help for each field of `SamplingParams`, which has the defaults."""
 EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
     "base": (str, "--base", "Base, if not the one that the graft names.", ""),
     "batch_size": (int, "--batch-size", "Images at once; halved if memory does not suffice.", 4),
@@ -38,7 +38,7 @@ EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
     "dry_run": (bool, "--dry-run", "Print the number of images and steps, generate nothing.", False),
     "as_json": (bool, "--json", "Print one JSON object for machines.", False),
 }
-"""Type, flag, help and default of how to run."""
+"""Type, flag, help and default of execution options."""
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 GraftOption = Annotated[
@@ -48,13 +48,13 @@ Command = Callable[..., None]
 
 
 def sampling_options(*, without: str = "") -> Callable[[Command], Command]:
-    """Give a command the options of sampling and execution, as objects.
+    """Add sampling and execution options to a command.
 
-    The command takes `params: SamplingParams` and `options: GenerateOptions`; in their place the command
-    line has an option for each field.
+    The command takes `params: SamplingParams` and `options: GenerateOptions`; the command line has an option
+    for each field.
 
     Args:
-        without: Field of `SamplingParams` that the command has no option for.
+        without: Field of `SamplingParams` to leave out.
     """
     sampling = {name: option for name, option in SAMPLING.items() if name != without}
 
@@ -91,7 +91,7 @@ BESIDE_FROM_IMAGE = {
     *("out", "prompts", "from_image", "graft", "base", "init_image", "engine", "lora", "device", "offload"),
     *("no_metadata", "dry_run", "as_json"),
 }
-"""Parameters of `generate` that have an effect beside --from-image."""
+"""Parameters of `generate` with an effect beside --from-image."""
 
 
 @sampling_options()
@@ -242,7 +242,7 @@ def _options(
 
 
 def _refuse_without_effect(ctx: typer.Context) -> None:
-    """Refuse options of `generate` that another one leaves without effect."""
+    """Refuse options of `generate` made ineffective by another one."""
     given = {
         str(parameter.name): parameter.opts[0]
         for parameter in ctx.command.params
@@ -305,7 +305,7 @@ def _run(work: Callable[[], list["ImageRow"]], out: Path, options: "GenerateOpti
 
 
 def _print_json(rows: list["ImageRow"], out: Path) -> None:
-    """Print one object, from the first of several processes alone."""
+    """Print one object, only in the first of several processes."""
     from collections import Counter
 
     from clipgraft.console import is_first_process

@@ -1,4 +1,4 @@
-"""The commands that train: finetune, interpolate, bridge, refine, pretrain, and whole runs."""
+"""The training commands: finetune, interpolate, bridge, refine, pretrain, and whole runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,7 +1,7 @@
 """Attention in float32 where a CPU computes in bfloat16.
 
-torch's fused CPU kernel has no fast path for bfloat16: over CLIP's 50 patches or 77 tokens it takes, forward
-and backward, up to three times as long as in float32, and rounds more (benchmarks/bench_training.py).
+torch's fused CPU kernel has no fast path for bfloat16: over CLIP's 50 patches or 77 tokens, forward and
+backward take up to three times as long as in float32 and round more (benchmarks/bench_training.py).
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "clipgraft_sdpa"
-"""Its name in transformers' list, for `attn_implementation`."""
+"""Its `attn_implementation` in transformers."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         query: (B, heads, L, width).
         key: (B, heads, S, width).
         value: (B, heads, S, width).
-        mask: True where a key is seen; broadcasts to (B, heads, L, S).
+        mask: Bool, true for visible keys; broadcasts to (B, heads, L, S).
     """
     with torch.autocast(query.device.type, enabled=False):
         attended = F.scaled_dot_product_attention(
@@ -41,7 +41,7 @@ def _forward(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: heads first in, positions first out."""
+    """Attention in transformers' interface: heads first in, positions first out."""
     with torch.autocast(query.device.type, enabled=False):
         attended, _ = sdpa_attention_forward(
             module, _widened(query), _widened(key), _widened(value), attention_mask, **kwargs

@@ -336,7 +336,7 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
 
 
 def _load_safety_checker(folder: Path) -> dict[str, Any]:
-    """Load the safety checker, in float32 for its fine thresholds, and its image processor."""
+    """Load the safety checker (in float32: its thresholds are fine) and its image processor."""
     index = folder / "model_index.json"
     named = read_config(index, ModelIndex).get("safety_checker") if index.is_file() else None
     if not named or not named[0]:

@@ -1,6 +1,6 @@
 """The bridge from CLIP's hidden states to a base's prompt embeds.
 
-Both towers share tokenizer, length and causal mask, so position i of one answers position i of the other.
+Positions correspond, as both towers share tokenizer, length and causal mask.
 B batch, L tokens, D_in CLIP's width, D_out the base's.
 """
 
@@ -16,30 +16,30 @@ from clipgraft.models.attention import attend
 BOS, WORD, EOS, PADDING = range(4)
 CLASS_NAMES = ("bos", "words", "eos", "padding")
 NUM_CLASS_MAPS = 3
-"""Words, EOS, padding; BOS is a constant and needs none."""
+"""Words, EOS, padding; BOS is constant."""
 
 PADDING_WEIGHT = 8
-"""Words that all padding of a caption weighs as much as (a guess). Some 60 of 77 positions are padding: each
-at full weight would drown the words, and at next to none images lose what the padding says: on flatland,
-with the teacher's words and the empty prompt's padding, place and time of day were right in four of five."""
+"""Weight of all padding of a caption, in words (a guess). At full weight some 60 of 77 positions would drown
+the words; without padding, information is lost: on flatland, with the teacher's words and the empty prompt's
+padding, place and time of day were right in four of five images."""
 HEAD_SIZE = 32
-"""Of the attention blocks; half of CLIP's, as more heads mix words in more ways (a guess)."""
+"""Of the attention blocks; half of CLIP's, for more heads (a guess)."""
 
 
 class Bridge(nn.Module):
-    """A linear map per token class plus an MLP.
+    """A linear map per token class plus an MLP: `y = W_c x + b_c + MLP(LayerNorm(z))`.
 
-    c is the token's class; b may differ from position to position, as embeds of padding depend on their
-    place above all. z is x, or the output of causal attention blocks, in which no position sees padding but
-    itself: so any part of the padding may be left out and the rest stays the same.
+    c is the token class; W and b are fitted in closed form, and the MLP's last layer starts at zero. b may
+    depend on the position, which determines most of an embed of padding. z is x, or the output of causal
+    attention blocks, in which padding is seen only by itself, so that any part of it may be left out.
 
     Args:
         input_size: D_in.
         output_size: D_out.
         hidden_size: Width of the MLP; 0 = the linear map alone.
-        num_maps: 1 = one linear map for all positions, `NUM_CLASS_MAPS` = one for each token class.
-        num_positions: Positions with a b and a position embedding of their own; 1 = all share one.
-        num_attention_blocks: Before the MLP; a position sees those before it, as in both towers.
+        num_maps: 1, or `NUM_CLASS_MAPS` for one linear map per token class.
+        num_positions: Positions with their own b and position embedding; 1 = all share one.
+        num_attention_blocks: Causal attention blocks before the MLP.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Bridge(nn.Module):
         self.bias.copy_(biases)
 
     def set_identity(self) -> None:
-        """Pass hidden states through unchanged, for the base's own text tower.
+        """Become the identity, for the base's own text tower.
 
         Raises:
             UserError: If the widths differ.
@@ -117,17 +117,17 @@ class Bridge(nn.Module):
         self.set_linear(torch.eye(size).expand(num_maps, -1, -1), torch.zeros_like(self.bias))
 
     def _linear(self, hidden_states: Tensor, classes: Tensor, positions: Tensor) -> Tensor:
-        """Apply to each position the map of its class; computing all and choosing costs less than sorting."""
         num_maps, _, size = self.bias.shape
         index = map_index(classes) if num_maps > 1 else torch.zeros_like(classes)
+        # Computing all maps and choosing costs less than sorting positions by class.
         by_map = self.linear(hidden_states).unflatten(-1, (num_maps, size))  # (B, L, num_maps, D_out)
         mapped = by_map.gather(2, index[..., None, None].expand(-1, -1, 1, size)).squeeze(2)
-        # Not by indexing: its gradient is summed in another order each time, and no run could be made again.
+        # Not by indexing, whose gradient is summed in a random order: runs would not be reproducible.
         row = index * self.config["num_positions"] + self._place(positions)
         return mapped + F.embedding(row, self.bias.flatten(0, 1))
 
     def _place(self, positions: Tensor) -> Tensor:
-        """Return the number of each position's own bias and embedding."""
+        """Return the index of each position's bias and embedding."""
         return positions if self.config["num_positions"] > 1 else torch.zeros_like(positions)
 
 
@@ -137,15 +137,7 @@ def map_index(classes: Tensor) -> Tensor:
 
 
 def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
-    """Classify positions: BOS, WORD, EOS (the first one) or PADDING.
-
-    Args:
-        input_ids: (B, L) int64, each row starting with BOS.
-        eos_token_id: Ends and pads every row.
-
-    Returns:
-        (B, L) int64.
-    """
+    """Classify the positions (B, L) int64 of ids: BOS, WORD, EOS (the first), PADDING."""
     is_eos = input_ids == eos_token_id
     num_eos = is_eos.cumsum(1)
     classes = torch.full_like(input_ids, WORD)
@@ -156,13 +148,9 @@ def token_classes(input_ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def position_weights(classes: Tensor) -> Tensor:
-    """Weight positions: 0 for BOS, 1 for words and EOS, less for padding.
+    """Return weights (B, L) float32: BOS 0, words and EOS 1, padding less.
 
-    Args:
-        classes: (B, L) from `token_classes`.
-
-    Returns:
-        (B, L) float32; all padding of a caption together has `PADDING_WEIGHT`, and none more than a word.
+    All padding of a caption together weighs `PADDING_WEIGHT`, each position at most 1.
     """
     is_padding = classes == PADDING
     each = (PADDING_WEIGHT / is_padding.sum(1, keepdim=True)).clamp(max=1.0)
@@ -170,14 +158,9 @@ def position_weights(classes: Tensor) -> Tensor:
 
 
 def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
-    """Mask attention: each position sees itself and all earlier non-padding.
+    """Return the attention mask (B, 1, L, L), queries by keys, of classes and positions (B, L).
 
-    Args:
-        classes: (B, L) from `token_classes`.
-        positions: (B, L) int64.
-
-    Returns:
-        bool (B, 1, L, L): of each query (row) the keys that it sees.
+    Each position sees itself and all earlier non-padding.
     """
     is_before = positions[:, None, :] < positions[:, :, None]
     itself = torch.eye(classes.shape[1], dtype=torch.bool, device=classes.device)
@@ -195,7 +178,7 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
 
     def forward(self, hidden_states: Tensor, visible: Tensor) -> Tensor:
-        """Attend among hidden states (B, L, D) where `visible` (B, 1, L, L) is true."""
+        """Transform hidden states (B, L, D) with the attention mask `visible` (B, 1, L, L)."""
         heads = self.query_key_value(self.attention_norm(hidden_states)).unflatten(
             -1, (3, self.num_heads, -1)
         )

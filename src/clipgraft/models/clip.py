@@ -1,7 +1,7 @@
 """CLIP through transformers: load, save, encode.
 
-B batch, L tokens, D hidden width, P joint width. Text is never masked: attention is causal and padding comes
-after EOS, so no position up to EOS sees it, and Stable Diffusion was trained on unmasked padding.
+B batch, L tokens, D hidden width, P joint width. Text needs no mask: attention is causal, so padding stays
+invisible up to EOS, and Stable Diffusion was trained on unmasked padding.
 """
 
 from pathlib import Path
@@ -30,11 +30,11 @@ from clipgraft.models.weights import MANIFEST_NAME, Needed, Weights, verify_mode
 from clipgraft.settings import ModelSettings
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
-"""Files that a CLIP is loaded from."""
+"""Files of a CLIP."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""Configurations of an image processor; transformers 5 may write the first, together with the tokenizer's."""
+"""Configurations of an image processor; transformers 5 may write the first, a joint one."""
 LEGACY_EOS_TOKEN_ID = 2
-"""What the released configs say (transformers pull request 24773); no CLIP vocabulary has its EOS there."""
+"""Wrong id in the released configs (transformers pull request 24773); no CLIP vocabulary has EOS there."""
 
 
 class ClipParts(NamedTuple):
@@ -44,9 +44,9 @@ class ClipParts(NamedTuple):
     tokenizer: CLIPTokenizer
     image_processor: CLIPImageProcessorPil
     origin: ModelSettings | None = None
-    """Name and commit it was loaded by; None where it was made in memory."""
+    """Name and commit; None if made in memory."""
     lineage: tuple[Stage, ...] = ()
-    """Stages that fine-tuned it, the first one first."""
+    """Its fine-tuning stages, in order."""
 
 
 def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipParts:
@@ -57,11 +57,11 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
         revision: Commit of a hub id.
 
     Returns:
-        Model, tokenizer and image processor; the model's config has the tokenizer's BOS, EOS and pad ids.
+        The CLIP; the model's config has the tokenizer's BOS, EOS and pad ids.
 
     Raises:
         MissingFileError: If there is no such folder.
-        CheckpointError: If the folder does not hold a whole CLIPModel in safetensors.
+        CheckpointError: If the folder does not hold a complete CLIPModel in safetensors.
     """
     folder = resolve_model(name_or_path, part="clip", revision=revision, needed=NEEDED)
     if not folder.is_dir():
@@ -70,7 +70,7 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
     if (folder / MANIFEST_NAME).is_file():
         verify_model(folder)
     _refuse_other_models(folder)
-    # Master weights are float32 always: AdamW on half-precision weights ends in NaN (openai/CLIP issue 40).
+    # Master weights are always float32: AdamW on half-precision weights ends in NaN (openai/CLIP issue 40).
     model = load_strictly(CLIPModel, folder, ClipConfig, dtype=torch.float32, attn_implementation=ATTENTION)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(model.text_model, tokenizer, folder)
@@ -85,7 +85,7 @@ def load_image_processor(folder: Path) -> CLIPImageProcessorPil:
     """Load the image processor of a CLIP.
 
     Raises:
-        CheckpointError: If the folder describes none, or a damaged one; names the file.
+        CheckpointError: If its configuration is missing or damaged; names the file.
     """
     joint, path = (folder / name for name in PROCESSOR_FILES)
     config = read_config(joint, JointProcessorConfig).get("image_processor") if joint.is_file() else None
@@ -96,7 +96,7 @@ def load_image_processor(folder: Path) -> CLIPImageProcessorPil:
 
 
 def save_clip(clip: ClipParts, folder: Path) -> None:
-    """Write a CLIP in transformers layout, whole or not at all."""
+    """Write a CLIP in transformers layout, atomically."""
     with write_folder_atomically(folder) as temporary:
         clip.model.save_pretrained(temporary)
         clip.tokenizer.save_pretrained(temporary)
@@ -104,47 +104,31 @@ def save_clip(clip: ClipParts, folder: Path) -> None:
 
 
 def encode_images(model: CLIPModel, clip_pixel_values: Tensor) -> Tensor:
-    """Encode images in the joint space.
-
-    Args:
-        model: The CLIP.
-        clip_pixel_values: (B, 3, S, S), normalised by CLIP's mean and deviation.
-
-    Returns:
-        Unit-norm float32 (B, P).
-    """
+    """Encode images (B, 3, S, S), normalised for CLIP, as unit-norm float32 (B, P)."""
     return F.normalize(model.get_image_features(pixel_values=clip_pixel_values).pooler_output.float(), dim=-1)
 
 
 def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
-    """Encode captions in the joint space, from the first EOS.
-
-    Args:
-        model: The CLIP.
-        input_ids: (B, L) int64: BOS, words, EOS, padding with EOS; L at least the longest.
-
-    Returns:
-        Unit-norm float32 (B, P).
-    """
+    """Encode captions, ids (B, L), at the first EOS as unit-norm float32 (B, P)."""
     return pooled_and_token_states(model, input_ids)[0]
 
 
 def pooled_and_token_states(model: CLIPModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode captions once, in the joint space and token by token.
+    """Encode captions both in the joint space and token by token.
 
     Args:
         model: The CLIP.
         input_ids: (B, L) int64: BOS, words, EOS, padding with EOS.
 
     Returns:
-        Unit-norm float32 (B, P), and hidden states after the final layer norm (B, L, D).
+        Unit-norm float32 (B, P), and final-norm hidden states (B, L, D).
     """
     features = model.get_text_features(input_ids=input_ids)
     return F.normalize(features.pooler_output.float(), dim=-1), features.last_hidden_state
 
 
 def text_hidden_states(text_model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Return final-norm hidden states (B, L, D) of ids (B, L), in the tower's dtype."""
+    """Return final-norm hidden states (B, L, D) of ids (B, L)."""
     return text_model(input_ids=input_ids).last_hidden_state
 
 
@@ -198,7 +182,8 @@ def check_vocabulary(text_model: CLIPTextModel, tokenizer: CLIPTokenizer, path: 
 
 
 def _take_special_token_ids(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Replace the wrong special token ids of released configs."""
+    """Replace the special token ids 0, 2 and 1 of released configs."""
+    # With an EOS of 2 transformers pools at the highest id instead.
     config = model.config.text_config
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = model.text_model.eos_token_id = tokenizer.eos_token_id

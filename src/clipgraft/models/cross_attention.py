@@ -1,9 +1,9 @@
 """Cross-attention's key and value maps: a base's identity and error metric.
 
-Text enters a U-Net through these alone: 19 M of Stable Diffusion v1.5's 860 M weights. A graft knows its
-base by 64 signed sums over them, compared within a tolerance: a checksum changes with dtype and file. Half
-precision moves the sums of a U-Net of Stable Diffusion's shape by 0.0002 of their length, bfloat16 by 0.002,
-other random weights by more than all of it. W is the embeds' width.
+Text enters a U-Net only here: 19 M of Stable Diffusion v1.5's 860 M weights. A graft identifies its base by
+64 signed sums over them, compared within a tolerance, as a checksum changes with dtype and file. For a U-Net
+of Stable Diffusion's shape float16 moves the sums by 0.0002 of their norm, bfloat16 by 0.002, other random
+weights by more than 1. W is the embeds' width.
 """
 
 import re
@@ -22,7 +22,7 @@ Signs = Callable[[int, int], np.ndarray]
 
 NUM_SUMS = 64
 LARGEST_DIFFERENCE = 0.01
-"""Distance relative to their length up to which two sums are one base's (guess, between the above)."""
+"""Largest relative distance between sums of the same base (a guess, between the above)."""
 LEVELS = (r"(down|input)_blocks\.", r"(mid|middle)_block\.", r"(up|output)_blocks\.")
 CROSS_ATTENTION = ("attn2.to_k.weight", "attn2.to_v.weight")
 
@@ -38,18 +38,18 @@ def read_cross_attention(path: Path) -> dict[str, Tensor]:
 
 
 def kv_metric_sqrt(maps: Iterable[Tensor], moment: Tensor) -> Tensor:
-    """Return R such that `|R e|^2` is the key and value error of an embed error e.
+    """Return R with the key and value error `|R e|^2` of an embed error e.
 
-    Each map counts by its error relative to its own power over the teacher's embeds, so that a layer of
-    large weights does not drown the others. Their mean is one quadratic form, thus one map W x W instead of
-    all (for Stable Diffusion v1.5: 32 times less to compute).
+    Each map's error counts relative to its power over the teacher's embeds, so that no layer with large
+    weights dominates. Their mean is a quadratic form: one map W x W replaces all (for Stable Diffusion v1.5,
+    1/32 of the computation).
 
     Args:
         maps: Key and value maps, (width of the layer, W) each.
-        moment: Mean of `t t^T` over the teacher's embeds t, (W, W); its scale does not matter.
+        moment: Mean of `t t^T` over the teacher's embeds t, (W, W), up to a factor.
 
     Returns:
-        float32 (W, W), with mean `|R t|^2` over the teacher's embeds proportional to 1.
+        float32 (W, W).
     """
     moment = moment.double()
     maps = list(maps)
@@ -67,7 +67,7 @@ def identity_sums(weights: Mapping[str, Tensor]) -> dict[str, str | None]:
 
 
 def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Tensor]) -> float | None:
-    """Return the relative distance of weights from recorded sums; None without sums."""
+    """Return the relative distance of weights from recorded sums, if any."""
     for name, signs in RULES.items():
         if expected := recorded.get(name):
             return sums_differ(expected, cross_attention_sums(weights, signs))
@@ -75,7 +75,10 @@ def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Te
 
 
 def mixed_signs(seed: int, size: int) -> np.ndarray:
-    """Return the bits of SplitMix64 (Steele et al. 2014) as signs (`size`,)."""
+    """Return the bits of SplitMix64 (Steele et al. 2014) as signs (`size`,).
+
+    `size` is a multiple of 64.
+    """
     state = np.uint64(seed << 40) + np.arange(1, size // 64 + 1, dtype=np.uint64)
     state *= np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -92,15 +95,14 @@ def knuth_signs(_seed: int, size: int) -> np.ndarray:
 
 SUMS = "cross_attention_2"
 RULES: dict[str, Signs] = {SUMS: mixed_signs, "cross_attention": knuth_signs}
-"""Name in a graft's record -> signs of its sums, newest first."""
+"""Name in a graft's record -> signs of the sums, newest first."""
 
 
 def cross_attention_sums(weights: Mapping[str, Tensor], signs: Signs = mixed_signs) -> str:
     """Sketch the key and value maps as 64 signed sums (float32, hexadecimal).
 
-    The squared distance of two such sums is, on average, that of the weights themselves (a count sketch). A
-    weight's sign depends on its place in its tensor, and on which tensor of the U-Net that is. Names may be
-    those of diffusers or LDM; weights of other layers are ignored.
+    A count sketch: the expected squared distance of two is that of the weights. A weight's sign depends on
+    its tensor and its place there. Names are diffusers' or LDM's; other layers are ignored.
 
     Raises:
         CheckpointError: If there is no cross-attention.
@@ -117,7 +119,7 @@ def cross_attention_sums(weights: Mapping[str, Tensor], signs: Signs = mixed_sig
 
 
 def _place(name: str) -> tuple[int, list[int], str]:
-    """Sort key of a tensor, the same under diffusers' and LDM's names."""
+    """Sort key of a tensor, equivalent for diffusers' and LDM's names."""
     level = next((level for level, found in enumerate(LEVELS) if re.search(found, name)), 0)
     return level, [int(number) for number in re.findall(r"\.(\d+)(?=\.)", name)], name[-len("k.weight") :]
 

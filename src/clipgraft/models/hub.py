@@ -107,7 +107,7 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
 
 
 def find_model(name: str, revision: str | None, needed: Needed) -> Path | Download:
-    """Find a model in the hub's cache, else list its downloads; see `resolve_model`."""
+    """Find a model in the hub's cache, else list its downloads."""
     if not HUB_ID.fullmatch(name):
         raise MissingFileError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
     pin = PINS.get(name)

@@ -1,7 +1,7 @@
 """Strict loading of a model's own safetensors, chosen by name.
 
-A library's `from_pretrained` looks for files itself: shards anywhere that an index names, pickles among them,
-and adapters that it injects silently. So files are chosen and read here, and a library is handed tensors.
+The libraries' `from_pretrained` would follow an index anywhere, read pickles, and silently inject adapters.
+So files are chosen and read here, and the libraries get tensors.
 """
 
 import os
@@ -21,16 +21,16 @@ from clipgraft.models.configs import Checked, loading, read_config
 from clipgraft.models.weights import FULL, HALF, find_weights
 
 SHOWN_KEYS = 5
-"""Weights that an error names; a wrong checkpoint lacks hundreds."""
+"""Weights named in an error; a wrong checkpoint lacks hundreds."""
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
-"""Names of weights, without their endings."""
+"""Names of weights, without endings."""
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
-"""What transformers injects into a model where peft is installed."""
+"""Files that transformers injects into a model if peft is installed."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 OLDER_TOWER = re.compile(r"(vision_model|text_model)\.(?=\1\.)|^text_model\.(?=embeddings|encoder|final)")
-"""Level of a tower's weights that transformers before version 5 had, and later ones have no more."""
+"""Level in the names of a tower's weights, dropped in transformers 5."""
 
 
 def load_strictly(
@@ -40,10 +40,10 @@ def load_strictly(
 
     Args:
         model_class: Class of the model.
-        folder: With `config.json` and `*.safetensors`, whole or in shards, full precision or `fp16`; of both
-            the one nearer to `dtype` is read.
+        folder: With `config.json` and `*.safetensors`, whole or sharded, in full precision or `fp16`,
+            whichever is nearer to `dtype`.
         kind: Model of `config.json`.
-        dtype: Of the weights; None = as the config says, else float32.
+        dtype: Of the weights; None = the config's, else float32.
         **kwargs: For a transformers model's `from_pretrained`.
 
     Returns:
@@ -51,7 +51,7 @@ def load_strictly(
 
     Raises:
         CheckpointError: If the folder holds no safetensors, another model, or weights that do not fit or are
-            no finite floating-point numbers; names the file.
+            not finite floating-point numbers; names the file.
     """
     refuse_adapters(folder)
     path = folder / "config.json"
@@ -60,7 +60,7 @@ def load_strictly(
     stem = TRANSFORMERS_STEM if is_transformers else DIFFUSERS_STEM
     is_half = dtype in (torch.float16, torch.bfloat16)
     paths = weight_paths(folder, stem, (HALF, FULL) if is_half else (FULL, HALF))
-    # Without memory: a configuration of any size costs nothing before it is compared with the weights.
+    # On the meta device, so that a huge configuration costs nothing before its comparison with the weights.
     with loading(path, model_class.__name__), torch.device("meta"):
         described = model_class.config_class.from_dict(config) if is_transformers else config
         model = model_class(described) if is_transformers else model_class.from_config(described)
@@ -82,20 +82,15 @@ def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -
 
 
 def weight_paths(folder: Path, stem: str, variants: Collection[str]) -> list[Path]:
-    """Return the files of a model's weights.
-
-    Args:
-        folder: Where they are.
-        stem: Their name, without endings.
-        variants: Precisions, most wanted first.
+    """Return the files of a model's weights in the first complete variant.
 
     Raises:
-        CheckpointError: If there are none, or an index names anything but safetensors of that folder.
+        CheckpointError: If there are none, or an index names other files than the folder's safetensors.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     files = find_weights(names, stem, tuple(variants))
     indices = [f"{stem}.safetensors.index{'.' if variant else ''}{variant}.json" for variant in variants]
-    # Without whole weights an index is read too, so that what it lacks is named.
+    # An incomplete index is read too, for an error that names the missing shard.
     index = files[0] if files else next((name for name in indices if name in names), "")
     if index.endswith(".json"):
         return _listed_shards(folder / index)
@@ -134,15 +129,15 @@ def read_weights(
 
     Args:
         paths: The files.
-        wanted: Whether to read a tensor of that name.
-        may_be_whole: Whether a tensor may hold whole numbers.
+        wanted: Whether to read the tensor of a name.
+        may_be_whole: Whether the tensor of a name may hold integers.
 
     Returns:
         Tensors by name, mapped from the files.
 
     Raises:
-        CheckpointError: If a file is damaged, or a tensor is in two files or holds other than finite
-            floating-point numbers; names file and tensor.
+        CheckpointError: If a file is damaged, or a tensor is in two files or not of finite floating-point
+            numbers; names file and tensor.
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
@@ -175,7 +170,7 @@ def _check_values(path: Path, name: str, tensor: Tensor, may_be_whole: bool) -> 
             f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers; "
             "it is damaged, or quantized: take a copy in float32, float16 or bfloat16"
         )
-    # One pass without a copy, a hundredth of what `isfinite` takes; a NaN anywhere is both ends.
+    # One pass without a copy, in a hundredth of the time of `isfinite`; any NaN becomes both extremes.
     if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
         raise CheckpointError(
             f"{path}: {name} holds NaN or infinity; it is damaged, or its training failed: take another copy"
@@ -183,7 +178,7 @@ def _check_values(path: Path, name: str, tensor: Tensor, may_be_whole: bool) -> 
 
 
 def _renamed(weights: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Return weights under the names of today's libraries."""
+    """Rename weights to the names of present library versions."""
     if isinstance(model, PreTrainedModel):
         own = model.state_dict().keys()
         return {
@@ -197,7 +192,7 @@ def refuse_misfits(path: Path, model: torch.nn.Module, weights: Mapping[str, Ten
     """Compare names and shapes of weights with those of a model.
 
     Raises:
-        CheckpointError: If one is missing, too many, or of another shape; names it.
+        CheckpointError: If weights are missing, unknown or of another shape; names them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -211,7 +206,7 @@ def refuse_misfits(path: Path, model: torch.nn.Module, weights: Mapping[str, Ten
 
 
 def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
-    """Raise CheckpointError naming the first weights that are missing or too many."""
+    """Raise CheckpointError naming the first missing or unknown weights."""
     for what, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
         if keys:
             shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
@@ -236,7 +231,7 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def refuse_adapters(folder: Path) -> None:
-    """Refuse an adapter beside a model's weights, which would change the model.
+    """Refuse an adapter beside a model's weights: it would change the model.
 
     Raises:
         CheckpointError: Names the file.
@@ -250,15 +245,14 @@ def refuse_adapters(folder: Path) -> None:
 
 
 def refuse_links_out(root: Path, folders: Iterable[Path]) -> None:
-    """Refuse links that lead out of a model's folder.
+    """Refuse links out of a model's folder.
 
     Args:
-        root: Of the model, which may be a link itself.
-        folders: Within it, whose files are read.
+        root: Folder of the model; may itself be a link.
+        folders: Folders in `root` whose files are read.
 
     Raises:
-        CheckpointError: If a file is a link that ends outside of `root`. In the hub's cache it may end
-            anywhere in the folder of its repository, where the files are.
+        CheckpointError: If a file links out of `root`, or in the hub's cache out of the repository's folder.
     """
     allowed = _repository(Path(os.path.realpath(root)))
     for folder in folders:
@@ -272,7 +266,7 @@ def refuse_links_out(root: Path, folders: Iterable[Path]) -> None:
 
 
 def _repository(root: Path) -> Path:
-    """Return the folder of the repository (`models--owner--name`) of a snapshot; else `root`."""
+    """Return a snapshot's repository folder (`models--owner--name`), else `root`."""
     for folder in (root, *root.parents):
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
             return folder.parent.parent

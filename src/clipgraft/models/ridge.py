@@ -10,8 +10,8 @@ from clipgraft.errors import UserError
 from clipgraft.models.bridge import NUM_CLASS_MAPS, map_index
 
 PRIOR_ROWS, PRIOR_ROWS_OF_BIAS = 30.0, 1.0
-"""Rows whose weight a prior has (guesses; in a trial on flatland the first halved the error of EOS with 100
-captions and made it no worse with 1,000). A position that few captions reach keeps to the prior's bias."""
+"""Weight of a prior in rows (guesses; in a trial on flatland the first halved the error of EOS with 100
+captions and did not raise it with 1,000). Positions reached by few captions stay near the prior's bias."""
 
 
 class RidgeRegression:
@@ -23,7 +23,7 @@ class RidgeRegression:
     Args:
         input_size: D_in.
         output_size: D_out.
-        num_biases: K; each row names its bias.
+        num_biases: K; each row has one of them.
     """
 
     def __init__(self, input_size: int, output_size: int, num_biases: int = 1):
@@ -33,7 +33,7 @@ class RidgeRegression:
         self.cross = torch.zeros(size, output_size, dtype=torch.float64)
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor, biases: Tensor | None = None) -> None:
-        """Add inputs (N, D_in), targets (N, D_out), weights (N,) >= 0, bias indices (N,)."""
+        """Add rows (inputs (N, D_in), targets (N, D_out), weights (N,) >= 0, bias indices (N,))."""
         # To the CPU first: Apple's GPUs have no float64.
         index = torch.zeros(len(inputs), dtype=torch.int64) if biases is None else biases.cpu()
         chosen = F.one_hot(index, self.num_biases).double()
@@ -43,7 +43,7 @@ class RidgeRegression:
         self.cross += weighted.T @ targets.cpu().double()
 
     def with_one_bias(self) -> "RidgeRegression":
-        """Return the regression of the same rows with one bias for all."""
+        """Return the regression of the same rows with a single bias."""
         size = self.input_size
         spread = torch.zeros(size + self.num_biases, size + 1, dtype=torch.float64)
         spread[:size, :size] = torch.eye(size)
@@ -57,11 +57,10 @@ class RidgeRegression:
 
         Args:
             ridge: Penalty, relative to the power of the inputs.
-            prior: Weight and biases (1 or K, D_out) that the solution keeps to where rows say little; None =
-                zero weight and free biases.
+            prior: Weight and biases (1 or K, D_out) to shrink to; None = zero weight and free biases.
 
         Raises:
-            UserError: If no row has weight, and there is no prior.
+            UserError: If no row has weight and there is no prior.
         """
         size, count = self.input_size, float(self.gram.diagonal()[self.input_size :].sum())
         start, penalty = torch.zeros_like(self.cross), torch.zeros(len(self.gram), dtype=torch.float64)
@@ -76,7 +75,7 @@ class RidgeRegression:
         if prior is not None:
             penalty[:size] += PRIOR_ROWS * power / count
             penalty[size:] = PRIOR_ROWS_OF_BIAS
-        # lstsq, because states with a dead direction make the system singular at ridge 0.
+        # lstsq, as states with a dead direction make the system singular at ridge 0.
         change = torch.linalg.lstsq(
             self.gram + penalty.diag(), self.cross - self.gram @ start, driver="gelsd"
         ).solution
@@ -87,8 +86,8 @@ class RidgeRegression:
 class ClassRidgeRegression:
     """Ridge regression with a map per token class, biases per position.
 
-    The prior of each is the map that is best for all together: a class with few rows, as EOS has, keeps to
-    it in the directions that its rows do not show.
+    The prior of each class is the common map, which determines directions without data in a class with few
+    rows, such as EOS.
 
     Args:
         input_size: D_in.
@@ -103,7 +102,7 @@ class ClassRidgeRegression:
         """Weighted sum of `y y^T`."""
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor, classes: Tensor) -> None:
-        """Add inputs (B, L, D_in), targets (B, L, D_out), weights >= 0, classes (B, L)."""
+        """Add captions (inputs (B, L, D_in), targets (B, L, D_out), weights >= 0 and classes (B, L))."""
         positions = torch.arange(classes.shape[1], device=classes.device).expand_as(classes)
         for index, part in enumerate(self.parts):
             chosen = (map_index(classes) == index) & (weights > 0)
@@ -121,7 +120,7 @@ class ClassRidgeRegression:
 
 
 def _total(parts: Sequence[RidgeRegression]) -> RidgeRegression:
-    """Sum several regressions: that over all their rows."""
+    """Return the regression over all rows of several ones."""
     total = RidgeRegression(parts[0].input_size, parts[0].cross.shape[1], parts[0].num_biases)
     for part in parts:
         total.gram += part.gram

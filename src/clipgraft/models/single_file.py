@@ -1,7 +1,7 @@
 """A Stable Diffusion v1 base in one `.safetensors` file, with LDM's names.
 
-Such a file holds weights alone; the configurations are Stable Diffusion v1.5's. Only diffusers' converters
-are used: its `from_single_file` asks the hub for a configuration and lets weights be missing.
+Such a file has no configurations; they are Stable Diffusion v1.5's. Only diffusers' converters are used, as
+its `from_single_file` asks the hub for a configuration and tolerates missing weights.
 """
 
 from collections.abc import Callable, Collection
@@ -21,7 +21,7 @@ from clipgraft.models.loading import read_weights, refuse_misfits, set_weights
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 
-# Values of the published folder's JSON files. `attention_head_dim` 8 is the number of heads, not their width.
+# From the published folder's JSON files. `attention_head_dim` 8 is the number of heads, not their width.
 UNET_CONFIG = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
@@ -73,11 +73,11 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
 
     Args:
         path: A `.safetensors` file with LDM's names.
-        components: Names of `FrozenBase`'s fields; a tokenizer is never in such a file.
+        components: Fields of `FrozenBase`; a tokenizer is never in such a file.
         dtype: Of the weights.
 
     Raises:
-        CheckpointError: If it is of another kind, damaged, or not a whole Stable Diffusion v1 checkpoint.
+        CheckpointError: If it is of another kind, damaged, or not a complete Stable Diffusion v1 checkpoint.
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clipgraft.models.bridge import CLASS_NAMES
 
 COLLAPSED_SHARE = 0.5
-"""Share of the teacher's diversity below which embeds count as collapsed (a guess)."""
+"""Embeds below this share of the teacher's diversity count as collapsed (a guess)."""
 
 
 def _zeros() -> Tensor:
@@ -53,8 +53,8 @@ class EmbedError:
 class Diversity:
     """Mean cosine distance between captions at the same position.
 
-    A bridge that maps every caption to the same embeds has a small error and a diversity near 0: "rat", "cat"
-    and "man" have become one. Positions are not compared with each other: each has a bias of its own.
+    A bridge can have a small error and yet map all captions ("rat", "cat", "man") to the same embeds: then
+    this is near 0. Positions are not compared with each other, as each has its own bias.
 
     Args:
         num_positions: L.
@@ -74,16 +74,16 @@ class Diversity:
         self.count += torch.bincount(index, minlength=self.count.numel()).view_as(self.count)
 
     def summary(self) -> dict[str, float]:
-        """Return the mean distance, 0 to 2, by class."""
+        """Return the mean distance, 0 to 2, by class with pairs."""
         n = self.count
-        # |sum of unit vectors|^2 is the sum of cosines over all ordered pairs, each with itself included.
+        # |sum of unit vectors|^2 is the sum of cosines over all ordered pairs, self-pairs included.
         cosines, pairs = (self.directions.square().sum(2) - n).sum(1), (n * (n - 1)).sum(1)
         rows = zip(CLASS_NAMES, (1 - cosines / pairs).tolist(), pairs.tolist(), strict=True)
         return {name: distance for name, distance, num_pairs in rows if num_pairs}
 
 
 def is_collapsed(diversity: float | None, teacher_diversity: float | None) -> bool:
-    """Whether embeds have lost most of what tells the teacher's captions apart."""
+    """Whether embeds have lost most of the teacher's diversity."""
     if diversity is None or teacher_diversity is None:
         return False
     return diversity < COLLAPSED_SHARE * teacher_diversity

@@ -1,6 +1,6 @@
 """Weight folders: names, atomic writes, verification against `manifest.json`.
 
-Names that diffusers and transformers write:
+Names of diffusers and transformers:
 
     model.safetensors        model.safetensors.index.json with model-00001-of-00002.safetensors
     model.fp16.safetensors   model.safetensors.index.fp16.json with model.fp16-00001-of-00002.safetensors
@@ -28,11 +28,11 @@ from clipgraft.files import atomic_write, file_sha256, read_json, sync
 
 MANIFEST_NAME = "manifest.json"
 DECIDING_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-"""Files that libraries look for beside a model: configurations, vocabularies, adapters, weights."""
+"""Files that libraries read beside a model: configurations, vocabularies, adapters, weights."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL, HALF = "", "fp16"
-"""Variants of weights, as diffusers and transformers name them."""
+"""Variants of weights, by diffusers' and transformers' names."""
 SHARD = re.compile(r"-\d+-of-(\d+)")
 
 
@@ -40,25 +40,25 @@ class Weights(NamedTuple):
     """Weights of one model."""
 
     stem: str
-    """Path without its endings: `unet/diffusion_pytorch_model`."""
+    """Path without endings: `unet/diffusion_pytorch_model`."""
     prefer_half: bool = False
     is_optional: bool = False
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Files that a model is loaded from."""
+    """Files to load a model from."""
 
     texts: tuple[str, ...]
-    """Patterns of configurations and vocabularies, of which whatever is there is taken."""
+    """Patterns of configurations and vocabularies; none is required."""
     weights: tuple[Weights, ...]
 
     def choose(self, held: Collection[str], *, full_where_preferred: bool = False) -> list[str]:
-        """Return the needed files among those held; none if weights are missing.
+        """Return the needed files among those held; empty if weights are missing.
 
         Args:
             held: Paths relative to the model's root.
-            full_where_preferred: Do not take half precision where full is preferred.
+            full_where_preferred: Refuse half precision if full is preferred.
         """
         chosen = self.choose_texts(held)
         for weights in self.weights:
@@ -83,13 +83,7 @@ class Needed:
 
 
 def find_weights(held: Collection[str], stem: str, variants: Sequence[str]) -> list[str]:
-    """Return a model's weight files, an index first; empty if incomplete.
-
-    Args:
-        held: Names of files.
-        stem: Of the weights.
-        variants: Most wanted first.
-    """
+    """Return the first complete variant's weight files, an index first, if any."""
     for variant in variants:
         dotted = f".{variant}" if variant else ""
         whole = f"{stem}{dotted}.safetensors"
@@ -115,12 +109,12 @@ def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `out_dir` if the block succeeds.
 
     Raises:
-        CheckpointError: If no space is left; `out_dir` is as it was before.
+        CheckpointError: If no space is left; `out_dir` stays unchanged.
     """
     temporary = out_dir.with_name(f".{out_dir.name}.part")
     replaced = out_dir.with_name(f".{out_dir.name}.replaced")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    if replaced.exists() and not out_dir.exists():  # an earlier process ended between the two renames
+    if replaced.exists() and not out_dir.exists():  # an earlier process ended between two renames
         replaced.rename(out_dir)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -143,8 +137,8 @@ def verify_folder(folder: Path) -> set[str]:
     """Verify a folder's listed files by its manifest; return their names.
 
     Raises:
-        CheckpointError: If there is no manifest, it is damaged, or a listed file is missing or differs; names
-            the file and the sha256 that it should have.
+        CheckpointError: If the manifest is missing or damaged, or a listed file is missing or differs; names
+            the file and its expected sha256.
     """
     listed = _read_manifest(folder)
     for name, (size, checksum) in listed.items():
@@ -171,7 +165,7 @@ def verify_model(folder: Path) -> None:
     """Verify a model's folder, whose manifest must list every deciding file.
 
     Raises:
-        CheckpointError: As `verify_folder`; or if a configuration, vocabulary or weights are not listed.
+        CheckpointError: As `verify_folder`; or if a configuration, vocabulary or weight file is not listed.
     """
     listed = verify_folder(folder)
     for path in sorted(folder.iterdir()):
@@ -213,7 +207,7 @@ def module_sha256(module: torch.nn.Module) -> str:
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the sha256 (hex) of named tensors: names, dtypes, shapes and values."""
+    """Return the sha256 (hex) of tensors: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -228,12 +222,12 @@ def write_tensors(
     """Write tensors as safetensors, atomically, and flush them to disk.
 
     Raises:
-        OSError: If there is no space left; safetensors tells the system's error number in its text alone.
+        OSError: If no space is left.
     """
     try:
         with atomic_write(path, on_disk=True) as temporary:
             save_file(dict(tensors), temporary, metadata=metadata)
-    except SafetensorError as error:
+    except SafetensorError as error:  # it holds the errno only in its text
         number = re.search(r"os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -266,7 +260,6 @@ def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
 
 
 def _is_no_space(error: BaseException) -> bool:
-    """Whether the disk was full; safetensors has the errno only in its text."""
     if isinstance(error, SafetensorError):
         return any(f"os error {number})" in str(error) for number in NO_SPACE)
     return isinstance(error, OSError) and error.errno in NO_SPACE

@@ -24,16 +24,16 @@ RECIPE_NAME = "recipe.toml"
 LOCK_NAME = "run.lock"
 RESOURCES_NAME = "resources.json"
 LOCK_SECONDS = 0.5
-"""How long to wait for a lock: longer than `is_locked` holds it (guess)."""
+"""Timeout of locking, longer than `is_locked` holds a lock (a guess)."""
 OLD_RUN_NAME = ".overwritten"
-"""The run that `--overwrite` replaces, until the new one has a result."""
+"""The run being replaced by `--overwrite`, until the new one has a result."""
 MOVING_NAME = ".overwritten.moving"
-"""The same while it is moved there or back."""
+"""The same while it is being moved."""
 
 BEFORE_RESULTS = frozenset(
     {RECIPE_NAME, LOCK_NAME, "environment.json", RESOURCES_NAME, "data.json", "started_from.json"}
 )
-"""Files that a command writes before its first result."""
+"""Files written before the first result."""
 CONTENT = (
     *BEFORE_RESULTS,
     *("metrics.json", "log.jsonl", "validation.jsonl", "evaluations.jsonl", "best.safetensors"),
@@ -45,7 +45,7 @@ CONTENT = (
     *("report.html", "report.json", "model_card.md", "figures", "comparison.*"),
     *(".*.part", ".*.replaced", OLD_RUN_NAME, MOVING_NAME),
 )
-"""Names of everything that this version and older ones write at the top of a run's folder."""
+"""All names at the top of a run's folder, in this version and older ones."""
 SHOWN_NAMES = 3
 
 
@@ -54,12 +54,12 @@ def run_folder(path: Path, *, resume: bool = False, overwrite: bool = False) -> 
     """Lock a run's folder for the block.
 
     With `overwrite` the old run is moved aside; `discard_old_run`, or the block's end, deletes it. If the
-    block raises before it has a result, the old run is put back; after a kill, the next command does so.
+    block raises before it has a result, the old run is put back; after a kill, by the next command.
 
     Raises:
-        UserError: If the folder is in use, holds files that no run wrote, or a run and neither flag is set.
+        UserError: If the folder is in use, holds foreign files, or holds a run and neither flag is set.
     """
-    # Also before locking: a folder of another kind gets no lock file.
+    # Also before locking, so that a foreign folder gets no lock file.
     _refuse_other_content(path, resume, overwrite)
     with hold_folder(path):
         _refuse_other_content(path, resume, overwrite)
@@ -81,7 +81,7 @@ def hold_folder(path: Path) -> Iterator[Path]:
     """Create and lock a folder for the block.
 
     Raises:
-        UserError: If it is a file, its name is not UTF-8, or another process or this one holds it already.
+        UserError: If it is a file, its name is not UTF-8, or it is already locked, even by this process.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"out folder {path} is a file; name another with --out")
@@ -105,7 +105,7 @@ def hold_folder(path: Path) -> Iterator[Path]:
 def is_locked(path: Path) -> bool:
     """Whether any process holds a run's folder; changes nothing there."""
     try:
-        # Non-blocking: the name may be a pipe's.
+        # Non-blocking, in case of a pipe.
         descriptor = os.open(path / LOCK_NAME, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
@@ -126,9 +126,11 @@ def is_locked(path: Path) -> bool:
 def refuse_inputs_within(out: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """Refuse an out folder that holds an input or lies in one.
 
+    The input could be replaced, or results read as input.
+
     Args:
-        out: Where the command writes.
-        inputs: By option or setting. One that is no path here, such as a hub id, is passed over.
+        out: Folder for results.
+        inputs: By option or setting; names that are not paths here (hub ids) are ignored.
     """
     place = out.resolve()
     for name, given in inputs.items():
@@ -154,7 +156,7 @@ def discard_old_run(path: Path) -> None:
 
 
 def unknown_names(path: Path) -> list[str]:
-    """Return names in a folder that no command writes."""
+    """Return foreign names in a folder."""
     return sorted(item.name for item in path.iterdir() if not _is_known(item.name))
 
 
@@ -185,7 +187,7 @@ def _refuse_other_content(path: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _move_aside(path: Path) -> None:
-    # Within the folder: always the same file system, however the folder is mounted.
+    # Within the folder, so always on the same file system.
     items = [item for item in path.iterdir() if item.name != LOCK_NAME]
     if not items:
         return
@@ -193,7 +195,7 @@ def _move_aside(path: Path) -> None:
     moving.mkdir()
     for item in items:
         item.rename(moving / item.name)
-    # From here on, and not before, the folder holds the new run.
+    # Only from here on does the folder hold the new run.
     moving.rename(path / OLD_RUN_NAME)
 
 
@@ -238,7 +240,7 @@ def recorded_resources(folder: Path) -> Iterator[None]:
     """Write `resources.json` when the block ends, however it ends.
 
     Keys: `seconds`, `processor_seconds` (all cores and workers), `peak_memory_bytes` and, with a GPU,
-    `peak_gpu_memory_bytes`. A resumed run adds its seconds to those in the file, and keeps the higher peak.
+    `peak_gpu_memory_bytes`. A resumed run adds up seconds and keeps the higher peaks.
     """
     path = folder / RESOURCES_NAME
     try:

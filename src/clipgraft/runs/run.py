@@ -24,13 +24,13 @@ from clipgraft.runs.folder import (
 STAGES = ("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate")
 """Folders of a whole run, in the order of work."""
 NESTED_STAGES = frozenset({"generate", "evaluate"})
-"""Stages whose folders a single stage's run may hold too."""
+"""Stages that a single stage's run may hold too."""
 GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
-"""Variant -> the stage of a whole run that writes its graft."""
+"""Variant -> the stage that writes its graft in a whole run."""
 METRICS_NAME = "metrics.json"
 REPORT_NAME = "report.html"
 MAX_NAMED = 3
-"""Settings that differ, as an error names them."""
+"""Differing settings named in an error."""
 SECTIONS = {
     "run": ("data", "clip", "base", "finetune", "bridge", "refine"),
     "finetune": ("data", "clip", "finetune"),
@@ -39,11 +39,11 @@ SECTIONS = {
     "refine": ("data", "base", "refine"),
     "pretrain": ("data", "pretrain"),
 }
-"""Sections of a recipe that decide a stage's result; it resumes only with equal ones."""
+"""Sections of a recipe that decide a stage's result; resuming requires equal ones."""
 NO_RESULT = ("num_workers", "checkpoint_every", "save_total_limit", "report_to")
-"""Settings that decide how fast a result comes and what lies beside it, not which."""
+"""Settings without influence on the result."""
 LENGTHENED = ("run", "finetune", "bridge", "refine")
-"""Stages that can be resumed with more epochs."""
+"""Stages resumable with more epochs."""
 
 
 class StageResult(BaseModel):
@@ -66,14 +66,14 @@ R = TypeVar("R", bound=StageResult)
 class Run:
     """The folder of a whole run, or of a single stage.
 
-    Reading never changes the folder, and takes a run that was stopped half way as far as it came.
+    Reading never changes the folder and accepts incomplete runs.
     """
 
     path: Path
 
     @classmethod
     def open(cls, path: Path) -> "Run":
-        """Return the run in a folder that exists.
+        """Return the run in an existing folder.
 
         Raises:
             MissingFileError: If there is no such folder.
@@ -98,19 +98,19 @@ class Run:
         """Lock the folder; write recipe and environment, at the end resources.
 
         Args:
-            path: The folder; created if missing.
-            recipe: Written as recipe.toml; with `resume` compared with the one there.
+            path: Created if missing.
+            recipe: Written as recipe.toml; with `resume` first compared with the present one.
             stage: Key of `SECTIONS`, or "evaluate", whose recipe may change between calls.
-            inputs: By option, files read besides those the recipe names.
+            inputs: Files read besides the recipe's, by option.
             resume: Continue the run in the folder.
             overwrite: Replace the run in the folder; see `run_folder`.
-            in_parallel: Whether several processes can share the work. The first one holds the folder.
+            in_parallel: Whether several processes can share the work; the first one locks the folder.
 
         Raises:
             UserError: If the folder holds other files, or an input lies in it or around it.
-            CheckpointError: If the run was begun with settings that give another result.
+            CheckpointError: If the run began with settings for another result.
         """
-        # torch takes seconds to import, and who only reads runs does without.
+        # torch takes seconds to import and is not needed to read runs.
         from accelerate import PartialState
 
         from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
@@ -148,7 +148,7 @@ class Run:
         """Settings that the run began with, under their present names.
 
         Raises:
-            CheckpointError: If there is no recipe, or it cannot be read.
+            CheckpointError: If the recipe is missing or unreadable.
         """
         path = self.path / RECIPE_NAME
         if not path.is_file():
@@ -165,7 +165,7 @@ class Run:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Stages that have a folder."""
+        """Stages with a folder."""
         return tuple(stage for stage in STAGES if (self.path / stage).is_dir())
 
     @property
@@ -203,8 +203,8 @@ class Run:
         grafts = self.grafts()
         if not grafts:
             raise CheckpointError(
-                f"{self.path} has no weights to draw with (no bridge/graft); finish it with `clipgraft run "
-                f"{self.path / RECIPE_NAME} --out {self.path} --resume`"
+                f"{self.path} has no weights to generate with (no bridge/graft); finish it with `clipgraft "
+                f"run {self.path / RECIPE_NAME} --out {self.path} --resume`"
             )
         return {"teacher": None, **grafts}
 
@@ -225,7 +225,7 @@ class Run:
         """Read a stage's `metrics.json` as `kind`; None if there is none.
 
         Raises:
-            CheckpointError: If the file is damaged, or of a newer version; names it in one line.
+            CheckpointError: If the file is damaged or of a newer version; names it.
         """
         name, newest = (kind.model_fields[field].default for field in ("stage", "schema_version"))
         folder = self.stage(name).path
@@ -284,7 +284,7 @@ def _read_begun(path: Path) -> Recipe:
 def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
     """List a stage's settings that would change the result it began.
 
-    Paths may differ: content decides, and training compares that by fingerprint. `num_epochs` may grow.
+    Paths may differ, as training compares content by fingerprint; `num_epochs` may grow.
     """
     return [
         f"{name} was {value!r}, is {now!r}"
@@ -296,7 +296,7 @@ def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
 def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
     """Whether a finished stage ended with equal settings, apart from moved inputs."""
     written = path / RECIPE_NAME
-    if not written.is_file():  # of a version that wrote none
+    if not written.is_file():  # of an older version
         return True
     return all(
         value == now or name.rpartition(".")[2] in NO_RESULT or _is_moved(value, now)
@@ -305,7 +305,7 @@ def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
 
 
 def _read_settings(begun: Recipe, recipe: Recipe, stage: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what a stage reads: dotted names, values then and now."""
+    """Yield a stage's settings: dotted name, value before, value now."""
     before, now = (_by_name(settings.model_dump()) for settings in (begun, recipe))
     has_previews = stage == "finetune" and recipe.finetune.preview_steps
     sections = ("seed", "device", *SECTIONS[stage], *(["generate"] if has_previews else []))
@@ -330,7 +330,7 @@ def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
 
 
 def _by_name(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of nested sections by their dotted names."""
+    """Flatten nested sections to settings by dotted name."""
     named: dict[str, Any] = {}
     for key, value in settings.items():
         named |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
