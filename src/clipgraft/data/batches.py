@@ -19,7 +19,7 @@ from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
 from clipgraft.errors import UserError
 
 NUM_CANDIDATES = 4
-"""Crops of an image from which `CropBatches` takes the one with most detail."""
+"""Crops of an image among which `CropBatches` chooses."""
 BATCHES_IN_POOL = 16
 """Batches whose captions are drawn together and then sorted by length."""
 BYTES = 2
@@ -45,13 +45,7 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 class ShuffledBatches:
-    """Full batches of rows in an order drawn from (seed, epoch).
-
-    Args:
-        num_items: N.
-        batch_size: B.
-        seed: Decides order and random choices, together with the epoch.
-    """
+    """Full batches of rows in an order drawn from (seed, epoch)."""
 
     def __init__(self, num_items: int, batch_size: int, seed: int):
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
@@ -73,8 +67,8 @@ class ShuffledBatches:
 class CropBatches(ShuffledBatches):
     """Random square crops, the most detailed of four per image and epoch.
 
-    Subjects are a small part of an image and skies a large one. The crop with the greatest mean difference
-    between neighbouring rows shows more of the subjects for the same cost. `pixels` are (N, 3, H, W) uint8.
+    Skies fill more of an image than subjects do; the crop with the greatest mean difference between
+    neighbouring rows shows more of the subjects at the same cost. `pixels` are (N, 3, H, W) uint8.
     """
 
     def __init__(self, pixels: Tensor, *, crop_size: int, batch_size: int, seed: int):
@@ -103,11 +97,11 @@ class LatentBatches(ShuffledBatches):
 
     Args:
         latents: Scaled, (N, 4, h, w).
-        input_ids: For each image its captions' token ids, unpadded.
+        input_ids: Token ids of each image's captions, unpadded.
         eos_token_id: Pads captions to `context_length`.
-        context_length: Positions of the text encoder; the U-Net reads all of them.
+        context_length: Positions of the text encoder, all read by the U-Net.
         batch_size, seed: See `ShuffledBatches`.
-        num_epochs: Of the whole training; 0 leaves `progress` out.
+        num_epochs: Epochs of the whole training; 0 leaves `progress` out.
     """
 
     def __init__(
@@ -157,8 +151,8 @@ class TokenStates:
     """Memory-mapped token states of two text towers at chosen positions of captions.
 
     Args:
-        path: The file, written anew; its room on the disk is taken at once.
-        counts: Positions of each caption, (N,) int64, in the order in which captions are added.
+        path: The file, written anew and allocated at once.
+        counts: Positions of each caption, (N,) int64, in the order of `add`.
         sizes: D and W.
     """
 
@@ -184,14 +178,7 @@ class TokenStates:
         return len(self.starts) - 1
 
     def add(self, student: Tensor, teacher: Tensor, classes: Tensor, chosen: Tensor) -> None:
-        """Add captions.
-
-        Args:
-            student: (B, L, D).
-            teacher: (B, L, W).
-            classes: (B, L), token classes.
-            chosen: (B, L) bool, the positions to keep.
-        """
+        """Add captions: states (B, L, D) and (B, L, W), token classes and bool `chosen` (B, L)."""
         part = slice(self.num_added, self.num_added + int(chosen.sum()))
         self.states[part] = torch.cat([student[chosen], teacher[chosen]], dim=1)
         self.classes[part] = classes[chosen]
@@ -210,7 +197,7 @@ def _reserve(file: int, num_bytes: int) -> None:
 class StateBatches(ShuffledBatches):
     """Batches of token states of captions of similar length, padded.
 
-    `padding` and `bos` are token classes; BOS is a constant, and has weight 0 too.
+    `padding` and `bos` are token classes of weight 0 (BOS is constant).
     """
 
     def __init__(self, states: TokenStates, *, padding: int, bos: int, batch_size: int, seed: int):

@@ -21,12 +21,12 @@ from clipgraft.errors import DataError, MissingFileError, printable
 
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
-"""Names that stand for everything excluded for one reason."""
+"""Names listed per reason for exclusion."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_LEAKS_SAID = 2
-"""Photographs in several splits that fine-tuning names."""
+"""Photographs in several splits named by fine-tuning."""
 NUM_SHOWN = 10
-"""Damaged, duplicate or leaking images that a terminal shows; the JSON has all."""
+"""Damaged, duplicate or leaking images shown in a terminal; the JSON has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class DatasetCheck:
-    """Measurements of the included images and captions, unless the name says otherwise."""
+    """Measurements of a dataset's included images and captions."""
 
     root: str
     format: str
@@ -71,27 +71,27 @@ class DatasetCheck:
     samples: tuple[CaptionedImage, ...]
     """Spread evenly over the dataset."""
     captions_per_image: dict[int, int]
-    """Number of captions -> number of images that have as many."""
+    """Number of captions -> number of such images."""
     caption_words: Lengths
     captions_per_length: dict[int, int]
-    """Number of words -> number of captions that have as many."""
+    """Number of words -> number of such captions."""
     vocabulary_size: int
     """Different words, ignoring case and punctuation."""
     caption_tokens: Lengths | None
     """With BOS and EOS; None without a tokenizer."""
     num_over_context_length: int | None
-    """Captions of over 77 tokens, which will lose their end; None without a tokenizer."""
+    """Captions of over 77 tokens, to be truncated; None without a tokenizer."""
     num_images_read: int
-    """Photographs that were opened; 0 if this was not asked for."""
+    """Photographs opened; 0 without `read_images`."""
     unreadable: dict[str, str] | None
-    """Image id -> why its photograph cannot be opened; None if photographs were not opened."""
+    """Image id -> reason; None without `read_images`."""
     duplicates: tuple[tuple[str, ...], ...]
-    """Image ids whose files are equal byte by byte."""
+    """Groups of image ids with byte-identical files."""
     leakage: tuple[dict[str, Split], ...]
     """Equal files in different splits: image id -> split."""
 
     def to_json(self) -> str:
-        """Return the measurements as JSON; null is what was not measured."""
+        """Return the measurements as JSON; null = not measured."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str)
 
 
@@ -102,13 +102,13 @@ def check_dataset(
     read_images: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> DatasetCheck:
-    """Measure a dataset; photographs that cannot be opened are listed, not raised.
+    """Measure a dataset; damaged photographs are listed, not raised.
 
     Args:
-        dataset: As loaded.
+        dataset: The dataset.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
-        read_images: Open every photograph, to find damaged ones; about 4 ms each for Flickr8k's. Their bytes
-            are compared in any case.
+        read_images: Open every photograph (about 4 ms each for Flickr8k's) to find damaged ones. Bytes are
+            compared in any case.
         on_image: Called after each photograph, for progress.
     """
     captions = dataset.images.captions
@@ -152,7 +152,7 @@ def leakage_note(check: DatasetCheck) -> str:
 
 
 def render(check: DatasetCheck) -> RenderableType:
-    """Return the measurements for rich's console."""
+    """Return the measurements for rich's console, names and captions without markup."""
     return Group(
         Text.assemble((check.format, "bold"), " in ", (_plain(check.root), "cyan")),
         *[Text(f"  {role}: {_plain(name)}", style="dim") for role, name in check.files.items()],
@@ -166,7 +166,7 @@ def render(check: DatasetCheck) -> RenderableType:
 
 
 def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> list[int]:
-    from clipgraft.data.transforms import encode_whole  # needs torch, which the rest does not
+    from clipgraft.data.transforms import encode_whole  # the only part in need of torch
 
     return [len(ids) for ids in encode_whole(captions, tokenizer)]
 

@@ -29,7 +29,7 @@ class CaptionedImage:
 
 
 class CaptionedImages(tuple[CaptionedImage, ...]):
-    """Images in the order of their ids."""
+    """Images sorted by id."""
 
     __slots__ = ()
 
@@ -45,28 +45,27 @@ class Excluded:
 
     kind: Literal["image", "caption"]
     name: str
-    """Image id; for a caption, image id, `#` and the caption's number from 0."""
+    """`IMAGE_ID`, or `IMAGE_ID#NUMBER` for a caption (from 0)."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionDataset:
-    """All captioned images of one folder, and everything excluded from them.
+    """All captioned images of one folder, and everything excluded.
 
     Raises:
-        DataError: If an image id comes twice (be it in two splits), a split is unknown or an image has no
-            caption.
+        DataError: If an image id comes twice, a split is unknown or an image has no caption.
     """
 
     root: Path
     format: str
     """Name of the format, as in `docs/data.md`."""
     files: dict[str, str]
-    """Role of each file that was read (`captions`, `images`, `train split`) -> its path below `root`."""
+    """Role (`captions`, `images`, `train split`) -> path below `root`, of each file read."""
     images: CaptionedImages
     excluded: tuple[Excluded, ...]
     notes: tuple[str, ...] = ()
-    """Oddities: an encoding other than UTF-8, splits that follow from names."""
+    """Oddities, such as another encoding than UTF-8 or splits derived from names."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}
@@ -116,7 +115,7 @@ class CaptionDataset:
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of all image ids, splits and captions.
 
-        Folder and photographs' bytes do not enter: a moved copy is the same dataset.
+        Independent of folder and photographs' bytes: a moved copy is the same dataset.
         """
         digest = hashlib.sha256()
         for image in sorted(self.images, key=lambda image: image.image_id):
@@ -127,7 +126,7 @@ class CaptionDataset:
 def merge_duplicates(images: Sequence[CaptionedImage]) -> tuple[CaptionedImage, ...]:
     """Merge images with equal bytes into the first one, with all captions.
 
-    A search cannot tell one copy from the other, so either is a right answer.
+    Retrieval cannot tell copies apart, so each is a right answer.
     """
     merged: dict[str, CaptionedImage] = {}
     for image, content in zip(images, content_sums([image.path for image in images]), strict=True):

@@ -1,7 +1,7 @@
 """Reader of Flickr8k: token file with split lists, or Kaggle's `captions.txt`.
 
-Public copies differ in line ends, tabs, encodings and folder names, so files are found by name wherever
-copies have them, and each caption line is parsed on its own.
+Public copies differ in line ends, tabs, encodings and folder names, so files are searched by name and each
+caption line is parsed on its own.
 """
 
 import os
@@ -23,27 +23,27 @@ from clipgraft.data.raw import (
 from clipgraft.errors import DataError
 
 IMAGE_FOLDERS = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr8k_images")
-"""Names of the image folder in circulating copies, in lower case (`Flicker8k` is no slip of ours)."""
+"""Names of the image folder in circulating copies, in lower case (`Flicker8k` is the original spelling)."""
 
 _SPLIT_LIST = re.compile(r".*[._](train|dev|val|test)images\.txt", re.IGNORECASE)
 _SPLIT_NAMES: dict[str, Split] = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 # `name.jpg#0<tab>caption`; some copies have spaces where the tab was.
 _TOKEN_LINE = re.compile(r"(?P<name>[^#]+)#(?P<number>[0-9]{1,9})\s+(?P<caption>.*)")
-# The name ends at its suffix and the first comma behind it (`.jpg.1` is in every copy); commas in an unquoted
-# caption stay in it.
+# The name ends at its suffix and the first comma behind it (every copy has a `.jpg.1`); unquoted captions may
+# contain commas.
 _CSV_LINE = re.compile(
     r'"?(?P<name>[^,"]+\.(?:jpe?g?|jfif|png|webp)(?:\.\d+)?)"?,(?P<caption>.*)', re.IGNORECASE
 )
 _CSV_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
 _CSV_HEADER = re.compile(r"image\w*,(\s*comment_number\w*,)?\s*(caption|comment)\w*", re.IGNORECASE)
 _CSV_NUMBERED = re.compile(r"\s*[0-9]{1,9}\s*,(.*)")
-"""Flickr30k's captions: their number stands before each one."""
+"""A caption of Flickr30k, preceded by its number."""
 
 
 def read_flickr8k(folder: DataFolder) -> RawDataset | None:
     """Read Flickr8k's captions, split lists and images, up to two folders down.
 
-    The token file wins over `captions.txt` where both are there, because only it numbers the captions.
+    The token file takes precedence over `captions.txt`, because only it numbers the captions.
 
     Raises:
         DataError: If a caption line cannot be parsed, an image is in two split lists, an image name points
@@ -113,7 +113,7 @@ def _list_levels(root: Path) -> list[list[Path]]:
     folders = [str(root)]
     for _ in range(3):
         entries = [entry for folder in folders for entry in os.scandir(folder)]
-        # `__MACOSX` and `._name` are what macOS adds to an archive.
+        # macOS adds `__MACOSX` and `._name` to archives.
         entries = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
         levels.append(sorted(Path(entry) for entry in entries))
         folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -51,12 +51,11 @@ def load_dataset(
 ) -> CaptionDataset:
     """Load captioned images; photographs are not opened.
 
-    The files in a folder decide its format. Flickr8k's forms win over metadata files, these over COCO, that
-    over caption files beside images.
+    The files in a folder decide its format, in the order of `READERS`.
 
     Args:
         source: A folder, or pairs of an image's path and its captions, split by a hash of the path's name;
-            empty for flatland8k, which is drawn into the cache the first time.
+            empty for flatland8k, drawn into the cache the first time.
         include_unsplit: Put images outside every split into train instead of excluding them.
 
     Returns:
@@ -122,13 +121,11 @@ def _flatland8k() -> Path:
 def read_lines(path: Path, kind: str) -> list[str]:
     """Read a text file of captions or prompts, one per line.
 
-    Args:
-        path: UTF-8 text.
-        kind: "caption" or "prompt", for messages.
+    Blank lines are skipped; `kind` is "caption" or "prompt", for messages.
 
     Raises:
         MissingFileError: If there is no such file.
-        DataError: If it is not UTF-8 text, or holds nothing.
+        DataError: If it is not UTF-8 text, or empty.
     """
     if not path.is_file():
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
@@ -207,7 +204,7 @@ READERS: tuple[Callable[[DataFolder], RawDataset | None], ...] = (
     read_coco,
     read_caption_files,
 )
-"""Each returns None for a folder in another format; tried in this order."""
+"""Readers, tried in this order; each returns None for a folder in another format."""
 
 
 def _folder_reading(

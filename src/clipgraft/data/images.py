@@ -1,7 +1,7 @@
 """Decoding of untrusted images to RGB in bounded memory.
 
-Only JPEG, PNG and WebP are decoded, recognised by content; those of a data folder and of the studio's clients
-alike.
+Bounds are checked on the header. Only JPEG, PNG and WebP are decoded, recognised by content, in data folders
+and from the studio's clients alike.
 """
 
 import io
@@ -18,20 +18,20 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from clipgraft.errors import DataError, MissingFileError
 
 MAX_PIXELS = 100_000_000
-"""Of one image; docs/data.md tells how much memory they take."""
+"""Pixels of one image; for their memory see docs/data.md."""
 MAX_ASPECT = 100
 """Long side over short one; CLIP's processor resizes the short one to 224 pixels."""
 MAX_SCANS = 100
-"""Of a JPEG; each goes over all of its pixels. Encoders write some ten (the bound is a guess)."""
+"""Scans of a JPEG, each over all of its pixels. Encoders write about ten (the bound is a guess)."""
 MAX_PARTS, PART_BYTES = 1000, 1024
-"""Markers of a JPEG or chunks of a PNG: 1,000, and one for each 1,024 bytes of the file (a guess)."""
+"""Markers of a JPEG or chunks of a PNG: 1,000, plus one per 1,024 bytes of the file (a guess)."""
 MAX_FILE_BYTES = 256 * 2**20
-"""Of the file, which is read whole; a photograph of 100 million pixels has some 60 MB as a JPEG."""
+"""Size of a file, read whole; a JPEG of 100 million pixels has about 60 MB."""
 MIN_SIDE = 16
-"""Least width and height in pixels; a smaller image shows nothing to caption (a guess)."""
+"""Least width and height in pixels; smaller images show nothing to caption (a guess)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-# First bytes of what people rename to .jpg, so that the message can name it.
+# First bytes of files often renamed to .jpg, for the message.
 _MAGIC = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -46,20 +46,20 @@ _MAGIC = {
     b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
 }
 _BAND_ROWS = 256
-"""Rows composited on white at once, so that an image is in memory twice, not four times."""
+"""Rows composited on white at once, to hold an image in memory twice instead of four times."""
 _SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 """Factors by which Pillow scales a PNG's samples of 1, 2 and 4 bits, but not its transparent sample."""
 JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _FILTERS = threading.Lock()
-# Not those that have no length: a byte 0xFF in a scan (0), TEM (1), restarts (0xD0 to 0xD7).
+# Markers with a length: without a byte 0xFF in a scan (0), TEM (1), restarts (0xD0 to 0xD7).
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 
 
 def open_image(path: Path) -> Image.Image:
     """Open and decode a JPEG, PNG or WebP file to 8-bit RGB.
 
-    EXIF rotation is applied where the EXIF data can be read; grayscale, palette and CMYK become RGB;
-    transparency becomes white; of an animation the first frame is taken.
+    Readable EXIF rotation is applied, grayscale, palette and CMYK are converted, transparency becomes white;
+    of an animation the first frame is decoded.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -71,7 +71,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image, check its header, and name the file in DataErrors."""
+    """Open an image, check its header, and name the file in the block's DataErrors."""
     if not path.is_file():
         raise MissingFileError(f"{path}: no such image")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
@@ -86,8 +86,7 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
     """Check an image's header and return the image, not decoded yet.
 
     Raises:
-        DataError: If it is empty, of another format, damaged at its beginning, or out of bounds. The message
-            begins with a verb.
+        DataError: If it is empty, of another format, damaged or out of bounds; the message starts with a verb.
     """
     if not content:
         raise DataError("is empty (0 bytes)")
@@ -99,7 +98,7 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
         raise DataError(f"is {_content_name(content)}; expected a JPEG, PNG or WebP image") from None
     except Image.DecompressionBombError:
         raise DataError(f"has more than {max_pixels:,} pixels; make it smaller") from None
-    except Exception as error:  # whatever Pillow raises, it is the file's damage
+    except Exception as error:  # any error of Pillow means a damaged file
         raise _damaged(error) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -112,16 +111,16 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Decode an image from `read_header` to upright 8-bit RGB."""
+    """Decode an image from `read_header` to upright 8-bit RGB (DataError if damaged)."""
     try:
         _scale_transparent_sample(image)
         image.load()
-        with suppress(Exception):  # garbage in the EXIF data: the pixels stand as they lie, as in browsers
+        with suppress(Exception):  # damaged EXIF data: no rotation, as in browsers
             with _quiet():
                 image.getexif().get(ExifTags.Base.Orientation)  # is kept
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
-    except Exception as error:  # whatever Pillow raises, it is the file's damage
+    except Exception as error:  # any error of Pillow means a damaged file
         raise _damaged(error) from error
 
 
@@ -140,7 +139,7 @@ def parts_of(content: bytes) -> Iterator[int]:
 
 
 def _refuse_costly(content: bytes) -> None:
-    """Refuse small files that are slow to decode."""
+    """Refuse small files with many scans (each over all pixels) or parts."""
     num_scans = 0
     for num_parts, marker in enumerate(parts_of(content)):
         num_scans += marker == JPEG_SCAN
@@ -153,7 +152,7 @@ def _refuse_costly(content: bytes) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence Pillow's warnings; the bounds of this module decide."""
-    with _FILTERS, warnings.catch_warnings():  # filters are the process's own, so one thread at a time
+    with _FILTERS, warnings.catch_warnings():  # filters are global: one thread at a time
         warnings.simplefilter("ignore")
         yield
 
@@ -163,7 +162,7 @@ def _damaged(error: Exception) -> DataError:
 
 
 def _scale_transparent_sample(image: Image.Image) -> None:
-    """Scale a PNG's transparent sample to 8 bits, like Pillow all others."""
+    """Scale a PNG's transparent sample to 8 bits, like its pixels."""
     transparent = image.info.get("transparency")
     if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
         return

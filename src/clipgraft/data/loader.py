@@ -1,9 +1,7 @@
-"""Batches of images with captions, decided by seed and epoch alone.
+"""Batches of images with captions, a pure function of seed and epoch.
 
-The order of images and the captions drawn for each are pure functions of (seed, epoch): a run resumed at
-(epoch, start) sees the batches that the unbroken run would have seen, with any number of workers and of
-training processes. The epoch travels inside each index, because workers outlive an epoch with a copy of the
-dataset.
+A run resumed at (epoch, start) sees the batches of the unbroken run, with any number of workers and training
+processes. Each index carries the epoch, because workers outlive an epoch with a copy of the dataset.
 """
 
 import math
@@ -29,7 +27,7 @@ from clipgraft.errors import UserError
 
 
 class EpochIndex(NamedTuple):
-    """Which image, in which epoch."""
+    """Index of an image in an epoch."""
 
     epoch: int
     image_index: int
@@ -48,7 +46,7 @@ class Item(NamedTuple):
 class EpochSampler(Sampler[list[EpochIndex]]):
     """Image indices of each full batch, from a permutation per (seed, epoch).
 
-    `batch_size` counts images of all processes together, each of which gets an equal share of every batch.
+    `batch_size` counts the images of all processes; each gets an equal share of every batch.
     """
 
     def __init__(
@@ -93,17 +91,10 @@ class EpochSampler(Sampler[list[EpochIndex]]):
 
 
 def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index: int) -> list[int]:
-    """Return `count` caption numbers of an image for an epoch.
+    """Return `count` of an image's `num_captions` (at least 1) for an epoch, by number.
 
-    Each image goes through all of its captions in an order of its own before one comes again. Within an epoch
+    Each image goes through all of its captions in an order of its own before repeating one. Within an epoch
     a caption comes twice only if the image has fewer than `count`.
-
-    Args:
-        num_captions: Captions of the image, at least 1.
-        count: Captions to draw.
-        seed: The run's seed.
-        epoch: From 0.
-        index: The image's place in the dataset.
     """
 
     def order(round_: int) -> list[int]:
@@ -130,10 +121,7 @@ def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
 
 
 class ImageCaptionDataset(Dataset[Item]):
-    """Images, each with some of its captions, indexed by `EpochIndex`; see `CaptionedBatches`.
-
-    Captions are tokenized once, here.
-    """
+    """Images, each with some of its captions (tokenized once), indexed by `EpochIndex`."""
 
     def __init__(
         self,
@@ -165,12 +153,11 @@ class ImageCaptionDataset(Dataset[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Collate items into a batch for objectives."""
+    """Collate items into a batch for objectives (a class, so that it can be pickled for workers)."""
 
     processor: ImageProcessor
     eos_token_id: int
     duplicate_ids: tuple[int, ...]
-    """Of every image."""
     length_multiple: int = 1
     """`input_ids` are padded to the batch's longest, rounded up to a multiple of this."""
 
@@ -179,8 +166,8 @@ class Collate:
 
         Returns:
             `clip_pixel_values` (N, 3, S, S) float32 (absent without images), `input_ids` (M, L) int64 padded
-            with EOS, `image_index` (N,) int64, `caption_image` (M,) int64, the `image_index` of each
-            caption's image, `duplicate_id` (N,) int64, equal for equal files, `image_ids`, N names.
+            with EOS, `image_index` (N,) int64, `caption_image` (M,) int64 (each caption's `image_index`),
+            `duplicate_id` (N,) int64 (equal for equal files), `image_ids` (N names).
         """
         crops = [item.clip_crop for item in items if item.clip_crop is not None]
         pixels = normalize_clip_crops(torch.from_numpy(np.stack(crops)), self.processor) if crops else None
@@ -202,20 +189,20 @@ class CaptionedBatches:
 
     Args:
         images: The images of one split.
-        crops: For each of them (3, S, S) uint8; None for captions alone.
-        tokenizer: The model's own tokenizer.
-        processor: The model's own image processor.
-        batch_size: Images in a batch, of all processes together. A last batch that is not full is left out:
-            a contrastive loss depends on its size.
+        crops: Their crops, (3, S, S) uint8 each; None for captions alone.
+        tokenizer: The model's own.
+        processor: The model's own.
+        batch_size: Images per batch over all processes. A last, smaller batch is dropped: a contrastive loss
+            depends on its size.
         seed: Decides order and captions, together with the epoch.
         captions_per_image: Captions drawn for each image.
         length_multiple: See `Collate`; 77 pads to all positions.
-        num_workers: Processes that read images; 0 reads in this one.
+        num_workers: Worker processes; 0 = this process.
         process_index: This process's share of each batch.
         num_processes: Equal shares of a batch.
 
     Raises:
-        UserError: If there is no full batch, or it cannot be shared evenly.
+        UserError: If there is no full batch, or it cannot be divided evenly.
     """
 
     def __init__(
@@ -247,7 +234,7 @@ class CaptionedBatches:
                 processor, tokenizer.eos_token_id, tuple(duplicate_ids(images)), length_multiple
             ),
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # else each pass would draw from the global one
+            generator=torch.Generator(),  # else each pass would use the global one
         )
 
     def __len__(self) -> int:

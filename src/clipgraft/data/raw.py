@@ -1,8 +1,7 @@
 """Raw contents of a folder of captioned images, assembled into a dataset.
 
-A reader parses its format into a `RawDataset`; `assemble` includes every photograph and every caption in a
-`CaptionDataset`, or excludes it with a reason. Folders come from strangers: nothing outside is read, whatever
-links say.
+A reader parses its format into a `RawDataset`; `assemble` includes or excludes every photograph and caption.
+Folders are untrusted: nothing outside is read, not even through links.
 """
 
 import hashlib
@@ -19,9 +18,9 @@ from clipgraft.errors import DataError, printable
 from clipgraft.files import LONE_SURROGATE, inside, read_bytes
 
 MAX_CAPTION_CHARACTERS = 10_000
-"""CLIP reads 77 tokens, some 400 characters; the longest captions written for images have some thousands."""
+"""CLIP reads 77 tokens, about 400 characters; the longest image captions have a few thousand."""
 NUM_EXAMPLES = 3
-"""Names that stand for all files with the same note."""
+"""Files named per note."""
 
 NO_PHOTOGRAPH = "no photograph"
 NO_CAPTION = "no caption"
@@ -41,7 +40,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 
 
 class RawCaption(NamedTuple):
-    """A caption as its file has it."""
+    """A caption as read."""
 
     image_id: str
     number: int
@@ -50,15 +49,15 @@ class RawCaption(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RawDataset:
-    """What a reader found, before anything is included or excluded."""
+    """Findings of a reader, before anything is included or excluded."""
 
     format: str
     files: dict[str, str]
     photographs: Mapping[str, Path]
-    """Every file in the image folder whose name is an image's, by image id."""
+    """All files in the image folder with image suffixes, by image id."""
     captions: list[RawCaption]
     splits: Mapping[str, Split] | None
-    """Split of each image id; None if the format names no splits: then `hash_split` decides."""
+    """Split of each image id; None without named splits (`hash_split` decides)."""
 
 
 class DataFolder:
@@ -69,7 +68,7 @@ class DataFolder:
         self._notes: dict[str, list[str]] = {}
 
     def note(self, note: str, name: str = "") -> None:
-        """Note something about the folder or one of its files."""
+        """Add a note about the folder or one of its files."""
         self._notes.setdefault(note, []).append(name)
 
     @property
@@ -88,8 +87,8 @@ class DataFolder:
     def list_images(self, folder: Path) -> dict[str, Path]:
         """Return all files below a folder with image suffixes, usable or not.
 
-        Linked folders are not followed; a linked file may point anywhere inside the root. Pipes and links to
-        nothing are noted.
+        Linked folders are not followed; linked files may point anywhere inside the root. Pipes and broken
+        links are noted.
 
         Returns:
             Name relative to `folder`, with forward slashes -> path, sorted by name.
@@ -135,7 +134,7 @@ class DataFolder:
 
 
 def claim_split(splits: dict[str, Split], names: Iterable[str], split: Split, where: str) -> None:
-    """Put images in a split; refuse one that is in another already."""
+    """Put images in a split; refuse images of another one."""
     for name in names:
         if splits.setdefault(name, split) != split:
             raise DataError(
@@ -144,14 +143,14 @@ def claim_split(splits: dict[str, Split], names: Iterable[str], split: Split, wh
 
 
 def tidy(caption: str) -> str:
-    """Return a caption with single spaces and none around it."""
+    """Return a caption stripped and with single spaces."""
     return " ".join(caption.split())
 
 
 def hash_split(image_id: str) -> Split:
     """Return a split by the image id's hash (80% train, 10% val, 10% test).
 
-    It depends on the id alone, so new images and other captions never move an image to another split.
+    Neither new images nor other captions move an image to another split.
     """
     tenth = int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()[:8]) % 10
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
@@ -160,7 +159,7 @@ def hash_split(image_id: str) -> Split:
 def check_image_name(name: str, where: str) -> str:
     """Return an image name; refuse one pointing out of the image folder.
 
-    Such a name is absolute, has a drive letter, a backslash (also a UNC path), `..` or a NUL.
+    Refused are absolute names, drive letters, backslashes (also UNC paths), `..` and NUL.
     """
     is_unsafe = name.startswith("/") or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
     if is_unsafe or ".." in name.split("/"):
@@ -179,13 +178,9 @@ def is_utf8(name: str) -> bool:
 def assemble(
     root: Path, raw: RawDataset, notes: Iterable[str] = (), *, include_unsplit: bool
 ) -> CaptionDataset:
-    """Include every photograph and every caption, or exclude it with a reason.
+    """Include every photograph and caption, or exclude it with a reason.
 
-    Args:
-        root: The dataset's folder.
-        raw: What the format's reader found.
-        notes: Its oddities.
-        include_unsplit: Put images outside every split into train instead of excluding them.
+    With `include_unsplit`, images outside every split are put into train instead of being excluded.
     """
     excluded: list[Excluded] = []
     captions_of: dict[str, list[RawCaption]] = {}
@@ -229,7 +224,7 @@ def _image_problem(image_id: str, path: Path, captions: list[RawCaption]) -> str
     if not is_utf8(image_id):
         return NOT_UTF8
     if path.name.startswith("."):
-        return HIDDEN_FILE  # macOS leaves `._name.jpg` beside every photograph of an unpacked archive
+        return HIDDEN_FILE  # macOS adds `._name.jpg` for every photograph to archives
     if path.suffix.lower() in OTHER_IMAGE_SUFFIXES:
         return OTHER_FORMAT
     return None if captions else NO_CAPTION

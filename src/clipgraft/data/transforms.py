@@ -1,8 +1,8 @@
 """Preprocessing: CLIP's pixels, the VAE's pixels, token ids.
 
-Sizes, means and deviations are read from the model's own image processor. CLIP's preprocessing is cut in two
-at its 8-bit crop: the costly half, decoding and resizing, is done once for all runs and cached. A crop's key
-is the checksum of its file; the settings that decide its pixels name the folder.
+Sizes, means and deviations come from the model's own image processor. CLIP's preprocessing is split at its
+8-bit crop: decoding and resizing, the costly half, is cached for all runs, by checksums of files in a folder
+named after the settings.
 """
 
 import json
@@ -29,19 +29,19 @@ from clipgraft.data.images import decode, opened_image
 from clipgraft.errors import UserError
 
 PIXELS_VERSION = 1
-"""Part of each cache's key; raised when `open_image`, `clip_crop` or `vae_pixel_values` make other pixels."""
+"""Part of each cache's key; raise it when `open_image`, `clip_crop` or `vae_pixel_values` change pixels."""
 SEGMENT_BYTES = 128 * 2**20
-"""Crops held in memory until they are written: 891 of 224 pixels."""
+"""Crops held in memory until written: 891 of 224 pixels."""
 PARALLEL_PIXELS = 25_000_000
-"""Larger images are decoded one at a time: one takes up to 1.5 GB."""
+"""Pixels above which images are decoded one at a time, with up to 1.5 GB each."""
 NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-"""Settings of an image processor that act after its 8-bit crop."""
+"""Settings of an image processor applied after its 8-bit crop."""
 END_OF_WORD = "</w>"
-"""Ends a token of CLIP's vocabulary that ends a word."""
+"""Suffix of word-final tokens in CLIP's vocabulary."""
 
 
 class ImageProcessor(Protocol):
-    """The part of transformers' `CLIPImageProcessor` in use, whichever backend made it."""
+    """The part of transformers' `CLIPImageProcessor` in use, of any backend."""
 
     image_mean: list[float]
     image_std: list[float]
@@ -68,7 +68,7 @@ def clip_crop(image: Image.Image, processor: ImageProcessor) -> np.ndarray:
     """Resize and centre-crop an image as CLIP's processor does: (3, S, S) uint8."""
     do_resize = processor.do_resize
     if do_resize and dict(processor.size).keys() == {"shortest_edge"}:
-        # By the processor's own functions, without the four copies of the whole image that it makes before.
+        # With the processor's own functions, but without its four copies of the whole image.
         shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))
         height, width = get_resize_output_image_size(
             shape, processor.size["shortest_edge"], default_to_square=False
@@ -102,12 +102,12 @@ def cut_crops(
 ) -> CachedArrays:
     """Return CLIP's crops of photographs, cutting those not cached in `folder`.
 
-    What was cut stays where a photograph cannot be read, or the disk is full.
+    Finished crops are kept if a photograph cannot be read or the disk is full.
 
     Args:
         paths: JPEG, PNG or WebP files.
-        processor: Its settings are part of a crop's key.
-        folder: All crops of all data.
+        processor: CLIP's; its settings are part of a crop's key.
+        folder: Crops of all data.
         on_image: Called with the number of images decoded so far.
 
     Returns:
@@ -154,7 +154,7 @@ def _settings_sum(processor: ImageProcessor) -> str:
 def vae_pixel_values(images: Iterable[Image.Image], size: int) -> Tensor:
     """Resize and centre-crop RGB images: (B, 3, size, size) float32 in [-1, 1].
 
-    `size` is a multiple of 8 pixels, because the VAE halves it three times.
+    `size` is a multiple of 8 pixels (the VAE halves it three times); interpolation is bicubic.
     """
     if size < 8 or size % 8:
         raise UserError(f"size must be a positive multiple of 8 pixels; got {size}")
@@ -172,8 +172,8 @@ def tokenize(
 ) -> Tensor:
     """Return token ids of B captions: (B, L) int64, padded with EOS.
 
-    CLIP's text tower is causal and read at its first EOS, so padding behind it changes nothing: L is the
-    longest caption's length, or `context_length`, all of which diffusion models read.
+    L is the longest caption's length (CLIP is causal and pools at the first EOS, so padding has no effect),
+    or `context_length` for diffusion models, which read all positions.
     """
     ids, _ = encode_captions(captions, tokenizer, context_length=context_length)
     length = context_length if pad_to_context_length else max(map(len, ids))
@@ -185,7 +185,7 @@ def encode_captions(
 ) -> tuple[list[list[int]], int]:
     """Return token ids without padding and the number of truncated captions.
 
-    They are cut where the positions end, as transformers and diffusers do.
+    EOS stays last, as in transformers and diffusers.
     """
     whole = encode_whole(captions, tokenizer)
     ids = [[*row[: context_length - 1], row[-1]] if len(row) > context_length else row for row in whole]
@@ -193,9 +193,9 @@ def encode_captions(
 
 
 def encode_whole(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return all token ids of captions, BOS and EOS included, however many."""
-    # The text `<|endoftext|>` in a caption is split like any other: as EOS it would end the caption there.
-    # `verbose` off: the tokenizer would warn of one long caption, and we count all.
+    """Return token ids of captions without truncation, BOS and EOS included."""
+    # Split `<|endoftext|>` in a caption like other text: as EOS it would end the caption there. Not verbose:
+    # the tokenizer would warn of one long caption, and callers count all.
     encoded = tokenizer(list(captions), truncation=False, verbose=False, split_special_tokens=True)
     ids: list[list[int]] = encoded["input_ids"]
     return ids
