@@ -86,7 +86,7 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
     """Check an image's header and return the image, not decoded yet.
 
     Raises:
-        DataError: If it is empty, of another format, damaged or out of bounds; the message starts with a verb.
+        DataError: If it is empty, of another format, damaged or out of bounds; messages start with a verb.
     """
     if not content:
         raise DataError("is empty (0 bytes)")

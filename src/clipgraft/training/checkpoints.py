@@ -1,6 +1,7 @@
 """Checkpoints of the training state, each a folder.
 
-`step-00000100/` holds `tensors.safetensors`, `state.json` and a manifest of their sums. Nothing is pickled.
+`step-00000100/` holds `tensors.safetensors`, `state.json` and a manifest of their checksums, without pickles.
+Damaged folders are skipped.
 """
 
 import json
@@ -38,14 +39,14 @@ from clipgraft.settings import TrainSettings
 from clipgraft.training.run_log import LOG_NAME, NO_ROWS, RowsSum, refuse_other_rows
 
 VERSION = 2
-"""Version of the files, and of how a step follows from the one before (order of the data, random numbers,
-losses). Raise it when `test_steps_are_those_of_this_version` fails."""
+"""Version of the files and of the steps (order of the data, random numbers, losses). Raise it when
+`test_steps_are_those_of_this_version` fails."""
 FOLDER_NAME, TENSORS_NAME, VALUES_NAME = "checkpoints", "tensors.safetensors", "state.json"
 RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in OLD_NAMES.items()}
 WITHOUT_EFFECT = {*NO_RESULT, "preview_steps", "preview_graft", "allow_few_captions"}
-"""Settings that leave the weights as they are."""
+"""Settings without influence on the weights."""
 COMPARED_OTHERWISE = {"num_epochs", "mixed_precision", "captions", "max_captions"}
-"""Settings that a checkpoint knows by their effect: steps planned, precision, captions' sum."""
+"""Settings compared by their effect: steps planned, precision, captions' checksum."""
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingState:
-    """Everything that a step reads and changes."""
+    """Everything read and changed by a step."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -74,22 +75,22 @@ class SavedValues(BaseModel):
     step: NonNegativeInt
     skipped_steps: NonNegativeInt
     num_steps: NonNegativeInt
-    """Of the whole run, as planned when it was saved."""
+    """Of the whole run, as planned when saving."""
     data: dict[str, str]
-    """Sums of what is trained on and started from, by name."""
+    """Checksums of training data and start weights by name."""
     settings: dict[str, Any]
     """See `deciding_settings`."""
     mixed_precision: Literal["no", "fp16", "bf16"]
     average_updates: NonNegativeInt = 0
-    """Of the moving average."""
+    """Updates of the moving average."""
     rows: dict[str, Annotated[tuple[int, str], Field(strict=False)]]
-    """File of rows -> number and sum of those that the checkpoint counts on."""
+    """File -> number and checksum of its rows up to this step."""
     scaler: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and is whole."""
+    """An intact checkpoint."""
 
     folder: Path
     values: SavedValues
@@ -98,18 +99,18 @@ class Saved:
 
 @dataclass(frozen=True)
 class CheckpointManager:
-    """Writes and reads a run's checkpoints."""
+    """Writer and reader of a run's checkpoints."""
 
     run_dir: Path
-    """Gets `checkpoints/`; holds the files of rows."""
+    """Gets `checkpoints/`; holds the `row_files`."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints kept."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """Sums of what is trained on and started from, by name."""
+    """Checksums of training data and start weights by name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """See `deciding_settings`."""
     row_files: tuple[str, ...] = (LOG_NAME,)
-    """Files in `run_dir` whose rows a checkpoint counts on."""
+    """Files in `run_dir` whose rows are recorded in a checkpoint."""
 
     @property
     def folder(self) -> Path:
@@ -120,7 +121,7 @@ class CheckpointManager:
         """Write a checkpoint, then delete all but the newest.
 
         Raises:
-            CheckpointError: If there is no space left; nothing has changed then.
+            CheckpointError: If there is no space left; nothing is changed then.
         """
         values = SavedValues(
             step=state.step,
@@ -146,7 +147,7 @@ class CheckpointManager:
         """Read a step's checkpoint or the newest intact one (None without checkpoints).
 
         Raises:
-            CheckpointError: If the step's is missing or damaged, or no checkpoint is whole.
+            CheckpointError: If the step's is missing or damaged, or none is intact.
         """
         if step is not None:
             folder = self.folder / f"step-{step:08d}"
@@ -174,7 +175,7 @@ class CheckpointManager:
         """Restore a state in place.
 
         Raises:
-            CheckpointError: If the checkpoint is of another model, data, settings or precision; nothing has
+            CheckpointError: If the checkpoint has another model, data, settings or precision; nothing is
                 changed then.
         """
         self._refuse_other_data(saved, allow_changed_data)
@@ -197,7 +198,7 @@ class CheckpointManager:
         for folder in self._newest_first():
             try:
                 return _read_values(folder).mixed_precision
-            except UserError:  # damaged: loading it says so
+            except UserError:  # damaged: reported when loading it
                 continue
         return ""
 
@@ -227,7 +228,7 @@ class CheckpointManager:
 
     def _refuse_other_settings(self, saved: Saved, state: TrainingState) -> None:
         begun = {RENAMED.get(name, name): value for name, value in saved.values.settings.items()}
-        # A setting that the checkpoint lacks is newer than the checkpoint.
+        # A setting missing in the checkpoint is newer than the checkpoint.
         differing = [name for name in _differing(begun, self.settings) if name in begun]
         if differing:
             shown = ", ".join(
@@ -264,7 +265,7 @@ def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
 
 def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, str]:
     """Return checksums of all `photographs` and of all `captions`, in order."""
-    # Without names and paths: a copy elsewhere is the same, and other photographs may have the same names.
+    # Without names and paths: a copy elsewhere is equal, and other photographs may have the same names.
     paths = {role: [image.path for image in found] for role, found in images.items()}
     return {
         "photographs": fingerprint({role: content_sums(found) for role, found in paths.items()}),
@@ -283,17 +284,13 @@ def sum_of_clip(clip: ClipParts) -> str:
 
 
 def sum_of_tokenizer(tokenizer: CLIPTokenizer) -> str:
-    """Return a checksum of a tokenizer's vocabulary and rules."""
+    """Return a checksum of a tokenizer's vocabulary and rules (not the last call's padding)."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return fingerprint({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})
 
 
 def refuse_other_model(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are missing, unknown or of another shape.
-
-    Raises:
-        CheckpointError: Names the first of them.
-    """
+    """Refuse missing, unknown or differently shaped tensors with a CheckpointError."""
     shapes = [{name: tensor.shape for name, tensor in named.items()} for named in (found, expected)]
     names = sorted(shapes[0] | shapes[1], key=lambda name: (name.startswith("optimizer"), name))
     wrong = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
@@ -340,7 +337,7 @@ def _step_of(folder: Path) -> int:
 
 
 def _module_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """Trainable parameters and their averages by name, sharing memory with the state's."""
+    """Return trainable parameters and their averages by name, sharing the state's memory."""
     named = {name: p.detach() for name, p in state.module.named_parameters() if p.requires_grad}
     tensors = {f"weight.{name}": parameter for name, parameter in named.items()}
     if state.ema:
@@ -361,7 +358,7 @@ def _optimizer_shapes(tensors: Mapping[str, Tensor], state: TrainingState) -> di
     expected: dict[str, Tensor] = {}
     for index, parameter in enumerate(parameters):
         names = [f"optimizer.{index}.{name}" for name in ADAMW_STATE]
-        if any(name in tensors for name in names):  # one without a gradient so far has none
+        if any(name in tensors for name in names):  # none before a parameter's first gradient
             expected |= dict(zip(names, (torch.empty(()), parameter, parameter), strict=True))
     return expected
 
@@ -372,6 +369,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             entries.setdefault(int(index), {})[key] = tensor
-    # Groups follow from the settings, and the learning rate from the step.
+    # Groups follow from the settings, the learning rate from the step.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})

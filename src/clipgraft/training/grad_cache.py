@@ -1,6 +1,6 @@
-"""Gradients of several micro-batches and processes, as of one batch (GradCache).
+"""Gradients over several micro-batches and processes as of one batch (GradCache).
 
-A contrastive loss cannot be split like a mean: its negatives lie in the other micro-batches.
+A contrastive loss cannot be averaged over micro-batches: its negatives lie in the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def backward_separately(
 ) -> dict[str, Tensor]:
     """Add the gradient of the micro-batches' mean loss; see `backward_jointly`.
 
-    Negatives of a micro-batch come from all processes if the objective has a joint loss.
+    With a joint loss, a micro-batch has the negatives of all processes.
 
     Returns:
         Means of `loss` and of each metric.
@@ -43,17 +43,17 @@ def backward_jointly(
 ) -> dict[str, Tensor]:
     """Add the gradient of one loss over all micro-batches of all processes.
 
-    The micro-batches are embedded without a graph; the loss over all embeds gives the gradient at each; then
-    each micro-batch is embedded again, with the same random numbers, and that gradient goes back through it.
-    One micro-batch keeps its graph and needs no second pass. Parameters that the loss itself reads
-    (`logit_scale`) get their gradient once.
+    Micro-batches are embedded without a graph, and the loss over all embeds gives their gradients; then each
+    micro-batch is embedded again, with the same random numbers, to backpropagate them. A single micro-batch
+    keeps its graph and needs no second pass. Parameters of the loss itself (`logit_scale`) get their gradient
+    once.
 
     Args:
-        objective: `embed(batch)` gives tensors by name, one row per item, independent of other items;
+        objective: `embed(batch)` returns tensors by name, one row per item, independent of other items;
             `joint_loss(embeds) -> (loss, metrics)` reads them concatenated.
-        batches: Micro-batches, on the accelerator's device; as many items in each process.
-        accelerator: Gives autocast, the gradient scale and the other processes.
-        num_parts: Divides the gradient: parts of the mean that this loss belongs to.
+        batches: Micro-batches on the accelerator's device, of equal size in all processes.
+        accelerator: For autocast, gradient scale and the other processes.
+        num_parts: Divisor of the gradient, if this loss is a part of a mean.
 
     Returns:
         `loss` and the metrics, over all processes.
@@ -81,7 +81,7 @@ def backward_jointly(
         if not keeps_graph:
             _set_random_states(states[index], accelerator.device)
             parts[index] = _embed(objective, batch, accelerator)
-        # What a frozen tower gives has no graph to go back through.
+        # Embeds of a frozen tower have no graph.
         trained = [name for name in gradients if parts[index][name].requires_grad]
         torch.autograd.backward(
             [parts[index][name] for name in trained], [gradients[name][index] for name in trained]
@@ -106,7 +106,7 @@ def _as_leaf(tensor: Tensor) -> Tensor:
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """State of each torch generator used on a device."""
+    """Return the state of each torch generator used on a device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -124,15 +124,15 @@ def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> No
 
 
 def _own_share(gradient: Tensor, accelerator: Accelerator) -> Tensor:
-    # Times the number of processes, over which gradients are averaged later.
+    # Times the number of processes: gradients are averaged over them later.
     rows = gradient.chunk(accelerator.num_processes)[accelerator.process_index]
     return rows * accelerator.num_processes
 
 
 def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
     """Replace each gradient by its mean over all processes."""
-    # DistributedDataParallel would exchange them during the backward pass, but wants every parameter in each
-    # graph, logit_scale included.
+    # DistributedDataParallel would exchange them during the backward pass, but requires every parameter in
+    # each graph, logit_scale included.
     if accelerator.num_processes == 1:
         return
     for parameter in parameters:

@@ -31,9 +31,9 @@ def contrastive_loss(
         text_embeds: Unit-norm rows, (M, P).
         logit_scale: Log of the multiplier, scalar.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
-        duplicate_id: int64 (N,), equal where two images are duplicates; None: all differ.
-        duplicate_images: Other captions of the same image. "mask": left out. "positive": they share the
-            image's target. "negative": wrong answers, the plain loss over M pairs.
+        duplicate_id: int64 (N,), equal for duplicates; None = all differ.
+        duplicate_images: Treatment of other captions of the same image: "mask" leaves them out, "positive"
+            splits the target among them, "negative" is the plain loss over M pairs.
 
     Returns:
         Mean of both directions, float32 scalar.
@@ -41,7 +41,7 @@ def contrastive_loss(
     Source:
         Radford et al. 2021, figure 3; "positive": Khosla et al. 2020, equation 2.
     """
-    # In float16 a cosine of 0.3 is known to 2.4e-4, which a multiplier of 100 makes 0.024 of a logit.
+    # float16 rounds a cosine of 0.3 by 2.4e-4, which a multiplier of 100 turns into 0.024 of a logit.
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
         row, is_same = _matches(logits, caption_row, duplicate_id)
@@ -53,7 +53,7 @@ def contrastive_loss(
             return (_shared_cross_entropy(logits, is_same) + _shared_cross_entropy(logits.T, is_same.T)) / 2
         own = logits.gather(1, row[:, None])[:, 0]  # (M,)
         negatives = logits.masked_fill(is_same, LOWEST)
-        # -log(e^own / (e^own + sum of e^negative)), once over images and once over captions
+        # -log(e^own / (e^own + sum of e^negative)), over images and over captions
         by_text = F.softplus(negatives.logsumexp(1) - own)
         by_image = F.softplus(negatives.logsumexp(0)[row] - own)
         return (by_text.mean() + by_image.mean()) / 2
@@ -71,7 +71,7 @@ def sigmoid_loss(
 ) -> Tensor:
     """SigLIP's loss: binary cross-entropy of every pair of image and caption.
 
-    Args are those of `contrastive_loss`, and `logit_bias`, added to the logits; see `balanced_bias`.
+    Arguments are those of `contrastive_loss`, plus `logit_bias` (see `balanced_bias`).
 
     Returns:
         Sum over images, mean over captions, float32 scalar.
@@ -91,11 +91,11 @@ def sigmoid_loss(
 def balanced_bias(logits: Tensor) -> Tensor:
     """Find by bisection the bias with one expected match per caption.
 
-    SigLIP's own start, -10 at a multiplier of 10, is for random weights. A CLIP that was trained with softmax
-    has multiplier 100 and cosines around 0.2 to 0.3: its first loss would be hundreds.
+    SigLIP's own start, -10 at a multiplier of 10, is for random weights. A CLIP trained with softmax has
+    multiplier 100 and cosines of 0.2 to 0.3: its first loss would be in the hundreds.
 
     Args:
-        logits: Of captions and images, without bias, (M, N); N at least 2.
+        logits: Logits of captions and images, without bias, (M, N); N at least 2.
 
     Returns:
         float32 scalar b with mean sigmoid(logits + b) = 1 / N.
@@ -103,7 +103,7 @@ def balanced_bias(logits: Tensor) -> Tensor:
     assert logits.shape[1] > 1, "no bias expects one pair of one image"
     logits = logits.double()
     low, high = -logits.max() - 50, -logits.min() + 50
-    for _ in range(60):  # halves an interval of some 300 to the last bit of float32
+    for _ in range(60):  # halves an interval of about 300 to float32's precision
         middle = (low + high) / 2
         is_too_high = torch.sigmoid(logits + middle).mean() > 1 / logits.shape[1]
         low, high = (low, middle) if is_too_high else (middle, high)
@@ -130,10 +130,10 @@ def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     Args:
         student: (B, L, D).
         teacher: (B, L, D).
-        weights: Of each position, (B, L).
+        weights: Weights of positions, (B, L).
 
     Returns:
-        float32 (B, 5), weighted sums: squared error, the teacher's power, 1 - cosine, square of the relative
+        float32 (B, 5), weighted sums of: squared error, the teacher's power, 1 - cosine, squared relative
         difference of norms, 1.
     """
     student, teacher, weights = student.float(), teacher.float(), weights.float()
@@ -152,20 +152,20 @@ def state_loss(errors: Tensor, *, cosine_weight: float = 1.0, norm_weight: float
     Args:
         errors: (B, 5) from `state_errors`.
         cosine_weight: Weight of the mean of 1 - cosine.
-        norm_weight: Weight of the mean square of the norms' relative difference.
+        norm_weight: Weight of the mean squared relative difference of norms.
     """
     squared, power, distance, stretch, weight = errors.sum(0)
     return squared / power + (cosine_weight * distance + norm_weight * stretch) / weight
 
 
 def clamped_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights of the noise-prediction loss by the clamped signal-to-noise ratio (SNR).
+    """Return weights of the noise-prediction loss by clamped signal-to-noise ratio (SNR).
 
-    Low-noise steps are capped at `gamma`, as in min-SNR. Below an SNR of 1 min-SNR weighs the noise's error
-    by 1; here the image's error counts, 1 / SNR times as much. At that noise only the text can tell what the
-    whole image has in common, such as its time of day, and the noise's error hardly shows it. Without this
-    floor a trial generated any time of day. The floor dominates: under Stable Diffusion's schedule and a
-    gamma of 5, 98.7 % of the weights' sum lie on the 64.6 % of timesteps with an SNR below 1.
+    Low-noise steps are capped at `gamma`, as in min-SNR. Below an SNR of 1, min-SNR weighs the noise's error
+    by 1; here the image's error counts, 1 / SNR times as much. At that noise only the text determines global
+    properties, such as the time of day, and the noise's error hardly shows them: without this floor a trial
+    generated any time of day. The floor dominates: with Stable Diffusion's schedule and a gamma of 5, 98.7 %
+    of the weights' sum lie on the 64.6 % of timesteps with an SNR below 1.
 
     Args:
         alphas_cumprod: The scheduler's, (T,).

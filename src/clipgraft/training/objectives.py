@@ -1,5 +1,6 @@
 """Training objectives: modules with `forward(batch) -> (loss, metrics)`.
 
+Only trained parameters have gradients.
 B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
 
@@ -28,8 +29,8 @@ LOGIT_SCALE_MAX = math.log(100)
 """Radford et al. 2021, section 2.5: the multiplier stays below 100 for stability."""
 
 SQUARED_WEIGHT = 10.0
-"""At equal weights the absolute error's gradient is the greater up to a quarter of the range: a smooth sky
-then counts as much as a blurred subject. At ten the squared one leads from 6 levels of 255 on."""
+"""At equal weights the absolute error's gradient dominates up to a quarter of the range: a smooth sky counts
+as much as a blurred subject. At ten the squared error dominates from 6 levels of 255 on."""
 
 Result = tuple[Tensor, dict[str, Any]]
 ContrastiveLoss = Literal["softmax", "sigmoid"]
@@ -40,11 +41,11 @@ class ContrastiveObjective(nn.Module):
 
     Args:
         clip: The model to train, float32.
-        loss: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with its own `logit_bias`).
+        loss: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with a `logit_bias`).
         duplicate_images: See `contrastive_loss`.
         reference_text_model: The original text tower; None without distillation.
         distill_weight: Weight of the hidden states' error against it.
-        crop_scale: Least area of each image's random crop, as a share; 1 = none.
+        crop_scale: Least area of each image's random crop, as a share; 1 = no crop.
         image_table: Embeds of all images, (all images, P), for a frozen vision tower.
     """
 
@@ -73,7 +74,7 @@ class ContrastiveObjective(nn.Module):
         self.crop_scale = crop_scale
 
     def train(self, mode: bool = True) -> "ContrastiveObjective":
-        """Switch the trained towers; a frozen one stays in eval."""
+        """Set the mode; frozen towers stay in eval."""
         super().train(mode)
         for tower in (self.clip.vision_model, self.clip.text_model, self.reference_text_model):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
@@ -89,11 +90,11 @@ class ContrastiveObjective(nn.Module):
 
         Args:
             batch: `input_ids` (M, L); `clip_pixel_values` (N, 3, S, S), not needed with an `image_table`;
-                `image_index` (N,), all different, and `caption_image` (M,), the one each caption belongs to;
+                `image_index` (N,), all different; `caption_image` (M,), the `image_index` of each caption;
                 optionally `duplicate_id` (N,), equal for equal images.
 
         Returns:
-            `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; the numbers above; with
+            `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; the batch's indices; with
             distillation `state_errors` (M, 5).
         """
         input_ids = batch["input_ids"]
@@ -134,6 +135,7 @@ class ContrastiveObjective(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """Clamp the logit scale."""
+        # Clamped in `forward`, it would lose its gradient at the bound.
         self.clip.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
 
     def _image_embeds(self, batch: dict[str, Any]) -> Tensor:
@@ -145,7 +147,7 @@ class ContrastiveObjective(nn.Module):
         return encode_images(self.clip, pixels)
 
     def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
-        """Sums of the hidden states' errors against the original tower, (M, 5)."""
+        """Return summed errors of hidden states against the original tower, (M, 5)."""
         assert self.reference_text_model is not None
         with torch.no_grad():
             before = text_hidden_states(self.reference_text_model, input_ids)
@@ -160,19 +162,19 @@ def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
 
     Args:
         pixels: (B, 3, S, S), float.
-        min_scale: Least area of the square as a share of the image's, in (0, 1]; drawn evenly up to 1.
+        min_scale: Least area of the square as a share of the image's, in (0, 1]; uniform up to 1.
 
     Returns:
         (B, 3, S, S) in the dtype of `pixels`, by torch's global random state.
     """
     random = torch.rand(3, len(pixels), device=pixels.device)
     side = (min_scale + (1 - min_scale) * random[0]).sqrt()  # (B,)
-    # In affine_grid's coordinates the image reaches from -1 to 1, so a crop's centre has 1 - side to go.
+    # In affine_grid's coordinates the image spans -1 to 1, so a crop's centre may move by 1 - side.
     center = (1 - side) * (2 * random[1:] - 1)  # (2, B)
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = center.T
-    with torch.autocast(pixels.device.type, enabled=False):  # in bfloat16 a place is known to half a pixel
+    with torch.autocast(pixels.device.type, enabled=False):  # bfloat16 rounds places by half a pixel
         grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).to(pixels)
 
@@ -182,9 +184,9 @@ class BridgeObjective(nn.Module):
 
     Args:
         bridge: The model to train.
-        cosine_weight: See `state_loss`, as for `norm_weight`.
-        kv_metric_sqrt: From `kv_metric_sqrt`, (W, W); None = the error of keys and values is not computed.
-        key_value_weight: Weight of their squared error relative to the teacher's.
+        cosine_weight: See `state_loss`, also for `norm_weight`.
+        kv_metric_sqrt: From `kv_metric_sqrt`, (W, W); None = without the error of keys and values.
+        key_value_weight: Weight of the relative squared error of keys and values.
     """
 
     kv_metric_sqrt: Tensor | None
@@ -259,7 +261,7 @@ class DenoisingObjective(nn.Module):
         unet: The U-Net.
         text_encoder: The text encoder.
         alphas_cumprod: The scheduler's, (T,).
-        empty_input_ids: The empty prompt's, (L,); replaces dropped captions.
+        empty_input_ids: The empty prompt's, (L,), replacing dropped captions.
         caption_drop: Share of captions dropped, for classifier-free guidance.
         snr_gamma: See `clamped_snr_weights`.
     """

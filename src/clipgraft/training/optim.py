@@ -15,7 +15,7 @@ from clipgraft.settings import OptimConfig
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The attention's maps (Hu et al. 2021, section 4.2)."""
 DECAYED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
-"""Layers whose `weight` AdamW decays, CLIP's token and position tables included (as in open_clip)."""
+"""Layers with a decayed `weight`, CLIP's token and position tables included (as in open_clip)."""
 
 
 def freeze_layers(clip: CLIPModel, *, vision: int = 0, text: int = 0) -> None:
@@ -63,7 +63,7 @@ def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, l
 
     Args:
         encoder: The graft's text encoder.
-        num_layers: Last layers of the text tower that are trained; 0 = none.
+        num_layers: Number of last text layers trained.
         lora_rank: Rank of updates trained instead of those layers' weights; 0 = the weights.
 
     Raises:
@@ -95,7 +95,7 @@ def _inject_lora(module: CLIPModel | CLIPTextModel, rank: int, layers: list[int]
         raise UserError("lora_rank needs peft; install clipgraft[lora]") from error
     config = LoraConfig(
         r=rank,
-        lora_alpha=rank,  # equal to the rank: the update counts as it is
+        lora_alpha=rank,  # equal to the rank: an unscaled update
         lora_dropout=0.0,
         target_modules=list(LORA_TARGETS),
         layers_to_transform=layers,
@@ -123,23 +123,23 @@ def parameter_groups(
     """Split a module's trainable parameters by weight decay and learning rate.
 
     Args:
-        module: Its parameters with `requires_grad` are taken.
+        module: The module.
         weight_decay: Decay of the weights of `DECAYED_LAYERS`.
-        layer_decay: Factor on the learning rate from each layer to the one below it.
-        learning_rate_scales: Further factors, by the beginning of parameters' names.
+        layer_decay: Factor on the learning rate from each layer to the one below.
+        learning_rate_scales: Further factors, by prefix of parameters' names.
 
     Returns:
         Groups for `torch.optim.AdamW`, each with its `lr_scale`; the decayed ones first.
 
     Raises:
-        UserError: If nothing in the module can be trained.
+        UserError: If no parameter is trainable.
     """
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     if not named:
         raise UserError("nothing to train: every parameter is frozen")
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    # Not by rank: the bridge keeps biases in a matrix, and decay of logit_scale would raise the temperature.
+    # Not by rank: the bridge keeps biases in a matrix, and decaying logit_scale would raise the temperature.
     layers = {name for name, child in module.named_modules() if isinstance(child, DECAYED_LAYERS)}
     decayed = {f"{name}.weight".removeprefix(".") for name in layers}
     for name, parameter in sorted(named, key=lambda item: item[0] not in decayed):
@@ -176,7 +176,7 @@ def layer_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
 
 
 def learning_rate_at(optim: OptimConfig, step: int, num_steps: int) -> float:
-    """Learning rate of a step (0-based) of a run of `num_steps`."""
+    """Return the learning rate of a step (0-based) of a run."""
     return optim.learning_rate * learning_rate_factor(step, optim.lr_schedule, optim.warmup_steps, num_steps)
 
 
@@ -185,8 +185,8 @@ def learning_rate_factor(step: int, schedule: str, warmup_steps: int, num_steps:
 
     Args:
         step: Optimizer steps already made.
-        schedule: "constant", "linear" or "cosine"; the last two reach 0 at `num_steps`.
-        warmup_steps: Steps of linear rise, at most half of the run's; the first has 1 / warmup_steps.
+        schedule: "constant", or "linear" or "cosine", which reach 0 at `num_steps`.
+        warmup_steps: Steps of linear rise from 1 / warmup_steps; limited to half of the run.
         num_steps: Optimizer steps of the whole run.
     """
     warmup_steps = min(warmup_steps, num_steps // 2)

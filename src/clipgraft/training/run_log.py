@@ -18,7 +18,7 @@ TENSORBOARD_NAME = "tensorboard"
 
 
 class RowsSum(NamedTuple):
-    """The first rows of a file, as a checkpoint counts on them."""
+    """Number and checksum of a file's first rows."""
 
     num_rows: int
     sha256: str
@@ -31,9 +31,9 @@ class RunLogger:
     """Logger of one row per optimizer step, also across resumes.
 
     Args:
-        run_dir: Gets `log.jsonl` and `tensorboard/`; None = only the losses are kept, in memory.
-        step: Steps already made; the log is cut back to them.
-        report_to: "tensorboard" writes the numbers there too.
+        run_dir: Gets `log.jsonl` and `tensorboard/`; None = keep the losses in memory.
+        step: Steps already made; later rows are removed.
+        report_to: "tensorboard" = write the numbers there too.
 
     Raises:
         UserError: If TensorBoard is not installed.
@@ -55,7 +55,7 @@ class RunLogger:
         self._num_rows = len(rows)
         for row in rows:
             self._add_loss(parse_json(row.decode(), str(self._path), error=CheckpointError))
-        # Unbuffered, so that what a full disk refused is not written once more when the file is closed.
+        # Unbuffered, so that bytes refused by a full disk are not written again on closing.
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class RunLogger:
             return
         rest = line = as_line(row)
         try:
-            while rest:  # the system may take a part, and refuse the rest at the next call
+            while rest:  # the system may write a part and refuse the rest at the next call
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
@@ -112,7 +112,7 @@ class RunLogger:
 def _open_tensorboard(run_dir: Path, step: int) -> TensorBoardTracker:
     if find_spec("tensorboard") is None:
         raise UserError("report_to = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
-    # Later steps, of a run that was killed, are hidden.
+    # Hides later steps of a killed run.
     tracker = TensorBoardTracker(TENSORBOARD_NAME, run_dir, purge_step=step + 1 if step else None)
     tracker.start()
     return tracker
@@ -124,12 +124,12 @@ def as_line(row: dict[str, Any]) -> bytes:
 
 
 def read_rows(path: Path) -> list[bytes]:
-    """Read a file's lines, ends included; none if there is no file."""
+    """Read a file's lines with their ends; [] without a file."""
     return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
 
 
 def sum_of_rows(rows: Iterable[bytes]) -> RowsSum:
-    """Return number and sha256 of rows."""
+    """Return the number and checksum of rows."""
     rows = list(rows)
     return RowsSum(len(rows), hashlib.sha256(b"".join(rows)).hexdigest())
 
@@ -138,7 +138,7 @@ def refuse_other_rows(path: Path, expected: RowsSum) -> None:
     """Refuse a file not beginning with the rows recorded in a checkpoint.
 
     Raises:
-        CheckpointError: If rows were lost, cut or changed.
+        CheckpointError: If rows were lost or changed.
     """
     rows = read_rows(path)[: expected.num_rows]
     if len(rows) < expected.num_rows:

@@ -1,4 +1,4 @@
-"""Stop on Ctrl-C or SIGTERM without losing work."""
+"""Stopping on Ctrl-C or SIGTERM without losing work."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, after it saved its state."""
+    """Training stopped by a signal, after saving its state."""
 
     def __init__(self, signal_number: int, checkpoints: Path | None):
         place = f"state saved in {checkpoints}" if checkpoints else "no state was saved"
@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopOnSignal:
-    """Deferral of a first SIGINT or SIGTERM to a step's end."""
+    """Deferral of a first SIGINT or SIGTERM (a second one acts at once)."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

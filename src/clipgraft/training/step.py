@@ -26,19 +26,18 @@ from clipgraft.training.grad_cache import (
 from clipgraft.training.optim import parameter_groups
 
 MAX_SKIPPED_IN_A_ROW = 10
-"""A run whose loss stays non-finite this long does not come back (guess)."""
+"""Non-finite losses in a row taken as divergence (a guess)."""
 
 logger = logging.getLogger(__name__)
 
 
 class TrainStep:
-    """Makes optimizer steps; `state` is all that they change.
+    """Optimizer steps of an objective; they change only `state`.
 
     Args:
-        objective: See `fit`, as for `learning_rate_scales`.
-        optim: `mixed_precision` resolved: "no", "fp16" or "bf16".
+        objective: See `fit`, also for `seed` and `learning_rate_scales`.
+        optim: With a resolved `mixed_precision`: "no", "fp16" or "bf16".
         device: "cpu", "cuda" or "mps".
-        seed: Of the random numbers that the objective draws.
 
     Raises:
         UserError: If there is nothing to train.
@@ -53,12 +52,12 @@ class TrainStep:
         learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     ):
         groups = parameter_groups(objective, optim.weight_decay, optim.layer_decay, learning_rate_scales)
-        # accelerate keeps the first Accelerator's precision for the whole process; stages may differ in it.
+        # accelerate keeps the first Accelerator's precision for the whole process, but stages may differ.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(mixed_precision=optim.mixed_precision, cpu=device == "cpu")
         self.objective = objective.to(self.accelerator.device).train()
         self.max_grad_norm, self.seed = optim.max_grad_norm, seed
-        # Fused, for it changes nothing but the time: one pass over memory in place of ten.
+        # Fused for speed: one pass over memory instead of ten.
         optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, fused=device != "mps")
         self.optimizer = self.accelerator.prepare(optimizer)
         self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
@@ -102,7 +101,7 @@ class TrainStep:
                 self.ema.restore(self.trained)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of what is trained, by name, on the CPU."""
+        """Return a copy of the trained parameters, by name, on the CPU."""
         named = self.objective.named_parameters()
         return {name: p.detach().cpu().contiguous().clone() for name, p in named if p.requires_grad}
 
@@ -117,14 +116,14 @@ class TrainStep:
         """Load the given weights, else the averaged ones, into the objective.
 
         Raises:
-            CheckpointError: If they are not those of what is trained, by names and shapes.
+            CheckpointError: If names or shapes differ from the trained parameters'.
         """
         if self.ema:
             self.ema.copy_to(self.trained)
         if weights:
             named = self.objective.named_parameters()
             refuse_other_model("best.safetensors", weights, {n: p for n, p in named if p.requires_grad})
-            self.objective.load_state_dict(weights, strict=False)  # what is frozen is not among them
+            self.objective.load_state_dict(weights, strict=False)  # without the frozen ones
         self.accelerator.free_memory()
 
     def _backward(self, micro_batches: list[Batch]) -> dict[str, float]:
@@ -135,14 +134,14 @@ class TrainStep:
         average_over_processes(self.trained, self.accelerator)
         tensors = {name: torch.as_tensor(value).float() for name, value in metrics.items()}
         values = torch.stack(list(tensors.values())).to(self.accelerator.device)
-        # One copy from device to host for all of them.
+        # One copy from device to host for all metrics.
         return dict(zip(tensors, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
     def _step_if_finite(self, metrics: dict[str, float]) -> bool:
         """Update the weights if loss and gradient are finite."""
         is_finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
         if is_finite or self.accelerator.scaler is not None:
-            # float16's scaler checks by itself, and must be told of an overflow to lower its scale.
+            # float16's scaler checks by itself, and lowers its scale on an overflow.
             self.optimizer.step()
         self.optimizer.zero_grad()
         return is_finite and not self.optimizer.step_was_skipped
@@ -165,10 +164,7 @@ class TrainStep:
 def seed_step(seed: int, step: int, process_index: int) -> None:
     """Seed torch's generators for one step; checkpoints save no random state.
 
-    Args:
-        seed: The run's, not negative.
-        step: Steps made before it.
-        process_index: Processes draw different numbers: each has images of its own.
+    Processes differ, each having images of its own; `seed` is not negative.
     """
     sequence = np.random.SeedSequence((seed, step, process_index))
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

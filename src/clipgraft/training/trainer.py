@@ -1,8 +1,8 @@
 """The training loop of all stages.
 
-Order of a step: forward and backward of each micro-batch; finite check, clip, optimizer,
-`objective.after_step()`, moving average; then, where due, log, checkpoint, stop on a signal, validate, and
-again stop on a signal.
+An objective turns a batch into a loss; `fit` does the rest. Order of a step: forward and backward of each
+micro-batch; finite check, clipping, optimizer, `objective.after_step()`, moving average; log; if due,
+checkpoint, stop on a signal, validation, and again stop on a signal.
 """
 
 import math
@@ -41,7 +41,7 @@ class Batches(Protocol):
         ...
 
     def epoch(self, epoch: int, start: int) -> Iterable[Batch]:
-        """Give the batches of an epoch (0-based) without its first `start`."""
+        """Return the batches of an epoch (0-based) from `start` on."""
         ...
 
 
@@ -70,12 +70,12 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where and on what terms to resume."""
+    """Checkpoint and conditions for resuming."""
 
     step: int | None = None
-    """Of the checkpoint; None = the newest whole one."""
+    """Of the checkpoint; None = the newest intact one."""
     allow_changed_data: bool = False
-    """Resume though what is read (photographs, captions, start weights) has changed; settings may not."""
+    """Accept changed photographs, captions and start weights, but not settings."""
 
 
 def fit(
@@ -97,27 +97,27 @@ def fit(
 
     Args:
         objective: `objective(batch) -> (loss, metrics)`: a float32 scalar and scalars to log; may have
-            `after_step()`, and `embed` and `joint_loss` (see `backward_jointly`). Parameters with
-            `requires_grad` are trained and saved, the rest is not touched.
-        batches: Batches of each epoch; in several processes, this one's share of them.
+            `after_step()`, and `embed` and `joint_loss` (see `backward_jointly`). Only parameters with
+            `requires_grad` are trained and saved.
+        batches: Batches of each epoch; with several processes, this one's share.
         settings: Optimizer, length, checkpoints and log. A resumed run may have more epochs than before.
         output_dir: Gets `log.jsonl`, `checkpoints/` and, with `validation`, its rows and the best weights.
             None = nothing is written.
         device: "cpu", "cuda" or "mps".
-        seed: Of the random numbers that the objective draws: those of a step follow from it alone.
-        data: Sums of what is trained on and started from, by name; checkpoints of others are refused.
-        learning_rate_scales: Factors on the learning rate, by the beginning of parameters' names.
-        resume: Continue from the newest whole checkpoint, if there is one, or as a `Resume` says.
-        validation: What to measure before the first step and after each epoch; the best weights are left in
-            the objective then.
+        seed: Seed of the objective's random numbers, independent for each step.
+        data: Checksums of training data and start weights, by name; other checkpoints are refused.
+        learning_rate_scales: Factors on the learning rate, by prefix of parameters' names.
+        resume: Continue from the newest intact checkpoint, if any, or as given by a `Resume`.
+        validation: Measurements before the first step and after each epoch; the objective then ends with the
+            best weights.
         on_step: Called after every step.
-        description: Title of a progress bar; empty: no bar.
+        description: Title of a progress bar; empty = no bar.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM, after the step or the validation is finished and the state saved.
+        Interrupted: On SIGINT or SIGTERM, after finishing the step or validation and saving the state.
         CheckpointError: If the checkpoints do not fit this run.
-        UserError: If there is no batch, nothing to train, more epochs are made already than are asked for, or
-            no loss was finite for `step.MAX_SKIPPED_IN_A_ROW` steps.
+        UserError: If there is no batch, nothing to train, more epochs are made already than requested, or no
+            loss was finite for `step.MAX_SKIPPED_IN_A_ROW` steps.
     """
     if len(batches) == 0:
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
@@ -154,15 +154,10 @@ def fit(
 
 
 def settle_precision(name: str, device: torch.device, resumed: Path | None) -> str:
-    """Resolve `mixed_precision="auto"`; a resumed run keeps the precision that it began in.
-
-    Args:
-        name: Of the settings.
-        device: Where to train.
-        resumed: Folder of the run to resume; None = a new run.
+    """Resolve `mixed_precision="auto"`; a `resumed` run's folder keeps its precision.
 
     Raises:
-        UserError: If the precision cannot work on the device.
+        UserError: If the device does not support the precision.
     """
     begun_in = CheckpointManager(resumed).saved_precision() if resumed and name == "auto" else ""
     return choose_mixed_precision(begun_in or name, device)
@@ -232,7 +227,7 @@ class _Training:
             seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
             self.logger.write({"step": self.state.step, "epoch": epoch, **metrics, **seconds})
             if self.run_dir and self.process.is_main_process:
-                discard_old_run(self.run_dir)  # there is something now that goes on by itself
+                discard_old_run(self.run_dir)  # the new run now replaces it
             rate = sum(map(_num_items, group)) / sum(seconds.values())
             report(StepReport(self.state.step, self.num_steps, metrics["loss"], rate))
             self._save()
@@ -244,11 +239,11 @@ class _Training:
         step, report_to = self.state.step, self.settings.report_to
         if self.checkpoints and self.process.is_main_process:
             for folder in (self.checkpoints.run_dir, self.checkpoints.folder):
-                clear_parts(folder, stale_seconds=0)  # whoever works here holds the run's folder
+                clear_parts(folder, stale_seconds=0)  # this process holds the run's lock
             self.logger = RunLogger(self.run_dir, step=step, report_to=report_to)
         if self.plan:
             self.history = ValidationHistory(self.run_dir, self.plan, step)
-        self.process.wait_for_everyone()  # nobody writes before all have read
+        self.process.wait_for_everyone()  # no process writes before all have read
 
     def _validate(self, epoch: int, stop: StopOnSignal) -> None:
         """Validate if due, keep the best weights, and stop on a signal."""
@@ -260,7 +255,7 @@ class _Training:
                 row = {"step": self.state.step, "epoch": epoch, **metrics[0]}
                 self.history.add(row, self.step.weights() if is_main or self.run_dir is None else None)
             self.logger.report(row, prefix="evaluation")
-            # A checkpoint of this step that was written before does not count on the row.
+            # An earlier checkpoint of this step does not record the row.
             is_saved, self.saved_step = self.saved_step == self.state.step, -1
             if is_saved or self._should_stop():
                 self._save(now=True)
@@ -321,7 +316,7 @@ def grouped(items: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
-    """Give each item with the seconds it took to come."""
+    """Yield each item with the seconds spent waiting for it."""
     iterator = iter(items)
     while True:
         begun = time.perf_counter()
@@ -332,5 +327,5 @@ def _timed(items: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
 
 
 def _num_items(batch: Batch) -> int:
-    """Captions where there are several an image, else rows."""
+    """Return the number of rows, or of captions if larger."""
     return max(len(value) for value in batch.values() if isinstance(value, Tensor))

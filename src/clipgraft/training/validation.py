@@ -1,6 +1,6 @@
 """Validation during training: `evaluations.jsonl`, the best weights by one metric, early stopping.
 
-All of it is read from the file's rows, so a resumed run decides as the unbroken one.
+Decisions depend on the file's rows alone, so a resumed run agrees with the unbroken one.
 """
 
 import re
@@ -20,7 +20,7 @@ from clipgraft.training.run_log import RowsSum, as_line, read_rows, sum_of_rows
 EVALUATIONS_NAME = "evaluations.jsonl"
 BEST_NAME = "best.safetensors"
 LOWER_IS_BETTER = ("loss", "drift", "median_rank")
-"""Parts of the names of such metrics; of all others (recall, mAP) more is better."""
+"""Parts of such metrics' names; of all others (recall, mAP) higher is better."""
 
 Row = dict[str, Any]
 """`step`, `epoch` and the metrics by name."""
@@ -28,14 +28,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """What is measured before the first step and after every epoch."""
+    """Measurements before the first step and after every epoch."""
 
     measure: Callable[[], dict[str, Any]]
-    """Gives metrics by name; must leave the weights alone."""
+    """Returns metrics by name, without changing the weights."""
     best_metric: str = ""
-    """Metric that decides which weights are the best; empty: none are kept."""
+    """Metric of the best weights; empty = none are kept."""
     patience: int = 0
-    """Validations without a better `best_metric` before training stops; 0 = never stops early."""
+    """Validations without a better `best_metric` before training stops; 0 = no early stopping."""
 
 
 class EarlyStopping:
@@ -46,7 +46,7 @@ class EarlyStopping:
         self.sign = -1 if any(part in metric for part in LOWER_IS_BETTER) else 1
 
     def best(self, rows: list[Row]) -> Row:
-        """Return the best row; of equal ones the first."""
+        """Return the (first) best row."""
         return max(rows, key=lambda row: self.sign * row[self.metric])
 
     def should_stop(self, rows: list[Row]) -> bool:
@@ -57,12 +57,12 @@ class EarlyStopping:
 
 
 class ValidationHistory:
-    """The validations of a run, and the weights of the best.
+    """The validations of a run and its best weights.
 
     Args:
-        run_dir: Gets `evaluations.jsonl` and `best.safetensors`; None = all is kept in memory.
-        plan: What is measured.
-        step: Steps made; later rows, of a run that was killed, are taken out.
+        run_dir: Gets `evaluations.jsonl` and `best.safetensors`; None = kept in memory.
+        plan: Measurements.
+        step: Steps made; later rows, of a killed run, are removed.
     """
 
     def __init__(self, run_dir: Path | None, plan: ValidationPlan, step: int = 0):
@@ -71,11 +71,11 @@ class ValidationHistory:
         self.rows: list[Row] = []
         self._best_weights: dict[str, Tensor] | None = None
         if run_dir and step:
-            # What a checkpoint counts on was compared with its sum; a torn row behind that is measured again.
+            # The checkpoint's checksum covers the rows before it; a torn row behind is measured again.
             self.rows = _readable_rows(run_dir / EVALUATIONS_NAME, plan.best_metric, step)
 
     def sum(self) -> RowsSum:
-        """Return number and sum of the rows, which a checkpoint counts on."""
+        """Return the number and checksum of the rows, for a checkpoint."""
         return sum_of_rows(map(as_line, self.rows))
 
     def is_due(self, step: int) -> bool:
@@ -91,11 +91,11 @@ class ValidationHistory:
 
         Args:
             row: `step`, `epoch` and the metrics.
-            weights: What is trained, by name; None in a process that writes nothing.
+            weights: Trained parameters by name; None in processes without output.
 
         Raises:
-            UserError: If the row lacks the metric that decides.
-            OSError: If there is no space left; both files are as they were.
+            UserError: If the row lacks `best_metric`.
+            OSError: If there is no space left; both files are unchanged.
         """
         metric = self.plan.best_metric
         if metric and not isinstance(row.get(metric), int | float):
@@ -117,7 +117,7 @@ class ValidationHistory:
         """Return the weights of the best row; None if none are kept.
 
         Raises:
-            CheckpointError: If they are lost, damaged, or of another step than the best row's.
+            CheckpointError: If they are lost, damaged, or of another step than the best row.
         """
         if not self.plan.best_metric or self.run_dir is None:
             return self._best_weights
@@ -137,8 +137,7 @@ class ValidationHistory:
             goes_another_way: Whether later steps may differ from those made before.
 
         Raises:
-            CheckpointError: If they are lost or damaged, or were overwritten by those of a later step, which
-                only the same steps would bring back.
+            CheckpointError: If they are lost, damaged, or overwritten by a later step's and the steps differ.
         """
         if not self.plan.best_metric or not self.rows or self.run_dir is None:
             return
@@ -152,7 +151,7 @@ class ValidationHistory:
 
 
 def _readable_rows(path: Path, metric: str, step: int) -> list[Row]:
-    """Rows up to a step, as far as they are whole."""
+    """Read the intact rows up to a step."""
     rows: list[Row] = []
     for line in read_rows(path):
         try:
@@ -168,7 +167,7 @@ def _readable_rows(path: Path, metric: str, step: int) -> list[Row]:
 
 
 def _read_best(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """Read the best weights and the step that they are of."""
+    """Read the best weights and their step."""
     try:
         with safe_open(path, "pt") as file:
             description = file.metadata() or {}
