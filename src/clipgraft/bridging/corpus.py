@@ -16,22 +16,22 @@ MAX_HELD_OUT_CAPTIONS = 1000
 WORD_ERRORS = {25: 1.02, 100: 0.77, 1000: 0.70}
 """Relative error of the linear bridge on flatland by number of captions (bench_bridge.py)."""
 HELD_OUT_EVERY = 10
-"""One in ten captions is held out where there are no splits."""
+"""Without splits, one in ten captions is held out."""
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions of a bridge, each once."""
+    """Distinct captions of a bridge."""
 
     train: list[str]
     held_out: list[str]
-    """At most 1,000; the training ones where there are no others."""
+    """At most 1,000; the training ones if there are no others."""
     source: str = "the captions given"
-    """What an error calls them."""
+    """Name for messages."""
 
 
 def load_captions(recipe: Recipe) -> Captions:
-    """Read the captions that `recipe.bridge.captions`, else `recipe.data`, names.
+    """Read the captions of `recipe.bridge.captions`, else of `recipe.data`.
 
     Raises:
         MissingFileError: If there is no such file or folder.
@@ -52,8 +52,8 @@ def choose_captions(
     """Split captions into those to fit to and those to measure on.
 
     Args:
-        given: A dataset, for its train and test split; or captions, of which one in ten is held out.
-        settings: `max_captions` and `allow_few_captions` are read.
+        given: A dataset with train and test split, or captions, one in ten of them to be held out.
+        settings: For `max_captions` and `allow_few_captions`.
         source: Name for messages.
 
     Raises:

@@ -47,7 +47,7 @@ CONTENTS = {
     "prompt-embeds": PROMPT_EMBEDS_CONTENT,
     "bridge": BRIDGE_CONTENT,
 }
-"""By format, what the card says of the folder."""
+"""Format -> description of the folder in the model card."""
 FORMATS = tuple(CONTENTS)
 
 
@@ -64,17 +64,14 @@ def export(
 
     Args:
         graft: The graft or its folder.
-        output_dir: Gets the files, whole or not at all.
+        output_dir: Gets all files or none; also returned.
         file_format: One of FORMATS.
-        base: Where the base is now, for diffusers; empty = where it was.
+        base: Present place of the base, for diffusers; empty = the recorded one.
         prompts: For prompt-embeds.
         negative_prompt: For prompt-embeds.
 
-    Returns:
-        `output_dir`.
-
     Raises:
-        UserError: If the folder holds files already, or prompts are missing or out of place.
+        UserError: If the folder holds files already, or prompts are missing or not allowed.
         CheckpointError: If the graft or its base is damaged, or the base is another one.
     """
     if file_format not in FORMATS:
@@ -109,7 +106,7 @@ def _write_pipeline(graft: Graft, base: str, folder: Path) -> None:
     write_json(folder / DEFAULTS_NAME, asdict(frozen.defaults))
     for config in folder.rglob("*.json"):
         values = json.loads(config.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "_name_or_path" in values:  # a folder of this machine
+        if isinstance(values, dict) and "_name_or_path" in values:  # a local path
             write_json(config, {key: value for key, value in values.items() if key != "_name_or_path"})
 
 
@@ -139,12 +136,12 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
 
 
 def _write_card(graft: Graft, content: str, folder: Path) -> None:
-    """Write model card and recipe by the graft's lineage."""
+    """Write model card and recipe from the graft's lineage."""
     has_safety_checker = (folder / "safety_checker").is_dir()
     card = graft_card(content, graft.base, graft.lineage, has_safety_checker=has_safety_checker)
     (folder / "README.md").write_text(card, encoding="utf-8")
     last = graft.lineage.find("refine") or graft.lineage.find("bridge")
     if last and last.recipe:
-        # Not as a Recipe, which would make a bare name a path of this machine again.
+        # Not as a Recipe, which would turn bare names into local paths again.
         shown = public_recipe(last.recipe.model_dump(exclude_none=True))
         (folder / RECIPE_NAME).write_text(to_toml(shown), encoding="utf-8")

@@ -29,7 +29,7 @@ from clipgraft.training.objectives import BridgeObjective
 from clipgraft.training.trainer import FitResult, fit
 
 STATES_NAME = "states.bin"
-"""Hidden states of the training captions, kept while a residual is trained on them."""
+"""Hidden states of the training captions, kept while training a residual."""
 
 
 class BridgeResult(StageResult):
@@ -39,11 +39,11 @@ class BridgeResult(StageResult):
     linear: BridgeError
     """Of the linear maps alone."""
     residual: BridgeError | None = None
-    """With attention blocks and MLP; None where there are none."""
+    """With attention blocks and MLP, if any."""
     seconds: float | None = None
-    """Time of training the residual."""
+    """Training time of the residual."""
     collapsed: tuple[str, ...] = ()
-    """Token classes whose embeds have lost most of what tells captions apart."""
+    """Token classes whose embeds hardly differ between captions any more."""
     num_captions: int
     num_held_out_captions: int
     _graft: Graft | None = PrivateAttr(None)
@@ -87,17 +87,17 @@ def fit_bridge(
     Args:
         clip: The CLIP.
         base: With tokenizer and text encoder.
-        captions: A dataset, whose train and test captions are taken; or captions, one in ten of which is held
-            out. At least 100 to fit to, unless `allow_few_captions` is true.
-        output_dir: Gets `graft/`, `metrics.json`, `recipe.toml` and, where a residual is trained, `log.jsonl`
-            and `checkpoints/`; None = nothing is written.
+        captions: A dataset with train and test captions, or captions, one in ten of them to be held out. At
+            least 100 to fit to, unless `allow_few_captions` is true.
+        output_dir: Gets `graft/`, `metrics.json`, `recipe.toml` and, with a residual, `log.jsonl` and
+            `checkpoints/`; None = nothing is written.
         resume: Continue from the newest checkpoint in `output_dir`.
         overwrite: Replace the run in `output_dir`.
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         settings: Settings of the bridge.
-        recipe: Settings of a whole run, in place of seed, device and settings; written beside the result.
-        inputs: Files by name that `output_dir` must not hold.
+        recipe: Settings of a whole run, replacing seed, device and settings; written beside the result.
+        inputs: Files by name, forbidden inside `output_dir`.
         **overrides: Fields of `BridgeSettings`, over `settings`.
 
     Returns:
@@ -172,7 +172,7 @@ def stage_output(
 
 
 def origins(**models: ClipParts | FrozenBase) -> dict[str, dict[str, str]]:
-    """Return models' names and commits by recipe section."""
+    """Return names and commits of loaded models by recipe section."""
     found = {name: model.origin for name, model in models.items()}
     return {
         name: {"name": origin.name, "revision": origin.revision} for name, origin in found.items() if origin
@@ -209,7 +209,7 @@ def _fit(towers: Towers, captions: Captions, recipe: Recipe, folder: Path, resum
 
 
 def has_residual(towers: Towers, settings: BridgeSettings) -> bool:
-    """Whether a bridge has a residual."""
+    """Whether a bridge has a residual: with epochs, and between different towers."""
     return bool(settings.num_epochs) and not towers.are_equal
 
 
@@ -240,7 +240,7 @@ def fit_residual(
     """Train the residual of a bridge in place on the states in `linear`."""
     settings, states = recipe.bridge, linear.states
     assert states is not None
-    # The linear map is the least-squares optimum already; only what it leaves is learned.
+    # The linear map is the least-squares optimum already; the residual learns the rest.
     bridge.linear.requires_grad_(False)
     batches = StateBatches(
         states, padding=PADDING, bos=BOS, batch_size=min(settings.batch_size, len(states)), seed=recipe.seed

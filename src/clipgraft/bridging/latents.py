@@ -21,7 +21,7 @@ from clipgraft.settings import DataSettings
 ENCODE_BATCH_SIZE = 4
 """Images of 512 x 512; larger batches are no faster on a CPU."""
 NUM_MEASURED_IMAGES = 8
-"""Each costs fifteen passes of the U-Net, before and after."""
+"""Each costs fifteen passes of the U-Net before and after refining."""
 
 
 class LatentImages(NamedTuple):
@@ -59,11 +59,11 @@ def encode_images(
 def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
     """Return scaled float16 latents (N, 4, size / 8, size / 8), cached.
 
-    They are float16: half the memory, and far finer than the noise that is added. Images are resized to fill
-    a square of `size` pixels and cropped.
+    float16 halves the memory and is far finer than the added noise. Images are resized to fill a square of
+    `size` pixels and cropped.
 
     Raises:
-        DataError: If the VAE makes no finite latents of an image.
+        DataError: If the VAE's latents of an image are not finite.
     """
     assert base.vae is not None
     sums = content_sums([image.path for image in images])

@@ -33,12 +33,12 @@ from clipgraft.models.token_stats import Diversity, EmbedError
 from clipgraft.models.weights import module_sha256, tensors_sha256
 
 ENCODE_BATCH_SIZE = 128
-"""Captions encoded at once: bounds memory, whatever their number."""
+"""Captions encoded at once, to bound the memory."""
 WHOLE_EVERY = 8
-"""Where the linear maps alone are fitted, one batch in so many has padding. Three in four of a caption's 77
-positions are padding of little weight: they would cost most of the time."""
+"""For the linear maps alone, one batch in so many has padding: three in four of a caption's 77 positions are
+padding of little weight and would take most of the time."""
 NUM_KEPT_PADDING = PADDING_WEIGHT
-"""Positions sampled from a caption's padding for the residual: as many as all of it weighs."""
+"""Positions sampled from a caption's padding for the residual, equal to its total weight."""
 
 ByClass = Mapping[str, float | None]
 
@@ -46,14 +46,14 @@ ByClass = Mapping[str, float | None]
 class BridgeError(BaseModel):
     """Errors of bridged prompt embeds on held-out captions, by token class.
 
-    BOS counts as the teacher's own, which the graft has.
+    BOS is the teacher's own, as in the graft.
     """
 
     relative_error: ByClass
     """Root of the squared error over the teacher's power; 1 = no better than zero."""
     cosine: ByClass
     key_value_error: ByClass
-    """Relative error of what the U-Net's cross-attention makes of them: keys and values."""
+    """Relative error of the keys and values in the U-Net's cross-attention."""
     diversity: ByClass = Field(validation_alias=AliasChoices("diversity", "spread"))
     """Mean cosine distance between captions at the same position."""
     teacher_diversity: ByClass = Field(validation_alias=AliasChoices("teacher_diversity", "teacher_spread"))
@@ -79,14 +79,14 @@ class LinearFit(NamedTuple):
     kv_metric_sqrt: Tensor
     """(W, W); see `models.cross_attention`."""
     states: TokenStates | None
-    """Training data of the residual, if a file for it was named."""
+    """Training data of the residual, if given a file."""
 
 
 class Towers:
     """CLIP's text tower, a matching base's teacher, and its key-value maps.
 
     Raises:
-        CheckpointError: If CLIP's tower cannot answer the base's text encoder.
+        CheckpointError: If CLIP's tower does not match the base's text encoder.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Towers:
         self.text_model: CLIPTextModel = clip.model.text_model.eval().to(self.device)
         self.teacher: CLIPTextModel = base.text_encoder.to(self.device)
         dtype = PRECISION_DTYPES[choose_mixed_precision(mixed_precision, self.device)]
-        # Copies, as the graft takes float32 weights. A CPU that has bfloat16 encodes twice as fast in it, and
-        # its rounding, 4e-3, is far below the error of any bridge.
+        # Copies, as the graft takes float32 weights. CPUs with bfloat16 encode twice as fast in it, and its
+        # rounding, 4e-3, is far below the error of any bridge.
         is_full = dtype == torch.float32
         self.encoders = [
             tower if is_full else deepcopy(tower).to(dtype) for tower in (self.text_model, self.teacher)
@@ -112,7 +112,7 @@ class Towers:
 
     @property
     def are_equal(self) -> bool:
-        """Whether CLIP's tower is the teacher itself: then nothing needs a bridge."""
+        """Whether CLIP's tower equals the teacher, so that no bridge is needed."""
         ours, theirs = self.text_model.state_dict(), self.teacher.state_dict()
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -132,7 +132,7 @@ class Towers:
     def positions(self, input_ids: Tensor, description: str, *, whole_every: int = 1) -> Iterator[Positions]:
         """Encode captions (N, L) in batches, one in `whole_every` with padding."""
         lengths = self.lengths(input_ids)
-        # The longest first: their memory serves the shorter ones too, so that it does not grow.
+        # The longest first: shorter ones reuse their memory.
         batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
         num_whole = -(-len(batches) // whole_every)
         whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
@@ -151,7 +151,7 @@ class Towers:
                 update(done, "captions")
 
     def lengths(self, input_ids: Tensor) -> Tensor:
-        """Return the positions of each caption from BOS to EOS, (N,) int64."""
+        """Return the number of positions from BOS to EOS, (N,) int64."""
         return (input_ids == self.tokenizer.eos_token_id).int().argmax(1) + 1
 
     def fit_linear(
@@ -163,9 +163,9 @@ class Towers:
         """Gather normal equations and key-value metric in one pass over captions.
 
         Args:
-            input_ids: Of the training captions.
-            states_file: Gets the hidden states that a residual is trained on; None = they are not kept.
-            generator: Chooses the padding that is kept of them; None = torch's own.
+            input_ids: Training captions, (N, 77).
+            states_file: Gets hidden states for training a residual, if given.
+            generator: For the choice of their padding; None = torch's own.
         """
         sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
         regression, kept = ClassRidgeRegression(*sizes, input_ids.shape[1]), None
@@ -187,7 +187,7 @@ class Towers:
     def new_bridge(
         self, *, hidden_size: int = 0, num_attention_blocks: int = 0, by_class: bool = True
     ) -> Bridge:
-        """Return a bridge between the towers; its linear maps are random."""
+        """Return a bridge between the towers with random linear maps."""
         return Bridge(
             self.text_model.config.hidden_size,
             self.teacher.config.hidden_size,
@@ -199,7 +199,7 @@ class Towers:
 
     @torch.no_grad()
     def measure(self, bridge: Bridge, input_ids: Tensor, metric_sqrt: Tensor) -> BridgeError:
-        """Compare bridged with the teacher's embeds of captions (N, 77); see `kv_metric_sqrt`."""
+        """Measure a bridge's error on captions (N, 77); see `kv_metric_sqrt`."""
         error, key_value_error = EmbedError(), EmbedError()
         diversities = [Diversity(input_ids.shape[1], len(metric_sqrt)) for _ in range(2)]
         metric_sqrt = metric_sqrt.to(self.device)
@@ -219,7 +219,7 @@ class Towers:
         )
 
     def graft(self, bridge: Bridge, lineage: Lineage = NO_LINEAGE) -> Graft:
-        """Put tower, bridge and the teacher's empty prompt together."""
+        """Return a graft of tower, bridge and the teacher's empty prompt."""
         encoder = GraftedTextEncoder.graft(
             self.text_model, bridge, self.empty_prompt_embeds, self.tokenizer.eos_token_id
         )

@@ -86,9 +86,9 @@ def refine(
     Arguments not listed are those of `fit_bridge`.
 
     Args:
-        graft: Stays as it is; a copy is trained.
-        base: All components, each used in its own dtype; bfloat16 is enough, as they are frozen.
-        data: Its train split is trained on, some images of its test split (else of train) are measured on.
+        graft: The graft; a copy is trained.
+        base: With all components, used in their own dtypes; bfloat16 is enough, as they are frozen.
+        data: Dataset with a train split; errors are measured on some test (else train) images.
         output_dir: Gets `graft/`, `metrics.json`, `recipe.toml`, `log.jsonl` and `checkpoints/`; None =
             nothing is written but the cache of latents.
         settings: Settings of the stage; by default one epoch.
@@ -172,7 +172,7 @@ def _refine(
         module.to(device)
     images = encode_images(data, base, recipe.data)
     if base.vae is not None:
-        base.vae.cpu()  # its memory on a GPU is for the training
+        base.vae.cpu()  # frees a GPU's memory for the training
     sums = _sums(images, graft, base)
     seed_everything(recipe.seed)
     objective = build_objective(graft, base, settings).to(device)
@@ -213,11 +213,7 @@ def with_lineage(recipe: Recipe, lineage: Lineage) -> Recipe:
 
 
 def check_settings(settings: RefineSettings) -> None:
-    """Refuse settings that contradict each other.
-
-    Raises:
-        UserError: Names the setting and what to do.
-    """
+    """Refuse contradictory settings with a UserError."""
     if not settings.num_epochs:
         raise UserError("refine.num_epochs is 0: nothing would be trained; set it to 1 or more")
     if not (settings.noise_weight or settings.teacher_weight or settings.feature_weight):
@@ -231,11 +227,7 @@ def check_settings(settings: RefineSettings) -> None:
 
 
 def check_prediction(base: FrozenBase) -> None:
-    """Refuse a base with a prediction type other than epsilon (noise).
-
-    Raises:
-        CheckpointError: Names what it predicts.
-    """
+    """Raise CheckpointError unless a base predicts the noise (epsilon)."""
     assert base.scheduler is not None
     assert base.origin is not None
     predicted = base.scheduler.config.get("prediction_type", "epsilon")
@@ -264,7 +256,7 @@ def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str
 
 
 def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) -> RefineObjective:
-    """Prepare a graft and a base as the settings say."""
+    """Prepare a graft and a base according to settings; return the objective."""
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None

@@ -20,16 +20,16 @@ class RefineObjective(nn.Module):
     """Error of predicted noise against the true noise and the teacher's prediction.
 
     Args:
-        encoder: Parameters with gradients are trained.
-        unet: Frozen; works in its own dtype, the losses are float32.
+        encoder: The graft's; parameters with gradients are trained.
+        unet: Frozen, in its own dtype; losses are float32.
         teacher: The base's own text encoder, frozen.
-        settings: Weights of losses, sampling of timesteps and dropped captions.
-        alphas_cumprod: The scheduler's, shape (T,).
-        empty_input_ids: The empty prompt's, shape (L,), in place of dropped captions. The graft has the
-            teacher's embeds of it stored, so both predictions are equal and nothing is learned.
+        settings: Weights of losses, sampling of timesteps, dropped captions.
+        alphas_cumprod: The scheduler's, (T,).
+        empty_input_ids: The empty prompt's, (L,), replacing dropped captions. The graft stores the teacher's
+            embeds of it, so both predictions are equal and nothing is learned.
 
     Source:
-        Default weights: PEA-Diffusion (Ma et al. 2023), whose errors of features are not relative.
+        Default weights: PEA-Diffusion (Ma et al. 2023), but with relative feature errors.
     """
 
     alphas_cumprod: Tensor
@@ -63,8 +63,8 @@ class RefineObjective(nn.Module):
         """Return the loss.
 
         Args:
-            batch: Scaled `latents` (B, 4, h, w), `input_ids` (B, L), and optionally `progress` (1,): the
-                share of the training that is done.
+            batch: Scaled `latents` (B, 4, h, w), `input_ids` (B, L), and optionally `progress` (1,), the
+                finished share of the training.
         """
         settings = self.settings
         latents = batch["latents"].float()

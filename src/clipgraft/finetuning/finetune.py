@@ -53,17 +53,17 @@ class FinetuneResult(StageResult):
 
     stage: str = "finetune"
     recall_before: Recall | None = Field(alias="before")
-    """None without a test split, and in all processes but the first."""
+    """None without a test split, and in all but the main process."""
     recall_after: Recall | None = Field(alias="after")
     num_steps: int
     skipped_steps: int
-    """Steps without a finite loss or gradient, which changed nothing."""
+    """Steps without a finite loss or gradient, and without effect."""
     mixed_precision: str
     num_epochs: int
     num_train_images: int
     epoch_mean_loss: list[float]
     seconds: float
-    """Time of training in this process, without a resumed run's earlier part."""
+    """Training time of this process, without a resumed run's earlier part."""
     _clip: ClipParts | None = PrivateAttr(None)
 
     @property
@@ -103,11 +103,12 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune a CLIP on the train split of a dataset.
 
-    In several processes (started by `accelerate launch`) the first one measures and writes.
+    With several processes (`accelerate launch`), the main one measures and writes.
 
     Args:
-        clip: Stays as it is; a copy is trained.
-        data: Train split; with a val split it is validated on every epoch, with a test split measured.
+        clip: The CLIP; a copy is trained.
+        data: Dataset with a train split; an optional val split is measured every epoch, a test split before
+            and after.
         output_dir: Gets `clip/`, `metrics.json`, `recipe.toml`, `data.json`, `log.jsonl`, `checkpoints/`,
             `evaluations.jsonl` and the loss figure; None = nothing is written.
         resume: Continue from the newest checkpoint in `output_dir`, or as a `Resume` says.
@@ -115,10 +116,10 @@ def finetune(
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         settings: Settings of the fine-tuning.
-        objective: What is minimised; a subclass with a `joint_loss` of its own is another loss.
-        recipe: Settings of a whole run, in place of seed, device and settings; gives limits of splits and
-            prompts of previews too, and is written beside the result.
-        inputs: Files by name that `output_dir` must not hold.
+        objective: Class of the objective; a subclass with its own `joint_loss` is another loss.
+        recipe: Settings of a whole run, replacing seed, device and settings; also limits splits, prompts
+            previews, and is written beside the result.
+        inputs: Files by name, forbidden inside `output_dir`.
         **overrides: Fields of `FinetuneSettings`, over `settings`.
 
     Returns:
@@ -126,7 +127,7 @@ def finetune(
 
     Raises:
         UserError: If a setting is unknown, not allowed, or contradicts others or the data.
-        Interrupted: On SIGINT or SIGTERM, after the state was saved.
+        Interrupted: On SIGINT or SIGTERM, after saving the state.
     """
     quiet_libraries()
     recipe = recipe or recipe_of(clip, data, seed=seed, device=device)
@@ -154,13 +155,13 @@ def finetune(
 
 
 def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
-    """Load the CLIP and the dataset that a recipe names."""
+    """Load the CLIP and the dataset of a recipe."""
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     return clip, load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:
-    """Return a recipe naming a CLIP and a dataset by their origins."""
+    """Return a recipe naming a CLIP and a dataset by known origins."""
     origin = {"clip": clip.origin} if clip.origin else {}
     source = DataSettings(source=str(data.root))
     return build_recipe({"seed": seed, "device": device, "data": source, **origin})
@@ -187,7 +188,7 @@ def _finetune(
     if processes.is_main_process:
         _say_notes(data, clip, batches.dataset.num_truncated, folder, resume)
         before = measure_retrieval(clip, test, "recall before")
-    seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is of the first step's own crops
+    seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is set on the first step's crops
     set_start(objective.to(device), clip, train, batches, settings)
     if val:
         validator = Validator(clip, objective, val, settings)
@@ -250,7 +251,7 @@ def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[Images, Images, Image
 def _say_notes(
     data: CaptionDataset, clip: ClipParts, num_truncated: int, folder: Path | None, resume: bool | Resume
 ) -> None:
-    """Note leaked photographs, truncated captions and a missing checkpoint; write `data.json`."""
+    """Report leaked photographs, truncated captions, a missing checkpoint; write `data.json`."""
     counts = check_dataset(data, tokenizer=clip.tokenizer, read_images=False)
     if folder:
         write_bytes(folder / "data.json", counts.to_json().encode())
@@ -270,7 +271,7 @@ def set_start(
     batches: CaptionedBatches,
     settings: FinetuneSettings,
 ) -> None:
-    """Encode images of a frozen vision tower; initialize SigLIP's bias."""
+    """Encode images for a frozen vision tower; initialize SigLIP's bias."""
     device = clip.model.device
     if settings.frozen_vision_layers == -1:
         clip.model.eval()
@@ -288,7 +289,7 @@ def training_batches(
     """Return this process's share of the training batches."""
     crops = None
     if settings.frozen_vision_layers != -1:
-        with processes.main_process_first():  # the others find them cut
+        with processes.main_process_first():  # the others find them cached
             crops = load_crops(images, clip.image_processor)
     return CaptionedBatches(
         images,
@@ -343,7 +344,7 @@ def build_objective(
     """Freeze, add LoRA and compile in place; return the objective.
 
     Raises:
-        UserError: If layers that the model lacks are to be frozen, or nothing is left to train.
+        UserError: If the model has fewer layers than are to be frozen, or nothing is left to train.
     """
     reference = deepcopy(clip.model.text_model).eval() if settings.distill_weight else None
     if settings.lora_rank:

@@ -28,9 +28,9 @@ from clipgraft.training.trainer import StepReport
 
 ENCODE_BATCH_SIZE = 64
 COMPILED_LENGTHS = 8
-"""With compiled towers, captions are padded to a multiple of it: ten lengths in all."""
+"""Padding multiple with compiled towers: ten lengths in all."""
 NUM_DRIFT_CAPTIONS = 512
-"""Captions on which drift is measured: its figures for 512 and for 5,000 agree in three digits (flatland)."""
+"""Captions for drift; figures for 512 and 5,000 agree in three digits (flatland)."""
 
 Recall = dict[str, int | float]
 """Retrieval metrics by name, e.g. `text_to_image_recall@1` (a share), and sizes of the gallery."""
@@ -40,8 +40,8 @@ Recall = dict[str, int | float]
 def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], description: str) -> Recall | None:
     """Measure recall over images and all their captions (None without images).
 
-    Copies of a photograph are one image with the captions of all. `paired_recall` is for comparison with
-    other trainers' logs.
+    Both directions; copies of a photograph count as one image. `paired_recall` is for comparison with other
+    trainers' logs.
     """
     if not images:
         return None
@@ -68,10 +68,7 @@ def embed_images(
 ) -> Tensor:
     """Encode images with a CLIP: unit-norm float32 (N, P) on the CPU.
 
-    Args:
-        clip: In eval mode.
-        images: Opened a batch at a time.
-        update: Called with the number of images done.
+    The CLIP is in eval mode; `update` is called with the number of images done.
     """
     embeds = []
     for start in range(0, len(images), ENCODE_BATCH_SIZE):
@@ -90,8 +87,8 @@ def passes_per_loss(settings: FinetuneSettings) -> int:
 def length_multiple(settings: FinetuneSettings) -> int:
     """Return the multiple to which captions are padded."""
     if settings.distill_weight:
-        return CONTEXT_LENGTH  # a U-Net reads padding too, and what is not in the batch cannot be held
-    # Each further length would be compiled anew.
+        return CONTEXT_LENGTH  # a U-Net reads padding too, so its states are distilled
+    # Any is correct, as no position up to EOS attends to padding; each length is compiled anew.
     return COMPILED_LENGTHS if settings.compile else 1
 
 
@@ -99,8 +96,8 @@ class Validator:
     """Validation of a CLIP in training on fixed images and captions.
 
     Args:
-        clip: The CLIP as it is now; drift is measured from a copy of its text tower.
-        objective: Whose loss is measured, over as many images as one of the training's.
+        clip: The CLIP in training; drift is measured from its present text tower.
+        objective: The training's; its loss is over as many images as a step's.
         images: The validation split, at least one image.
         settings: Of the fine-tuning.
     """
@@ -115,7 +112,7 @@ class Validator:
         self.clip, self.objective, self.images = clip, objective, images
         self.batch_size = settings.batch_size
         self.before = deepcopy(clip.model.text_model).eval()
-        # At least two: one image alone has no wrong answer.
+        # At least two, for a negative.
         fixed = images[: max(2, settings.batch_size * passes_per_loss(settings))]
         eos_token_id = clip.tokenizer.eos_token_id
         self.collate = Collate(
@@ -152,9 +149,9 @@ class ValidationImages:
         clip: The CLIP in training; its text tower replaces the graft's.
         graft: Folder with the bridge and the record of the base.
         settings: Prompts and sampling.
-        folder: Gets `step-<step>/<number>.png`; a failed image is noted.
+        folder: Gets `step-<step>/<number>.png`; failed images are reported.
         every: Steps between previews.
-        device: Where to generate.
+        device: Device of the generation.
 
     Raises:
         UserError: If the graft's text tower has another shape.
@@ -176,7 +173,7 @@ class ValidationImages:
         self._take_weights()
 
     def __call__(self, report: StepReport) -> None:
-        """Generate images if it is time to."""
+        """Generate images if due."""
         if report.step % self.every:
             return
         self._take_weights()

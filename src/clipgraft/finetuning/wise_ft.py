@@ -31,18 +31,18 @@ ALPHAS = tuple(step / 10 for step in range(11))
 
 
 class InterpolationResult(StageResult):
-    """Recall and drift at eleven places between two CLIPs."""
+    """Recall and drift of eleven interpolations between two CLIPs."""
 
     stage: str = "interpolate"
     rows: list[Recall]
-    """By `alpha`, the share of the fine-tuned weights: recall on the validation split, and token drift."""
+    """Recall on the validation split and token drift, by `alpha` (share of the fine-tuned weights)."""
     alpha: float
     """Of `.clip`."""
     _clip: ClipParts | None = PrivateAttr(None)
 
     @property
     def clip(self) -> ClipParts:
-        """The CLIP at `alpha`; only of a result that was just made."""
+        """The CLIP at `alpha` (only of a new result)."""
         assert self._clip is not None
         return self._clip
 
@@ -80,15 +80,15 @@ def interpolate(
         before: The CLIP before fine-tuning.
         after: The fine-tuned CLIP.
         data: A dataset with a val split.
-        alpha: Share of the fine-tuned weights in what is made, in [0, 1].
+        alpha: Share of the fine-tuned weights in the result, in [0, 1].
         output_dir: Gets `clip/`, `metrics.json` and the figure; None = nothing is written.
         overwrite: Replace the run in `output_dir`.
         device: "auto", "cpu", "cuda" or "mps".
-        recipe: Settings of a whole run, which give device and limits of splits.
-        inputs: Files by name that `output_dir` must not hold.
+        recipe: Settings of a whole run, for device and limits of splits.
+        inputs: Files by name, forbidden inside `output_dir`.
 
     Raises:
-        UserError: If alpha is outside, or there is no val split.
+        UserError: If alpha is out of range, or there is no val split.
         CheckpointError: If the two models differ in shape.
     """
     quiet_libraries()
@@ -137,7 +137,7 @@ def _interpolate(
 
 @torch.no_grad()
 def set_between(target: nn.Module, first: nn.Module, last: nn.Module, alpha: float) -> None:
-    """Set the weights of `target` to `first + alpha * (last - first)`."""
+    """Set the weights of `target` to `first + alpha * (last - first)` (exact at 0 and 1)."""
     for mine, from_, to in zip(target.parameters(), first.parameters(), last.parameters(), strict=True):
         mine.copy_(torch.lerp(from_, to, alpha))
 
