@@ -63,7 +63,7 @@ def data_check(
     clip: Annotated[str, typer.Option("--clip", help="CLIP whose tokenizer counts tokens.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count images and captions, used and excluded; show samples and lengths."""
+    """Count images and captions, with reasons for exclusion; show samples and lengths."""
     from clipgraft.data.check import check_dataset, render
     from clipgraft.data.formats import load_dataset
     from clipgraft.device import quiet_libraries

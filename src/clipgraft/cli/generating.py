@@ -51,10 +51,7 @@ def sampling_options(*, without: str = "") -> Callable[[Command], Command]:
     """Add sampling and execution options to a command.
 
     The command takes `params: SamplingParams` and `options: GenerateOptions`; the command line has an option
-    for each field.
-
-    Args:
-        without: Field of `SamplingParams` to leave out.
+    for each field but `without`.
     """
     sampling = {name: option for name, option in SAMPLING.items() if name != without}
 
@@ -219,7 +216,7 @@ def compare(
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Register the commands of this module."""
+    """Add these commands to the command line."""
     for command in (generate, grid, compare):
         app.command()(command)
 

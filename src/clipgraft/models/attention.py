@@ -20,11 +20,8 @@ ATTENTION = "clipgraft_sdpa"
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return softmax(query key^T / sqrt(width)) value, in the query's dtype.
 
-    Args:
-        query: (B, heads, L, width).
-        key: (B, heads, S, width).
-        value: (B, heads, S, width).
-        mask: Bool, true for visible keys; broadcasts to (B, heads, L, S).
+    query (B, heads, L, width), key and value (B, heads, S, width); the mask is true for visible keys and
+    broadcasts to (B, heads, L, S).
     """
     with torch.autocast(query.device.type, enabled=False):
         attended = F.scaled_dot_product_attention(

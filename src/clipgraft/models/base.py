@@ -83,7 +83,7 @@ class FrozenBase:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The components that have weights, by name."""
+        """Components with weights, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if isinstance(value, nn.Module)}
 
@@ -365,7 +365,7 @@ def _read_config(folder: Path, kind: type[Checked]) -> dict[str, Any]:
 
 
 def _check_text_encoder(folder: Path) -> None:
-    """Refuse a base with a text encoder of another type or width."""
+    """Check type and width of a base's text encoder without loading weights."""
     config = _read_config(folder / "text_encoder", TextConfig)
     unet = _read_config(folder / "unet", UnetConfig)
     if config.get("model_type") != "clip_text_model":

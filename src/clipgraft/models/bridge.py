@@ -34,8 +34,6 @@ class Bridge(nn.Module):
     attention blocks, in which padding is seen only by itself, so that any part of it may be left out.
 
     Args:
-        input_size: D_in.
-        output_size: D_out.
         hidden_size: Width of the MLP; 0 = the linear map alone.
         num_maps: 1, or `NUM_CLASS_MAPS` for one linear map per token class.
         num_positions: Positions with their own b and position embedding; 1 = all share one.
@@ -79,12 +77,9 @@ class Bridge(nn.Module):
             )
 
     def forward(self, hidden_states: Tensor, classes: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Map (B, L, D_in) to (B, L, D_out).
+        """Map hidden states (B, L, D_in) to prompt embeds (B, L, D_out).
 
-        Args:
-            hidden_states: Of CLIP's text tower.
-            classes: (B, L) from `token_classes`.
-            positions: (B, L) int64; None = 0, 1, 2, ...
+        classes (B, L) are from `token_classes`; positions (B, L) int64 default to 0, 1, 2, ...
         """
         if positions is None:
             positions = torch.arange(classes.shape[1], device=classes.device).expand_as(classes)
@@ -132,7 +127,7 @@ class Bridge(nn.Module):
 
 
 def map_index(classes: Tensor) -> Tensor:
-    """Number the maps: words and BOS 0, EOS 1, padding 2."""
+    """Return the indices of class maps: words and BOS 0, EOS 1, padding 2."""
     return (classes - WORD).clamp(min=0)
 
 

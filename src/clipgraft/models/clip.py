@@ -52,12 +52,11 @@ class ClipParts(NamedTuple):
 def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipParts:
     """Load a CLIP with both towers, in float32 and eval mode.
 
+    The model's config gets the tokenizer's BOS, EOS and pad ids.
+
     Args:
         name_or_path: Folder in transformers layout, hub id, or `flatland`.
         revision: Commit of a hub id.
-
-    Returns:
-        The CLIP; the model's config has the tokenizer's BOS, EOS and pad ids.
 
     Raises:
         MissingFileError: If there is no such folder.
@@ -114,14 +113,10 @@ def encode_text(model: CLIPModel, input_ids: Tensor) -> Tensor:
 
 
 def pooled_and_token_states(model: CLIPModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode captions both in the joint space and token by token.
+    """Encode captions in the joint space and token by token.
 
-    Args:
-        model: The CLIP.
-        input_ids: (B, L) int64: BOS, words, EOS, padding with EOS.
-
-    Returns:
-        Unit-norm float32 (B, P), and final-norm hidden states (B, L, D).
+    input_ids (B, L) int64 are BOS, words, EOS, padding with EOS; the results are unit-norm float32 (B, P) at
+    the first EOS, and final-norm hidden states (B, L, D).
     """
     features = model.get_text_features(input_ids=input_ids)
     return F.normalize(features.pooler_output.float(), dim=-1), features.last_hidden_state

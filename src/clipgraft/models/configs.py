@@ -56,7 +56,7 @@ class Checked(BaseModel):
 
 
 class TextConfig(Checked):
-    """Of a CLIP's text tower."""
+    """Configuration of a CLIP's text tower."""
 
     vocab_size: Annotated[int, Field(ge=1, le=1 << 24)] = 49408
     hidden_size: Width = 512
@@ -75,7 +75,7 @@ class TextConfig(Checked):
 
 
 class VisionConfig(Checked):
-    """Of a CLIP's vision tower."""
+    """Configuration of a CLIP's vision tower."""
 
     hidden_size: Width = 768
     intermediate_size: Width = 3072
@@ -92,7 +92,7 @@ class VisionConfig(Checked):
 
 
 class ClipConfig(Checked):
-    """Of a CLIP with both towers, or a safety checker."""
+    """Configuration of a CLIP with both towers, or a safety checker."""
 
     text_config: TextConfig | None = None
     text_config_dict: TextConfig | None = None
@@ -105,7 +105,7 @@ class ClipConfig(Checked):
 
 
 class GraftConfig(Checked):
-    """Of a graft: CLIP's text tower and a bridge."""
+    """Configuration of a graft: CLIP's text tower and a bridge."""
 
     text_config: TextConfig
     hidden_size: Width
@@ -126,7 +126,7 @@ class GraftConfig(Checked):
 
 
 class VaeConfig(Checked):
-    """Of a base's VAE."""
+    """Configuration of a base's VAE."""
 
     sample_size: Width = 32
     scaling_factor: Positive = 0.18215
@@ -143,7 +143,7 @@ class VaeConfig(Checked):
 
 
 class UnetConfig(Checked):
-    """Of a base's U-Net."""
+    """Configuration of a base's U-Net."""
 
     sample_size: Width
     cross_attention_dim: Width
@@ -176,7 +176,7 @@ class UnetConfig(Checked):
 
 
 class SchedulerConfig(Checked):
-    """Of a base's noise schedule."""
+    """Configuration of a base's noise schedule."""
 
     num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = 1000
     beta_start: Beta = 0.0001
@@ -194,7 +194,7 @@ class SchedulerConfig(Checked):
 
 
 class TokenizerConfig(Checked):
-    """Of a CLIP tokenizer; special tokens are strings or objects."""
+    """Configuration of a CLIP tokenizer; special tokens are strings or objects."""
 
     model_max_length: Annotated[int, Field(ge=3)] | None = None
     bos_token: str | dict[str, Any] | None = None
@@ -213,7 +213,7 @@ Size = Pixels | Annotated[dict[str, Pixels], AfterValidator(_has_sides)]
 
 
 class ProcessorConfig(Checked):
-    """Of CLIP's image processor."""
+    """Configuration of CLIP's image processor."""
 
     size: Size = 224
     crop_size: Size = 224
@@ -228,7 +228,7 @@ class ProcessorConfig(Checked):
 
 
 class JointProcessorConfig(Checked):
-    """Of a joint image and text processor."""
+    """Configuration of a joint image and text processor."""
 
     image_processor: ProcessorConfig | None = None
 
@@ -244,7 +244,7 @@ class BaseRecord(Checked):
 
 
 class ModelIndex(Checked):
-    """Of a base's components: library and class of each."""
+    """Index of a base's components: library and class of each."""
 
     safety_checker: list[str | bool | None] | None = None
 

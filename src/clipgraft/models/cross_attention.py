@@ -38,18 +38,15 @@ def read_cross_attention(path: Path) -> dict[str, Tensor]:
 
 
 def kv_metric_sqrt(maps: Iterable[Tensor], moment: Tensor) -> Tensor:
-    """Return R with the key and value error `|R e|^2` of an embed error e.
+    """Return the square root R (W, W) float32 of the key and value metric.
 
-    Each map's error counts relative to its power over the teacher's embeds, so that no layer with large
-    weights dominates. Their mean is a quadratic form: one map W x W replaces all (for Stable Diffusion v1.5,
-    1/32 of the computation).
+    `|R e|^2` is the error in keys and values from an embed error e. Each map's error counts relative to its
+    power over the teacher's embeds, so that no layer with large weights dominates. Their mean is a quadratic
+    form: one map W x W replaces all (for Stable Diffusion v1.5, 1/32 of the computation).
 
     Args:
         maps: Key and value maps, (width of the layer, W) each.
         moment: Mean of `t t^T` over the teacher's embeds t, (W, W), up to a factor.
-
-    Returns:
-        float32 (W, W).
     """
     moment = moment.double()
     maps = list(maps)
@@ -75,10 +72,7 @@ def difference_from(recorded: Mapping[str, str | None], weights: Mapping[str, Te
 
 
 def mixed_signs(seed: int, size: int) -> np.ndarray:
-    """Return the bits of SplitMix64 (Steele et al. 2014) as signs (`size`,).
-
-    `size` is a multiple of 64.
-    """
+    """Return SplitMix64's bits (Steele et al. 2014) as signs (`size`, a multiple of 64)."""
     state = np.uint64(seed << 40) + np.arange(1, size // 64 + 1, dtype=np.uint64)
     state *= np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,4 +1,4 @@
-"""Model names (path, `flatland`, hub id) to local folders or files.
+"""Resolve model names (path, `flatland`, hub id) to local folders or files.
 
 Only safetensors, JSON and text are downloaded, and each file's sum is compared each time with `pins.json`
 (published models, one commit each), else with the hub's for the commit. Tokens are left to the hub's library

@@ -18,12 +18,8 @@ class RidgeRegression:
     """Weighted ridge regression by float64 normal equations, in constant memory.
 
     Minimises `sum_i w_i |W x_i + b_k(i) - y_i|^2 + ridge * s |W - W0|^2`, with s the mean weighted power of
-    x's entries, so that `ridge` has no unit; W0 is zero or a prior.
-
-    Args:
-        input_size: D_in.
-        output_size: D_out.
-        num_biases: K; each row has one of them.
+    x's entries, so that `ridge` has no unit; W0 is zero or a prior. x has width D_in, y D_out; there are K
+    biases b, one for each row.
     """
 
     def __init__(self, input_size: int, output_size: int, num_biases: int = 1):
@@ -87,12 +83,7 @@ class ClassRidgeRegression:
     """Ridge regression with a map per token class, biases per position.
 
     The prior of each class is the common map, which determines directions without data in a class with few
-    rows, such as EOS.
-
-    Args:
-        input_size: D_in.
-        output_size: D_out.
-        num_positions: L.
+    rows, such as EOS. Widths are D_in and D_out, captions have L positions.
     """
 
     def __init__(self, input_size: int, output_size: int, num_positions: int):

@@ -69,12 +69,7 @@ SCHEDULER_CONFIG = {
 
 
 def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Load components of a base, by name, from one file.
-
-    Args:
-        path: A `.safetensors` file with LDM's names.
-        components: Fields of `FrozenBase`; a tokenizer is never in such a file.
-        dtype: Of the weights.
+    """Load components (fields of `FrozenBase` except the tokenizer) from one file.
 
     Raises:
         CheckpointError: If it is of another kind, damaged, or not a complete Stable Diffusion v1 checkpoint.

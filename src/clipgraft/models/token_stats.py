@@ -55,10 +55,6 @@ class Diversity:
 
     A bridge can have a small error and yet map all captions ("rat", "cat", "man") to the same embeds: then
     this is near 0. Positions are not compared with each other, as each has its own bias.
-
-    Args:
-        num_positions: L.
-        size: D.
     """
 
     def __init__(self, num_positions: int, size: int):

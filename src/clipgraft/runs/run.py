@@ -98,7 +98,6 @@ class Run:
         """Lock the folder; write recipe and environment, at the end resources.
 
         Args:
-            path: Created if missing.
             recipe: Written as recipe.toml; with `resume` first compared with the present one.
             stage: Key of `SECTIONS`, or "evaluate", whose recipe may change between calls.
             inputs: Files read besides the recipe's, by option.
@@ -254,7 +253,7 @@ def _refuse_inputs(path: Path, inputs: Mapping[str, str | Path | None], resume: 
 
 
 def _write_recipe(path: Path, recipe: Recipe, stage: str) -> None:
-    """Write a run's recipe; refuse one with another result than before."""
+    """Write a run's recipe; refuse changes with effect on its result."""
     if path.is_file() and stage in SECTIONS:
         begun = _read_begun(path)
         differing = differing_settings(begun, recipe, stage)
@@ -282,7 +281,7 @@ def _read_begun(path: Path) -> Recipe:
 
 
 def differing_settings(begun: Recipe, recipe: Recipe, stage: str) -> list[str]:
-    """List a stage's settings that would change the result it began.
+    """List changed settings with effect on a stage's result.
 
     Paths may differ, as training compares content by fingerprint; `num_epochs` may grow.
     """
