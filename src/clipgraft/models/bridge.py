@@ -127,7 +127,7 @@ class Bridge(nn.Module):
 
 
 def map_index(classes: Tensor) -> Tensor:
-    """Return the indices of class maps: words and BOS 0, EOS 1, padding 2."""
+    """Return class map indices: words and BOS 0, EOS 1, padding 2."""
     return (classes - WORD).clamp(min=0)
 
 
