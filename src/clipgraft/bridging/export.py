@@ -66,7 +66,7 @@ def export(
         graft: The graft or its folder.
         output_dir: Gets all files or none; also returned.
         file_format: One of FORMATS.
-        base: Present place of the base, for diffusers; empty = the recorded one.
+        base: Present location of the base, for diffusers; empty = the recorded one.
         prompts: For prompt-embeds.
         negative_prompt: For prompt-embeds.
 
@@ -136,7 +136,6 @@ def _write_bridge(graft: Graft, folder: Path) -> None:
 
 
 def _write_card(graft: Graft, content: str, folder: Path) -> None:
-    """Write model card and recipe from the graft's lineage."""
     has_safety_checker = (folder / "safety_checker").is_dir()
     card = graft_card(content, graft.base, graft.lineage, has_safety_checker=has_safety_checker)
     (folder / "README.md").write_text(card, encoding="utf-8")

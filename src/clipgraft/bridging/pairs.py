@@ -35,8 +35,8 @@ from clipgraft.models.weights import module_sha256, tensors_sha256
 ENCODE_BATCH_SIZE = 128
 """Captions encoded at once, to bound the memory."""
 WHOLE_EVERY = 8
-"""For the linear maps alone, one batch in so many has padding: three in four of a caption's 77 positions are
-padding of little weight and would take most of the time."""
+"""For the linear maps alone, one of this many batches has padding: three in four of a caption's 77 positions
+are padding of little weight and would take most of the time."""
 NUM_KEPT_PADDING = PADDING_WEIGHT
 """Positions sampled from a caption's padding for the residual, equal to its total weight."""
 

@@ -239,13 +239,13 @@ def check_prediction(base: FrozenBase) -> None:
 
 
 def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
-    """Checksums of training data and start weights (latents for images and VAE)."""
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None
     schedule = {"alphas_cumprod": base.scheduler.alphas_cumprod}
     base_sums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
     return {
+        # Latents depend on both photographs and VAE.
         "photographs": tensors_sha256({"latents": images.train_latents}),
         "captions": fingerprint([image.captions for image in images.train]),
         "weights of the graft": fingerprint(

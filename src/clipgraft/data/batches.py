@@ -19,9 +19,9 @@ from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
 from clipgraft.errors import UserError
 
 NUM_CANDIDATES = 4
-"""Crops of an image among which `CropBatches` chooses."""
+"""Random crops per image, for `CropBatches` to choose from."""
 BATCHES_IN_POOL = 16
-"""Batches whose captions are drawn together and then sorted by length."""
+"""Batches per pool of captions, sorted by length."""
 BYTES = 2
 """Of a float16 in the file: its rounding, 5e-4, is far below the error of any bridge."""
 

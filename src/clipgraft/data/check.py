@@ -183,7 +183,7 @@ def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None])
 
 
 def _equal_images(images: Iterable[CaptionedImage], unreadable: Mapping[str, str]) -> list[dict[str, Split]]:
-    """Group images whose files are equal: image id -> split."""
+    """Group images with equal files: image id -> split."""
     readable = [image for image in images if image.image_id not in unreadable]
     groups: dict[str, dict[str, Split]] = {}
     for image, content in zip(readable, content_sums([image.path for image in readable]), strict=True):
@@ -276,5 +276,4 @@ def _with_splits(group: Mapping[str, Split]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text on one line with its control characters escaped."""
     return printable(text.replace("\n", "\\n"))

@@ -133,7 +133,6 @@ def _find_one(root: Path, levels: list[list[Path]], is_wanted: Callable[[str], b
 
 
 def _find_image_dir(root: Path, levels: list[list[Path]], caption_file: Path) -> Path:
-    """Return the image folder nearest to the root, else the caption file's."""
     for entries in levels:
         for entry in entries:
             if entry.name.lower() in IMAGE_FOLDERS and entry.is_dir() and _holds_images(entry):

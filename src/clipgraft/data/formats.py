@@ -224,7 +224,6 @@ def _folder_reading(
 
 
 def _refuse_json(path: Path, lines: list[str]) -> None:
-    """Refuse JSON, written beside images by some tools."""
     if lines and lines[0].startswith(("{", "[")):
         try:
             json.loads("\n".join(lines))

@@ -1,7 +1,7 @@
 """Decoding of untrusted images to RGB in bounded memory.
 
-Bounds are checked on the header. Only JPEG, PNG and WebP are decoded, recognised by content, in data folders
-and from the studio's clients alike.
+Bounds are checked on the header. Only JPEG, PNG and WebP are decoded, recognised by content, both in data
+folders and from the studio's clients.
 """
 
 import io

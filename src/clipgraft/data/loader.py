@@ -91,7 +91,7 @@ class EpochSampler(Sampler[list[EpochIndex]]):
 
 
 def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index: int) -> list[int]:
-    """Return `count` of an image's `num_captions` (at least 1) for an epoch, by number.
+    """Return the numbers of an image's `count` captions for an epoch.
 
     Each image goes through all of its captions in an order of its own before repeating one. Within an epoch
     a caption comes twice only if the image has fewer than `count`.

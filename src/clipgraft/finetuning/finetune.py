@@ -111,14 +111,14 @@ def finetune(
             and after.
         output_dir: Gets `clip/`, `metrics.json`, `recipe.toml`, `data.json`, `log.jsonl`, `checkpoints/`,
             `evaluations.jsonl` and the loss figure; None = nothing is written.
-        resume: Continue from the newest checkpoint in `output_dir`, or as a `Resume` says.
+        resume: Continue from the newest checkpoint in `output_dir`, or as given by a `Resume`.
         overwrite: Replace the run in `output_dir`.
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         settings: Settings of the fine-tuning.
         objective: Class of the objective; a subclass with its own `joint_loss` is another loss.
-        recipe: Settings of a whole run, replacing seed, device and settings; also limits splits, prompts
-            previews, and is written beside the result.
+        recipe: Settings of a whole run, replacing seed, device and settings; also for limits of splits and
+            prompts of previews. Written beside the result.
         inputs: Files by name, forbidden inside `output_dir`.
         **overrides: Fields of `FinetuneSettings`, over `settings`.
 
@@ -237,7 +237,6 @@ def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective])
 
 
 def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[Images, Images, Images]:
-    """Return limited train, val and test splits; refuse unsuitable ones."""
     limits = recipe.data
     train = data.train[: limits.max_train_images or None]
     val, test = data.val[: limits.max_val_images or None], data.test[: limits.max_test_images or None]
@@ -307,7 +306,7 @@ def training_batches(
 
 
 def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool) -> None:
-    """Refuse settings that contradict each other or the data."""
+    """Refuse settings in conflict with each other or the data."""
     passes = passes_per_loss(settings)
     if settings.batch_size == passes == 1:
         raise UserError("a batch of one image has no negatives; set batch_size to 2 or more")

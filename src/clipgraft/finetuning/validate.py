@@ -85,7 +85,7 @@ def passes_per_loss(settings: FinetuneSettings) -> int:
 
 
 def length_multiple(settings: FinetuneSettings) -> int:
-    """Return the multiple to which captions are padded."""
+    """Return the length multiple for padding captions."""
     if settings.distill_weight:
         return CONTEXT_LENGTH  # a U-Net reads padding too, so its states are distilled
     # Any is correct, as no position up to EOS attends to padding; each length is compiled anew.
@@ -97,7 +97,7 @@ class Validator:
 
     Args:
         clip: The CLIP in training; drift is measured from its present text tower.
-        objective: The training's; its loss is over as many images as a step's.
+        objective: The training's; its loss is measured over as many images as in training.
         images: The validation split, at least one image.
         settings: Of the fine-tuning.
     """

@@ -69,7 +69,7 @@ class TrainStep:
         self.skipped_in_a_row = 0
 
     def __call__(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, float]:
-        """Make one optimizer step; return what to log."""
+        """Make one optimizer step; return metrics to log."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         seed_step(self.seed, self.state.step, self.accelerator.process_index)

@@ -167,7 +167,6 @@ def _readable_rows(path: Path, metric: str, step: int) -> list[Row]:
 
 
 def _read_best(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """Read the best weights and their step."""
     try:
         with safe_open(path, "pt") as file:
             description = file.metadata() or {}
@@ -181,5 +180,4 @@ def _read_best(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def _description(step: int, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Metadata of the best weights' file: their step and checksum."""
     return {"step": str(step), "sha256": tensors_sha256(weights)}
