@@ -141,13 +141,7 @@ def evaluate_run(
 
 
 def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: str = "") -> Evaluation:
-    """Evaluate graft folders beside the base's own text encoder.
-
-    Args:
-        recipe: As in `evaluate_recipe`.
-        grafts: Folders.
-        out: Folder for the results.
-        base: Name of the base; empty = the grafts' base.
+    """Evaluate graft folders beside the base's own text encoder; see `evaluate_recipe`.
 
     Raises:
         UserError: If a folder has a reserved name, or no suitable CLIP is named as the scorer.
@@ -274,7 +268,6 @@ def _measure(
     store: FeatureStore,
     processes: PartialState,
 ) -> Measured:
-    """Score the images; all processes take part."""
     prompts, paths, gallery = variants.prompts, dict(variants.paths), merge_duplicates(variants.images.test)
     real = real_images(prompts, variants.folder, processes)
     if any(path for own in real for path in own):

@@ -216,7 +216,7 @@ class Settings(Record):
 
 
 class Data(Record):
-    """The captioned images; empty without any, except for `num_reference_images`."""
+    """The captioned images; all but `num_reference_images` empty without any."""
 
     source: str = ""
     format: str = ""

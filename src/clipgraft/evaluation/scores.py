@@ -118,10 +118,7 @@ def score_fidelity(
 ) -> Scores:
     """Score whether the probe finds in images what their prompts name.
 
-    Args:
-        prompts: Only those with a known scene are scored.
-        paths: Variant -> images.
-        shuffled: As in `score_by_clip`.
+    Only prompts with a known scene are scored; arguments as in `score_by_clip`.
     """
     scores: Scores = defaultdict(dict)
     known = [index for index, prompt in enumerate(prompts) if prompt.scene]

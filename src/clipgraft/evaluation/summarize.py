@@ -248,7 +248,7 @@ def _lack_notes(lacks: Mapping[str, str]) -> list[str]:
 
 
 def _recalls(measured: Measured) -> Rows:
-    """Return retrieval by CLIP before and after on the test split."""
+    """Measure retrieval by CLIP before and after on the test split."""
     images = measured.gallery
     counts = np.array([len(image.captions) for image in images])
     index = torch.arange(len(images)).repeat_interleave(torch.from_numpy(counts)) if len(images) else None
@@ -314,7 +314,6 @@ def _by_image(queries: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _scored_rows(measured: Measured) -> Iterator[ScoredImage]:
-    """Yield each image's row with its own scores."""
     places: dict[tuple[str, int], int] = {}
     for row in measured.variants.rows:
         key = row.variant, row.prompt_id

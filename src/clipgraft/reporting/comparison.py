@@ -86,7 +86,7 @@ def _unknown_data(runs: Sequence[RunData]) -> str:
 
 
 def _evaluation_key(run: RunData) -> Any:
-    """Whatever decides an evaluation's figures besides the grafts."""
+    """Determinants of an evaluation's figures, besides the grafts."""
     evaluation = run.evaluation
     return (
         evaluation.settings,
@@ -271,7 +271,6 @@ def _bridge(run: RunData) -> dict[str, str]:
 
 
 def _evaluated(run: RunData) -> dict[str, str]:
-    """Figures of the run's last measured variant."""
     evaluation, variant = run.evaluation, last_variant(run.evaluation)
     titles = {each.name: each.title for each in evaluation.prompt_sets}
     found = {}

@@ -132,7 +132,7 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
 
     Args:
         rows: One per `alpha`, with recall and drift; see `finetuning.wise_ft`.
-        out_dir: Receives `interpolation.png` and `interpolation.svg`.
+        out_dir: Receives `interpolation.png` and `.svg`.
     """
     for image_format in ("png", "svg"):
         content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)

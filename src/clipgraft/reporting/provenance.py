@@ -153,9 +153,7 @@ def resources_table(run: RunData) -> Table | None:
 def watt_hours(used: dict[str, Any], environment: dict[str, Any]) -> float | None:
     """Estimate watt hours from CPU and GPU time; None if unknown.
 
-    Args:
-        used: Content of `resources.json`.
-        environment: Content of `environment.json`.
+    Arguments are the contents of `resources.json` and `environment.json`.
     """
     if not is_number(used.get("processor_seconds")):
         return None

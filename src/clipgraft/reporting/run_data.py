@@ -103,8 +103,7 @@ class RunData:
 def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> RunData:
     """Read the folder of a run or single stage, finished or not.
 
-    Args:
-        max_bytes: Larger files are not read.
+    Files larger than `max_bytes` are not read.
 
     Raises:
         MissingFileError: If there is no such folder.

@@ -13,12 +13,7 @@ def clip_score_raw(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
     Text-to-image papers report its mean, mostly with ViT-L/14 or ViT-g/14. Scores of different scorers are
     not comparable. Images are preprocessed by the scorer's own processor; prompts get no prefix.
 
-    Args:
-        image_embeds: (N, P), unit norm.
-        text_embeds: (N, P), unit norm; row i is the prompt of image i.
-
-    Returns:
-        (N,) in [-1, 1].
+    Both embeds are (N, P), unit norm. Returns (N,) in [-1, 1].
     """
     return (image_embeds.float() * text_embeds.float()).sum(1)
 

@@ -1,7 +1,7 @@
 """Distances between two sets of images: CMMD, KID, FID; smaller is closer.
 
-Computed in float64. Both sets need the same feature extractor and resize filter. N generated images, M real
-ones, D features.
+Computed in float64 of features (N, D) of generated and (M, D) of real images. Both sets need the same feature
+extractor and resize filter.
 """
 
 import torch
@@ -17,16 +17,12 @@ ROWS_PER_CHUNK = 1024
 
 
 def cmmd(generated: Tensor, real: Tensor) -> float:
-    """Squared maximum mean discrepancy of CLIP embeds, times 1,000.
+    """Squared maximum mean discrepancy of CLIP embeds (unit norm), times 1,000.
 
     `mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` with `k(x, y) = exp(-|x - y|^2 / (2 sigma^2))`, sigma 10,
     each mean over all pairs including x with itself. This published estimator is biased upwards by about
     1000 (1 - mean k) (1 / N + 1 / M), so compare sets of equal size. Published figures use ViT-L/14 at 336
     pixels and 30,000 images.
-
-    Args:
-        generated: (N, D), unit norm.
-        real: (M, D), unit norm.
 
     Source:
         Jayasumana et al. 2024, and the code beside it.
@@ -41,10 +37,6 @@ def kid(generated: Tensor, real: Tensor) -> float:
     The kernel is `(x . y / D + 1)^3`. Computed over all images at once; the published code averages 100
     subsets of 1,000.
 
-    Args:
-        generated: (N, D).
-        real: (M, D).
-
     Source:
         Binkowski et al. 2018, equation 4; its features are Inception's 2,048.
     """
@@ -57,10 +49,6 @@ def fid(generated: Tensor, real: Tensor) -> float:
 
     `|mu_x - mu_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`, covariances over N - 1. Biased upwards, the more so
     the fewer images: 134 for 259 images, 12.6 for 30,000 (CompVis/latent-diffusion issue 90).
-
-    Args:
-        generated: (N, D).
-        real: (M, D).
 
     Source:
         Heusel et al. 2017; its features are Inception's 2,048.

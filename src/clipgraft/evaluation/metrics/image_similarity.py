@@ -13,12 +13,7 @@ LUMINANCE_CONSTANT, CONTRAST_CONSTANT = 0.01**2, 0.03**2
 def psnr(images: Tensor, references: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair, `-10 log10 mean (x - y)^2`.
 
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        references: The same.
-
-    Returns:
-        (N,) decibels; infinite where a pair is equal.
+    Both arguments are (N, 3, H, W) in [0, 1]. Returns (N,) decibels; infinite where a pair is equal.
     """
     return -10 * (images.double() - references.double()).square().mean((1, 2, 3)).log10()
 
@@ -26,12 +21,8 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity of each pair, averaged over channels and positions.
 
-    Args:
-        images: (N, 3, H, W) in [0, 1], each side 11 pixels or more.
-        references: The same.
-
-    Returns:
-        (N,) in [-1, 1]; 1 where a pair is equal.
+    Both arguments are (N, 3, H, W) in [0, 1], each side 11 pixels or more. Returns (N,) in [-1, 1]; 1 where a
+    pair is equal.
 
     Source:
         Wang et al. 2004: an 11 x 11 Gaussian window inside the image, sigma 1.5, K1 0.01, K2 0.03.

@@ -73,15 +73,11 @@ def average_precision(ranks: Tensor) -> Tensor:
 
 
 def paired_recall(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> dict[str, float]:
-    """Recall@1 of caption-image pairs, as open_clip's training loop measures it, for comparison.
+    """Recall@1 of caption-image pairs, as in open_clip's training loop.
 
-    It repeats an image for each caption and accepts only the caption of the same row: with five captions per
-    image, perfect embeddings reach a recall@1 of 0.2 in both directions.
-
-    Args:
-        text_embeds: Shape (M, P), unit norm.
-        image_embeds: Shape (N, P), unit norm.
-        image_index: Shape (M,), integer.
+    For comparison only; arguments as in `retrieval_metrics`. It repeats an image for each caption and accepts
+    only the caption of the same row: with five captions per image, perfect embeddings reach a recall@1 of 0.2
+    in both directions.
 
     Returns:
         `paired_text_to_image_recall@1` and `paired_image_to_text_recall@1`, in [0, 1].
@@ -95,12 +91,7 @@ def paired_recall(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor
 
 
 def text_to_image_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> Tensor:
-    """Rank each caption's image among all images.
-
-    Args:
-        text_embeds: Shape (M, P), float32.
-        image_embeds: Shape (N, P), float32.
-        image_index: Shape (M,), integer.
+    """Rank each caption's image among all images; arguments as in `retrieval_metrics`.
 
     Returns:
         Number of images ranked before the correct one, shape (M,), int64; 0 = best.
@@ -114,12 +105,7 @@ def text_to_image_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
 
 
 def image_to_text_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> Tensor:
-    """Rank the best of each image's captions among all captions.
-
-    Args:
-        text_embeds: Shape (M, P), float32.
-        image_embeds: Shape (N, P), float32.
-        image_index: Shape (M,), integer, covering every image.
+    """Rank each image's best caption among all; arguments as in `retrieval_metrics`.
 
     Returns:
         Number of captions ranked before the first correct one, shape (N,), int64; 0 = best.
@@ -128,7 +114,7 @@ def image_to_text_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: 
 
 
 def caption_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tensor) -> Tensor:
-    """Rank each of an image's captions among all; arguments as in `image_to_text_ranks`.
+    """Rank each image's captions among all; arguments as in `retrieval_metrics`.
 
     Returns:
         Number of captions ranked before each correct one, (N, C) int64, ascending; -1 pads.

@@ -51,14 +51,11 @@ def paired_share_interval(differences: np.ndarray, weights: np.ndarray | None = 
 
     Tango's score interval (1998): all differences that the score test of two paired shares does not reject.
     If a difference is not -1, 0 or 1, the variance is estimated and Student's t replaces the normal quantile.
-    If few prompts differ, it covers more than 95 %.
+    If few prompts differ, it covers more than 95 %. None for fewer than two values.
 
     Args:
         differences: Second share minus the first, per prompt.
         weights: (N,), positive, for a weighted mean.
-
-    Returns:
-        Lower and upper bound; None for fewer than two values.
     """
     if len(differences) < 2:
         return None
