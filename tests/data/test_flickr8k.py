@@ -113,7 +113,7 @@ def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a.jpg#0\tA dog".encode("utf-16"), "holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8"),
+        (b"a.jpg#0\tA\0dog", "holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8"),
         (b"a.jpg#0\tA caf\x81", "is neither UTF-8 nor Windows-1252"),
     ],
 )

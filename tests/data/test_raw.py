@@ -10,6 +10,7 @@ import pytest
 from clipgraft.data.check import check_dataset
 from clipgraft.data.dataset import Excluded
 from clipgraft.data.formats import load_dataset
+from clipgraft.data.names import check_image_name
 from clipgraft.data.raw import (
     EMPTY_CAPTION,
     HASHED_SPLIT,
@@ -23,7 +24,6 @@ from clipgraft.data.raw import (
     RawCaption,
     RawDataset,
     assemble,
-    check_image_name,
     hash_split,
 )
 from clipgraft.errors import DataError
@@ -209,7 +209,6 @@ def test_hash_split_gives_about_80_10_10_and_never_changes() -> None:
         "C:/a.jpg",
         "c:a.jpg",
         "\\\\host\\share\\a.jpg",
-        "a\\b.jpg",
         "a\0.jpg",
     ],
 )
@@ -223,6 +222,7 @@ def test_image_name_that_points_out_of_the_folder_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "train/a.jpg", "a..b.jpg", "a b.jpg", "2258277193.jpg.1"])
 def test_image_name_inside_the_folder_is_taken(name: str) -> None:
     assert check_image_name(name, "captions.txt, line 7") == name
+    assert check_image_name(f".//{name}".replace("/", "\\"), "captions.txt, line 7") == name
 
 
 def test_assemble_includes_or_excludes_everything() -> None:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clipgraft.data.dataset import SPLITS, Split
+from clipgraft.data.names import IMAGE_SUFFIXES, check_image_name
 from clipgraft.data.raw import (
-    IMAGE_SUFFIXES,
     DataFolder,
     RawCaption,
     RawDataset,
-    check_image_name,
     claim_split,
     tidy,
 )

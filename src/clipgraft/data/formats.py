@@ -14,12 +14,12 @@ from clipgraft.cache import cache_dir
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionDataset, Split
 from clipgraft.data.flickr8k import read_flickr8k
+from clipgraft.data.names import check_image_name
 from clipgraft.data.raw import (
     DataFolder,
     RawCaption,
     RawDataset,
     assemble,
-    check_image_name,
     claim_split,
     is_utf8,
     tidy,

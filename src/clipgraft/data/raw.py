@@ -9,11 +9,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, Split
+from clipgraft.data.encodings import decode_text
+from clipgraft.data.names import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, NameIndex
 from clipgraft.errors import DataError, printable
 from clipgraft.files import LONE_SURROGATE, inside, read_bytes
 
@@ -32,11 +34,6 @@ HIDDEN_FILE = "hidden file"
 NOT_UTF8 = "file name that is not UTF-8"
 LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
 HASHED_SPLIT = "no split is named, so a hash of each image's name decides: 80% train, 10% val, 10% test"
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
-OTHER_IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"}
-)
 
 
 class RawCaption(NamedTuple):
@@ -111,20 +108,11 @@ class DataFolder:
         return dict(sorted(images.items()))
 
     def read_text(self, path: Path) -> str:
-        """Read a file as UTF-8, else as Windows-1252 with a note."""
-        raw = read_bytes(inside(path, self.root))
-        if b"\0" in raw:
-            raise DataError(f"{path}: holds NUL bytes, so it is UTF-16 or no text; save it as UTF-8")
-        try:
-            return raw.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.note("not UTF-8, so read as Windows-1252: ", self.name(path))
-        try:
-            return raw.decode("cp1252")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: is neither UTF-8 nor Windows-1252 ({error}); save it as UTF-8"
-            ) from None
+        """Read a file in the encoding that it is in, with a note if that is not UTF-8."""
+        text, note = decode_text(read_bytes(inside(path, self.root)), str(path))
+        if note:
+            self.note(note, self.name(path))
+        return text
 
     def read_lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """Yield number (from 1) and text of each non-blank line (LF, CRLF or CR)."""
@@ -156,20 +144,6 @@ def hash_split(image_id: str) -> Split:
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
 
 
-def check_image_name(name: str, where: str) -> str:
-    """Return an image name; refuse one pointing out of the image folder.
-
-    Refused are absolute names, drive letters, backslashes (also UNC paths), `..` and NUL.
-    """
-    is_unsafe = name.startswith("/") or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
-    if is_unsafe or ".." in name.split("/"):
-        raise DataError(
-            f"{where}: image name {name[:120]!r} points out of the image folder; "
-            "expected a name inside it, with forward slashes and without '..'"
-        )
-    return name
-
-
 def is_utf8(name: str) -> bool:
     """Whether a file's name is UTF-8 (Python decodes other bytes to lone surrogates)."""
     return not LONE_SURROGATE.search(name)
@@ -182,6 +156,7 @@ def assemble(
 
     With `include_unsplit`, images outside every split are put into train instead of being excluded.
     """
+    raw, num_respelt = _match_names(raw)
     excluded: list[Excluded] = []
     captions_of: dict[str, list[RawCaption]] = {}
     for caption in raw.captions:
@@ -208,8 +183,28 @@ def assemble(
     if not images:
         raise DataError(_nothing_remains(root, raw, excluded))
     notes = tuple(map(printable, notes)) + ((HASHED_SPLIT,) if raw.splits is None else ())
+    if num_respelt:
+        notes += (f"{num_respelt:,} image name(s) differ from their files' in case or Unicode form",)
     files = {printable(role): printable(name) for role, name in raw.files.items()}
     return CaptionDataset(root, raw.format, files, CaptionedImages(images), tuple(excluded), notes)
+
+
+def _match_names(raw: RawDataset) -> tuple[RawDataset, int]:
+    """Give captions and splits the names of their files, where only spelling differs."""
+    named = {caption.image_id for caption in raw.captions} | (raw.splits or {}).keys()
+    index = NameIndex(raw.photographs.keys())
+    found = {name: index.same_file(name) for name in named - raw.photographs.keys()}
+    same = {name: file for name, file in found.items() if file is not None}
+    if not same:
+        return raw, 0
+    captions = [
+        caption._replace(image_id=same.get(caption.image_id, caption.image_id)) for caption in raw.captions
+    ]
+    splits: dict[str, Split] = {}
+    for name, split in (raw.splits or {}).items():
+        claim_split(splits, [same.get(name, name)], split, raw.format)
+    splits_of = None if raw.splits is None else splits
+    return replace(raw, captions=captions, splits=splits_of), len(same)
 
 
 def _caption_problem(caption: RawCaption, photographs: Mapping[str, Path]) -> str | None:
