@@ -183,7 +183,7 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
 
 
 def _refuse_depth_and_surrogates(value: Any, complaint: str, error: type[UserError]) -> None:
-    """Refuse what would fail far from here: deep nesting, and half a UTF-16 pair (`"\\ud83d"`)."""
+    """Refuse deep nesting and lone surrogates (`"\\ud83d"`)."""
     level = [value]
     for _ in range(MAX_DEPTH):
         texts = [item for item in level if isinstance(item, str)]

@@ -59,7 +59,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
 
 def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
-    """Run the training stages; on resume those that are unfinished or whose inputs changed."""
+    """Run the training stages that are unfinished or whose inputs changed."""
     tuned = ModelSettings(name=str((folder / "finetune" / "clip").absolute()))
     of_tuned = recipe.model_copy(update={"clip": tuned})
     stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {

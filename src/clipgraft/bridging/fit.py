@@ -237,7 +237,7 @@ def fit_residual(
     folder: Path,
     resume: bool,
 ) -> FitResult:
-    """Train the residual of a bridge in place on the states in `linear`."""
+    """Train a bridge's residual in place, on the states in `linear`."""
     settings, states = recipe.bridge, linear.states
     assert states is not None
     # The linear map is the least-squares optimum already; the residual learns the rest.

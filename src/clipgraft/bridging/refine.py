@@ -91,7 +91,6 @@ def refine(
         data: Dataset with a train split; errors are measured on some test (else train) images.
         output_dir: Gets `graft/`, `metrics.json`, `recipe.toml`, `log.jsonl` and `checkpoints/`; None =
             nothing is written but the cache of latents.
-        settings: Settings of the stage; by default one epoch.
         started_from: Folder of the graft, for the lineage.
         **overrides: Fields of `RefineSettings`, over `settings`.
 
@@ -100,8 +99,7 @@ def refine(
 
     Raises:
         UserError: If there is no training image or no loss with a weight, or a setting is unknown.
-        CheckpointError: If the graft was made for another base, the base does not predict the noise, or the
-            run was begun with another graft.
+        CheckpointError: If the base is another one or predicts no noise, or a resumed run's graft is another.
     """
     quiet_libraries()
     if recipe is None:

@@ -41,6 +41,13 @@ EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
 """Type, flag, help and default of execution options."""
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
+FromFileOption = Annotated[
+    Path | None,
+    typer.Option("--from-file", help="Prompts, one per line, or JSONL with parameters of their own."),
+]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="auto, torch or openvino: runs the U-Net. Same image up to rounding.")
+]
 GraftOption = Annotated[
     Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")
 ]
@@ -100,10 +107,7 @@ def generate(
     prompts: Annotated[
         list[str], typer.Argument(help="What to generate; - reads prompts from standard input.")
     ] = [],  # noqa: B006  (typer copies it)
-    from_file: Annotated[
-        Path | None,
-        typer.Option("--from-file", help="Prompts, one per line, or JSONL with parameters of their own."),
-    ] = None,
+    from_file: FromFileOption = None,
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Go on without lines that cannot be used.")
     ] = False,
@@ -115,10 +119,7 @@ def generate(
     reference: Annotated[
         bool, typer.Option("--reference", help="Stable Diffusion's own scheduler and steps: pndm, 50.")
     ] = False,
-    engine: Annotated[
-        str,
-        typer.Option("--engine", help="auto, torch or openvino: runs the U-Net. Same image up to rounding."),
-    ] = "auto",
+    engine: EngineOption = "auto",
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile torch's networks first: pays after many images.")
     ] = False,

@@ -40,7 +40,7 @@ _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 
 
 def decode_text(raw: bytes, name: str) -> tuple[str, str]:
-    """Return a file's text and what is odd about its encoding, or "".
+    """Return a file's text, and a note on its encoding or "".
 
     UTF-8 with a few wrong bytes stays UTF-8: each of them becomes U+FFFD, and no other character changes.
 
@@ -79,7 +79,7 @@ def _in_utf8(raw: bytes, name: str) -> tuple[str, str]:
 
 
 def _single_bytes(raw: bytes) -> tuple[str, str]:
-    """Return the encoding of a text that is not UTF-8, and its title."""
+    """Return the encoding of non-UTF-8 text, and its title."""
     lines = [line for line in raw.splitlines() if _BEYOND_ASCII.search(line)]
     sample = b"\n".join(lines)[:SAMPLE_BYTES]
     num_beyond = len(_BEYOND_ASCII.findall(sample))

@@ -71,7 +71,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image, check its header, and name the file in the block's DataErrors."""
+    """Open an image and check its header; DataErrors name the file."""
     if not path.is_file():
         raise MissingFileError(f"{path}: no such image")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
@@ -188,7 +188,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grayscale to 8 bits by rounding (convert("RGB") would clip at 255)."""
+    """Convert 16-bit grayscale to 8 bits by rounding; `convert` would clip."""
     values = np.asarray(image)
     levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     if (transparent := image.info.get("transparency")) is not None:

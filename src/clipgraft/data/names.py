@@ -1,4 +1,4 @@
-"""Names of images in caption files, matched to files as file systems do.
+"""Image names in caption files, matched as file systems match them.
 
 macOS writes accents as two characters and Windows as one, both take `A.JPG` for `a.jpg`, and Windows writes
 backslashes. An exact name always wins; a name that may mean two files means none.
@@ -19,7 +19,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 
 
 def check_image_name(name: str, where: str) -> str:
-    """Return an image name with forward slashes, without `./`; refuse one that points out.
+    """Normalise an image name to forward slashes; refuse paths outside.
 
     Such a name is absolute, has a drive letter, `..` or a NUL, or is a UNC path.
     """
@@ -47,7 +47,7 @@ def has_image_suffix(name: str) -> bool:
 
 
 class NameIndex:
-    """Images of a folder, to be found by the names that caption files give them."""
+    """Images of a folder, found by their names in caption files."""
 
     def __init__(self, names: Collection[str]):
         self._names = names if isinstance(names, (set, frozenset, dict)) else set(names)
@@ -82,7 +82,7 @@ class NameIndex:
         return None
 
     def below(self, base: str, name: str, where: str) -> str:
-        """Return the image that a name means below a folder, else the name joined to it.
+        """Return the image of a name below a folder, else the path.
 
         Args:
             base: The folder, "" or with a slash at its end.

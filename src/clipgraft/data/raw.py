@@ -108,7 +108,7 @@ class DataFolder:
         return dict(sorted(images.items()))
 
     def read_text(self, path: Path) -> str:
-        """Read a file in the encoding that it is in, with a note if that is not UTF-8."""
+        """Read text in its own encoding, with a note unless UTF-8."""
         text, note = decode_text(read_bytes(inside(path, self.root)), str(path))
         if note:
             self.note(note, self.name(path))
@@ -190,7 +190,7 @@ def assemble(
 
 
 def _match_names(raw: RawDataset) -> tuple[RawDataset, int]:
-    """Give captions and splits the names of their files, where only spelling differs."""
+    """Replace image names that differ in spelling by their files' names."""
     named = {caption.image_id for caption in raw.captions} | (raw.splits or {}).keys()
     index = NameIndex(raw.photographs.keys())
     found = {name: index.same_file(name) for name in named - raw.photographs.keys()}

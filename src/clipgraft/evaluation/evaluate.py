@@ -60,19 +60,15 @@ def evaluate(
 ) -> Evaluation:
     """Generate and measure several text encoders' images of equal prompts and seeds.
 
-    Processes started by `accelerate launch` share the work.
-
     Args:
         variants: Name -> graft, graft folder, or None for the base's own text encoder (the teacher).
         base: A base, or its name; empty = the grafts' base.
-        data: A data set, or settings that name one. Test captions are the prompts; train images are searched
-            for copies. None = flatland8k for a base of its image size, else only `prompts` of the settings.
-        output_dir: Receives `evaluation.json`, `metrics.json`, `variants/`, `features/` and `nearest/`;
-            results of an earlier call that are still valid are reused. None = write nothing.
-        scorer: The CLIP that scores images, or its name; None = the settings' scorer, or flatland's for its
-            base.
+        data: Its test captions are the prompts, its train images are searched for copies. None = flatland8k
+            for a base of its image size, else only `prompts` of the settings.
+        output_dir: Receives `evaluation.json`, `metrics.json`, `variants/`, `features/` and `nearest/`, and
+            reuses what is valid of them; None = write nothing.
+        scorer: The CLIP that scores images; None = the settings' scorer, or flatland's for its base.
         clips: Variant -> CLIP, or its name, to measure retrieval with on the test split.
-        device: `auto`, `cpu`, `cuda` or `mps`.
         settings: None = `EvaluateSettings(num_prompts=240)`.
         **overrides: Fields of `EvaluateSettings`.
 
@@ -80,30 +76,28 @@ def evaluate(
         UserError: If a setting is unknown or out of range, or there is no prompt.
         CheckpointError: If a graft is damaged or made for another base.
     """
+    quiet_libraries()
     settings = (settings or EvaluateSettings(num_prompts=240)).updated(overrides)
     _refuse_no_prompts(settings)
     if not scorer and not settings.scorer:
         _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
     begun = time.monotonic()
-    quiet_libraries()
     place, processes = _start_processes(device)
     with ExitStack() as stack:
         folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
         caches = (folder, cache_dir() if output_dir else folder)
         store, shared = (FeatureStore(path / "features", processes) for path in caches)
-        # Loaded before images are generated, so that a missing scorer is reported at once.
+        # Loaded first, so that a missing scorer is reported at once.
         judge, scorer_name = _scorer(scorer, settings, place)
         features = ClipFeatures(judge, "scorer", store, shared)
         names = {name: graft is not None for name, graft in variants.items()}
         made = Variants(names, settings, data, folder, processes)
-        # Copies: they change precision, and one loses its bridge for a while.
+        # Copies, as their precision changes and one loses its bridge for a while.
         encoders = {name: deepcopy(own) if isinstance(own, Graft) else own for name, own in variants.items()}
         made.generate(load_generators(encoders, base=base, device=place.type))
         tuned = [name for name, own in variants.items() if _is_tuned_from(own, scorer, settings)]
-        judges = {
-            name: ClipFeatures(_load(clip, place), f"CLIP {name}", store, shared)
-            for name, clip in clips.items()
-        }
+        loaded = {name: _load(clip, place) for name, clip in clips.items()}
+        judges = {name: ClipFeatures(own, f"CLIP {name}", store, shared) for name, own in loaded.items()}
         measured = _measure(made, features, scorer_name, tuned, judges, store, processes)
         evaluation = summarize_evaluation(measured).model_copy(
             update={"environment": describe_environment(place), "seconds": time.monotonic() - begun}

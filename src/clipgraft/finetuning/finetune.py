@@ -110,20 +110,14 @@ def finetune(
         data: Dataset with a train split; an optional val split is measured every epoch, a test split before
             and after.
         output_dir: Gets `clip/`, `metrics.json`, `recipe.toml`, `data.json`, `log.jsonl`, `checkpoints/`,
-            `evaluations.jsonl` and the loss figure; None = nothing is written.
+            `evaluations.jsonl` and the loss figure; None = nothing.
         resume: Continue from the newest checkpoint in `output_dir`, or as given by a `Resume`.
-        overwrite: Replace the run in `output_dir`.
-        seed: Seed of everything random.
-        device: "auto", "cpu", "cuda" or "mps".
-        settings: Settings of the fine-tuning.
         objective: Class of the objective; a subclass with its own `joint_loss` is another loss.
-        recipe: Settings of a whole run, replacing seed, device and settings; also for limits of splits and
-            prompts of previews. Written beside the result.
-        inputs: Files by name, forbidden inside `output_dir`.
+        recipe: Settings of a whole run, replacing seed, device and settings.
         **overrides: Fields of `FinetuneSettings`, over `settings`.
 
     Returns:
-        Recall at 1, 5 and 10 (shares) on the test split before and after, and `.clip`.
+        Recall at 1, 5 and 10 on the test split before and after, and `.clip`.
 
     Raises:
         UserError: If a setting is unknown, not allowed, or contradicts others or the data.

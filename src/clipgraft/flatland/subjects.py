@@ -1,4 +1,4 @@
-"""Subjects facing right: ground at y = 0, up negative, height about 1."""
+"""Subjects facing right; ground at 0, up negative, height about 1."""
 
 import random
 from collections.abc import Callable

@@ -178,7 +178,7 @@ def _cut(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 def embed_image(path: Path, max_bytes: int) -> tuple[str, int, int]:
-    """Return an image as data URI, as a smaller JPEG if too large.
+    """Return an image as data URI, reduced to JPEG if large.
 
     Args:
         path: A PNG, JPEG or WebP file.

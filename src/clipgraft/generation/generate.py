@@ -218,7 +218,7 @@ def reproduce(
     Args:
         path: A PNG that clipgraft wrote.
         graft: Folder of the graft that it was made with; None for a base's own text encoder.
-        out_dir: Gets the image under its own name, or that with a number if another one lies there.
+        out_dir: Gets the image under its own name, or with a number if that is taken.
         options: Base and device; the base needs a name only if the record has none.
         init_image: The image that it was started from, if any.
 
@@ -226,8 +226,7 @@ def reproduce(
         Its row of `images.json`; none in a dry run.
 
     Raises:
-        FileNotFoundError: If there is no such image.
-        DataError: If it holds no record.
+        DataError: If it is missing or holds no record.
         UserError: If graft, base or LoRA must be named or left out, or `out_dir` holds the image itself.
         CheckpointError: If their weights are not those that it was made with.
     """

@@ -292,7 +292,7 @@ class ImageFolder:
 
 
 def _read_list(path: Path, *, is_told: bool) -> list[ImageRow]:
-    """Rows of a list; of a damaged one the readable ones, with a note."""
+    """Readable rows of a list, with a note on damaged ones."""
     if not path.is_file():
         return []
     try:

@@ -131,26 +131,22 @@ def sample(
 ) -> Iterator[GeneratedImage]:
     """Generate images, each independent of its neighbours in a batch.
 
-    If memory does not suffice for a batch, batches are halved from there on.
-
     Args:
         pipeline: From `build_pipeline`.
         requests: Neighbours with the same parameters share batches.
         base_scheduler: The base's own; each request's scheduler is made from it. None = the pipeline's.
         defaults: Hold where a request has None.
         prompt_embeds: Cache to keep from call to call; None = a new one.
-        batch_size: Images generated at once, at most.
+        batch_size: Images generated at once, at most; halved when memory does not suffice.
         on_step: Called with the denoising steps done and in all, counted per image.
         on_preview: Called with a batch's requests, its images so far and the steps done.
         preview_every: Steps between previews; 0 = none.
-        on_less_memory: Called with the new batch size when a batch did not fit into memory.
 
     Yields:
         An image for each request, in order.
 
     Raises:
-        UserError: If there is no request, a scheduler cannot take the steps, or memory does not suffice for
-            one image.
+        UserError: If there is no request, or too little memory for one image.
         DataError: If an `init_image` cannot be read.
     """
     if not requests:

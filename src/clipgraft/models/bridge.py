@@ -153,7 +153,7 @@ def position_weights(classes: Tensor) -> Tensor:
 
 
 def visible_positions(classes: Tensor, positions: Tensor) -> Tensor:
-    """Return the attention mask (B, 1, L, L), queries by keys, of classes and positions (B, L).
+    """Return the attention mask (B, 1, L, L) of classes and positions (B, L).
 
     Each position sees itself and all earlier non-padding.
     """

@@ -38,8 +38,7 @@ def render_report(
     Args:
         ranking: Best and worst prompts; None = compute them.
         figures: The run's figures; None = render them.
-        refresh_seconds: Interval at which a browser reloads the page; 0 = never.
-
+        refresh_seconds: A browser reloads the page so often; 0 = never.
     Raises:
         UserError: If the page would be larger than 5 MB.
     """

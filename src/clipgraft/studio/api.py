@@ -208,7 +208,7 @@ def _run_routes(service: Service) -> APIRouter:
 
     @router.get("/runs/{name}/report", responses=answers("report", media_type="text/html"))
     def report(name: RunName) -> Any:
-        """A run's report: one page; it fetches nothing, and only its slider's script runs."""
+        """A run's report: one page without requests, only its slider's script."""
         path = find("report", name, lambda: service.catalog.report(name))
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 

@@ -135,7 +135,7 @@ class Catalog:
         return [name.removesuffix("/after") for name in self.clips() if name.endswith("/after")]
 
     def test_images(self, run: str, limit: int) -> tuple[CaptionedImage, ...]:
-        """Return a run's first test images, or validation images without a test split."""
+        """Return a run's first test images, else validation images."""
         recipes, unreadable = self.read(lambda _, recipe: recipe, only=run)
         if run not in recipes:
             raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
@@ -203,7 +203,7 @@ class Catalog:
 
 
 class ModelCache:
-    """Models in memory, least recently used dropped first; used with its lock held.
+    """Models in memory, least recently used dropped first; locked in use.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.

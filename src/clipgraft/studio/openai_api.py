@@ -53,7 +53,7 @@ class NotFoundError(LookupError):
 
 
 def answers(name: str, status: int = 200, media_type: str = "application/json") -> dict[int | str, Any]:
-    """Describe a route's answers: success by a named example, errors by their shape."""
+    """Describe a route's answers: a named example, and errors' shape."""
     shape = {"application/json": {"schema": DESCRIPTION["error_schema"]}}
     errors = {code: {"description": text, "content": shape} for code, text in DESCRIPTION["errors"].items()}
     done = {"description": "Accepted." if status == 202 else "Done."}
@@ -141,7 +141,7 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
         job_id = service.submit(client_name(request, body.user), "call", images)
         job = await _outcome(service, job_id, request)
         if job is None:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)
         if job.state == "interrupted":
             raise StoppedError(job.error)
         address = public_url or str(request.base_url).removesuffix("/")
@@ -162,10 +162,8 @@ def openai_routes(service: Service, public_url: str) -> APIRouter:
             embeds, num_tokens = service.embedder.embed(model, items)
         finally:
             service.slots.release()
-        rows = [
-            {"object": "embedding", "index": index, "embedding": _encoded(row.numpy(), body.encoding_format)}
-            for index, row in enumerate(embeds)
-        ]
+        encoded = [_encoded(row.numpy(), body.encoding_format) for row in embeds]
+        rows = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(encoded)]
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
         return JSONResponse({"object": "list", "model": model, "data": rows, "usage": usage})
 

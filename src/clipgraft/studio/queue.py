@@ -167,7 +167,7 @@ class Queue:
             return run(sql, time.time(), number, *OPEN).rowcount > 0
 
     def end_job(self, number: int, state: str, error: str = "") -> bool:
-        """End an open job and its open images; return whether it was open."""
+        """End a job and its open images; return whether it was open."""
         with self._transaction() as run:
             sql = "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE number = ? AND state IN (?, ?)"
             ended = run(sql, state, error, time.time(), number, *OPEN).rowcount > 0

@@ -141,7 +141,7 @@ class JobRequest(BoundedParams):
     def requests(
         self, default_model: str, defaults: Callable[[str], SamplingDefaults], max_images: int
     ) -> list[tuple[str, ImageRequest]]:
-        """Return models and requests; the last axis changes fastest, within it model and seed.
+        """Return models and requests; the last axis changes fastest.
 
         Raises:
             UserError: If there are too many, or a value along an axis is not allowed.

@@ -85,7 +85,7 @@ class Service:
         self._lock = threading.Lock()
 
     def start(self) -> list[str]:
-        """Start to generate; return ids of jobs cut off by the last stop."""
+        """Start generating; return ids of jobs interrupted by the last stop."""
         interrupted = self.queue.recover(self.files.is_there)
         self.worker.start()
         return interrupted

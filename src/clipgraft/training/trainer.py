@@ -97,27 +97,19 @@ def fit(
 
     Args:
         objective: `objective(batch) -> (loss, metrics)`: a float32 scalar and scalars to log; may have
-            `after_step()`, and `embed` and `joint_loss` (see `backward_jointly`). Only parameters with
-            `requires_grad` are trained and saved.
-        batches: Batches of each epoch; with several processes, this one's share.
+            `after_step()`, and `embed` and `joint_loss` (see `backward_jointly`).
         settings: Optimizer, length, checkpoints and log. A resumed run may have more epochs than before.
-        output_dir: Gets `log.jsonl`, `checkpoints/` and, with `validation`, its rows and the best weights.
-            None = nothing is written.
-        device: "cpu", "cuda" or "mps".
+        output_dir: Gets log, checkpoints, validation's rows and the best weights; None = nothing.
         seed: Seed of the objective's random numbers, independent for each step.
         data: Checksums of training data and start weights, by name; other checkpoints are refused.
         learning_rate_scales: Factors on the learning rate, by prefix of parameters' names.
-        resume: Continue from the newest intact checkpoint, if any, or as given by a `Resume`.
-        validation: Measurements before the first step and after each epoch; the objective then ends with the
-            best weights.
-        on_step: Called after every step.
-        description: Title of a progress bar; empty = no bar.
+        validation: Measured before the first step and after each epoch; the best weights are kept.
+        description: Title of a progress bar, if any.
 
     Raises:
         Interrupted: On SIGINT or SIGTERM, after finishing the step or validation and saving the state.
         CheckpointError: If the checkpoints do not fit this run.
-        UserError: If there is no batch, nothing to train, more epochs are made already than requested, or no
-            loss was finite for `step.MAX_SKIPPED_IN_A_ROW` steps.
+        UserError: If there is nothing to train, or no finite loss for `step.MAX_SKIPPED_IN_A_ROW` steps.
     """
     if len(batches) == 0:
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
@@ -131,12 +123,7 @@ def fit(
         deciding = deciding_settings(settings, seed)
         checkpoints = CheckpointManager(output_dir, settings.save_total_limit, data, deciding, row_files)
     training = _Training(step, batches, settings, checkpoints, validation)
-    warmup, num_steps = settings.warmup_steps, training.num_steps
-    if warmup > num_steps // 2 and is_first_process():
-        say(
-            f"warmup_steps={warmup} is more than half of the run's {num_steps} steps; the learning rate "
-            f"rises for {num_steps // 2} of them"
-        )
+    _note_long_warmup(settings.warmup_steps, training.num_steps)
     if resume and checkpoints:
         training.resume(checkpoints, resume if isinstance(resume, Resume) else Resume())
     started = time.perf_counter()
@@ -149,8 +136,16 @@ def fit(
                 on_step(found)
 
         mean_loss = training.run(report)
-    elapsed = time.perf_counter() - started
-    return FitResult(step.state.step, step.state.skipped_steps, elapsed, mean_loss, precision)
+    seconds = time.perf_counter() - started
+    return FitResult(step.state.step, step.state.skipped_steps, seconds, mean_loss, precision)
+
+
+def _note_long_warmup(warmup: int, num_steps: int) -> None:
+    if warmup > num_steps // 2 and is_first_process():
+        say(
+            f"warmup_steps={warmup} is more than half of the run's {num_steps} steps; the learning rate "
+            f"rises for {num_steps // 2} of them"
+        )
 
 
 def settle_precision(name: str, device: torch.device, resumed: Path | None) -> str:
