@@ -1,20 +1,29 @@
 """Decoding of untrusted images to RGB in bounded memory.
 
-Bounds are checked on the header. Only JPEG, PNG and WebP are decoded, recognised by content, both in data
-folders and from the studio's clients.
+Bounds are checked on the header. Only JPEG, PNG, WebP, AVIF and HEIC are decoded, recognised by content, both
+in data folders and from the studio's clients.
 """
 
 import io
-import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
+from clipgraft.data.containers import (
+    JPEG_SCAN,
+    content_name,
+    is_heif,
+    is_photograph,
+    parts_of,
+    pixels_alone,
+    without_extras,
+)
 from clipgraft.errors import DataError, MissingFileError
 
 MAX_PIXELS = 100_000_000
@@ -30,33 +39,16 @@ MAX_FILE_BYTES = 256 * 2**20
 MIN_SIDE = 16
 """Least width and height in pixels; smaller images show nothing to caption (a guess)."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
-# First bytes of files often renamed to .jpg, for the message.
-_MAGIC = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
-    b"%PDF": "a PDF",
-    b"8BPS": "a Photoshop file",
-    b"<svg": "an SVG",
-    b"<?xml": "an XML or SVG file",
-    b"<!DOC": "a web page",
-    b"<html": "a web page",
-    b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
-}
+EXPECTED = "expected a JPEG, PNG, WebP, AVIF or HEIC image"
 _BAND_ROWS = 256
 """Rows composited on white at once, to hold an image in memory twice instead of four times."""
 _SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 """Factors by which Pillow scales a PNG's samples of 1, 2 and 4 bits, but not its transparent sample."""
-JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _FILTERS = threading.Lock()
-# Markers with a length: without a byte 0xFF in a scan (0), TEM (1), restarts (0xD0 to 0xD7).
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open and decode a JPEG, PNG or WebP file to 8-bit RGB.
+    """Open and decode an image file to 8-bit RGB.
 
     Readable EXIF rotation is applied, grayscale, palette and CMYK are converted, transparency becomes white;
     of an animation the first frame is decoded.
@@ -92,14 +84,11 @@ def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.
         raise DataError("is empty (0 bytes)")
     _refuse_costly(content)
     try:
-        with _quiet():
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise DataError(f"is {_content_name(content)}; expected a JPEG, PNG or WebP image") from None
+        image = _open(without_extras(content))
     except Image.DecompressionBombError:
         raise DataError(f"has more than {max_pixels:,} pixels; make it smaller") from None
-    except Exception as error:  # any error of Pillow means a damaged file
-        raise _damaged(error) from error
+    except Exception as error:  # the file is damaged, or its metadata alone
+        image = _open_without_metadata(content, error)
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(f"has {width}x{height} pixels; at most {max_pixels:,} are taken; make it smaller")
@@ -124,18 +113,36 @@ def decode(image: Image.Image) -> Image.Image:
         raise _damaged(error) from error
 
 
-def parts_of(content: bytes) -> Iterator[int]:
-    """Yield each JPEG segment's marker, or 0 for each PNG chunk."""
-    if content.startswith(b"\xff\xd8"):
-        place = 2
-        while (marker := _JPEG_MARKER.search(content, place)) and marker[1][0] != _JPEG_END:
-            yield marker[1][0]
-            place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
-    elif content.startswith(b"\x89PNG"):
-        place = 8
-        while place < len(content):
-            yield 0
-            place += 12 + int.from_bytes(content[place : place + 4])
+def _open(content: bytes) -> Image.Image:
+    with _quiet():
+        return Image.open(io.BytesIO(content), formats=_formats())
+
+
+def _open_without_metadata(content: bytes, error: Exception) -> Image.Image:
+    """Open an image that cannot be opened as it is; else say what it is."""
+    plain = pixels_alone(content)
+    with suppress(Exception):
+        if plain != content:
+            return _open(plain)
+    if not isinstance(error, UnidentifiedImageError):
+        raise _damaged(error) from error
+    if is_heif(content) and "HEIF" not in _formats():
+        raise DataError("is a HEIC image; pip install 'clipgraft[heif]' reads it, or save it as JPEG")
+    if is_photograph(content):
+        raise DataError("is damaged (its beginning cannot be read); replace it or take it out")
+    raise DataError(f"is {content_name(content)}; {EXPECTED}")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read."""
+    formats = ["JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else [])]
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return tuple(formats)
+    register_heif_opener(thumbnails=False)
+    return (*formats, "HEIF")
 
 
 def _refuse_costly(content: bytes) -> None:
@@ -158,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _damaged(error: Exception) -> DataError:
-    return DataError(f"is damaged ({error or type(error).__name__}); replace it or take it out")
+    return DataError(f"is damaged ({str(error) or type(error).__name__}); replace it or take it out")
 
 
 def _scale_transparent_sample(image: Image.Image) -> None:
@@ -194,10 +201,3 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     if (transparent := image.info.get("transparency")) is not None:
         levels[values == transparent] = 255
     return Image.fromarray(levels)
-
-
-def _content_name(content: bytes) -> str:
-    if content[4:8] == b"ftyp":
-        return f"an ISO media file ({content[8:12].decode('ascii', 'replace')})"  # HEIC, AVIF, MP4
-    known = (name for magic, name in _MAGIC.items() if content.startswith(magic))
-    return next(known, "no image of a known format")

@@ -1,8 +1,8 @@
 """Image files: generated ones by id; uploads, inspected before decoding.
 
-Only whole PNG, JPEG and WebP files are taken: one that is cut off, or followed by another file, is refused
-unless that ends in the same bytes. Their size is bounded by the header before a pixel is decoded, and only
-pixels are kept: no EXIF, and no other file.
+The formats of a data folder are taken; a file that is cut off is refused. Their size is bounded by the header
+before a pixel is decoded, and only pixels are kept: no EXIF, and nothing of what follows a file's end, such as
+a phone's short video.
 """
 
 import base64
@@ -16,11 +16,15 @@ from typing import Any
 
 from PIL import Image
 
+from clipgraft.data.containers import is_whole
 from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.generation.metadata import RECORD_KEY, save_png
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
+
+_SEVERAL_IMAGES = ("MPO", "HEIF")
+"""Formats that may hold more images than the one to show, and are no animations."""
 
 
 class ImageFiles:
@@ -86,7 +90,7 @@ def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
     """Decode an image: RGB, upright, nothing but its pixels.
 
     Raises:
-        DataError: If it is no whole PNG, JPEG or WebP, has more pixels, or something follows it.
+        DataError: If it is no whole image of a format that is read, or has more pixels.
     """
     with _opened(content, max_pixels) as image:
         upright = decode(image)
@@ -134,19 +138,10 @@ def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Give an image with header and end checked; errors name the image."""
     try:
         image = read_header(content, max_pixels)
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        if image.format not in _SEVERAL_IMAGES and getattr(image, "n_frames", 1) > 1:
             raise DataError("is animated; upload a still one")
-        if not _ends_with_its_end(content, str(image.format)):
-            raise DataError("is cut off, or something follows its end; save it anew and upload that")
+        if not is_whole(content, str(image.format)):
+            raise DataError("is cut off; save it anew and upload that")
         yield image
     except DataError as error:
         raise DataError(f"the image {error}") from error.__cause__
-
-
-def _ends_with_its_end(content: bytes, image_format: str) -> bool:
-    if image_format == "PNG":
-        return content.endswith(b"\0\0\0\0IEND\xaeB`\x82")
-    if image_format in ("JPEG", "MPO"):  # an MPO is JPEGs one behind the other
-        return content.endswith(b"\xff\xd9")
-    size = int.from_bytes(content[4:8], "little") + 8
-    return len(content) in (size, size + size % 2)
