@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from clipgraft.data.containers import is_whole, pixels_alone, without_extras
+from clipgraft.data.dataset import Excluded
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.images import open_image
+from clipgraft.data.raw import OTHER_FORMAT
 from clipgraft.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "MPO", "HEIF")
@@ -70,7 +73,7 @@ def with_chunk(*chunks: bytes, behind: int = 33) -> bytes:
 def test_every_orientation_is_shown_upright(tmp_path: Path, image_format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = opened(tmp_path, encoded(image_format, exif=exif))
+    pixels = opened(tmp_path, encoded(image_format, exif=exif.tobytes()))
     height, width, _ = pixels.shape
     assert (width, height) == ((WIDTH, HEIGHT) if orientation < 5 else (HEIGHT, WIDTH))
     for place, color in enumerate(ORIENTED[orientation]):
@@ -184,3 +187,16 @@ def test_animations_are_read_as_their_first_picture(tmp_path: Path) -> None:
     for image_format, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("AVIF", {"quality": 100})):
         content = encoded(image_format, save_all=True, append_images=more, duration=100, **options)
         assert abs(opened(tmp_path, content) - np.asarray(corners())).mean() < 5
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.heic", "a.tiff", "a.jfif", "a.jpe", "a.mpo", "a.AVIF", "a.apng"])
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_pixels_decide_and_never_the_extension(tmp_path: Path, name: str, image_format: str) -> None:
+    (tmp_path / name).write_bytes(encoded(image_format))
+    (tmp_path / "a.txt").write_text("Four colours.")
+    (tmp_path / "b.gif").write_bytes(encoded("GIF"))
+    (tmp_path / "b.txt").write_text("Is excluded.")
+    dataset = load_dataset(tmp_path)
+    assert [image.image_id for image in dataset.images] == [name]
+    assert open_image(dataset.images[0].path).size == (WIDTH, HEIGHT)
+    assert Excluded("image", "b.gif", OTHER_FORMAT) in dataset.excluded

@@ -3,6 +3,8 @@
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 JPEG_START, PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
@@ -17,6 +19,8 @@ _PNG_PIXELS = frozenset({b"tRNS"})
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PNG_USED = frozenset({b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}) | _PNG_TEXTS
 """Chunks besides the critical ones that say what is shown, or what clipgraft wrote."""
+_NUM_FIRST_BYTES = 256
+"""More than the list of brands of any camera's ISO media file."""
 _HEIF_BRANDS = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 )
@@ -64,6 +68,13 @@ def is_photograph(content: bytes) -> bool:
     """Whether a file's first bytes are those of a format that is read."""
     is_webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
     return content.startswith((JPEG_START, PNG_START)) or is_webp or is_avif(content) or is_heif(content)
+
+
+def has_photograph(path: Path) -> bool:
+    """Whether a file's first bytes are a photograph's, whatever its name."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return is_photograph(file.read(_NUM_FIRST_BYTES))
+    return False
 
 
 def parts_of(content: bytes) -> Iterator[int]:
@@ -173,7 +184,7 @@ def _text_bytes(kind: bytes, data: bytes) -> int:
 
 def _brands(content: bytes) -> set[bytes]:
     """Return the brands that an ISO media file names, the main one first."""
-    length = min(int.from_bytes(content[:4]), 256)  # more than any camera writes
+    length = min(int.from_bytes(content[:4]), _NUM_FIRST_BYTES)
     return {content[place : place + 4] for place in (8, *range(16, length, 4))}
 
 

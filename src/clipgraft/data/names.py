@@ -12,10 +12,11 @@ from pathlib import PurePosixPath
 
 from clipgraft.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
-OTHER_IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"}
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif"}
 )
+OTHER_IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"})
+"""Suffixes of formats that are not read; the file counts by its content."""
 
 
 def check_image_name(name: str, where: str) -> str:

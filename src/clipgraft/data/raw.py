@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from clipgraft.data.containers import has_photograph
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, Split
 from clipgraft.data.encodings import decode_text
 from clipgraft.data.names import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, NameIndex
@@ -29,7 +30,7 @@ NO_CAPTION = "no caption"
 NEITHER = "listed in a split, but no photograph and no caption"
 IN_NO_SPLIT = "in no split"
 EMPTY_CAPTION = "empty caption"
-OTHER_FORMAT = "not a JPEG, PNG or WebP file"
+OTHER_FORMAT = "not a JPEG, PNG, WebP, AVIF or HEIC image"
 HIDDEN_FILE = "hidden file"
 NOT_UTF8 = "file name that is not UTF-8"
 LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
@@ -220,7 +221,7 @@ def _image_problem(image_id: str, path: Path, captions: list[RawCaption]) -> str
         return NOT_UTF8
     if path.name.startswith("."):
         return HIDDEN_FILE  # macOS adds `._name.jpg` for every photograph to archives
-    if path.suffix.lower() in OTHER_IMAGE_SUFFIXES:
+    if path.suffix.lower() in OTHER_IMAGE_SUFFIXES and not has_photograph(path):
         return OTHER_FORMAT
     return None if captions else NO_CAPTION
 
