@@ -121,7 +121,7 @@ class SamplingParams(TextToImageParams):
     """Sampling of images, from every interface down to the sampler."""
 
     init_image: OptionalPath = ""
-    """JPEG, PNG or WebP to start from, cropped to height and width; empty: noise alone."""
+    """Image file to start from, cropped to height and width; empty: noise alone."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the steps that change `init_image`; 1 = nothing of it is left."""
 

@@ -65,7 +65,9 @@ def test_check_measures_a_small_folder(folder: Path, tokenizer: CLIPTokenizer) -
     assert check.vocabulary_size == len({"a", "dog", "no", "broken", "x" * 80, "again", "the"})
     assert check.caption_tokens == Lengths(4, 8, 82)  # "no", "broken" and 80 letters; BOS and EOS count
     assert check.num_over_context_length == 1
-    assert check.unreadable == {"train/broken.png": "is a GIF; expected a JPEG, PNG or WebP image"}
+    assert check.unreadable == {
+        "train/broken.png": "is a GIF; expected a JPEG, PNG, WebP, AVIF or HEIC image"
+    }
     assert check.duplicates == (("test/c.png", "train/a.png"),)
     assert check.leakage == ({"test/c.png": "test", "train/a.png": "train"},)
 
@@ -103,7 +105,7 @@ def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: 
     assert "captions per image 3 with 1, 1 with 2" in rows
     assert "tokens per caption 4 to 82, median 8; 1 pass 77 and lose their end" in rows
     assert "1 cannot be opened" in rows
-    assert "train/broken.png: is a GIF; expected a JPEG, PNG or WebP image" in rows
+    assert "train/broken.png: is a GIF; expected a JPEG, PNG, WebP, AVIF or HEIC image" in rows
     assert "test/c.png (test) = train/a.png (train)" in rows
 
 

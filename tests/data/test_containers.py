@@ -189,7 +189,9 @@ def test_animations_are_read_as_their_first_picture(tmp_path: Path) -> None:
         assert abs(opened(tmp_path, content) - np.asarray(corners())).mean() < 5
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.heic", "a.tiff", "a.jfif", "a.jpe", "a.mpo", "a.AVIF", "a.apng"])
+@pytest.mark.parametrize(
+    "name", ["a.gif", "a.heic", "a.tiff", "a.jfif", "a.jpe", "a.mpo", "a.AVIF", "a.apng"]
+)
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_pixels_decide_and_never_the_extension(tmp_path: Path, name: str, image_format: str) -> None:
     (tmp_path / name).write_bytes(encoded(image_format))

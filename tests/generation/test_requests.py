@@ -85,7 +85,7 @@ def test_bad_line_is_named_by_its_number_or_skipped(base, tmp_path, capsys, line
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"no picture", "expected a JPEG, PNG or WebP image"),
+        (b"no picture", "expected a JPEG, PNG, WebP, AVIF or HEIC image"),
         (b"", "is empty (0 bytes)"),
         (None, "has 8x8 pixels; each side needs"),
     ],

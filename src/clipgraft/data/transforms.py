@@ -105,7 +105,7 @@ def cut_crops(
     Finished crops are kept if a photograph cannot be read or the disk is full.
 
     Args:
-        paths: JPEG, PNG or WebP files.
+        paths: Image files.
         processor: CLIP's; its settings are part of a crop's key.
         folder: Crops of all data.
         on_image: Called with the number of images decoded so far.
