@@ -29,7 +29,7 @@ ORIENTED = {
     7: [3, 1, 2, 0],
     8: [1, 3, 0, 2],
 }
-"""EXIF orientation -> corners as shown (top left, top right, bottom left, bottom right), by their place as stored."""
+"""EXIF orientation -> stored corners as shown: top left, top right, bottom left, bottom right."""
 CORNERS = ("red", "lime", "blue", "white")
 
 
@@ -97,7 +97,7 @@ def test_a_file_cut_at_every_tenth_is_damaged(tmp_path: Path, image_format: str)
     end = content.index(b"\xff\xd9") + 2 if image_format == "MPO" else len(content)
     assert is_whole(content, image_format)
     for tenth in range(10):
-        with pytest.raises(DataError, match="is damaged|is empty"):
+        with pytest.raises(DataError, match=r"is damaged|is empty"):
             opened(tmp_path, content[: end * tenth // 10])
         assert not is_whole(content[: end * tenth // 10], image_format)
 

@@ -1,4 +1,4 @@
-"""Image files by their bytes: what they are, parts, end, and metadata that can be left out."""
+"""Image files by their bytes: format, parts, end, removable metadata."""
 
 import re
 import zlib
@@ -65,7 +65,7 @@ def is_avif(content: bytes) -> bool:
 
 
 def is_photograph(content: bytes) -> bool:
-    """Whether a file's first bytes are those of a format that is read."""
+    """Whether a file's first bytes are those of a readable format."""
     is_webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
     return content.startswith((JPEG_START, PNG_START)) or is_webp or is_avif(content) or is_heif(content)
 
@@ -88,7 +88,7 @@ def parts_of(content: bytes) -> Iterator[int]:
 
 
 def is_whole(content: bytes, image_format: str) -> bool:
-    """Whether a file goes as far as its own end; something may follow.
+    """Whether a file reaches its own end; something may follow.
 
     A phone writes a video, depth or further images behind a JPEG's end.
     """
@@ -108,7 +108,7 @@ def is_whole(content: bytes, image_format: str) -> bool:
 
 
 def without_extras(content: bytes) -> bytes:
-    """Return a PNG without profiles, large texts and damaged extras; else the file.
+    """Return a PNG without profiles, large texts, damaged extras; else the file.
 
     Pillow gives up on these, and no pixel depends on them.
     """
@@ -133,7 +133,7 @@ def without_extras(content: bytes) -> bytes:
 
 
 def pixels_alone(content: bytes) -> bytes:
-    """Return a JPEG or PNG without all of its metadata; else the file."""
+    """Return a JPEG or PNG without its metadata; else the file."""
     if content.startswith(PNG_START):
         chunks = list(_chunks(content))
         kept = [c for c in chunks if not c[0][:1].islower() or c[0] in _PNG_PIXELS]
@@ -150,7 +150,7 @@ def pixels_alone(content: bytes) -> bytes:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and length of a JPEG's segments, up to its end."""
+    """Yield marker, start and length of each segment of a JPEG."""
     place = 2
     while (marker := _JPEG_MARKER.search(content, place)) and marker[1][0] != _JPEG_END:
         place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
@@ -167,7 +167,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _text_bytes(kind: bytes, data: bytes) -> int:
-    """Return the size of a text once unpacked, as far as it is allowed."""
+    """Return the size of a text once unpacked, within bounds."""
     keyword, _, text = data.partition(b"\0")
     if kind == b"iTXt":
         is_packed = text[:1] == b"\1"
@@ -183,7 +183,7 @@ def _text_bytes(kind: bytes, data: bytes) -> int:
 
 
 def _brands(content: bytes) -> set[bytes]:
-    """Return the brands that an ISO media file names, the main one first."""
+    """Return the brands that an ISO media file names."""
     length = min(int.from_bytes(content[:4]), _NUM_FIRST_BYTES)
     return {content[place : place + 4] for place in (8, *range(16, length, 4))}
 
@@ -195,6 +195,6 @@ def _is_whole_iso_media(content: bytes) -> bool:
         if length == 1:
             length = int.from_bytes(content[place + 8 : place + 16])
         if length < 8 or place + length > len(content):
-            return length == 0 or is_data_there and kind != b"mdat"
+            return (length == 0) if kind == b"mdat" else is_data_there
         place, is_data_there = place + length, is_data_there or kind == b"mdat"
     return is_data_there

@@ -119,7 +119,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _open_without_metadata(content: bytes, error: Exception) -> Image.Image:
-    """Open an image that cannot be opened as it is; else say what it is."""
+    """Open an image without its metadata; else name its content."""
     plain = pixels_alone(content)
     with suppress(Exception):
         if plain != content:

@@ -1,8 +1,8 @@
 """Image files: generated ones by id; uploads, inspected before decoding.
 
 The formats of a data folder are taken; a file that is cut off is refused. Their size is bounded by the header
-before a pixel is decoded, and only pixels are kept: no EXIF, and nothing of what follows a file's end, such as
-a phone's short video.
+before a pixel is decoded, and only pixels are kept: no EXIF, and nothing that follows a file's end, such as a
+phone's short video.
 """
 
 import base64
