@@ -103,12 +103,12 @@ class TextToImageParams(Section):
     """Sampling of images from text alone, in diffusers' names."""
 
     negative_prompt: Annotated[str, AfterValidator(whole_characters)] = ""
-    """What to lead away from."""
+    """Text to steer away from."""
     seed: Seed = 0
     """Of a prompt's first image; the next ones count up."""
     num_images_per_prompt: Count = 1
     num_inference_steps: Steps | None = None
-    """None = the base's own, as for the next one."""
+    """None = the base's default, for guidance_scale too."""
     guidance_scale: Guidance | None = None
     scheduler: Scheduler = "dpm++"
     """DPM-Solver++ 2M with Karras sigmas; pndm in 50 steps is Stable Diffusion's own, lcm for few steps."""
@@ -123,35 +123,35 @@ class SamplingParams(TextToImageParams):
     init_image: OptionalPath = ""
     """Image file to start from, cropped to height and width; empty: noise alone."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the steps that change `init_image`; 1 = nothing of it is left."""
+    """Share of the steps that change `init_image`; 1 = none of it remains."""
 
 
 class InferenceConfig(Section):
-    """What runs a base's networks, and which approximations save time."""
+    """Inference engine of a base's networks, and approximations that save time."""
 
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """Runs the U-Net and the VAE's decoder; the image is the same up to rounding."""
+    """Engine of the U-Net and the VAE's decoder; the image is equal up to rounding."""
     compile: bool = False
-    """Compile torch's networks at their first run; pays after many images. The same up to rounding."""
+    """Compile torch's networks at their first run; pays after many images. Equal up to rounding."""
     guidance_interval: Annotated[tuple[Share, Share], FROM_LIST, AfterValidator(_rising)] = (0.0, 1.0)
-    """Shares of the steps between which there is guidance. Not 0 and 1: another image."""
+    """Interval of steps with guidance, as shares; other than (0, 1) changes the image."""
     feature_cache: Count = 1
-    """Steps from one whole run of the U-Net to the next; 1 = all are whole. Above, another image."""
+    """Steps between full runs of the U-Net; above 1 changes the image."""
     lora: OptionalPath = ""
-    """File or folder of a LoRA for the U-Net, e.g. one for few steps. Another image."""
+    """File or folder of a LoRA for the U-Net, e.g. one for few steps; changes the image."""
 
 
 class DataSettings(Section):
-    """Where captioned images come from."""
+    """Source of captioned images."""
 
     source: LocalPath = ""
     """Folder or file with captioned images; formats in docs/data.md. Empty: flatland8k is drawn."""
     include_unsplit: bool = False
-    """Images outside every split list go to train instead of being counted out."""
+    """Train on images outside every split list instead of excluding them."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0
-    """As `max_train_images`, like the next one."""
+    """As `max_train_images`; so is max_test_images."""
     max_test_images: Every = 0
 
 
@@ -173,15 +173,15 @@ class OptimConfig(Section):
     warmup_steps: Every = 0
     """Steps of linear rise from 0; at most half of the run's."""
     weight_decay: NotNegative = 0.01
-    """Decay of the weights of linear, convolution and embedding layers; of nothing else."""
+    """Decay of linear, convolution and embedding weights only."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer of a tower to the one below it."""
     max_grad_norm: Positive = 1.0
-    """Global norm to which gradients are clipped."""
+    """Global gradient norm to clip at."""
     gradient_accumulation_steps: Count = 1
     """Forward passes per optimizer step; an epoch's last group may be smaller."""
     accumulation: Literal["joint", "separate"] = "joint"
-    """joint: one loss over all of the step's passes, as one batch; separate: the mean of their losses."""
+    """joint: one loss over all passes of a step, as one batch; separate: the mean of their losses."""
     mixed_precision: MixedPrecision = "auto"
     """auto: fp16 on CUDA, bf16 on a CPU that is faster in it, else no. Master weights stay float32."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -198,9 +198,9 @@ class TrainSettings(OptimConfig):
     checkpoint_every: Every = 500
     """Steps between resumable checkpoints."""
     save_total_limit: Count = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints to keep."""
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
-    """Processes that decode images beside the training one."""
+    """Additional processes that decode images."""
     report_to: Literal["", "tensorboard"] = ""
     """tensorboard: also write log and validation metrics there; empty: nowhere else."""
 
@@ -209,13 +209,13 @@ class FinetuneSettings(TrainSettings):
     """Contrastive fine-tuning: AdamW, 1e-5, batch 32, norm 1.0, nine epochs."""
 
     batch_size: Count = 32
-    """Images in one forward pass of all processes together; each with `captions_per_image` captions."""
+    """Images per forward pass, over all processes; each with `captions_per_image` captions."""
     captions_per_image: Annotated[int, Field(ge=1, le=5)] = 1
-    """Captions drawn for each image; the image is encoded once."""
+    """Random captions per image and epoch; the image is encoded once."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's loss or SigLIP's."""
     duplicate_images: Literal["mask", "positive", "negative"] = "mask"
-    """Other captions of the same image: left out of the loss, right as well, or wrong (plain CLIP)."""
+    """Other captions of the same image: ignored, positives too, or negatives (plain CLIP)."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Least area of a random crop of each training image, as a share; 1 = none."""
     frozen_vision_layers: Annotated[int, Field(ge=-1)] = 0
@@ -223,11 +223,11 @@ class FinetuneSettings(TrainSettings):
     frozen_text_layers: Annotated[int, Field(ge=-1)] = 0
     """Embeddings and the first n layers of the text tower stay as they are; -1 = the whole tower."""
     lora_rank: Rank = 0
-    """Train low-rank updates of the attention's maps alone, merged at the end; 0 = train the weights."""
+    """Rank of low-rank attention updates, merged at the end; 0 = train all weights."""
     distill_weight: NotNegative = 0.0
-    """Weight of the token states' distance from the original text tower's; 0 = none."""
+    """Weight of the hidden states' distance from the original text tower's; 0 = none."""
     best_metric: str = ""
-    """Keep the weights with the best of this validation metric; empty: the last weights."""
+    """Validation metric whose best weights are kept; empty: the last weights."""
     patience: Every = 0
     """Validations without a better `best_metric` before training stops; 0 = never stops early."""
     preview_steps: Every = 0
@@ -239,34 +239,34 @@ class FinetuneSettings(TrainSettings):
 
 
 class BridgeSettings(TrainSettings):
-    """The map from CLIP's token states to the teacher's."""
+    """The map from CLIP's hidden states to the teacher's."""
 
     learning_rate: Positive = 2e-3
     batch_size: Count = 128
     num_epochs: Annotated[int, Field(ge=0)] = 4
-    """Passes of what is not linear over the captions; 0 = the closed-form linear map alone."""
+    """Epochs of the residual; 0 = the closed-form linear map alone."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: Every = 50
     captions: LocalPath = ""
-    """Text file with a caption a line, in place of the source's captions: text needs no images."""
+    """Text file with one caption per line, replacing the source's captions."""
     max_captions: Every = 0
     """Use the first n training captions only; 0 = all."""
     allow_few_captions: bool = False
-    """Go on with fewer than 100 captions."""
+    """Accept fewer than 100 captions."""
     ridge: NotNegative = 1e-4
-    """Ridge penalty, relative to the mean square of CLIP's token states' entries."""
+    """Ridge penalty, relative to the mean square of CLIP's hidden states."""
     by_token_class: bool = True
-    """A linear map each for words, EOS and padding, with a bias for each position; off: one for all."""
+    """One linear map each for words, EOS and padding, with a bias per position; off: one for all."""
     hidden_size: Annotated[int, Field(ge=1, le=65_536)] = 1024
     """Width of the residual MLP."""
     num_attention_blocks: Annotated[int, Field(ge=0, le=2)] = 2
     """Causal attention blocks before the residual MLP."""
     cosine_weight: NotNegative = 1.0
-    """Of the direction's error (1 - cosine), beside the squared one, in the residual's loss."""
+    """Weight of the direction's error (1 - cosine) in the residual's loss."""
     norm_weight: NotNegative = 0.1
-    """Of the length's error."""
+    """Weight of the norm's error."""
     key_value_weight: NotNegative = 1.0
-    """Of the error in what the U-Net's cross-attention makes of the states: its keys and values."""
+    """Weight of the error in the U-Net's cross-attention keys and values."""
 
 
 class RefineSettings(TrainSettings):
@@ -277,29 +277,29 @@ class RefineSettings(TrainSettings):
     warmup_steps: Every = 50
     batch_size: Count = 16
     num_epochs: Annotated[int, Field(ge=0)] = 0
-    """Passes over the training pictures; 0 = not refined."""
+    """Passes over the training images; 0 = no refining."""
     noise_weight: NotNegative = 1.0
-    """Of the error against the noise itself: draws to the pictures."""
+    """Weight of the error against the noise itself, which pulls towards the images."""
     teacher_weight: NotNegative = 1.0
-    """Of the error against the noise predicted with the base's own text encoder: draws to what it knows."""
+    """Weight of the error against the teacher's noise prediction, which pulls towards the base."""
     feature_weight: NotNegative = 0.1
-    """Of the relative error of each U-Net block's output against the teacher's."""
+    """Weight of the relative error of each U-Net block's output against the teacher's."""
     teacher_end: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the last two weights that is left at the end; below 1 the images pull beyond the teacher."""
+    """Factor on the last two weights at the end; below 1 the images pull beyond the teacher."""
     caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of captions replaced by the empty prompt."""
     timestep_sampling: Literal["uniform", "high_noise"] = "uniform"
     """high_noise: in proportion to the timestep, as the text acts early."""
     snr_gamma: NotNegative = 0.0
-    """Timesteps weigh clamp(SNR, 1, this) / SNR: most where noise prevails, unlike min-SNR; 0 = all alike."""
+    """Timestep weights clamp(SNR, 1, this) / SNR: largest at high noise, unlike min-SNR; 0 = equal."""
     text_layers: Every = 0
-    """Last layers of the text tower that are trained too."""
+    """Last layers of the text tower to train too."""
     text_learning_rate: Positive = 1e-6
     """Peak learning rate of those layers."""
     text_lora_rank: Rank = 0
-    """Train low-rank updates of those layers, merged at the end; 0 = their weights."""
+    """Rank of low-rank updates of those layers, merged at the end; 0 = train their weights."""
     gradient_checkpointing: bool = False
-    """Compute the U-Net's activations twice instead of keeping them: less memory, a third more time."""
+    """Recompute the U-Net's activations: less memory, a third more time."""
 
 
 class GenerateSettings(SamplingParams, InferenceConfig):
@@ -310,7 +310,7 @@ class GenerateSettings(SamplingParams, InferenceConfig):
         "A colorful garden with blooming flowers",
     )
     batch_size: Count = 4
-    """Images generated at once; does not change them."""
+    """Images generated at once; changes speed and memory alone."""
 
 
 class AutoencoderSettings(TrainSettings):
@@ -323,7 +323,7 @@ class AutoencoderSettings(TrainSettings):
     batch_size: Count = 8
     num_epochs: Annotated[int, Field(ge=0)] = 40
     crop_size: Annotated[int, Field(ge=16, multiple_of=8)] = 64
-    """Side of the square cut from each picture, in pixels."""
+    """Side of the square crop of each image, in pixels."""
     kl_weight: NotNegative = 1e-6
     """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
 
@@ -337,7 +337,7 @@ class DenoiserSettings(TrainSettings):
     num_epochs: Annotated[int, Field(ge=0)] = 60
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
-    """Timesteps weigh clamp(SNR, 1, this) / SNR: most where noise prevails, unlike min-SNR."""
+    """Timestep weights clamp(SNR, 1, this) / SNR: largest at high noise, unlike min-SNR."""
     caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""
 
@@ -354,14 +354,14 @@ class PlainClipSettings(TrainSettings):
 
 
 class ProbeSettings(TrainSettings):
-    """The classifier that reads from a drawn picture what is in it."""
+    """The classifier of a flatland image's attributes."""
 
     learning_rate: Positive = 1e-3
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: Every = 100
     num_epochs: Annotated[int, Field(ge=0)] = 8
     num_images: Count = 12000
-    """Pictures drawn for it alone, held-out combinations among them."""
+    """Images painted for it, held-out combinations among them."""
 
 
 class PretrainSettings(Section):
@@ -381,12 +381,12 @@ class EvaluateSettings(TextToImageParams):
     num_images_per_prompt: Count = 1
     """2 or more also measure the diversity between seeds."""
     prompts: LocalPath = ""
-    """Text file with a prompt a line, outside what CLIP was tuned on: shows what was forgotten."""
+    """Text file with one prompt per line, unlike the training captions: shows forgetting."""
     scorer: ModelName = ""
-    """CLIP that scores images: folder, hub id or flatland; empty: the one before fine-tuning."""
+    """CLIP that scores images: folder, hub id or flatland; empty: the CLIP before fine-tuning."""
     scorer_revision: str = ""
     force: bool = False
-    """Measure distances between distributions however few images there are."""
+    """Measure distances between distributions even of few images."""
     batch_size: Count = 16
 
 
