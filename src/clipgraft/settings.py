@@ -49,8 +49,6 @@ Rank = Annotated[int, Field(ge=0, le=4096)]
 
 FROM_LIST = Field(strict=False)
 """TOML and JSON have lists and no tuples."""
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 MAX_SIDE = 2**16
 """Pixels; more than any machine here could generate (a guess)."""
@@ -148,6 +146,13 @@ class DataSettings(Section):
     """Folder or file with captioned images; formats in docs/data.md. Empty: flatland8k is drawn."""
     include_unsplit: bool = False
     """Train on images outside every split list instead of excluding them."""
+    image_field: str = ""
+    """Column or JSON field of images' names, as the next one of captions; empty: a common name is found."""
+    caption_field: str = ""
+    separator: Literal["", "tab", "comma", "semicolon", "bar"] = ""
+    """Between a table's columns; empty: the one that its header fits."""
+    caption_extension: str = ""
+    """Of caption files beside images, such as `.caption`; empty: `.txt` or `.caption`."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0

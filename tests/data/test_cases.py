@@ -73,7 +73,6 @@ WRITTEN: dict[str, tuple[dict[str, str], str]] = {
     ),
 }
 
-KNOWN_LAYOUTS = "no captions in a known format"
 SHARED: dict[str, str | dict[str, Any]] = {
     "data/big": "metadata.jsonl, line 5 is not JSON as read here: a number has over 4,300 digits",
     "data/coco3": "is not JSON as read here: a number has over 4,300 digits",
@@ -89,15 +88,20 @@ SHARED: dict[str, str | dict[str, Any]] = {
     "data/surr": "line 5 is not JSON of whole characters: .* holds half a surrogate pair",
     "data/surr2": "line 5 is not JSON of whole characters: .* holds half a surrogate pair",
     "data/tok2": "line 1: read .*; expected IMAGE.jpg#NUMBER",
-    "layouts/caption-extension": KNOWN_LAYOUTS,
+    "layouts/caption-extension": {"a0.jpg": ["A dog number 0 runs."]},
     "layouts/coco-null-caption": {"train2017/1.jpg": ["A dog"]},
     "layouts/exif-garbage": {"a0.jpg": ["A dog"]},
     "layouts/flickr30k-comma": {"1000092795.jpg": [f"Two young guys {number}" for number in range(5)]},
-    "layouts/flickr30k-results": KNOWN_LAYOUTS,
+    "layouts/flickr30k-results": {
+        "2199200615.jpg": [
+            *(f"A dog {number} runs ." for number in range(4)),
+            "A dog runs across the grass .",
+        ]
+    },
     "layouts/jfif": {"b.jfif": ["A cat"]},
     "layouts/json-in-txt": "holds JSON; expected captions as plain text",
-    "layouts/karpathy-json": KNOWN_LAYOUTS,
-    "layouts/open-clip-tsv": KNOWN_LAYOUTS,
+    "layouts/karpathy-json": {f"Images/a{number}.jpg": [f"A dog {number} ."] for number in range(6)},
+    "layouts/open-clip-tsv": {"images/a0.jpg": ["A dog 0 runs, then sits"]},
     "layouts/split-column": {"a0.jpg": ["A dog 0"], "a20.jpg": ["A dog 20"]},
 }
 

@@ -286,3 +286,22 @@ def test_every_caption_of_real_broken_copies_is_counted(
     assert {reason: found.count(reason) for reason in reasons} == reasons
     out_captions = sum(item.kind == "caption" for item in dataset.excluded)
     assert len(dataset.images.captions) + out_captions == num_captions
+
+
+def test_flickr30k_repairs_the_row_without_its_second_bar(tmp_path: Path) -> None:
+    rows = ["image_name| comment_number| comment", "a.jpg| 0|  A | dog .", "b.jpg| 4   A cat ."]
+    folder = "flickr30k_images/flickr30k_images"
+    root = write(tmp_path, {"flickr30k_images/results.csv": "\n".join(rows)}, folder=folder)
+    dataset = load_dataset(root)
+    assert captions_of(dataset) == {"a.jpg": ("A | dog .",), "b.jpg": ("A cat .",)}
+    assert "no second bar, so the caption begins behind the number: line 3 of results.csv" in dataset.notes
+
+
+def test_flickr30k_token_file_is_read(tmp_path: Path) -> None:
+    root = write(tmp_path, {"results_20130124.token": TOKENS}, folder="flickr30k-images")
+    assert captions_of(load_dataset(root)) == EXPECTED
+
+
+def test_results_of_something_else_are_no_captions(tmp_path: Path) -> None:
+    files = {"results.csv": "epoch,loss\n1,2\n", "a.txt": "A dog"}
+    assert captions_of(load_dataset(write(tmp_path, files, folder="."))) == {"a.jpg": ("A dog",)}

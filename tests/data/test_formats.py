@@ -33,10 +33,31 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         load_dataset(tmp_path / "nowhere")
 
 
-def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
-    root = write(tmp_path, {"captions.txt": "image,caption\n"})
-    with pytest.raises(DataError, match=r"captions.txt: is a file; give the folder that holds the captions"):
-        load_dataset(root / "captions.txt")
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("captions.txt", "image,caption\na.jpg,A dog, red\n"),
+        ("mine.txt", "a.jpg,A dog, red\n"),
+        ("Flickr8k_text/results.token", "a.jpg#0\tA dog, red\n"),
+        ("list.tsv", "filepath\ttitle\nimages/a.jpg\tA dog, red\n"),
+        ("annotations/mine.json", '{"a.jpg": "A dog, red"}'),
+        ("metadata.jsonl", '{"file_name": "images/a.jpg", "text": "A dog, red"}'),
+    ],
+)
+def test_caption_file_alone_is_a_source(tmp_path: Path, file: str, text: str) -> None:
+    root = write(
+        tmp_path, {"images/a.jpg": "", "images/a.txt": "beside", "b.csv": "image,caption\n", file: text}
+    )
+    (image,) = load_dataset(root / file).images
+    assert (image.path, image.captions) == (root / "images" / "a.jpg", ("A dog, red",))
+
+
+def test_file_without_captions_is_refused_as_a_source(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": "", "list.csv": "width,height\n3,4\n", "a.bin": "1"})
+    with pytest.raises(
+        DataError, match=r"list.csv, line 2: read the fields width, height; expected file_name"
+    ):
+        load_dataset(root / "list.csv")
 
 
 def test_images_without_captions_are_refused_with_the_layouts(tmp_path: Path) -> None:
@@ -236,6 +257,30 @@ def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
 def test_coco_reader_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_dataset(write(tmp_path, {"captions_val.json": text, "1.jpg": ""}))
+
+
+def test_vizwiz_has_coco_under_other_names(tmp_path: Path) -> None:
+    files = {
+        "annotations/train.json": coco(("1.jpg", "A dog")),
+        "annotations/val.json": coco(("2.jpg", "A cat")),
+        "annotations/test.json": '{"images": [{"id": 1, "file_name": "3.jpg"}]}',
+        "annotations/broken.json": "{",
+    } | dict.fromkeys(("train/1.jpg", "val/2.jpg", "test/3.jpg"), "")
+    dataset = load_dataset(write(tmp_path, files))
+    assert captions_of(dataset) == {"train/1.jpg": ("A dog",), "val/2.jpg": ("A cat",)}
+    assert splits_of(dataset) == {"train/1.jpg": "train", "val/2.jpg": "val"}
+    assert "no JSON that can be read: annotations/broken.json" in dataset.notes
+
+
+def test_json_of_another_shape_leaves_caption_files_alone(tmp_path: Path) -> None:
+    files = {
+        "a.jpg": "",
+        "a.txt": "A dog",
+        "a.json": "{",
+        "captions.json": '{"a.jpg": "other"}',
+        "tags.json": "[1]",
+    }
+    assert captions_of(load_dataset(write(tmp_path, files))) == {"a.jpg": ("A dog",)}
 
 
 def test_coco_image_in_two_splits_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def load_captions(recipe: Recipe) -> Captions:
     if settings.captions:
         lines = read_lines(Path(settings.captions), "caption")
         return choose_captions(lines, settings, source=settings.captions)
-    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    dataset = load_dataset(recipe.data)
     return choose_captions(dataset, settings, source=recipe.data.source or "flatland8k")
 
 

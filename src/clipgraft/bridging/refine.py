@@ -150,7 +150,7 @@ def refine_recipe(
     return refine(
         graft,
         base,
-        load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit),
+        load_dataset(recipe.data),
         output_dir=output_dir,
         resume=resume,
         overwrite=overwrite,

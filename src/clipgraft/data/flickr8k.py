@@ -21,7 +21,14 @@ from clipgraft.data.raw import (
 )
 from clipgraft.errors import DataError
 
-IMAGE_FOLDERS = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr8k_images")
+IMAGE_FOLDERS = (
+    "images",
+    "flicker8k_dataset",
+    "flickr8k_dataset",
+    "flickr8k_images",
+    "flickr30k_images",
+    "flickr30k-images",
+)
 """Names of the image folder in circulating copies, in lower case (`Flicker8k` is the original spelling)."""
 
 _SPLIT_LIST = re.compile(r".*[._](train|dev|val|test)images\.txt", re.IGNORECASE)
@@ -34,7 +41,16 @@ _CSV_LINE = re.compile(
     r'"?(?P<name>[^,"]+\.(?:jpe?g?|jfif|png|webp)(?:\.\d+)?)"?,(?P<caption>.*)', re.IGNORECASE
 )
 _CSV_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
-_CSV_HEADER = re.compile(r"image\w*,(\s*comment_number\w*,)?\s*(caption|comment)\w*", re.IGNORECASE)
+_CSV_HEADER = re.compile(
+    r'(?P<index>"?(?:unnamed: 0|index)?"?,)?"?image\w*"?,(\s*"?comment_number\w*"?,)?'
+    r'\s*"?(caption|comment)\w*"?',
+    re.IGNORECASE,
+)
+_INDEX = re.compile(r'"?[0-9]+"?,')
+"""What pandas writes before each row, under a column without a name."""
+_BAR_HEADER = re.compile(r"\s*image\w*\s*\|.*\|\s*(comment|caption)\w*\s*", re.IGNORECASE)
+# Flickr30k as Kaggle has it: `name.jpg| 0| caption`; one row of it lacks the second bar.
+_BAR_LINE = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>[0-9]{1,9})(?P<bar>\s*\|)?\s*(?P<caption>.*)")
 _CSV_NUMBERED = re.compile(r"\s*[0-9]{1,9}\s*,(.*)")
 """A caption of Flickr30k, preceded by its number."""
 
@@ -49,15 +65,13 @@ def read_flickr8k(folder: DataFolder) -> RawDataset | None:
             out of its folder, two files of one kind lie at the same depth, or there is no image folder.
     """
     root, levels = folder.root, _list_levels(folder.root)
-    token_file = _find_one(root, levels, lambda name: name.endswith(".token.txt") and "lemma" not in name)
-    kaggle_file = _find_one(root, levels, lambda name: name == "captions.txt")
-    caption_file = token_file or kaggle_file
-    if caption_file is None:
+    forms = _find_forms(folder, levels)
+    if not forms:
         return None
-    parse = _parse_token_lines if token_file else _parse_kaggle_lines
-    captions = list(parse(folder, caption_file))
-    if token_file and kaggle_file:
-        folder.note("there too, and not read: ", folder.name(kaggle_file))
+    (form, caption_file), *others = forms
+    captions = list(_PARSERS[form](folder, caption_file))
+    for _, path in others:
+        folder.note("there too, and not read: ", folder.name(path))
     image_dir = _find_image_dir(root, levels, caption_file)
     lists = _find_split_lists(root, levels)
     splits = _read_split_lists(folder, lists) if lists else None
@@ -66,11 +80,12 @@ def read_flickr8k(folder: DataFolder) -> RawDataset | None:
     files = {"captions": caption_file, "images": image_dir}
     files |= {f"{split} split": path for split, path in lists.items()}
     return RawDataset(
-        format="Flickr8k token file" if token_file else "Flickr8k captions.txt (Kaggle)",
+        format=form,
         files={role: folder.name(path) for role, path in files.items()},
         photographs=folder.list_images(image_dir),
         captions=captions,
         splits=splits,
+        is_split_named=splits is not None,
     )
 
 
@@ -89,9 +104,12 @@ def _parse_token_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
 
 def _parse_kaggle_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
     rows: list[tuple[str, str]] = []
+    has_index = False
     for number, line in folder.read_lines(path):
-        if not rows and _CSV_HEADER.fullmatch(line.strip()):
+        if not rows and (header := _CSV_HEADER.fullmatch(line.strip())):
+            has_index = header["index"] is not None
             continue
+        line = _INDEX.sub("", line, count=1) if has_index else line
         match = _CSV_LINE.fullmatch(line)
         if match is None:
             raise _bad_line(path, number, line, "IMAGE.jpg, a comma and the caption")
@@ -104,6 +122,64 @@ def _parse_kaggle_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
         quoted = _CSV_QUOTED.fullmatch(text)
         yield RawCaption(name, seen[name], tidy(quoted[1].replace('""', '"') if quoted else text))
         seen[name] += 1
+
+
+def _parse_bar_lines(folder: DataFolder, path: Path) -> Iterator[RawCaption]:
+    for number, line in folder.read_lines(path):
+        if number == 1 and _BAR_HEADER.fullmatch(line):
+            continue
+        match = _BAR_LINE.fullmatch(line)
+        if match is None:
+            raise _bad_line(path, number, line, "IMAGE.jpg| NUMBER| and the caption")
+        if match["bar"] is None:
+            folder.note(
+                f"no second bar, so the caption begins behind the number: line {number} of ", path.name
+            )
+        name = check_image_name(match["name"].strip(), f"{path}, line {number}")
+        yield RawCaption(name, int(match["number"]), tidy(match["caption"]))
+
+
+TOKEN_FILE = "Flickr8k token file"
+KAGGLE_FILE = "Flickr8k captions.txt (Kaggle)"
+BAR_FILE = "Flickr30k results.csv (Kaggle)"
+_PARSERS: dict[str, Callable[[DataFolder, Path], Iterator[RawCaption]]] = {
+    TOKEN_FILE: _parse_token_lines,
+    KAGGLE_FILE: _parse_kaggle_lines,
+    BAR_FILE: _parse_bar_lines,
+}
+
+
+def _find_forms(folder: DataFolder, levels: list[list[Path]]) -> list[tuple[str, Path]]:
+    """Return the forms of Flickr's captions found, the best first."""
+    if folder.file:
+        levels = [[folder.file]]
+
+    def is_given(name: str) -> bool:
+        return folder.file is not None and name.endswith(".txt") and ".token" not in name
+
+    found = {
+        TOKEN_FILE: _find_one(
+            folder.root, levels, lambda name: "lemma" not in name and name.endswith((".token", ".token.txt"))
+        ),
+        KAGGLE_FILE: _find_one(folder.root, levels, lambda name: name == "captions.txt" or is_given(name)),
+        BAR_FILE: _find_one(folder.root, levels, lambda name: name in ("results.csv", "flickr30k.csv")),
+    }
+    has_own_form = {KAGGLE_FILE: _is_kaggle, BAR_FILE: lambda line: _BAR_HEADER.fullmatch(line) is not None}
+    forms: list[tuple[str, Path]] = []
+    for form, path in found.items():
+        if path and (form == TOKEN_FILE or has_own_form[form](_first_line(folder, path))):
+            forms.append((form, path))
+    return forms
+
+
+def _is_kaggle(line: str) -> bool:
+    """Whether a first line is of `captions.txt`, or of no table."""
+    is_table = "\t" in line or ";" in line or "|" in line
+    return not is_table or bool(_CSV_HEADER.fullmatch(line.strip()) or _CSV_LINE.fullmatch(line))
+
+
+def _first_line(folder: DataFolder, path: Path) -> str:
+    return next((line for _, line in folder.read_lines(path)), "")
 
 
 def _list_levels(root: Path) -> list[list[Path]]:

@@ -10,15 +10,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clipgraft.data.containers import has_photograph
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, Split
 from clipgraft.data.encodings import decode_text
 from clipgraft.data.names import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, NameIndex
 from clipgraft.errors import DataError, printable
-from clipgraft.files import LONE_SURROGATE, inside, read_bytes
+from clipgraft.files import LONE_SURROGATE, inside, parse_json, read_bytes
+from clipgraft.settings import DataSettings
 
 MAX_CAPTION_CHARACTERS = 10_000
 """CLIP reads 77 tokens, about 400 characters; the longest image captions have a few thousand."""
@@ -32,9 +34,14 @@ IN_NO_SPLIT = "in no split"
 EMPTY_CAPTION = "empty caption"
 OTHER_FORMAT = "not a JPEG, PNG, WebP, AVIF or HEIC image"
 HIDDEN_FILE = "hidden file"
+MASK = "mask of another image (OneTrainer)"
+MASK_ENDS = ("-masklabel", "-condlabel")
 NOT_UTF8 = "file name that is not UTF-8"
 LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
 HASHED_SPLIT = "no split is named, so a hash of each image's name decides: 80% train, 10% val, 10% test"
+
+
+DOCUMENT_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson"})
 
 
 class RawCaption(NamedTuple):
@@ -56,13 +63,19 @@ class RawDataset:
     captions: list[RawCaption]
     splits: Mapping[str, Split] | None
     """Split of each image id; None without named splits (`hash_split` decides)."""
+    is_split_named: bool = False
+    """Whether lists or a column of the data set's own name the splits."""
 
 
 class DataFolder:
     """A folder (or a link to one) to read, with notes on oddities."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, settings: DataSettings | None = None, file: Path | None = None):
         self.root = root
+        self.settings = settings or DataSettings()
+        self.file = file
+        """The only caption file to read, if one was named."""
+        self._json: dict[Path, Any] = {}
         self._notes: dict[str, list[str]] = {}
 
     def note(self, note: str, name: str = "") -> None:
@@ -107,6 +120,55 @@ class DataFolder:
                         else:
                             self.note("no file, or a link to none: ", self.name(path))
         return dict(sorted(images.items()))
+
+    @cached_property
+    def images(self) -> dict[str, Path]:
+        """All images below the root, by relative name."""
+        return self.list_images(self.root)
+
+    @cached_property
+    def documents(self) -> list[Path]:
+        """Files that may be tables or JSON, or the one named.
+
+        Those that share an image's name belong to that image alone (img2dataset writes such).
+        """
+        if self.file:
+            return [self.file]
+        own = {str(path.with_suffix("")) for path in self.images.values()}
+        found: list[Path] = []
+        folders = [self.root]
+        while folders:
+            for entry in os.scandir(folders.pop()):
+                path = Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    folders += [] if entry.name.startswith((".", "__MACOSX")) else [path]
+                elif path.suffix.lower() in DOCUMENT_SUFFIXES and not entry.name.startswith("."):
+                    found += [path] if entry.is_file() and str(path.with_suffix("")) not in own else []
+        return sorted(found, key=lambda path: (len(path.parts), path))
+
+    def image_base(self, path: Path) -> str:
+        """Return the nearest folder around a file with images below.
+
+        It is "" for the root; any other ends with a slash.
+        """
+        for parent in path.parents:
+            base = "" if parent == self.root else f"{self.name(parent)}/"
+            if not base or any(name.startswith(base) for name in self.images):
+                return base
+        return ""
+
+    def relative(self, name: str) -> str:
+        """Return a name relative to the root if absolute below it."""
+        root = self.root.absolute().as_posix()
+        return name.removeprefix(f"{root}/") if name.startswith(f"{root}/") else name
+
+    def json(self, path: Path) -> Any:
+        """Return a JSON file's content, an object or a list, parsed once."""
+        if path not in self._json:
+            text = self.read_text(path)
+            kind = list if text.lstrip().startswith("[") else dict
+            self._json[path] = parse_json(text, str(path), kind)
+        return self._json[path]
 
     def read_text(self, path: Path) -> str:
         """Read text in its own encoding, with a note unless UTF-8."""
@@ -223,6 +285,8 @@ def _image_problem(image_id: str, path: Path, captions: list[RawCaption]) -> str
         return HIDDEN_FILE  # macOS adds `._name.jpg` for every photograph to archives
     if path.suffix.lower() in OTHER_IMAGE_SUFFIXES and not has_photograph(path):
         return OTHER_FORMAT
+    if not captions and path.stem.endswith(MASK_ENDS):
+        return MASK
     return None if captions else NO_CAPTION
 
 

@@ -255,7 +255,7 @@ def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool
     if isinstance(data, CaptionDataset):
         dataset = data
     elif settings.source or is_flatland:
-        dataset = load_dataset(settings.source, include_unsplit=settings.include_unsplit)
+        dataset = load_dataset(settings)
     else:
         return Images()
     test = dataset.test[: settings.max_test_images or None]

@@ -151,7 +151,7 @@ def finetune(
 def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
     """Load the CLIP and the dataset of a recipe."""
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    return clip, load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    return clip, load_dataset(recipe.data)
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:

@@ -86,7 +86,7 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
         folder: Gets `flatland/` (what the package ships), `metrics.json` and a folder for each part.
         resume: Continue where an earlier call stopped.
     """
-    dataset = load_dataset(recipe.data.source, include_unsplit=recipe.data.include_unsplit)
+    dataset = load_dataset(recipe.data)
     train = dataset.train[: recipe.data.max_train_images or None]
     test = dataset.test[: recipe.data.max_test_images or None]
     plain = plain_captions(dataset.root)

@@ -139,8 +139,7 @@ class Catalog:
         recipes, unreadable = self.read(lambda _, recipe: recipe, only=run)
         if run not in recipes:
             raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
-        data = recipes[run].data
-        dataset = load_dataset(data.source, include_unsplit=data.include_unsplit)
+        dataset = load_dataset(recipes[run].data)
         return dataset.test[:limit] or dataset.val[:limit]
 
     def runs(self) -> list[dict[str, Any]]:

@@ -1,0 +1,55 @@
+"""Names of splits: in columns, folders and names of files."""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any
+
+from clipgraft.data.dataset import Split
+from clipgraft.errors import DataError
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "restval": "train",  # Karpathy: the part of COCO's val images that everybody trains on
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+_IN_FILE_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_NAMES)})(?:[^a-z]|$)")
+
+
+def parse_split(value: Any, where: str) -> Split:
+    """Return the split that a column names."""
+    split = SPLIT_NAMES.get(str(value).strip().lower())
+    if split is None:
+        raise DataError(f"{where}: read the split {str(value)[:120]!r}; expected train, val or test")
+    return split
+
+
+def split_of_file(stem: str) -> Split | None:
+    """Return the split in a file's name such as `captions_train2017` or `flickr30k-val`."""
+    found = {SPLIT_NAMES[name] for name in _IN_FILE_NAME.findall(stem.lower())}
+    return found.pop() if len(found) == 1 else None
+
+
+def splits_of_folders(names: Iterable[str]) -> dict[str, Split]:
+    """Return the split of each image in a folder of a split.
+
+    Below the first level, folders count only if there is one of train: `test` may be anything's name.
+    """
+    first: dict[str, Split] = {}
+    deep: dict[str, Split] = {}
+    for name in names:
+        parts = [part.lower() for part in PurePosixPath(name).parts[:-1]]
+        found = [SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES]
+        if found and parts[0] in SPLIT_NAMES:
+            first[name] = found[0]
+        elif found:
+            deep[name] = found[0]
+    if first or "train" not in deep.values():
+        return first
+    return deep

@@ -1,0 +1,262 @@
+"""Tables of images and captions: CSV, TSV, JSON lines and lists."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipgraft.data.dataset import Split
+from clipgraft.data.names import NameIndex, check_image_name, has_image_suffix
+from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, tidy
+from clipgraft.data.split_names import parse_split, split_of_file, splits_of_folders
+from clipgraft.errors import DataError
+from clipgraft.files import parse_json
+from clipgraft.settings import DataSettings
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+"""Place of each row, for messages, and its fields."""
+
+SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
+IMAGE_FIELDS = (
+    *("file_name", "filename", "filepath", "file_path", "image_file_name", "image_name", "image_path"),
+    *("image_file", "image", "img_path", "img_name", "img", "path", "file", "image_id"),
+)
+"""Common names of the image's column, the first one found is taken."""
+CAPTION_FIELDS = (
+    *("title", "prompt", "description", "sentence", "sentences"),
+    *("raw", "comment", "alt_text", "tags"),
+)
+"""As `IMAGE_FIELDS`, where no column is called text, caption or captions."""
+_CAPTION_FIELD = re.compile(r"(?:text|captions?)|(?:text|caption|sentence|comment)[ _-]?\d+")
+_SPLIT_FIELD = "split"
+_JSON_LINES = (".jsonl", ".ndjson")
+_EXPECTED = "expected file_name and one of text, caption, captions, caption_0, caption_1, ..."
+
+
+class Columns(NamedTuple):
+    """Names of the columns that are read."""
+
+    image: str
+    captions: list[str]
+    split: str | None
+
+
+def find_columns(names: Iterable[str], settings: DataSettings, where: str) -> Columns | None:
+    """Return the columns of image, captions and split, or None.
+
+    Raises:
+        DataError: If a column that the settings name is not there.
+    """
+    names = [name for name in names if isinstance(name, str)]
+    for key, wanted in (("image_field", settings.image_field), ("caption_field", settings.caption_field)):
+        if wanted and wanted not in names:
+            known = ", ".join(names) or "none"
+            raise DataError(f"{where}: no field {wanted!r} (data.{key}); the fields are {known}")
+    lower = {name.lower(): name for name in reversed(names)}
+    image = settings.image_field or next((lower[name] for name in IMAGE_FIELDS if name in lower), "")
+    captions = [name for name in names if _CAPTION_FIELD.fullmatch(name.lower())]
+    captions = captions or [lower[name] for name in CAPTION_FIELDS if name in lower][:1]
+    if settings.caption_field:
+        captions = [settings.caption_field]
+    return Columns(image, captions, lower.get(_SPLIT_FIELD)) if image and captions else None
+
+
+def read_metadata(folder: DataFolder) -> RawDataset | None:
+    """Read Hugging Face's imagefolder: `metadata.jsonl` or `.csv`, in subfolders too."""
+    found = [path for path in folder.documents if path.name in ("metadata.jsonl", "metadata.csv")]
+    for place, count in Counter(path.parent for path in found).items():
+        if count > 1:
+            raise DataError(f"{place}: metadata.jsonl and metadata.csv are both there; keep one")
+    if not found:
+        return None
+    return _read_tables(folder, found, "metadata file (imagefolder)", {})
+
+
+def read_tables(folder: DataFolder) -> RawDataset | None:
+    """Read a table of another name, or one for each split."""
+    found = [path for path in folder.documents if folder.file or _is_table(folder, path)]
+    depth = min((len(path.parts) for path in found), default=0)
+    found = [path for path in found if len(path.parts) == depth]
+    if not found:
+        return None
+    names = {path: split_of_file(path.stem) for path in found}
+    if len(found) > 1 and None in names.values():
+        told = ", ".join(folder.name(path) for path in found)
+        raise DataError(f"{folder.root}: {len(found)} tables of captions ({told}); name one as the source")
+    splits = {path: split for path, split in names.items() if split} if len(found) > 1 else {}
+    return _read_tables(folder, found, "table of captions", splits)
+
+
+def _read_tables(
+    folder: DataFolder, paths: list[Path], format: str, split_of: dict[Path, Split]
+) -> RawDataset:
+    index = NameIndex(folder.images)
+    captions: list[RawCaption] = []
+    splits: dict[str, Split] = {}
+    for path in paths:
+        seen: Counter[str] = Counter()
+        base = folder.image_base(path)
+        for where, row in _rows(folder, path):
+            image_id, split, texts = _read_row(row, folder, where)
+            image_id = index.below(base, image_id, where)
+            for text in texts:
+                captions.append(RawCaption(image_id, seen[image_id], tidy(text)))
+                seen[image_id] += 1
+            if split := split or split_of.get(path):
+                claim_split(splits, [image_id], split, where)
+    names = {
+        "captions" if path.parent == folder.root else f"{folder.name(path.parent)} captions": path
+        for path in paths
+    }
+    if len(names) < len(paths):
+        names = {f"captions {path.stem}": path for path in paths}
+    files = {role: folder.name(path) for role, path in names.items()} | {"images": "."}
+    by_folder = {} if splits else splits_of_folders(folder.images)
+    named = splits or by_folder or None
+    return RawDataset(format, files, folder.images, captions, named, is_split_named=bool(splits))
+
+
+def _read_row(row: dict[str, Any], folder: DataFolder, where: str) -> tuple[str, Split | None, list[str]]:
+    """Return a row's image name, split and captions."""
+    columns = find_columns(row, folder.settings, where)
+    name = row.get(columns.image) if columns else None
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    if columns is None or not isinstance(name, str) or not name.strip():
+        raise DataError(
+            f"{where}: read the fields {', '.join(map(str, row)) or 'none'}; {_EXPECTED}; "
+            "data.image_field and data.caption_field name others"
+        )
+    texts: list[Any] = []
+    for field in columns.captions:
+        texts += _texts(row[field])
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{where}: read the caption {text!r}; expected text")
+    value = row.get(columns.split) if columns.split else None
+    split = None if value in (None, "") else parse_split(value, where)
+    return check_image_name(folder.relative(name.strip()), where), split, [text or "" for text in texts]
+
+
+def _texts(value: Any) -> list[Any]:
+    """Return the captions in a field (text, list, or list as JSON)."""
+    if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return [value]
+    return value if isinstance(value, list) else [value]
+
+
+def _is_table(folder: DataFolder, path: Path) -> bool:
+    """Whether a file's first row has columns of images and captions."""
+    if path.suffix.lower() in (*_JSON_LINES, ".json"):
+        rows = _json_lines(folder, path) if path.suffix.lower() != ".json" else _json_rows(folder, path)
+        try:
+            _, first = next(rows, ("", {}))
+        except DataError:
+            return False
+        columns = first
+    else:
+        _, names, _ = _header(folder.read_text(path), folder.settings)
+        columns = dict.fromkeys(names)
+    try:
+        return find_columns(columns, folder.settings, str(path)) is not None
+    except DataError:
+        return False
+
+
+def _rows(folder: DataFolder, path: Path) -> Rows:
+    suffix = path.suffix.lower()
+    if suffix in _JSON_LINES:
+        return _json_lines(folder, path)
+    return _json_rows(folder, path) if suffix == ".json" else _csv_rows(folder, path)
+
+
+def _json_lines(folder: DataFolder, path: Path) -> Rows:
+    for number, line in folder.read_lines(path):
+        where = f"{path}, line {number}"
+        yield where, parse_json(line, where)
+
+
+def _json_rows(folder: DataFolder, path: Path) -> Rows:
+    """Yield rows of a list or object (image -> caption, captions, or fields)."""
+    content = folder.json(path)
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if isinstance(content, dict):
+        content = [
+            {"file_name": name, **(value if isinstance(value, dict) else {"caption": value})}
+            for name, value in content.items()
+            if isinstance(value, (str, dict)) or (isinstance(value, list) and has_image_suffix(name))
+        ]
+    for number, row in enumerate(content if isinstance(content, list) else [], start=1):
+        where = f"{path}, entry {number}"
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: read {repr(row)[:120]}; expected an object with image and caption")
+        yield where, row
+
+
+def _header(text: str, settings: DataSettings) -> tuple[str, list[str], bool]:
+    """Return separator, columns, and whether the first line names them.
+
+    Without a name for the separator, the first one is taken that gives columns of image and captions.
+    """
+    line = next((line for line in re.split(r"\r\n|\n|\r", text[:65536]) if line.strip()), "")
+    chosen = SEPARATORS.get(settings.separator)
+    for separator in [chosen] if chosen else SEPARATORS.values():
+        names = [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
+        try:
+            if find_columns(names, settings, "") is not None:
+                return separator, names, True
+        except DataError:
+            pass
+        if len(names) == 2 and has_image_suffix(names[0]):
+            return separator, ["file_name", "caption"], False
+    separator = chosen or next((mark for mark in SEPARATORS.values() if mark in line), ",")
+    return separator, [name.strip() for name in next(csv.reader([line], delimiter=separator), [])], True
+
+
+def _csv_rows(folder: DataFolder, path: Path) -> Rows:
+    text = folder.read_text(path)
+    separator, names, is_named = _header(text, folder.settings)
+    given = [name for name in names if name]
+    if len(set(given)) < len(given):
+        raise DataError(f"{path}: a column's name comes twice in {', '.join(names)}; give each one its own")
+    if is_named:
+        find_columns(names, folder.settings, str(path))
+    quoting = csv.QUOTE_MINIMAL if _is_quoted(text, separator) else csv.QUOTE_NONE
+    lines = io.StringIO(text, newline="")
+    rows = csv.reader(lines, delimiter=separator, strict=True, quoting=quoting)  # type: ignore[arg-type]
+    try:
+        for number, row in enumerate(row for row in rows if any(cell.strip() for cell in row)):
+            if not number and is_named:
+                continue
+            where = f"{path}, line {rows.line_num}"
+            if len(row) > len(names):
+                raise DataError(
+                    f"{where}: {len(row)} fields under {len(names)} names, beginning {row[0]!r}; "
+                    "put captions with commas in double quotes"
+                )
+            yield where, dict(zip(names, row + [""] * (len(names) - len(row)), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: not readable as CSV ({error})") from None
+
+
+def _is_quoted(text: str, separator: str) -> bool:
+    """Whether quotes around fields are CSV's, not a caption's own.
+
+    Tables with tabs or bars are often written without quoting: then a caption that begins with a quote breaks
+    CSV's rules, or swallows the rows up to the next quote.
+    """
+    if separator in ",;":
+        return True
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        return not any("\n" in cell and separator in cell for row in rows for cell in row)
+    except csv.Error:
+        return False

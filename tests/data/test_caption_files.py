@@ -1,0 +1,86 @@
+"""Caption files beside images, as captioners and trainers write them."""
+
+from pathlib import Path
+
+import pytest
+
+from clipgraft.data.formats import load_dataset
+from clipgraft.errors import DataError
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def captions_of(root: Path, **settings: str) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in load_dataset(root, **settings).images}
+
+
+@pytest.mark.parametrize("file", ["a.txt", "a.caption", "a.jpg.txt"])
+def test_usual_extensions_are_found(tmp_path: Path, file: str) -> None:
+    assert captions_of(write(tmp_path, {"a.jpg": "", file: "A dog"})) == {"a.jpg": ("A dog",)}
+
+
+def test_other_extension_is_named_and_taken_by_name(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": "", "a.tags": "A dog", "b.jpg": "", "b.tags": "A cat"})
+    with pytest.raises(
+        DataError, match=r"files beside images end in .tags \(2\): name one with data.caption_ext"
+    ):
+        load_dataset(root)
+    for name in ("tags", ".tags"):
+        assert captions_of(root, caption_extension=name) == {"a.jpg": ("A dog",), "b.jpg": ("A cat",)}
+
+
+def test_two_caption_files_must_agree(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": "", "a.txt": "A dog", "a.caption": "dog, 1girl"})
+    with pytest.raises(
+        DataError, match=r"a.txt and a.caption disagree; name one with data.caption_extension"
+    ):
+        load_dataset(root)
+    assert captions_of(root, caption_extension=".caption") == {"a.jpg": ("dog, 1girl",)}
+    (root / "a.caption").write_text("A  dog\n")
+    assert captions_of(root) == {"a.jpg": ("A dog",)}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"caption": "A dog"}', '{\n "caption": "A dog",\n "tags": [', '["A dog", "x"]']
+)
+def test_json_is_refused_even_if_it_is_cut_off(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"a.caption: holds JSON; expected captions as plain text"):
+        load_dataset(write(tmp_path, {"a.jpg": "", "a.caption": text}))
+
+
+@pytest.mark.parametrize("text", ["## A dog", "- a dog\n- a cat", "**Caption:** a dog", "```\na dog\n```"])
+def test_markdown_is_said(tmp_path: Path, text: str) -> None:
+    notes = load_dataset(write(tmp_path, {"a.jpg": "", "a.txt": text})).notes
+    assert "Markdown in a caption file, read as it stands: a.txt" in notes
+
+
+def test_description_cut_into_lines_is_said(tmp_path: Path) -> None:
+    files = {
+        "a.jpg": "",
+        "a.txt": "A dog",
+        "b.jpg": "",
+        "b.txt": "\n\n".join(["A", "line", "of", "many"] * 2),
+    }
+    notes = load_dataset(write(tmp_path, files)).notes
+    assert "each line is a caption, and images have 1 to 8 of them; most has b.jpg" in notes
+
+
+def test_kohyas_folder_names_are_captions_where_none_is_given(tmp_path: Path) -> None:
+    files = {"img/10_sks dog/a.jpg": "", "img/10_sks dog/a.txt": "A sks dog runs", "img/10_sks dog/b.jpg": ""}
+    root = write(tmp_path, files)
+    dataset = load_dataset(root)
+    assert [image.captions for image in dataset.images] == [("A sks dog runs",), ("sks dog",)]
+    assert "kohya's folders, whose number of repeats is not used: img/10_sks dog" in dataset.notes
+    write(root, {"c.jpg": ""})  # now they are folders as any others
+    assert captions_of(root) == {"img/10_sks dog/a.jpg": ("A sks dog runs",)}
+
+
+def test_onetrainers_masks_are_counted_out_by_their_name(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": "", "a.txt": "A dog", "a-masklabel.png": ""})
+    (out,) = load_dataset(root).excluded
+    assert (out.name, out.reason) == ("a-masklabel.png", "mask of another image (OneTrainer)")

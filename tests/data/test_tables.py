@@ -1,0 +1,129 @@
+"""Tables of captions, as tools and people write them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipgraft.data.dataset import CaptionDataset
+from clipgraft.data.formats import load_dataset
+from clipgraft.errors import DataError, UserError
+
+
+def write(
+    root: Path, files: dict[str, str], images: tuple[str, ...] = ("images/a.jpg", "images/b.jpg")
+) -> Path:
+    for name, text in {**dict.fromkeys(images, ""), **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def captions_of(dataset: CaptionDataset) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in dataset.images}
+
+
+A_DOG = {"images/a.jpg": ("A dog, red",)}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("train.csv", "filepath\ttitle\nimages/a.jpg\tA dog, red\n"),
+        ("list.tsv", "title\tfilepath\nA dog, red\timages/a.jpg\n"),
+        ("captions.csv", ',image,caption\n0,a.jpg,"A dog, red"\n'),
+        ("captions.csv", '"image","caption"\n"a.jpg","A dog, red"\n'),
+        ("captions.csv", "Image;Caption\nimages\\a.jpg;A dog, red\n"),
+        ("captions.csv", "image_name| comment_number| comment\na.jpg| 0| A dog, red\n"),
+        ("captions.tsv", "a.jpg\tA dog, red\n"),
+        ("captions.txt", ",image,caption\n0,a.jpg,A dog, red\n"),
+        ("captions.txt", '"image","caption"\n"a.jpg","A dog, red"\n'),
+        ("captions.txt", "image_name,comment_number,comment\na.jpg,0,A dog, red\n"),
+        ("text/rows.jsonl", '{"image": "a.jpg", "prompt": "A dog, red"}\n'),
+        ("text/rows.json", '[{"image": "a", "caption": ["A dog, red"]}]'),
+        ("meta_cap.json", '{"a": {"caption": "A dog, red", "tags": "dog"}}'),
+        ("annotations_30k.csv", 'raw,sentids,split,filename\n"[""A dog, red""]","[0]",train,a.jpg\n'),
+    ],
+)
+def test_columns_and_separator_follow_from_the_table(tmp_path: Path, file: str, text: str) -> None:
+    got = captions_of(load_dataset(write(tmp_path, {file: text})))
+    if file == "captions.txt":  # its ids are below its image folder
+        got = {f"images/{name}": captions for name, captions in got.items()}
+    assert got == A_DOG
+
+
+def test_quotes_of_a_caption_in_a_tab_table_are_its_own(tmp_path: Path) -> None:
+    text = 'filepath\ttitle\na.jpg\t"Stop" said a sign\nb.jpg\t"Go\na.jpg\tgo"\n'
+    assert captions_of(load_dataset(write(tmp_path, {"list.tsv": text}))) == {
+        "images/a.jpg": ('"Stop" said a sign', 'go"'),
+        "images/b.jpg": ('"Go',),
+    }
+    text = 'filepath\ttitle\na.jpg\t"A ""red"" dog"\n'
+    assert captions_of(load_dataset(write(tmp_path, {"list.tsv": text}))) == {
+        "images/a.jpg": ('A "red" dog',)
+    }
+
+
+def test_settings_name_columns_and_separator(tmp_path: Path) -> None:
+    root = write(tmp_path, {"list.csv": "where|image|words|caption\na.jpg|x|A dog, red|other\n"})
+    columns = {"image_field": "where", "caption_field": "words", "separator": "bar"}
+    assert captions_of(load_dataset(root / "list.csv", **columns)) == A_DOG
+    assert captions_of(load_dataset(root, **columns)) == A_DOG
+
+
+def test_unknown_column_names_those_that_are_there(tmp_path: Path) -> None:
+    root = write(tmp_path, {"list.csv": "image,caption\na.jpg,A dog\n"})
+    with pytest.raises(
+        DataError, match=r"no field 'words' \(data.caption_field\); the fields are image, caption"
+    ):
+        load_dataset(root / "list.csv", caption_field="words")
+    (root / "list.csv").rename(root / "metadata.csv")
+    with pytest.raises(DataError, match=r"no field 'x' \(data.image_field\); the fields are image, caption"):
+        load_dataset(root, image_field="x")
+    with pytest.raises(UserError, match="separator"):
+        load_dataset(root, separator="dots")
+
+
+def test_split_column_decides(tmp_path: Path) -> None:
+    names = {"train": "train", "restval": "train", "Validation": "val", "test": "test"}
+    rows = [{"file_name": f"{name}.jpg", "text": "x", "split": name} for name in names]
+    text = "\n".join(map(json.dumps, rows))
+    root = write(tmp_path, {"metadata.jsonl": text}, tuple(f"{name}.jpg" for name in names))
+    dataset = load_dataset(root)
+    assert {image.image_id: image.split for image in dataset.images} == {
+        f"{name}.jpg": split for name, split in names.items()
+    }
+
+
+def test_tables_named_after_splits_are_one_set(tmp_path: Path) -> None:
+    files = {
+        f"{split}.csv": f"image,caption\n{name},A dog\n"
+        for split, name in (("train", "a.jpg"), ("val", "b.jpg"))
+    }
+    root = write(tmp_path, files)
+    assert {image.image_id: image.split for image in load_dataset(root).images} == {
+        "images/a.jpg": "train",
+        "images/b.jpg": "val",
+    }
+    (root / "val.csv").rename(root / "more.csv")
+    with pytest.raises(
+        DataError, match=r"2 tables of captions \(more.csv, train.csv\); name one as the source"
+    ):
+        load_dataset(root)
+
+
+def test_imagefolder_is_read_at_any_depth(tmp_path: Path) -> None:
+    files = {f"data/{split}/x/metadata.csv": "file_name,text\na.jpg,A dog\n" for split in ("train", "test")}
+    root = write(tmp_path, files, tuple(f"data/{split}/x/a.jpg" for split in ("train", "test")))
+    assert {image.image_id: image.split for image in load_dataset(root).images} == {
+        "data/train/x/a.jpg": "train",
+        "data/test/x/a.jpg": "test",
+    }
+
+
+def test_absolute_name_within_the_folder_is_relative(tmp_path: Path) -> None:
+    text = f"image,caption\n{tmp_path / 'images' / 'a.jpg'},A dog\n/etc/b.jpg,A cat\n"
+    with pytest.raises(DataError, match=r"line 3: image name '/etc/b.jpg' points out"):
+        load_dataset(write(tmp_path, {"list.csv": text}))
+    text = text.replace("/etc/", "")
+    assert captions_of(load_dataset(write(tmp_path, {"list.csv": text})))["images/a.jpg"] == ("A dog",)
