@@ -153,6 +153,8 @@ class DataSettings(Section):
     """Between a table's columns; empty: the one that its header fits."""
     caption_extension: str = ""
     """Of caption files beside images, such as `.caption`; empty: `.txt` or `.caption`."""
+    on_damaged: Literal["stop", "skip"] = "stop"
+    """At a damaged image; skip: all are decoded first, damaged ones are named and excluded."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0

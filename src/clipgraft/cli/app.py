@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from clipgraft import __version__
 from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.generating import add_commands as add_drawing
-from clipgraft.cli.options import OutOption, SetOption
+from clipgraft.cli.options import OnDamagedOption, OutOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
 from clipgraft.console import forgiving_output, print_line, print_table
 from clipgraft.errors import UserError, is_user_error, one_line, printable
@@ -60,6 +60,7 @@ def data_check(
     include_unsplit: Annotated[
         bool, typer.Option("--include-unsplit", help="Put images outside every split into train.")
     ] = False,
+    on_damaged: OnDamagedOption = "",
     clip: Annotated[str, typer.Option("--clip", help="CLIP whose tokenizer counts tokens.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     set_: SetOption = [],  # noqa: B006
@@ -67,12 +68,16 @@ def data_check(
     """Count images and captions, with reasons for exclusion; show samples and lengths."""
     from clipgraft.config import recipe_with
     from clipgraft.data.check import check_dataset, render
-    from clipgraft.data.formats import load_dataset
+    from clipgraft.data.damage import load_source
     from clipgraft.device import quiet_libraries
     from clipgraft.models.clip import load_clip
 
-    given = {"data.source": str(source), "data.include_unsplit": include_unsplit}
-    dataset = load_dataset(recipe_with(None, set_, given).data)
+    given = {
+        "data.source": str(source),
+        "data.include_unsplit": include_unsplit,
+        "data.on_damaged": on_damaged,
+    }
+    dataset = load_source(recipe_with(None, set_, given).data)
     quiet_libraries()
     check = check_dataset(dataset, tokenizer=load_clip(clip).tokenizer if clip else None)
     if as_json:

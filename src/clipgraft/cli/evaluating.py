@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clipgraft.cli.options import DataOption, RecipeOption, SetOption
+from clipgraft.cli.options import DataOption, OnDamagedOption, RecipeOption, SetOption
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
 
@@ -21,6 +21,7 @@ def evaluate(
         Path | None, typer.Option("--out", help="Folder for the results; default of a run: its evaluate/.")
     ] = None,
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
     prompts: Annotated[str, typer.Option("--prompts", help="Text file with one prompt per line.")] = "",
     num_prompts: Annotated[int | None, typer.Option("--num-prompts", help="Prompts of each set.")] = None,
@@ -37,6 +38,7 @@ def evaluate(
         raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")
     given = {
         "data.source": data,
+        "data.on_damaged": on_damaged,
         "evaluate.prompts": prompts,
         "evaluate.scorer": scorer,
         "evaluate.num_prompts": num_prompts,

@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 
 DataOption = Annotated[str, typer.Option("--data", help="Folder or file with captioned images.")]
+OnDamagedOption = Annotated[
+    str, typer.Option("--on-damaged", help="Damaged images: stop (default), or skip and name them.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings.")]
 SetOption = Annotated[

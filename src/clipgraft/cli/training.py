@@ -9,6 +9,7 @@ from clipgraft.cli.options import (
     BaseOption,
     ClipOption,
     DataOption,
+    OnDamagedOption,
     OutOption,
     OverwriteOption,
     RecipeOption,
@@ -41,6 +42,7 @@ def run(
     ],
     out: OutOption,
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -48,7 +50,7 @@ def run(
     """Run a whole recipe: fine-tune, bridge, refine, generate, evaluate, report."""
     from clipgraft.config import PRESETS, named_recipe, recipe_with
 
-    settings = recipe_with(named_recipe(recipe), set_, {"data.source": data})
+    settings = recipe_with(named_recipe(recipe), set_, {"data.source": data, "data.on_damaged": on_damaged})
     _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
 
 
@@ -66,6 +68,7 @@ def prefetch(
 def finetune(
     out: OutOption,
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
     report_to: Annotated[
@@ -93,7 +96,12 @@ def finetune(
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data have no effect on a new run; add --resume")
-    given = {"data.source": data, "clip.name": clip, "finetune.report_to": report_to}
+    given = {
+        "data.source": data,
+        "data.on_damaged": on_damaged,
+        "clip.name": clip,
+        "finetune.report_to": report_to,
+    }
     settings = recipe_with(recipe, set_, given)
     result = stage(
         *load_inputs(settings),
@@ -113,6 +121,7 @@ def interpolate(
     out: OutOption,
     before: Annotated[str, typer.Option("--before", help="CLIP before: folder, hub id or flatland.")] = "",
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     alpha: Annotated[
         float, typer.Option(help="Share of the fine-tuned weights in the CLIP that is written.")
     ] = 0.5,
@@ -126,7 +135,9 @@ def interpolate(
     from clipgraft.finetuning.wise_ft import interpolate as stage
     from clipgraft.models.clip import load_clip
 
-    settings = recipe_with(recipe, set_, {"data.source": data, "clip.name": before})
+    settings = recipe_with(
+        recipe, set_, {"data.source": data, "data.on_damaged": on_damaged, "clip.name": before}
+    )
     clip, dataset = load_inputs(settings)
     result = stage(
         clip,
@@ -147,6 +158,7 @@ def bridge(
     clip: ClipOption = "",
     base: BaseOption = "",
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     captions: Annotated[
         str, typer.Option("--captions", help="Text file with one caption per line, instead of --data.")
     ] = "",
@@ -164,7 +176,13 @@ def bridge(
 
     if data and captions:
         raise UserError("--captions replaces --data; leave one of them out")
-    given = {"data.source": data, "clip.name": clip, "base.name": base, "bridge.captions": captions}
+    given = {
+        "data.source": data,
+        "data.on_damaged": on_damaged,
+        "clip.name": clip,
+        "base.name": base,
+        "bridge.captions": captions,
+    }
     settings = recipe_with(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
     inputs = {"--recipe": recipe}
     result = bridge_recipe(settings, out, resume=resume, overwrite=overwrite, inputs=inputs)
@@ -176,6 +194,7 @@ def refine(
     graft: Annotated[Path, typer.Option("--graft", help="Graft folder to start from; not changed.")],
     out: OutOption,
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     base: BaseOption = "",
     epochs: Annotated[int, typer.Option(help="Passes over the images; 0 = the recipe's, else 1.")] = 0,
     recipe: RecipeOption = None,
@@ -188,7 +207,12 @@ def refine(
     from clipgraft.config import recipe_with
 
     chosen = epochs or (0 if recipe else 1)
-    given = {"data.source": data, "base.name": base, "refine.num_epochs": chosen}
+    given = {
+        "data.source": data,
+        "data.on_damaged": on_damaged,
+        "base.name": base,
+        "refine.num_epochs": chosen,
+    }
     settings = recipe_with(recipe, set_, given)
     inputs = {"--recipe": recipe}
     result = refine_recipe(settings, graft, out, resume=resume, overwrite=overwrite, inputs=inputs)
@@ -199,6 +223,7 @@ def refine(
 def pretrain(
     out: OutOption,
     data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
@@ -209,7 +234,7 @@ def pretrain(
     from clipgraft.pretraining.pretrain import pretrain as stage
     from clipgraft.runs.run import Run
 
-    settings = recipe_with(recipe, set_, {"data.source": data})
+    settings = recipe_with(recipe, set_, {"data.source": data, "data.on_damaged": on_damaged})
     with Run.begin(
         out, settings, stage="pretrain", inputs={"--recipe": recipe}, resume=resume, overwrite=overwrite
     ) as run:

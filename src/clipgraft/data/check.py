@@ -85,6 +85,8 @@ class DatasetCheck:
     """Photographs opened; 0 without `read_images`."""
     unreadable: dict[str, str] | None
     """Image id -> reason; None without `read_images`."""
+    damaged: dict[str, str]
+    """Image id -> reason, of photographs skipped when the dataset was loaded."""
     duplicates: tuple[tuple[str, ...], ...]
     """Groups of image ids with byte-identical files."""
     leakage: tuple[dict[str, Split], ...]
@@ -133,6 +135,7 @@ def check_dataset(
         num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
         num_images_read=len(dataset.images) if read_images else 0,
         unreadable=unreadable,
+        damaged=dict(dataset.damaged),
         duplicates=tuple(tuple(group) for group in equal),
         leakage=tuple(group for group in equal if len(set(group.values())) > 1),
     )

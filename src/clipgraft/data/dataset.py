@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -66,6 +66,8 @@ class CaptionDataset:
     excluded: tuple[Excluded, ...]
     notes: tuple[str, ...] = ()
     """Oddities, such as another encoding than UTF-8 or splits derived from names."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Image id -> reason, of photographs that were skipped."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}

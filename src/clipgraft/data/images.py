@@ -36,6 +36,8 @@ MAX_PARTS, PART_BYTES = 1000, 1024
 """Markers of a JPEG or chunks of a PNG: 1,000, plus one per 1,024 bytes of the file (a guess)."""
 MAX_FILE_BYTES = 256 * 2**20
 """Size of a file, read whole; a JPEG of 100 million pixels has about 60 MB."""
+PARALLEL_PIXELS = 25_000_000
+"""Pixels up to which images are decoded several at a time; larger ones take up to 1.5 GB each."""
 MIN_SIDE = 16
 """Least width and height in pixels; smaller images show nothing to caption (a guess)."""
 
@@ -115,7 +117,7 @@ def decode(image: Image.Image) -> Image.Image:
 
 def _open(content: bytes) -> Image.Image:
     with _quiet():
-        return Image.open(io.BytesIO(content), formats=_formats())
+        return Image.open(io.BytesIO(content), formats=readable_formats())
 
 
 def _open_without_metadata(content: bytes, error: Exception) -> Image.Image:
@@ -126,7 +128,7 @@ def _open_without_metadata(content: bytes, error: Exception) -> Image.Image:
             return _open(plain)
     if not isinstance(error, UnidentifiedImageError):
         raise _damaged(error) from error
-    if is_heif(content) and "HEIF" not in _formats():
+    if is_heif(content) and "HEIF" not in readable_formats():
         raise DataError("is a HEIC image; pip install 'clipgraft[heif]' reads it, or save it as JPEG")
     if is_photograph(content):
         raise DataError("is damaged (its beginning cannot be read); replace it or take it out")
@@ -134,7 +136,7 @@ def _open_without_metadata(content: bytes, error: Exception) -> Image.Image:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Return Pillow's names of the formats that are read."""
     formats = ["JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else [])]
     try:

@@ -25,15 +25,13 @@ from transformers.image_transforms import get_resize_output_image_size
 from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
 from clipgraft.console import track
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
-from clipgraft.data.images import decode, opened_image
+from clipgraft.data.images import PARALLEL_PIXELS, decode, opened_image
 from clipgraft.errors import UserError
 
 PIXELS_VERSION = 1
 """Part of each cache's key; raise it when `open_image`, `clip_crop` or `vae_pixel_values` change pixels."""
 SEGMENT_BYTES = 128 * 2**20
 """Crops held in memory until written: 891 of 224 pixels."""
-PARALLEL_PIXELS = 25_000_000
-"""Pixels above which images are decoded one at a time, with up to 1.5 GB each."""
 NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 """Settings of an image processor applied after its 8-bit crop."""
 END_OF_WORD = "</w>"

@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import is_first_process, print_line, say
 from clipgraft.data.check import check_dataset, leakage_note
+from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
-from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import load_crops
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
@@ -151,7 +151,7 @@ def finetune(
 def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
     """Load the CLIP and the dataset of a recipe."""
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    return clip, load_dataset(recipe.data)
+    return clip, load_source(recipe.data)
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:

@@ -24,8 +24,8 @@ from clipgraft.data.batches import (
     load_pixels,
     to_uint8,
 )
+from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import encode_captions, load_crops
 from clipgraft.device import choose_device, seed_everything
@@ -86,7 +86,7 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
         folder: Gets `flatland/` (what the package ships), `metrics.json` and a folder for each part.
         resume: Continue where an earlier call stopped.
     """
-    dataset = load_dataset(recipe.data)
+    dataset = load_source(recipe.data)
     train = dataset.train[: recipe.data.max_train_images or None]
     test = dataset.test[: recipe.data.max_test_images or None]
     plain = plain_captions(dataset.root)

@@ -42,6 +42,8 @@ SECTIONS = {
 """Sections of a recipe that decide a stage's result; resuming requires equal ones."""
 NO_RESULT = ("num_workers", "checkpoint_every", "save_total_limit", "report_to")
 """Settings without influence on the result."""
+BY_CONTENT = ("on_damaged",)
+"""Settings that may change while the images stay the same; checkpoints compare these."""
 LENGTHENED = ("run", "finetune", "bridge", "refine")
 """Stages resumable with more epochs."""
 
@@ -298,7 +300,7 @@ def ended_with(path: Path, recipe: Recipe, stage: str) -> bool:
     if not written.is_file():  # of an older version
         return True
     return all(
-        value == now or name.rpartition(".")[2] in NO_RESULT or _is_moved(value, now)
+        value == now or name.rpartition(".")[2] in NO_RESULT + BY_CONTENT or _is_moved(value, now)
         for name, value, now in _read_settings(_read_begun(written), recipe, stage)
     )
 
@@ -321,7 +323,7 @@ def _is_moved(before: Any, now: Any) -> bool:
 def _is_alike(stage: str, name: str, before: Any, now: Any) -> bool:
     """Whether a stage can be resumed with another value of a setting."""
     key = name.rpartition(".")[2]
-    if before == now or key in NO_RESULT:
+    if before == now or key in NO_RESULT + BY_CONTENT:
         return True
     if key == "num_epochs" and stage in LENGTHENED:
         return now > before

@@ -1,0 +1,118 @@
+"""Damaged photographs of a dataset: found once by content, skipped by name."""
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
+from clipgraft.console import say, track
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded
+from clipgraft.data.formats import load_dataset
+from clipgraft.data.images import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    PARALLEL_PIXELS,
+    decode,
+    opened_image,
+    readable_formats,
+)
+from clipgraft.errors import DataError, printable
+from clipgraft.settings import DataSettings
+
+DAMAGED = "damaged photograph"
+VERDICTS_VERSION = 1
+"""Part of the cache's key; raised when `decode` takes or refuses other images."""
+NUM_NAMED = 3
+"""Damaged photographs that a note names; data.json has all."""
+SEGMENT_IMAGES = 10_000
+"""Verdicts held in memory until they are written."""
+_LARGE_IMAGE = threading.Lock()
+
+
+def load_source(data: DataSettings) -> CaptionDataset:
+    """Load the captioned images that settings name, damaged ones as they say.
+
+    Raises:
+        MissingFileError: As `load_dataset`.
+        DataError: As `load_dataset`, or if all photographs are damaged and skipped.
+    """
+    dataset = load_dataset(data)
+    return skip_damaged(dataset) if data.on_damaged == "skip" else dataset
+
+
+def skip_damaged(dataset: CaptionDataset) -> CaptionDataset:
+    """Decode every photograph; exclude damaged ones, and say so.
+
+    The same files give the same images, whatever was skipped before. Verdicts are remembered by content.
+    """
+    damaged = _find_damaged(dataset.images)
+    if not damaged:
+        return dataset
+    kept = CaptionedImages(image for image in dataset.images if image.image_id not in damaged)
+    named = ", ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:NUM_NAMED])
+    named += ", ..." if len(damaged) > NUM_NAMED else ""
+    if not kept:
+        raise DataError(printable(f"{dataset.root}: every photograph is damaged: {named}"))
+    number = f"{len(damaged):,} of {len(dataset.images):,} photographs"
+    note = printable(f"{number} {'is' if len(damaged) == 1 else 'are'} damaged and skipped: {named}")
+    say(note)
+    skipped = [image for image in dataset.images if image.image_id in damaged]
+    excluded = [Excluded("image", printable(image.image_id), DAMAGED) for image in skipped]
+    excluded += [
+        Excluded("caption", printable(f"{image.image_id}#{number}"), DAMAGED)
+        for image in skipped
+        for number in range(len(image.captions))
+    ]
+    return replace(
+        dataset,
+        images=kept,
+        excluded=(*dataset.excluded, *excluded),
+        notes=(*dataset.notes, note),
+        damaged=damaged,
+    )
+
+
+def _find_damaged(images: Sequence[CaptionedImage]) -> dict[str, str]:
+    """Return why photographs are damaged, by image id."""
+    cache = ContentCache(cache_dir() / "damage" / _bounds_sum(), "verdicts")
+    sums = content_sums([image.path for image in images])
+    known = cache.find(sums)
+    todo = list({k: image.path for k, image in zip(sums, images, strict=True) if k not in known}.items())
+    with track("checking images", len(todo)) as update, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(todo), SEGMENT_IMAGES):
+            part, verdicts = todo[start : start + SEGMENT_IMAGES], dict[str, np.ndarray]()
+            for (key, _), why in zip(part, pool.map(_why_damaged, [path for _, path in part]), strict=True):
+                verdicts[key] = np.frombuffer(b"\0" + why.encode(), np.uint8)  # never empty
+                update(start + len(verdicts), "decoded")
+            known |= cache.add(verdicts)
+    reasons = (verdict.tobytes()[1:].decode() for verdict in CachedArrays(known[key] for key in sums))
+    return {image.image_id: why for image, why in zip(images, reasons, strict=True) if why}
+
+
+def _why_damaged(path: Path) -> str:
+    """Return why a photograph cannot be used; "" if it can."""
+    try:
+        with opened_image(path) as image:
+            is_large = image.width * image.height > PARALLEL_PIXELS
+            with _LARGE_IMAGE if is_large else nullcontext():
+                decode(image)
+    except DataError as error:
+        if isinstance(error.__cause__, MemoryError):  # says nothing of the file
+            raise
+        return str(error).removeprefix(f"{path}: ")
+    return ""
+
+
+def _bounds_sum() -> str:
+    """Return a checksum of what decides on a file besides its content."""
+    bounds = [VERDICTS_VERSION, version("pillow"), readable_formats(), MAX_PIXELS, MIN_SIDE]
+    return sha256(json.dumps(bounds).encode()).hexdigest()[:16]
