@@ -202,3 +202,12 @@ def test_pixels_decide_and_never_the_extension(tmp_path: Path, name: str, image_
     assert [image.image_id for image in dataset.images] == [name]
     assert open_image(dataset.images[0].path).size == (WIDTH, HEIGHT)
     assert Excluded("image", "b.gif", OTHER_FORMAT) in dataset.excluded
+
+
+def test_a_decoders_message_of_several_lines_becomes_one(tmp_path: Path) -> None:
+    content = encoded("HEIF")
+    place = content.index(b"iloc") + 20
+    (tmp_path / "a.heic").write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
+    with pytest.raises(DataError, match="is damaged") as error:
+        open_image(tmp_path / "a.heic")
+    assert "\n" not in str(error.value)

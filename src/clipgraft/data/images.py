@@ -42,6 +42,8 @@ MIN_SIDE = 16
 """Least width and height in pixels; smaller images show nothing to caption (a guess)."""
 
 EXPECTED = "expected a JPEG, PNG, WebP, AVIF or HEIC image"
+MAX_REASON_CHARACTERS = 200
+"""Characters of a decoder's own message in an error."""
 _BAND_ROWS = 256
 """Rows composited on white at once, to hold an image in memory twice instead of four times."""
 _SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
@@ -167,7 +169,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _damaged(error: Exception) -> DataError:
-    return DataError(f"is damaged ({str(error) or type(error).__name__}); replace it or take it out")
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or type(error).__name__
+    return DataError(f"is damaged ({reason}); replace it or take it out")
 
 
 def _scale_transparent_sample(image: Image.Image) -> None:
