@@ -84,3 +84,14 @@ def test_onetrainers_masks_are_counted_out_by_their_name(tmp_path: Path) -> None
     root = write(tmp_path, {"a.jpg": "", "a.txt": "A dog", "a-masklabel.png": ""})
     (out,) = load_dataset(root).excluded
     assert (out.name, out.reason) == ("a-masklabel.png", "mask of another image (OneTrainer)")
+
+
+def test_table_beside_caption_files_is_said(tmp_path: Path) -> None:
+    root = write(
+        tmp_path, {"a.jpg": "", "a.txt": "A dog", "x.csv": "image,caption\na.jpg,A cat\n", "y.csv": "q\n1\n"}
+    )
+    dataset = load_dataset(root)
+    assert dataset.images.captions == ["A dog"]
+    assert "there too, and not read: x.csv" in dataset.notes
+    (root / "x.csv").write_bytes(b"\0\1")
+    assert "no text that can be read: x.csv" in load_dataset(root).notes

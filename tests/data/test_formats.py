@@ -58,6 +58,8 @@ def test_file_without_captions_is_refused_as_a_source(tmp_path: Path) -> None:
         DataError, match=r"list.csv, line 2: read the fields width, height; expected file_name"
     ):
         load_dataset(root / "list.csv")
+    with pytest.raises(DataError, match=r"a.bin: is no table, token file or JSON of captions"):
+        load_dataset(root / "a.bin")
 
 
 def test_images_without_captions_are_refused_with_the_layouts(tmp_path: Path) -> None:

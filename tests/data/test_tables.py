@@ -37,6 +37,7 @@ A_DOG = {"images/a.jpg": ("A dog, red",)}
         ("captions.csv", "image_name| comment_number| comment\na.jpg| 0| A dog, red\n"),
         ("captions.tsv", "a.jpg\tA dog, red\n"),
         ("captions.txt", ",image,caption\n0,a.jpg,A dog, red\n"),
+        ("captions.txt", "filepath\ttitle\na.jpg\tA dog, red\n"),
         ("captions.txt", '"image","caption"\n"a.jpg","A dog, red"\n'),
         ("captions.txt", "image_name,comment_number,comment\na.jpg,0,A dog, red\n"),
         ("text/rows.jsonl", '{"image": "a.jpg", "prompt": "A dog, red"}\n'),
@@ -48,7 +49,7 @@ A_DOG = {"images/a.jpg": ("A dog, red",)}
 def test_columns_and_separator_follow_from_the_table(tmp_path: Path, file: str, text: str) -> None:
     got = captions_of(load_dataset(write(tmp_path, {file: text})))
     if file == "captions.txt":  # its ids are below its image folder
-        got = {f"images/{name}": captions for name, captions in got.items()}
+        got = {f"images/{name.removeprefix('images/')}": captions for name, captions in got.items()}
     assert got == A_DOG
 
 
@@ -80,6 +81,11 @@ def test_unknown_column_names_those_that_are_there(tmp_path: Path) -> None:
     (root / "list.csv").rename(root / "metadata.csv")
     with pytest.raises(DataError, match=r"no field 'x' \(data.image_field\); the fields are image, caption"):
         load_dataset(root, image_field="x")
+    for name in ("list.csv", "metadata.csv"):
+        write(root, {"a.txt": "beside", name: "image,caption\na.jpg,A dog\n"})
+        with pytest.raises(DataError, match=r"no field 'y' .*; the fields are image, caption"):
+            load_dataset(root, caption_field="y")
+        (root / name).unlink()
     with pytest.raises(UserError, match="separator"):
         load_dataset(root, separator="dots")
 

@@ -12,7 +12,7 @@ from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.flickr8k import read_flickr8k
 from clipgraft.data.karpathy import read_karpathy, with_karpathy_split
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, is_utf8, tidy
-from clipgraft.data.tables import read_metadata, read_tables
+from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import read_text
 from clipgraft.flatland import draw_flatland8k
@@ -62,14 +62,34 @@ def _load(source: Path, settings: DataSettings) -> CaptionDataset:
         raise DataError(f"{source}: the folder's name is not UTF-8; rename it")
     root = source if source.is_dir() else _folder_of(source)
     folder = DataFolder(root, settings, None if source.is_dir() else source)
-    for read in READERS:
+    for read in _readers(settings):
         raw = read(folder)
         if raw is not None:
             raw = with_karpathy_split(folder, raw)
+            _note_unread(folder, raw)
             return assemble(root, raw, folder.notes, include_unsplit=settings.include_unsplit)
     if folder.file:
         raise DataError(f"{source}: is no table, token file or JSON of captions; docs/data.md has the forms")
     raise DataError(_no_format(folder))
+
+
+def _readers(settings: DataSettings) -> Sequence[Callable[[DataFolder], RawDataset | None]]:
+    """Return the readers in question, by what the settings name."""
+    if settings.caption_extension:
+        return (read_caption_files,)
+    return (read_metadata, read_tables) if names_columns(settings) else READERS
+
+
+def _note_unread(folder: DataFolder, raw: RawDataset) -> None:
+    """Note tables, which nobody reads beside another format."""
+    read = set(raw.files.values())
+    for path in folder.documents:
+        if (
+            folder.name(path) not in read
+            and path.suffix.lower() not in (".json", ".txt")
+            and is_table(folder, path)
+        ):
+            folder.note("there too, and not read: ", folder.name(path))
 
 
 def _folder_of(file: Path) -> Path:

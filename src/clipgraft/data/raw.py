@@ -76,11 +76,11 @@ class DataFolder:
         self.file = file
         """The only caption file to read, if one was named."""
         self._json: dict[Path, Any] = {}
-        self._notes: dict[str, list[str]] = {}
+        self._notes: dict[str, dict[str, None]] = {}
 
     def note(self, note: str, name: str = "") -> None:
         """Add a note about the folder or one of its files."""
-        self._notes.setdefault(note, []).append(name)
+        self._notes.setdefault(note, {})[name] = None
 
     @property
     def notes(self) -> list[str]:
@@ -88,7 +88,7 @@ class DataFolder:
         return [
             f"{note}{', '.join(names[:NUM_EXAMPLES])}"
             + (f" and {len(names) - NUM_EXAMPLES:,} more" if len(names) > NUM_EXAMPLES else "")
-            for note, names in self._notes.items()
+            for note, names in ((note, list(names)) for note, names in self._notes.items())
         ]
 
     def name(self, path: Path) -> str:
@@ -133,7 +133,8 @@ class DataFolder:
         Those that share an image's name belong to that image alone (img2dataset writes such).
         """
         if self.file:
-            return [self.file]
+            is_document = self.file.suffix.lower() in DOCUMENT_SUFFIXES | {".txt"}
+            return [self.file] if is_document else []
         own = {str(path.with_suffix("")) for path in self.images.values()}
         found: list[Path] = []
         folders = [self.root]
@@ -142,7 +143,9 @@ class DataFolder:
                 path = Path(entry.path)
                 if entry.is_dir(follow_symlinks=False):
                     folders += [] if entry.name.startswith((".", "__MACOSX")) else [path]
-                elif path.suffix.lower() in DOCUMENT_SUFFIXES and not entry.name.startswith("."):
+                elif (
+                    path.suffix.lower() in DOCUMENT_SUFFIXES or entry.name == "captions.txt"
+                ) and not entry.name.startswith("."):
                     found += [path] if entry.is_file() and str(path.with_suffix("")) not in own else []
         return sorted(found, key=lambda path: (len(path.parts), path))
 

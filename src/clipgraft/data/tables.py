@@ -65,6 +65,11 @@ def find_columns(names: Iterable[str], settings: DataSettings, where: str) -> Co
     return Columns(image, captions, lower.get(_SPLIT_FIELD)) if image and captions else None
 
 
+def names_columns(settings: DataSettings) -> bool:
+    """Whether settings name something that only tables have."""
+    return bool(settings.image_field or settings.caption_field or settings.separator)
+
+
 def read_metadata(folder: DataFolder) -> RawDataset | None:
     """Read Hugging Face's imagefolder: `metadata.jsonl` or `.csv`, in subfolders too."""
     found = [path for path in folder.documents if path.name in ("metadata.jsonl", "metadata.csv")]
@@ -78,7 +83,9 @@ def read_metadata(folder: DataFolder) -> RawDataset | None:
 
 def read_tables(folder: DataFolder) -> RawDataset | None:
     """Read a table of another name, or one for each split."""
-    found = [path for path in folder.documents if folder.file or _is_table(folder, path)]
+    found = [path for path in folder.documents if folder.file or is_table(folder, path)]
+    if not found and names_columns(folder.settings):
+        found = folder.documents[:1]  # whose columns are then named in the error
     depth = min((len(path.parts) for path in found), default=0)
     found = [path for path in found if len(path.parts) == depth]
     if not found:
@@ -100,29 +107,37 @@ def _read_tables(
     for path in paths:
         seen: Counter[str] = Counter()
         base = folder.image_base(path)
+        ids: dict[str, str] = {}
+        columns_of: dict[tuple[str, ...], Columns | None] = {}
         for where, row in _rows(folder, path):
-            image_id, split, texts = _read_row(row, folder, where)
-            image_id = index.below(base, image_id, where)
+            names = tuple(row)
+            if names not in columns_of:
+                columns_of[names] = find_columns(names, folder.settings, where)
+            name, split, texts = _read_row(row, columns_of[names], where)
+            if name not in ids:
+                ids[name] = index.below(base, check_image_name(folder.relative(name), where), where)
+            image_id = ids[name]
             for text in texts:
                 captions.append(RawCaption(image_id, seen[image_id], tidy(text)))
                 seen[image_id] += 1
             if split := split or split_of.get(path):
                 claim_split(splits, [image_id], split, where)
-    names = {
+    roles = {
         "captions" if path.parent == folder.root else f"{folder.name(path.parent)} captions": path
         for path in paths
     }
-    if len(names) < len(paths):
-        names = {f"captions {path.stem}": path for path in paths}
-    files = {role: folder.name(path) for role, path in names.items()} | {"images": "."}
+    if len(roles) < len(paths):
+        roles = {f"captions {path.stem}": path for path in paths}
+    files = {role: folder.name(path) for role, path in roles.items()} | {"images": "."}
     by_folder = {} if splits else splits_of_folders(folder.images)
     named = splits or by_folder or None
     return RawDataset(format, files, folder.images, captions, named, is_split_named=bool(splits))
 
 
-def _read_row(row: dict[str, Any], folder: DataFolder, where: str) -> tuple[str, Split | None, list[str]]:
+def _read_row(
+    row: dict[str, Any], columns: Columns | None, where: str
+) -> tuple[str, Split | None, list[str]]:
     """Return a row's image name, split and captions."""
-    columns = find_columns(row, folder.settings, where)
     name = row.get(columns.image) if columns else None
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
@@ -139,7 +154,7 @@ def _read_row(row: dict[str, Any], folder: DataFolder, where: str) -> tuple[str,
             raise DataError(f"{where}: read the caption {text!r}; expected text")
     value = row.get(columns.split) if columns.split else None
     split = None if value in (None, "") else parse_split(value, where)
-    return check_image_name(folder.relative(name.strip()), where), split, [text or "" for text in texts]
+    return name.strip(), split, [text or "" for text in texts]
 
 
 def _texts(value: Any) -> list[Any]:
@@ -152,7 +167,7 @@ def _texts(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_table(folder: DataFolder, path: Path) -> bool:
+def is_table(folder: DataFolder, path: Path) -> bool:
     """Whether a file's first row has columns of images and captions."""
     if path.suffix.lower() in (*_JSON_LINES, ".json"):
         rows = _json_lines(folder, path) if path.suffix.lower() != ".json" else _json_rows(folder, path)
@@ -162,7 +177,11 @@ def _is_table(folder: DataFolder, path: Path) -> bool:
             return False
         columns = first
     else:
-        _, names, _ = _header(folder.read_text(path), folder.settings)
+        try:
+            _, names, _ = _header(folder.read_text(path), folder.settings)
+        except DataError:
+            folder.note("no text that can be read: ", folder.name(path))
+            return False
         columns = dict.fromkeys(names)
     try:
         return find_columns(columns, folder.settings, str(path)) is not None
