@@ -131,7 +131,9 @@ def _read_tables(
     files = {role: folder.name(path) for role, path in roles.items()} | {"images": "."}
     by_folder = {} if splits else splits_of_folders(folder.images)
     named = splits or by_folder or None
-    return RawDataset(format, files, folder.images, captions, named, is_split_named=bool(splits))
+    return RawDataset(
+        format, files, folder.images, captions, named, is_split_named=bool(splits) and not split_of
+    )
 
 
 def _read_row(
