@@ -234,7 +234,6 @@ def _bomb() -> bytes:
 HOSTILE = {
     "a bomb": (_bomb, "pixels"),
     "a cut-off file": (lambda: png_bytes()[:-30], "cut off"),
-    "two files in one": (lambda: png_bytes() + b"<script>alert(1)</script>", "something follows its end"),
 }
 
 
@@ -257,7 +256,7 @@ def test_a_record_nested_without_end_is_no_record(client):
 
 def test_pixels_of_a_request_are_bounded_before_decoding(service):
     service.limits = service.limits.model_copy(update={"max_request_pixels": 3000})
-    damaged = png_bytes()[:-40] + png_bytes()[-12:]  # which decoding would say
+    damaged = png_bytes()[:-40] + bytes(28) + png_bytes()[-12:]  # which decoding would say
     client = TestClient(build_app(service), base_url="http://localhost")
     body = {"model": "flatland", "input": [{"image": base64_of(damaged)}] * 3}
     message = "the request's 3 images have 3,600 pixels together; at most 3,000 are taken"
