@@ -174,7 +174,6 @@ class OptimConfig(Section):
     """Optimizer settings of every stage trained by gradient descent (AdamW)."""
 
     learning_rate: Positive = 1e-5
-    """Peak learning rate."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after warm-up; linear and cosine end at 0."""
     warmup_steps: Every = 0
@@ -302,7 +301,6 @@ class RefineSettings(TrainSettings):
     text_layers: Every = 0
     """Last layers of the text tower to train too."""
     text_learning_rate: Positive = 1e-6
-    """Peak learning rate of those layers."""
     text_lora_rank: Rank = 0
     """Rank of low-rank updates of those layers, merged at the end; 0 = train their weights."""
     gradient_checkpointing: bool = False

@@ -211,7 +211,7 @@ def test_a_prompts_file_without_prompts_is_refused(graft_dir, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n \n")
     options = ["--format", "prompt-embeds", "--prompts-file", tmp_path / "empty.txt"]
     message = refused(capsys, "export", graft_dir, "--out", tmp_path / "out", *options)
-    assert "holds no prompt; write one a line" in message
+    assert "holds no prompt; write one per line" in message
 
 
 def test_export_onto_another_base_is_refused(graft_dir, tmp_path, capsys):

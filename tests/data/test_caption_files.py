@@ -49,7 +49,7 @@ def test_two_caption_files_must_agree(tmp_path: Path) -> None:
     "text", ['{"caption": "A dog"}', '{\n "caption": "A dog",\n "tags": [', '["A dog", "x"]']
 )
 def test_json_is_refused_even_if_it_is_cut_off(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError, match=r"a.caption: holds JSON; expected captions as plain text"):
+    with pytest.raises(DataError, match=r"a.caption: holds JSON; expected plain text"):
         load_dataset(write(tmp_path, {"a.jpg": "", "a.caption": text}))
 
 

@@ -55,7 +55,7 @@ WRITTEN: dict[str, tuple[dict[str, str], str]] = {
     ),
     "JSON beside an image": (
         {"p0.txt": '{\n  "caption": "A dog"\n}'},
-        "p0.txt: holds JSON; expected captions",
+        "p0.txt: holds JSON; expected plain text",
     ),
     "unknown split": (
         {"metadata.jsonl": '{"file_name": "p0.jpg", "text": "a", "split": "x"}'},
@@ -99,7 +99,7 @@ SHARED: dict[str, str | dict[str, Any]] = {
         ]
     },
     "layouts/jfif": {"b.jfif": ["A cat"]},
-    "layouts/json-in-txt": "holds JSON; expected captions as plain text",
+    "layouts/json-in-txt": "holds JSON; expected plain text",
     "layouts/karpathy-json": {f"Images/a{number}.jpg": [f"A dog {number} ."] for number in range(6)},
     "layouts/open-clip-tsv": {"images/a0.jpg": ["A dog 0 runs, then sits"]},
     "layouts/split-column": {"a0.jpg": ["A dog 0"], "a20.jpg": ["A dog 20"]},

@@ -117,7 +117,7 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     ("text", "message"),
     [
         (None, "prompts file not found"),
-        ("\n \n", "holds no prompt; write one a line"),
+        ("\n \n", "holds no prompt; write one per line"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
 )

@@ -65,12 +65,19 @@ def pipeline() -> StableDiffusionPipeline:
     return tiny.build_pipeline()
 
 
-def load_part(folder: Path, file: str) -> None:
+def load_part(folder: Path, file: str) -> FrozenBase:
     """Load the part of a base that a file is of, and what is compared with it."""
     parts = {"scheduler": ("scheduler",), "vae": ("vae",), "text_encoder": ("text_encoder", "unet")}
     parts["tokenizer"] = ("tokenizer", "text_encoder")
     first = Path(file).parts[0]
-    FrozenBase.load(str(folder), components=parts.get(first, ("unet", "text_encoder", "safety_checker")))
+    components = parts.get(first, ("unet", "text_encoder", "safety_checker"))
+    return FrozenBase.load(str(folder), components=components)
+
+
+def fused_unet(folder: Path) -> Any:
+    unet = deepcopy(pipeline().unet)
+    fuse_lora(unet, folder)
+    return unet
 
 
 LOADERS: dict[str, Callable[[Path, str], Any]] = {
@@ -79,7 +86,7 @@ LOADERS: dict[str, Callable[[Path, str], Any]] = {
     "base": load_part,
     "single": lambda folder, file: FrozenBase.load(str(folder / file), tokenizer=pipeline().tokenizer),
     "probe": lambda folder, file: load_probe(folder / file),
-    "lora": lambda folder, _: fuse_lora(deepcopy(pipeline().unet), folder),
+    "lora": lambda folder, _: fused_unet(folder),
 }
 CONFIGS = {
     "clip": ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"),
@@ -159,7 +166,7 @@ JSON_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize(("kind", "file"), of(CONFIGS))
 def test_undamaged_folders_are_loaded(models, kind, file):
-    LOADERS[kind](models / kind, file)
+    assert LOADERS[kind](models / kind, file) is not None
 
 
 @pytest.mark.parametrize("damage", JSON_DAMAGE)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,27 +50,30 @@ def photos(tmp_path):
     return folder
 
 
-def refused(path, message, **how):
+def refused(path, **how) -> str:
+    """Return the refusal of a folder, which stays as it was."""
     before = content(path)
-    with pytest.raises(UserError, match=message), run_folder(path, **how):
+    with pytest.raises(UserError) as caught, run_folder(path, **how):
         pass
     assert content(path) == before
+    return str(caught.value)
 
 
 def test_folder_with_content_is_left_alone(run, photos):
-    refused(run, "already holds files; add --resume or --overwrite")
-    refused(photos, "already holds files; add --resume or --overwrite")
+    assert "already holds files; add --resume or --overwrite" in refused(run)
+    assert "already holds files; add --resume or --overwrite" in refused(photos)
 
 
 @pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}])
 def test_folder_that_holds_no_run_never_becomes_one(photos, how):
-    refused(photos, r"holds no run \(no recipe.toml\), so it is left alone", **how)
+    assert "holds no run (no recipe.toml), so it is left alone" in refused(photos, **how)
     assert os.listdir(photos) == ["a.jpg"]
 
 
 def test_overwrite_leaves_a_run_with_other_files_alone(run):
     (run / "IMG_1.jpg").write_text("photograph")
-    refused(run, r"holds what no run wrote \(IMG_1.jpg\), so --overwrite leaves it alone", overwrite=True)
+    said = refused(run, overwrite=True)
+    assert "holds what no run wrote (IMG_1.jpg), so --overwrite leaves it alone" in said
 
 
 def test_new_and_empty_folders_are_taken_either_way(tmp_path):
@@ -180,14 +184,14 @@ def test_second_process_is_refused_and_told_the_lock(run):
     try:
         assert other.stdout.readline() == "held\n"
         assert is_locked(run)
-        refused(run, rf"another process is at work in .*{LOCK_NAME}", resume=True)
+        assert re.search(rf"another process is at work in .*{LOCK_NAME}", refused(run, resume=True))
     finally:
         other.kill()
         other.communicate()
     assert not is_locked(run)  # the system lets go of what a killed process held
     with run_folder(run, resume=True):
         assert is_locked(run)
-        refused(run, "another process is at work", resume=True)  # this one included
+        assert "another process is at work" in refused(run, resume=True)  # this one included
     assert not is_locked(run)
 
 

@@ -28,8 +28,11 @@ def load(folder, state, step=0):
 
 def test_checkpoint_of_a_cpu_restores_on_another_device(tmp_path):
     device = "cuda" if torch.cuda.is_available() else "meta"
-    save(tmp_path, state_of())
-    load(tmp_path, state_of(Regression().to(device)))
+    save(tmp_path, state_of(step=3))
+    restored = state_of(Regression().to(device))
+    load(tmp_path, restored, step=3)
+    assert restored.step == 3
+    assert restored.module.linear.weight.device.type == device
 
 
 @pytest.mark.parametrize("wrong", [None, "3", [3], {}, 1.5, True])

@@ -83,8 +83,8 @@ def check_resumed(folder, name, unbroken) -> str:
     return "fell back"
 
 
-def check_all(broken, unbroken, tmp_path, name, contents) -> None:
-    """Go on with a copy of the run for each content; of a checkpoint there is always one before."""
+def endings_of(broken, unbroken, tmp_path, name, contents) -> set[str]:
+    """Go on with a copy of the run for each content; return how the copies ended."""
     endings = set()
     for index, content in enumerate(contents):
         folder = tmp_path / str(index)
@@ -92,14 +92,19 @@ def check_all(broken, unbroken, tmp_path, name, contents) -> None:
         (folder / name).write_bytes(content)
         endings.add(check_resumed(folder, name, unbroken))
         shutil.rmtree(folder)
-    if name.startswith("checkpoints"):
-        assert endings == {"fell back"}
+    return endings
+
+
+def allowed(name: str) -> set[str]:
+    """A damaged checkpoint always has one before it; any other file may be named in a refusal instead."""
+    return {"fell back"} if name.startswith("checkpoints") else {"fell back", "refused"}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_file_of_a_run_is_passed_over_or_named(broken, unbroken, tmp_path, name):
     contents = damaged_contents((broken / name).read_bytes())
-    check_all(broken, unbroken, tmp_path, name, random.Random(name).sample(contents, 7))
+    few = random.Random(name).sample(contents, 7)
+    assert endings_of(broken, unbroken, tmp_path, name, few) <= allowed(name)
 
 
 @pytest.mark.slow
@@ -108,13 +113,13 @@ def test_damage_to_a_runs_files_is_passed_over_or_named(broken, unbroken, tmp_pa
     content = (broken / name).read_bytes()
     is_object = name.endswith(".json")
     contents = damaged_contents(content) + (damaged_values(content) if is_object else [])
-    check_all(broken, unbroken, tmp_path, name, contents)
+    assert endings_of(broken, unbroken, tmp_path, name, contents) <= allowed(name)
 
 
 @pytest.mark.parametrize("name", ["manifest_list.json", "manifest_no_sums.json", "manifest_null.json"])
 def test_manifest_that_was_seen_damaged_is_passed_over(broken, unbroken, tmp_path, cases_dir, name):
     content = (cases_dir / "training" / name).read_bytes()
-    check_all(broken, unbroken, tmp_path, FILES[0], [content])
+    assert endings_of(broken, unbroken, tmp_path, FILES[0], [content]) == {"fell back"}
 
 
 def test_manifest_that_lists_nothing_passes_for_no_checkpoint(broken, unbroken, tmp_path):

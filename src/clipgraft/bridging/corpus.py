@@ -66,7 +66,7 @@ def choose_captions(
         lines = list(dict.fromkeys(given))
         held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
-        source = f"{source}, of which one in {HELD_OUT_EVERY} lines is held out"
+        source = f"{source}, with one in {HELD_OUT_EVERY} lines held out"
     train = train[: settings.max_captions or None]
     _check_number(len(train), source, settings.allow_few_captions)
     return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], source)

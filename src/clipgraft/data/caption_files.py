@@ -81,7 +81,7 @@ def _refuse_json(path: Path, lines: list[str]) -> None:
     except (ValueError, RecursionError):
         if not re.match(r'[{\[]\s*[{"]?[^"]*"\s*[:,]', text):
             return
-    raise DataError(f"{path}: holds JSON; expected captions as plain text, one a line")
+    raise DataError(f"{path}: holds JSON; expected plain text, one caption per line")
 
 
 def _kohya_classes(folder: DataFolder) -> dict[str, str]:

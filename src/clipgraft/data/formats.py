@@ -152,7 +152,7 @@ def read_lines(path: Path, kind: str) -> list[str]:
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
     found = list(filter(None, map(str.strip, read_text(path).splitlines())))
     if not found:
-        raise DataError(f"{path} holds no {kind}; write one a line")
+        raise DataError(f"{path} holds no {kind}; write one per line")
     return found
 
 

@@ -132,7 +132,7 @@ class Scene:
     look: str
     """Seed of the rest: position, size, direction, background detail."""
     companion: str = ""
-    """A second subject beside the first, smaller; empty where there is none."""
+    """A second, smaller subject beside the first, or empty."""
     companion_colour: str = ""
 
     @property

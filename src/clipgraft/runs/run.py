@@ -223,7 +223,7 @@ class Run:
         return {"before": self.recipe.clip, "after": ModelSettings(name=str(after.absolute()))}
 
     def result(self, kind: type[R]) -> R | None:
-        """Read a stage's `metrics.json` as `kind`; None if there is none.
+        """Read a stage's `metrics.json` as `kind`, or return None without one.
 
         Raises:
             CheckpointError: If the file is damaged or of a newer version; names it.

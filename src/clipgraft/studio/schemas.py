@@ -102,7 +102,7 @@ class BoundedParams(TextToImageParams):
         return image_requests([prompt], BoundedParams.of(self, **changes))
 
     def first_seed(self) -> int:
-        """Return the seed, a random one if there is none."""
+        """Return the seed, or a random one by default."""
         return secrets.randbelow(2**32) if self.seed is None else self.seed
 
 

@@ -126,7 +126,7 @@ class Worker(threading.Thread):
         return True
 
     def _generate(self, batch: list[ImageRow]) -> str:
-        """Generate and keep images; return the error, empty if there is none."""
+        """Generate and keep images; return the error, or an empty text."""
         self._ended.clear()
         self.progress.update({row.number: Progress(row) for row in batch})
         try:

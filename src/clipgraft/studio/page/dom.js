@@ -49,7 +49,7 @@ export const WHY = {
   running: "Starting.",
 };
 
-/** An image, or why there is none. */
+/** An image, or the reason it failed. */
 export function frame(image, onOpen) {
   const { settings, state } = image;
   const alt = `${settings.prompt}, seed ${settings.seed}, ${image.model}`;
