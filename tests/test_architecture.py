@@ -34,6 +34,7 @@ LAYERS = (
     {"device", "console"},
     {"config"},
     {"settings"},
+    {"section"},
     {"files"},
     {"errors"},
 )

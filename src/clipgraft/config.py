@@ -17,9 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from clipgraft.errors import MissingFileError, UserError, explain
 from clipgraft.files import LONE_SURROGATE, read_toml
+from clipgraft.section import MODEL, PATH, Section
 from clipgraft.settings import (
-    MODEL,
-    PATH,
     BridgeSettings,
     DataSettings,
     EvaluateSettings,
@@ -28,7 +27,6 @@ from clipgraft.settings import (
     ModelSettings,
     PretrainSettings,
     RefineSettings,
-    Section,
 )
 
 HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")

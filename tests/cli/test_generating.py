@@ -8,7 +8,8 @@ import typer
 from clipgraft.cli.app import app
 from clipgraft.cli.generating import SAMPLING
 from clipgraft.generation.schedulers import SCHEDULERS
-from clipgraft.settings import InferenceConfig, SamplingParams, Scheduler
+from clipgraft.section import Scheduler
+from clipgraft.settings import InferenceConfig, SamplingParams
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from clipgraft.models.configs import Checked, read_config
 from clipgraft.models.hub import HUB_ID, PINS, embedded_models
-from clipgraft.settings import Guidance, Steps
+from clipgraft.section import Guidance, Steps
 
 FILE_NAME = "generation_config.json"
 """Beside `model_index.json`; the name is transformers'. Keys outside SamplingDefaults are ignored."""

@@ -11,16 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.settings import (
-    FROM_LIST,
-    SIZE_MULTIPLE,
-    Count,
-    Every,
-    Positive,
-    Section,
-    Seed,
-    TextToImageParams,
-)
+from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Positive, Section, Seed
+from clipgraft.settings import TextToImageParams
 
 
 class Limits(Section):

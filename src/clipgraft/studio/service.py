@@ -18,7 +18,7 @@ from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
-from clipgraft.settings import SIZE_MULTIPLE
+from clipgraft.section import SIZE_MULTIPLE
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles
