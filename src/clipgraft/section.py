@@ -1,0 +1,96 @@
+"""Base of all settings, and the types of their values."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from clipgraft.errors import UserError, explain
+
+
+def _absolute(text: str) -> str:
+    """Return an absolute path; an empty one stays empty."""
+    if "\0" in text:
+        raise ValueError("a path holds no NUL character")
+    return str(Path(os.path.expanduser(text)).absolute()) if text else ""
+
+
+def _absolute_if_there(name: str) -> str:
+    """Return a local path as absolute; hub ids stay as they are."""
+    is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
+    return _absolute(name) if is_there and name != "flatland" else name
+
+
+PATH, MODEL = AfterValidator(_absolute), AfterValidator(_absolute_if_there)
+LocalPath = Annotated[str, PATH]
+"""A file or folder; absolute in every recipe, so that it runs again from any working directory."""
+ModelName = Annotated[str, MODEL]
+"""A folder or file, absolute where there is one; else a hub id or `flatland`."""
+MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+MAX_GUIDANCE_SCALE = 100
+"""Far beyond what gives images (some 30), far below what gives NaN."""
+Guidance = Annotated[float, Field(ge=1, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+"""1 = no guidance."""
+MAX_STEPS = 1000
+"""Timesteps of such bases; no scheduler can visit more."""
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Every = Annotated[int, Field(ge=0)]
+"""Steps between events; 0 = never."""
+Rank = Annotated[int, Field(ge=0, le=4096)]
+"""Of a low-rank update; no text tower here is wider. 0 = none."""
+
+
+FROM_LIST = Field(strict=False)
+"""TOML and JSON have lists and no tuples."""
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+MAX_SIDE = 2**16
+"""Pixels; more than any machine here could generate (a guess)."""
+SIZE_MULTIPLE = 8
+"""Pixels per latent position of Stable Diffusion's VAE."""
+Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
+"""Pixels; 0 = the base's own size."""
+Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
+_NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
+OptionalPath = Annotated[LocalPath, _NO_PATH]
+"""A `LocalPath` that also takes a `Path`, or None for none."""
+
+
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise ValueError("the second share of the steps must be above the first")
+    return interval
+
+
+class Section(BaseModel):
+    """Frozen settings that refuse unknown keys and wrong types."""
+
+    # Strict: else `true` would be 1 worker, and a text a learning rate.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Check values that a user gave.
+
+        Raises:
+            UserError: One line naming the first wrong value, or the nearest name for an unknown one.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError(explain(error, cls, "setting")) from None
+
+    @classmethod
+    def of(cls, settings: "Section", **changes: Any) -> Self:
+        """Take the shared fields of other settings, some of them changed."""
+        shared = cls.model_fields.keys() & type(settings).model_fields.keys()
+        return cls.build({name: getattr(settings, name) for name in shared} | changes)
+
+    def updated(self, values: Mapping[str, object]) -> Self:
+        """Return the settings with some fields changed; raises as `build`."""
+        return self.build({**self.model_dump(), **values})
