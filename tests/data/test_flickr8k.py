@@ -136,7 +136,7 @@ def test_kaggle_form_reads_as_the_token_file_does(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path, {"captions.txt": text}))
     assert dataset.format == "Flickr8k captions.txt (Kaggle)"
     assert captions_of(dataset) == EXPECTED
-    assert any("hash" in note for note in dataset.notes)
+    assert "hash" in dataset.split_rule
 
 
 @pytest.mark.parametrize(

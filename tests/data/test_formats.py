@@ -7,7 +7,8 @@ import pytest
 
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
-from clipgraft.data.raw import HASHED_SPLIT, hash_split
+from clipgraft.data.raw import hash_split
+from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError
 
 
@@ -90,7 +91,7 @@ def test_text_file_beside_an_image_holds_one_caption_a_line(tmp_path: Path) -> N
     assert dataset.format == "caption files beside images"
     assert captions_of(dataset) == {"a.jpg": ("A dog runs .", "A dog"), "sub/b.png": ("A cat, asleep",)}
     assert splits_of(dataset) == {name: hash_split(name) for name in ("a.jpg", "sub/b.png")}
-    assert dataset.notes == (HASHED_SPLIT,)
+    assert (dataset.split_rule, dataset.notes) == (SplitRule.HASH, ())
 
 
 def test_folders_give_the_split_and_stray_images_are_excluded(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_coco_reads_a_file_for_each_split(tmp_path: Path, images: str) -> None:
 def test_coco_file_that_names_no_split_is_split_by_hash(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path, {"captions.json": coco(("1.jpg", "A dog")), "images/1.jpg": ""}))
     assert splits_of(dataset) == {"images/1.jpg": hash_split("images/1.jpg")}
-    assert dataset.notes == (HASHED_SPLIT,)
+    assert (dataset.split_rule, dataset.notes) == (SplitRule.HASH, ())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from clipgraft.data.formats import load_dataset
 from clipgraft.data.names import check_image_name
 from clipgraft.data.raw import (
     EMPTY_CAPTION,
-    HASHED_SPLIT,
     HIDDEN_FILE,
     IN_NO_SPLIT,
     NEITHER,
@@ -26,6 +25,7 @@ from clipgraft.data.raw import (
     assemble,
     hash_split,
 )
+from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError
 
 
@@ -269,7 +269,7 @@ def test_split_is_drawn_by_image_and_said_so_when_none_is_named() -> None:
     names = [f"{number}.jpg" for number in range(40)]
     captions = [RawCaption(name, number, f"caption {number}") for name in names for number in range(5)]
     dataset = assemble(Path("root"), make_raw(names, captions, None), include_unsplit=False)
-    assert dataset.notes == (HASHED_SPLIT,)
+    assert (dataset.split_rule, dataset.notes) == (SplitRule.HASH, ())
     assert {image.image_id: image.split for image in dataset.images} == {
         name: hash_split(name) for name in names
     }

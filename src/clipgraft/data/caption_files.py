@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, tidy
-from clipgraft.data.split_names import splits_of_folders
+from clipgraft.data.split_names import SplitRule, splits_of_folders
 from clipgraft.errors import DataError
 
 EXTENSIONS = (".txt", ".caption")
@@ -42,7 +42,12 @@ def read_caption_files(folder: DataFolder) -> RawDataset | None:
     files = {"captions": ", ".join(f"*{suffix}" for suffix in sorted(suffixes)) or "names of folders"}
     splits = splits_of_folders(folder.images)
     return RawDataset(
-        "caption files beside images", files | {"images": "."}, folder.images, captions, splits or None
+        "caption files beside images",
+        files | {"images": "."},
+        folder.images,
+        captions,
+        splits or None,
+        SplitRule.FOLDERS,
     )
 
 

@@ -63,6 +63,8 @@ class DatasetCheck:
     root: str
     format: str
     files: dict[str, str]
+    split_rule: str
+    """What decides the split of each image."""
     notes: tuple[str, ...]
     fingerprint: str
     counts: dict[Split, dict[str, int]]
@@ -122,6 +124,7 @@ def check_dataset(
         root=str(dataset.root),
         format=dataset.format,
         files=dataset.files,
+        split_rule=str(dataset.split_rule),
         notes=dataset.notes,
         fingerprint=dataset.fingerprint,
         counts=dataset.counts,
@@ -159,6 +162,7 @@ def render(check: DatasetCheck) -> RenderableType:
     return Group(
         Text.assemble((check.format, "bold"), " in ", (_plain(check.root), "cyan")),
         *[Text(f"  {role}: {_plain(name)}", style="dim") for role, name in check.files.items()],
+        Text(f"  splits: {_plain(check.split_rule)}", style="dim"),
         *[Text(f"  note: {_plain(note)}", style="yellow") for note in check.notes],
         Text(),
         _counts_table(check),

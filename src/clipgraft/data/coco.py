@@ -9,7 +9,7 @@ from typing import Any
 from clipgraft.data.dataset import Split
 from clipgraft.data.names import NameIndex, check_image_name
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, tidy
-from clipgraft.data.split_names import split_of_file
+from clipgraft.data.split_names import SplitRule, split_of_file
 from clipgraft.errors import DataError
 
 _COCO_NAME = re.compile(r"captions_((train|val|test)\w*)", re.IGNORECASE)
@@ -40,7 +40,7 @@ def read_coco(folder: DataFolder) -> RawDataset | None:
         captions += read
         if split := split_of_file(path.stem):
             claim_split(splits, (caption.image_id for caption in read), split, str(path))
-    return RawDataset("COCO captions", files, photographs, captions, splits or None)
+    return RawDataset("COCO captions", files, photographs, captions, splits or None, SplitRule.FILES)
 
 
 def json_files(folder: DataFolder) -> list[Path]:

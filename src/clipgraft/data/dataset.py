@@ -65,9 +65,11 @@ class CaptionDataset:
     images: CaptionedImages
     excluded: tuple[Excluded, ...]
     notes: tuple[str, ...] = ()
-    """Oddities, such as another encoding than UTF-8 or splits derived from names."""
+    """Oddities, such as another encoding than UTF-8."""
     damaged: Mapping[str, str] = field(default_factory=dict)
     """Image id -> reason, of photographs that were skipped."""
+    split_rule: str = ""
+    """What decides the splits: a `SplitRule`, or other words."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}

@@ -19,6 +19,7 @@ from clipgraft.data.raw import (
     claim_split,
     tidy,
 )
+from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError
 
 IMAGE_FOLDERS = (
@@ -85,7 +86,7 @@ def read_flickr8k(folder: DataFolder) -> RawDataset | None:
         photographs=folder.list_images(image_dir),
         captions=captions,
         splits=splits,
-        is_split_named=splits is not None,
+        split_rule=SplitRule.LISTS,
     )
 
 

@@ -9,7 +9,7 @@ from clipgraft.data.coco import json_files
 from clipgraft.data.dataset import Split
 from clipgraft.data.names import NameIndex, check_image_name
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, tidy
-from clipgraft.data.split_names import parse_split
+from clipgraft.data.split_names import SplitRule, parse_split
 from clipgraft.errors import DataError
 
 
@@ -28,7 +28,7 @@ def read_karpathy(folder: DataFolder) -> RawDataset | None:
         if image.get("split") not in (None, ""):
             claim_split(splits, [name], parse_split(image["split"], where), where)
     files = {"captions": folder.name(path), "images": "."}
-    return RawDataset("Karpathy's JSON", files, folder.images, captions, splits or None)
+    return RawDataset("Karpathy's JSON", files, folder.images, captions, splits or None, SplitRule.KARPATHY)
 
 
 def with_karpathy_split(folder: DataFolder, raw: RawDataset) -> RawDataset:
@@ -39,14 +39,17 @@ def with_karpathy_split(folder: DataFolder, raw: RawDataset) -> RawDataset:
     path = _nearest_to_images(folder)
     if path is None or folder.name(path) in raw.files.values():
         return raw
-    if raw.splits is not None and raw.is_split_named:
+    if raw.splits is not None and raw.split_rule in (SplitRule.LISTS, SplitRule.COLUMN):
         folder.note("there too, and its split not used: ", folder.name(path))
         return raw
     splits: dict[str, Split] = {}
     for where, name, image in _entries(folder, path, NameIndex(raw.photographs)):
         if name in raw.photographs and image.get("split") not in (None, ""):
             claim_split(splits, [name], parse_split(image["split"], where), where)
-    return replace(raw, splits=splits, files=raw.files | {"splits": folder.name(path)}) if splits else raw
+    if not splits:
+        return raw
+    files = raw.files | {"splits": folder.name(path)}
+    return replace(raw, splits=splits, split_rule=SplitRule.KARPATHY, files=files)
 
 
 def _nearest_to_images(folder: DataFolder) -> Path | None:

@@ -18,6 +18,7 @@ from clipgraft.data.containers import has_photograph
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, Split
 from clipgraft.data.encodings import decode_text
 from clipgraft.data.names import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, NameIndex
+from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError, printable
 from clipgraft.files import LONE_SURROGATE, inside, parse_json, read_bytes
 from clipgraft.settings import DataSettings
@@ -38,7 +39,6 @@ MASK = "mask of another image (OneTrainer)"
 MASK_ENDS = ("-masklabel", "-condlabel")
 NOT_UTF8 = "file name that is not UTF-8"
 LONG_CAPTION = f"caption of over {MAX_CAPTION_CHARACTERS:,} characters"
-HASHED_SPLIT = "no split is named, so a hash of each image's name decides: 80% train, 10% val, 10% test"
 
 
 DOCUMENT_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson"})
@@ -63,8 +63,8 @@ class RawDataset:
     captions: list[RawCaption]
     splits: Mapping[str, Split] | None
     """Split of each image id; None without named splits (`hash_split` decides)."""
-    is_split_named: bool = False
-    """Whether lists or a column of the data set's own name the splits."""
+    split_rule: SplitRule = SplitRule.HASH
+    """What decided `splits`."""
 
 
 class DataFolder:
@@ -248,11 +248,13 @@ def assemble(
     excluded.extend(Excluded("image", name, NEITHER) for name in sorted((raw.splits or {}).keys() - known))
     if not images:
         raise DataError(_nothing_remains(root, raw, excluded))
-    notes = tuple(map(printable, notes)) + ((HASHED_SPLIT,) if raw.splits is None else ())
+    notes = tuple(map(printable, notes))
     if num_respelt:
         notes += (f"{num_respelt:,} image name(s) differ from their files' in case or Unicode form",)
     files = {printable(role): printable(name) for role, name in raw.files.items()}
-    return CaptionDataset(root, raw.format, files, CaptionedImages(images), tuple(excluded), notes)
+    rule = SplitRule.HASH if raw.splits is None else raw.split_rule
+    included = CaptionedImages(images)
+    return CaptionDataset(root, raw.format, files, included, tuple(excluded), notes, split_rule=rule)
 
 
 def _match_names(raw: RawDataset) -> tuple[RawDataset, int]:

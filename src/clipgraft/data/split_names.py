@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +20,19 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+
+
+class SplitRule(StrEnum):
+    """What decides the split of each image, in words."""
+
+    LISTS = "split lists"
+    COLUMN = "a split column or field"
+    KARPATHY = "Karpathy's JSON"
+    FILES = "names of caption files"
+    FOLDERS = "names of folders"
+    HASH = "no split is named, so a hash of each image's name: 80% train, 10% val, 10% test"
+
+
 _IN_FILE_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_NAMES)})(?:[^a-z]|$)")
 
 

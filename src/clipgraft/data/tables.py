@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from clipgraft.data.dataset import Split
 from clipgraft.data.names import NameIndex, check_image_name, has_image_suffix
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, tidy
-from clipgraft.data.split_names import parse_split, split_of_file, splits_of_folders
+from clipgraft.data.split_names import SplitRule, parse_split, split_of_file, splits_of_folders
 from clipgraft.errors import DataError
 from clipgraft.files import parse_json
 from clipgraft.settings import DataSettings
@@ -130,10 +130,8 @@ def _read_tables(
         roles = {f"captions {path.stem}": path for path in paths}
     files = {role: folder.name(path) for role, path in roles.items()} | {"images": "."}
     by_folder = {} if splits else splits_of_folders(folder.images)
-    named = splits or by_folder or None
-    return RawDataset(
-        format, files, folder.images, captions, named, is_split_named=bool(splits) and not split_of
-    )
+    rule = SplitRule.FOLDERS if by_folder else SplitRule.FILES if split_of else SplitRule.COLUMN
+    return RawDataset(format, files, folder.images, captions, splits or by_folder or None, rule)
 
 
 def _read_row(
