@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,3 +148,33 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 def test_room_on_the_disk_is_taken_at_once(tmp_path):
     TokenStates(tmp_path / "states.bin", torch.tensor([100_000]), (2, 2))
     assert (tmp_path / "states.bin").stat().st_blocks * 512 >= 100_000 * 4 * 2
+
+
+def bucketed():
+    """Ten latents in three sizes, their values and captions numbered from 0 and 10."""
+    sizes = [(2, 2), (1, 4), (2, 2), (2, 2), (4, 1), (2, 2), (1, 4), (2, 2), (1, 4), (1, 4)]
+    latents = [torch.full((4, *size), float(index)) for index, size in enumerate(sizes)]
+    input_ids = [[[1, index, 2], [1, index, index, 2]] for index in range(10, 20)]
+    bucket_of = np.array([{(2, 2): 0, (1, 4): 1, (4, 1): 2}[size] for size in sizes], np.uint8)
+    sizes = {"eos_token_id": 2, "context_length": 6, "batch_size": 3, "seed": 4, "num_epochs": 2}
+    return LatentBatches(latents, input_ids, **sizes, bucket_of=bucket_of)
+
+
+def test_batches_hold_one_bucket_and_epochs_every_image():
+    batches = bucketed()
+    for epoch in (0, 1):
+        seen = list(batches.epoch(epoch, 0))
+        assert len(seen) == len(batches) == 2 + 2 + 1
+        items = torch.cat([batch["latents"][:, 0, 0, 0] for batch in seen])
+        assert sorted(items.tolist()) == list(range(10))
+        for index, batch in enumerate(seen):
+            assert batch["input_ids"][:, 1].tolist() == (batch["latents"][:, 0, 0, 0] + 10).tolist()
+            assert batch["progress"].item() == pytest.approx((epoch + index / 5) / 2)
+
+
+def test_buckets_from_a_position_equal_the_unbroken_epoch():
+    batches = bucketed()
+    whole = list(batches.epoch(1, 0))
+    for start in range(len(whole)):
+        for one, other in zip(whole[start:], batches.epoch(1, start), strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in one)

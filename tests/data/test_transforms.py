@@ -77,10 +77,17 @@ def test_vae_pixels_fit_the_square_or_are_cropped_to_its_middle() -> None:
     torch.testing.assert_close(vae_pixel_values([image, middle], 32), torch.stack([expected, expected]))
 
 
+def test_vae_pixels_fill_a_bucket_and_lose_only_what_stands_out() -> None:
+    image = picture(96, 64)  # upright 2:1 keeps 32 of 96 columns
+    expected = torch.from_numpy(np.array(image.crop((32, 0, 64, 64)))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(vae_pixel_values([image], 64, 32)[0], expected)
+    assert vae_pixel_values([image], 16, 40).shape == (1, 3, 16, 40)
+
+
 @pytest.mark.parametrize("size", [0, -8, 100])
 def test_vae_size_that_the_vae_cannot_halve_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"size must be a positive multiple of 8 pixels; got {size}"):
-        vae_pixel_values([picture(32, 32)], size)
+        vae_pixel_values([picture(32, 32)], 32, size)
 
 
 def test_captions_are_padded_with_eos_to_the_longest(tokenizer: CLIPTokenizer) -> None:

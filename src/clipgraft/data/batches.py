@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipgraft.data.buckets import bucket_batches, num_bucket_batches
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
@@ -96,17 +97,19 @@ class LatentBatches(ShuffledBatches):
     """Cached latents, each with one of its captions, drawn anew every epoch.
 
     Args:
-        latents: Scaled, (N, 4, h, w).
+        latents: Scaled, N of (4, h, w), of equal size within a bucket.
         input_ids: Token ids of each image's captions, unpadded.
         eos_token_id: Pads captions to `context_length`.
         context_length: Positions of the text encoder, all read by the U-Net.
         batch_size, seed: See `ShuffledBatches`.
         num_epochs: Epochs of the whole training; 0 leaves `progress` out.
+        bucket_of: Bucket of each image, (N,); None = one for all. A batch holds one bucket, and is smaller
+            where a bucket ends (see `bucket_batches`).
     """
 
     def __init__(
         self,
-        latents: Tensor,
+        latents: Sequence[Tensor] | Tensor,
         input_ids: Sequence[Sequence[Sequence[int]]],
         *,
         eos_token_id: int,
@@ -114,10 +117,20 @@ class LatentBatches(ShuffledBatches):
         batch_size: int,
         seed: int,
         num_epochs: int = 0,
+        bucket_of: np.ndarray | None = None,
     ):
         super().__init__(len(latents), batch_size, seed)
         self.latents, self.input_ids, self.num_epochs = latents, input_ids, num_epochs
         self.eos_token_id, self.context_length = eos_token_id, context_length
+        self.bucket_of = np.zeros(len(latents), np.uint8) if bucket_of is None else bucket_of
+        self.num_batches = num_bucket_batches(self.bucket_of, batch_size)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def rows(self, order: np.ndarray, start: int) -> Iterator[np.ndarray]:
+        """Yield the items of each batch from `start` on."""
+        yield from bucket_batches(order, self.bucket_of, self.batch_size)[start:]
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
         """Yield `latents` (B, 4, h, w), `input_ids` (B, context_length), `progress` (1,) in [0, 1)."""
@@ -126,7 +139,7 @@ class LatentBatches(ShuffledBatches):
         for index, rows in enumerate(self.rows(order, start), start):
             captions = [self.input_ids[i][int(draws[i] * len(self.input_ids[i]))] for i in rows]
             batch = {
-                "latents": self.latents[torch.from_numpy(rows)],
+                "latents": torch.stack([self.latents[i] for i in rows]),
                 "input_ids": pad_input_ids(captions, self.eos_token_id, self.context_length),
             }
             if self.num_epochs:

@@ -149,14 +149,17 @@ def _settings_sum(processor: ImageProcessor) -> str:
     return sha256(json.dumps([settings, versions], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def vae_pixel_values(images: Iterable[Image.Image], size: int) -> Tensor:
-    """Resize and centre-crop RGB images: (B, 3, size, size) float32 in [-1, 1].
+def vae_pixel_values(images: Iterable[Image.Image], height: int, width: int | None = None) -> Tensor:
+    """Resize and centre-crop RGB images: (B, 3, height, width) float32 in [-1, 1].
 
-    `size` is a multiple of 8 pixels (the VAE halves it three times); interpolation is bicubic.
+    Sides are multiples of 8 pixels (the VAE halves them three times), equal without a width; interpolation
+    is bicubic.
     """
-    if size < 8 or size % 8:
-        raise UserError(f"size must be a positive multiple of 8 pixels; got {size}")
-    crops = [np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)) for image in images]
+    width = height if width is None else width
+    for side in (height, width):
+        if side < 8 or side % 8:
+            raise UserError(f"size must be a positive multiple of 8 pixels; got {side}")
+    crops = [np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)) for image in images]
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # (B, 3, H, W) uint8
     return pixels.float().div(127.5).sub(1).contiguous()
 

@@ -19,7 +19,7 @@ def noise_pred_errors(
     encoder: nn.Module,
     teacher: nn.Module,
     alphas_cumprod: Tensor,
-    latents: Tensor,
+    latents: Sequence[Tensor] | Tensor,
     input_ids: Tensor,
     *,
     timesteps: Sequence[int] = TIMESTEPS,
@@ -30,7 +30,7 @@ def noise_pred_errors(
         unet: On the same device as both encoders (in eval mode).
         teacher: The base's own text encoder.
         alphas_cumprod: (T,), of the scheduler.
-        latents: (N, 4, h, w), scaled.
+        latents: N of (4, h, w), scaled.
         input_ids: (N, L) int64, one caption per image.
 
     Returns:
@@ -39,11 +39,11 @@ def noise_pred_errors(
     """
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(NOISE_SEED)
-    noise = torch.randn(latents.shape, generator=generator)
+    noise = [torch.randn(each.shape, generator=generator) for each in latents]
     empty = torch.full_like(input_ids[:1], int(input_ids[0, -1]))  # EOS pads, and fills the empty prompt
     empty[0, 0] = input_ids[0, 0]
     totals = torch.zeros(len(timesteps), 2, dtype=torch.float64)
-    for rows in torch.arange(len(latents)).split(BATCH_SIZE):
+    for rows in _of_one_size(latents):
         ids = input_ids[rows].to(device)
         states = [
             text_hidden_states(encoder, ids),
@@ -52,7 +52,8 @@ def noise_pred_errors(
         ]
         for index, timestep in enumerate(timesteps):
             alpha = alphas_cumprod[timestep].item()
-            noisy = alpha**0.5 * latents[rows].float() + (1 - alpha) ** 0.5 * noise[rows]
+            pairs = ((latents[row].float(), noise[row]) for row in rows)
+            noisy = torch.stack([alpha**0.5 * own + (1 - alpha) ** 0.5 * added for own, added in pairs])
             noisy = noisy.to(device, unet.dtype)
             # To the CPU first: Apple's GPUs have no float64.
             student, own, blank = (
@@ -62,3 +63,15 @@ def noise_pred_errors(
             totals[index, 1] += (blank - own).square().sum()
     ratios = (totals[:, 0] / totals[:, 1]).tolist()
     return {str(timestep): ratio for timestep, ratio in zip(timesteps, ratios, strict=True)}
+
+
+def _of_one_size(latents: Sequence[Tensor] | Tensor) -> list[list[int]]:
+    """Batch rows of equal sizes, in the order of their first rows."""
+    rows_of: dict[torch.Size, list[int]] = {}
+    for row, each in enumerate(latents):
+        rows_of.setdefault(each.shape, []).append(row)
+    return [
+        rows[start : start + BATCH_SIZE]
+        for rows in rows_of.values()
+        for start in range(0, len(rows), BATCH_SIZE)
+    ]
