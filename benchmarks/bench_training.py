@@ -58,7 +58,7 @@ def photographs(folder: Path, number: int) -> list[CaptionedImage]:
     for image in load_dataset().images[:number]:
         path = folder / f"{Path(image.image_id).stem}.jpg"
         if not path.is_file():
-            with Image.open(image.path) as picture:
+            with Image.open(image.file) as picture:
                 picture.convert("RGB").resize(PHOTOGRAPH, Image.Resampling.BICUBIC).save(path, quality=90)
         images.append(CaptionedImage(path.name, path, image.captions, "train"))
     return images
@@ -201,10 +201,10 @@ def measure_growth(folder: Path, tiny: bool, precision: str) -> list[dict[str, f
         images = photographs(folder, number)
         processor = CLIPImageProcessorPil()
         begun = time.perf_counter()
-        crops = cut_crops([image.path for image in images], processor, folder / f"crops{number}")
+        crops = cut_crops([image.file for image in images], processor, folder / f"crops{number}")
         cut = time.perf_counter() - begun
         begun = time.perf_counter()
-        cut_crops([image.path for image in images], processor, folder / f"crops{number}")
+        cut_crops([image.file for image in images], processor, folder / f"crops{number}")
         found_again = time.perf_counter() - begun
         step = our_step(images, crops, tiny, mixed_precision=precision)
         step()
@@ -243,7 +243,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     """Measure everything, print it, write it."""
     five, tiny = photographs(folder, NUM_IMAGES), options.tiny
     images = [replace(image, captions=image.captions[:1]) for image in five]
-    crops = cut_crops([image.path for image in images], CLIPImageProcessorPil(), folder / "crops")
+    crops = cut_crops([image.file for image in images], CLIPImageProcessorPil(), folder / "crops")
     precision = choose_mixed_precision("auto", torch.device("cpu"))
     is_bf16 = precision == "bf16"
     steps = {
@@ -311,7 +311,7 @@ def main() -> None:
     quiet_libraries()
     if options.memory_of:
         images = photographs(options.folder, NUM_IMAGES)
-        crops = cut_crops([image.path for image in images], CLIPImageProcessorPil(), options.folder / "crops")
+        crops = cut_crops([image.file for image in images], CLIPImageProcessorPil(), options.folder / "crops")
         our_step(images, crops, options.tiny, accumulation=options.memory_of)()
         print(peak_of_this_process())
         return

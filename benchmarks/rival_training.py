@@ -35,7 +35,7 @@ class PlainDataset(Dataset):
         text = self.clip.tokenizer(
             image.captions[0], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         )
-        with Image.open(image.path) as picture:
+        with Image.open(image.file) as picture:
             pixels = self.clip.image_processor(picture.convert("RGB"), return_tensors="pt").pixel_values[0]
         return {"input_ids": text.input_ids[0], "pixel_values": pixels}
 
@@ -118,7 +118,7 @@ def open_clip_seconds(
 ) -> list[float]:
     """Seconds of each step but the first of an epoch of open_clip's training program."""
     table = folder / "open_clip.csv"
-    rows = [f"{image.path}\t{image.captions[0]}" for image in images]
+    rows = [f"{image.file}\t{image.captions[0]}" for image in images]
     table.write_text("\n".join(["filepath\ttitle", *rows]) + "\n", encoding="utf-8")
     output = subprocess.run(
         [

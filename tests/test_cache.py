@@ -1,6 +1,5 @@
-"""Cached arrays are found by key, and made anew where damaged; checksums are of what files hold now."""
+"""Cached arrays are found by key, and made anew where damaged."""
 
-import hashlib
 import os
 import pickle
 
@@ -9,8 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from clipgraft.cache import CachedArrays, ContentCache, content_sums
-from clipgraft.errors import MissingFileError
+from clipgraft.cache import CachedArrays, ContentCache
 
 ARRAYS = {
     "bytes": np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8),
@@ -90,24 +88,3 @@ def test_arrays_are_sent_to_another_process_without_content(tmp_path):
     sent = pickle.dumps(arrays)
     assert len(sent) < ARRAYS["bytes"].nbytes
     assert np.array_equal(pickle.loads(sent)[0], ARRAYS["bytes"])
-
-
-def test_sums_are_sha256_in_the_order_of_the_paths(tmp_path):
-    paths = [tmp_path / f"{index}.jpg" for index in range(20)]
-    for index, path in enumerate(paths):
-        path.write_bytes(bytes([index]) * 1000)
-    expected = [hashlib.sha256(bytes([index]) * 1000).hexdigest() for index in range(20)]
-    assert content_sums(paths) == expected == content_sums(paths)
-
-
-def test_file_that_changed_since_is_read_again(tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"one")
-    before = content_sums([path])
-    path.write_bytes(b"other")
-    assert content_sums([path]) == [hashlib.sha256(b"other").hexdigest()] != before
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=r"gone\.jpg: no such image"):
-        content_sums([tmp_path / "gone.jpg"])

@@ -5,8 +5,6 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -14,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from clipgraft.errors import MissingFileError, UserError
-from clipgraft.files import clear_parts, file_sha256, write_bytes
+from clipgraft.errors import UserError
+from clipgraft.files import clear_parts, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -121,26 +119,3 @@ def cache_dir() -> Path:
         raise UserError(
             "no home folder to keep a cache in; set XDG_CACHE_HOME to a folder that can be written"
         ) from error
-
-
-def content_sums(paths: Sequence[Path]) -> list[str]:
-    """Return each file's sha256 (hex); unchanged files are read once per process.
-
-    Raises:
-        MissingFileError: If one is missing.
-    """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter's lock
-        return list(pool.map(_content_sum, paths))
-
-
-def _content_sum(path: Path) -> str:
-    try:
-        found = path.stat()
-        return _sum_of(path, found.st_size, found.st_mtime_ns)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such image") from None
-
-
-@cache
-def _sum_of(path: Path, _size: int, _mtime_ns: int) -> str:
-    return file_sha256(path)

@@ -181,7 +181,7 @@ def test_an_image_without_finite_latents_is_named(world):
     with torch.no_grad():
         base.vae.quant_conv.bias[0] = float("nan")
     for _ in range(2):
-        with pytest.raises(DataError, match=f"no finite latents of .*{images[0].path.name}; take the image"):
+        with pytest.raises(DataError, match=f"no finite latents of .*{images[0].file.name}; take the image"):
             load_latents(base, images, 64)
 
 

@@ -136,7 +136,7 @@ def test_json_holds_every_field(folder: Path, tokenizer: CLIPTokenizer) -> None:
     assert content["counts"]["train"] == {"images": 2, "captions": 3}
     assert content["captions_per_image"] == {"1": 3, "2": 1}
     assert content["caption_tokens"] == {"shortest": 4, "median": 8, "longest": 82}
-    assert content["samples"][0]["path"].endswith("c.png")
+    assert content["samples"][0]["file"].endswith("c.png")
 
 
 def test_real_folder_is_whole(flickr8k_dir: Path) -> None:

@@ -200,7 +200,7 @@ def test_pixels_decide_and_never_the_extension(tmp_path: Path, name: str, image_
     (tmp_path / "b.txt").write_text("Is excluded.")
     dataset = load_dataset(tmp_path)
     assert [image.image_id for image in dataset.images] == [name]
-    assert open_image(dataset.images[0].path).size == (WIDTH, HEIGHT)
+    assert open_image(dataset.images[0].file).size == (WIDTH, HEIGHT)
     assert Excluded("image", "b.gif", OTHER_FORMAT) in dataset.excluded
 
 

@@ -45,7 +45,7 @@ def test_official_form_is_found_and_its_files_are_named(tmp_path: Path) -> None:
     assert dataset.notes == ("no list of the test split",)
     assert captions_of(dataset) == EXPECTED
     assert {image.image_id: image.split for image in dataset.images} == {"a.jpg": "train", "b.jpg": "val"}
-    assert dataset.images[0].path == tmp_path / "Images" / "a.jpg"
+    assert dataset.images[0].file == tmp_path / "Images" / "a.jpg"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_caption_file_alone_is_a_source(tmp_path: Path, file: str, text: str) ->
         tmp_path, {"images/a.jpg": "", "images/a.txt": "beside", "b.csv": "image,caption\n", file: text}
     )
     (image,) = load_dataset(root / file).images
-    assert (image.path, image.captions) == (root / "images" / "a.jpg", ("A dog, red",))
+    assert (image.file, image.captions) == (root / "images" / "a.jpg", ("A dog, red",))
 
 
 def test_file_without_captions_is_refused_as_a_source(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_pairs_of_image_and_captions_are_a_dataset(tmp_path: Path) -> None:
     dataset = load_dataset(pairs)
     assert captions_of(dataset) == {"x/a.jpg": ("A dog", "Dogs"), "y/b.png": ("A cat",)}
     assert splits_of(dataset) == {name: hash_split(name) for name in ("x/a.jpg", "y/b.png")}
-    assert [image.path for image in dataset.images] == [tmp_path / "x" / "a.jpg", tmp_path / "y" / "b.png"]
+    assert [image.file for image in dataset.images] == [tmp_path / "x" / "a.jpg", tmp_path / "y" / "b.png"]
     with pytest.raises(DataError, match="no image with a caption remains"):
         load_dataset([])
 

@@ -60,7 +60,7 @@ def options(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> dict:
 
 
 def batches_of(images: list[CaptionedImage], **options) -> CaptionedBatches:
-    crops = [clip_crop(open_image(image.path), options["processor"]) for image in images]
+    crops = [clip_crop(open_image(image.file), options["processor"]) for image in images]
     return CaptionedBatches(images, crops, **options)
 
 
@@ -83,7 +83,7 @@ def test_batch_holds_each_image_with_one_of_its_own_captions(
     assert batch["image_ids"] == [image.image_id for image in picked]
     assert (batch["input_ids"].dtype, batch["image_index"].dtype) == (torch.int64, torch.int64)
     assert torch.equal(batch["caption_image"], batch["image_index"])
-    expected = clip_pixel_values([open_image(image.path) for image in picked], options["processor"])
+    expected = clip_pixel_values([open_image(image.file) for image in picked], options["processor"])
     assert torch.equal(batch["clip_pixel_values"], expected)
     length = batch["input_ids"].shape[1]
     for image, row in zip(picked, batch["input_ids"], strict=True):
@@ -118,7 +118,7 @@ def test_captions_are_padded_to_the_longest_or_a_multiple(
 
 def test_files_of_equal_bytes_have_one_content_number(images: list[CaptionedImage], tmp_path: Path) -> None:
     copy = tmp_path / "copy.png"
-    copy.write_bytes(images[1].path.read_bytes())
+    copy.write_bytes(images[1].file.read_bytes())
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
     assert duplicate_ids([*images[:3], twin]) == [0, 1, 2, 1]
 
@@ -127,7 +127,7 @@ def test_batch_tells_which_of_its_images_are_equal_files(
     images: list[CaptionedImage], options: dict, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.png"
-    copy.write_bytes(images[1].path.read_bytes())
+    copy.write_bytes(images[1].file.read_bytes())
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
     batches = batches_of([*images[:3], twin], **options)
     batch = next(iter(batches.epoch(0, 0)))
@@ -272,7 +272,7 @@ def test_captions_come_alone_where_no_crops_are_given(images: list[CaptionedImag
 def test_truncated_captions_are_counted_and_keep_their_eos(
     images: list[CaptionedImage], options: dict
 ) -> None:
-    long = CaptionedImage("0.png", images[0].path, ("a b c " * 30, "a"), "train")
+    long = CaptionedImage("0.png", images[0].file, ("a b c " * 30, "a"), "train")
     dataset = ImageCaptionDataset([long], None, tokenizer=options["tokenizer"], seed=0, captions_per_image=2)
     assert dataset.num_truncated == 1
     longest = max(dataset[EpochIndex(0, 0)].input_ids, key=len)

@@ -51,13 +51,13 @@ def test_validation_loss_is_the_training_loss_of_the_images(world, settings):
             parameter.add_(0.02 * torch.randn(parameter.shape))
     found = Validator(clip, objective, images, recipe.finetune).measure()["val_loss"]
     count = recipe.finetune.captions_per_image
-    opened = [Image.open(image.path) for image in images]
+    opened = [Image.open(image.file) for image in images]
     captions = [caption for image in images for caption in image.captions[:count]]
     whole = Pass(
         clip.image_processor(images=opened, return_tensors="pt").pixel_values.double(),
         tokenize(captions, clip.tokenizer, pad_to_context_length=True),
         owner=[index for index in range(4) for _ in range(count)],
-        content=[image.path.read_bytes() for image in images],
+        content=[image.file.read_bytes() for image in images],
     )
     weight = recipe.finetune.distill_weight
     plain = plain_loss(clip.model.double(), before, None, [whole], duplicate_images="mask", distill=weight)

@@ -118,7 +118,7 @@ class TinyRun:
         return plain
 
     def library_pixels(self, batch):
-        paths = [self.images[index].path for index in batch["image_index"]]
+        paths = [self.images[index].file for index in batch["image_index"]]
         images = [Image.open(path).convert("RGB") for path in paths]
         return self.clip.image_processor(images=images, return_tensors="pt").pixel_values.double()
 
@@ -137,7 +137,7 @@ class TinyRun:
             whole["pixels"],
             whole["ids"],
             owner=[index.index(image) for image in whole["caption_image"].tolist()],
-            content=[self.images[image].path.read_bytes() for image in index],
+            content=[self.images[image].file.read_bytes() for image in index],
         )
 
     def passes(self, pixels):

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
+from clipgraft.cache import CachedArrays, ContentCache, cache_dir
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
+from clipgraft.data.image_file import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError, UserError
@@ -66,7 +67,7 @@ def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) 
         DataError: If the VAE's latents of an image are not finite.
     """
     assert base.vae is not None
-    sums = content_sums([image.path for image in images])
+    sums = content_sums([image.file for image in images])
     key = fingerprint(sums, size, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
     cache = ContentCache(cache_dir() / "latents", "latents")
     found = cache.find([key])
@@ -81,13 +82,13 @@ def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Te
     with track("encoding latents", len(images)) as update:
         for start in range(0, len(images), ENCODE_BATCH_SIZE):
             batch = images[start : start + ENCODE_BATCH_SIZE]
-            opened = (open_image(image.path) for image in batch)
+            opened = (open_image(image.file) for image in batch)
             pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
             encoded.append(base.encode_latents(pixels).half().cpu())
             for row, image in zip(encoded[-1], batch, strict=True):
                 if not row.isfinite().all():
                     raise DataError(
-                        f"the base's VAE makes no finite latents of {image.path}; take the image out of "
+                        f"the base's VAE makes no finite latents of {image.file}; take the image out of "
                         "the source, or set refine.mixed_precision to no"
                     )
             update(start + len(batch), "images")

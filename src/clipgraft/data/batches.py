@@ -31,7 +31,7 @@ def load_pixels(images: Sequence[CaptionedImage], size: int) -> Tensor:
     """Decode images to (N, 3, size, size) uint8, resized and centre-cropped."""
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for index, image in enumerate(images):
-        pixels[index] = to_uint8(vae_pixel_values([open_image(image.path)], size)[0])
+        pixels[index] = to_uint8(vae_pixel_values([open_image(image.file)], size)[0])
     return pixels
 
 

@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from clipgraft.cache import content_sums
 from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionDataset, CaptionedImage, Split
+from clipgraft.data.image_file import content_sums
 from clipgraft.data.images import open_image
 from clipgraft.errors import DataError, MissingFileError, printable
 
@@ -182,9 +182,9 @@ def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None])
     unreadable: dict[str, str] = {}
     for image in images:
         try:
-            open_image(image.path)
+            open_image(image.file)
         except (DataError, MissingFileError) as error:
-            unreadable[image.image_id] = str(error).removeprefix(f"{image.path}: ")
+            unreadable[image.image_id] = str(error).removeprefix(f"{image.file}: ")
         on_image()
     return unreadable
 
@@ -193,7 +193,7 @@ def _equal_images(images: Iterable[CaptionedImage], unreadable: Mapping[str, str
     """Group images with equal files: image id -> split."""
     readable = [image for image in images if image.image_id not in unreadable]
     groups: dict[str, dict[str, Split]] = {}
-    for image, content in zip(readable, content_sums([image.path for image in readable]), strict=True):
+    for image, content in zip(readable, content_sums([image.file for image in readable]), strict=True):
         groups.setdefault(content, {})[image.image_id] = image.split
     return [group for group in groups.values() if len(group) > 1]
 

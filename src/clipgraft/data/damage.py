@@ -9,14 +9,14 @@ from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
+from clipgraft.cache import CachedArrays, ContentCache, cache_dir
 from clipgraft.console import say, track
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded
 from clipgraft.data.formats import load_dataset
+from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -84,13 +84,13 @@ def skip_damaged(dataset: CaptionDataset) -> CaptionDataset:
 def _find_damaged(images: Sequence[CaptionedImage]) -> dict[str, str]:
     """Return why photographs are damaged, by image id."""
     cache = ContentCache(cache_dir() / "damage" / _bounds_sum(), "verdicts")
-    sums = content_sums([image.path for image in images])
+    sums = content_sums([image.file for image in images])
     known = cache.find(sums)
-    todo = list({k: image.path for k, image in zip(sums, images, strict=True) if k not in known}.items())
+    todo = list({k: image.file for k, image in zip(sums, images, strict=True) if k not in known}.items())
     with track("checking images", len(todo)) as update, ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(todo), SEGMENT_IMAGES):
             part, verdicts = todo[start : start + SEGMENT_IMAGES], dict[str, np.ndarray]()
-            for (key, _), why in zip(part, pool.map(_why_damaged, [path for _, path in part]), strict=True):
+            for (key, _), why in zip(part, pool.map(_why_damaged, [file for _, file in part]), strict=True):
                 verdicts[key] = np.frombuffer(b"\0" + why.encode(), np.uint8)  # never empty
                 update(start + len(verdicts), "decoded")
             known |= cache.add(verdicts)
@@ -98,17 +98,17 @@ def _find_damaged(images: Sequence[CaptionedImage]) -> dict[str, str]:
     return {image.image_id: why for image, why in zip(images, reasons, strict=True) if why}
 
 
-def _why_damaged(path: Path) -> str:
+def _why_damaged(file: ImageFile) -> str:
     """Return why a photograph cannot be used; "" if it can."""
     try:
-        with opened_image(path) as image:
+        with opened_image(file) as image:
             is_large = image.width * image.height > PARALLEL_PIXELS
             with _LARGE_IMAGE if is_large else nullcontext():
                 decode(image)
     except DataError as error:
         if isinstance(error.__cause__, MemoryError):  # says nothing of the file
             raise
-        return str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{file}: ")
     return ""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from clipgraft.cache import content_sums
+from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.errors import DataError, UserError
 
 Split = Literal["train", "val", "test"]
@@ -23,7 +23,7 @@ class CaptionedImage:
 
     image_id: str
     """File name relative to the image folder, with forward slashes: `1000268201_693b08cb0e.jpg`."""
-    path: Path
+    file: ImageFile
     captions: tuple[str, ...]
     split: Split
 
@@ -133,7 +133,7 @@ def merge_duplicates(images: Sequence[CaptionedImage]) -> tuple[CaptionedImage, 
     Retrieval cannot tell copies apart, so each is a right answer.
     """
     merged: dict[str, CaptionedImage] = {}
-    for image, content in zip(images, content_sums([image.path for image in images]), strict=True):
+    for image, content in zip(images, content_sums([image.file for image in images]), strict=True):
         first = merged.get(content)
         merged[content] = replace(first, captions=first.captions + image.captions) if first else image
     return tuple(merged.values())

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
@@ -24,7 +23,8 @@ from clipgraft.data.containers import (
     pixels_alone,
     without_extras,
 )
-from clipgraft.errors import DataError, MissingFileError
+from clipgraft.data.image_file import ImageFile, read_image_bytes
+from clipgraft.errors import DataError
 
 MAX_PIXELS = 100_000_000
 """Pixels of one image; for their memory see docs/data.md."""
@@ -51,7 +51,7 @@ _SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 _FILTERS = threading.Lock()
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(file: ImageFile) -> Image.Image:
     """Open and decode an image file to 8-bit RGB.
 
     Readable EXIF rotation is applied, grayscale, palette and CMYK are converted, transparency becomes white;
@@ -61,21 +61,18 @@ def open_image(path: Path) -> Image.Image:
         MissingFileError: If there is no such file.
         DataError: If it is empty, of another format, damaged, or out of the bounds of this module.
     """
-    with opened_image(path) as image:
+    with opened_image(file) as image:
         return decode(image)
 
 
 @contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
+def opened_image(file: ImageFile) -> Iterator[Image.Image]:
     """Open an image and check its header; DataErrors name the file."""
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such image")
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        raise DataError(f"{path}: has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    content = read_image_bytes(file, MAX_FILE_BYTES)
     try:
-        yield read_header(path.read_bytes(), MAX_PIXELS, min_side=MIN_SIDE)
+        yield read_header(content, MAX_PIXELS, min_side=MIN_SIDE)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error.__cause__
+        raise DataError(f"{file}: {error}") from error.__cause__
 
 
 def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.Image:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from clipgraft.cache import content_sums
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
+from clipgraft.data.image_file import content_sums
 from clipgraft.data.transforms import (
     ImageProcessor,
     encode_captions,
@@ -116,7 +116,7 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
 def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
     """Return for each image the index of the first with equal bytes."""
     first: dict[str, int] = {}
-    sums = content_sums([image.path for image in images])
+    sums = content_sums([image.file for image in images])
     return [first.setdefault(content, index) for index, content in enumerate(sums)]
 
 

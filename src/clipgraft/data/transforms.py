@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_transforms import get_resize_output_image_size
 
-from clipgraft.cache import CachedArrays, ContentCache, cache_dir, content_sums
+from clipgraft.cache import CachedArrays, ContentCache, cache_dir
 from clipgraft.console import track
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
+from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import PARALLEL_PIXELS, decode, opened_image
 from clipgraft.errors import UserError
 
@@ -87,13 +88,13 @@ def normalize_clip_crops(crops: Tensor, processor: ImageProcessor) -> Tensor:
 
 def load_crops(images: Sequence[CaptionedImage], processor: ImageProcessor) -> CachedArrays:
     """Return CLIP's crops of images from the user's cache; see `cut_crops`."""
-    paths = [image.path for image in images]
-    with track("reading images", len(paths)) as update:
-        return cut_crops(paths, processor, cache_dir() / "crops", lambda done: update(done, "decoded"))
+    files = [image.file for image in images]
+    with track("reading images", len(files)) as update:
+        return cut_crops(files, processor, cache_dir() / "crops", lambda done: update(done, "decoded"))
 
 
 def cut_crops(
-    paths: Sequence[Path],
+    files: Sequence[ImageFile],
     processor: ImageProcessor,
     folder: Path,
     on_image: Callable[[int], None] = lambda done: None,
@@ -103,44 +104,44 @@ def cut_crops(
     Finished crops are kept if a photograph cannot be read or the disk is full.
 
     Args:
-        paths: Image files.
+        files: Image files.
         processor: CLIP's; its settings are part of a crop's key.
         folder: Crops of all data.
         on_image: Called with the number of images decoded so far.
 
     Returns:
-        For each path (3, S, S) uint8.
+        For each file (3, S, S) uint8.
     """
     cache = ContentCache(folder / _settings_sum(processor), "crops")
-    sums = content_sums(paths)
+    sums = content_sums(files)
     known = cache.find(sums)
-    todo = list({key: path for key, path in zip(sums, paths, strict=True) if key not in known}.items())
+    todo = list({key: file for key, file in zip(sums, files, strict=True) if key not in known}.items())
     start = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter's lock
         while start < len(todo):
-            key, path = todo[start]
-            crops = {key: _cut(path, processor)}
+            key, file = todo[start]
+            crops = {key: _cut(file, processor)}
             part = todo[start : start + max(1, SEGMENT_BYTES // crops[key].nbytes)]
             on_image(start + 1)
-            cuts = pool.map(partial(_cut_if_small, processor=processor), [path for _, path in part[1:]])
-            for (key, path), crop in zip(part[1:], cuts, strict=True):
-                crops[key] = _cut(path, processor) if crop is None else crop
+            cuts = pool.map(partial(_cut_if_small, processor=processor), [file for _, file in part[1:]])
+            for (key, file), crop in zip(part[1:], cuts, strict=True):
+                crops[key] = _cut(file, processor) if crop is None else crop
                 on_image(start + len(crops))
             known |= cache.add(crops)
             start += len(part)
     return CachedArrays(known[key] for key in sums)
 
 
-def _cut(path: Path, processor: ImageProcessor) -> np.ndarray:
-    with opened_image(path) as image:
+def _cut(file: ImageFile, processor: ImageProcessor) -> np.ndarray:
+    with opened_image(file) as image:
         return np.ascontiguousarray(clip_crop(decode(image), processor))
 
 
-def _cut_if_small(path: Path, processor: ImageProcessor) -> np.ndarray | None:
-    with opened_image(path) as image:
+def _cut_if_small(file: ImageFile, processor: ImageProcessor) -> np.ndarray | None:
+    with opened_image(file) as image:
         if image.width * image.height > PARALLEL_PIXELS:
             return None
-    return _cut(path, processor)
+    return _cut(file, processor)
 
 
 def _settings_sum(processor: ImageProcessor) -> str:

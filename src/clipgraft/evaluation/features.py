@@ -10,9 +10,10 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
-from clipgraft.cache import CachedArrays, ContentCache, content_sums
+from clipgraft.cache import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import (
     PIXELS_VERSION,
@@ -157,13 +158,13 @@ class ClipFeatures:
         self._model = model_fingerprint(clip.model)
         self._model_and_processor = self._model + clip.image_processor.to_json_string()
 
-    def of_files(self, paths: Sequence[Path]) -> Tensor:
+    def of_files(self, paths: Sequence[ImageFile]) -> Tensor:
         """Embed image files of a run."""
         return self._images(self.store, paths, "images")
 
     def of_images(self, images: Sequence[CaptionedImage]) -> Tensor:
         """Embed photographs of a data set."""
-        return self._images(self.shared, [image.path for image in images], "photographs")
+        return self._images(self.shared, [image.file for image in images], "photographs")
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed prompts; cached by token ids, which depend on the tokenizer."""
@@ -182,13 +183,13 @@ class ClipFeatures:
         )
         return f"{name} to {size} pixels, centre crop of {crop} (the scorer's own processor)"
 
-    def _images(self, store: FeatureStore, paths: Sequence[Path], what: str) -> Tensor:
+    def _images(self, store: FeatureStore, paths: Sequence[ImageFile], what: str) -> Tensor:
         described = f"{self.name} looks at {what}"
         return store.features(described, self._model_and_processor, paths, content_sums(paths), self._look)
 
     @torch.no_grad()
-    def _look(self, paths: Sequence[Path]) -> Tensor:
-        def embed(part: Sequence[Path]) -> Tensor:
+    def _look(self, paths: Sequence[ImageFile]) -> Tensor:
+        def embed(part: Sequence[ImageFile]) -> Tensor:
             pixels = clip_pixel_values((open_image(path) for path in part), self.clip.image_processor)
             return encode_images(self.clip.model, pixels.to(self.clip.model.device)).cpu()
 
@@ -212,25 +213,25 @@ class ProbeFeatures:
         self.probe, self.store, self.sum = probe, store, module_sha256(probe)
 
     @torch.no_grad()
-    def of_files(self, paths: Sequence[Path]) -> Tensor:
+    def of_files(self, paths: Sequence[ImageFile]) -> Tensor:
         """Return features (N, 256)."""
 
-        def pool(part: Sequence[Path]) -> Tensor:
+        def pool(part: Sequence[ImageFile]) -> Tensor:
             return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
 
         return self.store.features("probe looks at images", self.sum, paths, content_sums(paths), pool)
 
-    def read(self, paths: Sequence[Path]) -> Tensor:
+    def read(self, paths: Sequence[ImageFile]) -> Tensor:
         """Return the index of each attribute's likeliest value, (N, 5) int64."""
 
-        def labels(part: Sequence[Path]) -> Tensor:
+        def labels(part: Sequence[ImageFile]) -> Tensor:
             return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
 
         how = f"{self.sum} read"
         return self.store.features("probe reads images", how, paths, content_sums(paths), labels).long()
 
     @staticmethod
-    def _pixels(paths: Sequence[Path]) -> Tensor:
+    def _pixels(paths: Sequence[ImageFile]) -> Tensor:
         # Photographs are cropped to flatland's size as for the VAE.
         return vae_pixel_values((open_image(path) for path in paths), IMAGE_SIZE)
 

@@ -6,13 +6,13 @@ NaN = no score.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.image_file import ImageFile
 from clipgraft.data.images import open_image
 from clipgraft.evaluation.features import ClipFeatures, ProbeFeatures
 from clipgraft.evaluation.metrics.clipscore import clip_score_2_5, clip_score_raw
@@ -24,7 +24,7 @@ from clipgraft.flatland import ATTRIBUTES
 MAX_PSNR = 100.0
 """Caps the infinite PSNR of equal images; 8-bit images that differ stay below 96 dB."""
 
-Paths = list[list[Path | None]]
+Paths = list[list[ImageFile | None]]
 """Image files by prompt; None where an image failed."""
 Scores = dict[str, dict[str, np.ndarray]]
 """Metric -> variant -> (P, K)."""
@@ -138,18 +138,18 @@ def score_fidelity(
     return scores
 
 
-def load_pixels(paths: Sequence[Path]) -> Tensor:
+def load_pixels(paths: Sequence[ImageFile]) -> Tensor:
     """Load same-size images as (N, 3, H, W) float32 in [0, 1]."""
     arrays = [np.asarray(open_image(path)) for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-def image_features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> list[Tensor]:
+def image_features(extract: Callable[[Sequence[ImageFile]], Tensor], paths: Paths, size: int) -> list[Tensor]:
     """Return image features (k, size) of each prompt, without failed images."""
     return [own[~own[:, 0].isnan()] for own in _features(extract, paths, size)]
 
 
-def _features(extract: Callable[[Sequence[Path]], Tensor], paths: Paths, size: int) -> Tensor:
+def _features(extract: Callable[[Sequence[ImageFile]], Tensor], paths: Paths, size: int) -> Tensor:
     """Features (P, K, size) of images, NaN where one failed."""
     flat = [path for own in paths for path in own]
     is_there = torch.tensor([path is not None for path in flat])

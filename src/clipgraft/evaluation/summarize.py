@@ -109,7 +109,7 @@ def compare_distributions(
     # One image per prompt, as for photographs: with more, a biased distance would be smaller.
     own = {name: [images[index][:1] for index in ids] for name, images in paths.items()}
     extractor = probe or scorer
-    by_clip, others = scorer.of_images(reference), extractor.of_files([image.path for image in reference])
+    by_clip, others = scorer.of_images(reference), extractor.of_files([image.file for image in reference])
     size = by_clip.shape[1], others.shape[1]
     embeds = {name: image_features(scorer.of_files, each, size[0]) for name, each in own.items()}
     features = {name: image_features(extractor.of_files, each, size[1]) for name, each in own.items()}
@@ -358,7 +358,7 @@ def _nearest(measured: Measured, images: list[ScoredImage]) -> list[NearestImage
 
 
 def _save_thumbnail(image: CaptionedImage, path: Path) -> None:
-    thumbnail = open_image(image.path)
+    thumbnail = open_image(image.file)
     thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(thumbnail, path, None)

@@ -14,6 +14,7 @@ from torch import nn
 from clipgraft.config import DataSettings, EvaluateSettings
 from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
+from clipgraft.data.image_file import ImageFile
 from clipgraft.evaluation.features import generator_fingerprint, image_key
 from clipgraft.evaluation.metrics.token_drift import caption_errors
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, build_prompts
@@ -172,7 +173,9 @@ class Variants:
             for index, request in enumerate(requests)
         ]
         rows = self.store.complete(name, generator, slots, batch_size=settings.batch_size)
-        found = [self.folder / row.file if row.status == "ok" else None for row in rows]
+        found: list[ImageFile | None] = [
+            self.folder / row.file if row.status == "ok" else None for row in rows
+        ]
         self.paths[name] = [found[start : start + num_seeds] for start in range(0, len(found), num_seeds)]
         self.rows += [
             ScoredImage(
@@ -236,7 +239,7 @@ def real_images(prompts: Sequence[EvaluationPrompt], folder: Path, processes: Pa
     """
     paths: Paths = []
     for prompt in prompts:
-        path = prompt.image.path if prompt.image else None
+        path = prompt.image.file if prompt.image else None
         if prompt.scene:
             fresh = replace(prompt.scene, look=f"{prompt.scene.look}/fresh")
             name = fingerprint(DRAWING_VERSION, version("pillow"), asdict(fresh))[:32]

@@ -72,7 +72,7 @@ def embed_images(
     """
     embeds = []
     for start in range(0, len(images), ENCODE_BATCH_SIZE):
-        opened = (open_image(image.path) for image in images[start : start + ENCODE_BATCH_SIZE])
+        opened = (open_image(image.file) for image in images[start : start + ENCODE_BATCH_SIZE])
         pixels = clip_pixel_values(opened, clip.image_processor).to(clip.model.device)
         embeds.append(encode_images(clip.model, pixels).cpu())
         update(start + len(pixels))
@@ -120,7 +120,7 @@ class Validator:
         )
         self.items = []
         for index, image in enumerate(fixed):
-            crop = clip_crop(open_image(image.path), clip.image_processor)
+            crop = clip_crop(open_image(image.file), clip.image_processor)
             ids, _ = encode_captions(image.captions[: settings.captions_per_image], clip.tokenizer)
             self.items.append(Item(crop, ids, index, image.image_id))
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]

@@ -108,7 +108,7 @@ class Embedder:
         index = self._indexes.get(run)
         if index is None or not 0 <= number < len(index.images):
             raise KeyError(number)
-        opened = open_image(index.images[number].path)
+        opened = open_image(index.images[number].file)
         return encode(ImageOps.contain(opened, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), "JPEG", quality=88)
 
     def _embed_images(self, run: str, side: str, images: tuple[CaptionedImage, ...]) -> Tensor:

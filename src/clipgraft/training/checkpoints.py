@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from clipgraft.cache import content_sums
 from clipgraft.config import OLD_NAMES
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.image_file import content_sums
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import fingerprint, read_json, write_bytes
 from clipgraft.models.clip import ClipParts
@@ -266,9 +266,9 @@ def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
 def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, str]:
     """Return checksums of all `photographs` and of all `captions`, in order."""
     # Without names and paths: a copy elsewhere is equal, and other photographs may have the same names.
-    paths = {role: [image.path for image in found] for role, found in images.items()}
+    files = {role: [image.file for image in found] for role, found in images.items()}
     return {
-        "photographs": fingerprint({role: content_sums(found) for role, found in paths.items()}),
+        "photographs": fingerprint({role: content_sums(found) for role, found in files.items()}),
         "captions": fingerprint(
             {role: [image.captions for image in found] for role, found in images.items()}
         ),

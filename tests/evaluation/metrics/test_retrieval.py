@@ -195,11 +195,11 @@ def test_copies_of_a_photograph_are_one_right_answer(tmp_path):
     names = ("a", "b", "copy of a", "copy of b")
     images = [CaptionedImage(name, tmp_path / name, (f"{name} 1", f"{name} 2"), "test") for name in names]
     for image in images:
-        image.path.write_text(image.image_id[-1])
+        image.file.write_text(image.image_id[-1])
 
     def recall(gallery):
         place = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 1.0])}
-        of_images = torch.stack([place[image.path.read_text()] for image in gallery])
+        of_images = torch.stack([place[image.file.read_text()] for image in gallery])
         index = torch.arange(len(gallery)).repeat_interleave(torch.tensor([len(i.captions) for i in gallery]))
         found = retrieval_metrics(of_images[index], of_images, index)
         return [found[f"{direction}_recall@1"] for direction in ("text_to_image", "image_to_text")]
