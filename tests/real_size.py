@@ -4,7 +4,6 @@ The weights are drawn small and fast: what is tested with them is shapes, names,
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from clipgraft.models import single_file as sd15
+from clipgraft.models.ldm_names import to_ldm
 from clipgraft.models.tokenizer import train_tokenizer
 from tiny import CAPTIONS
 
@@ -83,101 +83,17 @@ def write_sd15_checkpoint(folder: Path, dtype: torch.dtype) -> Path:
 def write_single_file(folder: Path, path: Path) -> Path:
     """Write a base's U-Net, VAE and text encoder as one file with LDM's names."""
     weights = {}
-    for name, rename in {"unet": unet_ldm_name, "vae": vae_ldm_name, "text_encoder": text_ldm_name}.items():
+    for name in ("unet", "vae", "text_encoder"):
         config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
         found = load_file(next((folder / name).glob("*.safetensors")))
-        for key, weight in found.items():
-            new = rename(key, config)
-            is_attention_matrix = (
-                new.startswith("first_stage_model") and ".attn_1." in new and weight.ndim == 2
-            )
-            # LDM's VAE has 1x1 convolutions where diffusers has matrices.
-            weights[new] = weight[:, :, None, None].contiguous() if is_attention_matrix else weight
+        weights |= to_ldm(
+            name, {key.removeprefix("text_model."): weight for key, weight in found.items()}, config
+        )
     length = weights["cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"].shape[0]
     positions = torch.arange(length)[None]
     weights["cond_stage_model.transformer.text_model.embeddings.position_ids"] = positions
     save_file(weights, path)
     return path
-
-
-def unet_ldm_name(key: str, config: dict[str, Any]) -> str:
-    """Rename after LDM's openaimodel.py: blocks are counted through, with a downsampler as one of its own."""
-    per_block = config["layers_per_block"] + 1
-    has_attention = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
-
-    def down(match: re.Match[str]) -> str:
-        block, kind, layer = int(match[1]), match[2], int(match[3])
-        if kind == "downsamplers":
-            return f"input_blocks.{per_block * (block + 1)}.0.op."
-        return f"input_blocks.{per_block * block + layer + 1}.{0 if kind == 'resnets' else 1}."
-
-    def up(match: re.Match[str]) -> str:
-        block, kind, layer = int(match[1]), match[2], int(match[3])
-        if kind == "upsamplers":
-            return (
-                f"output_blocks.{per_block * block + per_block - 1}.{2 if has_attention[block] else 1}.conv."
-            )
-        return f"output_blocks.{per_block * block + layer}.{0 if kind == 'resnets' else 1}."
-
-    key = re.sub(r"^down_blocks\.(\d+)\.(\w+)\.(\d+)\.(?:conv\.)?(?=\w)", down, key)
-    key = re.sub(r"^up_blocks\.(\d+)\.(\w+)\.(\d+)\.(?:conv\.)?(?=\w)", up, key)
-    key = key.replace("mid_block.attentions.0.", "middle_block.1.")
-    key = re.sub(r"^mid_block\.resnets\.(\d)\.", lambda m: f"middle_block.{2 * int(m[1])}.", key)
-    key = (
-        _rename(
-            key,
-            ("norm1.", "in_layers.0."),
-            ("conv1.", "in_layers.2."),
-            ("norm2.", "out_layers.0."),
-            ("conv2.", "out_layers.3."),
-            ("time_emb_proj.", "emb_layers.1."),
-            ("conv_shortcut.", "skip_connection."),
-        )
-        if "transformer_blocks" not in key
-        else key
-    )
-    for diffusers_name, ldm_name in (
-        ("time_embedding.linear_1.", "time_embed.0."),
-        ("time_embedding.linear_2.", "time_embed.2."),
-        ("conv_in.", "input_blocks.0.0."),
-        ("conv_norm_out.", "out.0."),
-        ("conv_out.", "out.2."),
-    ):
-        key = ldm_name + key.removeprefix(diffusers_name) if key.startswith(diffusers_name) else key
-    return f"model.diffusion_model.{key}"
-
-
-def vae_ldm_name(key: str, config: dict[str, Any]) -> str:
-    """Rename after LDM's model.py: the decoder's blocks are counted from the last."""
-    last = len(config["block_out_channels"]) - 1
-    key = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
-    key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", key)
-    key = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{last - int(m[1])}.block.", key)
-    key = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{last - int(m[1])}.upsample.", key)
-    key = re.sub(r"mid_block\.resnets\.(\d)\.", lambda m: f"mid.block_{int(m[1]) + 1}.", key)
-    key = _rename(
-        key,
-        ("mid_block.attentions.0.", "mid.attn_1."),
-        ("group_norm.", "norm."),
-        ("to_q.", "q."),
-        ("to_k.", "k."),
-        ("to_v.", "v."),
-        ("to_out.0.", "proj_out."),
-        ("conv_shortcut.", "nin_shortcut."),
-        ("conv_norm_out.", "norm_out."),
-    )
-    return f"first_stage_model.{key}"
-
-
-def text_ldm_name(key: str, config: dict[str, Any]) -> str:
-    """Prefix a name of transformers, which LDM keeps."""
-    return f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"
-
-
-def _rename(key: str, *pairs: tuple[str, str]) -> str:
-    for old, new in pairs:
-        key = key.replace(old, new)
-    return key
 
 
 def _build(builder: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
