@@ -94,7 +94,7 @@ class FrozenBase:
         *,
         revision: str | None = None,
         components: Collection[str] = COMPONENTS,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         tokenizer: CLIPTokenizer | None = None,
     ) -> "FrozenBase":
         """Load a base.
@@ -103,7 +103,7 @@ class FrozenBase:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
             revision: Commit of a hub id; None = the pinned one, or main with a warning.
             components: From COMPONENTS, and optionally "safety_checker", loaded if the base has one.
-            dtype: Of the weights.
+            dtype: Of the weights; None = as stored.
             tokenizer: Tokenizer for a single file, which has none.
 
         Raises:
@@ -218,7 +218,7 @@ load_base = FrozenBase.load
 """`FrozenBase.load` under its public name in `clipgraft`."""
 
 
-def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
+def needed_files(components: Collection[str], dtype: torch.dtype | None) -> Needed:
     """List the files of components, in the precision nearer to a dtype.
 
     The U-Net is always needed: its config to check widths, its cross-attention to identify the base.
@@ -229,7 +229,7 @@ def needed_files(components: Collection[str], dtype: torch.dtype) -> Needed:
     weights = [
         Weights(
             stem,
-            prefer_half=dtype != torch.float32 or name not in components,
+            prefer_half=dtype not in (None, torch.float32) or name not in components,
             is_optional=name == "safety_checker",
         )
         for name, stem in WEIGHT_STEMS.items()
@@ -288,7 +288,7 @@ def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
         )
 
 
-def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
+def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype | None) -> dict[str, Any]:
     loaders: dict[str, Callable[[Path], Any]] = {
         "vae": lambda path: load_strictly(AutoencoderKL, path, VaeConfig, dtype=dtype),
         "unet": lambda path: load_strictly(UNet2DConditionModel, path, UnetConfig, dtype=dtype),

@@ -43,7 +43,7 @@ def load_strictly(
         folder: With `config.json` and `*.safetensors`, whole or sharded, in full precision or `fp16`,
             whichever is nearer to `dtype`.
         kind: Model of `config.json`.
-        dtype: Of the weights; None = the config's, else float32.
+        dtype: Of the weights; None = as stored, or for a transformers model as its config says.
         **kwargs: For a transformers model's `from_pretrained`.
 
     Returns:
@@ -68,16 +68,18 @@ def load_strictly(
     refuse_misfits(folder, model, weights)
     with loading(folder, model_class.__name__):
         if not is_transformers:
-            return set_weights(model, weights, dtype or torch.float32)
+            return set_weights(model, weights, dtype)
         model = model_class.from_pretrained(
             None, config=described, state_dict=weights, dtype=dtype or "auto", **kwargs
         )
     return model.eval()
 
 
-def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """Assign weights to a meta model; return it in eval mode."""
-    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+    """Assign weights, by default in their own dtype, to a meta model in eval mode."""
+    model.load_state_dict(
+        {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}, assign=True
+    )
     return model.eval()
 
 

@@ -68,8 +68,8 @@ SCHEDULER_CONFIG = {
 }
 
 
-def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Load components (fields of `FrozenBase` except the tokenizer) from one file.
+def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype | None) -> dict[str, Any]:
+    """Load components (fields of `FrozenBase` except the tokenizer) from one file, by default as stored.
 
     Raises:
         CheckpointError: If it is of another kind, damaged, or not a complete Stable Diffusion v1 checkpoint.
@@ -104,7 +104,7 @@ def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def _load_ldm_model(
-    path: Path, prefix: str, model: Any, convert: Callable[..., dict], dtype: torch.dtype
+    path: Path, prefix: str, model: Any, convert: Callable[..., dict], dtype: torch.dtype | None
 ) -> Any:
     """Load weights, renamed by diffusers' converter, into a meta model."""
     weights = _read_ldm_weights(path, prefix)
@@ -114,10 +114,10 @@ def _load_ldm_model(
     return set_weights(model, weights, dtype)
 
 
-def _load_text_encoder(path: Path, dtype: torch.dtype) -> CLIPTextModel:
+def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> CLIPTextModel:
     found = _read_ldm_weights(path, TEXT_PREFIX)
     weights = {name.removeprefix(TEXT_PREFIX): weight for name, weight in found.items()}
-    model = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG)).to(dtype)
+    model = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG)).to(dtype or next(iter(weights.values())).dtype)
     refuse_misfits(path, model, weights)
     model.load_state_dict(weights)
     return model.eval()
