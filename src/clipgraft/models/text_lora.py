@@ -41,7 +41,7 @@ class LinearDifference:
         return max(len(values) for _, values, _ in self._parts.values())
 
     def lora(self, rank: int) -> dict[str, Tensor]:
-        """Return the best LoRA of a rank, by least squares of the weights.
+        """Return the LoRA of a rank nearest to the difference.
 
         Returns:
             By kohya's names: `lora_down.weight` (R, in), `lora_up.weight` (out, R) and `alpha` = R, float32.
