@@ -76,7 +76,7 @@ def load_strictly(
 
 
 def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
-    """Assign weights to a meta model in eval mode; None = as stored."""
+    """Assign weights, as stored or in a dtype, to a meta model."""
     model.load_state_dict(
         {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}, assign=True
     )
