@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clipgraft.cache import CachedArrays
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
 from clipgraft.data.transforms import cut_crops
@@ -92,7 +92,7 @@ def our_step(
     clip = build_clip(images, tiny)
     clip.model.set_attn_implementation(ATTENTION)  # as `load_clip` does
     batches = CaptionedBatches(
-        images,
+        CaptionedImages(images),
         None if is_vision_frozen else crops,
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
@@ -223,9 +223,9 @@ def measure_growth(folder: Path, tiny: bool, precision: str) -> list[dict[str, f
 def loss_differences(images: Sequence[CaptionedImage], crops: CachedArrays, tiny: bool) -> dict[str, float]:
     """Largest difference of the losses of three float32 steps on the same images in the same order."""
     order = [
-        images[where.image_index]
-        for batch in EpochSampler(len(images), BATCH_SIZE, seed=0)
-        for where in batch
+        image
+        for share in EpochSampler(CaptionedImages(images), BATCH_SIZE, seed=0)
+        for _, image in share.images
     ]
     step = our_step(images, crops, tiny)
     ours = [step() for _ in range(3)]

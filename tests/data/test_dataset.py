@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, merge_duplicates
@@ -70,3 +71,27 @@ def test_equal_files_are_one_image_with_the_captions_of_all(tmp_path):
         ("b", ("z",)),
     ]
     assert merge_duplicates(images[:2]) == tuple(images[:2])
+
+
+def test_images_in_memory_come_in_a_permutation() -> None:
+    images = CaptionedImages(
+        CaptionedImage(f"{i}.jpg", Path(f"{i}.jpg"), (f"c{i}",), "train") for i in range(9)
+    )
+    expected = np.random.default_rng([3, 2]).permutation(9).tolist()
+    assert [number for number, _ in images.epoch(3, 2)] == expected
+    assert list(images.epoch(3, 2, 4)) == [(index, images[index]) for index in expected[4:]]
+    assert images.first(2) == images[:2]
+    assert list(images.iter_captions()) == [f"c{i}" for i in range(9)]
+
+
+def test_fingerprint_of_images_follows_bytes_and_captions(tmp_path: Path) -> None:
+    def images(folder: str, content: bytes, caption: str) -> CaptionedImages:
+        path = tmp_path / folder / "a.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return CaptionedImages([CaptionedImage("a.jpg", path, (caption,), "train")])
+
+    first = images("one", b"photograph", "a").fingerprint
+    assert images("moved", b"photograph", "a").fingerprint == first
+    assert images("two", b"another one", "a").fingerprint != first
+    assert images("three", b"photograph", "b").fingerprint != first

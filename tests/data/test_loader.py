@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import (
     CaptionedBatches,
-    EpochIndex,
     EpochSampler,
     ImageCaptionDataset,
+    Share,
     draw_captions,
-    duplicate_ids,
 )
-from clipgraft.data.transforms import clip_crop, clip_pixel_values, tokenize
+from clipgraft.data.transforms import clip_pixel_values, load_crops, tokenize
 
 NUM_IMAGES = 10
 
@@ -41,7 +40,7 @@ def processor() -> CLIPImageProcessorPil:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
     folder = tmp_path_factory.mktemp("images")
     records = []
     for index in range(NUM_IMAGES):
@@ -51,7 +50,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
         letter = "abcdefghij"[index]
         captions = tuple(letter * length for length in (1, 3, 5))
         records.append(CaptionedImage(path.name, path, captions, "train"))
-    return records
+    return CaptionedImages(records)
+
+
+@pytest.fixture(scope="module")
+def many() -> CaptionedImages:
+    """A hundred images without files, for orders alone."""
+    return CaptionedImages(CaptionedImage(f"{i}.png", Path(f"{i}.png"), ("a",), "train") for i in range(100))
 
 
 @pytest.fixture
@@ -59,9 +64,8 @@ def options(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> dict:
     return {"tokenizer": tokenizer, "processor": processor, "batch_size": 4, "seed": 3}
 
 
-def batches_of(images: list[CaptionedImage], **options) -> CaptionedBatches:
-    crops = [clip_crop(open_image(image.file), options["processor"]) for image in images]
-    return CaptionedBatches(images, crops, **options)
+def batches_of(images: CaptionedImages, **options) -> CaptionedBatches:
+    return CaptionedBatches(images, load_crops(images, options["processor"]), **options)
 
 
 def flat(batches: Iterable[dict]) -> list[dict]:
@@ -72,12 +76,10 @@ def flat(batches: Iterable[dict]) -> list[dict]:
 
 
 def image_order(sampler: EpochSampler) -> list[list[int]]:
-    return [[where.image_index for where in batch] for batch in sampler]
+    return [[number for number, _ in share.images] for share in sampler]
 
 
-def test_batch_holds_each_image_with_one_of_its_own_captions(
-    images: list[CaptionedImage], options: dict
-) -> None:
+def test_batch_holds_each_image_with_one_of_its_own_captions(images: CaptionedImages, options: dict) -> None:
     batch = next(iter(batches_of(images, **options).epoch(0, 0)))
     picked = [images[index] for index in batch["image_index"]]
     assert batch["image_ids"] == [image.image_id for image in picked]
@@ -91,9 +93,7 @@ def test_batch_holds_each_image_with_one_of_its_own_captions(
         assert row.tolist() in ids.tolist()
 
 
-def test_image_with_all_of_its_captions_is_in_the_batch_once(
-    images: list[CaptionedImage], options: dict
-) -> None:
+def test_image_with_all_of_its_captions_is_in_the_batch_once(images: CaptionedImages, options: dict) -> None:
     batch = next(iter(batches_of(images, captions_per_image=3, **options).epoch(0, 0)))
     assert batch["clip_pixel_values"].shape[0] == 4
     assert batch["caption_image"].tolist() == [i for i in batch["image_index"].tolist() for _ in range(3)]
@@ -104,9 +104,7 @@ def test_image_with_all_of_its_captions_is_in_the_batch_once(
         assert words == sorted(images[index].captions)
 
 
-def test_captions_are_padded_to_the_longest_or_a_multiple(
-    images: list[CaptionedImage], options: dict
-) -> None:
+def test_captions_are_padded_to_the_longest_or_a_multiple(images: CaptionedImages, options: dict) -> None:
     longest = next(iter(batches_of(images, captions_per_image=3, **options).epoch(0, 0)))
     whole = next(iter(batches_of(images, length_multiple=77, **options).epoch(0, 0)))
     assert longest["input_ids"].shape == (12, 7)  # BOS, five letters, EOS
@@ -116,38 +114,34 @@ def test_captions_are_padded_to_the_longest_or_a_multiple(
     assert torch.equal(eighths["input_ids"][:, :7], longest["input_ids"])
 
 
-def test_files_of_equal_bytes_have_one_content_number(images: list[CaptionedImage], tmp_path: Path) -> None:
-    copy = tmp_path / "copy.png"
-    copy.write_bytes(images[1].file.read_bytes())
-    twin = CaptionedImage("copy.png", copy, ("a",), "train")
-    assert duplicate_ids([*images[:3], twin]) == [0, 1, 2, 1]
-
-
+@pytest.mark.parametrize("has_crops", [True, False])
 def test_batch_tells_which_of_its_images_are_equal_files(
-    images: list[CaptionedImage], options: dict, tmp_path: Path
+    images: CaptionedImages, options: dict, tmp_path: Path, has_crops: bool
 ) -> None:
     copy = tmp_path / "copy.png"
     copy.write_bytes(images[1].file.read_bytes())
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
-    batches = batches_of([*images[:3], twin], **options)
+    four = CaptionedImages([*images[:3], twin])
+    batches = batches_of(four, **options) if has_crops else CaptionedBatches(four, None, **options)
     batch = next(iter(batches.epoch(0, 0)))
     content = dict(zip(batch["image_index"].tolist(), batch["duplicate_id"].tolist(), strict=True))
-    assert content == {0: 0, 1: 1, 2: 2, 3: 1}
+    assert content[3] == content[1]
+    assert len(set(content.values())) == 3
 
 
-def test_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
-    sampler = EpochSampler(100, 10, seed=0)
+def test_epoch_shows_every_image_once_in_an_order_of_its_own(many: CaptionedImages) -> None:
+    sampler = EpochSampler(many, 10, seed=0)
     first = image_order(sampler)
     sampler.resume(1, 0)
     second = image_order(sampler)
     assert sorted(index for batch in first for index in batch) == list(range(100))
-    assert {where.epoch for batch in sampler for where in batch} == {1}
+    assert {share.epoch for share in sampler} == {1}
     assert first != second
-    assert image_order(EpochSampler(100, 10, seed=1)) != first
+    assert image_order(EpochSampler(many, 10, seed=1)) != first
 
 
-def test_sampler_goes_on_where_it_is_told() -> None:
-    sampler = EpochSampler(10, 2, seed=0)
+def test_sampler_goes_on_where_it_is_told(many: CaptionedImages) -> None:
+    sampler = EpochSampler(many.first(10), 2, seed=0)
     sampler.resume(2, 0)
     whole = image_order(sampler)
     sampler.resume(2, 3)
@@ -156,10 +150,12 @@ def test_sampler_goes_on_where_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_shares_of_the_processes_put_together_are_the_batch(num_processes: int) -> None:
-    whole = image_order(EpochSampler(24, 8, seed=5))
+def test_shares_of_the_processes_put_together_are_the_batch(
+    many: CaptionedImages, num_processes: int
+) -> None:
+    whole = image_order(EpochSampler(many, 8, seed=5))
     shares = [
-        image_order(EpochSampler(24, 8, seed=5, process_index=index, num_processes=num_processes))
+        image_order(EpochSampler(many, 8, seed=5, process_index=index, num_processes=num_processes))
         for index in range(num_processes)
     ]
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
@@ -175,14 +171,14 @@ def test_shares_of_the_processes_put_together_are_the_batch(num_processes: int) 
         ),
     ],
 )
-def test_sampler_refuses_what_has_no_meaning(arguments: dict, message: str) -> None:
+def test_sampler_refuses_what_has_no_meaning(many: CaptionedImages, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EpochSampler(10, 5, **arguments)
+        EpochSampler(many, 5, **arguments)
 
 
-def test_start_behind_the_epochs_end_is_refused() -> None:
+def test_start_behind_the_epochs_end_is_refused(many: CaptionedImages) -> None:
     with pytest.raises(ValueError, match="start must be between 0 and the 5 batches; got 6"):
-        EpochSampler(10, 2, seed=0).resume(0, 6)
+        EpochSampler(many.first(10), 2, seed=0).resume(0, 6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -221,25 +217,25 @@ def test_first_captions_are_spread_evenly_over_images() -> None:
     assert all(abs(count - 1000) < 113 for count in counts.values())
 
 
-def test_resumed_epoch_gives_the_batches_that_were_left(images: list[CaptionedImage], options: dict) -> None:
+def test_resumed_epoch_gives_the_batches_that_were_left(images: CaptionedImages, options: dict) -> None:
     expected = flat(batches_of(images, **options).epoch(1, 0))
     assert flat(batches_of(images, **options).epoch(1, 1)) == expected[1:]
 
 
-def test_loader_leaves_the_global_random_state_alone(images: list[CaptionedImage], options: dict) -> None:
+def test_loader_leaves_the_global_random_state_alone(images: CaptionedImages, options: dict) -> None:
     batches = batches_of(images, **options)
     before = torch.get_rng_state()
     flat(batches.epoch(0, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_last_batch_that_is_not_full_is_dropped(images: list[CaptionedImage], options: dict) -> None:
+def test_last_batch_that_is_not_full_is_dropped(images: CaptionedImages, options: dict) -> None:
     assert [len(batch["image_ids"]) for batch in batches_of(images, **options).epoch(0, 0)] == [4, 4]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_give_the_same_batches_in_every_epoch(
-    images: list[CaptionedImage], options: dict, context: str
+    images: CaptionedImages, options: dict, context: str
 ) -> None:
     alone = batches_of(images, **options)
     shared = batches_of(images, num_workers=1, **options)
@@ -248,33 +244,33 @@ def test_workers_give_the_same_batches_in_every_epoch(
         assert flat(shared.epoch(epoch, 0)) == flat(alone.epoch(epoch, 0))
 
 
-def test_dataset_can_be_sent_to_a_spawned_process(images: list[CaptionedImage], options: dict) -> None:
-    dataset = batches_of(images, **options).dataset
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert copy[EpochIndex(0, 3)].input_ids == dataset[EpochIndex(0, 3)].input_ids
+def test_dataset_can_be_sent_to_a_spawned_process(images: CaptionedImages, options: dict) -> None:
+    dataset = batches_of(images, **options).loader.dataset
+    share = Share(0, [(3, images[3])])
+    copied, own = (found.__getitems__(share) for found in (pickle.loads(pickle.dumps(dataset)), dataset))
+    assert copied[0].input_ids == own[0].input_ids
+    assert (copied[0].clip_crop == own[0].clip_crop).all()
 
 
 @pytest.mark.parametrize("batch_size", [0, NUM_IMAGES + 1])
 def test_loader_without_a_full_batch_is_refused(
-    images: list[CaptionedImage], options: dict, batch_size: int
+    images: CaptionedImages, options: dict, batch_size: int
 ) -> None:
     message = f"batch_size must be between 1 and the number of images, 10; got {batch_size}"
     with pytest.raises(ValueError, match=message):
         batches_of(images, **{**options, "batch_size": batch_size})
 
 
-def test_captions_come_alone_where_no_crops_are_given(images: list[CaptionedImage], options: dict) -> None:
+def test_captions_come_alone_where_no_crops_are_given(images: CaptionedImages, options: dict) -> None:
     batch = next(iter(CaptionedBatches(images, None, **options).epoch(0, 0)))
     assert "clip_pixel_values" not in batch
     assert len(batch["input_ids"]) == len(batch["image_index"]) == 4
 
 
-def test_truncated_captions_are_counted_and_keep_their_eos(
-    images: list[CaptionedImage], options: dict
-) -> None:
+def test_truncated_captions_keep_their_eos(images: CaptionedImages, options: dict) -> None:
     long = CaptionedImage("0.png", images[0].file, ("a b c " * 30, "a"), "train")
-    dataset = ImageCaptionDataset([long], None, tokenizer=options["tokenizer"], seed=0, captions_per_image=2)
-    assert dataset.num_truncated == 1
-    longest = max(dataset[EpochIndex(0, 0)].input_ids, key=len)
+    dataset = ImageCaptionDataset(None, tokenizer=options["tokenizer"], seed=0, captions_per_image=2)
+    (item,) = dataset.__getitems__(Share(0, [(0, long)]))
+    longest = max(item.input_ids, key=len)
     assert len(longest) == 77
     assert longest[-1] == options["tokenizer"].eos_token_id

@@ -61,7 +61,7 @@ def choose_captions(
         UserError: If there are fewer than 100, unless the settings allow it.
     """
     if isinstance(given, CaptionDataset):
-        train, held_out = (list(dict.fromkeys(part.captions)) for part in (given.train, given.test))
+        train, held_out = (list(dict.fromkeys(part.iter_captions())) for part in (given.train, given.test))
     else:
         lines = list(dict.fromkeys(given))
         held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]

@@ -47,7 +47,7 @@ def encode_images(
     """
     assert base.unet is not None
     limits = limits or DataSettings()
-    train = data.train[: limits.max_train_images or None]
+    train = data.train.first(limits.max_train_images or len(data.train))
     if not train:
         raise UserError("no training image to refine on; name a source with a train split")
     test = (data.test[: limits.max_test_images or None] or train)[:num_measured]

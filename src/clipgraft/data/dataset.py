@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
+
+import numpy as np
 
 from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.errors import DataError, UserError
+from clipgraft.files import fingerprint
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -28,15 +31,63 @@ class CaptionedImage:
     split: Split
 
 
+class TrainingImages(Protocol):
+    """Images of the train split, in memory or not."""
+
+    def __len__(self) -> int:
+        """Return the number of images in an epoch."""
+        ...
+
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[int, CaptionedImage]]:
+        """Yield number and image in the epoch's order, from position `start` on.
+
+        A pure function of the source and the arguments. The number is the image's in every epoch and decides
+        which of its captions are drawn; within an epoch all numbers differ.
+        """
+        ...
+
+    def first(self, count: int) -> "CaptionedImages":
+        """Return the first images of the source, in memory."""
+        ...
+
+    def iter_captions(self) -> Iterator[str]:
+        """Yield all captions, image by image."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a checksum of the content, compared when resuming."""
+        ...
+
+
 class CaptionedImages(tuple[CaptionedImage, ...]):
-    """Images sorted by id."""
+    """Images in memory, sorted by id."""
 
     __slots__ = ()
 
     @property
     def captions(self) -> list[str]:
         """All captions, image by image."""
-        return [caption for image in self for caption in image.captions]
+        return list(self.iter_captions())
+
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[int, CaptionedImage]]:
+        """Yield index and image, from a permutation for each seed and epoch."""
+        for index in np.random.default_rng([seed, epoch]).permutation(len(self))[start:].tolist():
+            yield index, self[index]
+
+    def first(self, count: int) -> "CaptionedImages":
+        """Return the first images."""
+        return CaptionedImages(self[:count])
+
+    def iter_captions(self) -> Iterator[str]:
+        """Yield all captions, image by image."""
+        return (caption for image in self for caption in image.captions)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a checksum of all photographs' bytes and all captions, in order."""
+        photographs = content_sums([image.file for image in self])
+        return fingerprint(photographs, [image.captions for image in self])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +121,8 @@ class CaptionDataset:
     """Image id -> reason, of photographs that were skipped."""
     split_rule: str = ""
     """What decides the splits: a `SplitRule`, or other words."""
+    streamed: TrainingImages | None = None
+    """Training images that are not held in memory; `images` are those of val and test then."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}
@@ -95,9 +148,9 @@ class CaptionDataset:
         return CaptionedImages(image for image in self.images if image.split == split)
 
     @property
-    def train(self) -> CaptionedImages:
+    def train(self) -> TrainingImages:
         """Training images."""
-        return self.in_split("train")
+        return self.in_split("train") if self.streamed is None else self.streamed
 
     @property
     def val(self) -> CaptionedImages:

@@ -1,12 +1,13 @@
 """Batches of images with captions, a pure function of seed and epoch.
 
 A run resumed at (epoch, start) sees the batches of the unbroken run, with any number of workers and training
-processes. Each index carries the epoch, because workers outlive an epoch with a copy of the dataset.
+processes. Workers are sent the epoch and the images themselves: they hold no table of the data set.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
+from clipgraft.cache import CachedArrays
+from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, TrainingImages
 from clipgraft.data.image_file import content_sums
 from clipgraft.data.transforms import (
     ImageProcessor,
@@ -26,11 +28,11 @@ from clipgraft.data.transforms import (
 from clipgraft.errors import UserError
 
 
-class EpochIndex(NamedTuple):
-    """Index of an image in an epoch."""
+class Share(NamedTuple):
+    """One process's images of a batch, with their numbers."""
 
     epoch: int
-    image_index: int
+    images: list[tuple[int, CaptionedImage]]
 
 
 class Item(NamedTuple):
@@ -40,18 +42,21 @@ class Item(NamedTuple):
     """(3, S, S) uint8; None for captions alone."""
     input_ids: list[list[int]]
     image_index: int
+    """The image's number."""
+    duplicate_id: int
+    """Equal for equal files; see `content_number`."""
     image_id: str
 
 
-class EpochSampler(Sampler[list[EpochIndex]]):
-    """Image indices of each full batch, from a permutation per (seed, epoch).
+class EpochSampler(Sampler[Share]):
+    """A process's share of each full batch, in the epoch's order.
 
     `batch_size` counts the images of all processes; each gets an equal share of every batch.
     """
 
     def __init__(
         self,
-        num_items: int,
+        images: TrainingImages,
         batch_size: int,
         *,
         seed: int,
@@ -60,16 +65,16 @@ class EpochSampler(Sampler[list[EpochIndex]]):
     ) -> None:
         if seed < 0:
             raise UserError(f"seed must not be negative; got {seed}")
-        if not 1 <= batch_size <= num_items:
+        if not 1 <= batch_size <= len(images):
             raise UserError(
-                f"batch_size must be between 1 and the number of images, {num_items}; got {batch_size}"
+                f"batch_size must be between 1 and the number of images, {len(images)}; got {batch_size}"
             )
         if batch_size % num_processes:
             raise UserError(
                 f"batch_size must be a multiple of the number of processes, {num_processes}; got {batch_size}"
             )
-        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
-        self.num_batches = num_items // batch_size
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.num_batches = len(images) // batch_size
         self.process_index, self.num_processes = process_index, num_processes
         self.resume(0, 0)
 
@@ -82,12 +87,13 @@ class EpochSampler(Sampler[list[EpochIndex]]):
     def __len__(self) -> int:
         return self.num_batches - self.start
 
-    def __iter__(self) -> Iterator[list[EpochIndex]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
-        share = self.batch_size // self.num_processes
-        for batch in range(self.start, self.num_batches):
-            begin = batch * self.batch_size + self.process_index * share
-            yield [EpochIndex(self.epoch, int(index)) for index in order[begin : begin + share]]
+    def __iter__(self) -> Iterator[Share]:
+        images = self.images.epoch(self.seed, self.epoch, self.start * self.batch_size)
+        size = self.batch_size // self.num_processes
+        begin = self.process_index * size
+        for _ in range(self.start, self.num_batches):
+            batch = list(islice(images, self.batch_size))
+            yield Share(self.epoch, batch[begin : begin + size])
 
 
 def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index: int) -> list[int]:
@@ -113,42 +119,57 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
     return places[begin : begin + count]
 
 
-def duplicate_ids(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return for each image the index of the first with equal bytes."""
-    first: dict[str, int] = {}
-    sums = content_sums([image.file for image in images])
-    return [first.setdefault(content, index) for index, content in enumerate(sums)]
+def content_number(content_sum: str) -> int:
+    """Return 64 bits of a sha256 as int64, for batches.
+
+    Two different files of ten million have one number by chance once in 400,000 sets.
+    """
+    return int(content_sum[:16], 16) - 2**63
 
 
 class ImageCaptionDataset(Dataset[Item]):
-    """Images, each with some of its captions (tokenized once), indexed by `EpochIndex`."""
+    """Items of a share: crops, and captions tokenized as they are drawn."""
 
     def __init__(
         self,
-        images: Sequence[CaptionedImage],
-        crops: Sequence[np.ndarray] | None,
+        crops: CachedArrays | None,
         *,
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         captions_per_image: int = 1,
     ) -> None:
-        self.images, self.crops = tuple(images), crops
+        self.crops, self.tokenizer = crops, tokenizer
         self.seed, self.captions_per_image = seed, captions_per_image
-        captions = [caption for image in self.images for caption in image.captions]
-        self._input_ids, self.num_truncated = encode_captions(captions, tokenizer)
-        self._first_caption = np.cumsum([0] + [len(image.captions) for image in self.images])
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __getitems__(self, share: Share) -> list[Item]:
+        """Return the items of a share (the method that DataLoader calls for a whole batch)."""
+        ids = iter(self._input_ids(share))
+        return [
+            Item(
+                None if self.crops is None else self.crops[number],
+                list(islice(ids, self.captions_per_image)),
+                number,
+                content_number(content),
+                image.image_id,
+            )
+            for (number, image), content in zip(share.images, self._content_sums(share), strict=True)
+        ]
 
-    def __getitem__(self, where: EpochIndex) -> Item:
-        epoch, index = where
-        image = self.images[index]
-        drawn = draw_captions(
-            len(image.captions), self.captions_per_image, seed=self.seed, epoch=epoch, index=index
-        )
-        input_ids = [self._input_ids[self._first_caption[index] + caption] for caption in drawn]
-        return Item(None if self.crops is None else self.crops[index], input_ids, index, image.image_id)
+    def _input_ids(self, share: Share) -> list[list[int]]:
+        count = self.captions_per_image
+        captions = [
+            image.captions[drawn]
+            for number, image in share.images
+            for drawn in draw_captions(
+                len(image.captions), count, seed=self.seed, epoch=share.epoch, index=number
+            )
+        ]
+        return encode_captions(captions, self.tokenizer)[0]
+
+    def _content_sums(self, share: Share) -> list[str]:
+        if self.crops is None:
+            return content_sums([image.file for _, image in share.images])
+        return [self.crops.places[number].key for number, _ in share.images]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +178,6 @@ class Collate:
 
     processor: ImageProcessor
     eos_token_id: int
-    duplicate_ids: tuple[int, ...]
     length_multiple: int = 1
     """`input_ids` are padded to the batch's longest, rounded up to a multiple of this."""
 
@@ -178,7 +198,7 @@ class Collate:
             "input_ids": pad_input_ids(input_ids, self.eos_token_id, length),
             "image_index": torch.tensor([item.image_index for item in items]),
             "caption_image": torch.tensor([item.image_index for item in items for _ in item.input_ids]),
-            "duplicate_id": torch.tensor([self.duplicate_ids[item.image_index] for item in items]),
+            "duplicate_id": torch.tensor([item.duplicate_id for item in items]),
             "image_ids": [item.image_id for item in items],
         }
         return batch if pixels is None else {"clip_pixel_values": pixels, **batch}
@@ -188,8 +208,8 @@ class CaptionedBatches:
     """Training batches of any epoch, from any position.
 
     Args:
-        images: The images of one split.
-        crops: Their crops, (3, S, S) uint8 each; None for captions alone.
+        images: The training images.
+        crops: Crops by the images' numbers, (3, S, S) uint8 each; None for captions alone.
         tokenizer: The model's own.
         processor: The model's own.
         batch_size: Images per batch over all processes. A last, smaller batch is dropped: a contrastive loss
@@ -207,8 +227,8 @@ class CaptionedBatches:
 
     def __init__(
         self,
-        images: Sequence[CaptionedImage],
-        crops: Sequence[np.ndarray] | None,
+        images: TrainingImages,
+        crops: CachedArrays | None,
         *,
         tokenizer: PreTrainedTokenizerBase,
         processor: ImageProcessor,
@@ -221,18 +241,16 @@ class CaptionedBatches:
         num_processes: int = 1,
     ) -> None:
         self.sampler = EpochSampler(
-            len(images), batch_size, seed=seed, process_index=process_index, num_processes=num_processes
+            images, batch_size, seed=seed, process_index=process_index, num_processes=num_processes
         )
-        self.dataset = ImageCaptionDataset(
-            images, crops, tokenizer=tokenizer, seed=seed, captions_per_image=captions_per_image
+        dataset = ImageCaptionDataset(
+            crops, tokenizer=tokenizer, seed=seed, captions_per_image=captions_per_image
         )
         self.loader: DataLoader[Any] = DataLoader(
-            self.dataset,
-            batch_sampler=self.sampler,
+            dataset,
+            batch_sampler=self.sampler,  # type: ignore[arg-type]  # a Share goes to `__getitems__` whole
             num_workers=num_workers,
-            collate_fn=Collate(
-                processor, tokenizer.eos_token_id, tuple(duplicate_ids(images)), length_multiple
-            ),
+            collate_fn=Collate(processor, tokenizer.eos_token_id, length_multiple),
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each pass would use the global one
         )

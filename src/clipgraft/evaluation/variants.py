@@ -262,7 +262,7 @@ def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool
     else:
         return Images()
     test = dataset.test[: settings.max_test_images or None]
-    train = dataset.train[: settings.max_train_images or None]
+    train = dataset.train.first(settings.max_train_images or len(dataset.train))
     record = Data(
         source=dataset.root.name,
         format=dataset.format,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,9 +15,15 @@ from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import is_first_process, print_line, say
 from clipgraft.data.check import check_dataset, leakage_note
 from clipgraft.data.damage import load_source
-from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage
+from clipgraft.data.dataset import (
+    CONTEXT_LENGTH,
+    CaptionDataset,
+    CaptionedImage,
+    CaptionedImages,
+    TrainingImages,
+)
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.transforms import load_crops
+from clipgraft.data.transforms import encode_captions, load_crops
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
@@ -44,6 +51,8 @@ from clipgraft.training.trainer import Resume, fit, grouped
 from clipgraft.training.validation import ValidationPlan
 
 Images = Sequence[CaptionedImage]
+NUM_MEASURED_CAPTIONS = 10_000
+"""Training captions measured in tokens before the first step, in less than a second."""
 
 
 class FinetuneResult(StageResult):
@@ -180,7 +189,7 @@ def _finetune(
     batches = training_batches(train, clip, settings, recipe.seed, processes)
     before = previews = validation = None
     if processes.is_main_process:
-        _say_notes(data, clip, batches.dataset.num_truncated, folder, resume)
+        _say_notes(data, train, clip, folder, resume)
         before = measure_retrieval(clip, test, "recall before")
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is set on the first step's crops
     set_start(objective.to(device), clip, train, batches, settings)
@@ -230,19 +239,24 @@ def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective])
     return sums
 
 
-def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[Images, Images, Images]:
+def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[CaptionedImages, Images, Images]:
     limits = recipe.data
-    train = data.train[: limits.max_train_images or None]
+    train = data.train.first(limits.max_train_images or len(data.train))
     val, test = data.val[: limits.max_val_images or None], data.test[: limits.max_test_images or None]
     check_settings(recipe.finetune, num_train=len(train), has_val=bool(val))
-    captions = {caption for image in train for caption in image.captions}
-    if len(captions) == 1:
-        raise UserError(f"every training caption is {captions.pop()!r}; captions have to tell images apart")
+    captions = train.iter_captions()
+    first = next(captions, "")
+    if train and all(caption == first for caption in captions):
+        raise UserError(f"every training caption is {first!r}; captions have to tell images apart")
     return train, val, test
 
 
 def _say_notes(
-    data: CaptionDataset, clip: ClipParts, num_truncated: int, folder: Path | None, resume: bool | Resume
+    data: CaptionDataset,
+    train: TrainingImages,
+    clip: ClipParts,
+    folder: Path | None,
+    resume: bool | Resume,
 ) -> None:
     """Report leaked photographs, truncated captions, a missing checkpoint; write `data.json`."""
     counts = check_dataset(data, tokenizer=clip.tokenizer, read_images=False)
@@ -253,8 +267,14 @@ def _say_notes(
     is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
     if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
         say(f"no checkpoint in {folder} to resume from; training starts over")
+    captions = list(islice(train.iter_captions(), NUM_MEASURED_CAPTIONS + 1))
+    _, num_truncated = encode_captions(captions[:NUM_MEASURED_CAPTIONS], clip.tokenizer)
     if num_truncated:
-        say(f"{num_truncated} training captions are longer than {CONTEXT_LENGTH} tokens; their ends are cut")
+        of = f" of the first {NUM_MEASURED_CAPTIONS:,}" if len(captions) > NUM_MEASURED_CAPTIONS else ""
+        say(
+            f"{num_truncated:,}{of} training captions are longer than {CONTEXT_LENGTH} tokens; their ends "
+            "are cut"
+        )
 
 
 def set_start(
@@ -277,7 +297,7 @@ def set_start(
 
 
 def training_batches(
-    images: Images, clip: ClipParts, settings: FinetuneSettings, seed: int, processes: PartialState
+    images: CaptionedImages, clip: ClipParts, settings: FinetuneSettings, seed: int, processes: PartialState
 ) -> CaptionedBatches:
     """Return this process's share of the training batches."""
     crops = None

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from clipgraft.console import say, track
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, merge_duplicates
+from clipgraft.data.image_file import content_sums
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import Collate, Item, duplicate_ids
+from clipgraft.data.loader import Collate, Item, content_number
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
 from clipgraft.errors import UserError
 from clipgraft.evaluation.metrics.retrieval import paired_recall, retrieval_metrics
@@ -115,14 +116,13 @@ class Validator:
         # At least two, for a negative.
         fixed = images[: max(2, settings.batch_size * passes_per_loss(settings))]
         eos_token_id = clip.tokenizer.eos_token_id
-        self.collate = Collate(
-            clip.image_processor, eos_token_id, tuple(duplicate_ids(fixed)), length_multiple(settings)
-        )
+        self.collate = Collate(clip.image_processor, eos_token_id, length_multiple(settings))
         self.items = []
-        for index, image in enumerate(fixed):
+        contents = content_sums([image.file for image in fixed])
+        for index, (image, content) in enumerate(zip(fixed, contents, strict=True)):
             crop = clip_crop(open_image(image.file), clip.image_processor)
             ids, _ = encode_captions(image.captions[: settings.captions_per_image], clip.tokenizer)
-            self.items.append(Item(crop, ids, index, image.image_id))
+            self.items.append(Item(crop, ids, index, content_number(content), image.image_id))
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
         self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True)
 

@@ -25,7 +25,7 @@ from clipgraft.data.batches import (
     to_uint8,
 )
 from clipgraft.data.damage import load_source
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import encode_captions, load_crops
 from clipgraft.device import choose_device, seed_everything
@@ -87,7 +87,7 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
         resume: Continue where an earlier call stopped.
     """
     dataset = load_source(recipe.data)
-    train = dataset.train[: recipe.data.max_train_images or None]
+    train = dataset.train.first(recipe.data.max_train_images or len(dataset.train))
     test = dataset.test[: recipe.data.max_test_images or None]
     plain = plain_captions(dataset.root)
     seed_everything(recipe.seed)
@@ -246,7 +246,7 @@ def _train_clip(
         settings = training.recipe.pretrain.clip
         clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
         batches = CaptionedBatches(
-            [replace(image, captions=(plain[image.image_id],)) for image in images],
+            CaptionedImages(replace(image, captions=(plain[image.image_id],)) for image in images),
             load_crops(images, clip.image_processor),
             tokenizer=tokenizer,
             processor=clip.image_processor,
