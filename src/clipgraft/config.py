@@ -21,6 +21,7 @@ from clipgraft.section import MODEL, PATH, Section
 from clipgraft.settings import (
     BridgeSettings,
     DataSettings,
+    DistillSettings,
     EvaluateSettings,
     FinetuneSettings,
     GenerateSettings,
@@ -30,7 +31,13 @@ from clipgraft.settings import (
 )
 
 HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
-TRAINED = ("finetune", "bridge", "refine", *(f"pretrain.{part}" for part in ("vae", "unet", "clip", "probe")))
+TRAINED = (
+    "finetune",
+    "bridge",
+    "refine",
+    "distill",
+    *(f"pretrain.{part}" for part in ("vae", "unet", "clip", "probe")),
+)
 """Sections with the settings of `TrainSettings`."""
 OLD_NAMES: dict[str, str] = {
     **{f"{section}.keep_checkpoints": f"{section}.save_total_limit" for section in TRAINED},
@@ -64,6 +71,7 @@ class Recipe(Section):
     finetune: FinetuneSettings = FinetuneSettings()
     bridge: BridgeSettings = BridgeSettings()
     refine: RefineSettings = RefineSettings()
+    distill: DistillSettings = DistillSettings()
     generate: GenerateSettings = GenerateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     pretrain: PretrainSettings = PretrainSettings()

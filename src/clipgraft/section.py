@@ -57,6 +57,8 @@ Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
 """Pixels; 0 = the base's own size."""
 Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
 _NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
+Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath
+"""Words themselves, or a text file with one per line."""
 OptionalPath = Annotated[LocalPath, _NO_PATH]
 """A `LocalPath` that also takes a `Path`, or None for none."""
 

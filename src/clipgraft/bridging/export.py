@@ -128,7 +128,7 @@ def _write_prompt_embeds(graft: Graft, prompts: Sequence[str], negative_prompt: 
 
 
 def _write_bridge(graft: Graft, folder: Path) -> None:
-    encoder = graft.text_encoder
+    encoder = graft.grafted
     weights = {name: weight.contiguous() for name, weight in encoder.bridge.state_dict().items()}
     save_file({**weights, "empty_states": encoder.empty_states}, folder / "bridge.safetensors")
     config = {"bridge": encoder.bridge.config, "eos_token_id": encoder.config.eos_token_id}

@@ -258,11 +258,11 @@ def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) ->
     assert base.unet is not None
     assert base.text_encoder is not None
     assert base.scheduler is not None
-    train_bridge_and_last_layers(graft.text_encoder, settings.text_layers, settings.text_lora_rank)
+    train_bridge_and_last_layers(graft.grafted, settings.text_layers, settings.text_lora_rank)
     if settings.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     return RefineObjective(
-        graft.text_encoder,
+        graft.grafted,
         base.unet,
         base.text_encoder,
         settings,

@@ -42,6 +42,7 @@ from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
+from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
 from clipgraft.settings import SamplingParams
 
@@ -50,6 +51,7 @@ TITLES = {
     "before": "the graft of CLIP before fine-tuning",
     "after": "the graft of CLIP after fine-tuning",
     "refined": "the refined graft",
+    "distilled": "the base's own text encoder, distilled from the graft",
     REAL: "the photographs described by the prompts; for flatland's prompts, newly drawn scenes",
     EMPTY: "the same seeds without a prompt",
     SHUFFLED: "each image against the next image's prompt",
@@ -91,7 +93,7 @@ class Variants:
         self.store = ImageFolder(folder, processes=processes, with_metadata=False)
         self.grafts = tuple(name for name, is_graft in names.items() if is_graft)
         self.last = list(names)[-1]
-        """The variant that floors are derived from."""
+        """The variant whose images are also compared with other prompts."""
         self.prompts: list[EvaluationPrompt] = []
         self.images = Images()
         self.paths: dict[str, Paths] = {}
@@ -107,6 +109,7 @@ class Variants:
     def generate(self, generators: Iterator[tuple[str, ImageGenerator]]) -> None:
         """Generate the images of all text encoders and floors."""
         teacher: nn.Module | None = None
+        bridged: ImageGenerator | None = None
         for name, generator in generators:
             is_first, is_graft = not self.paths, name in self.grafts
             if is_first:
@@ -119,12 +122,15 @@ class Variants:
                 # Guidance between equal predictions has no effect; without it, the floor costs half.
                 self._add(EMPTY, generator, self.settings.model_copy(update={"guidance_scale": 1.0}))
             self._compare_states(name, generator, teacher)
-            if is_graft:
+            if isinstance(encoder, GraftedTextEncoder):
                 self.tower_sums[name] = module_sha256(encoder.text_model)
-            if is_graft and name == self.last:
-                with _untrained_bridge(generator):
-                    self._add(RANDOM, generator, self.settings)
-                    self._compare_states(RANDOM, generator, teacher)
+                bridged = generator
+            elif is_graft:
+                self.tower_sums[name] = self.encoder_sums[name]
+        if bridged:
+            with _untrained_bridge(bridged):
+                self._add(RANDOM, bridged, self.settings)
+                self._compare_states(RANDOM, bridged, teacher)
         if TEACHER in self.encoder_sums:
             self.tower_sums[TEACHER] = self.encoder_sums[TEACHER]
 

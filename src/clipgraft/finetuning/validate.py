@@ -22,6 +22,7 @@ from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.requests import image_requests
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
+from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.settings import FinetuneSettings, GenerateSettings
 from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
@@ -188,7 +189,10 @@ class ValidationImages:
                 say(f"step {report.step}, image {number} of {image.prompt[:60]!r} was not written: {reason}")
 
     def _take_weights(self) -> None:
-        tower = self.generator.pipeline.text_encoder.text_model
+        encoder = self.generator.pipeline.text_encoder
+        if not isinstance(encoder, GraftedTextEncoder):
+            raise UserError("preview_graft names a distilled text encoder, which has no CLIP; name a graft")
+        tower = encoder.text_model
         self.generator.prompt_embeds.clear()
         try:
             tower.load_state_dict(self.clip.model.text_model.state_dict())

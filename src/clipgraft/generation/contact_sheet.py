@@ -28,6 +28,7 @@ VARIANT_LABELS = {
     "before": "CLIP before fine-tuning",
     "after": "CLIP after fine-tuning",
     "refined": "CLIP after fine-tuning, graft refined",
+    "distilled": "the base's text encoder, distilled",
 }
 FAILURES = {
     "failed_nan": "failed: NaN values",

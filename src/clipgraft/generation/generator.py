@@ -107,7 +107,7 @@ def load_generators(
             check_vocabularies(grafts[name].tokenizer, frozen)
         encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
-        models = describe_models(pipeline, frozen.origin, sums)
+        models = describe_models(pipeline, frozen.origin, sums, is_graft=name in grafts)
         _place(pipeline, place, offload)
         if engine:
             set_approximations(pipeline, inference)

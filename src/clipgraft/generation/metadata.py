@@ -16,7 +16,6 @@ from clipgraft.files import atomic_write, parse_json, to_json
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import Origin
-from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
 
 PARAMETERS_KEY = "parameters"
@@ -80,7 +79,7 @@ class _Record(BaseModel):
 
 
 def describe_models(
-    pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str]
+    pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str], *, is_graft: bool
 ) -> dict[str, Any]:
     """Identify a pipeline's models without naming a path.
 
@@ -88,10 +87,10 @@ def describe_models(
         pipeline: Holds them.
         origin: Where the base was loaded from; a local folder or file is left out.
         base_sums: sha256 of the weights of VAE and U-Net.
+        is_graft: Whether its text encoder is a graft's, not the base's own.
     """
     name, revision = (origin.name, origin.revision) if origin else ("", "")
     is_public = name == "flatland" or bool(revision)
-    is_graft = isinstance(pipeline.text_encoder, GraftedTextEncoder)
     return {
         "base": name if is_public else LOCAL,
         "revision": revision,

@@ -1,6 +1,7 @@
-"""The graft: CLIP text tower and bridge replacing a base's text encoder.
+"""The graft: a text encoder in place of a base's own.
 
-As a transformers model it works in any diffusers pipeline of that base, saving and loading included.
+It is CLIP's text tower and a bridge, or a copy of the base's own text encoder, distilled from those. As a
+transformers model it works in any diffusers pipeline of that base, saving and loading included.
 B batch, L tokens, D CLIP's width, W the base's width.
 """
 
@@ -15,10 +16,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.models.attention import ATTENTION
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import check_vocabulary, text_hidden_states
-from clipgraft.models.configs import BaseRecord, GraftConfig, read_config
+from clipgraft.models.configs import BaseRecord, Checked, GraftConfig, TextConfig, read_config
 from clipgraft.models.lineage import FILE_NAME as LINEAGE
 from clipgraft.models.lineage import NO_LINEAGE, Lineage, read_lineage
 from clipgraft.models.loading import (
@@ -196,17 +198,32 @@ class GraftedTextEncoder(PreTrainedModel):
 
 @dataclass
 class Graft:
-    """A grafted text encoder with tokenizer, base record and lineage."""
+    """A text encoder for a base, with tokenizer, base record and lineage."""
 
-    text_encoder: GraftedTextEncoder
+    text_encoder: GraftedTextEncoder | CLIPTextModel
+    """CLIP and bridge; or the base's own text encoder, distilled from such a graft."""
     tokenizer: CLIPTokenizer
     base: BaseRecord
     lineage: Lineage = NO_LINEAGE
 
     @property
+    def grafted(self) -> GraftedTextEncoder:
+        """CLIP and bridge.
+
+        Raises:
+            UserError: If the text encoder is distilled.
+        """
+        if not isinstance(self.text_encoder, GraftedTextEncoder):
+            raise UserError(
+                "a distilled text encoder has neither CLIP nor bridge; name the graft that it was distilled "
+                "from"
+            )
+        return self.text_encoder
+
+    @property
     def bridge(self) -> Bridge:
         """The map from CLIP's hidden states to the base's prompt embeds."""
-        return self.text_encoder.bridge
+        return self.grafted.bridge
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Graft":
@@ -221,19 +238,14 @@ class Graft:
             raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
         record = folder / BASE_RECORD
         if not record.is_file():
-            inner = folder / "graft"
-            named = inner if inner.is_dir() else "the folder `graft` that `bridge` or `refine` wrote"
+            inner = (folder / "graft", folder / "text_encoder")
+            other = "the folder `graft` or `text_encoder` that `bridge`, `refine` or `distill` wrote"
+            named = next((path for path in inner if path.is_dir()), other)
             raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
         refuse_links_out(folder, [folder])
         verify_model(folder)
-        encoder = load_strictly(GraftedTextEncoder, folder, GraftConfig)
         tokenizer = load_tokenizer(folder)
-        check_vocabulary(encoder.text_model, tokenizer, folder)
-        if encoder.config.eos_token_id != tokenizer.eos_token_id:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: eos_token_id is {encoder.config.eos_token_id}, the tokenizer's "
-                f"is {tokenizer.eos_token_id}; write the graft again"
-            )
+        encoder = _load_encoder(folder, tokenizer)
         base = BaseRecord(**read_config(record, BaseRecord))
         return cls(encoder, tokenizer, base, read_lineage(folder))
 
@@ -282,3 +294,19 @@ class Graft:
         base.check_record(self.base)
         check_vocabularies(self.tokenizer, base)
         return base.pipeline(self.text_encoder)
+
+
+def _load_encoder(folder: Path, tokenizer: CLIPTokenizer) -> GraftedTextEncoder | CLIPTextModel:
+    path = folder / "config.json"
+    if read_config(path, Checked).get("model_type") == CLIPTextConfig.model_type:
+        distilled = load_strictly(CLIPTextModel, folder, TextConfig, attn_implementation=ATTENTION)
+        check_vocabulary(distilled, tokenizer, folder)
+        return distilled
+    encoder = load_strictly(GraftedTextEncoder, folder, GraftConfig)
+    check_vocabulary(encoder.text_model, tokenizer, folder)
+    if encoder.config.eos_token_id != tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"{path}: eos_token_id is {encoder.config.eos_token_id}, the tokenizer's is "
+            f"{tokenizer.eos_token_id}; write the graft again"
+        )
+    return encoder

@@ -16,7 +16,7 @@ from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.settings import ModelSettings
 
 FILE_NAME = "lineage.json"
-SECTIONS = {"seed", "device", "data", "clip", "base", "finetune", "bridge", "refine"}
+SECTIONS = {"seed", "device", "data", "clip", "base", "finetune", "bridge", "refine", "distill"}
 """Parts of a recipe that decide a graft."""
 
 Figures = Mapping[str, Mapping[str, float | None]]
@@ -36,15 +36,17 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    stage: Literal["finetune", "bridge", "refine"]
+    stage: Literal["finetune", "bridge", "refine", "distill"]
     recipe: Annotated[Recipe | None, BeforeValidator(_settings)]
     """None if an earlier version wrote settings unknown to this one."""
     started_from: str = ""
-    """Folder of the refined graft."""
+    """Folder of the graft that was refined or distilled."""
     figures: Figures = {}
     """By row and column: recall, state error by token class, or noise error by timestep."""
     counts: dict[str, int] = {}
     """Training captions and images."""
+    words: dict[str, int] = {}
+    """New words of a distilled text encoder, with their numbers of training captions."""
 
     @field_serializer("recipe")
     def _own_sections(self, recipe: Recipe | None) -> dict[str, Any] | None:
@@ -66,7 +68,7 @@ class Lineage(BaseModel):
     @property
     def clips(self) -> tuple[ModelSettings, ...]:
         """The grafted CLIP and its ancestors, newest first."""
-        makers = [stage for stage in reversed(self.stages) if stage.stage != "refine"]
+        makers = [stage for stage in reversed(self.stages) if stage.stage in ("finetune", "bridge")]
         return tuple(stage.recipe.clip for stage in makers if stage.recipe)
 
 

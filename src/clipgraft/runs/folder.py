@@ -37,9 +37,9 @@ BEFORE_RESULTS = frozenset(
 CONTENT = (
     *BEFORE_RESULTS,
     *("metrics.json", "log.jsonl", "validation.jsonl", "evaluations.jsonl", "best.safetensors"),
-    *("checkpoints", "tensorboard", "clip", "graft", "samples", "previews", "states.bin"),
+    *("checkpoints", "tensorboard", "clip", "graft", "text_encoder", "samples", "previews", "states.bin"),
     *("loss.*", "interpolation.*"),
-    *("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate"),
+    *("finetune", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate"),
     *("vae", "unet", "probe", "flatland", "latents.safetensors"),
     *("evaluation.json", "pictures", "variants", "features", "nearest"),
     *("report.html", "report.json", "model_card.md", "figures", "comparison.*"),

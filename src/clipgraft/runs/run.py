@@ -21,22 +21,30 @@ from clipgraft.runs.folder import (
     run_folder,
 )
 
-STAGES = ("finetune", "bridge_before", "bridge", "refine", "generate", "evaluate")
+STAGES = ("finetune", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate")
 """Folders of a whole run, in the order of work."""
 NESTED_STAGES = frozenset({"generate", "evaluate"})
 """Stages that a single stage's run may hold too."""
-GRAFT_STAGES = {"before": "bridge_before", "after": "bridge", "refined": "refine"}
-"""Variant -> the stage that writes its graft in a whole run."""
+GRAFTS = {
+    "before": "bridge_before/graft",
+    "after": "bridge/graft",
+    "refined": "refine/graft",
+    "distilled": "distill/text_encoder",
+}
+"""Variant -> the folder of its text encoder in a whole run."""
+GRAFT_NAMES = ("graft", "text_encoder")
+"""Names of text encoders' folders in a stage's."""
 METRICS_NAME = "metrics.json"
 REPORT_NAME = "report.html"
 MAX_NAMED = 3
 """Differing settings named in an error."""
 SECTIONS = {
-    "run": ("data", "clip", "base", "finetune", "bridge", "refine"),
+    "run": ("data", "clip", "base", "finetune", "bridge", "refine", "distill"),
     "finetune": ("data", "clip", "finetune"),
     "interpolate": ("data", "clip"),
     "bridge": ("data", "clip", "base", "bridge"),
     "refine": ("data", "base", "refine"),
+    "distill": ("data", "base", "distill"),
     "pretrain": ("data", "pretrain"),
 }
 """Sections of a recipe that decide a stage's result; resuming requires equal ones."""
@@ -44,7 +52,7 @@ NO_RESULT = ("num_workers", "checkpoint_every", "save_total_limit", "report_to")
 """Settings without influence on the result."""
 BY_CONTENT = ("on_damaged",)
 """Settings that may change while the images stay the same; checkpoints compare these."""
-LENGTHENED = ("run", "finetune", "bridge", "refine")
+LENGTHENED = ("run", "finetune", "bridge", "refine", "distill")
 """Stages resumable with more epochs."""
 
 
@@ -190,9 +198,10 @@ class Run:
         return self if is_own else Run(self.path / name)
 
     def grafts(self) -> dict[str, Path]:
-        """Return graft folders by variant; a single stage's is "graft"."""
-        places = {name: self.path / stage / "graft" for name, stage in GRAFT_STAGES.items()}
-        places["graft"] = self.path / "graft"
+        """Return text encoders' folders by variant; a stage's own is `graft` or `distilled`."""
+        places = {name: self.path / folder for name, folder in GRAFTS.items()}
+        own = {"graft": self.path / "graft", "distilled": self.path / "text_encoder"}
+        places |= {name: place for name, place in own.items() if place.is_dir()}
         return {name: place for name, place in places.items() if place.is_dir()}
 
     def variants(self) -> dict[str, Path | None]:
