@@ -17,6 +17,7 @@ from clipgraft.section import (
     OptionalPath,
     Positive,
     Rank,
+    ResizeMode,
     Scheduler,
     Section,
     Seed,
@@ -153,6 +154,10 @@ class FinetuneSettings(TrainSettings):
     """CLIP's loss or SigLIP's."""
     duplicate_images: Literal["mask", "positive", "negative"] = "mask"
     """Other captions of the same image: ignored, positives too, or negatives (plain CLIP)."""
+    resize_mode: ResizeMode = ""
+    """shortest: short side to CLIP's size, centre crop; longest: long side, black bars; squash: both.
+
+    Empty: as the CLIP's own processor does, shortest for most. The result's processor keeps it."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Least area of a random crop of each training image, as a share; 1 = none."""
     frozen_vision_layers: Annotated[int, Field(ge=-1)] = 0

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import get_image_size_for_max_height_width
 
 from clipgraft.cache import CachedArrays, ContentCache, cache_dir
 from clipgraft.console import track
@@ -28,6 +29,7 @@ from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import PARALLEL_PIXELS, decode, opened_image
 from clipgraft.errors import UserError
+from clipgraft.section import ResizeMode
 
 PIXELS_VERSION = 1
 """Part of each cache's key; raise it when `open_image`, `clip_crop` or `vae_pixel_values` change pixels."""
@@ -65,18 +67,45 @@ def clip_pixel_values(images: Iterable[Image.Image], processor: ImageProcessor) 
 
 def clip_crop(image: Image.Image, processor: ImageProcessor) -> np.ndarray:
     """Resize and centre-crop an image as CLIP's processor does: (3, S, S) uint8."""
-    do_resize = processor.do_resize
-    if do_resize and dict(processor.size).keys() == {"shortest_edge"}:
-        # With the processor's own functions, but without its four copies of the whole image.
-        shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))
-        height, width = get_resize_output_image_size(
-            shape, processor.size["shortest_edge"], default_to_square=False
-        )
-        image, do_resize = image.resize((width, height), processor.resample), False
+    if processor.do_resize:
+        # At sizes of the processor's own, but without its four copies of the whole image.
+        height, width = _resized(image.height, image.width, dict(processor.size))
+        image = image.resize((width, height), processor.resample)
     features = processor(
-        images=image, do_resize=do_resize, do_rescale=False, do_normalize=False, return_tensors="np"
+        images=image, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
     )
     return features["pixel_values"][0]
+
+
+def _resized(height: int, width: int, size: dict[str, int]) -> tuple[int, int]:
+    """Return height and width after resizing by a processor's `size`."""
+    if "shortest_edge" in size:
+        shape = np.broadcast_to(np.uint8(0), (3, height, width))
+        return get_resize_output_image_size(shape, size["shortest_edge"], default_to_square=False)
+    if "max_height" in size:
+        fitted = get_image_size_for_max_height_width((height, width), size["max_height"], size["max_width"])
+        return max(1, fitted[0]), max(1, fitted[1])
+    return size["height"], size["width"]
+
+
+def with_resize_mode(processor: CLIPImageProcessorPil, mode: ResizeMode) -> CLIPImageProcessorPil:
+    """Return an image processor that resizes by one of open_clip's modes.
+
+    Args:
+        processor: With crops of S x S pixels.
+        mode: "shortest": the short side to S, then a centre crop; "longest": the long side to S, with black
+            bars; "squash": both sides to S; "": as the processor does.
+    """
+    side = processor.crop_size["height"]
+    sizes: dict[ResizeMode, dict[str, int]] = {
+        "shortest": {"shortest_edge": side},
+        "longest": {"max_height": side, "max_width": side},
+        "squash": {"height": side, "width": side},
+    }
+    if not mode:
+        return processor
+    changed = {"size": sizes[mode], "do_resize": True, "do_center_crop": True}
+    return CLIPImageProcessorPil.from_dict(processor.to_dict() | changed)
 
 
 def normalize_clip_crops(crops: Tensor, processor: ImageProcessor) -> Tensor:

@@ -23,7 +23,7 @@ from clipgraft.data.dataset import (
     TrainingImages,
 )
 from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.transforms import encode_captions, load_crops
+from clipgraft.data.transforms import encode_captions, load_crops, with_resize_mode
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
@@ -116,8 +116,7 @@ def finetune(
 
     Args:
         clip: The CLIP; a copy is trained.
-        data: Dataset with a train split; an optional val split is measured every epoch, a test split before
-            and after.
+        data: Dataset with a train split; one of val is measured every epoch, one of test before and after.
         output_dir: Gets `clip/`, `metrics.json`, `recipe.toml`, `data.json`, `log.jsonl`, `checkpoints/`,
             `evaluations.jsonl` and the loss figure; None = nothing.
         resume: Continue from the newest checkpoint in `output_dir`, or as given by a `Resume`.
@@ -135,6 +134,7 @@ def finetune(
     quiet_libraries()
     recipe = recipe or recipe_of(clip, data, seed=seed, device=device)
     recipe = recipe.model_copy(update={"finetune": (settings or recipe.finetune).updated(overrides)})
+    clip = clip._replace(image_processor=with_resize_mode(clip.image_processor, recipe.finetune.resize_mode))
     if output_dir is None:
         if resume or recipe.finetune.preview_steps or recipe.finetune.report_to:
             raise UserError("resume, preview_steps and report_to need an output_dir; name one")

@@ -99,7 +99,8 @@ def interpolate(
     if not images:
         raise UserError("weights are compared on a validation split, and the source has none; add one")
     _refuse_other_shapes(before.model, after.model)
-    clip = before._replace(model=deepcopy(before.model), origin=None)
+    model, processor = deepcopy(before.model), after.image_processor  # fine-tuning may have set resize_mode
+    clip = before._replace(model=model, image_processor=processor, origin=None)
     if output_dir is None:
         return _interpolate(clip, before.model, after.model, images, recipe.device, alpha)
     with Run.begin(Path(output_dir), recipe, stage="interpolate", inputs=inputs, overwrite=overwrite) as run:

@@ -204,8 +204,8 @@ class TokenizerConfig(Checked):
 
 
 def _has_sides(size: dict[str, Pixels]) -> dict[str, Pixels]:
-    if set(size) not in ({"shortest_edge"}, {"height", "width"}):
-        raise ValueError("a size has either a shortest_edge, or a height and a width")
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}, {"max_height", "max_width"}):
+        raise ValueError("a size has a shortest_edge, a height and width, or a max_height and max_width")
     return size
 
 
