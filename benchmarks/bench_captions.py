@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from clipgraft.data.check import WORD
+from clipgraft.data.caption_check import WORD
 from clipgraft.data.formats import load_dataset
 from clipgraft.device import describe_environment
 

@@ -10,7 +10,9 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from clipgraft.data.check import DatasetCheck, Lengths, check_dataset, render
+from clipgraft.data.caption_check import Lengths
+from clipgraft.data.check import DatasetCheck, check_dataset
+from clipgraft.data.check_table import render
 from clipgraft.data.formats import load_dataset
 
 
@@ -104,7 +106,7 @@ def test_printed_table_adds_up_and_names_what_is_wrong(folder: Path, tokenizer: 
     assert "excluded: no caption 1 train/silent.png" in rows
     assert "captions per image 3 with 1, 1 with 2" in rows
     assert "tokens per caption 4 to 82, median 8; 1 pass 77 and lose their end" in rows
-    assert "1 cannot be opened" in rows
+    assert "1 photograph cannot be opened" in rows
     assert "train/broken.png: is a GIF; expected a JPEG, PNG, WebP, AVIF or HEIC image" in rows
     assert "test/c.png (test) = train/a.png (train)" in rows
 
@@ -123,7 +125,7 @@ def test_long_lists_are_cut_in_the_terminal_and_whole_in_json(tmp_path: Path) ->
         (tmp_path / f"{number:02}.txt").write_text("a dog")
     check = check_dataset(load_dataset(tmp_path))
     text = printed(check)
-    assert "13 cannot be opened" in text
+    assert "13 photographs cannot be opened" in text
     assert "09.jpg: is empty (0 bytes)" in text
     assert "and 3 more" in text
     assert len(json.loads(check.to_json())["unreadable"]) == 13

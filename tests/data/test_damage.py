@@ -95,7 +95,7 @@ def test_a_lack_of_memory_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyP
     def no_memory(image: Image.Image) -> Image.Image:
         raise DataError("is damaged (MemoryError)") from MemoryError()
 
-    monkeypatch.setattr(damage, "decode", no_memory)
+    monkeypatch.setattr(damage, "decode_beside_others", no_memory)
     with pytest.raises(DataError, match="MemoryError"):
         skip_damaged(load_dataset(folder))
 

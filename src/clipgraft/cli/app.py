@@ -67,7 +67,8 @@ def data_check(
 ) -> None:
     """Count images and captions, with reasons for exclusion; show samples and lengths."""
     from clipgraft.config import recipe_with
-    from clipgraft.data.check import check_dataset, render
+    from clipgraft.data.check import check_dataset
+    from clipgraft.data.check_table import render
     from clipgraft.data.damage import load_source
     from clipgraft.device import quiet_libraries
     from clipgraft.models.clip import load_clip

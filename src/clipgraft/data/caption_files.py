@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from clipgraft.data.caption_flaws import MARKDOWN
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, tidy
 from clipgraft.data.split_names import SplitRule, splits_of_folders
 from clipgraft.errors import DataError
@@ -13,7 +14,6 @@ EXTENSIONS = (".txt", ".caption")
 """Tried without a named one; captioners write the first, kohya's trainer asks for the second by default."""
 _KOHYA_FOLDER = re.compile(r"[1-9][0-9]{0,2}_(.+)")
 """`10_sks dog`: repeats, and the caption of images without a caption file."""
-_MARKDOWN = re.compile(r"#{1,6} |```|> |\*\*\S|[-*] |\|.*\|$")
 MANY_CAPTIONS = 5
 """In one file where another has a third of them or less: probably lines of one description (a guess)."""
 
@@ -71,7 +71,7 @@ def _caption_files(image: Path, named: str) -> list[Path]:
 def _read_captions(folder: DataFolder, path: Path) -> list[str]:
     lines = [tidy(line) for _, line in folder.read_lines(path)]
     _refuse_json(path, lines)
-    if any(_MARKDOWN.match(line) for line in lines):
+    if any(MARKDOWN.match(line) for line in lines):
         folder.note("Markdown in a caption file, read as it stands: ", folder.name(path))
     return lines
 

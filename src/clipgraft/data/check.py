@@ -1,32 +1,27 @@
-"""Check a dataset before training: counts, samples, lengths, damage, leakage."""
+"""Check a dataset before training: counts, samples and findings."""
 
 import json
-import re
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
-from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionDataset, CaptionedImage, Split
-from clipgraft.data.image_file import content_sums
-from clipgraft.data.images import open_image
-from clipgraft.errors import DataError, MissingFileError, printable
+from clipgraft.data.caption_check import CaptionCheck, Lengths
+from clipgraft.data.caption_languages import can_tell_languages
+from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage, CaptionedImages, Split
+from clipgraft.data.findings import Finding, Lookup
+from clipgraft.data.near_duplicates import can_hash
+from clipgraft.data.photograph_check import PhotographCheck
+from clipgraft.errors import printable
 
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
 """Names listed per reason for exclusion."""
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_LEAKS_SAID = 2
 """Photographs in several splits named by fine-tuning."""
-NUM_SHOWN = 10
-"""Damaged, duplicate or leaking images shown in a terminal; the JSON has all."""
+NUM_AT_ONCE = 64
+"""Images decoded, and captions tokenized, at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +32,6 @@ class ExcludedGroup:
     reason: str
     count: int
     examples: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Shortest, median and longest caption."""
-
-    shortest: int
-    median: float
-    longest: int
-
-    @classmethod
-    def of(cls, counts: Sequence[int]) -> "Lengths":
-        """Summarise lengths."""
-        return cls(min(counts), statistics.median(counts), max(counts))
-
-    def __str__(self) -> str:
-        return f"{self.shortest} to {self.longest}, median {self.median:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +64,19 @@ class DatasetCheck:
     num_images_read: int
     """Photographs opened; 0 without `read_images`."""
     unreadable: dict[str, str] | None
-    """Image id -> reason; None without `read_images`."""
+    """Image id -> reason, of the first 10,000; None without `read_images`."""
     damaged: dict[str, str]
     """Image id -> reason, of photographs skipped when the dataset was loaded."""
     duplicates: tuple[tuple[str, ...], ...]
     """Groups of image ids with byte-identical files."""
     leakage: tuple[dict[str, Split], ...]
     """Equal files in different splits: image id -> split."""
+    near_duplicates: tuple[tuple[str, ...], ...] | None
+    """Groups of image ids that look alike; None without `read_images` or imagehash."""
+    findings: tuple[Finding, ...]
+    """Everything odd, with what it does to training."""
+    not_measured: tuple[str, ...]
+    """What was left out for want of a package, in words."""
 
     def to_json(self) -> str:
         """Return the measurements as JSON; null = not measured."""
@@ -104,22 +88,28 @@ def check_dataset(
     tokenizer: Callable[..., Any] | None = None,
     *,
     read_images: bool = True,
+    num_samples: int = NUM_SAMPLES,
     on_image: Callable[[], None] = lambda: None,
 ) -> DatasetCheck:
-    """Measure a dataset; damaged photographs are listed, not raised.
+    """Measure a dataset in one pass; damaged photographs are listed, not raised.
+
+    Some 40 bytes an image and 12 a caption stay in memory.
 
     Args:
         dataset: The dataset.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
-        read_images: Open every photograph (about 4 ms each for Flickr8k's) to find damaged ones. Bytes are
-            compared in any case.
+        read_images: Decode every photograph (about 4 ms each for Flickr8k's) to find damaged ones and
+            those that look alike, and tell the languages of captions. Bytes are compared in any case.
+        num_samples: Number of `samples`.
         on_image: Called after each photograph, for progress.
     """
-    captions = dataset.images.captions
-    lengths = [len(caption.split()) for caption in captions]
-    tokens = _count_tokens(captions, tokenizer) if tokenizer is not None else None
-    unreadable = _read_images(dataset.images, on_image) if read_images else None
-    equal = _equal_images(dataset.images, unreadable or {})
+    images = dataset.images
+    captions, photographs, tokens = _scan(images, tokenizer, read_images, on_image)
+    lookup = _lookup_in(images)
+    languages = [captions.languages()] if read_images and can_tell_languages() else []
+    findings = [*photographs.findings(lookup), *captions.findings(lookup, photographs), *languages]
+    equal = _named(photographs.duplicates(), lookup)
+    near = photographs.near_duplicates()
     return DatasetCheck(
         root=str(dataset.root),
         format=dataset.format,
@@ -129,18 +119,21 @@ def check_dataset(
         fingerprint=dataset.fingerprint,
         counts=dataset.counts,
         excluded=_group_excluded(dataset),
-        samples=_spread(dataset.images, NUM_SAMPLES),
-        captions_per_image=dict(sorted(Counter(len(image.captions) for image in dataset.images).items())),
-        caption_words=Lengths.of(lengths),
-        captions_per_length=dict(sorted(Counter(lengths).items())),
-        vocabulary_size=len({word for caption in captions for word in WORD.findall(caption.lower())}),
-        caption_tokens=Lengths.of(tokens) if tokens is not None else None,
-        num_over_context_length=sum(n > CONTEXT_LENGTH for n in tokens) if tokens is not None else None,
-        num_images_read=len(dataset.images) if read_images else 0,
-        unreadable=unreadable,
+        samples=_spread(len(images), num_samples, lookup),
+        captions_per_image=dict(sorted(captions.counts.items())),
+        caption_words=Lengths.of(captions.lengths),
+        captions_per_length=dict(sorted(captions.lengths.items())),
+        vocabulary_size=captions.vocabulary_size,
+        caption_tokens=Lengths.of(tokens) if tokens else None,
+        num_over_context_length=sum(tokens[n] for n in tokens if n > CONTEXT_LENGTH) if tokens else None,
+        num_images_read=len(images) if read_images else 0,
+        unreadable=photographs.unreadable if read_images else None,
         damaged=dict(dataset.damaged),
-        duplicates=tuple(tuple(group) for group in equal),
+        duplicates=tuple(map(tuple, equal)),
         leakage=tuple(group for group in equal if len(set(group.values())) > 1),
+        near_duplicates=tuple(map(tuple, _named(near, lookup))) if near is not None else None,
+        findings=tuple(filter(None, findings)),
+        not_measured=_not_measured() if read_images else (),
     )
 
 
@@ -148,28 +141,38 @@ def leakage_note(check: DatasetCheck) -> str:
     """Return a warning about photographs in several splits, else ""."""
     if not check.leakage:
         return ""
-    shown = ", ".join(map(_with_splits, check.leakage[:NUM_LEAKS_SAID]))
+    shown = ", ".join(map(with_splits, check.leakage[:NUM_LEAKS_SAID]))
     more = ", ..." if len(check.leakage) > NUM_LEAKS_SAID else ""
     return printable(
         f"{len(check.leakage):,} photographs lie in more than one split, byte for byte ({shown}"
         f"{more}); figures of val and test are too good by them: leave each in one split "
-        "(`clipgraft data check` lists them)"
+        "(`clipgraft data check` lists them, and with --fix keeps each in one)"
     )
 
 
-def render(check: DatasetCheck) -> RenderableType:
-    """Return the measurements for rich's console, names and captions without markup."""
-    return Group(
-        Text.assemble((check.format, "bold"), " in ", (_plain(check.root), "cyan")),
-        *[Text(f"  {role}: {_plain(name)}", style="dim") for role, name in check.files.items()],
-        Text(f"  splits: {_plain(check.split_rule)}", style="dim"),
-        *[Text(f"  note: {_plain(note)}", style="yellow") for note in check.notes],
-        Text(),
-        _counts_table(check),
-        _samples_table(check),
-        _lengths_text(check),
-        *_problems(check),
-    )
+def with_splits(group: Mapping[str, Split]) -> str:
+    """Return images and their splits: `a.jpg (train) = b.jpg (test)`."""
+    return " = ".join(f"{name} ({split})" for name, split in group.items())
+
+
+def _scan(
+    images: CaptionedImages,
+    tokenizer: Callable[..., Any] | None,
+    read_images: bool,
+    on_image: Callable[[], None],
+) -> tuple[CaptionCheck, PhotographCheck, Counter[int]]:
+    """Measure captions, photographs and tokens in one pass."""
+    captions = CaptionCheck(len(images))
+    photographs = PhotographCheck(decode=read_images, on_image=on_image)
+    tokens: Counter[int] = Counter()
+    following = iter(images)
+    while part := list(islice(following, NUM_AT_ONCE)):
+        for image in part:
+            captions.add(image)
+        photographs.add(part)
+        if tokenizer is not None:
+            tokens.update(_count_tokens([text for image in part for text in image.captions], tokenizer))
+    return captions, photographs, tokens
 
 
 def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> list[int]:
@@ -178,24 +181,22 @@ def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> lis
     return [len(ids) for ids in encode_whole(captions, tokenizer)]
 
 
-def _read_images(images: Iterable[CaptionedImage], on_image: Callable[[], None]) -> dict[str, str]:
-    unreadable: dict[str, str] = {}
-    for image in images:
-        try:
-            open_image(image.file)
-        except (DataError, MissingFileError) as error:
-            unreadable[image.image_id] = str(error).removeprefix(f"{image.file}: ")
-        on_image()
-    return unreadable
+def _lookup_in(images: Iterable[CaptionedImage]) -> Lookup:
+    """Return a function that finds images by number."""
+
+    def lookup(numbers: Collection[int]) -> dict[int, CaptionedImage]:
+        if isinstance(images, Sequence):
+            return {number: images[number] for number in numbers}
+        return {number: image for number, image in enumerate(images) if number in numbers} if numbers else {}
+
+    return lookup
 
 
-def _equal_images(images: Iterable[CaptionedImage], unreadable: Mapping[str, str]) -> list[dict[str, Split]]:
-    """Group images with equal files: image id -> split."""
-    readable = [image for image in images if image.image_id not in unreadable]
-    groups: dict[str, dict[str, Split]] = {}
-    for image, content in zip(readable, content_sums([image.file for image in readable]), strict=True):
-        groups.setdefault(content, {})[image.image_id] = image.split
-    return [group for group in groups.values() if len(group) > 1]
+def _named(groups: Iterable[Sequence[int]], lookup: Lookup) -> list[dict[str, Split]]:
+    """Return groups of numbers as image id -> split."""
+    groups = list(groups)
+    found = lookup({number for group in groups for number in group})
+    return [{found[number].image_id: found[number].split for number in group} for group in groups]
 
 
 def _group_excluded(dataset: CaptionDataset) -> tuple[ExcludedGroup, ...]:
@@ -208,79 +209,20 @@ def _group_excluded(dataset: CaptionDataset) -> tuple[ExcludedGroup, ...]:
     )
 
 
-def _spread(images: Sequence[CaptionedImage], number: int) -> tuple[CaptionedImage, ...]:
-    number = min(number, len(images))
-    return tuple(images[index * len(images) // number] for index in range(number))
+def _spread(num_images: int, number: int, lookup: Lookup) -> tuple[CaptionedImage, ...]:
+    number = min(number, num_images)
+    found = lookup({index * num_images // number for index in range(number)})
+    return tuple(found[index] for index in sorted(found))
 
 
-def _counts_table(check: DatasetCheck) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("counted")
-    table.add_column("images", justify="right")
-    table.add_column("captions", justify="right")
-    table.add_column("for example", style="dim", overflow="ellipsis", no_wrap=True)
-    for split in SPLITS:
-        count = check.counts[split]
-        table.add_row(split, f"{count['images']:,}", f"{count['captions']:,}")
-    total = {kind: sum(count[kind] for count in check.counts.values()) for kind in ("images", "captions")}
-    table.add_section()
-    table.add_row("included", f"{total['images']:,}", f"{total['captions']:,}", style="bold green")
-    for group in check.excluded:
-        shown = {f"{group.kind}s": f"{group.count:,}"}
-        reason = Text(f"excluded: {group.reason}", style="yellow")
-        table.add_row(reason, shown.get("images"), shown.get("captions"), Text(_plain(group.examples[0])))
-        total[f"{group.kind}s"] += group.count
-    table.add_section()
-    table.add_row("found in all", f"{total['images']:,}", f"{total['captions']:,}", style="bold")
-    return table
-
-
-def _samples_table(check: DatasetCheck) -> Table:
-    table = Table("sample", "split", "first caption", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns:
-        column.overflow, column.no_wrap = "ellipsis", True
-    table.columns[0].style = "cyan"
-    for image in check.samples:
-        table.add_row(Text(_plain(image.image_id)), image.split, Text(_plain(image.captions[0])))
-    return table
-
-
-def _lengths_text(check: DatasetCheck) -> Text:
-    histogram = ", ".join(f"{images:,} with {number}" for number, images in check.captions_per_image.items())
-    text = Text.assemble(("captions per image  ", "bold"), histogram)
-    text.append("\nwords per caption   ", "bold").append(str(check.caption_words))
-    text.append(f"; {check.vocabulary_size:,} different ones")
-    if check.caption_tokens is not None:
-        text.append("\ntokens per caption  ", "bold").append(str(check.caption_tokens))
-        style = "yellow" if check.num_over_context_length else "green"
-        text.append(f"; {check.num_over_context_length:,} pass {CONTEXT_LENGTH} and lose their end", style)
-    return text
-
-
-def _problems(check: DatasetCheck) -> list[RenderableType]:
-    if check.unreadable is None:
-        return [Text("photographs         not opened", style="dim")]
-    lists = {
-        "cannot be opened": [f"{name}: {reason}" for name, reason in check.unreadable.items()],
-        "have the same bytes": [" = ".join(group) for group in check.duplicates],
-        "leak from split to split": list(map(_with_splits, check.leakage)),
-    }
-    problems: list[RenderableType] = []
-    for problem, lines in filter(lambda item: item[1], lists.items()):
-        shown = [Text(_plain(line)) for line in lines[:NUM_SHOWN]]
-        if len(lines) > NUM_SHOWN:
-            shown.append(Text(f"and {len(lines) - NUM_SHOWN:,} more", style="dim"))
-        problems += [
-            Text(f"{len(lines):,} {problem}", style="bold red"),
-            Padding(Group(*shown), (0, 0, 0, 2)),
-        ]
-    fine = f"photographs         {check.num_images_read:,} opened, none damaged, no duplicates"
-    return problems or [Text(fine, style="green")]
-
-
-def _with_splits(group: Mapping[str, Split]) -> str:
-    return " = ".join(f"{name} ({split})" for name, split in group.items())
-
-
-def _plain(text: str) -> str:
-    return printable(text.replace("\n", "\\n"))
+def _not_measured() -> tuple[str, ...]:
+    """Return what was not looked for, as its package is not there."""
+    install = "pip install 'clipgraft[data]'"
+    return (
+        *(
+            ()
+            if can_hash()
+            else (f"images that look alike were not looked for (needs imagehash; {install})",)
+        ),
+        *(() if can_tell_languages() else (f"languages were not told (needs py3langid; {install})",)),
+    )

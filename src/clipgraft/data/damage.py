@@ -2,10 +2,8 @@
 
 import json
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -20,8 +18,7 @@ from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import (
     MAX_PIXELS,
     MIN_SIDE,
-    PARALLEL_PIXELS,
-    decode,
+    decode_beside_others,
     opened_image,
     readable_formats,
 )
@@ -35,7 +32,6 @@ NUM_NAMED = 3
 """Damaged photographs that a note names; data.json has all."""
 SEGMENT_IMAGES = 10_000
 """Verdicts held in memory until they are written."""
-_LARGE_IMAGE = threading.Lock()
 
 
 def load_source(data: DataSettings) -> CaptionDataset:
@@ -102,9 +98,7 @@ def _why_damaged(file: ImageFile) -> str:
     """Return why a photograph cannot be used; "" if it can."""
     try:
         with opened_image(file) as image:
-            is_large = image.width * image.height > PARALLEL_PIXELS
-            with _LARGE_IMAGE if is_large else nullcontext():
-                decode(image)
+            decode_beside_others(image)
     except DataError as error:
         if isinstance(error.__cause__, MemoryError):  # says nothing of the file
             raise

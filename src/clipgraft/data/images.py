@@ -8,7 +8,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 
 import numpy as np
@@ -49,6 +49,7 @@ _BAND_ROWS = 256
 _SAMPLE_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 """Factors by which Pillow scales a PNG's samples of 1, 2 and 4 bits, but not its transparent sample."""
 _FILTERS = threading.Lock()
+_LARGE_IMAGE = threading.Lock()
 
 
 def open_image(file: ImageFile) -> Image.Image:
@@ -112,6 +113,13 @@ def decode(image: Image.Image) -> Image.Image:
         return _to_rgb(image)
     except Exception as error:  # any error of Pillow means a damaged file
         raise _damaged(error) from error
+
+
+def decode_beside_others(image: Image.Image) -> Image.Image:
+    """As `decode`, in several threads: large images one at a time."""
+    is_large = image.width * image.height > PARALLEL_PIXELS
+    with _LARGE_IMAGE if is_large else nullcontext():
+        return decode(image)
 
 
 def _open(content: bytes) -> Image.Image:
