@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from clipgraft.cache import CachedArrays
+from clipgraft.cached_arrays import CachedArrays
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches, EpochSampler

@@ -1,109 +1,57 @@
-"""Cache of arrays on disk, keyed by content and settings."""
+"""The cache folder: what can be made again, kept below a size.
 
-import logging
+`data.cache_gb` bounds crops, latents, features, verdicts, listings and fetched shards together. The least
+recently used files are evicted first, and never those that a running process refers to: each process keeps a
+record of them, locked for as long as it lives.
+"""
+
 import os
+import threading
 import uuid
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from filelock import FileLock, Timeout
 
 from clipgraft.errors import UserError
-from clipgraft.files import clear_parts, write_bytes
+from clipgraft.files import atomic_write, clear_parts
+from clipgraft.settings import DataSettings
 
-logger = logging.getLogger(__name__)
+BOUNDED = ("crops", "damage", "features", "latents", "listings", "shards")
+"""Folders of the cache that are bounded; others hold flatland8k and compiled networks."""
+GIGABYTE = 10**9
 
-
-class Place(NamedTuple):
-    """Where an array lies: the segment, and its key there."""
-
-    segment: Path
-    key: str
-
-
-class CachedArrays(Sequence[np.ndarray]):
-    """Arrays of a cache in a given order, read lazily.
-
-    Args:
-        places: From `ContentCache.find` and `add`.
-    """
-
-    def __init__(self, places: Iterable[Place]) -> None:
-        self.places = tuple(places)
-        self._open: dict[Path, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> "CachedArrays": ...
-    def __getitem__(self, index: int | slice) -> "np.ndarray | CachedArrays":
-        if isinstance(index, slice):
-            return CachedArrays(self.places[index])
-        segment, key = self.places[index]
-        if segment not in self._open:
-            self._open[segment] = safe_open(segment, "np")
-        array: np.ndarray = self._open[segment].get_tensor(key)
-        return array
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"places": self.places, "_open": {}}  # each process maps the segments by itself
+_bound_bytes = round(DataSettings().cache_gb * GIGABYTE)
+_thread = threading.Lock()
 
 
-class ContentCache:
-    """Arrays in a folder; a key covers everything an array depends on.
+class CachedFile:
+    """A file of the cache, not evicted while a process holds it."""
 
-    Arrays lie in segments: safetensors files that are written whole and never changed. Processes need no
-    lock; two that lack the same array both make it. The folder may be deleted at any time between runs.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _thread:
+            _HELD.add(self)
 
-    Args:
-        folder: Made if missing.
-        kind: What the arrays are, in messages: "crops".
-    """
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.kind = folder, kind
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_parts(folder)
-
-    def find(self, keys: Iterable[str]) -> dict[str, Place]:
-        """Return the keys of intact arrays; delete damaged segments."""
-        wanted, found = set(keys), dict[str, Place]()
-        for segment in sorted(self.folder.glob("*.safetensors")):
-            try:
-                found |= _read_segment(segment, wanted - found.keys())
-            except (SafetensorError, OSError) as error:
-                logger.warning("%s is damaged (%s); its %s are made anew", segment, error, self.kind)
-                if segment.is_file():
-                    segment.unlink(missing_ok=True)
-        return found
-
-    def add(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Place]:
-        """Write arrays as one segment.
-
-        Raises:
-            OSError: If the disk is full; the cache is as it was.
-        """
-        segment = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        check_sums = {key: str(zlib.crc32(array.data)) for key, array in arrays.items()}
-        write_bytes(segment, save(dict(arrays), check_sums))
-        return {key: Place(segment, key) for key in arrays}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (type(self), self.path)
 
 
-def _read_segment(path: Path, wanted: set[str]) -> dict[str, Place]:
-    with safe_open(path, "np") as arrays:
-        check_sums = arrays.metadata() or {}
-        held = wanted & set(arrays.keys())
-        for key in held:
-            if str(zlib.crc32(arrays.get_tensor(key).data)) != check_sums.get(key):
-                raise SafetensorError(f"{key} is not what was written")
-    return {key: Place(path, key) for key in held}
+_HELD: WeakSet[CachedFile] = WeakSet()
+F = TypeVar("F", bound=CachedFile)
+
+
+class _Found(NamedTuple):
+    """A file in the bounded folders."""
+
+    used_at: float
+    """Time of its last use."""
+    num_bytes: int
+    path: str
 
 
 def cache_dir() -> Path:
@@ -119,3 +67,141 @@ def cache_dir() -> Path:
         raise UserError(
             "no home folder to keep a cache in; set XDG_CACHE_HOME to a folder that can be written"
         ) from error
+
+
+def bound_cache(gigabytes: float) -> None:
+    """Set this process's bound of the cache; evict what is beyond."""
+    global _bound_bytes
+    _bound_bytes = round(gigabytes * GIGABYTE)
+    make_room(0)
+
+
+def cache_bound() -> int:
+    """Return the bound of the cache in bytes."""
+    return _bound_bytes
+
+
+def cache_size() -> int:
+    """Return the bytes of all files that are bounded."""
+    return sum(file.num_bytes for file in _files())
+
+
+def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> CachedFile:
+    """Return a file of the cache; make it if missing.
+
+    Its time of modification is that of its last use.
+
+    Args:
+        kind: One of `BOUNDED`.
+        name: Covers everything that the file depends on.
+        make: Writes the file at a path.
+    """
+    (file,) = hold([CachedFile(cache_dir() / kind / name)])
+    if file.path.is_file():
+        touch(file.path)
+    else:
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        clear_parts(file.path.parent)
+        with atomic_write(file.path) as part:
+            make(part)
+        make_room(0)
+    return file
+
+
+def touch(path: Path) -> None:
+    """Note the use of a cached file, as its time of modification."""
+    with suppress(OSError):  # a cache that can only be read
+        os.utime(path)
+
+
+def hold(files: list[F]) -> list[F]:
+    """Keep files from being evicted while these objects live.
+
+    Ask afterwards whether a file is there.
+    """
+    if any(is_bounded(file.path) for file in files):
+        with suppress(OSError), _locked() as records:  # from a cache that can only be read nothing is evicted
+            _record(records)
+    return files
+
+
+def is_bounded(path: Path) -> bool:
+    """Whether a path lies in the cache folder."""
+    with suppress(UserError):
+        return path.is_relative_to(cache_dir())
+    return False
+
+
+def make_room(num_bytes: int) -> None:
+    """Evict least recently used files until some more bytes fit."""
+    excess = cache_size() + num_bytes - _bound_bytes
+    if excess <= 0:
+        return
+    with suppress(OSError), _locked() as records:
+        _record(records)
+        held = _held_by_all(records)
+        for file in sorted(_files()):
+            if excess > 0 and file.path not in held:
+                with suppress(OSError):  # it is gone, or open on Windows
+                    os.unlink(file.path)
+                    excess -= file.num_bytes
+
+
+def _files() -> Iterator[_Found]:
+    """Yield the whole files in the bounded folders."""
+    for kind in BOUNDED:
+        for folder, _, names in os.walk(cache_dir().absolute() / kind):
+            for name in names:
+                path = os.path.join(folder, name)
+                with suppress(OSError):
+                    found = os.stat(path)
+                    if not name.startswith("."):
+                        yield _Found(found.st_mtime, found.st_size, path)
+
+
+@contextmanager
+def _locked() -> Iterator[Path]:
+    """Lock out other writers of records and evictions; yield the folder."""
+    records = cache_dir() / "in_use"
+    records.mkdir(parents=True, exist_ok=True)
+    with FileLock(records / ".lock"):
+        yield records
+
+
+def _record(records: Path) -> None:
+    """Write down the files that this process refers to."""
+    with _thread:
+        paths = sorted({str(file.path.absolute()) for file in _HELD})
+    _own_record(records, os.getpid()).write_text("\n".join(paths), encoding="utf-8")
+
+
+@cache
+def _own_record(records: Path, process: int) -> Path:
+    """Return this process's record, and lock it until the process ends."""
+    record = records / f"{process}-{uuid.uuid4().hex}.txt"
+    _LOCKS.append(FileLock(record.with_suffix(".lock")))
+    _LOCKS[-1].acquire()
+    return record
+
+
+_LOCKS: list[FileLock] = []
+
+
+def _held_by_all(records: Path) -> set[str]:
+    """Return the files that running processes hold; delete others' records."""
+    held: set[str] = set()
+    for record in records.glob("*.txt"):
+        lock = FileLock(record.with_suffix(".lock"), blocking=False)
+        try:
+            with lock:
+                record.unlink()
+        except Timeout:
+            held |= set(record.read_text(encoding="utf-8").splitlines())
+        else:
+            record.with_suffix(".lock").unlink(missing_ok=True)
+    return held
+
+
+def _received(kind: type[F], path: Path) -> F:
+    """Return a file that another process sent."""
+    return hold([kind(path)])[0]

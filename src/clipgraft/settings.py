@@ -87,6 +87,8 @@ class DataSettings(Section):
     """Of caption files beside images, such as `.caption`; empty: `.txt` or `.caption`."""
     on_damaged: Literal["stop", "skip"] = "stop"
     """At a damaged image; skip: all are decoded first, damaged ones are named and excluded."""
+    cache_gb: NotNegative = 20.0
+    """Bound of the cache in gigabytes; the least recently used files are evicted beyond it."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0

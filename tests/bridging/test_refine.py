@@ -3,22 +3,33 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
 from clipgraft.bridging.fit import bridge_recipe
-from clipgraft.bridging.latents import load_latents
-from clipgraft.bridging.refine import RefineResult, build_objective, check_settings, refine_recipe
+from clipgraft.bridging.latents import load_latents, stacked
+from clipgraft.bridging.refine import (
+    RefineResult,
+    _sum_of_latents,
+    build_objective,
+    check_settings,
+    refine_recipe,
+)
 from clipgraft.bridging.refine import refine as refine_graft
 from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
 from clipgraft.data.formats import load_dataset
+from clipgraft.data.images import open_image
+from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import CheckpointError, DataError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import read_lineage
+from clipgraft.models.weights import tensors_sha256
 from clipgraft.runs.run import Run
 from clipgraft.settings import RefineSettings
 from clipgraft.whole_run import run_all
@@ -168,11 +179,30 @@ def test_last_text_layers_change_by_low_rank_updates(world, tmp_path):
 def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
     base = FrozenBase.load(str(world["base"]))
     images = load_dataset(world["data"]).in_split("test")
-    first = load_latents(base, images, 64)
+    first = stacked(load_latents(base, images, 64))
+    expected = base.encode_latents(vae_pixel_values([open_image(image.file) for image in images], 64))
+    assert torch.equal(first, expected.half())
     assert first.shape == (4, 4, 8, 8)
-    assert first.dtype == torch.float16
     monkeypatch.setattr(base, "encode_latents", None)  # a second encoding would fail
-    assert torch.equal(load_latents(base, images, 64), first)
+    assert torch.equal(stacked(load_latents(base, images[::-1], 64)), first.flip(0))
+
+
+def test_a_changed_image_costs_one_encoding(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base, encoded = FrozenBase.load(str(world["base"])), []
+    images = load_dataset(shutil.copytree(world["data"], tmp_path / "data")).in_split("test")
+    encode = base.encode_latents
+    monkeypatch.setattr(base, "encode_latents", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    first = load_latents(base, images, 64)
+    Image.new("RGB", (80, 80), "red").save(images[2].file)
+    second = load_latents(base, images, 64)
+    assert encoded == [4, 1]
+    assert [np.array_equal(*pair) for pair in zip(first, second, strict=True)] == [True, True, False, True]
+
+
+def test_the_sum_of_latents_is_that_of_one_tensor():
+    latents = torch.randn(3, 4, 8, 8).half()
+    assert _sum_of_latents(list(latents.numpy())) == tensors_sha256({"latents": latents})
 
 
 def test_an_image_without_finite_latents_is_named(world):
@@ -189,10 +219,10 @@ def test_damaged_latents_are_said_and_encoded_anew(world, tmp_path, monkeypatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     base = FrozenBase.load(str(world["base"]))
     images = load_dataset(world["data"]).in_split("test")
-    first = load_latents(base, images, 64)
-    (path,) = (tmp_path / "clipgraft" / "latents").iterdir()
+    first = stacked(load_latents(base, images, 64))
+    (path,) = (tmp_path / "clipgraft" / "latents").glob("*/*")
     path.write_bytes(path.read_bytes()[:-9])
-    assert torch.equal(load_latents(base, images, 64), first)
+    assert torch.equal(stacked(load_latents(base, images, 64)), first)
     assert "is damaged" in caplog.text
 
 

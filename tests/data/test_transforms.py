@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
 import tiny
+from clipgraft import cached_arrays
 from clipgraft.data import transforms
 from clipgraft.data.images import decode, open_image, read_header
 from clipgraft.data.transforms import (
@@ -297,7 +298,7 @@ def test_what_decides_the_pixels_decides_where_crops_lie(monkeypatch: pytest.Mon
 def test_long_sets_are_cut_in_segments(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transforms, "SEGMENT_BYTES", 4 * 3 * 32 * 32)
+    monkeypatch.setattr(cached_arrays, "SEGMENT_BYTES", 4 * 3 * 32 * 32)
     crops = cut_crops(paths, processor_of(), tmp_path / "cache")
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     assert np.array_equal(crops[5], clip_crop(open_image(paths[5]), processor_of()))

@@ -1,13 +1,15 @@
 """Latents of captioned images, encoded once for all runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clipgraft.cache import CachedArrays, ContentCache, cache_dir
+from clipgraft.cache import cache_dir
+from clipgraft.cached_arrays import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.image_file import content_sums
@@ -26,12 +28,13 @@ NUM_MEASURED_IMAGES = 8
 
 
 class LatentImages(NamedTuple):
-    """Images to refine and to measure on, with latents (N, 4, h, w) float16."""
+    """Images to refine and to measure on, and their float16 latents."""
 
     train: tuple[CaptionedImage, ...]
-    train_latents: Tensor
+    train_latents: CachedArrays
     test: tuple[CaptionedImage, ...]
     test_latents: Tensor
+    """(N, 4, h, w)."""
 
 
 def encode_images(
@@ -52,44 +55,45 @@ def encode_images(
         raise UserError("no training image to refine on; name a source with a train split")
     test = (data.test[: limits.max_test_images or None] or train)[:num_measured]
     size = int(base.unet.config.sample_size) * 8
-    latents = [load_latents(base, images, size) for images in (train, test)]
-    return LatentImages(train, latents[0], test, latents[1])
+    return LatentImages(train, load_latents(base, train, size), test, stacked(load_latents(base, test, size)))
 
 
-@torch.no_grad()
-def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
-    """Return scaled float16 latents (N, 4, size / 8, size / 8), cached.
+def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> CachedArrays:
+    """Return each image's scaled float16 latents (4, size / 8, size / 8).
 
     float16 halves the memory and is far finer than the added noise. Images are resized to fill a square of
     `size` pixels and cropped.
 
     Raises:
-        DataError: If the VAE's latents of an image are not finite.
+        DataError: If the VAE's latents of an image are not finite; those before it are kept.
     """
     assert base.vae is not None
-    sums = content_sums([image.file for image in images])
-    key = fingerprint(sums, size, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
-    cache = ContentCache(cache_dir() / "latents", "latents")
-    found = cache.find([key])
-    if not found:
-        found = cache.add({key: _encode(base, images, size).numpy()})
-    return torch.from_numpy(CachedArrays(found.values())[0])
-
-
-def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Tensor:
-    assert base.vae is not None
-    encoded = []
+    encoder = fingerprint(size, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
+    cache = ContentCache(cache_dir() / "latents" / encoder[:16], "latents")
     with track("encoding latents", len(images)) as update:
-        for start in range(0, len(images), ENCODE_BATCH_SIZE):
-            batch = images[start : start + ENCODE_BATCH_SIZE]
-            opened = (open_image(image.file) for image in batch)
-            pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
-            encoded.append(base.encode_latents(pixels).half().cpu())
-            for row, image in zip(encoded[-1], batch, strict=True):
-                if not row.isfinite().all():
-                    raise DataError(
-                        f"the base's VAE makes no finite latents of {image.file}; take the image out of "
-                        "the source, or set refine.mixed_precision to no"
-                    )
-            update(start + len(batch), "images")
-    return torch.cat(encoded).contiguous()
+        return cache.arrays(
+            content_sums([image.file for image in images]),
+            lambda indices: _encode(base, [images[index] for index in indices], size),
+            lambda done: update(done, "images"),
+        )
+
+
+def stacked(latents: Iterable[np.ndarray]) -> Tensor:
+    """Return latents as one tensor (N, 4, h, w)."""
+    return torch.from_numpy(np.stack([*latents]))
+
+
+@torch.no_grad()
+def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Iterator[np.ndarray]:
+    assert base.vae is not None
+    for start in range(0, len(images), ENCODE_BATCH_SIZE):
+        batch = images[start : start + ENCODE_BATCH_SIZE]
+        opened = (open_image(image.file) for image in batch)
+        pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
+        for row, image in zip(base.encode_latents(pixels).half().cpu(), batch, strict=True):
+            if not row.isfinite().all():
+                raise DataError(
+                    f"the base's VAE makes no finite latents of {image.file}; take the image out of "
+                    "the source, or set refine.mixed_precision to no"
+                )
+            yield row.contiguous().numpy()

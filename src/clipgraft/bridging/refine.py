@@ -1,12 +1,14 @@
 """Refine a graft on images, through the frozen U-Net."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
 
+import numpy as np
 from pydantic import PrivateAttr
 
 from clipgraft.bridging.fit import origins, stage_output
@@ -244,13 +246,21 @@ def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str
     base_sums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
     return {
         # Latents depend on both photographs and VAE.
-        "photographs": tensors_sha256({"latents": images.train_latents}),
+        "photographs": _sum_of_latents(images.train_latents),
         "captions": fingerprint([image.captions for image in images.train]),
         "weights of the graft": fingerprint(
             module_sha256(graft.text_encoder), sum_of_tokenizer(graft.tokenizer)
         ),
         "weights of the base": fingerprint(*base_sums),
     }
+
+
+def _sum_of_latents(latents: Sequence[np.ndarray]) -> str:
+    """Return `tensors_sha256` of all latents as one tensor, without having it."""
+    digest = hashlib.sha256(f"latents torch.{latents[0].dtype} {(len(latents), *latents[0].shape)}".encode())
+    for array in latents:
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) -> RefineObjective:

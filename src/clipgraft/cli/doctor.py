@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from rich.table import Table
 
-from clipgraft.cache import cache_dir
+from clipgraft.cache import GIGABYTE, cache_bound, cache_dir, cache_size
 from clipgraft.console import print_table
 from clipgraft.device import RECORDED_PACKAGES, choose_device, cpu_gains_from_bf16
 from clipgraft.errors import CheckpointError, UserError
@@ -86,7 +86,8 @@ def _cache() -> Finding:
         tempfile.TemporaryFile(dir=nearest).close()  # permissions alone would miss a read-only disk
     except OSError as error:
         return Finding("cache", str(place), f"{error.strerror}; {fix}")
-    return Finding("cache", str(place), "")
+    size = f"{cache_size() / GIGABYTE:.1f} GB of at most {cache_bound() / GIGABYTE:g} (data.cache_gb)"
+    return Finding("cache", f"{place}, {size}", "")
 
 
 def _flatland() -> Finding:

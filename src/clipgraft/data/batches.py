@@ -109,7 +109,7 @@ class LatentBatches(ShuffledBatches):
 
     def __init__(
         self,
-        latents: Sequence[Tensor] | Tensor,
+        latents: Sequence[Tensor | np.ndarray] | Tensor,
         input_ids: Sequence[Sequence[Sequence[int]]],
         *,
         eos_token_id: int,
@@ -139,7 +139,7 @@ class LatentBatches(ShuffledBatches):
         for index, rows in enumerate(self.rows(order, start), start):
             captions = [self.input_ids[i][int(draws[i] * len(self.input_ids[i]))] for i in rows]
             batch = {
-                "latents": torch.stack([self.latents[i] for i in rows]),
+                "latents": torch.stack([torch.as_tensor(self.latents[i]) for i in rows]),
                 "input_ids": pad_input_ids(captions, self.eos_token_id, self.context_length),
             }
             if self.num_epochs:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -10,7 +10,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from clipgraft.cache import CachedArrays, ContentCache, cache_dir
+from clipgraft.cache import bound_cache, cache_dir
+from clipgraft.cached_arrays import ContentCache
 from clipgraft.console import say, track
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded
 from clipgraft.data.formats import load_dataset
@@ -30,8 +31,8 @@ VERDICTS_VERSION = 1
 """Part of the cache's key; raised when `decode` takes or refuses other images."""
 NUM_NAMED = 3
 """Damaged photographs that a note names; data.json has all."""
-SEGMENT_IMAGES = 10_000
-"""Verdicts held in memory until they are written."""
+VERDICTS_AT_ONCE = 256
+"""Images that threads may be ahead."""
 
 
 def load_source(data: DataSettings) -> CaptionDataset:
@@ -41,6 +42,7 @@ def load_source(data: DataSettings) -> CaptionDataset:
         MissingFileError: As `load_dataset`.
         DataError: As `load_dataset`, or if all photographs are damaged and skipped.
     """
+    bound_cache(data.cache_gb)
     dataset = load_dataset(data)
     return skip_damaged(dataset) if data.on_damaged == "skip" else dataset
 
@@ -81,16 +83,16 @@ def _find_damaged(images: Sequence[CaptionedImage]) -> dict[str, str]:
     """Return why photographs are damaged, by image id."""
     cache = ContentCache(cache_dir() / "damage" / _bounds_sum(), "verdicts")
     sums = content_sums([image.file for image in images])
-    known = cache.find(sums)
-    todo = list({k: image.file for k, image in zip(sums, images, strict=True) if k not in known}.items())
-    with track("checking images", len(todo)) as update, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(todo), SEGMENT_IMAGES):
-            part, verdicts = todo[start : start + SEGMENT_IMAGES], dict[str, np.ndarray]()
-            for (key, _), why in zip(part, pool.map(_why_damaged, [file for _, file in part]), strict=True):
-                verdicts[key] = np.frombuffer(b"\0" + why.encode(), np.uint8)  # never empty
-                update(start + len(verdicts), "decoded")
-            known |= cache.add(verdicts)
-    reasons = (verdict.tobytes()[1:].decode() for verdict in CachedArrays(known[key] for key in sums))
+    with track("checking images", len(images)) as update, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def judge(indices: Sequence[int]) -> Iterator[np.ndarray]:
+            for start in range(0, len(indices), VERDICTS_AT_ONCE):
+                part = [images[index].file for index in indices[start : start + VERDICTS_AT_ONCE]]
+                for why in pool.map(_why_damaged, part):
+                    yield np.frombuffer(b"\0" + why.encode(), np.uint8)  # never empty
+
+        verdicts = list(cache.arrays(sums, judge, lambda done: update(done, "decoded")))
+    reasons = (verdict.tobytes()[1:].decode() for verdict in verdicts)
     return {image.image_id: why for image, why in zip(images, reasons, strict=True) if why}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from clipgraft.cache import CachedArrays
+from clipgraft.cached_arrays import CachedArrays
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, TrainingImages
 from clipgraft.data.image_file import content_sums
 from clipgraft.data.transforms import (

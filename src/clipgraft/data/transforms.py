@@ -7,7 +7,7 @@ named after the settings.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -23,7 +23,8 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from clipgraft.cache import CachedArrays, ContentCache, cache_dir
+from clipgraft.cache import cache_dir
+from clipgraft.cached_arrays import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.image_file import ImageFile, content_sums
@@ -33,8 +34,8 @@ from clipgraft.section import ResizeMode
 
 PIXELS_VERSION = 1
 """Part of each cache's key; raise it when `open_image`, `clip_crop` or `vae_pixel_values` change pixels."""
-SEGMENT_BYTES = 128 * 2**20
-"""Crops held in memory until written: 891 of 224 pixels."""
+CROPS_AT_ONCE = 256
+"""Crops that threads may be ahead of what is written: 38 MB of 224 pixels."""
 NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 """Settings of an image processor applied after its 8-bit crop."""
 END_OF_WORD = "</w>"
@@ -142,23 +143,19 @@ def cut_crops(
         For each file (3, S, S) uint8.
     """
     cache = ContentCache(folder / _settings_sum(processor), "crops")
-    sums = content_sums(files)
-    known = cache.find(sums)
-    todo = list({key: file for key, file in zip(sums, files, strict=True) if key not in known}.items())
-    start = 0
+    return cache.arrays(content_sums(files), partial(_cut_all, tuple(files), processor), on_image)
+
+
+def _cut_all(
+    files: Sequence[ImageFile], processor: ImageProcessor, indices: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yield the crops of some photographs, several cut at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter's lock
-        while start < len(todo):
-            key, file = todo[start]
-            crops = {key: _cut(file, processor)}
-            part = todo[start : start + max(1, SEGMENT_BYTES // crops[key].nbytes)]
-            on_image(start + 1)
-            cuts = pool.map(partial(_cut_if_small, processor=processor), [file for _, file in part[1:]])
-            for (key, file), crop in zip(part[1:], cuts, strict=True):
-                crops[key] = _cut(file, processor) if crop is None else crop
-                on_image(start + len(crops))
-            known |= cache.add(crops)
-            start += len(part)
-    return CachedArrays(known[key] for key in sums)
+        for start in range(0, len(indices), CROPS_AT_ONCE):
+            part = [files[index] for index in indices[start : start + CROPS_AT_ONCE]]
+            cuts = pool.map(partial(_cut_if_small, processor=processor), part)
+            for file, crop in zip(part, cuts, strict=True):
+                yield _cut(file, processor) if crop is None else crop
 
 
 def _cut(file: ImageFile, processor: ImageProcessor) -> np.ndarray:

@@ -1,16 +1,17 @@
 """CLIP and probe features, cached by content; keys of generated images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
-from clipgraft.cache import CachedArrays, ContentCache
+from clipgraft.cached_arrays import ContentCache
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.image_file import ImageFile, content_sums
@@ -22,7 +23,6 @@ from clipgraft.data.transforms import (
     pad_input_ids,
     vae_pixel_values,
 )
-from clipgraft.errors import CheckpointError
 from clipgraft.evaluation.metrics.probe import READ_BATCH_SIZE, Probe, read_attributes
 from clipgraft.files import fingerprint
 from clipgraft.flatland.writer import IMAGE_SIZE
@@ -38,7 +38,7 @@ GENERATION_VERSION = 1
 FEATURES_VERSION = 1
 """Incremented when this module changes features; tests/evaluation/test_features.py checks both."""
 ITEMS_PER_ENTRY = 64
-"""Features per cache file; a killed process loses at most one file's."""
+"""Features per key of the cache."""
 ENCODE_BATCH_SIZE = 64
 
 T = TypeVar("T")
@@ -111,35 +111,29 @@ class FeatureStore:
             items: At least one.
             sums: Checksum of each item's content.
             extract: Some items -> features (n, D).
-
-        Raises:
-            CheckpointError: If cached features were removed or damaged in the meantime.
         """
         how = fingerprint(FEATURES_VERSION, pixels_versions(), version("torch"), extractor)
         cache = ContentCache(self.folder / how[:16], "features")
-        groups = [
-            range(len(items))[start:][:ITEMS_PER_ENTRY] for start in range(0, len(items), ITEMS_PER_ENTRY)
+        groups = [items[start : start + ITEMS_PER_ENTRY] for start in range(0, len(items), ITEMS_PER_ENTRY)]
+        keys = [
+            fingerprint(sums[start : start + ITEMS_PER_ENTRY])[:32]
+            for start in range(0, len(items), ITEMS_PER_ENTRY)
         ]
-        keys = [fingerprint([sums[i] for i in group])[:32] for group in groups]
-        found = cache.find(keys)
-        missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in found}
-        self.processes.wait_for_everyone()  # all must find the same items missing
-        own = list(missing.items())[self.processes.process_index :: self.processes.num_processes]
-        if own:
-            with track(description, sum(len(group) for _, group in own)) as update:
-                done = 0
-                for key, group in own:
-                    cache.add({key: extract([items[i] for i in group]).float().cpu().contiguous().numpy()})
-                    done += len(group)
-                    update(done, "items")
-        self.processes.wait_for_everyone()
-        found = cache.find(keys)
-        if len(found) < len(set(keys)):
-            raise CheckpointError(
-                f"features in {cache.folder} were removed or damaged while they were in use; run the same "
-                "command again"
+
+        def make(indices: Sequence[int]) -> Iterator[np.ndarray]:
+            for index in indices:
+                yield extract(groups[index]).float().cpu().contiguous().numpy()
+
+        share = range(len(keys))[self.processes.process_index :: self.processes.num_processes]
+        with track(description, min(len(share) * ITEMS_PER_ENTRY, len(items))) as update:
+            own = cache.arrays(  # held until all are found
+                [keys[index] for index in share],
+                lambda part: make([share[index] for index in part]),
+                lambda done: update(min(done * ITEMS_PER_ENTRY, len(items)), "items"),
             )
-        return torch.cat([torch.from_numpy(array) for array in CachedArrays(found[key] for key in keys)])
+        self.processes.wait_for_everyone()
+        arrays = cache.arrays(keys, make) if len(own) < len(keys) else own
+        return torch.cat([torch.from_numpy(array) for array in arrays])
 
 
 class ClipFeatures:
