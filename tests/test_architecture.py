@@ -166,6 +166,9 @@ def test_every_imported_package_is_declared_and_pinned():
                 "peft",
                 "py3langid",
                 "pillow_heif",
+                "pyarrow",
+                "fsspec",
+                "braceexpand",
             )
             assert only_app or names & needed, f"{path.name} needs {package}, declared for an extra alone"
 

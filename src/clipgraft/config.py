@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from clipgraft.errors import MissingFileError, UserError, explain
 from clipgraft.files import LONE_SURROGATE, read_toml
-from clipgraft.section import MODEL, PATH, Section
+from clipgraft.section import MODEL, PATH, SOURCE, Section
 from clipgraft.settings import (
     BridgeSettings,
     DataSettings,
@@ -189,7 +189,7 @@ def named_paths(settings: BaseModel, prefix: str = "") -> dict[str, str]:
         value = getattr(settings, key)
         if isinstance(value, BaseModel):
             found |= named_paths(value, f"{prefix}{key}.")
-        elif (PATH in field.metadata or MODEL in field.metadata) and Path(value).is_absolute():
+        elif any(kind in field.metadata for kind in (PATH, MODEL, SOURCE)) and Path(value).is_absolute():
             found[f"{prefix}{key}"] = value
     return found
 

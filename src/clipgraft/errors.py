@@ -2,6 +2,8 @@
 
 import difflib
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does without
@@ -27,6 +29,20 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """Weights or training state are missing, damaged or of another model."""
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Name the extra that installs a missing package.
+
+    Args:
+        extra: Such as "data".
+        what: The package, or what needs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{what} is not installed; pip install 'clipgraft[{extra}]'") from error
 
 
 def one_line(error: Exception) -> str:

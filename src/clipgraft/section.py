@@ -17,6 +17,11 @@ def _absolute(text: str) -> str:
     return str(Path(os.path.expanduser(text)).absolute()) if text else ""
 
 
+def _absolute_or_url(text: str) -> str:
+    """Return a URL as it is, else an absolute path."""
+    return text if "://" in text and "\0" not in text else _absolute(text)
+
+
 def _absolute_if_there(name: str) -> str:
     """Return a local path as absolute; hub ids stay as they are."""
     is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
@@ -24,8 +29,11 @@ def _absolute_if_there(name: str) -> str:
 
 
 PATH, MODEL = AfterValidator(_absolute), AfterValidator(_absolute_if_there)
+SOURCE = AfterValidator(_absolute_or_url)
 LocalPath = Annotated[str, PATH]
 """A file or folder; absolute in every recipe, so that it runs again from any working directory."""
+Source = Annotated[str, SOURCE]
+"""A file or folder, absolute, or a URL."""
 ModelName = Annotated[str, MODEL]
 """A folder or file, absolute where there is one; else a hub id or `flatland`."""
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]

@@ -23,6 +23,7 @@ from clipgraft.section import (
     Seed,
     Share,
     Side,
+    Source,
     Steps,
     Words,
     _rising,
@@ -74,8 +75,8 @@ class InferenceConfig(Section):
 class DataSettings(Section):
     """Source of captioned images."""
 
-    source: LocalPath = ""
-    """Folder or file with captioned images; formats in docs/data.md. Empty: flatland8k is drawn."""
+    source: Source = ""
+    """Folder, file, pattern or URL of captioned images; see docs/data.md. Empty: flatland8k is drawn."""
     include_unsplit: bool = False
     """Train on images outside every split list instead of excluding them."""
     image_field: str = ""
@@ -89,6 +90,8 @@ class DataSettings(Section):
     """At a damaged image; skip: all are decoded first, damaged ones are named and excluded."""
     cache_gb: NotNegative = 20.0
     """Bound of the cache in gigabytes; the least recently used files are evicted beyond it."""
+    num_train_images: Every = 0
+    """Images in an epoch of shards whose number is stated nowhere else; 0 = as counted."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0

@@ -108,7 +108,8 @@ class CaptionDataset:
         DataError: If an image id comes twice, a split is unknown or an image has no caption.
     """
 
-    root: Path
+    root: Path | str
+    """Folder; of shards the source that was named, which may be a URL or pattern."""
     format: str
     """Name of the format, as in `docs/data.md`."""
     files: dict[str, str]

@@ -12,6 +12,8 @@ from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.flickr8k import read_flickr8k
 from clipgraft.data.karpathy import read_karpathy, with_karpathy_split
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, is_utf8, tidy
+from clipgraft.data.shard_files import names_shards
+from clipgraft.data.shard_source import load_shards
 from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import read_text
@@ -51,15 +53,25 @@ def load_dataset(
         return _from_pairs({Path(path).absolute(): captions for path, captions in texts})
     if not isinstance(source, DataSettings):
         given = DataSettings.build({"include_unsplit": include_unsplit, **columns})
-        return _load(Path(source) if str(source) else _flatland8k(), given)
-    return _load(Path(source.source) if source.source else _flatland8k(), source)
+        return _load(str(source), given)
+    return _load(source.source, source)
 
 
-def _load(source: Path, settings: DataSettings) -> CaptionDataset:
-    if not source.exists():
-        raise MissingFileError(f"{source}: no such folder; expected a folder of images with captions")
-    if not is_utf8(str(source)):
+def _load(source: str, settings: DataSettings) -> CaptionDataset:
+    if not source:
+        return _load_folder(_flatland8k(), settings)
+    if not is_utf8(source):
         raise DataError(f"{source}: the folder's name is not UTF-8; rename it")
+    if not (names_shards(source) or Path(source).exists()):
+        raise MissingFileError(f"{source}: no such folder; expected a folder of images with captions")
+    if (names_shards(source) or Path(source).is_dir()) and (shards := load_shards(source, settings)):
+        return shards
+    if settings.num_train_images:
+        raise DataError(f"{source} holds no shards, so data.num_train_images says nothing; leave it out")
+    return _load_folder(Path(source), settings)
+
+
+def _load_folder(source: Path, settings: DataSettings) -> CaptionDataset:
     root = source if source.is_dir() else _folder_of(source)
     folder = DataFolder(root, settings, None if source.is_dir() else source)
     for read in _readers(settings):

@@ -58,11 +58,19 @@ def find_columns(names: Iterable[str], settings: DataSettings, where: str) -> Co
             raise DataError(f"{where}: no field {wanted!r} (data.{key}); the fields are {known}")
     lower = {name.lower(): name for name in reversed(names)}
     image = settings.image_field or next((lower[name] for name in IMAGE_FIELDS if name in lower), "")
-    captions = [name for name in names if _CAPTION_FIELD.fullmatch(name.lower())]
-    captions = captions or [lower[name] for name in CAPTION_FIELDS if name in lower][:1]
-    if settings.caption_field:
-        captions = [settings.caption_field]
+    captions = caption_fields(names, settings)
     return Columns(image, captions, lower.get(_SPLIT_FIELD)) if image and captions else None
+
+
+def caption_fields(names: Iterable[str], settings: DataSettings) -> list[str]:
+    """Return the names of captions among those of columns or fields."""
+    names = list(names)
+    if settings.caption_field:
+        return [settings.caption_field] if settings.caption_field in names else []
+    if found := [name for name in names if _CAPTION_FIELD.fullmatch(name.lower())]:
+        return found
+    lower = {name.lower(): name for name in reversed(names)}
+    return [lower[name] for name in CAPTION_FIELDS if name in lower][:1]
 
 
 def names_columns(settings: DataSettings) -> bool:
@@ -148,7 +156,7 @@ def _read_row(
         )
     texts: list[Any] = []
     for field in columns.captions:
-        texts += _texts(row[field])
+        texts += texts_of(row[field])
     for text in texts:
         if text is not None and not isinstance(text, str):
             raise DataError(f"{where}: read the caption {text!r}; expected text")
@@ -157,7 +165,7 @@ def _read_row(
     return name.strip(), split, [text or "" for text in texts]
 
 
-def _texts(value: Any) -> list[Any]:
+def texts_of(value: Any) -> list[Any]:
     """Return the captions in a field (text, list, or list as JSON)."""
     if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
         try:

@@ -270,7 +270,7 @@ def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool
     test = dataset.test[: settings.max_test_images or None]
     train = dataset.train.first(settings.max_train_images or len(dataset.train))
     record = Data(
-        source=dataset.root.name,
+        source=Path(dataset.root).name,
         format=dataset.format,
         fingerprint=dataset.fingerprint,
         split="test",

@@ -89,7 +89,7 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
     dataset = load_source(recipe.data)
     train = dataset.train.first(recipe.data.max_train_images or len(dataset.train))
     test = dataset.test[: recipe.data.max_test_images or None]
-    plain = plain_captions(dataset.root)
+    plain = plain_captions(Path(dataset.root))
     seed_everything(recipe.seed)
     tokenizer = train_tokenizer(
         (caption for image in train for caption in image.captions), vocab_size=VOCAB_SIZE

@@ -1,0 +1,205 @@
+"""Shards of a source: a folder, file, pattern or URL.
+
+Patterns are globs (`*.tar`) or braces (`{00000..00099}.tar`); URLs are those that fsspec reads.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from clipgraft.data.dataset import Split
+from clipgraft.data.names import has_image_suffix
+from clipgraft.data.split_names import SPLIT_NAMES, split_of_file
+from clipgraft.errors import DataError, MissingFileError, needs
+from clipgraft.files import read_json
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+SUFFIXES = (".tar", ".parquet", ".arrow")
+"""In this order: img2dataset writes a parquet file of metadata beside each tar."""
+COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "blob_id", "mtime", "created")
+"""Fields of fsspec's file systems that change with a file."""
+_PATTERN = re.compile(r"[*?\[{]")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One shard of a source, not opened."""
+
+    name: str
+    """Name below the source, with forward slashes."""
+    url: str
+    """Absolute path, or URL."""
+    size: int | None
+    """Bytes; None if a server does not tell."""
+    version: str
+    """Changes with the file."""
+    split: Split | None = None
+    """Split that the names of files or folders tell."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of this machine."""
+        return not is_url(self.url)
+
+    @property
+    def suffix(self) -> str:
+        """Kind of shard: tar, parquet or arrow."""
+        return self.name.lower().rpartition(".")[2]
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether images are read where they lie."""
+        return self.suffix == "tar"
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL, not a path."""
+    return "://" in source
+
+
+def names_shards(source: str) -> bool:
+    """Whether a source is a URL, a pattern or a single shard."""
+    if is_url(source) or source.lower().endswith(SUFFIXES) or COMPRESSED.search(source):
+        return True
+    return bool(_PATTERN.search(source)) and not os.path.exists(source)
+
+
+def find_shards(source: str) -> tuple[ShardFile, ...]:
+    """Return the shards of a source, sorted by name.
+
+    There are none in a local folder that holds image files, or no shards.
+
+    Raises:
+        MissingFileError: If nothing is there.
+        DataError: If all are compressed, or the file system is not known.
+    """
+    if not names_shards(source) and _has_loose_images(Path(source)):
+        return ()
+    fs, found = _listed(source)
+    shards = _of_one_kind(found)
+    if not shards:
+        if packed := [path for path in found if COMPRESSED.search(path)]:
+            raise DataError(
+                f"{packed[0]} is compressed; images in it cannot be reached alone: unpack it to a .tar"
+            )
+        if names_shards(source):
+            raise MissingFileError(f"{source}: no shard there; expected .tar, .parquet or .arrow files")
+        return ()
+    root = _root(list(shards))
+    return _with_splits([_shard(fs, path, root, info) for path, info in sorted(shards.items())])
+
+
+def file_system(url: str) -> tuple["AbstractFileSystem", str]:
+    """Return the file system of a URL, and the path in it."""
+    with needs("data", "fsspec"):
+        from fsspec.core import url_to_fs
+    try:
+        return url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{url}: cannot be read ({' '.join(str(error).split())})") from None
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """Return a field that changes with a file, and its value."""
+    return next((f"{name} {info[name]}" for name in VERSIONS if info.get(name)), "")
+
+
+def _has_loose_images(folder: Path) -> bool:
+    """Whether there are image files, which are read in place of shards."""
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(has_image_suffix(name) for name in names if not name.startswith(".")):
+            return True
+    return False
+
+
+def _listed(source: str) -> tuple["AbstractFileSystem", dict[str, dict[str, Any]]]:
+    """Return the files of a source with what is known of each."""
+    sources = [source]
+    if "{" in source and not os.path.exists(source):
+        with needs("data", "braceexpand"):
+            from braceexpand import braceexpand
+        sources = list(braceexpand(source))
+    fs, _ = file_system(sources[0])
+    paths = [fs._strip_protocol(name) for name in sources]
+    try:
+        if len(paths) > 1:
+            return fs, dict(zip(paths, _infos(fs, paths), strict=True))
+        if _PATTERN.search(paths[0]) and (is_url(source) or not os.path.exists(source)):
+            return fs, fs.glob(paths[0], detail=True)
+        if paths[0].lower().endswith(SUFFIXES) and not fs.isdir(paths[0]):
+            return fs, {paths[0]: fs.info(paths[0])}
+        return fs, fs.find(paths[0], detail=True)
+    except FileNotFoundError as error:
+        missing = error.filename or (error.args[0] if error.args else source)
+        raise MissingFileError(f"{missing}: no such shard or folder") from None
+    except OSError as error:
+        raise DataError(f"{source}: cannot be listed ({' '.join(str(error).split())})") from error
+
+
+def _infos(fs: "AbstractFileSystem", paths: list[str]) -> list[dict[str, Any]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(16) as pool:  # requests, which wait for a server
+        return list(pool.map(fs.info, paths))
+
+
+def _of_one_kind(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the files of the first kind that is there."""
+    visible = {
+        path: info
+        for path, info in found.items()
+        if info.get("type", "file") == "file" and not PurePosixPath(path).name.startswith(".")
+    }
+    for suffix in SUFFIXES:
+        if of_kind := {path: info for path, info in visible.items() if path.lower().endswith(suffix)}:
+            return _without_caches(of_kind) if suffix == ".arrow" else of_kind
+    return {}
+
+
+def _without_caches(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Leave out what `datasets` caches beside the files that its state.json names."""
+    own: set[str] = set()
+    for folder in {PurePosixPath(path).parent for path in found}:
+        state = Path(folder) / "state.json"
+        if state.is_file():
+            files = read_json(state).get("_data_files") or []
+            own |= {str(folder / row["filename"]) for row in files if isinstance(row, dict)}
+    return {path: info for path, info in found.items() if path in own} or found
+
+
+def _root(paths: list[str]) -> str:
+    folders = [str(PurePosixPath(path).parent) for path in paths]
+    return os.path.commonpath(folders) if all(folders) else ""
+
+
+def _shard(fs: "AbstractFileSystem", path: str, root: str, info: Mapping[str, Any]) -> ShardFile:
+    is_local = "file" in fs.protocol
+    if info.get("size") is None:
+        info = fs.info(path)
+    name = PurePosixPath(path).relative_to(root).as_posix() if root else path
+    url = path if is_local else fs.unstrip_protocol(path)
+    version = str(os.stat(path).st_mtime_ns) if is_local else version_of(info)
+    return ShardFile(name, url, info.get("size"), version)
+
+
+def _with_splits(shards: Iterable[ShardFile]) -> tuple[ShardFile, ...]:
+    """Add the splits named by files or folders, if there are several."""
+    from dataclasses import replace
+
+    shards = list(shards)
+    told = [_told(PurePosixPath(shard.name)) for shard in shards]
+    if len(set(told)) < 2:
+        return tuple(shards)
+    return tuple(replace(shard, split=split or "train") for shard, split in zip(shards, told, strict=True))
+
+
+def _told(name: PurePosixPath) -> Split | None:
+    folders = [SPLIT_NAMES[part.lower()] for part in name.parts[:-1] if part.lower() in SPLIT_NAMES]
+    return split_of_file(name.stem) or (folders[-1] if folders else None)
