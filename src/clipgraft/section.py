@@ -50,6 +50,8 @@ MAX_STEPS = 1000
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Every = Annotated[int, Field(ge=0)]
 """Steps between events; 0 = never."""
+LatentCrop = Literal["buckets", "center"]
+"""How an image fills the base's size."""
 ResizeMode = Literal["", "shortest", "longest", "squash"]
 """How an image becomes a square, in open_clip's words; empty: as the model's own processor does."""
 Rank = Annotated[int, Field(ge=0, le=4096)]

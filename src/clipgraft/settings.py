@@ -10,6 +10,7 @@ from clipgraft.section import (
     Count,
     Every,
     Guidance,
+    LatentCrop,
     LocalPath,
     MixedPrecision,
     ModelName,
@@ -225,6 +226,8 @@ class RefineSettings(TrainSettings):
     batch_size: Count = 16
     num_epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the training images; 0 = no refining."""
+    crop: LatentCrop = "buckets"
+    """buckets: to the size nearest in aspect ratio, one size a batch; center: the middle square."""
     noise_weight: NotNegative = 1.0
     """Weight of the error against the noise itself, which pulls towards the images."""
     teacher_weight: NotNegative = 1.0

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import tiny
 from clipgraft.bridging.fit import bridge_recipe
-from clipgraft.bridging.latents import load_latents, stacked
+from clipgraft.bridging.latents import load_latents
 from clipgraft.bridging.refine import (
     RefineResult,
     _sum_of_latents,
@@ -22,6 +22,7 @@ from clipgraft.bridging.refine import (
 )
 from clipgraft.bridging.refine import refine as refine_graft
 from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
+from clipgraft.data.buckets import Bucket
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
@@ -34,6 +35,8 @@ from clipgraft.runs.run import Run
 from clipgraft.settings import RefineSettings
 from clipgraft.whole_run import run_all
 from helpers import call, refused
+
+SQUARE = (Bucket(64, 64),)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,10 @@ def recipe_of(world, *overrides):
 
 def refine(recipe, graft, folder, **options):
     return refine_recipe(recipe, graft, folder, **options)
+
+
+def stacked(latents):
+    return torch.from_numpy(np.stack([*latents]))
 
 
 def weights_of(folder):
@@ -179,12 +186,12 @@ def test_last_text_layers_change_by_low_rank_updates(world, tmp_path):
 def test_latents_are_those_of_the_vae_and_are_encoded_once(world, monkeypatch):
     base = FrozenBase.load(str(world["base"]))
     images = load_dataset(world["data"]).in_split("test")
-    first = stacked(load_latents(base, images, 64))
+    first = stacked(load_latents(base, images, SQUARE))
     expected = base.encode_latents(vae_pixel_values([open_image(image.file) for image in images], 64))
     assert torch.equal(first, expected.half())
     assert first.shape == (4, 4, 8, 8)
     monkeypatch.setattr(base, "encode_latents", None)  # a second encoding would fail
-    assert torch.equal(stacked(load_latents(base, images[::-1], 64)), first.flip(0))
+    assert torch.equal(stacked(load_latents(base, images[::-1], SQUARE)), first.flip(0))
 
 
 def test_a_changed_image_costs_one_encoding(world, tmp_path, monkeypatch):
@@ -193,9 +200,9 @@ def test_a_changed_image_costs_one_encoding(world, tmp_path, monkeypatch):
     images = load_dataset(shutil.copytree(world["data"], tmp_path / "data")).in_split("test")
     encode = base.encode_latents
     monkeypatch.setattr(base, "encode_latents", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
-    first = load_latents(base, images, 64)
+    first = load_latents(base, images, SQUARE)
     Image.new("RGB", (80, 80), "red").save(images[2].file)
-    second = load_latents(base, images, 64)
+    second = load_latents(base, images, SQUARE)
     assert encoded == [4, 1]
     assert [np.array_equal(*pair) for pair in zip(first, second, strict=True)] == [True, True, False, True]
 
@@ -212,17 +219,17 @@ def test_an_image_without_finite_latents_is_named(world):
         base.vae.quant_conv.bias[0] = float("nan")
     for _ in range(2):
         with pytest.raises(DataError, match=f"no finite latents of .*{images[0].file.name}; take the image"):
-            load_latents(base, images, 64)
+            load_latents(base, images, SQUARE)
 
 
 def test_damaged_latents_are_said_and_encoded_anew(world, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     base = FrozenBase.load(str(world["base"]))
     images = load_dataset(world["data"]).in_split("test")
-    first = stacked(load_latents(base, images, 64))
+    first = stacked(load_latents(base, images, SQUARE))
     (path,) = (tmp_path / "clipgraft" / "latents").glob("*/*")
     path.write_bytes(path.read_bytes()[:-9])
-    assert torch.equal(stacked(load_latents(base, images, 64)), first)
+    assert torch.equal(stacked(load_latents(base, images, SQUARE)), first)
     assert "is damaged" in caplog.text
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from clipgraft.data.batches import ShuffledBatches
-from clipgraft.data.buckets import Bucket, bucket_batches, make_buckets, nearest_bucket, num_bucket_batches
+from clipgraft.data.buckets import (
+    Bucket,
+    bucket_batches,
+    group_by_size,
+    make_buckets,
+    nearest_bucket,
+    num_bucket_batches,
+)
 
 SIZES = [(128, 32), (512, 64), (768, 64), (64, 16), (8, 8), (24, 16)]
 
@@ -95,3 +102,8 @@ def test_one_bucket_alone_has_full_batches_only(count):
     batches = bucket_batches(order, np.zeros(count, np.uint8), 4)
     assert [batch.tolist() for batch in batches] == [rows.tolist() for rows in plain.rows(order, 0)]
     assert len(batches) == len(plain) == num_bucket_batches(np.zeros(count, np.uint8), 4)
+
+
+def test_equal_sizes_are_grouped_in_the_order_of_their_first():
+    assert group_by_size("abacaba", 2) == [[0, 2], [4, 6], [1, 5], [3]]
+    assert group_by_size([], 2) == []

@@ -12,6 +12,7 @@ from PIL import Image
 import tiny
 from clipgraft import cached_arrays
 from clipgraft.bridging import latents
+from clipgraft.data.buckets import Bucket
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.errors import is_user_error, one_line
 from clipgraft.evaluation import features as own
@@ -159,12 +160,13 @@ def test_damaged_features_are_made_anew_and_said(tmp_path, processes, caplog):
 def test_latents_are_kept_by_scale_and_versions_of_readers(base, picture, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = [CaptionedImage("picture.png", picture, ("a",), "train")]
-    first = latents.stacked(latents.load_latents(base, images, 32))
+    buckets = (Bucket(32, 32),)
+    first = torch.from_numpy(latents.load_latents(base, images, buckets)[0])
     base.vae.register_to_config(scaling_factor=2 * base.vae.config.scaling_factor)
-    second = latents.stacked(latents.load_latents(base, images, 32))
+    second = torch.from_numpy(latents.load_latents(base, images, buckets)[0])
     torch.testing.assert_close(second, 2 * first, rtol=1e-2, atol=1e-3)
     monkeypatch.setattr(own, "PIXELS_VERSION", 0)
-    latents.load_latents(base, images, 32)
+    latents.load_latents(base, images, buckets)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 

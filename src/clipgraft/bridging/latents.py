@@ -1,6 +1,6 @@
 """Latents of captioned images, encoded once for all runs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from clipgraft.cache import cache_dir
 from clipgraft.cached_arrays import CachedArrays, ContentCache
 from clipgraft.console import track
+from clipgraft.data.buckets import Bucket, group_by_size, make_buckets, nearest_bucket
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.image_file import content_sums
 from clipgraft.data.images import open_image
@@ -19,22 +20,26 @@ from clipgraft.errors import DataError, UserError
 from clipgraft.evaluation.features import model_fingerprint, pixels_versions
 from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
+from clipgraft.section import LatentCrop
 from clipgraft.settings import DataSettings
 
 ENCODE_BATCH_SIZE = 4
 """Images of 512 x 512; larger batches are no faster on a CPU."""
+WINDOW = 8 * ENCODE_BATCH_SIZE
+"""Images among which those of one bucket are encoded together: 100 MB of pixels."""
+VAE_FACTOR = 8
+"""Pixels a latent along a side."""
 NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net before and after refining."""
 
 
 class LatentImages(NamedTuple):
-    """Images to refine and to measure on, and their float16 latents."""
+    """Images to refine and to measure on, and their float16 latents (4, h, w)."""
 
     train: tuple[CaptionedImage, ...]
     train_latents: CachedArrays
     test: tuple[CaptionedImage, ...]
-    test_latents: Tensor
-    """(N, 4, h, w)."""
+    test_latents: list[Tensor]
 
 
 def encode_images(
@@ -42,58 +47,76 @@ def encode_images(
     base: FrozenBase,
     limits: DataSettings | None = None,
     num_measured: int = NUM_MEASURED_IMAGES,
+    crop: LatentCrop = "buckets",
 ) -> LatentImages:
     """Encode the train split, and test (else train) images to measure on.
 
     Raises:
         UserError: If there is no training image.
     """
-    assert base.unet is not None
     limits = limits or DataSettings()
     train = data.train.first(limits.max_train_images or len(data.train))
     if not train:
         raise UserError("no training image to refine on; name a source with a train split")
     test = (data.test[: limits.max_test_images or None] or train)[:num_measured]
-    size = int(base.unet.config.sample_size) * 8
-    return LatentImages(train, load_latents(base, train, size), test, stacked(load_latents(base, test, size)))
+    buckets = choose_buckets(base, crop)
+    measured = [torch.from_numpy(array) for array in load_latents(base, test, buckets)]
+    return LatentImages(train, load_latents(base, train, buckets), test, measured)
 
 
-def load_latents(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> CachedArrays:
-    """Return each image's scaled float16 latents (4, size / 8, size / 8).
+def choose_buckets(base: FrozenBase, crop: LatentCrop) -> tuple[Bucket, ...]:
+    """Return sizes that a base's U-Net halves evenly, or its square."""
+    assert base.unet is not None
+    side = int(base.unet.config.sample_size) * VAE_FACTOR
+    if crop == "center":
+        return (Bucket(side, side),)
+    return make_buckets(side, VAE_FACTOR * 2 ** (len(base.unet.config.down_block_types) - 1))
 
-    float16 halves the memory and is far finer than the added noise. Images are resized to fill a square of
-    `size` pixels and cropped.
+
+def load_latents(
+    base: FrozenBase, images: Sequence[CaptionedImage], buckets: tuple[Bucket, ...]
+) -> CachedArrays:
+    """Return each image's scaled float16 latents (4, height / 8, width / 8).
+
+    float16 halves the memory and is far finer than the added noise. Each image is resized to fill the bucket
+    nearest in aspect ratio, and cropped.
 
     Raises:
         DataError: If the VAE's latents of an image are not finite; those before it are kept.
     """
     assert base.vae is not None
-    encoder = fingerprint(size, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
+    encoder = fingerprint(buckets, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
     cache = ContentCache(cache_dir() / "latents" / encoder[:16], "latents")
     with track("encoding latents", len(images)) as update:
         return cache.arrays(
             content_sums([image.file for image in images]),
-            lambda indices: _encode(base, [images[index] for index in indices], size),
+            lambda indices: _encode(base, [images[index] for index in indices], buckets),
             lambda done: update(done, "images"),
         )
 
 
-def stacked(latents: Iterable[np.ndarray]) -> Tensor:
-    """Return latents as one tensor (N, 4, h, w)."""
-    return torch.from_numpy(np.stack([*latents]))
-
-
 @torch.no_grad()
-def _encode(base: FrozenBase, images: Sequence[CaptionedImage], size: int) -> Iterator[np.ndarray]:
+def _encode(
+    base: FrozenBase, images: Sequence[CaptionedImage], buckets: tuple[Bucket, ...]
+) -> Iterator[np.ndarray]:
     assert base.vae is not None
-    for start in range(0, len(images), ENCODE_BATCH_SIZE):
-        batch = images[start : start + ENCODE_BATCH_SIZE]
-        opened = (open_image(image.file) for image in batch)
-        pixels = vae_pixel_values(opened, size).to(base.vae.device, base.vae.dtype)
-        for row, image in zip(base.encode_latents(pixels).half().cpu(), batch, strict=True):
-            if not row.isfinite().all():
+    for start in range(0, len(images), WINDOW):
+        window = images[start : start + WINDOW]
+        pixels = [_vae_pixels(image, buckets) for image in window]
+        latents: dict[int, Tensor] = {}
+        for rows in group_by_size([each.shape for each in pixels], ENCODE_BATCH_SIZE):
+            batch = torch.cat([pixels[row] for row in rows]).to(base.vae.device, base.vae.dtype)
+            latents |= zip(rows, base.encode_latents(batch).half().cpu(), strict=True)
+        for row, image in enumerate(window):
+            if not latents[row].isfinite().all():
                 raise DataError(
                     f"the base's VAE makes no finite latents of {image.file}; take the image out of "
                     "the source, or set refine.mixed_precision to no"
                 )
-            yield row.contiguous().numpy()
+            yield latents[row].contiguous().numpy()
+
+
+def _vae_pixels(image: CaptionedImage, buckets: tuple[Bucket, ...]) -> Tensor:
+    opened = open_image(image.file)
+    bucket = buckets[nearest_bucket(opened.height, opened.width, buckets)]
+    return vae_pixel_values([opened], bucket.height, bucket.width)

@@ -170,7 +170,7 @@ def _refine(
     check_prediction(base)
     for module in base.modules.values():
         module.to(device)
-    images = encode_images(data, base, recipe.data)
+    images = encode_images(data, base, recipe.data, crop=settings.crop)
     if base.vae is not None:
         base.vae.cpu()  # frees a GPU's memory for the training
     sums = _sums(images, graft, base)
@@ -256,9 +256,12 @@ def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str
 
 
 def _sum_of_latents(latents: Sequence[np.ndarray]) -> str:
-    """Return `tensors_sha256` of all latents as one tensor, without having it."""
-    digest = hashlib.sha256(f"latents torch.{latents[0].dtype} {(len(latents), *latents[0].shape)}".encode())
+    """Return `tensors_sha256` of latents of one size as one tensor, without having it."""
+    first = latents[0].shape
+    digest = hashlib.sha256(f"latents torch.{latents[0].dtype} {(len(latents), *first)}".encode())
     for array in latents:
+        if array.shape != first:
+            digest.update(str(array.shape).encode())
         digest.update(array.data)
     return digest.hexdigest()
 
@@ -295,6 +298,7 @@ def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[
 
 def _batches(images: LatentImages, graft: Graft, settings: RefineSettings, seed: int) -> LatentBatches:
     tokenizer = graft.tokenizer
+    sizes = (array.shape[1:] for array in images.train_latents)
     return LatentBatches(
         images.train_latents,
         [encode_captions(image.captions, tokenizer)[0] for image in images.train],
@@ -303,4 +307,5 @@ def _batches(images: LatentImages, graft: Graft, settings: RefineSettings, seed:
         batch_size=min(settings.batch_size, len(images.train)),
         seed=seed,
         num_epochs=settings.num_epochs,
+        bucket_of=np.fromiter((height << 16 | width for height, width in sizes), np.int32),
     )

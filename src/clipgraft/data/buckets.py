@@ -7,6 +7,7 @@ Source:
 """
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,18 @@ def nearest_bucket(height: int, width: int, buckets: tuple[Bucket, ...]) -> int:
         return abs(math.log(bucket.width / bucket.height) - ratio), -bucket.height * bucket.width
 
     return min(range(len(buckets)), key=distance)
+
+
+def group_by_size(sizes: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Batch the indices of equal sizes, in order of their first ones."""
+    indices_of: dict[Hashable, list[int]] = {}
+    for index, size in enumerate(sizes):
+        indices_of.setdefault(size, []).append(index)
+    return [
+        indices[start : start + batch_size]
+        for indices in indices_of.values()
+        for start in range(0, len(indices), batch_size)
+    ]
 
 
 def num_bucket_batches(bucket_of: np.ndarray, batch_size: int) -> int:

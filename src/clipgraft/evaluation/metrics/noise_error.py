@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from clipgraft.data.buckets import group_by_size
 from clipgraft.models.clip import text_hidden_states
 
 TIMESTEPS = (50, 250, 500, 750, 950)
@@ -43,7 +44,7 @@ def noise_pred_errors(
     empty = torch.full_like(input_ids[:1], int(input_ids[0, -1]))  # EOS pads, and fills the empty prompt
     empty[0, 0] = input_ids[0, 0]
     totals = torch.zeros(len(timesteps), 2, dtype=torch.float64)
-    for rows in _of_one_size(latents):
+    for rows in group_by_size([each.shape for each in latents], BATCH_SIZE):
         ids = input_ids[rows].to(device)
         states = [
             text_hidden_states(encoder, ids),
@@ -63,15 +64,3 @@ def noise_pred_errors(
             totals[index, 1] += (blank - own).square().sum()
     ratios = (totals[:, 0] / totals[:, 1]).tolist()
     return {str(timestep): ratio for timestep, ratio in zip(timesteps, ratios, strict=True)}
-
-
-def _of_one_size(latents: Sequence[Tensor] | Tensor) -> list[list[int]]:
-    """Batch rows of equal sizes, in the order of their first rows."""
-    rows_of: dict[torch.Size, list[int]] = {}
-    for row, each in enumerate(latents):
-        rows_of.setdefault(each.shape, []).append(row)
-    return [
-        rows[start : start + BATCH_SIZE]
-        for rows in rows_of.values()
-        for start in range(0, len(rows), BATCH_SIZE)
-    ]
