@@ -21,7 +21,7 @@ from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.options import OnDamagedOption, OutOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
-from clipgraft.console import forgiving_output, print_line, print_table
+from clipgraft.console import forgiving_output, print_line, print_table, say
 from clipgraft.errors import UserError, is_user_error, one_line, printable
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -63,15 +63,18 @@ def data_check(
     on_damaged: OnDamagedOption = "",
     clip: Annotated[str, typer.Option("--clip", help="CLIP whose tokenizer counts tokens.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="New folder for a cleaned copy and a list of its changes."),
+    ] = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Count images and captions, with reasons for exclusion; show samples and lengths."""
+    """Count images and captions; say what is odd, and its effect on training."""
     from clipgraft.config import recipe_with
-    from clipgraft.data.check import check_dataset
+    from clipgraft.data.check import check_with_progress
     from clipgraft.data.check_table import render
+    from clipgraft.data.clean import refuse_place, write_cleaned
     from clipgraft.data.damage import load_source
-    from clipgraft.device import quiet_libraries
-    from clipgraft.models.clip import load_clip
 
     given = {
         "data.source": str(source),
@@ -79,12 +82,24 @@ def data_check(
         "data.on_damaged": on_damaged,
     }
     dataset = load_source(recipe_with(None, set_, given).data)
-    quiet_libraries()
-    check = check_dataset(dataset, tokenizer=load_clip(clip).tokenizer if clip else None)
+    if fix:
+        refuse_place(fix, dataset.root)
+    check = check_with_progress(dataset, tokenizer=_load_tokenizer(clip) if clip else None)
     if as_json:
         typer.echo(check.to_json())
     else:
         print_table(render(check))
+    if fix:
+        cleaned = write_cleaned(dataset, check, fix)
+        say(f"{fix}: {cleaned}")
+
+
+def _load_tokenizer(clip: str) -> Any:
+    from clipgraft.device import quiet_libraries
+    from clipgraft.models.clip import load_clip  # needs torch
+
+    quiet_libraries()
+    return load_clip(clip).tokenizer
 
 
 @data_app.command("draw")

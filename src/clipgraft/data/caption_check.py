@@ -41,6 +41,8 @@ class Lengths:
     @classmethod
     def of(cls, lengths: Counter[int]) -> "Lengths":
         """Summarise lengths, each with its number of captions."""
+        if not lengths:
+            return cls(0, 0, 0)
         sizes = np.array(sorted(lengths))
         ends = np.cumsum([lengths[size] for size in sizes.tolist()])
         middle = (ends[-1] - 1) // 2, ends[-1] // 2

@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
+from clipgraft.console import track
 from clipgraft.data.caption_check import CaptionCheck, Lengths
 from clipgraft.data.caption_languages import can_tell_languages
-from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImage, CaptionedImages, Split
+from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionDataset, CaptionedImage, Split
 from clipgraft.data.findings import Finding, Lookup
 from clipgraft.data.near_duplicates import can_hash
 from clipgraft.data.photograph_check import PhotographCheck
@@ -20,6 +21,8 @@ NUM_EXAMPLES = 3
 """Names listed per reason for exclusion."""
 NUM_LEAKS_SAID = 2
 """Photographs in several splits named by fine-tuning."""
+NUM_WITH_BAR = 1000
+"""Images from which a bar is shown."""
 NUM_AT_ONCE = 64
 """Images decoded, and captions tokenized, at a time."""
 
@@ -46,7 +49,7 @@ class DatasetCheck:
     notes: tuple[str, ...]
     fingerprint: str
     counts: dict[Split, dict[str, int]]
-    """Split -> number of `images` and `captions`."""
+    """Split -> number of `images` and `captions`; captions that were not read are not counted."""
     excluded: tuple[ExcludedGroup, ...]
     samples: tuple[CaptionedImage, ...]
     """Spread evenly over the dataset."""
@@ -98,14 +101,16 @@ def check_dataset(
     Args:
         dataset: The dataset.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
-        read_images: Decode every photograph (about 4 ms each for Flickr8k's) to find damaged ones and
-            those that look alike, and tell the languages of captions. Bytes are compared in any case.
+        read_images: Pass over images that are not in memory too, decode every photograph (about 4 ms each for
+            Flickr8k's) to find damaged ones and those that look alike, and tell the languages of captions.
+            Bytes of images in memory are compared in any case.
         num_samples: Number of `samples`.
         on_image: Called after each photograph, for progress.
     """
-    images = dataset.images
-    captions, photographs, tokens = _scan(images, tokenizer, read_images, on_image)
-    lookup = _lookup_in(images)
+    scan = _Scan(num_images(dataset), read_images, on_image)
+    scan.add(iter_images(dataset) if read_images else dataset.images, tokenizer)
+    captions, photographs, tokens = scan.captions, scan.photographs, scan.tokens
+    lookup = _lookup_in(dataset)
     languages = [captions.languages()] if read_images and can_tell_languages() else []
     findings = [*photographs.findings(lookup), *captions.findings(lookup, photographs), *languages]
     equal = _named(photographs.duplicates(), lookup)
@@ -117,16 +122,16 @@ def check_dataset(
         split_rule=str(dataset.split_rule),
         notes=dataset.notes,
         fingerprint=dataset.fingerprint,
-        counts=dataset.counts,
+        counts=scan.counts | _count_unread(dataset, read_images),
         excluded=_group_excluded(dataset),
-        samples=_spread(len(images), num_samples, lookup),
+        samples=_spread(scan.num_images, num_samples, lookup),
         captions_per_image=dict(sorted(captions.counts.items())),
         caption_words=Lengths.of(captions.lengths),
         captions_per_length=dict(sorted(captions.lengths.items())),
         vocabulary_size=captions.vocabulary_size,
         caption_tokens=Lengths.of(tokens) if tokens else None,
         num_over_context_length=sum(tokens[n] for n in tokens if n > CONTEXT_LENGTH) if tokens else None,
-        num_images_read=len(images) if read_images else 0,
+        num_images_read=scan.num_images if read_images else 0,
         unreadable=photographs.unreadable if read_images else None,
         damaged=dict(dataset.damaged),
         duplicates=tuple(map(tuple, equal)),
@@ -135,6 +140,20 @@ def check_dataset(
         findings=tuple(filter(None, findings)),
         not_measured=_not_measured() if read_images else (),
     )
+
+
+def check_with_progress(
+    dataset: CaptionDataset, tokenizer: Callable[..., Any] | None = None, *, num_samples: int = NUM_SAMPLES
+) -> DatasetCheck:
+    """Measure a dataset as `check_dataset`, with a bar if that takes seconds."""
+    total = num_images(dataset)
+    if total < NUM_WITH_BAR:
+        return check_dataset(dataset, tokenizer, num_samples=num_samples)
+    done = count(1)
+    with track("checking images", total) as update:
+        return check_dataset(
+            dataset, tokenizer, num_samples=num_samples, on_image=lambda: update(next(done), "")
+        )
 
 
 def leakage_note(check: DatasetCheck) -> str:
@@ -155,24 +174,41 @@ def with_splits(group: Mapping[str, Split]) -> str:
     return " = ".join(f"{name} ({split})" for name, split in group.items())
 
 
-def _scan(
-    images: CaptionedImages,
-    tokenizer: Callable[..., Any] | None,
-    read_images: bool,
-    on_image: Callable[[], None],
-) -> tuple[CaptionCheck, PhotographCheck, Counter[int]]:
-    """Measure captions, photographs and tokens in one pass."""
-    captions = CaptionCheck(len(images))
-    photographs = PhotographCheck(decode=read_images, on_image=on_image)
-    tokens: Counter[int] = Counter()
-    following = iter(images)
-    while part := list(islice(following, NUM_AT_ONCE)):
-        for image in part:
-            captions.add(image)
-        photographs.add(part)
-        if tokenizer is not None:
-            tokens.update(_count_tokens([text for image in part for text in image.captions], tokenizer))
-    return captions, photographs, tokens
+class _Scan:
+    """Captions, photographs and tokens measured in one pass."""
+
+    def __init__(self, num_images: int, read_images: bool, on_image: Callable[[], None]):
+        self.captions = CaptionCheck(num_images)
+        self.photographs = PhotographCheck(decode=read_images, on_image=on_image)
+        self.tokens: Counter[int] = Counter()
+        self.num_images = 0
+        self.counts: dict[Split, dict[str, int]] = {split: {"images": 0, "captions": 0} for split in SPLITS}
+
+    def add(self, images: Iterable[CaptionedImage], tokenizer: Callable[..., Any] | None) -> None:
+        """Measure all images, a few at a time."""
+        following = iter(images)
+        while part := list(islice(following, NUM_AT_ONCE)):
+            for image in part:
+                self.captions.add(image)
+                self.counts[image.split]["images"] += 1
+                self.counts[image.split]["captions"] += len(image.captions)
+            self.photographs.add(part)
+            self.num_images += len(part)
+            if tokenizer is not None:
+                texts = [text for image in part for text in image.captions]
+                self.tokens.update(_count_tokens(texts, tokenizer))
+
+
+def num_images(dataset: CaptionDataset) -> int:
+    """Return the number of images; a source of many states its own."""
+    return len(dataset.images) + (0 if dataset.streamed is None else len(dataset.streamed))
+
+
+def iter_images(dataset: CaptionDataset) -> Iterator[CaptionedImage]:
+    """Yield all images in one order, those not in memory last."""
+    yield from dataset.images
+    if dataset.streamed is not None:
+        yield from (image for _, image in dataset.streamed.epoch(0, 0))
 
 
 def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> list[int]:
@@ -181,15 +217,22 @@ def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> lis
     return [len(ids) for ids in encode_whole(captions, tokenizer)]
 
 
-def _lookup_in(images: Iterable[CaptionedImage]) -> Lookup:
-    """Return a function that finds images by number."""
+def _lookup_in(dataset: CaptionDataset) -> Lookup:
+    """Return a function that finds images by their number in `iter_images`."""
 
     def lookup(numbers: Collection[int]) -> dict[int, CaptionedImage]:
-        if isinstance(images, Sequence):
-            return {number: images[number] for number in numbers}
-        return {number: image for number, image in enumerate(images) if number in numbers} if numbers else {}
+        if dataset.streamed is None:
+            return {number: dataset.images[number] for number in numbers}
+        images = enumerate(iter_images(dataset)) if numbers else ()
+        return {number: image for number, image in images if number in numbers}
 
     return lookup
+
+
+def _count_unread(dataset: CaptionDataset, read_images: bool) -> dict[Split, dict[str, int]]:
+    """Count training images that were not passed over."""
+    is_unread = dataset.streamed is not None and not read_images
+    return {"train": {"images": num_images(dataset) - len(dataset.images)}} if is_unread else {}
 
 
 def _named(groups: Iterable[Sequence[int]], lookup: Lookup) -> list[dict[str, Split]]:
