@@ -99,7 +99,7 @@ def test_each_change_is_listed_with_its_reason(folder: Path, tmp_path: Path) -> 
     assert ("A dog & a cat", "the image has it twice") in whys
 
 
-def test_source_stays_as_it_is_and_cleaning_twice_changes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_source_stays_and_a_clean_set_is_left_unchanged(folder: Path, tmp_path: Path) -> None:
     before = state_of(folder)
     once = fix(folder, tmp_path / "once")
     assert state_of(folder) == before

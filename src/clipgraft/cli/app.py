@@ -63,13 +63,16 @@ def data_check(
     on_damaged: OnDamagedOption = "",
     clip: Annotated[str, typer.Option("--clip", help="CLIP whose tokenizer counts tokens.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="FILE.html", help="Page of samples and findings.")
+    ] = None,
     fix: Annotated[
         Path | None,
         typer.Option("--fix", metavar="OUT", help="New folder for a cleaned copy and a list of its changes."),
     ] = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Count images and captions; say what is odd, and its effect on training."""
+    """Count images and captions; say what is odd, with its effect."""
     from clipgraft.config import recipe_with
     from clipgraft.data.check import check_with_progress
     from clipgraft.data.check_table import render
@@ -84,11 +87,20 @@ def data_check(
     dataset = load_source(recipe_with(None, set_, given).data)
     if fix:
         refuse_place(fix, dataset.root)
-    check = check_with_progress(dataset, tokenizer=_load_tokenizer(clip) if clip else None)
+    num_samples = None
+    if sheet:
+        from clipgraft.reporting.dataset_page import NUM_SAMPLES, check_place, write_page
+
+        check_place(sheet)
+        num_samples = NUM_SAMPLES
+    check = check_with_progress(dataset, _load_tokenizer(clip) if clip else None, num_samples=num_samples)
     if as_json:
         typer.echo(check.to_json())
     else:
         print_table(render(check))
+    if sheet:
+        write_page(check, sheet)
+        say(f"samples and findings: {sheet}")
     if fix:
         cleaned = write_cleaned(dataset, check, fix)
         say(f"{fix}: {cleaned}")

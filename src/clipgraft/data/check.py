@@ -143,10 +143,10 @@ def check_dataset(
 
 
 def check_with_progress(
-    dataset: CaptionDataset, tokenizer: Callable[..., Any] | None = None, *, num_samples: int = NUM_SAMPLES
+    dataset: CaptionDataset, tokenizer: Callable[..., Any] | None = None, *, num_samples: int | None = None
 ) -> DatasetCheck:
     """Measure a dataset as `check_dataset`, with a bar if that takes seconds."""
-    total = num_images(dataset)
+    total, num_samples = num_images(dataset), num_samples or NUM_SAMPLES
     if total < NUM_WITH_BAR:
         return check_dataset(dataset, tokenizer, num_samples=num_samples)
     done = count(1)

@@ -10,11 +10,13 @@ from rich.text import Text
 
 from clipgraft.data.check import DatasetCheck
 from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS
-from clipgraft.data.findings import Finding
+from clipgraft.data.findings import Example, Finding
 from clipgraft.errors import printable
 
 NUM_SAMPLES = 5
 """Samples in a terminal; a sheet has all."""
+MAX_CHARACTERS = 300
+"""Of an example in a terminal; the JSON has all."""
 SERIOUS = ("unreadable", "leakage")
 """Kinds of findings that stop a training, or make its figures wrong."""
 
@@ -92,10 +94,18 @@ def _finding(finding: Finding) -> Iterator[RenderableType]:
     yield Text()
     yield Text(_plain(finding.summary), style="bold red" if finding.kind in SERIOUS else "bold yellow")
     yield Padding(Text(_plain(finding.effect), style="italic"), (0, 0, 0, 2))
-    lines = [Text(_plain(example.text), style="dim") for example in finding.examples]
+    lines = [Text(_line(example), style="dim") for example in finding.examples]
     if finding.count > len(lines):
         lines.append(Text(f"and {finding.count - len(lines):,} more", style="dim"))
     yield Padding(Group(*lines), (0, 0, 0, 2))
+
+
+def _line(example: Example) -> str:
+    """Return an example in one line, with the name of its image."""
+    text = example.text if len(example.text) <= MAX_CHARACTERS else f"{example.text[:MAX_CHARACTERS]}..."
+    if len(example.images) == 1 and not text.startswith(example.images[0].image_id):
+        text = f"{example.images[0].image_id}: {text}"
+    return _plain(text)
 
 
 def _plain(text: str) -> str:

@@ -129,11 +129,11 @@ def _merged_captions(dataset: CaptionDataset, check: DatasetCheck) -> dict[str, 
     return merged
 
 
-def refuse_place(out: Path, root: Path) -> None:
+def refuse_place(out: Path, root: Path | str) -> None:
     """Refuse a folder that holds files or lies in the source."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and not empty; name a new folder for the cleaned data")
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+    if isinstance(root, Path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
         raise UserError(f"{out} lies in {root}, with which it would be read; name a folder outside of it")
 
 

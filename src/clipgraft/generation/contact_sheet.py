@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -98,6 +99,22 @@ def render_page(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
     """
     cells = [cell for sheet in sheets for row in sheet.cells for cell in row]
     share = MAX_BYTES // max(1, len(cells))
+    return fill_template(
+        "sheet.html.j2",
+        ("report.css", "sheet.css"),
+        title=title,
+        lead=lead,
+        sheets=sheets,
+        sources={cell.path: embed_image(cell.path, share) for cell in cells if cell.status == "ok"},
+        notes=FAILURES,
+    )
+
+
+def fill_template(template: str, styles: Sequence[str], **values: Any) -> str:
+    """Fill the template of a page without scripts.
+
+    It gets `style`, the named files, and `style_hash` for its policy.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR),
         autoescape=True,
@@ -105,16 +122,9 @@ def render_page(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = Markup("".join((TEMPLATES_DIR / name).read_text("utf-8") for name in ("report.css", "sheet.css")))
-    return environment.get_template("sheet.html.j2").render(
-        title=title,
-        lead=lead,
-        sheets=sheets,
-        sources={cell.path: embed_image(cell.path, share) for cell in cells if cell.status == "ok"},
-        notes=FAILURES,
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
-    )
+    style = Markup("".join((TEMPLATES_DIR / name).read_text("utf-8") for name in styles))
+    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    return environment.get_template(template).render(style=style, style_hash=style_hash, **values)
 
 
 def _cell_size(sheet: Sheet) -> tuple[int, int]:
