@@ -58,6 +58,8 @@ Rank = Annotated[int, Field(ge=0, le=4096)]
 """Of a low-rank update; no text tower here is wider. 0 = none."""
 
 
+MAX_LAYERS = 64
+"""Of a text encoder; the largest here has 24."""
 FROM_LIST = Field(strict=False)
 """TOML and JSON have lists and no tuples."""
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -67,6 +69,7 @@ SIZE_MULTIPLE = 8
 """Pixels per latent position of Stable Diffusion's VAE."""
 Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
 """Pixels; 0 = the base's own size."""
+PromptSyntax = Literal["plain", "weighted"]
 Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
 _NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
 Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from clipgraft.files import whole_characters
 from clipgraft.section import (
     FROM_LIST,
+    MAX_LAYERS,
     Count,
     Every,
     Guidance,
@@ -17,6 +18,7 @@ from clipgraft.section import (
     NotNegative,
     OptionalPath,
     Positive,
+    PromptSyntax,
     Rank,
     ResizeMode,
     Scheduler,
@@ -49,7 +51,18 @@ class TextToImageParams(Section):
     width: Side = 0
 
 
-class SamplingParams(TextToImageParams):
+class PromptParams(Section):
+    """How prompts are read."""
+
+    prompt_syntax: PromptSyntax = "plain"
+    """weighted: `(word:1.3)`, `((word))`, `[word]` and `BREAK` as in A1111; plain: all is text."""
+    long_prompts: Literal["chunk", "cut"] = "chunk"
+    """Beyond 77 tokens: encode the rest in chunks of its own, or cut it off."""
+    clip_skip: Annotated[int, Field(ge=0, le=MAX_LAYERS)] = 0
+    """Last layers left out of a base's own text encoder; 1 is "Clip skip 2" in A1111."""
+
+
+class SamplingParams(PromptParams, TextToImageParams):
     """Sampling of images, from every interface down to the sampler."""
 
     init_image: OptionalPath = ""

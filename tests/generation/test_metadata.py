@@ -62,7 +62,8 @@ def test_image_without_metadata_holds_nothing(base, tmp_path, capsys):
 
 
 def test_unread_part_of_a_negative_prompt_is_noted(base, tmp_path, capsys):
-    generate(base, tmp_path, "A dog", "--negative-prompt", "a dog " * 80 + "beach")
+    long = "a dog " * 80 + "beach"
+    generate(base, tmp_path, "A dog", "--negative-prompt", long, "--long-prompts", "cut")
     assert "note: negative prompt 'a dog a dog" in capsys.readouterr().err
     [note] = rows_of(tmp_path)[0]["notes"]
     assert note.startswith("negative prompt: ")

@@ -15,7 +15,7 @@ from PIL import Image
 
 import clipgraft
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.settings import SamplingParams
+from clipgraft.settings import PromptParams, SamplingParams
 from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.service import Service, StoppedError
@@ -303,16 +303,24 @@ def test_the_home_is_private_and_half_written_files_go(service, runs_dir, tmp_pa
 
 
 def test_a_prompt_is_read_as_the_model_reads_it(service):
-    told = service.read_prompt(AFTER, "A dog runs " * 60 + "zebra")
+    told = service.read_prompt(AFTER, "A dog runs " * 60 + "zebra", PromptParams(long_prompts="cut"))
     assert told["num_tokens"] > told["max_tokens"] == 77
     assert told["unknown_words"] == ["zebra"]
     assert told["cut_off"].endswith("A dog runs zebra")
     assert "<" not in told["cut_off"]
 
 
+def test_weights_are_no_words_and_long_prompts_take_chunks(service):
+    told = service.read_prompt(AFTER, "A (dog:1.3) runs " * 40, PromptParams(prompt_syntax="weighted"))
+    assert told["unknown_words"] == []
+    assert (told["num_chunks"], told["cut_off"]) == (2, "")
+
+
 def test_a_prompt_is_read_while_the_device_is_busy(service):
     read = []
-    reader = threading.Thread(target=lambda: read.append(service.read_prompt("flatland/teacher", "A dog")))
+    reader = threading.Thread(
+        target=lambda: read.append(service.read_prompt("flatland/teacher", "A dog", PromptParams()))
+    )
     loaded = service.cache.names()
     with service.cache.lock:
         reader.start()

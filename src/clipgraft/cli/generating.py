@@ -25,6 +25,9 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "scheduler": (str, "--scheduler", "dpm++, pndm, ddim, euler, unipc or lcm; changes the image."),
     "height": (int, "--height", "Pixels; default: the base's own."),
     "width": (int, "--width", "Pixels; default: the base's own."),
+    "prompt_syntax": (str, "--prompt-syntax", "plain, or weighted: (word:1.3), [word], BREAK."),
+    "long_prompts": (str, "--long-prompts", "Beyond 77 tokens: chunk (encoded apart) or cut."),
+    "clip_skip": (int, "--clip-skip", "Last layers left out of a base's own text encoder."),
     "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
 }

@@ -28,7 +28,7 @@ from clipgraft.files import fingerprint
 from clipgraft.flatland.writer import IMAGE_SIZE
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.metadata import versions
-from clipgraft.generation.pipeline import prompt_input_ids
+from clipgraft.generation.prompt_embeds import split_prompt
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.models.weights import module_sha256
@@ -80,8 +80,8 @@ def image_key(whole: str, generator: ImageGenerator, request: ImageRequest) -> s
 
     Prompts with equal token ids have equal keys.
     """
-    ids = prompt_input_ids([request.prompt], generator.pipeline.tokenizer).tolist()
-    return fingerprint(whole, ids, {**request.as_record(), "prompt": None})
+    chunks = split_prompt(request.prompt, generator.pipeline.tokenizer, request.params)
+    return fingerprint(whole, chunks, {**request.as_record(), "prompt": None})
 
 
 class FeatureStore:

@@ -21,10 +21,10 @@ from clipgraft.generation.engines.engine import approximations, openvino_advice
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
 from clipgraft.generation.metadata import LOCAL, read_record, request_of, save_png, versions
+from clipgraft.generation.prompt_embeds import request_notes
 from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.models.defaults import STABLE_DIFFUSION
-from clipgraft.models.tokenizer import prompt_notes
-from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig
+from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, PromptParams
 
 MAX_PRINTED_NOTES = 10
 """Prompts whose notes are printed; `images.json` has all."""
@@ -356,12 +356,15 @@ def _say_approximations(requests: Sequence[ImageRequest], options: GenerateOptio
 
 
 def _say_notes(requests: Sequence[ImageRequest], generator: ImageGenerator) -> None:
-    texts = [("", request.prompt) for request in requests]
-    negative = (request.params.negative_prompt for request in requests)
-    texts += [("negative prompt ", text) for text in negative if text.strip()]
+    texts = []
+    for request in requests:
+        read, negative = PromptParams.of(request.params), request.params.negative_prompt
+        texts += [("", request.prompt, read)] + [("negative prompt ", negative, read)] * bool(
+            negative.strip()
+        )
     num_noted = 0
-    for kind, prompt in dict.fromkeys(texts):
-        notes = prompt_notes(prompt, generator.pipeline.tokenizer)
+    for kind, prompt, read in dict.fromkeys(texts):
+        notes = request_notes(prompt, generator.pipeline.tokenizer, read)
         num_noted += bool(notes)
         for note in notes if num_noted <= MAX_PRINTED_NOTES else ():
             say(f"{kind}{prompt[:60]!r}: {note}")

@@ -15,12 +15,12 @@ from clipgraft.errors import UserError
 from clipgraft.generation.engines.attach import prepare_base, set_approximations
 from clipgraft.generation.engines.engine import choose_engine, describe_inference
 from clipgraft.generation.metadata import describe_image, describe_models
-from clipgraft.generation.pipeline import GeneratedImage, PromptEmbedCache, build_pipeline, sample
+from clipgraft.generation.pipeline import GeneratedImage, build_pipeline, sample
+from clipgraft.generation.prompt_embeds import PromptEmbedCache, request_notes
 from clipgraft.generation.requests import ImageRequest, image_requests, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
-from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, SamplingParams
 
 OFFLOADS = ("none", "model", "sequential")
@@ -236,9 +236,11 @@ class ImageGenerator:
     def _notes(self, request: ImageRequest) -> list[str]:
         """Parts of the prompts that the base cannot read."""
         tokenizer, negative = self.pipeline.tokenizer, request.params.negative_prompt
-        notes = prompt_notes(request.prompt, tokenizer)
+        notes = request_notes(request.prompt, tokenizer, request.params)
         if negative.strip():
-            notes += [f"negative prompt: {note}" for note in prompt_notes(negative, tokenizer)]
+            notes += [
+                f"negative prompt: {note}" for note in request_notes(negative, tokenizer, request.params)
+            ]
         return notes
 
 

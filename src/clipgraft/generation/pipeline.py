@@ -4,9 +4,9 @@ B images in a batch, L tokens, W width of the embeds, H x W pixels of an image.
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from clipgraft.data.images import open_image
 from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
+from clipgraft.generation.prompt_embeds import PromptEmbedCache
 from clipgraft.generation.requests import ImageRequest, batches
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults
 from clipgraft.models.graft import GraftedTextEncoder
 
-MAX_CACHED_PROMPTS = 256
-"""Prompts whose embeds stay in memory; SD v1.5's take 0.24 MB each."""
+EmbedPair = tuple[Tensor, Tensor]
+"""A request's prompt_embeds and negative_prompt_embeds, (1, L, W) each."""
 
 
 @dataclass(frozen=True)
@@ -62,36 +63,6 @@ class GeneratedImage:
     def seed(self) -> int:
         """Of the request."""
         return self.request.seed
-
-
-class PromptEmbedCache:
-    """Cache of prompt embeds by a pipeline's tokenizer and text encoder.
-
-    A prompt is encoded by itself, so that its neighbours in a batch do not change its rounding.
-    """
-
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        self.pipeline = pipeline
-        self._embeds: OrderedDict[str, Tensor] = OrderedDict()
-
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Return prompt_embeds (B, L, W)."""
-        return torch.cat([self._encode(prompt) for prompt in prompts])
-
-    def clear(self) -> None:
-        """Forget all embeds, after the text encoder's weights have changed."""
-        self._embeds.clear()
-
-    @torch.no_grad()
-    def _encode(self, prompt: str) -> Tensor:
-        if prompt not in self._embeds:
-            input_ids = prompt_input_ids([prompt], self.pipeline.tokenizer)
-            device = self.pipeline._execution_device
-            self._embeds[prompt] = self.pipeline.text_encoder(input_ids.to(device))[0]
-            if len(self._embeds) > MAX_CACHED_PROMPTS:
-                self._embeds.popitem(last=False)
-        self._embeds.move_to_end(prompt)
-        return self._embeds[prompt]
 
 
 def prompt_input_ids(prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
@@ -163,11 +134,11 @@ def sample(
             on_preview(batch, [Image.fromarray(values) for values in decode(pipeline, latents)[0]], step)
 
     while remaining:
-        batch = next(batches(remaining, batch_size))
+        batch, embeds = _next_batch(remaining, batch_size, prompt_embeds)
         if base_scheduler is not None:
             pipeline.scheduler = build_scheduler(batch[0].params.scheduler, base_scheduler)
         try:
-            images = _sample_batch(pipeline, batch, prompt_embeds, report)
+            images = _sample_batch(pipeline, batch, embeds, report)
         except (RuntimeError, MemoryError) as error:
             batch_size = _smaller_batch(pipeline, batch, error)
             if on_less_memory:
@@ -178,10 +149,21 @@ def sample(
         yield from images
 
 
+def _next_batch(
+    requests: Sequence[ImageRequest], batch_size: int, prompt_embeds: PromptEmbedCache
+) -> tuple[Sequence[ImageRequest], list[EmbedPair]]:
+    """Return the next requests with equal parameters and lengths, and their embeds."""
+    batch = next(batches(requests, batch_size))
+    pairs = (prompt_embeds.pair(each.prompt, each.params.negative_prompt, each.params) for each in batch)
+    _, same = next(groupby(pairs, key=lambda pair: pair[0].shape[1]))
+    embeds = list(same)
+    return batch[: len(embeds)], embeds
+
+
 def _sample_batch(
     pipeline: StableDiffusionPipeline,
     requests: Sequence[ImageRequest],
-    prompt_embeds: PromptEmbedCache,
+    embeds: Sequence[EmbedPair],
     report: Callable[[Sequence[ImageRequest], int, Tensor], None],
 ) -> list[GeneratedImage]:
     first, params = requests[0], requests[0].params
@@ -203,8 +185,8 @@ def _sample_batch(
         images = [ImageOps.fit(open_image(path), (width, height)) for path in paths]
         start = {"image": images, "strength": params.strength}
     latents = pipeline(
-        prompt_embeds=prompt_embeds([request.prompt for request in requests]),
-        negative_prompt_embeds=prompt_embeds([request.params.negative_prompt for request in requests]),
+        prompt_embeds=torch.cat([positive for positive, _ in embeds]),
+        negative_prompt_embeds=torch.cat([negative for _, negative in embeds]),
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
         num_inference_steps=params.num_inference_steps,
         guidance_scale=float(params.guidance_scale),

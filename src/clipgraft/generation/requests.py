@@ -12,9 +12,10 @@ from typing import Any
 from clipgraft.data.images import opened_image
 from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import file_sha256, parse_json, read_bytes, whole_characters
+from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams, TextToImageParams
+from clipgraft.settings import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""
@@ -22,6 +23,8 @@ RECORDED = (
     *("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "height", "width"),
 )
 """Parameters that every record of an image has; of an image-to-image request also the two others."""
+UNRECORDED = PromptParams(prompt_syntax="plain", long_prompts="cut", clip_skip=0)
+"""How prompts are read where a record does not say: as in the first version."""
 RENAMED = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt"}
 """Names of earlier versions, in files of prompts and in Python."""
 STANDARD_INPUT = Path("-")
@@ -32,7 +35,8 @@ class ImageRequest:
     """One image to generate.
 
     Raises:
-        UserError: If the scheduler cannot take the steps, or `init_image` cannot be read.
+        UserError: If the scheduler cannot take the steps, the prompt's syntax is wrong, or `init_image`
+            cannot be read.
     """
 
     prompt: str
@@ -46,6 +50,8 @@ class ImageRequest:
         except ValueError as error:
             raise UserError(f"prompt: {error}; got {self.prompt!r}") from None
         assert self.params.num_images_per_prompt == 1
+        for prompt in (self.prompt, self.params.negative_prompt):
+            parse_prompt(prompt, self.params.prompt_syntax)
         if self.params.num_inference_steps is not None:
             self._check_steps(max_steps(self.params.scheduler))
         if self.params.init_image:
@@ -109,7 +115,7 @@ class ImageRequest:
         """
         values = {name: value for name, value in record.items() if name != "init_image_sha256"}
         prompt = values.pop("prompt", None)
-        return cls(prompt, SamplingParams.build(values | {"init_image": init_image}))
+        return cls(prompt, SamplingParams.build(dict(UNRECORDED) | values | {"init_image": init_image}))
 
     def as_record(self) -> dict[str, Any]:
         """Return the request as plain values, with `init_image` as a sum."""
@@ -117,7 +123,8 @@ class ImageRequest:
         if self.params.init_image:
             record["init_image_sha256"] = _sum_of(Path(self.params.init_image))
             record["strength"] = self.params.strength
-        return record
+        read = PromptParams.of(self.params)
+        return record | {name: value for name, value in read if value != getattr(UNRECORDED, name)}
 
 
 def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[ImageRequest]:

@@ -135,13 +135,12 @@ def cut_off(text: str, tokenizer: CLIPTokenizer) -> str:
     return text[unread[0][0] :].strip() if unread else ""
 
 
-def prompt_notes(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
+def prompt_notes(prompt: str, tokenizer: CLIPTokenizer, *, is_cut: bool = True) -> list[str]:
     """Report what a tokenizer cannot read: a prompt's end, unknown words."""
     if not prompt.strip():
         return ["the prompt is empty: generated without one"]
     notes = []
-    unread = cut_off(prompt, tokenizer)
-    if unread:
+    if is_cut and (unread := cut_off(prompt, tokenizer)):
         num_tokens = len(encode_whole([prompt], tokenizer)[0])
         notes.append(f"{num_tokens} tokens, {tokenizer.model_max_length} are read; cut off: {unread!r}")
     unknown = unknown_words(prompt, tokenizer)

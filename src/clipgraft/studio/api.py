@@ -124,7 +124,7 @@ def _job_routes(service: Service) -> APIRouter:
     def read_prompt(body: PromptRequest) -> Any:
         """A model's reading of a prompt: tokens, cut-off text, unknown words."""
         model = body.model or service.catalog.default_model()
-        return {"model": model, **service.read_prompt(model, body.prompt)}
+        return {"model": model, **service.read_prompt(model, body.prompt, body)}
 
     return router
 

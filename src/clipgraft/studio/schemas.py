@@ -12,7 +12,7 @@ from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Positive, Section, Seed
-from clipgraft.settings import TextToImageParams
+from clipgraft.settings import PromptParams, TextToImageParams
 
 
 class Limits(Section):
@@ -67,7 +67,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class BoundedParams(TextToImageParams):
+class BoundedParams(TextToImageParams, PromptParams):
     """Sampling parameters within the API's bounds; `steps` and `num_images` are earlier names."""
 
     negative_prompt: Text = ""
@@ -200,7 +200,7 @@ class EmbeddingsRequest(Request):
         return self.input if isinstance(self.input, list) else [self.input]
 
 
-class PromptRequest(Request):
+class PromptRequest(PromptParams):
     """A prompt to describe."""
 
     prompt: Text = Field(examples=["A dog on the beach"])

@@ -16,9 +16,11 @@ from transformers import CLIPTokenizer
 from clipgraft.data.transforms import encode_whole
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.prompt_embeds import split_prompt, text_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
 from clipgraft.section import SIZE_MULTIPLE
+from clipgraft.settings import PromptParams
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles
@@ -122,8 +124,12 @@ class Service:
             group.version,
         )[variant]
 
-    def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
-        """Describe a model's reading of a prompt: tokens, cut-off text, unknown words."""
+    def read_prompt(self, model: str, prompt: str, params: PromptParams) -> dict[str, Any]:
+        """Describe a model's reading of a prompt: tokens, chunks, unknown words.
+
+        Raises:
+            UserError: If the prompt's syntax is wrong.
+        """
         group = self.catalog.model(model)[0]
         with self._tokenizer_lock:
             version, tokenizer = self._tokenizers.get(group.name, (None, None))
@@ -131,12 +137,13 @@ class Service:
                 # Loaded without its model: a prompt in the making waits neither for the base nor the device.
                 tokenizer = group.load_tokenizer()
                 self._tokenizers[group.name] = group.version, tokenizer
-            num_tokens = len(encode_whole([prompt], tokenizer)[0])
+            text = text_of(prompt, params)
             return {
-                "num_tokens": num_tokens,
+                "num_tokens": len(encode_whole([text], tokenizer)[0]),
                 "max_tokens": tokenizer.model_max_length,
-                "cut_off": cut_off(prompt, tokenizer) if num_tokens > tokenizer.model_max_length else "",
-                "unknown_words": unknown_words(prompt, tokenizer),
+                "num_chunks": len(split_prompt(prompt, tokenizer, params)),
+                "cut_off": cut_off(text, tokenizer) if params.long_prompts == "cut" else "",
+                "unknown_words": unknown_words(text, tokenizer),
             }
 
     def submit(self, client: str, kind: str, requests: Sequence[tuple[str, ImageRequest]]) -> str:

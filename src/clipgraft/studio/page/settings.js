@@ -34,6 +34,7 @@ export async function setUp() {
   couple("guidance");
   $("model").addEventListener("change", () => { suggestDefaults(); readPrompt(); });
   $("prompt").addEventListener("input", readPromptSoon);
+  for (const id of ["prompt-syntax", "long-prompts"]) $(id).addEventListener("change", readPrompt);
   $("settings").addEventListener("input", estimateSoon);
   $("settings").addEventListener("change", estimateSoon);
   $("load-file").addEventListener("change", () => loadFile($("load-file").files[0]));
@@ -73,6 +74,8 @@ export function request() {
     num_inference_steps: number("steps"),
     guidance_scale: number("guidance"),
     scheduler: $("scheduler").value,
+    prompt_syntax: $("prompt-syntax").value,
+    long_prompts: $("long-prompts").value,
     width: number("width"),
     height: number("height"),
     client: clientName(),
@@ -97,6 +100,8 @@ export function fill(settings, model) {
   $("width").value = settings.width || "";
   $("height").value = settings.height || "";
   $("scheduler").value = settings.scheduler;
+  $("prompt-syntax").value = settings.prompt_syntax || "plain";
+  $("long-prompts").value = settings.long_prompts || "cut";
   if (models.some((row) => row.id === model)) $("model").value = model;
   readPrompt();
   announce("Settings loaded.");
@@ -145,9 +150,12 @@ function setBoth(id, value) {
 async function readPrompt() {
   const prompt = $("prompt").value;
   try {
-    const reading = await post("/v1/prompts", { prompt, model: mode === "compare" ? "" : $("model").value });
+    const reading = await post("/v1/prompts", {
+      prompt, model: mode === "compare" ? "" : $("model").value,
+      prompt_syntax: $("prompt-syntax").value, long_prompts: $("long-prompts").value,
+    });
     if ($("prompt").value !== prompt) return;
-    const parts = [`${reading.num_tokens} of ${reading.max_tokens} tokens`];
+    const parts = [`${reading.num_tokens} of ${reading.num_chunks * reading.max_tokens} tokens`];
     if (reading.cut_off) parts.push(`cut off: “${reading.cut_off.trim()}”`);
     if (reading.unknown_words.length) parts.push(`not in the vocabulary: ${reading.unknown_words.join(", ")}`);
     $("prompt-reading").textContent = parts.join(" · ");
