@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clipgraft.cached_arrays import CachedArrays
+from clipgraft.data.crop_reader import KeptCrops, NoCrops
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches, EpochSampler
@@ -93,7 +94,7 @@ def our_step(
     clip.model.set_attn_implementation(ATTENTION)  # as `load_clip` does
     batches = CaptionedBatches(
         CaptionedImages(images),
-        None if is_vision_frozen else crops,
+        NoCrops() if is_vision_frozen else KeptCrops(crops),
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
         batch_size=BATCH_SIZE,

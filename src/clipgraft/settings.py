@@ -156,8 +156,8 @@ class TrainSettings(OptimConfig):
     """Steps between resumable checkpoints."""
     save_total_limit: Count = 2
     """Newest checkpoints to keep."""
-    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
-    """Additional processes that decode images."""
+    num_workers: Annotated[int, Field(ge=-1, le=256)] = -1
+    """Processes that read images; -1 = one per core if they are decoded while training, else none."""
     report_to: Literal["", "tensorboard"] = ""
     """tensorboard: also write log and validation metrics there; empty: nowhere else."""
 

@@ -12,15 +12,11 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
+from clipgraft.data.batch_reader import Share, draw_captions
+from clipgraft.data.crop_reader import KeptCrops, NoCrops
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import (
-    CaptionedBatches,
-    EpochSampler,
-    ImageCaptionDataset,
-    Share,
-    draw_captions,
-)
+from clipgraft.data.loader import CaptionedBatches, EpochSampler
 from clipgraft.data.transforms import clip_pixel_values, load_crops, tokenize
 
 NUM_IMAGES = 10
@@ -65,7 +61,7 @@ def options(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> dict:
 
 
 def batches_of(images: CaptionedImages, **options) -> CaptionedBatches:
-    return CaptionedBatches(images, load_crops(images, options["processor"]), **options)
+    return CaptionedBatches(images, KeptCrops(load_crops(images, options["processor"])), **options)
 
 
 def flat(batches: Iterable[dict]) -> list[dict]:
@@ -122,7 +118,7 @@ def test_batch_tells_which_of_its_images_are_equal_files(
     copy.write_bytes(images[1].file.read_bytes())
     twin = CaptionedImage("copy.png", copy, ("a",), "train")
     four = CaptionedImages([*images[:3], twin])
-    batches = batches_of(four, **options) if has_crops else CaptionedBatches(four, None, **options)
+    batches = batches_of(four, **options) if has_crops else CaptionedBatches(four, NoCrops(), **options)
     batch = next(iter(batches.epoch(0, 0)))
     content = dict(zip(batch["image_index"].tolist(), batch["duplicate_id"].tolist(), strict=True))
     assert content[3] == content[1]
@@ -245,11 +241,11 @@ def test_workers_give_the_same_batches_in_every_epoch(
 
 
 def test_dataset_can_be_sent_to_a_spawned_process(images: CaptionedImages, options: dict) -> None:
-    dataset = batches_of(images, **options).loader.dataset
+    reader = batches_of(images, **options).reader
     share = Share(0, [(3, images[3])])
-    copied, own = (found.__getitems__(share) for found in (pickle.loads(pickle.dumps(dataset)), dataset))
-    assert copied[0].input_ids == own[0].input_ids
-    assert (copied[0].clip_crop == own[0].clip_crop).all()
+    (copied,), (own,) = (found.items(share) for found in (pickle.loads(pickle.dumps(reader)), reader))
+    assert copied.input_ids == own.input_ids
+    assert (copied.clip_crop == own.clip_crop).all()
 
 
 @pytest.mark.parametrize("batch_size", [0, NUM_IMAGES + 1])
@@ -262,15 +258,15 @@ def test_loader_without_a_full_batch_is_refused(
 
 
 def test_captions_come_alone_where_no_crops_are_given(images: CaptionedImages, options: dict) -> None:
-    batch = next(iter(CaptionedBatches(images, None, **options).epoch(0, 0)))
+    batch = next(iter(CaptionedBatches(images, NoCrops(), **options).epoch(0, 0)))
     assert "clip_pixel_values" not in batch
     assert len(batch["input_ids"]) == len(batch["image_index"]) == 4
 
 
 def test_truncated_captions_keep_their_eos(images: CaptionedImages, options: dict) -> None:
     long = CaptionedImage("0.png", images[0].file, ("a b c " * 30, "a"), "train")
-    dataset = ImageCaptionDataset(None, tokenizer=options["tokenizer"], seed=0, captions_per_image=2)
-    (item,) = dataset.__getitems__(Share(0, [(0, long)]))
+    reader = CaptionedBatches(images, NoCrops(), captions_per_image=2, **options).reader
+    (item,) = reader.items(Share(0, [(0, long)]))
     longest = max(item.input_ids, key=len)
     assert len(longest) == 77
     assert longest[-1] == options["tokenizer"].eos_token_id

@@ -17,12 +17,8 @@ import tiny
 from clipgraft.config import build_recipe
 from clipgraft.data.dataset import CONTEXT_LENGTH
 from clipgraft.data.formats import load_dataset
-from clipgraft.finetuning.finetune import (
-    build_objective,
-    check_settings,
-    set_start,
-    training_batches,
-)
+from clipgraft.finetuning.finetune import build_objective
+from clipgraft.finetuning.training_data import check_settings, set_start, training_batches
 from clipgraft.finetuning.validate import passes_per_loss
 from clipgraft.models.weights import module_sha256
 from clipgraft.settings import FinetuneSettings
@@ -84,7 +80,7 @@ class TinyRun:
         self.clip.model.vision_model.register_forward_pre_hook(self.keep_pixels, with_kwargs=True)
         self.objective = build_objective(self.clip, self.settings)
         self.move_from_start()
-        batches = training_batches(self.images, self.clip, self.settings, recipe.seed, self.processes)
+        batches = training_batches(self.images, self.clip, recipe, self.processes)
         self.group = next(grouped(batches.epoch(0, 0), steps))
         seed_step(recipe.seed, 0, self.processes.process_index)
         set_start(self.objective, self.clip, self.images, batches, self.settings)

@@ -19,6 +19,7 @@ from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import (
     MAX_PIXELS,
     MIN_SIDE,
+    DamagedImageError,
     decode_beside_others,
     opened_image,
     readable_formats,
@@ -101,9 +102,7 @@ def _why_damaged(file: ImageFile) -> str:
     try:
         with opened_image(file) as image:
             decode_beside_others(image)
-    except DataError as error:
-        if isinstance(error.__cause__, MemoryError):  # says nothing of the file
-            raise
+    except DamagedImageError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
 

@@ -178,6 +178,8 @@ class CaptionDataset:
         digest = hashlib.sha256()
         for image in sorted(self.images, key=lambda image: image.image_id):
             digest.update(json.dumps([image.image_id, image.split, image.captions]).encode() + b"\n")
+        if self.streamed is not None:
+            digest.update(self.streamed.fingerprint.encode())
         return digest.hexdigest()
 
 

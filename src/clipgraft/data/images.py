@@ -66,14 +66,30 @@ def open_image(file: ImageFile) -> Image.Image:
         return decode(image)
 
 
+class DamagedImageError(DataError):
+    """An image file cannot be used: a function of its bytes alone."""
+
+
 @contextmanager
 def opened_image(file: ImageFile) -> Iterator[Image.Image]:
     """Open an image and check its header; DataErrors name the file."""
-    content = read_image_bytes(file, MAX_FILE_BYTES)
+    with opened_content(read_image_bytes(file, MAX_FILE_BYTES), file) as image:
+        yield image
+
+
+@contextmanager
+def opened_content(content: bytes, file: ImageFile) -> Iterator[Image.Image]:
+    """Open an image from its file's bytes; see `opened_image`.
+
+    Raises:
+        DamagedImageError: If it cannot be used.
+        DataError: If there is too little memory to say so.
+    """
     try:
         yield read_header(content, MAX_PIXELS, min_side=MIN_SIDE)
     except DataError as error:
-        raise DataError(f"{file}: {error}") from error.__cause__
+        kind = DataError if isinstance(error.__cause__, MemoryError) else DamagedImageError
+        raise kind(f"{file}: {error}") from error.__cause__
 
 
 def read_header(content: bytes, max_pixels: int, *, min_side: int = 1) -> Image.Image:

@@ -51,6 +51,7 @@ class ImageProcessor(Protocol):
     do_resize: bool
     resample: Any
     size: Any
+    crop_size: Any
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings."""

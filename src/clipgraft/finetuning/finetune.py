@@ -1,58 +1,48 @@
 """Fine-tune CLIP on captioned images, and measure recall before and after."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import gather, send_to_device
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from clipgraft.config import Recipe, build_recipe
-from clipgraft.console import is_first_process, print_line, say
-from clipgraft.data.check import check_dataset, leakage_note
+from clipgraft.console import is_first_process, print_line
 from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import (
-    CONTEXT_LENGTH,
     CaptionDataset,
-    CaptionedImage,
-    CaptionedImages,
-    TrainingImages,
 )
-from clipgraft.data.loader import CaptionedBatches
-from clipgraft.data.transforms import encode_captions, load_crops, with_resize_mode
+from clipgraft.data.loader import clear_worker_errors
+from clipgraft.data.transforms import with_resize_mode
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import UserError
-from clipgraft.files import write_bytes
+from clipgraft.finetuning.training_data import (
+    gather_damaged,
+    say_notes,
+    set_start,
+    split_images,
+    training_batches,
+)
 from clipgraft.finetuning.validate import (
     Recall,
     ValidationImages,
     Validator,
-    embed_images,
-    length_multiple,
     measure_retrieval,
-    passes_per_loss,
 )
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runs.run import Run, StageResult
 from clipgraft.settings import DataSettings, FinetuneSettings, ModelSettings
-from clipgraft.training.checkpoints import FOLDER_NAME, sum_of_clip, sums_of_images
-from clipgraft.training.grad_cache import concatenated
+from clipgraft.training.checkpoints import sum_of_clip, sums_of_images
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.optim import add_lora, freeze_layers, merge_lora
 from clipgraft.training.run_log import LOG_NAME
 from clipgraft.training.step import seed_step
-from clipgraft.training.trainer import Resume, fit, grouped
+from clipgraft.training.trainer import Resume, fit
 from clipgraft.training.validation import ValidationPlan
-
-Images = Sequence[CaptionedImage]
-NUM_MEASURED_CAPTIONS = 10_000
-"""Training captions measured in tokens before the first step, in less than a second."""
 
 
 class FinetuneResult(StageResult):
@@ -70,6 +60,8 @@ class FinetuneResult(StageResult):
     mixed_precision: str
     num_epochs: int
     num_train_images: int
+    num_damaged_images: int = 0
+    """Training images met that others took the place of; `data.json` names them."""
     epoch_mean_loss: list[float]
     seconds: float
     """Training time of this process, without a resumed run's earlier part."""
@@ -170,6 +162,7 @@ def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: s
     return build_recipe({"seed": seed, "device": device, "data": source, **origin})
 
 
+@clear_worker_errors()
 def _finetune(
     clip: ClipParts,
     data: CaptionDataset,
@@ -182,14 +175,14 @@ def _finetune(
     processes = PartialState(cpu=device.type == "cpu")
     device = processes.device if processes.num_processes > 1 else device
     clip = clip._replace(model=deepcopy(clip.model).to(device))
-    train, val, test = _splits(data, recipe)
+    train, val, test = split_images(data, recipe)
     sums = sums_of_images({"train": train, "val": val}) | _sums_of_start(clip, objective_class)
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings, objective_class)
-    batches = training_batches(train, clip, settings, recipe.seed, processes)
+    batches = training_batches(train, clip, recipe, processes)
     before = previews = validation = None
     if processes.is_main_process:
-        _say_notes(data, train, clip, folder, resume)
+        say_notes(data, train, clip, folder, resume)
         before = measure_retrieval(clip, test, "recall before")
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is set on the first step's crops
     set_start(objective.to(device), clip, train, batches, settings)
@@ -216,6 +209,7 @@ def _finetune(
         merge_lora(clip.model)
     clip.model.requires_grad_(True).eval()
     result = FinetuneResult(
+        num_damaged_images=len(gather_damaged(batches, folder)),
         before=before,
         after=before and measure_retrieval(clip, test, "recall after"),
         num_steps=fitted.num_steps,
@@ -226,10 +220,13 @@ def _finetune(
         epoch_mean_loss=fitted.epoch_mean_loss,
         seconds=fitted.seconds,
     )
-    figures = {"before": numbers(before), "after": numbers(result.recall_after)}
-    stage = Stage(stage="finetune", recipe=recipe, figures=figures)
-    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, stage))
+    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, _stage(recipe, result)))
     return result
+
+
+def _stage(recipe: Recipe, result: FinetuneResult) -> Stage:
+    figures = {"before": numbers(result.recall_before), "after": numbers(result.recall_after)}
+    return Stage(stage="finetune", recipe=recipe, figures=figures)
 
 
 def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective]) -> dict[str, str]:
@@ -237,116 +234,6 @@ def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective])
     if objective_class is not ContrastiveObjective:
         sums["objective"] = objective_class.__qualname__
     return sums
-
-
-def _splits(data: CaptionDataset, recipe: Recipe) -> tuple[CaptionedImages, Images, Images]:
-    limits = recipe.data
-    train = data.train.first(limits.max_train_images or len(data.train))
-    val, test = data.val[: limits.max_val_images or None], data.test[: limits.max_test_images or None]
-    check_settings(recipe.finetune, num_train=len(train), has_val=bool(val))
-    captions = train.iter_captions()
-    first = next(captions, "")
-    if train and all(caption == first for caption in captions):
-        raise UserError(f"every training caption is {first!r}; captions have to tell images apart")
-    return train, val, test
-
-
-def _say_notes(
-    data: CaptionDataset,
-    train: TrainingImages,
-    clip: ClipParts,
-    folder: Path | None,
-    resume: bool | Resume,
-) -> None:
-    """Report leaked photographs, truncated captions, a missing checkpoint; write `data.json`."""
-    counts = check_dataset(data, tokenizer=clip.tokenizer, read_images=False)
-    if folder:
-        write_bytes(folder / "data.json", counts.to_json().encode())
-    if note := leakage_note(counts):
-        say(note)
-    is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
-    if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
-        say(f"no checkpoint in {folder} to resume from; training starts over")
-    captions = list(islice(train.iter_captions(), NUM_MEASURED_CAPTIONS + 1))
-    _, num_truncated = encode_captions(captions[:NUM_MEASURED_CAPTIONS], clip.tokenizer)
-    if num_truncated:
-        of = f" of the first {NUM_MEASURED_CAPTIONS:,}" if len(captions) > NUM_MEASURED_CAPTIONS else ""
-        say(
-            f"{num_truncated:,}{of} training captions are longer than {CONTEXT_LENGTH} tokens; their ends "
-            "are cut"
-        )
-
-
-def set_start(
-    objective: ContrastiveObjective,
-    clip: ClipParts,
-    images: Images,
-    batches: CaptionedBatches,
-    settings: FinetuneSettings,
-) -> None:
-    """Encode images for a frozen vision tower; initialize SigLIP's bias."""
-    device = clip.model.device
-    if settings.frozen_vision_layers == -1:
-        clip.model.eval()
-        objective.image_table = embed_images(clip, images).to(device)
-    if settings.loss == "sigmoid":
-        first = next(grouped(batches.epoch(0, 0), passes_per_loss(settings)))
-        with torch.no_grad():
-            embeds = concatenated([objective.embed(send_to_device(batch, device)) for batch in first])
-            objective.start_bias(gather(embeds))  # in all processes the same
-
-
-def training_batches(
-    images: CaptionedImages, clip: ClipParts, settings: FinetuneSettings, seed: int, processes: PartialState
-) -> CaptionedBatches:
-    """Return this process's share of the training batches."""
-    crops = None
-    if settings.frozen_vision_layers != -1:
-        with processes.main_process_first():  # the others find them cached
-            crops = load_crops(images, clip.image_processor)
-    return CaptionedBatches(
-        images,
-        crops,
-        tokenizer=clip.tokenizer,
-        processor=clip.image_processor,
-        batch_size=settings.batch_size,
-        seed=seed,
-        captions_per_image=settings.captions_per_image,
-        length_multiple=length_multiple(settings),
-        num_workers=settings.num_workers,
-        process_index=processes.process_index,
-        num_processes=processes.num_processes,
-    )
-
-
-def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool) -> None:
-    """Refuse settings in conflict with each other or the data."""
-    passes = passes_per_loss(settings)
-    if settings.batch_size == passes == 1:
-        raise UserError("a batch of one image has no negatives; set batch_size to 2 or more")
-    if settings.batch_size == 1 and num_train % passes == 1:
-        raise UserError(
-            f"batch_size=1 and gradient_accumulation_steps={passes} leave one of {num_train} training images "
-            "to an epoch's last step, without negatives; change either"
-        )
-    if settings.patience and not settings.best_metric:
-        raise UserError("patience needs a best_metric: name one, e.g. text_to_image_recall@1")
-    if settings.best_metric and not has_val:
-        raise UserError(
-            f"best_metric {settings.best_metric!r} is measured on a validation split, and the source has "
-            "none; leave best_metric empty, or add a val split"
-        )
-    if bool(settings.preview_steps) != bool(settings.preview_graft):
-        raise UserError("preview_steps and preview_graft belong together: set both, or neither")
-    if settings.preview_steps and settings.lora_rank:
-        raise UserError(
-            "preview_steps needs whole weights, which lora_rank has at the end only; set one to 0"
-        )
-    if settings.frozen_vision_layers == -1 and settings.crop_scale < 1:
-        raise UserError(
-            "crop_scale below 1 augments images, and with frozen_vision_layers=-1 each is encoded once for "
-            "all epochs; set crop_scale=1"
-        )
 
 
 def build_objective(

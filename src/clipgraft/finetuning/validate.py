@@ -10,10 +10,10 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from clipgraft.console import say, track
+from clipgraft.data.batch_reader import Collate, Item, content_number
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, merge_duplicates
 from clipgraft.data.image_file import content_sums
 from clipgraft.data.images import open_image
-from clipgraft.data.loader import Collate, Item, content_number
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
 from clipgraft.errors import UserError
 from clipgraft.evaluation.metrics.retrieval import paired_recall, retrieval_metrics

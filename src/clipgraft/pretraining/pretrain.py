@@ -24,6 +24,7 @@ from clipgraft.data.batches import (
     load_pixels,
     to_uint8,
 )
+from clipgraft.data.crop_reader import KeptCrops
 from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.loader import CaptionedBatches
@@ -247,7 +248,7 @@ def _train_clip(
         clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
         batches = CaptionedBatches(
             CaptionedImages(replace(image, captions=(plain[image.image_id],)) for image in images),
-            load_crops(images, clip.image_processor),
+            KeptCrops(load_crops(images, clip.image_processor)),
             tokenizer=tokenizer,
             processor=clip.image_processor,
             batch_size=settings.batch_size,

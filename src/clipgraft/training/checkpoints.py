@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from clipgraft.config import OLD_NAMES
-from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.dataset import CaptionedImages, TrainingImages
 from clipgraft.data.image_file import content_sums
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import fingerprint, read_json, write_bytes
@@ -263,15 +263,18 @@ def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
     return {"seed": seed, **settings.model_dump(mode="json", exclude=WITHOUT_EFFECT | COMPARED_OTHERWISE)}
 
 
-def sums_of_images(images: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, str]:
-    """Return checksums of all `photographs` and of all `captions`, in order."""
+def sums_of_images(images: Mapping[str, TrainingImages]) -> dict[str, str]:
+    """Return checksums of all `photographs` and of all `captions`, in order.
+
+    Images not in memory have their fingerprint instead.
+    """
     # Without names and paths: a copy elsewhere is equal, and other photographs may have the same names.
-    files = {role: [image.file for image in found] for role, found in images.items()}
+    held = {role: found for role, found in images.items() if isinstance(found, CaptionedImages)}
+    files = {role: [image.file for image in found] for role, found in held.items()}
     return {
         "photographs": fingerprint({role: content_sums(found) for role, found in files.items()}),
-        "captions": fingerprint(
-            {role: [image.captions for image in found] for role, found in images.items()}
-        ),
+        "captions": fingerprint({role: [image.captions for image in found] for role, found in held.items()}),
+        **{f"{role} images": images[role].fingerprint for role in images.keys() - held.keys()},
     }
 
 
