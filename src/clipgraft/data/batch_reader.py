@@ -102,7 +102,7 @@ class BatchReader(Dataset[Batch]):
         self.seed, self.captions_per_image = seed, captions_per_image
 
     def __getitems__(self, share: Share) -> Batch | Exception:
-        """Return a share's batch, or an error for the main process to raise."""
+        """Return a share's batch, or the error to raise."""
         damaged: dict[str, str] = {}
         try:
             batch = self.collate(self.items(share, damaged))
@@ -134,7 +134,7 @@ class BatchReader(Dataset[Batch]):
         ]
 
     def _intact(self, share: Share, damaged: dict[str, str]) -> list[tuple[CaptionedImage, Crop]]:
-        """Return for each place its image, or the next intact one, with its crop."""
+        """Return each place's image or the next intact one, with crop."""
         batch = share.images + (share.spares or [])
         found: list[tuple[CaptionedImage, Crop]] = []
         for place in range(len(share.images)):
