@@ -16,6 +16,8 @@ from clipgraft.files import fingerprint
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+MAX_HELD_OUT = 5_000
+"""Images of val, and of test, of a source that is not held in memory, unless settings say otherwise."""
 CONTEXT_LENGTH = 77
 """Positions of CLIP's text tower, BOS and EOS included (`CLIPTextConfig`'s default)."""
 

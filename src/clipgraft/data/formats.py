@@ -11,6 +11,7 @@ from clipgraft.data.coco import read_coco
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.flickr8k import read_flickr8k
 from clipgraft.data.karpathy import read_karpathy, with_karpathy_split
+from clipgraft.data.listed_images import load_listing
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, is_utf8, tidy
 from clipgraft.data.shard_files import names_shards
 from clipgraft.data.shard_source import load_shards
@@ -64,6 +65,8 @@ def _load(source: str, settings: DataSettings) -> CaptionDataset:
         raise DataError(f"{source}: the folder's name is not UTF-8; rename it")
     if not (names_shards(source) or Path(source).exists()):
         raise MissingFileError(f"{source}: no such folder; expected a folder of images with captions")
+    if Path(source).exists() and (listing := load_listing(Path(source), settings)):
+        return listing
     if (names_shards(source) or Path(source).is_dir()) and (shards := load_shards(source, settings)):
         return shards
     if settings.num_train_images:

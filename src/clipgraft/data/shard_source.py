@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipgraft.console import track
 from clipgraft.data.arrow_samples import holds_images
-from clipgraft.data.dataset import SPLITS, CaptionDataset, CaptionedImages, Excluded
+from clipgraft.data.dataset import MAX_HELD_OUT, SPLITS, CaptionDataset, CaptionedImages, Excluded
 from clipgraft.data.shard import Shard
 from clipgraft.data.shard_counts import INDEX_NAME, Counts, ShardCounts, stated_counts
 from clipgraft.data.shard_files import ShardFile, find_shards, names_shards
@@ -16,8 +16,6 @@ from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError, printable
 from clipgraft.settings import DataSettings
 
-MAX_HELD_OUT = 5_000
-"""Images of val, and of test, unless settings say otherwise: they are held in memory."""
 FORMATS = {"tar": "webdataset shards", "parquet": "parquet with images", "arrow": "Arrow files with images"}
 
 

@@ -50,6 +50,13 @@ def split_of_file(stem: str) -> Split | None:
     return found.pop() if len(found) == 1 else None
 
 
+def folder_split(name: str) -> tuple[Split | None, bool]:
+    """Return the split that folders name, and whether below the first."""
+    parts = [part.lower() for part in PurePosixPath(name).parts[:-1]]
+    found = [SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES]
+    return (found[0], parts[0] not in SPLIT_NAMES) if found else (None, False)
+
+
 def splits_of_folders(names: Iterable[str]) -> dict[str, Split]:
     """Return the split of each image in a folder of a split.
 
@@ -58,12 +65,9 @@ def splits_of_folders(names: Iterable[str]) -> dict[str, Split]:
     first: dict[str, Split] = {}
     deep: dict[str, Split] = {}
     for name in names:
-        parts = [part.lower() for part in PurePosixPath(name).parts[:-1]]
-        found = [SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES]
-        if found and parts[0] in SPLIT_NAMES:
-            first[name] = found[0]
-        elif found:
-            deep[name] = found[0]
+        split, is_deep = folder_split(name)
+        if split:
+            (deep if is_deep else first)[name] = split
     if first or "train" not in deep.values():
         return first
     return deep

@@ -186,7 +186,7 @@ def is_table(folder: DataFolder, path: Path) -> bool:
         columns = first
     else:
         try:
-            _, names, _ = _header(folder.read_text(path), folder.settings)
+            _, names, _ = read_header(folder.read_text(path), folder.settings)
         except DataError:
             folder.note("no text that can be read: ", folder.name(path))
             return False
@@ -228,7 +228,7 @@ def _json_rows(folder: DataFolder, path: Path) -> Rows:
         yield where, row
 
 
-def _header(text: str, settings: DataSettings) -> tuple[str, list[str], bool]:
+def read_header(text: str, settings: DataSettings) -> tuple[str, list[str], bool]:
     """Return separator, columns, and whether the first line names them.
 
     Without a name for the separator, the first one is taken that gives columns of image and captions.
@@ -250,13 +250,11 @@ def _header(text: str, settings: DataSettings) -> tuple[str, list[str], bool]:
 
 def _csv_rows(folder: DataFolder, path: Path) -> Rows:
     text = folder.read_text(path)
-    separator, names, is_named = _header(text, folder.settings)
-    given = [name for name in names if name]
-    if len(set(given)) < len(given):
-        raise DataError(f"{path}: a column's name comes twice in {', '.join(names)}; give each one its own")
+    separator, names, is_named = read_header(text, folder.settings)
+    refuse_equal_names(names, path)
     if is_named:
         find_columns(names, folder.settings, str(path))
-    quoting = csv.QUOTE_MINIMAL if _is_quoted(text, separator) else csv.QUOTE_NONE
+    quoting = csv.QUOTE_MINIMAL if is_quoted(text, separator) else csv.QUOTE_NONE
     lines = io.StringIO(text, newline="")
     rows = csv.reader(lines, delimiter=separator, strict=True, quoting=quoting)  # type: ignore[arg-type]
     try:
@@ -274,7 +272,14 @@ def _csv_rows(folder: DataFolder, path: Path) -> Rows:
         raise DataError(f"{path}, line {rows.line_num}: not readable as CSV ({error})") from None
 
 
-def _is_quoted(text: str, separator: str) -> bool:
+def refuse_equal_names(names: list[str], path: Path) -> None:
+    """Raise DataError if two columns have one name."""
+    given = [name for name in names if name]
+    if len(set(given)) < len(given):
+        raise DataError(f"{path}: a column's name comes twice in {', '.join(names)}; give each one its own")
+
+
+def is_quoted(text: str, separator: str) -> bool:
     """Whether quotes around fields are CSV's, not a caption's own.
 
     Tables with tabs or bars are often written without quoting: then a caption that begins with a quote breaks

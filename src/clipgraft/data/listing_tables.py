@@ -1,0 +1,162 @@
+"""Tables of a listing: columns told from their beginning, rows in blocks."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clipgraft.data.arrow_samples import holds_images
+from clipgraft.data.dataset import Split
+from clipgraft.data.tables import Columns, find_columns, is_quoted, read_header, refuse_equal_names
+from clipgraft.errors import DataError, needs
+from clipgraft.files import parse_json
+from clipgraft.settings import DataSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LISTING_BYTES = 64 * 2**20
+"""Size of a table of text above which it is read as a listing: some 700,000 captions."""
+HEAD_BYTES = 2**20
+"""From which columns, separator and quoting are told."""
+BLOCK_BYTES = 16 * 2**20
+"""Text in memory at once; a row has to fit."""
+_JSON_LINES = (".jsonl", ".ndjson")
+
+
+class Table(NamedTuple):
+    """A table of a listing."""
+
+    path: Path
+    columns: Columns
+    separator: str
+    names: list[str]
+    """All columns of a CSV file."""
+    num_header_lines: int
+    is_quoted: bool
+    split: Split | None = None
+    """That of the table's name, if there are several tables."""
+
+
+def is_large(path: Path) -> bool:
+    """Whether a table is too large for the readers in memory."""
+    return path.suffix.lower() == ".parquet" or path.stat().st_size > LISTING_BYTES
+
+
+def read_layout(path: Path, settings: DataSettings) -> Table | None:
+    """Return a table's columns, or None without those of names and captions.
+
+    Raises:
+        DataError: If it is not UTF-8, or a column that the settings name is not there.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        if holds_images(str(path)):
+            return None
+        names = _columns_of(path)
+        columns = find_columns(names, settings, str(path))
+        return columns and Table(path, columns, "", names, 0, False)
+    head = _head(path)
+    if suffix in _JSON_LINES:
+        line = next((line for line in head.split("\n") if line.strip()), "{}")
+        row = parse_json(line, f"{path}, line 1")
+        columns = find_columns(row, settings, str(path))
+        return columns and Table(path, columns, "", list(row), 0, False)
+    separator, names, is_named = read_header(head, settings)
+    refuse_equal_names(names, path)
+    columns = find_columns(names, settings, str(path)) if is_named else Columns(names[0], names[1:], None)
+    blank = re.match(r"\s*", head)
+    num_header_lines = head[: blank.end() if blank else 0].count("\n") + is_named
+    return columns and Table(path, columns, separator, names, num_header_lines, is_quoted(head, separator))
+
+
+def _head(path: Path) -> str:
+    """Return the whole lines at the beginning of a table."""
+    with path.open("rb") as file:
+        raw = file.read(HEAD_BYTES)
+    raw = raw[: raw.rfind(b"\n") + 1] or raw
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 (byte {error.start}); tables of over {LISTING_BYTES >> 20} MB need it: "
+            "save it as UTF-8"
+        ) from None
+
+
+def _columns_of(path: Path) -> list[str]:
+    with _readable(path):
+        from pyarrow import parquet
+
+        names: list[str] = parquet.read_schema(path).names
+    return names
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say Arrow's errors in one line."""
+    with needs("data", "pyarrow"):
+        import pyarrow as pa
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())[:200]
+        fix = ""
+        if "columns, got" in reason:
+            fix = "; put captions that hold the separator in double quotes"
+        elif "UTF8" in reason or "UTF-8" in reason:
+            fix = "; save it as UTF-8"
+        raise DataError(f"{path}: cannot be read ({reason}){fix}") from None
+
+
+def read_batches(table: Table, num_excluded: list[int]) -> Iterator["pa.RecordBatch"]:
+    """Yield a table's rows in blocks; count those with too few fields."""
+    import pyarrow as pa
+    from pyarrow import csv, json, parquet
+
+    image, captions, split = table.columns
+    wanted = [image, *captions, *([split] if split else [])]
+    suffix = table.path.suffix.lower()
+    with _readable(table.path):
+        if suffix == ".parquet":
+            with parquet.ParquetFile(table.path) as file:
+                yield from file.iter_batches(columns=wanted)
+        elif suffix in _JSON_LINES:
+            schema = pa.schema([(name, _json_type(table, name)) for name in wanted])
+            yield from json.open_json(
+                table.path,
+                json.ReadOptions(block_size=BLOCK_BYTES),
+                json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            )
+        else:
+
+            def on_invalid(row: Any) -> str:
+                if row.actual_columns > row.expected_columns:
+                    return "error"
+                num_excluded[0] += 1
+                return "skip"
+
+            yield from csv.open_csv(
+                table.path,
+                csv.ReadOptions(
+                    block_size=BLOCK_BYTES, column_names=table.names, skip_rows=table.num_header_lines
+                ),
+                csv.ParseOptions(
+                    delimiter=table.separator,
+                    quote_char='"' if table.is_quoted else False,
+                    newlines_in_values=table.is_quoted,
+                    invalid_row_handler=on_invalid,
+                ),
+                csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+            )
+
+
+def _json_type(table: Table, name: str) -> "pa.DataType":
+    import pyarrow as pa
+
+    line = next((line for line in _head(table.path).split("\n") if line.strip()), "{}")
+    value = parse_json(line, str(table.path)).get(name)
+    if isinstance(value, list):
+        return pa.list_(pa.string())
+    return pa.int64() if isinstance(value, int) else pa.string()
