@@ -5,6 +5,7 @@ transformers model it works in any diffusers pipeline of that base, saving and l
 B batch, L tokens, D CLIP's width, W the base's width.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import FULL, HALF, verify_model, write_folder_atomically
 
 BASE_RECORD = "base.json"
+ALL_COMPONENTS = (*COMPONENTS, "safety_checker")
+GRAFTED_ONTO = tuple(name for name in ALL_COMPONENTS if name != "text_encoder")
+"""Components that a graft leaves as they are."""
 
 
 class GraftedTextConfig(PreTrainedConfig):
@@ -207,6 +211,11 @@ class Graft:
     lineage: Lineage = NO_LINEAGE
 
     @property
+    def is_distilled(self) -> bool:
+        """Whether its text encoder is the base's own, distilled."""
+        return isinstance(self.text_encoder, CLIPTextModel)
+
+    @property
     def grafted(self) -> GraftedTextEncoder:
         """CLIP and bridge.
 
@@ -257,17 +266,23 @@ class Graft:
             for name, content in ((BASE_RECORD, self.base), (LINEAGE, self.lineage)):
                 (temporary / name).write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-    def load_base(self, name: str = "", *, dtype: torch.dtype = torch.float32) -> FrozenBase:
-        """Load the graft's base without the base's own text encoder.
+    def load_base(
+        self,
+        name: str = "",
+        *,
+        components: Collection[str] = GRAFTED_ONTO,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> FrozenBase:
+        """Load the graft's base, by default without the base's own text encoder.
 
         Args:
             name: The base's present place; empty = as recorded.
-            dtype: Of the weights.
+            components: As for `FrozenBase.load`.
+            dtype: Of the weights; None = as stored.
 
         Raises:
             CheckpointError: If it is another base.
         """
-        components = [part for part in (*COMPONENTS, "safety_checker") if part != "text_encoder"]
         revision = None if name else self.base.revision or None
         base = FrozenBase.load(
             name or self.base.name,

@@ -43,7 +43,7 @@ def load_strictly(
         folder: With `config.json` and `*.safetensors`, whole or sharded, in full precision or `fp16`,
             whichever is nearer to `dtype`.
         kind: Model of `config.json`.
-        dtype: Of the weights; None = as stored, or for a transformers model as its config says.
+        dtype: Of the weights; None = as stored, whatever the config says.
         **kwargs: For a transformers model's `from_pretrained`.
 
     Returns:
@@ -70,9 +70,13 @@ def load_strictly(
         if not is_transformers:
             return set_weights(model, weights, dtype)
         model = model_class.from_pretrained(
-            None, config=described, state_dict=weights, dtype=dtype or "auto", **kwargs
+            None, config=described, state_dict=weights, dtype=dtype or _dtype_of(weights), **kwargs
         )
     return model.eval()
+
+
+def _dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
+    return next(iter(weights.values())).dtype
 
 
 def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:

@@ -12,14 +12,17 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
+from torch.nn import Module
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.configs import loading
 from clipgraft.models.loading import read_weights, refuse_misfits, set_weights
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
+POSITION_IDS = f"{TEXT_PREFIX}embeddings.position_ids"
+"""Integers that transformers no longer stores and that published files hold."""
 
 # From the published folder's JSON files. `attention_head_dim` 8 is the number of heads, not their width.
 UNET_CONFIG = {
@@ -54,6 +57,17 @@ TEXT_CONFIG = {
     "hidden_act": "quick_gelu",
     "projection_dim": 768,
 }
+
+TEXT_SIZES = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "intermediate_size": "MLP width",
+    "num_attention_heads": "heads",
+    "hidden_act": "activation",
+    "vocab_size": "tokens",
+    "max_position_embeddings": "positions",
+}
+"""Keys of `TEXT_CONFIG` that the tools take for granted, in words."""
 
 SCHEDULER_CONFIG = {
     "_class_name": "PNDMScheduler",
@@ -90,6 +104,39 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
         "text_encoder": lambda: _load_text_encoder(path, dtype),
     }
     return {name: loaders[name]() for name in components if name in loaders}
+
+
+def refuse_other_architectures(unet: Module, vae: Module, text_encoder: CLIPTextModel) -> None:
+    """Refuse a base without the sizes of Stable Diffusion v1.
+
+    Raises:
+        UserError: Names the component and a size.
+    """
+    remedy = "tools that load one file expect Stable Diffusion v1; export with --format diffusers"
+    for key, what in TEXT_SIZES.items():
+        found, expected = getattr(text_encoder.config, key), TEXT_CONFIG[key]
+        if found != expected:
+            raise UserError(
+                f"the base's text encoder has another architecture: {what} {found}, not {expected}; {remedy}"
+            )
+    with torch.device("meta"):
+        expected_models = {
+            "U-Net": (unet, UNet2DConditionModel.from_config(UNET_CONFIG)),
+            "VAE": (vae, AutoencoderKL.from_config(VAE_CONFIG)),
+        }
+    for name, (model, published) in expected_models.items():
+        shapes, others = ({k: tuple(w.shape) for k, w in m.state_dict().items()} for m in (model, published))
+        if shapes != others:
+            key = min(key for key in shapes.keys() | others.keys() if shapes.get(key) != others.get(key))
+            raise UserError(
+                f"the base's {name} has another architecture: {key} has shape {shapes.get(key)}, not "
+                f"{others.get(key)}; {remedy}"
+            )
+
+
+def is_stable_diffusion(text_encoder: CLIPTextModel) -> bool:
+    """Whether a text encoder has the sizes of Stable Diffusion v1's."""
+    return all(getattr(text_encoder.config, key) == TEXT_CONFIG[key] for key in TEXT_SIZES)
 
 
 def _read_ldm_weights(path: Path, prefix: str) -> dict[str, Tensor]:
