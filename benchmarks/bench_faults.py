@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # a forked process cannot use threads that the first one has started
-    for module in ("finetuning.wise_ft", "bridging.refine", "bridging.export", "whole_run", "data.formats"):
+    for module in ("finetuning.wise_ft", "bridging.refine", "exporting.export", "whole_run", "data.formats"):
         importlib.import_module(f"clipgraft.{module}")  # once here, not in every forked process
     console, counts, failures = Console(), {}, []
     with tempfile.TemporaryDirectory() as folder:

@@ -22,6 +22,7 @@ LAYERS = (
     {"studio"},
     {"whole_run", "pretraining"},
     {"download"},
+    {"exporting"},
     {"finetuning", "bridging"},
     {"reporting"},
     {"evaluation"},

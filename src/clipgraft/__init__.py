@@ -27,7 +27,7 @@ _ROOMS = {
     "interpolate": "finetuning.wise_ft",
     "fit_bridge": "bridging.fit",
     "refine": "bridging.refine",
-    "export": "bridging.export",
+    "export": "exporting.export",
     "load": "generation.generator",
     "evaluate": "evaluation.evaluate",
     "retrieval_metrics": "evaluation.metrics.retrieval",

@@ -1,1 +1,1 @@
-"""Bridges from a CLIP's text tower to a base: fit, refine, export."""
+"""Bridges from a CLIP's text tower to a base: fit, refine."""

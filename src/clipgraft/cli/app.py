@@ -18,10 +18,11 @@ from typer.core import TyperGroup
 
 from clipgraft import __version__
 from clipgraft.cli.evaluating import add_commands as add_measuring
+from clipgraft.cli.exporting import add_commands as add_exporting
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.options import OnDamagedOption, OutOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
-from clipgraft.console import forgiving_output, print_line, print_table, say
+from clipgraft.console import forgiving_output, print_table, say
 from clipgraft.errors import UserError, is_user_error, one_line, printable
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -52,6 +53,7 @@ app.add_typer(data_app, name="data")
 add_training(app)
 add_drawing(app)
 add_measuring(app)
+add_exporting(app)
 
 
 @data_app.command("check")
@@ -124,31 +126,6 @@ def data_draw(
     from clipgraft.data.formats import draw_data
 
     draw_data(out, seed=seed, num_images=num_images)
-
-
-@app.command()
-def export(
-    graft: Annotated[Path, typer.Argument(help="Graft folder.")],
-    out: OutOption,
-    prompts: Annotated[list[str], typer.Argument(help="For prompt-embeds.")] = [],  # noqa: B006
-    file_format: Annotated[
-        str, typer.Option("--format", help="diffusers, prompt-embeds or bridge.")
-    ] = "diffusers",
-    prompts_file: Annotated[
-        Path | None, typer.Option("--prompts-file", help="Text file with a prompt a line.")
-    ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="For prompt-embeds.")] = "",
-    base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
-) -> None:
-    """Export a graft: a diffusers pipeline, prompt embeds, or the bridge alone."""
-    from clipgraft.bridging.export import export as export_graft
-    from clipgraft.data.formats import read_lines
-
-    given = [*prompts, *(read_lines(prompts_file, "prompt") if prompts_file else [])]
-    export_graft(
-        graft, out, file_format=file_format, base=base, prompts=given, negative_prompt=negative_prompt
-    )
-    print_line(f"{file_format}: {out}")
 
 
 @app.command()

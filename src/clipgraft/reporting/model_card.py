@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 from clipgraft.config import Recipe
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.hub import PINS
-from clipgraft.models.lineage import Lineage, Stage
+from clipgraft.models.lineage import Figures, Lineage, Stage
 from clipgraft.reporting import evidence, sections
 from clipgraft.reporting.format import Table, short_name
 from clipgraft.reporting.provenance import resources_table, setting, settings_tables, started
@@ -21,10 +21,10 @@ FLATLAND = "flatland"
 OPENRAIL = "CreativeML OpenRAIL-M"
 LICENSES = {OPENRAIL: "creativeml-openrail-m", "MIT": "mit", "Apache-2.0": "apache-2.0"}
 """Licence -> its id on the hub."""
-OPENRAIL_TERMS = f"""\
-The base's licence is {OPENRAIL} (https://huggingface.co/spaces/CompVis/stable-diffusion-license).
-It counts a model distilled from the base's weights or outputs as a *Derivative of the Model*. The bridge
-learned from the base's text encoder and, if it was refined, through its U-Net; so whoever passes this on must
+OPENRAIL_TERMS = """\
+The base's licence is CreativeML OpenRAIL-M (https://huggingface.co/spaces/CompVis/stable-diffusion-license).
+It counts a model distilled from the base's weights or outputs as a *Derivative of the Model*. {reason};
+so whoever passes this on must
 
 - hand on a copy of that licence, and state the changes;
 - keep copyright and licence notices;
@@ -36,6 +36,12 @@ learned from the base's text encoder and, if it was refined, through its U-Net; 
   justice, law enforcement, immigration or asylum, such as predicting who will commit fraud or a crime.
 
 The licence's own text is authoritative; this is a summary."""
+BRIDGE_REASON = "The bridge\nlearned from the base's text encoder and, if it was refined, through its U-Net"
+DISTILLED_REASON = (
+    "The text\nencoder is a changed copy of the base's own, and learned from a graft made for it"
+)
+MAX_WORDS = 200
+"""New words listed in a card."""
 
 
 def run_card(run: RunData) -> str:
@@ -69,7 +75,6 @@ def graft_card(content: str, base: BaseRecord, lineage: Lineage, *, has_safety_c
         has_safety_checker: Whether the folder holds the base's.
     """
     name = public_name(base.name)
-    where = f"`{name}` at commit `{base.revision}`" if base.revision else f"`{name}`"
     bridged = lineage.find("bridge")
     number = bridged.counts.get("num_captions") if bridged else None
     num_captions = f"{number:,}" if number else "an unknown number of"
@@ -80,8 +85,8 @@ def graft_card(content: str, base: BaseRecord, lineage: Lineage, *, has_safety_c
     )
     parts = [
         content,
-        f"## Base\n\n{where}: the graft was made for its VAE and U-Net, unchanged. `clipgraft` refuses it on "
-        "a base whose cross-attention has other weights.",
+        f"## Base\n\n{_base_place(base)}: the graft was made for its VAE and U-Net, unchanged. `clipgraft` "
+        "refuses it on a base whose cross-attention has other weights.",
         "## Data and recipe\n\n" + "\n".join(_lineage_lines(lineage)),
         "## Figures\n\n" + ("\n\n".join(_figures(lineage)) or "None were recorded."),
         f"## Limits\n\n- The bridge was fitted on {num_captions} captions. Words and combinations absent "
@@ -89,9 +94,48 @@ def graft_card(content: str, base: BaseRecord, lineage: Lineage, *, has_safety_c
         "- It inherits the biases of the base and of the captions.\n"
         "- Prompts are cut after 77 tokens. `clip_skip` is not supported.\n"
         f"- Generated images are not evidence of anything, and {checked}.",
-        f"## Terms\n\n{_terms(base.name)}",
+        f"## Terms\n\n{_terms(base.name, BRIDGE_REASON)}",
     ]
     return model_card(f"CLIP grafted onto {name}", parts, base.name)
+
+
+def distilled_card(
+    content: str, base: BaseRecord, lineage: Lineage, *, has_safety_checker: bool = False, recipe: str = ""
+) -> str:
+    """Return the card of an exported distilled text encoder.
+
+    Args:
+        content: The export's contents and how to load them, as Markdown.
+        has_safety_checker: Whether it holds the base's.
+        recipe: All settings in TOML, for an export without a file of them.
+    """
+    name, stage = public_name(base.name), lineage.find("distill")
+    checked = "the included safety checker" if has_safety_checker else "no safety checker is included"
+    parts = [
+        content,
+        _section("New words", _words_table(stage.words) if stage else None),
+        f"## Base\n\n{_base_place(base)}: its U-Net, VAE and tokenizer are unchanged. The text encoder is "
+        "a copy of its own, trained on captions alone to give a graft's states for captions with new words, "
+        "and its own states for all others.",
+        "## Data and recipe\n\n"
+        + "\n".join(_lineage_lines(lineage, "at the end of" if recipe else "beside")),
+        "## Figures\n\n" + ("\n\n".join(_figures(lineage)) or "None were recorded."),
+        "## Limits\n\n- New words were learned from captions, in sentences like theirs; expect less of other "
+        "sentences.\n- It inherits the biases of the base and of the captions.\n"
+        f"- Generated images are not evidence of anything, and {checked}"
+        f"{' of the base is no guarantee' if has_safety_checker else ''}.",
+        f"## Terms\n\n{_terms(base.name, DISTILLED_REASON)}",
+        recipe and f"## Recipe\n\n```toml\n{recipe}```",
+    ]
+    return model_card(f"{name} with new words", parts, base.name)
+
+
+def _words_table(words: Mapping[str, int]) -> Table | None:
+    if not words:
+        return None
+    rows: list[tuple[str, ...]] = [(word, f"{count:,}") for word, count in [*words.items()][:MAX_WORDS]]
+    more = f"And {len(words) - MAX_WORDS:,} more." if len(words) > MAX_WORDS else ""
+    return Table(("word", "training captions"), rows, more)
 
 
 def model_card(title: str, parts: Sequence[str], base: str) -> str:
@@ -105,10 +149,15 @@ def model_card(title: str, parts: Sequence[str], base: str) -> str:
         library_name="diffusers",
         tags=["clipgraft", "text-to-image"],
         base_model=base if base in PINS else None,
-        license=LICENSES.get(_license(base), "other"),
+        license=LICENSES.get(license_of(base), "other"),
     )
     body = "\n\n".join(part for part in parts if part)
     return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n"
+
+
+def _base_place(base: BaseRecord) -> str:
+    name = public_name(base.name)
+    return f"`{name}` at commit `{base.revision}`" if base.revision else f"`{name}`"
 
 
 def public_name(name: str) -> str:
@@ -129,15 +178,17 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _license(name: str) -> str:
+def license_of(name: str) -> str:
+    """Return the name of a known base's licence, else an empty text."""
     if name == FLATLAND:
         return "Apache-2.0"
     return PINS[name].license if name in PINS else ""
 
 
-def _lineage_lines(lineage: Lineage) -> Iterator[str]:
+def _lineage_lines(lineage: Lineage, place: str = "beside") -> Iterator[str]:
     bridged, refined, tuned = (lineage.find(stage) for stage in ("bridge", "refine", "finetune"))
-    if not bridged and not refined:
+    distilled = lineage.find("distill")
+    if not bridged and not refined and not distilled:
         yield "How this graft was made is not recorded."
         return
     if bridged and bridged.recipe:
@@ -147,7 +198,12 @@ def _lineage_lines(lineage: Lineage) -> Iterator[str]:
     if refined and refined.recipe:
         yield f"- Refined through the base's U-Net on {_source(refined.recipe)}."
         yield from (f"- {name}: {number:,}" for name, number in refined.counts.items())
-    yield "- All settings: `recipe.toml` beside this card."
+    if distilled and distilled.recipe:
+        captions = distilled.recipe.distill.captions
+        source = f"`{public_name(captions)}`" if captions else f"the captions of {_source(distilled.recipe)}"
+        yield f"- Distilled into the base's own text encoder on {source}."
+        yield from (f"- {name}: {number:,}" for name, number in distilled.counts.items())
+    yield f"- All settings: {'' if place != 'beside' else '`recipe.toml` '}{place} this card."
 
 
 def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator[str]:
@@ -173,21 +229,30 @@ def _figures(lineage: Lineage) -> Iterator[str]:
         for when, figures in (tuned.figures if tuned else {}).items()
     }
     if any(recall.values()):
-        yield "Fine-tuning of CLIP, on held-out images:\n\n" + _figures_table(recall, flip=True)
+        yield "Fine-tuning of CLIP, on held-out images:\n\n" + figures_table(recall, flip=True)
     if bridged and bridged.figures:
         yield (
             "Relative error of the bridged hidden states against the base's own, on held-out captions:\n\n"
-            + _figures_table(bridged.figures)
+            + figures_table(bridged.figures)
         )
     if refined and any(refined.figures.values()):
         yield (
             "Error of the predicted noise against that with the base's own text encoder (no text: 1), by "
             "timestep:\n\n"
-            + _figures_table({f"{when} refining": row for when, row in refined.figures.items()})
+            + figures_table({f"{when} refining": row for when, row in refined.figures.items()})
+        )
+
+    distilled = lineage.find("distill")
+    if distilled and distilled.figures:
+        yield (
+            "Relative error of the distilled states on held-out captions, against the graft's where they "
+            "have new words, else against the base's own (0: the same states):\n\n"
+            + figures_table(distilled.figures)
         )
 
 
-def _figures_table(figures: Mapping[str, Mapping[str, float | None]], *, flip: bool = False) -> str:
+def figures_table(figures: Figures, *, flip: bool = False) -> str:
+    """Return figures by row and column as a Markdown table."""
     names = list(dict.fromkeys(name for row in figures.values() for name in row))
     if flip:
         figures, names = {n: {k: row.get(n) for k, row in figures.items()} for n in names}, list(figures)
@@ -198,15 +263,15 @@ def _figures_table(figures: Mapping[str, Mapping[str, float | None]], *, flip: b
     return _markdown(Table(("", *names), rows))
 
 
-def _terms(name: str) -> str:
-    license_ = _license(name)
+def _terms(name: str, reason: str) -> str:
+    license_ = license_of(name)
     if license_ == OPENRAIL:
-        return OPENRAIL_TERMS
+        return OPENRAIL_TERMS.format(reason=reason)
     if license_:
         return f"The base's licence: {license_}. Captions and photographs have terms of their own."
     return (
         "The base's licence is that of its origin. **If it is a Stable Diffusion v1 model:**\n\n"
-        + OPENRAIL_TERMS
+        + OPENRAIL_TERMS.format(reason=reason)
     )
 
 

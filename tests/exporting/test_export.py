@@ -193,9 +193,15 @@ def test_a_card_says_whether_a_safety_checker_is_included(tmp_path, graft_dir):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "onnx"], "format must be one of diffusers, prompt-embeds, bridge; got 'onnx'"),
+        (
+            ["--format", "onnx"],
+            "format must be one of diffusers, prompt-embeds, bridge, checkpoint, lora; got 'onnx'",
+        ),
         (["--format", "prompt-embeds"], "prompt-embeds needs prompts, as arguments or in a --prompts-file"),
-        (["A dog", "--format", "bridge"], "prompts are for --format prompt-embeds; bridge encodes none"),
+        (
+            ["A dog", "--format", "bridge"],
+            "prompts are for --format prompt-embeds and lora; bridge encodes none",
+        ),
         (
             ["--format", "prompt-embeds", "--prompts-file", "nowhere.txt"],
             "prompts file not found: nowhere.txt",

@@ -1,0 +1,1 @@
+"""Grafts and distilled text encoders for other tools and the hub."""

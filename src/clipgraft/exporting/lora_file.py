@@ -1,0 +1,111 @@
+"""A distilled text encoder as a LoRA, with its error."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from clipgraft.data.transforms import tokenize
+from clipgraft.exporting.file_metadata import DIFFUSERS_NAMES, STABLE_DIFFUSION, ModelFile, describe_file
+from clipgraft.exporting.plain_pipeline import load_distilled_base
+from clipgraft.models.bridge import token_classes
+from clipgraft.models.clip import text_hidden_states
+from clipgraft.models.graft import Graft
+from clipgraft.models.lineage import Figures
+from clipgraft.models.single_file import is_stable_diffusion
+from clipgraft.models.text_lora import LinearDifference, changed_outside
+from clipgraft.models.token_stats import EmbedError
+from clipgraft.reporting.model_card import public_name
+
+RANKS = (4, 8, 16, 32, 64)
+"""Ranks whose error is told beside that of the written one."""
+ENCODE_BATCH_SIZE = 32
+KINDS = {True: "with new words", False: "without"}
+
+
+@dataclass(frozen=True)
+class LoraErrors:
+    """Errors of a LoRA's states against the distilled text encoder's."""
+
+    num_captions: int
+    rows: Figures
+    """Relative error of words by rank, in captions with and without new words; 0 = the same states."""
+    left_out: Mapping[str, float]
+    """Relative change of weights that no LoRA holds, by kind."""
+
+    def lines(self) -> list[str]:
+        """Return the errors as lines of text."""
+        width = max(map(len, self.rows))
+        lines = [f"relative error of word states against the distilled ones, {self.num_captions:,} captions:"]
+        for name, row in self.rows.items():
+            lines.append(
+                f"  {name:{width}}  " + ", ".join(f"{value:.3f} {kind}" for kind, value in row.items())
+            )
+        changes = ", ".join(f"{kind} (changed by {value:.1%})" for kind, value in self.left_out.items())
+        return [*lines, f"not in a LoRA: {changes}"]
+
+
+def build_lora(
+    distilled: Graft, base: str, title: str, rank: int, dtype: torch.dtype | None, captions: Sequence[str]
+) -> tuple[ModelFile, LoraErrors]:
+    """Return a LoRA in kohya's names, and its error by rank.
+
+    Args:
+        distilled: With a plain `CLIPTextModel`.
+        base: Present location of the base; empty = the recorded one.
+        title: For its metadata.
+        rank: At least 1.
+        dtype: Of the tensors; None = float32.
+        captions: To measure errors on.
+
+    Raises:
+        CheckpointError: If the base is another one.
+    """
+    frozen = load_distilled_base(distilled, base, ("tokenizer", "text_encoder"))
+    before, after = frozen.text_encoder, distilled.text_encoder
+    assert before is not None
+    difference = LinearDifference(before, after)
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in difference.lora(rank).items()}
+    states = _States(distilled, captions)
+    rows = {"no LoRA": states.errors(before)}
+    for each in sorted({*RANKS, rank}):
+        rows[f"rank {each}"] = states.errors(
+            difference.applied(tensors if each == rank else difference.lora(each))
+        )
+    rows["any rank"] = states.errors(difference.applied(difference.lora(difference.full_rank)))
+    size = str(max(len(tensor) for name, tensor in tensors.items() if name.endswith("lora_down.weight")))
+    is_known = is_stable_diffusion(before)
+    architecture = f"{STABLE_DIFFUSION if is_known else public_name(distilled.base.name)}/lora"
+    metadata = describe_file(distilled, title, architecture=architecture, implementation=DIFFUSERS_NAMES)
+    metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": size, "ss_network_alpha": size}
+    if is_known:
+        metadata |= {"ss_base_model_version": "sd_v1", "ss_v2": "False"}
+    return ModelFile(tensors, metadata), LoraErrors(len(captions), rows, changed_outside(before, after))
+
+
+class _States:
+    """A distilled text encoder's states of captions, to compare others with."""
+
+    def __init__(self, distilled: Graft, captions: Sequence[str]):
+        stage = distilled.lineage.find("distill")
+        words = stage.words.keys() if stage else set()
+        self._target: CLIPTextModel = distilled.text_encoder
+        self._ids: dict[str, Tensor] = {}
+        for is_new, kind in KINDS.items():
+            texts = [caption for caption in captions if bool(words & {*caption.lower().split()}) == is_new]
+            if texts:
+                self._ids[kind] = tokenize(texts, distilled.tokenizer, pad_to_context_length=True)
+
+    @torch.no_grad()
+    def errors(self, text_encoder: CLIPTextModel) -> dict[str, float | None]:
+        """Return another text encoder's relative error by kind of caption."""
+        found: dict[str, float | None] = {}
+        for kind, input_ids in self._ids.items():
+            error = EmbedError()
+            for ids in input_ids.split(ENCODE_BATCH_SIZE):
+                states, target = (text_hidden_states(model, ids) for model in (text_encoder, self._target))
+                error.add(states, target, token_classes(ids, int(ids[0, -1])))
+            found[kind] = error.relative_error()["words"]
+        return found
