@@ -3,7 +3,10 @@
 import hashlib
 import json
 import re
+import shutil
+import socket
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +31,16 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     """Authorizations that were sent along."""
+    store: Path | None = None
+    """Gets a folder for each commit that is pushed."""
+    private: dict[str, bool] = field(default_factory=dict)
+    """Visibility of models; those not named are public."""
+    writers: set[str] = field(default_factory=set)
+    """Authorizations that may write."""
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    """Contents of large files that have arrived, by sum."""
+    lost: set[str] = field(default_factory=set)
+    """Sums of large files that never arrive, as the connection is cut."""
     endpoint: str = ""
 
     def sent(self, name: str) -> int:
@@ -80,6 +93,73 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(with_content=False)
 
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        if self.headers.get("Authorization") not in self.hub.writers:
+            self._refuse("Forbidden", 403)
+        elif path == "/api/repos/create":
+            self._create(json.loads(content))
+        elif path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            files = [file["path"] for file in json.loads(content)["files"]]
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
+            entries = [{"path": name, "uploadMode": mode} for name, mode in modes.items()]
+            self._send_json({"files": [entry | {"shouldIgnore": False} for entry in entries]})
+        elif re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            self._send_json({"objects": [self._wanted(entry) for entry in json.loads(content)["objects"]]})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self._commit_files(match[1], [json.loads(line) for line in content.splitlines()])
+        else:
+            self._refuse("EntryNotFound")
+
+    def do_PUT(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.hub.requests.append(f"{self.command} {self.path}")
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if name in self.hub.lost:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        assert hashlib.sha256(content).hexdigest() == name
+        self.hub.blobs[name] = content
+        self._send_json({})
+
+    def _create(self, wanted: dict) -> None:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        if name in self.hub.models:
+            self._send_json({"url": f"{self.hub.endpoint}/{name}"}, 409)
+            return
+        assert self.hub.store is not None
+        empty = self.hub.store / "0"
+        empty.mkdir(parents=True)
+        self.hub.models[name] = {"0" * 40: empty}
+        self.hub.private[name] = wanted.get("visibility") == "private"
+        self._send_json({"url": f"{self.hub.endpoint}/{name}"})
+
+    def _wanted(self, entry: dict) -> dict:
+        upload = {"href": f"{self.hub.endpoint}/upload/{entry['oid']}"}
+        return entry if entry["oid"] in self.hub.blobs else {**entry, "actions": {"upload": upload}}
+
+    def _commit_files(self, name: str, lines: list[dict]) -> None:
+        assert self.hub.store is not None
+        commits = self.hub.models[name]
+        number = f"{len(commits):x}" * 40
+        folder = shutil.copytree(next(iter(commits.values())), self.hub.store / number[:4])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                continue
+            path = folder / value["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_large = line["key"] == "lfsFile"
+            path.write_bytes(self.hub.blobs[value["oid"]] if is_large else b64decode(value["content"]))
+        self.hub.models[name] = {number: folder, **commits}
+        self._send_json({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{number}", "commitOid": number})
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -117,7 +197,13 @@ class _Handler(BaseHTTPRequestHandler):
                 {"rfilename": file, "size": entry["size"], "blobId": entry["oid"]}
                 | ({"lfs": listed} if listed else {})
             )
-        return {"id": name, "modelId": name, "sha": self._commit(folder), "siblings": siblings}
+        return {
+            "id": name,
+            "modelId": name,
+            "sha": self._commit(folder),
+            "private": self.hub.private.get(name, False),
+            "siblings": siblings,
+        }
 
     def _commit(self, folder: Path) -> str:
         return next(
@@ -151,16 +237,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif with_content:
             self.wfile.write(content)
 
-    def _send_json(self, value: object) -> None:
+    def _send_json(self, value: object, status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    def _refuse(self, code: str) -> None:
-        self.send_response(404)
+    def _refuse(self, code: str, status: int = 404) -> None:
+        self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("X-Error-Message", code)
         self.send_header("Content-Length", "0")
