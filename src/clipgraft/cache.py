@@ -89,7 +89,8 @@ def cache_size() -> int:
 def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> CachedFile:
     """Return a file of the cache; make it if missing.
 
-    Its time of modification is that of its last use.
+    Its time of modification is that of its last use. Threads and processes that need it wait for the one
+    that makes it.
 
     Args:
         kind: One of `BOUNDED`.
@@ -99,12 +100,17 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> CachedFil
     (file,) = hold([CachedFile(cache_dir() / kind / name)])
     if file.path.is_file():
         touch(file.path)
-    else:
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        clear_parts(file.path.parent)
-        with atomic_write(file.path) as part:
-            make(part)
-        make_room(0)
+        return file
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    clear_parts(file.path.parent)
+    locks = cache_dir() / "in_use"
+    locks.mkdir(exist_ok=True)
+    clear_parts(locks)
+    with FileLock(locks / f".{kind}-{name}.part"):  # cleared as partial files are
+        if not file.path.is_file():
+            with atomic_write(file.path) as part:
+                make(part)
+    make_room(0)
     return file
 
 
