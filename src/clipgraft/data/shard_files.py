@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".tar", ".parquet", ".arrow")
 """In this order: img2dataset writes a parquet file of metadata beside each tar."""
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
-VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "blob_id", "mtime", "created")
+VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "blob_id", "mtime")
 """Fields of fsspec's file systems that change with a file."""
 _PATTERN = re.compile(r"[*?\[{]")
 
