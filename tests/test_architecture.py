@@ -23,6 +23,7 @@ LAYERS = (
     {"whole_run", "pretraining"},
     {"download"},
     {"exporting"},
+    {"distilling"},
     {"finetuning", "bridging"},
     {"reporting"},
     {"evaluation"},

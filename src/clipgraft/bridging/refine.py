@@ -234,7 +234,8 @@ def check_prediction(base: FrozenBase) -> None:
     if predicted != "epsilon":
         raise CheckpointError(
             f"base {base.origin.name} predicts {predicted!r}; only through one that predicts the noise "
-            "('epsilon') can a graft be refined: generate with the graft as `bridge` wrote it"
+            "('epsilon') can a graft be refined, or new words be found: generate with the graft as `bridge` "
+            "wrote it, or name the words"
         )
 
 

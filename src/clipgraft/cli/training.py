@@ -220,6 +220,44 @@ def refine(
     print_line(f"graft: {out / 'graft'}")
 
 
+def new_words(
+    clip: ClipOption = "",
+    base: BaseOption = "",
+    graft: Annotated[
+        Path | None,
+        typer.Option("--graft", help="Graft folder, instead of --clip and --base: those it names."),
+    ] = None,
+    data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Text file to write the new words to, for `distill`.")
+    ] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Find words seen by CLIP in images and unused by the base."""
+    from clipgraft.config import recipe_with
+    from clipgraft.distilling.new_words import find_recipe_words, with_models_of
+    from clipgraft.models.graft import Graft
+
+    if graft and (clip or base):
+        raise UserError("--graft names CLIP and base; leave --clip and --base out")
+    given = {
+        "data.source": data,
+        "data.on_damaged": on_damaged,
+        "clip.name": clip,
+        "base.name": base,
+    }
+    settings = recipe_with(recipe, set_, given)
+    if graft:
+        settings = with_models_of(Graft.from_pretrained(graft), settings)
+    found = find_recipe_words(settings)
+    found.print()
+    if out:
+        found.save(out)
+        print_line(f"new words: {out}")
+
+
 def pretrain(
     out: OutOption,
     data: DataOption = "",
@@ -252,5 +290,5 @@ def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (demo, run, prefetch, finetune, interpolate, bridge, refine, pretrain):
+    for command in (demo, run, prefetch, finetune, interpolate, bridge, refine, new_words, pretrain):
         app.command()(command)

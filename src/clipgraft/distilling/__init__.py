@@ -1,0 +1,1 @@
+"""Distillation: the base's own text encoder learns a graft's new words."""

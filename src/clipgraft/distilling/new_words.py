@@ -1,0 +1,229 @@
+"""New words: seen by CLIP in images, unused by the base."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+from clipgraft.config import ModelSettings, Recipe
+from clipgraft.console import print_line, print_table
+from clipgraft.data.caption_words import COMMENT
+from clipgraft.data.damage import load_source
+from clipgraft.data.dataset import CaptionDataset, CaptionedImage
+from clipgraft.device import choose_device, quiet_libraries
+from clipgraft.distilling.word_worth import BaseErrors, ClipCosines, Estimate, Use, find_uses
+from clipgraft.errors import UserError, printable
+from clipgraft.files import write_bytes
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.clip import ClipParts, load_clip
+from clipgraft.models.graft import Graft
+
+CAPTIONS_PER_WORD = 128
+"""Of as many images, for CLIP, which is fast."""
+MOST_CAPTIONS, FEWEST_CAPTIONS = 64, 16
+"""Of as many images, for the base: the fewest show most words to be used. A word in fewer is not measured."""
+MOST_IMAGES = 20_000
+"""Looked through for captions, in memory (a guess: any word worth teaching is in 16 of them)."""
+NEXT_TO_NOTHING = 0.02
+"""Share of a whole caption's worth: a word in ten has a tenth of it, and this is a fifth of that."""
+
+
+class WordWorth(BaseModel):
+    """Worth of one word as shares of a whole caption's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    word: str
+    num_captions: int
+    """Measured ones."""
+    example: str
+    clip_alone: Estimate
+    """The word alone, to CLIP."""
+    clip_left_out: Estimate
+    """What CLIP loses without the word."""
+    base_alone: Estimate | None = None
+    """None: CLIP does not see the word."""
+    base_left_out: Estimate | None = None
+    """None: the base uses the word alone."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether CLIP surely sees the word, alone and in its caption."""
+        return self.clip_alone.low > NEXT_TO_NOTHING and self.clip_left_out.low > 0
+
+    @property
+    def is_unused_alone(self) -> bool:
+        """Whether the word alone surely tells the base next to nothing."""
+        return self.base_alone is not None and self.base_alone.high < NEXT_TO_NOTHING
+
+    @property
+    def is_new(self) -> bool:
+        """Whether CLIP sees the word, and the base does not use it."""
+        left_out = self.base_left_out
+        is_used = left_out is None or left_out.low > NEXT_TO_NOTHING
+        return self.is_seen and self.is_unused_alone and not is_used
+
+
+class NewWords(BaseModel):
+    """Words of captions with their worth, new ones among them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    measured: tuple[WordWorth, ...]
+
+    @property
+    def new(self) -> tuple[WordWorth, ...]:
+        """The new words, those first that CLIP sees best."""
+        return tuple(
+            sorted(filter(lambda each: each.is_new, self.measured), key=lambda each: -each.clip_alone.mean)
+        )
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The new words in lower case."""
+        return frozenset(each.word for each in self.new)
+
+    def print(self) -> None:
+        """Print the new words with their figures and an example each."""
+        num_seen = sum(each.is_seen for each in self.measured)
+        print_line(
+            f"{len(self.measured)} words in captions; {num_seen} that CLIP sees in images; "
+            f"{len(self.new)} of those new: unused by the base"
+        )
+        if not self.new:
+            print_line("nothing to distil: what CLIP sees by words the base uses already")
+            return
+        table = Table("word", "CLIP, alone", "left out", "base, alone", "left out", "example")
+        for each in self.new:
+            worth = (each.clip_alone, each.clip_left_out, each.base_alone, each.base_left_out)
+            table.add_row(each.word, *map(_interval, worth), printable(each.example))
+        print_table(table)
+
+    def save(self, path: Path) -> None:
+        """Write a file of the new words, for `read_words` and an editor."""
+        lines = [
+            f"{COMMENT} Words that CLIP sees in images and the base does not use: one per line.",
+            f"{COMMENT} Figures: what the word alone is worth, as a share of a caption (95 % interval).",
+        ]
+        width = max((len(each.word) for each in self.new), default=0)
+        for each in self.new:
+            figures = f"CLIP {_interval(each.clip_alone)}, base {_interval(each.base_alone)}"
+            lines.append(f"{each.word:{width}}  {COMMENT} {figures}: {printable(each.example)}")
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def find_new_words(
+    clip: ClipParts,
+    base: FrozenBase,
+    data: CaptionDataset,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    max_images: int = 0,
+) -> NewWords:
+    """Measure which words CLIP sees in images and a base ignores.
+
+    Each word is measured in captions of the train split, with and without it: by CLIP's image-text cosine and
+    by the error of the noise that the U-Net predicts with the base's own text encoder.
+
+    Args:
+        clip: The fine-tuned CLIP.
+        base: From `load_base`, at least with its VAE; the rest is loaded from where it came from.
+        data: Captioned images; a word in captions of fewer than 16 of them is not measured.
+        seed: Of the choice of captions.
+        device: "auto", "cpu", "cuda" or "mps".
+        max_images: Use the first n training images only; 0 = the first 20,000.
+
+    Raises:
+        UserError: If no word is in the captions of 16 images.
+        CheckpointError: If the base does not predict the noise.
+    """
+    images = data.train.first(max_images or MOST_IMAGES)
+    clip.model.to(choose_device(device))
+    found, uses = clip_worths(clip, images, seed=seed)
+    if not found:
+        raise UserError(
+            f"no word is in captions of {FEWEST_CAPTIONS} training images or more, of {len(images)} in all; "
+            "give more images, or name the new words in a file (--new-words FILE)"
+        )
+    _measure_use(found, uses, BaseErrors(base, images, device))
+    return NewWords(measured=tuple(found.values()))
+
+
+def clip_worths(
+    clip: ClipParts, images: Sequence[CaptionedImage], *, seed: int = 0
+) -> tuple[dict[str, WordWorth], dict[str, list[Use]]]:
+    """Measure the worth of words to a CLIP; return their uses too."""
+    uses = find_uses(images, at_least=FEWEST_CAPTIONS, at_most=CAPTIONS_PER_WORD, seed=seed)
+    if not uses:
+        return {}, {}
+    cosines = ClipCosines(clip, images, uses)
+    alone, left_out = cosines.alone(), cosines.left_out()
+    found = {
+        word: WordWorth(
+            word=word,
+            num_captions=len(each),
+            example=each[0].caption,
+            clip_alone=Estimate.of(alone[word]),
+            clip_left_out=Estimate.of(left_out[word]),
+        )
+        for word, each in uses.items()
+    }
+    return found, uses
+
+
+def _measure_use(found: dict[str, WordWorth], uses: Mapping[str, Sequence[Use]], errors: BaseErrors) -> None:
+    """Add the base's worth of words that CLIP sees, where needed."""
+    seen = [word for word in found if found[word].is_seen]
+    errors.set_scale(use for word in seen for use in uses[word][:FEWEST_CAPTIONS])
+    for count in (FEWEST_CAPTIONS, MOST_CAPTIONS):
+        for word, values in errors.alone({word: uses[word][:count] for word in seen}).items():
+            found[word] = found[word].model_copy(update={"base_alone": Estimate.of(values)})
+        seen = [word for word in seen if _is_undecided(found[word].base_alone)]
+    unused = {word: uses[word][:MOST_CAPTIONS] for word in found if found[word].is_unused_alone}
+    for word, values in errors.left_out(unused).items():
+        found[word] = found[word].model_copy(update={"base_left_out": Estimate.of(values)})
+
+
+def _is_undecided(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.low < NEXT_TO_NOTHING <= estimate.high
+
+
+def find_recipe_words(recipe: Recipe) -> NewWords:
+    """Find a recipe's new words; see `find_new_words`."""
+    quiet_libraries()
+    data = load_source(recipe.data)
+    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    base = FrozenBase.load(
+        recipe.base.name,
+        revision=recipe.base.revision or None,
+        components=("vae", "scheduler", "tokenizer"),
+        tokenizer=clip.tokenizer,
+    )
+    return find_new_words(
+        clip,
+        base,
+        data,
+        seed=recipe.seed,
+        device=recipe.device,
+        max_images=recipe.data.max_train_images,
+    )
+
+
+def with_models_of(graft: Graft, recipe: Recipe) -> Recipe:
+    """Return a recipe with a graft's CLIP and base.
+
+    Raises:
+        UserError: If the graft does not say which CLIP.
+    """
+    clips = graft.lineage.clips
+    if not clips:
+        raise UserError("the graft does not say which CLIP it was made of; name it with --clip instead")
+    base = ModelSettings(name=graft.base.name, revision=graft.base.revision)
+    return recipe.model_copy(update={"clip": clips[0], "base": base})
+
+
+def _interval(estimate: Estimate | None) -> str:
+    assert estimate
+    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
