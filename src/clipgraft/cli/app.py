@@ -22,7 +22,7 @@ from clipgraft.cli.exporting import add_commands as add_exporting
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.options import OnDamagedOption, OutOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
-from clipgraft.console import forgiving_output, print_table, say
+from clipgraft.console import forgiving_output, print_line, print_table, say
 from clipgraft.errors import UserError, is_user_error, one_line, printable
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -47,7 +47,10 @@ app = typer.Typer(
     add_completion=False,
     help="Fine-tune CLIP on captioned images and graft its text tower onto a frozen diffusion model.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Check captioned images, or draw the flatland8k dataset.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Check captioned images, pack them into shards, or draw the flatland8k dataset.",
+)
 app.add_typer(data_app, name="data")
 
 add_training(app)
@@ -58,7 +61,7 @@ add_exporting(app)
 
 @data_app.command("check")
 def data_check(
-    source: Annotated[Path, typer.Argument(help="Folder or file with captioned images.")],
+    source: Annotated[str, typer.Argument(help="Folder, file, pattern or URL of captioned images.")],
     include_unsplit: Annotated[
         bool, typer.Option("--include-unsplit", help="Put images outside every split into train.")
     ] = False,
@@ -114,6 +117,25 @@ def _load_tokenizer(clip: str) -> Any:
 
     quiet_libraries()
     return load_clip(clip).tokenizer
+
+
+@data_app.command("pack")
+def data_pack(
+    source: Annotated[str, typer.Argument(help="Folder, file, pattern or URL of captioned images.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    shard_size: Annotated[int, typer.Option(min=1, help="Most images of a shard.")] = 10_000,
+    max_mb: Annotated[int, typer.Option(min=0, help="Megabytes after which a shard is full; 0 = any.")] = 0,
+    on_damaged: OnDamagedOption = "",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Pack captioned images into shards, with their captions and splits."""
+    from clipgraft.config import recipe_with
+    from clipgraft.data.pack import pack
+
+    data = recipe_with(None, set_, {"data.source": source, "data.on_damaged": on_damaged}).data
+    counts = pack(data, out, shard_size=shard_size, max_mb=max_mb)
+    told = ", ".join(f"{number:,} {split}" for split, number in counts.items())
+    print_line(f"{told} images in {len(list(out.glob('*.tar'))):,} shards: {out}")
 
 
 @data_app.command("draw")

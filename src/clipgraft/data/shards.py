@@ -4,8 +4,9 @@ Only the shards of a window and of the next one are open, so a source may have a
 function of source, seed and epoch; to begin in its middle, only the shards from there on are opened.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from itertools import chain, count, takewhile
 from threading import Thread
 from typing import NamedTuple
 
@@ -69,12 +70,22 @@ class ShardedImages:
         left = len(self) - start
         windows, skipped = self._from(seed, epoch, start)
         for window, opened, rows in _opened_ahead(windows, left + skipped):
-            order = np.random.default_rng([seed, epoch, window.pass_number, window.number])
-            for place in order.permutation(len(rows))[skipped:].tolist()[:left]:
+            for place in self._order(seed, epoch, window, len(rows))[skipped:].tolist()[:left]:
                 shard, row = opened[rows[place, 0]], int(rows[place, 1])
                 yield _number(window, shard, row), shard.image(row)
                 left -= 1
             skipped = 0
+
+    def once(self, seed: int) -> Iterator[CaptionedImage]:
+        """Yield each training image once, in the order of epoch 0."""
+        windows = takewhile(lambda window: window.pass_number == 0, self._windows(seed, 0))
+        for window, opened, rows in _opened_ahead(windows, sys.maxsize):
+            for place in self._order(seed, 0, window, len(rows)):
+                yield opened[rows[place, 0]].image(int(rows[place, 1]))
+
+    def _order(self, seed: int, epoch: int, window: _Window, num_samples: int) -> np.ndarray:
+        random = np.random.default_rng([seed, epoch, window.pass_number, window.number])
+        return random.permutation(num_samples)
 
     def first(self, count: int) -> CaptionedImages:
         """Return the first training images of the shards, in memory."""
@@ -169,21 +180,24 @@ def _opened_ahead(
 
     Windows are opened one ahead, up to `num_samples`. The one before stays open: workers may still read it.
     """
-    window = next(windows)
-    opening = [_Opening(shard) for shard in window.shards]
+    window = next(windows, None)
+    opening = _opening(window)
     seen, before = 0, list[OpenShard]()
-    while num_samples > seen:
+    while window is not None:
         current, opened = window, [each.opened() for each in opening]
         rows = np.concatenate([_rows(place, shard) for place, shard in enumerate(opened)])
         seen += len(rows)
-        if num_samples > seen:
-            window = next(windows)
-            if window.pass_number > 0 and not seen:
-                raise DataError("no shard holds a training image with a caption")
-            opening = [_Opening(shard) for shard in window.shards]
+        window = next(windows, None) if seen < num_samples else None
+        if window is not None and window.pass_number > 0 and not seen:
+            raise DataError("no shard holds a training image with a caption")
+        opening = _opening(window)
         yield current, opened, rows
         before = opened
     del before
+
+
+def _opening(window: _Window | None) -> list[_Opening]:
+    return [_Opening(shard) for shard in window.shards] if window is not None else []
 
 
 def _rows(place: int, shard: OpenShard) -> np.ndarray:
