@@ -1,8 +1,10 @@
 """Check a dataset before training: counts, samples and findings."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from typing import Any
@@ -187,16 +189,20 @@ class _Scan:
     def add(self, images: Iterable[CaptionedImage], tokenizer: Callable[..., Any] | None) -> None:
         """Measure all images, a few at a time."""
         following = iter(images)
-        while part := list(islice(following, NUM_AT_ONCE)):
-            for image in part:
-                self.captions.add(image)
-                self.counts[image.split]["images"] += 1
-                self.counts[image.split]["captions"] += len(image.captions)
-            self.photographs.add(part)
-            self.num_images += len(part)
-            if tokenizer is not None:
-                texts = [text for image in part for text in image.captions]
-                self.tokens.update(_count_tokens(texts, tokenizer))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            while part := list(islice(following, NUM_AT_ONCE)):
+                self._add(part, tokenizer)
+                self.photographs.add(part, pool)
+
+    def _add(self, images: Sequence[CaptionedImage], tokenizer: Callable[..., Any] | None) -> None:
+        for image in images:
+            self.captions.add(image)
+            self.counts[image.split]["images"] += 1
+            self.counts[image.split]["captions"] += len(image.captions)
+        self.num_images += len(images)
+        if tokenizer is not None:
+            texts = [text for image in images for text in image.captions]
+            self.tokens.update(_count_tokens(texts, tokenizer))
 
 
 def num_images(dataset: CaptionDataset) -> int:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from clipgraft.data.repeats import equal_groups
+
 MAX_PHASH_BITS, MAX_DHASH_BITS = 4, 6
 BAND_SIZES = (11, 11, 11, 11, 10, 10)
 """Bits of phash: of these six bands, hashes within 4 bits agree in at least two."""
@@ -69,15 +71,6 @@ def near_groups(phashes: Sequence[int], dhashes: Sequence[int]) -> list[list[int
         roots[number] = root(number)
     roots = roots[group_of.ravel()]
     return equal_groups(roots)
-
-
-def equal_groups(keys: np.ndarray) -> list[list[int]]:
-    """Group the places of keys that come more than once, in order."""
-    _, number_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    groups: dict[int, list[int]] = {}
-    for place in np.flatnonzero(counts[number_of] > 1).tolist():
-        groups.setdefault(int(number_of[place]), []).append(place)
-    return list(groups.values())
 
 
 def _near_pairs(phashes: np.ndarray, dhashes: np.ndarray) -> list[tuple[int, int]]:

@@ -1,9 +1,8 @@
 """Damage, copies and look-alikes of photographs, found in one pass."""
 
-import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -13,13 +12,8 @@ from clipgraft.data.dataset import SPLITS, CaptionedImage
 from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup, number_of
 from clipgraft.data.image_file import ImageFile, content_sums, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, MAX_PIXELS, MIN_SIDE, decode_beside_others, read_header
-from clipgraft.data.near_duplicates import (
-    PerceptualHash,
-    can_hash,
-    equal_groups,
-    near_groups,
-    perceptual_hash,
-)
+from clipgraft.data.near_duplicates import PerceptualHash, can_hash, near_groups, perceptual_hash
+from clipgraft.data.repeats import equal_groups
 from clipgraft.errors import DataError, MissingFileError
 
 MAX_UNREADABLE = 10_000
@@ -54,17 +48,16 @@ class PhotographCheck:
         self._phashes, self._dhashes = array("Q"), array("Q")
         self._hashed = decode and can_hash()
 
-    def add(self, images: Sequence[CaptionedImage]) -> None:
+    def add(self, images: Sequence[CaptionedImage], pool: Executor) -> None:
         """Add photographs that follow one another, a few at a time."""
         self._splits.extend(SPLITS.index(image.split) for image in images)
         if not self._decode:
             sums = content_sums([image.file for image in images])
             self._contents.extend(int(content[:16], 16) for content in sums)
             return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for image, look in zip(images, pool.map(_look, [image.file for image in images]), strict=True):
-                self._add(image, look)
-                self._on_image()
+        for image, look in zip(images, pool.map(_look, [image.file for image in images]), strict=True):
+            self._add(image, look)
+            self._on_image()
 
     def _add(self, image: CaptionedImage, look: _Look) -> None:
         self._contents.append(look.content)
@@ -85,7 +78,7 @@ class PhotographCheck:
 
     def same_image(self) -> np.ndarray:
         """Return, for each image, the number of the first with equal bytes."""
-        same = np.arange(len(self._splits))
+        same = np.arange(len(self._splits), dtype=np.uint32)
         for group in self.duplicates():
             same[group] = group[0]
         return same
@@ -93,8 +86,7 @@ class PhotographCheck:
     def duplicates(self) -> list[list[int]]:
         """Group the numbers of images with equal bytes."""
         contents = np.frombuffer(self._contents, np.uint64)
-        places = np.flatnonzero(contents != UNREAD)
-        return _in_order(places[group].tolist() for group in equal_groups(contents[places]))
+        return [group for group in equal_groups(contents) if contents[group[0]] != UNREAD]
 
     def near_duplicates(self) -> list[list[int]] | None:
         """Group images that look alike, one of each content; None without hashes."""
@@ -103,7 +95,7 @@ class PhotographCheck:
         contents, first = np.unique(np.frombuffer(self._contents, np.uint64), return_index=True)
         places = np.sort(first[contents != UNREAD])
         hashes = (np.frombuffer(each, np.uint64)[places] for each in (self._phashes, self._dhashes))
-        return _in_order(places[group].tolist() for group in near_groups(*hashes))
+        return [places[group].tolist() for group in near_groups(*hashes)]
 
     def findings(self, lookup: Lookup) -> Iterator[Finding]:
         """Yield what is odd in photographs, the worst first."""
@@ -176,7 +168,3 @@ def _look(file: ImageFile) -> _Look:
         return _Look(UNREAD, None, str(error).removeprefix(f"{file}: "))
     key = int.from_bytes(sha256(content).digest()[:8])
     return _Look(key, perceptual_hash(image) if can_hash() else None)
-
-
-def _in_order(groups: Iterable[list[int]]) -> list[list[int]]:
-    return sorted(groups, key=lambda group: group[0])
