@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipgraft.data.check import check_dataset
-from clipgraft.data.dataset import Excluded
+from clipgraft.data.dataset import SPLITS, Excluded
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.names import check_image_name
 from clipgraft.data.raw import (
@@ -24,6 +24,7 @@ from clipgraft.data.raw import (
     RawDataset,
     assemble,
     hash_split,
+    hash_splits,
 )
 from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError
@@ -182,6 +183,13 @@ def test_time_to_read_a_folder_grows_with_its_files_alone(tmp_path: Path) -> Non
 
 def make_raw(names: list[str], captions: list[RawCaption], splits: dict[str, str] | None) -> RawDataset:
     return RawDataset("format", {"captions": "c.txt"}, {name: Path(name) for name in names}, captions, splits)
+
+
+def test_splits_of_many_names_are_those_of_each() -> None:
+    names = [f"photo {number} é.jpg" for number in range(1000)]
+    found = hash_splits(name.encode() for name in names)
+    assert [SPLITS[code] for code in found] == [hash_split(name) for name in names]
+    assert len(hash_splits([])) == 0
 
 
 def test_hash_split_gives_about_80_10_10_and_never_changes() -> None:

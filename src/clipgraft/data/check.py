@@ -229,7 +229,7 @@ def _lookup_in(dataset: CaptionDataset) -> Lookup:
     def lookup(numbers: Collection[int]) -> dict[int, CaptionedImage]:
         if dataset.streamed is None:
             return {number: dataset.images[number] for number in numbers}
-        images = enumerate(iter_images(dataset)) if numbers else ()
+        images = enumerate(islice(iter_images(dataset), max(numbers, default=-1) + 1))
         return {number: image for number, image in images if number in numbers}
 
     return lookup

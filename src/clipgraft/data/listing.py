@@ -14,9 +14,9 @@ import numpy as np
 
 from clipgraft.console import track
 from clipgraft.data.dataset import SPLITS
-from clipgraft.data.listing_tables import Table, read_batches
+from clipgraft.data.listing_tables import Reading, Table, read_batches
 from clipgraft.data.names import check_image_name
-from clipgraft.data.raw import MAX_CAPTION_CHARACTERS, hash_split
+from clipgraft.data.raw import MAX_CAPTION_CHARACTERS, hash_splits
 from clipgraft.data.split_names import folder_split, parse_split
 from clipgraft.data.tables import texts_of
 from clipgraft.errors import DataError, needs
@@ -60,22 +60,23 @@ def convert(tables: Sequence[Table], root: Path, out: Path) -> None:
         import pyarrow as pa
     fields = [("image", pa.string()), ("captions", pa.list_(pa.string()))]
     schema = pa.schema([*fields, ("named", pa.int8()), ("hashed", pa.int8())])
-    content, num_excluded = _Content(), [0]
-    num_bytes = sum(table.path.stat().st_size for table in tables)
+    content, reading = _Content(), Reading()
+    total = 1 + (sum(table.path.stat().st_size for table in tables) >> 20)
     with (
         pa.OSFile(str(out), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
-        track("reading the listing", num_bytes >> 20) as update,
+        track("reading the listing", total) as update,
     ):
         for table in tables:
-            for group in _grouped(_captions(table, root, num_excluded), table.path):
+            for group in _grouped(_captions(table, root, reading), table.path):
                 batch = pa.record_batch([*group, _hashed(group[0], group[2])], schema=schema)
                 writer.write_batch(batch)
                 content.add(batch)
-                update(min(sink.tell(), num_bytes) >> 20, "MB")
+                update(min(reading.num_bytes >> 20, total - 1), "MB")  # it is read ahead
         empty = pa.record_batch([pa.array([], field.type) for field in schema], schema=schema)
-        told = {"fingerprint": content.fingerprint(), "num_excluded": str(num_excluded[0])}
+        told = {"fingerprint": content.fingerprint(), "num_excluded": str(reading.num_excluded)}
         writer.write_batch(empty, custom_metadata=told)
+        update(total, "MB")
 
 
 class _Content:
@@ -139,15 +140,15 @@ def _hashed(names: "pa.StringArray", named: np.ndarray) -> np.ndarray:
     """Return the splits by the names' hashes, where not all are named."""
     if not len(named) or ((named >= 0) & (named < DEEP)).all():
         return np.full(len(named), NO_SPLIT, np.int8)
-    return np.fromiter((SPLITS.index(hash_split(name)) for name in names.to_pylist()), np.int8, len(named))
+    return hash_splits(names.cast("binary").to_pylist())
 
 
-def _captions(table: Table, root: Path, num_excluded: list[int]) -> Iterator["pa.RecordBatch"]:
+def _captions(table: Table, root: Path, reading: Reading) -> Iterator["pa.RecordBatch"]:
     """Yield `image`, `caption` and `split` of each caption; count excluded ones."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for batch in read_batches(table, num_excluded):
+    for batch in read_batches(table, reading):
         names = _names(batch.column(table.columns.image), root, table.path)
         splits = _splits(batch, names, table)
         columns = [_texts(batch.column(name)) for name in table.columns.captions]
@@ -159,7 +160,7 @@ def _captions(table: Table, root: Path, num_excluded: list[int]) -> Iterator["pa
         texts = pc.utf8_trim_whitespace(pc.fill_null(texts, ""))
         lengths = pc.utf8_length(texts).to_numpy()
         kept = (lengths > 0) & (lengths <= MAX_CAPTION_CHARACTERS)
-        num_excluded[0] += len(kept) - int(kept.sum())
+        reading.num_excluded += len(kept) - int(kept.sum())
         rows = pa.array(rows[kept])
         if len(rows):
             columns_of = names.take(rows), texts.filter(pa.array(kept)), pa.array(splits).take(rows)

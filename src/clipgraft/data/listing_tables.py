@@ -1,8 +1,9 @@
 """Tables of a listing: columns told from their beginning, rows in blocks."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +21,8 @@ LISTING_BYTES = 64 * 2**20
 """Size of a table of text above which it is read as a listing: some 700,000 captions."""
 HEAD_BYTES = 2**20
 """From which columns, separator and quoting are told."""
-BLOCK_BYTES = 16 * 2**20
-"""Text in memory at once; a row has to fit."""
+BLOCK_BYTES = 2 * 2**20
+"""Text of a block, of which Arrow reads some 30 ahead; a row has to fit."""
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -110,46 +111,63 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({reason}){fix}") from None
 
 
-def read_batches(table: Table, num_excluded: list[int]) -> Iterator["pa.RecordBatch"]:
-    """Yield a table's rows in blocks; count those with too few fields."""
+@dataclass
+class Reading:
+    """How far tables were read."""
+
+    num_bytes: int = 0
+    num_excluded: int = 0
+    """Rows with too few fields, and captions that are empty or too long."""
+
+
+def read_batches(table: Table, reading: Reading) -> Iterator["pa.RecordBatch"]:
+    """Yield a table's rows in blocks."""
+    with _readable(table.path):
+        import pyarrow as pa
+
+        begun = reading.num_bytes
+        with pa.OSFile(str(table.path)) as source:
+            for batch in _opened(table, source, reading):
+                reading.num_bytes = begun + source.tell()
+                yield batch
+        reading.num_bytes = begun + table.path.stat().st_size
+
+
+def _opened(table: Table, source: "pa.NativeFile", reading: Reading) -> Iterable["pa.RecordBatch"]:
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 
     image, captions, split = table.columns
     wanted = [image, *captions, *([split] if split else [])]
     suffix = table.path.suffix.lower()
-    with _readable(table.path):
-        if suffix == ".parquet":
-            with parquet.ParquetFile(table.path) as file:
-                yield from file.iter_batches(columns=wanted)
-        elif suffix in _JSON_LINES:
-            schema = pa.schema([(name, _json_type(table, name)) for name in wanted])
-            yield from json.open_json(
-                table.path,
-                json.ReadOptions(block_size=BLOCK_BYTES),
-                json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-            )
-        else:
+    if suffix == ".parquet":
+        batches: Iterable[pa.RecordBatch] = parquet.ParquetFile(source).iter_batches(columns=wanted)
+        return batches
+    if suffix in _JSON_LINES:
+        schema = pa.schema([(name, _json_type(table, name)) for name in wanted])
+        return json.open_json(
+            source,
+            json.ReadOptions(block_size=BLOCK_BYTES),
+            json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
 
-            def on_invalid(row: Any) -> str:
-                if row.actual_columns > row.expected_columns:
-                    return "error"
-                num_excluded[0] += 1
-                return "skip"
+    def on_invalid(row: Any) -> str:
+        if row.actual_columns > row.expected_columns:
+            return "error"
+        reading.num_excluded += 1
+        return "skip"
 
-            yield from csv.open_csv(
-                table.path,
-                csv.ReadOptions(
-                    block_size=BLOCK_BYTES, column_names=table.names, skip_rows=table.num_header_lines
-                ),
-                csv.ParseOptions(
-                    delimiter=table.separator,
-                    quote_char='"' if table.is_quoted else False,
-                    newlines_in_values=table.is_quoted,
-                    invalid_row_handler=on_invalid,
-                ),
-                csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
-            )
+    return csv.open_csv(
+        source,
+        csv.ReadOptions(block_size=BLOCK_BYTES, column_names=table.names, skip_rows=table.num_header_lines),
+        csv.ParseOptions(
+            delimiter=table.separator,
+            quote_char='"' if table.is_quoted else False,
+            newlines_in_values=table.is_quoted,
+            invalid_row_handler=on_invalid,
+        ),
+        csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+    )
 
 
 def _json_type(table: Table, name: str) -> "pa.DataType":

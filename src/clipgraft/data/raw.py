@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from clipgraft.data.containers import has_photograph
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded, Split
 from clipgraft.data.encodings import decode_text
@@ -208,6 +210,13 @@ def hash_split(image_id: str) -> Split:
     """
     tenth = int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()[:8]) % 10
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
+
+
+def hash_splits(image_ids: Iterable[bytes]) -> np.ndarray:
+    """Return `hash_split` of many ids (UTF-8) as numbers in `SPLITS`: (N,) int8."""
+    digests = b"".join(hashlib.sha256(image_id).digest() for image_id in image_ids)
+    tenths = np.frombuffer(digests, ">u8")[::4] % 10  # by the first 8 of 32 bytes
+    return np.maximum(tenths.astype(np.int8) - 7, 0)
 
 
 def is_utf8(name: str) -> bool:
