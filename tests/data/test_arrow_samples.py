@@ -149,8 +149,9 @@ def test_unpacked_images_lost_by_the_cache_are_made_anew(tmp_path):
     assert content_sums([image.file for image in again]) == sums
 
 
-def test_parquet_that_only_names_images_is_no_shard(tmp_path):
+def test_parquet_that_only_names_images_is_a_table(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     parquet.write_table(pa.table({"file_name": ["a.jpg"], "text": ["a dog"]}), tmp_path / "list.parquet")
-    with pytest.raises(DataError):
-        load_dataset(tmp_path / "list.parquet")
+    dataset = load_dataset(tmp_path / "list.parquet")
+    images = [*(image for _, image in dataset.train.epoch(0, 0)), *dataset.images]
+    assert [(image.file, image.captions) for image in images] == [(tmp_path / "a.jpg", ("a dog",))]

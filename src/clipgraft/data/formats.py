@@ -36,8 +36,9 @@ def load_dataset(
     The files in a folder decide its format, in the order of `READERS`.
 
     Args:
-        source: A folder or a caption file, settings that name one, or pairs of an image's path and its
-            captions, split by a hash of the path's name; empty for flatland8k, drawn into the cache.
+        source: A folder, a caption file, shards (also as a pattern or URL), settings that name one of them,
+            or pairs of an image's path and its captions, split by a hash of the path's name; empty for
+            flatland8k, drawn into the cache.
         include_unsplit: Put images outside every split into train instead of excluding them.
         columns: `image_field`, `caption_field`, `separator`, `caption_extension` of `DataSettings`.
 

@@ -58,7 +58,7 @@ def load_shards(source: str, settings: DataSettings) -> CaptionDataset | None:
         files={"shards": _range(files)},
         images=CaptionedImages(sorted(held_out, key=lambda image: image.image_id)),
         excluded=tuple(excluded),
-        notes=() if is_indexed else (_how_counted(files, indexes, settings),),
+        notes=() if counts and counts.are_exact else (_how_counted(files, indexes, settings),),
         split_rule=_split_rule(files, indexes),
         streamed=train,
     )
