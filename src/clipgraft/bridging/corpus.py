@@ -60,16 +60,22 @@ def choose_captions(
     Raises:
         UserError: If there are fewer than 100, unless the settings allow it.
     """
-    if isinstance(given, CaptionDataset):
-        train, held_out = (list(dict.fromkeys(part.iter_captions())) for part in (given.train, given.test))
-    else:
-        lines = list(dict.fromkeys(given))
-        held_out = lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-        train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
+    train, held_out = split_captions(given)
+    if not isinstance(given, CaptionDataset):
         source = f"{source}, with one in {HELD_OUT_EVERY} lines held out"
     train = train[: settings.max_captions or None]
     _check_number(len(train), source, settings.allow_few_captions)
     return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], source)
+
+
+def split_captions(given: CaptionDataset | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return distinct captions to train and to measure on."""
+    if isinstance(given, CaptionDataset):
+        train, held_out = (list(dict.fromkeys(part.iter_captions())) for part in (given.train, given.test))
+        return train, held_out
+    lines = list(dict.fromkeys(given))
+    train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
+    return train, lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
 
 
 def _check_number(count: int, source: str, allow_few: bool) -> None:

@@ -23,6 +23,8 @@ NUM_CANDIDATES = 4
 """Random crops per image, for `CropBatches` to choose from."""
 BATCHES_IN_POOL = 16
 """Batches per pool of captions, sorted by length."""
+WHOLE_EVERY = 4
+"""One of this many batches of captions has padding."""
 BYTES = 2
 """Of a float16 in the file: its rounding, 5e-4, is far below the error of any bridge."""
 
@@ -63,6 +65,16 @@ class ShuffledBatches:
         """Yield the items of each batch from `start` on."""
         for batch in range(start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def by_length(self, epoch: int, lengths: np.ndarray) -> np.ndarray:
+        """Return the rows of each batch of an epoch, (batches, B), of similar lengths (N,)."""
+        random, order = self.shuffle(epoch)
+        order = order[: len(self) * self.batch_size]
+        size = self.batch_size * BATCHES_IN_POOL
+        pools = (order[begin : begin + size] for begin in range(0, len(order), size))
+        sorted_pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+        batches = np.concatenate(sorted_pools).reshape(len(self), self.batch_size)
+        return batches[random.permutation(len(self))]
 
 
 class CropBatches(ShuffledBatches):
@@ -147,6 +159,38 @@ class LatentBatches(ShuffledBatches):
             yield batch
 
 
+class CaptionBatches(ShuffledBatches):
+    """Batches of captions of similar length, most of them without padding.
+
+    Padding is three in four of a caption's positions and weighs little, so only one batch in `WHOLE_EVERY` is
+    whole, and its padding weighs as much more.
+
+    Args:
+        input_ids: Padded, (N, L) int32.
+        has_new_word: Marks of captions, (N,) bool.
+        eos_token_id: The tokenizer's, also of padding.
+    """
+
+    def __init__(
+        self, input_ids: Tensor, has_new_word: Tensor, *, eos_token_id: int, batch_size: int, seed: int
+    ):
+        super().__init__(len(input_ids), batch_size, seed)
+        self.input_ids, self.has_new_word = input_ids, has_new_word
+        self.lengths = (input_ids == eos_token_id).int().argmax(1).numpy() + 1
+
+    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
+        """Yield `input_ids` (B, L) int64, `has_new_word` (B,) bool, `padding_scale` (1,)."""
+        for index, rows in enumerate(self.by_length(epoch, self.lengths)[start:], start):
+            is_whole = index % WHOLE_EVERY == 0
+            length = None if is_whole else self.lengths[rows].max()
+            chosen = torch.from_numpy(rows)
+            yield {
+                "input_ids": self.input_ids[chosen, :length].long(),
+                "has_new_word": self.has_new_word[chosen],
+                "padding_scale": torch.tensor([float(WHOLE_EVERY * is_whole)]),
+            }
+
+
 class LabelledBatches(ShuffledBatches):
     """Images (N, 3, H, W) uint8 with their labels (N, K) int64."""
 
@@ -219,14 +263,7 @@ class StateBatches(ShuffledBatches):
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
         """Yield `student` (B, L, D), `teacher` (B, L, W), `classes`, `positions` and `weights` (B, L)."""
-        random, order = self.shuffle(epoch)
-        order = order[: len(self) * self.batch_size]
-        size = self.batch_size * BATCHES_IN_POOL
-        lengths = self.states.starts.diff().numpy()
-        pools = (order[begin : begin + size] for begin in range(0, len(order), size))
-        by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-        batches = np.concatenate(by_length).reshape(len(self), self.batch_size)
-        for rows in batches[random.permutation(len(self))[start:]]:
+        for rows in self.by_length(epoch, self.states.starts.diff().numpy())[start:]:
             yield self._batch(torch.from_numpy(rows))
 
     def _batch(self, rows: Tensor) -> dict[str, Tensor]:

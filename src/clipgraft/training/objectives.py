@@ -179,11 +179,10 @@ def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
     return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).to(pixels)
 
 
-class BridgeObjective(nn.Module):
-    """Error of bridged prompt embeds against the teacher's, relative over a step.
+class StateObjective(nn.Module):
+    """Error of prompt embeds against a target's, relative over a step.
 
     Args:
-        bridge: The model to train.
         cosine_weight: See `state_loss`, also for `norm_weight`.
         kv_metric_sqrt: From `kv_metric_sqrt`, (W, W); None = without the error of keys and values.
         key_value_weight: Weight of the relative squared error of keys and values.
@@ -193,7 +192,6 @@ class BridgeObjective(nn.Module):
 
     def __init__(
         self,
-        bridge: Bridge,
         *,
         cosine_weight: float = 1.0,
         norm_weight: float = 0.0,
@@ -204,21 +202,25 @@ class BridgeObjective(nn.Module):
         self.cosine_weight, self.norm_weight = cosine_weight, norm_weight
         self.key_value_weight = key_value_weight
         self.register_buffer("kv_metric_sqrt", kv_metric_sqrt, persistent=False)
-        self.bridge = bridge
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss of one batch of `StateBatches`."""
+        """Return the loss of one batch."""
         return self.joint_loss(self.embed(batch))
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return `state_errors` and, with a `kv_metric_sqrt`, `key_value_errors`; each (B, 5) float32."""
-        teacher, weights = batch["teacher"], batch["weights"]
-        bridged = self.bridge(batch["student"], batch["classes"], batch["positions"])
-        errors = {"state_errors": state_errors(bridged, teacher, weights)}
+        """Return the `errors` of one batch."""
+        raise NotImplementedError
+
+    def errors(self, embeds: Tensor, target: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Return summed errors of embeds (B, L, W) with weights (B, L).
+
+        `state_errors` and, with a `kv_metric_sqrt`, `key_value_errors`; each (B, 5) float32.
+        """
+        errors = {"state_errors": state_errors(embeds, target, weights)}
         if self.kv_metric_sqrt is not None:
-            with torch.autocast(bridged.device.type, enabled=False):
+            with torch.autocast(embeds.device.type, enabled=False):
                 root = self.kv_metric_sqrt.T
-                pair = bridged.float() @ root, teacher.float() @ root
+                pair = embeds.float() @ root, target.float() @ root
                 errors["key_value_errors"] = state_errors(*pair, weights)
         return errors
 
@@ -232,6 +234,19 @@ class BridgeObjective(nn.Module):
         key_value_loss = squared / power
         metrics = {"state_loss": loss.detach(), "key_value_loss": key_value_loss.detach()}
         return loss + self.key_value_weight * key_value_loss, metrics
+
+
+class BridgeObjective(StateObjective):
+    """Error of bridged prompt embeds against the teacher's."""
+
+    def __init__(self, bridge: Bridge, **weights: Any):
+        super().__init__(**weights)
+        self.bridge = bridge
+
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the errors of one batch of `StateBatches`."""
+        bridged = self.bridge(batch["student"], batch["classes"], batch["positions"])
+        return self.errors(bridged, batch["teacher"], batch["weights"])
 
 
 class AutoencoderObjective(nn.Module):

@@ -69,17 +69,31 @@ def train_bridge_and_last_layers(encoder: GraftedTextEncoder, num_layers: int, l
     Raises:
         UserError: If the tower has fewer layers, or peft is needed and not installed.
     """
-    layers = encoder.text_model.encoder.layers
-    check_last_layers(num_layers, len(layers))
     encoder.requires_grad_(False)
     encoder.bridge.requires_grad_(True)
-    if num_layers == 0:
-        return
+    if num_layers:
+        train_last_layers(encoder.text_model, num_layers, lora_rank)
+
+
+def train_last_layers(tower: CLIPTextModel, num_layers: int, lora_rank: int) -> None:
+    """Freeze a text tower except its last layers and final norm.
+
+    Args:
+        tower: The text tower.
+        num_layers: Number of last layers trained.
+        lora_rank: Rank of updates trained instead of their weights; 0 = the weights.
+
+    Raises:
+        UserError: If the tower has fewer layers, or peft is needed and not installed.
+    """
+    layers = tower.encoder.layers
+    check_last_layers(num_layers, len(layers))
+    tower.requires_grad_(False)
     if lora_rank:
-        _inject_lora(encoder.text_model, lora_rank, layers=list(range(len(layers)))[-num_layers:])
+        _inject_lora(tower, lora_rank, layers=list(range(len(layers)))[-num_layers:])
         return
     layers[-num_layers:].requires_grad_(True)
-    encoder.text_model.final_layer_norm.requires_grad_(True)
+    tower.final_layer_norm.requires_grad_(True)
 
 
 def check_last_layers(num_layers: int, depth: int) -> None:
