@@ -75,8 +75,8 @@ def build_clip(seed: int = 0) -> ClipParts:
     return ClipParts(CLIPModel(config), tokenizer, processor)
 
 
-def build_pipeline(seed: int = 1) -> StableDiffusionPipeline:
-    """A latent diffusion model of Stable Diffusion's classes with a text encoder 24 wide."""
+def build_pipeline(seed: int = 1, width: int = TEACHER_WIDTH) -> StableDiffusionPipeline:
+    """A latent diffusion model of Stable Diffusion's classes with a text encoder `width` wide."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     vae = AutoencoderKL(
@@ -95,7 +95,7 @@ def build_pipeline(seed: int = 1) -> StableDiffusionPipeline:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         attention_head_dim=2,
-        cross_attention_dim=TEACHER_WIDTH,
+        cross_attention_dim=width,
         norm_num_groups=4,
     )
     scheduler = PNDMScheduler(
@@ -109,7 +109,7 @@ def build_pipeline(seed: int = 1) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=vae,
         unet=unet,
-        text_encoder=CLIPTextModel(text_config(tokenizer, TEACHER_WIDTH)),
+        text_encoder=CLIPTextModel(text_config(tokenizer, width)),
         tokenizer=tokenizer,
         scheduler=scheduler,
         safety_checker=None,
@@ -123,8 +123,8 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_base(folder: Path, seed: int = 1) -> Path:
-    build_pipeline(seed).save_pretrained(folder)
+def write_base(folder: Path, seed: int = 1, width: int = TEACHER_WIDTH) -> Path:
+    build_pipeline(seed, width).save_pretrained(folder)
     return folder
 
 

@@ -27,6 +27,7 @@ _ROOMS = {
     "interpolate": "finetuning.wise_ft",
     "fit_bridge": "bridging.fit",
     "refine": "bridging.refine",
+    "distill": "distilling.distill",
     "export": "exporting.export",
     "load": "generation.generator",
     "evaluate": "evaluation.evaluate",

@@ -1,4 +1,4 @@
-"""A whole run: fine-tune, bridge, refine, generate, evaluate, report."""
+"""A whole run: fine-tune, bridge, refine, distill, generate, evaluate, report."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +13,7 @@ from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import print_line
 from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
+from clipgraft.distilling.distill import distill_recipe, load_marked_captions
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import FinetuneResult, finetune, load_inputs
@@ -27,7 +28,11 @@ from clipgraft.runs.folder import recorded_resources
 from clipgraft.runs.run import METRICS_NAME, Run, ended_with
 from clipgraft.training.optim import check_last_layers
 
-STARTS_FROM = {"bridge": frozenset({"finetune"}), "refine": frozenset({"finetune", "bridge"})}
+STARTS_FROM = {
+    "bridge": frozenset({"finetune"}),
+    "refine": frozenset({"finetune", "bridge"}),
+    "distill": frozenset({"finetune", "bridge", "refine"}),
+}
 """Stage -> those whose weights it starts from."""
 
 
@@ -36,7 +41,8 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
     Args:
         recipe: Two bridges are fitted, for CLIP before and after fine-tuning. With epochs under `[refine]`
-            the second one is refined; with prompts under `[evaluate]` images are measured.
+            the second one is refined, under `[distill]` it is distilled; with prompts under `[evaluate]`
+            images are measured.
         folder: Gets a folder for each of `STAGES`, `metrics.json`, `loss.png` and `report.html`.
         resume: Keep finished stages and continue the one that was at work.
     """
@@ -69,6 +75,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
     }
     if recipe.refine.num_epochs:
         stages["refine"] = ("refine", partial(refine_recipe, graft_dir=folder / "bridge" / "graft"), of_tuned)
+    if recipe.distill.num_epochs:
+        graft_dir = folder / ("refine" if recipe.refine.num_epochs else "bridge") / "graft"
+        stages["distill"] = ("distill", partial(distill_recipe, graft_dir=graft_dir), of_tuned)
     changed: set[str] = set()
     for name, (stage, work, settings) in stages.items():
         place = folder / name
@@ -84,7 +93,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
 
 def _weights(place: Path) -> list[bytes]:
     """Manifests of a stage's weights, which hold their sums."""
-    manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft"))
+    manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft", "text_encoder"))
     return [manifest.read_bytes() for manifest in manifests if manifest.is_file()]
 
 
@@ -102,9 +111,13 @@ def check(recipe: Recipe) -> None:
         choose_mixed_precision(recipe.refine.mixed_precision, device)
         check_settings(recipe.refine)
     load_captions(recipe)
+    if recipe.distill.num_epochs:
+        choose_mixed_precision(recipe.distill.mixed_precision, device)
+        load_marked_captions(recipe)
     for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
         resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
     towers = load_towers(recipe)
+    check_last_layers(recipe.distill.text_layers, len(towers.teacher.encoder.layers))
     if recipe.refine.num_epochs:
         check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
         revision = recipe.base.revision or None

@@ -203,7 +203,9 @@ def compare(
     options: "GenerateOptions",
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Folder of a run: teacher, before, after and refined, if there."),
+        typer.Option(
+            "--run", help="Folder of a run: teacher, before, after, refined and distilled, if there."
+        ),
     ] = None,
     graft: Annotated[
         list[str],

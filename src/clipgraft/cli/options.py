@@ -9,6 +9,9 @@ DataOption = Annotated[str, typer.Option("--data", help="Folder or file with cap
 OnDamagedOption = Annotated[
     str, typer.Option("--on-damaged", help="Damaged images: stop (default), or skip and name them.")
 ]
+CaptionsOption = Annotated[
+    str, typer.Option("--captions", help="Text file with one caption per line, instead of --data.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings.")]
 SetOption = Annotated[

@@ -1,4 +1,4 @@
-"""The training commands: finetune, interpolate, bridge, refine, pretrain, and whole runs."""
+"""The training commands: finetune, interpolate, bridge, refine, distill, pretrain, and whole runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +7,7 @@ import typer
 
 from clipgraft.cli.options import (
     BaseOption,
+    CaptionsOption,
     ClipOption,
     DataOption,
     OnDamagedOption,
@@ -47,7 +48,7 @@ def run(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Run a whole recipe: fine-tune, bridge, refine, generate, evaluate, report."""
+    """Run a whole recipe: fine-tune, bridge, refine, distill, generate, evaluate, report."""
     from clipgraft.config import PRESETS, named_recipe, recipe_with
 
     settings = recipe_with(named_recipe(recipe), set_, {"data.source": data, "data.on_damaged": on_damaged})
@@ -159,9 +160,7 @@ def bridge(
     base: BaseOption = "",
     data: DataOption = "",
     on_damaged: OnDamagedOption = "",
-    captions: Annotated[
-        str, typer.Option("--captions", help="Text file with one caption per line, instead of --data.")
-    ] = "",
+    captions: CaptionsOption = "",
     allow_few: Annotated[
         bool, typer.Option("--allow-few-captions", help="Accept fewer than 100 captions.")
     ] = False,
@@ -258,6 +257,47 @@ def new_words(
         print_line(f"new words: {out}")
 
 
+def distill(
+    graft: Annotated[Path, typer.Option("--graft", help="Graft folder to learn from; not changed.")],
+    out: OutOption,
+    data: DataOption = "",
+    on_damaged: OnDamagedOption = "",
+    base: BaseOption = "",
+    captions: CaptionsOption = "",
+    new_words: Annotated[
+        str, typer.Option("--new-words", help="Text file with one word per line that the base is to learn.")
+    ] = "",
+    hold: Annotated[
+        str, typer.Option("--hold", help="Text file with further captions whose states are to stay.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(help="Passes over the captions; 0 = the recipe's, else 2.")] = 0,
+    recipe: RecipeOption = None,
+    set_: SetOption = [],  # noqa: B006
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Teach the base's own text encoder a graft's new words, on captions."""
+    from clipgraft.config import recipe_with
+    from clipgraft.distilling.distill import DEFAULT_EPOCHS, distill_recipe
+
+    if data and captions:
+        raise UserError("--captions replaces --data; leave one of them out")
+    given = {
+        "data.source": data,
+        "data.on_damaged": on_damaged,
+        "base.name": base,
+        "distill.captions": captions,
+        "distill.new_words": new_words,
+        "distill.hold": hold,
+        "distill.num_epochs": epochs or (0 if recipe else DEFAULT_EPOCHS),
+    }
+    settings = recipe_with(recipe, set_, given)
+    inputs = {"--recipe": recipe}
+    result = distill_recipe(settings, graft, out, resume=resume, overwrite=overwrite, inputs=inputs)
+    result.print()
+    print_line(f"text encoder: {out / 'text_encoder'}")
+
+
 def pretrain(
     out: OutOption,
     data: DataOption = "",
@@ -290,5 +330,5 @@ def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (demo, run, prefetch, finetune, interpolate, bridge, refine, new_words, pretrain):
+    for command in (demo, run, prefetch, finetune, interpolate, bridge, refine, new_words, distill, pretrain):
         app.command()(command)

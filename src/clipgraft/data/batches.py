@@ -67,7 +67,7 @@ class ShuffledBatches:
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def by_length(self, epoch: int, lengths: np.ndarray) -> np.ndarray:
-        """Return the rows of each batch of an epoch, (batches, B), of similar lengths (N,)."""
+        """Return rows (batches, B) of an epoch, by similar lengths (N,)."""
         random, order = self.shuffle(epoch)
         order = order[: len(self) * self.batch_size]
         size = self.batch_size * BATCHES_IN_POOL

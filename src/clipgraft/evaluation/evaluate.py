@@ -37,7 +37,7 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.models.lineage import read_lineage
 from clipgraft.models.weights import verify_folder
 from clipgraft.runs.folder import RECIPE_NAME
-from clipgraft.runs.run import Run
+from clipgraft.runs.run import GRAFT_NAMES, Run
 
 FLATLAND = "flatland"
 """Name of the embedded base and of its CLIP."""
@@ -170,7 +170,7 @@ def _refuse_flatlands_scorer(base: FrozenBase | str) -> None:
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name variants after their folders, or the parents of `graft` folders.
+    """Name variants after their folders, or the parents of `graft` and `text_encoder`.
 
     Equal names are numbered.
 
@@ -180,7 +180,7 @@ def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for folder in folders:
         whole = folder.resolve()
-        name = variant = whole.parent.name if whole.name == "graft" else whole.name
+        name = variant = whole.parent.name if whole.name in GRAFT_NAMES else whole.name
         if name in (TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE):
             raise UserError(
                 f"the graft {folder} would be the variant {name!r}, a name reserved for a floor or ceiling; "

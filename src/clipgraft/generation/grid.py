@@ -16,6 +16,7 @@ from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.requests import ImageRequest, with_changes
+from clipgraft.runs.run import GRAFT_NAMES
 from clipgraft.settings import SamplingParams
 
 FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
@@ -82,8 +83,8 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, Path | None]:
     for text in texts:
         name, equals, folder = text.partition("=")
         path = Path(folder if equals else text)
-        if not equals:  # the grafts of a run are all called "graft"; their stages tell them apart
-            name = path.resolve().parent.name if path.name == "graft" else path.name
+        if not equals:  # the grafts of a run have equal names; their stages tell them apart
+            name = path.resolve().parent.name if path.name in GRAFT_NAMES else path.name
         if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|') or (equals and not folder):
             raise UserError(f"a graft is given as NAME=FOLDER, FOLDER or teacher; got {text!r}")
         if name in encoders:

@@ -173,7 +173,9 @@ def compared_images(runs: Sequence[RunData]) -> tuple[list[PromptImages], int]:
     groups: dict[str, list[PageImage]] = {}
     for name, run in zip(run_names(runs), runs, strict=True):
         variants = {image.variant for image in run.images}
-        last = next((variant for variant in ("refined", "after", "") if variant in variants), None)
+        last = next(
+            (variant for variant in ("distilled", "refined", "after", "") if variant in variants), None
+        )
         for image, row in zip(run.images, run.image_rows, strict=True):
             if image.variant == last:
                 key = _dump([image.prompt, *(row.get(key) for key in SAMPLING)])

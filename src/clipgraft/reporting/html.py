@@ -64,7 +64,7 @@ def render_report(
         loss_figure=shown.pop("loss", None),
         curves=list(shown.values()),
         bridge=sections.bridge_table(run),
-        refine=sections.refine_table(run),
+        further=sections.further_tables(run),
         evidence={
             "notes": run.evaluation.notes,
             "settings": run.evaluation.describe_settings(),

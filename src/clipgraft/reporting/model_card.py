@@ -54,7 +54,7 @@ def run_card(run: RunData) -> str:
         _settings(run),
         _section("Retrieval", sections.recall_table(run)),
         _section("Bridge", sections.bridge_table(run)),
-        _section("Refinement", sections.refine_table(run)),
+        *(_section(title, table) for title, table in sections.further_tables(run).items()),
         _section("Paired differences", evidence.differences_tables(evaluation)[0]),
         *(_section(table.title, table) for table in evidence.metric_tables(evaluation)[0]),
         *(f"> {_plain(note)}" for note in evaluation.notes),

@@ -17,6 +17,7 @@ STAGE_LABELS = {
     "bridge_before": "bridge of CLIP before",
     "bridge": "bridge of CLIP after",
     "refine": "refinement",
+    "distill": "distillation",
     "generate": "generation",
     "evaluate": "evaluation",
 }

@@ -142,6 +142,7 @@ def summarize(run: RunData, ranking: Ranking | None = None) -> dict[str, Any]:
         "finetune": run.finetune,
         "bridge": run.bridge,
         "refine": run.refine,
+        "distill": run.distill,
         "evaluation": run.evaluation.model_dump(include=EVALUATION_KEYS & run.evaluation.model_fields_set),
         "ranked_prompts": {title: [group.prompt for group in groups] for title, groups in ranked.items()},
         "num_failed_images": failed_images(run)[1],

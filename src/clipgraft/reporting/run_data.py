@@ -15,7 +15,7 @@ from clipgraft.runs.run import METRICS_NAME, STAGES, Run
 
 T = TypeVar("T")
 
-MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "evaluate")
+MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "distill", "evaluate")
 """Stages that write metrics."""
 RUN_FILES = ("recipe.toml", METRICS_NAME, "log.jsonl", "images.json", "evaluation.json")
 """Any of these marks a folder as that of a run or a stage."""
@@ -82,6 +82,11 @@ class RunData:
     def refine(self) -> dict[str, Any]:
         """Metrics of the refinement."""
         return self.metrics.get("refine", {})
+
+    @property
+    def distill(self) -> dict[str, Any]:
+        """Metrics of the distillation."""
+        return self.metrics.get("distill", {})
 
     @property
     def has_own_metrics(self) -> bool:

@@ -181,6 +181,12 @@ def bridge_table(run: RunData) -> Table | None:
     return Table(("tokens", *head), rows, with_number_note(note, rows))
 
 
+def further_tables(run: RunData) -> dict[str, Table]:
+    """Return the tables of the stages after the bridge, by title."""
+    tables = {"Refinement": refine_table(run), "Distillation": distill_table(run)}
+    return {title: table for title, table in tables.items() if table}
+
+
 def refine_table(run: RunData) -> Table | None:
     """Return the noise prediction error before and after refining."""
     before, after = sub_dict(run.refine, "before"), sub_dict(run.refine, "after")
@@ -195,6 +201,31 @@ def refine_table(run: RunData) -> Table | None:
         "test images, by timestep; 0 = equal."
     )
     return Table(("", "before refining", "after"), rows, with_number_note(note, rows))
+
+
+def distill_table(run: RunData) -> Table | None:
+    """Return errors of the distilled text encoder's states by token class."""
+    columns = {
+        "new words, before": ("before", "new_words"),
+        "new words, after": ("after", "new_words"),
+        "all others, after": ("after", "held"),
+    }
+    errors = {label: sub_dict(sub_dict(run.distill, when), kind) for label, (when, kind) in columns.items()}
+    if not any(errors.values()):
+        return None
+    rows = [
+        (label, *[decimal(error.get(token_class)) for error in errors.values()])
+        for token_class, label in TOKEN_CLASSES.items()
+    ]
+    words = ", ".join(
+        f"{word} ({count(number)})" for word, number in sub_dict(run.distill, "word_counts").items()
+    )
+    note = (
+        "Relative error of hidden states on held-out captions, by token class: of captions with new words "
+        "against the graft's, of all others against those of the base's own text encoder; 0 = equal. "
+        f"New words, with their captions: {words}."
+    )
+    return Table(("tokens", *errors), rows, with_number_note(note, rows))
 
 
 def data_table(run: RunData) -> Table | None:
