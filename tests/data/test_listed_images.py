@@ -18,6 +18,7 @@ from clipgraft.data.dataset import CaptionDataset, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.listed_images import ListedImages
 from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.settings import DataSettings
 
 NUM_IMAGES = 60
 SPLITS = ["train", "val", "test", "validation", "Train"]
@@ -300,6 +301,14 @@ def test_json_lines_that_change_their_type_are_one_line(images, monkeypatch):
         as_listing(monkeypatch, images / "list.jsonl")
     (images / "list.jsonl").unlink()
     assert "\n" not in str(raised.value)
+
+
+def test_a_stated_number_of_images_is_refused(images, monkeypatch):
+    write_csv(images / "list.csv")
+    monkeypatch.setattr(listing_tables, "LISTING_BYTES", 0)
+    with pytest.raises(DataError, match=r"so data\.num_train_images says nothing"):
+        load_dataset(DataSettings(source=str(images / "list.csv"), num_train_images=5))
+    (images / "list.csv").unlink()
 
 
 def test_names_of_another_folder_are_said_before_training(images, monkeypatch):

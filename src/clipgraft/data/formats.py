@@ -66,13 +66,13 @@ def _load(source: str, settings: DataSettings) -> CaptionDataset:
         raise DataError(f"{source}: the folder's name is not UTF-8; rename it")
     if not (names_shards(source) or Path(source).exists()):
         raise MissingFileError(f"{source}: no such folder; expected a folder of images with captions")
-    if Path(source).exists() and (listing := load_listing(Path(source), settings)):
-        return listing
-    if (names_shards(source) or Path(source).is_dir()) and (shards := load_shards(source, settings)):
+    listing = load_listing(Path(source), settings) if Path(source).exists() else None
+    is_in_question = not listing and (names_shards(source) or Path(source).is_dir())
+    if is_in_question and (shards := load_shards(source, settings)):
         return shards
     if settings.num_train_images:
         raise DataError(f"{source} holds no shards, so data.num_train_images says nothing; leave it out")
-    return _load_folder(Path(source), settings)
+    return listing or _load_folder(Path(source), settings)
 
 
 def _load_folder(source: Path, settings: DataSettings) -> CaptionDataset:
