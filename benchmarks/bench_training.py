@@ -94,7 +94,7 @@ def our_step(
     clip.model.set_attn_implementation(ATTENTION)  # as `load_clip` does
     batches = CaptionedBatches(
         CaptionedImages(images),
-        NoCrops() if is_vision_frozen else KeptCrops(crops),
+        NoCrops() if is_vision_frozen else KeptCrops(images, crops),
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
         batch_size=BATCH_SIZE,

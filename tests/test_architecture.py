@@ -36,6 +36,7 @@ LAYERS = (
     {"cache"},
     {"device", "console"},
     {"config"},
+    {"pretrain_settings"},
     {"settings"},
     {"section"},
     {"files"},

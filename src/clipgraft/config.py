@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from clipgraft.errors import MissingFileError, UserError, explain
 from clipgraft.files import LONE_SURROGATE, read_toml
+from clipgraft.pretrain_settings import PretrainSettings
 from clipgraft.section import MODEL, PATH, SOURCE, Section
 from clipgraft.settings import (
     BridgeSettings,
@@ -26,7 +27,6 @@ from clipgraft.settings import (
     FinetuneSettings,
     GenerateSettings,
     ModelSettings,
-    PretrainSettings,
     RefineSettings,
 )
 
@@ -189,6 +189,9 @@ def named_paths(settings: BaseModel, prefix: str = "") -> dict[str, str]:
         value = getattr(settings, key)
         if isinstance(value, BaseModel):
             found |= named_paths(value, f"{prefix}{key}.")
+        elif isinstance(value, tuple):
+            for number, part in enumerate(part for part in value if isinstance(part, BaseModel)):
+                found |= named_paths(part, f"{prefix}{key}.{number}.")
         elif any(kind in field.metadata for kind in (PATH, MODEL, SOURCE)) and Path(value).is_absolute():
             found[f"{prefix}{key}"] = value
     return found
@@ -204,6 +207,9 @@ def _refuse_texts(values: Mapping[str, Any], prefix: str) -> None:
             raise UserError(f"recipe key {dotted!r} {advice}")
         if isinstance(value, Mapping):
             _refuse_texts(value, f"{dotted}.")
+        elif is_tables(value):
+            for number, table in enumerate(value):
+                _refuse_texts(table, f"{dotted}.{number}.")
         elif HUB_TOKEN.search(str(value)):
             raise UserError(
                 f"recipe key {dotted!r} holds a token of the model hub; a token is taken from the "
@@ -222,13 +228,24 @@ def to_toml(recipe: Recipe | Mapping[str, Any]) -> str:
 
 
 def _toml_lines(values: Mapping[str, Any], prefix: str) -> list[str]:
-    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    lines = [
+        f"{key} = {_toml_value(value)}"
+        for key, value in values.items()
+        if not (isinstance(value, dict) or is_tables(value))
+    ]
     for key, section in values.items():
+        for table in section if is_tables(section) else ():
+            lines += ["", f"[[{prefix}{key}]]", *_toml_lines(table, f"{prefix}{key}.")]
         if isinstance(section, dict):
             has_values = any(not isinstance(value, dict) for value in section.values())
             header = ["", f"[{prefix}{key}]"] if has_values else []
             lines += [*header, *_toml_lines(section, f"{prefix}{key}.")]
     return lines
+
+
+def is_tables(value: Any) -> bool:
+    """Whether a value is a list of tables, with one at least."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _toml_value(value: Any) -> str:

@@ -4,7 +4,7 @@ import difflib
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, get_args
 
 if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does without
     from pydantic import BaseModel, ValidationError
@@ -98,5 +98,6 @@ def explain(error: "ValidationError", model: "type[BaseModel]", kind: str) -> st
 
 def _names_beside(location: list[str], model: "type[BaseModel]") -> list[str]:
     for part in location[:-1]:
-        model = model.model_fields[part].annotation  # type: ignore[assignment]
+        is_index = part.isdecimal()  # in a tuple of models
+        model = get_args(model)[0] if is_index else model.model_fields[part].annotation  # type: ignore[assignment]
     return list(model.model_fields)

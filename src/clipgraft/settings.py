@@ -86,8 +86,12 @@ class InferenceConfig(Section):
     """File or folder of a LoRA for the U-Net, e.g. one for few steps; changes the image."""
 
 
-class DataSettings(Section):
-    """Source of captioned images."""
+FLATLAND8K = "flatland8k"
+"""What no source stands for."""
+
+
+class SourceSettings(Section):
+    """A source of captioned images, and how it is read."""
 
     source: Source = ""
     """Folder, file, pattern or URL of captioned images; see docs/data.md. Empty: flatland8k is drawn."""
@@ -100,17 +104,38 @@ class DataSettings(Section):
     """Between a table's columns; empty: the one that its header fits."""
     caption_extension: str = ""
     """Of caption files beside images, such as `.caption`; empty: `.txt` or `.caption`."""
+    num_train_images: Every = 0
+    """Images in an epoch of shards whose number is stated nowhere else; 0 = as counted."""
+
+
+class WeightedSource(SourceSettings):
+    """One of several sources."""
+
+    weight: Positive = 1.0
+    """Times that each of its training images comes in an epoch, on average."""
+
+
+class DataSettings(SourceSettings):
+    """Captioned images, of one source or of several."""
+
+    sources: Annotated[tuple[WeightedSource, ...], FROM_LIST] = ()
+    """Several sources in place of `source`, each with a `weight` and the settings above."""
     on_damaged: Literal["stop", "skip"] = "stop"
     """At a damaged image; skip: all are decoded first, damaged ones are named and excluded."""
     cache_gb: NotNegative = 20.0
     """Bound of the cache in gigabytes; the least recently used files are evicted beyond it."""
-    num_train_images: Every = 0
-    """Images in an epoch of shards whose number is stated nowhere else; 0 = as counted."""
     max_train_images: Every = 0
     """Use the first n training images only; 0 = all."""
     max_val_images: Every = 0
     """As `max_train_images`; so is max_test_images."""
     max_test_images: Every = 0
+
+    @property
+    def title(self) -> str:
+        """Return names of the sources for messages and reports."""
+        if self.sources:
+            return " + ".join(each.source or FLATLAND8K for each in self.sources)
+        return self.source or FLATLAND8K
 
 
 class ModelSettings(Section):
@@ -302,66 +327,6 @@ class GenerateSettings(SamplingParams, InferenceConfig):
     )
     batch_size: Count = 4
     """Images generated at once; changes speed and memory alone."""
-
-
-class AutoencoderSettings(TrainSettings):
-    """The VAE of an embedded base, trained on crops."""
-
-    learning_rate: Positive = 1e-3
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: Every = 100
-    weight_decay: NotNegative = 0.0
-    batch_size: Count = 8
-    num_epochs: Annotated[int, Field(ge=0)] = 40
-    crop_size: Annotated[int, Field(ge=16, multiple_of=8)] = 64
-    """Side of the square crop of each image, in pixels."""
-    kl_weight: NotNegative = 1e-6
-    """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
-
-
-class DenoiserSettings(TrainSettings):
-    """The U-Net of an embedded base and its text encoder, trained together."""
-
-    learning_rate: Positive = 5e-4
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: Every = 200
-    num_epochs: Annotated[int, Field(ge=0)] = 60
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
-    """Timestep weights clamp(SNR, 1, this) / SNR: largest at high noise, unlike min-SNR."""
-    caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of captions replaced by the empty prompt, for classifier-free guidance."""
-
-
-class PlainClipSettings(TrainSettings):
-    """CLIP as it is before fine-tuning: trained on plain captions alone."""
-
-    learning_rate: Positive = 5e-4
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: Every = 100
-    weight_decay: NotNegative = 0.1
-    batch_size: Count = 64
-    num_epochs: Annotated[int, Field(ge=0)] = 12
-
-
-class ProbeSettings(TrainSettings):
-    """The classifier of a flatland image's attributes."""
-
-    learning_rate: Positive = 1e-3
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: Every = 100
-    num_epochs: Annotated[int, Field(ge=0)] = 8
-    num_images: Count = 12000
-    """Images painted for it, held-out combinations among them."""
-
-
-class PretrainSettings(Section):
-    """Training of flatland's models from scratch."""
-
-    vae: AutoencoderSettings = AutoencoderSettings()
-    unet: DenoiserSettings = DenoiserSettings()
-    clip: PlainClipSettings = PlainClipSettings()
-    probe: ProbeSettings = ProbeSettings()
 
 
 class EvaluateSettings(TextToImageParams):

@@ -11,8 +11,7 @@ from test_loader import flat
 from transformers import CLIPImageProcessorPil
 
 import tiny
-from clipgraft.cached_arrays import CachedArrays
-from clipgraft.data.crop_reader import CropReader, KeptCrops
+from clipgraft.data.crop_reader import CropReader, KeptCrops, NoCrops
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.image_file import Member
 from clipgraft.data.loader import CaptionedBatches, choose_num_workers, clear_worker_errors
@@ -43,7 +42,9 @@ def read_batches(images: CaptionedImages, options: dict, **others) -> CaptionedB
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_decoded_crops_are_the_cached_ones(images, options, num_workers):
-    kept = CaptionedBatches(Windowed(images), KeptCrops(load_crops(images, options["processor"])), **options)
+    kept = CaptionedBatches(
+        Windowed(images), KeptCrops(images, load_crops(images, options["processor"])), **options
+    )
     read = read_batches(images, options, num_workers=num_workers)
     assert flat(read.epoch(1, 1)) == flat(kept.epoch(1, 1))
 
@@ -133,7 +134,7 @@ def test_workers_are_started_for_crops_that_are_not_kept(options, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     reader = CropReader(options["processor"])
     assert [choose_num_workers(-1, reader, processes) for processes in (1, 2, 16)] == [8, 4, 1]
-    assert choose_num_workers(-1, KeptCrops(CachedArrays((), list, "crops")), 1) == 0
+    assert choose_num_workers(-1, NoCrops(), 1) == 0
     assert [choose_num_workers(set_, reader, 1) for set_ in (0, 3)] == [0, 3]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert choose_num_workers(-1, reader, 16) == 4

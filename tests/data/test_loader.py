@@ -61,7 +61,7 @@ def options(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> dict:
 
 
 def batches_of(images: CaptionedImages, **options) -> CaptionedBatches:
-    return CaptionedBatches(images, KeptCrops(load_crops(images, options["processor"])), **options)
+    return CaptionedBatches(images, KeptCrops(images, load_crops(images, options["processor"])), **options)
 
 
 def flat(batches: Iterable[dict]) -> list[dict]:

@@ -109,7 +109,7 @@ def fit_bridge(
     """
     quiet_libraries()
     if recipe is None:
-        data = {"data": {"source": str(captions.root)}} if isinstance(captions, CaptionDataset) else {}
+        data = {"data": captions.origin} if isinstance(captions, CaptionDataset) else {}
         recipe = build_recipe({"seed": seed, "device": device, **data, **origins(clip=clip, base=base)})
     recipe = recipe.model_copy(update={"bridge": (settings or recipe.bridge).updated(overrides)})
     if not isinstance(captions, Captions):

@@ -105,7 +105,7 @@ def refine(
     """
     quiet_libraries()
     if recipe is None:
-        named = {"data": {"source": str(data.root)}, **origins(base=base)}
+        named = {"data": data.origin, **origins(base=base)}
         recipe = build_recipe({"seed": seed, "device": device, **named})
         settings = settings or RefineSettings(num_epochs=1)
     settings = (settings or recipe.refine).updated(overrides)

@@ -61,7 +61,9 @@ add_exporting(app)
 
 @data_app.command("check")
 def data_check(
-    source: Annotated[str, typer.Argument(help="Folder, file, pattern or URL of captioned images.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, file, pattern or URL of captioned images; none with data.sources.")
+    ] = "",
     include_unsplit: Annotated[
         bool, typer.Option("--include-unsplit", help="Put images outside every split into train.")
     ] = False,
@@ -85,11 +87,14 @@ def data_check(
     from clipgraft.data.damage import load_source
 
     given = {
-        "data.source": str(source),
+        "data.source": source,
         "data.include_unsplit": include_unsplit,
         "data.on_damaged": on_damaged,
     }
-    dataset = load_source(recipe_with(None, set_, given).data)
+    data = recipe_with(None, set_, given).data
+    if not (data.source or data.sources):
+        raise UserError("name the folder, file or URL to check, or several with --set data.sources=[...]")
+    dataset = load_source(data)
     if fix:
         refuse_place(fix, dataset.root)
     num_samples = None

@@ -25,7 +25,7 @@ from clipgraft.errors import DataError, UserError
 NUM_NAMED = 3
 """Damaged images named in a message; the others are counted."""
 Numbered = tuple[int, CaptionedImage]
-Crops = Callable[[int, CaptionedImage], Crop]
+Crops = Callable[[CaptionedImage], Crop]
 Batch = dict[str, Any]
 
 
@@ -138,11 +138,11 @@ class BatchReader(Dataset[Batch]):
         batch = share.images + (share.spares or [])
         found: list[tuple[CaptionedImage, Crop]] = []
         for place in range(len(share.images)):
-            for number, image in (*batch[place:], *batch[:place]):
+            for _, image in (*batch[place:], *batch[:place]):
                 if image.image_id in damaged:
                     continue
                 try:
-                    found.append((image, self.crops(number, image)))
+                    found.append((image, self.crops(image)))
                     break
                 except DamagedImageError as error:
                     if share.spares is None:

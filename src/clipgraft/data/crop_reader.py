@@ -1,5 +1,6 @@
 """Crops from the cache, or decoded while training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +13,7 @@ from clipgraft.cached_arrays import CachedArrays
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages, TrainingImages
 from clipgraft.data.image_file import content_sums, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, DamagedImageError, decode, opened_content
+from clipgraft.data.mixed import MixedImages
 from clipgraft.data.transforms import ImageProcessor, clip_crop, load_crops
 from clipgraft.errors import MissingFileError
 
@@ -25,15 +27,22 @@ class Crop(NamedTuple):
     """sha256 of the file, equal for equal files."""
 
 
-@dataclass(frozen=True, slots=True)
 class KeptCrops:
-    """Crops from the cache, by the images' numbers."""
+    """Crops of images in memory, from the cache.
 
-    arrays: CachedArrays
+    Args:
+        images: All of them.
+        arrays: Their crops.
+    """
 
-    def __call__(self, number: int, image: CaptionedImage) -> Crop:
+    def __init__(self, images: Sequence[CaptionedImage], arrays: CachedArrays) -> None:
+        self.arrays = arrays
+        self._index = {image.image_id: index for index, image in enumerate(images)}
+
+    def __call__(self, image: CaptionedImage) -> Crop:
         """Return an image's crop."""
-        return Crop(self.arrays[number], self.arrays.places[number].key)
+        index = self._index[image.image_id]
+        return Crop(self.arrays[index], self.arrays.places[index].key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class CropReader:
 
     processor: ImageProcessor
 
-    def __call__(self, number: int, image: CaptionedImage) -> Crop:
+    def __call__(self, image: CaptionedImage) -> Crop:
         """Read, decode and crop an image.
 
         Raises:
@@ -63,16 +72,16 @@ class CropReader:
 
 def crops_of(images: TrainingImages, processor: ImageProcessor) -> "KeptCrops | CropReader":
     """Return crops cut before training if they fit into the cache."""
+    held = images.held if isinstance(images, MixedImages) else images
     size = processor.crop_size
-    num_bytes = 3 * size["height"] * size["width"] * len(images)
-    if isinstance(images, CaptionedImages) and num_bytes <= cache_bound():
-        return KeptCrops(load_crops(images, processor))
+    if isinstance(held, CaptionedImages) and 3 * size["height"] * size["width"] * len(held) <= cache_bound():
+        return KeptCrops(held, load_crops(held, processor))
     return CropReader(processor)
 
 
 class NoCrops:
     """Content sums alone, where a table has the embeds of all images."""
 
-    def __call__(self, number: int, image: CaptionedImage) -> Crop:
+    def __call__(self, image: CaptionedImage) -> Crop:
         """Return an image's content sum without pixels."""
         return Crop(None, content_sums([image.file])[0])

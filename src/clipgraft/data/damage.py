@@ -24,6 +24,7 @@ from clipgraft.data.images import (
     opened_image,
     readable_formats,
 )
+from clipgraft.data.mixed import mix_sources
 from clipgraft.errors import DataError, printable
 from clipgraft.settings import DataSettings
 
@@ -44,6 +45,8 @@ def load_source(data: DataSettings) -> CaptionDataset:
         DataError: As `load_dataset`, or if all photographs are damaged and skipped.
     """
     bound_cache(data.cache_gb)
+    if data.sources:
+        return mix_sources(data, load_source)
     dataset = load_dataset(data)
     return skip_damaged(dataset) if data.on_damaged == "skip" else dataset
 

@@ -9,15 +9,19 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from clipgraft.console import say
 from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.errors import DataError, UserError
 from clipgraft.files import fingerprint
+from clipgraft.settings import DataSettings, WeightedSource
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 MAX_HELD_OUT = 5_000
 """Images of val, and of test, of a source that is not held in memory, unless settings say otherwise."""
+MAX_HELD_IMAGES = 10_000
+"""Training images that stages hold in memory of a larger source (latents, nearest images)."""
 CONTEXT_LENGTH = 77
 """Positions of CLIP's text tower, BOS and EOS included (`CLIPTextConfig`'s default)."""
 
@@ -126,6 +130,8 @@ class CaptionDataset:
     """What decides the splits: a `SplitRule`, or other words."""
     streamed: TrainingImages | None = None
     """Training images that are not held in memory; `images` are those of val and test then."""
+    sources: tuple[WeightedSource, ...] = ()
+    """Of several sources, the settings of each."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}
@@ -155,6 +161,19 @@ class CaptionDataset:
         """Training images."""
         return self.in_split("train") if self.streamed is None else self.streamed
 
+    def hold_train(self, limit: int = 0) -> CaptionedImages:
+        """Return the first training images, in memory.
+
+        At most `limit`; 0 = all, or `MAX_HELD_IMAGES` of a source that is not in memory, which is said.
+        """
+        if not limit and len(self.train) > MAX_HELD_IMAGES and not isinstance(self.train, CaptionedImages):
+            say(
+                f"the first {MAX_HELD_IMAGES:,} of {len(self.train):,} training images are used here; "
+                "data.max_train_images sets another number"
+            )
+            limit = MAX_HELD_IMAGES
+        return self.train.first(limit or len(self.train))
+
     @property
     def val(self) -> CaptionedImages:
         """Validation images."""
@@ -164,6 +183,11 @@ class CaptionDataset:
     def test(self) -> CaptionedImages:
         """Test images."""
         return self.in_split("test")
+
+    @property
+    def origin(self) -> DataSettings:
+        """Settings that name the source or sources."""
+        return DataSettings(sources=self.sources) if self.sources else DataSettings(source=str(self.root))
 
     @property
     def counts(self) -> dict[Split, dict[str, int]]:

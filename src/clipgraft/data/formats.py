@@ -12,6 +12,7 @@ from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.flickr8k import read_flickr8k
 from clipgraft.data.karpathy import read_karpathy, with_karpathy_split
 from clipgraft.data.listed_images import load_listing
+from clipgraft.data.mixed import mix_sources
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, is_utf8, tidy
 from clipgraft.data.shard_files import names_shards
 from clipgraft.data.shard_source import load_shards
@@ -56,7 +57,7 @@ def load_dataset(
     if not isinstance(source, DataSettings):
         given = DataSettings.build({"include_unsplit": include_unsplit, **columns})
         return _load(str(source), given)
-    return _load(source.source, source)
+    return mix_sources(source, load_dataset) if source.sources else _load(source.source, source)
 
 
 def _load(source: str, settings: DataSettings) -> CaptionDataset:

@@ -87,7 +87,7 @@ class CaptionedBatches:
 
     Args:
         images: The training images.
-        crops: Image and number -> its crop.
+        crops: Image -> its crop.
         tokenizer: The model's own.
         processor: The model's own.
         batch_size: Images per batch over all processes. A last, smaller batch is dropped: a contrastive loss

@@ -263,12 +263,12 @@ def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool
     settings = data if isinstance(data, DataSettings) else DataSettings()
     if isinstance(data, CaptionDataset):
         dataset = data
-    elif settings.source or is_flatland:
+    elif settings.source or settings.sources or is_flatland:
         dataset = load_source(settings)
     else:
         return Images()
     test = dataset.test[: settings.max_test_images or None]
-    train = dataset.train.first(settings.max_train_images or len(dataset.train))
+    train = dataset.hold_train(settings.max_train_images)
     record = Data(
         source=Path(dataset.root).name,
         format=dataset.format,

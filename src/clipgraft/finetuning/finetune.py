@@ -35,7 +35,7 @@ from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runs.run import Run, StageResult
-from clipgraft.settings import DataSettings, FinetuneSettings, ModelSettings
+from clipgraft.settings import FinetuneSettings, ModelSettings
 from clipgraft.training.checkpoints import sum_of_clip, sums_of_images
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.optim import add_lora, freeze_layers, merge_lora
@@ -158,8 +158,7 @@ def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:
     """Return a recipe naming a CLIP and a dataset by known origins."""
     origin = {"clip": clip.origin} if clip.origin else {}
-    source = DataSettings(source=str(data.root))
-    return build_recipe({"seed": seed, "device": device, "data": source, **origin})
+    return build_recipe({"seed": seed, "device": device, "data": data.origin, **origin})
 
 
 @clear_worker_errors()
@@ -182,7 +181,7 @@ def _finetune(
     batches = training_batches(train, clip, recipe, processes)
     before = previews = validation = None
     if processes.is_main_process:
-        say_notes(data, train, clip, folder, resume)
+        say_notes(data, train, clip, recipe.seed, folder, resume)
         before = measure_retrieval(clip, test, "recall before")
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is set on the first step's crops
     set_start(objective.to(device), clip, train, batches, settings)

@@ -88,7 +88,7 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
         resume: Continue where an earlier call stopped.
     """
     dataset = load_source(recipe.data)
-    train = dataset.train.first(recipe.data.max_train_images or len(dataset.train))
+    train = dataset.hold_train(recipe.data.max_train_images)
     test = dataset.test[: recipe.data.max_test_images or None]
     plain = plain_captions(Path(dataset.root))
     seed_everything(recipe.seed)
@@ -248,7 +248,7 @@ def _train_clip(
         clip = ClipParts(build_clip(tokenizer), tokenizer, build_image_processor())
         batches = CaptionedBatches(
             CaptionedImages(replace(image, captions=(plain[image.image_id],)) for image in images),
-            KeptCrops(load_crops(images, clip.image_processor)),
+            KeptCrops(images, load_crops(images, clip.image_processor)),
             tokenizer=tokenizer,
             processor=clip.image_processor,
             batch_size=settings.batch_size,

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from clipgraft.config import Recipe
+from clipgraft.config import Recipe, is_tables
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.hub import PINS
 from clipgraft.models.lineage import Figures, Lineage, Stage
@@ -15,6 +15,7 @@ from clipgraft.reporting import evidence, sections
 from clipgraft.reporting.format import Table, short_name
 from clipgraft.reporting.provenance import resources_table, setting, settings_tables, started
 from clipgraft.reporting.run_data import RunData
+from clipgraft.settings import FLATLAND8K
 
 MAX_RECIPE_ROWS = 60
 FLATLAND = "flatland"
@@ -171,6 +172,8 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: public_recipe(value)
         if isinstance(value, Mapping)
+        else [public_recipe(part) for part in value]
+        if is_tables(value)
         else public_name(value)
         if isinstance(value, str) and ("/" in value or "\\" in value)
         else value
@@ -218,8 +221,13 @@ def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator
 
 
 def _source(recipe: Recipe) -> str:
+    if recipe.data.sources:
+        parts = (
+            f"`{public_name(part.source or FLATLAND8K)}` x {part.weight:g}" for part in recipe.data.sources
+        )
+        return ", ".join(parts)
     source = recipe.data.source
-    return f"`{public_name(source)}`" if source else "flatland8k"
+    return f"`{public_name(source)}`" if source else FLATLAND8K
 
 
 def _figures(lineage: Lineage) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """Settings, time, memory, energy and environment of a run."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 from clipgraft.reporting.format import Table, duration, gigabytes, short_name, sub_dict, with_number_note
 from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.runs.run import STAGES
+from clipgraft.settings import FLATLAND8K
 
 WATTS_OF_A_CORE = 6.0
 """Per busy core, including memory and board: 64-core servers draw 300-400 W (guess)."""
@@ -53,7 +55,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
-    "data.source": {"": "flatland8k"},
+    "data.source": {"": FLATLAND8K},
     "data.max_train_images": {0: "all"},
     "data.max_test_images": {0: "all"},
     "generate.negative_prompt": {"": "none"},
@@ -88,8 +90,17 @@ def setting(run: RunData, dotted: str) -> Any:
     values = run.recipe
     for section in sections:
         values = sub_dict(values, section)
+    if dotted == "data.source" and isinstance(parts := values.get("sources"), list) and parts:
+        return [_weighted(part) for part in parts if isinstance(part, dict)]
     used = run.image_rows[0] if run.image_rows and sections == ["generate"] else {}
     return values.get(key, used.get(key))
+
+
+def _weighted(part: dict[str, Any]) -> str:
+    """Return one of several sources with its weight: `photos x 2`."""
+    weight = part.get("weight", 1)
+    name = short_name(part.get("source")) or FLATLAND8K
+    return f"{name} x {weight:g}" if is_number(weight) else name
 
 
 def _label(dotted: str) -> str:
@@ -111,11 +122,18 @@ def setting_text(dotted: str, value: Any) -> str:
 def shown_recipe(run: RunData) -> str:
     """Return the recipe's text with paths cut to their last part."""
     text = run.recipe_text
-    for section in run.recipe.values():
-        for value in section.values() if isinstance(section, dict) else ():
-            if isinstance(value, str) and short_name(value) != value:
-                text = text.replace(value, short_name(value))
+    for value in _texts(run.recipe):
+        if short_name(value) != value:
+            text = text.replace(value, short_name(value))
     return text
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """Yield all texts in nested settings."""
+    if isinstance(values, str):
+        yield values
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from _texts(value)
 
 
 def resources_table(run: RunData) -> Table | None:

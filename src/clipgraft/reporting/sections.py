@@ -15,7 +15,7 @@ from clipgraft.reporting.format import (
     sub_dict,
     with_number_note,
 )
-from clipgraft.reporting.provenance import STAGE_LABELS, setting
+from clipgraft.reporting.provenance import STAGE_LABELS, setting, setting_text
 from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.runs.run import STAGES
 
@@ -38,7 +38,7 @@ VALIDATION_COLUMNS = {
 def describe_run(run: RunData) -> str:
     """Summarise the run in a sentence or two."""
     clip, base = short_name(setting(run, "clip.name")), short_name(setting(run, "base.name"))
-    source = short_name(setting(run, "data.source")) or "flatland8k"
+    source = setting_text("data.source", setting(run, "data.source"))
     sentences = []
     if run.finetune:
         epochs = run.finetune.get("num_epochs")
