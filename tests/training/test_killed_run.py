@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import tiny
 from clipgraft.models.clip import save_clip
+from shard_writers import write_shards
 from two_processes import run_in_two_processes
 
 PLACES = {
@@ -43,13 +44,13 @@ SETTINGS = (
 )
 
 
-def command(world: Path, out: Path, num_workers: int, *more: str) -> list[str]:
+def command(world: Path, out: Path, num_workers: int, *more: str, data: str = "data") -> list[str]:
     settings = (*SETTINGS, f"finetune.num_workers={num_workers}")
     options = [word for setting in settings for word in ("--set", setting)]
     return [
         "finetune",
         "--data",
-        f"{world}/data",
+        f"{world}/{data}",
         "--clip",
         f"{world}/clip",
         "--out",
@@ -107,6 +108,20 @@ def test_two_killed_and_resumed_processes_end_in_the_same_bits(world, tmp_path):
     run_in_two_processes(__file__, *place, "--", *command(world, out, 0), is_killed=True)
     run_in_two_processes(__file__, "--", *command(world, out, 0, "--resume"))
     assert results_of(out) == results_of(unbroken)
+
+
+@pytest.mark.slow
+def test_run_killed_within_a_shard_ends_in_the_same_bits(world, tmp_path):
+    write_shards(world / "shards", 70, 10)  # 54 of them to train on: six steps an epoch
+    unbroken, out = tmp_path / "unbroken", tmp_path / "out"
+    run_in_two_processes(__file__, "--", *command(world, unbroken, 2, data="shards"))
+    place = ("clipgraft.training.step", "TrainStep.__call__", 9)
+    killed = command(world, out, 2, data="shards")
+    run_in_two_processes(__file__, *place, "--", *killed, is_killed=True)
+    run_in_two_processes(__file__, "--", *command(world, out, 1, "--resume", data="shards"))
+    assert results_of(out) == results_of(unbroken)
+    steps = [row["step"] for row in rows(out / "log.jsonl")]
+    assert steps == list(range(1, 19))
 
 
 def results_of(out: Path) -> dict:

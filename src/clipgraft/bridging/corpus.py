@@ -7,12 +7,14 @@ from pathlib import Path
 from clipgraft.config import Recipe
 from clipgraft.console import say
 from clipgraft.data.damage import load_source
-from clipgraft.data.dataset import CaptionDataset
+from clipgraft.data.dataset import CaptionDataset, CaptionedImages, TrainingImages
 from clipgraft.data.formats import read_lines
 from clipgraft.errors import UserError
 from clipgraft.settings import BridgeSettings
 
 FEWEST_CAPTIONS = 100
+MAX_STREAMED_CAPTIONS = 100_000
+"""Captions read of a source that is not in memory: at 15 tokens of B/32's and L/14's states, 3.8 GB."""
 MAX_HELD_OUT_CAPTIONS = 1000
 WORD_ERRORS = {25: 1.02, 100: 0.77, 1000: 0.70}
 """Relative error of the linear bridge on flatland by number of captions (bench_bridge.py)."""
@@ -44,7 +46,7 @@ def load_captions(recipe: Recipe) -> Captions:
         lines = read_lines(Path(settings.captions), "caption")
         return choose_captions(lines, settings, source=settings.captions)
     dataset = load_source(recipe.data)
-    return choose_captions(dataset, settings, source=recipe.data.source or "flatland8k")
+    return choose_captions(dataset, settings, source=recipe.data.title)
 
 
 def choose_captions(
@@ -60,7 +62,7 @@ def choose_captions(
     Raises:
         UserError: If there are fewer than 100, unless the settings allow it.
     """
-    train, held_out = split_captions(given)
+    train, held_out = split_captions(given, settings.max_captions)
     if not isinstance(given, CaptionDataset):
         source = f"{source}, with one in {HELD_OUT_EVERY} lines held out"
     train = train[: settings.max_captions or None]
@@ -68,14 +70,33 @@ def choose_captions(
     return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], source)
 
 
-def split_captions(given: CaptionDataset | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return distinct captions to train and to measure on."""
+def split_captions(
+    given: CaptionDataset | Sequence[str], max_captions: int = 0
+) -> tuple[list[str], list[str]]:
+    """Return distinct captions to train and to measure on.
+
+    Of a source that is not in memory, at most `max_captions` are read to train on; 0 stands for
+    `MAX_STREAMED_CAPTIONS` then, which is said.
+    """
     if isinstance(given, CaptionDataset):
-        train, held_out = (list(dict.fromkeys(part.iter_captions())) for part in (given.train, given.test))
-        return train, held_out
+        return _first_captions(given.train, max_captions), list(dict.fromkeys(given.test.captions))
     lines = list(dict.fromkeys(given))
     train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
     return train, lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+
+
+def _first_captions(images: TrainingImages, limit: int) -> list[str]:
+    if isinstance(images, CaptionedImages):
+        return list(dict.fromkeys(images.captions))
+    most = limit or MAX_STREAMED_CAPTIONS
+    captions: dict[str, None] = {}
+    for caption in images.iter_captions():
+        captions[caption] = None
+        if len(captions) == most:
+            break
+    if len(captions) == most > limit:
+        say(f"the first {most:,} captions are read of the source; max_captions sets another number")
+    return list(captions)
 
 
 def _check_number(count: int, source: str, allow_few: bool) -> None:

@@ -55,7 +55,7 @@ def encode_images(
         UserError: If there is no training image.
     """
     limits = limits or DataSettings()
-    train = data.train.first(limits.max_train_images or len(data.train))
+    train = data.hold_train(limits.max_train_images)
     if not train:
         raise UserError("no training image to refine on; name a source with a train split")
     test = (data.test[: limits.max_test_images or None] or train)[:num_measured]

@@ -54,7 +54,7 @@ class MixedImages:
         return sum(part.count for part in self.parts)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[int, CaptionedImage]]:
-        """Yield number and image in the epoch's order, from position `start` on; two bytes of memory each."""
+        """Yield number and image from position `start` on; two bytes of memory each."""
         counts = [part.count for part in self.parts]
         order = np.repeat(np.arange(len(counts), dtype=np.uint16), counts)
         np.random.default_rng([seed, epoch]).shuffle(order)

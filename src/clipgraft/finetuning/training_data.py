@@ -1,5 +1,6 @@
 """What a fine-tuning trains on: splits, batches, their start, notes."""
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -38,11 +39,18 @@ def split_images(
     val = data.val.first(limits.max_val_images or len(data.val))
     test = data.test.first(limits.max_test_images or len(data.test))
     check_settings(recipe.finetune, num_train=len(train), has_val=bool(val))
-    captions = train.iter_captions()
+    captions = some_captions(train, recipe.seed)
     first = next(captions, "")
     if len(train) and all(caption == first for caption in captions):
         raise UserError(f"every training caption is {first!r}; captions have to tell images apart")
     return train, val, test
+
+
+def some_captions(images: TrainingImages, seed: int) -> Iterator[str]:
+    """Yield captions; of images not in memory those that training reads first."""
+    if isinstance(images, CaptionedImages):
+        return images.iter_captions()
+    return (caption for _, image in images.epoch(seed, 0) for caption in image.captions)
 
 
 def check_settings(settings: FinetuneSettings, *, num_train: int, has_val: bool) -> None:
@@ -129,6 +137,7 @@ def say_notes(
     data: CaptionDataset,
     train: TrainingImages,
     clip: ClipParts,
+    seed: int,
     folder: Path | None,
     resume: bool | Resume,
 ) -> None:
@@ -141,7 +150,7 @@ def say_notes(
     is_from_newest = resume is True or (isinstance(resume, Resume) and resume.step is None)
     if folder and is_from_newest and not any((folder / FOLDER_NAME).glob("step-*")):
         say(f"no checkpoint in {folder} to resume from; training starts over")
-    captions = list(islice(train.iter_captions(), NUM_MEASURED_CAPTIONS + 1))
+    captions = list(islice(some_captions(train, seed), NUM_MEASURED_CAPTIONS + 1))
     _, num_truncated = encode_captions(captions[:NUM_MEASURED_CAPTIONS], clip.tokenizer)
     if num_truncated:
         of = f" of the first {NUM_MEASURED_CAPTIONS:,}" if len(captions) > NUM_MEASURED_CAPTIONS else ""
