@@ -95,7 +95,7 @@ def _first_captions(images: TrainingImages, limit: int) -> list[str]:
         if len(captions) == most:
             break
     if len(captions) == most > limit:
-        say(f"the first {most:,} captions are read of the source; max_captions sets another number")
+        say(f"the first {most:,} captions are read; bridge.max_captions sets another number for a bridge")
     return list(captions)
 
 

@@ -74,7 +74,7 @@ class MixedImages:
             number_of_pass, start = number_of_pass + 1, 0
 
     def first(self, count: int) -> CaptionedImages:
-        """Return the first images of each source, as many as its share of an epoch."""
+        """Return each source's first images, by its share of an epoch."""
         shares = [min(len(part.images), -(-count * part.count // len(self))) for part in self.parts]
         images = [
             part.named(image)
@@ -84,7 +84,7 @@ class MixedImages:
         return CaptionedImages(images[:count])
 
     def iter_captions(self) -> Iterator[str]:
-        """Yield the captions of all sources, in turns by their shares of an epoch."""
+        """Yield all captions, the sources in turns by their shares."""
         captions = [part.images.iter_captions() for part in self.parts]
         taken, left = [0] * len(captions), set(range(len(captions)))
         while left:
