@@ -8,6 +8,8 @@ import torch
 
 import tiny
 from clipgraft.data.batches import (
+    WHOLE_EVERY,
+    CaptionBatches,
     CropBatches,
     LatentBatches,
     StateBatches,
@@ -178,3 +180,40 @@ def test_buckets_from_a_position_equal_the_unbroken_epoch():
     for start in range(len(whole)):
         for one, other in zip(whole[start:], batches.epoch(1, start), strict=True):
             assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def marked_captions(num_captions=60, length=20):
+    """Captions of 3 to 8 positions, BOS 1 and EOS 2, every third with a new word; ids tell them apart."""
+    input_ids = torch.full((num_captions, length), 2, dtype=torch.int32)
+    for index in range(num_captions):
+        input_ids[index, : 2 + index % 6] = 1
+        input_ids[index, 1 : 2 + index % 6] = 10 + index
+    has_new_word = torch.arange(num_captions) % 3 == 0
+    return CaptionBatches(input_ids, has_new_word, eos_token_id=2, batch_size=4, seed=4)
+
+
+def test_one_batch_of_captions_in_four_has_padding():
+    found = list(marked_captions().epoch(0, 0))
+    assert [batch["input_ids"].shape[1] == 20 for batch in found] == [
+        index % WHOLE_EVERY == 0 for index in range(len(found))
+    ]
+    for batch in found:
+        is_whole = batch["input_ids"].shape[1] == 20
+        assert batch["padding_scale"].tolist() == [WHOLE_EVERY * is_whole]
+        assert is_whole or (batch["input_ids"][:, -1] == 2).any()
+        assert (batch["input_ids"] == 2).any(1).all()
+
+
+def test_captions_come_once_an_epoch_with_their_marks():
+    found = list(marked_captions().epoch(1, 0))
+    numbers = [int(number) - 10 for batch in found for number in batch["input_ids"][:, 1]]
+    marks = [bool(mark) for batch in found for mark in batch["has_new_word"]]
+    assert sorted(numbers) == list(range(60))
+    assert marks == [number % 3 == 0 for number in numbers]
+
+
+def test_captions_from_a_position_equal_the_unbroken_epoch():
+    whole, rest = list(marked_captions().epoch(2, 0)), list(marked_captions().epoch(2, 5))
+    assert len(rest) == len(whole) - 5
+    for ours, theirs in zip(rest, whole[5:], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
