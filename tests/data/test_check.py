@@ -2,6 +2,10 @@
 
 import io
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from transformers import CLIPTokenizer
 from clipgraft.data.caption_check import Lengths
 from clipgraft.data.check import DatasetCheck, check_dataset
 from clipgraft.data.check_table import render
+from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.formats import load_dataset
 
 
@@ -148,3 +153,45 @@ def test_real_folder_is_whole(flickr8k_dir: Path) -> None:
     assert check.captions_per_image == {5: 50}
     assert [(group.reason, group.count) for group in check.excluded] == [("no photograph", 40_210)]
     assert "opened, none damaged, no duplicates" in printed(check)
+
+
+def test_command_starts_without_torch(folder: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["clipgraft", "data", "check", {str(folder)!r}]
+from clipgraft.cli.app import main
+try: main()
+except SystemExit as end: assert not end.code
+assert "imagehash" in sys.modules
+assert not {{"torch", "transformers", "matplotlib"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_images_not_in_memory_are_checked_too(folder: Path) -> None:
+    whole = load_dataset(folder)
+    held, streamed = (
+        CaptionedImages(image for image in whole.images if (image.split == "train") == is_train)
+        for is_train in (False, True)
+    )
+    apart = replace(whole, images=held, streamed=streamed)
+    found, expected = check_dataset(apart), check_dataset(whole)
+    assert found.counts == expected.counts
+    assert found.unreadable == expected.unreadable
+    assert [set(group) for group in found.leakage] == [set(group) for group in expected.leakage]
+    assert found.caption_words == expected.caption_words
+    assert {f.kind for f in found.findings} == {f.kind for f in expected.findings}
+    assert {image.image_id for image in found.samples} == {image.image_id for image in expected.samples}
+
+
+def test_images_not_in_memory_are_not_passed_over_when_training(folder: Path) -> None:
+    class Unread(CaptionedImages):
+        def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[int, CaptionedImage]]:
+            raise AssertionError("a pass over all images")
+
+    whole = load_dataset(folder)
+    streamed = Unread(whole.in_split("train"))
+    apart = replace(whole, images=whole.val, streamed=streamed)
+    check = check_dataset(apart, read_images=False)
+    assert check.counts["train"] == {"images": len(streamed)}
+    assert check.counts["val"] == {"images": 1, "captions": 1}

@@ -13,7 +13,7 @@ from clipgraft.console import track
 from clipgraft.data.caption_check import CaptionCheck, Lengths
 from clipgraft.data.caption_languages import can_tell_languages
 from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionDataset, CaptionedImage, Split
-from clipgraft.data.findings import Finding, Lookup
+from clipgraft.data.findings import Finding
 from clipgraft.data.near_duplicates import can_hash
 from clipgraft.data.photograph_check import PhotographCheck
 from clipgraft.errors import printable
@@ -112,11 +112,13 @@ def check_dataset(
     scan = _Scan(num_images(dataset), read_images, on_image)
     scan.add(iter_images(dataset) if read_images else dataset.images, tokenizer)
     captions, photographs, tokens = scan.captions, scan.photographs, scan.tokens
-    lookup = _lookup_in(dataset)
+    equal, near = photographs.duplicates(), photographs.near_duplicates()
+    shown = _spread(scan.num_images, num_samples)
+    lookup = _Lookup(dataset, is_held=dataset.streamed is None or not read_images)
+    found = lookup({*shown, *(number for group in (*equal, *(near or ())) for number in group)})
     languages = [captions.languages()] if read_images and can_tell_languages() else []
     findings = [*photographs.findings(lookup), *captions.findings(lookup, photographs), *languages]
-    equal = _named(photographs.duplicates(), lookup)
-    near = photographs.near_duplicates()
+    named = [_named(group, found) for group in equal]
     return DatasetCheck(
         root=str(dataset.root),
         format=dataset.format,
@@ -126,7 +128,7 @@ def check_dataset(
         fingerprint=dataset.fingerprint,
         counts=scan.counts | _count_unread(dataset, read_images),
         excluded=_group_excluded(dataset),
-        samples=_spread(scan.num_images, num_samples, lookup),
+        samples=tuple(found[number] for number in shown),
         captions_per_image=dict(sorted(captions.counts.items())),
         caption_words=Lengths.of(captions.lengths),
         captions_per_length=dict(sorted(captions.lengths.items())),
@@ -136,9 +138,9 @@ def check_dataset(
         num_images_read=scan.num_images if read_images else 0,
         unreadable=photographs.unreadable if read_images else None,
         damaged=dict(dataset.damaged),
-        duplicates=tuple(map(tuple, equal)),
-        leakage=tuple(group for group in equal if len(set(group.values())) > 1),
-        near_duplicates=tuple(map(tuple, _named(near, lookup))) if near is not None else None,
+        duplicates=tuple(map(tuple, named)),
+        leakage=tuple(group for group in named if len(set(group.values())) > 1),
+        near_duplicates=None if near is None else tuple(tuple(_named(group, found)) for group in near),
         findings=tuple(filter(None, findings)),
         not_measured=_not_measured() if read_images else (),
     )
@@ -223,16 +225,20 @@ def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> lis
     return [len(ids) for ids in encode_whole(captions, tokenizer)]
 
 
-def _lookup_in(dataset: CaptionDataset) -> Lookup:
-    """Return a function that finds images by their number in `iter_images`."""
+class _Lookup:
+    """Finds images by number, in memory or by another pass."""
 
-    def lookup(numbers: Collection[int]) -> dict[int, CaptionedImage]:
-        if dataset.streamed is None:
-            return {number: dataset.images[number] for number in numbers}
-        images = enumerate(islice(iter_images(dataset), max(numbers, default=-1) + 1))
-        return {number: image for number, image in images if number in numbers}
+    def __init__(self, dataset: CaptionDataset, is_held: bool):
+        self._dataset, self._is_held = dataset, is_held
+        self._known: dict[int, CaptionedImage] = {}
 
-    return lookup
+    def __call__(self, numbers: Collection[int]) -> dict[int, CaptionedImage]:
+        if self._is_held:
+            return {number: self._dataset.images[number] for number in numbers}
+        missing = set(numbers) - self._known.keys()
+        images = islice(enumerate(iter_images(self._dataset)), max(missing, default=-1) + 1)
+        self._known |= {number: image for number, image in images if number in missing}
+        return {number: self._known[number] for number in numbers}
 
 
 def _count_unread(dataset: CaptionDataset, read_images: bool) -> dict[Split, dict[str, int]]:
@@ -241,11 +247,9 @@ def _count_unread(dataset: CaptionDataset, read_images: bool) -> dict[Split, dic
     return {"train": {"images": num_images(dataset) - len(dataset.images)}} if is_unread else {}
 
 
-def _named(groups: Iterable[Sequence[int]], lookup: Lookup) -> list[dict[str, Split]]:
-    """Return groups of numbers as image id -> split."""
-    groups = list(groups)
-    found = lookup({number for group in groups for number in group})
-    return [{found[number].image_id: found[number].split for number in group} for group in groups]
+def _named(group: Sequence[int], found: Mapping[int, CaptionedImage]) -> dict[str, Split]:
+    """Return a group of numbers as image id -> split."""
+    return {found[number].image_id: found[number].split for number in group}
 
 
 def _group_excluded(dataset: CaptionDataset) -> tuple[ExcludedGroup, ...]:
@@ -258,10 +262,9 @@ def _group_excluded(dataset: CaptionDataset) -> tuple[ExcludedGroup, ...]:
     )
 
 
-def _spread(num_images: int, number: int, lookup: Lookup) -> tuple[CaptionedImage, ...]:
+def _spread(num_images: int, number: int) -> list[int]:
     number = min(number, num_images)
-    found = lookup({index * num_images // number for index in range(number)})
-    return tuple(found[index] for index in sorted(found))
+    return [index * num_images // number for index in range(number)]
 
 
 def _not_measured() -> tuple[str, ...]:
