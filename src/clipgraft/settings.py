@@ -203,7 +203,7 @@ class FinetuneSettings(TrainSettings):
 
     Empty: as the CLIP's own processor does, shortest for most. The result's processor keeps it."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Least area of a random crop of each training image, as a share; 1 = none."""
+    """Least area of a random crop from anywhere in a training image, as a share of the usual; 1 = none."""
     frozen_vision_layers: Annotated[int, Field(ge=-1)] = 0
     """Embeddings and the first n layers of the vision tower stay as they are; -1 = the whole tower."""
     frozen_text_layers: Annotated[int, Field(ge=-1)] = 0

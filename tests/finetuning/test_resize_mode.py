@@ -1,18 +1,25 @@
 """How photographs become squares in fine-tuning: in training, validation and test, and ever after."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_tuning import evaluations, recipe_of, run, tune, weights
+from tiny_tuning import evaluations, recipe_of, run, tune, weights, with_source
 from transformers import CLIPImageProcessorPil
 
 import tiny
+from clipgraft.data import crop_reader
 from clipgraft.data.transforms import clip_crop, with_resize_mode
 from clipgraft.errors import CheckpointError
+from clipgraft.files import file_sha256
 from clipgraft.finetuning.finetune import load_inputs
 from clipgraft.finetuning.wise_ft import interpolate
 from clipgraft.models.clip import load_clip
+from clipgraft.models.weights import MANIFEST_NAME
+from clipgraft.training import objectives
 
 SIDE = tiny.IMAGE_SIZE
 SIZES = {
@@ -113,3 +120,44 @@ def test_interpolation_uses_the_tuned_clips_mode(world):
     clip, data = load_inputs(recipe_of(world))
     after = clip._replace(image_processor=processor_of("squash"))
     assert dict(interpolate(clip, after, data).clip.image_processor.size) == SIZES["squash"]
+
+
+@pytest.mark.parametrize("mode", SIZES)
+def test_random_crops_are_the_same_from_cache_or_file(world, tmp_path, monkeypatch, mode):
+    # Decoded while training where the cache is too small, in two workers.
+    options = {"num_epochs": 2, "crop_scale": 0.4, "resize_mode": mode}
+    _, kept = tune(world, tmp_path / "kept", **options)
+    monkeypatch.setattr(crop_reader, "cache_bound", lambda: 0)
+    _, read = tune(world, tmp_path / "read", num_workers=2, **options)
+    assert all(torch.equal(value, weights(read, "")[name]) for name, value in weights(kept, "").items())
+
+
+def test_random_crops_show_all_of_long_photographs(tmp_path, world, monkeypatch):
+    data = shutil.copytree(world / "data", tmp_path / "data")
+    for path in (data / "Images").iterdir():  # black in the middle, white at both ends
+        image = Image.new("RGB", (160, 40), "white")
+        image.paste("black", (60, 0, 100, 40))
+        image.save(path)
+    seen = []
+    encode = objectives.encode_images
+    monkeypatch.setattr(
+        objectives, "encode_images", lambda model, pixels: seen.append(pixels) or encode(model, pixels)
+    )
+    run(with_source(recipe_of(world, num_epochs=1, crop_scale=0.8), data), tmp_path / "out")
+    trained = torch.cat(seen)
+    whites = (trained > 1).float().mean((1, 2, 3))
+    assert (whites > 0.8).sum() > 5  # the middle square alone is black
+    assert (whites < 0.2).sum() > 0
+
+
+def test_checkpoint_with_crops_of_the_middle_alone_is_refused(world, tmp_path):
+    tune(world, tmp_path / "out", num_epochs=1, crop_scale=0.5)
+    for checkpoint in (tmp_path / "out" / "checkpoints").iterdir():
+        state = json.loads((checkpoint / "state.json").read_text())
+        del state["data"]["random crops"]
+        (path := checkpoint / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((checkpoint / MANIFEST_NAME).read_text())
+        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        (checkpoint / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="was made with other random crops than the present ones"):
+        tune(world, tmp_path / "out", num_epochs=2, crop_scale=0.5, resume=True)

@@ -70,7 +70,7 @@ def run(folder: Path, rank: int, *, dies_at: int = 0, resume: bool = False) -> d
     clip = tiny.build_clip()
     for layer in [*clip.model.text_model.encoder.layers, *clip.model.vision_model.encoder.layers]:
         layer.self_attn.dropout = 0.3
-    objective = Mortal(clip.model, crop_scale=0.5)
+    objective = Mortal(clip.model)
     objective.dies_at = dies_at
     options = {
         "num_epochs": 3,
@@ -89,8 +89,8 @@ def test_resumed_run_of_two_processes_ends_in_the_same_bits(tmp_path):
         unbroken, resumed = (load_file(tmp_path / f"{name}{rank}") for name in ("unbroken", "resumed"))
         assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "whole")
-    crops = {row["loss"] for row in read_log(tmp_path / "whole")}
-    assert len(crops) == 6
+    losses = {row["loss"] for row in read_log(tmp_path / "whole")}
+    assert len(losses) == 6
 
 
 def main(folder: Path, rank: int) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from clipgraft.data.crop_reader import Crop
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.images import DamagedImageError
+from clipgraft.data.random_crops import RandomCrops
 from clipgraft.data.transforms import (
     ImageProcessor,
     encode_captions,
@@ -97,9 +98,11 @@ class BatchReader(Dataset[Batch]):
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         captions_per_image: int = 1,
+        random_crops: RandomCrops | None = None,
     ) -> None:
         self.crops, self.collate, self.tokenizer = crops, collate, tokenizer
         self.seed, self.captions_per_image = seed, captions_per_image
+        self.random_crops = random_crops
 
     def __getitems__(self, share: Share) -> Batch | Exception:
         """Return a share's batch, or the error to raise."""
@@ -124,7 +127,7 @@ class BatchReader(Dataset[Batch]):
         ids = iter(encode_captions(captions, self.tokenizer)[0])
         return [
             Item(
-                crop.pixels,
+                self._cut(crop.pixels, share.epoch, number),
                 list(islice(ids, count)),
                 number,
                 content_number(crop.content_sum),
@@ -132,6 +135,11 @@ class BatchReader(Dataset[Batch]):
             )
             for (number, _), (image, crop) in zip(share.images, found, strict=True)
         ]
+
+    def _cut(self, pixels: np.ndarray | None, epoch: int, number: int) -> np.ndarray | None:
+        if pixels is None or self.random_crops is None:
+            return pixels
+        return self.random_crops(pixels, epoch, number)
 
     def _intact(self, share: Share, damaged: dict[str, str]) -> list[tuple[CaptionedImage, Crop]]:
         """Return each place's image or the next intact one, with crop."""

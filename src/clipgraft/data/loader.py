@@ -19,6 +19,7 @@ from clipgraft.console import say
 from clipgraft.data.batch_reader import NUM_NAMED, Batch, BatchReader, Collate, Crops, Share
 from clipgraft.data.crop_reader import CropReader
 from clipgraft.data.dataset import TrainingImages
+from clipgraft.data.random_crops import RandomCrops
 from clipgraft.data.transforms import ImageProcessor
 from clipgraft.errors import DataError, UserError, printable
 
@@ -99,6 +100,7 @@ class CaptionedBatches:
         process_index: This process's share of each batch.
         num_processes: Equal shares of a batch.
         skips_damaged: Put other images of the batch in the place of damaged ones; see `BatchReader`.
+        random_crops: Cuts each image's crop anew in every epoch; `crops` are whole images then.
 
     Raises:
         UserError: If there is no full batch, or it cannot be divided evenly.
@@ -119,6 +121,7 @@ class CaptionedBatches:
         process_index: int = 0,
         num_processes: int = 1,
         skips_damaged: bool = False,
+        random_crops: RandomCrops | None = None,
     ) -> None:
         self.sampler = EpochSampler(
             images,
@@ -136,6 +139,7 @@ class CaptionedBatches:
             tokenizer=tokenizer,
             seed=seed,
             captions_per_image=captions_per_image,
+            random_crops=random_crops,
         )
         if num_workers:
             # Else the tokenizers library warns in each worker that it was forked.

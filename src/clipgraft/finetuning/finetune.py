@@ -175,7 +175,7 @@ def _finetune(
     device = processes.device if processes.num_processes > 1 else device
     clip = clip._replace(model=deepcopy(clip.model).to(device))
     train, val, test = split_images(data, recipe)
-    sums = sums_of_images({"train": train, "val": val}) | _sums_of_start(clip, objective_class)
+    sums = sums_of_images({"train": train, "val": val}) | _sums_of_start(clip, objective_class, settings)
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings, objective_class)
     batches = training_batches(train, clip, recipe, processes)
@@ -228,8 +228,12 @@ def _stage(recipe: Recipe, result: FinetuneResult) -> Stage:
     return Stage(stage="finetune", recipe=recipe, figures=figures)
 
 
-def _sums_of_start(clip: ClipParts, objective_class: type[ContrastiveObjective]) -> dict[str, str]:
+def _sums_of_start(
+    clip: ClipParts, objective_class: type[ContrastiveObjective], settings: FinetuneSettings
+) -> dict[str, str]:
     sums = {"weights of CLIP": sum_of_clip(clip)}
+    if settings.crop_scale < 1:  # earlier checkpoints had crops of the middle square
+        sums["random crops"] = "of whole photographs"
     if objective_class is not ContrastiveObjective:
         sums["objective"] = objective_class.__qualname__
     return sums
@@ -258,5 +262,4 @@ def build_objective(
         duplicate_images=settings.duplicate_images,
         reference_text_model=reference,
         distill_weight=settings.distill_weight,
-        crop_scale=settings.crop_scale,
     )

@@ -15,6 +15,7 @@ from clipgraft.data.check import check_dataset, leakage_note
 from clipgraft.data.crop_reader import NoCrops, crops_of
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionDataset, CaptionedImages, TrainingImages
 from clipgraft.data.loader import CaptionedBatches, choose_num_workers
+from clipgraft.data.random_crops import RandomCrops, without_crop
 from clipgraft.data.transforms import encode_captions
 from clipgraft.errors import UserError
 from clipgraft.files import read_json, write_bytes, write_json
@@ -94,9 +95,13 @@ def training_batches(
     """Return this process's share of the training batches."""
     settings = recipe.finetune
     crops: Crops = NoCrops()
+    processor, random_crops = clip.image_processor, None
+    if settings.crop_scale < 1:
+        random_crops = RandomCrops(processor, settings.crop_scale, recipe.seed)
+        processor = without_crop(processor)
     if not is_encoded_once(images, settings):
         with processes.main_process_first():  # the others find them cached
-            crops = crops_of(images, clip.image_processor)
+            crops = crops_of(images, processor)
     return CaptionedBatches(
         images,
         crops,
@@ -110,6 +115,7 @@ def training_batches(
         process_index=processes.process_index,
         num_processes=processes.num_processes,
         skips_damaged=recipe.data.on_damaged == "skip",
+        random_crops=random_crops,
     )
 
 

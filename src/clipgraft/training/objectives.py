@@ -45,7 +45,6 @@ class ContrastiveObjective(nn.Module):
         duplicate_images: See `contrastive_loss`.
         reference_text_model: The original text tower; None without distillation.
         distill_weight: Weight of the hidden states' error against it.
-        crop_scale: Least area of each image's random crop, as a share; 1 = no crop.
         image_table: Embeds of all images, (all images, P), for a frozen vision tower.
     """
 
@@ -59,7 +58,6 @@ class ContrastiveObjective(nn.Module):
         duplicate_images: DuplicateImages = "mask",
         reference_text_model: nn.Module | None = None,
         distill_weight: float = 0.0,
-        crop_scale: float = 1.0,
         image_table: Tensor | None = None,
     ):
         super().__init__()
@@ -71,7 +69,6 @@ class ContrastiveObjective(nn.Module):
         if reference_text_model is not None:
             reference_text_model.requires_grad_(False)
         self.distill_weight = distill_weight
-        self.crop_scale = crop_scale
 
     def train(self, mode: bool = True) -> "ContrastiveObjective":
         """Set the mode; frozen towers stay in eval."""
@@ -141,10 +138,7 @@ class ContrastiveObjective(nn.Module):
     def _image_embeds(self, batch: dict[str, Any]) -> Tensor:
         if self.image_table is not None and self.training:
             return self.image_table[batch["image_index"]]
-        pixels = batch["clip_pixel_values"]
-        if self.training and self.crop_scale < 1:
-            pixels = random_resized_crop(pixels, self.crop_scale)
-        return encode_images(self.clip, pixels)
+        return encode_images(self.clip, batch["clip_pixel_values"])
 
     def _state_errors(self, states: Tensor, input_ids: Tensor) -> Tensor:
         """Return summed errors of hidden states against the original tower, (M, 5)."""
@@ -153,30 +147,6 @@ class ContrastiveObjective(nn.Module):
             before = text_hidden_states(self.reference_text_model, input_ids)
         classes = token_classes(input_ids, self.clip.text_model.config.eos_token_id)
         return state_errors(states, before, position_weights(classes))
-
-
-def random_resized_crop(pixels: Tensor, min_scale: float) -> Tensor:
-    """Crop a random square from each image and resize it (bilinear).
-
-    No flips: captions may say left or right.
-
-    Args:
-        pixels: (B, 3, S, S), float.
-        min_scale: Least area of the square as a share of the image's, in (0, 1]; uniform up to 1.
-
-    Returns:
-        (B, 3, S, S) in the dtype of `pixels`, by torch's global random state.
-    """
-    random = torch.rand(3, len(pixels), device=pixels.device)
-    side = (min_scale + (1 - min_scale) * random[0]).sqrt()  # (B,)
-    # In affine_grid's coordinates the image spans -1 to 1, so a crop's centre may move by 1 - side.
-    center = (1 - side) * (2 * random[1:] - 1)  # (2, B)
-    theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, :, 2] = center.T
-    with torch.autocast(pixels.device.type, enabled=False):  # bfloat16 rounds places by half a pixel
-        grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).to(pixels)
 
 
 class StateObjective(nn.Module):
