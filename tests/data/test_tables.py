@@ -53,6 +53,13 @@ def test_columns_and_separator_follow_from_the_table(tmp_path: Path, file: str, 
     assert got == A_DOG
 
 
+@pytest.mark.parametrize("header", ["", "image_name,comment_number,comment\n"])
+def test_comment_numbers_are_no_part_of_captions(tmp_path: Path, header: str) -> None:
+    rows = "".join(f"a.jpg,{number},{number} dogs, red\n" for number in range(3))
+    got = captions_of(load_dataset(write(tmp_path, {"captions.txt": header + rows})))
+    assert list(got.values()) == [("0 dogs, red", "1 dogs, red", "2 dogs, red")]
+
+
 def test_quotes_of_a_caption_in_a_tab_table_are_its_own(tmp_path: Path) -> None:
     text = 'filepath\ttitle\na.jpg\t"Stop" said a sign\nb.jpg\t"Go\na.jpg\tgo"\n'
     assert captions_of(load_dataset(write(tmp_path, {"list.tsv": text}))) == {
