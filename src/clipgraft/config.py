@@ -272,7 +272,12 @@ def demo() -> Recipe:
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=12_000),
         distill=DistillSettings(
-            num_epochs=1, learning_rate=3e-3, warmup_steps=10, batch_size=64, new_words=DEMO_WORDS
+            num_epochs=1,
+            learning_rate=3e-3,
+            warmup_steps=10,
+            batch_size=64,
+            max_captions=6400,
+            new_words=DEMO_WORDS,
         ),
         evaluate=EvaluateSettings(num_prompts=24, num_inference_steps=20),
     )

@@ -306,6 +306,8 @@ class DistillSettings(TrainSettings):
     """Passes over the captions; 0 = no distilling."""
     captions: LocalPath = ""
     """Text file with one caption per line, replacing the source's captions."""
+    max_captions: Every = 0
+    """Use the first n training captions only; 0 = all."""
     new_words: Words = ()
     """Words that the base is to learn from the graft: a list, or a file with one per line."""
     hold: LocalPath = ""

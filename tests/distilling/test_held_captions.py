@@ -25,6 +25,7 @@ def test_captions_are_marked_by_whole_words_in_any_case():
     assert found.train.of_kind(True) == ["A hound runs .", "The HOUND, a big one"]
     assert found.train.of_kind(False) == ["A dog runs .", "Two cats .", "hounds run .", "a boat"]
     assert found.word_counts == {"hound": 2}
+    assert mark_captions(CAPTIONS, settings("hound", max_captions=2)).train.captions == CAPTIONS[:2]
 
 
 def test_words_of_a_file_are_those_of_a_list(tmp_path):

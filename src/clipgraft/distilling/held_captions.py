@@ -55,6 +55,7 @@ def mark_captions(given: CaptionDataset | Sequence[str], settings: DistillSettin
     """
     words = new_words(settings)
     train, held_out = split_captions(given)
+    train = train[: settings.max_captions or None]
     found = [words & words_of(caption) for caption in train]
     counts = {word: sum(word in each for each in found) for word in sorted(words)}
     marked = MarkedCaptions(train, [bool(each) for each in found])
