@@ -1,16 +1,20 @@
 """A distilled text encoder as a LoRA, loaded by diffusers."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from distilled_world import PROMPTS, states
+from distilled_world import PROMPTS, WORDS, states, take_sizes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from clipgraft.config import build_recipe
+from clipgraft.errors import UserError
 from clipgraft.exporting.export import export
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.lineage import NO_LINEAGE, Lineage
 from clipgraft.models.modelspec import HASH_KEY, content_hash
 from helpers import call, refused
 
@@ -105,8 +109,6 @@ def test_the_header_says_what_the_file_is(exported):
 
 
 def test_a_lora_of_stable_diffusions_sizes_says_so(distilled, plain_base, tmp_path, monkeypatch):
-    from distilled_world import take_sizes
-
     take_sizes(plain_base, monkeypatch)
     out = tmp_path / "kite.safetensors"
     export(distilled, out, file_format="lora", prompts=PROMPTS)
@@ -128,10 +130,31 @@ def test_the_card_says_how_to_load_it_and_its_error(exported):
         assert part in card
 
 
-def test_captions_to_measure_on_have_to_be_named(distilled_run, tmp_path, capsys):
-    options = ["--format", "lora", "--out", tmp_path / "kite.safetensors"]
-    message = refused(capsys, "export", distilled_run, *options)
-    assert "lora needs captions to measure its error on" in message
+def recorded(distilled, **distill):
+    recipe = build_recipe({"distill": {"new_words": list(WORDS), **distill}})
+    stage = distilled.lineage.find("distill").model_copy(update={"recipe": recipe})
+    return replace(distilled, lineage=Lineage(stages=(stage,)))
+
+
+def test_errors_are_of_the_captions_held_out_of_distilling(distilled, tmp_path, capsys):
+    captions = tmp_path / "captions.txt"
+    captions.write_text(
+        "\n".join(f"{caption} {index}" for index in range(20) for caption in (*PROMPTS, "A ball"))
+    )
+    graft = recorded(distilled, captions=str(captions))
+    export(graft, tmp_path / "kite.safetensors", file_format="lora")
+    out = capsys.readouterr().out
+    assert "against the distilled ones, 6 captions:" in out  # one in ten of 60
+    assert re.search(r"rank 16 +0\.000 with new words", out)
+
+
+def test_captions_that_are_gone_have_to_be_named(distilled, tmp_path):
+    graft = recorded(distilled, captions=str(tmp_path / "gone.txt"))
+    remedy = r"cannot be read \(.*gone\.txt.*\); name some with --prompts-file, to measure the LoRA's error"
+    with pytest.raises(UserError, match=remedy):
+        export(graft, tmp_path / "kite.safetensors", file_format="lora")
+    with pytest.raises(UserError, match=r"it is not recorded which captions .* --prompts-file"):
+        export(replace(graft, lineage=NO_LINEAGE), tmp_path / "kite.safetensors", file_format="lora")
     assert list(tmp_path.iterdir()) == []
 
 

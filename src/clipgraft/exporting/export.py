@@ -12,7 +12,7 @@ from clipgraft.exporting import cards
 from clipgraft.exporting.checkpoint_file import build_checkpoint
 from clipgraft.exporting.file_metadata import ModelFile
 from clipgraft.exporting.graft_formats import write_bridge, write_graft_pipeline, write_prompt_embeds
-from clipgraft.exporting.lora_file import build_lora
+from clipgraft.exporting.lora_file import build_lora, held_out_captions
 from clipgraft.exporting.plain_pipeline import write_plain_pipeline
 from clipgraft.files import write_bytes
 from clipgraft.models.graft import BASE_RECORD, Graft
@@ -48,7 +48,7 @@ def export(
             all files or none; also returned.
         file_format: One of FORMATS; "bridge" is a graft's alone, "checkpoint" and "lora" a distilled one's.
         base: Present location of the base, where the format needs it; empty = the recorded one.
-        prompts: For prompt-embeds; for lora, captions to measure its error on.
+        prompts: For prompt-embeds; for lora, captions to measure its error on in place of held-out ones.
         negative_prompt: For prompt-embeds.
         dtype: "fp16" or "float32", for checkpoint and lora; empty = the base's own, of a LoRA float32.
         rank: Of a LoRA; 0 = 16.
@@ -70,7 +70,8 @@ def export(
         file = build_checkpoint(graft, base, out.stem, DTYPES[dtype])
         _write_file(graft, file, cards.CHECKPOINT.format(name=out.name), out)
     elif file_format == "lora":
-        file, errors = build_lora(graft, base, out.stem, rank or DEFAULT_RANK, DTYPES[dtype], prompts)
+        captions = prompts or held_out_captions(graft)
+        file, errors = build_lora(graft, base, out.stem, rank or DEFAULT_RANK, DTYPES[dtype], captions)
         for line in errors.lines():
             print_line(line)
         _write_file(graft, file, cards.lora_content(out.name, rank or DEFAULT_RANK, errors), out)
@@ -132,8 +133,6 @@ def _check_options(file_format: str, prompts: Sequence[str], dtype: str, rank: i
         raise UserError(f"--rank is for --format lora; {file_format} has none")
     if rank < 0:
         raise UserError(f"--rank must be 1 or more; got {rank}")
-    if file_format == "lora" and not prompts:
-        raise UserError("lora needs captions to measure its error on, as arguments or in a --prompts-file")
 
 
 def _refuse_existing(out: Path, file_format: str) -> None:

@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from clipgraft.data.caption_words import holds_any
+from clipgraft.data.damage import load_source
+from clipgraft.data.formats import read_lines
 from clipgraft.data.transforms import tokenize
+from clipgraft.distilling.held_captions import mark_captions
+from clipgraft.errors import UserError
 from clipgraft.exporting.file_metadata import DIFFUSERS_NAMES, STABLE_DIFFUSION, ModelFile, describe_file
 from clipgraft.exporting.plain_pipeline import load_distilled_base
 from clipgraft.models.bridge import token_classes
@@ -22,7 +28,32 @@ from clipgraft.reporting.model_card import public_name
 RANKS = (4, 8, 16, 32, 64)
 """Ranks whose error is told beside that of the written one."""
 ENCODE_BATCH_SIZE = 32
+MAX_CAPTIONS = 128
+"""Of each kind; the error of a share of captions is known well enough."""
 KINDS = {True: "with new words", False: "without"}
+
+
+def held_out_captions(distilled: Graft) -> list[str]:
+    """Read captions held out of distilling, with new words and without.
+
+    Raises:
+        UserError: If they cannot be read any more.
+    """
+    stage = distilled.lineage.find("distill")
+    remedy = "name some with --prompts-file, to measure the LoRA's error on"
+    if stage is None or stage.recipe is None:
+        raise UserError(f"it is not recorded which captions the text encoder learned from; {remedy}")
+    settings = stage.recipe.distill
+    try:
+        given = (
+            read_lines(Path(settings.captions), "caption")
+            if settings.captions
+            else load_source(stage.recipe.data)
+        )
+        held_out = mark_captions(given, settings).held_out
+    except UserError as error:
+        raise UserError(f"captions of the distilling cannot be read ({error}); {remedy}") from error
+    return [caption for captions in held_out.values() for caption in captions[:MAX_CAPTIONS]]
 
 
 @dataclass(frozen=True)
@@ -90,11 +121,11 @@ class _States:
 
     def __init__(self, distilled: Graft, captions: Sequence[str]):
         stage = distilled.lineage.find("distill")
-        words = stage.words.keys() if stage else set()
+        words = stage.words if stage else ()
         self._target: CLIPTextModel = distilled.text_encoder
         self._ids: dict[str, Tensor] = {}
         for is_new, kind in KINDS.items():
-            texts = [caption for caption in captions if bool(words & {*caption.lower().split()}) == is_new]
+            texts = [caption for caption in captions if holds_any(caption, words) == is_new]
             if texts:
                 self._ids[kind] = tokenize(texts, distilled.tokenizer, pad_to_context_length=True)
 
