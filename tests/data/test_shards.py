@@ -197,6 +197,12 @@ def test_shards_without_a_captioned_image_are_refused(tmp_path, members):
         load_dataset(tmp_path)
 
 
+def test_source_without_training_images_has_an_empty_epoch(tmp_path):
+    write_shards(tmp_path, 5, 5, split="test")
+    dataset = load_dataset(tmp_path)
+    assert (list(dataset.train.epoch(0, 0)), len(dataset.train), len(dataset.test)) == ([], 0, 5)
+
+
 def test_empty_shard_among_others_is_passed_over(tmp_path):
     write_shards(tmp_path, 30, 10)
     write_tar(tmp_path / "00009.tar", [])

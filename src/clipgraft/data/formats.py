@@ -118,6 +118,8 @@ def _folder_of(file: Path) -> Path:
 def _no_format(folder: DataFolder) -> str:
     others = other_extensions(folder)
     hint = f"; files beside images end in {others}: name one with data.caption_extension" if others else ""
+    shard = next(folder.root.rglob("*.tar"), None)
+    hint += f"; there are shards, too: name them as {shard.parent}/*.tar" if shard else ""
     return (
         f"{folder.root}: {len(folder.images)} image(s), but no captions in a known format{hint}. Captions "
         "belong into one of: Flickr8k.token.txt (IMAGE.jpg#0<tab>caption) or captions.txt "

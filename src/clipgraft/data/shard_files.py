@@ -139,8 +139,9 @@ def _listed(source: str) -> tuple["AbstractFileSystem", dict[str, dict[str, Any]
     except FileNotFoundError as error:
         missing = error.filename or (error.args[0] if error.args else source)
         raise MissingFileError(f"{missing}: no such shard or folder") from None
-    except OSError as error:
-        raise DataError(f"{source}: cannot be listed ({' '.join(str(error).split())})") from error
+    except Exception as error:  # each file system has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{source}: cannot be listed ({reason[:200]})") from error
 
 
 def _infos(fs: "AbstractFileSystem", paths: list[str]) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def load_shards(source: str, settings: DataSettings) -> CaptionDataset | None:
         images=CaptionedImages(sorted(held_out, key=lambda image: image.image_id)),
         excluded=tuple(excluded),
         notes=() if counts and counts.are_exact else (_how_counted(files, indexes, settings),),
-        split_rule=_split_rule(files, indexes),
+        split_rule=_split_rule(files, indexes, counts),
         streamed=train,
     )
 
@@ -92,8 +92,9 @@ def _how_counted(files: Sequence[ShardFile], indexes: Sequence[ShardIndex], sett
     )
 
 
-def _split_rule(files: Sequence[ShardFile], indexes: Sequence[ShardIndex]) -> str:
-    if any(index.names_splits for index in indexes):
+def _split_rule(files: Sequence[ShardFile], indexes: Sequence[ShardIndex], counts: ShardCounts | None) -> str:
+    is_packed = counts is not None and counts.are_exact and not indexes  # of samples that name their splits
+    if is_packed or any(index.names_splits for index in indexes):
         return SplitRule.COLUMN
     return SplitRule.FILES if files[0].split else SplitRule.HASH
 
