@@ -53,21 +53,21 @@ class Listing:
         told = dict(reader.get_batch_with_custom_metadata(len(batches)).custom_metadata)
         self.content = told[b"fingerprint"].decode()
         self.num_excluded = int(told[b"num_excluded"])
-        self._batches: list[pa.RecordBatch] = batches
+        self._columns: list[Sequence[pa.Array]] = [batch.columns for batch in batches]
         self._starts = [0, *accumulate(batch.num_rows for batch in batches)]
         self.splits, self.split_rule = self._decide()
 
     def _decide(self) -> tuple[np.ndarray, SplitRule]:
         """Return each row's split code, and the rule that decides it."""
-        named, hashed = (self._column(name) for name in ("named", "hashed"))
+        named, hashed = self._column(2), self._column(3)
         if ((named >= 0) & (named < DEEP)).any():
             return np.where(named < DEEP, named, NO_SPLIT), SplitRule.FOLDERS
         if (named == DEEP + SPLITS.index("train")).any():
             return np.where(named >= DEEP, named - DEEP, NO_SPLIT), SplitRule.FOLDERS
         return hashed, SplitRule.HASH
 
-    def _column(self, name: str) -> np.ndarray:
-        parts = [batch.column(name).to_numpy() for batch in self._batches]
+    def _column(self, number: int) -> np.ndarray:
+        parts = [columns[number].to_numpy() for columns in self._columns]
         return np.concatenate([np.empty(0, np.int8), *parts])
 
     def __len__(self) -> int:
@@ -76,8 +76,8 @@ class Listing:
     def read(self, row: int) -> tuple[str, tuple[str, ...]]:
         """Return the image's name and the captions of a row."""
         number = bisect_right(self._starts, row) - 1
-        batch, at = self._batches[number], row - self._starts[number]
-        names, captions = batch.column(0), batch.column(1)
+        names, captions, *_ = self._columns[number]
+        at = row - self._starts[number]
         return names[at].as_py(), tuple(tidy(text) for text in captions[at].as_py())
 
 
