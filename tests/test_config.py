@@ -78,7 +78,7 @@ def test_override_wins_over_the_file(tmp_path):
         ("refine.text_lora_rank=99999", "less than or equal to 4096; got 99999"),
         ("bridge.hidden_size=100000", "less than or equal to 65536; got 100000"),
         ('data.source="a\\u0000b"', "a path holds no NUL character"),
-        ("generate.seed=-1", "recipe key 'generate.seed'"),
+        ("generate.seed=-2", "recipe key 'generate.seed'"),
         ("pretrain.vae.crop_size=20", "recipe key 'pretrain.vae.crop_size'"),
         ("no equals sign", "--set takes section.key=value; got 'no equals sign'"),
         ("seed.deeper=1", "--set 'seed.deeper=1': 'seed' is not a section"),

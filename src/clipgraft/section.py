@@ -1,6 +1,7 @@
 """Base of all settings, and the types of their values."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -76,6 +77,11 @@ Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath
 """Words themselves, or a text file with one per line."""
 OptionalPath = Annotated[LocalPath, _NO_PATH]
 """A `LocalPath` that also takes a `Path`, or None for none."""
+
+
+def random_seed(seed: Any) -> Any:
+    """Replace -1, as A1111 writes it, and "random" by a random seed."""
+    return secrets.randbelow(2**32) if seed in (-1, "random") and seed is not True else seed
 
 
 def _rising(interval: tuple[float, float]) -> tuple[float, float]:

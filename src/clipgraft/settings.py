@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from clipgraft.files import whole_characters
 from clipgraft.section import (
@@ -30,6 +30,7 @@ from clipgraft.section import (
     Steps,
     Words,
     _rising,
+    random_seed,
 )
 
 
@@ -38,8 +39,8 @@ class TextToImageParams(Section):
 
     negative_prompt: Annotated[str, AfterValidator(whole_characters)] = ""
     """Text to steer away from."""
-    seed: Seed = 0
-    """Of a prompt's first image; the next ones count up."""
+    seed: Annotated[Seed, BeforeValidator(random_seed)] = 0
+    """Of a prompt's first image; the next ones count up. -1 or "random": drawn once, and recorded."""
     num_images_per_prompt: Count = 1
     num_inference_steps: Steps | None = None
     """None = the base's default, for guidance_scale too."""

@@ -11,7 +11,6 @@ from clipgraft.bridging.pairs import load_towers
 from clipgraft.bridging.refine import check_prediction, check_settings, refine_recipe
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import print_line
-from clipgraft.data.formats import read_lines
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.distilling.distill import distill_recipe, load_marked_captions
 from clipgraft.download import needed_models
@@ -19,6 +18,7 @@ from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import FinetuneResult, finetune, load_inputs
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import GenerateOptions, generate
+from clipgraft.generation.prompt_files import read_prompts
 from clipgraft.generation.requests import image_requests
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
@@ -106,7 +106,7 @@ def check(recipe: Recipe) -> None:
     if recipe.generate.lora:
         read_lora(Path(recipe.generate.lora))
     if recipe.evaluate.num_prompts and recipe.evaluate.prompts:
-        read_lines(Path(recipe.evaluate.prompts), "prompt")
+        read_prompts(Path(recipe.evaluate.prompts))
     if recipe.refine.num_epochs:
         choose_mixed_precision(recipe.refine.mixed_precision, device)
         check_settings(recipe.refine)

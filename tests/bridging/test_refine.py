@@ -291,7 +291,7 @@ def test_a_run_refines_the_tuned_graft_and_its_card_says_so(world, tmp_path):
         ("generate.height=7", ValueError, "height"),
         ("base.name=nowhere", FileNotFoundError, "no model at nowhere"),
         ("bridge.allow_few_captions=false", ValueError, "only 80 different captions"),
-        ("evaluate.prompts=nowhere.txt", FileNotFoundError, "prompts file not found"),
+        ("evaluate.prompts=nowhere.txt", FileNotFoundError, "file of prompts not found"),
         ("evaluate.scorer=nowhere", FileNotFoundError, "no model at nowhere"),
     ],
 )

@@ -148,7 +148,7 @@ def test_graft_that_is_none_is_refused(world, tmp_path, capsys):
         (["--width", 60], "'width': input should be a multiple of 8; got 60"),
         (["--steps", 0], "'num_inference_steps': input should be greater than or equal to 1; got 0"),
         (["--guidance-scale", "nan"], "'guidance_scale': input should be a finite number; got nan"),
-        (["--seed", -1], "'seed': input should be greater than or equal to 0; got -1"),
+        (["--seed", -2], "'seed': input should be greater than or equal to 0; got -2"),
         (["--seed", 2**64], "'seed': input should be less than 18446744073709551616"),
         (["--seed", 2**64 - 1, "--num-images", 2], "'seed': input should be less than 18446744073709551616"),
         (["--height", 12], "'height': input should be a multiple of 8; got 12"),

@@ -135,7 +135,7 @@ def test_resume_with_other_settings_is_refused(finished, world, capsys):
         (["generate.lora=nowhere.safetensors"], "no LoRA at"),
         (["generate.lora={recipe}"], "is not a .safetensors file"),
         (["refine.num_epochs=1", "refine.text_layers=99"], "text_layers must be between 0 and the tower's"),
-        (["evaluate.num_prompts=2", "evaluate.prompts=nowhere.txt"], "prompts file not found"),
+        (["evaluate.num_prompts=2", "evaluate.prompts=nowhere.txt"], "file of prompts not found"),
     ],
 )
 def test_run_refuses_before_it_trains(world, tmp_path, capsys, settings, message):

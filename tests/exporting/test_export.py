@@ -204,7 +204,7 @@ def test_a_card_says_whether_a_safety_checker_is_included(tmp_path, graft_dir):
         ),
         (
             ["--format", "prompt-embeds", "--prompts-file", "nowhere.txt"],
-            "prompts file not found: nowhere.txt",
+            "file of prompts not found: nowhere.txt",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_prompts_file_without_prompts_is_refused(graft_dir, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n \n")
     options = ["--format", "prompt-embeds", "--prompts-file", tmp_path / "empty.txt"]
     message = refused(capsys, "export", graft_dir, "--out", tmp_path / "out", *options)
-    assert "holds no prompt; write one per line" in message
+    assert "holds no prompt; put one on each line" in message
 
 
 def test_export_onto_another_base_is_refused(graft_dir, tmp_path, capsys):

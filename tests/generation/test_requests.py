@@ -75,7 +75,7 @@ def test_bad_line_is_named_by_its_number_or_skipped(base, tmp_path, capsys, line
     prompts.write_bytes(b'{"prompt": "A cat"}\n' + line + b"\n")
     message = refused(capsys, "generate", "--from-file", prompts, "--base", base, "--out", tmp_path / "out")
     assert f"prompts.jsonl, line 2: {reason}" in message
-    assert message.endswith("correct it, or add --skip-bad-lines")
+    assert message.endswith("correct it (generate leaves it out with --skip-bad-lines)")
     assert not (tmp_path / "out").exists()
     assert generate(base, tmp_path / "out", "--from-file", prompts, "--skip-bad-lines") == 0
     assert f"skipped: prompts.jsonl, line 2: {reason}" in " ".join(capsys.readouterr().err.split())

@@ -1,6 +1,7 @@
 """The commands generate, grid and compare."""
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 SAMPLING: dict[str, tuple[Any, str, str]] = {
     "negative_prompt": (str, "--negative-prompt", "What to lead away from."),
-    "seed": (int, "--seed", "Seed of each prompt's first image."),
+    "seed": (str, "--seed", "Seed of each prompt's first image; -1 or random: any."),
     "num_images_per_prompt": (int, "--num-images", "Images per prompt; seeds count up."),
     "num_inference_steps": (int, "--steps", "Denoising steps; default: the base's own."),
     "guidance_scale": (float, "--guidance-scale", "Weight of the prompt, 1 = none; default: the base's own."),
@@ -46,7 +47,7 @@ EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 FromFileOption = Annotated[
     Path | None,
-    typer.Option("--from-file", help="Prompts, one per line, or JSONL with parameters of their own."),
+    typer.Option("--from-file", help="Prompts: text, JSON, CSV or TSV, with parameters of their own."),
 ]
 EngineOption = Annotated[
     str, typer.Option("--engine", help="auto, torch or openvino: runs the U-Net. Same image up to rounding.")
@@ -71,6 +72,8 @@ def sampling_options(*, without: str = "") -> Callable[[Command], Command]:
 
             chosen = {name: given.pop(name) for name in sampling}
             params = {name: value for name, value in chosen.items() if value is not None}
+            if "seed" in params and re.fullmatch(r"-?\d+", params["seed"]):
+                params["seed"] = int(params["seed"])
             execution = {name: given.pop(name) for name in EXECUTION}
             command(params=SamplingParams.build(params), options=_options(**execution), **given)
 
@@ -265,7 +268,8 @@ def _requests(
     prompts: list[str], from_file: Path | None, params: "SamplingParams", skip_bad_lines: bool
 ) -> list["ImageRequest"]:
     from clipgraft.console import say
-    from clipgraft.generation.requests import STANDARD_INPUT, image_requests, read_requests
+    from clipgraft.generation.prompt_files import STANDARD_INPUT, read_requests
+    from clipgraft.generation.requests import image_requests
 
     requests = image_requests([prompt for prompt in prompts if prompt != "-"], params)
     sources = [from_file] if from_file else []

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from clipgraft.config import EvaluateSettings
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.formats import read_lines
 from clipgraft.errors import UserError
 from clipgraft.evaluation.results import PLAIN, PromptSet
 from clipgraft.flatland import Scene, fidelity_prompts
+from clipgraft.generation.prompt_files import read_prompts
 
 HELD_OUT, FROM_FILE, TEST_SPLIT = "held_out", "prompts_file", "test"
 
@@ -67,7 +67,7 @@ def build_prompts(
             for number, prompt in enumerate(fidelity_prompts()[:num])
         ]
     if settings.prompts:
-        texts = read_lines(Path(settings.prompts), "prompt")[:num]
+        texts = read_prompts(Path(settings.prompts))[:num]
         prompts += [EvaluationPrompt(text, number, (FROM_FILE,)) for number, text in enumerate(texts)]
     if not prompts:
         raise UserError(

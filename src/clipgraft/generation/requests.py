@@ -1,7 +1,6 @@
 """Image requests: prompts with sampling parameters, checked before loading."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.data.images import opened_image
-from clipgraft.errors import DataError, MissingFileError, UserError
-from clipgraft.files import file_sha256, parse_json, read_bytes, whole_characters
+from clipgraft.errors import UserError
+from clipgraft.files import file_sha256, whole_characters
 from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
@@ -27,7 +26,6 @@ UNRECORDED = PromptParams(prompt_syntax="plain", long_prompts="cut", clip_skip=0
 """How prompts are read where a record does not say: as in the first version."""
 RENAMED = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt"}
 """Names of earlier versions, in files of prompts and in Python."""
-STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,68 +149,6 @@ def with_changes(params: SamplingParams, changes: Mapping[str, Any]) -> Sampling
     for name in changes.keys() & RENAMED.keys():
         raise UserError(f"{name!r} is called {RENAMED[name]!r} now")
     return SamplingParams.of(params, **changes)
-
-
-def read_requests(
-    source: Path, params: SamplingParams, *, skip_bad_lines: bool = False
-) -> tuple[list[ImageRequest], list[str]]:
-    """Read requests from a file of prompts.
-
-    Args:
-        source: A file, or `-` for standard input. JSONL where its name ends so, or standard input begins
-            with a brace: objects with `prompt` and fields of `SamplingParams`. Else one prompt per line;
-            empty lines are skipped.
-        params: Hold where a line says nothing else.
-        skip_bad_lines: Go on without lines that cannot be used.
-
-    Returns:
-        The requests, and a sentence for each line that was skipped.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        DataError: If a line cannot be used, with its number; or if no prompt is left.
-    """
-    name, content = _content(source)
-    is_jsonl = source.suffix == ".jsonl" or (source == STANDARD_INPUT and content.lstrip().startswith(b"{"))
-    folder = source.parent if source != STANDARD_INPUT else Path()
-    requests: list[ImageRequest] = []
-    skipped = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = line.decode("utf-8").strip()
-            requests += (
-                _requests_of_object(text, params, folder) if is_jsonl else image_requests([text], params)
-            )
-        except (UserError, UnicodeDecodeError) as error:
-            is_text = isinstance(error, UserError)
-            reason = str(error) if is_text else f"no UTF-8 (byte {error.start + 1})"  # type: ignore[union-attr]
-            problem = f"{name}, line {number}: {reason}"
-            if not skip_bad_lines:
-                raise DataError(f"{problem}; correct it, or add --skip-bad-lines") from error
-            skipped.append(problem)
-    if not requests:
-        raise DataError(f"{name} holds no prompt; put one on each line")
-    return requests, skipped
-
-
-def _content(source: Path) -> tuple[str, bytes]:
-    if source == STANDARD_INPUT:
-        return "standard input", sys.stdin.buffer.read()
-    if not source.is_file():
-        raise MissingFileError(f"file of prompts not found: {source}")
-    return source.name, read_bytes(source)
-
-
-def _requests_of_object(text: str, params: SamplingParams, folder: Path) -> list[ImageRequest]:
-    values = parse_json(text, "the line")
-    if "prompt" not in values:
-        raise UserError('no object with a "prompt"')
-    prompt, init_image = values.pop("prompt"), values.get("init_image")
-    if init_image and isinstance(init_image, str):
-        values["init_image"] = folder / init_image
-    return image_requests([prompt], with_changes(params, values))
 
 
 def batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list[ImageRequest]]:

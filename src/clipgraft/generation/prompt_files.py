@@ -1,0 +1,194 @@
+"""Files of prompts in the forms that tools write.
+
+Text with one prompt per line (and the options of A1111's "Prompts from file" or kohya's sample prompts), JSON
+lines, a JSON list, or a table with a column `prompt` (PartiPrompts).
+"""
+
+import csv
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.files import parse_json, read_bytes
+from clipgraft.generation.metadata import SAMPLERS
+from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests, with_changes
+from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams
+
+STANDARD_INPUT = Path("-")
+JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+A1111_NAMES = {
+    **RENAMED,
+    **{name: name for name in SamplingParams.model_fields},
+    **{"cfg_scale": "guidance_scale", "sampler_name": "scheduler", "n_iter": "num_images_per_prompt"},
+}
+KOHYA_NAMES = {
+    **{"n": "negative_prompt", "w": "width", "h": "height", "d": "seed", "s": "num_inference_steps"},
+    **{"l": "guidance_scale", "ss": "scheduler"},
+}
+KOHYA_OPTION = re.compile(r"\s+--(?P<name>[a-z]{1,2})\s+")
+TABLE_NAMES = {"prompt", *SamplingParams.model_fields}
+
+
+def read_requests(
+    source: Path, params: SamplingParams, *, skip_bad_lines: bool = False
+) -> tuple[list[ImageRequest], list[str]]:
+    """Read requests from a file of prompts.
+
+    Args:
+        source: A file, or `-` for standard input. JSON lines where its name ends so or its first line begins
+            with a brace, a list in `.json`, a table in `.csv` or `.tsv`; else one prompt per line, without
+            empty lines and lines that begin with `#`.
+        params: Hold where a line says nothing else.
+        skip_bad_lines: Go on without lines that cannot be used.
+
+    Returns:
+        The requests, and a sentence for each line that was skipped.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataError: If a line cannot be used, with its number; or if no prompt is left.
+    """
+    name, content = _content(source)
+    folder = source.parent if source != STANDARD_INPUT else Path()
+    requests: list[ImageRequest] = []
+    skipped = []
+    for number, entry in _entries(content.removeprefix(b"\xef\xbb\xbf"), source.suffix.lower(), name):
+        try:
+            if isinstance(entry, UserError):
+                raise entry
+            requests += _requests(entry, params, folder)
+        except UserError as error:
+            problem = f"{name}, line {number}: {error}"
+            if not skip_bad_lines:
+                raise DataError(
+                    f"{problem}; correct it (generate leaves it out with --skip-bad-lines)"
+                ) from error
+            skipped.append(problem)
+    if not requests:
+        raise DataError(f"{name} holds no prompt; put one on each line")
+    return requests, skipped
+
+
+def read_prompts(source: Path) -> list[str]:
+    """Read the texts of a file of prompts; raises as `read_requests`."""
+    requests, _ = read_requests(source, DEFAULT_SAMPLING)
+    return list(dict.fromkeys(request.prompt for request in requests))
+
+
+def _content(source: Path) -> tuple[str, bytes]:
+    if source == STANDARD_INPUT:
+        return "standard input", sys.stdin.buffer.read()
+    if not source.is_file():
+        raise MissingFileError(f"file of prompts not found: {source}")
+    return source.name, read_bytes(source)
+
+
+def _entries(content: bytes, suffix: str, name: str) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Yield the number and values of each line, or its error."""
+    if suffix == ".json":
+        values = parse_json(_text(content), name, list)
+        for number, each in enumerate(values, start=1):
+            yield number, each if isinstance(each, dict) else {"prompt": each}
+    elif suffix in TABLES:
+        yield from _rows(_text(content), TABLES[suffix], name)
+    else:
+        is_json = suffix in JSON_LINES or content.lstrip().startswith(b"{")
+        for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), start=1):
+            if not line.strip() or (line.startswith(b"#") and not is_json):
+                continue
+            try:
+                text = _text(line).strip()
+                yield number, parse_json(text, "the line") if is_json else _options(text)
+            except UserError as error:
+                yield number, error
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"no UTF-8 (byte {error.start + 1})") from None
+
+
+def _rows(text: str, separator: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table; columns other than `TABLE_NAMES` are left out."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    columns = {column: (column or "").strip().lower() for column in rows.fieldnames or ()}
+    if "prompt" not in columns.values():
+        found = ", ".join(map(repr, columns)) or "none"
+        raise DataError(f"{name} has no column 'prompt'; its columns are {found}")
+    for row in rows:
+        named = {columns.get(column, ""): value for column, value in row.items()}
+        yield rows.line_num, {key: _value(text) for key, text in named.items() if key in TABLE_NAMES and text}
+
+
+def _options(line: str) -> dict[str, Any]:
+    """Return the prompt and the options of a line of text."""
+    if re.match(r"--[a-z]", line):
+        return _a1111_options(line)
+    found = list(KOHYA_OPTION.finditer(line))
+    if not found:
+        return {"prompt": line}
+    values: dict[str, Any] = {"prompt": line[: found[0].start()]}
+    for option, following in zip(found, [*found[1:], None], strict=True):
+        key = _known(option["name"], KOHYA_NAMES)
+        text = line[option.end() : following.start() if following else None].strip()
+        values[key] = text if key == "negative_prompt" else _value(text)
+    return _with_scheduler(values)
+
+
+def _a1111_options(line: str) -> dict[str, Any]:
+    try:
+        words = iter(shlex.split(line))
+    except ValueError as error:
+        raise UserError(f"options cannot be read ({error})") from None
+    values: dict[str, Any] = {}
+    for word in words:
+        key = word.removeprefix("--")
+        if key == word:
+            raise UserError(f"{word!r} is no option; put the prompt in quotes after --prompt")
+        value = next(words, None)
+        if value is None:
+            raise UserError(f"{word} has no value")
+        key = "prompt" if key == "prompt" else _known(key, A1111_NAMES)
+        values[key] = value if key in ("prompt", "negative_prompt") else _value(value)
+    return _with_scheduler(values)
+
+
+def _known(name: str, names: Mapping[str, str]) -> str:
+    if name not in names:
+        allowed = ", ".join(f"--{each}" for each in names)
+        raise UserError(f"option --{name} is not known; known are {allowed}")
+    return names[name]
+
+
+def _with_scheduler(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace A1111's name of a sampler by this package's."""
+    names = {f"{sampler} {schedule}".strip(): own for own, (sampler, schedule) in SAMPLERS.items()}
+    names |= {sampler: own for own, (sampler, _) in SAMPLERS.items()}
+    scheduler = values.get("scheduler")
+    return values | ({"scheduler": names[scheduler]} if scheduler in names else {})
+
+
+def _value(text: str) -> str | int | float:
+    """Return a number where a text is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> list[ImageRequest]:
+    if "prompt" not in values:
+        raise UserError('no object with a "prompt"')
+    prompt, init_image = values.pop("prompt"), values.get("init_image")
+    if init_image and isinstance(init_image, str):
+        values["init_image"] = folder / init_image
+    return image_requests([prompt], with_changes(params, values))
