@@ -31,10 +31,10 @@ def export(
     base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
 ) -> None:
     """Export for other tools: diffusers folder, checkpoint, LoRA, prompt embeds, bridge."""
-    from clipgraft.data.formats import read_lines
     from clipgraft.exporting.export import export as stage
+    from clipgraft.generation.prompt_files import read_prompts
 
-    given = [*prompts, *(read_lines(prompts_file, "prompt") if prompts_file else [])]
+    given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
     stage(
         graft,
         out,

@@ -1,6 +1,7 @@
 """Load captioned images in one of the forms that people have (`docs/data.md`)."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -169,7 +170,8 @@ def read_lines(path: Path, kind: str) -> list[str]:
     """
     if not path.is_file():
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
-    found = list(filter(None, map(str.strip, read_text(path).splitlines())))
+    lines = re.split(r"\r\n|\n|\r", read_text(path))  # not splitlines: U+2028 is part of a line
+    found = list(filter(None, map(str.strip, lines)))
     if not found:
         raise DataError(f"{path} holds no {kind}; write one per line")
     return found
