@@ -12,7 +12,7 @@ import pytest
 
 from clipgraft.cache import bound_cache, cache_bound, cache_dir, cache_size, cached_file
 from clipgraft.cached_arrays import ContentCache
-from clipgraft.data.damage import load_source
+from clipgraft.data.formats import load_dataset
 from clipgraft.errors import MissingFileError, UserError
 from clipgraft.settings import DataSettings
 
@@ -133,7 +133,7 @@ def test_cache_that_can_only_be_read_is_read(crops, monkeypatch):
 def test_a_source_is_loaded_under_the_bound_of_its_settings(crops):
     add(crops, "a", "b")
     with pytest.raises(MissingFileError):
-        load_source(DataSettings(source="nowhere", cache_gb=3e-5))
+        load_dataset(DataSettings(source="nowhere", cache_gb=3e-5))
     assert (cache_bound(), there(crops, "a", "b")) == (30_000, "b")
 
 

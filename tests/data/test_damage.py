@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from clipgraft.cli.app import app
 from clipgraft.data import damage
 from clipgraft.data.check import check_dataset
-from clipgraft.data.damage import DAMAGED, load_source, skip_damaged
+from clipgraft.data.damage import DAMAGED, skip_damaged
 from clipgraft.data.dataset import Excluded
 from clipgraft.data.formats import load_dataset
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, UserError
 from clipgraft.settings import DataSettings
 
 
@@ -44,7 +44,7 @@ def skipping(folder: Path) -> DataSettings:
 
 
 def test_damaged_photographs_are_skipped_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = load_source(skipping(folder))
+    dataset = load_dataset(skipping(folder))
     assert [image.image_id for image in dataset.images] == [f"p{n:02}.jpg" for n in (0, 2, 4, 6, 8, 10, 11)]
     assert list(dataset.damaged) == [f"p{n:02}.jpg" for n in (1, 3, 5, 7, 9)]
     assert dataset.damaged["p01.jpg"] == "is empty (0 bytes)"
@@ -56,29 +56,40 @@ def test_damaged_photographs_are_skipped_and_named(folder: Path, capsys: pytest.
     assert len(dataset.excluded) == 5 * 3
 
 
+def test_python_skips_by_name_in_folders_and_pairs(folder: Path) -> None:
+    whole = load_dataset(folder)
+    kept = load_dataset(folder, on_damaged="skip")
+    assert kept.images == load_dataset(skipping(folder)).images
+    assert 0 < len(kept.images) < len(whole.images)
+    pairs = load_dataset([(image.file, image.captions) for image in whole.images], on_damaged="skip")
+    assert {image.file for image in pairs.images} == {image.file for image in kept.images}
+    with pytest.raises(UserError, match="on_damaged"):
+        load_dataset(folder, on_damaged="ignore")
+
+
 def test_without_the_setting_nothing_is_opened(folder: Path) -> None:
-    dataset = load_source(DataSettings(source=str(folder)))
+    dataset = load_dataset(DataSettings(source=str(folder)))
     assert dataset == load_dataset(folder)
     assert len(dataset.images) == 12
     assert dataset.damaged == {}
 
 
 def test_the_second_load_remembers_and_skips_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_source(skipping(folder))
+    first = load_dataset(skipping(folder))
 
     def never(path: Path) -> str:
         raise AssertionError(f"{path} was decoded again")
 
     monkeypatch.setattr(damage, "_why_damaged", never)
-    assert load_source(skipping(folder)) == first
+    assert load_dataset(skipping(folder)) == first
     moved = folder.rename(folder.parent / "moved")
-    assert load_source(skipping(moved)).fingerprint == first.fingerprint
+    assert load_dataset(skipping(moved)).fingerprint == first.fingerprint
 
 
 def test_a_mended_photograph_comes_back(folder: Path) -> None:
-    load_source(skipping(folder))
+    load_dataset(skipping(folder))
     shutil.copy(folder / "p02.jpg", folder / "p01.jpg")
-    assert "p01.jpg" in [image.image_id for image in load_source(skipping(folder)).images]
+    assert "p01.jpg" in [image.image_id for image in load_dataset(skipping(folder)).images]
 
 
 def test_a_folder_of_damage_alone_is_one_line(folder: Path) -> None:
@@ -87,7 +98,7 @@ def test_a_folder_of_damage_alone_is_one_line(folder: Path) -> None:
     with pytest.raises(
         DataError, match=r"every photograph is damaged: p00\.jpg \(is empty .*, \.\.\."
     ) as error:
-        load_source(skipping(folder))
+        load_dataset(skipping(folder))
     assert "\n" not in str(error.value)
 
 
@@ -101,7 +112,7 @@ def test_a_lack_of_memory_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_check_names_skipped_photographs_in_its_json(folder: Path) -> None:
-    check = json.loads(check_dataset(load_source(skipping(folder))).to_json())
+    check = json.loads(check_dataset(load_dataset(skipping(folder))).to_json())
     assert list(check["damaged"]) == [f"p{n:02}.jpg" for n in (1, 3, 5, 7, 9)]
     assert check["unreadable"] == {}
     group = {"kind": "image", "reason": DAMAGED, "count": 5, "examples": ["p01.jpg", "p03.jpg", "p05.jpg"]}

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from clipgraft.config import load_recipe, named_paths, recipe_with, to_toml
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.mixed import MixedImages, Part
@@ -114,7 +113,9 @@ def recipe(tmp_path):
 
 def test_sources_of_a_recipe_become_one_dataset(recipe, tmp_path):
     dataset = load_dataset(recipe.data)
-    assert load_source(recipe.data) == dataset or load_source(recipe.data).fingerprint == dataset.fingerprint
+    assert (
+        load_dataset(recipe.data) == dataset or load_dataset(recipe.data).fingerprint == dataset.fingerprint
+    )
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (2 + 5, 2, 2)
     assert [image.image_id for image in dataset.val] == ["photos-2/val/2.jpg", "photos/val/2.jpg"]
     assert dataset.val[0].captions == ("two/photos 2",)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from clipgraft.config import Recipe
 from clipgraft.console import say
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionDataset, CaptionedImages, TrainingImages
-from clipgraft.data.formats import read_lines
+from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.errors import UserError
 from clipgraft.settings import BridgeSettings
 
@@ -45,7 +44,7 @@ def load_captions(recipe: Recipe) -> Captions:
     if settings.captions:
         lines = read_lines(Path(settings.captions), "caption")
         return choose_captions(lines, settings, source=settings.captions)
-    dataset = load_source(recipe.data)
+    dataset = load_dataset(recipe.data)
     return choose_captions(dataset, settings, source=recipe.data.title)
 
 

@@ -17,8 +17,8 @@ from clipgraft.bridging.refine_objective import RefineObjective
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line
 from clipgraft.data.batches import LatentBatches
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionDataset
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import encode_captions, tokenize
 from clipgraft.device import PRECISION_DTYPES, choose_device, quiet_libraries, seed_everything
 from clipgraft.errors import CheckpointError, UserError
@@ -152,7 +152,7 @@ def refine_recipe(
     return refine(
         graft,
         base,
-        load_source(recipe.data),
+        load_dataset(recipe.data),
         output_dir=output_dir,
         resume=resume,
         overwrite=overwrite,

@@ -84,7 +84,7 @@ def data_check(
     from clipgraft.data.check import check_with_progress
     from clipgraft.data.check_table import render
     from clipgraft.data.clean import refuse_place, write_cleaned
-    from clipgraft.data.damage import load_source
+    from clipgraft.data.formats import load_dataset
 
     given = {
         "data.source": source,
@@ -94,7 +94,7 @@ def data_check(
     data = recipe_with(None, set_, given).data
     if not (data.source or data.sources):
         raise UserError("name the folder, file or URL to check, or several with --set data.sources=[...]")
-    dataset = load_source(data)
+    dataset = load_dataset(data)
     if fix:
         refuse_place(fix, dataset.root)
     num_samples = None

@@ -10,11 +10,10 @@ from importlib.metadata import version
 
 import numpy as np
 
-from clipgraft.cache import bound_cache, cache_dir
+from clipgraft.cache import cache_dir
 from clipgraft.cached_arrays import ContentCache
 from clipgraft.console import say, track
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded
-from clipgraft.data.formats import load_dataset
 from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.data.images import (
     MAX_PIXELS,
@@ -24,9 +23,7 @@ from clipgraft.data.images import (
     opened_image,
     readable_formats,
 )
-from clipgraft.data.mixed import mix_sources
 from clipgraft.errors import DataError, printable
-from clipgraft.settings import DataSettings
 
 DAMAGED = "damaged photograph"
 VERDICTS_VERSION = 1
@@ -35,20 +32,6 @@ NUM_NAMED = 3
 """Damaged photographs that a note names; data.json has all."""
 VERDICTS_AT_ONCE = 256
 """Images that threads may be ahead."""
-
-
-def load_source(data: DataSettings) -> CaptionDataset:
-    """Load the captioned images that settings name, damaged ones as they say.
-
-    Raises:
-        MissingFileError: As `load_dataset`.
-        DataError: As `load_dataset`, or if all photographs are damaged and skipped.
-    """
-    bound_cache(data.cache_gb)
-    if data.sources:
-        return mix_sources(data, load_source)
-    dataset = load_dataset(data)
-    return skip_damaged(dataset) if data.on_damaged == "skip" else dataset
 
 
 def skip_damaged(dataset: CaptionDataset) -> CaptionDataset:

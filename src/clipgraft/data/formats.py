@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clipgraft.cache import cache_dir
+from clipgraft.cache import bound_cache, cache_dir
 from clipgraft.console import track
 from clipgraft.data.caption_files import other_extensions, read_caption_files
 from clipgraft.data.coco import read_coco
+from clipgraft.data.damage import skip_damaged
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.flickr8k import read_flickr8k
 from clipgraft.data.karpathy import read_karpathy, with_karpathy_split
@@ -31,9 +32,9 @@ def load_dataset(
     source: str | Path | DataSettings | Iterable[tuple[str | Path, str | Sequence[str]]] = "",
     *,
     include_unsplit: bool = False,
-    **columns: str,
+    **settings: object,
 ) -> CaptionDataset:
-    """Load captioned images; photographs are not opened.
+    """Load captioned images; photographs are opened only to skip damaged ones.
 
     The files in a folder decide its format, in the order of `READERS`.
 
@@ -42,7 +43,8 @@ def load_dataset(
             or pairs of an image's path and its captions, split by a hash of the path's name; empty for
             flatland8k, drawn into the cache.
         include_unsplit: Put images outside every split into train instead of excluding them.
-        columns: `image_field`, `caption_field`, `separator`, `caption_extension` of `DataSettings`.
+        settings: Other fields of `DataSettings`: `image_field`, `caption_field`, `separator`,
+            `caption_extension`, `on_damaged`, ...
 
     Returns:
         Every image and caption, included or excluded with a reason.
@@ -52,13 +54,19 @@ def load_dataset(
         DataError: If it is no folder, no format fits, a caption file is damaged, an image name points out of
             the image folder, or no captioned image remains.
     """
-    if not isinstance(source, (str, Path, DataSettings)):
+    if isinstance(source, DataSettings):
+        given = source
+        bound_cache(given.cache_gb)
+    else:
+        given = DataSettings.build({"include_unsplit": include_unsplit, **settings})
+    if given.sources:
+        return mix_sources(given, load_dataset)
+    if isinstance(source, (str, Path, DataSettings)):
+        dataset = _load(given.source if isinstance(source, DataSettings) else str(source), given)
+    else:
         texts = ((path, [text] if isinstance(text, str) else text) for path, text in source)
-        return _from_pairs({Path(path).absolute(): captions for path, captions in texts})
-    if not isinstance(source, DataSettings):
-        given = DataSettings.build({"include_unsplit": include_unsplit, **columns})
-        return _load(str(source), given)
-    return mix_sources(source, load_dataset) if source.sources else _load(source.source, source)
+        dataset = _from_pairs({Path(path).absolute(): captions for path, captions in texts})
+    return skip_damaged(dataset) if given.on_damaged == "skip" else dataset
 
 
 def _load(source: str, settings: DataSettings) -> CaptionDataset:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.console import Update, track
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import SPLITS, CaptionDataset, CaptionedImage, Split
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.image_file import read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, MAX_PIXELS, read_header
 from clipgraft.data.shard_counts import INDEX_NAME
@@ -60,7 +60,7 @@ def pack(
         raise UserError(f"{out} is there already; name a new folder, or delete it")
     refuse_inputs_within(out, {"data.source": data.source})
     everything = {name: getattr(data, name) or _ALL for name in ("max_val_images", "max_test_images")}
-    dataset = load_source(data.updated(everything))
+    dataset = load_dataset(data.updated(everything))
     out.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(out.parent)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")

@@ -14,9 +14,8 @@ from clipgraft.bridging.fit import origins, stage_output
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line
 from clipgraft.data.batches import CaptionBatches
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionDataset
-from clipgraft.data.formats import read_lines
+from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.distilling.distill_objective import DistillObjective
@@ -201,7 +200,7 @@ def load_marked_captions(recipe: Recipe) -> DistillCaptions:
 
 def _load_data(recipe: Recipe) -> CaptionDataset | list[str]:
     captions = recipe.distill.captions
-    return read_lines(Path(captions), "caption") if captions else load_source(recipe.data)
+    return read_lines(Path(captions), "caption") if captions else load_dataset(recipe.data)
 
 
 def check_settings(settings: DistillSettings) -> None:

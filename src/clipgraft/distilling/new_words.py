@@ -9,8 +9,8 @@ from rich.table import Table
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import print_line, print_table
 from clipgraft.data.caption_words import COMMENT
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
+from clipgraft.data.formats import load_dataset
 from clipgraft.device import choose_device, quiet_libraries
 from clipgraft.distilling.word_worth import BaseErrors, ClipCosines, Estimate, Use, find_uses
 from clipgraft.errors import UserError, printable
@@ -193,7 +193,7 @@ def _is_undecided(estimate: Estimate | None) -> bool:
 def find_recipe_words(recipe: Recipe) -> NewWords:
     """Find a recipe's new words; see `find_new_words`."""
     quiet_libraries()
-    data = load_source(recipe.data)
+    data = load_dataset(recipe.data)
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     base = FrozenBase.load(
         recipe.base.name,

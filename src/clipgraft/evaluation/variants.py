@@ -12,8 +12,8 @@ from accelerate import PartialState
 from torch import nn
 
 from clipgraft.config import DataSettings, EvaluateSettings
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.image_file import ImageFile
 from clipgraft.evaluation.features import generator_fingerprint, image_key
 from clipgraft.evaluation.metrics.token_drift import caption_errors
@@ -264,7 +264,7 @@ def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool
     if isinstance(data, CaptionDataset):
         dataset = data
     elif settings.source or settings.sources or is_flatland:
-        dataset = load_source(settings)
+        dataset = load_dataset(settings)
     else:
         return Images()
     test = dataset.test[: settings.max_test_images or None]

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from clipgraft.data.caption_words import holds_any
-from clipgraft.data.damage import load_source
-from clipgraft.data.formats import read_lines
+from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.data.transforms import tokenize
 from clipgraft.distilling.held_captions import mark_captions
 from clipgraft.errors import UserError
@@ -48,7 +47,7 @@ def held_out_captions(distilled: Graft) -> list[str]:
         given = (
             read_lines(Path(settings.captions), "caption")
             if settings.captions
-            else load_source(stage.recipe.data)
+            else load_dataset(stage.recipe.data)
         )
         held_out = mark_captions(given, settings).held_out
     except UserError as error:

@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import is_first_process, print_line
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import (
     CaptionDataset,
 )
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import clear_worker_errors
 from clipgraft.data.transforms import with_resize_mode
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
@@ -152,7 +152,7 @@ def finetune(
 def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
     """Load the CLIP and the dataset of a recipe."""
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
-    return clip, load_source(recipe.data)
+    return clip, load_dataset(recipe.data)
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:

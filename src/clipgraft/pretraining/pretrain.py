@@ -25,8 +25,8 @@ from clipgraft.data.batches import (
     to_uint8,
 )
 from clipgraft.data.crop_reader import KeptCrops
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import encode_captions, load_crops
 from clipgraft.device import choose_device, seed_everything
@@ -87,7 +87,7 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
         folder: Gets `flatland/` (what the package ships), `metrics.json` and a folder for each part.
         resume: Continue where an earlier call stopped.
     """
-    dataset = load_source(recipe.data)
+    dataset = load_dataset(recipe.data)
     train = dataset.hold_train(recipe.data.max_train_images)
     test = dataset.test[: recipe.data.max_test_images or None]
     plain = plain_captions(Path(dataset.root))

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from clipgraft.config import ModelSettings, Recipe, load_recipe
-from clipgraft.data.damage import load_source
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.data.formats import load_dataset
 from clipgraft.device import without_folders
 from clipgraft.errors import MissingFileError, UserError, is_user_error, one_line, printable
 from clipgraft.files import inside
@@ -139,7 +139,7 @@ class Catalog:
         recipes, unreadable = self.read(lambda _, recipe: recipe, only=run)
         if run not in recipes:
             raise MissingFileError(f"run {run} cannot be read: {unreadable.get(run, 'it is gone')}")
-        dataset = load_source(recipes[run].data)
+        dataset = load_dataset(recipes[run].data)
         return dataset.test[:limit] or dataset.val[:limit]
 
     def runs(self) -> list[dict[str, Any]]:
