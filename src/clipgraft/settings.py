@@ -122,7 +122,7 @@ class DataSettings(SourceSettings):
     sources: Annotated[tuple[WeightedSource, ...], FROM_LIST] = ()
     """Several sources in place of `source`, each with a `weight` and the settings above."""
     on_damaged: Literal["stop", "skip"] = "stop"
-    """At a damaged image; skip: all are decoded first, damaged ones are named and excluded."""
+    """At a damaged image; skip: named and excluded before, or replaced while training (docs/training.md)."""
     cache_gb: NotNegative = 20.0
     """Bound of the cache in gigabytes; the least recently used files are evicted beyond it."""
     max_train_images: Every = 0

@@ -82,7 +82,7 @@ def test_next_image_of_the_batch_stands_in(images, options, num_processes, capsy
     numbers = [number for part in found for number in part[0]["image_index"].tolist()]
     assert len(set(numbers)) == 4  # the loss needs a number of its own for each place
     assert {name for share in shares for name in share.damaged} == {second, third, last}
-    assert f"note: {second} is skipped: it is no image" in capsys.readouterr().err
+    assert f"note: {second} is skipped (is no image" in capsys.readouterr().err
 
 
 def test_equal_images_of_a_batch_have_one_duplicate_id(images, options):
@@ -127,6 +127,12 @@ def test_killed_worker_is_one_line(told):
     message = r"^a process that reads images ended .*/dev/shm.*num_workers$"
     with pytest.raises(UserError, match=message), clear_worker_errors():
         raise RuntimeError(f"DataLoader worker {told}")
+
+
+def test_bug_in_a_worker_stays_a_bug():
+    with pytest.raises(RuntimeError, match="Caught") as error, clear_worker_errors():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+    assert not isinstance(error.value, UserError)
 
 
 def test_workers_are_started_for_crops_that_are_not_kept(options, monkeypatch):

@@ -173,7 +173,7 @@ class CaptionedBatches:
     def _note_damaged(self, found: dict[str, str]) -> None:
         for name, reason in found.items():
             if name not in self.damaged and len(self.damaged) < NUM_NAMED:
-                say(printable(f"{name} is skipped: it {reason}; data.json names all that are met"))
+                say(printable(f"{name} is skipped ({reason}); data.json names all that are met"))
             self.damaged[name] = reason
 
 
@@ -204,7 +204,7 @@ def clear_worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise UserError(
             f"a process that reads images ended ({str(error).strip()}); if memory or a container's shared "
