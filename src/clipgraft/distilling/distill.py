@@ -263,7 +263,7 @@ def _distill(
         word_counts=captions.word_counts,
         before=before,
         after=measure_states(objective, held_out),
-        empty_prompt=empty_prompt_error(objective, base),
+        empty_prompt=empty_prompt_error(objective.encoder, base),
         num_steps=fitted.num_steps,
         seconds=fitted.seconds,
         epoch_mean_loss=[*fitted.epoch_mean_loss],
@@ -301,7 +301,7 @@ def build_objective(
         metric = kv_metric_sqrt(read_cross_attention(base.origin.path).values(), moment)
     return DistillObjective(
         encoder,
-        deepcopy(graft.text_encoder),
+        graft.text_encoder.to(device).eval(),
         teacher,
         null_space,
         eos_token_id=base.tokenizer.eos_token_id,
@@ -353,11 +353,12 @@ def measure_states(objective: DistillObjective, held_out: Mapping[bool, Tensor])
 
 
 @torch.no_grad()
-def empty_prompt_error(objective: DistillObjective, base: FrozenBase) -> EmptyPromptError:
+def empty_prompt_error(encoder: CLIPTextModel, base: FrozenBase) -> EmptyPromptError:
     """Measure how far the empty prompt's states, BOS among them, have moved."""
     assert base.tokenizer is not None
-    input_ids = empty_prompt_ids(base.tokenizer).to(objective.encoder.device)
-    ours, own = (text_hidden_states(model, input_ids) for model in (objective.encoder, objective.teacher))
+    assert base.text_encoder is not None
+    input_ids = empty_prompt_ids(base.tokenizer).to(encoder.device)
+    ours, own = (text_hidden_states(model, input_ids) for model in (encoder, base.text_encoder))
     moved = (ours - own) / own.square().mean().sqrt()
     return EmptyPromptError(
         root_mean_square=float(moved.square().mean().sqrt()), largest=float(moved.abs().max())

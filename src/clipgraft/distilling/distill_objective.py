@@ -20,8 +20,8 @@ class DistillObjective(StateObjective):
 
     Args:
         encoder: Copy of the base's own text encoder; parameters with gradients are trained.
-        graft: The graft's text encoder, frozen.
-        teacher: The base's own text encoder, frozen.
+        graft: The graft's text encoder, in eval mode and on the device; it is not changed.
+        teacher: The base's own text encoder, likewise.
         null_space: Projects each step's update.
         eos_token_id: The tokenizer's.
         **weights: Those of `StateObjective`.
@@ -39,15 +39,8 @@ class DistillObjective(StateObjective):
     ):
         super().__init__(**weights)
         self.encoder = encoder
-        self.graft, self.teacher = graft.requires_grad_(False), teacher.requires_grad_(False)
+        self._targets = graft, teacher  # in a tuple, so that they are no part of what is trained
         self.null_space, self.eos_token_id = null_space, eos_token_id
-
-    def train(self, mode: bool = True) -> "DistillObjective":
-        """Set the encoder's mode; the frozen models stay in eval."""
-        super().train(mode)
-        self.graft.eval()
-        self.teacher.eval()
-        return self
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the errors of a batch of `CaptionBatches`."""
@@ -61,9 +54,8 @@ class DistillObjective(StateObjective):
     @torch.no_grad()
     def target(self, input_ids: Tensor, has_new_word: Tensor) -> Tensor:
         """Return the states to give for captions (B, L), (B, L, W) float32."""
-        width = self.teacher.config.hidden_size
-        target = torch.empty(*input_ids.shape, width, device=input_ids.device)
-        for rows, model in ((has_new_word, self.graft), (~has_new_word, self.teacher)):
+        target = torch.empty(*input_ids.shape, self.encoder.config.hidden_size, device=input_ids.device)
+        for rows, model in zip((has_new_word, ~has_new_word), self._targets, strict=True):
             if rows.any():
                 target[rows] = text_hidden_states(model, input_ids[rows]).float()
         return target
