@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_content: bool) -> None:
         self.files.requests.append(f"{self.command} {self.path}")
-        name = self.path.removeprefix("/")
+        name = self.path.removeprefix("/").partition("?")[0]
         path = self.files.folder / name
         content = path.read_bytes() if path.is_file() else b""
         self.send_response(200 if path.is_file() else 404)

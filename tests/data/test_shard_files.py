@@ -20,6 +20,8 @@ def folder(tmp_path):
         write_tar(tmp_path / f"{number:05d}.tar", [("1.jpg", jpeg(number)), ("1.txt", "a dog")])
         (tmp_path / f"{number:05d}.parquet").write_bytes(b"metadata")
     (tmp_path / ".hidden.tar").write_bytes(b"")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "00012.tar").write_bytes(b"")
     (tmp_path / "README.md").write_text("# A set")
     return tmp_path
 

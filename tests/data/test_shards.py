@@ -128,7 +128,7 @@ def test_names_of_shards_tell_splits(tmp_path):
         write_shards(tmp_path, num_images, 10, f"{split}-%05d.tar")
     dataset = load_dataset(tmp_path)
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (40, 8, 6)
-    assert dataset.split_rule == "names of caption files"
+    assert dataset.split_rule == "names of shards or of their folders"
     assert all(image.image_id.startswith("val-00000.tar/") for image in dataset.val)
 
 

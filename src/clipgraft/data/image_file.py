@@ -49,11 +49,12 @@ def read_image_bytes(file: ImageFile, max_bytes: int) -> bytes:
 
 def _read_member(member: Member) -> bytes:
     try:
-        with member.shard.open("rb") as shard:
+        with member.shard.open("rb", buffering=0) as shard:
             mtime_ns = os.fstat(shard.fileno()).st_mtime_ns
             if member.mtime_ns not in (0, mtime_ns):
                 raise DataError(f"{member.shard} has changed since this run indexed it; run it again")
-            content = os.pread(shard.fileno(), member.size, member.offset)
+            shard.seek(member.offset)
+            content = shard.read(member.size)
     except FileNotFoundError:
         raise MissingFileError(f"{member.shard}: no such shard any more; put it back") from None
     if len(content) < member.size:

@@ -1,6 +1,8 @@
 """Opening a shard: its local file, its index, its images."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,23 +62,34 @@ class Shard:
         return cached_file(KIND, name, partial(fetch, self.file))
 
     def _write_index(self, out: Path) -> None:
-        source = self._source()
-        if self.file.is_tar:
-            write_index(read_tar(path_of(source), self.settings), out)
-        else:
-            write_index(unpack(path_of(source), Path(os.devnull), self.settings), out, self.file.name)
+        with self._read() as source:
+            if self.file.is_tar:
+                write_index(read_tar(source, self.settings), out)
+            else:
+                write_index(unpack(source, Path(os.devnull), self.settings), out, self.file.name)
 
     def _unpack(self, out: Path) -> None:
+        with self._read() as source:
+            for _ in unpack(source, out, self.settings):
+                pass
+
+    @contextmanager
+    def _read(self) -> Iterator[Path]:
+        """Yield the shard's own file; delete a fetched one that is damaged."""
         source = self._source()
-        for _ in unpack(path_of(source), out, self.settings):
-            pass
+        try:
+            yield path_of(source)
+        except DataError as error:
+            if isinstance(source, Path):
+                raise
+            source.path.unlink(missing_ok=True)
+            raise DataError(str(error).replace(str(source.path), self.file.url)) from error.__cause__
 
     @property
     def _key(self) -> str:
         """Return a name that covers what decides on offsets and captions."""
-        given = self.settings
-        named = given.image_field, given.caption_field, given.caption_extension
-        return fingerprint(INDEX_VERSION, self.file.url, self.file.size, self.file.version, named)[:32]
+        file, named = self.file, named_fields(self.settings)
+        return fingerprint(INDEX_VERSION, file.url, file.size, file.version, named)[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,11 @@ class OpenShard:
         file = self.shard.file
         mtime_ns = int(file.version) if isinstance(self.images, Path) else 0  # the cache's files never change
         return self.index.image(row, path_of(self.images), mtime_ns)
+
+
+def named_fields(settings: DataSettings) -> tuple[str, str, str]:
+    """Return the settings that decide what of a sample is read."""
+    return settings.image_field, settings.caption_field, settings.caption_extension
 
 
 def path_of(file: Path | CachedFile) -> Path:

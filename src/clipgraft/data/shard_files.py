@@ -6,7 +6,8 @@ Patterns are globs (`*.tar`) or braces (`{00000..00099}.tar`); URLs are those th
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ SUFFIXES = (".tar", ".parquet", ".arrow")
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "blob_id", "mtime")
 """Fields of fsspec's file systems that change with a file."""
-_PATTERN = re.compile(r"[*?\[{]")
+_PATTERN, _GLOB = re.compile(r"[*?\[{]"), re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +132,12 @@ def _listed(source: str) -> tuple["AbstractFileSystem", dict[str, dict[str, Any]
     try:
         if len(paths) > 1:
             return fs, dict(zip(paths, _infos(fs, paths), strict=True))
-        if _PATTERN.search(paths[0]) and (is_url(source) or not os.path.exists(source)):
+        if _is_glob(paths[0]):
             return fs, fs.glob(paths[0], detail=True)
-        if paths[0].lower().endswith(SUFFIXES) and not fs.isdir(paths[0]):
+        if _plain(paths[0]).endswith(SUFFIXES) and not fs.isdir(paths[0]):
             return fs, {paths[0]: fs.info(paths[0])}
-        return fs, fs.find(paths[0], detail=True)
+        found = fs.find(paths[0], detail=True)
+        return fs, {path: info for path, info in found.items() if "/." not in path.removeprefix(paths[0])}
     except FileNotFoundError as error:
         missing = error.filename or (error.args[0] if error.args else source)
         raise MissingFileError(f"{missing}: no such shard or folder") from None
@@ -144,9 +146,18 @@ def _listed(source: str) -> tuple["AbstractFileSystem", dict[str, dict[str, Any]
         raise DataError(f"{source}: cannot be listed ({reason[:200]})") from error
 
 
-def _infos(fs: "AbstractFileSystem", paths: list[str]) -> list[dict[str, Any]]:
-    from concurrent.futures import ThreadPoolExecutor
+def _is_glob(path: str) -> bool:
+    """Whether a path is a pattern (`?` in a URL begins its query)."""
+    plain = path.partition("?")[0] if is_url(path) else path
+    return bool(_GLOB.search(plain)) and not os.path.exists(path)
 
+
+def _plain(path: str) -> str:
+    """Return a path in lower case, without the query of a URL."""
+    return (path.partition("?")[0] if is_url(path) else path).lower()
+
+
+def _infos(fs: "AbstractFileSystem", paths: list[str]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(16) as pool:  # requests, which wait for a server
         return list(pool.map(fs.info, paths))
 
@@ -159,7 +170,7 @@ def _of_one_kind(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
         if info.get("type", "file") == "file" and not PurePosixPath(path).name.startswith(".")
     }
     for suffix in SUFFIXES:
-        if of_kind := {path: info for path, info in visible.items() if path.lower().endswith(suffix)}:
+        if of_kind := {path: info for path, info in visible.items() if _plain(path).endswith(suffix)}:
             return _without_caches(of_kind) if suffix == ".arrow" else of_kind
     return {}
 
@@ -185,6 +196,7 @@ def _shard(fs: "AbstractFileSystem", path: str, root: str, info: Mapping[str, An
     if info.get("size") is None:
         info = fs.info(path)
     name = PurePosixPath(path).relative_to(root).as_posix() if root else path
+    name = name.partition("?")[0] if is_url(path) else name
     url = path if is_local else fs.unstrip_protocol(path)
     version = str(os.stat(path).st_mtime_ns) if is_local else version_of(info)
     return ShardFile(name, url, info.get("size"), version)
@@ -192,8 +204,6 @@ def _shard(fs: "AbstractFileSystem", path: str, root: str, info: Mapping[str, An
 
 def _with_splits(shards: Iterable[ShardFile]) -> tuple[ShardFile, ...]:
     """Add the splits named by files or folders, if there are several."""
-    from dataclasses import replace
-
     shards = list(shards)
     told = [_told(PurePosixPath(shard.name)) for shard in shards]
     if len(set(told)) < 2:

@@ -96,7 +96,7 @@ def _split_rule(files: Sequence[ShardFile], indexes: Sequence[ShardIndex], count
     is_packed = counts is not None and counts.are_exact and not indexes  # of samples that name their splits
     if is_packed or any(index.names_splits for index in indexes):
         return SplitRule.COLUMN
-    return SplitRule.FILES if files[0].split else SplitRule.HASH
+    return "names of shards or of their folders" if files[0].split else SplitRule.HASH
 
 
 def _range(files: Sequence[ShardFile]) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages, Split
-from clipgraft.data.shard import OpenShard, Shard
+from clipgraft.data.shard import OpenShard, Shard, named_fields
 from clipgraft.data.shard_counts import ShardCounts
 from clipgraft.errors import DataError
 from clipgraft.files import fingerprint
@@ -51,7 +51,7 @@ class ShardedImages:
             [(shard.file.name, shard.file.size) for shard in shards],
             [dict(each) for each in stated],
             num_images,
-            [shards[0].settings.image_field, shards[0].settings.caption_field],
+            named_fields(shards[0].settings),
         )
 
     def __len__(self) -> int:
@@ -68,6 +68,8 @@ class ShardedImages:
         Where fewer samples are there than stated, another pass over the shards fills the epoch.
         """
         left = len(self) - start
+        if left <= 0:
+            return
         windows, skipped = self._from(seed, epoch, start)
         for window, opened, rows in _opened_ahead(windows, left + skipped):
             for place in self._order(seed, epoch, window, len(rows))[skipped:].tolist()[:left]:
@@ -128,7 +130,7 @@ class ShardedImages:
             if start < num_samples or not start:
                 return chain([window], windows), start
             start -= num_samples
-        return windows, 0  # there is no shard
+        raise AssertionError("passes do not end")
 
     def _num_in(self, shard: Shard) -> int:
         """Return the exact number of training images in a shard."""
@@ -138,7 +140,7 @@ class ShardedImages:
 
     def _windows(self, seed: int, epoch: int) -> Iterator[_Window]:
         """Yield windows, pass by pass, each pass in its own order."""
-        for pass_number in count() if self._shards else ():
+        for pass_number in count():
             order = np.random.default_rng([seed, epoch, pass_number]).permutation(len(self._shards))
             for number, begin in enumerate(range(0, len(order), WINDOW_SHARDS)):
                 shards = [self._shards[index] for index in order[begin : begin + WINDOW_SHARDS]]

@@ -3,12 +3,11 @@
 Files with one name up to its first dot are a sample: an image, and captions in `.txt` or fields of `.json`.
 """
 
-import os
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from clipgraft.data.encodings import decode_text
 from clipgraft.data.names import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, check_image_name
@@ -77,7 +76,7 @@ def read_tar(path: Path, settings: DataSettings) -> Samples:
     known: dict[str, None] = {}
     with path.open("rb") as tar:
         for key, places in samples.items():
-            yield _sample(tar.fileno(), key, places, settings, known)
+            yield _sample(tar, key, places, settings, known)
     for setting, wanted in (("image_field", settings.image_field), ("caption_field", settings.caption_field)):
         if samples and wanted and wanted not in known:
             raise DataError(
@@ -99,7 +98,8 @@ def _members(path: Path) -> Iterator[_File | LeftOut]:
     except tarfile.ReadError as error:
         raise DataError(_why_unreadable(path, error)) from None
     with path.open("rb") as file:
-        last = os.pread(file.fileno(), _BLOCK, end)
+        file.seek(end)
+        last = file.read(_BLOCK)
     if len(last) < _BLOCK:
         raise DataError(f"{path} is cut: it lacks a tar's end; copy or download it anew")
     if any(last):  # where Python's reader ends without a word
@@ -135,7 +135,7 @@ def _why_unreadable(path: Path, error: tarfile.ReadError) -> str:
 
 
 def _sample(
-    tar: int, key: str, files: _Files, settings: DataSettings, known: dict[str, None]
+    tar: BinaryIO, key: str, files: _Files, settings: DataSettings, known: dict[str, None]
 ) -> Sample | LeftOut:
     """Return a sample; add its extensions and fields to `known`."""
     known |= dict.fromkeys(files)
@@ -162,7 +162,7 @@ def _image_extensions(files: _Files, settings: DataSettings) -> list[str]:
     return plain or [end for end in files if _last(end) in IMAGE_EXTENSIONS]
 
 
-def _texts(tar: int, files: _Files, fields: dict[str, Any], settings: DataSettings) -> Texts:
+def _texts(tar: BinaryIO, files: _Files, fields: dict[str, Any], settings: DataSettings) -> Texts:
     """Return captions and split.
 
     Captions are those of the file or field that settings name, else of the JSON, else of the text file.
@@ -185,14 +185,15 @@ def _last(extension: str) -> str:
     return extension.rpartition(".")[2]
 
 
-def _json(tar: int, files: _Files) -> dict[str, Any]:
+def _json(tar: BinaryIO, files: _Files) -> dict[str, Any]:
     """Return the fields of a sample's JSON."""
     found = next((file for end, file in files.items() if _last(end) == "json"), None)
     return {} if found is None else parse_json(_text(tar, found), found.name)
 
 
-def _text(tar: int, file: _File) -> str:
+def _text(tar: BinaryIO, file: _File) -> str:
     if file.size > MAX_TEXT_BYTES:
         raise DataError(f"{file.name}: has {file.size:,} bytes; at most {MAX_TEXT_BYTES:,} are read")
-    text, _ = decode_text(os.pread(tar, file.size, file.offset), file.name)
+    tar.seek(file.offset)
+    text, _ = decode_text(tar.read(file.size), file.name)
     return LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
