@@ -195,3 +195,4 @@ def test_images_not_in_memory_are_not_passed_over_when_training(folder: Path) ->
     check = check_dataset(apart, read_images=False)
     assert check.counts["train"] == {"images": len(streamed)}
     assert check.counts["val"] == {"images": 1, "captions": 1}
+    assert "train 2" in {" ".join(line.split()) for line in printed(check).splitlines()}

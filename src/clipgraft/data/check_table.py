@@ -46,8 +46,12 @@ def _counts_table(check: DatasetCheck) -> Table:
     table.add_column("for example", style="dim", overflow="ellipsis", no_wrap=True)
     for split in SPLITS:
         count = check.counts[split]
-        table.add_row(split, f"{count['images']:,}", f"{count['captions']:,}")
-    total = {kind: sum(count[kind] for count in check.counts.values()) for kind in ("images", "captions")}
+        table.add_row(
+            split, *(f"{count[kind]:,}" if kind in count else "" for kind in ("images", "captions"))
+        )
+    total = {
+        kind: sum(count.get(kind, 0) for count in check.counts.values()) for kind in ("images", "captions")
+    }
     table.add_section()
     table.add_row("included", f"{total['images']:,}", f"{total['captions']:,}", style="bold green")
     for group in check.excluded:

@@ -5,7 +5,6 @@ Among the first 1,000 photographs of Flickr8k (499,500 pairs) no pair is that ne
 bits; docs/data.md has what is found of copies, and where drawn scenes are taken for copies.
 """
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from typing import NamedTuple
@@ -47,14 +46,14 @@ def _as_int(bits: np.ndarray) -> int:
     return int.from_bytes(np.packbits(bits).tobytes())
 
 
-def near_groups(phashes: Sequence[int], dhashes: Sequence[int]) -> list[list[int]]:
+def near_groups(phashes: np.ndarray, dhashes: np.ndarray) -> list[list[int]]:
     """Group the numbers of images that look alike, directly or through others.
 
     Args:
         phashes: uint64 of each image.
         dhashes: As `phashes`.
     """
-    hashes = np.stack([np.asarray(phashes, np.uint64), np.asarray(dhashes, np.uint64)], axis=1)
+    hashes = np.stack([phashes, dhashes], axis=1)
     different, group_of = np.unique(hashes, axis=0, return_inverse=True)
     parents: dict[int, int] = {}
 

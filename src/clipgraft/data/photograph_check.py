@@ -86,14 +86,19 @@ class PhotographCheck:
     def duplicates(self) -> list[list[int]]:
         """Group the numbers of images with equal bytes."""
         contents = np.frombuffer(self._contents, np.uint64)
-        return [group for group in equal_groups(contents) if contents[group[0]] != UNREAD]
+        if not self.num_unreadable:
+            return equal_groups(contents)
+        places = np.flatnonzero(contents != UNREAD)
+        return [places[group].tolist() for group in equal_groups(contents[places])]
 
     def near_duplicates(self) -> list[list[int]] | None:
         """Group images that look alike, one of each content; None without hashes."""
         if not self._hashed:
             return None
-        contents, first = np.unique(np.frombuffer(self._contents, np.uint64), return_index=True)
-        places = np.sort(first[contents != UNREAD])
+        is_first = np.frombuffer(self._contents, np.uint64) != UNREAD
+        for group in self.duplicates():
+            is_first[group[1:]] = False
+        places = np.flatnonzero(is_first)
         hashes = (np.frombuffer(each, np.uint64)[places] for each in (self._phashes, self._dhashes))
         return [places[group].tolist() for group in near_groups(*hashes)]
 

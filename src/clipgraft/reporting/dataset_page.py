@@ -81,7 +81,7 @@ def render_page(check: DatasetCheck) -> str:
     """Return the page's HTML."""
     counts = check.counts
     num_images, num_captions = (
-        sum(counts[split][kind] for split in SPLITS) for kind in ("images", "captions")
+        sum(counts[split].get(kind, 0) for split in SPLITS) for kind in ("images", "captions")
     )
     splits = ", ".join(f"{counts[split]['images']:,} {split}" for split in SPLITS)
     return fill_template(
