@@ -26,7 +26,7 @@ NUM_IN_LANGUAGES = 1000
 NUM_CAPTIONS_EACH = 5
 """Captions of each of them."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_BUFFER = 1 << 20
+_BUFFER = 1 << 18
 """Words between two times that repeated ones are dropped."""
 
 

@@ -45,7 +45,7 @@ class PhotographCheck:
         """Image id -> reason."""
         self._damaged: list[Example] = []
         self._contents, self._splits = array("Q"), array("B")
-        self._phashes, self._dhashes = array("Q"), array("Q")
+        self._phashes, self._dhashes = array("Q"), array("Q")  # of those that were read
         self._hashed = decode and can_hash()
 
     def add(self, images: Sequence[CaptionedImage], pool: Executor) -> None:
@@ -61,10 +61,9 @@ class PhotographCheck:
 
     def _add(self, image: CaptionedImage, look: _Look) -> None:
         self._contents.append(look.content)
-        if self._hashed:
-            phash, dhash = look.hash or (0, 0)
-            self._phashes.append(phash)
-            self._dhashes.append(dhash)
+        if look.hash:
+            self._phashes.append(look.hash.phash)
+            self._dhashes.append(look.hash.dhash)
         if look.problem:
             self.num_unreadable += 1
             if self.num_unreadable <= MAX_UNREADABLE:
@@ -95,11 +94,13 @@ class PhotographCheck:
         """Group images that look alike, one of each content; None without hashes."""
         if not self._hashed:
             return None
-        is_first = np.frombuffer(self._contents, np.uint64) != UNREAD
+        read = np.flatnonzero(np.frombuffer(self._contents, np.uint64) != UNREAD)
+        is_copy = np.zeros(len(self._contents), bool)
         for group in self.duplicates():
-            is_first[group[1:]] = False
-        places = np.flatnonzero(is_first)
-        hashes = (np.frombuffer(each, np.uint64)[places] for each in (self._phashes, self._dhashes))
+            is_copy[group[1:]] = True
+        is_first = ~is_copy[read]
+        places = read[is_first]
+        hashes = (np.frombuffer(each, np.uint64)[is_first] for each in (self._phashes, self._dhashes))
         return [places[group].tolist() for group in near_groups(*hashes)]
 
     def findings(self, lookup: Lookup) -> Iterator[Finding]:
