@@ -26,7 +26,20 @@ STAGE_LABELS = {
 
 
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "Data": ("data.source", "data.include_unsplit", "data.max_train_images", "data.max_test_images", "seed"),
+    "Data": (
+        "data.source",
+        "data.include_unsplit",
+        "data.image_field",
+        "data.caption_field",
+        "data.separator",
+        "data.caption_extension",
+        "data.num_train_images",
+        "data.on_damaged",
+        "data.max_train_images",
+        "data.max_val_images",
+        "data.max_test_images",
+        "seed",
+    ),
     "Fine-tuning": (
         "clip.name",
         "finetune.num_epochs",
@@ -37,6 +50,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "finetune.warmup_steps",
         "finetune.weight_decay",
         "finetune.max_grad_norm",
+        "finetune.resize_mode",
+        "finetune.crop_scale",
     ),
     "Bridge": (
         "base.name",
@@ -45,6 +60,12 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "bridge.num_epochs",
         "bridge.learning_rate",
         "bridge.batch_size",
+    ),
+    "Refinement": (
+        "refine.num_epochs",
+        "refine.learning_rate",
+        "refine.batch_size",
+        "refine.crop",
     ),
     "Images": (
         "generate.seed",
@@ -56,10 +77,14 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
     "data.source": {"": FLATLAND8K},
+    "data.num_train_images": {0: ""},
     "data.max_train_images": {0: "all"},
+    "data.max_val_images": {0: "all"},
     "data.max_test_images": {0: "all"},
+    "finetune.resize_mode": {"": "CLIP's own"},
     "generate.negative_prompt": {"": "none"},
 }
+"""Settings that are empty and not named here are not shown."""
 
 
 def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
@@ -68,6 +93,7 @@ def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
         "Data": True,
         "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
         "Bridge": bool(run.bridge),
+        "Refinement": bool(run.refine),
         "Images": bool(run.images),
     }
     return {
@@ -76,9 +102,9 @@ def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
         if (has_results[title] or not run.is_single_stage)
         and (
             rows := [
-                (_label(key), setting_text(key, setting(run, key)))
+                (_label(key), text)
                 for key in keys
-                if setting(run, key) is not None
+                if (value := setting(run, key)) is not None and (text := setting_text(key, value))
             ]
         )
     }
