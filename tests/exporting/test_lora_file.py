@@ -1,5 +1,6 @@
 """A distilled text encoder as a LoRA, loaded by diffusers."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -156,6 +157,20 @@ def test_captions_that_are_gone_have_to_be_named(distilled, tmp_path):
     with pytest.raises(UserError, match=r"it is not recorded which captions .* --prompts-file"):
         export(replace(graft, lineage=NO_LINEAGE), tmp_path / "kite.safetensors", file_format="lora")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_learned_in_the_embeddings_are_told(distilled, tmp_path, capsys):
+    export(distilled, tmp_path / "whole.safetensors", file_format="lora", prompts=PROMPTS)
+    assert "outside the linear layers" not in capsys.readouterr().err
+    encoder = copy.deepcopy(distilled.text_encoder)
+    with torch.no_grad():
+        encoder.embeddings.token_embedding.weight.mul_(-3)
+    graft = replace(distilled, text_encoder=encoder)
+    export(graft, tmp_path / "poor.safetensors", file_format="lora", rank=4, prompts=PROMPTS)
+    said = capsys.readouterr()
+    assert "the words were learned outside the linear layers" in said.err
+    assert "--set distill.lora_rank=4" in said.err
+    assert "not in a LoRA: embeddings (changed by 3" in said.out
 
 
 def test_a_graft_has_no_lora_and_says_what_to_do(tmp_path, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from clipgraft.console import print_line
+from clipgraft.console import print_line, say
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.exporting import cards
@@ -74,6 +74,11 @@ def export(
         file, errors = build_lora(graft, base, out.stem, rank or DEFAULT_RANK, DTYPES[dtype], captions)
         for line in errors.lines():
             print_line(line)
+        if errors.is_poor:
+            say(
+                "the words were learned outside the linear layers, so this LoRA has little of them at any "
+                f"rank; distill with --set distill.lora_rank={rank or DEFAULT_RANK}"
+            )
         _write_file(graft, file, cards.lora_content(out.name, rank or DEFAULT_RANK, errors), out)
     else:
         with write_folder_atomically(out) as folder:

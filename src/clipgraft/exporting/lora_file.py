@@ -29,6 +29,9 @@ RANKS = (4, 8, 16, 32, 64)
 ENCODE_BATCH_SIZE = 32
 MAX_CAPTIONS = 128
 """Of each kind; the error of a share of captions is known well enough."""
+NO_LORA, ANY_RANK = "no LoRA", "any rank"
+POOR_SHARE = 0.5
+"""Of the error without a LoRA (a guess)."""
 KINDS = {True: "with new words", False: "without"}
 
 
@@ -76,6 +79,13 @@ class LoraErrors:
         changes = ", ".join(f"{kind} (changed by {value:.1%})" for kind, value in self.left_out.items())
         return [*lines, f"not in a LoRA: {changes}"]
 
+    @property
+    def is_poor(self) -> bool:
+        """Whether even all linear layers leave most of the change out."""
+        without, whole = (self.rows[name] for name in (NO_LORA, ANY_RANK))
+        kind = next(iter(without))
+        return (whole[kind] or 0.0) > POOR_SHARE * (without[kind] or 0.0)
+
 
 def build_lora(
     distilled: Graft, base: str, title: str, rank: int, dtype: torch.dtype | None, captions: Sequence[str]
@@ -99,12 +109,12 @@ def build_lora(
     difference = LinearDifference(before, after)
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in difference.lora(rank).items()}
     states = _States(distilled, captions)
-    rows = {"no LoRA": states.errors(before)}
+    rows = {NO_LORA: states.errors(before)}
     for each in sorted({*RANKS, rank}):
         rows[f"rank {each}"] = states.errors(
             difference.applied(tensors if each == rank else difference.lora(each))
         )
-    rows["any rank"] = states.errors(difference.applied(difference.lora(difference.full_rank)))
+    rows[ANY_RANK] = states.errors(difference.applied(difference.lora(difference.full_rank)))
     size = str(max(len(tensor) for name, tensor in tensors.items() if name.endswith("lora_down.weight")))
     is_known = is_stable_diffusion(before)
     architecture = f"{STABLE_DIFFUSION if is_known else public_name(distilled.base.name)}/lora"
