@@ -157,6 +157,13 @@ def test_wrong_sources_get_one_line(text, message):
     assert "\n" not in str(error.value)
 
 
+def test_sources_are_given_in_python_too(recipe):
+    sources = [each.model_dump() for each in recipe.data.sources]
+    assert load_dataset(sources=sources).fingerprint == load_dataset(recipe.data).fingerprint
+    with pytest.raises(UserError, match="are both set"):
+        load_dataset("/a", sources=sources)
+
+
 def test_source_and_sources_together_are_refused(recipe):
     with pytest.raises(UserError, match="are both set; leave one of them out"):
         load_dataset(recipe.data.updated({"source": "/a"}))

@@ -60,7 +60,8 @@ def load_dataset(
     else:
         given = DataSettings.build({"include_unsplit": include_unsplit, **settings})
     if given.sources:
-        return mix_sources(given, load_dataset)
+        named = {} if isinstance(source, DataSettings) else {"source": str(source)}
+        return mix_sources(given.updated(named), load_dataset)
     if isinstance(source, (str, Path, DataSettings)):
         dataset = _load(given.source if isinstance(source, DataSettings) else str(source), given)
     else:
