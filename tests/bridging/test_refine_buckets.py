@@ -18,6 +18,7 @@ from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
+from clipgraft.evaluation.variants import load_images
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from helpers import call
@@ -152,3 +153,15 @@ def test_square_images_have_the_batches_of_center(tmp_path, world, monkeypatch):
         assert refine_recipe(recipe, world["graft"], tmp_path / crop).num_steps == 2 * (24 // 5)
         ends.append(weights_of(tmp_path / crop))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_skipped_photographs_are_named_in_every_result(tmp_path, world):
+    data = shutil.copytree(world["data"], tmp_path / "data")
+    (data / "Images" / "0003.jpg").write_bytes(b"")
+    named = {"0003.jpg": "is empty (0 bytes)"}
+    recipe = recipe_of({**world, "data": data}, "data.on_damaged=skip", "refine.num_epochs=1")
+    bridge_recipe(recipe, tmp_path / "bridge")
+    refine_recipe(recipe, world["graft"], tmp_path / "refine")
+    for stage in ("bridge", "refine"):
+        assert json.loads((tmp_path / stage / "metrics.json").read_text())["damaged"] == named
+    assert load_images(recipe.data, is_flatland=False).record.damaged == named

@@ -1,7 +1,7 @@
 """Captions to fit and to measure a bridge on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipgraft.config import Recipe
@@ -30,6 +30,8 @@ class Captions:
     """At most 1,000; the training ones if there are no others."""
     source: str = "the captions given"
     """Name for messages."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Image id -> reason, of photographs that were skipped with their captions."""
 
 
 def load_captions(recipe: Recipe) -> Captions:
@@ -66,7 +68,8 @@ def choose_captions(
         source = f"{source}, with one in {HELD_OUT_EVERY} lines held out"
     train = train[: settings.max_captions or None]
     _check_number(len(train), source, settings.allow_few_captions)
-    return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], source)
+    damaged = given.damaged if isinstance(given, CaptionDataset) else {}
+    return Captions(train, (held_out or train)[:MAX_HELD_OUT_CAPTIONS], source, damaged)
 
 
 def split_captions(

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from clipgraft.bridging.corpus import Captions, choose_captions, load_captions
@@ -46,6 +46,8 @@ class BridgeResult(StageResult):
     """Token classes whose embeds hardly differ between captions any more."""
     num_captions: int
     num_held_out_captions: int
+    damaged: dict[str, str] = Field(default_factory=dict)
+    """Image id -> reason, of photographs that were skipped with their captions."""
     _graft: Graft | None = PrivateAttr(None)
 
     @property
@@ -203,6 +205,7 @@ def _fit(towers: Towers, captions: Captions, recipe: Recipe, folder: Path, resum
         collapsed=warn_of_collapse(residual or linear),
         num_captions=len(train_ids),
         num_held_out_captions=len(held_out_ids),
+        damaged=dict(captions.damaged),
     )
     result._graft = towers.graft(bridge)
     return result

@@ -9,7 +9,7 @@ from statistics import mean
 from types import MappingProxyType
 
 import numpy as np
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from clipgraft.bridging.fit import origins, stage_output
 from clipgraft.bridging.latents import LatentImages, encode_images
@@ -47,6 +47,8 @@ class RefineResult(StageResult):
     epoch_mean_loss: list[float | None]
     num_train_images: int
     mixed_precision: str
+    damaged: dict[str, str] = Field(default_factory=dict)
+    """Image id -> reason, of photographs that were skipped."""
     _graft: Graft | None = PrivateAttr(None)
 
     @property
@@ -201,6 +203,7 @@ def _refine(
         epoch_mean_loss=[*fitted.epoch_mean_loss],
         num_train_images=len(images.train),
         mixed_precision=fitted.mixed_precision,
+        damaged=dict(data.damaged),
     )
 
 

@@ -226,6 +226,8 @@ class Data(Record):
     num_train_images: int = 0
     num_reference_images: int = 0
     """Test images not described by a prompt; the reference of distances."""
+    damaged: dict[str, str] = {}
+    """Image id -> reason, of photographs that were skipped."""
 
 
 class Fidelity(Record):

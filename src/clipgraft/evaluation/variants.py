@@ -276,5 +276,6 @@ def load_images(data: CaptionDataset | DataSettings | None, *, is_flatland: bool
         split="test",
         num_images=len(test),
         num_train_images=len(train),
+        damaged=dict(dataset.damaged),
     )
     return Images(test, train, record)
