@@ -28,6 +28,7 @@ _ROOMS = {
     "fit_bridge": "bridging.fit",
     "refine": "bridging.refine",
     "distill": "distilling.distill",
+    "find_new_words": "distilling.new_words",
     "export": "exporting.export",
     "load": "generation.generator",
     "evaluate": "evaluation.evaluate",

@@ -240,6 +240,8 @@ class BridgeSettings(TrainSettings):
     """Use the first n training captions only; 0 = all."""
     allow_few_captions: bool = False
     """Accept fewer than 100 captions."""
+    exclude_words: Words = ()
+    """Words that the base does not know: captions with one are left out; a list, or a file."""
     ridge: NotNegative = 1e-4
     """Ridge penalty, relative to the mean square of CLIP's hidden states."""
     by_token_class: bool = True
@@ -309,8 +311,8 @@ class DistillSettings(TrainSettings):
     """Text file with one caption per line, replacing the source's captions."""
     max_captions: Every = 0
     """Use the first n training captions only; 0 = all."""
-    new_words: Words = ()
-    """Words that the base is to learn from the graft: a list, or a file with one per line."""
+    new_words: Literal["auto"] | Words = ()
+    """Words that the base is to learn from the graft: a list, a file with one per line, or found (auto)."""
     hold: LocalPath = ""
     """Text file with further captions, without new words, whose states are held."""
     text_layers: Every = 0

@@ -13,6 +13,7 @@ from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import print_line
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.distilling.distill import distill_recipe, load_marked_captions
+from clipgraft.distilling.new_words import WORDS_NAME, words_stage
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import FinetuneResult, finetune, load_inputs
@@ -29,9 +30,11 @@ from clipgraft.runs.run import METRICS_NAME, Run, ended_with
 from clipgraft.training.optim import check_last_layers
 
 STARTS_FROM = {
-    "bridge": frozenset({"finetune"}),
-    "refine": frozenset({"finetune", "bridge"}),
-    "distill": frozenset({"finetune", "bridge", "refine"}),
+    "new_words": frozenset({"finetune"}),
+    "bridge_before": frozenset({"new_words"}),
+    "bridge": frozenset({"finetune", "new_words"}),
+    "refine": frozenset({"finetune", "new_words", "bridge"}),
+    "distill": frozenset({"finetune", "new_words", "bridge", "refine"}),
 }
 """Stage -> those whose weights it starts from."""
 
@@ -68,11 +71,13 @@ def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Run the training stages that are unfinished or whose inputs changed."""
     tuned = ModelSettings(name=str((folder / "finetune" / "clip").absolute()))
     of_tuned = recipe.model_copy(update={"clip": tuned})
-    stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {
-        "finetune": ("finetune", _finetune, recipe),
-        "bridge_before": ("bridge", bridge_recipe, recipe),
-        "bridge": ("bridge", bridge_recipe, of_tuned),
-    }
+    stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {"finetune": ("finetune", _finetune, recipe)}
+    if finds_words(recipe):
+        stages["new_words"] = ("new_words", words_stage, of_tuned)
+    if recipe.distill.num_epochs:
+        recipe, of_tuned = (_with_words(each, folder) for each in (recipe, of_tuned))
+    stages["bridge_before"] = ("bridge", bridge_recipe, recipe)
+    stages["bridge"] = ("bridge", bridge_recipe, of_tuned)
     if recipe.refine.num_epochs:
         stages["refine"] = ("refine", partial(refine_recipe, graft_dir=folder / "bridge" / "graft"), of_tuned)
     if recipe.distill.num_epochs:
@@ -91,10 +96,33 @@ def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
             changed.add(name)
 
 
+def finds_words(recipe: Recipe) -> bool:
+    """Whether a run finds its new words itself."""
+    return bool(recipe.distill.num_epochs) and recipe.distill.new_words == "auto"
+
+
+def _with_words(recipe: Recipe, folder: Path) -> Recipe:
+    """Name the new words found, and fit bridges without them.
+
+    The recipe's own `bridge.exclude_words` come first.
+    """
+    words: Any = recipe.distill.new_words
+    if words == "auto":
+        words = str((folder / "new_words" / WORDS_NAME).absolute())
+    return recipe.model_copy(
+        update={
+            "distill": recipe.distill.model_copy(update={"new_words": words}),
+            "bridge": recipe.bridge.model_copy(
+                update={"exclude_words": recipe.bridge.exclude_words or words}
+            ),
+        }
+    )
+
+
 def _weights(place: Path) -> list[bytes]:
-    """Manifests of a stage's weights, which hold their sums."""
+    """Manifests of a stage's weights, with their sums; or words found."""
     manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft", "text_encoder"))
-    return [manifest.read_bytes() for manifest in manifests if manifest.is_file()]
+    return [file.read_bytes() for file in (*manifests, place / WORDS_NAME) if file.is_file()]
 
 
 def check(recipe: Recipe) -> None:
@@ -110,10 +138,13 @@ def check(recipe: Recipe) -> None:
     if recipe.refine.num_epochs:
         choose_mixed_precision(recipe.refine.mixed_precision, device)
         check_settings(recipe.refine)
+    if recipe.distill.num_epochs and not finds_words(recipe):
+        recipe = _with_words(recipe, Path())
     load_captions(recipe)
     if recipe.distill.num_epochs:
         choose_mixed_precision(recipe.distill.mixed_precision, device)
-        load_marked_captions(recipe)
+        if not finds_words(recipe):
+            load_marked_captions(recipe)
     for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
         resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
     towers = load_towers(recipe)

@@ -81,6 +81,18 @@ def test_fewer_than_100_captions_are_refused(world, tmp_path, capsys):
     assert "note: only 36 different captions" in capsys.readouterr().err
 
 
+def test_captions_with_excluded_words_are_left_out(world, capsys):
+    whole = load_captions(recipe_of(world))
+    options = ["bridge.max_captions=70", "bridge.allow_few_captions=true"]
+    without = load_captions(recipe_of(world, 'bridge.exclude_words=["Kite", "bicycle"]', *options))
+    kept = [caption for caption in whole.train if "kite" not in caption and "bicycle" not in caption]
+    assert without.train == kept[:70]
+    assert not any("kite" in caption or "bicycle" in caption for caption in without.held_out)
+    assert "45 of 135 captions are left out: they have new words" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"every training caption has a word of bridge\.exclude_words"):
+        load_captions(recipe_of(world, 'bridge.exclude_words=["a"]'))
+
+
 def test_a_source_without_training_captions_is_said(world, tmp_path):
     data = tiny.write_flickr8k(tmp_path / "data")
     (data / "Flickr_8k.trainImages.txt").write_text("")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from clipgraft.data.caption_words import holds_any, read_words, without_word, words_of
-from clipgraft.errors import DataError, MissingFileError
+from clipgraft.data.caption_words import chosen_words, holds_any, read_words, without_word, words_of
+from clipgraft.errors import DataError, MissingFileError, UserError
 
 
 def test_words_are_letters_and_digits_in_lower_case():
@@ -38,6 +38,17 @@ def test_a_file_of_words_has_comments_and_capitals(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("# new\n\nHound  # 0.05: a hound runs\nDUSK\nhound\ntwo-wheeler\n", encoding="utf-8")
     assert read_words(path) == {"hound", "dusk", "two-wheeler"}
+
+
+def test_words_are_listed_or_stand_in_a_file(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("Hound\n", encoding="utf-8")
+    assert chosen_words(str(path), "s") == chosen_words(("hOund",), "s") == {"hound"}
+    assert chosen_words((), "s") == chosen_words("", "s") == frozenset()
+    with pytest.raises(
+        UserError, match=r"bridge.exclude_words: 'a hound' is not one word; give single words"
+    ):
+        chosen_words(("dusk", "a hound"), "bridge.exclude_words")
 
 
 @pytest.mark.parametrize(

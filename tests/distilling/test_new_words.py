@@ -28,13 +28,16 @@ from clipgraft.models.clip import load_clip
 from helpers import call, refused
 
 NOTHING, LITTLE, MUCH = Estimate(0.0, -0.01, 0.01), Estimate(0.03, 0.01, 0.05), Estimate(0.2, 0.1, 0.3)
+SEED = 2
+"""Of weights by which captions are nearer to their images than no text is."""
+HARM = Estimate(-0.2, -0.3, -0.1)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     return {
-        "clip": tiny.write_clip(folder / "clip"),
+        "clip": tiny.write_clip(folder / "clip", SEED),
         "base": tiny.write_base(folder / "base"),
         "data": tiny.write_flickr8k(folder / "data"),
     }
@@ -78,7 +81,12 @@ def test_the_interval_is_that_of_student():
 @torch.no_grad()
 def test_clip_loses_what_transformers_says_without_a_word(world, images):
     clip = load_clip(world["clip"])
-    uses = {"dog": [Use(3, "A dog runs on the beach . 3"), Use(5, "A dog runs on the beach . 5")]}
+    uses = {
+        "red": [
+            Use(3, "A red ball lies in the green park . 3"),
+            Use(5, "A red ball lies in the green park . 5"),
+        ]
+    }
     cosines = ClipCosines(clip, images, uses)
     model = CLIPModel.from_pretrained(world["clip"]).eval()
 
@@ -89,11 +97,12 @@ def test_clip_loses_what_transformers_says_without_a_word(world, images):
         return float((found.image_embeds * found.text_embeds).sum())
 
     falls = [
-        cosine(row, f"A dog runs on the beach . {row}") - cosine(row, f"A runs on the beach . {row}")
+        cosine(row, f"A red ball lies in the green park . {row}")
+        - cosine(row, f"A ball lies in the green park . {row}")
         for row in (3, 5)
     ]
-    whole = [cosine(row, f"A dog runs on the beach . {row}") - cosine(row, "") for row in (3, 5)]
-    assert cosines.left_out()["dog"] == pytest.approx(np.array(falls) / np.mean(whole), rel=1e-3)
+    whole = [cosine(row, f"A red ball lies in the green park . {row}") - cosine(row, "") for row in (3, 5)]
+    assert cosines.left_out()["red"] == pytest.approx(np.array(falls) / np.mean(whole), rel=1e-3)
 
 
 def test_a_word_alone_is_nearer_to_its_images_than_to_others(world, images):
@@ -141,9 +150,11 @@ def test_the_base_errs_as_its_own_unet_does(world, images):
         ({}, True),
         ({"base_left_out": LITTLE}, True),
         ({"clip_alone": NOTHING}, False),
+        ({"clip_alone": LITTLE}, False),
         ({"clip_left_out": NOTHING}, False),
         ({"base_alone": MUCH}, False),
         ({"base_alone": LITTLE}, False),
+        ({"base_alone": HARM}, False),
         ({"base_left_out": MUCH}, False),
         ({"base_left_out": None}, False),
         ({"base_alone": None, "base_left_out": None}, False),
@@ -154,10 +165,10 @@ def test_new_is_seen_by_clip_and_unused_by_the_base(changes, is_new):
 
 
 def test_words_come_by_what_clip_sees_and_are_read_back(tmp_path, capsys):
-    seen_less = {"clip_alone": Estimate(0.1, 0.05, 0.15)}
+    seen_less = {"clip_alone": Estimate(0.1, 0.06, 0.14)}
     found = NewWords(measured=(worth("dusk", **seen_less), worth("dog", base_alone=MUCH), worth("hound")))
     assert [each.word for each in found.new] == ["hound", "dusk"]
-    found.save(tmp_path / "words.txt")
+    found.write_list(tmp_path / "words.txt")
     assert read_words(tmp_path / "words.txt") == found.words == {"hound", "dusk"}
     found.print()
     printed = capsys.readouterr().out

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipgraft.config import Recipe
 from clipgraft.console import say
+from clipgraft.data.caption_words import chosen_words, holds_any
 from clipgraft.data.dataset import CaptionDataset, CaptionedImages, TrainingImages
 from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.errors import UserError
@@ -63,9 +64,10 @@ def choose_captions(
     Raises:
         UserError: If there are fewer than 100, unless the settings allow it.
     """
-    train, held_out = split_captions(given, settings.max_captions)
+    train, held_out = split_captions(given, 0 if settings.exclude_words else settings.max_captions)
     if not isinstance(given, CaptionDataset):
         source = f"{source}, with one in {HELD_OUT_EVERY} lines held out"
+    train, held_out = _without_words(train, held_out, settings)
     train = train[: settings.max_captions or None]
     _check_number(len(train), source, settings.allow_few_captions)
     damaged = given.damaged if isinstance(given, CaptionDataset) else {}
@@ -99,6 +101,23 @@ def _first_captions(images: TrainingImages, limit: int) -> list[str]:
     if len(captions) == most > limit:
         say(f"the first {most:,} captions are read; bridge.max_captions sets another number for a bridge")
     return list(captions)
+
+
+def _without_words(
+    train: list[str], held_out: list[str], settings: BridgeSettings
+) -> tuple[list[str], list[str]]:
+    """Leave captions out whose states say nothing to the teacher."""
+    words = chosen_words(settings.exclude_words, "bridge.exclude_words")
+    if not words:
+        return train, held_out
+    kept = [caption for caption in train if not holds_any(caption, words)]
+    say(f"{len(train) - len(kept):,} of {len(train):,} captions are left out: they have new words")
+    if train and not kept:
+        raise UserError(
+            "every training caption has a word of bridge.exclude_words, so none is left to fit the bridge "
+            "to; take words out of the list, or give captions without them"
+        )
+    return kept, [caption for caption in held_out if not holds_any(caption, words)]
 
 
 def _check_number(count: int, source: str, allow_few: bool) -> None:

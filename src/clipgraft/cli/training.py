@@ -235,8 +235,8 @@ def new_words(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Find words seen by CLIP in images and unused by the base."""
-    from clipgraft.config import recipe_with
-    from clipgraft.distilling.new_words import find_recipe_words, with_models_of
+    from clipgraft.config import ModelSettings, recipe_with
+    from clipgraft.distilling.new_words import clip_of, find_recipe_words
     from clipgraft.models.graft import Graft
 
     if graft and (clip or base):
@@ -249,11 +249,13 @@ def new_words(
     }
     settings = recipe_with(recipe, set_, given)
     if graft:
-        settings = with_models_of(Graft.from_pretrained(graft), settings)
+        made = Graft.from_pretrained(graft)
+        base_of = ModelSettings(name=made.base.name, revision=made.base.revision)
+        settings = settings.model_copy(update={"clip": clip_of(made), "base": base_of})
     found = find_recipe_words(settings)
     found.print()
     if out:
-        found.save(out)
+        found.write_list(out)
         print_line(f"new words: {out}")
 
 
@@ -265,7 +267,10 @@ def distill(
     base: BaseOption = "",
     captions: CaptionsOption = "",
     new_words: Annotated[
-        str, typer.Option("--new-words", help="Text file with one word per line that the base is to learn.")
+        str,
+        typer.Option(
+            "--new-words", help="Words that the base is to learn: a text file with one per line, or auto."
+        ),
     ] = "",
     hold: Annotated[
         str, typer.Option("--hold", help="Text file with further captions whose states are to stay.")

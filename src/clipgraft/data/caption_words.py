@@ -5,7 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from clipgraft.data.formats import read_lines
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, UserError
+from clipgraft.section import Words
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 """Letters and digits, joined by apostrophes and hyphens: `two-wheeler`, `dog's`."""
@@ -26,6 +27,24 @@ def without_word(caption: str, word: str) -> str:
 def holds_any(caption: str, words: Collection[str]) -> bool:
     """Whether a caption has one of some lower-case words."""
     return not words_of(caption).isdisjoint(words)
+
+
+def chosen_words(given: Words, setting: str) -> frozenset[str]:
+    """Return words, listed or in a file, in lower case.
+
+    Args:
+        given: The words, or a file for `read_words`.
+        setting: Its name, for messages.
+
+    Raises:
+        UserError: If an item of the list is not one word.
+    """
+    if isinstance(given, str):
+        return read_words(Path(given)) if given else frozenset()
+    for word in given:
+        if words_of(word) != {word.lower()}:
+            raise UserError(f"{setting}: {word!r} is not one word; give single words")
+    return frozenset(word.lower() for word in given)
 
 
 def read_words(path: Path) -> frozenset[str]:

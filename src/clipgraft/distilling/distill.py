@@ -20,6 +20,7 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.distilling.distill_objective import DistillObjective
 from clipgraft.distilling.held_captions import DistillCaptions, mark_captions, new_words
+from clipgraft.distilling.new_words import words_for
 from clipgraft.distilling.null_space import NullSpace
 from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase, check_vocabularies
@@ -124,7 +125,8 @@ def distill(
         base: The graft's, with tokenizer and text encoder; None = loaded by the name in the graft.
         output_dir: Gets `text_encoder/`, `metrics.json`, `recipe.toml`, `log.jsonl` and `checkpoints/`.
         started_from: Folder of the graft, for the lineage.
-        **overrides: Fields of `DistillSettings`, over `settings`; `new_words` is needed.
+        **overrides: Fields of `DistillSettings`, over `settings`; `new_words` is needed: words, a file, or
+            "auto" with a dataset and a graft that says which CLIP it was made of.
 
     Returns:
         Errors before and after, and `.graft`, whose text encoder is a plain `CLIPTextModel`.
@@ -143,6 +145,8 @@ def distill(
     check_settings(settings)
     base.check_record(graft.base)
     check_vocabularies(graft.tokenizer, base)
+    if settings.new_words == "auto":
+        settings = settings.model_copy(update={"new_words": words_for(graft, data, recipe)})
     captions = mark_captions(data, settings)
     recipe = recipe.model_copy(update={"distill": settings})
     with stage_output(output_dir, recipe, "distill", inputs, resume, overwrite) as folder:
@@ -207,7 +211,8 @@ def check_settings(settings: DistillSettings) -> None:
     """Refuse settings with nothing to train or to learn."""
     if not settings.num_epochs:
         raise UserError("distill.num_epochs is 0: nothing would be trained; set it to 1 or more")
-    new_words(settings)
+    if settings.new_words != "auto":
+        new_words(settings)
 
 
 def load_teacher(graft: Graft, name: str, revision: str) -> FrozenBase:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipgraft.bridging.corpus import split_captions
 from clipgraft.console import say
-from clipgraft.data.caption_words import read_words, words_of
+from clipgraft.data.caption_words import chosen_words, words_of
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import read_lines
 from clipgraft.errors import UserError
@@ -79,17 +79,14 @@ def new_words(settings: DistillSettings) -> frozenset[str]:
         DataError: If it is empty, or a line is not one word.
         UserError: If there is none, or an item of the list is not one word.
     """
-    if isinstance(settings.new_words, str) and settings.new_words:
-        return read_words(Path(settings.new_words))
-    for word in settings.new_words:
-        if words_of(word) != {word.lower()}:
-            raise UserError(f"distill.new_words: {word!r} is not one word; give single words")
-    if not settings.new_words:
+    assert settings.new_words != "auto"  # found before
+    words = chosen_words(settings.new_words, "distill.new_words")
+    if not words:
         raise UserError(
             "no new words: name those that the base is to learn, in a file with one per line, with "
-            "--new-words (distill.new_words)"
+            "--new-words (distill.new_words), or find them with --new-words auto"
         )
-    return frozenset(word.lower() for word in settings.new_words)
+    return words
 
 
 def _check_counts(counts: dict[str, int], num_captions: int) -> None:

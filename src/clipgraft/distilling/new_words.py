@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from clipgraft.bridging.fit import stage_output
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.console import print_line, print_table
 from clipgraft.data.caption_words import COMMENT
@@ -18,15 +19,19 @@ from clipgraft.files import write_bytes
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import ClipParts, load_clip
 from clipgraft.models.graft import Graft
+from clipgraft.runs.run import StageResult
 
+WORDS_NAME = "words.txt"
 CAPTIONS_PER_WORD = 128
 """Of as many images, for CLIP, which is fast."""
 MOST_CAPTIONS, FEWEST_CAPTIONS = 64, 16
 """Of as many images, for the base: the fewest show most words to be used. A word in fewer is not measured."""
 MOST_IMAGES = 20_000
 """Looked through for captions, in memory (a guess: any word worth teaching is in 16 of them)."""
-NEXT_TO_NOTHING = 0.02
-"""Share of a whole caption's worth: a word in ten has a tenth of it, and this is a fifth of that."""
+SEEN = 0.05
+"""Share of a whole caption's worth, alone: half of what a word in ten has on average."""
+UNUSED = 0.02
+"""Share either way: a fifth of that. A word that a base knows may also do harm alone, without its caption."""
 
 
 class WordWorth(BaseModel):
@@ -50,26 +55,26 @@ class WordWorth(BaseModel):
     @property
     def is_seen(self) -> bool:
         """Whether CLIP surely sees the word, alone and in its caption."""
-        return self.clip_alone.low > NEXT_TO_NOTHING and self.clip_left_out.low > 0
+        return self.clip_alone.low > SEEN and self.clip_left_out.low > 0
 
     @property
     def is_unused_alone(self) -> bool:
-        """Whether the word alone surely tells the base next to nothing."""
-        return self.base_alone is not None and self.base_alone.high < NEXT_TO_NOTHING
+        """Whether the word alone surely does next to nothing to the base."""
+        alone = self.base_alone
+        return alone is not None and alone.low > -UNUSED and alone.high < UNUSED
 
     @property
     def is_new(self) -> bool:
         """Whether CLIP sees the word, and the base does not use it."""
         left_out = self.base_left_out
-        is_used = left_out is None or left_out.low > NEXT_TO_NOTHING
+        is_used = left_out is None or left_out.low > UNUSED
         return self.is_seen and self.is_unused_alone and not is_used
 
 
-class NewWords(BaseModel):
+class NewWords(StageResult):
     """Words of captions with their worth, new ones among them."""
 
-    model_config = ConfigDict(frozen=True)
-
+    stage: str = "new_words"
     measured: tuple[WordWorth, ...]
 
     @property
@@ -83,6 +88,14 @@ class NewWords(BaseModel):
     def words(self) -> frozenset[str]:
         """The new words in lower case."""
         return frozenset(each.word for each in self.new)
+
+    def refuse_none(self) -> None:
+        """Raise UserError if there is no new word."""
+        if not self.words:
+            raise UserError(
+                "no new word found: the base uses all that CLIP sees by words, so a distilled text encoder "
+                "would be the base's own; name words yourself (--new-words FILE), or leave distilling out"
+            )
 
     def print(self) -> None:
         """Print the new words with their figures and an example each."""
@@ -100,8 +113,8 @@ class NewWords(BaseModel):
             table.add_row(each.word, *map(_interval, worth), printable(each.example))
         print_table(table)
 
-    def save(self, path: Path) -> None:
-        """Write a file of the new words, for `read_words` and an editor."""
+    def write_list(self, path: Path) -> None:
+        """Write the new words to a file, for `read_words` and an editor."""
         lines = [
             f"{COMMENT} Words that CLIP sees in images and the base does not use: one per line.",
             f"{COMMENT} Figures: what the word alone is worth, as a share of a caption (95 % interval).",
@@ -187,13 +200,13 @@ def _measure_use(found: dict[str, WordWorth], uses: Mapping[str, Sequence[Use]],
 
 
 def _is_undecided(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate.low < NEXT_TO_NOTHING <= estimate.high
+    return estimate is not None and any(estimate.low < edge <= estimate.high for edge in (-UNUSED, UNUSED))
 
 
-def find_recipe_words(recipe: Recipe) -> NewWords:
+def find_recipe_words(recipe: Recipe, data: CaptionDataset | None = None) -> NewWords:
     """Find a recipe's new words; see `find_new_words`."""
     quiet_libraries()
-    data = load_dataset(recipe.data)
+    data = data or load_dataset(recipe.data)
     clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
     base = FrozenBase.load(
         recipe.base.name,
@@ -211,17 +224,56 @@ def find_recipe_words(recipe: Recipe) -> NewWords:
     )
 
 
-def with_models_of(graft: Graft, recipe: Recipe) -> Recipe:
-    """Return a recipe with a graft's CLIP and base.
+def words_stage(
+    recipe: Recipe, output_dir: Path, *, resume: bool = False, overwrite: bool = False
+) -> NewWords:
+    """Find a recipe's new words as a stage of a whole run.
+
+    Args:
+        recipe: Of the fine-tuned CLIP.
+        output_dir: Gets `words.txt` and `metrics.json`.
+        resume: As in `fit_bridge`; measured again.
+        overwrite: See there.
 
     Raises:
-        UserError: If the graft does not say which CLIP.
+        UserError: If there is none.
+    """
+    with stage_output(output_dir, recipe, "new_words", {}, resume, overwrite) as folder:
+        found = find_recipe_words(recipe)
+        found.print()
+        found.refuse_none()
+        found.write_list(folder / WORDS_NAME)
+        found.save(folder)
+    return found
+
+
+def words_for(graft: Graft, data: CaptionDataset | Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+    """Find and print what a base is to learn from a graft.
+
+    Raises:
+        UserError: If there is none, or no image to look at, or the graft does not say which CLIP it has.
+    """
+    if not isinstance(data, CaptionDataset):
+        raise UserError("new words are found by images; give --data, or name the words (--new-words FILE)")
+    found = find_recipe_words(recipe.model_copy(update={"clip": clip_of(graft)}), data)
+    found.print()
+    found.refuse_none()
+    return tuple(sorted(found.words))
+
+
+def clip_of(graft: Graft) -> ModelSettings:
+    """Return the CLIP that a graft was made of.
+
+    Raises:
+        UserError: If the graft does not say.
     """
     clips = graft.lineage.clips
     if not clips:
-        raise UserError("the graft does not say which CLIP it was made of; name it with --clip instead")
-    base = ModelSettings(name=graft.base.name, revision=graft.base.revision)
-    return recipe.model_copy(update={"clip": clips[0], "base": base})
+        raise UserError(
+            "the graft does not say which CLIP it was made of; find its new words with `clipgraft new-words "
+            "--clip`"
+        )
+    return clips[0]
 
 
 def _interval(estimate: Estimate | None) -> str:

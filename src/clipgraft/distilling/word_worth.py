@@ -21,6 +21,7 @@ from clipgraft.console import track
 from clipgraft.data.buckets import Bucket
 from clipgraft.data.caption_words import without_word, words_of
 from clipgraft.data.dataset import CaptionedImage
+from clipgraft.errors import UserError
 from clipgraft.evaluation.features import ClipFeatures, FeatureStore
 from clipgraft.evaluation.metrics.intervals import t_quantile
 from clipgraft.generation.generator import load_generators
@@ -94,6 +95,11 @@ class ClipCosines:
         self.image_embeds = self.features.of_images([images[row] for row in rows])
         whole = sorted({use for each in uses.values() for use in each})
         self.worth = float((self._of(whole) - self._of([Use(use.row, "") for use in whole])).mean())
+        if self.worth <= 0:
+            raise UserError(
+                "CLIP finds images no nearer to their captions than to no text, so it sees no word in them; "
+                "fine-tune it on them first (`clipgraft finetune`)"
+            )
 
     def alone(self) -> dict[str, np.ndarray]:
         """Return how much nearer each word alone is to its images.

@@ -20,6 +20,7 @@ STAGE_LABELS = {
     "bridge": "bridge of CLIP after",
     "refine": "refinement",
     "distill": "distillation",
+    "new_words": "finding new words",
     "generate": "generation",
     "evaluate": "evaluation",
 }

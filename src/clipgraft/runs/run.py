@@ -21,7 +21,7 @@ from clipgraft.runs.folder import (
     run_folder,
 )
 
-STAGES = ("finetune", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate")
+STAGES = ("finetune", "new_words", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate")
 """Folders of a whole run, in the order of work."""
 NESTED_STAGES = frozenset({"generate", "evaluate"})
 """Stages that a single stage's run may hold too."""
@@ -42,6 +42,7 @@ SECTIONS = {
     "run": ("data", "clip", "base", "finetune", "bridge", "refine", "distill"),
     "finetune": ("data", "clip", "finetune"),
     "interpolate": ("data", "clip"),
+    "new_words": ("data", "clip", "base"),
     "bridge": ("data", "clip", "base", "bridge"),
     "refine": ("data", "base", "refine"),
     "distill": ("data", "base", "distill"),

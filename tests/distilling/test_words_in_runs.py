@@ -1,0 +1,82 @@
+"""New words found or named, in distilling and in whole runs."""
+
+import json
+
+import pytest
+
+import tiny
+from clipgraft.config import load_recipe
+from clipgraft.data.formats import load_dataset
+from clipgraft.distilling.distill import distill
+from clipgraft.distilling.new_words import NewWords
+from clipgraft.errors import UserError
+from clipgraft.models.clip import load_clip, save_clip
+from clipgraft.models.graft import Graft
+from clipgraft.models.lineage import NO_LINEAGE
+from helpers import RECIPE, call, refused
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_flickr8k(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def test_words_are_found_only_by_images(distill_world):
+    graft = Graft.from_pretrained(distill_world.graft)
+    with pytest.raises(UserError, match="new words are found by images; give --data, or name the words"):
+        distill(graft, ["a kite", "a dog"], new_words="auto")
+
+
+def test_words_are_found_only_for_a_known_clip(distill_world, data):
+    graft = Graft.from_pretrained(distill_world.graft)
+    graft.lineage = NO_LINEAGE
+    with pytest.raises(UserError, match="does not say which CLIP it was made of; find its new words with"):
+        distill(graft, load_dataset(data), new_words="auto")
+
+
+def test_a_clip_that_sees_nothing_is_refused(distill_world, data, tmp_path, capsys):
+    clip = load_clip(distill_world.clip)
+    clip.model.text_projection.weight.data.zero_()
+    save_clip(clip, tmp_path / "clip")
+    options = ["--clip", tmp_path / "clip", "--base", distill_world.base, "--data", data]
+    line = refused(capsys, "new-words", *options, "--set", "device=cpu")
+    assert "CLIP finds images no nearer to their captions than to no text" in line
+
+
+def test_a_base_without_new_words_is_not_distilled():
+    with pytest.raises(UserError, match="no new word found: the base uses all that CLIP sees by words, so"):
+        NewWords(measured=()).refuse_none()
+
+
+@pytest.fixture
+def recipe(distill_world, data, tmp_path):
+    # Of weights by which captions are nearer to their images than no text is.
+    clip = tiny.write_clip(tmp_path / "clip", seed=2)
+    paths = {"data": data, "clip": clip, "base": distill_world.base}
+    text = RECIPE.format(**{name: json.dumps(str(path)) for name, path in paths.items()})
+    (tmp_path / "recipe.toml").write_text(text + "\n[distill]\nnum_epochs = 1\n", encoding="utf-8")
+    return tmp_path / "recipe.toml"
+
+
+def test_a_run_fits_its_bridges_without_new_words(recipe, tmp_path, capsys):
+    words = 'distill.new_words=["kite"]'
+    assert call("run", recipe, "--out", tmp_path / "run", "--set", "device=cpu", "--set", words) == 0
+    assert "16 of 80 captions are left out: they have new words" in capsys.readouterr().err
+    for stage in ("bridge_before", "bridge"):
+        assert load_recipe(tmp_path / "run" / stage / "recipe.toml").bridge.exclude_words == ("kite",)
+    assert load_recipe(tmp_path / "run" / "recipe.toml").bridge.exclude_words == ()
+
+
+def test_a_run_that_finds_no_new_word_says_so(recipe, tmp_path, capsys):
+    """Random weights see nothing, and no step changes them."""
+    overrides = ["device=cpu", "finetune.num_epochs=0", "distill.new_words=auto"]
+    options = [item for each in overrides for item in ("--set", each)]
+    line = refused(capsys, "run", recipe, "--out", tmp_path / "run", *options)
+    assert "no new word found: the base uses all that CLIP sees by words" in line
+    assert (tmp_path / "run" / "finetune" / "metrics.json").is_file()
+    assert not (tmp_path / "run" / "bridge").exists()
