@@ -117,7 +117,7 @@ class NewWords(StageResult):
         """Write the new words to a file, for `read_words` and an editor."""
         lines = [
             f"{COMMENT} Words that CLIP sees in images and the base does not use: one per line.",
-            f"{COMMENT} Figures: what the word alone is worth, as a share of a caption (95 % interval).",
+            f"{COMMENT} Figures: what the word alone is worth, as a share of a caption, ± 95 %.",
         ]
         width = max((len(each.word) for each in self.new), default=0)
         for each in self.new:
@@ -278,4 +278,4 @@ def clip_of(graft: Graft) -> ModelSettings:
 
 def _interval(estimate: Estimate | None) -> str:
     assert estimate
-    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{estimate.mean:.3f} ± {estimate.high - estimate.mean:.3f}"
