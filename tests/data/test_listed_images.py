@@ -14,6 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from clipgraft.data import listing_tables
+from clipgraft.data.check import check_dataset
 from clipgraft.data.dataset import CaptionDataset, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.listed_images import ListedImages
@@ -301,6 +302,18 @@ def test_json_lines_that_change_their_type_are_one_line(images, monkeypatch):
         as_listing(monkeypatch, images / "list.jsonl")
     (images / "list.jsonl").unlink()
     assert "\n" not in str(raised.value)
+
+
+def test_training_images_alone_are_checked_without_a_pass(images, monkeypatch):
+    """As fine-tuning does before its first step: nothing is held, and nothing is read."""
+    rows = [[name_of(n), "text", "train"] for n in range(NUM_IMAGES)]
+    write_rows(images / "list.csv", ",", ["image", "caption", "split"], rows)
+    data = as_listing(monkeypatch, images / "list.csv")
+    (images / "list.csv").unlink()
+    monkeypatch.setattr(ListedImages, "epoch", None)
+    check = check_dataset(data, read_images=False)
+    assert check.counts["train"]["images"] == NUM_IMAGES
+    assert (check.findings, check.duplicates, check.samples) == ((), (), ())
 
 
 def test_a_stated_number_of_images_is_refused(images, monkeypatch):

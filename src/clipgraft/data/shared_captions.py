@@ -40,6 +40,8 @@ def shared_captions(
         splits: Index in `SPLITS`, by number of an image.
         lookup: Finds images by number.
     """
+    if not len(keys):  # all images are those of a stream that is not passed over
+        return None
     repeats = find_repeats(keys)
     ceilings = _ceilings(keys, images, same_image, splits)
     keys, images = _distinct_pairs(keys[repeats.places], same_image[images[repeats.places]])
