@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipgraft.config import load_recipe, named_paths, recipe_with, to_toml
+from clipgraft.data.check import iter_images, num_images
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.mixed import MixedImages, Part
@@ -122,6 +123,17 @@ def test_sources_of_a_recipe_become_one_dataset(recipe, tmp_path):
     second = f"{tmp_path}/two/photos (caption files beside images), 2 training images x 2.5"
     assert dataset.files["photos-2"] == second
     assert dataset.origin == DataSettings(sources=recipe.data.sources)
+
+
+def test_check_looks_at_every_image_once_whatever_its_weight(recipe):
+    dataset = load_dataset(recipe.data)
+    assert num_images(dataset) == 8
+    names = [image.image_id for image in iter_images(dataset)]
+    assert sorted(names) == sorted(
+        f"{name}/{place}.jpg"
+        for name in ("photos", "photos-2")
+        for place in ("train/0", "train/1", "val/2", "test/3")
+    )
 
 
 def test_recipe_of_several_sources_is_read_back_equal(recipe, tmp_path):

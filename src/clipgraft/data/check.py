@@ -12,8 +12,16 @@ from typing import Any
 from clipgraft.console import track
 from clipgraft.data.caption_check import CaptionCheck, Lengths
 from clipgraft.data.caption_languages import can_tell_languages
-from clipgraft.data.dataset import CONTEXT_LENGTH, SPLITS, CaptionDataset, CaptionedImage, Split
+from clipgraft.data.dataset import (
+    CONTEXT_LENGTH,
+    SPLITS,
+    CaptionDataset,
+    CaptionedImage,
+    Split,
+    TrainingImages,
+)
 from clipgraft.data.findings import Finding
+from clipgraft.data.mixed import MixedImages
 from clipgraft.data.near_duplicates import can_hash
 from clipgraft.data.photograph_check import PhotographCheck
 from clipgraft.errors import printable
@@ -209,14 +217,21 @@ class _Scan:
 
 def num_images(dataset: CaptionDataset) -> int:
     """Return the number of images; a source of many states its own."""
-    return len(dataset.images) + (0 if dataset.streamed is None else len(dataset.streamed))
+    streamed = _streamed(dataset)
+    return len(dataset.images) + (0 if streamed is None else len(streamed))
 
 
 def iter_images(dataset: CaptionDataset) -> Iterator[CaptionedImage]:
     """Yield all images in one order, those not in memory last."""
     yield from dataset.images
-    if dataset.streamed is not None:
-        yield from (image for _, image in dataset.streamed.epoch(0, 0))
+    streamed = _streamed(dataset)
+    if streamed is not None:
+        yield from (image for _, image in streamed.epoch(0, 0))
+
+
+def _streamed(dataset: CaptionDataset) -> TrainingImages | None:
+    """Return training images not in memory, of several sources each once."""
+    return dataset.streamed.unweighted if isinstance(dataset.streamed, MixedImages) else dataset.streamed
 
 
 def _count_tokens(captions: Sequence[str], tokenizer: Callable[..., Any]) -> list[int]:

@@ -97,6 +97,11 @@ class MixedImages:
                 yield caption
 
     @property
+    def unweighted(self) -> "MixedImages":
+        """The same sources with each image once in an epoch."""
+        return MixedImages([replace(part, weight=1.0) for part in self.parts])
+
+    @property
     def held(self) -> CaptionedImages | None:
         """All images, if those of every source are in memory."""
         if not all(isinstance(part.images, CaptionedImages) for part in self.parts):
