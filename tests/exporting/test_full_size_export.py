@@ -25,7 +25,7 @@ def export_measured(*arguments: object) -> None:
     _, status, usage = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     peak, seconds = usage.ru_maxrss * 1024, time.monotonic() - started
-    print(f"{arguments[-1]}: {seconds:.0f} s, peak {peak / 1e9:.1f} GB, mapped files included")  # noqa: T201
+    print(f"{arguments[-3:]}: {seconds:.0f} s, peak {peak / 1e9:.1f} GB, mapped files included")  # noqa: T201
     assert peak < MAX_PEAK_BYTES
 
 
