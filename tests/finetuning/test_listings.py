@@ -74,3 +74,16 @@ def test_missing_images_stop_or_are_skipped_and_named(world, images, tmp_path):
     damaged = json.loads((tmp_path / "skipped" / "data.json").read_text())["damaged"]
     assert len(damaged) == 2
     assert all(name.endswith(".gone") for name in damaged)
+
+
+def test_a_listing_of_training_images_alone_is_enough(world, images, tmp_path):
+    path = write_listing(images, world / "data" / "list.parquet", only_train=True)
+    try:
+        result = run(with_source(recipe_of(world), path), tmp_path / "out")
+    finally:
+        path.unlink()
+    assert result.num_train_images == len(images)
+    assert result.recall_after is None
+    assert json.loads((tmp_path / "out" / "data.json").read_text())["counts"]["train"]["images"] == len(
+        images
+    )
