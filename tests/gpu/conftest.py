@@ -1,0 +1,49 @@
+"""Devices of the tests marked `cuda`, and a tiny CLIP, base and dataset for them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_stages import World
+
+import tiny
+
+NO_GPU = "no CUDA GPU here (torch.cuda.is_available() is false)"
+
+
+@pytest.fixture
+def cuda() -> str:
+    """Name of the GPU, for what only a GPU can do."""
+    if not torch.cuda.is_available():
+        pytest.skip(NO_GPU)
+    return "cuda"
+
+
+@pytest.fixture
+def device() -> str:
+    """Name of the GPU; of the CPU where the tests are rehearsed on it."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if os.environ.get("CLIPGRAFT_REHEARSE"):
+        return "cpu"
+    pytest.skip(f"{NO_GPU}; CLIPGRAFT_REHEARSE=1 tries this test on the CPU")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    return World(
+        clip=tiny.write_clip(folder / "clip"),
+        base=tiny.write_base(folder / "base", width=128),  # wider than the empty prompt's 77 positions
+        data=tiny.write_flickr8k(folder / "data", 48),
+        out=folder,
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory) -> Path:
+    """Return an empty cache folder; compiled kernels have a cache of their own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder

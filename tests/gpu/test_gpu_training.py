@@ -1,0 +1,99 @@
+"""Training on a GPU: float16's scaler, bfloat16, resuming, frozen weights, compiling."""
+
+import json
+
+import pytest
+import torch
+from gpu_stages import cut_back, losses_of, weights_of
+
+from clipgraft.models.clip import load_clip
+from clipgraft.models.weights import module_sha256
+from regression import Regression, train
+
+pytestmark = pytest.mark.cuda
+
+
+def scale_in(folder) -> float:
+    """Scale of the newest checkpoint's gradient scaler."""
+    newest = max((folder / "checkpoints").iterdir())
+    return json.loads((newest / "state.json").read_text())["scaler"]["scale"]
+
+
+def test_fp16_overflow_skips_its_step_and_lowers_the_scale(cuda, tmp_path):
+    seen = []
+
+    def overflow(objective, loss):
+        seen.append(objective.linear.weight.detach().clone())
+        return loss * float("inf") if objective.num_forwards == 4 else loss
+
+    _, result = train(tmp_path, Regression(overflow), device=cuda, mixed_precision="fp16")
+    assert result.skipped_steps == 1
+    assert torch.equal(seen[3], seen[4])
+    assert not torch.equal(seen[4], seen[5])
+    assert scale_in(tmp_path) == 65536 / 2
+
+
+def test_fp16_gradients_beyond_its_range_find_a_scale(cuda, tmp_path):
+    objective = Regression(lambda _, loss: loss * 30)
+    _, result = train(tmp_path, objective, device=cuda, mixed_precision="fp16", num_epochs=20)
+    assert 1 <= result.skipped_steps < 10
+    assert scale_in(tmp_path) < 65536
+    assert result.epoch_mean_loss[-1] < 0.5 * result.epoch_mean_loss[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_float32_with_float32_weights(device, precision, world, tmp_path):
+    if device == "cpu" and precision == "fp16":
+        pytest.skip("float16 training needs a GPU")
+    for name in ("no", precision):
+        world.run("finetune", device, tmp_path / name, mixed_precision=name)
+    assert {tensor.dtype for tensor in weights_of("finetune", tmp_path / precision).values()} == {
+        torch.float32
+    }
+    torch.testing.assert_close(
+        losses_of(tmp_path / precision), losses_of(tmp_path / "no"), rtol=0.05, atol=0.05
+    )
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", ["finetune", "refine", "distill"])
+def test_resumed_stage_ends_in_the_same_bits(device, stage, precision, world, tmp_path):
+    if device == "cpu" and precision != "no":
+        pytest.skip("float32 alone is rehearsed")
+    settings = {"checkpoint_every": 3, "save_total_limit": 9, "mixed_precision": precision}
+    world.run(stage, device, tmp_path / "whole", **settings)
+    cut_back(tmp_path / "whole", tmp_path / "cut", step=3)
+    world.run(stage, device, tmp_path / "cut", resume=True, **settings)
+    whole, resumed = weights_of(stage, tmp_path / "whole"), weights_of(stage, tmp_path / "cut")
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+@pytest.mark.parametrize("stage", ["finetune", "refine", "distill"])
+def test_stage_has_the_losses_of_the_cpu(cuda, stage, world, tmp_path, record_property):
+    for name in ("cpu", cuda):
+        world.run(stage, name, tmp_path / name)
+    expected, found = losses_of(tmp_path / "cpu"), losses_of(tmp_path / cuda)
+    record_property("largest_difference", float((found - expected).abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
+
+
+def test_frozen_tower_keeps_its_hash(device, world, tmp_path):
+    world.run("finetune", device, tmp_path / "out", frozen_text_layers=-1, mixed_precision="bf16")
+    before, after = (load_clip(folder).model for folder in (world.clip, tmp_path / "out" / "clip"))
+    assert module_sha256(after.text_model) == module_sha256(before.text_model)
+    assert module_sha256(after.vision_model) != module_sha256(before.vision_model)
+
+
+def test_refining_changes_the_bridge_alone(device, world, tmp_path):
+    world.run("refine", device, tmp_path, mixed_precision="bf16")
+    before, after = weights_of("refine", world.graft().parent), weights_of("refine", tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"bridge.linear.weight", "bridge.bias"}
+
+
+def test_compiled_towers_have_the_losses_of_eager_ones(cuda, world, tmp_path, record_property):
+    for is_compiled in (False, True):
+        world.run("finetune", cuda, tmp_path / str(is_compiled), compile=is_compiled, num_epochs=1)
+    expected, found = losses_of(tmp_path / "False"), losses_of(tmp_path / "True")
+    record_property("largest_difference", float((found - expected).abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
