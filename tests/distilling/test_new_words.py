@@ -164,6 +164,22 @@ def test_new_is_seen_by_clip_and_unused_by_the_base(changes, is_new):
     assert worth(**changes).is_new == is_new
 
 
+@pytest.mark.parametrize(
+    ("alone", "is_undecided"),
+    [
+        (NOTHING, False),
+        (MUCH, False),
+        (Estimate(0.01, -0.02, 0.04), True),
+        (Estimate(0.0, -0.05, 0.05), False),
+        (Estimate(-0.03, -0.06, 0.0), True),
+        (None, False),
+    ],
+)
+def test_more_captions_are_read_where_they_can_decide(alone, is_undecided):
+    """Four times as many halve the interval, which then has to fit between -0.02 and 0.02."""
+    assert worth(base_alone=alone).is_undecided == is_undecided
+
+
 def test_words_come_by_what_clip_sees_and_are_read_back(tmp_path, capsys):
     seen_less = {"clip_alone": Estimate(0.1, 0.06, 0.14)}
     found = NewWords(measured=(worth("dusk", **seen_less), worth("dog", base_alone=MUCH), worth("hound")))

@@ -64,6 +64,15 @@ class WordWorth(BaseModel):
         return alone is not None and alone.low > -UNUSED and alone.high < UNUSED
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether more captions could show the word alone to be unused."""
+        alone = self.base_alone
+        if alone is None or self.is_unused_alone:
+            return False
+        reach = (alone.high - alone.mean) * (FEWEST_CAPTIONS / MOST_CAPTIONS) ** 0.5
+        return reach < UNUSED and abs(alone.mean) < UNUSED + reach
+
+    @property
     def is_new(self) -> bool:
         """Whether CLIP sees the word, and the base does not use it."""
         left_out = self.base_left_out
@@ -193,14 +202,10 @@ def _measure_use(found: dict[str, WordWorth], uses: Mapping[str, Sequence[Use]],
     for count in (FEWEST_CAPTIONS, MOST_CAPTIONS):
         for word, values in errors.alone({word: uses[word][:count] for word in seen}).items():
             found[word] = found[word].model_copy(update={"base_alone": Estimate.of(values)})
-        seen = [word for word in seen if _is_undecided(found[word].base_alone)]
+        seen = [word for word in seen if found[word].is_undecided]
     unused = {word: uses[word][:MOST_CAPTIONS] for word in found if found[word].is_unused_alone}
     for word, values in errors.left_out(unused).items():
         found[word] = found[word].model_copy(update={"base_left_out": Estimate.of(values)})
-
-
-def _is_undecided(estimate: Estimate | None) -> bool:
-    return estimate is not None and any(estimate.low < edge <= estimate.high for edge in (-UNUSED, UNUSED))
 
 
 def find_recipe_words(recipe: Recipe, data: CaptionDataset | None = None) -> NewWords:
