@@ -25,8 +25,11 @@ def test_fp16_on_a_cpu_is_refused_with_the_reason():
         choose_mixed_precision("fp16", CPU)
 
 
-def test_auto_precision_on_a_gpu_is_the_seed_recipes_fp16():
-    assert choose_mixed_precision("auto", torch.device("cuda")) == "fp16"
+def test_auto_precision_on_a_gpu_is_bf16_if_it_has_it(monkeypatch):
+    for has_bf16, precision in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
+        assert choose_mixed_precision("auto", torch.device("cuda")) == precision
+        assert inference_dtype(torch.device("cuda")) == torch.float16
     assert choose_mixed_precision("auto", CPU) in ("no", "bf16")
 
 

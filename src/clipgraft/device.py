@@ -70,7 +70,7 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
     """Return "no", "fp16" or "bf16"; UserError for fp16 on a CPU."""
     if name == "auto":
         if device.type == "cuda":
-            return "fp16"
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return "bf16" if device.type == "cpu" and cpu_gains_from_bf16() else "no"
     if name == "fp16" and device.type == "cpu":
         raise UserError(
@@ -81,7 +81,9 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
 
 
 def inference_dtype(device: torch.device) -> torch.dtype:
-    """Return the fastest dtype for generating images: never float16 on a CPU."""
+    """Return the fastest dtype for generating images: float16 on CUDA, never on a CPU."""
+    if device.type == "cuda":
+        return torch.float16  # as fast as bfloat16 there, and its rounding is an eighth
     return PRECISION_DTYPES[choose_mixed_precision("auto", device)]
 
 

@@ -166,7 +166,9 @@ class OptimConfig(Section):
     accumulation: Literal["joint", "separate"] = "joint"
     """joint: one loss over all passes of a step, as one batch; separate: the mean of their losses."""
     mixed_precision: MixedPrecision = "auto"
-    """auto: fp16 on CUDA, bf16 on a CPU that is faster in it, else no. Master weights stay float32."""
+    """auto: on CUDA bf16, or fp16 where the GPU has none; bf16 on a CPU that is faster in it; else no.
+
+    Master weights stay float32."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average that replaces the weights at the end; 0 = none."""
 

@@ -91,6 +91,12 @@ def test_refining_changes_the_bridge_alone(device, world, tmp_path):
     assert changed == {"bridge.linear.weight", "bridge.bias"}
 
 
+def test_distilling_holds_the_empty_prompt(device, world, tmp_path, record_property):
+    moved = world.run("distill", device, tmp_path, mixed_precision="bf16").empty_prompt.root_mean_square
+    record_property("root_mean_square", moved)
+    assert moved < 1e-4
+
+
 def test_compiled_towers_have_the_losses_of_eager_ones(cuda, world, tmp_path, record_property):
     for is_compiled in (False, True):
         world.run("finetune", cuda, tmp_path / str(is_compiled), compile=is_compiled, num_epochs=1)
