@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ Step = Callable[[], float]
 """Makes one optimizer step; gives its loss."""
 
 
-def photographs(folder: Path, number: int) -> list[CaptionedImage]:
+def photographs(folder: Path, number: int, source: str = "") -> list[CaptionedImage]:
     """Flatland's pictures at a photograph's size as JPEG, with five captions each."""
     images = []
-    for image in load_dataset().images[:number]:
+    for image in load_dataset(source).images[:number]:
         path = folder / f"{Path(image.image_id).stem}.jpg"
         if not path.is_file():
             with Image.open(image.file) as picture:
@@ -88,8 +89,12 @@ def our_step(
     captions_per_image: int = 1,
     is_vision_frozen: bool = False,
     accumulation: int = 1,
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+    is_compiled: bool = False,
+    num_held: int = 0,
 ) -> Step:
-    """A step of clipgraft's trainer, its data with it."""
+    """A step of clipgraft's trainer, its data with it, or `num_held` batches in turn that are made before."""
     clip = build_clip(images, tiny)
     clip.model.set_attn_implementation(ATTENTION)  # as `load_clip` does
     batches = CaptionedBatches(
@@ -97,10 +102,13 @@ def our_step(
         NoCrops() if is_vision_frozen else KeptCrops(images, crops),
         tokenizer=clip.tokenizer,
         processor=clip.image_processor,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         seed=0,
         captions_per_image=captions_per_image,
     )
+    if is_compiled:  # as `finetune` does
+        clip.model.vision_model.compile()
+        clip.model.text_model.compile()
     table = None
     if is_vision_frozen:
         clip.model.vision_model.requires_grad_(False)
@@ -109,8 +117,11 @@ def our_step(
             embeds = encode_images(clip.model, torch.zeros(1, 3, 224, 224))
         table = embeds.repeat(len(images), 1)
     objective = ContrastiveObjective(clip.model, image_table=table)
-    stepper = TrainStep(objective, OptimConfig(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision))
+    optim = OptimConfig(learning_rate=LEARNING_RATE, mixed_precision=mixed_precision)
+    stepper = TrainStep(objective, optim, device)
     source = epochs(batches)
+    if num_held:
+        source = cycle(list(islice(source, num_held)))
     return lambda: stepper([next(source) for _ in range(accumulation)], LEARNING_RATE)["loss"]
 
 

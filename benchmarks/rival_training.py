@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -41,16 +42,28 @@ class PlainDataset(Dataset):
 
 
 class PlainLoop:
-    """The loop of tutorials: float32, AdamW, transformers' own loss."""
+    """The loop of tutorials: AdamW, transformers' own loss, float32 or under autocast to bfloat16."""
 
-    def __init__(self, images: Sequence[CaptionedImage], clip: ClipParts, batch_size: int):
-        self.model = clip.model
-        self.batches = _endless(DataLoader(PlainDataset(images, clip), batch_size))
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        clip: ClipParts,
+        batch_size: int,
+        *,
+        device: str = "cpu",
+        bf16: bool = False,
+        items: Sequence[dict[str, Tensor]] = (),
+    ):
+        self.model = clip.model.to(device)
+        self.batches = _endless(DataLoader(items or PlainDataset(images, clip), batch_size))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
 
     def step(self) -> float:
         """Make a step; return its loss."""
-        loss = self.model(**next(self.batches), return_loss=True).loss
+        batch = {name: tensor.to(self.model.device) for name, tensor in next(self.batches).items()}
+        with self.autocast:
+            loss = self.model(**batch, return_loss=True).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -63,14 +76,30 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
         yield from loader
 
 
+def held_items(images: Sequence[CaptionedImage], clip: ClipParts) -> list[dict[str, Tensor]]:
+    """All items of `PlainDataset`, decoded once, to leave the reading of images out of a step."""
+    dataset = PlainDataset(images, clip)
+    return [dataset[index] for index in range(len(dataset))]
+
+
 def trainer_run(
-    images: Sequence[CaptionedImage], clip: ClipParts, batch_size: int, steps: int, *, bf16: bool
+    images: Sequence[CaptionedImage],
+    clip: ClipParts,
+    batch_size: int,
+    steps: int,
+    *,
+    bf16: bool = False,
+    fp16: bool = False,
+    device: str = "cpu",
+    items: Sequence[dict[str, Tensor]] = (),
 ) -> tuple[float, list[float]]:
     """Seconds a step of transformers' Trainer, the first left out, and the losses of all of them."""
     times, losses = [], []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device != "cpu":
+                torch.cuda.synchronize()
             times.append(time.perf_counter())
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
@@ -89,14 +118,16 @@ def trainer_run(
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
             bf16=bf16,
-            use_cpu=True,
+            fp16=fp16,
+            use_cpu=device == "cpu",
             logging_steps=1,
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        trainer = Trainer(clip.model, arguments, collate, PlainDataset(images, clip), callbacks=[Clock()])
+        dataset = items or PlainDataset(images, clip)
+        trainer = Trainer(clip.model, arguments, collate, dataset, callbacks=[Clock()])
         trainer._get_train_sampler = lambda *_: None  # the images' own order, as in the other variants
         trainer.train()
     return (times[-1] - times[0]) / steps, losses
