@@ -70,7 +70,8 @@ def run_part(name: str, path: Path, scale: Scale) -> None:
     begun = time.perf_counter()
     found = PARTS[name](scale)
     found |= {"wall_seconds": time.perf_counter() - begun, "is_rehearsal": scale.is_rehearsal}
-    found["environment"] = describe_environment(torch.device(scale.device))
+    environment = describe_environment(torch.device(scale.device))
+    found["environment"] = environment | {"command": f"benchmarks/gpu.sh, part {name}"}
     write_json(path, found)
 
 

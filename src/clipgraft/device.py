@@ -81,7 +81,7 @@ def choose_mixed_precision(name: str, device: torch.device) -> str:
 
 
 def inference_dtype(device: torch.device) -> torch.dtype:
-    """Return the fastest dtype for generating images: float16 on CUDA, never on a CPU."""
+    """Return the dtype for generating images: float16 on CUDA, never on CPUs."""
     if device.type == "cuda":
         return torch.float16  # as fast as bfloat16 there, and its rounding is an eighth
     return PRECISION_DTYPES[choose_mixed_precision("auto", device)]
