@@ -66,8 +66,8 @@ def photographs(folder: Path, number: int, source: str = "") -> list[CaptionedIm
     return images
 
 
-def build_clip(images: Sequence[CaptionedImage], tiny: bool) -> ClipParts:
-    """B/32's shape with random weights, the same in every call."""
+def build_clip(images: Sequence[CaptionedImage], tiny: bool, device: str = "cpu") -> ClipParts:
+    """B/32's shape with random weights, the same in every call on the device."""
     torch.manual_seed(0)
     captions = (caption for image in images[:NUM_IMAGES] for caption in image.captions)
     tokenizer = train_tokenizer(captions, vocab_size=1000)
@@ -77,7 +77,9 @@ def build_clip(images: Sequence[CaptionedImage], tiny: bool) -> ClipParts:
             tower.num_hidden_layers = 1
     for name in ("bos", "eos", "pad"):
         setattr(config.text_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    return ClipParts(CLIPModel(config), tokenizer, CLIPImageProcessorPil())
+    with torch.device(device):
+        model = CLIPModel(config)
+    return ClipParts(model, tokenizer, CLIPImageProcessorPil())
 
 
 def our_step(
@@ -95,7 +97,7 @@ def our_step(
     num_held: int = 0,
 ) -> Step:
     """A step of clipgraft's trainer, its data with it, or `num_held` batches in turn that are made before."""
-    clip = build_clip(images, tiny)
+    clip = build_clip(images, tiny, device)
     clip.model.set_attn_implementation(ATTENTION)  # as `load_clip` does
     batches = CaptionedBatches(
         CaptionedImages(images),

@@ -60,7 +60,7 @@ def measure_generation(batch_size: int, is_compiled: bool, scale: Scale) -> dict
     flops = 2 * batch_size * unet_flops()
     for name, result in results.items():
         if "seconds" in result:
-            step = statistics.median(clocks[name].seconds[-scale.num_turns :])
+            step = statistics.median(clocks[name].seconds[-len(result["turns"]) :])
             result["statuses"] = sorted(clocks[name].statuses)
             result["images_a_second"] = batch_size / result["seconds"]
             result["iterations_a_second"] = 1 / step

@@ -22,8 +22,8 @@ from gpu_training import measure_training
 from gpu_turns import Scale
 
 TESTS = Path(__file__).parents[1] / "tests" / "gpu"
-LEAST_SECONDS = 20
-"""No part is begun with less time left."""
+LEAST_SECONDS, SPARED_SECONDS = 30, 15
+"""No part is begun with less time left, and no turn of it with less."""
 SHOWN = ("samples_a_second", "iterations_a_second", "images_a_second", "peak_bytes", "share_of_peak")
 
 
@@ -75,19 +75,19 @@ def run_part(name: str, path: Path, scale: Scale) -> None:
     write_json(path, found)
 
 
-def run_missing_parts(folder: Path, scale: Scale, deadline: float) -> dict[str, str]:
+def run_missing_parts(folder: Path, scale: Scale) -> dict[str, str]:
     """Run each part without a file; return why those without one still have none."""
     missing = {}
     for name in PARTS:
         path = folder / f"{name}.json"
-        left = deadline - time.monotonic()
+        left = scale.deadline - time.monotonic()
         if path.is_file():
             print(f"{name}: kept", flush=True)
         elif left < LEAST_SECONDS:
             missing[name] = "no time left; run again"
         else:
             print(f"{name}: begun with {left:.0f} s left", flush=True)
-            words = [sys.executable, __file__, "--part", name, str(folder)]
+            words = [sys.executable, __file__, "--part", name, str(folder), str((left - SPARED_SECONDS) / 60)]
             reason = run_apart([*words, *(["--rehearse"] if scale.is_rehearsal else [])], left)
             if reason:
                 missing[name] = reason
@@ -137,7 +137,8 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    scale = Scale(options.rehearse)
+    deadline = time.monotonic() + 60 * options.minutes
+    scale = Scale(options.rehearse, deadline)
     if options.part:
         run_part(options.part, options.out / f"{options.part}.json", scale)
         return
@@ -145,7 +146,8 @@ def main() -> None:
         sys.exit("no CUDA GPU: torch.cuda.is_available() is false; --rehearse tries everything on the CPU")
     folder = options.out / "rehearsal" if options.rehearse else options.out
     folder.mkdir(parents=True, exist_ok=True)
-    missing = run_missing_parts(folder, scale, time.monotonic() + 60 * options.minutes)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part in progress too
+    missing = run_missing_parts(folder, scale)
     merge(folder, missing)
     print_summary(folder)
     sys.exit(1 if missing else 0)

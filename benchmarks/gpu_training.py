@@ -19,7 +19,7 @@ from clipgraft.device import PRECISION_DTYPES
 from gpu_turns import Scale, Turn, matmul_peak, seconds_of, take_turns
 from rival_training import PlainLoop, held_items, trainer_run
 
-NUM_HELD, STEPS_A_TURN = 2, 4
+NUM_HELD = 2
 
 
 def measure_training(batch_size: int, is_compiled: bool, scale: Scale) -> dict[str, Any]:
@@ -37,16 +37,17 @@ def measure_training(batch_size: int, is_compiled: bool, scale: Scale) -> dict[s
         )
         precisions = ("bf16",) if scale.is_rehearsal else ("fp16", "bf16")
         flops = operations(ours(mixed_precision="bf16", num_held=1))
-        makers = our_turns(ours, precisions, is_compiled, scale)
+        num_steps = max(2, 128 // batch_size)
+        makers = our_turns(ours, precisions, num_steps, is_compiled, scale)
         if not is_compiled:
-            makers |= rival_turns(images, batch_size, precisions, scale)
+            makers |= rival_turns(images, batch_size, precisions, num_steps, scale)
         results = take_turns(makers, scale)
     peaks = {name: matmul_peak(PRECISION_DTYPES[name], scale) for name in precisions}
     for name, result in results.items():
         add_rates(name, result, batch_size, flops, peaks)
     return {
         "batch_size": batch_size,
-        "steps_a_turn": STEPS_A_TURN,
+        "steps_a_turn": num_steps,
         "flops_a_step": flops,
         "matmul_peak_flops": peaks,
         "contenders": results,
@@ -62,7 +63,7 @@ def draw_images(folder: Path, number: int) -> list[CaptionedImage]:
 
 
 def our_turns(
-    ours: Callable[..., Step], precisions: Sequence[str], is_compiled: bool, scale: Scale
+    ours: Callable[..., Step], precisions: Sequence[str], num_steps: int, is_compiled: bool, scale: Scale
 ) -> dict[str, Callable[[], Turn]]:
     makers = {}
     for precision in precisions:
@@ -75,13 +76,13 @@ def our_turns(
                     is_compiled=compiled,
                     num_held=NUM_HELD * is_held,
                 )
-                makers[name] = partial(in_precision, step, precision, scale)
+                makers[name] = partial(in_precision, step, precision, num_steps, scale)
     return makers
 
 
-def in_precision(make: Callable[[], Step], precision: str, scale: Scale) -> Turn:
+def in_precision(make: Callable[[], Step], precision: str, num_steps: int, scale: Scale) -> Turn:
     """A turn of our steps; accelerate keeps one half precision for all of a process's Accelerators."""
-    turn = steps_of(make, scale)
+    turn = steps_of(make, num_steps, scale)
 
     def with_precision() -> float | None:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -91,36 +92,42 @@ def in_precision(make: Callable[[], Step], precision: str, scale: Scale) -> Turn
     return with_precision
 
 
-def steps_of(make: Callable[[], Step], scale: Scale) -> Turn:
+def steps_of(make: Callable[[], Step], num_steps: int, scale: Scale) -> Turn:
     """A turn of some steps."""
     step = make()
 
     def some() -> None:
-        for _ in range(STEPS_A_TURN):
+        for _ in range(num_steps):
             step()
 
-    return lambda: seconds_of(some, scale) / STEPS_A_TURN
+    return lambda: seconds_of(some, scale) / num_steps
 
 
 def rival_turns(
-    images: Sequence[CaptionedImage], batch_size: int, precisions: Sequence[str], scale: Scale
+    images: Sequence[CaptionedImage],
+    batch_size: int,
+    precisions: Sequence[str],
+    num_steps: int,
+    scale: Scale,
 ) -> dict[str, Callable[[], Turn]]:
-    """A plain loop and the Trainer, with items decoded before, and as they come."""
-    clip = partial(build_clip, images, scale.is_rehearsal)
-    items = held_items(images, clip())
+    """A plain loop and the Trainer with items decoded before, and the Trainer with its data."""
     device = scale.device
+    clip = partial(build_clip, images, scale.is_rehearsal, device)
+    items = held_items(images, clip())
 
-    def plain(**settings: Any) -> Turn:
-        return steps_of(lambda: PlainLoop(images, clip(), batch_size, device=device, **settings).step, scale)
+    def plain(bf16: bool) -> Turn:
+        def make() -> Step:
+            return PlainLoop(images, clip(), batch_size, device=device, bf16=bf16, items=items).step
+
+        return steps_of(make, num_steps, scale)
 
     def trainer(**settings: Any) -> Turn:
         parts = clip()
-        return lambda: trainer_run(images, parts, batch_size, STEPS_A_TURN, device=device, **settings)[0]
+        return lambda: trainer_run(images, parts, batch_size, num_steps, device=device, **settings)[0]
 
     return {
-        "plain loop float32, held": partial(plain, items=items),
-        "plain loop bf16, held": partial(plain, bf16=True, items=items),
-        "plain loop bf16": partial(plain, bf16=True),
+        "plain loop float32, held": partial(plain, bf16=False),
+        "plain loop bf16, held": partial(plain, bf16=True),
         **{f"Trainer {name}, held": partial(trainer, **{name: True}, items=items) for name in precisions},
         "Trainer bf16": partial(trainer, bf16=True),
     }

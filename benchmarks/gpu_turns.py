@@ -18,6 +18,8 @@ class Scale:
     """Device and sizes of all measurements."""
 
     is_rehearsal: bool
+    deadline: float = float("inf")
+    """Of `time.monotonic()`; no further turn is begun after it."""
 
     @property
     def device(self) -> str:
@@ -70,7 +72,9 @@ def take_turns(makers: Mapping[str, Callable[[], Turn]], scale: Scale) -> dict[s
         contenders[name] = turn
         results[name]["own_bytes"] = scale.allocated_bytes() - before
         print(name, results[name], flush=True)
-    for _ in range(scale.num_turns):
+    for number in range(scale.num_turns):
+        if number and time.monotonic() > scale.deadline:
+            break
         for name, turn in contenders.items():
             result, before = results[name], scale.allocated_bytes()
             scale.reset_peak()
