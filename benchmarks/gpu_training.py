@@ -37,7 +37,7 @@ def measure_training(batch_size: int, is_compiled: bool, scale: Scale) -> dict[s
         )
         precisions = ("bf16",) if scale.is_rehearsal else ("fp16", "bf16")
         flops = operations(ours(mixed_precision="bf16", num_held=1))
-        num_steps = max(2, 128 // batch_size)
+        num_steps = max(2, min(4, 128 // batch_size))
         makers = our_turns(ours, precisions, num_steps, is_compiled, scale)
         if not is_compiled:
             makers |= rival_turns(images, batch_size, precisions, num_steps, scale)
