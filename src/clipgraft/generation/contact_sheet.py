@@ -68,7 +68,8 @@ def render_png(sheet: Sheet) -> Image.Image:
     gap = max(4, width // 32)
     longest = max((font.getlength(label) for label in sheet.row_labels), default=0)
     left = min(max(width, 9 * size), math.ceil(longest) + 2 * gap) if longest else 0
-    top = _block_height(sheet.column_labels, width, font) + gap
+    column_width = width - size // 2  # else a label may touch its neighbour
+    top = _block_height(sheet.column_labels, column_width, font) + gap
     title_height = _block_height([sheet.title], left + len(sheet.column_labels) * (width + gap), font) + gap
     canvas = Image.new(
         "RGB",
@@ -82,7 +83,9 @@ def render_png(sheet: Sheet) -> Image.Image:
     pen.multiline_text((gap, gap), _wrapped(sheet.title, canvas.width - 2 * gap, font), fill=INK, font=font)
     for column, label in enumerate(sheet.column_labels):
         x = left + gap + column * (width + gap)
-        pen.multiline_text((x, title_height + gap // 2), _wrapped(label, width, font), fill=QUIET, font=font)
+        pen.multiline_text(
+            (x, title_height + gap // 2), _wrapped(label, column_width, font), fill=QUIET, font=font
+        )
     for row, label in enumerate(sheet.row_labels):
         y = title_height + top + row * (height + gap)
         pen.multiline_text((gap, y), _wrapped(label, left - gap, font), fill=QUIET, font=font)
