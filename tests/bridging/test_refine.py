@@ -267,6 +267,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
         check_settings(RefineSettings(**{"num_epochs": 1, **settings}))
 
 
+@pytest.mark.slow
 def test_a_run_refines_the_tuned_graft_and_its_card_says_so(world, tmp_path):
     small = ["finetune.num_epochs=1", "finetune.batch_size=8", "finetune.mixed_precision=no"]
     small += ["refine.num_epochs=1", "generate.num_inference_steps=1", 'generate.prompts=["A dog"]']

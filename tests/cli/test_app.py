@@ -32,6 +32,7 @@ def test_evaluating_another_base_needs_captions_or_prompts(world, tmp_path, caps
     assert "no prompts: the data has no test split; name captioned images with --data" in message
 
 
+@pytest.mark.slow
 def test_export_gives_equal_latents_in_plain_diffusers(finished, tmp_path):
     graft = finished / "bridge" / "graft"
     assert call("export", graft, "--out", tmp_path / "pipeline") == 0

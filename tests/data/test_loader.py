@@ -229,7 +229,7 @@ def test_last_batch_that_is_not_full_is_dropped(images: CaptionedImages, options
     assert [len(batch["image_ids"]) for batch in batches_of(images, **options).epoch(0, 0)] == [4, 4]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_the_same_batches_in_every_epoch(
     images: CaptionedImages, options: dict, context: str
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_word_alone_is_nearer_to_its_images_than_to_others(world, images):
     assert found["cat"] == pytest.approx([0.2])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_base_errs_as_its_own_unet_does(world, images):
     """Within the rounding of an engine's bfloat16."""

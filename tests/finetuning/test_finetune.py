@@ -46,6 +46,7 @@ def test_lora_leaves_a_plain_clip_with_other_attention(world, tmp_path):
     assert is_unchanged(world, model, "text_model.encoder.layers.0.mlp")
 
 
+@pytest.mark.slow
 def test_distillation_holds_the_token_states(world, tmp_path):
     tune(world, tmp_path / "free", num_epochs=4)
     tune(world, tmp_path / "held", num_epochs=4, distill_weight=10.0)
@@ -72,6 +73,7 @@ def test_shortened_warm_up_is_noted(world, tmp_path, capsys):
     assert rates == [5e-4, 1e-3, 1e-3, 1e-3]
 
 
+@pytest.mark.slow
 def test_sigmoid_bias_starts_from_all_passes_of_the_first_step(world, tmp_path):
     """The first step is of the same images, whatever passes they are cut in."""
     logs = []

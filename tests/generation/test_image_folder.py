@@ -115,6 +115,7 @@ def test_unwritable_folder_is_refused_before_loading(tmp_path, capsys, place):
     assert "name another with --out" in message
 
 
+@pytest.mark.slow
 def test_two_processes_generate_what_one_does(base, one_thread, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"A dog {number}", "num_inference_steps": 1 + number // 5} for number in range(9)]

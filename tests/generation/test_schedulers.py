@@ -140,7 +140,8 @@ SAME_PICTURE_DB = 38.0
 """Of the worse picture. Measured: 40 to 46 at 50 steps, 44 to 53 at 200; with clipped latents 11."""
 
 
-@pytest.mark.parametrize("steps", [50, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [50, 200])
 def test_all_schedulers_draw_one_image_on_flatland(steps: int):
     generator = load("flatland", device="cpu")
     drawn = {}

@@ -170,7 +170,12 @@ def test_doctor_says_what_draws():
 
 @pytest.mark.parametrize(
     ("name", "start", "stop"),
-    [("torch", 0.0, 0.5), ("torch", 0.5, 1.0), ("torch", 0.3, 0.8), ("openvino", 0.3, 0.8)],
+    [
+        ("torch", 0.0, 0.5),
+        ("torch", 0.5, 1.0),
+        ("torch", 0.3, 0.8),
+        pytest.param("openvino", 0.3, 0.8, marks=pytest.mark.slow),
+    ],
 )
 def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
     speed = InferenceConfig(guidance_interval=(start, stop))
@@ -200,7 +205,7 @@ def test_guidance_interval_lets_images_without_guidance_alone():
     assert np.array_equal(drawn, generated(pipeline_of(tiny_base()), guidance_scale=1.0))
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
     drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
     base = tiny_base()
@@ -250,6 +255,7 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "steps", "guided", "others"), [("dpm++", 200, 100, 100), ("pndm", 4, 2, 3)]
 )
@@ -281,7 +287,7 @@ def distilled_base():
     return FrozenBase(base.vae, base.unet, base.scheduler, base.tokenizer, base.text_encoder)
 
 
-@pytest.mark.parametrize("name", ["stock", "torch", "openvino"])
+@pytest.mark.parametrize("name", ["stock", "torch", pytest.param("openvino", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("speed", [WHOLE, InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))])
 def test_a_distilled_u_net_is_guided_by_its_embedding(name, speed, cache):
     if name == "stock" and speed != WHOLE:

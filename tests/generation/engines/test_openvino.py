@@ -113,6 +113,7 @@ def test_a_network_that_cannot_be_kept_is_used_all_the_same(tmp_path, capsys):
     assert "cannot be kept for the next time" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_openvino_tells_nobody_what_it_converts():
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
     code = (
