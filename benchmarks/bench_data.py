@@ -46,7 +46,7 @@ from clipgraft.data.formats import draw_data, load_dataset
 from clipgraft.data.images import open_image
 from clipgraft.data.loader import CaptionedBatches, choose_num_workers
 from clipgraft.data.pack import pack
-from clipgraft.device import describe_environment
+from clipgraft.device import choose_mixed_precision, describe_environment
 from clipgraft.models.attention import ATTENTION
 from clipgraft.models.clip import ClipParts
 from clipgraft.settings import DataSettings, OptimConfig
@@ -277,7 +277,9 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
         loose, shards = packed_photographs(Path(folder), 64 if options.tiny else NUM_PHOTOGRAPHS)
         clip = build_clip(photographs(loose, 32), options.tiny)
         clip.model.set_attn_implementation(ATTENTION)
-        stepper = TrainStep(ContrastiveObjective(clip.model), OptimConfig(learning_rate=LEARNING_RATE))
+        precision = choose_mixed_precision("auto", torch.device("cpu"))
+        optim = OptimConfig(learning_rate=LEARNING_RATE, mixed_precision=precision)
+        stepper = TrainStep(ContrastiveObjective(clip.model), optim)
         streams = {"loose files": epochs_of(loose, clip), "shards": epochs_of(shards, clip)}
         kept = next(streams["loose files"])
         streams["no loading"] = repeat(kept)
