@@ -80,7 +80,7 @@ def split_captions(
     """Return distinct captions to train and to measure on.
 
     Of a source that is not in memory, at most `max_captions` are read to train on; 0 stands for
-    `MAX_STREAMED_CAPTIONS` then, which is said.
+    `MAX_STREAMED_CAPTIONS` then, with a note.
     """
     if isinstance(given, CaptionDataset):
         return _first_captions(given.train, max_captions), list(dict.fromkeys(given.test.captions))

@@ -184,7 +184,7 @@ class CaptionCheck:
         return Finding(
             "languages",
             f"{sum(share.share for share in shares):.1%} of captions are not English: {named}",
-            "CLIP's tokenizer cuts other languages into small pieces, of which it knows little",
+            "CLIP's tokenizer cuts other languages into small pieces, and few were in its training",
             len(shares),
             tuple(
                 Example(

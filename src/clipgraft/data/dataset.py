@@ -164,7 +164,7 @@ class CaptionDataset:
     def hold_train(self, limit: int = 0) -> CaptionedImages:
         """Return the first training images, in memory.
 
-        At most `limit`; 0 = all, or `MAX_HELD_IMAGES` of a source that is not in memory, which is said.
+        At most `limit`; 0 = all, or `MAX_HELD_IMAGES` of a source that is not in memory, with a note.
         """
         if not limit and len(self.train) > MAX_HELD_IMAGES and not isinstance(self.train, CaptionedImages):
             say(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 NUM_PROBED = 100
-"""Names looked for before training, so that a wrong folder is said at once."""
+"""Names looked for before training, so that a wrong folder is named at once."""
 ROWS_AT_ONCE = 4_096
 """Numbers of an epoch's order that become Python's own at once."""
 

@@ -22,7 +22,7 @@ LISTING_BYTES = 64 * 2**20
 HEAD_BYTES = 2**20
 """From which columns, separator and quoting are told."""
 BLOCK_BYTES = 2 * 2**20
-"""Text of a block, of which Arrow reads some 30 ahead; a row has to fit."""
+"""Bytes of text in a block; a row has to fit. Arrow reads some 30 blocks ahead."""
 _JSON_LINES = (".jsonl", ".ndjson")
 
 

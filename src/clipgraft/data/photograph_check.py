@@ -146,7 +146,7 @@ GROUPS = {
         "if they are copies, they are seen more often, and are false negatives of each other in one batch",
     ),
 }
-"""What is said of groups of photographs, and what they do to training."""
+"""Findings on groups of photographs, and their effect on training."""
 
 
 def _group_finding(kind: str, groups: Sequence[Sequence[int]], lookup: Lookup) -> Finding:
