@@ -117,13 +117,17 @@ def test_a_prompt_is_read_while_typed_and_sent_by_keyboard(page, service):
     page.fill("#prompt", "A dog runs on the beach with a zebra")
     until(page, "document.getElementById('prompt-reading').textContent.includes('vocabulary: zebra')")
     page.fill("#prompt", "A dog runs " * 60)
+    until(page, "document.getElementById('prompt-reading').textContent.includes(' of 231 tokens')")
+    page.click("summary")
+    page.select_option("#long-prompts", "cut")
     until(page, "document.getElementById('prompt-reading').textContent.includes('cut off: ')")
     page.fill("#steps", "3")
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     is_done(page, 1)
     assert "1 of 1 generated" in page.inner_text("#job-text")
-    assert service.queue.history()[0].settings["num_inference_steps"] == 3
+    settings = service.queue.history()[0].settings
+    assert (settings["num_inference_steps"], settings["prompt_syntax"]) == (3, "weighted")
     until(page, "document.getElementById('estimate').textContent === '1 image'")
 
 
