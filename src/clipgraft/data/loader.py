@@ -99,7 +99,7 @@ class CaptionedBatches:
         num_workers: Worker processes; 0 = this process.
         process_index: This process's share of each batch.
         num_processes: Equal shares of a batch.
-        skips_damaged: Put other images of the batch in the place of damaged ones; see `BatchReader`.
+        skips_damaged: Replace damaged images by the next intact ones of the batch; see `BatchReader`.
         random_crops: Cuts each image's crop anew in every epoch; `crops` are whole images then.
 
     Raises:

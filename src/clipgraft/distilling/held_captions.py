@@ -77,7 +77,7 @@ def new_words(settings: DistillSettings) -> frozenset[str]:
     Raises:
         MissingFileError: If their file is not there.
         DataError: If it is empty, or a line is not one word.
-        UserError: If there is none, or an item of the list is not one word.
+        UserError: If no word is given, or an item of the list is not one word.
     """
     assert settings.new_words != "auto"  # found before
     words = chosen_words(settings.new_words, "distill.new_words")

@@ -241,7 +241,7 @@ def words_stage(
         overwrite: See there.
 
     Raises:
-        UserError: If there is none.
+        UserError: If no word is new.
     """
     with stage_output(output_dir, recipe, "new_words", {}, resume, overwrite) as folder:
         found = find_recipe_words(recipe)
@@ -256,7 +256,7 @@ def words_for(graft: Graft, data: CaptionDataset | Sequence[str], recipe: Recipe
     """Find and print what a base is to learn from a graft.
 
     Raises:
-        UserError: If there is none, or no image to look at, or the graft does not say which CLIP it has.
+        UserError: If no word is new, the data has no images, or the graft does not name its CLIP.
     """
     if not isinstance(data, CaptionDataset):
         raise UserError("new words are found by images; give --data, or name the words (--new-words FILE)")

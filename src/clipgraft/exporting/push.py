@@ -35,8 +35,8 @@ def push(exported: str | Path, name: str, *, public: bool = False) -> str:
 
     Raises:
         MissingFileError: If there is no such folder or file.
-        UserError: If it is no export, the name is none, there is no token in HF_TOKEN, or the repository is
-            of another visibility.
+        UserError: If the folder is no export, the name is not OWNER/NAME, HF_TOKEN holds no token, or the
+            repository has another visibility.
         CheckpointError: If a file was changed since, or the hub refuses or cannot be reached.
     """
     if not HUB_ID.fullmatch(name):
