@@ -178,7 +178,7 @@ def read_lines(path: Path, kind: str) -> list[str]:
         DataError: If it is not UTF-8 text, or empty.
     """
     if not path.is_file():
-        raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} a line")
+        raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} per line")
     lines = re.split(r"\r\n|\n|\r", read_text(path))  # not splitlines: U+2028 is part of a line
     found = list(filter(None, map(str.strip, lines)))
     if not found:
