@@ -59,7 +59,7 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.models.weights import write_tensors
 from clipgraft.reporting.plots import FONT_POINTS, LIGHT, render_figure, style_axes
 from clipgraft.runs.run import METRICS_NAME
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 from unseen_words import unseen_word_prompts
 
 TEACHER = "teacher"

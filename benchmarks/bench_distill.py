@@ -55,7 +55,7 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.models.text_lora import LinearDifference
 from clipgraft.runs.folder import recorded_resources
 from clipgraft.runs.run import METRICS_NAME
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 from unseen_words import unseen_word_prompts
 
 RESULT = Path(__file__).parent / "results" / "distill.json"
@@ -92,7 +92,7 @@ class Seed:
         (self.folder / "new_words").mkdir(exist_ok=True)
         with recorded_resources(self.folder / "new_words"):
             found = find_new_words(clip, base, data, seed=self.seed)
-        found.save(self.folder / "new_words.txt")
+        found.write_list(self.folder / "new_words.txt")
         images = CaptionedImages((*data.val, *data.test))
         elsewhere, _ = clip_worths(clip, images, seed=self.seed)
         learned = {word for word in UNKNOWN_TO_TEACHER if word in elsewhere and elsewhere[word].is_seen}

@@ -39,7 +39,7 @@ from clipgraft.generation.requests import ImageRequest
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
-from clipgraft.settings import InferenceConfig, SamplingParams
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_size import write_sd15_checkpoint

@@ -23,7 +23,7 @@ from clipgraft.files import write_json
 from clipgraft.generation.generate import GenerateOptions, approximations_of, generate
 from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.requests import image_requests
-from clipgraft.settings import InferenceConfig, SamplingParams
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
 
 RESULT_NAME = "approximations.json"
 

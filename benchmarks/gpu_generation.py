@@ -15,7 +15,7 @@ from bench_generation import PROMPTS, SD15, unet_flops
 from clipgraft.generation.generator import load_base
 from clipgraft.generation.pipeline import build_pipeline
 from clipgraft.generation.requests import image_requests
-from clipgraft.settings import InferenceConfig, SamplingParams
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from gpu_turns import Scale, Turn, matmul_peak, take_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -5,7 +5,7 @@ import sys
 
 from clipgraft.cli import app as cli
 from clipgraft.generation.requests import ImageRequest
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 
 RECIPE = """
 [data]

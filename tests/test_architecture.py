@@ -38,6 +38,7 @@ LAYERS = (
     {"config"},
     {"pretrain_settings"},
     {"settings"},
+    {"sampling_params"},
     {"section"},
     {"files"},
     {"errors"},

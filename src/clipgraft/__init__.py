@@ -11,7 +11,7 @@ _ROOMS = {
     "DataError": "errors",
     "MissingFileError": "errors",
     "UserError": "errors",
-    "SamplingParams": "settings",
+    "SamplingParams": "sampling_params",
     "Run": "runs.run",
     "load_dataset": "data.formats",
     "load_clip": "models.clip",

@@ -17,7 +17,7 @@ from clipgraft.models import clip
 from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
 from clipgraft.models.weights import Needed
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 
 
 def prefetch(recipe: Recipe) -> int:

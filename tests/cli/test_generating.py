@@ -8,8 +8,8 @@ import typer
 from clipgraft.cli.app import app
 from clipgraft.cli.generating import SAMPLING
 from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from clipgraft.section import Scheduler
-from clipgraft.settings import InferenceConfig, SamplingParams
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
 from clipgraft.generation.prompt_embeds import MAX_CACHED_PROMPTS, PromptEmbedCache, split_prompt
 from clipgraft.generation.prompt_syntax import parse_prompt
-from clipgraft.settings import PromptParams
+from clipgraft.sampling_params import PromptParams
 
 PLAIN, CUT = PromptParams(), PromptParams(long_prompts="cut")
 WEIGHTED = PromptParams(prompt_syntax="weighted")

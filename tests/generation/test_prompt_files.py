@@ -6,7 +6,7 @@ import pytest
 
 from clipgraft.errors import DataError
 from clipgraft.generation.prompt_files import read_prompts, read_requests
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 
 PARAMS = SamplingParams(num_inference_steps=7)
 

@@ -9,7 +9,7 @@ from clipgraft.evaluation.metrics.image_similarity import psnr
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.weights import module_sha256
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 
 pytestmark = pytest.mark.cuda
 

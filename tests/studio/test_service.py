@@ -15,7 +15,7 @@ from PIL import Image
 
 import clipgraft
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.settings import PromptParams, SamplingParams
+from clipgraft.sampling_params import PromptParams, SamplingParams
 from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.service import Service, StoppedError

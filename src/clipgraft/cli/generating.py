@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clipgraft.generation.generate import GenerateOptions
     from clipgraft.generation.image_folder import ImageRow
     from clipgraft.generation.requests import ImageRequest
-    from clipgraft.settings import SamplingParams
+    from clipgraft.sampling_params import SamplingParams
 
 SAMPLING: dict[str, tuple[Any, str, str]] = {
     "negative_prompt": (str, "--negative-prompt", "What to lead away from."),
@@ -68,7 +68,7 @@ def sampling_options(*, without: str = "") -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         def run(**given: Any) -> None:
-            from clipgraft.settings import SamplingParams
+            from clipgraft.sampling_params import SamplingParams
 
             chosen = {name: given.pop(name) for name in sampling}
             params = {name: value for name, value in chosen.items() if value is not None}
@@ -144,7 +144,7 @@ def generate(
     """Generate images from prompts, with a graft or the base's encoder."""
     from dataclasses import replace
 
-    from clipgraft.settings import InferenceConfig, SamplingParams
+    from clipgraft.sampling_params import InferenceConfig, SamplingParams
 
     if from_image and prompts:
         raise UserError("--from-image takes prompt and parameters from the image; leave prompts out")

@@ -44,7 +44,7 @@ from clipgraft.models.bridge import Bridge, token_classes
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 
 TITLES = {
     TEACHER: "the base with its own text encoder",

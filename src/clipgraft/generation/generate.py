@@ -24,7 +24,7 @@ from clipgraft.generation.metadata import LOCAL, read_record, request_of, save_p
 from clipgraft.generation.prompt_embeds import request_notes
 from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.models.defaults import STABLE_DIFFUSION
-from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, PromptParams
+from clipgraft.sampling_params import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, PromptParams
 
 MAX_PRINTED_NOTES = 10
 """Prompts whose notes are printed; `images.json` has all."""

@@ -21,7 +21,7 @@ from clipgraft.generation.requests import ImageRequest, image_requests, with_cha
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
-from clipgraft.settings import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, SamplingParams
+from clipgraft.sampling_params import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, SamplingParams
 
 OFFLOADS = ("none", "model", "sequential")
 

@@ -17,7 +17,7 @@ from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.metadata import save_png
 from clipgraft.generation.requests import ImageRequest, with_changes
 from clipgraft.runs.run import GRAFT_NAMES
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 
 FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
 """Parameters that an axis may call by a shorter name."""

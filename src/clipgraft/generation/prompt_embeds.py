@@ -16,7 +16,7 @@ from clipgraft.data.transforms import pad_input_ids
 from clipgraft.errors import UserError
 from clipgraft.generation.prompt_syntax import Span, parse_prompt
 from clipgraft.models.tokenizer import prompt_notes
-from clipgraft.settings import PromptParams
+from clipgraft.sampling_params import PromptParams
 
 MAX_CACHED_PROMPTS = 256
 """Prompts whose embeds stay in memory; SD v1.5's take 0.24 MB each."""

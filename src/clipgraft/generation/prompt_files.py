@@ -17,7 +17,7 @@ from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import parse_json, read_bytes
 from clipgraft.generation.metadata import SAMPLERS
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests, with_changes
-from clipgraft.settings import DEFAULT_SAMPLING, SamplingParams
+from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 
 STANDARD_INPUT = Path("-")
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}

@@ -14,7 +14,7 @@ from clipgraft.files import file_sha256, whole_characters
 from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.settings import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
+from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.generation.requests import ImageRequest
-from clipgraft.settings import SamplingParams
+from clipgraft.sampling_params import SamplingParams
 from clipgraft.studio.database import Database, UnavailableError
 
 OPEN = ("queued", "running")

@@ -19,8 +19,8 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.prompt_embeds import split_prompt, text_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
+from clipgraft.sampling_params import PromptParams
 from clipgraft.section import SIZE_MULTIPLE
-from clipgraft.settings import PromptParams
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles

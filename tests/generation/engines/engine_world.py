@@ -11,7 +11,7 @@ from clipgraft.generation.engines.engine import (
 )
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.models.base import FrozenBase
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 from helpers import image_request
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from clipgraft.generation.engines.engine import (
 from clipgraft.generation.engines.lora import fuse_lora
 from clipgraft.generation.pipeline import sample
 from clipgraft.models.base import FrozenBase
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 from helpers import call, image_request, refused
 
 

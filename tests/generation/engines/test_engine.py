@@ -20,7 +20,7 @@ from clipgraft.generation.engines.engine import (
 from clipgraft.generation.engines.networks import POSITIONS_AT_ONCE, EngineDecoder, EngineUNet, in_chunks
 from clipgraft.generation.pipeline import sample
 from clipgraft.models.base import FrozenBase
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 from helpers import image_request
 
 

@@ -22,7 +22,7 @@ from clipgraft.generation.engines.networks import (
     TimestepProjection,
 )
 from clipgraft.models.base import FrozenBase
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 
 EXAMPLE_SIZE = 9
 """Latent positions; odd at every level of a U-Net, so that it is traced to upsample by size."""

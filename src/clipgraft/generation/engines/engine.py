@@ -16,7 +16,7 @@ from clipgraft.device import cpu_gains_from_bf16, inference_dtype
 from clipgraft.errors import UserError
 from clipgraft.files import file_sha256
 from clipgraft.generation.engines.networks import Run
-from clipgraft.settings import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig
 
 OPENVINO_GAIN = "1.5 to 2 times"
 """Over the torch engine on a CPU with AVX512-BF16 (benchmarks/bench_generation.py)."""
