@@ -57,6 +57,8 @@ class SamplingParams(PromptParams, TextToImageParams):
 
     init_image: OptionalPath = ""
     """Image file to start from, cropped to height and width; empty: noise alone."""
+    mask_image: OptionalPath = ""
+    """Image file of the same size: of `init_image`, what is white here is repainted, the rest stays."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the steps that change `init_image`; 1 = none of it remains."""
 

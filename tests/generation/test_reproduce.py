@@ -111,7 +111,7 @@ def test_image_to_image_is_reproduced_with_its_init_image(base, tmp_path, capsys
     original = tmp_path / "a" / "a-dog_seed0.png"
     options = ["generate", "--from-image", original, "--base", base, "--out", tmp_path / "b"]
     assert "name it with --init-image" in refused(capsys, *options)
-    assert "is not the image that was started from" in refused(
+    assert "blue.png is not the file that the image was made with" in refused(
         capsys, *options, "--init-image", tmp_path / "blue.png"
     )
     generate(base, tmp_path / "plain", "A dog")

@@ -30,6 +30,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "long_prompts": (str, "--long-prompts", "Beyond 77 tokens: chunk (encoded apart) or cut."),
     "clip_skip": (int, "--clip-skip", "Last layers left out of a base's own text encoder."),
     "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
+    "mask_image": (Path, "--mask", "Image of the same size: what is white in it is repainted."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
 }
 """Type, flag and help for each field of `SamplingParams`, which has the defaults."""
@@ -98,8 +99,8 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 
 BESIDE_FROM_IMAGE = {
-    *("out", "prompts", "from_image", "graft", "base", "init_image", "engine", "lora", "device", "offload"),
-    *("no_metadata", "dry_run", "as_json"),
+    *("out", "prompts", "from_image", "graft", "base", "engine", "lora", "device", "offload"),
+    *("init_image", "mask_image", "no_metadata", "dry_run", "as_json"),
 }
 """Parameters of `generate` with an effect beside --from-image."""
 
@@ -159,8 +160,7 @@ def generate(
     if from_image:
         from clipgraft.generation.generate import reproduce
 
-        init_image = Path(params.init_image) if params.init_image else None
-        _run(lambda: reproduce(from_image, graft, out, options, init_image), out, options)
+        _run(lambda: reproduce(from_image, graft, out, options, params), out, options)
     else:
         requests = _requests(prompts, from_file, params, skip_bad_lines)
         _run(lambda: _generate(requests, graft, out, options, grid), out, options)

@@ -22,9 +22,16 @@ from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
 from clipgraft.generation.metadata import LOCAL, read_record, request_of, save_png, versions
 from clipgraft.generation.prompt_embeds import request_notes
+from clipgraft.generation.request_files import image_files
 from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.models.defaults import STABLE_DIFFUSION
-from clipgraft.sampling_params import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, PromptParams
+from clipgraft.sampling_params import (
+    DEFAULT_INFERENCE,
+    DEFAULT_SAMPLING,
+    InferenceConfig,
+    PromptParams,
+    SamplingParams,
+)
 
 MAX_PRINTED_NOTES = 10
 """Prompts whose notes are printed; `images.json` has all."""
@@ -139,9 +146,7 @@ class _Work:
         if num_processes() > 1:
             processes = PartialState(cpu=choose_device(options.device).type == "cpu")
         self.folder = ImageFolder(out_dir, processes=processes, with_metadata=options.with_metadata)
-        refuse_replacing(
-            out_dir, [Path(each.params.init_image) for each in requests if each.params.init_image]
-        )
+        refuse_replacing(out_dir, (path for each in requests for path in image_files(each.params)))
         self.labels = {variant: variant if len(encoders) > 1 else "" for variant in encoders}
         self.slots: list[Slot] = []
         """Of all variants, in order."""
@@ -211,7 +216,7 @@ def reproduce(
     graft: Path | None,
     out_dir: Path,
     options: GenerateOptions,
-    init_image: Path | None = None,
+    given: SamplingParams = DEFAULT_SAMPLING,
 ) -> list[ImageRow]:
     """Generate an image again, to the bit with machine and versions unchanged.
 
@@ -220,7 +225,7 @@ def reproduce(
         graft: Folder of the graft that it was made with; None for a base's own text encoder.
         out_dir: Gets the image under its own name, or with a number if that is taken.
         options: Base and device; the base needs a name only if the record has none.
-        init_image: The image that it was started from, if any.
+        given: Names the files that it was made with, such as `init_image`.
 
     Returns:
         Its row of `images.json`; none in a dry run.
@@ -231,7 +236,7 @@ def reproduce(
         CheckpointError: If their weights are not those that it was made with.
     """
     record = read_record(path)
-    request, models = request_of(record, init_image), record["models"]
+    request, models = request_of(record, given), record["models"]
     if path.parent.resolve() == out_dir.resolve():
         raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
     base = options.base or (models["base"] if models["base"] != LOCAL else "")

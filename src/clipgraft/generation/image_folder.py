@@ -49,6 +49,7 @@ class ImageRow(BaseModel):
     """Pixels, as generated."""
     width: int = 0
     init_image_sha256: str | None = None
+    mask_image_sha256: str | None = None
     strength: float | None = None
     status: str
     """As `GeneratedImage.status`; only of "ok" there is a file."""

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from clipgraft.errors import DataError, MissingFileError, UserError, explain
 from clipgraft.files import atomic_write, parse_json, to_json
 from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.request_files import files_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import Origin
 from clipgraft.models.weights import module_sha256
+from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 
 PARAMETERS_KEY = "parameters"
 RECORD_KEY = "clipgraft"
@@ -200,32 +202,22 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def request_of(record: dict[str, Any], init_image: Path | None) -> ImageRequest:
+def request_of(record: dict[str, Any], given: SamplingParams = DEFAULT_SAMPLING) -> ImageRequest:
     """Return the request that a record holds.
 
     Args:
         record: From `read_record`.
-        init_image: The image that it started from, if any.
+        given: Names the files that it was made with.
 
     Raises:
-        DataError: If the record is damaged, or the initial image is missing, another or one too many.
-        UserError: If the initial image cannot be read.
+        DataError: If the record is damaged, or a file is missing, another or one too many.
+        UserError: If a file cannot be read.
     """
-    values = record["job"]
-    expected = values.get("init_image_sha256")
-    if expected and init_image is None:
-        raise DataError("that image was started from another one; name it with --init-image")
-    if init_image and not expected:
-        raise DataError("that image was started from noise alone; leave --init-image out")
+    files = files_of(record["job"], given)
     try:
-        request = ImageRequest.from_record(values, init_image)
+        return ImageRequest.from_record(record["job"], files)
     except UserError as error:
-        if str(error).startswith("init_image"):
-            raise
         raise DataError(f"the image's record is damaged: {error}") from error
-    if expected and request.as_record()["init_image_sha256"] != expected:
-        raise DataError(f"{init_image} is not the image that was started from (sha256 {expected})")
-    return request
 
 
 def _quoted(value: Any) -> str:

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,16 @@ from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import (
     AutoencoderKL,
     SchedulerMixin,
-    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from clipgraft.data.images import open_image
 from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
+from clipgraft.generation.kinds import arguments_for, pipeline_for
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
 from clipgraft.generation.requests import ImageRequest, batches
 from clipgraft.generation.schedulers import build_scheduler
@@ -118,7 +116,7 @@ def sample(
 
     Raises:
         UserError: If there is no request, or too little memory for one image.
-        DataError: If an `init_image` cannot be read.
+        DataError: If an image that a request names cannot be read.
     """
     if not requests:
         raise UserError("no prompt; give at least one text")
@@ -169,7 +167,6 @@ def _sample_batch(
     first, params = requests[0], requests[0].params
     assert params.num_inference_steps is not None
     assert params.guidance_scale is not None
-    height, width = image_size(pipeline, first)
 
     def on_step_end(_pipeline: object, step: int, _time: object, tensors: dict[str, Tensor]) -> dict:
         report(requests, min(step + 1, first.num_steps), tensors["latents"])  # PNDM runs one step twice
@@ -178,13 +175,7 @@ def _sample_batch(
     if isinstance(pipeline.unet, EngineUNet):
         skipped = params.num_inference_steps - first.num_steps
         pipeline.unet.begin(is_guided=first.is_guided, first_step=skipped)
-    start: dict[str, Any] = {"height": height, "width": width}
-    if params.init_image:
-        pipeline = _image_to_image(pipeline)
-        paths = [Path(request.params.init_image) for request in requests]
-        images = [ImageOps.fit(open_image(path), (width, height)) for path in paths]
-        start = {"image": images, "strength": params.strength}
-    latents = pipeline(
+    latents = pipeline_for(pipeline, params)(
         prompt_embeds=torch.cat([positive for positive, _ in embeds]),
         negative_prompt_embeds=torch.cat([negative for _, negative in embeds]),
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
@@ -192,7 +183,7 @@ def _sample_batch(
         guidance_scale=float(params.guidance_scale),
         output_type="latent",
         callback_on_step_end=on_step_end,
-        **start,
+        **arguments_for(requests, image_size(pipeline, first)),
     ).images  # (B, 4, H / 8, W / 8)
     pixels, statuses = decode(pipeline, latents)
     pipeline.maybe_free_model_hooks()
@@ -206,15 +197,6 @@ def image_size(pipeline: StableDiffusionPipeline, request: ImageRequest) -> tupl
     """Return height and width in pixels, by default the base's own."""
     own_size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     return request.params.height or own_size, request.params.width or own_size
-
-
-def _image_to_image(pipeline: StableDiffusionPipeline) -> StableDiffusionImg2ImgPipeline:
-    # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
-    sibling = StableDiffusionImg2ImgPipeline(
-        **pipeline.components, requires_safety_checker=pipeline.safety_checker is not None
-    )
-    sibling.set_progress_bar_config(disable=True)
-    return sibling
 
 
 def _smaller_batch(pipeline: StableDiffusionPipeline, batch: Sequence[ImageRequest], error: Exception) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import parse_json, read_bytes
 from clipgraft.generation.metadata import SAMPLERS
+from clipgraft.generation.request_files import IMAGES
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests, with_changes
 from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 
@@ -188,7 +189,8 @@ def _value(text: str) -> str | int | float:
 def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> list[ImageRequest]:
     if "prompt" not in values:
         raise UserError('no object with a "prompt"')
-    prompt, init_image = values.pop("prompt"), values.get("init_image")
-    if init_image and isinstance(init_image, str):
-        values["init_image"] = folder / init_image
+    prompt = values.pop("prompt")
+    for name in IMAGES:
+        if values.get(name) and isinstance(values[name], str):
+            values[name] = folder / values[name]
     return image_requests([prompt], with_changes(params, values))

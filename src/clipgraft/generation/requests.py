@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import groupby, islice
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from clipgraft.data.images import opened_image
 from clipgraft.errors import UserError
-from clipgraft.files import file_sha256, whole_characters
+from clipgraft.files import whole_characters
 from clipgraft.generation.prompt_syntax import parse_prompt
+from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
@@ -21,7 +20,7 @@ MAX_SLUG_LENGTH = 50
 RECORDED = (
     *("seed", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "height", "width"),
 )
-"""Parameters that every record of an image has; of an image-to-image request also the two others."""
+"""Parameters that every record of an image has."""
 UNRECORDED = PromptParams(prompt_syntax="plain", long_prompts="cut", clip_skip=0)
 """How prompts are read where a record does not say: as in the first version."""
 RENAMED = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt"}
@@ -33,8 +32,8 @@ class ImageRequest:
     """One image to generate.
 
     Raises:
-        UserError: If the scheduler cannot take the steps, the prompt's syntax is wrong, or `init_image`
-            cannot be read.
+        UserError: If the scheduler cannot take the steps, the prompt's syntax is wrong, or a file that is
+            named cannot be used.
     """
 
     prompt: str
@@ -52,8 +51,7 @@ class ImageRequest:
             parse_prompt(prompt, self.params.prompt_syntax)
         if self.params.num_inference_steps is not None:
             self._check_steps(max_steps(self.params.scheduler))
-        if self.params.init_image:
-            _check_image(Path(self.params.init_image))
+        check_files(self.params)
 
     def _check_steps(self, most: int) -> None:
         steps, scheduler = self.params.num_inference_steps, self.params.scheduler
@@ -105,22 +103,26 @@ class ImageRequest:
         return self.params.guidance_scale > 1
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], init_image: Path | None = None) -> "ImageRequest":
-        """Return the request of a record, whose initial image is given.
+    def from_record(
+        cls, record: Mapping[str, Any], files: Mapping[str, Any] = MappingProxyType({})
+    ) -> "ImageRequest":
+        """Return the request of a record.
+
+        Args:
+            record: From `as_record`.
+            files: From `request_files.files_of`; without them a request from text alone.
 
         Raises:
             UserError: If a value is unknown or not allowed.
         """
-        values = {name: value for name, value in record.items() if name != "init_image_sha256"}
+        values = without_files(record)
         prompt = values.pop("prompt", None)
-        return cls(prompt, SamplingParams.build(dict(UNRECORDED) | values | {"init_image": init_image}))
+        return cls(prompt, SamplingParams.build(dict(UNRECORDED) | values | dict(files)))
 
     def as_record(self) -> dict[str, Any]:
-        """Return the request as plain values, with `init_image` as a sum."""
+        """Return the request as plain values, with sums in place of files."""
         record = {"prompt": self.prompt} | {name: getattr(self.params, name) for name in RECORDED}
-        if self.params.init_image:
-            record["init_image_sha256"] = _sum_of(Path(self.params.init_image))
-            record["strength"] = self.params.strength
+        record |= file_record(self.params)
         read = PromptParams.of(self.params)
         return record | {name: value for name, value in read if value != getattr(UNRECORDED, name)}
 
@@ -161,30 +163,11 @@ def batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list[
 
 
 def _shared_params(request: ImageRequest) -> SamplingParams:
-    has_image = "any" if request.params.init_image else ""
-    return request.params.model_copy(update={"seed": 0, "negative_prompt": "", "init_image": has_image})
+    images = {name: "any" for name in IMAGES if getattr(request.params, name)}
+    return request.params.model_copy(update={"seed": 0, "negative_prompt": "", **images})
 
 
 def image_file_name(prompt: str, seed: int) -> str:
     """Name a file after prompt and seed: "a-dog-on-the-beach_seed0.png"."""
     slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:MAX_SLUG_LENGTH].rstrip("-") or "empty-prompt"
     return f"{slug}_seed{seed}.png"
-
-
-def _sum_of(path: Path) -> str:
-    status = path.stat()
-    return _sum_of_state(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _sum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
-    return file_sha256(path)
-
-
-def _check_image(path: Path) -> None:
-    """Refuse an image by its header, as `open_image` would."""
-    try:
-        with opened_image(path):
-            pass
-    except UserError as error:
-        raise UserError(f"init_image {error}") from error

@@ -1,0 +1,107 @@
+"""Files of a request: checked before loading, recorded as sums, given again."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags
+
+from clipgraft.data.images import opened_image
+from clipgraft.errors import DataError, UserError
+from clipgraft.files import file_sha256
+from clipgraft.sampling_params import SamplingParams
+
+IMAGES = {
+    "init_image": ("--init-image", "was started from another one", "was started from noise alone"),
+    "mask_image": ("--mask", "was painted within a mask", "was made without a mask"),
+}
+"""Flag of each image, and what is said of a record with and without it."""
+ROTATED = range(5, 9)
+"""EXIF orientations that exchange height and width."""
+
+
+def image_files(params: SamplingParams) -> list[Path]:
+    """List the images that parameters name."""
+    return [Path(getattr(params, name)) for name in IMAGES if getattr(params, name)]
+
+
+def check_files(params: SamplingParams) -> None:
+    """Refuse unusable images by their headers, as `open_image` would.
+
+    Raises:
+        UserError: If an image cannot be read, or a mask has no image or one of another size.
+    """
+    if params.mask_image and not params.init_image:
+        raise UserError(
+            "mask_image (--mask) needs the image that it masks; name it with init_image (--init-image)"
+        )
+    sizes = {name: _size(name, Path(path)) for name in IMAGES if (path := getattr(params, name))}
+    if len(set(sizes.values())) > 1:
+        named = " and ".join(f"{name} {width}x{height}" for name, (width, height) in sizes.items())
+        raise UserError(f"init_image and mask_image must be of one size in pixels; got {named}")
+
+
+def _size(name: str, path: Path) -> tuple[int, int]:
+    """Return an image's upright width and height."""
+    try:
+        with opened_image(path) as image:
+            is_rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
+            return (image.height, image.width) if is_rotated else image.size
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error
+
+
+def file_record(params: SamplingParams) -> dict[str, Any]:
+    """Return the sums of a request's files, and what belongs to them."""
+    record: dict[str, Any] = {
+        f"{name}_sha256": _sum_of(Path(path)) for name in IMAGES if (path := getattr(params, name))
+    }
+    return record | ({"strength": params.strength} if params.init_image else {})
+
+
+def without_files(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without its sums of files."""
+    return {name: value for name, value in record.items() if name.removesuffix("_sha256") not in IMAGES}
+
+
+def files_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:
+    """Return the files for a record, each with the recorded sum.
+
+    Args:
+        record: Of the image to reproduce.
+        given: Names the files.
+
+    Raises:
+        UserError: If a file is missing, one too many, or another one.
+    """
+    found = {name: getattr(given, name) for name in IMAGES}
+    for name, (flag, with_it, without_it) in IMAGES.items():
+        expected, path = record.get(f"{name}_sha256"), found[name]
+        if expected and not path:
+            raise DataError(f"that image {with_it}; name it with {flag}")
+        if path and not expected:
+            raise DataError(f"that image {without_it}; leave {flag} out")
+        if path:
+            _size(name, Path(path))
+            refuse_another(flag, path, _sum_of(Path(path)), str(expected))
+    return found
+
+
+def refuse_another(flag: str, path: str, found: str, expected: str) -> None:
+    """Compare a file's sum with the recorded one; DataError if they differ."""
+    if found != expected:
+        raise DataError(
+            f"{flag} {path} is not the file that the image was made with (its sha256 is {found[:10]}, "
+            f"not {expected[:10]})"
+        )
+
+
+def _sum_of(path: Path) -> str:
+    status = path.stat()
+    return _sum_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
+    return file_sha256(path)
