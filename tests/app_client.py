@@ -8,6 +8,7 @@ import time
 from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
+TOKEN = "sk-" + "x" * 37
 JOB = {"prompt": "A dog runs on the beach", "steps": 3, "seed": 5}
 
 

@@ -1,17 +1,22 @@
 """A studio over a tiny real run: the real classes, so small that a step takes milliseconds."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 import tiny
+from app_client import TOKEN
 from clipgraft.config import build_recipe
 from clipgraft.runs.run import Run
 from clipgraft.studio.api import build_app
 from clipgraft.studio.catalog import ModelCache
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.security import Access
+from clipgraft.studio.server import _bound
 from clipgraft.studio.service import Service
 from clipgraft.whole_run import run_all
 
@@ -81,4 +86,27 @@ def locked(service):
     """An HTTP client, without a token, of a studio that asks for one."""
     app = build_app(service, Access(token="t" * 40))
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as made:
+        yield made
+
+
+@pytest.fixture
+def address(service):
+    """A studio that asks for a token, on a free port of loopback."""
+    with _bound("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(build_app(service, Access(TOKEN)), log_config=None, lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+@pytest.fixture
+def openai_client(address):
+    """OpenAI's own client of that studio."""
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{address}/v1", api_key=TOKEN, max_retries=0) as made:
         yield made

@@ -12,41 +12,16 @@ import zlib
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app_client import base64_of, png_bytes, refused
+from app_client import TOKEN, base64_of, png_bytes, refused
 from clipgraft.data.transforms import clip_pixel_values, tokenize
 from clipgraft.models.clip import encode_images, encode_text, load_clip
 from clipgraft.studio.api import build_app
-from clipgraft.studio.security import Access
-from clipgraft.studio.server import _bound
 
 openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-TOKEN = "sk-" + "x" * 37
-
-
-@pytest.fixture
-def address(service):
-    """A studio that asks for a token, on a free port of loopback."""
-    with _bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(build_app(service, Access(TOKEN)), log_config=None, lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(timeout=30)
-
-
-@pytest.fixture
-def openai_client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key=TOKEN, max_retries=0) as made:
-        yield made
 
 
 def opened(text: str) -> Image.Image:
@@ -139,7 +114,7 @@ def test_errors_are_those_that_the_client_knows(openai_client, address, service)
         {"size": "63x64"},
         {"prompt": ""},
         {"extra_body": {"steps": 0}},
-        {"style": "vivid"},
+        {"extra_body": {"frame_count": 3}},
     ):
         with pytest.raises(openai.UnprocessableEntityError) as error:
             openai_client.images.generate(**{"prompt": "A dog"} | values)

@@ -104,10 +104,10 @@ def test_after_a_kill_only_running_jobs_are_interrupted(tmp_path):
     finished, running = killed.take(2)
     killed.finish_image(finished.number, "ok")
     waiting = killed.add("a", "generate", [image()])
-    call = killed.add("a", "call", [image()])
+    calls = [killed.add("a", kind, [image()]) for kind in ("call", "stream")]
     # No close: the process is gone.
     again = Queue(path)
-    assert set(again.recover(lambda image_id: False)) == {cut_off, call}
+    assert set(again.recover(lambda image_id: False)) == {cut_off, *calls}
     job = again.job(cut_off)
     assert (job.state, job.error) == ("interrupted", "the studio was stopped while this job was open")
     assert [row.state for row in again.images_of(job.number)] == ["ok", "interrupted", "interrupted"]

@@ -52,6 +52,7 @@ def test_bad_values_of_a_job_are_refused_in_a_sentence(shared_client, field):
     assert shared_client.get("/v1/jobs").json() == {"jobs": []}
 
 
+NO_LABELS = [1, True, [], {}, "x" * 65, 1.5, "\ud800", ["a"], {"a": 1}, 10**30]
 IMAGES = {"prompt": "A dog", "steps": 1}
 BAD_IMAGES = {
     "prompt": [None, 1, True, [], {}, "", "x" * 4001, "\ud800", 1.5, ["a"]],
@@ -60,8 +61,10 @@ BAD_IMAGES = {
     "size": ["", "63x64", "8x8", "64", "x", "1032x64", "9999x9999", 64, [], "64x64x64"],
     "response_format": ["", "png", 1, [], {}, True, "URL", "b64", "url ", 1.5],
     "output_format": ["", "gif", 1, [], {}, True, "PNG", "jpg", "svg", 1.5],
-    "quality": ["", "hd", 1, [], {}, True, "high", "low", "AUTO", 1.5],
-    "user": [1, True, [], {}, "x" * 65, 1.5, "\ud800", ["a"], {"a": 1}, 10**30],
+    **dict.fromkeys(("quality", "style", "background", "moderation", "user"), NO_LABELS),
+    "output_compression": [-1, 101, 1.5, "9", [], {}, True, "\ud800", float("nan"), 10**30],
+    "partial_images": [-1, 4, 1.5, "2", [], {}, True, "\ud800", float("nan"), 10**30],
+    "stream": [1, 0, "true", "", [], {}, 1.5, "\ud800", ["a"], {"a": 1}],
     **{name: BAD[name] for name in ("negative_prompt", "steps", "scheduler")},
     "seed": BAD["seed"],
     "guidance_scale": BAD["guidance_scale"],
@@ -74,7 +77,8 @@ BAD_EMBEDDINGS = {
     ],
     "model": [1, True, [], {}, "no", "../x", "x" * 201, "tiny/teacher", "\ud800", 1.5],
     "encoding_format": ["", "int8", 1, [], {}, True, "FLOAT", "b64", "base64 ", 1.5],
-    "user": BAD_IMAGES["user"],
+    "user": NO_LABELS,
+    "dimensions": [0, 1, 512, -1, "512", [], {}, True, 1.5, "\ud800"],
 }  # fmt: skip
 PROMPT = {"prompt": "A dog"}
 BAD_PROMPT = {

@@ -13,9 +13,11 @@ from fastapi.responses import FileResponse, JSONResponse
 import clipgraft
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.reporting.html import script_hash
+from clipgraft.studio.answers import NotFoundError, answers, client_name, handle_errors
 from clipgraft.studio.events import Events
-from clipgraft.studio.image_files import settings_from_png
-from clipgraft.studio.openai_api import NotFoundError, answers, client_name, handle_errors, openai_routes
+from clipgraft.studio.image_files import FILE_QUALITY, settings_from_png
+from clipgraft.studio.openai_api import openai_routes
+from clipgraft.studio.openai_images import generation_routes
 from clipgraft.studio.queue import BusyError, ImageRow, JobRow
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
 from clipgraft.studio.security import Access, Guard
@@ -61,7 +63,8 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
     access, limits = access or Access(), service.limits
     handle_errors(app)
     for router in (
-        openai_routes(service, access.public_url),
+        openai_routes(service),
+        generation_routes(service, access.public_url),
         _job_routes(service),
         _image_routes(service, "/v1/images"),
         _run_routes(service),
@@ -158,10 +161,11 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         image_id: Id,
         extension: Annotated[str, PathParameter(pattern="^(png|jpeg|webp)$", examples=["png"])],
         metadata: bool = True,
+        quality: Annotated[int, Query(ge=0, le=100)] = FILE_QUALITY,
     ) -> Any:
-        """An image's file; `metadata=false` leaves out its settings."""
+        """An image's file; `metadata=false` leaves out its settings, `quality` is JPEG's and WebP's."""
         image_of(image_id)
-        content = service.files.read(image_id, extension, with_metadata=metadata)
+        content = service.files.read(image_id, extension, with_metadata=metadata, quality=quality)
         headers = {"cache-control": "private, max-age=31536000, immutable"}
         return Response(content, media_type=f"image/{extension}", headers=headers)
 

@@ -23,6 +23,8 @@ from clipgraft.generation.metadata import RECORD_KEY, save_png
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
 
+FILE_QUALITY = 95
+"""Of JPEG and WebP files; from there on they grow faster than they get better (guess)."""
 _SEVERAL_IMAGES = ("MPO", "HEIF")
 """Formats that may hold more images than the one to show, and are no animations."""
 
@@ -52,8 +54,13 @@ class ImageFiles:
         record = {**(image.metadata or {}), "studio": {"model": model}}
         save_png(image.image, self.path(image_id), record)
 
-    def read(self, image_id: str, image_format: str, *, with_metadata: bool = True) -> bytes:
-        """Read an image as png, jpeg or webp; only PNG has settings."""
+    def read(
+        self, image_id: str, image_format: str, *, with_metadata: bool = True, quality: int = FILE_QUALITY
+    ) -> bytes:
+        """Read an image as png, jpeg or webp; only PNG has settings.
+
+        Only the others have a quality.
+        """
         try:
             content = self.path(image_id).read_bytes()
         except FileNotFoundError:
@@ -62,8 +69,7 @@ class ImageFiles:
             return content
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             pixels = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-        options = {} if image_format == "png" else {"quality": 95}
-        return encode(pixels, image_format.upper(), **options)
+        return encode(pixels, image_format.upper(), quality=quality)
 
     def delete(self, *image_ids: str) -> None:
         for image_id in image_ids:
@@ -126,10 +132,10 @@ def read_base64(text: str) -> bytes:
         raise DataError("the image is not base64") from None
 
 
-def encode(image: Image.Image, image_format: str, **options: int) -> bytes:
-    """Encode an image with nothing but its pixels."""
+def encode(image: Image.Image, image_format: str, *, quality: int = FILE_QUALITY) -> bytes:
+    """Encode the pixels alone; a PNG ignores `quality`."""
     file = io.BytesIO()
-    image.save(file, format=image_format, **options)
+    image.save(file, format=image_format, quality=quality)
     return file.getvalue()
 
 

@@ -19,6 +19,8 @@ from clipgraft.sampling_params import SamplingParams
 from clipgraft.studio.database import Database, UnavailableError
 
 OPEN = ("queued", "running")
+CALLS = ("call", "stream")
+"""Kinds of jobs whose client waits for the answer, and is gone without it; a stream has previews."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, client TEXT NOT NULL, kind TEXT NOT NULL,
@@ -81,7 +83,7 @@ class JobRow:
     id: str
     client: str
     kind: str
-    """generate, compare, grid; or call, whose client waits for the answer and is gone without it."""
+    """generate, compare, grid, or one of `CALLS`."""
     state: str
     """queued, running, done, failed, cancelled or interrupted."""
     error: str
@@ -189,8 +191,8 @@ class Queue:
                     run(sql, time.time(), row["number"])
             # Whoever waited for the answer of a call is gone with the process.
             cut_off = run(
-                "SELECT * FROM jobs WHERE state IN (?, ?) AND (kind = 'call' OR number IN "
-                "(SELECT job FROM images WHERE state = 'running'))", *OPEN,
+                "SELECT * FROM jobs WHERE state IN (?, ?) AND (kind IN (?, ?) OR number IN "
+                "(SELECT job FROM images WHERE state = 'running'))", *OPEN, *CALLS,
             ).fetchall()  # fmt: skip
             for row in cut_off:
                 self.end_job(row["number"], "interrupted", "the studio was stopped while this job was open")
@@ -209,8 +211,8 @@ class Queue:
         rows = self._read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", limit)
         return [JobRow(**row) for row in rows]
 
-    def open_jobs(self, kind: str) -> list[JobRow]:
-        rows = self._read("SELECT * FROM jobs WHERE kind = ? AND state IN (?, ?)", kind, *OPEN)
+    def open_calls(self) -> list[JobRow]:
+        rows = self._read("SELECT * FROM jobs WHERE kind IN (?, ?) AND state IN (?, ?)", *CALLS, *OPEN)
         return [JobRow(**row) for row in rows]
 
     def images_of(self, job_number: int) -> list[ImageRow]:

@@ -6,13 +6,14 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import PromptParams, TextToImageParams
 from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Positive, Section, Seed
+from clipgraft.studio.image_files import FILE_QUALITY
 
 
 class Limits(Section):
@@ -56,6 +57,15 @@ Text = Annotated[str, Field(max_length=LIMITS.max_prompt_characters)]
 Name = Annotated[str, Field(max_length=200)]
 Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=SIZE_MULTIPLE)]
 Steps = Annotated[int, Field(ge=1, le=LIMITS.max_steps)]
+Label = Annotated[str, Field(max_length=64)] | None
+WITHOUT_EFFECT = {
+    "quality": ("auto", "standard"),
+    "style": ("natural",),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto",),
+    "complexity": ("medium",),
+}
+"""OpenAI's fields that are ignored -> values that change nothing, which need no note."""
 AxisName = Literal[
     "prompt", "negative_prompt", "model", "seed", "num_inference_steps", "guidance_scale", "scheduler"
 ]
@@ -162,8 +172,46 @@ class ImagesRequest(BoundedParams):
     size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$")] | None = "auto"
     response_format: Literal["url", "b64_json"] | None = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
-    quality: Literal["auto", "standard"] | None = "auto"
-    user: Annotated[str, Field(max_length=64)] | None = ""
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Quality of JPEG and WebP."""
+    stream: bool | None = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
+    """With `stream`, the most of each image."""
+    user: Label = ""
+    safety_identifier: Label = ""
+    """Names the client before `user`, as in OpenAI's API."""
+    quality: Label = None
+    """No effect, as `style`, `background`, `moderation` and `complexity`; the answer notes it."""
+    style: Label = None
+    background: Label = None
+    moderation: Label = None
+    complexity: Label = None
+
+    @model_validator(mode="after")
+    def _streams_base64(self) -> "ImagesRequest":
+        if self.stream and self.response_format == "url":
+            raise UserError("a stream sends images as b64_json; leave out response_format or stream")
+        return self
+
+    @property
+    def file_format(self) -> str:
+        return self.output_format or "png"
+
+    @property
+    def file_quality(self) -> int:
+        return FILE_QUALITY if self.output_compression is None else self.output_compression
+
+    def notes(self) -> list[str]:
+        """Return a sentence on each field without effect here."""
+        given = self.model_dump(exclude_none=True)
+        idle = [
+            name for name, as_here in WITHOUT_EFFECT.items() if given.get(name, as_here[0]) not in as_here
+        ]
+        if self.partial_images and not self.stream:
+            idle.append("partial_images (needs stream)")
+        if self.output_compression is not None and self.file_format == "png":
+            idle.append("output_compression (PNG loses nothing)")
+        return [f"{name} has no effect" for name in idle]
 
     def requests(self, defaults: SamplingDefaults) -> list[ImageRequest]:
         """Return each image's request.
@@ -194,7 +242,29 @@ class EmbeddingsRequest(Request):
     """Texts and images; a text that begins with `data:image/` is an image."""
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
-    user: Annotated[str, Field(max_length=64)] | None = ""
+    user: Label = ""
+    dimensions: None = None
+    """OpenAI's; refused, since embeddings have their CLIP's own width."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _no_token_ids(cls, value: Any) -> Any:
+        # Of LangChain's default client, which tokenizes with OpenAI's vocabulary.
+        items = value if isinstance(value, list) else [value]
+        rows = [item if isinstance(item, list) else [item] for item in items]
+        if any(isinstance(each, int) for row in rows for each in row):
+            raise UserError(
+                "token ids are another tokenizer's; send texts "
+                "(in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False, ...))"
+            )
+        return value
+
+    @field_validator("dimensions", mode="before")
+    @classmethod
+    def _own_width(cls, value: Any) -> Any:
+        if value is not None:
+            raise UserError("embeddings have their CLIP's own width; leave it out")
+        return value
 
     def items(self) -> list[str | ImageInput]:
         return self.input if isinstance(self.input, list) else [self.input]

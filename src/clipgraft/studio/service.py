@@ -151,7 +151,7 @@ class Service:
 
         Args:
             client: Address of the client, a space, and a name that it gives itself.
-            kind: generate, compare, grid or call.
+            kind: generate, compare, grid, call or stream.
             requests: Model and request of each image.
 
         Raises:
@@ -288,7 +288,7 @@ class Service:
 
     def _end_calls(self, *states: str) -> None:
         try:
-            for job in self.queue.open_jobs("call"):
+            for job in self.queue.open_calls():
                 if job.state in states:
                     self._end_job(job.number, "interrupted", "the studio is stopping")
         except UnavailableError as error:  # the next start does it, if it can
