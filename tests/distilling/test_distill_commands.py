@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ def test_the_folder_of_a_distillation_names_its_encoder(options, tmp_path, capsy
     assert call(*options, "--out", tmp_path / "out") == 0
     line = refused(capsys, "generate", "A kite", "--graft", tmp_path / "out", "--out", tmp_path / "images")
     assert f"is not a graft: it has no base.json; name {tmp_path / 'out' / 'text_encoder'}" in line
+
+
+def test_the_base_is_the_one_that_the_graft_names(options, tmp_path):
+    del options[options.index("--base") : options.index("--base") + 2]
+    assert call(*options, "--out", tmp_path / "out") == 0
+    recipe = tomllib.loads((tmp_path / "out" / "recipe.toml").read_text())
+    assert recipe["base"]["name"] != "flatland"
 
 
 def test_captions_and_data_exclude_each_other(options, tmp_path, capsys):

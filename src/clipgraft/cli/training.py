@@ -209,8 +209,8 @@ def refine(
     given = {
         "data.source": data,
         "data.on_damaged": on_damaged,
-        "base.name": base,
         "refine.num_epochs": chosen,
+        **_base_of(graft, base, recipe, set_),
     }
     settings = recipe_with(recipe, set_, given)
     inputs = {"--recipe": recipe}
@@ -290,17 +290,26 @@ def distill(
     given = {
         "data.source": data,
         "data.on_damaged": on_damaged,
-        "base.name": base,
         "distill.captions": captions,
         "distill.new_words": new_words,
         "distill.hold": hold,
         "distill.num_epochs": epochs or (0 if recipe else DEFAULT_EPOCHS),
+        **_base_of(graft, base, recipe, set_),
     }
     settings = recipe_with(recipe, set_, given)
     inputs = {"--recipe": recipe}
     result = distill_recipe(settings, graft, out, resume=resume, overwrite=overwrite, inputs=inputs)
     result.print()
     print_line(f"text encoder: {out / 'text_encoder'}")
+
+
+def _base_of(graft: Path, base: str, recipe: Path | None, set_: list[str]) -> dict[str, str]:
+    """Return the named base, else the one that the graft names."""
+    from clipgraft.models.graft import read_base_record
+
+    is_named = base or recipe or any(text.startswith("base.") for text in set_)
+    record = None if is_named else read_base_record(graft)
+    return {"base.name": record.name, "base.revision": record.revision} if record else {"base.name": base}
 
 
 def pretrain(

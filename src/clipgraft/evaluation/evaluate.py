@@ -31,11 +31,9 @@ from clipgraft.files import write_bytes
 from clipgraft.generation.generator import load_generators
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import ClipParts, load_clip
-from clipgraft.models.configs import BaseRecord, read_config
-from clipgraft.models.graft import BASE_RECORD, Graft
+from clipgraft.models.graft import Graft, read_base_record
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.lineage import read_lineage
-from clipgraft.models.weights import verify_folder
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.runs.run import GRAFT_NAMES, Run
 
@@ -149,11 +147,8 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
 def _base_of(graft: Graft | Path) -> str:
     if isinstance(graft, Graft):
         return graft.base.name
-    record = graft / BASE_RECORD
-    if not record.is_file():  # not a graft, which is reported later
-        return FLATLAND
-    verify_folder(graft)
-    return str(read_config(record, BaseRecord)["name"])
+    record = read_base_record(graft)
+    return record.name if record else FLATLAND  # what is not a graft is reported later
 
 
 def _refuse_no_prompts(settings: EvaluateSettings) -> None:

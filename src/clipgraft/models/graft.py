@@ -33,7 +33,7 @@ from clipgraft.models.loading import (
     weight_paths,
 )
 from clipgraft.models.tokenizer import load_tokenizer
-from clipgraft.models.weights import FULL, HALF, verify_model, write_folder_atomically
+from clipgraft.models.weights import FULL, HALF, verify_folder, verify_model, write_folder_atomically
 
 BASE_RECORD = "base.json"
 ALL_COMPONENTS = (*COMPONENTS, "safety_checker")
@@ -309,6 +309,19 @@ class Graft:
         base.check_record(self.base)
         check_vocabularies(self.tokenizer, base)
         return base.pipeline(self.text_encoder)
+
+
+def read_base_record(folder: Path) -> BaseRecord | None:
+    """Read a graft folder's record of its base, if it has one.
+
+    Raises:
+        CheckpointError: If the folder is damaged.
+    """
+    record = folder / BASE_RECORD
+    if not record.is_file():
+        return None
+    verify_folder(folder)
+    return BaseRecord(**read_config(record, BaseRecord))
 
 
 def _load_encoder(folder: Path, tokenizer: CLIPTokenizer) -> GraftedTextEncoder | CLIPTextModel:
