@@ -70,6 +70,8 @@ SIZE_MULTIPLE = 8
 """Pixels per latent position of Stable Diffusion's VAE."""
 Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
 """Pixels; 0 = the base's own size."""
+ImageFormat = Literal["png", "jpeg", "webp"]
+"""Of generated files: JPEG of quality 95, WebP without loss."""
 PromptSyntax = Literal["plain", "weighted"]
 Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
 _NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)

@@ -9,6 +9,7 @@ from clipgraft.section import (
     FROM_LIST,
     Count,
     Every,
+    ImageFormat,
     LatentCrop,
     LocalPath,
     MixedPrecision,
@@ -269,6 +270,8 @@ class GenerateSettings(SamplingParams, InferenceConfig):
     )
     batch_size: Count = 4
     """Images generated at once; changes speed and memory alone."""
+    image_format: ImageFormat = "png"
+    """jpeg: of quality 95; webp: without loss. All hold the settings."""
 
 
 class EvaluateSettings(TextToImageParams):

@@ -56,7 +56,10 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     variants = run.variants()
     requests = image_requests(recipe.generate.prompts, recipe.generate)
     options = GenerateOptions(
-        device=recipe.device, batch_size=recipe.generate.batch_size, inference=recipe.generate
+        device=recipe.device,
+        batch_size=recipe.generate.batch_size,
+        image_format=recipe.generate.image_format,
+        inference=recipe.generate,
     )
     with recorded_resources(folder / "generate"):
         generate(requests, variants, folder / "generate", options)

@@ -23,7 +23,7 @@ from clipgraft.evaluation.results import PLAIN
 from clipgraft.evaluation.scores import score_fidelity
 from clipgraft.flatland import draw_scene, fidelity_prompts
 from clipgraft.generation.generator import ImageGenerator
-from clipgraft.generation.metadata import save_png
+from clipgraft.generation.image_encoding import write_image
 from clipgraft.generation.pipeline import PromptEmbedCache, build_pipeline
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
@@ -200,7 +200,7 @@ def test_shuffled_floor_pairs_images_with_the_next_prompt(tmp_path, processes):
     paths = []
     for number, prompt in enumerate(prompts):
         paths.append([tmp_path / f"{number}.png"])
-        save_png(draw_scene(prompt.scene), paths[-1][0], None)
+        write_image(draw_scene(prompt.scene), paths[-1][0])
     probe = ProbeFeatures(
         load_probe(embedded_models() / "probe.safetensors"), FeatureStore(tmp_path, processes)
     )
@@ -228,7 +228,7 @@ def test_drawing_is_as_the_version_of_files_says():
 def test_features_are_as_their_version_says(tmp_path, processes):
     store = FeatureStore(tmp_path / "kept", processes)
     path = tmp_path / "picture.png"
-    save_png(draw_scene(fidelity_prompts()[0].scene), path, None)
+    write_image(draw_scene(fidelity_prompts()[0].scene), path)
     clip = ClipFeatures(load_clip("flatland"), "", store, store)
     clip.clip.model.eval()
     probe = ProbeFeatures(load_probe(embedded_models() / "probe.safetensors"), store)

@@ -18,7 +18,7 @@ import clipgraft
 import tiny
 from clipgraft.generation import generate as generate_stage
 from clipgraft.generation import image_folder as gallery
-from clipgraft.generation.metadata import RECORD_KEY
+from clipgraft.generation.image_encoding import RECORD_KEY
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from helpers import image_request, refused
@@ -161,14 +161,14 @@ def test_json_of_a_dry_run_has_no_images(base, tmp_path, capsys):
 
 
 def test_json_after_a_stop_has_the_finished_images(base, tmp_path, capsys, monkeypatch):
-    write = gallery.save_png
+    write = gallery.write_image
 
-    def stop_at_the_cat(image, path, record):
+    def stop_at_the_cat(image, path, *arguments):
         if "cat" in path.name:
             raise KeyboardInterrupt
-        write(image, path, record)
+        write(image, path, *arguments)
 
-    monkeypatch.setattr(gallery, "save_png", stop_at_the_cat)
+    monkeypatch.setattr(gallery, "write_image", stop_at_the_cat)
     assert generate(base, tmp_path, "A dog", "A cat", "--json") == 130
     printed = json.loads(capsys.readouterr().out)
     assert [row["file"] for row in printed["images"]] == ["a-dog_seed0.png"]
@@ -190,13 +190,13 @@ def test_previews_are_written_and_removed_at_the_end(base, tmp_path, monkeypatch
         )
     )
     assert seen == [(2, 2), (2, 4)]
-    write, written = generate_stage.save_png, []
+    write, written = generate_stage.write_image, []
 
-    def see(image, path, record):
-        write(image, path, record)
+    def see(image, path):
+        write(image, path)
         written.append((path, pixels(path).shape))
 
-    monkeypatch.setattr(generate_stage, "save_png", see)
+    monkeypatch.setattr(generate_stage, "write_image", see)
     assert generate(base, tmp_path, "A dog", "A cat", "--steps", 3, "--preview-every", 1) == 0
     assert written == [(tmp_path / "preview.png", (64, 128, 3))] * 2
     assert not (tmp_path / "preview.png").exists()

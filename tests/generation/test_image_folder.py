@@ -153,14 +153,14 @@ def test_inputs_are_neither_replaced_nor_deleted(base, tmp_path, capsys):
 
 def test_images_are_not_kept_in_memory(base, tmp_path, monkeypatch):
     requests = [image_request("A dog", seed, num_inference_steps=1) for seed in range(40)]
-    drawn, alive, write = [], [], gallery.save_png
+    drawn, alive, write = [], [], gallery.write_image
 
     def count(image, *arguments):
         drawn.append(weakref.ref(image))
         alive.append(sum(picture() is not None for picture in drawn))
         write(image, *arguments)
 
-    monkeypatch.setattr(gallery, "save_png", count)
+    monkeypatch.setattr(gallery, "write_image", count)
     stage(requests, {"teacher": None}, tmp_path, GenerateOptions(base=str(base), is_quiet=True))
     assert len(drawn) == 40
     assert max(alive) <= 2 * GenerateOptions().batch_size

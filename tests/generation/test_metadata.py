@@ -10,7 +10,8 @@ import torch
 from image_world import generate, rows_of
 from PIL import Image
 
-from clipgraft.generation.metadata import PARAMETERS_KEY, RECORD_KEY, versions
+from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY
+from clipgraft.generation.metadata import versions
 from clipgraft.models.base import FrozenBase
 from helpers import refused
 

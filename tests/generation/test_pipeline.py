@@ -134,9 +134,9 @@ def test_nan_image_is_a_failure(parts):
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
-        ("A dog running on the beach at sunset", "a-dog-running-on-the-beach-at-sunset_seed3.png"),
-        ("", "empty-prompt_seed3.png"),
-        ("../../etc/passwd", "etc-passwd_seed3.png"),
+        ("A dog running on the beach at sunset", "a-dog-running-on-the-beach-at-sunset_seed3"),
+        ("", "empty-prompt_seed3"),
+        ("../../etc/passwd", "etc-passwd_seed3"),
     ],
 )
 def test_file_is_named_after_the_prompt(prompt, name):
@@ -144,8 +144,8 @@ def test_file_is_named_after_the_prompt(prompt, name):
 
 
 def test_file_name_of_a_long_prompt_fits_every_file_system():
-    assert len(image_file_name("🐕狗" * 200, 3).encode()) <= 255
-    assert len(image_file_name("狗" * 200, 2**62).encode()) <= 255
+    assert len(image_file_name("🐕狗" * 200, 3).encode()) <= 250
+    assert len(image_file_name("狗" * 200, 2**62).encode()) <= 250
 
 
 def test_changed_init_image_has_another_sum(tmp_path):

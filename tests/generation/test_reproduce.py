@@ -8,7 +8,8 @@ from image_world import generate, rows_of
 from PIL import Image, PngImagePlugin
 
 import tiny
-from clipgraft.generation.metadata import RECORD_KEY, save_png
+from clipgraft.generation.image_encoding import RECORD_KEY, write_image
+from clipgraft.generation.metadata import texts_of
 from helpers import call, refused
 
 
@@ -79,13 +80,13 @@ def test_other_precision_needs_the_same_text_encoder(base, tmp_path, capsys):
     with Image.open(original) as image:
         record = json.loads(image.info[RECORD_KEY])
         record["models"]["dtype"] = "float16"
-        save_png(image, original, record)
+        write_image(image, original, texts=texts_of(record))
     capsys.readouterr()
     assert call(*options, tmp_path / "b", "--from-image", original) == 0
     assert "the unet's weights cannot be compared: float16 then, " in capsys.readouterr().err
     with Image.open(original) as image:
         record["models"]["text_encoder_sha256"] = "0" * 64
-        save_png(image, original, record)
+        write_image(image, original, texts=texts_of(record))
     message = refused(capsys, *options, tmp_path / "b", "--from-image", original)
     assert "the text encoder here (sha256" in message
 

@@ -39,6 +39,7 @@ EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
     "batch_size": (int, "--batch-size", "Images at once; halved if memory does not suffice.", 4),
     "device": (str, "--device", "auto, cpu, cuda or mps.", "auto"),
     "offload": (str, "--offload", "For a small CUDA GPU: model, or sequential (least memory).", "none"),
+    "image_format": (str, "--format", "png, jpeg, or webp (without loss), with the settings inside.", "png"),
     "no_metadata": (bool, "--no-metadata", "Write no metadata into the images.", False),
     "dry_run": (bool, "--dry-run", "Print the number of images and steps, generate nothing.", False),
     "as_json": (bool, "--json", "Print one JSON object for machines.", False),
@@ -231,7 +232,15 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _options(
-    base: str, batch_size: int, device: str, offload: str, no_metadata: bool, dry_run: bool, as_json: bool
+    *,
+    base: str,
+    batch_size: int,
+    device: str,
+    offload: str,
+    image_format: str,
+    no_metadata: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> "GenerateOptions":
     from clipgraft.generation.generate import GenerateOptions
 
@@ -240,6 +249,7 @@ def _options(
         device=device,
         offload=offload,
         batch_size=batch_size,
+        image_format=image_format,
         with_metadata=not no_metadata,
         with_count=True,
         is_dry_run=dry_run,

@@ -43,7 +43,7 @@ from clipgraft.evaluation.results import (
 )
 from clipgraft.evaluation.scores import Paths, Scores, image_features
 from clipgraft.evaluation.variants import TITLES, Variants
-from clipgraft.generation.metadata import save_png
+from clipgraft.generation.image_encoding import write_image
 from clipgraft.models.weights import module_sha256
 
 DISTANCES = {"cmmd": cmmd, "kid": kid, "fid": fid}
@@ -361,7 +361,7 @@ def _save_thumbnail(image: CaptionedImage, path: Path) -> None:
     thumbnail = open_image(image.file)
     thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(thumbnail, path, None)
+    write_image(thumbnail, path)
 
 
 def _test_split(measured: Measured) -> PromptSet:

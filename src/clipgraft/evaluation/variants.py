@@ -35,8 +35,8 @@ from clipgraft.files import fingerprint
 from clipgraft.flatland import draw_scene
 from clipgraft.flatland.writer import DRAWING_VERSION, IMAGE_SIZE
 from clipgraft.generation.generator import ImageGenerator
+from clipgraft.generation.image_encoding import write_image
 from clipgraft.generation.image_folder import ImageFolder, Slot
-from clipgraft.generation.metadata import save_png
 from clipgraft.generation.pipeline import image_size, prompt_input_ids
 from clipgraft.generation.requests import ImageRequest, image_file_name
 from clipgraft.generation.schedulers import build_scheduler
@@ -172,7 +172,8 @@ class Variants:
         whole = generator_fingerprint(generator)
         slots = [
             Slot(
-                f"{FOLDER}/{name}/{index // num_seeds:04d}-{image_file_name(request.prompt, request.seed)}",
+                f"{FOLDER}/{name}/{index // num_seeds:04d}-"
+                f"{image_file_name(request.prompt, request.seed)}.png",
                 request,
                 image_key(whole, generator, request),
             )
@@ -252,7 +253,7 @@ def real_images(prompts: Sequence[EvaluationPrompt], folder: Path, processes: Pa
             path = folder / FOLDER / REAL / f"{name}.png"
             if processes.is_main_process and not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save_png(draw_scene(fresh), path, None)
+                write_image(draw_scene(fresh), path)
         paths.append([path])
     processes.wait_for_everyone()
     return paths

@@ -19,8 +19,9 @@ from clipgraft.files import fingerprint
 from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.engines.engine import approximations, openvino_advice
 from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.generation.image_encoding import MAX_EXIF_TEXT, RECORD_KEY, read_image_texts, write_image
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
-from clipgraft.generation.metadata import LOCAL, read_record, request_of, save_png, versions
+from clipgraft.generation.metadata import LOCAL, parse_record, request_of, versions
 from clipgraft.generation.prompt_embeds import request_notes
 from clipgraft.generation.request_files import image_files
 from clipgraft.generation.requests import ImageRequest, image_file_name
@@ -51,6 +52,8 @@ class GenerateOptions:
     offload: str = "none"
     batch_size: int = 4
     with_metadata: bool = True
+    image_format: str = "png"
+    """One of `ImageFormat`; of `reproduce`, that of the image."""
     preview_every: int = 0
     """Steps between previews of a batch; 0 = none."""
     with_count: bool = False
@@ -94,7 +97,7 @@ def generate(
     Args:
         requests: What to generate.
         encoders: For each variant a graft folder, or None for the base's own text encoder.
-        out_dir: Gets a PNG for each image, named after prompt and seed, and `images.json`; each of several
+        out_dir: Gets a file for each image, named after prompt and seed, and `images.json`; each of several
             variants has a folder of its own. Finished images are not generated again; an image of another
             request or other models stays, and the new one's name gets a number.
         options: How to generate.
@@ -145,7 +148,14 @@ class _Work:
         processes = None
         if num_processes() > 1:
             processes = PartialState(cpu=choose_device(options.device).type == "cpu")
-        self.folder = ImageFolder(out_dir, processes=processes, with_metadata=options.with_metadata)
+        self.folder = ImageFolder(
+            out_dir,
+            processes=processes,
+            with_metadata=options.with_metadata,
+            image_format=options.image_format,
+        )
+        if options.image_format == "jpeg" and options.with_metadata:
+            _refuse_long(requests)
         refuse_replacing(out_dir, (path for each in requests for path in image_files(each.params)))
         self.labels = {variant: variant if len(encoders) > 1 else "" for variant in encoders}
         self.slots: list[Slot] = []
@@ -208,7 +218,7 @@ class _Work:
     def _write_preview(
         self, _requests: Sequence[ImageRequest], images: list[Image.Image], _step: int
     ) -> None:
-        save_png(make_image_grid(images, 1, len(images)), self.folder.folder / PREVIEW_NAME, None)
+        write_image(make_image_grid(images, 1, len(images)), self.folder.folder / PREVIEW_NAME)
 
 
 def reproduce(
@@ -221,7 +231,7 @@ def reproduce(
     """Generate an image again, to the bit with machine and versions unchanged.
 
     Args:
-        path: A PNG that clipgraft wrote.
+        path: An image that clipgraft wrote.
         graft: Folder of the graft that it was made with; None for a base's own text encoder.
         out_dir: Gets the image under its own name, or with a number if that is taken.
         options: Base and device; the base needs a name only if the record has none.
@@ -235,7 +245,8 @@ def reproduce(
         UserError: If graft, base or LoRA must be named or left out, or `out_dir` holds the image itself.
         CheckpointError: If their weights are not those that it was made with.
     """
-    record = read_record(path)
+    texts, image_format = read_image_texts(path)
+    record = parse_record(texts.get(RECORD_KEY, ""), path)
     request, models = request_of(record, given), record["models"]
     if path.parent.resolve() == out_dir.resolve():
         raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
@@ -248,7 +259,7 @@ def reproduce(
         )
     if not base and not graft:
         raise UserError("that image's base is a local one; name it with --base")
-    folder = ImageFolder(out_dir, with_metadata=options.with_metadata)
+    folder = ImageFolder(out_dir, with_metadata=options.with_metadata, image_format=image_format)
     generators = load_generators(
         {"": graft},
         base=base,
@@ -265,12 +276,23 @@ def reproduce(
     if options.is_dry_run:
         say_count(batch)
         return []
-    [slot] = folder.reserve([path.name], [request], [image_key(request, generator)])
+    [slot] = folder.reserve([path.stem], [request], [image_key(request, generator)])
     row = folder.add(slot, "", list(generator.sample(batch, batch_size=size))[index])
     folder.write_list([])
     if not options.is_quiet:
         print_line(f"{row.status}  {out_dir / row.file}")
     return [row]
+
+
+def _refuse_long(requests: Sequence[ImageRequest]) -> None:
+    """Refuse prompts that a JPEG could not hold in its settings."""
+    for request in requests:
+        text = request.prompt + request.params.negative_prompt
+        if len(text.encode("utf-16-be")) + len(text.encode()) > MAX_EXIF_TEXT:
+            raise UserError(
+                f"a prompt of {len(text):,} characters does not fit into a JPEG's settings: "
+                f"{text[:40]!r}...; name --format png or webp, or --no-metadata"
+            )
 
 
 def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
@@ -333,6 +355,7 @@ def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str
         **versions(models.get("engine", "")),
     }
     there = {name: record["models"].get(name) for name in ("dtype", "engine")}
+    there["pillow"] = here["pillow"]  # images of earlier versions do not name theirs
     there |= {**record["machine"], **record["versions"]}
     others = [
         f"{name} {there.get(name)} then, {here[name]} now" for name in here if here[name] != there.get(name)

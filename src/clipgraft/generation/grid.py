@@ -13,8 +13,8 @@ from clipgraft.errors import UserError
 from clipgraft.files import write_bytes
 from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell, render_page, render_png
 from clipgraft.generation.generate import GenerateOptions, generate
+from clipgraft.generation.image_encoding import write_image
 from clipgraft.generation.image_folder import ImageRow
-from clipgraft.generation.metadata import save_png
 from clipgraft.generation.requests import ImageRequest, with_changes
 from clipgraft.runs.run import GRAFT_NAMES
 from clipgraft.sampling_params import SamplingParams
@@ -197,7 +197,7 @@ def write_grid(rows: Sequence[ImageRow], out_dir: Path, options: GenerateOptions
         lines = [lines[0][index : index + num_columns] for index in range(0, len(lines[0]), num_columns)]
     columns = [""] * max(map(len, lines))
     sheet = Sheet(title, columns, labels or [""] * len(lines), lines)
-    save_png(render_png(sheet), out_dir / GRID_NAME, None)
+    write_image(render_png(sheet), out_dir / GRID_NAME)
     if not options.is_quiet:
         print_line(f"grid: {out_dir / GRID_NAME}")
 
@@ -243,7 +243,7 @@ def _write_sheets(
         [GRID_NAME] if len(sheets) == 1 else [f"grid-{number}.png" for number in range(1, len(sheets) + 1)]
     )
     for name, sheet in zip(names, sheets, strict=True):
-        save_png(render_png(sheet), out_dir / name, None)
+        write_image(render_png(sheet), out_dir / name)
     write_bytes(out_dir / PAGE_NAME, render_page(title, lead, sheets).encode("utf-8"))
     if not options.is_quiet:
         for name in (*names, PAGE_NAME):

@@ -17,7 +17,8 @@ from clipgraft.console import say, track
 from clipgraft.errors import DataError, UserError
 from clipgraft.files import clear_parts, file_sha256, parse_json, read_json, write_json
 from clipgraft.generation.generator import ImageGenerator
-from clipgraft.generation.metadata import save_png
+from clipgraft.generation.image_encoding import SUFFIXES, check_format, write_image
+from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest, batches
 
@@ -95,13 +96,23 @@ class ImageFolder:
         folder: Made if it does not exist.
         processes: Those that share the work; None where this one is alone.
         with_metadata: Whether the files say how they were generated.
+        image_format: One of `ImageFormat`.
 
     Raises:
-        UserError: If nothing can be written there.
+        UserError: If nothing can be written there, or the format is another.
     """
 
-    def __init__(self, folder: Path, *, processes: PartialState | None = None, with_metadata: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        processes: PartialState | None = None,
+        with_metadata: bool = True,
+        image_format: str = "png",
+    ):
+        check_format(image_format)
         self.folder, self.processes, self.with_metadata = folder, processes, with_metadata
+        self.image_format = image_format
         self.rank = processes.process_index if processes else 0
         self.num_processes = processes.num_processes if processes else 1
         self._lines = folder / f"images-{self.rank}.jsonl"
@@ -121,20 +132,20 @@ class ImageFolder:
         anything is generated.
 
         Args:
-            wanted: For each request the file's path within the folder, if nothing lies there.
+            wanted: For each request the file's path within the folder, without suffix, if nothing lies there.
             requests: What is to be generated.
             keys: For each request the sum of all that decides its image.
         """
         slots: dict[str, Slot] = {}
-        for file, request, key in zip(wanted, requests, keys, strict=True):
-            file = self._own_or_free(file, key, slots)
+        for name, request, key in zip(wanted, requests, keys, strict=True):
+            file = self._own_or_free(name, key, slots)
             slots[file] = Slot(file, request, key)
         return list(slots.values())
 
     def _own_or_free(self, wanted: str, key: str, taken: Container[str]) -> str:
-        free = ""
+        free, suffix = "", SUFFIXES[self.image_format]
         for number in count(1):
-            file = wanted if number == 1 else f"{wanted.removesuffix('.png')}_{number}.png"
+            file = f"{wanted}_{number}{suffix}" if number > 1 else wanted + suffix
             if file in taken:
                 continue
             row, is_there = self._rows.get(file), (self.folder / file).exists()
@@ -244,7 +255,8 @@ class ImageFolder:
         sha256 = None
         if image.status == "ok":
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(image.image, path, image.metadata if self.with_metadata else None)
+            texts = texts_of(image.metadata) if self.with_metadata and image.metadata else None
+            write_image(image.image, path, self.image_format, texts)
             sha256 = file_sha256(path)
         else:
             path.unlink(missing_ok=True)

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clipgraft.errors import DataError, MissingFileError, UserError, explain
-from clipgraft.files import atomic_write, parse_json, to_json
+from clipgraft.errors import DataError, UserError, explain
+from clipgraft.files import parse_json, to_json
+from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.request_files import files_of
 from clipgraft.generation.requests import ImageRequest
@@ -20,8 +20,6 @@ from clipgraft.models.base import Origin
 from clipgraft.models.weights import module_sha256
 from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 
-PARAMETERS_KEY = "parameters"
-RECORD_KEY = "clipgraft"
 FORMAT = 1
 LOCAL = "local"
 """Name of a base that is a local folder or file: its path is private."""
@@ -36,7 +34,7 @@ SAMPLERS = {
 """A1111's names of sampler and schedule type."""
 MAX_BATCH = 4096
 """Images generated at once, in a record; more than any machine here could (a guess)."""
-VERSIONED = ("clipgraft", "torch", "diffusers", "transformers")
+VERSIONED = ("clipgraft", "torch", "diffusers", "transformers", "pillow")
 
 
 class _Models(BaseModel):
@@ -135,19 +133,9 @@ def versions(engine: str) -> dict[str, str]:
     return {name: version(name) for name in (*VERSIONED, *(["openvino"] if engine == "openvino" else []))}
 
 
-def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
-    """Write an image, atomically, with a record from `describe_image`, if any."""
-    text = None
-    if record is not None:
-        text = PngImagePlugin.PngInfo()
-        for key, value in (
-            (PARAMETERS_KEY, parameters_text(record)),
-            (RECORD_KEY, to_json(record)),
-        ):
-            # tEXt holds Latin-1 alone; iTXt holds every prompt.
-            (text.add_text if value.isascii() else text.add_itxt)(key, value)
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text)
+def texts_of(record: dict[str, Any]) -> dict[str, str]:
+    """Return the texts that a file holds of a record from `describe_image`."""
+    return {PARAMETERS_KEY: parameters_text(record), RECORD_KEY: to_json(record)}
 
 
 def parameters_text(record: dict[str, Any]) -> str:
@@ -173,24 +161,11 @@ def parameters_text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of an image.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        DataError: If it is not a PNG of clipgraft's, or was written without its record.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such image")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # a text behind the pixels is read with them
-            text = image.info.get(RECORD_KEY)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be read as a PNG with a record ({error})") from error
+def parse_record(text: str, path: Path) -> dict[str, Any]:
+    """Parse the record of the image at `path`; a DataError if it is none."""
     if not text:
         raise DataError(
-            f"{path}: holds no record of its generation; only PNGs that clipgraft wrote without "
+            f"{path}: holds no record of its generation; only images that clipgraft wrote without "
             "--no-metadata do"
         )
     record: dict[str, Any] = parse_json(text, f"{path}: the record")
@@ -206,7 +181,7 @@ def request_of(record: dict[str, Any], given: SamplingParams = DEFAULT_SAMPLING)
     """Return the request that a record holds.
 
     Args:
-        record: From `read_record`.
+        record: From `parse_record`.
         given: Names the files that it was made with.
 
     Raises:

@@ -168,6 +168,6 @@ def _shared_params(request: ImageRequest) -> SamplingParams:
 
 
 def image_file_name(prompt: str, seed: int) -> str:
-    """Name a file after prompt and seed: "a-dog-on-the-beach_seed0.png"."""
+    """Name a file, without suffix, after prompt and seed: "a-dog-on-the-beach_seed0"."""
     slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:MAX_SLUG_LENGTH].rstrip("-") or "empty-prompt"
-    return f"{slug}_seed{seed}.png"
+    return f"{slug}_seed{seed}"

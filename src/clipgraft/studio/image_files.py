@@ -19,7 +19,8 @@ from PIL import Image
 from clipgraft.data.containers import is_whole
 from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.generation.metadata import RECORD_KEY, save_png
+from clipgraft.generation.image_encoding import RECORD_KEY, write_image
+from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
 
@@ -52,7 +53,7 @@ class ImageFiles:
     def save(self, image_id: str, image: GeneratedImage, model: str) -> None:
         """Write an image atomically, with everything needed to reproduce it."""
         record = {**(image.metadata or {}), "studio": {"model": model}}
-        save_png(image.image, self.path(image_id), record)
+        write_image(image.image, self.path(image_id), texts=texts_of(record))
 
     def read(
         self, image_id: str, image_format: str, *, with_metadata: bool = True, quality: int = FILE_QUALITY
