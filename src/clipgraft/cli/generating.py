@@ -159,7 +159,7 @@ def generate(
         options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
     )
     if from_image:
-        from clipgraft.generation.generate import reproduce
+        from clipgraft.generation.reproduce import reproduce
 
         _run(lambda: reproduce(from_image, graft, out, options, params), out, options)
     else:

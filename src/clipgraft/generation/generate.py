@@ -1,27 +1,24 @@
-"""Images from prompts, or again from an image's metadata, into a folder."""
+"""Images from prompts into a folder."""
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import PartialState
 from diffusers.utils import make_image_grid
 from PIL import Image
 
 from clipgraft.console import print_line, say
 from clipgraft.device import choose_device, num_processes
-from clipgraft.errors import CheckpointError, UserError
+from clipgraft.errors import UserError
 from clipgraft.files import fingerprint
 from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.engines.engine import approximations, openvino_advice
 from clipgraft.generation.generator import ImageGenerator, load_generators
-from clipgraft.generation.image_encoding import MAX_EXIF_TEXT, RECORD_KEY, read_image_texts, write_image
+from clipgraft.generation.image_encoding import MAX_EXIF_TEXT, write_image
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
-from clipgraft.generation.metadata import LOCAL, parse_record, request_of, versions
 from clipgraft.generation.prompt_embeds import request_notes
 from clipgraft.generation.request_files import image_files
 from clipgraft.generation.requests import ImageRequest, image_file_name
@@ -31,7 +28,6 @@ from clipgraft.sampling_params import (
     DEFAULT_SAMPLING,
     InferenceConfig,
     PromptParams,
-    SamplingParams,
 )
 
 MAX_PRINTED_NOTES = 10
@@ -39,7 +35,6 @@ MAX_PRINTED_NOTES = 10
 MAX_LISTED = 20
 """List at most this many images at the end; beyond it, only the failures."""
 PREVIEW_NAME = "preview.png"
-SUMS = ("vae_sha256", "unet_sha256", "text_encoder_sha256")
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class GenerateOptions:
     batch_size: int = 4
     with_metadata: bool = True
     image_format: str = "png"
-    """One of `ImageFormat`; of `reproduce`, that of the image."""
+    """One of `ImageFormat`; an image that is reproduced keeps its own."""
     preview_every: int = 0
     """Steps between previews of a batch; 0 = none."""
     with_count: bool = False
@@ -221,69 +216,6 @@ class _Work:
         write_image(make_image_grid(images, 1, len(images)), self.folder.folder / PREVIEW_NAME)
 
 
-def reproduce(
-    path: Path,
-    graft: Path | None,
-    out_dir: Path,
-    options: GenerateOptions,
-    given: SamplingParams = DEFAULT_SAMPLING,
-) -> list[ImageRow]:
-    """Generate an image again, to the bit with machine and versions unchanged.
-
-    Args:
-        path: An image that clipgraft wrote.
-        graft: Folder of the graft that it was made with; None for a base's own text encoder.
-        out_dir: Gets the image under its own name, or with a number if that is taken.
-        options: Base and device; the base needs a name only if the record has none.
-        given: Names the files that it was made with, such as `init_image`.
-
-    Returns:
-        Its row of `images.json`; none in a dry run.
-
-    Raises:
-        DataError: If it is missing or holds no record.
-        UserError: If graft, base or LoRA must be named or left out, or `out_dir` holds the image itself.
-        CheckpointError: If their weights are not those that it was made with.
-    """
-    texts, image_format = read_image_texts(path)
-    record = parse_record(texts.get(RECORD_KEY, ""), path)
-    request, models = request_of(record, given), record["models"]
-    if path.parent.resolve() == out_dir.resolve():
-        raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
-    base = options.base or (models["base"] if models["base"] != LOCAL else "")
-    if (models["text_encoder"] == "graft") != bool(graft):
-        raise UserError(
-            "that image was generated with a graft; name its folder with --graft"
-            if not graft
-            else "that image was generated with the base's own text encoder; leave --graft out"
-        )
-    if not base and not graft:
-        raise UserError("that image's base is a local one; name it with --base")
-    folder = ImageFolder(out_dir, with_metadata=options.with_metadata, image_format=image_format)
-    generators = load_generators(
-        {"": graft},
-        base=base,
-        revision=models["revision"] if base == models["base"] else "",
-        device=options.device,
-        offload=options.offload,
-        inference=_inference(models, options),
-    )
-    _, generator = next(generators)
-    _refuse_others(generator.models, models)
-    _say_differences(record, generator.pipeline._execution_device.type, generator.models)
-    size, index = record["batch"]["size"], record["batch"]["index"]
-    batch = [request] * size
-    if options.is_dry_run:
-        say_count(batch)
-        return []
-    [slot] = folder.reserve([path.stem], [request], [image_key(request, generator)])
-    row = folder.add(slot, "", list(generator.sample(batch, batch_size=size))[index])
-    folder.write_list([])
-    if not options.is_quiet:
-        print_line(f"{row.status}  {out_dir / row.file}")
-    return [row]
-
-
 def _refuse_long(requests: Sequence[ImageRequest]) -> None:
     """Refuse prompts that a JPEG could not hold in its settings."""
     for request in requests:
@@ -293,75 +225,6 @@ def _refuse_long(requests: Sequence[ImageRequest]) -> None:
                 f"a prompt of {len(text):,} characters does not fit into a JPEG's settings: "
                 f"{text[:40]!r}...; name --format png or webp, or --no-metadata"
             )
-
-
-def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
-    """Engine and approximations of the record; a LoRA's file must be named."""
-    given = options.inference
-    if "lora_sha256" in models and not given.lora:
-        raise UserError("that image was generated with a LoRA; name its file with --lora")
-    if "lora_sha256" not in models and given.lora:
-        raise UserError("that image was generated without a LoRA; leave --lora out")
-    if "engine" not in models:
-        return given
-    inference = InferenceConfig.of(
-        given,
-        engine=models["engine"] if given.engine == "auto" else given.engine,
-        compile=models["compile"],
-        guidance_interval=models["guidance_interval"],
-        feature_cache=models["feature_cache"],
-    )
-    if options.offload == "none":
-        return inference
-    if approximations(inference):
-        named = ", ".join(approximations(inference))
-        raise UserError(f"that image was generated with {named}; leave --offload out")
-    return given
-
-
-def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
-    """Compare sums; they cannot be compared between dtypes."""
-    if here.get("lora_sha256") != there.get("lora_sha256"):
-        raise CheckpointError(
-            f"the LoRA here (sha256 {here['lora_sha256'][:10]}) is not the one that made the image "
-            f"({there['lora_sha256'][:10]}); name the right --lora"
-        )
-    ours, theirs = _dtypes(here), _dtypes(there)
-    for name in SUMS:
-        part = name.removesuffix("_sha256").replace("_", " ")
-        if ours[name] != theirs[name]:
-            say(f"the {part}'s weights cannot be compared: {theirs[name]} then, {ours[name]} now")
-        elif here[name] != there[name]:
-            raise CheckpointError(
-                f"the {part} here (sha256 {here[name][:10]}) is not the one that made the image "
-                f"({there[name][:10]}); name the right --graft and --base"
-            )
-
-
-def _dtypes(models: Mapping[str, Any]) -> dict[str, str]:
-    """Dtypes of hashed weights; an engine changes only the U-Net's."""
-    return {
-        name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"] for name in SUMS
-    }
-
-
-def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str, Any]) -> None:
-    """Report what may change the last bits."""
-    here = {
-        "dtype": models["dtype"],
-        "engine": models.get("engine"),
-        "device": device,
-        "num_threads": torch.get_num_threads(),
-        **versions(models.get("engine", "")),
-    }
-    there = {name: record["models"].get(name) for name in ("dtype", "engine")}
-    there["pillow"] = here["pillow"]  # images of earlier versions do not name theirs
-    there |= {**record["machine"], **record["versions"]}
-    others = [
-        f"{name} {there.get(name)} then, {here[name]} now" for name in here if here[name] != there.get(name)
-    ]
-    if others:
-        say(f"the image may differ in its last bits: {'; '.join(others)}")
 
 
 def image_key(request: ImageRequest, generator: ImageGenerator) -> str:

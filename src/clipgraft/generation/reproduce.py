@@ -1,0 +1,151 @@
+"""An image generated again from the record in its file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipgraft.console import print_line, say
+from clipgraft.errors import CheckpointError, UserError
+from clipgraft.generation.engines.engine import approximations
+from clipgraft.generation.generate import GenerateOptions, image_key, say_count
+from clipgraft.generation.generator import load_generators
+from clipgraft.generation.image_encoding import RECORD_KEY, read_image_texts
+from clipgraft.generation.image_folder import ImageFolder, ImageRow
+from clipgraft.generation.metadata import LOCAL, parse_record, request_of, versions
+from clipgraft.sampling_params import DEFAULT_SAMPLING, InferenceConfig, SamplingParams
+
+SUMS = ("vae_sha256", "unet_sha256", "text_encoder_sha256")
+
+
+def reproduce(
+    path: Path,
+    graft: Path | None,
+    out_dir: Path,
+    options: GenerateOptions,
+    given: SamplingParams = DEFAULT_SAMPLING,
+) -> list[ImageRow]:
+    """Generate an image again, to the bit with machine and versions unchanged.
+
+    Args:
+        path: An image that clipgraft wrote.
+        graft: Folder of the graft that it was made with; None for a base's own text encoder.
+        out_dir: Gets the image under its own name, or with a number if that is taken.
+        options: Base and device; the base needs a name only if the record has none.
+        given: Names the files that it was made with, such as `init_image`.
+
+    Returns:
+        Its row of `images.json`; none in a dry run.
+
+    Raises:
+        DataError: If it is missing or holds no record.
+        UserError: If graft, base or LoRA must be named or left out, or `out_dir` holds the image itself.
+        CheckpointError: If their weights are not those that it was made with.
+    """
+    texts, image_format = read_image_texts(path)
+    record = parse_record(texts.get(RECORD_KEY, ""), path)
+    request, models = request_of(record, given), record["models"]
+    if path.parent.resolve() == out_dir.resolve():
+        raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
+    base = options.base or (models["base"] if models["base"] != LOCAL else "")
+    if (models["text_encoder"] == "graft") != bool(graft):
+        raise UserError(
+            "that image was generated with a graft; name its folder with --graft"
+            if not graft
+            else "that image was generated with the base's own text encoder; leave --graft out"
+        )
+    if not base and not graft:
+        raise UserError("that image's base is a local one; name it with --base")
+    folder = ImageFolder(out_dir, with_metadata=options.with_metadata, image_format=image_format)
+    generators = load_generators(
+        {"": graft},
+        base=base,
+        revision=models["revision"] if base == models["base"] else "",
+        device=options.device,
+        offload=options.offload,
+        inference=_inference(models, options),
+    )
+    _, generator = next(generators)
+    _refuse_others(generator.models, models)
+    _say_differences(record, generator.pipeline._execution_device.type, generator.models)
+    size, index = record["batch"]["size"], record["batch"]["index"]
+    batch = [request] * size
+    if options.is_dry_run:
+        say_count(batch)
+        return []
+    [slot] = folder.reserve([path.stem], [request], [image_key(request, generator)])
+    row = folder.add(slot, "", list(generator.sample(batch, batch_size=size))[index])
+    folder.write_list([])
+    if not options.is_quiet:
+        print_line(f"{row.status}  {out_dir / row.file}")
+    return [row]
+
+
+def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
+    """Engine and approximations of the record; a LoRA's file must be named."""
+    given = options.inference
+    if "lora_sha256" in models and not given.lora:
+        raise UserError("that image was generated with a LoRA; name its file with --lora")
+    if "lora_sha256" not in models and given.lora:
+        raise UserError("that image was generated without a LoRA; leave --lora out")
+    if "engine" not in models:
+        return given
+    inference = InferenceConfig.of(
+        given,
+        engine=models["engine"] if given.engine == "auto" else given.engine,
+        compile=models["compile"],
+        guidance_interval=models["guidance_interval"],
+        feature_cache=models["feature_cache"],
+    )
+    if options.offload == "none":
+        return inference
+    if approximations(inference):
+        named = ", ".join(approximations(inference))
+        raise UserError(f"that image was generated with {named}; leave --offload out")
+    return given
+
+
+def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Compare sums; they cannot be compared between dtypes."""
+    if here.get("lora_sha256") != there.get("lora_sha256"):
+        raise CheckpointError(
+            f"the LoRA here (sha256 {here['lora_sha256'][:10]}) is not the one that made the image "
+            f"({there['lora_sha256'][:10]}); name the right --lora"
+        )
+    ours, theirs = _dtypes(here), _dtypes(there)
+    for name in SUMS:
+        part = name.removesuffix("_sha256").replace("_", " ")
+        if ours[name] != theirs[name]:
+            say(f"the {part}'s weights cannot be compared: {theirs[name]} then, {ours[name]} now")
+        elif here[name] != there[name]:
+            raise CheckpointError(
+                f"the {part} here (sha256 {here[name][:10]}) is not the one that made the image "
+                f"({there[name][:10]}); name the right --graft and --base"
+            )
+
+
+def _dtypes(models: Mapping[str, Any]) -> dict[str, str]:
+    """Dtypes of hashed weights; an engine changes only the U-Net's."""
+    return {
+        name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"] for name in SUMS
+    }
+
+
+def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str, Any]) -> None:
+    """Report what may change the last bits."""
+    here = {
+        "dtype": models["dtype"],
+        "engine": models.get("engine"),
+        "device": device,
+        "num_threads": torch.get_num_threads(),
+        **versions(models.get("engine", "")),
+    }
+    there = {name: record["models"].get(name) for name in ("dtype", "engine")}
+    there["pillow"] = here["pillow"]  # images of earlier versions do not name theirs
+    there |= {**record["machine"], **record["versions"]}
+    others = [
+        f"{name} {there.get(name)} then, {here[name]} now" for name in here if here[name] != there.get(name)
+    ]
+    if others:
+        say(f"the image may differ in its last bits: {'; '.join(others)}")
