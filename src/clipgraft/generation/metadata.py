@@ -162,7 +162,7 @@ def parameters_text(record: dict[str, Any]) -> str:
 
 
 def parse_record(text: str, path: Path) -> dict[str, Any]:
-    """Parse the record of the image at `path`; a DataError if it is none."""
+    """Parse the record of the image at `path` (DataError if damaged)."""
     if not text:
         raise DataError(
             f"{path}: holds no record of its generation; only images that clipgraft wrote without "

@@ -48,15 +48,7 @@ def reproduce(
     request, models = request_of(record, given), record["models"]
     if path.parent.resolve() == out_dir.resolve():
         raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
-    base = options.base or (models["base"] if models["base"] != LOCAL else "")
-    if (models["text_encoder"] == "graft") != bool(graft):
-        raise UserError(
-            "that image was generated with a graft; name its folder with --graft"
-            if not graft
-            else "that image was generated with the base's own text encoder; leave --graft out"
-        )
-    if not base and not graft:
-        raise UserError("that image's base is a local one; name it with --base")
+    base = _base(models, graft, options)
     folder = ImageFolder(out_dir, with_metadata=options.with_metadata, image_format=image_format)
     generators = load_generators(
         {"": graft},
@@ -80,6 +72,20 @@ def reproduce(
     if not options.is_quiet:
         print_line(f"{row.status}  {out_dir / row.file}")
     return [row]
+
+
+def _base(models: Mapping[str, Any], graft: Path | None, options: GenerateOptions) -> str:
+    """Name the base of a record; empty for a graft's own."""
+    base = options.base or (models["base"] if models["base"] != LOCAL else "")
+    if (models["text_encoder"] == "graft") != bool(graft):
+        raise UserError(
+            "that image was generated with a graft; name its folder with --graft"
+            if not graft
+            else "that image was generated with the base's own text encoder; leave --graft out"
+        )
+    if not base and not graft:
+        raise UserError("that image's base is a local one; name it with --base")
+    return base
 
 
 def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
