@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -116,6 +122,16 @@ def build_pipeline(seed: int = 1, width: int = TEACHER_WIDTH) -> StableDiffusion
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def build_controlnet(unet: UNet2DConditionModel, seed: int = 5) -> ControlNetModel:
+    """A ControlNet of a U-Net; what is zero before training is random."""
+    torch.manual_seed(seed)
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
+    last = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    for layer in [*last, controlnet.controlnet_cond_embedding.conv_out]:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return controlnet
 
 
 def write_clip(folder: Path, seed: int = 0) -> Path:

@@ -1,15 +1,19 @@
 """Parameters of sampling and of inference: frozen, strict models, without torch."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clipgraft.files import whole_characters
 from clipgraft.section import (
     FROM_LIST,
+    FROM_PATH,
     MAX_LAYERS,
     Count,
     Guidance,
+    LocalPath,
+    ModelName,
     OptionalPath,
     PromptSyntax,
     Scheduler,
@@ -20,6 +24,16 @@ from clipgraft.section import (
     Steps,
     _rising,
     random_seed,
+)
+
+MAX_CONTROLS = 8
+"""ControlNets of one image; each takes as long as half a U-Net."""
+MAX_GUIDE_SCALE = 10.0
+"""Far beyond what gives images (some 2; a guess)."""
+_NUMBER = r"\d+\.?\d*|\.\d+"
+GUIDE = re.compile(
+    rf"(?P<model>[^=]+)=(?P<image>.+?)(@(?P<scale>{_NUMBER})(:(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?)?",
+    re.DOTALL,
 )
 
 
@@ -52,6 +66,48 @@ class PromptParams(Section):
     """Last layers left out of a base's own text encoder; 1 is "Clip skip 2" in A1111."""
 
 
+class Guide(Section):
+    """A model with the image that it follows; also as text, `MODEL=IMAGE@SCALE`."""
+
+    model: Annotated[ModelName, FROM_PATH, Field(min_length=1)]
+    image: Annotated[LocalPath, FROM_PATH, Field(min_length=1)]
+    scale: Annotated[float, Field(ge=0, le=MAX_GUIDE_SCALE, allow_inf_nan=False)] = 1.0
+    """Factor on what the model adds; 0 = nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        return parse_guide(value) if isinstance(value, str) else value
+
+
+class Control(Guide):
+    """A ControlNet with its image; also as text, `MODEL=IMAGE@SCALE:START-END`."""
+
+    start: Share = 0.0
+    """Share of the steps at which it begins to act."""
+    end: Share = 1.0
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError("end must be above start")
+        return self
+
+
+def parse_guide(text: str) -> dict[str, str | float]:
+    """Parse `MODEL=IMAGE`, with `@SCALE` or `@SCALE:START-END` behind; else ValueError."""
+    found = GUIDE.fullmatch(text)
+    if found is None:
+        raise ValueError("expected MODEL=IMAGE, MODEL=IMAGE@SCALE or MODEL=IMAGE@SCALE:START-END")
+    given = {name: value for name, value in found.groupdict().items() if value is not None}
+    return {name: value if name in ("model", "image") else float(value) for name, value in given.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Return one value, as in a table's cell, as a list."""
+    return (value,) if isinstance(value, str) else value
+
+
 class SamplingParams(PromptParams, TextToImageParams):
     """Sampling of images, from every interface down to the sampler."""
 
@@ -61,6 +117,10 @@ class SamplingParams(PromptParams, TextToImageParams):
     """Image file of the same size: of `init_image`, what is white here is repainted, the rest stays."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the steps that change `init_image`; 1 = none of it remains."""
+    controls: Annotated[
+        tuple[Control, ...], FROM_LIST, BeforeValidator(_listed), Field(max_length=MAX_CONTROLS)
+    ] = ()
+    """ControlNets, each with its image; also as text, `MODEL=IMAGE@SCALE:START-END`."""
 
 
 class InferenceConfig(Section):

@@ -75,6 +75,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 PromptSyntax = Literal["plain", "weighted"]
 Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
 _NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
+FROM_PATH = BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)
 Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath
 """Words themselves, or a text file with one per line."""
 OptionalPath = Annotated[LocalPath, _NO_PATH]

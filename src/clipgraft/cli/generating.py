@@ -31,6 +31,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "clip_skip": (int, "--clip-skip", "Last layers left out of a base's own text encoder."),
     "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
     "mask_image": (Path, "--mask", "Image of the same size: what is white in it is repainted."),
+    "controls": (list[str], "--control", "ControlNet: MODEL=IMAGE[@SCALE[:START-END]]; repeatable."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
 }
 """Type, flag and help for each field of `SamplingParams`, which has the defaults."""
@@ -101,7 +102,7 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 BESIDE_FROM_IMAGE = {
     *("out", "prompts", "from_image", "graft", "base", "engine", "lora", "device", "offload"),
-    *("init_image", "mask_image", "no_metadata", "dry_run", "as_json"),
+    *("init_image", "mask_image", "controls", "no_metadata", "dry_run", "as_json"),
 }
 """Parameters of `generate` with an effect beside --from-image."""
 

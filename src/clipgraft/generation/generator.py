@@ -14,6 +14,7 @@ from clipgraft.device import choose_device, inference_dtype, quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.attach import prepare_base, set_approximations
 from clipgraft.generation.engines.engine import choose_engine, describe_inference
+from clipgraft.generation.kinds import resolve
 from clipgraft.generation.metadata import describe_image, describe_models
 from clipgraft.generation.pipeline import GeneratedImage, build_pipeline, sample
 from clipgraft.generation.prompt_embeds import PromptEmbedCache, request_notes
@@ -209,10 +210,10 @@ class ImageGenerator:
         """Replace None in requests by the base's own values.
 
         Raises:
-            UserError: If a scheduler cannot take so many steps on this base.
+            UserError: If a scheduler cannot take so many steps on this base, or a request is of a kind that
+                this base cannot make.
         """
-        num_levels = self.base_scheduler.config.num_train_timesteps
-        return [request.resolved(self.defaults, num_levels) for request in requests]
+        return resolve(self.pipeline, requests, self.base_scheduler, self.defaults)
 
     def sample(self, requests: Sequence[ImageRequest], **options: Any) -> Iterator[GeneratedImage]:
         """Generate requested images batch by batch; `options` are those of `generation.pipeline.sample`.

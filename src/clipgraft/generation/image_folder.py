@@ -20,6 +20,7 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.image_encoding import SUFFIXES, check_format, write_image
 from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.request_guides import ControlRecord
 from clipgraft.generation.requests import ImageRequest, batches
 
 LIST_NAME = "images.json"
@@ -51,6 +52,7 @@ class ImageRow(BaseModel):
     width: int = 0
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
+    controls: list[ControlRecord] | None = None
     strength: float | None = None
     status: str
     """As `GeneratedImage.status`; only of "ok" there is a file."""

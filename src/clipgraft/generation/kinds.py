@@ -1,10 +1,14 @@
 """Kinds of request: diffusers' pipeline for each, and its arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import (
+    SchedulerMixin,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -12,28 +16,80 @@ from diffusers import (
 from PIL import Image, ImageOps
 
 from clipgraft.data.images import open_image
+from clipgraft.errors import UserError
+from clipgraft.generation.control import kept_controlnets
 from clipgraft.generation.requests import ImageRequest
+from clipgraft.models.controlnet import check_controlnet
+from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import SamplingParams
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 
 
+PIPELINES: dict[tuple[bool, bool, bool], Any] = {
+    (False, False, False): StableDiffusionPipeline,
+    (False, True, False): StableDiffusionImg2ImgPipeline,
+    (False, True, True): StableDiffusionInpaintPipeline,
+    (True, False, False): StableDiffusionControlNetPipeline,
+    (True, True, False): StableDiffusionControlNetImg2ImgPipeline,
+    (True, True, True): StableDiffusionControlNetInpaintPipeline,
+}
+"""By whether a request has ControlNets, an initial image and a mask."""
+
+
+def resolve(
+    pipeline: StableDiffusionPipeline,
+    requests: Iterable[ImageRequest],
+    base_scheduler: SchedulerMixin,
+    defaults: SamplingDefaults,
+) -> list[ImageRequest]:
+    """Return requests with a base's own values in place of None.
+
+    Raises:
+        UserError: If a scheduler cannot take so many steps on this base, or ControlNets are combined with
+            approximations of the U-Net's steps or with offload.
+        CheckpointError: If a ControlNet is for another base.
+    """
+    num_levels = base_scheduler.config.num_train_timesteps
+    resolved = [request.resolved(defaults, num_levels) for request in requests]
+    _check_controls(pipeline, resolved)
+    return resolved
+
+
+def _check_controls(pipeline: StableDiffusionPipeline, requests: Sequence[ImageRequest]) -> None:
+    controls = [control for request in requests for control in request.params.controls]
+    if controls and getattr(pipeline.unet, "is_approximated", False):
+        raise UserError(
+            "ControlNets do not work with guidance_interval and feature_cache; leave one of them out"
+        )
+    if controls and hasattr(pipeline.unet, "_hf_hook"):
+        raise UserError("ControlNets do not work with offload; leave one of them out")
+    for model in dict.fromkeys(control.model for control in controls):
+        check_controlnet(model, pipeline.unet.config)
+
+
 def pipeline_for(pipeline: StableDiffusionPipeline, params: SamplingParams) -> Any:
-    """Return diffusers' pipeline for a request, of the same components."""
-    if not params.init_image:
+    """Return diffusers' pipeline for a request, of the same components.
+
+    Raises:
+        CheckpointError: If a ControlNet cannot be loaded.
+    """
+    kind = PIPELINES[bool(params.controls), bool(params.init_image), bool(params.mask_image)]
+    if kind is StableDiffusionPipeline:
         return pipeline
-    kind = StableDiffusionInpaintPipeline if params.mask_image else StableDiffusionImg2ImgPipeline
+    more = {"controlnet": kept_controlnets(params.controls, pipeline.unet)} if params.controls else {}
     # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
-    sibling = kind(**pipeline.components, requires_safety_checker=pipeline.safety_checker is not None)
+    sibling = kind(**pipeline.components, **more, requires_safety_checker=pipeline.safety_checker is not None)
     sibling.set_progress_bar_config(disable=True)
     return sibling
 
 
-def arguments_for(requests: Sequence[ImageRequest], size: Size) -> dict[str, Any]:
+def arguments_for(pipeline: Any, requests: Sequence[ImageRequest], size: Size) -> dict[str, Any]:
     """Return the arguments of one kind's requests, besides those of all kinds.
 
     Args:
+        pipeline: From `pipeline_for`.
         requests: Of one batch.
         size: Of the images to generate; those of the requests are cropped to it.
 
@@ -41,16 +97,36 @@ def arguments_for(requests: Sequence[ImageRequest], size: Size) -> dict[str, Any
         DataError: If an image cannot be read.
     """
     params = requests[0].params
-    height, width = size
-    if not params.init_image:
-        return {"height": height, "width": width}
-    arguments = {"image": _images(requests, "init_image", size), "strength": params.strength}
+    all_params = [request.params for request in requests]
+    arguments: dict[str, Any] = {}
+    if not isinstance(pipeline, StableDiffusionImg2ImgPipeline):  # which takes its image's size
+        arguments["height"], arguments["width"] = size
+    if params.init_image:
+        arguments["image"] = [_cropped(each.init_image, size) for each in all_params]
+        arguments["strength"] = params.strength
     if params.mask_image:
-        arguments |= {"mask_image": _images(requests, "mask_image", size), "height": height, "width": width}
-    return arguments
+        arguments["mask_image"] = [_cropped(each.mask_image, size) for each in all_params]
+    return arguments | (_control_arguments(pipeline, all_params, size) if params.controls else {})
 
 
-def _images(requests: Sequence[ImageRequest], name: str, size: Size) -> list[Image.Image]:
+def _control_arguments(pipeline: Any, all_params: Sequence[SamplingParams], size: Size) -> dict[str, Any]:
+    """Return each ControlNet's images of a batch, and how it acts."""
+    controls = all_params[0].controls
+    # As tensors (B, 3, H, W): several ControlNets take no lists of images in every pipeline.
+    images = [
+        pipeline.control_image_processor.preprocess(
+            [_cropped(params.controls[index].image, size) for params in all_params], *size
+        )
+        for index in range(len(controls))
+    ]
+    return {
+        "control_image" if all_params[0].init_image else "image": images,
+        "controlnet_conditioning_scale": [control.scale for control in controls],
+        "control_guidance_start": [control.start for control in controls],
+        "control_guidance_end": [control.end for control in controls],
+    }
+
+
+def _cropped(path: str, size: Size) -> Image.Image:
     height, width = size
-    paths = [Path(getattr(request.params, name)) for request in requests]
-    return [ImageOps.fit(open_image(path), (width, height)) for path in paths]
+    return ImageOps.fit(open_image(Path(path)), (width, height))

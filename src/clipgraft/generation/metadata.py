@@ -15,6 +15,7 @@ from clipgraft.files import parse_json, to_json
 from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.request_files import files_of
+from clipgraft.generation.request_guides import guides_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import Origin
 from clipgraft.models.weights import module_sha256
@@ -188,7 +189,7 @@ def request_of(record: dict[str, Any], given: SamplingParams = DEFAULT_SAMPLING)
         DataError: If the record is damaged, or a file is missing, another or one too many.
         UserError: If a file cannot be read.
     """
-    files = files_of(record["job"], given)
+    files = files_of(record["job"], given) | guides_of(record["job"], given)
     try:
         return ImageRequest.from_record(record["job"], files)
     except UserError as error:

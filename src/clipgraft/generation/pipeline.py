@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
-from clipgraft.generation.kinds import arguments_for, pipeline_for
+from clipgraft.generation.kinds import arguments_for, pipeline_for, resolve
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
 from clipgraft.generation.requests import ImageRequest, batches
 from clipgraft.generation.schedulers import build_scheduler
@@ -121,8 +121,7 @@ def sample(
     if not requests:
         raise UserError("no prompt; give at least one text")
     prompt_embeds = prompt_embeds or PromptEmbedCache(pipeline)
-    num_levels = (base_scheduler or pipeline.scheduler).config.num_train_timesteps
-    remaining = [request.resolved(defaults, num_levels) for request in requests]
+    remaining = resolve(pipeline, requests, base_scheduler or pipeline.scheduler, defaults)
     done, total = 0, sum(request.num_steps for request in remaining)
 
     def report(batch: Sequence[ImageRequest], step: int, latents: Tensor) -> None:
@@ -175,7 +174,8 @@ def _sample_batch(
     if isinstance(pipeline.unet, EngineUNet):
         skipped = params.num_inference_steps - first.num_steps
         pipeline.unet.begin(is_guided=first.is_guided, first_step=skipped)
-    latents = pipeline_for(pipeline, params)(
+    own = pipeline_for(pipeline, params)
+    latents = own(
         prompt_embeds=torch.cat([positive for positive, _ in embeds]),
         negative_prompt_embeds=torch.cat([negative for _, negative in embeds]),
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
@@ -183,7 +183,7 @@ def _sample_batch(
         guidance_scale=float(params.guidance_scale),
         output_type="latent",
         callback_on_step_end=on_step_end,
-        **arguments_for(requests, image_size(pipeline, first)),
+        **arguments_for(own, requests, image_size(pipeline, first)),
     ).images  # (B, 4, H / 8, W / 8)
     pixels, statuses = decode(pipeline, latents)
     pipeline.maybe_free_model_hooks()

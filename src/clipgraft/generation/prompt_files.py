@@ -17,6 +17,7 @@ from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import parse_json, read_bytes
 from clipgraft.generation.metadata import SAMPLERS
 from clipgraft.generation.request_files import IMAGES
+from clipgraft.generation.request_guides import guides_beside
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests, with_changes
 from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 
@@ -193,4 +194,8 @@ def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> l
     for name in IMAGES:
         if values.get(name) and isinstance(values[name], str):
             values[name] = folder / values[name]
+    try:
+        values |= guides_beside(values, folder)
+    except ValueError as error:
+        raise UserError(f"'controls': {error}") from error
     return image_requests([prompt], with_changes(params, values))

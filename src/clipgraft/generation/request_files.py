@@ -23,7 +23,8 @@ ROTATED = range(5, 9)
 
 def image_files(params: SamplingParams) -> list[Path]:
     """List the images that parameters name."""
-    return [Path(getattr(params, name)) for name in IMAGES if getattr(params, name)]
+    named = [getattr(params, name) for name in IMAGES] + [control.image for control in params.controls]
+    return [Path(path) for path in named if path]
 
 
 def check_files(params: SamplingParams) -> None:
@@ -36,14 +37,14 @@ def check_files(params: SamplingParams) -> None:
         raise UserError(
             "mask_image (--mask) needs the image that it masks; name it with init_image (--init-image)"
         )
-    sizes = {name: _size(name, Path(path)) for name in IMAGES if (path := getattr(params, name))}
+    sizes = {name: image_size(name, Path(path)) for name in IMAGES if (path := getattr(params, name))}
     if len(set(sizes.values())) > 1:
         named = " and ".join(f"{name} {width}x{height}" for name, (width, height) in sizes.items())
         raise UserError(f"init_image and mask_image must be of one size in pixels; got {named}")
 
 
-def _size(name: str, path: Path) -> tuple[int, int]:
-    """Return an image's upright width and height."""
+def image_size(name: str, path: Path) -> tuple[int, int]:
+    """Return an image's upright width and height; `name` is for errors."""
     try:
         with opened_image(path) as image:
             is_rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
@@ -55,7 +56,7 @@ def _size(name: str, path: Path) -> tuple[int, int]:
 def file_record(params: SamplingParams) -> dict[str, Any]:
     """Return the sums of a request's files, and what belongs to them."""
     record: dict[str, Any] = {
-        f"{name}_sha256": _sum_of(Path(path)) for name in IMAGES if (path := getattr(params, name))
+        f"{name}_sha256": file_sum(Path(path)) for name in IMAGES if (path := getattr(params, name))
     }
     return record | ({"strength": params.strength} if params.init_image else {})
 
@@ -83,13 +84,13 @@ def files_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]
         if path and not expected:
             raise DataError(f"that image {without_it}; leave {flag} out")
         if path:
-            _size(name, Path(path))
-            refuse_another(flag, path, _sum_of(Path(path)), str(expected))
+            image_size(name, Path(path))
+            refuse_another(flag, path, file_sum(Path(path)), str(expected))
     return found
 
 
 def refuse_another(flag: str, path: str, found: str, expected: str) -> None:
-    """Compare a file's sum with the recorded one; DataError if they differ."""
+    """Raise DataError if a file's sum is not the recorded one."""
     if found != expected:
         raise DataError(
             f"{flag} {path} is not the file that the image was made with (its sha256 is {found[:10]}, "
@@ -97,9 +98,15 @@ def refuse_another(flag: str, path: str, found: str, expected: str) -> None:
         )
 
 
-def _sum_of(path: Path) -> str:
+def file_sum(path: Path) -> str:
+    """Return a file's sha256, computed once for each of its states."""
+    return _sum_of_state(path, *file_state(path))
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Return size and time of change, which tell a changed file."""
     status = path.stat()
-    return _sum_of_state(path, status.st_size, status.st_mtime_ns)
+    return status.st_size, status.st_mtime_ns
 
 
 @cache

@@ -11,6 +11,7 @@ from clipgraft.errors import UserError
 from clipgraft.files import whole_characters
 from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
+from clipgraft.generation.request_guides import check_guides, guide_record
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
@@ -52,6 +53,7 @@ class ImageRequest:
         if self.params.num_inference_steps is not None:
             self._check_steps(max_steps(self.params.scheduler))
         check_files(self.params)
+        check_guides(self.params)
 
     def _check_steps(self, most: int) -> None:
         steps, scheduler = self.params.num_inference_steps, self.params.scheduler
@@ -110,19 +112,20 @@ class ImageRequest:
 
         Args:
             record: From `as_record`.
-            files: From `request_files.files_of`; without them a request from text alone.
+            files: From `files_of` and `guides_of`; without them a request from text alone.
 
         Raises:
             UserError: If a value is unknown or not allowed.
         """
         values = without_files(record)
+        values.pop("controls", None)
         prompt = values.pop("prompt", None)
         return cls(prompt, SamplingParams.build(dict(UNRECORDED) | values | dict(files)))
 
     def as_record(self) -> dict[str, Any]:
         """Return the request as plain values, with sums in place of files."""
         record = {"prompt": self.prompt} | {name: getattr(self.params, name) for name in RECORDED}
-        record |= file_record(self.params)
+        record |= file_record(self.params) | guide_record(self.params)
         read = PromptParams.of(self.params)
         return record | {name: value for name, value in read if value != getattr(UNRECORDED, name)}
 
@@ -163,8 +166,10 @@ def batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list[
 
 
 def _shared_params(request: ImageRequest) -> SamplingParams:
-    images = {name: "any" for name in IMAGES if getattr(request.params, name)}
-    return request.params.model_copy(update={"seed": 0, "negative_prompt": "", **images})
+    params = request.params
+    images: dict[str, Any] = {name: "any" for name in IMAGES if getattr(params, name)}
+    images["controls"] = tuple(control.model_copy(update={"image": "any"}) for control in params.controls)
+    return params.model_copy(update={"seed": 0, "negative_prompt": "", **images})
 
 
 def image_file_name(prompt: str, seed: int) -> str:

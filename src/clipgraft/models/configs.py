@@ -142,37 +142,51 @@ class VaeConfig(Checked):
     act_fn: str = "silu"
 
 
-class UnetConfig(Checked):
-    """Configuration of a base's U-Net."""
+class DownBlocksConfig(Checked):
+    """What configurations of U-Nets and ControlNets have in common."""
 
-    sample_size: Width
     cross_attention_dim: Width
     block_out_channels: Channels
     down_block_types: Blocks
-    up_block_types: Blocks
     layers_per_block: PerBlock = 2
     transformer_layers_per_block: PerBlock = 1
-    reverse_transformer_layers_per_block: None = None
     attention_head_dim: Width | list[Width] = 8
     num_attention_heads: Width | list[Width] | None = None
     in_channels: Literal[4] = 4
     """Inpainting U-Nets have more, for a mask and an image."""
-    out_channels: Literal[4] = 4
     addition_embed_type: None = None
     """Not None in a U-Net conditioned on more: a second text encoder (SDXL), or below classes or images."""
     class_embed_type: None = None
     num_class_embeds: None = None
     encoder_hid_dim_type: None = None
-    time_cond_proj_dim: Width | None = None
     norm_num_groups: Width | None = 32
     norm_eps: Positive = 1e-5
-    dropout: Share = 0.0
     freq_shift: Annotated[float, Field(ge=0, le=1)] = 0
     flip_sin_to_cos: bool = True
-    center_input_sample: bool = False
     mid_block_scale_factor: Positive = 1.0
-    resnet_out_scale_factor: Positive = 1.0
     act_fn: str = "silu"
+
+
+class UnetConfig(DownBlocksConfig):
+    """Configuration of a base's U-Net."""
+
+    sample_size: Width
+    up_block_types: Blocks
+    reverse_transformer_layers_per_block: None = None
+    out_channels: Literal[4] = 4
+    time_cond_proj_dim: Width | None = None
+    dropout: Share = 0.0
+    center_input_sample: bool = False
+    resnet_out_scale_factor: Positive = 1.0
+
+
+class ControlNetConfig(DownBlocksConfig):
+    """Configuration of a ControlNet."""
+
+    conditioning_channels: Literal[3] = 3
+    conditioning_embedding_out_channels: Channels | None = None
+    controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
+    global_pool_conditions: bool = False
 
 
 class SchedulerConfig(Checked):

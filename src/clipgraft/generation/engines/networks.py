@@ -6,9 +6,11 @@ guided image has two), h and w latent positions, L tokens, W width of the prompt
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ Run = Callable[..., tuple[Tensor, ...]]
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`predict(sample (B, 4, h, w), t_proj (1, C), encoder_hidden_states (B, L, W))` gives noise_pred."""
 
+CONDITIONS = {"down_block_additional_residuals", "mid_block_additional_residual", "added_cond_kwargs"}
+"""Arguments of a U-Net with what ControlNets and IP-Adapters add."""
 POSITIONS_AT_ONCE = 8192
 """Latent positions of the rows run at once: a guided image of 512 x 512. More rows do not make a CPU faster,
 but take memory; smaller images share a pass."""
@@ -84,6 +88,35 @@ def in_chunks(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
+class TorchUNet:
+    """A base's U-Net in torch, for conditions that no engine carries.
+
+    Args:
+        load: Returns the U-Net; called when it is first needed.
+    """
+
+    def __init__(self, load: Callable[[], UNet2DConditionModel]) -> None:
+        self._load = load
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net, which takes t_proj in place of a timestep."""
+        return Denoiser(self._load()).unet
+
+    @torch.no_grad()
+    def predict(
+        self, sample: Tensor, t_proj: Tensor, encoder_hidden_states: Tensor, conditions: dict[str, Any]
+    ) -> Tensor:
+        """Return noise_pred (B, 4, h, w) under CONDITIONS."""
+        unet = self.unet
+        sample, t_proj, states, conditions = recursively_apply(
+            lambda tensor: tensor.to(unet.device, unet.dtype),
+            (sample, t_proj, encoder_hidden_states, conditions),
+        )
+        noise_pred = unet(sample, t_proj, encoder_hidden_states=states, return_dict=False, **conditions)[0]
+        return noise_pred.float()
+
+
 class EngineUNet(nn.Module):
     """Drop-in U-Net that runs on an engine.
 
@@ -93,6 +126,7 @@ class EngineUNet(nn.Module):
         device: Where the pipeline works.
         run_unet: Gives noise_pred first.
         run_last_layer: For a feature cache.
+        in_torch: Runs what has conditions.
     """
 
     def __init__(
@@ -102,10 +136,13 @@ class EngineUNet(nn.Module):
         device: torch.device,
         run_unet: Run,
         run_last_layer: Run | None,
+        in_torch: TorchUNet,
     ) -> None:
         super().__init__()
         self.config, self.project, self.device, self.dtype = config, project, device, torch.float32
-        self.run_unet, self.run_last_layer = run_unet, run_last_layer
+        self.run_unet, self.run_last_layer, self.in_torch = run_unet, run_last_layer, in_torch
+        self.is_approximated = False
+        """Whether `predict` leaves out work."""
         self.predict: Predict = lambda *inputs: in_chunks(run_unet, *inputs)[0]
         self.begin(is_guided=True, first_step=0)
 
@@ -130,12 +167,18 @@ class EngineUNet(nn.Module):
         encoder_hidden_states: Tensor,
         timestep_cond: Tensor | None = None,
         return_dict: bool = False,
-        **unused: Any,
+        **conditions: Any,
     ) -> tuple[Tensor]:
         """Return `(noise_pred,)`, as the U-Net does with `return_dict=False`."""
-        assert not any(value is not None for value in unused.values()), unused
+        conditions = {name: value for name, value in conditions.items() if value is not None}
+        assert conditions.keys() <= CONDITIONS, conditions.keys()
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(1)
-        noise_pred = self.predict(sample, self.project(timestep, timestep_cond), encoder_hidden_states)
+        t_proj = self.project(timestep, timestep_cond)
+        if conditions:
+            assert not self.is_approximated
+            noise_pred = self.in_torch.predict(sample, t_proj, encoder_hidden_states, conditions)
+        else:
+            noise_pred = self.predict(sample, t_proj, encoder_hidden_states)
         self.step += 1
         return (noise_pred,)
 

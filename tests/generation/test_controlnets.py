@@ -1,0 +1,256 @@
+"""ControlNets: several at once, with and without an initial image and a mask, as diffusers runs them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+)
+from image_world import generate, pixels, rows_of
+from PIL import Image, ImageDraw
+
+import clipgraft
+import tiny
+from clipgraft.config import load_recipe, named_paths, recipe_with, to_toml
+from clipgraft.generation.generator import load_generators
+from clipgraft.generation.requests import ImageRequest
+from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.models.base import FrozenBase
+from clipgraft.models.controlnet import load_controlnet
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
+from helpers import call, refused
+
+KINDS = {
+    "text": (StableDiffusionControlNetPipeline, ()),
+    "image": (StableDiffusionControlNetImg2ImgPipeline, ("init_image",)),
+    "mask": (StableDiffusionControlNetInpaintPipeline, ("init_image", "mask_image")),
+}
+COMMON = {"num_inference_steps": 4, "guidance_scale": 5.0}
+
+
+@pytest.fixture(scope="module")
+def world(base, tmp_path_factory):
+    """Two ControlNets, one for another base, and images."""
+    folder = tmp_path_factory.mktemp("controls")
+    unet = FrozenBase.load(str(base), components=["unet"]).unet
+    tiny.build_controlnet(unet).save_pretrained(folder / "edges")
+    tiny.build_controlnet(unet, seed=6).save_pretrained(folder / "depth")
+    tiny.build_controlnet(tiny.build_pipeline(width=32).unet).save_pretrained(folder / "wide")
+    for name, color in (("picture", "red"), ("circle", "white"), ("square", "white"), ("mask", "white")):
+        image = Image.new("RGB", (64, 64), "navy" if name == "picture" else "black")
+        draw = ImageDraw.Draw(image)
+        (draw.ellipse if name == "circle" else draw.rectangle)((8, 16, 40, 50), fill=color)
+        image.save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frozen(base):
+    return FrozenBase.load(str(base))
+
+
+@pytest.fixture(scope="module")
+def generator(frozen):
+    """One without an engine, in float32."""
+    return next(load_generators({"": None}, base=frozen, device="cpu"))[1]
+
+
+def files(world, names):
+    found = {"init_image": world / "picture.png", "mask_image": world / "mask.png"}
+    return {name: found[name] for name in names}
+
+
+def two_controls(world):
+    return [
+        {"model": world / "edges", "image": world / "circle.png", "scale": 0.7, "end": 0.6},
+        {"model": str(world / "depth"), "image": str(world / "square.png"), "start": 0.3},
+    ]
+
+
+def drawn(generator, world, controls, kind, **params):
+    images = generator.generate("A dog", controls=controls, **COMMON | files(world, KINDS[kind][1]) | params)
+    return np.asarray(images[0].image, int)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_controlnets_equal_stock_diffusers(frozen, generator, world, kind):
+    pipeline_class, names = KINDS[kind]
+    controlnets = [
+        load_controlnet(str(world / name), torch.device("cpu"), torch.float32) for name in ("edges", "depth")
+    ]
+    pipeline = pipeline_class(
+        vae=frozen.vae,
+        unet=frozen.unet,
+        text_encoder=frozen.text_encoder,
+        tokenizer=frozen.tokenizer,
+        scheduler=build_scheduler("dpm++", frozen.scheduler),
+        controlnet=controlnets,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = {name: Image.open(world / f"{name}.png") for name in ("circle", "square", "picture", "mask")}
+    arguments = {"image" if kind == "text" else "control_image": [images["circle"], images["square"]]}
+    arguments |= {"image": images["picture"], "strength": 0.8} if names else {}
+    arguments |= {"mask_image": images["mask"]} if "mask_image" in names else {}
+    expected = pipeline(
+        "A dog",
+        controlnet_conditioning_scale=[0.7, 1.0],
+        control_guidance_start=[0.0, 0.3],
+        control_guidance_end=[0.6, 1.0],
+        generator=torch.Generator().manual_seed(0),
+        height=64,
+        width=64,
+        **COMMON,
+        **arguments,
+    ).images[0]
+    found = drawn(generator, world, two_controls(world), kind)
+    assert np.abs(found - np.asarray(expected, int)).max() <= 1
+
+
+def test_scale_and_range_decide_how_much_a_controlnet_changes(generator, world):
+    plain = drawn(generator, world, [], "text")
+    control = {"model": world / "edges", "image": world / "circle.png"}
+    none, half, whole = (
+        drawn(generator, world, [control | {"scale": scale}], "text") for scale in (0, 0.5, 1)
+    )
+    late = drawn(generator, world, [control | {"start": 0.9}], "text")
+    assert np.array_equal(none, plain)
+    assert 0 < np.abs(half - plain).mean() < np.abs(whole - plain).mean()
+    assert np.array_equal(late, plain)  # of four steps none lies behind 0.9
+
+
+def test_images_of_a_batch_follow_images_of_their_own(generator, world):
+    requests = [
+        ImageRequest(
+            "A dog",
+            SamplingParams.build(COMMON | {"controls": [f"{world}/edges={world}/{name}.png@0.7"]}),
+        )
+        for name in ("circle", "square")
+    ]
+    together = list(generator.sample(requests, batch_size=2))
+    assert [image.batch for image in together] == [(2, 0), (2, 1)]
+    alone = [next(generator.sample([request])) for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
+    assert not np.array_equal(np.asarray(alone[0].image), np.asarray(alone[1].image))
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_engines_make_the_plain_pipelines_image(base, generator, world, engine, capsys, monkeypatch):
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    monkeypatch.setattr("clipgraft.generation.engines.engine.openvino_dtype", lambda: torch.float32)
+    monkeypatch.setattr("clipgraft.generation.engines.engine.inference_dtype", lambda _: torch.float32)
+    on_engine = clipgraft.load(base, device="cpu", inference=InferenceConfig(engine=engine))
+    expected = drawn(generator, world, two_controls(world), "text")
+    for _ in range(2):
+        found = drawn(on_engine, world, two_controls(world), "text")
+        assert np.abs(found - expected).max() <= 1
+    plain = drawn(on_engine, world, [], "text")
+    assert np.abs(plain - drawn(generator, world, [], "text")).max() <= 1
+    said = capsys.readouterr().err.count("the U-Net runs in torch under ControlNets")
+    assert said == (engine == "openvino")
+
+
+def test_command_python_and_prompt_file_make_the_same_image(base, world, tmp_path):
+    text = f"{world}/edges={world}/circle.png@0.7:0-0.6"
+    assert generate(base, tmp_path / "cli", "A dog", "--control", text) == 0
+    row = {
+        "prompt": "A dog",
+        "controls": [{"model": "edges", "image": "circle.png", "scale": 0.7, "end": 0.6}],
+    }
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    (tmp_path / "prompts.csv").write_text("prompt,controls\nA dog,edges=circle.png@0.7:0-0.6\n")
+    for name in ("edges", "circle.png"):
+        (tmp_path / name).symlink_to(world / name)
+    name = "a-dog_seed0.png"
+    expected = (tmp_path / "cli" / name).read_bytes()
+    for source in ("prompts.jsonl", "prompts.csv"):
+        out = tmp_path / source.partition(".")[2]
+        assert generate(base, out, "--from-file", tmp_path / source) == 0
+        assert (out / name).read_bytes() == expected
+    on_torch = clipgraft.load(base, device="cpu", inference=InferenceConfig(engine="torch"))
+    image = on_torch.generate("A dog", controls=[text], num_inference_steps=2)[0].image
+    assert np.array_equal(pixels(tmp_path / "cli" / name), np.asarray(image))
+    recorded = rows_of(tmp_path / "cli")[0]["controls"]
+    assert [(each["scale"], each["start"], each["end"]) for each in recorded] == [(0.7, 0.0, 0.6)]
+
+
+def test_image_is_reproduced_with_its_controlnets(base, world, tmp_path, capsys):
+    edges, depth = (f"{world}/edges={world}/circle.png", f"{world}/depth={world}/square.png")
+    assert (
+        generate(
+            base, tmp_path / "a", "A dog", "A cat", "--control", f"{edges}@0.7:0-0.6", "--control", depth
+        )
+        == 0
+    )
+    original = tmp_path / "a" / "a-cat_seed0.png"
+    again = ["generate", "--from-image", original, "--base", base, "--out", tmp_path / "b"]
+    message = refused(capsys, *again, "--control", edges)
+    assert "was made with 2 ControlNets; name each with --control MODEL=IMAGE, in the same order" in message
+    swapped = refused(capsys, *again, "--control", depth, "--control", edges)
+    assert f"--control {world}/depth is not the file that the image was made with" in swapped
+    other = refused(capsys, *again, "--control", edges, "--control", f"{world}/depth={world}/circle.png")
+    assert f"--control {world}/circle.png is not the file that the image was made with" in other
+    assert call(*again, "--control", edges, "--control", depth) == 0
+    assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
+
+
+def test_unusable_controlnet_is_one_line(base, world, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    cases = {
+        "edges": "controls.0': expected MODEL=IMAGE, MODEL=IMAGE@SCALE or",
+        f"{world}/edges={world}/circle.png@99": "'controls.0.scale': input should be less than or equal",
+        f"{world}/edges={world}/circle.png@1:0.5-0.2": "end must be above start",
+        f"{world}/edges={tmp_path}/none.png": "none.png: no such image",
+        f"{world}/edges={tmp_path}/text.png": "a ControlNet's image",
+        f"{tmp_path}/none={world}/circle.png": "no model at",
+        f"{tmp_path}/empty={world}/circle.png": "is no ControlNet: it has no config.json",
+        f"{base}/unet={world}/circle.png": "is of a UNet2DConditionModel; only a ControlNetModel",
+        f"{world}/wide={world}/circle.png": "for another base: its cross_attention_dim is 32, this base's 24",
+    }
+    for text, message in cases.items():
+        command = ["generate", "A dog", "--base", base, "--out", tmp_path / "out", "--control", text]
+        assert message in refused(capsys, *command), text
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_damaged_controlnet_and_approximations_are_refused(base, world, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_bytes((world / "edges" / "config.json").read_bytes())
+    weights = (world / "edges" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (damaged / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-100])
+    command = [
+        "generate",
+        "A dog",
+        "--base",
+        base,
+        "--engine",
+        "torch",
+        "--out",
+        tmp_path / "out",
+        "--control",
+    ]
+    assert "is damaged" in refused(capsys, *command, f"{damaged}={world}/circle.png")
+    control = f"{world}/edges={world}/circle.png"
+    message = refused(capsys, *command, control, "--feature-cache", 2)
+    assert "ControlNets do not work with guidance_interval and feature_cache" in message
+
+
+def test_recipe_names_controlnets(world, tmp_path):
+    text = f'[[generate.controls]]\nmodel = "{world}/edges"\nimage = "{world}/circle.png"\nscale = 0.7\n'
+    (tmp_path / "recipe.toml").write_text(text)
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    overridden = recipe_with(None, [f'generate.controls=["{world}/edges={world}/circle.png@0.7"]'])
+    assert recipe.generate.controls == overridden.generate.controls
+    (tmp_path / "written.toml").write_text(to_toml(recipe))
+    assert load_recipe(tmp_path / "written.toml") == recipe
+    assert f"{world}/circle.png" in named_paths(recipe).values()
