@@ -5,7 +5,8 @@
 A bridge is fitted in closed form and its graft distilled by the command line, in processes of their own, for
 some steps of 32 captions of Flickr8k (FILE: ../shared/flickr8k/Flickr8k.token.txt). Prints and writes to
 benchmarks/results/distill_size.json: captions a second (median step, the first left out), peak memory
-(VmHWM), the hours that all 40,460 captions in two epochs take, and a step's work, counted by torch.
+(VmHWM, which counts the parts of weight files that were read), the hours that all
+40,460 captions in two epochs take, and a step's work, counted by torch.
 
 Checkpoints are written once into DIR (runs/bench_distill_size), 3 GB.
 """
@@ -15,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def step_tflop() -> float:
 
 
 def measure(work: Path, flickr8k: Path, num_steps: int) -> dict[str, Any]:
-    """Fit a bridge, distill for some steps, and return time and memory."""
+    """Fit a bridge; distill for some steps with activations kept and recomputed."""
     base, clip = write_models(work)
     lines = flickr8k.read_text(encoding="utf-8").splitlines()
     texts = [line.partition("\t")[2].strip() for line in lines]
@@ -87,9 +89,17 @@ def measure(work: Path, flickr8k: Path, num_steps: int) -> dict[str, Any]:
     given = ("--captions", work / "captions.txt", "--overwrite")
     linear = ("--set", "bridge.num_epochs=0", "--set", "bridge.allow_few_captions=true")
     run("bridge", "--clip", clip, "--base", base, *given, *linear, "--out", work / "bridge")
+    return {
+        name: distilled(work, given, f"distill.gradient_checkpointing={name == 'recomputed'}".lower())
+        for name in ("kept", "recomputed")
+    }
+
+
+def distilled(work: Path, given: Sequence[object], setting: str) -> dict[str, Any]:
+    """Distill with a setting; return time and memory."""
     run(
         *("distill", "--graft", work / "bridge" / "graft", "--new-words", work / "words.txt", *given),
-        *("--set", "distill.num_epochs=1", "--out", work / "distill"),
+        *("--set", "distill.num_epochs=1", "--set", setting, "--out", work / "distill"),
     )
     seconds, resources = step_seconds(work / "distill"), read_json(work / "distill" / "resources.json")
     metrics = read_json(work / "distill" / "metrics.json")
@@ -118,8 +128,10 @@ def main() -> None:
     quiet_libraries()
     options.work.mkdir(parents=True, exist_ok=True)
     result = measure(options.work, options.flickr8k, options.steps)
-    for name, value in result.items():
-        print(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}")
+    for way, figures in result.items():
+        print(f"activations {way}:")
+        for name, value in figures.items():
+            print(f"    {name}: {value:.3g}" if isinstance(value, float) else f"    {name}: {value}")
     environment = describe_environment(torch.device("cpu"))
     command = "python benchmarks/bench_distill_size.py"
     write_json(RESULT, result | {"environment": environment | {"command": command}})

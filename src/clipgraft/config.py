@@ -290,6 +290,7 @@ def flickr8k_sd15() -> Recipe:
         base=ModelSettings(name="stable-diffusion-v1-5/stable-diffusion-v1-5"),
         finetune=FinetuneSettings(mixed_precision="fp16"),
         refine=RefineSettings(num_epochs=1, batch_size=8, gradient_checkpointing=True),
+        distill=DistillSettings(num_epochs=2, new_words="auto", gradient_checkpointing=True),
         evaluate=EvaluateSettings(num_prompts=100, num_inference_steps=20, batch_size=8),
     )
 

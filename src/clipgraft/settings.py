@@ -259,6 +259,8 @@ class DistillSettings(TrainSettings):
     """Rank of low-rank attention updates, merged at the end; 0 = train the weights."""
     key_value_weight: NotNegative = 1.0
     """Weight of the error in the U-Net's cross-attention keys and values; 0 = that of states alone."""
+    gradient_checkpointing: bool = False
+    """Recompute the text encoder's activations: a third less memory, a quarter more work."""
 
 
 class GenerateSettings(SamplingParams, InferenceConfig):

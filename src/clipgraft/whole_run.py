@@ -10,7 +10,7 @@ from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.pairs import load_towers
 from clipgraft.bridging.refine import check_prediction, check_settings, refine_recipe
 from clipgraft.config import ModelSettings, Recipe
-from clipgraft.console import print_line
+from clipgraft.console import print_line, say
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.distilling.distill import distill_recipe, load_marked_captions
 from clipgraft.distilling.new_words import WORDS_NAME, words_stage
@@ -37,6 +37,8 @@ STARTS_FROM = {
     "distill": frozenset({"finetune", "new_words", "bridge", "refine"}),
 }
 """Stage -> those whose weights it starts from."""
+Stages = dict[str, tuple[str, Callable[..., Any], Recipe]]
+"""Folder -> the stage's name, its work, its recipe."""
 
 
 def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -72,21 +74,33 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
 def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Run the training stages that are unfinished or whose inputs changed."""
+    changed: set[str] = set()
     tuned = ModelSettings(name=str((folder / "finetune" / "clip").absolute()))
-    of_tuned = recipe.model_copy(update={"clip": tuned})
-    stages: dict[str, tuple[str, Callable[..., Any], Recipe]] = {"finetune": ("finetune", _finetune, recipe)}
+    stages: Stages = {"finetune": ("finetune", _finetune, recipe)}
     if finds_words(recipe):
-        stages["new_words"] = ("new_words", words_stage, of_tuned)
+        stages["new_words"] = ("new_words", words_stage, recipe.model_copy(update={"clip": tuned}))
+    _run_stages(stages, folder, resume, changed)
+    if finds_words(recipe) and not (folder / "new_words" / WORDS_NAME).is_file():
+        say("the run goes on without distilling, as no new word was found; distill.new_words can name some")
+        without = recipe.distill.model_copy(update={"num_epochs": 0})
+        recipe = recipe.model_copy(update={"distill": without})
     if recipe.distill.num_epochs:
-        recipe, of_tuned = (_with_words(each, folder) for each in (recipe, of_tuned))
-    stages["bridge_before"] = ("bridge", bridge_recipe, recipe)
-    stages["bridge"] = ("bridge", bridge_recipe, of_tuned)
+        recipe = _with_words(recipe, folder)
+    of_tuned = recipe.model_copy(update={"clip": tuned})
+    stages = {
+        "bridge_before": ("bridge", bridge_recipe, recipe),
+        "bridge": ("bridge", bridge_recipe, of_tuned),
+    }
     if recipe.refine.num_epochs:
         stages["refine"] = ("refine", partial(refine_recipe, graft_dir=folder / "bridge" / "graft"), of_tuned)
     if recipe.distill.num_epochs:
         graft_dir = folder / ("refine" if recipe.refine.num_epochs else "bridge") / "graft"
         stages["distill"] = ("distill", partial(distill_recipe, graft_dir=graft_dir), of_tuned)
-    changed: set[str] = set()
+    _run_stages(stages, folder, resume, changed)
+
+
+def _run_stages(stages: Stages, folder: Path, resume: bool, changed: set[str]) -> None:
+    """Run stages in order; add to `changed` the finished ones with new weights."""
     for name, (stage, work, settings) in stages.items():
         place = folder / name
         was_finished = resume and (place / METRICS_NAME).is_file()

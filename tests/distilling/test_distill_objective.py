@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import tiny
+from clipgraft.distilling.distill import choose_trained
 from clipgraft.distilling.distill_objective import DistillObjective
 from clipgraft.distilling.null_space import NullSpace
 from clipgraft.models.clip import empty_prompt_ids
+from clipgraft.settings import DistillSettings
 
 CAPTIONS = ["A dog runs .", "A kite in the park", "Two children play with a kite at sunset ."]
 
@@ -65,3 +67,19 @@ def test_only_the_copy_has_gradients(models):
     assert any(parameter.grad is not None for parameter in models.encoder.parameters())
     frozen = [*models.graft.parameters(), *models.own.parameters()]
     assert all(parameter.grad is None for parameter in frozen)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(models):
+    batch = {"input_ids": models.ids, "has_new_word": models.new, "padding_scale": torch.tensor([1.0])}
+    found = []
+    for settings in (DistillSettings(), DistillSettings(gradient_checkpointing=True)):
+        encoder = deepcopy(models.encoder).train()
+        choose_trained(encoder, settings)
+        objective = deepcopy(models.objective)
+        objective.encoder = encoder
+        loss, _ = objective(batch)
+        loss.backward()
+        found.append([parameter.grad for parameter in encoder.parameters() if parameter.grad is not None])
+        assert encoder.is_gradient_checkpointing == settings.gradient_checkpointing
+    assert len(found[0]) > 10
+    torch.testing.assert_close(found[1], found[0])

@@ -327,6 +327,8 @@ def choose_trained(encoder: CLIPTextModel, settings: DistillSettings) -> None:
         train_last_layers(encoder, settings.text_layers or depth, settings.lora_rank)
     else:
         encoder.requires_grad_(True)
+    if settings.gradient_checkpointing:
+        encoder.activation_checkpointing_enable()
 
 
 @torch.no_grad()

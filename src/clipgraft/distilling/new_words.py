@@ -236,18 +236,15 @@ def words_stage(
 
     Args:
         recipe: Of the fine-tuned CLIP.
-        output_dir: Gets `words.txt` and `metrics.json`.
+        output_dir: Gets `metrics.json` and, if a word is new, `words.txt`.
         resume: As in `fit_bridge`; measured again.
         overwrite: See there.
-
-    Raises:
-        UserError: If no word is new.
     """
     with stage_output(output_dir, recipe, "new_words", {}, resume, overwrite) as folder:
         found = find_recipe_words(recipe)
         found.print()
-        found.refuse_none()
-        found.write_list(folder / WORDS_NAME)
+        if found.words:
+            found.write_list(folder / WORDS_NAME)
         found.save(folder)
     return found
 
