@@ -80,6 +80,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(models):
         loss, _ = objective(batch)
         loss.backward()
         found.append([parameter.grad for parameter in encoder.parameters() if parameter.grad is not None])
-        assert encoder.is_gradient_checkpointing == settings.gradient_checkpointing
+        assert encoder.is_activation_checkpointing == settings.gradient_checkpointing
     assert len(found[0]) > 10
     torch.testing.assert_close(found[1], found[0])

@@ -154,12 +154,16 @@ def test_an_existing_file_is_not_replaced(distilled_run, sized, tmp_path, capsys
     assert (tmp_path / taken).read_text() == "mine"
 
 
-def test_a_full_disk_leaves_nothing(distilled_run, sized, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("file_format", ["checkpoint", "lora", "diffusers"])
+def test_a_full_disk_leaves_nothing(distilled_run, sized, tmp_path, capsys, monkeypatch, file_format):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    # Each writes its weights of the text encoder last, after the card or the base's files.
     monkeypatch.setattr("clipgraft.models.weights.save_file", full)
-    options = ["--format", "checkpoint", "--out", tmp_path / "kite.safetensors"]
+    name = "kite" if file_format == "diffusers" else "kite.safetensors"
+    prompts = ["A kite"] if file_format == "lora" else []
+    options = [*prompts, "--format", file_format, "--out", tmp_path / name]
     assert "no space left" in refused(capsys, "export", distilled_run, *options)
     assert list(tmp_path.iterdir()) == []
 
