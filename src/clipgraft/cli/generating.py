@@ -121,7 +121,8 @@ def generate(
         bool, typer.Option("--skip-bad-lines", help="Go on without lines that cannot be used.")
     ] = False,
     from_image: Annotated[
-        Path | None, typer.Option("--from-image", help="Reproduce an image of clipgraft's, to the bit.")
+        Path | None,
+        typer.Option("--from-image", help="Repeat an image of ours to the bit, of others nearly."),
     ] = None,
     graft: GraftOption = None,
     grid: Annotated[bool, typer.Option("--grid", help="Put all images on one sheet, grid.png.")] = False,
@@ -160,9 +161,9 @@ def generate(
         options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
     )
     if from_image:
-        from clipgraft.generation.reproduce import reproduce
+        from clipgraft.generation.from_image import generate_from_image
 
-        _run(lambda: reproduce(from_image, graft, out, options, params), out, options)
+        _run(lambda: generate_from_image(from_image, graft, out, options, params), out, options)
     else:
         requests = _requests(prompts, from_file, params, skip_bad_lines)
         _run(lambda: _generate(requests, graft, out, options, grid), out, options)

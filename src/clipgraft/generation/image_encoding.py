@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from clipgraft.data.containers import MAX_TEXT_BYTES
 from clipgraft.data.images import decode, opened_image
 from clipgraft.errors import DataError, UserError
 from clipgraft.files import write_bytes
@@ -24,6 +25,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
 PARAMETERS_KEY, RECORD_KEY = "parameters", "clipgraft"
 RECORD_TAG = 0xFE00
 """Of a record in EXIF; TIFF keeps tags 65000 to 65535 for private use."""
+COMFYUI_TAGS = (ExifTags.Base.Make, ExifTags.Base.Model)
+"""Hold "workflow:{...}" and "prompt:{...}" in a WebP by ComfyUI."""
 UTF_16, PLAIN = b"UNICODE\0", (b"ASCII\0\0\0", bytes(8))
 """Codes before an EXIF UserComment, which say how it is encoded."""
 MAX_EXIF_TEXT = 44_000
@@ -102,6 +105,9 @@ def read_texts(image: Image.Image) -> dict[str, str]:
         exif = image.getexif()
         comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
         found = {PARAMETERS_KEY: _comment(comment), RECORD_KEY: _utf_8(exif.get(RECORD_TAG))}
+        for tag in COMFYUI_TAGS:
+            key, _, text = str(exif.get(tag, "")).partition(":")
+            found[key.lower()] = text if len(text) <= MAX_TEXT_BYTES else ""
         texts = {key: text for key, text in found.items() if text} | texts
     return texts
 
@@ -126,7 +132,7 @@ def _exif(texts: Mapping[str, str]) -> Image.Exif:
 
 def _comment(content: Any) -> str:
     """Decode a UserComment; its UTF-16 comes in both byte orders."""
-    if not isinstance(content, bytes):
+    if not isinstance(content, bytes) or len(content) > MAX_TEXT_BYTES:
         return ""
     text = content[8:]
     if content.startswith(UTF_16):
@@ -137,4 +143,5 @@ def _comment(content: Any) -> str:
 
 
 def _utf_8(content: Any) -> str:
-    return content.decode("utf-8", "replace") if isinstance(content, bytes) else ""
+    is_read = isinstance(content, bytes) and len(content) <= MAX_TEXT_BYTES
+    return content.decode("utf-8", "replace") if is_read else ""

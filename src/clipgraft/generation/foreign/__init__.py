@@ -1,0 +1,1 @@
+"""Settings in image files of other tools."""
