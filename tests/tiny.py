@@ -144,6 +144,18 @@ def write_base(folder: Path, seed: int = 1, width: int = TEACHER_WIDTH) -> Path:
     return folder
 
 
+def write_inpainting_base(folder: Path) -> Path:
+    """A base whose U-Net also takes a mask and the latents of what that leaves; else as `write_base`."""
+    pipeline = build_pipeline()
+    torch.manual_seed(7)
+    unet = UNet2DConditionModel.from_config(pipeline.unet.config, in_channels=9)
+    weights = pipeline.unet.state_dict() | {"conv_in.weight": unet.conv_in.weight}
+    unet.load_state_dict(weights)
+    pipeline.unet = unet
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def build_safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
     """One that blocks what is nearer to any concept than a cosine of `threshold`."""
     torch.manual_seed(4)

@@ -19,8 +19,9 @@ from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import FinetuneResult, finetune, load_inputs
 from clipgraft.generation.engines.lora import read_lora
 from clipgraft.generation.generate import GenerateOptions, generate
+from clipgraft.generation.kinds import check_channels
 from clipgraft.generation.prompt_files import read_prompts
-from clipgraft.generation.requests import image_requests
+from clipgraft.generation.requests import ImageRequest, image_requests
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
@@ -147,7 +148,8 @@ def check(recipe: Recipe) -> None:
     device = choose_device(recipe.device)
     for settings in (recipe.finetune, recipe.bridge):
         choose_mixed_precision(settings.mixed_precision, device)
-    image_requests(recipe.generate.prompts, recipe.generate)
+    requests = image_requests(recipe.generate.prompts, recipe.generate)
+    requests += [ImageRequest("")] * bool(recipe.evaluate.num_prompts)
     if recipe.generate.lora:
         read_lora(Path(recipe.generate.lora))
     if recipe.evaluate.num_prompts and recipe.evaluate.prompts:
@@ -166,10 +168,12 @@ def check(recipe: Recipe) -> None:
         resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
     towers = load_towers(recipe)
     check_last_layers(recipe.distill.text_layers, len(towers.teacher.encoder.layers))
+    revision = recipe.base.revision or None
+    base = FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",))
+    check_channels(base.in_channels, requests)
     if recipe.refine.num_epochs:
         check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
-        revision = recipe.base.revision or None
-        check_prediction(FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",)))
+        check_prediction(base)
 
 
 def _finetune(recipe: Recipe, **options: Any) -> FinetuneResult:

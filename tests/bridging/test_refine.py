@@ -26,14 +26,14 @@ from clipgraft.data.buckets import Bucket
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
-from clipgraft.errors import CheckpointError, DataError
+from clipgraft.errors import CheckpointError, DataError, UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import read_lineage
 from clipgraft.models.weights import tensors_sha256
 from clipgraft.runs.run import Run
 from clipgraft.settings import RefineSettings
-from clipgraft.whole_run import run_all
+from clipgraft.whole_run import check, run_all
 from helpers import call, refused
 
 SQUARE = (Bucket(64, 64),)
@@ -238,6 +238,14 @@ def test_a_base_that_predicts_no_noise_is_refused(world, tmp_path):
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(base / "scheduler")
     with pytest.raises(CheckpointError, match=r"predicts 'v_prediction'; only through one that predicts"):
         refine(recipe_of({**world, "base": base}), world["graft"], tmp_path / "out")
+
+
+def test_an_inpainting_base_is_refused(world, tmp_path):
+    base = tiny.write_inpainting_base(tmp_path / "base")
+    with pytest.raises(CheckpointError, match=r"takes 9 channels \(inpainting\); only through one that"):
+        refine(recipe_of({**world, "base": base}), world["graft"], tmp_path / "out")
+    with pytest.raises(UserError, match=r"takes 9 channels \(inpainting\), so it needs an image and a mask"):
+        check(recipe_of({**world, "base": base}))  # before hours of training
 
 
 def test_a_source_without_training_pictures_is_refused(world, tmp_path):

@@ -8,6 +8,7 @@ from image_world import generate, pixels, rows_of
 from PIL import Image, ImageDraw
 
 import clipgraft
+import tiny
 from clipgraft.files import file_sha256
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.requests import ImageRequest
@@ -15,6 +16,11 @@ from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from helpers import call, refused
+
+
+@pytest.fixture(scope="module")
+def inpainting_base(tmp_path_factory):
+    return tiny.write_inpainting_base(tmp_path_factory.mktemp("inpainting") / "base")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,38 @@ def test_inpainting_equals_stock_diffusers(base, images, strength):
     drawn = plain_generator(base).generate("A dog", **masked(images, strength=strength))[0]
     expected = stock_pixels(base, images, strength=strength)
     assert np.abs(np.asarray(drawn.image, int) - expected).max() <= 1
+
+
+def test_inpainting_base_equals_stock_diffusers(inpainting_base, images):
+    drawn = plain_generator(inpainting_base).generate("A dog", **masked(images))[0]
+    expected = stock_pixels(inpainting_base, images)
+    assert np.abs(np.asarray(drawn.image, int) - expected).max() <= 1
+
+
+def test_inpainting_base_needs_a_mask(inpainting_base, images, tmp_path, capsys):
+    command = ["generate", "A dog", "--base", inpainting_base, "--engine", "torch", "--out", tmp_path / "out"]
+    for options in ([], ["--init-image", images / "picture.png"]):
+        message = refused(capsys, *command, *options)
+        assert (
+            "U-Net takes 9 channels (inpainting), so it needs an image and a mask; name them with" in message
+        )
+    assert not list((tmp_path / "out").glob("*.png"))
+    assert generate(inpainting_base, tmp_path / "out", "A dog", *as_options(images)) == 0
+    original = tmp_path / "out" / "a-dog_seed0.png"
+    again = ["--from-image", original, "--base", inpainting_base, *as_options(images)[:-2]]
+    assert call("generate", "--out", tmp_path / "again", *again) == 0
+    assert (tmp_path / "again" / original.name).read_bytes() == original.read_bytes()
+
+
+@pytest.mark.slow
+def test_inpainting_base_on_openvino_equals_stock_diffusers(inpainting_base, images, monkeypatch):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    monkeypatch.setattr("clipgraft.generation.engines.engine.openvino_dtype", lambda: torch.float32)
+    inference = InferenceConfig(engine="openvino")
+    drawn = clipgraft.load(inpainting_base, device="cpu", inference=inference).generate(
+        "A dog", **masked(images)
+    )
+    assert np.abs(np.asarray(drawn[0].image, int) - stock_pixels(inpainting_base, images)).max() <= 1
 
 
 def test_only_what_is_white_changes_with_the_prompt(images):

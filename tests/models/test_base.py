@@ -224,6 +224,18 @@ def test_a_single_file_without_a_tokenizer_given_is_refused(single_file):
         FrozenBase.load(str(single_file))
 
 
+def test_a_single_file_for_inpainting_gives_the_folders_weights(tmp_path, monkeypatch):
+    folder = tiny.write_inpainting_base(tmp_path / "base")
+    for name, constant in (("unet", "UNET_CONFIG"), ("vae", "VAE_CONFIG"), ("text_encoder", "TEXT_CONFIG")):
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("in_channels" if name == "unet" else "", None)
+        monkeypatch.setattr(sd15, constant, config)
+    path = write_single_file(folder, tmp_path / "base.safetensors")
+    loaded = FrozenBase.load(str(path), tokenizer=build_tokenizer())
+    assert loaded.weight_sums() == FrozenBase.load(str(folder)).weight_sums()
+    assert loaded.in_channels == FrozenBase.load(str(path), components=["scheduler"]).in_channels == 9
+
+
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
 def test_a_single_file_that_lacks_a_component_is_refused(single_file, prefix):
     weights = {key: weight for key, weight in load_file(single_file).items() if not key.startswith(prefix)}

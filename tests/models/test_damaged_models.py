@@ -267,7 +267,7 @@ UNET = [
     ("norm_num_groups", (0, -1, 3, "x")),
     ("norm_eps", ("x", 0, -1)),
     ("act_fn", (1, "no such function")),
-    ("in_channels", (*BAD_SIZES, 9)),
+    ("in_channels", (*BAD_SIZES, 5, 8)),
 ]
 VAE = [
     ("sample_size", (None, 0, "x")),

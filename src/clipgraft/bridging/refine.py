@@ -25,6 +25,7 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.configs import LATENT_CHANNELS
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.weights import module_sha256, tensors_sha256
@@ -230,9 +231,19 @@ def check_settings(settings: RefineSettings) -> None:
 
 
 def check_prediction(base: FrozenBase) -> None:
-    """Raise CheckpointError unless a base predicts the noise (epsilon)."""
+    """Refuse a base that does not predict the noise of latents.
+
+    Raises:
+        CheckpointError: If it predicts something else than epsilon, or is for inpainting.
+    """
     assert base.scheduler is not None
     assert base.origin is not None
+    if base.in_channels != LATENT_CHANNELS:
+        raise CheckpointError(
+            f"base {base.origin.name} takes {base.in_channels} channels (inpainting); only through one that "
+            f"takes {LATENT_CHANNELS} can a graft be refined, or new words be found: generate with the graft "
+            "as `bridge` wrote it, or name the words"
+        )
     predicted = base.scheduler.config.get("prediction_type", "epsilon")
     if predicted != "epsilon":
         raise CheckpointError(

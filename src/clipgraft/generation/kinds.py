@@ -19,6 +19,7 @@ from clipgraft.data.images import open_image
 from clipgraft.errors import UserError
 from clipgraft.generation.control import kept_controlnets
 from clipgraft.generation.requests import ImageRequest
+from clipgraft.models.configs import LATENT_CHANNELS
 from clipgraft.models.controlnet import check_controlnet
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import SamplingParams
@@ -47,14 +48,29 @@ def resolve(
     """Return requests with a base's own values in place of None.
 
     Raises:
-        UserError: If a scheduler cannot take so many steps on this base, or ControlNets are combined with
-            approximations of the U-Net's steps or with offload.
+        UserError: If a scheduler cannot take so many steps on this base, an inpainting base gets no mask, or
+            ControlNets are combined with approximations of the U-Net's steps or with offload.
         CheckpointError: If a ControlNet is for another base.
     """
     num_levels = base_scheduler.config.num_train_timesteps
     resolved = [request.resolved(defaults, num_levels) for request in requests]
+    check_channels(pipeline.unet.config.in_channels, resolved)
     _check_controls(pipeline, resolved)
     return resolved
+
+
+def check_channels(in_channels: int, requests: Sequence[ImageRequest]) -> None:
+    """Refuse requests without a mask for a U-Net that takes one.
+
+    Raises:
+        UserError: Says what such a base needs.
+    """
+    if in_channels != LATENT_CHANNELS and not all(request.params.mask_image for request in requests):
+        raise UserError(
+            f"this base's U-Net takes {in_channels} channels (inpainting), so it needs an image and a mask; "
+            f"name them with init_image and mask_image (--init-image, --mask), or use a base that takes "
+            f"{LATENT_CHANNELS}"
+        )
 
 
 def _check_controls(pipeline: StableDiffusionPipeline, requests: Sequence[ImageRequest]) -> None:

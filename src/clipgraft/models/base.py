@@ -17,6 +17,7 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.attention import ATTENTION
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_image_processor, text_hidden_states
 from clipgraft.models.configs import (
+    LATENT_CHANNELS,
     BaseRecord,
     Checked,
     ClipConfig,
@@ -38,7 +39,7 @@ from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, read_defaults
 from clipgraft.models.hub import COMMIT, PINS, resolve_model
 from clipgraft.models.loading import load_strictly, refuse_links_out
-from clipgraft.models.single_file import load_single_file
+from clipgraft.models.single_file import in_channels_of, load_single_file
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import Needed, Weights, module_sha256
 
@@ -130,6 +131,16 @@ class FrozenBase:
     def defaults(self) -> SamplingDefaults:
         """Guidance and steps suited to the base."""
         return read_defaults(self.origin.path) if self.origin else STABLE_DIFFUSION
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that the U-Net takes; 9 of an inpainting base, else 4."""
+        if self.unet is not None:
+            return self.unet.config.in_channels
+        assert self.origin is not None
+        if self.origin.path.is_file():
+            return in_channels_of(self.origin.path)
+        return _read_config(self.origin.path / "unet", UnetConfig).get("in_channels", LATENT_CHANNELS)
 
     @torch.no_grad()
     def encode_latents(self, vae_pixel_values: Tensor) -> Tensor:

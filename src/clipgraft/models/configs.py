@@ -30,6 +30,7 @@ Blocks = Annotated[list[str], Field(min_length=1, max_length=8)]
 Channels = Annotated[list[Width], Field(min_length=1, max_length=8)]
 PerBlock = BlockLayers | Annotated[list[BlockLayers], Field(max_length=8)]
 
+LATENT_CHANNELS = 4
 MAX_BYTES = 64_000_000
 """Size limit of a file; the largest are tokenizers (CLIP's: 2.2 MB)."""
 CODE_KEYS = (
@@ -152,8 +153,8 @@ class DownBlocksConfig(Checked):
     transformer_layers_per_block: PerBlock = 1
     attention_head_dim: Width | list[Width] = 8
     num_attention_heads: Width | list[Width] | None = None
-    in_channels: Literal[4] = 4
-    """Inpainting U-Nets have more, for a mask and an image."""
+    in_channels: Literal[4, 9] = 4
+    """An inpainting U-Net has 9: latents, a mask, and the latents of what the mask leaves."""
     addition_embed_type: None = None
     """Not None in a U-Net conditioned on more: a second text encoder (SDXL), or below classes or images."""
     class_embed_type: None = None
@@ -183,6 +184,7 @@ class UnetConfig(DownBlocksConfig):
 class ControlNetConfig(DownBlocksConfig):
     """Configuration of a ControlNet."""
 
+    in_channels: Literal[4] = 4
     conditioning_channels: Literal[3] = 3
     conditioning_embedding_out_channels: Channels | None = None
     controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"

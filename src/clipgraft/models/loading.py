@@ -6,7 +6,8 @@ So files are chosen and read here, and the libraries get tensors.
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ def _listed_shards(index: Path) -> list[Path]:
     return paths
 
 
+@contextmanager
+def opened_weights(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; CheckpointError if it is damaged."""
+    try:
+        with loading(path, "safetensors"), safe_open(path, framework="pt") as file:
+            yield file
+    except CheckpointError as error:
+        reason = str(error).partition("as safetensors: ")[2]
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file: {reason}; fetch it again"
+        ) from error
+
+
 def read_weights(
     paths: Iterable[Path],
     wanted: Callable[[str], bool] = lambda _: True,
@@ -147,17 +161,9 @@ def read_weights(
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
-        found = {}
-        try:
-            with loading(path, "safetensors"), safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (it is no dict)
-                    if wanted(name) and not name.endswith("position_ids"):
-                        found[name] = file.get_tensor(name)
-        except CheckpointError as error:
-            reason = str(error).partition("as safetensors: ")[2]
-            raise CheckpointError(
-                f"{path} is damaged or no safetensors file: {reason}; fetch it again"
-            ) from error
+        with opened_weights(path) as file:
+            names = [name for name in file.keys() if wanted(name) and not name.endswith("position_ids")]  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in names}
         for name, tensor in found.items():
             _check_values(path, name, tensor, may_be_whole(name))
         if weights.keys() & found:

@@ -16,11 +16,12 @@ from torch.nn import Module
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.models.configs import loading
-from clipgraft.models.loading import read_weights, refuse_misfits, set_weights
+from clipgraft.models.configs import LATENT_CHANNELS, loading
+from clipgraft.models.loading import opened_weights, read_weights, refuse_misfits, set_weights
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
+UNET_INPUT = f"{UNET_PREFIX}input_blocks.0.0.weight"
 POSITION_IDS = f"{TEXT_PREFIX}embeddings.position_ids"
 """Integers that transformers no longer stores and that published files hold."""
 
@@ -96,7 +97,7 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
         )
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(VAE_CONFIG)
-        unet = UNet2DConditionModel.from_config(UNET_CONFIG)
+        unet = UNet2DConditionModel.from_config(UNET_CONFIG, in_channels=in_channels_of(path))
     loaders: dict[str, Callable[[], Any]] = {
         "vae": lambda: _load_ldm_model(path, VAE_PREFIX, vae, convert_ldm_vae_checkpoint, dtype),
         "unet": lambda: _load_ldm_model(path, UNET_PREFIX, unet, convert_ldm_unet_checkpoint, dtype),
@@ -104,6 +105,14 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
         "text_encoder": lambda: _load_text_encoder(path, dtype),
     }
     return {name: loaders[name]() for name in components if name in loaders}
+
+
+def in_channels_of(path: Path) -> int:
+    """Return the U-Net's channels; 9 in an inpainting checkpoint."""
+    with opened_weights(path) as file:
+        has_unet = UNET_INPUT in file.keys()  # noqa: SIM118  (it is no dict)
+        channels = file.get_slice(UNET_INPUT).get_shape()[1:2] if has_unet else []
+    return 9 if channels == [9] else LATENT_CHANNELS
 
 
 def refuse_other_architectures(unet: Module, vae: Module, text_encoder: CLIPTextModel) -> None:
