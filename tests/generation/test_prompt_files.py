@@ -93,6 +93,11 @@ def test_tables_have_a_column_of_prompts(tmp_path):
         ("p.txt", "--prompt", "line 1: --prompt has no value"),
         ("p.txt", "--seed 3", 'line 1: no object with a "prompt"'),
         ("p.txt", "a dog\na cat --q 3", "line 2: option --q is not known; known are --n"),
+        (
+            "p.txt",
+            "a dog --steps 20",
+            'line 1: --steps stands behind a prompt; A1111\'s form is --prompt "a dog"',
+        ),
         ("p.txt", "a dog --s many", "line 1: setting 'num_inference_steps': input should be"),
         ("p.tsv", "text\tx\na dog\t1\n", "p.tsv has no column 'prompt'; its columns are 'text', 'x'"),
         ("p.csv", "prompt,seed\na dog,-3\n", "line 2: setting 'seed': input should be"),
@@ -105,6 +110,23 @@ def test_a_bad_line_is_named(tmp_path, name, text, message):
     with pytest.raises(DataError) as error:
         read(tmp_path, name, text)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("Prompt\tCategory\na dog\tAnimals\n", "a table"),
+        ("seed,prompt\n3,a dog\n", "a table"),
+        ('["a dog", "a cat"]', "a JSON list"),
+        ('[\n"a dog"\n]', "a JSON list"),
+        ("a dog, prompt and quick\n[a cat]\n", ""),
+        ("[red] dog\n", ""),
+    ],
+)
+def test_another_form_read_as_lines_is_said(tmp_path, capsys, text, form):
+    read(tmp_path, "p.txt", text)
+    said = capsys.readouterr().err
+    assert (f"p.txt looks like {form} and is read as one prompt per line" in said) if form else not said
 
 
 def test_bad_lines_are_skipped_where_asked(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipgraft.console import say
 from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import parse_json, read_bytes
 from clipgraft.generation.metadata import SAMPLERS
@@ -28,6 +29,7 @@ A1111_NAMES = {
     **{name: name for name in SamplingParams.model_fields},
     **{"cfg_scale": "guidance_scale", "sampler_name": "scheduler", "n_iter": "num_images_per_prompt"},
 }
+A1111_OPTION = re.compile(rf"\s(--(?:{'|'.join(A1111_NAMES)}))\s")
 KOHYA_NAMES = {
     **{"n": "negative_prompt", "w": "width", "h": "height", "d": "seed", "s": "num_inference_steps"},
     **{"l": "guidance_scale", "ss": "scheduler"},
@@ -100,6 +102,8 @@ def _entries(content: bytes, suffix: str, name: str) -> Iterator[tuple[int, dict
         yield from _rows(_text(content), TABLES[suffix], name)
     else:
         is_json = suffix in JSON_LINES or content.lstrip().startswith(b"{")
+        if not is_json:
+            _say_other_form(content.lstrip().partition(b"\n")[0].decode("utf-8", "replace"), name)
         for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), start=1):
             if not line.strip() or (line.startswith(b"#") and not is_json):
                 continue
@@ -108,6 +112,15 @@ def _entries(content: bytes, suffix: str, name: str) -> Iterator[tuple[int, dict
                 yield number, parse_json(text, "the line") if is_json else _options(text)
             except UserError as error:
                 yield number, error
+
+
+def _say_other_form(first_line: str, name: str) -> None:
+    """Say that lines read as prompts look like a table or JSON."""
+    columns = {column.strip().lower() for column in re.split("[\t,]", first_line)}
+    if "\t" in first_line or ("prompt" in columns and len(columns) > 1):
+        say(f"{name} looks like a table and is read as one prompt per line; .csv or .tsv reads its columns")
+    elif re.match(r'\[\s*(["{]|$)', first_line):
+        say(f"{name} looks like a JSON list and is read as one prompt per line; .json reads its values")
 
 
 def _text(content: bytes) -> str:
@@ -133,6 +146,10 @@ def _options(line: str) -> dict[str, Any]:
     """Return the prompt and the options of a line of text."""
     if re.match(r"--[a-z]", line):
         return _a1111_options(line)
+    if named := A1111_OPTION.search(line):
+        raise UserError(
+            f'{named[1]} stands behind a prompt; A1111\'s form is --prompt "a dog" {named[1]} ...'
+        )
     found = list(KOHYA_OPTION.finditer(line))
     if not found:
         return {"prompt": line}
