@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
-from clipgraft.generation.engines.attach import prepare_base, set_approximations
+from clipgraft.generation.engines.attach import put_on_engine, set_approximations
 from clipgraft.generation.engines.engine import choose_engine
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest
@@ -82,7 +82,7 @@ def on_engine(options: argparse.Namespace, engine: str, dtype: torch.dtype, **sp
     settings = InferenceConfig(engine=engine, **speed)
     made = choose_engine(settings, CPU, cache_dir() / "openvino")
     made.dtype = dtype
-    prepare_base(base, made, settings)
+    put_on_engine(base, made, has_feature_cache=settings.feature_cache > 1)
     return base
 
 
@@ -388,7 +388,8 @@ def row_shortcuts(options: argparse.Namespace) -> dict[str, Any]:
     for name, (shortcut, steps, scheduler) in settings.items():
         speed = InferenceConfig(**shortcut)
         base = FrozenBase.load("flatland")
-        prepare_base(base, choose_engine(speed, CPU, cache_dir() / "openvino"), speed)
+        engine = choose_engine(speed, CPU, cache_dir() / "openvino")
+        put_on_engine(base, engine, has_feature_cache=speed.feature_cache > 1)
         pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
         set_approximations(pipeline, speed)
         variants[name] = partial(flatland_pictures, pipeline, steps, scheduler)

@@ -109,7 +109,7 @@ def test_recipe_with_a_byte_order_mark_is_read(tmp_path):
 
 
 PATHS = {
-    *("data.source", "bridge.captions", "evaluate.prompts", "generate.lora", "finetune.preview_graft"),
+    *("data.source", "bridge.captions", "evaluate.prompts", "generate.lora_dir", "finetune.preview_graft"),
     *("clip.name", "base.name", "evaluate.scorer"),
 }
 
@@ -123,6 +123,14 @@ def test_local_paths_are_absolute_in_every_recipe(tmp_path, monkeypatch):
         assert named_paths(recipe) == dict.fromkeys(PATHS, str(tmp_path / "here"))
     monkeypatch.chdir("/")
     assert build_recipe(recipe.model_dump()) == recipe
+
+
+def test_files_of_loras_are_absolute_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = apply_overrides(Recipe(), {"generate.loras": ["fur.safetensors:0.5"]})
+    assert named_paths(recipe) == {"generate.loras.0.file": str(tmp_path / "fur.safetensors")}
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
 
 
 def test_names_of_models_that_are_no_paths_stay(tmp_path, monkeypatch):

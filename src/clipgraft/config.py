@@ -43,6 +43,7 @@ OLD_NAMES: dict[str, str] = {
     **{f"{section}.keep_checkpoints": f"{section}.save_total_limit" for section in TRAINED},
     **{f"{section}.track": f"{section}.report_to" for section in TRAINED},
     "ladder": "",
+    "generate.lora": "generate.loras",
     "finetune.samples_every": "finetune.preview_steps",
     "finetune.samples_graft": "finetune.preview_graft",
     "finetune.same_image": "finetune.duplicate_images",

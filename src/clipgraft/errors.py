@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does witho
 
 NO_SPACE = "no space left on the disk"
 """So begins what is said of a full disk."""
+MAX_SHOWN = 100
+"""Characters of a wrong value; a list may have any length."""
 
 
 class UserError(ValueError):
@@ -93,7 +95,10 @@ def explain(error: "ValidationError", model: "type[BaseModel]", kind: str) -> st
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
         return f"unknown {kind} {dotted!r}; {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{kind} {dotted!r}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
+    found = repr(first["input"])
+    if len(found) > MAX_SHOWN:
+        found = f"{found[:MAX_SHOWN]}..."
+    return f"{kind} {dotted!r}: {message[0].lower()}{message[1:]}; got {found}"
 
 
 def _names_beside(location: list[str], model: "type[BaseModel]") -> list[str]:

@@ -1,6 +1,8 @@
 """Parameters of sampling and of inference: frozen, strict models, without torch."""
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -35,6 +37,16 @@ GUIDE = re.compile(
     rf"(?P<model>[^=]+)=(?P<image>.+?)(@(?P<scale>{_NUMBER})(:(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?)?",
     re.DOTALL,
 )
+MAX_STRENGTH = 10.0
+"""Far beyond what keeps an image whole (some 1.5); negative ones lead away."""
+Strength = Annotated[float, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False)]
+_STRENGTH = rf"[+-]?(?:(?:{_NUMBER})(?:e[+-]?\d+)?|nan|inf)"
+LORA = re.compile(
+    rf"(?P<file>.+?)(?::(?P<strength>{_STRENGTH})(?::(?P<text_strength>{_STRENGTH}))?)?", re.I | re.S
+)
+"""A file with its strengths; a path may hold colons too."""
+MAX_FILES = 32
+"""LoRAs or embeddings of one request; more than anyone mixes (a guess)."""
 
 
 class TextToImageParams(Section):
@@ -108,6 +120,39 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+class Lora(Section):
+    """A LoRA's file, and how strongly it changes U-Net and text encoder."""
+
+    file: Annotated[OptionalPath, Field(min_length=1)]
+    """A `.safetensors` file in kohya's or diffusers' names, or a folder with one."""
+    strength: Strength = 1.0
+    text_strength: Strength | None = None
+    """Of its part for the text encoder; None = `strength`."""
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """By component."""
+        text = self.strength if self.text_strength is None else self.text_strength
+        return {"unet": self.strength, "text_encoder": text}
+
+
+def _loras(value: Any) -> Any:
+    """Read texts `FILE[:STRENGTH[:TEXT_STRENGTH]]`, one alone too; empty = none."""
+    if isinstance(value, str | Path):
+        value = [value] if str(value) else []
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(_lora(str(each)) if isinstance(each, str | Path) else each for each in value)
+
+
+def _lora(text: str) -> dict[str, Any]:
+    found = LORA.fullmatch(text)
+    if found is None or os.path.exists(text):
+        return {"file": text}
+    strengths = {name: float(value) for name, value in found.groupdict().items() if value and name != "file"}
+    return {"file": found["file"]} | strengths
+
+
 class SamplingParams(PromptParams, TextToImageParams):
     """Sampling of images, from every interface down to the sampler."""
 
@@ -121,6 +166,10 @@ class SamplingParams(PromptParams, TextToImageParams):
         tuple[Control, ...], FROM_LIST, BeforeValidator(_listed), Field(max_length=MAX_CONTROLS)
     ] = ()
     """ControlNets, each with its image; also as text, `MODEL=IMAGE@SCALE:START-END`."""
+    loras: Annotated[tuple[Lora, ...], FROM_LIST, Field(max_length=MAX_FILES), BeforeValidator(_loras)] = ()
+    """LoRAs of U-Net and text encoder; also as texts `FILE[:STRENGTH[:TEXT_STRENGTH]]`."""
+    lora_dir: OptionalPath = ""
+    """Folder with the LoRAs that weighted prompts name, as in `<lora:NAME:0.8>`."""
 
 
 class InferenceConfig(Section):
@@ -134,8 +183,6 @@ class InferenceConfig(Section):
     """Interval of steps with guidance, as shares; other than (0, 1) changes the image."""
     feature_cache: Count = 1
     """Steps between full runs of the U-Net; above 1 changes the image."""
-    lora: OptionalPath = ""
-    """File or folder of a LoRA for the U-Net, e.g. one for few steps; changes the image."""
 
 
 DEFAULT_SAMPLING, DEFAULT_INFERENCE = SamplingParams(), InferenceConfig()

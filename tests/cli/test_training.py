@@ -132,8 +132,8 @@ def test_resume_with_other_settings_is_refused(finished, world, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["generate.lora=nowhere.safetensors"], "no LoRA at"),
-        (["generate.lora={recipe}"], "is not a .safetensors file"),
+        (["generate.loras=nowhere.safetensors"], "no LoRA at"),
+        (["generate.loras={recipe}"], "is not a .safetensors file"),
         (["refine.num_epochs=1", "refine.text_layers=99"], "text_layers must be between 0 and the tower's"),
         (["evaluate.num_prompts=2", "evaluate.prompts=nowhere.txt"], "file of prompts not found"),
     ],

@@ -22,6 +22,7 @@ from clipgraft.evaluation.prompt_sets import EvaluationPrompt
 from clipgraft.evaluation.results import PLAIN
 from clipgraft.evaluation.scores import score_fidelity
 from clipgraft.flatland import draw_scene, fidelity_prompts
+from clipgraft.generation.adapters import Adapters
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.image_encoding import write_image
 from clipgraft.generation.pipeline import PromptEmbedCache, build_pipeline
@@ -63,7 +64,9 @@ def base(base_dir) -> FrozenBase:
 def generator_of(base: FrozenBase) -> ImageGenerator:
     """In float32 on any machine, without an engine."""
     pipeline = build_pipeline(base, base.text_encoder)
-    return ImageGenerator(pipeline, base.scheduler, {}, PromptEmbedCache(pipeline), base.defaults)
+    return ImageGenerator(
+        pipeline, base.scheduler, {}, Adapters(PromptEmbedCache(pipeline), None), base.defaults
+    )
 
 
 @pytest.fixture

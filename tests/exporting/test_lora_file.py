@@ -11,12 +11,14 @@ from distilled_world import PROMPTS, WORDS, states, take_sizes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import clipgraft
 from clipgraft.config import build_recipe
 from clipgraft.errors import UserError
 from clipgraft.exporting.export import export
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.lineage import NO_LINEAGE, Lineage
 from clipgraft.models.modelspec import HASH_KEY, content_hash
+from clipgraft.sampling_params import InferenceConfig, Lora, SamplingParams
 from helpers import call, refused
 
 
@@ -180,3 +182,16 @@ def test_a_graft_has_no_lora_and_says_what_to_do(tmp_path, capsys):
     message = refused(capsys, "export", OLD_RUN / "refine" / "graft", *options)
     assert "lora has no place for a graft's bridge: distill it" in message
     assert "clipgraft distill --graft GRAFT --out RUN" in message
+
+
+def test_an_exported_lora_gives_the_distilled_states_here(distilled, plain_base, tmp_path):
+    out = tmp_path / "kite.safetensors"
+    export(distilled, out, file_format="lora", rank=2, prompts=PROMPTS)
+    generator = clipgraft.load(plain_base, inference=InferenceConfig(engine="torch"))
+    own, adapted = (generator.adapters(loras) for loras in ((), (Lora(file=str(out)),)))
+    expected = states(distilled.text_encoder, distilled.tokenizer)
+    params = SamplingParams()
+    found = torch.cat([adapted(prompt, params) for prompt in PROMPTS])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert error(torch.cat([own(prompt, params) for prompt in PROMPTS]), expected) > 0.05
+    assert adapted.pipeline.unet is generator.pipeline.unet

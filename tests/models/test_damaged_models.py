@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from clipgraft.errors import CheckpointError, MissingFileError
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, save_probe
-from clipgraft.generation.engines.lora import fuse_lora
+from clipgraft.generation.lora_files import fuse_lora, read_lora
 from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
@@ -76,7 +76,7 @@ def load_part(folder: Path, file: str) -> FrozenBase:
 
 def fused_unet(folder: Path) -> Any:
     unet = deepcopy(pipeline().unet)
-    fuse_lora(unet, folder)
+    fuse_lora(unet, read_lora(folder), 1.0, "unet")
     return unet
 
 

@@ -33,6 +33,8 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "mask_image": (Path, "--mask", "Image of the same size: what is white in it is repainted."),
     "controls": (list[str], "--control", "ControlNet: MODEL=IMAGE[@SCALE[:START-END]]; repeatable."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
+    "loras": (list[str], "--lora", "LoRA as FILE[:STRENGTH[:TEXT_STRENGTH]]; several: give it again."),
+    "lora_dir": (Path, "--lora-dir", "Folder of the LoRAs that weighted prompts name: <lora:NAME:0.8>."),
 }
 """Type, flag and help for each field of `SamplingParams`, which has the defaults."""
 EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
@@ -101,7 +103,7 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 
 BESIDE_FROM_IMAGE = {
-    *("out", "prompts", "from_image", "graft", "base", "engine", "lora", "device", "offload"),
+    *("out", "prompts", "from_image", "graft", "base", "engine", "loras", "lora_dir", "device", "offload"),
     *("init_image", "mask_image", "controls", "no_metadata", "dry_run", "as_json"),
 }
 """Parameters of `generate` with an effect beside --from-image."""
@@ -140,7 +142,6 @@ def generate(
     feature_cache: Annotated[
         int, typer.Option("--feature-cache", help="Run the whole U-Net only every N steps.")
     ] = 1,
-    lora: Annotated[str, typer.Option("--lora", help="LoRA for the U-Net, e.g. for few steps.")] = "",
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
     ] = 0,
@@ -156,7 +157,7 @@ def generate(
     if reference:
         params = SamplingParams.of(params, scheduler="pndm", num_inference_steps=50)
     given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
-    inference = InferenceConfig.build(given | {"feature_cache": feature_cache, "lora": lora})
+    inference = InferenceConfig.build(given | {"feature_cache": feature_cache})
     options = replace(
         options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
     )

@@ -78,6 +78,8 @@ def approximations_of(requests: Sequence[ImageRequest], inference: InferenceConf
             named.append(f"scheduler {name}, {words}")
         elif steps != own:
             named.append(words)
+    loras = dict.fromkeys(lora for request in requests for lora in request.params.loras)
+    named += [f"LoRA {Path(lora.file).stem} at {lora.strength:g}" for lora in loras]
     return named + approximations(inference)
 
 

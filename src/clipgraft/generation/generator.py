@@ -12,7 +12,8 @@ from diffusers import SchedulerMixin, StableDiffusionPipeline
 from clipgraft.cache import cache_dir
 from clipgraft.device import choose_device, inference_dtype, quiet_libraries
 from clipgraft.errors import UserError
-from clipgraft.generation.engines.attach import prepare_base, set_approximations
+from clipgraft.generation.adapters import AdaptedUNets, Adapters, unet_copies
+from clipgraft.generation.engines.attach import put_on_engine, set_approximations
 from clipgraft.generation.engines.engine import choose_engine, describe_inference
 from clipgraft.generation.kinds import resolve
 from clipgraft.generation.metadata import describe_image, describe_models
@@ -81,9 +82,8 @@ def load_generators(
     inference = InferenceConfig.of(inference)  # of settings that inherit from it, its own fields
     if offload != "none" and inference != DEFAULT_INFERENCE:
         raise UserError("engines and approximations do not work with offload; leave one of them out")
-    is_loaded = isinstance(base, FrozenBase)
     engine = None
-    if offload == "none" and not is_loaded:
+    if offload == "none" and not isinstance(base, FrozenBase):
         engine = choose_engine(inference, place, cache_dir() / "openvino")
     grafts = {
         name: Graft.from_pretrained(own) if isinstance(own, Path) else own
@@ -101,8 +101,9 @@ def load_generators(
         with_teacher=None in encoders.values(),
     )
     sums = frozen.weight_sums()
+    unets = AdaptedUNets(unet_copies(frozen, engine), engine, inference) if offload == "none" else None
     if engine:
-        prepare_base(frozen, engine, inference)
+        put_on_engine(frozen, engine, has_feature_cache=inference.feature_cache > 1)
     for name in encoders:
         if name in grafts:
             check_vocabularies(grafts[name].tokenizer, frozen)
@@ -113,8 +114,8 @@ def load_generators(
         if engine:
             set_approximations(pipeline, inference)
             models |= describe_inference(inference, engine)
-        embeds = PromptEmbedCache(pipeline)
-        yield name, ImageGenerator(pipeline, frozen.scheduler, models, embeds, frozen.defaults)
+        adapters = Adapters(PromptEmbedCache(pipeline), unets)
+        yield name, ImageGenerator(pipeline, frozen.scheduler, models, adapters, frozen.defaults)
 
 
 def load_base(
@@ -176,9 +177,15 @@ class ImageGenerator:
     """The base's own; each request's is made from it."""
     models: dict[str, Any]
     """From `describe_models`."""
-    prompt_embeds: PromptEmbedCache
+    adapters: Adapters
+    """LoRAs of requests, and caches of prompt embeds with and without them."""
     defaults: SamplingDefaults
     """Of the base; hold where a request has None."""
+
+    @property
+    def prompt_embeds(self) -> PromptEmbedCache:
+        """Cache of prompt embeds without LoRAs."""
+        return self.adapters.own
 
     def generate(
         self,
@@ -227,7 +234,7 @@ class ImageGenerator:
             requests,
             base_scheduler=self.base_scheduler,
             defaults=self.defaults,
-            prompt_embeds=self.prompt_embeds,
+            adapters=self.adapters,
             **options,
         ):
             noted = replace(image, notes=tuple(self._notes(image.request)))

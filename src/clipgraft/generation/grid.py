@@ -15,7 +15,7 @@ from clipgraft.generation.contact_sheet import VARIANT_LABELS, Sheet, SheetCell,
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.image_encoding import write_image
 from clipgraft.generation.image_folder import ImageRow
-from clipgraft.generation.requests import ImageRequest, with_changes
+from clipgraft.generation.requests import ImageRequest, image_requests, with_changes
 from clipgraft.runs.run import GRAFT_NAMES
 from clipgraft.sampling_params import SamplingParams
 
@@ -207,7 +207,8 @@ def _request(
 ) -> ImageRequest:
     values = {axis.name: axis.values[index] for axis, index in zip(axes, point, strict=True)}
     text = values.pop("prompt", prompt)
-    return ImageRequest(text, with_changes(params, values))
+    [request] = image_requests([text], with_changes(params, values))
+    return request
 
 
 def _sheets(axes: Sequence[Axis], placed: Mapping[tuple[int, ...], ImageRow], folder: Path) -> list[Sheet]:

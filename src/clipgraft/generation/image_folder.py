@@ -54,6 +54,8 @@ class ImageRow(BaseModel):
     mask_image_sha256: str | None = None
     controls: list[ControlRecord] | None = None
     strength: float | None = None
+    loras: list[dict[str, Any]] | None = None
+    """Name, sum and strengths of each."""
     status: str
     """As `GeneratedImage.status`; only of "ok" there is a file."""
     notes: list[str] = []

@@ -14,6 +14,7 @@ from clipgraft.errors import DataError, UserError, explain
 from clipgraft.files import parse_json, to_json
 from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY
 from clipgraft.generation.pipeline import GeneratedImage
+from clipgraft.generation.request_adapters import adapters_of
 from clipgraft.generation.request_files import files_of
 from clipgraft.generation.request_guides import guides_of
 from clipgraft.generation.requests import ImageRequest
@@ -155,7 +156,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         "Denoising strength": job.get("strength", ""),
         "Version": f"clipgraft {record['versions']['clipgraft']}",
     }
-    lines = [job["prompt"]]
+    lines = [job["prompt"] + "".join(map(_tag, job.get("loras", ())))]
     if job["negative_prompt"]:
         lines.append(f"Negative prompt: {job['negative_prompt']}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value != ""))
@@ -189,11 +190,20 @@ def request_of(record: dict[str, Any], given: SamplingParams = DEFAULT_SAMPLING)
         DataError: If the record is damaged, or a file is missing, another or one too many.
         UserError: If a file cannot be read.
     """
-    files = files_of(record["job"], given) | guides_of(record["job"], given)
+    job = record["job"]
+    if older := record["models"].get("lora_sha256"):  # of the first version: one, for the U-Net alone
+        job = job | {"loras": [{"name": "", "sha256": older, "strength": 1.0, "text_strength": 0.0}]}
+    files = files_of(job, given) | guides_of(job, given) | adapters_of(job, given)
     try:
-        return ImageRequest.from_record(record["job"], files)
+        return ImageRequest.from_record(job, files)
     except UserError as error:
         raise DataError(f"the image's record is damaged: {error}") from error
+
+
+def _tag(lora: dict[str, Any]) -> str:
+    """Write a LoRA as A1111 does: the text encoder's strength first."""
+    text, unet = (f"{lora[name]:g}" for name in ("text_strength", "strength"))
+    return f" <lora:{lora['name']}:{text}{f':{unet}' if unet != text else ''}>"
 
 
 def _quoted(value: Any) -> str:

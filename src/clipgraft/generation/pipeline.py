@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
+from clipgraft.generation.adapters import Adapters
 from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
 from clipgraft.generation.kinds import arguments_for, pipeline_for, resolve
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
@@ -91,7 +92,7 @@ def sample(
     *,
     base_scheduler: SchedulerMixin | None = None,
     defaults: SamplingDefaults = STABLE_DIFFUSION,
-    prompt_embeds: PromptEmbedCache | None = None,
+    adapters: Adapters | None = None,
     batch_size: int = 4,
     on_step: Callable[[int, int], None] | None = None,
     on_preview: Callable[[Sequence[ImageRequest], list[Image.Image], int], None] | None = None,
@@ -105,7 +106,7 @@ def sample(
         requests: Neighbours with the same parameters share batches.
         base_scheduler: The base's own; each request's scheduler is made from it. None = the pipeline's.
         defaults: Hold where a request has None.
-        prompt_embeds: Cache to keep from call to call; None = a new one.
+        adapters: Caches and LoRAs to keep from call to call; None = new ones, without LoRAs.
         batch_size: Images generated at once, at most; halved when memory does not suffice.
         on_step: Called with the denoising steps done and in all, counted per image.
         on_preview: Called with a batch's requests, its images so far and the steps done.
@@ -115,12 +116,11 @@ def sample(
         An image for each request, in order.
 
     Raises:
-        UserError: If there is no request, or too little memory for one image.
-        DataError: If an image that a request names cannot be read.
+        UserError: If there is no request, too little memory for one image, or a file that cannot be used.
     """
     if not requests:
         raise UserError("no prompt; give at least one text")
-    prompt_embeds = prompt_embeds or PromptEmbedCache(pipeline)
+    adapters = adapters or Adapters(PromptEmbedCache(pipeline), None)
     remaining = resolve(pipeline, requests, base_scheduler or pipeline.scheduler, defaults)
     done, total = 0, sum(request.num_steps for request in remaining)
 
@@ -131,11 +131,12 @@ def sample(
             on_preview(batch, [Image.fromarray(values) for values in decode(pipeline, latents)[0]], step)
 
     while remaining:
-        batch, embeds = _next_batch(remaining, batch_size, prompt_embeds)
+        own, batch, embeds = _next_batch(remaining, batch_size, adapters)
         if base_scheduler is not None:
             pipeline.scheduler = build_scheduler(batch[0].params.scheduler, base_scheduler)
+        own.scheduler = pipeline.scheduler
         try:
-            images = _sample_batch(pipeline, batch, embeds, report)
+            images = _sample_batch(own, batch, embeds, report)
         except (RuntimeError, MemoryError) as error:
             batch_size = _smaller_batch(pipeline, batch, error)
             if on_less_memory:
@@ -147,14 +148,15 @@ def sample(
 
 
 def _next_batch(
-    requests: Sequence[ImageRequest], batch_size: int, prompt_embeds: PromptEmbedCache
-) -> tuple[Sequence[ImageRequest], list[EmbedPair]]:
-    """Return the next requests with equal parameters and lengths, and their embeds."""
+    requests: Sequence[ImageRequest], batch_size: int, adapters: Adapters
+) -> tuple[StableDiffusionPipeline, Sequence[ImageRequest], list[EmbedPair]]:
+    """Return the next batch's pipeline, requests of equal lengths, and embeds."""
     batch = next(batches(requests, batch_size))
+    prompt_embeds = adapters(batch[0].params.loras)
     pairs = (prompt_embeds.pair(each.prompt, each.params.negative_prompt, each.params) for each in batch)
     _, same = next(groupby(pairs, key=lambda pair: pair[0].shape[1]))
     embeds = list(same)
-    return batch[: len(embeds)], embeds
+    return prompt_embeds.pipeline, batch[: len(embeds)], embeds
 
 
 def _sample_batch(

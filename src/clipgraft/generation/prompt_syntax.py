@@ -26,7 +26,8 @@ TOKEN = re.compile(
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
 REFUSED = {
     r"\bAND\b": "AND (composed prompts)",
-    r"<(lora|lyco|hypernet):[^>]*>": "<lora:NAME:WEIGHT>; name its file with --lora",
+    r"<lora:[^>]*>": "<lora:NAME:STRENGTH>, which stands in a prompt alone, with --lora-dir",
+    r"<(lyco|hypernet):[^>]*>": "a LyCORIS file or a hypernetwork",
     r"\[[^\[\]]*:[^\[\]]*:?\s*[\d.]+\s*\]|\[[^\[\]]*\|[^\[\]]*\]": "prompt editing ([from:to:when], [a|b])",
 }
 """Syntax of A1111 with another meaning than its text."""

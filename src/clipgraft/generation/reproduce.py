@@ -89,12 +89,8 @@ def _base(models: Mapping[str, Any], graft: Path | None, options: GenerateOption
 
 
 def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
-    """Engine and approximations of the record; a LoRA's file must be named."""
+    """Engine and approximations of the record."""
     given = options.inference
-    if "lora_sha256" in models and not given.lora:
-        raise UserError("that image was generated with a LoRA; name its file with --lora")
-    if "lora_sha256" not in models and given.lora:
-        raise UserError("that image was generated without a LoRA; leave --lora out")
     if "engine" not in models:
         return given
     inference = InferenceConfig.of(
@@ -114,11 +110,6 @@ def _inference(models: Mapping[str, Any], options: GenerateOptions) -> Inference
 
 def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     """Compare sums; they cannot be compared between dtypes."""
-    if here.get("lora_sha256") != there.get("lora_sha256"):
-        raise CheckpointError(
-            f"the LoRA here (sha256 {here['lora_sha256'][:10]}) is not the one that made the image "
-            f"({there['lora_sha256'][:10]}); name the right --lora"
-        )
     ours, theirs = _dtypes(here), _dtypes(there)
     for name in SUMS:
         part = name.removesuffix("_sha256").replace("_", " ")

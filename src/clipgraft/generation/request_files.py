@@ -17,6 +17,8 @@ IMAGES = {
     "mask_image": ("--mask", "was painted within a mask", "was made without a mask"),
 }
 """Flag of each image, and what is said of a record with and without it."""
+ADAPTERS = ("loras",)
+"""Models that a request adds, recorded by name and sum."""
 ROTATED = range(5, 9)
 """EXIF orientations that exchange height and width."""
 
@@ -63,7 +65,11 @@ def file_record(params: SamplingParams) -> dict[str, Any]:
 
 def without_files(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without its sums of files."""
-    return {name: value for name, value in record.items() if name.removesuffix("_sha256") not in IMAGES}
+    return {
+        name: value
+        for name, value in record.items()
+        if name.removesuffix("_sha256") not in IMAGES and name not in ADAPTERS
+    }
 
 
 def files_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:

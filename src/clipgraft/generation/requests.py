@@ -10,6 +10,7 @@ from typing import Any
 from clipgraft.errors import UserError
 from clipgraft.files import whole_characters
 from clipgraft.generation.prompt_syntax import parse_prompt
+from clipgraft.generation.request_adapters import adapter_record, check_adapters, read_tags
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
 from clipgraft.generation.request_guides import check_guides, guide_record
 from clipgraft.generation.schedulers import max_steps
@@ -54,6 +55,7 @@ class ImageRequest:
             self._check_steps(max_steps(self.params.scheduler))
         check_files(self.params)
         check_guides(self.params)
+        check_adapters(self.params)
 
     def _check_steps(self, most: int) -> None:
         steps, scheduler = self.params.num_inference_steps, self.params.scheduler
@@ -125,7 +127,7 @@ class ImageRequest:
     def as_record(self) -> dict[str, Any]:
         """Return the request as plain values, with sums in place of files."""
         record = {"prompt": self.prompt} | {name: getattr(self.params, name) for name in RECORDED}
-        record |= file_record(self.params) | guide_record(self.params)
+        record |= file_record(self.params) | guide_record(self.params) | adapter_record(self.params)
         read = PromptParams.of(self.params)
         return record | {name: value for name, value in read if value != getattr(UNRECORDED, name)}
 
@@ -142,7 +144,7 @@ def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[Im
     """
     seeds = range(params.seed, params.seed + params.num_images_per_prompt)
     each = [SamplingParams.of(params, seed=seed, num_images_per_prompt=1) for seed in seeds]
-    return [ImageRequest(prompt, own) for prompt in prompts for own in each]
+    return [ImageRequest(*read_tags(prompt, own)) for prompt in prompts for own in each]
 
 
 def with_changes(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tiny
-from clipgraft.generation.engines.attach import prepare_base, set_approximations
+from clipgraft.generation.engines.attach import put_on_engine, set_approximations
 from clipgraft.generation.engines.engine import (
     TorchEngine,
 )
@@ -37,7 +37,7 @@ def engine_of(name, cache, dtype=torch.float32):
 
 def pipeline_of(base, engine=None, speed=WHOLE):
     if engine:
-        prepare_base(base, engine, speed)
+        put_on_engine(base, engine, has_feature_cache=speed.feature_cache > 1)
     pipeline = build_pipeline(base, base.text_encoder)
     if engine:
         set_approximations(pipeline, speed)

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from engine_world import CPU, PROMPTS, WHOLE, engine_of, generated, pipeline_of, tiny_base
-from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 import tiny
 from clipgraft.cli.doctor import examine
@@ -20,11 +18,10 @@ from clipgraft.generation.engines.engine import (
     TorchEngine,
     why_no_openvino,
 )
-from clipgraft.generation.engines.lora import fuse_lora
 from clipgraft.generation.pipeline import sample
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig
-from helpers import call, image_request, refused
+from helpers import call, image_request
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +38,6 @@ def generate(base, out, *arguments):
 def pixels(folder):
     with Image.open(next(folder.glob("*.png"))) as image:
         return np.asarray(image, dtype=int)
-
-
-def write_lora(folder):
-    """A LoRA of random weights for the tiny U-Net; returns the U-Net that it belongs to, with it."""
-    unet = tiny.build_pipeline().unet
-    torch.manual_seed(5)
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
-    return unet
 
 
 def test_approximations_are_named_and_measured(base, tmp_path, capsys):
@@ -114,51 +102,6 @@ def test_approximate_image_is_reproduced_to_the_bit(base, tmp_path):
     again = ("generate", "--from-image", picture, "--base", base, "--out", tmp_path / "two")
     assert call(*again) == 0
     assert np.array_equal(pixels(tmp_path / "one"), pixels(tmp_path / "two"))
-
-
-def test_lora_is_fused_and_named(base, tmp_path, capsys):
-    write_lora(tmp_path / "lora")
-    assert generate(base, tmp_path / "plain") == 0
-    assert generate(base, tmp_path / "out", "--lora", tmp_path / "lora") == 0
-    assert "LoRA lora: changes the image" in capsys.readouterr().err
-    assert not np.array_equal(pixels(tmp_path / "plain"), pixels(tmp_path / "out"))
-
-
-def test_image_is_reproduced_with_its_own_lora_alone(base, tmp_path, capsys):
-    write_lora(tmp_path / "lora")
-    other = tmp_path / "other.safetensors"
-    [weights] = (tmp_path / "lora").glob("*.safetensors")
-    save_file({name: 2 * weight for name, weight in load_file(weights).items()}, other)
-    assert generate(base, tmp_path / "with", "--lora", tmp_path / "lora") == 0
-    assert generate(base, tmp_path / "plain") == 0
-    again = ("generate", "--base", base, "--out", tmp_path / "again", "--from-image")
-    picture = tmp_path / "with" / "a-dog_seed0.png"
-    assert "the LoRA here (sha256" in refused(capsys, *again, picture, "--lora", other)
-    assert "generated with a LoRA; name its file" in refused(capsys, *again, picture)
-    plain = tmp_path / "plain" / "a-dog_seed0.png"
-    assert "generated without a LoRA; leave --lora out" in refused(capsys, *again, plain, "--lora", other)
-    assert call(*again, picture, "--lora", tmp_path / "lora") == 0
-    assert np.array_equal(pixels(tmp_path / "with"), pixels(tmp_path / "again"))
-
-
-def test_fused_lora_predicts_what_the_adapter_predicts(tmp_path):
-    with_adapter = write_lora(tmp_path / "lora")
-    unet = tiny.build_pipeline().unet
-    fuse_lora(unet, tmp_path / "lora")
-    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, tiny.TEACHER_WIDTH)
-    with torch.no_grad():
-        assert torch.allclose(unet(*inputs).sample, with_adapter(*inputs).sample, atol=1e-5)
-    assert not any("lora" in name for name, _ in unet.named_parameters())
-
-
-def test_lora_that_is_none_is_refused(base, tmp_path, capsys):
-    arguments = ("generate", "A dog", "--base", base, "--out", tmp_path / "o", "--lora")
-    assert "no LoRA at " in refused(capsys, *arguments, "nowhere.safetensors")
-    other = tmp_path / "other.safetensors"
-    save_file({"unet.no_such_block.lora_A.weight": torch.zeros(2, 2)}, other)
-    assert "cannot be loaded as a LoRA of this U-Net" in refused(capsys, *arguments, other)
-    save_file({"text_encoder.q_proj.lora_A.weight": torch.zeros(2, 2)}, other)
-    assert "it has no part for a U-Net" in refused(capsys, *arguments, other)
 
 
 def test_doctor_says_what_draws():

@@ -1,7 +1,7 @@
 """A base's U-Net and VAE decoder on an engine, shared by pipelines."""
 
 import copy
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -14,7 +14,6 @@ from clipgraft.generation.engines.approximations import (
     with_feature_cache,
 )
 from clipgraft.generation.engines.engine import Engine
-from clipgraft.generation.engines.lora import fuse_lora
 from clipgraft.generation.engines.networks import (
     Decoder,
     Denoiser,
@@ -30,52 +29,22 @@ EXAMPLE_SIZE = 9
 """Latent positions; odd at every level of a U-Net, so that it is traced to upsample by size."""
 
 
-def prepare_base(base: FrozenBase, engine: Engine, inference: InferenceConfig) -> None:
-    """Add a LoRA to a base, and put it on an engine.
-
-    Raises:
-        UserError: If peft, which loads it, is not installed.
-        FileNotFoundError: If there is no such LoRA.
-        CheckpointError: If it is of another U-Net.
-    """
-    if inference.lora:
-        assert base.unet is not None
-        fuse_lora(base.unet, Path(inference.lora))
-    put_on_engine(base, engine, lora=inference.lora, has_feature_cache=inference.feature_cache > 1)
-
-
-def put_on_engine(
-    base: FrozenBase, engine: Engine, *, lora: str = "", has_feature_cache: bool = False
-) -> None:
+def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool = False) -> None:
     """Move U-Net and VAE decoder to an engine; the rest becomes float32.
 
     Args:
         base: Gets stand-ins for both; the U-Net's own weights leave memory.
         engine: From `choose_engine`.
-        lora: That was added to the U-Net.
         has_feature_cache: Whether features will be cached.
     """
     assert base.unet is not None
     assert base.vae is not None
+    assert base.tokenizer is not None
     unet, base.unet = base.unet, None
-    config = unet.config
-    # Only torch's engine may hold on to these weights.
-    in_torch = _kept(unet) if engine.name == "torch" else _reloaded(base.origin, engine, lora)
-    latents = torch.randn(1, config.in_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
-    states = torch.randn(1, base.tokenizer.model_max_length, config.cross_attention_dim)  # type: ignore[union-attr]
-    project = TimestepProjection(unet, engine.device)
-    inputs = (latents, unet.time_proj(torch.tensor([500.0])), states)
-    run_last_layer = None
-    if has_feature_cache:
-        last_layer = LastLayer(copy.deepcopy(unet))
-        feature_channels = last_layer.resnet.in_channels - unet.conv_in.out_channels
-        feature = torch.randn(1, feature_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
-        run_last_layer = engine.prepare("the U-Net's last layer", last_layer, (*inputs, feature))
-        run_unet = engine.prepare("the U-Net with its feature", DenoiserWithFeature(unet), inputs)
-    else:
-        run_unet = engine.prepare("the U-Net", Denoiser(unet), inputs)
+    reload = unet_loader(base.origin, engine.dtype)
+    num_tokens = base.tokenizer.model_max_length
+    base.unet = engine_unet(unet, engine, reload, num_tokens, has_feature_cache=has_feature_cache)
     del unet
-    base.unet = EngineUNet(config, project, engine.device, run_unet, run_last_layer, in_torch)
     base.vae.float()
     decoder = base.vae.decoder
     latents = torch.randn(1, base.vae.config.latent_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
@@ -85,24 +54,66 @@ def put_on_engine(
         base.text_encoder.float()
 
 
+def engine_unet(
+    unet: UNet2DConditionModel,
+    engine: Engine,
+    reload: Callable[[], UNet2DConditionModel],
+    num_tokens: int,
+    *,
+    has_feature_cache: bool,
+    name: str = "the U-Net",
+) -> EngineUNet:
+    """Move a U-Net to an engine, which owns it from there on.
+
+    Args:
+        unet: In torch.
+        engine: From `choose_engine`.
+        reload: Returns it again, from an engine that does not keep it.
+        num_tokens: Of the prompt embeds that it is traced with.
+        has_feature_cache: Whether features will be cached.
+        name: For messages.
+    """
+    config = unet.config
+    # Only torch's engine may hold on to these weights.
+    in_torch = _kept(unet) if engine.name == "torch" else _reloaded(reload, engine)
+    latents = torch.randn(1, config.in_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
+    states = torch.randn(1, num_tokens, config.cross_attention_dim)
+    project = TimestepProjection(unet, engine.device)
+    inputs = (latents, unet.time_proj(torch.tensor([500.0])), states)
+    if not has_feature_cache:
+        run_unet = engine.prepare(name, Denoiser(unet), inputs)
+        return EngineUNet(config, project, engine.device, run_unet, None, in_torch)
+    last_layer = LastLayer(copy.deepcopy(unet))
+    feature_channels = last_layer.resnet.in_channels - unet.conv_in.out_channels
+    feature = torch.randn(1, feature_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
+    run_last_layer = engine.prepare(f"{name}'s last layer", last_layer, (*inputs, feature))
+    run_unet = engine.prepare(f"{name} with its feature", DenoiserWithFeature(unet), inputs)
+    return EngineUNet(config, project, engine.device, run_unet, run_last_layer, in_torch)
+
+
 def _kept(unet: UNet2DConditionModel) -> TorchUNet:
     return TorchUNet(lambda: unet)
 
 
-def _reloaded(origin: Origin | None, engine: Engine, lora: str) -> TorchUNet:
-    """Return a base's U-Net in torch, loaded again when first needed."""
+def _reloaded(reload: Callable[[], UNet2DConditionModel], engine: Engine) -> TorchUNet:
+    def load() -> UNet2DConditionModel:
+        say(f"the U-Net runs in torch under ControlNets and IP-Adapters, which {engine.name} does not take")
+        return reload()
+
+    return TorchUNet(load)
+
+
+def unet_loader(origin: Origin | None, dtype: torch.dtype) -> Callable[[], UNet2DConditionModel]:
+    """Return a function that loads a base's U-Net again."""
 
     def load() -> UNet2DConditionModel:
         assert origin is not None
-        say(f"the U-Net runs in torch under ControlNets and IP-Adapters, which {engine.name} does not take")
         revision = origin.revision or None
-        unet = FrozenBase.load(origin.name, revision=revision, components=["unet"], dtype=engine.dtype).unet
+        unet = FrozenBase.load(origin.name, revision=revision, components=["unet"], dtype=dtype).unet
         assert unet is not None
-        if lora:
-            fuse_lora(unet, Path(lora))
         return unet
 
-    return TorchUNet(load)
+    return load
 
 
 def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceConfig) -> None:

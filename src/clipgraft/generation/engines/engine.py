@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from clipgraft.device import cpu_gains_from_bf16, inference_dtype
 from clipgraft.errors import UserError
-from clipgraft.files import file_sha256
 from clipgraft.generation.engines.networks import Run
 from clipgraft.sampling_params import InferenceConfig
 
@@ -98,19 +97,15 @@ def approximations(inference: InferenceConfig) -> list[str]:
     named = {
         f"guidance from {start:.0%} to {stop:.0%} of the steps alone": (start, stop) != (0, 1),
         f"the whole U-Net once in {inference.feature_cache} steps": inference.feature_cache > 1,
-        f"LoRA {Path(inference.lora).name}": bool(inference.lora),
     }
     return [name for name, is_used in named.items() if is_used]
 
 
 def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, Any]:
     """Record the engine and approximations that decide an image's bits."""
-    record = inference.model_dump(exclude={"lora"})
+    record = inference.model_dump()
     record |= {"engine": engine.name, "dtype": str(engine.dtype).removeprefix("torch.")}
     record["guidance_interval"] = list(inference.guidance_interval)
-    if inference.lora:
-        file = Path(inference.lora)
-        record["lora_sha256"] = file_sha256(next(file.glob("*.safetensors")) if file.is_dir() else file)
     return record
 
 

@@ -1,0 +1,215 @@
+"""LoRAs of requests: equal to diffusers' own, without a trace after they are gone."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from image_world import generate, pixels, rows_of
+from lora_world import kohya_tensors, write_diffusers, write_kohya
+from safetensors.torch import load_file, save_file
+
+import clipgraft
+import tiny
+from clipgraft.errors import UserError
+from clipgraft.generation.generator import load_generators
+from clipgraft.generation.lora_files import fuse_lora, read_lora
+from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.models.base import FrozenBase
+from clipgraft.sampling_params import InferenceConfig, Lora
+from helpers import call, image_request, refused
+
+TORCH = InferenceConfig(engine="torch")
+
+
+@pytest.fixture(scope="module")
+def kohya(tmp_path_factory):
+    return write_kohya(tmp_path_factory.mktemp("loras") / "fur.safetensors")
+
+
+@pytest.fixture(scope="module")
+def diffusers(tmp_path_factory):
+    return write_diffusers(tmp_path_factory.mktemp("loras") / "night")
+
+
+@pytest.fixture(scope="module")
+def generator(base):
+    """In float32, as diffusers' pipeline is."""
+    return next(load_generators({"": None}, base=FrozenBase.load(str(base))))[1]
+
+
+def drawn(generator, *loras, prompts=("A dog runs",), **options):
+    requests = [image_request(prompt, num_inference_steps=2, loras=loras) for prompt in prompts]
+    return [np.asarray(each.image, dtype=int) for each in generator.sample(requests, **options)]
+
+
+def drawn_by_diffusers(base, generator, loras):
+    pipeline = StableDiffusionPipeline.from_pretrained(base)
+    pipeline.scheduler = build_scheduler("dpm++", generator.base_scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    for number, lora in enumerate(loras):
+        pipeline.load_lora_weights(lora.file, adapter_name=str(number))
+    weights = [dict(lora.strengths) for lora in loras]
+    pipeline.set_adapters([str(number) for number in range(len(loras))], weights)
+    seeds = torch.Generator().manual_seed(0)
+    defaults = generator.defaults
+    [image] = pipeline(
+        "A dog runs", num_inference_steps=2, guidance_scale=defaults.guidance_scale, generator=seeds
+    ).images
+    return np.asarray(image, dtype=int)
+
+
+def test_images_are_those_of_diffusers(base, generator, kohya, diffusers):
+    loras = [
+        Lora(file=str(kohya), strength=0.7, text_strength=0.4),
+        Lora(file=str(diffusers), strength=-0.5),
+    ]
+    plain = drawn(generator)[0]
+    for chosen in ([loras[0]], [loras[1]], loras):
+        [found] = drawn(generator, *chosen)
+        assert np.abs(found - drawn_by_diffusers(base, generator, chosen)).max() <= 1
+        assert np.abs(found - plain).max() > 5
+
+
+def test_older_names_of_diffusers_are_read(diffusers, tmp_path):
+    tensors = load_file(diffusers / "pytorch_lora_weights.safetensors")
+    for new, old in {
+        "to_q.lora_A": "processor.to_q_lora.down",
+        "to_q.lora_B": "processor.to_q_lora.up",
+        "to_v.lora_A": "to_v.lora.down",
+        "to_v.lora_B": "to_v.lora.up",
+        "fc1.lora_A": "fc1.lora_linear_layer.down",
+        "fc1.lora_B": "fc1.lora_linear_layer.up",
+        "self_attn.q_proj.lora_A": "self_attn.to_q_lora.down",
+        "self_attn.q_proj.lora_B": "self_attn.to_q_lora.up",
+    }.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert not any("lora_A" in name for name in tensors)
+    save_file(tensors, tmp_path / "old.safetensors")
+    old, new = read_lora(tmp_path / "old.safetensors"), read_lora(diffusers)
+    for component in ("unet", "text_encoder"):
+        found, expected = getattr(old, component), getattr(new, component)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name].up, expected[name].up) for name in expected)
+
+
+def test_each_layer_has_its_own_alpha(tmp_path):
+    tensors = kohya_tensors(5, parts=("te",))
+    for number, name in enumerate(sorted(name for name in tensors if name.endswith("alpha"))):
+        tensors[name] = torch.tensor(float(number))
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    encoder, own = (tiny.build_pipeline().text_encoder for _ in range(2))
+    fuse_lora(encoder, read_lora(tmp_path / "mixed.safetensors"), 0.5, "text_encoder")
+    name = "encoder.layers.1.mlp.fc1"
+    key = f"lora_te_text_model_{name.replace('.', '_')}"
+    found = encoder.get_submodule(name).weight - own.get_submodule(name).weight
+    alpha = float(tensors[f"{key}.alpha"])
+    expected = 0.5 * alpha / 2 * tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"]
+    assert alpha > 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_left_of_a_lora(generator, kohya, diffusers):
+    before = drawn(generator)[0]
+    first = drawn(generator, kohya)[0]
+    for _ in range(3):
+        drawn(generator, f"{diffusers}:0.9")
+        assert np.array_equal(drawn(generator)[0], before)
+        assert np.array_equal(drawn(generator, kohya)[0], first)
+    assert not np.array_equal(first, before)
+
+
+def test_other_loras_are_another_batch(base, generator, kohya, diffusers):
+    loras = [(), (kohya,), (kohya,), (f"{kohya}:0.5",), (), (diffusers,)]
+    requests = [
+        image_request("A dog", seed, num_inference_steps=2, loras=own) for seed, own in enumerate(loras)
+    ]
+    together = list(generator.sample(requests))
+    assert [image.batch for image in together] == [(1, 0), (2, 0), (2, 1), (1, 0), (1, 0), (1, 0)]
+    for request, image in zip(requests, together, strict=True):
+        [alone] = generator.sample([request])
+        apart = np.abs(np.asarray(alone.image, int) - np.asarray(image.image, int))
+        assert apart.max() <= (1 if image.batch[0] > 1 else 0)
+
+
+def test_graft_takes_the_part_for_the_unet_alone(base, graft, kohya, tmp_path, capsys):
+    generator = clipgraft.load(graft, inference=TORCH)
+    [with_text] = drawn(generator, kohya)
+    assert "fur.safetensors: its part for the text encoder is left out" in capsys.readouterr().err
+    write_kohya(tmp_path / "unet.safetensors", parts=("unet",))
+    tensors = {name: each for name, each in load_file(kohya).items() if name.startswith("lora_unet")}
+    save_file(tensors, tmp_path / "unet.safetensors")
+    assert np.array_equal(drawn(generator, tmp_path / "unet.safetensors")[0], with_text)
+    write_kohya(tmp_path / "text.safetensors", parts=("te",))
+    with pytest.raises(UserError, match="changes the text encoder alone, and a graft has no such layers"):
+        drawn(generator, tmp_path / "text.safetensors")
+
+
+def test_openvino_and_torch_agree(base, kohya):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    settings = InferenceConfig(engine="openvino", feature_cache=2)
+    found = {}
+    for config in (settings, settings.updated({"engine": "torch"})):
+        generator = clipgraft.load(base, inference=config)
+        found[config.engine] = drawn(generator, kohya)[0]
+        assert np.abs(found[config.engine] - drawn(generator)[0]).max() > 5
+    assert np.abs(found["openvino"] - found["torch"]).mean() < 3  # bfloat16 in places
+
+
+def test_image_is_redrawn_with_its_own_loras(base, kohya, diffusers, tmp_path, capsys):
+    loras = ("--lora", f"{kohya}:0.7:0.3", "--lora", diffusers)
+    assert generate(base, tmp_path / "one", "A dog", *loras) == 0
+    said = capsys.readouterr().err
+    assert "LoRA fur at 0.7: changes the image" in said
+    [row] = rows_of(tmp_path / "one")
+    assert [(each["name"], each["strength"], each["text_strength"]) for each in row["loras"]] == [
+        ("fur", 0.7, 0.3),
+        ("night", 1.0, 1.0),
+    ]
+    picture = tmp_path / "one" / row["file"]
+    again = ("generate", "--base", base, "--from-image", picture, "--out", tmp_path / "two")
+    assert call(*again, "--lora", diffusers, "--lora", kohya) == 0
+    assert (tmp_path / "two" / row["file"]).read_bytes() == picture.read_bytes()
+    capsys.readouterr()
+    assert "made with the LoRA 'fur' (sha256" in refused(capsys, *again)
+    assert "made with the LoRA 'night'" in refused(capsys, *again, "--lora", kohya)
+    other = write_kohya(tmp_path / "other.safetensors", 9)
+    names = ("--lora", diffusers, "--lora", kohya, "--lora", other)
+    assert "is none of the LoRAs of that image" in refused(capsys, *again, *names)
+    assert generate(base, tmp_path / "plain", "A dog") == 0
+    plain = (*again[:3], "--from-image", tmp_path / "plain" / row["file"], "--out", tmp_path / "three")
+    assert "made without a LoRA; leave --lora out" in refused(capsys, *plain, "--lora", kohya)
+
+
+def test_prompt_names_loras_as_in_a1111(base, kohya, tmp_path, capsys):
+    options = ("--prompt-syntax", "weighted", "--lora-dir", kohya.parent)
+    assert generate(base, tmp_path / "a", "A dog <lora:fur:0.5:0.8>", *options) == 0
+    assert generate(base, tmp_path / "b", "A dog", "--lora", f"{kohya}:0.8:0.5", *options[:2]) == 0
+    [row], [other] = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
+    assert (row["prompt"], row["loras"]) == ("A dog", other["loras"])
+    assert np.array_equal(pixels(tmp_path / "a" / row["file"]), pixels(tmp_path / "b" / row["file"]))
+    again = ("generate", "--base", base, "--from-image", tmp_path / "a" / row["file"])
+    assert call(*again, "--out", tmp_path / "c", "--lora-dir", kohya.parent) == 0
+    assert (tmp_path / "a" / row["file"]).read_bytes() == (tmp_path / "c" / row["file"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("A dog <lora:fir>", "no LoRA 'fir' (.safetensors) in"),
+        ("A dog <lora:fur:strong>", "has a strength that is no number"),
+        ("A dog <lora:fur:1:1:1>", "has more than the strengths of text encoder and U-Net"),
+        ("A dog <lora:fur:1:dyn=4>", "has more than the strengths"),
+        ("A dog <lora:fur:nan>", "'loras.0.strength': input should be"),
+        ("A dog <lyco:fur:1>", "is a LyCORIS file or a hypernetwork"),
+    ],
+)
+def test_bad_tags_are_one_line(base, kohya, tmp_path, capsys, prompt, message):
+    options = ("--base", base, "--out", tmp_path / "out", "--prompt-syntax", "weighted")
+    assert message in refused(capsys, "generate", prompt, *options, "--lora-dir", kohya.parent)
+
+
+def test_tag_without_a_folder_says_what_to_name(base, tmp_path, capsys):
+    options = ("--base", base, "--out", tmp_path / "out", "--prompt-syntax", "weighted")
+    assert "'<lora:fur:1>' needs the folder of its file" in refused(
+        capsys, "generate", "A <lora:fur:1>", *options
+    )
