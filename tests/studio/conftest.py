@@ -76,7 +76,8 @@ def client(service):
 @pytest.fixture(scope="module")
 def shared_client(runs_dir, tmp_path_factory):
     """A client that a module's tests share, which leave no job behind."""
-    service = Service(runs_dir, tmp_path_factory.mktemp("shared") / "home", device="cpu", limits=LIMITS)
+    home, data_dir = tmp_path_factory.mktemp("shared") / "home", tmp_path_factory.mktemp("data")
+    service = Service(runs_dir, home, device="cpu", limits=LIMITS, data_dir=data_dir)
     with TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False) as made:
         yield made
 

@@ -47,6 +47,7 @@ def test_a_grid_is_counted_before_it_is_generated(client):
         "num_images": 6,
         "num_steps": 18,
         "images_before": 0,
+        "training": "",
     }
     job = generate(client, axes=axes)
     cells = [(p["settings"]["seed"], p["settings"]["guidance_scale"]) for p in job["images"]]

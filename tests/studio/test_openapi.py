@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+import tiny
 from clipgraft.studio.api import build_app
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.security import Access
@@ -17,12 +18,14 @@ EXAMPLES = 20
 
 def test_no_request_breaks_the_server(runs_dir, tmp_path):
     limits = Limits(max_pixel_steps=64 * 64 * 40, max_waiting_images=20)
-    service = Service(runs_dir, tmp_path / "home", device="cpu", limits=limits)
+    tiny.write_flickr8k(tmp_path / "data" / "photos")
+    service = Service(runs_dir, tmp_path / "home", device="cpu", limits=limits, data_dir=tmp_path / "data")
+    service.trainings.runs_dir = tmp_path / "runs"
     app = build_app(service, Access(hosts=frozenset({"testserver"})))
     # It starts the application by itself.
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) >= 20
+    assert len(operations) >= 30
     for operation in operations:
 
         @given(case=operation.as_strategy())
@@ -38,3 +41,4 @@ def test_no_request_breaks_the_server(runs_dir, tmp_path):
 
         answers_as_described()
     service.begin_to_stop()
+    service.trainings.join(timeout=60)

@@ -91,7 +91,25 @@ BAD_SEARCH = {
     "caption": [None, 1, True, [], {}, "", "x" * 4001, "\ud800", 1.5, ["a"]],
     "limit": [0, -1, 49, 1.5, "1", None, [], True, 10**30, float("nan")],
 }
+TRAINING = {"name": "dogs", "kind": "finetune", "data": ""}
+BAD_TRAINING = {
+    "name": [None, 1, "", "../x", "a/b", ".x", "x" * 65, "a b", "tiny", "\ud800"],
+    "kind": [None, 1, "", "refine", "check", [], {}, True, "FINETUNE", "run"],
+    "data": [None, 1, [], "..", "../x", "/etc", "no", "x" * 256, "\ud800", "a\0"],
+    "recipe": [None, 1, [], "no", "../tiny", "/etc/passwd", "x" * 201, "\ud800", True, "recipe.toml"],
+    "clip": [None, 1, [], "no", "../tiny", "/etc", "x" * 201, "tiny/teacher", "openai/clip", "\ud800"],
+    "num_epochs": [-1, 10_001, 1.5, "1", [], {}, True, float("nan"), 10**30, float("inf")],
+    "learning_rate": [0, -1, "1", [], {}, True, float("nan"), float("inf"), 11, 10**400],
+    "batch_size": [0, -1, 65_537, 1.5, "1", [], {}, True, float("nan"), 10**30],
+    "on_damaged": [None, 1, "", "mend", [], {}, True, "STOP", 1.5, "\ud800"],
+    "preview_graft": [None, 1, [], "no", "tiny/teacher", "/etc", "x" * 201, "flatland", True, "\ud800"],
+    "preview_steps": [0, -1, 1.5, "1", None, [], {}, True, float("nan"), 10**30],
+    "prompts": [None, 1, "a", {}, [1], [None], ["a"] * 5, ["x" * 4001], ["\ud800"], True],
+}
+CHECK = {"data": ""}
 ROUTES = {
+    "/v1/trainings": (TRAINING, BAD_TRAINING),
+    "/v1/checks": (CHECK, {"data": BAD_TRAINING["data"]}),
     "/v1/images/generations": (IMAGES, BAD_IMAGES),
     "/v1/embeddings": (EMBEDDINGS, BAD_EMBEDDINGS),
     "/v1/prompts": (PROMPT, BAD_PROMPT),

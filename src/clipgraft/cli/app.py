@@ -159,6 +159,9 @@ def data_draw(
 def studio(
     runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
     out: Annotated[Path | None, typer.Option("--out", help="Queue and images; default RUNS/studio.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of data sets that may be trained on from the page.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address; any but loopback needs --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
     token: Annotated[bool, typer.Option("--token", help="Require a token, which is printed once.")] = False,
@@ -173,7 +176,16 @@ def studio(
     except ModuleNotFoundError as error:
         raise UserError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
     home = out or runs / "studio"
-    serve(runs, home, host=host, port=port, with_token=token, device=device, public_url=public_url)
+    serve(
+        runs,
+        home,
+        host=host,
+        port=port,
+        with_token=token,
+        device=device,
+        public_url=public_url,
+        data_dir=data,
+    )
 
 
 @app.command()

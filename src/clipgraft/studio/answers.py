@@ -8,11 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from clipgraft.device import without_folders
 from clipgraft.errors import NO_SPACE, CheckpointError, MissingFileError, UserError, is_no_space, one_line
+from clipgraft.reporting.html import script_hash
 from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.queue import BusyError
@@ -23,6 +24,11 @@ RETRY_SECONDS = 5
 """By then a restart, another program's lock, a full disk or a full queue may be over (guess)."""
 DESCRIPTION = json.loads(Path(__file__).with_name("openapi.json").read_text(encoding="utf-8"))
 """Examples of answers, and errors by status, for the OpenAPI description."""
+# Only the slider's script (by its hash), sandboxed in an origin of its own.
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
+)
 
 
 class NotFoundError(LookupError):
@@ -63,7 +69,7 @@ def handle_errors(app: FastAPI) -> None:
     handle(MissingFileError, 404, "not_found")
     handle(CheckpointError, 409, "model_unusable", "model")
     handle(BusyError, 429, "rate_limit_exceeded")
-    handle(StoppedError, 503, "stopping")
+    handle(StoppedError, 503)
     handle(UnavailableError, 503, "unavailable")
 
     @app.exception_handler(NoImageError)
@@ -93,6 +99,11 @@ def handle_errors(app: FastAPI) -> None:
         error.add_note(f"told to the client as error {number}")
         message = f"that went wrong here; the studio's log says how, see error {number}"
         return _error(500, "internal_error", message)
+
+
+def report_response(path: Path) -> FileResponse:
+    """Send a report, which is untrusted."""
+    return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
 
 def client_name(request: Request, name: str | None) -> str:

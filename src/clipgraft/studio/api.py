@@ -12,8 +12,7 @@ from fastapi.responses import FileResponse, JSONResponse
 
 import clipgraft
 from clipgraft.generation.requests import ImageRequest
-from clipgraft.reporting.html import script_hash
-from clipgraft.studio.answers import NotFoundError, answers, client_name, handle_errors
+from clipgraft.studio.answers import NotFoundError, answers, client_name, handle_errors, report_response
 from clipgraft.studio.events import Events
 from clipgraft.studio.image_files import FILE_QUALITY, settings_from_png
 from clipgraft.studio.openai_api import openai_routes
@@ -22,15 +21,11 @@ from clipgraft.studio.queue import BusyError, ImageRow, JobRow
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
 from clipgraft.studio.security import Access, Guard
 from clipgraft.studio.service import Service
+from clipgraft.studio.training_api import check_routes, training_routes
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
 """By name; nothing else is ever served."""
-# Reports are untrusted: only the slider's script (by its hash), sandboxed in an origin of its own.
-REPORT_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    f"frame-ancestors 'self'; script-src 'sha256-{script_hash()}'; sandbox allow-scripts"
-)
 PNG_BODY = {
     "requestBody": {
         "required": True,
@@ -68,6 +63,8 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
         _job_routes(service),
         _image_routes(service, "/v1/images"),
         _run_routes(service),
+        training_routes(service),
+        check_routes(service),
         _page_routes(service),
     ):
         app.include_router(router)
@@ -117,11 +114,11 @@ def _job_routes(service: Service) -> APIRouter:
 
     @router.post("/estimates", responses=answers("estimate"))
     def estimate(body: JobRequest) -> Any:
-        """Count a job's images and steps, and the images before it."""
-        jobs = [job for _, job in _expanded(service, body)]
-        service.check_size(jobs)
-        num_steps, before = sum(job.num_steps for job in jobs), service.queue.count_before()
-        return {"num_images": len(jobs), "num_steps": num_steps, "images_before": before}
+        """Count a job's images and steps, and the images before it.
+
+        `training` names the training for which images wait, if there is one.
+        """
+        return _estimate(service, [job for _, job in _expanded(service, body)])
 
     @router.post("/prompts", responses=answers("prompt"))
     def read_prompt(body: PromptRequest) -> Any:
@@ -213,8 +210,7 @@ def _run_routes(service: Service) -> APIRouter:
     @router.get("/runs/{name}/report", responses=answers("report", media_type="text/html"))
     def report(name: RunName) -> Any:
         """A run's report: one page without requests, only its slider's script."""
-        path = find("report", name, lambda: service.catalog.report(name))
-        return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+        return report_response(find("report", name, lambda: service.catalog.report(name)))
 
     @router.post("/search", responses=answers("search"))
     def search(body: SearchRequest) -> Any:
@@ -268,6 +264,16 @@ def _page_routes(service: Service) -> APIRouter:
         return FileResponse(PAGE_FILES[name], headers={"cache-control": "no-cache"})
 
     return router
+
+
+def _estimate(service: Service, requests: list[ImageRequest]) -> dict[str, Any]:
+    service.check_size(requests)
+    return {
+        "num_images": len(requests),
+        "num_steps": sum(request.num_steps for request in requests),
+        "images_before": service.queue.count_before(),
+        "training": service.training_name,
+    }
 
 
 def _expanded(service: Service, body: JobRequest) -> list[tuple[str, ImageRequest]]:

@@ -3,6 +3,7 @@
 Clients give names; which folder a name stands for is decided here alone, so no path comes from outside.
 """
 
+import gc
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import psutil
+import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -221,6 +223,13 @@ class ModelCache:
     @property
     def num_bytes(self) -> int:
         return sum(size for _, size, _ in self._models.values())
+
+    def clear(self) -> None:
+        """Drop all models, so that another process has the device's memory."""
+        self._models.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def names(self) -> list[str]:
         """Return loaded models, least recently used first."""

@@ -37,6 +37,7 @@ def serve(
     with_token: bool,
     device: str,
     public_url: str = "",
+    data_dir: Path | None = None,
     limits: Limits | None = None,
 ) -> None:
     """Run the studio until a signal ends it.
@@ -47,6 +48,7 @@ def serve(
         host: Address to listen on; any but loopback needs a token.
         port: 0 = a free one.
         public_url: Address of a proxy with TLS, as https://studio.example.org; empty = no proxy.
+        data_dir: Folder of data sets that the page may train on; None = nothing is trained.
 
     Raises:
         UserError: If others can reach the address without a token, another studio has the home, or the
@@ -55,7 +57,7 @@ def serve(
     quiet_libraries()
     access = make_access(host, with_token, public_url)
     with hold_folder(home), _bound(host, port) as listener:
-        service = Service(runs_dir, home, device=device, limits=limits)
+        service = Service(runs_dir, home, device=device, limits=limits, data_dir=data_dir)
         redact_secrets(access.token)
         server = Server(
             service, access, lambda: _announce(host, listener.getsockname()[1], access, with_token)

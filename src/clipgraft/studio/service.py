@@ -5,9 +5,9 @@ One thread generates on the one device; everything else only reads and writes th
 
 import logging
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from clipgraft.models.tokenizer import cut_off, unknown_words
 from clipgraft.sampling_params import PromptParams
 from clipgraft.section import SIZE_MULTIPLE
 from clipgraft.studio.catalog import Catalog, ModelCache
+from clipgraft.studio.data_folders import DataFolders
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles
-from clipgraft.studio.queue import OPEN, ImageRow, JobRow, Queue
+from clipgraft.studio.queue import CALLS, OPEN, ImageRow, JobRow, Queue
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedder
+from clipgraft.studio.training_jobs import TrainingJobs
 from clipgraft.studio.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,14 @@ MAX_EMBEDDINGS = 8
 class StoppedError(RuntimeError):
     """The studio is stopping and takes no more jobs."""
 
+    code = "stopping"
+
+
+class TrainingError(StoppedError):
+    """A training has the device, and calls do not wait for it."""
+
+    code = "training"
+
 
 class Service:
     """Everything the studio does.
@@ -45,6 +55,7 @@ class Service:
     Args:
         runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images.
+        data_dir: Folder of data sets to train on; None = nothing is trained.
     """
 
     def __init__(
@@ -55,7 +66,9 @@ class Service:
         device: str = "auto",
         limits: Limits | None = None,
         cache: ModelCache | None = None,
+        data_dir: Path | None = None,
     ):
+        self.data = DataFolders(data_dir)
         self.catalog, self.limits = Catalog(runs_dir), limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
@@ -79,16 +92,20 @@ class Service:
             on_stopped=lambda: self._end_calls(*OPEN),
             limits=self.limits,
         )
+        self.trainings = TrainingJobs(home / "training", runs_dir, self._device_for_training)
         self.health = Health(home, self.queue.database, lambda: self.worker.problem)
         self._tokenizers: dict[str, tuple[Hashable, CLIPTokenizer]] = {}
         self._tokenizer_lock = threading.Lock()
         """A tokenizer of this kind must not be used by two threads at once."""
+        self.training_name = ""
+        """The training for which images wait; empty if none."""
         self._waiting: dict[int, list[Future[JobRow]]] = {}
         self._lock = threading.Lock()
 
     def start(self) -> list[str]:
         """Start generating; return ids of jobs interrupted by the last stop."""
         interrupted = self.queue.recover(self.files.is_there)
+        self.trainings.recover()
         self.worker.start()
         return interrupted
 
@@ -104,13 +121,15 @@ class Service:
         that batch.
         """
         self.worker.begin_to_stop()
+        self.trainings.begin_to_stop()
         self._end_calls("queued")
 
     def stop(self, timeout: float | None = None) -> None:
-        """Wait for the running batch and close the queue."""
+        """Wait for the running batch and a training's checkpoint; close the queue."""
         self.begin_to_stop()
         if self.worker.is_alive():
             self.worker.join(timeout)
+        self.trainings.join(timeout)
         self._end_calls(*OPEN)
         self.queue.database.close()
 
@@ -161,12 +180,28 @@ class Service:
         """
         if self.is_stopping:
             raise StoppedError("the studio is stopping; ask again when it is back")
+        if kind in CALLS and self.training_name:
+            raise TrainingError(f"the studio is training {self.training_name}; ask again when that has ended")
         self.check_size([request for _, request in requests])
         job_id = self.queue.add(client, kind, requests)
-        if self.is_stopping:  # since the check above; stopping has not seen this job
+        if self.is_stopping or self.training_name:  # since the checks above, which has not seen this job
             self._end_calls("queued")
         self.worker.wake()
         return job_id
+
+    @contextmanager
+    def _device_for_training(self, name: str) -> Iterator[None]:
+        """Keep the device free: images wait, calls are told so."""
+        self.training_name = name
+        try:
+            self.worker.pause()
+            self._end_calls("queued")
+            with self.cache.lock:
+                self.cache.clear()
+            yield
+        finally:
+            self.training_name = ""
+            self.worker.go_on()
 
     def check_size(self, requests: Sequence[ImageRequest]) -> None:
         """Refuse, with a `UserError`, what would hold the device for too long."""
@@ -290,7 +325,9 @@ class Service:
         try:
             for job in self.queue.open_calls():
                 if job.state in states:
-                    self._end_job(job.number, "interrupted", "the studio is stopping")
+                    name = self.training_name
+                    reason = f"training {name}" if name and not self.is_stopping else "stopping"
+                    self._end_job(job.number, "interrupted", f"the studio is {reason}")
         except UnavailableError as error:  # the next start does it, if it can
             logger.warning("the studio stops though its queue cannot be used: %s", error)
             for number in list(self._waiting):

@@ -75,6 +75,9 @@ class Worker(threading.Thread):
         self._ended: set[int] = set()
         """Jobs of the running batch that have ended: a set, so that no step needs SQL."""
         self._batch_lock = lock
+        self._turn = threading.Lock()
+        """Held while a batch is taken and generated."""
+        self._is_paused = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
 
@@ -84,6 +87,22 @@ class Worker(threading.Thread):
     def leave_out(self, job_number: int) -> None:
         """Stop working for a job that has ended."""
         self._ended.add(job_number)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether no batch is begun for now."""
+        return self._is_paused
+
+    def pause(self) -> None:
+        """Begin no other batch, and wait for the running one."""
+        self._is_paused = True
+        with self._turn:
+            pass
+
+    def go_on(self) -> None:
+        """Take batches again."""
+        self._is_paused = False
+        self._wake.set()
 
     @property
     def is_stopping(self) -> bool:
@@ -99,7 +118,9 @@ class Worker(threading.Thread):
         """Generate batch after batch until it is told to stop."""
         while not self._stopping.is_set():
             try:
-                if not self._run_batch():
+                with self._turn:
+                    has_worked = not self._is_paused and self._run_batch()
+                if not has_worked:
                     self._wake.wait(SECONDS_BETWEEN_LOOKS)
                     self._wake.clear()
                 self.problem = ""
