@@ -170,6 +170,10 @@ class SamplingParams(PromptParams, TextToImageParams):
     """LoRAs of U-Net and text encoder; also as texts `FILE[:STRENGTH[:TEXT_STRENGTH]]`."""
     lora_dir: OptionalPath = ""
     """Folder with the LoRAs that weighted prompts name, as in `<lora:NAME:0.8>`."""
+    dynamic_prompts: bool = False
+    """Draw one of the alternatives `{a|b}` of each prompt, by the image's seed."""
+    wildcards: OptionalPath = ""
+    """Folder of wildcard files: `__name__` is a line of name.txt; also draws alternatives."""
 
 
 class InferenceConfig(Section):

@@ -31,10 +31,12 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "clip_skip": (int, "--clip-skip", "Last layers left out of a base's own text encoder."),
     "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
     "mask_image": (Path, "--mask", "Image of the same size: what is white in it is repainted."),
-    "controls": (list[str], "--control", "ControlNet: MODEL=IMAGE[@SCALE[:START-END]]; repeatable."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
+    "controls": (list[str], "--control", "ControlNet: MODEL=IMAGE[@SCALE[:START-END]]; repeatable."),
     "loras": (list[str], "--lora", "LoRA as FILE[:STRENGTH[:TEXT_STRENGTH]]; several: give it again."),
     "lora_dir": (Path, "--lora-dir", "Folder of the LoRAs that weighted prompts name: <lora:NAME:0.8>."),
+    "dynamic_prompts": (bool, "--dynamic-prompts", "Draw one of {a|b} in each prompt, by its seed."),
+    "wildcards": (Path, "--wildcards", "Folder: __name__ is a line of its name.txt; also draws {a|b}."),
 }
 """Type, flag and help for each field of `SamplingParams`, which has the defaults."""
 EXECUTION: dict[str, tuple[Any, str, str, Any]] = {

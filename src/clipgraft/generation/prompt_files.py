@@ -208,7 +208,7 @@ def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> l
     if "prompt" not in values:
         raise UserError('no object with a "prompt"')
     prompt = values.pop("prompt")
-    for name in IMAGES:
+    for name in (*IMAGES, "wildcards"):
         if values.get(name) and isinstance(values[name], str):
             values[name] = folder / values[name]
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipgraft.errors import UserError
 from clipgraft.files import whole_characters
+from clipgraft.generation.dynamic_prompts import DynamicPrompts
 from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.request_adapters import adapter_record, check_adapters, read_tags
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
@@ -136,7 +137,7 @@ def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[Im
     """Make a request for each prompt and seed.
 
     Args:
-        prompts: What to generate.
+        prompts: What to generate; with `dynamic_prompts` or `wildcards` templates of it.
         params: Of all of them; settings that inherit from it will do.
 
     Raises:
@@ -144,7 +145,11 @@ def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[Im
     """
     seeds = range(params.seed, params.seed + params.num_images_per_prompt)
     each = [SamplingParams.of(params, seed=seed, num_images_per_prompt=1) for seed in seeds]
-    return [ImageRequest(*read_tags(prompt, own)) for prompt in prompts for own in each]
+    pairs = [(prompt, own) for prompt in prompts for own in each]
+    if each[0].dynamic_prompts or each[0].wildcards:
+        templates = DynamicPrompts(each[0].wildcards)
+        pairs = [templates.resolved(prompt, own) for prompt, own in pairs]
+    return [ImageRequest(*read_tags(prompt, own)) for prompt, own in pairs]
 
 
 def with_changes(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
