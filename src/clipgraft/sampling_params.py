@@ -153,7 +153,27 @@ def _lora(text: str) -> dict[str, Any]:
     return {"file": found["file"]} | strengths
 
 
-class SamplingParams(PromptParams, TextToImageParams):
+class EmbeddingFile(Section):
+    """A textual inversion embedding: a `.safetensors` file of A1111 or diffusers."""
+
+    file: Annotated[OptionalPath, Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str | Path) else value
+
+
+class EncodeParams(PromptParams):
+    """How prompts are read and encoded."""
+
+    embeddings: Annotated[
+        tuple[EmbeddingFile, ...], FROM_LIST, BeforeValidator(_listed), Field(max_length=MAX_FILES)
+    ] = ()
+    """Files of textual inversion; a prompt names the token within, or of A1111's the file's name."""
+
+
+class SamplingParams(EncodeParams, TextToImageParams):
     """Sampling of images, from every interface down to the sampler."""
 
     init_image: OptionalPath = ""

@@ -138,7 +138,7 @@ def test_record_of_an_earlier_version_is_of_the_unet(tmp_path):
     record = {"job": job, "models": {"lora_sha256": lora["sha256"]}}
     [found] = request_of(record, SamplingParams(loras=(Lora(file=str(file)),))).params.loras
     assert found == Lora(file=str(file), strength=1.0, text_strength=0.0)
-    with pytest.raises(UserError, match=r"made with the LoRA '' .* name its file with --lora"):
+    with pytest.raises(UserError, match=r"made with a LoRA '' .* name its file with --lora"):
         request_of(record, SamplingParams())
 
 

@@ -34,6 +34,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
     "controls": (list[str], "--control", "ControlNet: MODEL=IMAGE[@SCALE[:START-END]]; repeatable."),
     "loras": (list[str], "--lora", "LoRA as FILE[:STRENGTH[:TEXT_STRENGTH]]; several: give it again."),
+    "embeddings": (list[str], "--embedding", "Textual inversion file; prompts name its word; repeatable."),
     "lora_dir": (Path, "--lora-dir", "Folder of the LoRAs that weighted prompts name: <lora:NAME:0.8>."),
     "dynamic_prompts": (bool, "--dynamic-prompts", "Draw one of {a|b} in each prompt, by its seed."),
     "wildcards": (Path, "--wildcards", "Folder: __name__ is a line of its name.txt; also draws {a|b}."),
@@ -106,7 +107,7 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 BESIDE_FROM_IMAGE = {
     *("out", "prompts", "from_image", "graft", "base", "engine", "loras", "lora_dir", "device", "offload"),
-    *("init_image", "mask_image", "controls", "no_metadata", "dry_run", "as_json"),
+    *("init_image", "mask_image", "controls", "embeddings", "no_metadata", "dry_run", "as_json"),
 }
 """Parameters of `generate` with an effect beside --from-image."""
 

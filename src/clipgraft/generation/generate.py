@@ -21,13 +21,13 @@ from clipgraft.generation.image_encoding import MAX_EXIF_TEXT, write_image
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
 from clipgraft.generation.prompt_embeds import request_notes
 from clipgraft.generation.request_files import image_files
-from clipgraft.generation.requests import ImageRequest, image_file_name
+from clipgraft.generation.requests import ImageRequest, image_file_name, unused_embeddings
 from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.sampling_params import (
     DEFAULT_INFERENCE,
     DEFAULT_SAMPLING,
+    EncodeParams,
     InferenceConfig,
-    PromptParams,
 )
 
 MAX_PRINTED_NOTES = 10
@@ -251,7 +251,7 @@ def _say_approximations(requests: Sequence[ImageRequest], options: GenerateOptio
 def _say_notes(requests: Sequence[ImageRequest], generator: ImageGenerator) -> None:
     texts = []
     for request in requests:
-        read, negative = PromptParams.of(request.params), request.params.negative_prompt
+        read, negative = EncodeParams.of(request.params), request.params.negative_prompt
         texts += [("", request.prompt, read)] + [("negative prompt ", negative, read)] * bool(
             negative.strip()
         )
@@ -261,6 +261,8 @@ def _say_notes(requests: Sequence[ImageRequest], generator: ImageGenerator) -> N
         num_noted += bool(notes)
         for note in notes if num_noted <= MAX_PRINTED_NOTES else ():
             say(f"{kind}{prompt[:60]!r}: {note}")
+    for word in dict.fromkeys(word for request in requests for word in unused_embeddings(request)):
+        say(f"embedding {word!r} is in neither prompt")
     if num_noted > MAX_PRINTED_NOTES:
         say(f"{num_noted - MAX_PRINTED_NOTES} more prompts have notes, see {LIST_NAME}")
 

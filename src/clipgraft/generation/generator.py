@@ -19,7 +19,7 @@ from clipgraft.generation.kinds import resolve
 from clipgraft.generation.metadata import describe_image, describe_models
 from clipgraft.generation.pipeline import GeneratedImage, build_pipeline, sample
 from clipgraft.generation.prompt_embeds import PromptEmbedCache, request_notes
-from clipgraft.generation.requests import ImageRequest, image_requests, with_changes
+from clipgraft.generation.requests import ImageRequest, image_requests, unused_embeddings, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
@@ -249,7 +249,7 @@ class ImageGenerator:
             notes += [
                 f"negative prompt: {note}" for note in request_notes(negative, tokenizer, request.params)
             ]
-        return notes
+        return notes + [f"embedding {word!r} is in neither prompt" for word in unused_embeddings(request)]
 
 
 def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str) -> None:

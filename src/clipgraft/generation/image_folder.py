@@ -56,6 +56,8 @@ class ImageRow(BaseModel):
     strength: float | None = None
     loras: list[dict[str, Any]] | None = None
     """Name, sum and strengths of each."""
+    embeddings: list[dict[str, Any]] | None = None
+    """Name and sum of each."""
     status: str
     """As `GeneratedImage.status`; only of "ok" there is a file."""
     notes: list[str] = []

@@ -4,7 +4,8 @@ B prompts, W width of the embeds, L = 77 positions times the number of chunks.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.data.transforms import pad_input_ids
 from clipgraft.errors import UserError
+from clipgraft.generation.embedding_files import Embeddings
 from clipgraft.generation.prompt_syntax import Span, parse_prompt
+from clipgraft.generation.request_files import file_sum
 from clipgraft.models.tokenizer import prompt_notes
-from clipgraft.sampling_params import PromptParams
+from clipgraft.sampling_params import EncodeParams, PromptParams
 
 MAX_CACHED_PROMPTS = 256
 """Prompts whose embeds stay in memory; SD v1.5's take 0.24 MB each."""
@@ -44,7 +47,7 @@ class PromptEmbedCache:
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self.pipeline = pipeline
-        self._embeds: OrderedDict[tuple[str, PromptParams], Tensor] = OrderedDict()
+        self._embeds: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def pair(self, prompt: str, negative_prompt: str, params: PromptParams) -> tuple[Tensor, Tensor]:
         """Return the embeds (1, L, W) of both prompts, equally long.
@@ -52,7 +55,8 @@ class PromptEmbedCache:
         The shorter one is filled up with empty chunks.
 
         Raises:
-            UserError: If the syntax is wrong, or `clip_skip` is more than the encoder has.
+            UserError: If the syntax is wrong, `clip_skip` is more than the encoder has, or an embedding is no
+            file, or for another encoder.
         """
         both = [self(prompt, params), self(negative_prompt, params)]
         length = max(embeds.shape[1] for embeds in both)
@@ -66,10 +70,12 @@ class PromptEmbedCache:
     @torch.no_grad()
     def __call__(self, prompt: str, params: PromptParams) -> Tensor:
         """Return the embeds of a prompt (1, L, W); raises as `pair`."""
-        key = prompt, PromptParams.of(params)
+        params = EncodeParams.of(params)
+        key = prompt, params, tuple(file_sum(Path(each.file)) for each in params.embeddings)
         if key not in self._embeds:
+            embeddings = Embeddings(params.embeddings)
             chunks = split_prompt(prompt, self.pipeline.tokenizer, params)
-            states = [self._encode(chunk, params.clip_skip) for chunk in chunks]
+            states = [self._encode(chunk, embeddings, params.clip_skip) for chunk in chunks]
             self._embeds[key] = torch.cat(states, 1)
             if len(self._embeds) > MAX_CACHED_PROMPTS:
                 self._embeds.popitem(last=False)
@@ -80,11 +86,13 @@ class PromptEmbedCache:
         """Forget all embeds, after the text encoder's weights have changed."""
         self._embeds.clear()
 
-    def _encode(self, chunk: Chunk, clip_skip: int) -> Tensor:
-        tokenizer, device = self.pipeline.tokenizer, self.pipeline._execution_device
+    def _encode(self, chunk: Chunk, embeddings: Embeddings, clip_skip: int) -> Tensor:
+        text_encoder, tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
         ids = [tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id]
         input_ids = pad_input_ids([ids], tokenizer.eos_token_id, tokenizer.model_max_length)
-        states = _hidden_states(self.pipeline.text_encoder, input_ids.to(device), clip_skip)
+        input_ids = input_ids.to(self.pipeline._execution_device)
+        with embeddings.in_place(text_encoder, input_ids) as readable_ids:
+            states = _hidden_states(text_encoder, readable_ids, clip_skip)
         return states if set(chunk.weights) <= {1.0} else weigh(states, chunk.weights).to(states.dtype)
 
 
@@ -125,7 +133,8 @@ def split_prompt(prompt: str, tokenizer: CLIPTokenizer, params: PromptParams) ->
         UserError: See `parse_prompt`.
     """
     parts = parse_prompt(prompt, params.prompt_syntax)
-    chunks = [chunk for part in parts for chunk in _chunks(part, tokenizer)]
+    embeddings = Embeddings(EncodeParams.of(params).embeddings)
+    chunks = [chunk for part in parts for chunk in _chunks(part, tokenizer, embeddings)]
     if params.long_prompts == "cut":
         length = tokenizer.model_max_length - 2
         tokens = [token for chunk in chunks for token in chunk.tokens]
@@ -150,29 +159,39 @@ def request_notes(prompt: str, tokenizer: CLIPTokenizer, params: PromptParams) -
     """Report a prompt's chunks, its cut-off end and unknown words."""
     chunks = split_prompt(prompt, tokenizer, params)
     text = text_of(prompt, params)
-    notes = prompt_notes(text, tokenizer, is_cut=params.long_prompts == "cut")
+    known = Embeddings(EncodeParams.of(params).embeddings).without_words(text)
+    notes = prompt_notes(known or text, tokenizer, is_cut=params.long_prompts == "cut")
     if len(chunks) > 1:
         notes.append(f"encoded in {len(chunks)} chunks of up to {tokenizer.model_max_length - 2} tokens")
     return notes
 
 
-def _chunks(spans: Sequence[Span], tokenizer: CLIPTokenizer) -> list[Chunk]:
+def _chunks(spans: Sequence[Span], tokenizer: CLIPTokenizer, embeddings: Embeddings) -> list[Chunk]:
     """Fill chunks with the spans' tokens, each span tokenized by itself."""
     comma, length = tokenizer.convert_tokens_to_ids(COMMA), tokenizer.model_max_length - 2
     chunks, after_comma = [Chunk([], [])], 0
     for text, weight in spans:
-        for token in _tokens(text, tokenizer):
+        for group in _groups(text, tokenizer, embeddings):
             last = chunks[-1]
-            if len(last.tokens) == length:
-                is_near = after_comma and token != comma and length - after_comma < COMMA_TOKENS
-                start = after_comma if is_near else length
+            if len(last.tokens) + len(group) > length:
+                is_near = after_comma and group != [comma] and length - after_comma < COMMA_TOKENS
+                start = after_comma if is_near and len(group) == 1 else len(last.tokens)
                 chunks.append(Chunk(last.tokens[start:], last.weights[start:]))
                 del last.tokens[start:], last.weights[start:]
                 last, after_comma = chunks[-1], 0
-            last.tokens.append(token)
-            last.weights.append(weight)
-            after_comma = len(last.tokens) if token == comma else after_comma
+            last.tokens.extend(group)
+            last.weights.extend([weight] * len(group))
+            after_comma = len(last.tokens) if group == [comma] else after_comma
     return chunks
+
+
+def _groups(text: str, tokenizer: CLIPTokenizer, embeddings: Embeddings) -> Iterator[list[int]]:
+    """Yield tokens that stay together: an embedding's, else one by one."""
+    for part in embeddings.split(text):
+        if isinstance(part, str):
+            yield from ([token] for token in _tokens(part, tokenizer))
+        else:
+            yield part
 
 
 def _tokens(text: str, tokenizer: CLIPTokenizer) -> list[int]:

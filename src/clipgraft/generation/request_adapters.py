@@ -1,19 +1,23 @@
-"""LoRAs of a request: found by name, recorded as sums, given again."""
+"""LoRAs and embeddings of a request: found, recorded as sums, given again."""
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.generation.embedding_files import Embeddings, embedding_path, read_embedding
 from clipgraft.generation.lora_files import lora_path
 from clipgraft.generation.request_files import file_sum
-from clipgraft.sampling_params import Lora, SamplingParams
+from clipgraft.sampling_params import SamplingParams
 
 TAG = re.compile(r"\s*<lora:(?P<name>[^:<>]+)(?P<weights>[^<>]*)>")
 """A LoRA in a prompt, as A1111 writes it: `<lora:NAME>`, `:BOTH`, `:TEXT:UNET`, `:te=TEXT`, `:unet=UNET`."""
 MAX_NAMED = 5
+FLAGS = {"loras": ("a LoRA", "--lora"), "embeddings": ("an embedding", "--embedding")}
 
 
 def read_tags(prompt: str, params: SamplingParams) -> tuple[str, SamplingParams]:
@@ -75,13 +79,28 @@ def _strengths(tag: re.Match[str]) -> dict[str, float]:
 
 
 def check_adapters(params: SamplingParams) -> None:
-    """Refuse LoRAs that are no files, before anything is loaded."""
+    """Refuse unusable LoRAs and embeddings before a base is loaded."""
     for lora in params.loras:
         lora_path(Path(lora.file))
+    Embeddings(params.embeddings)
+
+
+class _Recorded(BaseModel):
+    """A LoRA or an embedding of an image."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: str
+    sha256: str
+    strength: float = 1.0
+    text_strength: float = 1.0
+
+
+_RECORDED = TypeAdapter(list[_Recorded])
 
 
 def adapter_record(params: SamplingParams) -> dict[str, Any]:
-    """Return name, sum and strengths of a request's LoRAs."""
+    """Return names and sums of LoRAs and embeddings, and LoRAs' strengths."""
     loras = [
         {
             "name": Path(lora.file).stem,
@@ -91,50 +110,69 @@ def adapter_record(params: SamplingParams) -> dict[str, Any]:
         }
         for lora in params.loras
     ]
-    return {"loras": loras} if loras else {}
+    embeddings = [
+        {"name": _words(each.file), "sha256": file_sum(Path(each.file))} for each in params.embeddings
+    ]
+    found = {"loras": loras, "embeddings": embeddings}
+    return {name: entries for name, entries in found.items() if entries}
+
+
+def _words(file: str) -> str:
+    return ", ".join(read_embedding(Path(file)))
 
 
 def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:
-    """Return the LoRAs for a record, each with the recorded sum.
+    """Return LoRAs and embeddings for a record, each with the recorded sum.
 
     Args:
         record: Of the image to reproduce.
-        given: Names the files, or the folder that has them.
+        given: Names the files in any order, or the folder that has the LoRAs.
 
     Raises:
         DataError: If a file is missing, one too many, or another one, or the record is damaged.
     """
-    try:
-        recorded = [
-            (str(each["name"]), str(each["sha256"]), each["strength"], each["text_strength"])
-            for each in record.get("loras", ())
-        ]
-    except (TypeError, KeyError) as error:
-        raise DataError(f"the image's record is damaged: its LoRAs cannot be read ({error!r})") from None
-    if given.loras and not recorded:
-        raise DataError("that image was made without a LoRA; leave --lora out")
     files = {file_sum(lora_path(Path(lora.file))): lora.file for lora in given.loras}
-    loras = []
-    for name, expected, strength, text_strength in recorded:
-        file = files.get(expected) or _in_folder(name, expected, given)
+    loras = [
+        {"file": file, "strength": each.strength, "text_strength": each.text_strength}
+        for each, file in _matched("loras", record, files, given.lora_dir)
+    ]
+    files = {file_sum(embedding_path(Path(each.file))): each.file for each in given.embeddings}
+    embeddings = []
+    for each, file in _matched("embeddings", record, files):
+        if _words(file) != each.name:
+            raise DataError(f"{file} has to be called {each.name}.safetensors, as the prompt names it")
+        embeddings.append({"file": file})
+    return {"loras": loras, "embeddings": embeddings}
+
+
+def _matched(
+    kind: str, record: Mapping[str, Any], files: Mapping[str, str], folder: str = ""
+) -> list[tuple[_Recorded, str]]:
+    """Return what is recorded, each with the file of its sum."""
+    what, flag = FLAGS[kind]
+    try:
+        recorded = _RECORDED.validate_python(record.get(kind, []))
+    except ValidationError:
+        raise DataError(f"the image's record is damaged: its {kind} cannot be read") from None
+    if files and not recorded:
+        raise DataError(f"that image was made without {what}; leave {flag} out")
+    matched = []
+    for each in recorded:
+        file = files.get(each.sha256) or _in_folder(folder, each)
         if not file:
-            raise DataError(_missing(name, expected, given.loras))
-        loras.append({"file": file, "strength": strength, "text_strength": text_strength})
+            hint = "" if kind == "embeddings" else ", or its folder with --lora-dir"
+            raise DataError(
+                f"that image was made with {what} {each.name!r} (sha256 {each.sha256[:10]}); name its file "
+                f"with {flag}{hint}"
+            )
+        matched.append((each, file))
     for found, file in files.items():
-        if found not in {expected for _, expected, *_ in recorded}:
-            raise DataError(f"--lora {file} is none of the LoRAs of that image (its sha256 is {found[:10]})")
-    return {"loras": loras}
+        if found not in {each.sha256 for each in recorded}:
+            raise DataError(f"that image was made without {flag} {file} (sha256 {found[:10]}); leave it out")
+    return matched
 
 
-def _in_folder(name: str, expected: str, given: SamplingParams) -> str:
-    if not given.lora_dir:
-        return ""
-    paths = Path(given.lora_dir).rglob(f"{name}.safetensors") if re.fullmatch(r"[^*?\[\]/\\]+", name) else ()
-    return next((str(path) for path in sorted(paths) if file_sum(path) == expected), "")
-
-
-def _missing(name: str, expected: str, given: Sequence[Lora]) -> str:
-    what = f"that image was made with the LoRA {name!r} (sha256 {expected[:10]})"
-    if given:
-        return f"{what}, which is none of the files named with --lora; name the right one"
-    return f"{what}; name its file with --lora, or its folder with --lora-dir"
+def _in_folder(folder: str, recorded: _Recorded) -> str:
+    paths = sorted(Path(folder).rglob("*.safetensors")) if folder else []
+    named = (path for path in paths if path.stem == recorded.name)
+    return next((str(path) for path in named if file_sum(path) == recorded.sha256), "")

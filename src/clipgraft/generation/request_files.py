@@ -17,7 +17,7 @@ IMAGES = {
     "mask_image": ("--mask", "was painted within a mask", "was made without a mask"),
 }
 """Flag of each image, and what is said of a record with and without it."""
-ADAPTERS = ("loras",)
+ADAPTERS = ("loras", "embeddings")
 """Models that a request adds, recorded by name and sum."""
 ROTATED = range(5, 9)
 """EXIF orientations that exchange height and width."""

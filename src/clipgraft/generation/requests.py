@@ -10,6 +10,7 @@ from typing import Any
 from clipgraft.errors import UserError
 from clipgraft.files import whole_characters
 from clipgraft.generation.dynamic_prompts import DynamicPrompts
+from clipgraft.generation.embedding_files import Embeddings
 from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.request_adapters import adapter_record, check_adapters, read_tags
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
@@ -177,6 +178,11 @@ def _shared_params(request: ImageRequest) -> SamplingParams:
     images: dict[str, Any] = {name: "any" for name in IMAGES if getattr(params, name)}
     images["controls"] = tuple(control.model_copy(update={"image": "any"}) for control in params.controls)
     return params.model_copy(update={"seed": 0, "negative_prompt": "", **images})
+
+
+def unused_embeddings(request: ImageRequest) -> list[str]:
+    """Return the words of embeddings that neither prompt names."""
+    return Embeddings(request.params.embeddings).unused([request.prompt, request.params.negative_prompt])
 
 
 def image_file_name(prompt: str, seed: int) -> str:
