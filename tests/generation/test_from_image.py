@@ -16,12 +16,13 @@ from foreign_files import (
     write_png,
 )
 from image_world import generate, rows_of
+from lora_world import write_kohya
 from PIL import Image
 
 from clipgraft.errors import DataError
 from clipgraft.generation.from_image import read_foreign
 from clipgraft.generation.metadata import parameters_text
-from clipgraft.sampling_params import SamplingParams
+from clipgraft.sampling_params import Lora, SamplingParams
 from helpers import call, image_request, refused
 
 EXIF_USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
@@ -62,15 +63,15 @@ def test_what_an_infotext_holds_beyond_is_named():
         'Weight: 1", Version: v1.9.0'
     )
     prompt, params, unread = read({"parameters": text})
-    assert prompt == "a boat "
+    assert prompt == "a boat"
     assert params["clip_skip"] == 1
     assert "strength" not in params
     assert unread == [
         "sampler DPM fast",
-        "lora add_detail at 0.8; name its file with --lora",
         "hires fix: the image is generated at its first size",
         "ENSD: 31337",
         "ControlNet 0: Module: canny, Weight: 1",
+        "LoRA add_detail at 0.8; name their folder with --lora-dir",
         "setting 'width': input should be a multiple of 8; got 500",
     ]
 
@@ -138,12 +139,12 @@ def test_links_to_texts_seeds_and_loras_are_followed():
     assert params["prompt_syntax"] == "weighted"
     assert unread == [
         "schedule type beta",
-        "lora detail.safetensors at 0.6; name its file with --lora",
         "model v1-5-pruned-emaonly.safetensors; name a base with --base",
         "node ControlNetApply",
         "node PrimitiveString",
         "node PrimitiveInt",
         "node FreeU",
+        "LoRA detail.safetensors at 0.6; name their folder with --lora-dir",
     ]
 
 
@@ -199,7 +200,7 @@ def test_the_versions_of_invokeai_are_read():
     }
     assert unread == [
         "model dreamshaper-8; name a base with --base",
-        "lora add-detail at 0.75; name its file with --lora",
+        "LoRA add-detail at 0.75; name their folder with --lora-dir",
     ]
     prompt, params, unread = read({"sd-metadata": json.dumps(SD_METADATA), "Dream": DREAM})
     assert prompt == "a red boat"
@@ -209,6 +210,21 @@ def test_the_versions_of_invokeai_are_read():
     prompt, params, unread = read({"Dream": DREAM})
     assert (prompt, params["negative_prompt"], params["scheduler"]) == ("a red boat", "fog", "ddim")
     assert unread == ["option -f 0.3"]
+
+
+def test_loras_are_found_in_the_folder_that_is_named(tmp_path):
+    file = write_kohya(tmp_path / "detail.safetensors")
+    text = "a boat <lora:detail:0.8>\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1"
+    graph = comfyui_graph()
+    graph["3"]["inputs"]["model"] = ["10", 0]
+    graph["10"] = node("LoraLoader", lora_name="sd1\\detail.safetensors", strength_model=0.6, model=["4", 0])
+    for texts, strength in (({"parameters": text}, 0.8), ({"prompt": json.dumps(graph)}, 0.6)):
+        _, params, unread = read(texts, lora_dir=str(tmp_path))
+        assert params["loras"] == (Lora(file=str(file), strength=strength),)
+        assert not any("detail" in line for line in unread)
+    _, params, unread = read({"parameters": text.replace("detail", "other")}, lora_dir=str(tmp_path))
+    assert "loras" not in params
+    assert any(line.startswith("no LoRA 'other' (.safetensors) in ") for line in unread)
 
 
 def test_weights_of_invokeai_are_named():

@@ -186,7 +186,7 @@ def _add_model(settings: ForeignSettings, graph: _Graph, sampler: Mapping[str, A
         if files:
             settings.add_model(files[0])
         if isinstance(inputs.get("lora_name"), str):
-            settings.add_lora(f"lora {inputs['lora_name']}", inputs.get("strength_model"))
+            settings.loras.append((inputs["lora_name"], inputs.get("strength_model")))
         waiting.append(graph.target(inputs.get("model")))
     for inputs in graph.inputs.values():
         layer = number(inputs.get("stop_at_clip_layer"))

@@ -3,16 +3,18 @@
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from clipgraft.errors import DataError, UserError
 from clipgraft.generation.metadata import SAMPLERS
+from clipgraft.generation.request_adapters import find_lora
 from clipgraft.generation.requests import ImageRequest
-from clipgraft.sampling_params import SamplingParams
+from clipgraft.sampling_params import Lora, SamplingParams
 
 MAX_PROMPT_CHARACTERS = 32_000
 """Of a prompt in a file; some 100 chunks of 75 tokens (a guess)."""
-LORA_TAG = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,200})(?::([^<>]{0,200}))?>")
+LORA_TAG = re.compile(r"\s?<(?:lora|lyco):([^:<>]{1,200})(?::([^<>]{0,200}))?>")
 A1111_SAMPLERS = {
     **{"euler": "Euler", "euler_a": "Euler a", "euler_ancestral": "Euler a", "heun": "Heun", "lms": "LMS"},
     **{"dpm_2": "DPM2", "dpm_2_a": "DPM2 a", "dpm_2_ancestral": "DPM2 a"},
@@ -37,6 +39,8 @@ class ForeignSettings:
     values: dict[str, Any] = field(default_factory=dict)
     """Fields of `SamplingParams`, not checked yet."""
     unread: list[str] = field(default_factory=list)
+    loras: list[tuple[str, Any]] = field(default_factory=list)
+    """Names or file names, and strengths."""
 
     def add_sampler(self, sampler: str, schedule: str) -> None:
         """Add a sampler and its schedule type, under A1111's names."""
@@ -62,16 +66,23 @@ class ForeignSettings:
         if name:
             self.unread.append(f"model {name}; name a base with --base")
 
-    def add_lora(self, name: str, weight: Any) -> None:
-        """Add a LoRA, whose file must be named."""
-        at = f" at {weight}" if weight not in (None, "") else ""
-        self.unread.append(f"{name}{at}; name its file with --lora")
-
     def take_loras(self) -> None:
         """Take A1111's LoRA tags out of the prompt."""
-        for kind, name, weight in LORA_TAG.findall(self.prompt):
-            self.add_lora(f"{kind} {name}", weight)
+        self.loras += [(name, weight) for name, weight in LORA_TAG.findall(self.prompt)]
         self.prompt = LORA_TAG.sub("", self.prompt)
+
+    def _find_loras(self, folder: str) -> tuple[Lora, ...]:
+        """Find the LoRAs in a folder; missing ones become unread."""
+        found = []
+        for name, weight in self.loras:
+            file_name = name.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors")
+            strength = number(str(weight).partition(":")[0])
+            try:
+                file = find_lora(Path(folder), file_name)
+                found.append(Lora.build({"file": file, "strength": 1.0 if strength is None else strength}))
+            except UserError as error:
+                self.unread.append(str(error))
+        return tuple(found)
 
     def request(self, given: SamplingParams) -> ImageRequest:
         """Return a request; values that are not allowed become `unread`.
@@ -92,9 +103,14 @@ class ForeignSettings:
                 "--init-image"
             )
         params = given
+        if given.lora_dir:
+            params = SamplingParams.of(given, loras=(*given.loras, *self._find_loras(given.lora_dir)))
+        elif self.loras:
+            named = ", ".join(f"{name} at {weight}" if weight else name for name, weight in self.loras)
+            self.unread.append(f"LoRA {named}; name their folder with --lora-dir")
         for name, value in list(self.values.items()):
             try:
-                params = params.updated({name: value})
+                params = SamplingParams.of(params, **{name: value})
             except UserError as error:
                 del self.values[name]
                 self.unread.append(str(error))
@@ -105,7 +121,7 @@ class ForeignSettings:
                 raise
             self.unread.append(f"weights of the prompt, which is read as plain text ({error})")
             self.values["prompt_syntax"] = "plain"
-            return ImageRequest(self.prompt, params.updated({"prompt_syntax": "plain"}))
+            return ImageRequest(self.prompt, SamplingParams.of(params, prompt_syntax="plain"))
 
 
 def scheduler_of(a1111_name: str) -> str | None:

@@ -56,8 +56,7 @@ def _current(values: dict[str, Any]) -> ForeignSettings:
     loras = values.get("loras")
     for lora in loras if isinstance(loras, list) else ():
         if isinstance(lora, dict):
-            name = _name(lora.get("model") or lora.get("lora"))
-            settings.add_lora(f"lora {name}", lora.get("weight"))
+            settings.loras.append((_name(lora.get("model") or lora.get("lora")), lora.get("weight")))
     settings.unread += [f"{key}: {str(values[key])[:100]}" for key in UNREAD if values.get(key)]
     return settings
 
