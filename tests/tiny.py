@@ -11,9 +11,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -22,6 +24,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
 )
 
 from clipgraft.models.clip import ClipParts, save_clip
@@ -132,6 +135,51 @@ def build_controlnet(unet: UNet2DConditionModel, seed: int = 5) -> ControlNetMod
     for layer in [*last, controlnet.controlnet_cond_embedding.conv_out]:
         torch.nn.init.normal_(layer.weight, std=0.3)
     return controlnet
+
+
+def _published(projection: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of an IP-Adapter's projection under their published names."""
+    weights, names = (
+        dict(projection.state_dict()),
+        {
+            **{"attn.to_q": "0.to_q", "attn.to_out.0": "0.to_out", "ln0": "0.norm1", "ln1": "0.norm2"},
+            **{"ff.0": "1.0", "ff.1.net.0.proj": "1.1", "ff.1.net.2": "1.3"},
+        },
+    )
+    for key in [name for name in weights if "attn.to_k" in name]:
+        pair = weights.pop(key), weights.pop(key.replace("to_k", "to_v"))
+        weights[key.replace("attn.to_k", "0.to_kv")] = torch.cat(pair)
+    for old, new in names.items():
+        weights = {name.replace(f".{old}.", f".{new}."): weight for name, weight in weights.items()}
+    return {f"image_proj.{name}": weight.contiguous() for name, weight in weights.items()}
+
+
+def write_ip_adapter(folder: Path, unet: UNet2DConditionModel, *, is_plus: bool = False) -> Path:
+    """An IP-Adapter in its published layout, with an image encoder beside it."""
+    torch.manual_seed(6)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=16,
+        projection_dim=8,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    width = unet.config.cross_attention_dim
+    if is_plus:
+        projection: nn.Module = IPAdapterPlusImageProjection(16, width, 64, heads=1, num_queries=3)
+    else:
+        projection = nn.ModuleDict({"proj": nn.Linear(8, 4 * width), "norm": nn.LayerNorm(width)})
+    weights = _published(projection)
+    crossed = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+    for number, module in enumerate(crossed):
+        for part in ("k", "v"):
+            weight = torch.randn(module.inner_dim, width)
+            weights[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = weight
+    save_file(weights, folder / "adapter.safetensors")
+    return folder / "adapter.safetensors"
 
 
 def write_clip(folder: Path, seed: int = 0) -> Path:

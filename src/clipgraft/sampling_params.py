@@ -79,7 +79,10 @@ class PromptParams(Section):
 
 
 class Guide(Section):
-    """A model with the image that it follows; also as text, `MODEL=IMAGE@SCALE`."""
+    """A model with the image that it follows; also as text, `MODEL=IMAGE@SCALE`.
+
+    A ControlNet's image is as that takes it (edges, a depth map), and cropped to height and width.
+    """
 
     model: Annotated[ModelName, FROM_PATH, Field(min_length=1)]
     image: Annotated[LocalPath, FROM_PATH, Field(min_length=1)]
@@ -186,6 +189,10 @@ class SamplingParams(EncodeParams, TextToImageParams):
         tuple[Control, ...], FROM_LIST, BeforeValidator(_listed), Field(max_length=MAX_CONTROLS)
     ] = ()
     """ControlNets, each with its image; also as text, `MODEL=IMAGE@SCALE:START-END`."""
+    ip_adapters: Annotated[
+        tuple[Guide, ...], FROM_LIST, BeforeValidator(_listed), Field(max_length=MAX_CONTROLS)
+    ] = ()
+    """IP-Adapters: `.safetensors` files with `image_encoder/` beside them, each with its image."""
     loras: Annotated[tuple[Lora, ...], FROM_LIST, Field(max_length=MAX_FILES), BeforeValidator(_loras)] = ()
     """LoRAs of U-Net and text encoder; also as texts `FILE[:STRENGTH[:TEXT_STRENGTH]]`."""
     lora_dir: OptionalPath = ""

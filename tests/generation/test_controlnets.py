@@ -210,7 +210,7 @@ def test_unusable_controlnet_is_one_line(base, world, tmp_path, capsys):
         f"{world}/edges={world}/circle.png@99": "'controls.0.scale': input should be less than or equal",
         f"{world}/edges={world}/circle.png@1:0.5-0.2": "end must be above start",
         f"{world}/edges={tmp_path}/none.png": "none.png: no such image",
-        f"{world}/edges={tmp_path}/text.png": "a ControlNet's image",
+        f"{world}/edges={tmp_path}/text.png": "image for the ControlNet",
         f"{tmp_path}/none={world}/circle.png": "no model at",
         f"{tmp_path}/empty={world}/circle.png": "is no ControlNet: it has no config.json",
         f"{base}/unet={world}/circle.png": "is of a UNet2DConditionModel; only a ControlNetModel",

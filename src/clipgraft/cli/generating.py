@@ -33,6 +33,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "mask_image": (Path, "--mask", "Image of the same size: what is white in it is repainted."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
     "controls": (list[str], "--control", "ControlNet: MODEL=IMAGE[@SCALE[:START-END]]; repeatable."),
+    "ip_adapters": (list[str], "--ip-adapter", "IP-Adapter: MODEL=IMAGE[@SCALE]; repeatable."),
     "loras": (list[str], "--lora", "LoRA as FILE[:STRENGTH[:TEXT_STRENGTH]]; several: give it again."),
     "embeddings": (list[str], "--embedding", "Textual inversion file; prompts name its word; repeatable."),
     "lora_dir": (Path, "--lora-dir", "Folder of the LoRAs that weighted prompts name: <lora:NAME:0.8>."),
@@ -107,7 +108,16 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 BESIDE_FROM_IMAGE = {
     *("out", "prompts", "from_image", "graft", "base", "engine", "loras", "lora_dir", "device", "offload"),
-    *("init_image", "mask_image", "controls", "embeddings", "no_metadata", "dry_run", "as_json"),
+    *(
+        "init_image",
+        "mask_image",
+        "controls",
+        "ip_adapters",
+        "embeddings",
+        "no_metadata",
+        "dry_run",
+        "as_json",
+    ),
 }
 """Parameters of `generate` with an effect beside --from-image."""
 

@@ -20,7 +20,7 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.image_encoding import SUFFIXES, check_format, write_image
 from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
-from clipgraft.generation.request_guides import ControlRecord
+from clipgraft.generation.request_guides import ControlRecord, GuideRecord
 from clipgraft.generation.requests import ImageRequest, batches
 
 LIST_NAME = "images.json"
@@ -53,6 +53,7 @@ class ImageRow(BaseModel):
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
     controls: list[ControlRecord] | None = None
+    ip_adapters: list[GuideRecord] | None = None
     strength: float | None = None
     loras: list[dict[str, Any]] | None = None
     """Name, sum and strengths of each."""

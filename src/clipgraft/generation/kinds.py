@@ -1,6 +1,8 @@
 """Kinds of request: diffusers' pipeline for each, and its arguments."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from PIL import Image, ImageOps
 
 from clipgraft.data.images import open_image
 from clipgraft.errors import UserError
-from clipgraft.generation.control import kept_controlnets
+from clipgraft.generation.guides import kept_controlnets, unet_in_torch, with_ip_adapters
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.configs import LATENT_CHANNELS
 from clipgraft.models.controlnet import check_controlnet
 from clipgraft.models.defaults import SamplingDefaults
+from clipgraft.models.ip_adapter import check_ip_adapter
 from clipgraft.sampling_params import SamplingParams
 
 Size = tuple[int, int]
@@ -49,13 +52,13 @@ def resolve(
 
     Raises:
         UserError: If a scheduler cannot take so many steps on this base, an inpainting base gets no mask, or
-            ControlNets are combined with approximations of the U-Net's steps or with offload.
-        CheckpointError: If a ControlNet is for another base.
+            ControlNets or IP-Adapters are combined with approximations of the U-Net's steps or offload.
+        CheckpointError: If one of these is for another base.
     """
     num_levels = base_scheduler.config.num_train_timesteps
     resolved = [request.resolved(defaults, num_levels) for request in requests]
     check_channels(pipeline.unet.config.in_channels, resolved)
-    _check_controls(pipeline, resolved)
+    _check_guides(pipeline, resolved)
     return resolved
 
 
@@ -73,47 +76,62 @@ def check_channels(in_channels: int, requests: Sequence[ImageRequest]) -> None:
         )
 
 
-def _check_controls(pipeline: StableDiffusionPipeline, requests: Sequence[ImageRequest]) -> None:
-    controls = [control for request in requests for control in request.params.controls]
-    if controls and getattr(pipeline.unet, "is_approximated", False):
-        raise UserError(
-            "ControlNets do not work with guidance_interval and feature_cache; leave one of them out"
-        )
-    if controls and hasattr(pipeline.unet, "_hf_hook"):
-        raise UserError("ControlNets do not work with offload; leave one of them out")
-    for model in dict.fromkeys(control.model for control in controls):
+def _check_guides(pipeline: StableDiffusionPipeline, requests: Sequence[ImageRequest]) -> None:
+    all_params = [request.params for request in requests]
+    controls = dict.fromkeys(control.model for params in all_params for control in params.controls)
+    ip_adapters = dict.fromkeys(each.model for params in all_params for each in params.ip_adapters)
+    if not controls and not ip_adapters:
+        return
+    what = "ControlNets" if controls else "IP-Adapters"
+    if getattr(pipeline.unet, "is_approximated", False):
+        raise UserError(f"{what} do not work with guidance_interval and feature_cache; leave one of them out")
+    if hasattr(pipeline.unet, "_hf_hook"):
+        raise UserError(f"{what} do not work with offload; leave one of them out")
+    for model in controls:
         check_controlnet(model, pipeline.unet.config)
+    for model in ip_adapters:
+        check_ip_adapter(model, pipeline.unet.config)
 
 
-def pipeline_for(pipeline: StableDiffusionPipeline, params: SamplingParams) -> Any:
-    """Return diffusers' pipeline for a request, of the same components.
-
-    Raises:
-        CheckpointError: If a ControlNet cannot be loaded.
-    """
-    kind = PIPELINES[bool(params.controls), bool(params.init_image), bool(params.mask_image)]
-    if kind is StableDiffusionPipeline:
-        return pipeline
-    more = {"controlnet": kept_controlnets(params.controls, pipeline.unet)} if params.controls else {}
-    # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
-    sibling = kind(**pipeline.components, **more, requires_safety_checker=pipeline.safety_checker is not None)
-    sibling.set_progress_bar_config(disable=True)
-    return sibling
-
-
-def arguments_for(pipeline: Any, requests: Sequence[ImageRequest], size: Size) -> dict[str, Any]:
-    """Return the arguments of one kind's requests, besides those of all kinds.
+@contextmanager
+def prepared_for(
+    pipeline: StableDiffusionPipeline, requests: Sequence[ImageRequest], size: Size
+) -> Iterator[Callable[..., Any]]:
+    """Prepare diffusers' pipeline for a batch; yield its call.
 
     Args:
-        pipeline: From `pipeline_for`.
-        requests: Of one batch.
+        pipeline: Its components are used.
+        requests: Of one batch, and so of one kind.
         size: Of the images to generate; those of the requests are cropped to it.
 
     Raises:
         DataError: If an image cannot be read.
+        CheckpointError: If a ControlNet or an IP-Adapter cannot be loaded.
     """
     params = requests[0].params
-    all_params = [request.params for request in requests]
+    own = _sibling(pipeline, params)
+    is_guided = requests[0].is_guided and pipeline.unet.config.time_cond_proj_dim is None
+    with with_ip_adapters(pipeline, params.ip_adapters, is_guided=is_guided) as more:
+        yield partial(own, **_arguments(own, [request.params for request in requests], size), **more)
+
+
+def _sibling(pipeline: StableDiffusionPipeline, params: SamplingParams) -> Any:
+    """Return diffusers' pipeline for a request, of the same components."""
+    kind = PIPELINES[bool(params.controls), bool(params.init_image), bool(params.mask_image)]
+    if kind is StableDiffusionPipeline:
+        return pipeline
+    components = pipeline.components
+    if params.controls:
+        components["controlnet"] = kept_controlnets(params.controls, unet_in_torch(pipeline.unet))
+    # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
+    sibling = kind(**components, requires_safety_checker=pipeline.safety_checker is not None)
+    sibling.set_progress_bar_config(disable=True)
+    return sibling
+
+
+def _arguments(pipeline: Any, all_params: Sequence[SamplingParams], size: Size) -> dict[str, Any]:
+    """Return the arguments of one kind's requests, besides those of all."""
+    params = all_params[0]
     arguments: dict[str, Any] = {}
     if not isinstance(pipeline, StableDiffusionImg2ImgPipeline):  # which takes its image's size
         arguments["height"], arguments["width"] = size

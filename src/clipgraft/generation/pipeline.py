@@ -25,7 +25,7 @@ from clipgraft.data.transforms import tokenize
 from clipgraft.errors import UserError
 from clipgraft.generation.adapters import Adapters
 from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
-from clipgraft.generation.kinds import arguments_for, pipeline_for, resolve
+from clipgraft.generation.kinds import prepared_for, resolve
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
 from clipgraft.generation.requests import ImageRequest, batches
 from clipgraft.generation.schedulers import build_scheduler
@@ -176,17 +176,16 @@ def _sample_batch(
     if isinstance(pipeline.unet, EngineUNet):
         skipped = params.num_inference_steps - first.num_steps
         pipeline.unet.begin(is_guided=first.is_guided, first_step=skipped)
-    own = pipeline_for(pipeline, params)
-    latents = own(
-        prompt_embeds=torch.cat([positive for positive, _ in embeds]),
-        negative_prompt_embeds=torch.cat([negative for _, negative in embeds]),
-        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-        num_inference_steps=params.num_inference_steps,
-        guidance_scale=float(params.guidance_scale),
-        output_type="latent",
-        callback_on_step_end=on_step_end,
-        **arguments_for(own, requests, image_size(pipeline, first)),
-    ).images  # (B, 4, H / 8, W / 8)
+    with prepared_for(pipeline, requests, image_size(pipeline, first)) as run:
+        latents = run(
+            prompt_embeds=torch.cat([positive for positive, _ in embeds]),
+            negative_prompt_embeds=torch.cat([negative for _, negative in embeds]),
+            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+            num_inference_steps=params.num_inference_steps,
+            guidance_scale=float(params.guidance_scale),
+            output_type="latent",
+            callback_on_step_end=on_step_end,
+        ).images  # (B, 4, H / 8, W / 8)
     pixels, statuses = decode(pipeline, latents)
     pipeline.maybe_free_model_hooks()
     return [

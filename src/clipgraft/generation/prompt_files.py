@@ -214,5 +214,5 @@ def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> l
     try:
         values |= guides_beside(values, folder)
     except ValueError as error:
-        raise UserError(f"'controls': {error}") from error
+        raise UserError(f"'controls' or 'ip_adapters': {error}") from error
     return image_requests([prompt], with_changes(params, values))

@@ -25,7 +25,9 @@ ROTATED = range(5, 9)
 
 def image_files(params: SamplingParams) -> list[Path]:
     """List the images that parameters name."""
-    named = [getattr(params, name) for name in IMAGES] + [control.image for control in params.controls]
+    named = [getattr(params, name) for name in IMAGES] + [
+        guide.image for guide in (*params.controls, *params.ip_adapters)
+    ]
     return [Path(path) for path in named if path]
 
 

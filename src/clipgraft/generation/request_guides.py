@@ -1,8 +1,8 @@
-"""ControlNets of a request: checked, recorded as sums, given again."""
+"""ControlNets and IP-Adapters of a request: checked, recorded as sums, given again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -10,52 +10,69 @@ from clipgraft.errors import DataError
 from clipgraft.files import fingerprint
 from clipgraft.generation.request_files import file_sum, image_size, refuse_another
 from clipgraft.models.controlnet import controlnet_files
-from clipgraft.sampling_params import Control, SamplingParams, parse_guide
-
-ACTS = {"scale", "start", "end"}
-"""What a record says of a ControlNet besides its files."""
+from clipgraft.models.ip_adapter import ip_adapter_files
+from clipgraft.sampling_params import Guide, SamplingParams, parse_guide
 
 
-class ControlRecord(BaseModel):
-    """A ControlNet of an image."""
+class GuideRecord(BaseModel):
+    """An IP-Adapter of an image."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     model_sha256: str
-    """Of the sums of its configuration and weights."""
+    """Of the sums of its files: configurations and weights."""
     image_sha256: str
     scale: float
+
+
+class ControlRecord(GuideRecord):
+    """A ControlNet of an image."""
+
     start: float
     end: float
 
-    @classmethod
-    def of(cls, control: Control) -> "ControlRecord":
-        """Compute the sums of a request's ControlNet."""
-        return cls(
-            model_sha256=fingerprint(*map(file_sum, controlnet_files(control.model))),
-            image_sha256=file_sum(Path(control.image)),
-            **control.model_dump(include=ACTS),
-        )
+
+class _Kind(NamedTuple):
+    """How a kind of guide is named, found and recorded."""
+
+    title: str
+    flag: str
+    files: Callable[[str], list[Path]]
+    record: type[GuideRecord]
+
+    def record_of(self, guide: Guide) -> GuideRecord:
+        """Compute the sums of a request's guide."""
+        model = fingerprint(*map(file_sum, self.files(guide.model)))
+        acts = guide.model_dump(include=set(self.record.model_fields))
+        return self.record(model_sha256=model, image_sha256=file_sum(Path(guide.image)), **acts)
 
 
-_RECORDED = TypeAdapter(list[ControlRecord])
+GUIDES = {
+    "controls": _Kind("ControlNet", "--control", controlnet_files, ControlRecord),
+    "ip_adapters": _Kind("IP-Adapter", "--ip-adapter", ip_adapter_files, GuideRecord),
+}
+"""By the name of the parameter."""
 
 
 def check_guides(params: SamplingParams) -> None:
-    """Refuse ControlNets that are not there, and images by their headers."""
-    for control in params.controls:
-        image_size("a ControlNet's image", Path(control.image))
-        controlnet_files(control.model)
+    """Refuse models that are not there, and images by their headers."""
+    for name, kind in GUIDES.items():
+        for guide in getattr(params, name):
+            image_size(f"image for the {kind.title}", Path(guide.image))
+            kind.files(guide.model)
 
 
 def guide_record(params: SamplingParams) -> dict[str, Any]:
-    """Return sums and scales of a request's ControlNets."""
-    controls = [ControlRecord.of(control).model_dump() for control in params.controls]
-    return {"controls": controls} if controls else {}
+    """Return sums and scales of a request's guides."""
+    return {
+        name: [kind.record_of(guide).model_dump() for guide in getattr(params, name)]
+        for name, kind in GUIDES.items()
+        if getattr(params, name)
+    }
 
 
 def guides_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:
-    """Return the ControlNets for a record, each with the recorded sums.
+    """Return the guides for a record, each with the recorded sums.
 
     Args:
         record: Of the image to reproduce.
@@ -64,48 +81,50 @@ def guides_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any
     Raises:
         DataError: If the record is damaged, or a file is missing, one too many, or another one.
     """
+    return {
+        name: _guides_of(kind, record.get(name, []), getattr(given, name)) for name, kind in GUIDES.items()
+    }
+
+
+def _guides_of(kind: _Kind, record: Any, given: tuple[Guide, ...]) -> list[Guide]:
     try:
-        recorded = _RECORDED.validate_python(record.get("controls", []))
+        recorded = TypeAdapter(list[kind.record]).validate_python(record)  # type: ignore[name-defined]
     except ValidationError:
-        raise DataError("the image's record is damaged: its ControlNets cannot be read") from None
-    if given.controls and not recorded:
-        raise DataError("that image was made without a ControlNet; leave --control out")
-    if len(given.controls) != len(recorded):
-        what = "a ControlNet" if len(recorded) == 1 else f"{len(recorded)} ControlNets"
+        raise DataError(f"the image's record is damaged: its {kind.title}s cannot be read") from None
+    if given and not recorded:
+        raise DataError(f"that image was made without any {kind.title}; leave {kind.flag} out")
+    if len(given) != len(recorded):
         raise DataError(
-            f"that image was made with {what}; name each with --control MODEL=IMAGE, in the same order"
+            f"that image was made with {len(recorded)} {kind.title}{'s' * (len(recorded) != 1)}; name each "
+            f"with {kind.flag} MODEL=IMAGE, in the same order"
         )
-    check_guides(given)
-    return {"controls": [_control(*pair) for pair in zip(recorded, given.controls, strict=True)]}
-
-
-def _control(there: ControlRecord, here: Control) -> Control:
-    """Return a given ControlNet that acts as the recorded one."""
-    found = ControlRecord.of(here)
-    refuse_another("--control", here.model, found.model_sha256, there.model_sha256)
-    refuse_another("--control", here.image, found.image_sha256, there.image_sha256)
-    return here.updated(there.model_dump(include=ACTS))
+    guides = []
+    for there, here in zip(recorded, given, strict=True):
+        image_size(f"image for the {kind.title}", Path(here.image))
+        found = kind.record_of(here)
+        refuse_another(kind.flag, here.model, found.model_sha256, there.model_sha256)
+        refuse_another(kind.flag, here.image, found.image_sha256, there.image_sha256)
+        guides.append(here.updated(there.model_dump(exclude={"model_sha256", "image_sha256"})))
+    return guides
 
 
 def guides_beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a row's ControlNets, with paths relative to its file's folder."""
-    given = values.get("controls")
-    given = [given] if isinstance(given, str) else given
-    if not isinstance(given, list):
-        return {}
-    parsed = [parse_guide(each) if isinstance(each, str) else each for each in given]
-    return {"controls": [_beside(each, folder) for each in parsed]}
+    """Return a row's guides, with paths relative to its file's folder."""
+    placed = {}
+    for name in GUIDES.keys() & values.keys():
+        given = [values[name]] if isinstance(values[name], str) else values[name]
+        if isinstance(given, list):
+            parsed = [parse_guide(each) if isinstance(each, str) else each for each in given]
+            placed[name] = [_beside(each, folder) for each in parsed]
+    return placed
 
 
-def _beside(control: Any, folder: Path) -> Any:
-    """Return a ControlNet with its paths; other values are refused later."""
-    if not isinstance(control, dict):
-        return control
-    placed = {
-        name: str(folder / path)
-        for name in ("model", "image")
-        if isinstance(path := control.get(name), str) and path
-    }
+def _beside(guide: Any, folder: Path) -> Any:
+    """Return a guide with its paths; other values are refused later."""
+    if not isinstance(guide, dict):
+        return guide
+    names = [name for name in ("model", "image") if isinstance(guide.get(name), str) and guide[name]]
+    placed = {name: str(folder / guide[name]) for name in names}
     if "model" in placed and not Path(placed["model"]).exists():
         del placed["model"]  # a hub id
-    return control | placed
+    return guide | placed

@@ -14,7 +14,7 @@ from clipgraft.generation.embedding_files import Embeddings
 from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.request_adapters import adapter_record, check_adapters, read_tags
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
-from clipgraft.generation.request_guides import check_guides, guide_record
+from clipgraft.generation.request_guides import GUIDES, check_guides, guide_record
 from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
@@ -121,8 +121,7 @@ class ImageRequest:
         Raises:
             UserError: If a value is unknown or not allowed.
         """
-        values = without_files(record)
-        values.pop("controls", None)
+        values = {name: value for name, value in without_files(record).items() if name not in GUIDES}
         prompt = values.pop("prompt", None)
         return cls(prompt, SamplingParams.build(dict(UNRECORDED) | values | dict(files)))
 

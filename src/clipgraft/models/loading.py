@@ -134,6 +134,8 @@ def opened_weights(path: Path) -> Iterator[Any]:
             yield file
     except CheckpointError as error:
         reason = str(error).partition("as safetensors: ")[2]
+        if not reason:  # of what is done with the file
+            raise
         raise CheckpointError(
             f"{path} is damaged or no safetensors file: {reason}; fetch it again"
         ) from error
