@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 from tiny_tuning import evaluations, recipe_of, tune, weights
 
@@ -49,7 +50,7 @@ def test_validation_loss_is_the_training_loss_of_the_images(world, settings):
     with torch.no_grad():
         for parameter in clip.model.text_model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
-    found = Validator(clip, objective, images, recipe.finetune).measure()["val_loss"]
+    found = Validator(clip, objective, images, recipe.finetune, PartialState(cpu=True)).measure()["val_loss"]
     count = recipe.finetune.captions_per_image
     opened = [Image.open(image.file) for image in images]
     captions = [caption for image in images for caption in image.captions[:count]]
@@ -72,8 +73,10 @@ def test_validation_loss_takes_no_copy_for_a_wrong_answer(tmp_path):
         Image.new("RGB", (32, 32), color).save(path)
         images.append(CaptionedImage(path.name, path, (tiny.CAPTIONS[index],), "val"))
     objective, settings = ContrastiveObjective(clip.model), FinetuneSettings(batch_size=2)
-    assert Validator(clip, objective, images[:2], settings).measure()["val_loss"] == 0
-    assert Validator(clip, objective, images[1:], settings).measure()["val_loss"] > 0.1
+    assert Validator(clip, objective, images[:2], settings, PartialState(cpu=True)).measure()["val_loss"] == 0
+    assert (
+        Validator(clip, objective, images[1:], settings, PartialState(cpu=True)).measure()["val_loss"] > 0.1
+    )
 
 
 def write_graft(world, base, folder):

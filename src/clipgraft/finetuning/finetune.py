@@ -179,14 +179,14 @@ def _finetune(
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings, objective_class)
     batches = training_batches(train, clip, recipe, processes)
-    before = previews = validation = None
+    previews = validation = None
     if processes.is_main_process:
         say_notes(data, train, clip, recipe.seed, folder, resume)
-        before = measure_retrieval(clip, test, "recall before")
+    before = measure_retrieval(clip, test, "recall before", processes)
     seed_step(recipe.seed, 0, processes.process_index)  # SigLIP's bias is set on the first step's crops
-    set_start(objective.to(device), clip, train, batches, settings)
+    set_start(objective.to(device), clip, train, batches, settings, processes)
     if val:
-        validator = Validator(clip, objective, val, settings)
+        validator = Validator(clip, objective, val, settings, processes)
         validation = ValidationPlan(validator.measure, settings.best_metric, settings.patience)
     if settings.preview_steps and folder and processes.is_main_process:
         graft, out = Path(settings.preview_graft), folder / "previews"
@@ -210,7 +210,7 @@ def _finetune(
     result = FinetuneResult(
         num_damaged_images=len(gather_damaged(batches, folder)),
         before=before,
-        after=before and measure_retrieval(clip, test, "recall after"),
+        after=before and measure_retrieval(clip, test, "recall after", processes),
         num_steps=fitted.num_steps,
         skipped_steps=fitted.skipped_steps,
         mixed_precision=fitted.mixed_precision,

@@ -23,6 +23,7 @@ from clipgraft.finetuning.validate import embed_images, length_multiple, passes_
 from clipgraft.models.clip import ClipParts
 from clipgraft.settings import FinetuneSettings
 from clipgraft.training.checkpoints import FOLDER_NAME
+from clipgraft.training.exchange import in_shares
 from clipgraft.training.grad_cache import concatenated
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.trainer import Resume, grouped
@@ -125,18 +126,20 @@ def set_start(
     images: TrainingImages,
     batches: CaptionedBatches,
     settings: FinetuneSettings,
+    processes: PartialState,
 ) -> None:
     """Encode images in memory for a frozen vision tower; initialize SigLIP's bias."""
     device = clip.model.device
     if is_encoded_once(images, settings):
         assert isinstance(images, CaptionedImages)
         clip.model.eval()
-        objective.image_table = embed_images(clip, images).to(device)
+        table = in_shares(images, lambda part: embed_images(clip, part), processes)
+        objective.image_table = table.to(device)
     if settings.loss == "sigmoid":
         first = next(grouped(batches.epoch(0, 0), passes_per_loss(settings)))
         with torch.no_grad():
             embeds = concatenated([objective.embed(send_to_device(batch, device)) for batch in first])
-            objective.start_bias(gather(embeds))  # in all processes the same
+            objective.start_bias(embeds, gather)  # in all processes the same
 
 
 def say_notes(

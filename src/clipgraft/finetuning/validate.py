@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor
 
@@ -24,7 +26,8 @@ from clipgraft.generation.requests import image_requests
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.settings import FinetuneSettings, GenerateSettings
-from clipgraft.training.grad_cache import concatenated
+from clipgraft.training.exchange import alone, gather_of, in_shares
+from clipgraft.training.grad_cache import concatenated, joint_loss
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.trainer import StepReport
 
@@ -39,11 +42,22 @@ Recall = dict[str, int | float]
 
 
 @torch.no_grad()
-def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], description: str) -> Recall | None:
+def measure_retrieval(
+    clip: ClipParts,
+    images: Sequence[CaptionedImage],
+    description: str,
+    processes: PartialState | None = None,
+) -> Recall | None:
     """Measure recall over images and all their captions (None without images).
 
     Both directions; copies of a photograph count as one image. `paired_recall` is for comparison with other
     trainers' logs.
+
+    Args:
+        clip: Both towers.
+        images: With captions.
+        description: Of the progress.
+        processes: Those that call this together, each to encode its share; None = this one alone.
     """
     if not images:
         return None
@@ -51,16 +65,24 @@ def measure_retrieval(clip: ClipParts, images: Sequence[CaptionedImage], descrip
     clip.model.eval()
     captions = [caption for image in images for caption in image.captions]
     image_index = torch.tensor([i for i, image in enumerate(images) for _ in image.captions])
-    total = len(images) + len(captions)
-    with track(description, total) as update:
-        image_embeds = embed_images(clip, images, lambda done: update(done, "images"))
-        text_embeds = []
-        for start in range(0, len(captions), ENCODE_BATCH_SIZE):
-            part = captions[start : start + ENCODE_BATCH_SIZE]
-            ids = tokenize(part, clip.tokenizer).to(clip.model.device)
-            text_embeds.append(encode_text(clip.model, ids).cpu())
-            update(len(images) + start + len(part), "captions")
-    embeds = torch.cat(text_embeds), image_embeds, image_index
+    number = processes.num_processes if processes else 1
+    with track(description, len(images) + len(captions)) as update:
+        image_embeds = in_shares(
+            images,
+            lambda part: embed_images(clip, part, lambda done: update(done * number, "images")),
+            processes,
+        )
+
+        def embed_captions(part: Sequence[str]) -> Tensor:
+            embeds = []
+            for start in range(0, len(part), ENCODE_BATCH_SIZE):
+                ids = tokenize(part[start : start + ENCODE_BATCH_SIZE], clip.tokenizer)
+                embeds.append(encode_text(clip.model, ids.to(clip.model.device)).cpu())
+                update(len(images) + min(len(part), start + ENCODE_BATCH_SIZE) * number, "captions")
+            return torch.cat(embeds)
+
+        text_embeds = in_shares(captions, embed_captions, processes)
+    embeds = text_embeds, image_embeds, image_index
     return retrieval_metrics(*embeds) | paired_recall(*embeds)
 
 
@@ -102,6 +124,7 @@ class Validator:
         objective: The training's; its loss is measured over as many images as in training.
         images: The validation split, at least one image.
         settings: Of the fine-tuning.
+        processes: Those that measure together, each its share.
     """
 
     def __init__(
@@ -110,19 +133,28 @@ class Validator:
         objective: ContrastiveObjective,
         images: Sequence[CaptionedImage],
         settings: FinetuneSettings,
+        processes: PartialState,
     ):
-        self.clip, self.objective, self.images = clip, objective, images
+        self.clip, self.objective, self.images, self.processes = clip, objective, images, processes
         self.batch_size = settings.batch_size
         self.before = deepcopy(clip.model.text_model).eval()
         # At least two, for a negative.
         fixed = images[: max(2, settings.batch_size * passes_per_loss(settings))]
+        size, first, self.gather = len(fixed) // processes.num_processes, 0, gather_of(processes)
+        if not size:  # fewer images than processes: each measures all
+            size, self.gather = len(fixed), alone
+        elif processes.num_processes > 1:
+            first = size * processes.process_index
+        own = fixed[first : first + size]
         eos_token_id = clip.tokenizer.eos_token_id
         self.collate = Collate(clip.image_processor, eos_token_id, length_multiple(settings))
         self.items = []
-        contents = content_sums([image.file for image in fixed])
-        for index, (image, content) in enumerate(zip(fixed, contents, strict=True)):
+        contents = content_sums([image.file for image in own])
+        for index, (image, content) in enumerate(zip(own, contents, strict=True), start=first):
             crop = clip_crop(open_image(image.file), clip.image_processor)
-            ids, _ = encode_captions(image.captions[: settings.captions_per_image], clip.tokenizer)
+            # As in training an image with fewer captions repeats some.
+            captions = [*islice(cycle(image.captions), settings.captions_per_image)]
+            ids, _ = encode_captions(captions, clip.tokenizer)
             self.items.append(Item(crop, ids, index, content_number(content), image.image_id))
         captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
         self.drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True)
@@ -135,11 +167,11 @@ class Validator:
         starts = range(0, len(self.items), self.batch_size)
         batches = (self.collate(self.items[start : start + self.batch_size]) for start in starts)
         embeds = [self.objective.embed(send_to_device(batch, device)) for batch in batches]
-        loss, _ = self.objective.joint_loss(concatenated(embeds))
+        loss, _ = joint_loss(self.objective, concatenated(embeds), self.gather)
         drift = token_drift(
             self.before, self.clip.model.text_model, self.drift_ids, self.clip.tokenizer.eos_token_id
         )
-        recall = measure_retrieval(self.clip, self.images, "recall on val") or {}
+        recall = measure_retrieval(self.clip, self.images, "recall on val", self.processes) or {}
         return {**recall, "val_loss": float(loss), **drift}
 
 

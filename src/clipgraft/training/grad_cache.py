@@ -3,18 +3,27 @@
 A contrastive loss cannot be averaged over micro-batches: its negatives lie in the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from clipgraft.training.exchange import Gather, gather_of
+
 Batch = dict[str, Any]
+LastPass = Callable[[], AbstractContextManager[None]]
 
 
 def backward_separately(
-    objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
+    objective: nn.Module,
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+    *,
+    last_pass: LastPass = nullcontext,
 ) -> dict[str, Tensor]:
     """Add the gradient of the micro-batches' mean loss; see `backward_jointly`.
 
@@ -25,13 +34,17 @@ def backward_separately(
     """
     is_shared = accelerator.num_processes > 1 and hasattr(objective, "joint_loss")
     totals: dict[str, Any] = {}
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
+        context = last_pass if number == len(batches) else nullcontext
         if is_shared:
-            metrics = backward_jointly(objective, [batch], accelerator, num_parts=len(batches))
+            metrics = backward_jointly(
+                objective, [batch], accelerator, num_parts=len(batches), last_pass=context
+            )
         else:
             with accelerator.autocast():
                 loss, metrics = objective(batch)
-            accelerator.backward(loss / len(batches))
+            with context():
+                accelerator.backward(loss / len(batches))
             metrics = {"loss": loss.detach(), **metrics}
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value / len(batches)
@@ -39,7 +52,12 @@ def backward_separately(
 
 
 def backward_jointly(
-    objective: nn.Module, batches: Sequence[Batch], accelerator: Accelerator, *, num_parts: int = 1
+    objective: nn.Module,
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+    *,
+    num_parts: int = 1,
+    last_pass: LastPass = nullcontext,
 ) -> dict[str, Tensor]:
     """Add the gradient of one loss over all micro-batches of all processes.
 
@@ -50,10 +68,12 @@ def backward_jointly(
 
     Args:
         objective: `embed(batch)` returns tensors by name, one row per item, independent of other items;
-            `joint_loss(embeds) -> (loss, metrics)` reads them concatenated.
+            `joint_loss(embeds) -> (loss, metrics)` reads those of all processes, concatenated. With an
+            argument `gather` it reads this process's own, and gathers what else it needs.
         batches: Micro-batches on the accelerator's device, of equal size in all processes.
         accelerator: For autocast, gradient scale and the other processes.
         num_parts: Divisor of the gradient, if this loss is a part of a mean.
+        last_pass: Context of the backward pass that completes the gradients.
 
     Returns:
         `loss` and the metrics, over all processes.
@@ -67,13 +87,12 @@ def backward_jointly(
         states.append(_random_states(accelerator.device))
         with torch.set_grad_enabled(keeps_graph):
             parts.append(_embed(objective, batch, accelerator))
-    local = concatenated(parts)
-    embeds = {name: _as_leaf(accelerator.gather(tensor.detach())) for name, tensor in local.items()}
-    loss, metrics = objective.joint_loss(embeds)  # type: ignore[operator]
+    embeds = {name: _as_leaf(tensor.detach()) for name, tensor in concatenated(parts).items()}
+    loss, metrics = joint_loss(objective, embeds, gather_of(accelerator))
     accelerator.backward(loss / num_parts)
     state_after = _random_states(accelerator.device)
     gradients = {
-        name: _own_share(leaf.grad, accelerator).split([len(part[name]) for part in parts])
+        name: leaf.grad.split([len(part[name]) for part in parts])
         for name, leaf in embeds.items()
         if leaf.grad is not None
     }
@@ -83,12 +102,20 @@ def backward_jointly(
             parts[index] = _embed(objective, batch, accelerator)
         # Embeds of a frozen tower have no graph.
         trained = [name for name in gradients if parts[index][name].requires_grad]
-        torch.autograd.backward(
-            [parts[index][name] for name in trained], [gradients[name][index] for name in trained]
-        )
+        with last_pass() if index == len(batches) - 1 else nullcontext():
+            torch.autograd.backward(
+                [parts[index][name] for name in trained], [gradients[name][index] for name in trained]
+            )
         parts[index] = {}  # frees the graph before the next one is built
     _set_random_states(state_after, accelerator.device)
     return {"loss": loss.detach(), **metrics}
+
+
+def joint_loss(objective: nn.Module, embeds: dict[str, Tensor], gather: Gather) -> Any:
+    """Return an objective's joint loss; see `backward_jointly`."""
+    if "gather" in signature(objective.joint_loss).parameters:  # type: ignore[arg-type]
+        return objective.joint_loss(embeds, gather)  # type: ignore[operator]
+    return objective.joint_loss({name: gather(tensor) for name, tensor in embeds.items()})  # type: ignore[operator]
 
 
 def concatenated(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -121,20 +148,3 @@ def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> No
         torch.cuda.set_rng_state(states["cuda"], device)
     if device.type == "mps":
         torch.mps.set_rng_state(states["mps"])
-
-
-def _own_share(gradient: Tensor, accelerator: Accelerator) -> Tensor:
-    # Times the number of processes: gradients are averaged over them later.
-    rows = gradient.chunk(accelerator.num_processes)[accelerator.process_index]
-    return rows * accelerator.num_processes
-
-
-def average_over_processes(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Replace each gradient by its mean over all processes."""
-    # DistributedDataParallel would exchange them during the backward pass, but requires every parameter in
-    # each graph, logit_scale included.
-    if accelerator.num_processes == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))

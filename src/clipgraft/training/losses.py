@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipgraft.training.exchange import Gather, alone
+
 DuplicateImages = Literal["mask", "positive", "negative"]
 
 LOWEST = torch.finfo(torch.float32).min
@@ -23,20 +25,24 @@ def contrastive_loss(
     caption_row: Tensor | None = None,
     duplicate_id: Tensor | None = None,
     duplicate_images: DuplicateImages = "mask",
+    gather: Gather = alone,
 ) -> Tensor:
     """CLIP's loss: cross-entropy over images and over captions.
 
+    Of several processes each has the logits of its own captions alone.
+
     Args:
-        image_embeds: Unit-norm rows, (N, P).
-        text_embeds: Unit-norm rows, (M, P).
+        image_embeds: Unit-norm rows, (N, P), of all processes.
+        text_embeds: Unit-norm rows, (M, P), of this process.
         logit_scale: Log of the multiplier, scalar.
         caption_row: Row of each caption's image, int64 (M,); None = row i.
         duplicate_id: int64 (N,), equal for duplicates; None = all differ.
         duplicate_images: Treatment of other captions of the same image: "mask" leaves them out, "positive"
             splits the target among them, "negative" is the plain loss over M pairs.
+        gather: Rows of all processes.
 
     Returns:
-        Mean of both directions, float32 scalar.
+        Mean of both directions over the captions of all processes, float32 scalar.
 
     Source:
         Radford et al. 2021, figure 3; "positive": Khosla et al. 2020, equation 2.
@@ -45,18 +51,20 @@ def contrastive_loss(
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
         row, is_same = _matches(logits, caption_row, duplicate_id)
-        if duplicate_images == "negative":
-            pairs = logits[:, row]  # (M, M)
-            target = torch.arange(len(pairs), device=pairs.device)
-            return (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
         if duplicate_images == "positive":
-            return (_shared_cross_entropy(logits, is_same) + _shared_cross_entropy(logits.T, is_same.T)) / 2
+            return _shared_cross_entropy(logits, is_same, gather)
         own = logits.gather(1, row[:, None])[:, 0]  # (M,)
-        negatives = logits.masked_fill(is_same, LOWEST)
-        # -log(e^own / (e^own + sum of e^negative)), over images and over captions
-        by_text = F.softplus(negatives.logsumexp(1) - own)
-        by_image = F.softplus(negatives.logsumexp(0)[row] - own)
-        return (by_text.mean() + by_image.mean()) / 2
+        if duplicate_images == "negative":
+            # An image comes once for each of its captions.
+            times = gather(row).bincount(minlength=logits.shape[1])
+            by_text = (logits + times.float().log()).logsumexp(1) - own
+            by_image = _logsumexp_over_captions(logits, gather)[row] - own
+        else:
+            negatives = logits.masked_fill(is_same, LOWEST)
+            # -log(e^own / (e^own + sum of e^negative)), over images and over captions
+            by_text = F.softplus(negatives.logsumexp(1) - own)
+            by_image = F.softplus(_logsumexp_over_captions(negatives, gather)[row] - own)
+        return (gather(by_text).mean() + gather(by_image).mean()) / 2
 
 
 def sigmoid_loss(
@@ -68,6 +76,7 @@ def sigmoid_loss(
     caption_row: Tensor | None = None,
     duplicate_id: Tensor | None = None,
     duplicate_images: DuplicateImages = "mask",
+    gather: Gather = alone,
 ) -> Tensor:
     """SigLIP's loss: binary cross-entropy of every pair of image and caption.
 
@@ -85,28 +94,29 @@ def sigmoid_loss(
         is_own = row[:, None] == torch.arange(logits.shape[1], device=logits.device)
         sign = torch.where(is_same if duplicate_images == "positive" else is_own, 1.0, -1.0)
         counts = ~is_same | is_own if duplicate_images == "mask" else torch.ones_like(is_own)
-        return -(F.logsigmoid(sign * logits) * counts).sum(1).mean()
+        return gather(-(F.logsigmoid(sign * logits) * counts).sum(1)).mean()
 
 
-def balanced_bias(logits: Tensor) -> Tensor:
+def balanced_bias(logits: Tensor, gather: Gather = alone) -> Tensor:
     """Find by bisection the bias with one expected match per caption.
 
     SigLIP's own start, -10 at a multiplier of 10, is for random weights. A CLIP trained with softmax has
     multiplier 100 and cosines of 0.2 to 0.3: its first loss would be in the hundreds.
 
     Args:
-        logits: Logits of captions and images, without bias, (M, N); N at least 2.
+        logits: Logits of this process's captions and all images, without bias, (M, N); N at least 2.
+        gather: Rows of all processes.
 
     Returns:
-        float32 scalar b with mean sigmoid(logits + b) = 1 / N.
+        float32 scalar b with mean sigmoid(logits + b) = 1 / N over all captions.
     """
     assert logits.shape[1] > 1, "no bias expects one pair of one image"
     logits = logits.double()
-    low, high = -logits.max() - 50, -logits.min() + 50
+    low, high = -gather(logits.max()[None]).max() - 50, -gather(logits.min()[None]).min() + 50
     for _ in range(60):  # halves an interval of about 300 to float32's precision
         middle = (low + high) / 2
-        is_too_high = torch.sigmoid(logits + middle).mean() > 1 / logits.shape[1]
-        low, high = (low, middle) if is_too_high else (middle, high)
+        mean = gather(torch.sigmoid(logits + middle).mean()[None]).mean()
+        low, high = (low, middle) if mean > 1 / logits.shape[1] else (middle, high)
     return middle.float()
 
 
@@ -120,8 +130,20 @@ def _matches(
     return row, ids[row][:, None] == ids
 
 
-def _shared_cross_entropy(logits: Tensor, is_target: Tensor) -> Tensor:
-    return F.cross_entropy(logits, is_target / is_target.sum(1, keepdim=True))
+def _logsumexp_over_captions(logits: Tensor, gather: Gather) -> Tensor:
+    """Return each image's (N,) over the captions of all processes."""
+    parts = gather(logits.logsumexp(0))
+    return parts.view(-1, logits.shape[1]).logsumexp(0)
+
+
+def _shared_cross_entropy(logits: Tensor, is_target: Tensor, gather: Gather) -> Tensor:
+    """Return the mean of both directions, targets being split evenly."""
+    by_text = F.cross_entropy(logits, is_target / is_target.sum(1, keepdim=True), reduction="none")
+    sums, counts = (
+        gather(values.sum(0)).view(-1, logits.shape[1]).sum(0) for values in (logits * is_target, is_target)
+    )
+    by_image = _logsumexp_over_captions(logits, gather) - sums / counts
+    return (gather(by_text).mean() + by_image.mean()) / 2
 
 
 def state_errors(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from clipgraft.models.bridge import Bridge, position_weights, token_classes
 from clipgraft.models.clip import encode_images, pooled_and_token_states, text_hidden_states
+from clipgraft.training.exchange import Gather, alone
 from clipgraft.training.losses import (
     DuplicateImages,
     balanced_bias,
@@ -103,31 +104,39 @@ class ContrastiveObjective(nn.Module):
         numbers = {name: batch[name] for name in ("image_index", "caption_image")}
         return embeds | numbers | {"duplicate_id": batch.get("duplicate_id", batch["image_index"])}
 
-    def joint_loss(self, embeds: dict[str, Tensor]) -> Result:
-        """Return the loss over the concatenated embeds of one or more batches."""
-        named = {
-            "caption_row": (embeds["caption_image"][:, None] == embeds["image_index"]).int().argmax(1),
-            "duplicate_id": embeds["duplicate_id"],
+    def joint_loss(self, embeds: dict[str, Tensor], gather: Gather = alone) -> Result:
+        """Return the loss over the concatenated embeds of one or more batches.
+
+        Args:
+            embeds: Of this process.
+            gather: Rows of all processes; the loss is that of all.
+        """
+        images, numbers = gather(embeds["image_embeds"]), gather(embeds["image_index"])
+        named: dict[str, Any] = {
+            "caption_row": (embeds["caption_image"][:, None] == numbers).int().argmax(1),
+            "duplicate_id": gather(embeds["duplicate_id"]),
+            "duplicate_images": self.duplicate_images,
+            "gather": gather,
         }
-        towers = embeds["image_embeds"], embeds["text_embeds"], self.clip.logit_scale
+        towers = images, embeds["text_embeds"], self.clip.logit_scale
         metrics: dict[str, Any] = {"logit_scale": self.clip.logit_scale.detach().exp()}
         if self.logit_bias is None:
-            loss = contrastive_loss(*towers, duplicate_images=self.duplicate_images, **named)
+            loss = contrastive_loss(*towers, **named)
         else:
-            loss = sigmoid_loss(*towers, self.logit_bias, duplicate_images=self.duplicate_images, **named)
+            loss = sigmoid_loss(*towers, self.logit_bias, **named)
             metrics["logit_bias"] = self.logit_bias.detach()
         if "state_errors" in embeds:
-            distill = state_loss(embeds["state_errors"])
+            distill = state_loss(gather(embeds["state_errors"]))
             metrics |= {"contrastive_loss": loss.detach(), "distill_loss": distill.detach()}
             loss = loss + self.distill_weight * distill
         return loss, metrics
 
     @torch.no_grad()
-    def start_bias(self, embeds: dict[str, Tensor]) -> None:
+    def start_bias(self, embeds: dict[str, Tensor], gather: Gather = alone) -> None:
         """Set `logit_bias`, if any, to the `balanced_bias` of all processes' embeds."""
         if self.logit_bias is not None:
-            cosines = embeds["text_embeds"] @ embeds["image_embeds"].T
-            self.logit_bias.copy_(balanced_bias(self.clip.logit_scale.exp() * cosines))
+            cosines = embeds["text_embeds"] @ gather(embeds["image_embeds"]).T
+            self.logit_bias.copy_(balanced_bias(self.clip.logit_scale.exp() * cosines, gather))
 
     @torch.no_grad()
     def after_step(self) -> None:

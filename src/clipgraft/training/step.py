@@ -17,12 +17,8 @@ from torch import Tensor, nn
 from clipgraft.errors import UserError
 from clipgraft.settings import OptimConfig
 from clipgraft.training.checkpoints import TrainingState, refuse_other_model
-from clipgraft.training.grad_cache import (
-    Batch,
-    average_over_processes,
-    backward_jointly,
-    backward_separately,
-)
+from clipgraft.training.exchange import GradientExchange
+from clipgraft.training.grad_cache import Batch, backward_jointly, backward_separately
 from clipgraft.training.optim import parameter_groups
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -61,6 +57,7 @@ class TrainStep:
         optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, fused=device != "mps")
         self.optimizer = self.accelerator.prepare(optimizer)
         self.trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        self.exchange = GradientExchange(self.trained, self.accelerator.num_processes)
         self.ema = EMAModel(self.trained, decay=optim.ema_decay, foreach=True) if optim.ema_decay else None
         self.state = TrainingState(
             objective, self.optimizer.optimizer, self.ema, self.accelerator.scaler, optim.mixed_precision
@@ -124,14 +121,16 @@ class TrainStep:
             named = self.objective.named_parameters()
             refuse_other_model("best.safetensors", weights, {n: p for n, p in named if p.requires_grad})
             self.objective.load_state_dict(weights, strict=False)  # without the frozen ones
+        self.exchange.close()
         self.accelerator.free_memory()
 
     def _backward(self, micro_batches: list[Batch]) -> dict[str, float]:
         """Accumulate the step's gradient; return metrics averaged over processes."""
         is_alone = len(micro_batches) == self.accelerator.num_processes == 1
         backward = backward_jointly if self.is_joint and not is_alone else backward_separately
-        metrics = backward(self.objective, micro_batches, self.accelerator)
-        average_over_processes(self.trained, self.accelerator)
+        last_pass = self.exchange.last_pass
+        metrics = backward(self.objective, micro_batches, self.accelerator, last_pass=last_pass)
+        self.exchange.finish()
         tensors = {name: torch.as_tensor(value).float() for name, value in metrics.items()}
         values = torch.stack(list(tensors.values())).to(self.accelerator.device)
         # One copy from device to host for all metrics.

@@ -245,8 +245,8 @@ class _Training:
         if self.history and self.history.is_due(self.state.step):
             with self.step.averaged():
                 is_main = self.process.is_main_process
-                metrics = [self.history.plan.measure() if is_main else {}]
-                broadcast_object_list(metrics)
+                metrics = [self.history.plan.measure()]
+                broadcast_object_list(metrics)  # decisions are the same to the bit in all processes
                 row = {"step": self.state.step, "epoch": epoch, **metrics[0]}
                 self.history.add(row, self.step.weights() if is_main or self.run_dir is None else None)
             self.logger.report(row, prefix="evaluation")
