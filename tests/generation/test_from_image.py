@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from foreign_files import (
@@ -19,7 +18,6 @@ from image_world import generate, rows_of
 from lora_world import write_kohya
 from PIL import Image
 
-from clipgraft.errors import DataError
 from clipgraft.generation.from_image import read_foreign
 from clipgraft.generation.metadata import parameters_text
 from clipgraft.sampling_params import Lora, SamplingParams
@@ -30,7 +28,7 @@ EXIF_USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
 
 def read(texts, **given):
     """The prompt, the parameters that differ from the defaults, and what was not read."""
-    settings = read_foreign(texts, Path("x.png"))
+    settings = read_foreign(texts)
     request = settings.request(SamplingParams(**given))
     changed = {name: value for name, value in request.params if value != getattr(SamplingParams(), name)}
     return request.prompt, changed, settings.unread
@@ -99,7 +97,7 @@ def test_our_own_parameters_alone_give_the_request_again():
     job = {**request.as_record(), "height": 64, "width": 72}
     models = {"unet_sha256": "0" * 64, "base": "flatland"}
     text = parameters_text({"job": job, "models": models, "versions": {"clipgraft": "1"}})
-    settings = read_foreign({"parameters": text}, Path("x.png"))
+    settings = read_foreign({"parameters": text})
     assert settings.request(SamplingParams()).params == params
 
 
@@ -355,8 +353,7 @@ def test_a_text_of_80_mb_in_80_kb_is_left_unread(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["a:" * 200_000, 'a: "' * 100_000, "a " * 300_000, 'a:"\\' * 150_000])
 def test_a_text_without_an_end_takes_no_time(text):
     begun = time.process_time()
-    with pytest.raises(DataError):
-        read_foreign({"parameters": f"a\nSteps: 1, {text}"[:500_000].replace("Steps: 1", "")}, Path("x.png"))
+    assert read_foreign({"parameters": f"a\n{text}"[:500_000]}) is None
     assert time.process_time() - begun < 3
 
 

@@ -74,19 +74,39 @@ def test_settings_come_back_from_a_downloaded_image(client):
     job = generate(client, negative_prompt="a cat", prompt="Ein Hund läuft 犬 🐕", seed=2**64 - 1, width=72)
     image = job["images"][0]
     headers = {"content-type": "image/png"}
-    content = client.get(f"/v1/images/{image['id']}.png").content
-    settings = client.post("/v1/images/settings", content=content, headers=headers).json()
-    assert settings["model"] == "tiny/after"
-    assert {name: settings[name] for name in ("prompt", "negative_prompt", "seed")} == {
-        "prompt": "Ein Hund läuft 犬 🐕",
-        "negative_prompt": "a cat",
-        "seed": 2**64 - 1,
-    }
-    assert (settings["width"], settings["height"]) == (72, 64)
+    for kind in ("png", "jpeg", "webp"):
+        content = client.get(f"/v1/images/{image['id']}.{kind}").content
+        answer = client.post(
+            "/v1/images/settings", content=content, headers={"content-type": f"image/{kind}"}
+        )
+        settings = answer.json()
+        assert (settings["model"], settings["notes"]) == ("tiny/after", [])
+        assert {name: settings[name] for name in ("prompt", "negative_prompt", "seed")} == {
+            "prompt": "Ein Hund läuft 犬 🐕",
+            "negative_prompt": "a cat",
+            "seed": 2**64 - 1,
+        }
+        assert (settings["width"], settings["height"]) == (72, 64)
     bare = client.get(f"/v1/images/{image['id']}.png?metadata=false").content
     assert "does not hold its settings" in refused(
         client.post("/v1/images/settings", content=bare, headers=headers), 422
     )
+
+
+def test_settings_of_another_tool_come_with_what_was_not_read(client):
+    exif = Image.Exif()
+    text = "a (red:1.2) boat\nSteps: 9, Sampler: Euler, CFG scale: 6, Seed: 3, Size: 64x72, Model: dreamy"
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    file = io.BytesIO()
+    Image.new("RGB", (64, 72)).save(file, "JPEG", exif=exif)
+    headers = {"content-type": "image/jpeg"}
+    settings = client.post("/v1/images/settings", content=file.getvalue(), headers=headers).json()
+    assert settings == {
+        **{"prompt": "a (red:1.2) boat", "negative_prompt": "", "seed": 3, "num_inference_steps": 9},
+        **{"guidance_scale": 6, "scheduler": "euler", "width": 64, "height": 72, "model": ""},
+        **{"prompt_syntax": "weighted", "long_prompts": "chunk"},
+        "notes": ["not read: model dreamy; name a base with --base"],
+    }
 
 
 def test_an_image_tells_no_path_user_or_host(client, runs_dir):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clipgraft.errors import DataError
-from clipgraft.studio.image_files import count_pixels, decode_upload, encode, read_base64, read_png_texts
+from clipgraft.studio.image_files import count_pixels, decode_upload, encode, read_base64, settings_from_file
 
 MAX_PIXELS = 16_000_000
 
@@ -90,7 +90,8 @@ def test_a_text_of_80_mb_in_80_kb_is_left_unread():
     content = png(8, 8, zlib.compress(b"\0\0" * 8), text, (b"tEXt", b"who\0me"))
     begun = time.process_time()
     assert decode_upload(content, MAX_PIXELS).size == (8, 8)
-    assert read_png_texts(content, MAX_PIXELS) == {"who": "me"}
+    with pytest.raises(DataError, match="does not hold its settings"):
+        settings_from_file(content, MAX_PIXELS)
     assert time.process_time() - begun < 1
 
 
@@ -144,9 +145,12 @@ def test_base64_comes_plain_or_as_a_data_address():
             count_pixels(read_base64(bad), MAX_PIXELS)
 
 
-def test_texts_of_a_png_alone_are_read():
-    with pytest.raises(DataError, match="is a JPEG; settings are kept in PNG files"):
-        read_png_texts(file_of("JPEG"), MAX_PIXELS)
+def test_an_image_without_settings_says_so():
+    for image_format in ("PNG", "JPEG", "WEBP"):
+        with pytest.raises(DataError, match="does not hold its settings"):
+            settings_from_file(file_of(image_format), MAX_PIXELS)
+    with pytest.raises(DataError, match="is of the format AVIF; settings are read from PNG, JPEG and WebP"):
+        settings_from_file(file_of("AVIF"), MAX_PIXELS)
 
 
 def test_transparent_parts_are_white_as_in_training():

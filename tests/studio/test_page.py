@@ -217,6 +217,16 @@ def test_settings_are_loaded_back_from_a_downloaded_image(page, tmp_path):
     assert answer.value.status == 422
     page.wait_for_selector("#notice:visible")
     assert "does not hold its settings" in page.inner_text("#notice")
+    exif = Image.Exif()
+    text = "a (red:1.2) boat\nSteps: 9, Sampler: Euler, CFG scale: 6, Seed: 3, Model: dreamy"
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a1111.jpg", exif=exif)
+    page.set_input_files("#load-file", tmp_path / "a1111.jpg")
+    until(page, "document.getElementById('prompt').value === 'a (red:1.2) boat'")
+    assert [page.input_value(f"#{field}") for field in ("steps", "scheduler", "prompt-syntax")] == [
+        *("9", "euler", "weighted")
+    ]
+    assert "not read: model dreamy" in page.inner_text("#notice")
 
 
 def test_a_hostile_caption_stays_text_everywhere(page, service):

@@ -53,7 +53,7 @@ def generate_from_image(
         if options.is_dry_run:
             _print(path, "clipgraft", parse_record(texts[RECORD_KEY], path)["job"], options)
         return reproduce(path, graft, out_dir, options, given)
-    settings = read_foreign(texts, path)
+    settings = _foreign(texts, path)
     if graft and settings.values.pop("clip_skip", 0):
         settings.unread.append("clip skip; a graft has no such layers")
     request = settings.request(given)
@@ -66,11 +66,20 @@ def generate_from_image(
     return generate([request], {"graft" if graft else "teacher": graft}, out_dir, options)
 
 
-def read_foreign(texts: Mapping[str, str], path: Path) -> ForeignSettings:
-    """Read another tool's settings from an image's texts; DataErrors name its path."""
+def read_foreign(texts: Mapping[str, str]) -> ForeignSettings | None:
+    """Read another tool's settings from an image's texts, if there are any.
+
+    Raises:
+        DataError: If they are damaged.
+    """
+    found = read_infotext(texts.get(PARAMETERS_KEY, ""))
+    return found or read_invokeai(texts) or read_novelai(texts) or read_comfyui(texts)
+
+
+def _foreign(texts: Mapping[str, str], path: Path) -> ForeignSettings:
+    """Read another tool's settings; DataErrors name the image."""
     try:
-        found = read_infotext(texts.get(PARAMETERS_KEY, ""))
-        found = found or read_invokeai(texts) or read_novelai(texts) or read_comfyui(texts)
+        found = read_foreign(texts)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     if found is None:

@@ -40,7 +40,13 @@ def check_format(image_format: str) -> None:
         raise UserError(f"image format must be one of {allowed}; got {image_format!r}")
 
 
-def encode_image(image: Image.Image, image_format: str, texts: Mapping[str, str] | None = None) -> bytes:
+def encode_image(
+    image: Image.Image,
+    image_format: str,
+    texts: Mapping[str, str] | None = None,
+    *,
+    quality: int | None = None,
+) -> bytes:
     """Encode an image, with nothing but its pixels and texts.
 
     Args:
@@ -48,6 +54,7 @@ def encode_image(image: Image.Image, image_format: str, texts: Mapping[str, str]
         image_format: One of `ImageFormat`.
         texts: In a PNG by keyword; in JPEG and WebP `PARAMETERS_KEY` is EXIF's UserComment in UTF-16, as
             A1111 writes it, and `RECORD_KEY` has `RECORD_TAG`.
+        quality: Of JPEG, and of WebP with loss, 0 to 100; None = as in `ENCODERS`.
 
     Raises:
         UserError: If the texts do not fit into a JPEG.
@@ -55,11 +62,12 @@ def encode_image(image: Image.Image, image_format: str, texts: Mapping[str, str]
     options: dict[str, Any] = {}
     if image_format == "png":
         options["pnginfo"] = _png_texts(texts or {})
-    elif texts:
-        options["exif"] = _exif(texts)
+    else:
+        options = {"exif": _exif(texts)} if texts else {}
+        options |= {"quality": quality, "lossless": False} if quality is not None else {}
     file = io.BytesIO()
     try:
-        image.save(file, format=image_format.upper(), **ENCODERS[image_format], **options)
+        image.save(file, format=image_format.upper(), **ENCODERS[image_format] | options)
     except ValueError as error:
         if "EXIF" not in str(error):
             raise

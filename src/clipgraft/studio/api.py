@@ -14,22 +14,22 @@ import clipgraft
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.studio.answers import NotFoundError, answers, client_name, handle_errors, report_response
 from clipgraft.studio.events import Events
-from clipgraft.studio.image_files import FILE_QUALITY, settings_from_png
+from clipgraft.studio.image_files import FILE_QUALITY, settings_from_file
 from clipgraft.studio.openai_api import openai_routes
 from clipgraft.studio.openai_images import generation_routes
 from clipgraft.studio.queue import BusyError, ImageRow, JobRow
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
-from clipgraft.studio.security import Access, Guard
+from clipgraft.studio.security import UPLOAD_TYPES, Access, Guard
 from clipgraft.studio.service import Service
 from clipgraft.studio.training_api import check_routes, training_routes
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
 """By name; nothing else is ever served."""
-PNG_BODY = {
+IMAGE_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOAD_TYPES},
     }
 }
 Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$", examples=["1f0c9a52e3b84d17"])]
@@ -148,10 +148,10 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
         rows = service.queue.history(search, before=before, limit=limit)
         return JSONResponse({"images": [service.describe_image(row) for row in rows]})
 
-    @router.post("/settings", responses=answers("settings"), openapi_extra=PNG_BODY)
+    @router.post("/settings", responses=answers("settings"), openapi_extra=IMAGE_BODY)
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
-        """The settings in a PNG by clipgraft; the image is not kept."""
-        return JSONResponse(settings_from_png(body, service.limits.max_upload_pixels))
+        """The settings in an image, also of another tool; nothing is kept."""
+        return JSONResponse(settings_from_file(body, service.limits.max_upload_pixels))
 
     @router.get("/{image_id}.{extension}", responses=answers("file", media_type="image/png"))
     def image_file(

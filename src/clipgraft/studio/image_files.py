@@ -19,10 +19,12 @@ from PIL import Image
 from clipgraft.data.containers import is_whole
 from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.generation.image_encoding import RECORD_KEY, write_image
+from clipgraft.generation.from_image import read_foreign
+from clipgraft.generation.image_encoding import RECORD_KEY, encode_image, read_texts, write_image
 from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
+from clipgraft.sampling_params import DEFAULT_SAMPLING
 
 FILE_QUALITY = 95
 """Of JPEG and WebP files; from there on they grow faster than they get better (guess)."""
@@ -58,10 +60,7 @@ class ImageFiles:
     def read(
         self, image_id: str, image_format: str, *, with_metadata: bool = True, quality: int = FILE_QUALITY
     ) -> bytes:
-        """Read an image as png, jpeg or webp; only PNG has settings.
-
-        Only the others have a quality.
-        """
+        """Read an image as png, jpeg or webp; PNG has no quality."""
         try:
             content = self.path(image_id).read_bytes()
         except FileNotFoundError:
@@ -69,19 +68,42 @@ class ImageFiles:
         if image_format == "png" and with_metadata:
             return content
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            texts = read_texts(image) if with_metadata else {}
             pixels = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-        return encode(pixels, image_format.upper(), quality=quality)
+        return encode_image(pixels, image_format, texts, quality=quality)
 
     def delete(self, *image_ids: str) -> None:
         for image_id in image_ids:
             self.path(image_id).unlink(missing_ok=True)
 
 
-def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """Read an image's settings and model from its PNG; else DataError."""
-    text = read_png_texts(content, max_pixels).get(RECORD_KEY)
+def settings_from_file(content: bytes, max_pixels: int) -> dict[str, Any]:
+    """Read the settings in an image, clipgraft's own or another tool's.
+
+    Returns:
+        Fields of a request, `model` where the studio wrote it, and as `notes` what another tool's image holds
+        beyond.
+
+    Raises:
+        DataError: If it holds none, or damaged ones; see `decode_upload` too.
+    """
+    with _opened(content, max_pixels) as image:
+        texts = read_texts(image)
+    if RECORD_KEY in texts:
+        return _own_settings(texts[RECORD_KEY])
+    found = read_foreign(texts)
+    if found is None:
+        raise DataError(
+            "this image does not hold its settings; those of clipgraft, A1111, ComfyUI, InvokeAI and NovelAI "
+            "do, unless they were saved anew"
+        )
+    settings = found.request(DEFAULT_SAMPLING).as_record()
+    return settings | {"model": "", "notes": [f"not read: {line}" for line in found.unread]}
+
+
+def _own_settings(text: str) -> dict[str, Any]:
     try:
-        record = json.loads(text or "")
+        record = json.loads(text)
         job, studio = record["job"], record.get("studio", {})
         # What the form takes; a damaged value is refused here as it would be when generating.
         settings = ImageRequest.from_record(job).as_record()
@@ -89,8 +111,8 @@ def settings_from_png(content: bytes, max_pixels: int) -> dict[str, Any]:
             raise ValueError  # of a finished image both are numbers
         model = str(studio.get("model", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError("this PNG does not hold its settings; those that clipgraft wrote do") from None
-    return settings | {"model": model}
+        raise DataError("this image does not hold its settings: the record in it is damaged") from None
+    return settings | {"model": model, "notes": []}
 
 
 def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
@@ -103,15 +125,6 @@ def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
         upright = decode(image)
     # A copy of the pixels: `upright.info` still holds what the file says of itself.
     return Image.frombytes("RGB", upright.size, upright.tobytes())
-
-
-def read_png_texts(content: bytes, max_pixels: int) -> dict[str, str]:
-    """Read the texts of a PNG; errors as `decode_upload`."""
-    with _opened(content, max_pixels) as image:
-        if image.format != "PNG":
-            raise DataError(f"is a {image.format}; settings are kept in PNG files")
-        decode(image)  # texts behind the pixels are read with them
-        return {str(key): str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
 
 
 def count_pixels(content: bytes, max_pixels: int) -> int:

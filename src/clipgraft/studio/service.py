@@ -299,7 +299,7 @@ class Service:
         """Return a running image's preview, or a finished image, as JPEG."""
         row = self.queue.image(image_id)
         if row and row.state == "ok":
-            return self.files.read(image_id, "jpeg")
+            return self.files.read(image_id, "jpeg", with_metadata=False)
         progress = self.worker.progress.get(row.number) if row else None
         return progress.preview if progress else b""
 

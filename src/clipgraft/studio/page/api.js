@@ -15,7 +15,7 @@ export async function post(path, body) {
 }
 
 export async function upload(path, file) {
-  return read(await send(path, { method: "POST", headers: { "Content-Type": "image/png" }, body: file }));
+  return read(await send(path, { method: "POST", headers: { "Content-Type": file.type || "image/png" }, body: file }));
 }
 
 export async function remove(path) {

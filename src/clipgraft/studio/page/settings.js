@@ -94,8 +94,8 @@ export function fill(settings, model) {
   $("negative-prompt").value = settings.negative_prompt || "";
   $("seed").value = String(settings.seed);
   $("num-images").value = 1;
-  setBoth("steps", settings.num_inference_steps);
-  setBoth("guidance", settings.guidance_scale);
+  if (settings.num_inference_steps) setBoth("steps", settings.num_inference_steps);
+  if (settings.guidance_scale) setBoth("guidance", settings.guidance_scale);
   isOwn.steps = isOwn.guidance = true;
   $("width").value = settings.width || "";
   $("height").value = settings.height || "";
@@ -114,7 +114,7 @@ async function loadFile(file) {
     const settings = await upload("/v1/images/settings", file);
     fill(settings, settings.model);
     if (!["#generate", "#compare", "#grid"].includes(location.hash)) location.hash = "#generate";
-    tell("");
+    tell(settings.notes.join("; "));
   });
 }
 
