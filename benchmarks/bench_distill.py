@@ -8,8 +8,8 @@ base was not trained on (`flatland.words.UNKNOWN_TO_TEACHER`, the true list), or
 many processor seconds on the same images. All text encoders draw the same prompts from the same seeds: in
 kept words, the same in plain words, and fixed ones.
 
-Parts: words, true, auto, rivals, images. Each is kept in OUT/seedN and made once. Hours on two cores; writes
-benchmarks/results/distill.json.
+Parts: words, true, auto, rivals, images. Each is kept in OUT/seedN and made once, images once for each text
+encoder. Hours on two cores; writes benchmarks/results/distill.json.
 """
 
 import argparse
@@ -142,17 +142,25 @@ class Seed:
         return rival_words.text_encoder(base, images, rate, seconds, self.seed)
 
     def images(self) -> dict[str, Any]:
-        """Scores of every prompt with every text encoder, and images like the base's own."""
-        artist = Artist(self.num_prompts)
-        own = artist.draw(None)
-        found = {}
-        for name, encoder in self.encoders().items():
-            drawn = own if encoder is None else artist.draw(encoder)
-            found[name] = {kind: artist.score(kind, drawn[kind]).tolist() for kind in KINDS}
+        """Scores of every prompt with every text encoder, and images like the base's own.
+
+        Those of an encoder are kept, so that only new ones are drawn.
+        """
+        folder, encoders = self.folder / "images", self.encoders()
+        folder.mkdir(exist_ok=True)
+        files = {name: folder / f"{name.replace(' ', '_')}.json" for name in encoders}
+        missing = [name for name, file in files.items() if not file.is_file()]
+        if missing:
+            artist = Artist(self.num_prompts)
+            own = artist.draw(None)
+        for name in missing:
+            drawn = artist.draw(encoders[name]) if encoders[name] is not None else own
+            scores: dict[str, Any] = {kind: artist.score(kind, drawn[kind]).tolist() for kind in KINDS}
             known = [ssim(drawn[kind], own[kind]).tolist() for kind in (PLAIN, FIXED)]
-            found[name]["ssim"] = [value for part in known for value in part]
-            print_line(f"{name}: " + ", ".join(f"{kind} {np.mean(found[name][kind]):.3f}" for kind in KINDS))
-        return found
+            scores["ssim"] = [value for part in known for value in part]
+            print_line(f"{name}: " + ", ".join(f"{kind} {np.mean(scores[kind]):.3f}" for kind in KINDS))
+            write_json(files[name], scores)
+        return {name: read_json(file) for name, file in files.items()}
 
     def encoders(self) -> dict[str, Any]:
         """All text encoders that have been trained, by name; None is the base's own."""
@@ -252,22 +260,24 @@ class Artist:
 def summarize(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Means over seeds and prompts, with intervals over prompts of means over seeds."""
     images = [parts["images"] for parts in seeds.values() if "images" in parts]
-    names = [name for name in images[0] if all(name in each for each in images)]
+    names = list(dict.fromkeys(name for each in images for name in each))
+    of = {name: [each for each in images if name in each] for name in names}
     rows = {
-        name: {kind: interval_of(np.mean([each[name][kind] for each in images], 0)) for kind in KINDS}
-        | {"ssim_median": float(np.median([each[name]["ssim"] for each in images]))}
+        name: {kind: interval_of(np.mean([each[name][kind] for each in of[name]], 0)) for kind in KINDS}
+        | {"ssim_median": float(np.median([each[name]["ssim"] for each in of[name]]))}
+        | {"num_seeds": len(of[name])}
         for name in names
     }
     pairs = [(DISTILLED, GRAFT, WORDS), (AUTO, DISTILLED, WORDS), (LORA, DISTILLED, WORDS)]
     pairs += [(name, BASE, kind) for name in names if name != BASE for kind in (PLAIN, FIXED)]
     differences = {
         f"{name} - {other}, {kind}": interval_of(
-            np.mean([np.array(each[name][kind]) - np.array(each[other][kind]) for each in images], 0)
+            np.mean([np.array(each[name][kind]) - np.array(each[other][kind]) for each in of[name]], 0)
         )
         for name, other, kind in pairs
         if name in names and other in names
     }
-    return {"num_seeds": len(images), "rows": rows, "differences": differences}
+    return {"rows": rows, "differences": differences}
 
 
 def interval_of(values: np.ndarray) -> dict[str, Any]:
@@ -276,14 +286,14 @@ def interval_of(values: np.ndarray) -> dict[str, Any]:
 
 def table_of(summary: Mapping[str, Any]) -> Table:
     """The summary as a table."""
-    table = Table("text encoder", *KINDS, "SSIM, median", title=f"{summary['num_seeds']} seeds")
+    table = Table("text encoder", "seeds", *KINDS, "SSIM, median")
     for name, row in summary["rows"].items():
         cells = []
         for kind in KINDS:
             bounds = row[kind]["interval"]
             reach = f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else ""
             cells.append(f"{row[kind]['mean']:.3f}{reach}")
-        table.add_row(name, *cells, f"{row['ssim_median']:.3f}")
+        table.add_row(name, str(row["num_seeds"]), *cells, f"{row['ssim_median']:.3f}")
     return table
 
 
@@ -302,7 +312,7 @@ def main() -> None:
         return
     for seed in options.seeds:
         for part in options.only:
-            if (options.out / f"seed{seed}" / f"{part}.json").is_file():
+            if part != "images" and (options.out / f"seed{seed}" / f"{part}.json").is_file():
                 continue
             # A process of its own, so that its peak memory is its own too.
             command = [sys.executable, __file__, "--child", "--out", str(options.out), "--seeds", str(seed)]
