@@ -31,6 +31,7 @@ _ROOMS = {
     "find_new_words": "distilling.new_words",
     "export": "exporting.export",
     "load": "generation.generator",
+    "save_image": "generation.metadata",
     "evaluate": "evaluation.evaluate",
     "retrieval_metrics": "evaluation.metrics.retrieval",
 }

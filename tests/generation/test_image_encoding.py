@@ -8,6 +8,7 @@ import pytest
 from image_world import generate, pixels, rows_of
 from PIL import Image
 
+import clipgraft
 from clipgraft.errors import DataError, UserError
 from clipgraft.generation.image_encoding import (
     PARAMETERS_KEY,
@@ -16,6 +17,7 @@ from clipgraft.generation.image_encoding import (
     read_image_texts,
     write_image,
 )
+from clipgraft.sampling_params import InferenceConfig
 from helpers import call, refused
 
 SUFFIXES = {"jpeg": "jpg", "webp": "webp"}
@@ -83,6 +85,26 @@ def test_nothing_is_generated_again_in_the_same_format(base, drawn, capsys):
 def test_without_metadata_there_are_pixels_alone(base, tmp_path, image_format):
     generate(base, tmp_path, "A dog", "--no-metadata", "--format", image_format)
     assert read_image_texts(tmp_path / f"a-dog_seed0.{SUFFIXES[image_format]}") == ({}, image_format)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.JPEG", "x.webp"])
+def test_python_saves_what_the_command_writes(base, drawn, tmp_path, name):
+    generator = clipgraft.load(base, inference=InferenceConfig(engine="torch"))
+    [image] = generator.generate("A dög", negative_prompt="rain", num_inference_steps=2)
+    clipgraft.save_image(image, tmp_path / name)
+    suffix = name.lower().partition(".")[2].replace("jpeg", "jpg")
+    assert (tmp_path / name).read_bytes() == drawn[suffix].read_bytes()
+    with pytest.raises(UserError, match=r"x\.tiff ends in none of \.png, \.jpg, \.jpeg and \.webp"):
+        clipgraft.save_image(image, tmp_path / "x.tiff")
+
+
+def test_grids_of_every_format_are_one_sheet(base, tmp_path):
+    command = ["grid", "A dog", "--base", base, "--steps", 1, "--axis", "seed=0-1"]
+    assert call(*command, "--out", tmp_path, "--format", "jpeg") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("a-dog_seed0.jpg", "a-dog_seed1.jpg", "grid.png", "grid.html", "images.json")
+    }
+    assert (tmp_path / "grid.html").read_text().count("data:image/jpeg;base64,") == 2
 
 
 def test_an_unknown_format_is_refused_by_name(base, tmp_path, capsys):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from clipgraft.errors import DataError, UserError, explain
 from clipgraft.files import parse_json, to_json
-from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY
+from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY, SUFFIXES, write_image
 from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.request_adapters import adapters_of
 from clipgraft.generation.request_files import files_of
@@ -138,6 +138,24 @@ def versions(engine: str) -> dict[str, str]:
 def texts_of(record: dict[str, Any]) -> dict[str, str]:
     """Return the texts that a file holds of a record from `describe_image`."""
     return {PARAMETERS_KEY: parameters_text(record), RECORD_KEY: to_json(record)}
+
+
+def save_image(image: GeneratedImage, path: str | Path) -> None:
+    """Write an image with its settings inside, as `clipgraft generate` does.
+
+    Args:
+        image: From `ImageGenerator.generate`.
+        path: Its suffix decides the format: .png, .jpg, .jpeg or .webp.
+
+    Raises:
+        UserError: If it has another suffix, or the settings do not fit into a JPEG.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower().replace("jpeg", "jpg")
+    image_format = next((name for name, each in SUFFIXES.items() if each == suffix), "")
+    if not image_format:
+        raise UserError(f"{path} ends in none of .png, .jpg, .jpeg and .webp; name it so")
+    write_image(image.image, path, image_format, texts_of(image.metadata) if image.metadata else None)
 
 
 def parameters_text(record: dict[str, Any]) -> str:
