@@ -15,7 +15,7 @@ from clipgraft.console import say
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.attach import engine_unet, set_approximations, unet_loader
 from clipgraft.generation.engines.engine import Engine
-from clipgraft.generation.lora_files import LoraFile, fuse_lora, read_lora
+from clipgraft.generation.lora_files import LoraFile, fuse_lora, lora_path, read_lora
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
 from clipgraft.generation.request_files import file_sum
 from clipgraft.models.base import FrozenBase
@@ -114,27 +114,19 @@ class Adapters:
             return self.own
         if self._unets is None:
             raise UserError("LoRAs do not work with offload; leave one of them out")
-        files = [read_lora(Path(lora.file)) for lora in loras]
-        key = tuple(
-            (file_sum(file.path), *lora.strengths.values()) for file, lora in zip(files, loras, strict=True)
-        )
+        key = tuple((file_sum(lora_path(Path(lora.file))), *lora.strengths.values()) for lora in loras)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
-            parts = {
-                name: [
-                    (file, strength)
-                    for file, lora in zip(files, loras, strict=True)
-                    if getattr(file, name) and (strength := lora.strengths[name])
-                ]
-                for name in ("unet", "text_encoder")
-            }
-            self._kept = key, PromptEmbedCache(self._adapted(self._unets, **parts))
+            self._kept = key, PromptEmbedCache(self._adapted(self._unets, loras))
         return self._kept[1]
 
-    def _adapted(
-        self, unets: AdaptedUNets, unet: Sequence[Weighted], text_encoder: Sequence[Weighted]
-    ) -> StableDiffusionPipeline:
+    def _adapted(self, unets: AdaptedUNets, loras: Sequence[Lora]) -> StableDiffusionPipeline:
         own = self.own.pipeline
+        files = [(read_lora(Path(lora.file)), lora.strengths) for lora in loras]
+        unet, text_encoder = (
+            [(file, strengths[name]) for file, strengths in files if getattr(file, name) and strengths[name]]
+            for name in ("unet", "text_encoder")
+        )
         pipeline = StableDiffusionPipeline(
             **own.components, requires_safety_checker=own.safety_checker is not None
         )
