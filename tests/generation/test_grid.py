@@ -55,7 +55,10 @@ def test_grid_cell_is_the_image_of_its_labels(base, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("size=1", "with a name of prompt, seed, guidance_scale, num_inference_steps, scheduler, graft; got"),
+        (
+            "size=1",
+            "with a name of prompt, seed, guidance_scale, num_inference_steps, scheduler, loras, graft; got",
+        ),
         ("seed", "--axis takes NAME=VALUE,VALUE"),
         ("seed=", "axis 'seed' has no value"),
         ("seed=a", "no whole number: a"),

@@ -6,16 +6,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from image_world import generate, pixels, rows_of
 from lora_world import kohya_tensors, write_diffusers, write_kohya
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import clipgraft
 import tiny
 from clipgraft.errors import UserError
+from clipgraft.generation.generate import GenerateOptions
 from clipgraft.generation.generator import load_generators
+from clipgraft.generation.grid import generate_grid, parse_axis
 from clipgraft.generation.lora_files import fuse_lora, read_lora
+from clipgraft.generation.prompt_files import read_requests
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
-from clipgraft.sampling_params import InferenceConfig, Lora
+from clipgraft.sampling_params import InferenceConfig, Lora, SamplingParams
 from helpers import call, image_request, refused
 
 TORCH = InferenceConfig(engine="torch")
@@ -213,3 +217,43 @@ def test_tag_without_a_folder_says_what_to_name(base, tmp_path, capsys):
     assert "'<lora:fur:1>' needs the folder of its file" in refused(
         capsys, "generate", "A <lora:fur:1>", *options
     )
+
+
+def test_grid_has_an_axis_of_loras(base, kohya, tmp_path):
+    axes = [parse_axis(text) for text in (f"lora=none,{kohya}:0.4,{kohya}:0.9:0.2", "seed=0,1")]
+    options = GenerateOptions(base=str(base), inference=TORCH)
+    generate_grid(axes, SamplingParams(num_inference_steps=2), tmp_path, options, prompt="A dog")
+    found = [each["loras"][0]["strength"] if each.get("loras") else None for each in rows_of(tmp_path)]
+    assert found == [None, None, 0.4, 0.4, 0.9, 0.9]
+    page = (tmp_path / "grid.html").read_text()
+    assert all(label in page for label in ("no LoRA", "fur 0.4", "fur 0.9"))
+
+
+def test_prompt_files_name_loras_beside_them(base, kohya, diffusers, tmp_path):
+    (tmp_path / "fur.safetensors").write_bytes(kohya.read_bytes())
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "A", "loras": ["fur.safetensors:0.4"]}\n'
+        '{"prompt": "B", "loras": [{"file": "fur.safetensors", "strength": 0.5}]}\n'
+        f'{{"prompt": "C", "loras": "{diffusers}:0.6"}}\n'
+        '{"prompt": "D <lora:fur:0.7>", "lora_dir": ".", "prompt_syntax": "weighted"}\n'
+    )
+    requests, _ = read_requests(tmp_path / "prompts.jsonl", SamplingParams())
+    own = str(tmp_path / "fur.safetensors")
+    expected = [(own, 0.4), (own, 0.5), (str(diffusers), 0.6), (own, 0.7)]
+    assert [(lora.file, lora.strength) for request in requests for lora in request.params.loras] == expected
+
+
+def test_controlnets_act_beside_loras(base, kohya, tmp_path):
+    tiny.build_controlnet(FrozenBase.load(str(base), components=["unet"]).unet).save_pretrained(
+        tmp_path / "edges"
+    )
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    control = f"{tmp_path}/edges={tmp_path}/white.png"
+    plain = next(load_generators({"": None}, base=FrozenBase.load(str(base))))[1]
+    for generator in (plain, clipgraft.load(base, inference=TORCH)):
+        images = [
+            generator.generate("A dog", num_inference_steps=2, loras=loras, controls=controls)[0].image
+            for loras in ((), (kohya,))
+            for controls in ((), (control,))
+        ]
+        assert len({image.tobytes() for image in images}) == 4

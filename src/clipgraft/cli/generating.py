@@ -194,8 +194,8 @@ def grid(
         typer.Option(
             "--axis",
             metavar="NAME=VALUES",
-            help="seed=0-7, guidance=1,3,7.5, steps=10,25, scheduler=dpm++,ddim, graft=NAME=FOLDER,teacher, "
-            "or prompt=A|B. The first goes across, the second down.",
+            help="seed=0-7, guidance=1,3,7.5, steps=10,25, scheduler=dpm++,ddim, lora=none,FILE:0.5, "
+            "graft=NAME=FOLDER,teacher, or prompt=A|B. The first goes across, the second down.",
         ),
     ] = [],  # noqa: B006
     graft: GraftOption = None,

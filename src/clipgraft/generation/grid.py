@@ -19,12 +19,12 @@ from clipgraft.generation.requests import ImageRequest, image_requests, with_cha
 from clipgraft.runs.run import GRAFT_NAMES
 from clipgraft.sampling_params import SamplingParams
 
-FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
+FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps", "lora": "loras"}
 """Parameters that an axis may call by a shorter name."""
-AXES = ("prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler", "graft")
-COST_ORDER = ("graft", "scheduler", "num_inference_steps", "guidance_scale", "prompt", "seed")
+AXES = ("prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler", "loras", "graft")
+COST_ORDER = ("graft", "loras", "scheduler", "num_inference_steps", "guidance_scale", "prompt", "seed")
 """From outside to inside: neighbours with the same parameters share batches."""
-LABELS = {"guidance_scale": "guidance", "num_inference_steps": "steps"}
+LABELS = {"guidance_scale": "guidance", "num_inference_steps": "steps", "loras": "LoRA"}
 GRID_NAME, PAGE_NAME = "grid.png", "grid.html"
 MAX_SEEDS = 10_000
 
@@ -63,9 +63,22 @@ def parse_axis(text: str) -> Axis:
         raise UserError(f"axis {name!r} has a value twice: {values}")
     if name == "graft":
         return graft_axis(parse_encoders(parsed))
+    if name == "loras":
+        return _lora_axis(parsed)
     prefix = "" if name in ("prompt", "scheduler") else f"{LABELS.get(name, name)} "
     labels = (f"{value:g}" if name == "guidance_scale" else str(value) for value in parsed)
     return Axis(name, parsed, tuple(f"{prefix}{label}" for label in labels))
+
+
+def _lora_axis(texts: Sequence[str]) -> Axis:
+    """Return an axis of LoRAs, one at a time; `none` is without."""
+    values = ["" if text == "none" else text for text in texts]
+    found = [SamplingParams.build({"loras": value}).loras for value in values]
+    labels = [
+        " ".join(f"{Path(lora.file).stem} {lora.strength:g}" for lora in loras) or "no LoRA"
+        for loras in found
+    ]
+    return Axis("loras", tuple(found), tuple(labels))
 
 
 def graft_axis(encoders: Mapping[str, Path | None]) -> Axis:

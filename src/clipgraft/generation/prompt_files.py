@@ -17,6 +17,7 @@ from clipgraft.console import say
 from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import parse_json, read_bytes
 from clipgraft.generation.metadata import SAMPLERS
+from clipgraft.generation.request_adapters import adapters_beside
 from clipgraft.generation.request_files import IMAGES
 from clipgraft.generation.request_guides import guides_beside
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests, with_changes
@@ -211,6 +212,7 @@ def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> l
     for name in (*IMAGES, "wildcards"):
         if values.get(name) and isinstance(values[name], str):
             values[name] = folder / values[name]
+    values |= adapters_beside(values, folder)
     try:
         values |= guides_beside(values, folder)
     except ValueError as error:

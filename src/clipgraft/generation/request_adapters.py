@@ -78,6 +78,27 @@ def _strengths(tag: re.Match[str]) -> dict[str, float]:
     return {"strength": numbers.get("unet", text), "text_strength": text}
 
 
+def adapters_beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a row's files of models, relative to its file's folder."""
+    found: dict[str, Any] = {}
+    for name in FLAGS:
+        given = values.get(name)
+        given = [given] if isinstance(given, str) else given
+        if isinstance(given, list):
+            found[name] = [_beside(each, folder) for each in given]
+    if isinstance(values.get("lora_dir"), str):
+        found["lora_dir"] = str(folder / values["lora_dir"])
+    return found
+
+
+def _beside(given: Any, folder: Path) -> Any:
+    if isinstance(given, str):
+        return str(folder / given)
+    if isinstance(given, dict) and isinstance(given.get("file"), str):
+        return given | {"file": str(folder / given["file"])}
+    return given
+
+
 def check_adapters(params: SamplingParams) -> None:
     """Refuse unusable LoRAs and embeddings before a base is loaded."""
     for lora in params.loras:
