@@ -40,6 +40,7 @@ LAYERS = (
     {"settings"},
     {"sampling_params"},
     {"section"},
+    {"scheduler_recipes"},
     {"files"},
     {"errors"},
 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from clipgraft.errors import UserError, explain
+from clipgraft.scheduler_recipes import SCHEDULERS, scheduler_name
 
 
 def _absolute(text: str) -> str:
@@ -73,7 +74,12 @@ Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
 ImageFormat = Literal["png", "jpeg", "webp"]
 """Of generated files: JPEG of quality 95, WebP without loss."""
 PromptSyntax = Literal["plain", "weighted"]
-Scheduler = Literal["dpm++", "pndm", "ddim", "euler", "unipc", "lcm"]
+Scheduler = Annotated[
+    str,
+    AfterValidator(scheduler_name),
+    Field(json_schema_extra={"enum": [*SCHEDULERS, *(recipe.a1111_name for recipe in SCHEDULERS.values())]}),
+]
+"""A name of `SCHEDULERS`, given by it or by A1111's."""
 _NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
 FROM_PATH = BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)
 Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath

@@ -156,7 +156,7 @@ def test_graft_that_is_none_is_refused(world, tmp_path, capsys):
         (["--num-images", 0], "'num_images_per_prompt': input should be greater than or equal to 1; got 0"),
         (["--batch-size", 0], "batch_size must be at least 1; got 0"),
         (["--strength", 0], "'strength': input should be greater than 0; got 0"),
-        (["--scheduler", "magic"], "'scheduler': input should be 'dpm++', 'pndm', 'ddim'"),
+        (["--scheduler", "magic"], "'scheduler': no such scheduler; schedulers are dpm++, dpm++-2m, "),
         (["--device", "tpu"], "device must be auto, cpu, cuda or mps; got 'tpu'"),
         (["--offload", "disk"], "offload must be one of none, model, sequential; got 'disk'"),
         (["--offload", "model", "--device", "cpu"], "offload 'model' moves weights to a CUDA GPU"),

@@ -1,15 +1,14 @@
 """Options of generate, grid and compare are the fields of the sampling parameters."""
 
-from typing import get_args
+from pathlib import Path
 
 import pytest
 import typer
 
 from clipgraft.cli.app import app
 from clipgraft.cli.generating import SAMPLING
-from clipgraft.generation.schedulers import SCHEDULERS
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
-from clipgraft.section import Scheduler
+from clipgraft.scheduler_recipes import SCHEDULERS
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +33,8 @@ def test_inference_options_have_the_defaults_of_their_fields(commands):
     assert {name: found[name] for name in InferenceConfig.model_fields} == InferenceConfig().model_dump()
 
 
-def test_schedulers_are_the_same_in_settings_code_and_help():
-    assert set(get_args(Scheduler)) == SCHEDULERS.keys()
-    assert all(name in SAMPLING["scheduler"][2] for name in SCHEDULERS)
+def test_schedulers_of_the_table_are_in_the_documentation():
+    documented = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    for name, recipe in SCHEDULERS.items():
+        assert f"`{name}`" in documented
+        assert recipe.sampler in documented

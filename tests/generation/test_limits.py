@@ -7,8 +7,8 @@ import pytest
 from clipgraft.config import build_recipe
 from clipgraft.errors import UserError
 from clipgraft.generation.generator import load
-from clipgraft.generation.schedulers import SCHEDULERS, max_steps
 from clipgraft.models.defaults import STABLE_DIFFUSION
+from clipgraft.scheduler_recipes import SCHEDULERS, max_steps
 from clipgraft.studio.schemas import ImagesRequest, JobRequest
 from clipgraft.whole_run import check
 from helpers import image_request, refused

@@ -25,7 +25,7 @@ BAD = {
     "seed": [-1, 2**64, 1.5, "1", True, [], {}, float("nan"), float("inf"), 10**400],
     "steps": [0, -1, 1001, 151, 2.5, "3", True, [], float("nan"), 10**30],
     "guidance_scale": [0, -1, 0.99, 101, "2", [], {}, float("nan"), float("inf"), True],
-    "scheduler": [None, "", "nope", 1, [], {}, "DPM++", "x" * 1000, True, "dpm++\0"],
+    "scheduler": [None, "", "nope", 1, [], {}, "DPM+++", "x" * 1000, True, "dpm++\0"],
     "width": [-8, 1, 9, 4104, 1032, 56, "64", 64.5, None, float("inf")],
     "height": [-8, 1, 9, 4104, 1032, 56, "64", 64.5, None, float("inf")],
     "num_images": [0, -1, 65, 17, 1.5, "1", None, [], True, 10**30],

@@ -23,7 +23,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "num_images_per_prompt": (int, "--num-images", "Images per prompt; seeds count up."),
     "num_inference_steps": (int, "--steps", "Denoising steps; default: the base's own."),
     "guidance_scale": (float, "--guidance-scale", "Weight of the prompt, 1 = none; default: the base's own."),
-    "scheduler": (str, "--scheduler", "dpm++, pndm, ddim, euler, unipc or lcm; changes the image."),
+    "scheduler": (str, "--scheduler", "dpm++, euler-a, ... (docs/generation.md), or as in A1111."),
     "height": (int, "--height", "Pixels; default: the base's own."),
     "width": (int, "--width", "Pixels; default: the base's own."),
     "prompt_syntax": (str, "--prompt-syntax", "plain, or weighted: (word:1.3), [word], BREAK."),

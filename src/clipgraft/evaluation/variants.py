@@ -222,7 +222,8 @@ def _request(prompt: str, seed: int, settings: EvaluateSettings) -> ImageRequest
 def _solver(config: Mapping[str, Any]) -> list[str]:
     named = {"algorithm_type": "{}", "solver_order": "order {}"}
     words = [text.format(config[name]) for name, text in named.items() if name in config]
-    return [*words, "Karras sigmas"] if config.get("use_karras_sigmas") else words
+    kinds = [kind for kind in ("Karras", "exponential") if config.get(f"use_{kind.lower()}_sigmas")]
+    return words + [f"{kind} sigmas" for kind in kinds]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Labelled grids of images along named axes or of several text encoders."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -18,6 +18,7 @@ from clipgraft.generation.image_folder import ImageRow
 from clipgraft.generation.requests import ImageRequest, image_requests, with_changes
 from clipgraft.runs.run import GRAFT_NAMES
 from clipgraft.sampling_params import SamplingParams
+from clipgraft.scheduler_recipes import scheduler_name
 
 FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps", "lora": "loras"}
 """Parameters that an axis may call by a shorter name."""
@@ -50,10 +51,11 @@ def parse_axis(text: str) -> Axis:
     if not equals or name not in AXES:
         raise UserError(f"--axis takes NAME=VALUE,VALUE with a name of {', '.join(AXES)}; got {text!r}")
     parts = [part.strip() for part in values.split("|" if name == "prompt" else ",")]
-    converters: dict[str, Callable[[Sequence[str]], Sequence[Any]]] = {
+    converters: dict[str, Callable[[Sequence[str]], Iterable[Any]]] = {
         "seed": _seeds,
         "num_inference_steps": partial(_numbers, int),
         "guidance_scale": partial(_numbers, float),
+        "scheduler": partial(map, scheduler_name),
     }
     convert = converters.get(name, tuple)
     parsed: tuple[Any, ...] = tuple(convert([part for part in parts if part or name == "prompt"]))

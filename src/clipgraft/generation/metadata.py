@@ -21,19 +21,11 @@ from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import Origin
 from clipgraft.models.weights import module_sha256
 from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
+from clipgraft.scheduler_recipes import SCHEDULERS
 
 FORMAT = 1
 LOCAL = "local"
 """Name of a base that is a local folder or file: its path is private."""
-SAMPLERS = {
-    "dpm++": ("DPM++ 2M", "Karras"),
-    "pndm": ("PLMS", ""),
-    "ddim": ("DDIM", ""),
-    "euler": ("Euler", ""),
-    "unipc": ("UniPC", ""),
-    "lcm": ("LCM", ""),
-}
-"""A1111's names of sampler and schedule type."""
 MAX_BATCH = 4096
 """Images generated at once, in a record; more than any machine here could (a guess)."""
 VERSIONED = ("clipgraft", "torch", "diffusers", "transformers", "pillow")
@@ -161,11 +153,11 @@ def save_image(image: GeneratedImage, path: str | Path) -> None:
 def parameters_text(record: dict[str, Any]) -> str:
     """Format a record as A1111's `parameters` text."""
     job, models = record["job"], record["models"]
-    sampler, schedule = SAMPLERS[job["scheduler"]]
+    scheduler = SCHEDULERS[job["scheduler"]]
     values = {
         "Steps": job["num_inference_steps"],
-        "Sampler": sampler,
-        "Schedule type": schedule,
+        "Sampler": scheduler.sampler,
+        "Schedule type": scheduler.schedule,
         "CFG scale": job["guidance_scale"],
         "Seed": job["seed"],
         "Size": f"{job['width']}x{job['height']}",

@@ -32,6 +32,7 @@ from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults
 from clipgraft.models.graft import GraftedTextEncoder
+from clipgraft.scheduler_recipes import SCHEDULERS
 
 EmbedPair = tuple[Tensor, Tensor]
 """A request's prompt_embeds and negative_prompt_embeds, (1, L, W) each."""
@@ -169,8 +170,14 @@ def _sample_batch(
     assert params.num_inference_steps is not None
     assert params.guidance_scale is not None
 
-    def on_step_end(_pipeline: object, step: int, _time: object, tensors: dict[str, Tensor]) -> dict:
-        report(requests, min(step + 1, first.num_steps), tensors["latents"])  # PNDM runs one step twice
+    order = pipeline.scheduler.order
+
+    def on_step_end(_pipeline: object, index: int, _time: object, tensors: dict[str, Tensor]) -> dict:
+        step, rest = divmod(index + 1, order)  # some run the U-Net twice per step, but once in the last
+        if not rest or step == first.num_steps - 1:
+            report(
+                requests, min(step + rest, first.num_steps), tensors["latents"]
+            )  # PNDM runs one step twice
         return tensors
 
     if isinstance(pipeline.unet, EngineUNet):
@@ -183,6 +190,7 @@ def _sample_batch(
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
             num_inference_steps=params.num_inference_steps,
             guidance_scale=float(params.guidance_scale),
+            eta=SCHEDULERS[params.scheduler].eta,
             output_type="latent",
             callback_on_step_end=on_step_end,
         ).images  # (B, 4, H / 8, W / 8)

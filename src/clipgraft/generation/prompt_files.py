@@ -16,7 +16,6 @@ from typing import Any
 from clipgraft.console import say
 from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import parse_json, read_bytes
-from clipgraft.generation.metadata import SAMPLERS
 from clipgraft.generation.request_adapters import adapters_beside
 from clipgraft.generation.request_files import IMAGES
 from clipgraft.generation.request_guides import guides_beside
@@ -159,7 +158,7 @@ def _options(line: str) -> dict[str, Any]:
         key = _known(option["name"], KOHYA_NAMES)
         text = line[option.end() : following.start() if following else None].strip()
         values[key] = text if key == "negative_prompt" else _value(text)
-    return _with_scheduler(values)
+    return values
 
 
 def _a1111_options(line: str) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def _a1111_options(line: str) -> dict[str, Any]:
             raise UserError(f"{word} has no value")
         key = "prompt" if key == "prompt" else _known(key, A1111_NAMES)
         values[key] = value if key in ("prompt", "negative_prompt") else _value(value)
-    return _with_scheduler(values)
+    return values
 
 
 def _known(name: str, names: Mapping[str, str]) -> str:
@@ -185,14 +184,6 @@ def _known(name: str, names: Mapping[str, str]) -> str:
         allowed = ", ".join(f"--{each}" for each in names)
         raise UserError(f"option --{name} is not known; known are {allowed}")
     return names[name]
-
-
-def _with_scheduler(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace A1111's name of a sampler by this package's."""
-    names = {f"{sampler} {schedule}".strip(): own for own, (sampler, schedule) in SAMPLERS.items()}
-    names |= {sampler: own for own, (sampler, _) in SAMPLERS.items()}
-    scheduler = values.get("scheduler")
-    return values | ({"scheduler": names[scheduler]} if scheduler in names else {})
 
 
 def _value(text: str) -> str | int | float:

@@ -15,9 +15,9 @@ from clipgraft.generation.prompt_syntax import parse_prompt
 from clipgraft.generation.request_adapters import adapter_record, check_adapters, read_tags
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
 from clipgraft.generation.request_guides import GUIDES, check_guides, guide_record
-from clipgraft.generation.schedulers import max_steps
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
+from clipgraft.scheduler_recipes import max_steps
 
 MAX_SLUG_LENGTH = 50
 """Characters of a prompt in a file name: file systems end at 255 bytes, a character has up to four."""

@@ -10,7 +10,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 
 from clipgraft.errors import DataError
-from clipgraft.generation.schedulers import SCHEDULERS
+from clipgraft.scheduler_recipes import SCHEDULERS
 from clipgraft.studio.answers import answers
 from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.image_files import count_pixels, read_base64
@@ -32,6 +32,7 @@ def openai_routes(service: Service) -> APIRouter:
             "default": service.catalog.default_model(),
             "limits": service.limits.model_dump(exclude={"memory_bytes"}),
             "schedulers": list(SCHEDULERS),
+            "samplers": {name: recipe.a1111_name for name, recipe in SCHEDULERS.items()},
             "axes": list(get_args(AxisName)),
         }
 

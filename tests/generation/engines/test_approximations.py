@@ -192,15 +192,31 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     base, rows = tiny_base(), []
     base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
-    speed = InferenceConfig(guidance_interval=(0.0, 0.5))
+    stock, speed = tiny_base(), InferenceConfig(guidance_interval=(0.0, 0.5))
     pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), speed)
     generated(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
     assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
+    rows.clear()
+    settings = {"init_image": tmp_path / "red.png", "strength": 0.5, "scheduler": "dpm2-karras"}
+    job = image_request("A dog", num_inference_steps=4, guidance_scale=5.0, **settings)
+    list(sample(pipeline, [job], base_scheduler=stock.scheduler))
+    assert rows == [2, 2, 1]  # both runs of the first step
+
+
+def test_a_step_with_two_runs_is_cached_as_one():
+    base, rows = tiny_base(), []
+    base.unet.mid_block.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    stock = tiny_base()
+    pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=2))
+    job = image_request("A dog", num_inference_steps=4, guidance_scale=5.0, scheduler="heun")
+    list(sample(pipeline, [job], base_scheduler=stock.scheduler))
+    assert rows == [2] * 4  # of 7 runs those of the first and the third step
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scheduler", "steps", "guided", "others"), [("dpm++", 200, 100, 100), ("pndm", 4, 2, 3)]
+    ("scheduler", "steps", "guided", "others"),
+    [("dpm++", 200, 100, 100), ("pndm", 4, 2, 3), ("heun", 4, 4, 3)],
 )
 def test_steps_are_counted_where_timesteps_repeat(scheduler, steps, guided, others):
     base, rows = tiny_base(), []

@@ -1,6 +1,7 @@
 """A base's U-Net and VAE decoder on an engine, shared by pipelines."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -127,7 +128,9 @@ def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceCo
     pipeline.unet = own
 
     def step() -> tuple[int, int]:
-        return own.step, len(pipeline.scheduler.timesteps) - own.first_step
+        order = pipeline.scheduler.order  # runs of the U-Net per step; the last step has one
+        num_runs = len(pipeline.scheduler.timesteps) - own.first_step * order
+        return own.num_runs // order, math.ceil(num_runs / order)
 
     if inference.feature_cache > 1:
         assert own.run_last_layer is not None

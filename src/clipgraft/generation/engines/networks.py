@@ -157,8 +157,8 @@ class EngineUNet(nn.Module):
         self.is_guided = is_guided and self.config.time_cond_proj_dim is None
         """Whether the first half of a batch has the negative prompt."""
         self.first_step = first_step
-        self.step = 0
-        """Steps that were run; PNDM and Karras sigmas may visit a timestep twice."""
+        self.num_runs = 0
+        """Of the U-Net; PNDM and Karras sigmas may visit a timestep twice."""
 
     def forward(
         self,
@@ -179,7 +179,7 @@ class EngineUNet(nn.Module):
             noise_pred = self.in_torch.predict(sample, t_proj, encoder_hidden_states, conditions)
         else:
             noise_pred = self.predict(sample, t_proj, encoder_hidden_states)
-        self.step += 1
+        self.num_runs += 1
         return (noise_pred,)
 
 

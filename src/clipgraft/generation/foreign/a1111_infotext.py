@@ -30,7 +30,7 @@ def read_infotext(text: str) -> ForeignSettings | None:
             settings.values[name] = number(pairs[key])
     if size := re.fullmatch(r"(\d{1,6})x(\d{1,6})", pairs.get("Size", "")):
         settings.values |= {"width": int(size[1]), "height": int(size[2])}
-    settings.add_sampler(pairs.get("Sampler", ""), pairs.get("Schedule type", "").replace("Automatic", ""))
+    settings.add_sampler(pairs.get("Sampler", ""), pairs.get("Schedule type", ""))
     if skip := number(pairs.get("Clip skip")):
         settings.values["clip_skip"] = int(skip) - 1
     has_hires = any(key.startswith("Hires ") for key in pairs)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.errors import DataError, UserError
-from clipgraft.generation.metadata import SAMPLERS
 from clipgraft.generation.request_adapters import find_lora
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.sampling_params import Lora, SamplingParams
+from clipgraft.scheduler_recipes import scheduler_name
 
 MAX_PROMPT_CHARACTERS = 32_000
 """Of a prompt in a file; some 100 chunks of 75 tokens (a guess)."""
@@ -126,10 +126,10 @@ class ForeignSettings:
 
 def scheduler_of(a1111_name: str) -> str | None:
     """Return the scheduler with A1111's name, if there is one."""
-    for name, (sampler, schedule) in SAMPLERS.items():
-        if a1111_name in (f"{sampler} {schedule}".strip(), sampler):
-            return name
-    return None
+    try:
+        return scheduler_name(a1111_name)
+    except UserError:
+        return None
 
 
 def number(value: Any) -> int | float | None:

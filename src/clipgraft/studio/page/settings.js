@@ -13,6 +13,7 @@ const EXAMPLES = {
 };
 let models = [];
 let schedulers = [];
+let samplers = {};  // A1111's names of schedulers
 let mode = "generate";
 const isOwn = { steps: false, guidance: false };  // typed or loaded, not the model's default
 
@@ -21,7 +22,7 @@ export async function setUp() {
   const choices = [["", "none"], ...axes.map((name) => [name, LABELS[name]])];
   options($("row-axis"), choices, "seed");
   options($("column-axis"), choices, "guidance_scale");
-  options($("scheduler"), schedulers.map((name) => [name, name]));
+  options($("scheduler"), schedulers.map((name) => [name, samplers[name]]));
   const most = { "num-images": limits.max_images_per_job, steps: limits.max_steps, width: limits.max_side, height: limits.max_side };
   for (const [id, value] of Object.entries(most)) $(id).max = value;
   for (const id of ["prompt", "negative-prompt"]) $(id).maxLength = limits.max_prompt_characters;
@@ -46,6 +47,7 @@ export async function setUp() {
 async function loadModels() {
   const answer = await get("/v1/models");
   schedulers = answer.schedulers;
+  samplers = answer.samplers;
   models = answer.data.filter((row) => row.does.includes("images"));
   const chosen = models.some((row) => row.id === $("model").value) ? $("model").value : answer.default;
   options($("model"), models.map((row) => [row.id, row.id]), chosen);
