@@ -34,7 +34,7 @@ def test_steps_are_counted_once_each(base, start, name, has_image):
     list(sample(pipeline, [request] * 2, **options))
     num_steps = 3 if has_image else 6
     assert sorted(set(reported)) == [(2 * step, 2 * num_steps) for step in range(1, num_steps + 1)]
-    assert len(reported) == num_steps + (name == "pndm" and not has_image)  # which runs one step twice
+    assert len(reported) == num_steps + (name == "pndm")  # which runs one step twice
 
 
 @pytest.mark.parametrize("name", ["dpm++", *SAMPLERS])
