@@ -203,6 +203,9 @@ class SamplingParams(EncodeParams, TextToImageParams):
     """Folder of wildcard files: `__name__` is a line of name.txt; also draws alternatives."""
 
 
+SafetyChecker = Literal["auto", "on", "off"]
+
+
 class InferenceConfig(Section):
     """Inference engine of a base's networks, and approximations that save time."""
 
@@ -214,6 +217,8 @@ class InferenceConfig(Section):
     """Interval of steps with guidance, as shares; other than (0, 1) changes the image."""
     feature_cache: Count = 1
     """Steps between full runs of the U-Net; above 1 changes the image."""
+    safety_checker: SafetyChecker = "auto"
+    """auto: the base's own, if it brings one; on: refuse a base without; off: check no image."""
 
 
 DEFAULT_SAMPLING, DEFAULT_INFERENCE = SamplingParams(), InferenceConfig()

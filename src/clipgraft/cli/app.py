@@ -20,7 +20,7 @@ from clipgraft import __version__
 from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.exporting import add_commands as add_exporting
 from clipgraft.cli.generating import add_commands as add_drawing
-from clipgraft.cli.options import OnDamagedOption, OutOption, SetOption
+from clipgraft.cli.options import OnDamagedOption, OutOption, SafetyCheckerOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
 from clipgraft.console import forgiving_output, print_line, print_table, say
 from clipgraft.errors import UserError, is_user_error, one_line, printable
@@ -166,11 +166,14 @@ def studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
     token: Annotated[bool, typer.Option("--token", help="Require a token, which is printed once.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    safety_checker: SafetyCheckerOption = "auto",
     public_url: Annotated[
         str, typer.Option(help="Its address behind a TLS proxy, e.g. https://studio.example.org.")
     ] = "",
 ) -> None:
     """Generate images and inspect runs in the browser or over HTTP."""
+    from clipgraft.sampling_params import InferenceConfig
+
     try:
         from clipgraft.studio.server import serve
     except ModuleNotFoundError as error:
@@ -185,6 +188,7 @@ def studio(
         device=device,
         public_url=public_url,
         data_dir=data,
+        safety_checker=InferenceConfig.build({"safety_checker": safety_checker}).safety_checker,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipgraft.cli.options import SafetyCheckerOption
 from clipgraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,16 +109,8 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 BESIDE_FROM_IMAGE = {
     *("out", "prompts", "from_image", "graft", "base", "engine", "loras", "lora_dir", "device", "offload"),
-    *(
-        "init_image",
-        "mask_image",
-        "controls",
-        "ip_adapters",
-        "embeddings",
-        "no_metadata",
-        "dry_run",
-        "as_json",
-    ),
+    *("init_image", "mask_image", "controls", "ip_adapters", "embeddings", "safety_checker"),
+    *("no_metadata", "dry_run", "as_json"),
 }
 """Parameters of `generate` with an effect beside --from-image."""
 
@@ -155,6 +148,7 @@ def generate(
     feature_cache: Annotated[
         int, typer.Option("--feature-cache", help="Run the whole U-Net only every N steps.")
     ] = 1,
+    safety_checker: SafetyCheckerOption = "auto",
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
     ] = 0,
@@ -170,7 +164,8 @@ def generate(
     if reference:
         params = SamplingParams.of(params, scheduler="pndm", num_inference_steps=50)
     given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
-    inference = InferenceConfig.build(given | {"feature_cache": feature_cache})
+    given |= {"feature_cache": feature_cache, "safety_checker": safety_checker}
+    inference = InferenceConfig.build(given)
     options = replace(
         options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
     )

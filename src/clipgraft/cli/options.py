@@ -24,3 +24,6 @@ ClipOption = Annotated[str, typer.Option("--clip", help="CLIP: folder, hub id or
 BaseOption = Annotated[
     str, typer.Option("--base", help="Base: folder, hub id, .safetensors file or flatland.")
 ]
+SafetyCheckerOption = Annotated[
+    str, typer.Option("--safety-checker", help="auto (where the base brings one), on or off.")
+]

@@ -23,7 +23,13 @@ from clipgraft.generation.requests import ImageRequest, image_requests, unused_e
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
-from clipgraft.sampling_params import DEFAULT_INFERENCE, DEFAULT_SAMPLING, InferenceConfig, SamplingParams
+from clipgraft.sampling_params import (
+    DEFAULT_INFERENCE,
+    DEFAULT_SAMPLING,
+    InferenceConfig,
+    SafetyChecker,
+    SamplingParams,
+)
 
 OFFLOADS = ("none", "model", "sequential")
 
@@ -80,7 +86,7 @@ def load_generators(
     place = choose_device(device)
     _check_offload(offload, place)
     inference = InferenceConfig.of(inference)  # of settings that inherit from it, its own fields
-    if offload != "none" and inference != DEFAULT_INFERENCE:
+    if offload != "none" and inference.updated({"safety_checker": "auto"}) != DEFAULT_INFERENCE:
         raise UserError("engines and approximations do not work with offload; leave one of them out")
     engine = None
     if offload == "none" and not isinstance(base, FrozenBase):
@@ -99,6 +105,7 @@ def load_generators(
         revision=revision,
         unet_dtype=engine.dtype if engine else None,
         with_teacher=None in encoders.values(),
+        safety_checker=inference.safety_checker,
     )
     sums = frozen.weight_sums()
     unets = AdaptedUNets(unet_copies(frozen, engine), engine, inference) if offload == "none" else None
@@ -126,6 +133,7 @@ def load_base(
     revision: str = "",
     unet_dtype: torch.dtype | None = None,
     with_teacher: bool,
+    safety_checker: SafetyChecker = "auto",
 ) -> FrozenBase:
     """Load the base that grafts were made for.
 
@@ -136,14 +144,16 @@ def load_base(
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         unet_dtype: Of the U-Net's weights, if another.
         with_teacher: Whether its own text encoder is needed too.
+        safety_checker: As in `InferenceConfig`.
 
     Raises:
+        UserError: If a safety checker is asked for, and the base brings none.
         CheckpointError: If it is not the base that each of the grafts was made for.
     """
     if isinstance(base, FrozenBase):
         for graft in grafts:
             base.check_record(graft.base)
-        return base
+        return _with_checker(base, safety_checker)
     name = base
     if grafts and not base:
         name, revision = grafts[0].base.name, grafts[0].base.revision
@@ -157,7 +167,8 @@ def load_base(
             tokenizer=grafts[0].tokenizer if grafts else None,
         )
 
-    parts = [part for part in (*COMPONENTS, "safety_checker") if with_teacher or part != "text_encoder"]
+    kinds = [*COMPONENTS, *(["safety_checker"] if safety_checker != "off" else [])]
+    parts = [part for part in kinds if with_teacher or part != "text_encoder"]
     if unet_dtype in (None, dtype):
         frozen = load_parts(parts, dtype)
     else:
@@ -165,7 +176,14 @@ def load_base(
         frozen.unet = load_parts(["unet"], unet_dtype).unet
     for graft in grafts:
         frozen.check_record(graft.base)
-    return frozen
+    return _with_checker(frozen, safety_checker)
+
+
+def _with_checker(frozen: FrozenBase, safety_checker: SafetyChecker) -> FrozenBase:
+    """Return the base without its safety checker if that is off."""
+    if safety_checker == "on" and frozen.safety_checker is None:
+        raise UserError("safety_checker is 'on', but this base brings none; name another base, or 'auto'")
+    return replace(frozen, safety_checker=None) if safety_checker == "off" else frozen
 
 
 @dataclass(frozen=True)

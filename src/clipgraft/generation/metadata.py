@@ -43,6 +43,7 @@ class _Models(BaseModel):
     text_encoder: Literal["graft", "teacher"]
     text_encoder_sha256: str
     dtype: str
+    safety_checker: bool = False
     engine: str = ""
     compile: bool = False
     guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 1.0]

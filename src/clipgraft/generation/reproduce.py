@@ -91,6 +91,8 @@ def _base(models: Mapping[str, Any], graft: Path | None, options: GenerateOption
 def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
     """Engine and approximations of the record."""
     given = options.inference
+    if given.safety_checker == "auto" and not models.get("safety_checker"):
+        given = given.updated({"safety_checker": "off"})
     if "engine" not in models:
         return given
     inference = InferenceConfig.of(
@@ -144,5 +146,9 @@ def _say_differences(record: Mapping[str, Any], device: str, models: Mapping[str
     others = [
         f"{name} {there.get(name)} then, {here[name]} now" for name in here if here[name] != there.get(name)
     ]
+    is_checked, was_checked = models["safety_checker"], record["models"].get("safety_checker", False)
+    if is_checked != was_checked:
+        words = {True: "a safety checker", False: "no safety checker"}
+        say(f"{words[was_checked]} looked at that image, {words[is_checked]} looks at this one")
     if others:
         say(f"the image may differ in its last bits: {'; '.join(others)}")

@@ -39,6 +39,7 @@ from clipgraft.reporting.plots import epoch_means, thin_out
 from clipgraft.reporting.run_data import is_number, read_run
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.runs.run import REPORT_NAME, Run
+from clipgraft.sampling_params import InferenceConfig
 
 DEFAULT_BASE = "flatland"
 SECONDS_BETWEEN_SCANS = 1.0
@@ -75,9 +76,9 @@ class ModelGroup:
     changed: float = 0.0
     """Time of the last write to the run's folder."""
 
-    def load(self, device: str) -> dict[str, ImageGenerator]:
+    def load(self, device: str, inference: InferenceConfig) -> dict[str, ImageGenerator]:
         """Load all of them; a `UserError` if one is damaged or gone."""
-        return dict(load_generators(self.encoders, base=self.base, device=device))
+        return dict(load_generators(self.encoders, base=self.base, device=device, inference=inference))
 
     def load_tokenizer(self) -> CLIPTokenizer:
         """Load the tokenizer that text encoders of one base share."""

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.runs.folder import hold_folder
+from clipgraft.sampling_params import SafetyChecker
 from clipgraft.studio.api import build_app
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.security import TOKEN_VARIABLE, Access, make_access
@@ -38,6 +39,7 @@ def serve(
     device: str,
     public_url: str = "",
     data_dir: Path | None = None,
+    safety_checker: SafetyChecker = "auto",
     limits: Limits | None = None,
 ) -> None:
     """Run the studio until a signal ends it.
@@ -49,6 +51,7 @@ def serve(
         port: 0 = a free one.
         public_url: Address of a proxy with TLS, as https://studio.example.org; empty = no proxy.
         data_dir: Folder of data sets that the page may train on; None = nothing is trained.
+        safety_checker: As in `InferenceConfig`, of all models.
 
     Raises:
         UserError: If others can reach the address without a token, another studio has the home, or the
@@ -57,7 +60,9 @@ def serve(
     quiet_libraries()
     access = make_access(host, with_token, public_url)
     with hold_folder(home), _bound(host, port) as listener:
-        service = Service(runs_dir, home, device=device, limits=limits, data_dir=data_dir)
+        service = Service(
+            runs_dir, home, device=device, safety_checker=safety_checker, limits=limits, data_dir=data_dir
+        )
         redact_secrets(access.token)
         server = Server(
             service, access, lambda: _announce(host, listener.getsockname()[1], access, with_token)

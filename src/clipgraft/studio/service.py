@@ -19,7 +19,7 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.prompt_embeds import split_prompt, text_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
-from clipgraft.sampling_params import PromptParams
+from clipgraft.sampling_params import InferenceConfig, PromptParams, SafetyChecker
 from clipgraft.section import SIZE_MULTIPLE
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.data_folders import DataFolders
@@ -55,6 +55,7 @@ class Service:
     Args:
         runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images.
+        safety_checker: As in `InferenceConfig`, of all models.
         data_dir: Folder of data sets to train on; None = nothing is trained.
     """
 
@@ -64,11 +65,13 @@ class Service:
         home: Path,
         *,
         device: str = "auto",
+        safety_checker: SafetyChecker = "auto",
         limits: Limits | None = None,
         cache: ModelCache | None = None,
         data_dir: Path | None = None,
     ):
         self.data = DataFolders(data_dir)
+        self.inference = InferenceConfig(safety_checker=safety_checker)
         self.catalog, self.limits = Catalog(runs_dir), limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
@@ -138,7 +141,7 @@ class Service:
         group, variant = self.catalog.model(model)
         return self.cache.get(
             f"images {group.name}",
-            lambda: group.load(self.cache.device),
+            lambda: group.load(self.cache.device, self.inference),
             lambda loaded: (part for each in loaded.values() for part in _modules(each)),
             group.version,
         )[variant]

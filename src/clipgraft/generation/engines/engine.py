@@ -103,7 +103,7 @@ def approximations(inference: InferenceConfig) -> list[str]:
 
 def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, Any]:
     """Record the engine and approximations that decide an image's bits."""
-    record = inference.model_dump()
+    record = inference.model_dump(exclude={"safety_checker"})
     record |= {"engine": engine.name, "dtype": str(engine.dtype).removeprefix("torch.")}
     record["guidance_interval"] = list(inference.guidance_interval)
     return record
