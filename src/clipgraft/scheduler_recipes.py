@@ -233,7 +233,7 @@ _KEYS = _keys()
 
 
 def scheduler_name(text: str) -> str:
-    """Return the name of a scheduler that is given by any of its names.
+    """Return the name in `SCHEDULERS` of any name.
 
     Args:
         text: Such as "dpm++", "DPM++ 2M Karras" or "dpm++ 2m automatic"; case and hyphens do not count.

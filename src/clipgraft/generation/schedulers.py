@@ -64,7 +64,7 @@ def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin
 
 
 def _obstacle(recipe: SchedulerRecipe, schedule: dict[str, Any]) -> str:
-    """Return what of a noise schedule a scheduler cannot follow; empty if it can."""
+    """Return what a scheduler cannot follow; empty if nothing."""
     known = inspect.signature(scheduler_class(recipe)).parameters
     if schedule["rescale_betas_zero_snr"] and "rescale_betas_zero_snr" not in known:
         return "betas (rescale_betas_zero_snr)"

@@ -32,7 +32,7 @@ class DPMSolver2SAncestralScheduler(KDPM2AncestralDiscreteScheduler):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Go to the midpoint, or from the step's beginning to its end, with fresh noise."""
+        """Go to the midpoint, or to the end of the step."""
         if self.step_index is None:
             self._init_step_index(timestep)
         place = {"device": model_output.device, "dtype": model_output.dtype}
