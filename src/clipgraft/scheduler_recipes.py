@@ -219,7 +219,7 @@ def _key(text: str) -> str:
 
 
 def _keys() -> dict[str, str]:
-    """Every name, also A1111's sampler with a schedule type, as a name of `SCHEDULERS`."""
+    """Map every name, without case and spaces, to its scheduler."""
     keys = {}
     for name, recipe in SCHEDULERS.items():
         keys[_key(name)] = keys[_key(recipe.a1111_name)] = name
@@ -233,7 +233,7 @@ _KEYS = _keys()
 
 
 def scheduler_name(text: str) -> str:
-    """Return the name in `SCHEDULERS` of any name.
+    """Return the scheduler that a text names.
 
     Args:
         text: Such as "dpm++", "DPM++ 2M Karras" or "dpm++ 2m automatic"; case and hyphens do not count.
