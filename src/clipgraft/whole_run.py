@@ -17,9 +17,9 @@ from clipgraft.distilling.new_words import WORDS_NAME, words_stage
 from clipgraft.download import needed_models
 from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import FinetuneResult, finetune, load_inputs
+from clipgraft.generation.adapters import check_for_grafts
 from clipgraft.generation.generate import GenerateOptions, generate
 from clipgraft.generation.kinds import check_channels
-from clipgraft.generation.lora_files import read_lora
 from clipgraft.generation.prompt_files import read_prompts
 from clipgraft.generation.requests import ImageRequest, image_requests
 from clipgraft.models.base import FrozenBase
@@ -150,8 +150,6 @@ def check(recipe: Recipe) -> None:
         choose_mixed_precision(settings.mixed_precision, device)
     requests = image_requests(recipe.generate.prompts, recipe.generate)
     requests += [ImageRequest("")] * bool(recipe.evaluate.num_prompts)
-    for lora in recipe.generate.loras:
-        read_lora(Path(lora.file))
     if recipe.evaluate.num_prompts and recipe.evaluate.prompts:
         read_prompts(Path(recipe.evaluate.prompts))
     if recipe.refine.num_epochs:
@@ -169,8 +167,11 @@ def check(recipe: Recipe) -> None:
     towers = load_towers(recipe)
     check_last_layers(recipe.distill.text_layers, len(towers.teacher.encoder.layers))
     revision = recipe.base.revision or None
-    base = FrozenBase.load(recipe.base.name, revision=revision, components=("scheduler",))
+    parts = ("scheduler", "unet") if recipe.generate.loras else ("scheduler",)
+    base = FrozenBase.load(recipe.base.name, revision=revision, components=parts)
     check_channels(base.in_channels, requests)
+    if base.unet is not None:
+        check_for_grafts(base.unet, recipe.generate.loras)
     if recipe.refine.num_epochs:
         check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
         check_prediction(base)

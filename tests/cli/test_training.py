@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clipgraft.config import load_recipe
 from clipgraft.runs.folder import unknown_names
@@ -141,6 +143,21 @@ def test_resume_with_other_settings_is_refused(finished, world, capsys):
 def test_run_refuses_before_it_trains(world, tmp_path, capsys, settings, message):
     options = [word for text in settings for word in ("--set", text.format(**world))]
     assert message in refused(capsys, "run", world["recipe"], "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out" / "finetune").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("lora_unet_conv_in", "is a LoRA for another base: its unet layer conv_in is 8x9, this base's 8x36"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", "changes the text encoder alone, and a graft has no"),
+    ],
+)
+def test_run_refuses_a_lora_that_its_grafts_cannot_use(world, tmp_path, capsys, layer, message):
+    weights = {f"{layer}.lora_down.weight": torch.zeros(1, 9), f"{layer}.lora_up.weight": torch.zeros(8, 1)}
+    save_file(weights, tmp_path / "fur.safetensors")
+    options = ("--set", f"generate.loras={tmp_path}/fur.safetensors", "--out", tmp_path / "out")
+    assert message in refused(capsys, "run", world["recipe"], *options)
     assert not (tmp_path / "out" / "finetune").exists()
 
 

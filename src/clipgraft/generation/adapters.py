@@ -15,7 +15,7 @@ from clipgraft.console import say
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.attach import engine_unet, set_approximations, unet_loader
 from clipgraft.generation.engines.engine import Engine
-from clipgraft.generation.lora_files import LoraFile, fuse_lora, lora_path, read_lora
+from clipgraft.generation.lora_files import LoraFile, check_lora, fuse_lora, lora_path, read_lora
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
 from clipgraft.generation.request_files import file_sum
 from clipgraft.models.base import FrozenBase
@@ -147,14 +147,32 @@ def _fused_encoder(text_encoder: CLIPTextModel, loras: Sequence[Weighted]) -> CL
     return fused.to(text_encoder.dtype)
 
 
+def check_for_grafts(unet: UNet2DConditionModel, loras: Sequence[Lora]) -> None:
+    """Refuse LoRAs that a base's grafts cannot use.
+
+    Raises:
+        MissingFileError: If a file does not exist.
+        CheckpointError: If it is no LoRA, or for another base.
+        UserError: If it changes a text encoder alone.
+    """
+    for lora in loras:
+        file = read_lora(Path(lora.file))
+        _refuse_text_alone(file)
+        check_lora(unet, file, "unet")
+
+
+def _refuse_text_alone(lora: LoraFile) -> None:
+    if not lora.unet:
+        raise UserError(
+            f"{lora.path} changes the text encoder alone, and a graft has no such layers; use the base's own "
+            "or a distilled text encoder, or leave the LoRA out"
+        )
+
+
 def _say_unused(loras: Sequence[Weighted]) -> None:
     """Say that a graft takes no part for a text encoder."""
     for lora, _ in loras:
-        if not lora.unet:
-            raise UserError(
-                f"{lora.path} changes the text encoder alone, and a graft has no such layers; use the base's "
-                "own or a distilled text encoder, or leave the LoRA out"
-            )
+        _refuse_text_alone(lora)
         say(
             f"{lora.path.name}: its part for the text encoder is left out, as a graft has no such layers; "
             "its part for the U-Net is used"

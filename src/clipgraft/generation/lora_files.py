@@ -132,6 +132,22 @@ def fuse_lora(model: nn.Module, lora: LoraFile, strength: float, component: str)
         component: Which part of the LoRA: `unet` or `text_encoder`.
 
     Raises:
+        CheckpointError: As `check_lora`.
+    """
+    updates: dict[str, Update] = getattr(lora, component)
+    layers = check_lora(model, lora, component)
+    with torch.no_grad():
+        for name, update in updates.items():
+            weight: nn.Parameter = layers[name].weight  # type: ignore[assignment]
+            change = update.up.flatten(1).float() @ update.down.flatten(1).float()
+            change = (strength * update.scale * change).reshape(weight.shape).to(weight.device)
+            weight.copy_(weight.float() + change)
+
+
+def check_lora(model: nn.Module, lora: LoraFile, component: str) -> dict[str, nn.Module]:
+    """Compare a LoRA's layers with a model's; return these by underscored name.
+
+    Raises:
         CheckpointError: If it changes layers that the model lacks, or of another shape; names them.
     """
     updates: dict[str, Update] = getattr(lora, component)
@@ -144,12 +160,7 @@ def fuse_lora(model: nn.Module, lora: LoraFile, strength: float, component: str)
         )
     for name, update in updates.items():
         _check_shape(lora.path, f"{component} layer {name}", layers[name].weight, update)
-    with torch.no_grad():
-        for name, update in updates.items():
-            weight: nn.Parameter = layers[name].weight  # type: ignore[assignment]
-            change = update.up.flatten(1).float() @ update.down.flatten(1).float()
-            change = (strength * update.scale * change).reshape(weight.shape).to(weight.device)
-            weight.copy_(weight.float() + change)
+    return layers
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
