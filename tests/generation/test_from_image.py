@@ -51,7 +51,7 @@ def test_an_infotext_gives_prompt_and_parameters():
         "height": 768,
         "prompt_syntax": "weighted",
     }
-    assert unread == ["model dreamy; name a base with --base"]
+    assert unread == ["model dreamy"]
 
 
 def test_what_an_infotext_holds_beyond_is_named():
@@ -113,7 +113,7 @@ def test_the_default_graph_of_comfyui_is_read():
         "width": 512,
         "height": 640,
     }
-    assert unread == ["model v1-5-pruned-emaonly.safetensors; name a base with --base"]
+    assert unread == ["model v1-5-pruned-emaonly.safetensors"]
 
 
 def test_links_to_texts_seeds_and_loras_are_followed():
@@ -137,7 +137,7 @@ def test_links_to_texts_seeds_and_loras_are_followed():
     assert params["prompt_syntax"] == "weighted"
     assert unread == [
         "schedule type beta",
-        "model v1-5-pruned-emaonly.safetensors; name a base with --base",
+        "model v1-5-pruned-emaonly.safetensors",
         "node ControlNetApply",
         "node PrimitiveString",
         "node PrimitiveInt",
@@ -197,14 +197,14 @@ def test_the_versions_of_invokeai_are_read():
         **{"negative_prompt": "fog", "seed": 42, "num_inference_steps": 30, "guidance_scale": 7.5}
     }
     assert unread == [
-        "model dreamshaper-8; name a base with --base",
+        "model dreamshaper-8",
         "LoRA add-detail at 0.75; name their folder with --lora-dir",
     ]
     prompt, params, unread = read({"sd-metadata": json.dumps(SD_METADATA), "Dream": DREAM})
     assert prompt == "a red boat"
     assert params["negative_prompt"] == "fog, rain"
     assert (params["scheduler"], params["seed"], params["width"]) == ("euler", 1826793488, 640)
-    assert unread == ["model stable-diffusion-1.5; name a base with --base"]
+    assert unread == ["model stable-diffusion-1.5"]
     prompt, params, unread = read({"Dream": DREAM})
     assert (prompt, params["negative_prompt"], params["scheduler"]) == ("a red boat", "fog", "ddim")
     assert unread == ["option -f 0.3"]
@@ -240,7 +240,7 @@ def test_brackets_of_novelai_become_weights():
         **{"negative_prompt": "lowres", "seed": 9, "num_inference_steps": 28, "guidance_scale": 5.0},
         **{"scheduler": "euler", "width": 512, "height": 640},
     }
-    assert unread == ["model NovelAI Diffusion V3 C1E1DE52; name a base with --base", "SMEA: True"]
+    assert unread == ["model NovelAI Diffusion V3 C1E1DE52", "SMEA: True"]
     prompt, params, unread = read(novelai_texts(prompt="{boat"))
     assert (prompt, "prompt_syntax" in params) == ("{boat", False)
     assert "weights of the prompt, whose brackets have no partner" in unread
@@ -259,7 +259,7 @@ def test_the_settings_are_printed_and_the_image_generated(base, tmp_path, capsys
         "  prompt: beautiful scenery, galaxy bottle",
     ]
     assert "  seed: 156680208700286" in printed
-    assert "note: not read: model v1-5-pruned-emaonly.safetensors; name a base with --base" in notes
+    assert "note: not read: model v1-5-pruned-emaonly.safetensors" in notes
     assert not (tmp_path / "out").exists()
     assert "no graft and no base" in refused(capsys, *command)
     assert call(*command, "--base", base) == 0

@@ -105,7 +105,7 @@ def test_settings_of_another_tool_come_with_what_was_not_read(client):
         **{"prompt": "a (red:1.2) boat", "negative_prompt": "", "seed": 3, "num_inference_steps": 9},
         **{"guidance_scale": 6, "scheduler": "euler", "width": 64, "height": 72, "model": ""},
         **{"prompt_syntax": "weighted", "long_prompts": "chunk"},
-        "notes": ["not read: model dreamy; name a base with --base"],
+        "notes": ["not read: model dreamy"],
     }
 
 

@@ -62,9 +62,9 @@ class ForeignSettings:
         self.add_sampler(sampler, SCHEDULES.get(schedule, schedule))
 
     def add_model(self, name: Any) -> None:
-        """Add the name of a model, which needs a base here."""
+        """Add the name of a model; here a base is named in its place."""
         if name:
-            self.unread.append(f"model {name}; name a base with --base")
+            self.unread.append(f"model {name}")
 
     def take_loras(self) -> None:
         """Take A1111's LoRA tags out of the prompt."""
