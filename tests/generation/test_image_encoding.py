@@ -56,6 +56,7 @@ def test_other_tools_find_the_parameters_in_exif(drawn, suffix):
         expected = image.info[PARAMETERS_KEY]
     with Image.open(drawn[suffix]) as image:
         assert image.info["exif"].removeprefix(b"Exif\0\0").startswith(b"MM")
+        assert b"\x92\x86\0\x07" in image.info["exif"]  # of the type UNDEFINED, else piexif gives numbers
         comment = image.getexif().get_ifd(EXIF_POINTER)[EXIF_USER_COMMENT]
     # As piexif.helper.UserComment.load, with which A1111 and Forge read it (modules/images.py).
     assert comment[:8] == b"UNICODE\0"

@@ -1,12 +1,13 @@
 """PNG, JPEG and WebP files, with texts beside their pixels."""
 
 import io
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffTags
 
 from clipgraft.data.containers import MAX_TEXT_BYTES
 from clipgraft.data.images import decode, opened_image
@@ -27,6 +28,8 @@ RECORD_TAG = 0xFE00
 """Of a record in EXIF; TIFF keeps tags 65000 to 65535 for private use."""
 COMFYUI_TAGS = (ExifTags.Base.Make, ExifTags.Base.Model)
 """Hold "workflow:{...}" and "prompt:{...}" in a WebP by ComfyUI."""
+TIFF_SIZE = 8
+"""Bytes of a TIFF's header."""
 UTF_16, PLAIN = b"UNICODE\0", (b"ASCII\0\0\0", bytes(8))
 """Codes before an EXIF UserComment, which say how it is encoded."""
 MAX_EXIF_TEXT = 44_000
@@ -128,14 +131,39 @@ def _png_texts(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     return info
 
 
-def _exif(texts: Mapping[str, str]) -> Image.Exif:
-    exif = Image.Exif()  # big-endian, as A1111's UTF-16
-    if PARAMETERS_KEY in texts:
-        comment = UTF_16 + texts[PARAMETERS_KEY].encode("utf-16-be")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+def _exif(texts: Mapping[str, str]) -> bytes:
+    """EXIF data, big-endian as A1111's UTF-16.
+
+    By hand, as Pillow gives bytes the type BYTE: A1111 reads a comment of the standard's UNDEFINED alone.
+    """
+    fields: dict[int, bytes | int] = {}
     if RECORD_KEY in texts:
-        exif[RECORD_TAG] = texts[RECORD_KEY].encode()
-    return exif
+        fields[RECORD_TAG] = texts[RECORD_KEY].encode()
+    child = b""
+    if PARAMETERS_KEY in texts:
+        fields[ExifTags.IFD.Exif] = TIFF_SIZE + len(_directory(TIFF_SIZE, fields | {ExifTags.IFD.Exif: 0}))
+        comment = UTF_16 + texts[PARAMETERS_KEY].encode("utf-16-be")
+        child = _directory(int(fields[ExifTags.IFD.Exif]), {ExifTags.Base.UserComment: comment})
+    header = b"MM\0*" + struct.pack(">I", TIFF_SIZE)
+    return b"Exif\0\0" + header + _directory(TIFF_SIZE, fields) + child
+
+
+def _directory(place: int, fields: Mapping[int, bytes | int]) -> bytes:
+    """Return a TIFF directory for `place`, with its values behind it.
+
+    Args:
+        place: Byte in the TIFF.
+        fields: By tag an offset (LONG), or more than 4 bytes (UNDEFINED), which do not fit into the entry.
+    """
+    entries, values = b"", b""
+    behind = place + 2 + 12 * len(fields) + 4
+    for tag, value in sorted(fields.items()):
+        if isinstance(value, int):
+            entries += struct.pack(">HHII", tag, TiffTags.LONG, 1, value)
+            continue
+        entries += struct.pack(">HHII", tag, TiffTags.UNDEFINED, len(value), behind + len(values))
+        values += value + bytes(len(value) % 2)
+    return struct.pack(">H", len(fields)) + entries + bytes(4) + values
 
 
 def _comment(content: Any) -> str:

@@ -62,7 +62,7 @@ class ForeignSettings:
         self.add_sampler(sampler, SCHEDULES.get(schedule, schedule))
 
     def add_model(self, name: Any) -> None:
-        """Add the name of a model; here a base is named in its place."""
+        """Add the name of a model, which a base replaces here."""
         if name:
             self.unread.append(f"model {name}")
 
