@@ -109,3 +109,24 @@ def test_file_without_a_prompt_is_refused(base, tmp_path, capsys):
     )
     assert "prompts.txt holds no prompt" in message
     assert "no prompt; " in refused(capsys, "generate", "--base", base, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--negative-prompt", "blurry", "--guidance-scale", 1),
+            "negative prompt has no effect at guidance scale 1",
+        ),
+        (("--strength", 0.5), "strength has no effect without an initial image"),
+    ],
+)
+def test_a_setting_without_effect_is_said(base, capsys, tmp_path, options, sentence):
+    assert generate(base, tmp_path / "out", "A dog", *options) == 0
+    assert sentence in capsys.readouterr().err
+    [row] = rows_of(tmp_path / "out")
+    assert any(sentence in note for note in row["notes"])
+    assert (
+        generate(base, tmp_path / "plain", "A dog", "--negative-prompt", "blurry", "--guidance-scale", 2) == 0
+    )
+    assert "no effect" not in capsys.readouterr().err

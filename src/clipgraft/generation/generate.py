@@ -21,7 +21,7 @@ from clipgraft.generation.image_encoding import MAX_EXIF_TEXT, write_image
 from clipgraft.generation.image_folder import LIST_NAME, ImageFolder, ImageRow, Slot, refuse_replacing
 from clipgraft.generation.prompt_embeds import request_notes
 from clipgraft.generation.request_files import image_files
-from clipgraft.generation.requests import ImageRequest, image_file_name, unused_embeddings
+from clipgraft.generation.requests import ImageRequest, idle_settings, image_file_name
 from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.sampling_params import (
     DEFAULT_INFERENCE,
@@ -261,8 +261,8 @@ def _say_notes(requests: Sequence[ImageRequest], generator: ImageGenerator) -> N
         num_noted += bool(notes)
         for note in notes if num_noted <= MAX_PRINTED_NOTES else ():
             say(f"{kind}{prompt[:60]!r}: {note}")
-    for word in dict.fromkeys(word for request in requests for word in unused_embeddings(request)):
-        say(f"embedding {word!r} is in neither prompt")
+    for sentence in dict.fromkeys(each for request in requests for each in idle_settings(request)):
+        say(sentence)
     if num_noted > MAX_PRINTED_NOTES:
         say(f"{num_noted - MAX_PRINTED_NOTES} more prompts have notes, see {LIST_NAME}")
 

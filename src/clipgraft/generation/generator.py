@@ -19,7 +19,7 @@ from clipgraft.generation.kinds import resolve
 from clipgraft.generation.metadata import describe_image, describe_models
 from clipgraft.generation.pipeline import GeneratedImage, build_pipeline, sample
 from clipgraft.generation.prompt_embeds import PromptEmbedCache, request_notes
-from clipgraft.generation.requests import ImageRequest, image_requests, unused_embeddings, with_changes
+from clipgraft.generation.requests import ImageRequest, idle_settings, image_requests, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
@@ -260,14 +260,14 @@ class ImageGenerator:
             yield replace(noted, metadata=describe_image(noted, self.models, scheduler, device))
 
     def _notes(self, request: ImageRequest) -> list[str]:
-        """Parts of the prompts that the base cannot read."""
+        """Parts of the prompts that the base cannot read, and idle settings."""
         tokenizer, negative = self.pipeline.tokenizer, request.params.negative_prompt
         notes = request_notes(request.prompt, tokenizer, request.params)
         if negative.strip():
             notes += [
                 f"negative prompt: {note}" for note in request_notes(negative, tokenizer, request.params)
             ]
-        return notes + [f"embedding {word!r} is in neither prompt" for word in unused_embeddings(request)]
+        return notes + idle_settings(request)
 
 
 def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str) -> None:

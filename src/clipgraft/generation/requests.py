@@ -179,9 +179,16 @@ def _shared_params(request: ImageRequest) -> SamplingParams:
     return params.model_copy(update={"seed": 0, "negative_prompt": "", **images})
 
 
-def unused_embeddings(request: ImageRequest) -> list[str]:
-    """Return the words of embeddings that neither prompt names."""
-    return Embeddings(request.params.embeddings).unused([request.prompt, request.params.negative_prompt])
+def idle_settings(request: ImageRequest) -> list[str]:
+    """Say which settings of a resolved request have no effect."""
+    params = request.params
+    unused = Embeddings(params.embeddings).unused([request.prompt, params.negative_prompt])
+    notes = [f"embedding {word!r} is in neither prompt" for word in unused]
+    if params.negative_prompt.strip() and not request.is_guided:
+        notes.append("the negative prompt has no effect at guidance scale 1")
+    if params.strength != DEFAULT_SAMPLING.strength and not params.init_image:
+        notes.append("strength has no effect without an initial image")
+    return notes
 
 
 def image_file_name(prompt: str, seed: int) -> str:
