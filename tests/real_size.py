@@ -48,7 +48,7 @@ def build_tokenizer(captions: Sequence[str] = CAPTIONS * 2, num_words: int = 700
 
 def write_clip_b32(folder: Path) -> Path:
     """Write a CLIP B/32 in float32, 0.6 GB."""
-    model = _build(lambda: CLIPModel(CLIPConfig()), torch.float32)
+    model = build_random(lambda: CLIPModel(CLIPConfig()), torch.float32)
     with torch.no_grad():
         model.logit_scale.fill_(model.config.logit_scale_init_value)
     model.save_pretrained(folder)
@@ -65,7 +65,7 @@ def write_sd15_checkpoint(folder: Path, dtype: torch.dtype) -> Path:
         "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**sd15.TEXT_CONFIG)),
     }
     for name, builder in builders.items():
-        _build(builder, dtype).save_pretrained(folder / name)
+        build_random(builder, dtype).save_pretrained(folder / name)
     PNDMScheduler.from_config(sd15.SCHEDULER_CONFIG).save_pretrained(folder / "scheduler")
     build_tokenizer().save_pretrained(folder / "tokenizer")
     index = {
@@ -96,7 +96,7 @@ def write_single_file(folder: Path, path: Path) -> Path:
     return path
 
 
-def _build(builder: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+def build_random(builder: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
     """Build a model without its own slow initialisation, and draw weights at a scale that stays finite."""
     with torch.device("meta"):
         model = builder()

@@ -113,6 +113,44 @@ def test_controlnets_equal_stock_diffusers(frozen, generator, world, kind):
     assert np.abs(found - np.asarray(expected, int)).max() <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_flatland_under_a_controlnet_equals_stock_diffusers(tmp_path, kind):
+    flatland = FrozenBase.load("flatland")
+    tiny.build_controlnet(flatland.unet).save_pretrained(tmp_path / "controlnet")
+    generator = next(load_generators({"": None}, base=flatland, device="cpu"))[1]
+    size = generator.pipeline.unet.config.sample_size * generator.pipeline.vae_scale_factor
+    picture, mask = Image.new("RGB", (size, size), "navy"), Image.new("RGB", (size, size))
+    ImageDraw.Draw(mask).ellipse((10, 10, size // 2, size // 2), fill="white")
+    picture.save(tmp_path / "picture.png")
+    mask.save(tmp_path / "mask.png")
+    pipeline_class, names = KINDS[kind]
+    stock = pipeline_class(
+        vae=flatland.vae,
+        unet=flatland.unet,
+        text_encoder=flatland.text_encoder,
+        tokenizer=flatland.tokenizer,
+        scheduler=build_scheduler("dpm++", flatland.scheduler),
+        controlnet=load_controlnet(str(tmp_path / "controlnet"), torch.device("cpu"), torch.float32),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    arguments = (
+        {"image": mask} if kind == "text" else {"image": picture, "control_image": mask, "strength": 0.8}
+    )
+    arguments |= {"mask_image": mask} if "mask_image" in names else {}
+    expected = stock(
+        "A dog",
+        controlnet_conditioning_scale=0.5,
+        generator=torch.Generator().manual_seed(0),
+        **COMMON,
+        **arguments,
+    ).images[0]
+    found = drawn(generator, tmp_path, [f"{tmp_path}/controlnet={tmp_path}/mask.png@0.5"], kind)
+    assert np.abs(found - np.asarray(expected, int)).max() <= 1
+
+
 def test_scale_and_range_decide_how_much_a_controlnet_changes(generator, world):
     plain = drawn(generator, world, [], "text")
     control = {"model": world / "edges", "image": world / "circle.png"}
