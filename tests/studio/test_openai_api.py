@@ -88,7 +88,7 @@ def test_a_refused_upload_is_told_so_while_it_is_still_sent(openai_client):
     file = io.BytesIO(os.urandom(8_000_000))  # more than any socket holds on the way
     for _ in range(3):
         with pytest.raises(openai.APIStatusError) as error:
-            openai_client.images.edit(image=("a.png", file, "image/png"), prompt="A dog")
+            openai_client.audio.transcriptions.create(file=("a.wav", file), model="tiny/after")
         assert error.value.status_code == 415
 
 

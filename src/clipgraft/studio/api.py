@@ -16,6 +16,7 @@ from clipgraft.studio.answers import NotFoundError, answers, client_name, handle
 from clipgraft.studio.events import Events
 from clipgraft.studio.image_files import FILE_QUALITY, settings_from_file
 from clipgraft.studio.openai_api import openai_routes
+from clipgraft.studio.openai_edits import edit_routes
 from clipgraft.studio.openai_images import generation_routes
 from clipgraft.studio.queue import BusyError, ImageRow, JobRow
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
@@ -60,6 +61,7 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
     for router in (
         openai_routes(service),
         generation_routes(service, access.public_url),
+        edit_routes(service, access.public_url),
         _job_routes(service),
         _image_routes(service, "/v1/images"),
         _run_routes(service),

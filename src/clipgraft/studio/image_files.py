@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clipgraft.data.containers import is_whole
 from clipgraft.data.images import decode, read_header
@@ -125,6 +125,26 @@ def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
         upright = decode(image)
     # A copy of the pixels: `upright.info` still holds what the file says of itself.
     return Image.frombytes("RGB", upright.size, upright.tobytes())
+
+
+def decode_mask(content: bytes, max_pixels: int, *, is_mask: bool) -> Image.Image | None:
+    """Decode a mask (8-bit grey): white where transparent, else where white.
+
+    Args:
+        content: Of a mask, or of an image that may hold one in its transparency.
+        max_pixels: At most.
+        is_mask: Whether it is a mask; else None is returned where nothing is transparent.
+
+    Raises:
+        DataError: As `decode_upload`.
+    """
+    with _opened(content, max_pixels) as image:
+        pixels = decode(image)  # turns `image` upright too
+        if image.has_transparency_data:
+            alpha = image.convert("RGBA").getchannel("A")
+            if alpha.getextrema()[0] != 255:
+                return ImageOps.invert(alpha)
+        return pixels.convert("L") if is_mask else None
 
 
 def count_pixels(content: bytes, max_pixels: int) -> int:

@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipgraft.errors import NO_SPACE
 from clipgraft.generation.contact_sheet import FAILURES
+from clipgraft.generation.requests import ImageRequest
 from clipgraft.studio.answers import NoImageError, answers, client_name, describe_error
 from clipgraft.studio.events import SECONDS_BETWEEN_HEARTBEATS, EventStream
 from clipgraft.studio.image_files import encode
@@ -40,17 +41,36 @@ def generation_routes(service: Service, public_url: str) -> APIRouter:
         model = body.model or service.catalog.default_model()
         defaults = service.catalog.model(model)[0].defaults
         images = [(model, each) for each in body.requests(defaults)]
-        name = client_name(request, body.safety_identifier or body.user)
-        job_id = service.submit(name, "stream" if body.stream and body.partial_images else "call", images)
-        if body.stream:
-            return _streamed(service, job_id, body)
-        job = await _outcome(service, job_id, request)
-        if job is None:
-            return Response(status_code=499)
-        address = public_url or str(request.base_url).removesuffix("/")
-        return _answer(service, job, body, f"{address}/v1/images/")
+        return await answer_images(service, public_url, request, body, images)
 
     return router
+
+
+async def answer_images(
+    service: Service,
+    public_url: str,
+    request: Request,
+    body: ImagesRequest,
+    images: Sequence[tuple[str, ImageRequest]],
+) -> Any:
+    """Generate images and answer as OpenAI does; hanging up cancels.
+
+    Args:
+        service: Generates them.
+        public_url: Begins the images' addresses; empty = the request's own.
+        request: Of the client.
+        body: How to answer.
+        images: Models and requests.
+    """
+    name = client_name(request, body.safety_identifier or body.user)
+    job_id = service.submit(name, "stream" if body.stream and body.partial_images else "call", images)
+    if body.stream:
+        return _streamed(service, job_id, body)
+    job = await _outcome(service, job_id, request)
+    if job is None:
+        return Response(status_code=499)
+    address = public_url or str(request.base_url).removesuffix("/")
+    return _answer(service, job, body, f"{address}/v1/images/")
 
 
 def _answer(service: Service, job: JobRow, body: ImagesRequest, address: str) -> dict[str, Any]:
@@ -94,7 +114,7 @@ async def _events(
     while not (await asyncio.wait({ended}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
         for progress in await asyncio.to_thread(_due_previews, service, job_id, sent, body):
             partial = await asyncio.to_thread(_partial_image, progress, sent, body)
-            yield _event("image_generation.partial_image", partial)
+            yield _event(f"{body.event}.partial_image", partial)
             last = time.monotonic()
         if time.monotonic() - last > SECONDS_BETWEEN_HEARTBEATS:
             yield b": still here\n\n"
@@ -103,7 +123,7 @@ async def _events(
         for row in await asyncio.to_thread(_finished_rows, service, ended.result()):
             image = await asyncio.to_thread(_finished_image, service, row, body)
             values = {"b64_json": image, "notes": [*body.notes(), *row.notes]}
-            yield _event("image_generation.completed", _values(row, body) | values)
+            yield _event(f"{body.event}.completed", _values(row, body) | values)
     except NoImageError as error:
         yield _event("error", describe_error(error.status, error.code, str(error), error.param))
     except StoppedError as error:

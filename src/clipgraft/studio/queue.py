@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipgraft.generation.request_files import IMAGES
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.sampling_params import SamplingParams
 from clipgraft.studio.database import Database, UnavailableError
@@ -240,6 +241,12 @@ class Queue:
         sql = "SELECT count(*) FROM images WHERE state IN (?, ?) AND job < ?"
         return self._read(sql, *OPEN, job_number)[0][0]
 
+    def input_sums(self) -> set[str]:
+        """Return the sums of all images' initial images and masks."""
+        paths = [f"json_extract(settings, '$.{name}_sha256')" for name in IMAGES]
+        rows = self._read(f"SELECT {', '.join(paths)} FROM images WHERE json_valid(settings)")
+        return {found for row in rows for found in tuple(row) if found}
+
     def prune(self, max_history: int) -> list[str]:
         """Delete the oldest ended jobs beyond a bound; return their images' ids."""
         with self._transaction() as run:
@@ -262,7 +269,8 @@ class Queue:
 
 def _shape(params: SamplingParams) -> str:
     size = f"{params.width}x{params.height}"
-    return f"{size} {params.num_inference_steps} {params.guidance_scale} {params.scheduler}"
+    text = f"{size} {params.num_inference_steps} {params.guidance_scale} {params.scheduler}"
+    return f"{text} {params.strength} {'mask' * bool(params.mask_image)}" if params.init_image else text
 
 
 def _image(row: sqlite3.Row) -> ImageRow:

@@ -4,14 +4,15 @@ import itertools
 import math
 import secrets
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.sampling_params import PromptParams, TextToImageParams
+from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
 from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Positive, Section, Seed
 from clipgraft.studio.image_files import FILE_QUALITY
 
@@ -64,6 +65,7 @@ WITHOUT_EFFECT = {
     "background": ("auto", "opaque"),
     "moderation": ("auto",),
     "complexity": ("medium",),
+    "input_fidelity": ("low",),
 }
 """OpenAI's fields that are ignored -> values that change nothing, which need no note."""
 AxisName = Literal[
@@ -166,6 +168,8 @@ class JobRequest(BoundedParams):
 class ImagesRequest(BoundedParams):
     """OpenAI's request for images, with sampling parameters in addition."""
 
+    event: ClassVar[str] = "image_generation"
+    """Prefix of a stream's events."""
     prompt: Annotated[Text, Field(min_length=1, examples=["A dog running on the beach at sunset"])]
     model: Name | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
@@ -223,6 +227,34 @@ class ImagesRequest(BoundedParams):
         sized = {"width": width, "height": height, "num_images_per_prompt": self.n or 1}
         each = self.expand(self.prompt, seed=self.first_seed(), **sized)
         return [request.resolved(defaults) for request in each]
+
+
+class EditRequest(ImagesRequest):
+    """OpenAI's request to change an image: a form beside its files."""
+
+    event: ClassVar[str] = "image_edit"
+    strength: Annotated[float, Field(gt=0, le=1)] = DEFAULT_SAMPLING.strength
+    """Share of the steps that change the image; 1 = none of it remains."""
+    input_fidelity: Label = None
+    """No effect; the answer notes it."""
+
+    def edits(self, defaults: SamplingDefaults, image: Path, mask: Path | None) -> list[ImageRequest]:
+        """Return each image's request, from a kept image within a kept mask.
+
+        Raises:
+            UserError: As `requests`; or if the mask has another size.
+        """
+        files = {"init_image": image, "mask_image": mask, "strength": self.strength}
+        return [
+            ImageRequest(each.prompt, SamplingParams.of(each.params, **files))
+            for each in self.requests(defaults)
+        ]
+
+
+class VariationRequest(EditRequest):
+    """OpenAI's request for variations of an image, without a prompt."""
+
+    prompt: Text = ""
 
 
 class ImageInput(Request):

@@ -30,7 +30,10 @@ HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.AS
 COOKIE = "clipgraft_token"
 OPEN_PATHS = ("/health",)
 UPLOAD_PATHS = ("/v1/images/settings", "/v1/pictures/settings")
+FORM_PATHS, FORM_TYPES = ("/v1/images/edits", "/v1/images/variations"), ("multipart/form-data",)
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp")
+BODY_TYPES = dict.fromkeys(UPLOAD_PATHS, UPLOAD_TYPES) | dict.fromkeys(FORM_PATHS, FORM_TYPES)
+"""By path; of other paths JSON."""
 OWN_SITES = ("same-origin", "none")
 """Sec-Fetch-Site of the studio's own page, or of the user's own hand; another port is `same-site`."""
 PROXY_HINT = "behind a proxy, start the studio with --public-url and the address that browsers open"
@@ -159,7 +162,7 @@ class Guard:
             return 401, "invalid_api_key", "a token is needed: Authorization: Bearer TOKEN, or /?token=TOKEN"
         if scope["method"] in ("POST", "PUT", "PATCH"):
             given = headers.get("content-type", "").partition(";")[0].strip().lower()
-            allowed = UPLOAD_TYPES if scope["path"] in UPLOAD_PATHS else ("application/json",)
+            allowed = BODY_TYPES.get(scope["path"], ("application/json",))
             if given not in allowed:
                 return 415, "unsupported_media_type", f"Content-Type must be {' or '.join(allowed)}"
         return None

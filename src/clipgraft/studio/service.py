@@ -25,6 +25,7 @@ from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.data_folders import DataFolders
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles
+from clipgraft.studio.input_images import InputImages
 from clipgraft.studio.queue import CALLS, OPEN, ImageRow, JobRow, Queue
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedder
@@ -78,6 +79,7 @@ class Service:
         if (home / "pictures").is_dir() and not (home / "images").exists():
             (home / "pictures").rename(home / "images")  # its name in earlier versions
         self.files = ImageFiles(home / "images")
+        self.inputs = InputImages(home / "inputs")
         self.queue = Queue(
             home / "queue.sqlite",
             max_waiting=self.limits.max_waiting_images,
@@ -89,6 +91,7 @@ class Service:
         self.worker = Worker(
             self.queue,
             self.files,
+            self.inputs,
             self.generator,
             self.cache.lock,
             on_batch_end=self.settle,
@@ -108,6 +111,7 @@ class Service:
     def start(self) -> list[str]:
         """Start generating; return ids of jobs interrupted by the last stop."""
         interrupted = self.queue.recover(self.files.is_there)
+        self.inputs.delete_others(self.queue.input_sums())
         self.trainings.recover()
         self.worker.start()
         return interrupted
@@ -311,6 +315,7 @@ class Service:
         was_there = self.queue.delete_image(image_id)
         if was_there:
             self.files.delete(image_id)
+            self.inputs.delete_others(self.queue.input_sums())
         return was_there
 
     def _end_job(self, number: int, state: str, error: str = "") -> bool:

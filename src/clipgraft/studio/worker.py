@@ -16,6 +16,7 @@ from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.image_files import ImageFiles, encode
+from clipgraft.studio.input_images import InputImages
 from clipgraft.studio.queue import ImageRow, Queue
 from clipgraft.studio.schemas import Limits
 
@@ -56,6 +57,7 @@ class Worker(threading.Thread):
         self,
         queue: Queue,
         files: ImageFiles,
+        inputs: InputImages,
         generator: Callable[[str], ImageGenerator],
         lock: threading.Lock,
         *,
@@ -64,7 +66,8 @@ class Worker(threading.Thread):
         limits: Limits,
     ):
         super().__init__(name="generating", daemon=True)
-        self.queue, self.files, self.generator, self.limits = queue, files, generator, limits
+        self.queue, self.files, self.inputs, self.generator = queue, files, inputs, generator
+        self.limits = limits
         self.on_batch_end, self.on_stopped = on_batch_end, on_stopped
         self.progress: dict[int, Progress] = {}
         """Of running images, by number."""
@@ -143,7 +146,10 @@ class Worker(threading.Thread):
         batch, error = self._done
         self.on_batch_end(list(dict.fromkeys(row.job for row in batch)), error)
         self._done = None
-        self.files.delete(*self.queue.prune(self.limits.max_history))
+        pruned = self.queue.prune(self.limits.max_history)
+        self.files.delete(*pruned)
+        if pruned:
+            self.inputs.delete_others(self.queue.input_sums())
         return True
 
     def _generate(self, batch: list[ImageRow]) -> str:
@@ -157,7 +163,7 @@ class Worker(threading.Thread):
             generator = self.generator(batch[0].model)
             begun = time.monotonic()  # loading is no part of an image's seconds
             images = generator.sample(
-                [ImageRequest.from_record(row.settings) for row in batch],
+                [ImageRequest.from_record(row.settings, self.inputs.files_of(row.settings)) for row in batch],
                 batch_size=len(batch),
                 preview_every=max(1, batch[0].steps // PREVIEWS_PER_IMAGE) if is_watched else 0,
                 **self._reporters(batch),
