@@ -36,11 +36,31 @@ def pair(name, rank=2, size=(8, 24), ending=".weight"):
         ({f"{LAYER}.alpha": torch.tensor(1.0)}, "is damaged: unet.* has no down weights"),
         (pair(LAYER) | {f"{LAYER}.lora_up.weight": torch.zeros(4, 3)}, "which have no rank in common"),
         ({f"{LAYER}.lora_down.weight": torch.full((2, 4), float("nan"))}, "holds NaN or infinity"),
+        (pair(LAYER) | {f"{LAYER}.alpha": torch.zeros(2)}, "'s alpha is no number"),
         ({}, "is no LoRA: it holds no weights"),
     ],
 )  # fmt: skip
 def test_other_files_are_named(tensors, message, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        read_lora(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{", "its metadata"),
+        ("[]", "its metadata"),
+        ('{"unet.lora_alpha": "8"}', "'lora_alpha': input should be a valid number; got '8'"),
+        ('{"unet.lora_alpha": NaN}', "its metadata"),
+        ('{"unet.use_dora": true}', "'use_dora'"),
+        ('{"unet.alpha_pattern": {"(a+)+$": 1.0}}', "string should match pattern"),
+    ],
+)
+def test_damaged_settings_of_peft_are_one_line(settings, message, tmp_path):
+    layer = "unet.mid_block.attentions.0.proj_in"
+    weights = {f"{layer}.lora_A.weight": torch.zeros(2, 4), f"{layer}.lora_B.weight": torch.zeros(4, 2)}
+    save_file(weights, tmp_path / "x.safetensors", {"lora_adapter_metadata": settings})
     with pytest.raises(CheckpointError, match=message):
         read_lora(tmp_path / "x.safetensors")
 

@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from image_world import generate, pixels, rows_of
 from lora_world import kohya_tensors, write_diffusers, write_kohya
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -110,6 +111,26 @@ def test_each_layer_has_its_own_alpha(tmp_path):
     expected = 0.5 * alpha / 2 * tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"]
     assert alpha > 1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_scales_are_those_of_peft(use_rslora, tmp_path):
+    unet, own = (tiny.build_pipeline().unet for _ in range(2))
+    settings = {"use_rslora": use_rslora, "alpha_pattern": {"attn2.to_v": 7}, "rank_pattern": {"to_q": 3}}
+    config = LoraConfig(
+        r=2, lora_alpha=5, target_modules=["to_q", "to_v"], init_lora_weights=False, **settings
+    )
+    unet.add_adapter(config)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=config.to_dict(),
+    )
+    unet.fuse_lora()
+    unet.unload_lora()
+    fuse_lora(own, read_lora(tmp_path), 1.0, "unet")
+    for name, expected in unet.state_dict().items():
+        torch.testing.assert_close(own.state_dict()[name], expected)
 
 
 def test_nothing_is_left_of_a_lora(generator, kohya, diffusers):

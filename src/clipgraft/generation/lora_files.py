@@ -4,20 +4,19 @@ Each layer has its own rank and alpha; peft's pattern of alphas, which diffusers
 loses them in text encoders.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from diffusers.utils.state_dict_utils import StateDictType
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from clipgraft.errors import CheckpointError, MissingFileError
-from clipgraft.models.configs import loading
+from clipgraft.errors import CheckpointError, MissingFileError, explain
+from clipgraft.files import parse_json
 from clipgraft.models.loading import PICKLE_SUFFIXES, read_weights, refuse_links_out
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -51,6 +50,29 @@ class Update(NamedTuple):
     """(out, R) or of a convolution (out, R, 1, 1)."""
     scale: float
     """alpha / R."""
+
+
+class PeftSettings(BaseModel):
+    """What decides an update's scale in files that diffusers wrote."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    lora_alpha: float | None = None
+    """None = the rank."""
+    alpha_pattern: dict[Annotated[str, Field(pattern=r"^\^?[\w.]+$")], float] = {}
+    """By the end of layers' names; other patterns, which peft takes as well, are refused."""
+    use_rslora: bool = False
+    """Divide by the root of the rank."""
+    use_dora: Literal[False] = False
+
+    def scale(self, layer: str, rank: int) -> float:
+        """Return alpha / R of a layer."""
+        alpha: float = rank if self.lora_alpha is None else self.lora_alpha
+        for ending, own in self.alpha_pattern.items():
+            if f".{layer}".endswith(f".{ending.removeprefix('^')}"):
+                alpha = own
+                break
+        return alpha / (rank**0.5 if self.use_rslora else rank)
 
 
 class LoraFile(NamedTuple):
@@ -98,8 +120,7 @@ def read_lora(path: Path) -> LoraFile:
                 f"{path} is {kind}, with keys such as {found!r}; LoRAs with lora_down and lora_up (or lora_A "
                 "and lora_B) for Stable Diffusion 1 and 2 are read"
             )
-    with loading(path, "a LoRA"), safe_open(path, framework="pt") as file:
-        settings = json.loads((file.metadata() or {}).get(METADATA_KEY) or "{}")
+    settings = _read_settings(path)
     parts: dict[str, dict[str, dict[str, Tensor]]] = {"unet": {}, "text_encoder": {}}
     unknown = []
     for key, tensor in tensors.items():
@@ -114,7 +135,7 @@ def read_lora(path: Path) -> LoraFile:
         raise CheckpointError(f"{path} is no LoRA: it holds no weights; take another file")
     updates = {
         component: {
-            layer.replace(".", "_"): _update(path, f"{component}.{layer}", found, settings)
+            layer.replace(".", "_"): _update(path, f"{component}.{layer}", found, settings[component])
             for layer, found in layers.items()
         }
         for component, layers in parts.items()
@@ -192,7 +213,23 @@ def _place(key: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _update(path: Path, name: str, found: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Update:
+def _read_settings(path: Path) -> dict[str, PeftSettings]:
+    """Read peft's settings by component; without them the defaults."""
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY) or "{}"
+    values = parse_json(text, f"{path}: its metadata", error=CheckpointError)
+    found = {}
+    for component in DIFFUSERS:
+        own = {key.removeprefix(f"{component}."): value for key, value in values.items()}
+        try:
+            found[component] = PeftSettings.model_validate(own)
+        except ValidationError as error:
+            reason = explain(error, PeftSettings, "setting")
+            raise CheckpointError(f"{path}: its metadata cannot be used: {reason}") from None
+    return found
+
+
+def _update(path: Path, name: str, found: Mapping[str, Tensor], settings: PeftSettings) -> Update:
     if missing := {"down", "up"} - found.keys():
         raise CheckpointError(
             f"{path} is damaged: {name} has no {min(missing)} weights; take another copy of the LoRA"
@@ -204,19 +241,13 @@ def _update(path: Path, name: str, found: Mapping[str, Tensor], settings: Mappin
             f"{path} is damaged: {name} has weights of the shapes {tuple(down.shape)} and {tuple(up.shape)}, "
             "which have no rank in common; take another copy of the LoRA"
         )
-    alpha = float(found["alpha"].flatten()[0]) if "alpha" in found else _alpha(name, rank, settings)
-    return Update(down, up, alpha / rank)
-
-
-def _alpha(name: str, rank: int, settings: Mapping[str, Any]) -> float:
-    """Return a layer's alpha by peft's settings; by default its rank."""
-    component, _, layer = name.partition(".")
-    alpha = settings.get(f"{component}.lora_alpha", rank)
-    for pattern, value in (settings.get(f"{component}.alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            alpha = value
-            break
-    return float(alpha) * (rank**0.5 if settings.get(f"{component}.use_rslora") else 1.0)
+    if "alpha" not in found:
+        return Update(down, up, settings.scale(name, rank))
+    if found["alpha"].numel() != 1:
+        raise CheckpointError(
+            f"{path} is damaged: {name}'s alpha is no number; take another copy of the LoRA"
+        )
+    return Update(down, up, float(found["alpha"]) / rank)
 
 
 def _check_shape(path: Path, name: str, weight: Any, update: Update) -> None:
