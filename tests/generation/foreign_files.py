@@ -7,6 +7,9 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from clipgraft.generation.from_image import read_foreign
+from clipgraft.sampling_params import SamplingParams
+
 INFOTEXT = """girl with an artist's beret, ((eyeshadow)), (coquettish:1.2), desert scene
 by night
 Negative prompt: ugly, [blurry],
@@ -108,3 +111,15 @@ def write_png(path: Path, texts: dict[str, str], *, is_packed: bool = False) -> 
     Image.new("RGB", (64, 64), "gray").save(file, "PNG", pnginfo=info)
     path.write_bytes(file.getvalue())
     return path
+
+
+def read(texts, **given):
+    """The prompt, the parameters that differ from the defaults, and what was not read."""
+    settings = read_foreign(texts)
+    request = settings.request(SamplingParams(**given))
+    changed = {name: value for name, value in request.params if value != getattr(SamplingParams(), name)}
+    return request.prompt, changed, settings.unread
+
+
+def read_graph(graph, **given):
+    return read({"prompt": json.dumps(graph), "workflow": "{}"}, **given)

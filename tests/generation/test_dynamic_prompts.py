@@ -8,9 +8,11 @@ from image_world import generate, rows_of
 
 from clipgraft.errors import UserError
 from clipgraft.generation.dynamic_prompts import DynamicPrompts
+from clipgraft.generation.generate import GenerateOptions
+from clipgraft.generation.grid import generate_grid, parse_axis
 from clipgraft.generation.prompt_files import read_requests
 from clipgraft.generation.requests import image_requests
-from clipgraft.sampling_params import SamplingParams
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from helpers import call, refused
 
 SEEDS = 400
@@ -147,8 +149,9 @@ def test_the_resolved_prompt_is_recorded_and_redrawn(base, wildcards, tmp_path, 
 
 
 def test_a_grid_draws_too_and_errors_come_first(base, wildcards, tmp_path, capsys):
-    command = ["grid", "--base", base, "--steps", 1, "--out", tmp_path / "g", "--axis", "seed=0-3"]
-    assert call(*command, "a {red|blue} dog", "--dynamic-prompts") == 0
+    params = SamplingParams(dynamic_prompts=True, num_inference_steps=1)
+    options = GenerateOptions(str(base), inference=InferenceConfig(engine="torch"))
+    generate_grid([parse_axis("seed=0-3")], params, tmp_path / "g", options, prompt="a {red|blue} dog")
     assert {row["prompt"] for row in rows_of(tmp_path / "g")} == {"a red dog", "a blue dog"}
     message = refused(capsys, "generate", "a __color__", "--out", tmp_path / "o", "--wildcards", wildcards)
     assert "wildcard __color__ has no file color.txt" in message

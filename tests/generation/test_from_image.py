@@ -1,7 +1,6 @@
 """Settings in image files of A1111, ComfyUI, InvokeAI and NovelAI: read, or named."""
 
 import json
-import time
 
 import pytest
 from foreign_files import (
@@ -12,30 +11,21 @@ from foreign_files import (
     comfyui_graph,
     node,
     novelai_texts,
+    read,
+    read_graph,
     write_png,
 )
 from image_world import generate, rows_of
 from lora_world import write_kohya
 from PIL import Image
 
+from clipgraft.generation.foreign.foreign_settings import A1111_SAMPLERS, ForeignSettings, scheduler_of
 from clipgraft.generation.from_image import read_foreign
 from clipgraft.generation.metadata import parameters_text
 from clipgraft.sampling_params import Lora, SamplingParams
 from helpers import call, image_request, refused
 
 EXIF_USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
-
-
-def read(texts, **given):
-    """The prompt, the parameters that differ from the defaults, and what was not read."""
-    settings = read_foreign(texts)
-    request = settings.request(SamplingParams(**given))
-    changed = {name: value for name, value in request.params if value != getattr(SamplingParams(), name)}
-    return request.prompt, changed, settings.unread
-
-
-def read_graph(graph, **given):
-    return read({"prompt": json.dumps(graph), "workflow": "{}"}, **given)
 
 
 def test_an_infotext_gives_prompt_and_parameters():
@@ -79,6 +69,38 @@ def test_both_ways_to_write_a_schedule_are_read():
         _, params, unread = read({"parameters": f"a boat\nSteps: 20, {names}, CFG scale: 7, Seed: 1"})
         assert "scheduler" not in params  # the default
         assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpm++"),
+        ("Sampler: DPM++ 2M, Schedule type: Uniform", "dpm++-2m"),
+        ("Sampler: Euler a, Schedule type: Automatic", "euler-a"),
+        ("Sampler: DPM++ SDE Karras", "dpm++-sde-karras"),
+        ("Sampler: LMS", "lms"),
+    ],
+)
+def test_samplers_of_a1111_are_found_in_the_table(names, expected):
+    settings = read_foreign({"parameters": f"a boat\nSteps: 20, {names}, CFG scale: 7, Seed: 1"})
+    assert settings.values["scheduler"] == expected
+    assert settings.unread == []
+
+
+def test_samplers_of_the_others_are_found_in_the_table():
+    for name, sampler in A1111_SAMPLERS.items():
+        assert scheduler_of(sampler), name
+    for sampler, schedule, expected in (
+        *(("dpmpp_2m", "karras", "dpm++"), ("euler_ancestral", "normal", "euler-a")),
+        *(("dpmpp_sde_gpu", "karras", "dpm++-sde-karras"), ("dpmpp_2m_sde_k", "", "dpm++-2m-sde-karras")),
+        *(("k_dpmpp_2s_ancestral", "native", "dpm++-2s-a"), ("k_lms", "", "lms"), ("ddim_v3", "", "ddim")),
+    ):
+        settings = ForeignSettings("any")
+        settings.add_k_sampler(sampler, schedule)
+        assert (settings.values, settings.unread) == ({"scheduler": expected}, [])
+    settings = ForeignSettings("any")
+    settings.add_k_sampler("dpm_adaptive", "karras")
+    assert (settings.values, settings.unread) == ({}, ["sampler dpm_adaptive Karras"])
 
 
 def test_prompt_editing_falls_back_to_plain_text():
@@ -286,87 +308,3 @@ def test_settings_in_the_exif_of_jpeg_and_webp_are_read(tmp_path, capsys):
     for name, tool in (("x.jpg", "A1111 or Forge"), ("x.webp", "ComfyUI")):
         assert call("generate", "--from-image", tmp_path / name, "--out", tmp_path, "--dry-run") == 0
         assert f"settings of {name}, by {tool}:" in capsys.readouterr().out
-
-
-def endless_graph():
-    graph = comfyui_graph()
-    graph["3"]["inputs"] |= {"positive": ["50", 0], "seed": ["51", 0], "latent_image": ["52", 0]}
-    graph["50"] = node("ConditioningCombine", conditioning_1=["50", 0], conditioning_2=["50", 0])
-    graph["51"] = node("PrimitiveInt", value=["51", 0])
-    graph["52"] = node("LatentUpscale", samples=["52", 0])
-    graph["3"]["inputs"]["model"] = ["53", 0]
-    graph["53"] = node("LoraLoader", model=["53", 0])
-    return graph
-
-
-def test_a_graph_without_an_end_is_read_as_far_as_it_goes():
-    prompt, params, unread = read_graph(endless_graph())
-    assert prompt == ""
-    assert "seed" not in params
-    assert {"the positive prompt, which no known node holds", "seed, which no known node holds"} <= {*unread}
-
-
-def test_a_chain_of_ten_thousand_nodes_is_followed():
-    graph = comfyui_graph()
-    graph["3"]["inputs"]["positive"] = ["c0", 0]
-    graph |= {f"c{n}": node("ConditioningSetArea", conditioning=[f"c{n + 1}", 0]) for n in range(9_999)}
-    graph["c9999"] = node("CLIPTextEncode", text="the end")
-    assert read_graph(graph)[0] == "the end"
-
-
-HOSTILE = {
-    "deep JSON": ({"prompt": "[" * 100_000}, "nested deeper than 64"),
-    "no JSON": ({"prompt": "{"}, "ComfyUI's prompt graph is not JSON"),
-    "a list": ({"prompt": "[]"}, "an object is expected"),
-    "no sampler": ({"prompt": "{}"}, "has no sampler with steps and a prompt"),
-    "nodes of other types": ({"prompt": json.dumps({"1": 5, "2": {"inputs": []}})}, "has no sampler"),
-    "a workflow alone": ({"workflow": "{}"}, "ComfyUI's workflow alone"),
-    "a lone surrogate": ({"invokeai_metadata": '{"positive_prompt": "\\ud83d"}'}, "half a surrogate pair"),
-    "metadata without image": ({"sd-metadata": "{}"}, "sd-metadata holds no image"),
-    "a dream without quotes": ({"Dream": "a dog -s 50"}, "holds no prompt in quotes"),
-    "no settings": ({"Title": "a dog", "parameters": "a dog"}, "holds no record of its generation"),
-    "a damaged comment": ({"Software": "NovelAI", "Comment": "x"}, "NovelAI's comment is not JSON"),
-    "a long prompt": (
-        {"parameters": "dog " * 25_000 + "\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1"},
-        "prompt has 99,999 characters; at most 32,000 are read",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_damaged_or_hostile_file_is_one_line(tmp_path, capsys, name):
-    texts, message = HOSTILE[name]
-    path = write_png(tmp_path / "x.png", texts, is_packed=name == "deep JSON")
-    found = refused(capsys, "generate", "--from-image", path, "--out", tmp_path / "out", "--dry-run")
-    assert message in found
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_text_of_80_mb_in_80_kb_is_left_unread(tmp_path, capsys):
-    path = write_png(tmp_path / "x.png", {"prompt": " " * 80_000_000}, is_packed=True)
-    begun = time.process_time()
-    found = refused(capsys, "generate", "--from-image", path, "--out", tmp_path, "--dry-run")
-    assert "holds no record of its generation" in found
-    assert time.process_time() - begun < 5
-
-
-@pytest.mark.parametrize("text", ["a:" * 200_000, 'a: "' * 100_000, "a " * 300_000, 'a:"\\' * 150_000])
-def test_a_text_without_an_end_takes_no_time(text):
-    begun = time.process_time()
-    assert read_foreign({"parameters": f"a\n{text}"[:500_000]}) is None
-    assert time.process_time() - begun < 3
-
-
-@pytest.mark.parametrize("value", [None, True, [], {}, "x", "nan", 1e400, -1, [1, 2, 3], ["3", 0]])
-def test_values_of_other_types_are_left_out(value):
-    for key in ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "model", "latent_image"):
-        graph = comfyui_graph()
-        graph["3"]["inputs"][key] = value
-        assert read_graph(graph)[1]["negative_prompt"] == "text, watermark"
-    for key in INVOKEAI:
-        assert read({"invokeai_metadata": json.dumps(INVOKEAI | {key: value})})
-    for key in SD_METADATA["image"]:
-        image = SD_METADATA["image"] | {key: value}
-        assert read({"sd-metadata": json.dumps(SD_METADATA | {"image": image})})
-    for key in ("steps", "seed", "scale", "sampler", "uc", "prompt", "noise_schedule", "request_type"):
-        assert read(novelai_texts(**{key: value}))

@@ -10,6 +10,8 @@ from PIL import Image
 
 import clipgraft
 from clipgraft.errors import DataError, UserError
+from clipgraft.generation.generate import GenerateOptions
+from clipgraft.generation.grid import generate_grid, parse_axis
 from clipgraft.generation.image_encoding import (
     PARAMETERS_KEY,
     RECORD_KEY,
@@ -17,7 +19,7 @@ from clipgraft.generation.image_encoding import (
     read_image_texts,
     write_image,
 )
-from clipgraft.sampling_params import InferenceConfig
+from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from helpers import call, refused
 
 SUFFIXES = {"jpeg": "jpg", "webp": "webp"}
@@ -100,8 +102,9 @@ def test_python_saves_what_the_command_writes(base, drawn, tmp_path, name):
 
 
 def test_grids_of_every_format_are_one_sheet(base, tmp_path):
-    command = ["grid", "A dog", "--base", base, "--steps", 1, "--axis", "seed=0-1"]
-    assert call(*command, "--out", tmp_path, "--format", "jpeg") == 0
+    options = GenerateOptions(str(base), image_format="jpeg", inference=InferenceConfig(engine="torch"))
+    params = SamplingParams(num_inference_steps=1)
+    generate_grid([parse_axis("seed=0-1")], params, tmp_path, options, prompt="A dog")
     assert {path.name for path in tmp_path.iterdir()} == {
         *("a-dog_seed0.jpg", "a-dog_seed1.jpg", "grid.png", "grid.html", "images.json")
     }
