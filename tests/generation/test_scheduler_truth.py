@@ -137,3 +137,31 @@ def test_karras_and_exponential_sigmas_are_k_diffusions(name: str):
     found = np.unique(scheduler.sigmas.numpy())[::-1]  # runs of the U-Net for one step share theirs
     assert found[:steps] == pytest.approx(expected, rel=1e-4)
     assert list(found[steps:]) == ([] if name.startswith("deis") else [0])
+
+
+@pytest.mark.parametrize("name", ["dpm++", *SAMPLERS])
+def test_zero_terminal_snr_is_followed_or_refused(name: str):
+    base = DDIMScheduler(**BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    followed = {"dpm++", "dpm++-2m", "dpm++-2m-sde", "dpm++-2m-sde-heun", "dpm++-3m-sde", "euler", "euler-a"}
+    if name not in followed | {"ddim", "ddpm", "unipc", "lcm", "tcd"}:
+        with pytest.raises(
+            UserError, match=r"follow this base's betas \(rescale_betas_zero_snr\); name one of"
+        ):
+            build_scheduler(name, base)
+        return
+    scheduler = build_scheduler(name, base)
+    scheduler.set_timesteps(steps_of(name))
+    alphas = base.alphas_cumprod.double().clamp(min=2**-24)  # as Euler's and DPM-Solver's, which divide by it
+    sample = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        alpha = alphas[round(float(timestep))] ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+        scaled = scheduler.scale_model_input(sample, timestep)
+        gain = STD / (alpha**2 * STD**2 + sigma**2) ** 0.5
+        if name != "lcm":
+            gain = alpha * gain**2
+        denoised = MEAN + gain * (scaled - alpha * MEAN)
+        velocity = (alpha * scaled - denoised) / sigma
+        sample = scheduler.step(velocity.float(), timestep, sample, return_dict=False)[0]
+    assert sample.mean().item() == pytest.approx(MEAN, abs=0.05)
+    assert sample.std().item() == pytest.approx(STD, abs=0.1)

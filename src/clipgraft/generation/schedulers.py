@@ -1,6 +1,7 @@
 """Schedulers by name, on the noise schedule of a base."""
 
 import inspect
+from functools import wraps
 from typing import Any
 
 import diffusers
@@ -55,12 +56,30 @@ def build_scheduler(name: str, base_scheduler: SchedulerMixin) -> SchedulerMixin
     kind = scheduler_class(recipe)
     taken = {key: value for key, value in schedule.items() if key in inspect.signature(kind).parameters}
     try:
-        return kind(**taken, **recipe.settings)
+        return _beginning_first(kind(**taken, **recipe.settings))
     except NotImplementedError:
         betas = f"beta_schedule {schedule['beta_schedule']!r}"
         raise UserError(
             f"scheduler {name!r} cannot follow this base's {betas}; name another, e.g. ddpm"
         ) from None
+
+
+def _beginning_first(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Let a scheduler begin at its first step, also where timesteps repeat.
+
+    diffusers would begin at the second of equal timesteps and run out of sigmas at the end: the first Karras
+    sigmas of a base with zero terminal SNR are all of timestep 999.
+    """
+    if hasattr(scheduler, "set_begin_index"):
+        set_timesteps = scheduler.set_timesteps
+
+        @wraps(set_timesteps)
+        def set_timesteps_and_begin(*args: Any, **options: Any) -> None:
+            set_timesteps(*args, **options)
+            scheduler.set_begin_index(0)
+
+        scheduler.set_timesteps = set_timesteps_and_begin
+    return scheduler
 
 
 def _obstacle(recipe: SchedulerRecipe, schedule: dict[str, Any]) -> str:
