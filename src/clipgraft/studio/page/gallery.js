@@ -2,7 +2,7 @@
 
 import { attempt, get, remove } from "/page/api.js";
 import { $, element, frame, later } from "/page/dom.js";
-import { fill } from "/page/settings.js";
+import { fill, samplerName } from "/page/settings.js";
 
 const PAGE_SIZE = 48;
 let oldest = null;
@@ -61,7 +61,7 @@ export function openDetail(image) {
   $("detail-prompt").textContent = settings.prompt || "(empty prompt)";
   const rows = {
     Model: image.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
-    "Guidance scale": settings.guidance_scale, Sampler: settings.scheduler,
+    "Guidance scale": settings.guidance_scale, Sampler: samplerName(settings.scheduler),
     Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "default",
     Time: image.seconds ? `${image.seconds.toFixed(1)} s` : "", Notes: image.notes.join(" "),
   };

@@ -22,7 +22,7 @@ export async function setUp() {
   const choices = [["", "none"], ...axes.map((name) => [name, LABELS[name]])];
   options($("row-axis"), choices, "seed");
   options($("column-axis"), choices, "guidance_scale");
-  options($("scheduler"), schedulers.map((name) => [name, samplers[name]]));
+  options($("scheduler"), schedulers.map((name) => [name, samplerName(name)]));
   const most = { "num-images": limits.max_images_per_job, steps: limits.max_steps, width: limits.max_side, height: limits.max_side };
   for (const [id, value] of Object.entries(most)) $(id).max = value;
   for (const id of ["prompt", "negative-prompt"]) $(id).maxLength = limits.max_prompt_characters;
@@ -66,6 +66,9 @@ export function setMode(name) {
   $("submit").textContent = { generate: "Generate", compare: "Compare", grid: "Generate grid" }[mode];
   estimateSoon();
 }
+
+/** A1111's name of a scheduler. */
+export const samplerName = (name) => samplers[name] || name;
 
 /** Body for /v1/jobs from the form. */
 export function request() {
