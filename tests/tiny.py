@@ -127,10 +127,12 @@ def build_pipeline(seed: int = 1, width: int = TEACHER_WIDTH) -> StableDiffusion
     )
 
 
-def build_controlnet(unet: UNet2DConditionModel, seed: int = 5) -> ControlNetModel:
+def build_controlnet(
+    unet: UNet2DConditionModel, seed: int = 5, channels: tuple[int, ...] = (4, 4, 4, 4)
+) -> ControlNetModel:
     """A ControlNet of a U-Net; what is zero before training is random."""
     torch.manual_seed(seed)
-    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
     last = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     for layer in [*last, controlnet.controlnet_cond_embedding.conv_out]:
         torch.nn.init.normal_(layer.weight, std=0.3)

@@ -1,6 +1,7 @@
 """ControlNets: several at once, with and without an initial image and a mask, as diffusers runs them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,15 +13,17 @@ from diffusers import (
 )
 from image_world import generate, pixels, rows_of
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 import clipgraft
 import tiny
 from clipgraft.config import load_recipe, named_paths, recipe_with, to_toml
 from clipgraft.generation.generator import load_generators
-from clipgraft.generation.requests import ImageRequest
+from clipgraft.generation.requests import ImageRequest, image_requests
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.controlnet import load_controlnet
+from clipgraft.models.ldm_names import to_ldm
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from helpers import call, refused
 
@@ -240,6 +243,37 @@ def test_image_is_reproduced_with_its_controlnets(base, world, tmp_path, capsys)
     assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
 
 
+def ldm_names(controlnet) -> dict:
+    """A ControlNet's weights by the names of A1111's files."""
+    config = dict(controlnet.config) | {"up_block_types": []}
+    weights = {}
+    for name, weight in to_ldm("unet", controlnet.state_dict(), config).items():
+        name = name.removeprefix("model.diffusion_model.")
+        name = re.sub(r"^controlnet_down_blocks\.(\d+)", r"zero_convs.\1.0", name)
+        name = name.replace("controlnet_mid_block", "middle_block_out.0")
+        name = name.replace("controlnet_cond_embedding.conv_in", "input_hint_block.0")
+        name = name.replace("controlnet_cond_embedding.conv_out", "input_hint_block.14")
+        block = re.search(r"controlnet_cond_embedding\.blocks\.(\d+)", name)
+        name = name.replace(block[0], f"input_hint_block.{2 * int(block[1]) + 2}") if block else name
+        weights[f"control_model.{name}"] = weight
+    return weights
+
+
+def test_single_file_gives_the_folders_image(frozen, generator, world, tmp_path, monkeypatch):
+    controlnet = tiny.build_controlnet(frozen.unet, channels=(16, 32, 96, 256))
+    controlnet.save_pretrained(tmp_path / "folder")
+    save_file(ldm_names(controlnet), tmp_path / "control.safetensors")
+    monkeypatch.setattr("clipgraft.models.controlnet.UNET_CONFIG", dict(frozen.unet.config))
+    images = [
+        drawn(generator, world, [f"{tmp_path}/{name}={world}/circle.png"], "text")
+        for name in ("folder", "control.safetensors")
+    ]
+    assert np.array_equal(*images)
+    save_file({"control_model.x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors lacks \d+ weights"):
+        drawn(generator, world, [f"{tmp_path}/other.safetensors={world}/circle.png"], "text")
+
+
 def test_unusable_controlnet_is_one_line(base, world, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
@@ -292,3 +326,5 @@ def test_recipe_names_controlnets(world, tmp_path):
     (tmp_path / "written.toml").write_text(to_toml(recipe))
     assert load_recipe(tmp_path / "written.toml") == recipe
     assert f"{world}/circle.png" in named_paths(recipe).values()
+    params = SamplingParams.build({"controls": [f"{world}/edges={world}/circle.png@0.7"]})
+    assert image_requests(["A dog"], recipe.generate) == [ImageRequest("A dog", params)]

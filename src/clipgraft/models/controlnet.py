@@ -1,19 +1,30 @@
 """ControlNets: loaded strictly, and compared with the base they are for."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from clipgraft.errors import CheckpointError
-from clipgraft.models.configs import ControlNetConfig, read_config
+from clipgraft.models.configs import ControlNetConfig, loading, read_config
 from clipgraft.models.hub import resolve_model
-from clipgraft.models.loading import DIFFUSERS_STEM, load_strictly, weight_paths
+from clipgraft.models.loading import (
+    DIFFUSERS_STEM,
+    load_strictly,
+    read_weights,
+    refuse_misfits,
+    set_weights,
+    weight_paths,
+)
+from clipgraft.models.single_file import UNET_CONFIG
 from clipgraft.models.weights import FULL, HALF, Needed, Weights
 
-NEEDED = Needed(("config.json",), (Weights(DIFFUSERS_STEM),))
+CONFIG_NAME = "config.json"
+NEEDED = Needed((CONFIG_NAME,), (Weights(DIFFUSERS_STEM),))
 SHAPED = ("cross_attention_dim", "block_out_channels", "layers_per_block")
 """Parts of a configuration that give text states and residuals their shapes."""
 
@@ -22,18 +33,23 @@ def controlnet_files(name: str) -> list[Path]:
     """Find a ControlNet's configuration and weights, or download them.
 
     Args:
-        name: Folder in diffusers' layout, or a hub id.
+        name: Folder in diffusers' layout, hub id, or one `.safetensors` file with LDM's names.
+
+    Returns:
+        The configuration and files of weights; or the one file.
 
     Raises:
-        MissingFileError: If there is no such folder and the name is not a hub id.
+        MissingFileError: If there is no such path and the name is not a hub id.
         CheckpointError: If it holds no weights, or the hub is unreachable.
     """
     folder = resolve_model(name, part="controlnet", needed=NEEDED)
-    if not (folder / "config.json").is_file():
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return [folder]
+    if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
             f"{folder} is no ControlNet: it has no config.json; name a folder with one, or a hub id"
         )
-    return [folder / "config.json", *weight_paths(folder, DIFFUSERS_STEM, (FULL, HALF))]
+    return [folder / CONFIG_NAME, *weight_paths(folder, DIFFUSERS_STEM, (FULL, HALF))]
 
 
 def check_controlnet(name: str, unet_config: Mapping[str, Any]) -> None:
@@ -43,18 +59,14 @@ def check_controlnet(name: str, unet_config: Mapping[str, Any]) -> None:
         CheckpointError: If it is for a base of another shape, or no ControlNet.
     """
     path = controlnet_files(name)[0]
-    config = read_config(path, ControlNetConfig)
-    if config.get("_class_name") != "ControlNetModel":
-        raise CheckpointError(
-            f"{path} is of a {config.get('_class_name')}; only a ControlNetModel can be used, name one"
-        )
-    checked = ControlNetConfig.model_validate(config)
+    checked = ControlNetConfig.model_validate(_read_config(path))
+    place = path.parent if path.name == CONFIG_NAME else path
     for key in SHAPED:
         own, needed = getattr(checked, key), unet_config[key]
         if own != (list(needed) if isinstance(needed, tuple) else needed):
             raise CheckpointError(
-                f"ControlNet {path.parent} is for another base: its {key} is {own}, this base's "
-                f"{needed}; name one that was made for this base"
+                f"ControlNet {place} is for another base: its {key} is {own}, this base's {needed}; "
+                "name one that was made for this base"
             )
 
 
@@ -64,11 +76,38 @@ def load_controlnet(name: str, device: torch.device, dtype: torch.dtype) -> Cont
     Raises:
         CheckpointError: If its weights are damaged or do not fit its configuration.
     """
-    folder = controlnet_files(name)[0].parent
-    model = load_strictly(ControlNetModel, folder, ControlNetConfig).to(device, dtype)
+    path = controlnet_files(name)[0]
+    is_folder = path.name == CONFIG_NAME
+    model = load_strictly(ControlNetModel, path.parent, ControlNetConfig) if is_folder else _load_file(path)
+    model = model.to(device, dtype)
     model.requires_grad_(False)
     model.register_forward_pre_hook(_cast, with_kwargs=True)
     return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration; of one file that of Stable Diffusion v1.5."""
+    if path.name != CONFIG_NAME:
+        own = signature(ControlNetModel).parameters
+        return {name: value for name, value in UNET_CONFIG.items() if name in own}
+    config = read_config(path, ControlNetConfig)
+    if config.get("_class_name") != "ControlNetModel":
+        raise CheckpointError(
+            f"{path} is of a {config.get('_class_name')}; only a ControlNetModel can be used, name one"
+        )
+    return config
+
+
+def _load_file(path: Path) -> Any:
+    """Load a ControlNet with LDM's names, renamed by diffusers' converter."""
+    with torch.device("meta"):
+        model = ControlNetModel.from_config(_read_config(path))
+    weights = read_weights([path])
+    with loading(path, "a ControlNet for Stable Diffusion v1"):
+        weights = convert_controlnet_checkpoint(weights, dict(model.config))
+    weights = {key: weight for key, weight in weights.items() if weight is not None}
+    refuse_misfits(path, model, weights)
+    return set_weights(model, weights, None)
 
 
 def _cast(model: ControlNetModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
