@@ -1,11 +1,11 @@
 """Memory and time of each kind of request at Stable Diffusion v1.5's exact shape, with random weights.
 
-    python benchmarks/bench_kinds.py [--engines torch openvino] [--folder DIR]
+    python benchmarks/bench_kinds.py [--engines torch openvino] [--kinds mask ...] [--folder DIR]
 
 Each kind is one `clipgraft generate` of 512 x 512 pixels in one step, in a process of its own: text, an
 initial image, a mask, a ControlNet, and all of them; a mask also with an inpainting base of 9 channels. Peak
 memory counts mapped files of weights, which the system takes back where memory is short. Prints a line for
-each and writes benchmarks/results/kinds.json. It needs 8 GB of disk, twice that for OpenVINO's networks.
+each and writes it to benchmarks/results/kinds.json. It needs 8 GB of disk, or 16 for OpenVINO.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -84,27 +84,24 @@ def main() -> None:
     """Measure all kinds with each engine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", nargs="+", default=["torch", "openvino"])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--folder", type=Path, help="where the models are, or are to be written")
     options = parser.parse_args()
     dtype = torch.bfloat16 if cpu_gains_from_bf16() else torch.float32
+    environment = describe_environment(torch.device("cpu")) | {"command": "python benchmarks/bench_kinds.py"}
+    result = {"side": SIDE, "stored": str(dtype).removeprefix("torch."), "environment": environment}
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
         if not (folder / "picture.png").is_file():
             write_models(folder, dtype)
-        rows: dict[str, dict[str, Any]] = {}
-        for engine in options.engines:
-            rows[engine] = {}
-            for kind, words in KINDS.items():
-                row = rows[engine][kind] = measure(folder, engine, *words)
-                print(
-                    f"{engine:9} {kind:32} {row['peak_bytes'] / 1e9:5.2f} GB  {row['seconds']:6.1f} s",
-                    flush=True,
-                )
-    stored = str(dtype).removeprefix("torch.")
-    environment = describe_environment(torch.device("cpu")) | {"command": "python benchmarks/bench_kinds.py"}
-    result = {"side": SIDE, "stored": stored, "engines": rows, "environment": environment}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        for engine, kind in product(options.engines, options.kinds):
+            row = rows.setdefault(engine, {})[kind] = measure(folder, engine, *KINDS[kind])
+            print(
+                f"{engine:9} {kind:32} {row['peak_bytes'] / 1e9:5.2f} GB  {row['seconds']:6.1f} s", flush=True
+            )
+            RESULT.write_text(json.dumps(result | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
