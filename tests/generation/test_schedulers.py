@@ -47,7 +47,11 @@ def test_a_name_states_every_argument_of_its_class(name: str):
     assert set(settings) <= arguments
 
 
-@pytest.mark.parametrize("name", ["dpm++", *SAMPLERS])
+SLOW_TO_BUILD = ("dpm2", "dpm2-a", "dpm++-sde", "dpm++-2s-a")
+"""A third of a second each, for 1,000 midpoints."""
+
+
+@pytest.mark.parametrize("name", ["dpm++", *(name for name in SAMPLERS if name not in SLOW_TO_BUILD)])
 def test_a_name_is_one_scheduler_on_every_base(name: str):
     made = [build_scheduler(name, base) for base in BASES.values()]
     for scheduler in made:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import clipgraft
+from clipgraft.errors import UserError
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import PromptParams, SamplingParams
 from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
@@ -327,3 +328,13 @@ def test_a_prompt_is_read_while_the_device_is_busy(service):
         reader.join(timeout=20)
         assert [told["num_tokens"] for told in read] == [4]
     assert service.cache.names() == loaded
+
+
+def test_a_safety_checker_is_demanded_of_every_base(runs_dir, tmp_path):
+    service = Service(runs_dir, tmp_path, device="cpu", safety_checker="on")
+    with (
+        service.cache.lock,
+        pytest.raises(UserError, match="safety_checker is 'on', but this base brings none"),
+    ):
+        service.generator("tiny/after")
+    service.queue.database.close()
