@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionPipeline
 from image_world import generate, pixels, rows_of
+from lora_world import write_kohya
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
@@ -93,9 +94,12 @@ def test_ip_adapter_equals_stock_diffusers(base, generator, world, kind):
     assert np.array_equal(drawn(generator, []), without)  # nothing of it is left
 
 
-def test_all_kinds_at_once_equal_stock_diffusers(base, generator, world):
+def test_all_kinds_with_a_lora_equal_stock_diffusers(base, generator, world, monkeypatch):
     controlnet = load_controlnet(str(world / "edges"), torch.device("cpu"), torch.float32)
     pipeline = stock(base, world, "plain", StableDiffusionControlNetInpaintPipeline, controlnet=controlnet)
+    lora = write_kohya(world / "fur.safetensors")
+    pipeline.load_lora_weights(lora, adapter_name="fur")
+    pipeline.set_adapters(["fur"], [0.7])
     red, blue = (Image.open(world / f"{name}.png") for name in ("red", "blue"))
     expected = pipeline(
         "A dog",
@@ -109,8 +113,12 @@ def test_all_kinds_at_once_equal_stock_diffusers(base, generator, world):
         **COMMON,
     ).images[0]
     files = {"init_image": world / "red.png", "mask_image": world / "blue.png"}
-    found = drawn(generator, [adapter(world)], controls=[f"{world}/edges={world}/blue.png"], **files)
+    more = files | {"controls": [f"{world}/edges={world}/blue.png"], "loras": [f"{lora}:0.7"]}
+    found = drawn(generator, [adapter(world)], **more)
     assert np.abs(found - np.asarray(expected, int)).max() <= 1
+    monkeypatch.setattr("clipgraft.generation.engines.engine.inference_dtype", lambda _: torch.float32)
+    on_engine = clipgraft.load(base, device="cpu", inference=InferenceConfig(engine="torch"))
+    assert np.abs(drawn(on_engine, [adapter(world)], **more) - found).max() <= 1
 
 
 def test_batch_makes_the_images_that_each_makes_alone(generator, world):
