@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 import tiny
 from app_client import TOKEN
+from browser import ARGUMENTS, CHROMIUM, EXPECTED
 from clipgraft.config import build_recipe
 from clipgraft.runs.run import Run
 from clipgraft.studio.api import build_app
@@ -111,3 +112,54 @@ def openai_client(address):
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{address}/v1", api_key=TOKEN, max_retries=0) as made:
         yield made
+
+
+@pytest.fixture
+def page_address(service):
+    """A studio on a free port of loopback, for a browser."""
+    with _bound("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(build_app(service), log_config=None, lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        service.begin_to_stop()  # ends event streams, as a signal does
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+@pytest.fixture
+def chromium():
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no {CHROMIUM}; apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=[1440, 390])
+def page(chromium, page_address, request):
+    """A page that fails its test where a script fails, a dialog opens or anything foreign is asked for."""
+    context = chromium.new_context(viewport={"width": request.param, "height": 844}, accept_downloads=True)
+    opened, faults = context.new_page(), []
+    opened.on("pageerror", lambda error: faults.append(f"error: {error}"))
+    opened.on(
+        "console",
+        lambda said: said.type == "error" and not EXPECTED.search(said.text) and faults.append(said.text),
+    )
+    opened.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    own = (page_address, "blob:")
+    opened.on("request", lambda asked: asked.url.startswith(own) or faults.append(asked.url))
+    opened.goto(page_address)
+    opened.wait_for_selector("#model option", state="attached")
+    yield opened
+    width = opened.evaluate("document.documentElement.scrollWidth")
+    assert width <= request.param, "the page is wider than the screen"
+    context.close()
+    assert faults == []

@@ -1,101 +1,16 @@
 """The page in a real Chromium, from first prompt to hostile caption; nothing but its own origin is asked."""
 
-import re
-import threading
-import time
-from pathlib import Path
-
 import pytest
-import uvicorn
 from PIL import Image
 
-from clipgraft.studio.api import build_app
-from clipgraft.studio.server import _bound
+from browser import until, view
 from contrast import faint_texts
 from helpers import image_request
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${alert(3)} & a dog"
 LONG = 150
 VIEWS = ("generate", "compare", "grid", "gallery", "search", "training")
-EXPECTED = re.compile("status of 422")
-"""A refusal that the page shows."""
-
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.allow_hosts(["127.0.0.1"]),
-    pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}; apt install chromium"),
-]
-
-
-@pytest.fixture
-def address(service):
-    with _bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(build_app(service), log_config=None, lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        service.begin_to_stop()  # ends event streams, as a signal does
-        server.should_exit = True
-        thread.join(timeout=30)
-
-
-@pytest.fixture
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(params=[1440, 390])
-def page(browser, address, request):
-    """A page that fails its test where a script fails, a dialog opens or anything foreign is asked for."""
-    context = browser.new_context(viewport={"width": request.param, "height": 844}, accept_downloads=True)
-    opened, faults = context.new_page(), []
-    opened.on("pageerror", lambda error: faults.append(f"error: {error}"))
-    opened.on(
-        "console",
-        lambda said: said.type == "error" and not EXPECTED.search(said.text) and faults.append(said.text),
-    )
-    opened.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    opened.on("request", lambda asked: asked.url.startswith((address, "blob:")) or faults.append(asked.url))
-    opened.goto(address)
-    opened.wait_for_selector("#model option", state="attached")
-    yield opened
-    width = opened.evaluate("document.documentElement.scrollWidth")
-    assert width <= request.param, "the page is wider than the screen"
-    context.close()
-    assert faults == []
-
-
-def until(page, expression, seconds=30.0):
-    """Wait for an expression to be true; the page's policy forbids the library's own way, which is eval."""
-    give_up = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < give_up, expression
-        page.wait_for_timeout(50)
-
-
-def view(page, name):
-    page.goto(f"{page.url.split('#')[0]}#{name}")
-    page.wait_for_selector(f"nav a[href='#{name}'][aria-current]")
+pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
 
 
 def generate(page, steps=3, **fields):

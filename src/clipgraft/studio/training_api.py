@@ -137,14 +137,17 @@ def _overview(service: Service) -> dict[str, Any]:
         "data_folder": root.name if root else None,
         **describe_choices(service.catalog),
         "at_work": current and {"kind": current.kind, "name": current.name},
-        "trainings": [_described(service, job) for job in trainings.trainings()],
+        "trainings": [_summary(job) for job in trainings.trainings()],
     }
 
 
+def _summary(job: TrainingJob) -> dict[str, Any]:
+    shown = job.model_dump(include={"kind", "name", "data", "state", "error", "created", "started", "ended"})
+    return shown | {"can_resume": job.can_resume}
+
+
 def _described(service: Service, job: TrainingJob) -> dict[str, Any]:
-    return {
-        **job.model_dump(include={"kind", "name", "data", "state", "error", "created", "started", "ended"}),
-        "can_resume": job.can_resume,
+    return _summary(job) | {
         "output": service.trainings.tail(job),
         "samples": _samples(service, job.name),
     }

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 CHECK: Final = "check"
 OPEN_STATES = ("waiting", "running", "stopping")
 RESUMABLE = ("stopped", "interrupted", "failed")
-STOPPED_CODES = (128 + signal.SIGINT, -signal.SIGINT, -signal.SIGKILL)
-"""Exit codes of a command that was told to stop."""
+USER_ERROR = 2
+"""Exit code of a command that says what is wrong; a signal while it imports may become any other."""
 SECONDS_BETWEEN_LOOKS = 0.5
 """At a process that an earlier studio started, whose end nobody tells."""
 TAIL_BYTES, TAIL_LINES = 8192, 12
@@ -316,7 +316,7 @@ class TrainingJobs:
         """Return state and error by an exit code, None if unknown."""
         if code == 0 or (code is None and self._has_finished(job)):
             return "done", ""
-        if code is None or (stop_state and code in STOPPED_CODES):
+        if code is None or (stop_state and code != USER_ERROR):
             is_wanted = stop_state == "stopped"
             return stop_state or "interrupted", "" if is_wanted else "the studio was stopped meanwhile"
         lines = self.tail(job)

@@ -36,6 +36,7 @@ addEventListener("hashchange", route);
 jobs.setUp();
 gallery.setUp();
 search.setUp();
+training.setUp();
 route();
 await attempt(settings.setUp);
 route();

@@ -178,8 +178,8 @@ async function estimate() {
   }
   let text = "";
   try {
-    const { num_images: count, images_before: before } = await post("/v1/estimates", request());
-    text = counted(count) + (before ? `, ${counted(before)} before yours` : "");
+    const { num_images: count, images_before: before, training } = await post("/v1/estimates", request());
+    text = counted(count) + (before ? `, ${counted(before)} before yours` : "") + (training ? `, after training ${training}` : "");
   } catch (error) {
     text = error.message;
   }

@@ -1,14 +1,27 @@
 // Runs: loss during training, reports afterwards.
 
-import { attempt, get } from "/page/api.js";
+import { announce, attempt, get } from "/page/api.js";
 import { $, element, svg } from "/page/dom.js";
+import * as train from "/page/train.js";
 
 const MAX_WIDTH = 832, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 34;
 const MILLISECONDS_BETWEEN_LOOKS = 2000;
 let chosen = "";
 let timer = null;
 let report = null;
+const lastState = {};
 let shownFor = "";
+let shownName = "";
+
+export function setUp() {
+  train.setUp(choose);
+}
+
+async function choose(name) {
+  chosen = name;
+  await refresh();
+  document.querySelector(`[data-run="${CSS.escape(name)}"]`)?.focus();
+}
 
 export async function show() {
   shownFor = "";
@@ -22,7 +35,13 @@ export function hide() {
 }
 
 async function refresh() {
-  const { runs } = await get("/v1/runs");
+  const [{ runs }, trainings] = await Promise.all([get("/v1/runs"), get("/v1/trainings")]);
+  train.offer(trainings);
+  for (const { name, state } of trainings.trainings.toReversed()) {
+    const run = runs.find((one) => one.name === name);
+    if (!run) runs.unshift({ name, state });
+    else if (state !== "done") run.state = state;
+  }
   $("runs-empty").hidden = runs.length > 0;
   if (!runs.length) return;
   if (!runs.some((run) => run.name === chosen)) chosen = runs[0].name;
@@ -30,24 +49,39 @@ async function refresh() {
   $("run-list").replaceChildren(...runs.map((run) => {
     const button = element("button", { type: "button", "aria-pressed": String(run.name === chosen), "data-run": run.name },
       run.name, element("small", {}, run.state));
-    button.addEventListener("click", () => { chosen = run.name; attempt(refresh); });
+    button.addEventListener("click", () => attempt(() => choose(run.name)));
     return element("li", {}, button);
   }));
   if (focused) document.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus();
-  showRun(await get(`/v1/runs/${encodeURIComponent(chosen)}`));
+  const name = chosen;
+  const isTraining = trainings.trainings.some((one) => one.name === name);
+  const [run, training] = await Promise.all([
+    get(`/v1/runs/${encodeURIComponent(name)}`).catch(() => ({ name, state: "", steps: [], losses: [], epochs: [], problems: [] })),  // it has no folder yet
+    isTraining ? get(`/v1/trainings/${name}`) : null,
+  ]);
+  if (name === chosen) showRun(run, training);
 }
 
-function showRun(run) {
+function showRun(run, training) {
   const last = run.epochs.at(-1);
   const facts = [run.state, run.steps.length ? `step ${run.steps.at(-1)}` : "", last ? `mean loss of epoch ${last[0]}: ${last[2].toFixed(4)}` : ""];
-  const look = JSON.stringify([run, $("run").clientWidth]);
+  const look = JSON.stringify([run, training, $("run").clientWidth]);
   if (look === shownFor) return;
+  const focused = document.activeElement?.dataset?.act;
+  const isOutputOpen = training && shownName === training.name ? $("run").querySelector(".job details")?.open : undefined;
+  shownName = run.name;
+  if (training && training.state !== lastState[training.name]) {
+    if (lastState[training.name]) announce(`Training ${training.name}: ${training.state}`);
+    lastState[training.name] = training.state;
+  }
   shownFor = look;
   const parts = [element("div", {}, element("h2", {}, run.name), element("p.hint", {}, facts.filter(Boolean).join(" · ")))];
-  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No fine-tuning steps logged."));
+  if (training) parts.push(train.panel(training, refresh, isOutputOpen));
+  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No training steps logged."));
   for (const problem of run.problems) parts.push(element("p.hint.warn", {}, problem));
   if (run.has_report) parts.push(reportOf(run));
   $("run").replaceChildren(...parts);
+  if (focused) ($("run").querySelector("[data-act]") || $("run").querySelector("summary"))?.focus();
 }
 
 /** Reuse the frame, so that refreshing the loss does not reload the report. */
