@@ -5,7 +5,6 @@ import pytest
 import tiny
 from browser import until, view
 from clipgraft.studio.service import Service
-from conftest import LIMITS
 from contrast import faint_texts
 
 pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -22,7 +21,6 @@ def service(runs_dir, tmp_path, cache):
         tmp_path / "runs",
         tmp_path / "home",
         device="cpu",
-        limits=LIMITS,
         cache=cache,
         data_dir=tmp_path / "data",
     )

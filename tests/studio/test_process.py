@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+import tiny
 from clipgraft.studio.queue import Queue
 
 pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -78,7 +79,7 @@ def start(runs_dir, tmp_path):
     """Starts studios, one after another, in one home."""
     studios = []
 
-    def start_one(*options: str) -> Studio:
+    def start_one(*options: str, runs_dir=runs_dir) -> Studio:
         studios.append(Studio(runs_dir, tmp_path / "home", *options))
         return studios[-1]
 
@@ -124,6 +125,36 @@ def test_sigterm_finishes_the_batch_and_keeps_what_waits(start, tmp_path):
     queue = Queue(tmp_path / "home" / "queue.sqlite")
     assert [queue.job(job_id).state for job_id in (at_work, waiting)] == ["done", "queued"]
     queue.database.close()
+
+
+def test_a_training_outlasts_a_restart_of_the_studio(start, runs_dir, tmp_path):
+    data = ("--data", tiny.write_flickr8k(tmp_path / "data" / "photos").parent)
+    (tmp_path / "runs").mkdir()
+    studio = start(*data, runs_dir=tmp_path / "runs")
+    body = {"name": "dogs", "kind": "finetune", "data": "photos", "batch_size": 8, "num_epochs": 40}
+    assert studio.ask("v1/trainings", body)["state"] == "waiting"
+    until(lambda: studio.ask("v1/trainings/dogs")["state"] == "running")
+    log = tmp_path / "runs" / "dogs" / "log.jsonl"
+    until(lambda: log.is_file() and log.read_text().count("\n") >= 4)
+    assert studio.stop(signal.SIGTERM) == 0
+    assert list((tmp_path / "runs" / "dogs" / "checkpoints").iterdir())
+    again = start(*data, runs_dir=tmp_path / "runs")
+    told = again.ask("v1/trainings/dogs")
+    assert (told["state"], told["can_resume"]) == ("interrupted", True)
+    again.ask("v1/trainings/dogs/resume", {})
+    until(lambda: again.ask("v1/trainings/dogs")["state"] == "running")
+    again.stop(signal.SIGKILL)  # the training goes on by itself
+    last = start(*data, runs_dir=tmp_path / "runs")
+    assert last.ask("v1/trainings/dogs")["state"] in ("running", "done")
+    until(lambda: last.ask("v1/trainings/dogs")["state"] == "done")
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 81))
+
+
+def test_a_data_folder_that_is_not_there_exits_with_code_2(runs_dir, tmp_path):
+    command = [sys.executable, "-m", "clipgraft", "studio", runs_dir, "--out", tmp_path, "--data", "nope"]
+    refused = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60)
+    assert (refused.returncode, refused.stderr.strip()) == (2, "error: --data nope: no such folder")
 
 
 def test_the_token_is_shown_once_and_written_nowhere(start, tmp_path):

@@ -36,7 +36,6 @@ def jobs(tmp_path):
     made = new_jobs(tmp_path)
     yield made
     made.begin_to_stop()
-    made.begin_to_stop()
     made.join(timeout=20)
 
 

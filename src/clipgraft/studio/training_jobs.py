@@ -204,9 +204,9 @@ class TrainingJobs:
                 self._start_thread(self._work, partial(_wait_for, process))
 
     def begin_to_stop(self) -> None:
-        """Ask the command at work to save its state and end."""
+        """Ask the command at work to save its state and end, once."""
         with self._lock:
-            if self._work:
+            if self._work and not self._work.stop_state:
                 self._stop(self._work, "interrupted")
 
     def join(self, timeout: float | None = None) -> None:

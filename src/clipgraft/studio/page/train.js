@@ -1,6 +1,6 @@
 // New trainings: a data set checked, then settings; and a training's state, samples and output.
 
-import { announce, attempt, get, post, tell } from "/page/api.js";
+import { announce, attempt, get, post } from "/page/api.js";
 import { $, element, options } from "/page/dom.js";
 
 const MILLISECONDS_BETWEEN_LOOKS = 1000;
@@ -27,10 +27,15 @@ export function offer(trainings) {
   $("train-off").hidden = trainings.data_folder !== null;
 }
 
+function open(isOpen) {
+  $("train").hidden = !isOpen;
+  $("train-new").setAttribute("aria-expanded", String(isOpen));
+  $("train-new").textContent = isOpen ? "Close" : "New training";
+}
+
 async function toggle() {
   const opening = $("train").hidden;
-  $("train").hidden = !opening;
-  $("train-new").setAttribute("aria-expanded", String(opening));
+  open(opening);
   if (!opening) return;
   choices = await get("/v1/trainings");
   options($("train-data"), choices.data.map((name) => [name, name || `${choices.data_folder} (the whole folder)`]), $("train-data").value);
@@ -77,7 +82,7 @@ function findings(found) {
   if (!found.result) return [element("p.hint.warn", {}, found.error || "The check was stopped.")];
   const { counts, format, split_rule: rule, findings: odd, excluded, notes } = found.result;
   const rows = Object.entries(counts).map(([split, { images }]) => `${images.toLocaleString("en")} ${split}`);
-  const parts = [element("p", {}, `${rows.join(", ")} images. Read as ${format}; splits by ${rule}.`)];
+  const parts = [element("p", {}, `${rows.join(", ")} images. Read as ${format}; splits: ${rule}.`)];
   const said = [
     ...odd.map(({ summary, effect }) => element("li", {}, element("strong", {}, summary), element("span", {}, effect))),
     ...excluded.map(({ kind, reason, count }) => element("li", {}, element("strong", {}, `Left out: ${count.toLocaleString("en")} ${kind}${count === 1 ? "" : "s"}`), element("span", {}, reason))),
@@ -126,10 +131,8 @@ async function start() {
     Object.assign(body, { preview_graft: $("train-preview").value, preview_steps: number("train-every") ?? 50, prompts: lines("train-prompts") });
   }
   const training = await post("/v1/trainings", body);
-  $("train").hidden = true;
-  $("train-new").setAttribute("aria-expanded", "false");
+  open(false);
   $("train-name").value = "";
-  tell("");
   await onStarted(training.name);
 }
 

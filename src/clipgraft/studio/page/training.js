@@ -5,6 +5,7 @@ import { $, element, svg } from "/page/dom.js";
 import * as train from "/page/train.js";
 
 const MAX_WIDTH = 832, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 34;
+const MAX_DOTS = 30;  // of epochs; more would hide the line
 const MILLISECONDS_BETWEEN_LOOKS = 2000;
 let chosen = "";
 let timer = null;
@@ -121,7 +122,7 @@ function chart(run) {
   });
   root.append(svg("path", { class: "batch", d: path.join("") }));
   if (run.epochs.length > 1) root.append(svg("path", { class: "mean", d: run.epochs.map(([, step, mean], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(mean).toFixed(1)}`).join("") }));
-  for (const [, step, mean] of run.epochs) root.append(svg("circle", { class: "dot", cx: x(step), cy: y(mean), r: 4 }));
+  if (run.epochs.length <= MAX_DOTS) for (const [, step, mean] of run.epochs) root.append(svg("circle", { class: "dot", cx: x(step), cy: y(mean), r: 4 }));
   return root;
 }
 
