@@ -37,7 +37,7 @@ def check(page, data):
     page.click("#train-check")
 
 
-def test_a_training_is_checked_started_watched_stopped_and_resumed(page, service):
+def test_a_training_is_checked_watched_stopped_and_resumed(page, service):
     check(page, "photos")
     page.wait_for_selector(".findings li")
     assert "24 photographs look alike" in page.inner_text(".findings")
