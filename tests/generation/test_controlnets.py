@@ -239,6 +239,8 @@ def test_image_is_reproduced_with_its_controlnets(base, world, tmp_path, capsys)
     assert f"--control {world}/depth is not the file that the image was made with" in swapped
     other = refused(capsys, *again, "--control", edges, "--control", f"{world}/depth={world}/circle.png")
     assert f"--control {world}/circle.png is not the file that the image was made with" in other
+    scaled = refused(capsys, *again, "--control", f"{edges}@0.5", "--control", depth)
+    assert "edges: scale comes from the image, 0.7; leave 0.5 out" in scaled
     assert call(*again, "--control", edges, "--control", depth) == 0
     assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
 

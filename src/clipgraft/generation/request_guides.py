@@ -104,8 +104,20 @@ def _guides_of(kind: _Kind, record: Any, given: tuple[Guide, ...]) -> list[Guide
         found = kind.record_of(here)
         refuse_another(kind.flag, here.model, found.model_sha256, there.model_sha256)
         refuse_another(kind.flag, here.image, found.image_sha256, there.image_sha256)
-        guides.append(here.updated(there.model_dump(exclude={"model_sha256", "image_sha256"})))
+        guides.append(_acting_as(here, there, kind.flag))
     return guides
+
+
+def _acting_as(here: Guide, there: GuideRecord, flag: str) -> Guide:
+    """Return a given guide with the recorded scale and steps."""
+    acts = there.model_dump(exclude={"model_sha256", "image_sha256"})
+    for name, recorded in acts.items():
+        given, default = getattr(here, name), type(here).model_fields[name].default
+        if given not in (default, recorded):
+            raise DataError(
+                f"{flag} {here.model}: {name} comes from the image, {recorded}; leave {given} out"
+            )
+    return here.updated(acts)
 
 
 def guides_beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
