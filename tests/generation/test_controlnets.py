@@ -18,13 +18,15 @@ from safetensors.torch import save_file
 import clipgraft
 import tiny
 from clipgraft.config import load_recipe, named_paths, recipe_with, to_toml
+from clipgraft.download import needed_models
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.requests import ImageRequest, image_requests
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.controlnet import load_controlnet
+from clipgraft.models.controlnet import NEEDED, load_controlnet
 from clipgraft.models.ldm_names import to_ldm
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
+from clipgraft.settings import ModelSettings
 from helpers import call, refused
 
 KINDS = {
@@ -328,5 +330,7 @@ def test_recipe_names_controlnets(world, tmp_path):
     (tmp_path / "written.toml").write_text(to_toml(recipe))
     assert load_recipe(tmp_path / "written.toml") == recipe
     assert f"{world}/circle.png" in named_paths(recipe).values()
+    of_hub = recipe_with(None, [f'generate.controls=["owner/edges={world}/circle.png"]'])
+    assert needed_models(of_hub)[-1] == (ModelSettings(name="owner/edges"), NEEDED)  # and so prefetched
     params = SamplingParams.build({"controls": [f"{world}/edges={world}/circle.png@0.7"]})
     assert image_requests(["A dog"], recipe.generate) == [ImageRequest("A dog", params)]
