@@ -191,6 +191,8 @@ def test_image_is_redrawn_with_its_own_loras(base, kohya, diffusers, tmp_path, c
         ("night", 1.0, 1.0),
     ]
     picture = tmp_path / "one" / row["file"]
+    with Image.open(picture) as image:
+        assert image.info["parameters"].startswith("A dog <lora:fur:0.3:0.7> <lora:night:1>\n")
     again = ("generate", "--base", base, "--from-image", picture, "--out", tmp_path / "two")
     assert call(*again, "--lora", diffusers, "--lora", kohya) == 0
     assert (tmp_path / "two" / row["file"]).read_bytes() == picture.read_bytes()
