@@ -13,6 +13,7 @@ encoder. Hours on two cores; writes benchmarks/results/distill.json.
 """
 
 import argparse
+import copy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ from clipgraft.distilling.new_words import clip_worths, find_new_words
 from clipgraft.evaluation.metrics.image_similarity import ssim
 from clipgraft.evaluation.metrics.intervals import bootstrap_interval
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
+from clipgraft.exporting.word_embeddings import word_vectors
 from clipgraft.files import read_json, write_json
 from clipgraft.finetuning.finetune import finetune, load_inputs
 from clipgraft.flatland import ATTRIBUTES
@@ -69,7 +71,9 @@ LORA_RANK = 16
 NUM_SCORED = 200
 STAGES = ("finetune", "bridge", "distill")
 PARTS = ("words", "true", "auto", "rivals", "images")
-BASE, GRAFT, DISTILLED, AUTO, LORA = "base's own", "graft", "distilled", "distilled, auto", "distilled, LoRA"
+BASE, GRAFT, DISTILLED, AUTO = "base's own", "graft", "distilled", "distilled, auto"
+LORA, LORA_WITH, EMBEDDINGS = "LoRA", "LoRA and embeddings", "embeddings"
+"""Exports of the distilled text encoder."""
 GRAFTS = {GRAFT: "bridge/graft", DISTILLED: "distill/text_encoder", AUTO: "distill_auto/text_encoder"}
 """Text encoder -> its folder."""
 KINDS = WORDS, PLAIN, FIXED = "kept words", "plain words", "fixed prompts"
@@ -172,10 +176,23 @@ class Seed:
             before = FrozenBase.load("flatland", components=("text_encoder",)).text_encoder
             difference = LinearDifference(before, found[DISTILLED])
             found[LORA] = difference.applied(difference.lora(LORA_RANK))
+            # Each of flatland's new words is one token, so its vector in the table is its embedding.
+            found[LORA_WITH] = self.with_embeddings(found[LORA])
+            found[EMBEDDINGS] = self.with_embeddings(before)
         for way in RATES:
             if (self.folder / way / "text_encoder").is_dir():
                 found[way] = CLIPTextModel.from_pretrained(self.folder / way / "text_encoder").eval()
         return found
+
+    def with_embeddings(self, encoder: CLIPTextModel) -> CLIPTextModel:
+        """Return a copy of a text encoder with the distilled one's embeddings of new words."""
+        distilled, copied = Graft.from_pretrained(self.folder / GRAFTS[DISTILLED]), copy.deepcopy(encoder)
+        table = copied.get_input_embeddings().weight
+        for word, vectors in word_vectors(distilled).items():
+            [token_id] = distilled.tokenizer(word, add_special_tokens=False).input_ids
+            with torch.no_grad():
+                table[token_id] = vectors[0]
+        return copied
 
     def teach(self, suffix: str, words: frozenset[str]) -> dict[str, Any]:
         """Fit a bridge without captions that have the words, and distill its graft."""
@@ -268,7 +285,8 @@ def summarize(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         | {"num_seeds": len(of[name])}
         for name in names
     }
-    pairs = [(DISTILLED, GRAFT, WORDS), (AUTO, DISTILLED, WORDS), (LORA, DISTILLED, WORDS)]
+    pairs = [(DISTILLED, GRAFT, WORDS)]
+    pairs += [(name, DISTILLED, WORDS) for name in (AUTO, LORA, LORA_WITH, EMBEDDINGS)]
     pairs += [(name, BASE, kind) for name in names if name != BASE for kind in (PLAIN, FIXED)]
     differences = {
         f"{name} - {other}, {kind}": interval_of(

@@ -195,7 +195,7 @@ def test_a_card_says_whether_a_safety_checker_is_included(tmp_path, graft_dir):
     [
         (
             ["--format", "onnx"],
-            "format must be one of diffusers, prompt-embeds, bridge, checkpoint, lora; got 'onnx'",
+            "format must be one of diffusers, prompt-embeds, bridge, checkpoint, lora, embeddings; got",
         ),
         (["--format", "prompt-embeds"], "prompt-embeds needs prompts, as arguments or in a --prompts-file"),
         (

@@ -171,7 +171,7 @@ def test_words_learned_in_the_embeddings_are_told(distilled, tmp_path, capsys):
     export(graft, tmp_path / "poor.safetensors", file_format="lora", rank=4, prompts=PROMPTS)
     said = capsys.readouterr()
     assert "the words were learned outside the linear layers" in said.err
-    assert "--set distill.lora_rank=4" in said.err
+    assert "their vectors are --format embeddings" in said.err
     assert "not in a LoRA: embeddings (changed by 3" in said.out
 
 

@@ -17,7 +17,8 @@ def export(
     file_format: Annotated[
         str,
         typer.Option(
-            "--format", help="diffusers or prompt-embeds; of a graft bridge; of distill checkpoint or lora."
+            "--format",
+            help="diffusers or prompt-embeds; of a graft bridge; of distill checkpoint, lora or embeddings.",
         ),
     ] = "diffusers",
     prompts_file: Annotated[
@@ -30,7 +31,7 @@ def export(
     rank: Annotated[int, typer.Option(help="Of a LoRA; 0 = 16.")] = 0,
     base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
 ) -> None:
-    """Export for other tools: diffusers folder, checkpoint, LoRA, prompt embeds, bridge."""
+    """Export for other tools: diffusers folder, checkpoint, LoRA, embeddings, bridge."""
     from clipgraft.exporting.export import export as stage
     from clipgraft.generation.prompt_files import read_prompts
 

@@ -54,6 +54,17 @@ Relative error of word states against those of the distilled text encoder (0: th
 captions:
 
 {errors}"""
+EMBEDDINGS = """\
+A textual inversion embedding for each new word, in a file of its name: {words}. They change neither the text
+encoder nor the U-Net, and no prompt without these words.
+
+| tool | how |
+| --- | --- |
+| A1111, Forge | into `embeddings/`, and the word in the prompt |
+| ComfyUI | into `models/embeddings/`, and `embedding:{word}` in the prompt |
+| InvokeAI | the model manager, *Add models*, and `<{word}>` in the prompt |
+| diffusers | `pipeline.load_textual_inversion("{word}.safetensors", token="<{word}>")` |
+| clipgraft | `--embedding {word}.safetensors`, and the word in the prompt |"""
 CONTENTS = {
     "prompt-embeds": PROMPT_EMBEDS,
     "bridge": BRIDGE,
@@ -66,6 +77,11 @@ def lora_content(name: str, rank: int, errors: LoraErrors) -> str:
     stem = name.removesuffix(".safetensors")
     rows = figures_table(errors.rows)
     return LORA.format(name=name, stem=stem, rank=rank, num_captions=errors.num_captions, errors=rows)
+
+
+def embeddings_content(words: list[str]) -> str:
+    """Return what a card says of embeddings."""
+    return EMBEDDINGS.format(words=", ".join(words), word=words[0])
 
 
 def recipe_of(graft: Graft) -> str:

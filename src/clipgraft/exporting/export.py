@@ -14,6 +14,7 @@ from clipgraft.exporting.file_metadata import ModelFile
 from clipgraft.exporting.graft_formats import write_bridge, write_graft_pipeline, write_prompt_embeds
 from clipgraft.exporting.lora_file import build_lora, held_out_captions
 from clipgraft.exporting.plain_pipeline import write_plain_pipeline
+from clipgraft.exporting.word_embeddings import write_embeddings
 from clipgraft.files import write_bytes
 from clipgraft.models.graft import BASE_RECORD, Graft
 from clipgraft.models.modelspec import write_model_file
@@ -21,7 +22,7 @@ from clipgraft.models.weights import write_folder_atomically
 from clipgraft.runs.folder import RECIPE_NAME, refuse_inputs_within
 
 GRAFT_FORMATS = ("diffusers", "prompt-embeds", "bridge")
-DISTILLED_FORMATS = ("diffusers", "prompt-embeds", "checkpoint", "lora")
+DISTILLED_FORMATS = ("diffusers", "prompt-embeds", "checkpoint", "lora", "embeddings")
 FORMATS = tuple(dict.fromkeys(GRAFT_FORMATS + DISTILLED_FORMATS))
 ONE_FILE = ("checkpoint", "lora")
 SUFFIX = ".safetensors"
@@ -46,7 +47,8 @@ def export(
         graft: The graft or distilled text encoder, its folder, or the run's that holds `text_encoder/`.
         out: A folder; for checkpoint and lora a `.safetensors` file, whose card is beside it as `.md`. Gets
             all files or none; also returned.
-        file_format: One of FORMATS; "bridge" is a graft's alone, "checkpoint" and "lora" a distilled one's.
+        file_format: One of FORMATS; "bridge" is a graft's alone, "checkpoint", "lora" and "embeddings" are a
+            distilled one's.
         base: Present location of the base, where the format needs it; empty = the recorded one.
         prompts: For prompt-embeds; for lora, captions to measure its error on in place of held-out ones.
         negative_prompt: For prompt-embeds.
@@ -77,7 +79,7 @@ def export(
         if errors.is_poor:
             say(
                 "the words were learned outside the linear layers, so this LoRA has little of them at any "
-                f"rank; distill with --set distill.lora_rank={rank or DEFAULT_RANK}"
+                "rank; their vectors are --format embeddings, to be used alone or with it"
             )
         _write_file(graft, file, cards.lora_content(out.name, rank or DEFAULT_RANK, errors), out)
     else:
@@ -95,6 +97,8 @@ def _fill_folder(
     elif file_format == "bridge":
         write_bridge(graft, folder)
         content = cards.BRIDGE
+    elif file_format == "embeddings":
+        content = cards.embeddings_content(write_embeddings(graft, folder))
     elif graft.is_distilled:
         write_plain_pipeline(graft, base, folder)
         content = cards.PLAIN_PIPELINE
