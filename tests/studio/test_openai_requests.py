@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from app_client import TOKEN, refused
+from clipgraft.studio.database import UnavailableError
 
 openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -93,6 +94,15 @@ def test_a_stream_whose_job_is_cancelled_ends_with_an_error(openai_client, servi
         next(iter(events))
         service.cancel(service.queue.jobs(1)[0].id)
         with pytest.raises(openai.APIError, match="cancelled while it was waited for"):
+            list(events)
+
+
+def test_a_stream_whose_end_cannot_be_read_ends_with_an_error(openai_client, service):
+    slow = {"size": "128x128", "n": 4, "extra_body": {"steps": 150}}
+    with openai_client.images.generate(**SMALL | slow, stream=True, partial_images=1) as events:
+        next(iter(events))
+        service._tell_unavailable(service.queue.jobs(1)[0].number, UnavailableError("queue.sqlite is locked"))
+        with pytest.raises(openai.APIError, match=r"queue\.sqlite is locked"):
             list(events)
 
 

@@ -102,6 +102,18 @@ def test_a_stopped_check_leaves_room_for_the_next(jobs, data_dir):
     assert ended(jobs, "photos").state == "stopped"
 
 
+def test_a_check_stops_though_the_studio_ignores_sigint(jobs, data_dir):
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
+    try:
+        jobs.start_check("photos", data_dir / "photos")
+        until(lambda: jobs.current.state == "running")
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    until(lambda: psutil.Process(jobs.current.process_id).cpu_times().user > 0.1)
+    jobs.stop(jobs.current)
+    assert ended(jobs, "photos").state == "stopped"
+
+
 def test_the_end_of_the_studio_interrupts_and_is_remembered(tmp_path, data_dir):
     jobs = new_jobs(tmp_path)
     jobs.start_check("photos", data_dir / "photos")

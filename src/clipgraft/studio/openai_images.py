@@ -16,6 +16,7 @@ from clipgraft.errors import NO_SPACE
 from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.studio.answers import NoImageError, answers, client_name, describe_error
+from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.events import SECONDS_BETWEEN_HEARTBEATS, EventStream
 from clipgraft.studio.image_files import encode
 from clipgraft.studio.queue import ImageRow, JobRow
@@ -111,15 +112,15 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     sent: Counter[str] = Counter()
     last = time.monotonic()
-    while not (await asyncio.wait({ended}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
-        for progress in await asyncio.to_thread(_due_previews, service, job_id, sent, body):
-            partial = await asyncio.to_thread(_partial_image, progress, sent, body)
-            yield _event(f"{body.event}.partial_image", partial)
-            last = time.monotonic()
-        if time.monotonic() - last > SECONDS_BETWEEN_HEARTBEATS:
-            yield b": still here\n\n"
-            last = time.monotonic()
     try:
+        while not (await asyncio.wait({ended}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
+            for progress in await asyncio.to_thread(_due_previews, service, job_id, sent, body):
+                partial = await asyncio.to_thread(_partial_image, progress, sent, body)
+                yield _event(f"{body.event}.partial_image", partial)
+                last = time.monotonic()
+            if time.monotonic() - last > SECONDS_BETWEEN_HEARTBEATS:
+                yield b": still here\n\n"
+                last = time.monotonic()
         for row in await asyncio.to_thread(_finished_rows, service, ended.result()):
             image = await asyncio.to_thread(_finished_image, service, row, body)
             values = {"b64_json": image, "notes": [*body.notes(), *row.notes]}
@@ -127,7 +128,9 @@ async def _events(
     except NoImageError as error:
         yield _event("error", describe_error(error.status, error.code, str(error), error.param))
     except StoppedError as error:
-        yield _event("error", describe_error(503, "stopping", str(error)))
+        yield _event("error", describe_error(503, error.code, str(error)))
+    except UnavailableError as error:
+        yield _event("error", describe_error(503, "unavailable", str(error)))
 
 
 def _due_previews(service: Service, job_id: str, sent: Counter[str], body: ImagesRequest) -> list[Progress]:

@@ -280,7 +280,7 @@ class TrainingJobs:
         with (folder / "output.log").open("ab") as log, results.open("ab") as result:
             with self._lock:
                 if work.stop_state:
-                    return -signal.SIGINT
+                    return -signal.SIGTERM
                 process = subprocess.Popen(
                     [sys.executable, "-m", "clipgraft", *arguments],
                     stdin=subprocess.DEVNULL,
@@ -306,7 +306,8 @@ class TrainingJobs:
         work.stop_state = work.stop_state or state
         if work.process is not None:
             try:
-                work.process.send_signal(signal.SIGKILL if is_second else signal.SIGINT)
+                # Not SIGINT, which a studio started in a script's background passes on as ignored.
+                work.process.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
             except psutil.NoSuchProcess:
                 return  # it has ended meanwhile
         work.job = work.job.model_copy(update={"state": "stopping"})
