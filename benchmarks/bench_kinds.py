@@ -19,14 +19,14 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from PIL import Image, ImageDraw
 
 from clipgraft.device import cpu_gains_from_bf16, describe_environment
 from clipgraft.models import single_file as sd15
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from real_size import build_random, write_sd15_checkpoint
+from real_size import build_random, write_sd15_checkpoint, write_sd15_controlnet
 
 RESULT = Path(__file__).parent / "results" / "kinds.json"
 SIDE = 512
@@ -53,9 +53,7 @@ def write_models(folder: Path, dtype: torch.dtype) -> None:
     wide = build_random(lambda: UNet2DConditionModel.from_config(sd15.UNET_CONFIG, in_channels=9), dtype)
     wide.save_pretrained(folder / "inpainting" / "unet")
     del wide
-    names = ("down_block_types", "block_out_channels", "attention_head_dim", "cross_attention_dim")
-    config = {name: sd15.UNET_CONFIG[name] for name in names}
-    build_random(lambda: ControlNetModel(**config), dtype).save_pretrained(folder / "controlnet")
+    write_sd15_controlnet(folder / "controlnet", dtype)
     mask = Image.new("RGB", (SIDE, SIDE))
     ImageDraw.Draw(mask).rectangle((SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2), fill="white")
     mask.save(folder / "mask.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -77,6 +77,14 @@ def write_sd15_checkpoint(folder: Path, dtype: torch.dtype) -> Path:
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def write_sd15_controlnet(folder: Path, dtype: torch.dtype) -> Path:
+    """Write a ControlNet of Stable Diffusion v1.5's shape: 1.4 GB in float32."""
+    names = ("down_block_types", "block_out_channels", "attention_head_dim", "cross_attention_dim")
+    config = {name: sd15.UNET_CONFIG[name] for name in names}
+    build_random(lambda: ControlNetModel(**config), dtype).save_pretrained(folder)
     return folder
 
 

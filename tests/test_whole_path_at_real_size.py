@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import real_size
@@ -26,6 +26,20 @@ def run_measured(*arguments: object) -> int:
     _, status, usage = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     return usage.ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def real_models(tmp_path_factory) -> Path:
+    """Stable Diffusion v1.5's base and a ControlNet for it, an image and a mask."""
+    folder = tmp_path_factory.mktemp("real")
+    dtype = torch.bfloat16 if cpu_gains_from_bf16() else torch.float32
+    real_size.write_sd15_checkpoint(folder / "sd15", dtype)
+    real_size.write_sd15_controlnet(folder / "controlnet", dtype)
+    mask = Image.new("RGB", (512, 512))
+    ImageDraw.Draw(mask).rectangle((128, 128, 300, 400), fill="white")
+    mask.save(folder / "mask.png")
+    Image.effect_noise((512, 512), 60).convert("RGB").save(folder / "picture.png")
+    return folder
 
 
 @pytest.mark.slow
@@ -47,6 +61,24 @@ def test_bridge_and_generation_run_at_real_size_within_8_gb(tmp_path: Path):
     with Image.open(tmp_path / "pictures" / rows[0]["file"]) as picture:
         assert picture.size == (512, 512)
     assert max(bridged, drawn) < MAX_PEAK_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["initial image", "mask", "ControlNet"])
+def test_kinds_of_request_run_at_real_size_within_8_gb(tmp_path_factory, real_models, kind):
+    out = tmp_path_factory.mktemp("pictures")
+    files = {"init": real_models / "picture.png", "mask": real_models / "mask.png"}
+    options = {
+        "initial image": ["--init-image", files["init"], "--strength", 1],
+        "mask": ["--init-image", files["init"], "--mask", files["mask"], "--strength", 1],
+        "ControlNet": ["--control", f"{real_models / 'controlnet'}={files['mask']}"],
+    }[kind]
+    command = ["generate", "A dog runs on the beach", "--base", real_models / "sd15", "--steps", 1]
+    peak = run_measured(*command, *options, "--engine", "torch", "--out", out)
+    print(f"peak memory, {kind}: {peak / 1e9:.2f} GB")  # noqa: T201
+    [row] = json.loads((out / "images.json").read_text())
+    assert (row["status"], row["width"], row["height"]) == ("ok", 512, 512)
+    assert peak < MAX_PEAK_BYTES
 
 
 @pytest.mark.slow
