@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from lora_world import write_kohya
 from safetensors.torch import save_file
 
 import tiny
@@ -14,6 +13,7 @@ from clipgraft.generation.lora_files import fuse_lora, read_lora
 from clipgraft.generation.metadata import request_of
 from clipgraft.sampling_params import Lora, SamplingParams
 from helpers import image_request, refused
+from lora_world import write_kohya
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 

@@ -16,7 +16,6 @@ from foreign_files import (
     write_png,
 )
 from image_world import generate, rows_of
-from lora_world import write_kohya
 from PIL import Image
 
 from clipgraft.generation.foreign.foreign_settings import A1111_SAMPLERS, ForeignSettings, scheduler_of
@@ -24,6 +23,7 @@ from clipgraft.generation.from_image import read_foreign
 from clipgraft.generation.metadata import parameters_text
 from clipgraft.sampling_params import Lora, SamplingParams
 from helpers import call, image_request, refused
+from lora_world import write_kohya
 
 EXIF_USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionPipeline
 from image_world import generate, pixels, rows_of
-from lora_world import write_kohya
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
@@ -18,6 +17,7 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.controlnet import load_controlnet
 from clipgraft.sampling_params import InferenceConfig
 from helpers import call, refused
+from lora_world import write_kohya
 
 COMMON = {"num_inference_steps": 3, "guidance_scale": 5.0}
 

@@ -9,7 +9,10 @@ from clipgraft.errors import UserError
 from clipgraft.generation.generator import load
 from clipgraft.models.defaults import STABLE_DIFFUSION
 from clipgraft.scheduler_recipes import SCHEDULERS, max_steps
+from clipgraft.studio.model_folder import ModelFolder
+from clipgraft.studio.named_files import NamedFiles
 from clipgraft.studio.schemas import ImagesRequest, JobRequest
+from clipgraft.studio.uploads import Uploads
 from clipgraft.whole_run import check
 from helpers import image_request, refused
 
@@ -70,21 +73,26 @@ def test_evaluate_has_the_same_bounds():
             build_recipe({"evaluate": values})
 
 
-def test_http_refuses_it_on_an_axis_too():
+@pytest.fixture
+def files(tmp_path):
+    return NamedFiles(ModelFolder(None), Uploads(tmp_path, max_bytes=1, max_pixels=1))
+
+
+def test_http_refuses_it_on_an_axis_too(files):
     for settings, message in BAD.values():
         axes = [{"name": name, "values": [value]} for name, value in settings.items()]
         request = JobRequest.model_validate({"prompt": "A dog", "axes": axes})
         with pytest.raises(UserError) as refusal:
-            request.requests("flatland/teacher", lambda _model: STABLE_DIFFUSION, 64)
+            request.requests("flatland/teacher", lambda _model: STABLE_DIFFUSION, 64, files)
         # A studio's own bound on steps is the stricter one.
         bound = "setting 'num_inference_steps': input should be less than or equal to 150; got 1000"
         assert message in str(refusal.value) or str(refusal.value) == bound
 
 
-def test_openais_route_refuses_it():
+def test_openais_route_refuses_it(files):
     request = ImagesRequest.model_validate({"prompt": "A dog", "scheduler": "lcm", "steps": 51})
     with pytest.raises(UserError, match="from 1 to 50 with scheduler 'lcm'; got 51"):
-        request.requests(STABLE_DIFFUSION)
+        request.requests(STABLE_DIFFUSION, files)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

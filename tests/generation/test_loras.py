@@ -5,7 +5,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from image_world import generate, pixels, rows_of
-from lora_world import kohya_tensors, write_diffusers, write_kohya
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, Lora, SamplingParams
 from helpers import call, image_request, refused
+from lora_world import kohya_tensors, write_diffusers, write_kohya
 
 TORCH = InferenceConfig(engine="torch")
 

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from clipgraft.errors import DataError
-from clipgraft.studio.image_files import count_pixels, decode_upload, encode, read_base64, settings_from_file
+from clipgraft.studio.file_settings import settings_from_file
+from clipgraft.studio.image_files import count_pixels, decode_upload, encode, read_base64
+from clipgraft.studio.model_folder import ModelFolder
+from clipgraft.studio.named_files import NamedFiles
+from clipgraft.studio.uploads import Uploads
 
 MAX_PIXELS = 16_000_000
 
@@ -28,6 +32,11 @@ def png(width: int, height: int, data: bytes = b"", *chunks: tuple[bytes, bytes]
         len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
         for kind, content in parts
     )
+
+
+@pytest.fixture
+def files(tmp_path):
+    return NamedFiles(ModelFolder(None), Uploads(tmp_path, max_bytes=1, max_pixels=1))
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "AVIF"])
@@ -85,13 +94,13 @@ def test_what_follows_the_end_is_left_unread(image_format, behind):
     assert found.size == (40, 30)
 
 
-def test_a_text_of_80_mb_in_80_kb_is_left_unread():
+def test_a_text_of_80_mb_in_80_kb_is_left_unread(files):
     text = (b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000), 9))
     content = png(8, 8, zlib.compress(b"\0\0" * 8), text, (b"tEXt", b"who\0me"))
     begun = time.process_time()
     assert decode_upload(content, MAX_PIXELS).size == (8, 8)
     with pytest.raises(DataError, match="does not hold its settings"):
-        settings_from_file(content, MAX_PIXELS)
+        settings_from_file(content, MAX_PIXELS, files)
     assert time.process_time() - begun < 1
 
 
@@ -145,12 +154,12 @@ def test_base64_comes_plain_or_as_a_data_address():
             count_pixels(read_base64(bad), MAX_PIXELS)
 
 
-def test_an_image_without_settings_says_so():
+def test_an_image_without_settings_says_so(files):
     for image_format in ("PNG", "JPEG", "WEBP"):
         with pytest.raises(DataError, match="does not hold its settings"):
-            settings_from_file(file_of(image_format), MAX_PIXELS)
+            settings_from_file(file_of(image_format), MAX_PIXELS, files)
     with pytest.raises(DataError, match="is of the format AVIF; settings are read from PNG, JPEG and WebP"):
-        settings_from_file(file_of("AVIF"), MAX_PIXELS)
+        settings_from_file(file_of("AVIF"), MAX_PIXELS, files)
 
 
 def test_transparent_parts_are_white_as_in_training():

@@ -78,7 +78,7 @@ def test_edits_within_a_mask_are_those_of_python(openai_client, service, tmp_pat
         assert answer.data[0].seed == 4
         assert answer.notes == ["input_fidelity has no effect"]
     row = service.queue.history()[0]
-    assert len(row.settings["mask_image_sha256"]) == 64
+    assert len(row.settings["mask_image"]) == 64
 
 
 def test_edit_without_a_mask_changes_all_of_the_image(openai_client, service, tmp_path):
@@ -163,10 +163,10 @@ def test_damaged_form_is_refused(shared_client):
 
 
 def test_uploads_live_as_long_as_their_images(client, service, monkeypatch):
-    monkeypatch.setattr("clipgraft.studio.input_images.SECONDS_TO_QUEUE", 0.0)
+    monkeypatch.setattr("clipgraft.studio.uploads.SECONDS_UNUSED", 0.0)
     files = {"image": as_file(picture()), "mask": as_file(white_mask())}
     answer = client.post("/v1/images/edits", data=FORM, files=files)
     assert answer.status_code == 200, answer.text
-    assert len(list(service.inputs.folder.glob("*.png"))) == 2
+    assert len(list(service.uploads.folder.iterdir())) == 2
     assert client.delete(f"/v1/images/{answer.json()['data'][0]['id']}").json() == {"deleted": True}
-    assert not list(service.inputs.folder.glob("*.png"))
+    assert not list(service.uploads.folder.iterdir())

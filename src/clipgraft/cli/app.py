@@ -162,6 +162,10 @@ def studio(
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of data sets that may be trained on from the page.")
     ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", help="Folder with loras/, controlnets/, ip_adapters/ and embeddings/."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address; any but loopback needs --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
     token: Annotated[bool, typer.Option("--token", help="Require a token, which is printed once.")] = False,
@@ -188,6 +192,7 @@ def studio(
         device=device,
         public_url=public_url,
         data_dir=data,
+        models_dir=models,
         safety_checker=InferenceConfig.build({"safety_checker": safety_checker}).safety_checker,
     )
 

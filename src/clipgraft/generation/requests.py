@@ -167,12 +167,13 @@ def batches(requests: Iterable[ImageRequest], batch_size: int) -> Iterator[list[
     """Split requests into batches that differ in prompts and seeds alone."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size!r}")
-    for _, same in groupby(requests, key=_shared_params):
+    for _, same in groupby(requests, key=shared_params):
         while batch := list(islice(same, batch_size)):
             yield batch
 
 
-def _shared_params(request: ImageRequest) -> SamplingParams:
+def shared_params(request: ImageRequest) -> SamplingParams:
+    """Return what all requests of a batch have in common."""
     params = request.params
     images: dict[str, Any] = {name: "any" for name in IMAGES if getattr(params, name)}
     images["controls"] = tuple(control.model_copy(update={"image": "any"}) for control in params.controls)

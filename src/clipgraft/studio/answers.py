@@ -17,13 +17,20 @@ from clipgraft.reporting.html import script_hash
 from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.queue import BusyError
-from clipgraft.studio.security import error_body
+from clipgraft.studio.security import UPLOAD_TYPES, error_body
 from clipgraft.studio.service import StoppedError
 
 RETRY_SECONDS = 5
 """By then a restart, another program's lock, a full disk or a full queue may be over (guess)."""
 DESCRIPTION = json.loads(Path(__file__).with_name("openapi.json").read_text(encoding="utf-8"))
 """Examples of answers, and errors by status, for the OpenAPI description."""
+IMAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOAD_TYPES},
+    }
+}
+"""Of a route whose body is an image."""
 # Only the slider's script (by its hash), sandboxed in an origin of its own.
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "

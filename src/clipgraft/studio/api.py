@@ -12,27 +12,30 @@ from fastapi.responses import FileResponse, JSONResponse
 
 import clipgraft
 from clipgraft.generation.requests import ImageRequest
-from clipgraft.studio.answers import NotFoundError, answers, client_name, handle_errors, report_response
+from clipgraft.studio.answers import (
+    IMAGE_BODY,
+    NotFoundError,
+    answers,
+    client_name,
+    handle_errors,
+    report_response,
+)
 from clipgraft.studio.events import Events
-from clipgraft.studio.image_files import FILE_QUALITY, settings_from_file
+from clipgraft.studio.file_settings import settings_from_file
+from clipgraft.studio.image_files import FILE_QUALITY
 from clipgraft.studio.openai_api import openai_routes
 from clipgraft.studio.openai_edits import edit_routes
 from clipgraft.studio.openai_images import generation_routes
 from clipgraft.studio.queue import BusyError, ImageRow, JobRow
 from clipgraft.studio.schemas import JobRequest, PromptRequest, SearchRequest
-from clipgraft.studio.security import UPLOAD_TYPES, Access, Guard
+from clipgraft.studio.security import Access, Guard
 from clipgraft.studio.service import Service
 from clipgraft.studio.training_api import check_routes, training_routes
+from clipgraft.studio.uploads_api import upload_routes
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
 """By name; nothing else is ever served."""
-IMAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOAD_TYPES},
-    }
-}
 Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$", examples=["1f0c9a52e3b84d17"])]
 RunName = Annotated[str, PathParameter(max_length=2000, examples=["demo"])]
 T = TypeVar("T")
@@ -64,6 +67,7 @@ def build_app(service: Service, access: Access | None = None) -> Guard:
         edit_routes(service, access.public_url),
         _job_routes(service),
         _image_routes(service, "/v1/images"),
+        upload_routes(service),
         _run_routes(service),
         training_routes(service),
         check_routes(service),
@@ -153,7 +157,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
     @router.post("/settings", responses=answers("settings"), openapi_extra=IMAGE_BODY)
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
         """The settings in an image, also of another tool; nothing is kept."""
-        return JSONResponse(settings_from_file(body, service.limits.max_upload_pixels))
+        return JSONResponse(settings_from_file(body, service.limits.max_upload_pixels, service.named))
 
     @router.get("/{image_id}.{extension}", responses=answers("file", media_type="image/png"))
     def image_file(
@@ -287,4 +291,5 @@ def _expanded(service: Service, body: JobRequest) -> list[tuple[str, ImageReques
         catalog.default_model(),
         lambda model: catalog.model(model)[0].defaults,
         service.limits.max_images_per_job,
+        service.named,
     )

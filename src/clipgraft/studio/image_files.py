@@ -8,7 +8,6 @@ phone's short video.
 import base64
 import binascii
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +18,9 @@ from PIL import Image, ImageOps
 from clipgraft.data.containers import is_whole
 from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.generation.from_image import read_foreign
-from clipgraft.generation.image_encoding import RECORD_KEY, encode_image, read_texts, write_image
+from clipgraft.generation.image_encoding import encode_image, read_texts, write_image
 from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
-from clipgraft.generation.requests import ImageRequest
-from clipgraft.sampling_params import DEFAULT_SAMPLING
 
 FILE_QUALITY = 95
 """Of JPEG and WebP files; from there on they grow faster than they get better (guess)."""
@@ -52,9 +48,15 @@ class ImageFiles:
     def is_there(self, image_id: str) -> bool:
         return self.path(image_id).is_file()
 
-    def save(self, image_id: str, image: GeneratedImage, model: str) -> None:
-        """Write an image atomically, with everything needed to reproduce it."""
-        record = {**(image.metadata or {}), "studio": {"model": model}}
+    def save(self, image_id: str, image: GeneratedImage, studio: dict[str, Any]) -> None:
+        """Write an image atomically, with everything needed to reproduce it.
+
+        Args:
+            image_id: Names its file.
+            image: The image.
+            studio: Names that only this studio knows: of its model, ControlNets and IP-Adapters.
+        """
+        record = {**(image.metadata or {}), "studio": studio}
         write_image(image.image, self.path(image_id), texts=texts_of(record))
 
     def read(
@@ -77,51 +79,13 @@ class ImageFiles:
             self.path(image_id).unlink(missing_ok=True)
 
 
-def settings_from_file(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """Read the settings in an image, clipgraft's own or another tool's.
-
-    Returns:
-        Fields of a request, `model` where the studio wrote it, and as `notes` what another tool's image holds
-        beyond.
-
-    Raises:
-        DataError: If it holds none, or damaged ones; see `decode_upload` too.
-    """
-    with _opened(content, max_pixels) as image:
-        texts = read_texts(image)
-    if RECORD_KEY in texts:
-        return _own_settings(texts[RECORD_KEY])
-    found = read_foreign(texts)
-    if found is None:
-        raise DataError(
-            "this image does not hold its settings; those of clipgraft, A1111, ComfyUI, InvokeAI and NovelAI "
-            "do, unless they were saved anew"
-        )
-    settings = found.request(DEFAULT_SAMPLING).as_record()
-    return settings | {"model": "", "notes": [f"not read: {line}" for line in found.unread]}
-
-
-def _own_settings(text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-        job, studio = record["job"], record.get("studio", {})
-        # What the form takes; a damaged value is refused here as it would be when generating.
-        settings = ImageRequest.from_record(job).as_record()
-        if None in (settings["num_inference_steps"], settings["guidance_scale"]):
-            raise ValueError  # of a finished image both are numbers
-        model = str(studio.get("model", ""))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError("this image does not hold its settings: the record in it is damaged") from None
-    return settings | {"model": model, "notes": []}
-
-
 def decode_upload(content: bytes, max_pixels: int) -> Image.Image:
     """Decode an image: RGB, upright, nothing but its pixels.
 
     Raises:
         DataError: If it is no whole image of a format that is read, or has more pixels.
     """
-    with _opened(content, max_pixels) as image:
+    with opened_upload(content, max_pixels) as image:
         upright = decode(image)
     # A copy of the pixels: `upright.info` still holds what the file says of itself.
     return Image.frombytes("RGB", upright.size, upright.tobytes())
@@ -138,7 +102,7 @@ def decode_mask(content: bytes, max_pixels: int, *, is_mask: bool) -> Image.Imag
     Raises:
         DataError: As `decode_upload`.
     """
-    with _opened(content, max_pixels) as image:
+    with opened_upload(content, max_pixels) as image:
         pixels = decode(image)  # turns `image` upright too
         if image.has_transparency_data:
             alpha = image.convert("RGBA").getchannel("A")
@@ -149,7 +113,7 @@ def decode_mask(content: bytes, max_pixels: int, *, is_mask: bool) -> Image.Imag
 
 def count_pixels(content: bytes, max_pixels: int) -> int:
     """Return an image's pixel count by its header; errors as `decode_upload`."""
-    with _opened(content, max_pixels) as image:
+    with opened_upload(content, max_pixels) as image:
         return image.width * image.height
 
 
@@ -174,7 +138,7 @@ def encode(image: Image.Image, image_format: str, *, quality: int = FILE_QUALITY
 
 
 @contextmanager
-def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
+def opened_upload(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Give an image with header and end checked; errors name the image."""
     try:
         image = read_header(content, max_pixels)

@@ -1,7 +1,6 @@
 """Images from images for OpenAI's clients: edits, within a mask, and variations."""
 
 import asyncio
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -11,7 +10,7 @@ from starlette.datastructures import UploadFile
 
 from clipgraft.errors import UserError
 from clipgraft.studio.answers import answers
-from clipgraft.studio.image_files import decode_mask, decode_upload
+from clipgraft.studio.image_files import decode_mask
 from clipgraft.studio.openai_images import answer_images
 from clipgraft.studio.schemas import EditRequest, VariationRequest
 from clipgraft.studio.service import Service
@@ -31,7 +30,7 @@ def edit_routes(service: Service, public_url: str) -> APIRouter:
             raise UserError("image: the file to start from is missing")
         kept = await asyncio.to_thread(_keep, service, files)
         model = body.model or service.catalog.default_model()
-        requests = body.edits(service.catalog.model(model)[0].defaults, *kept)
+        requests = body.edits(service.catalog.model(model)[0].defaults, service.named, *kept)
         return await answer_images(service, public_url, request, body, [(model, each) for each in requests])
 
     @router.post("/images/edits", responses=answers("generations"), openapi_extra=_form_of(EditRequest))
@@ -70,12 +69,12 @@ async def _read_form(request: Request, kind: type[Edit]) -> tuple[Edit, dict[str
         raise RequestValidationError(error.errors()) from None
 
 
-def _keep(service: Service, files: dict[str, bytes]) -> tuple[Path, Path | None]:
-    """Keep image and mask; without a mask, an image's transparency is one."""
+def _keep(service: Service, files: dict[str, bytes]) -> tuple[str, str]:
+    """Keep image and mask, return their ids; without a mask, an image's transparency is one."""
     most = service.limits.max_upload_pixels
-    image = service.inputs.keep(decode_upload(files["image"], most))
+    image = service.uploads.add(files["image"])
     mask = decode_mask(files.get("mask", files["image"]), most, is_mask="mask" in files)
-    return image, None if mask is None else service.inputs.keep(mask)
+    return image.id, service.uploads.add_image(mask).id if mask else ""
 
 
 def _form_of(kind: type[EditRequest]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipgraft.generation.request_files import IMAGES
-from clipgraft.generation.requests import ImageRequest
-from clipgraft.sampling_params import SamplingParams
+from clipgraft.files import fingerprint
+from clipgraft.generation.requests import ImageRequest, shared_params
 from clipgraft.studio.database import Database, UnavailableError
 
 OPEN = ("queued", "running")
@@ -100,10 +99,19 @@ class Queue:
         path: Created if missing.
         max_waiting: Images that may wait, of all clients together.
         max_jobs_per_client: Open jobs of one address, whatever names it gives itself.
+        settings_of: A request as plain values.
     """
 
-    def __init__(self, path: Path, *, max_waiting: int = 256, max_jobs_per_client: int = 16):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_waiting: int = 256,
+        max_jobs_per_client: int = 16,
+        settings_of: Callable[[ImageRequest], dict[str, Any]] = ImageRequest.as_record,
+    ):
         self.max_waiting, self.max_jobs_per_client = max_waiting, max_jobs_per_client
+        self.settings_of = settings_of
         self.database = Database(path, SCHEMA, UPGRADE)
         self._read, self._transaction = self.database.read, self.database.transaction
 
@@ -130,8 +138,8 @@ class Queue:
                 run(
                     "INSERT INTO images (id, job, position, model, shape, state, settings, prompt, steps) "
                     "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
-                    secrets.token_hex(8), number, position, model, _shape(request.params),
-                    json.dumps(request.as_record()), request.prompt, request.num_steps,
+                    secrets.token_hex(8), number, position, model, fingerprint(repr(shared_params(request))),
+                    json.dumps(self.settings_of(request)), request.prompt, request.num_steps,
                 )  # fmt: skip
         return job_id
 
@@ -241,11 +249,13 @@ class Queue:
         sql = "SELECT count(*) FROM images WHERE state IN (?, ?) AND job < ?"
         return self._read(sql, *OPEN, job_number)[0][0]
 
-    def input_sums(self) -> set[str]:
-        """Return the sums of all images' initial images and masks."""
-        paths = [f"json_extract(settings, '$.{name}_sha256')" for name in IMAGES]
-        rows = self._read(f"SELECT {', '.join(paths)} FROM images WHERE json_valid(settings)")
-        return {found for row in rows for found in tuple(row) if found}
+    def upload_ids(self) -> set[str]:
+        """Return the ids of all images' initial images, masks and guides."""
+        rows = self._read(
+            "SELECT DISTINCT value FROM images, json_tree(iif(json_valid(settings), settings, '{}')) "
+            "WHERE key IN ('init_image', 'mask_image', 'image') AND type = 'text'"
+        )
+        return {row[0] for row in rows}
 
     def prune(self, max_history: int) -> list[str]:
         """Delete the oldest ended jobs beyond a bound; return their images' ids."""
@@ -265,12 +275,6 @@ class Queue:
         """Delete a finished image; return whether there was one."""
         with self._transaction() as run:
             return run("DELETE FROM images WHERE id = ? AND state = 'ok'", image_id).rowcount > 0
-
-
-def _shape(params: SamplingParams) -> str:
-    size = f"{params.width}x{params.height}"
-    text = f"{size} {params.num_inference_steps} {params.guidance_scale} {params.scheduler}"
-    return f"{text} {params.strength} {'mask' * bool(params.mask_image)}" if params.init_image else text
 
 
 def _image(row: sqlite3.Row) -> ImageRow:

@@ -4,7 +4,6 @@ import itertools
 import math
 import secrets
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -12,9 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.sampling_params import DEFAULT_SAMPLING, PromptParams, SamplingParams, TextToImageParams
+from clipgraft.sampling_params import PromptParams, TextToImageParams
 from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Positive, Section, Seed
 from clipgraft.studio.image_files import FILE_QUALITY
+from clipgraft.studio.named_files import NamedFiles, NamedParams
 
 
 class Limits(Section):
@@ -37,6 +37,8 @@ class Limits(Section):
     """Time for a request to arrive."""
     max_upload_pixels: Count = 16_000_000
     """Of one image."""
+    max_uploads_bytes: Count = 2 * 2**30
+    """Of all uploaded images; those not used for longest are deleted first."""
     max_request_pixels: Count = 64_000_000
     """Of all images of a request together."""
     max_prompt_characters: Count = 4000
@@ -79,7 +81,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class BoundedParams(TextToImageParams, PromptParams):
+class BoundedParams(NamedParams, TextToImageParams, PromptParams):
     """Sampling parameters within the API's bounds; `steps` and `num_images` are earlier names."""
 
     negative_prompt: Text = ""
@@ -89,6 +91,8 @@ class BoundedParams(TextToImageParams, PromptParams):
     num_inference_steps: Steps | None = None
     height: Side = 0
     width: Side = 0
+    dynamic_prompts: bool = False
+    """Draw one of the alternatives `{a|b}` of each prompt, by the image's seed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,13 +101,13 @@ class BoundedParams(TextToImageParams, PromptParams):
             return values
         return {RENAMED.get(name, name): value for name, value in values.items()}
 
-    def expand(self, prompt: str, **changes: Any) -> list[ImageRequest]:
+    def expand(self, prompt: str, files: NamedFiles, **changes: Any) -> list[ImageRequest]:
         """Return a prompt's image requests, with some parameters changed.
 
         Raises:
-            UserError: If a value is not allowed.
+            UserError: If a value is not allowed, or a file is not there.
         """
-        return image_requests([prompt], BoundedParams.of(self, **changes))
+        return image_requests([prompt], files.located(BoundedParams.of(self, **changes), prompt))
 
     def first_seed(self) -> int:
         """Return the seed, or a random one by default."""
@@ -143,7 +147,11 @@ class JobRequest(BoundedParams):
         return "grid" if self.axes else "compare" if len(self.models) > 1 else "generate"
 
     def requests(
-        self, default_model: str, defaults: Callable[[str], SamplingDefaults], max_images: int
+        self,
+        default_model: str,
+        defaults: Callable[[str], SamplingDefaults],
+        max_images: int,
+        files: NamedFiles,
     ) -> list[tuple[str, ImageRequest]]:
         """Return models and requests; the last axis changes fastest.
 
@@ -160,7 +168,7 @@ class JobRequest(BoundedParams):
             changed = unchanged | {axis.name: value for axis, value in zip(self.axes, values, strict=True)}
             model = changed.pop("model", None)
             models = self.models or (default_model,) if model is None else (str(model),)
-            for name, request in itertools.product(models, self.expand(**changed)):
+            for name, request in itertools.product(models, self.expand(files=files, **changed)):
                 requests.append((name, request.resolved(defaults(name))))
         return requests
 
@@ -217,7 +225,7 @@ class ImagesRequest(BoundedParams):
             idle.append("output_compression (PNG loses nothing)")
         return [f"{name} has no effect" for name in idle]
 
-    def requests(self, defaults: SamplingDefaults) -> list[ImageRequest]:
+    def requests(self, defaults: SamplingDefaults, files: NamedFiles) -> list[ImageRequest]:
         """Return each image's request.
 
         Raises:
@@ -225,7 +233,7 @@ class ImagesRequest(BoundedParams):
         """
         width, height = (0, 0) if self.size in (None, "auto") else map(int, str(self.size).split("x"))
         sized = {"width": width, "height": height, "num_images_per_prompt": self.n or 1}
-        each = self.expand(self.prompt, seed=self.first_seed(), **sized)
+        each = self.expand(self.prompt, files, seed=self.first_seed(), **sized)
         return [request.resolved(defaults) for request in each]
 
 
@@ -233,22 +241,19 @@ class EditRequest(ImagesRequest):
     """OpenAI's request to change an image: a form beside its files."""
 
     event: ClassVar[str] = "image_edit"
-    strength: Annotated[float, Field(gt=0, le=1)] = DEFAULT_SAMPLING.strength
-    """Share of the steps that change the image; 1 = none of it remains."""
     input_fidelity: Label = None
     """No effect; the answer notes it."""
 
-    def edits(self, defaults: SamplingDefaults, image: Path, mask: Path | None) -> list[ImageRequest]:
-        """Return each image's request, from a kept image within a kept mask.
+    def edits(
+        self, defaults: SamplingDefaults, files: NamedFiles, image: str, mask: str
+    ) -> list[ImageRequest]:
+        """Return each image's request, from uploads by their ids; no mask is "".
 
         Raises:
             UserError: As `requests`; or if the mask has another size.
         """
-        files = {"init_image": image, "mask_image": mask, "strength": self.strength}
-        return [
-            ImageRequest(each.prompt, SamplingParams.of(each.params, **files))
-            for each in self.requests(defaults)
-        ]
+        own = self.model_copy(update={"init_image": image, "mask_image": mask})
+        return own.requests(defaults, files)
 
 
 class VariationRequest(EditRequest):

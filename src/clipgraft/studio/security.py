@@ -29,7 +29,7 @@ HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.AS
 """A name, an IPv4 address or an IPv6 address in brackets, and a port; nothing else that a URL may hold."""
 COOKIE = "clipgraft_token"
 OPEN_PATHS = ("/health",)
-UPLOAD_PATHS = ("/v1/images/settings", "/v1/pictures/settings")
+UPLOAD_PATHS = ("/v1/images/settings", "/v1/pictures/settings", "/v1/uploads")
 FORM_PATHS, FORM_TYPES = ("/v1/images/edits", "/v1/images/variations"), ("multipart/form-data",)
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp")
 BODY_TYPES = dict.fromkeys(UPLOAD_PATHS, UPLOAD_TYPES) | dict.fromkeys(FORM_PATHS, FORM_TYPES)

@@ -39,6 +39,7 @@ def serve(
     device: str,
     public_url: str = "",
     data_dir: Path | None = None,
+    models_dir: Path | None = None,
     safety_checker: SafetyChecker = "auto",
     limits: Limits | None = None,
 ) -> None:
@@ -51,6 +52,7 @@ def serve(
         port: 0 = a free one.
         public_url: Address of a proxy with TLS, as https://studio.example.org; empty = no proxy.
         data_dir: Folder of data sets that the page may train on; None = nothing is trained.
+        models_dir: Folder with `loras/`, `controlnets/`, `ip_adapters/` and `embeddings/`; None = none.
         safety_checker: As in `InferenceConfig`, of all models.
 
     Raises:
@@ -61,7 +63,13 @@ def serve(
     access = make_access(host, with_token, public_url)
     with hold_folder(home), _bound(host, port) as listener:
         service = Service(
-            runs_dir, home, device=device, safety_checker=safety_checker, limits=limits, data_dir=data_dir
+            runs_dir,
+            home,
+            device=device,
+            safety_checker=safety_checker,
+            limits=limits,
+            data_dir=data_dir,
+            models_dir=models_dir,
         )
         redact_secrets(access.token)
         server = Server(

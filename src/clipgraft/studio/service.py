@@ -25,11 +25,13 @@ from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.data_folders import DataFolders
 from clipgraft.studio.database import Health, UnavailableError
 from clipgraft.studio.image_files import ImageFiles
-from clipgraft.studio.input_images import InputImages
+from clipgraft.studio.model_folder import ModelFolder
+from clipgraft.studio.named_files import NamedFiles
 from clipgraft.studio.queue import CALLS, OPEN, ImageRow, JobRow, Queue
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.search import Embedder
 from clipgraft.studio.training_jobs import TrainingJobs
+from clipgraft.studio.uploads import Uploads
 from clipgraft.studio.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Service:
         home: Folder of queue and images.
         safety_checker: As in `InferenceConfig`, of all models.
         data_dir: Folder of data sets to train on; None = nothing is trained.
+        models_dir: Folder of LoRAs, ControlNets, IP-Adapters and embeddings; None = there are none.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Service:
         limits: Limits | None = None,
         cache: ModelCache | None = None,
         data_dir: Path | None = None,
+        models_dir: Path | None = None,
     ):
         self.data = DataFolders(data_dir)
         self.inference = InferenceConfig(safety_checker=safety_checker)
@@ -79,11 +83,17 @@ class Service:
         if (home / "pictures").is_dir() and not (home / "images").exists():
             (home / "pictures").rename(home / "images")  # its name in earlier versions
         self.files = ImageFiles(home / "images")
-        self.inputs = InputImages(home / "inputs")
+        self.uploads = Uploads(
+            home / "uploads",
+            max_bytes=self.limits.max_uploads_bytes,
+            max_pixels=self.limits.max_upload_pixels,
+        )
+        self.named = NamedFiles(ModelFolder(models_dir), self.uploads)
         self.queue = Queue(
             home / "queue.sqlite",
             max_waiting=self.limits.max_waiting_images,
             max_jobs_per_client=self.limits.max_jobs_per_client,
+            settings_of=self.named.settings_of,
         )
         self.cache = cache or ModelCache(device, self.limits.memory_bytes)
         self.embedder = Embedder(self.catalog, self.cache, self.limits)
@@ -91,9 +101,10 @@ class Service:
         self.worker = Worker(
             self.queue,
             self.files,
-            self.inputs,
+            self.uploads,
             self.generator,
             self.cache.lock,
+            request_of=self.named.request_of,
             on_batch_end=self.settle,
             on_stopped=lambda: self._end_calls(*OPEN),
             limits=self.limits,
@@ -111,7 +122,7 @@ class Service:
     def start(self) -> list[str]:
         """Start generating; return ids of jobs interrupted by the last stop."""
         interrupted = self.queue.recover(self.files.is_there)
-        self.inputs.delete_others(self.queue.input_sums())
+        self.uploads.delete_others(self.queue.upload_ids())
         self.trainings.recover()
         self.worker.start()
         return interrupted
@@ -315,7 +326,7 @@ class Service:
         was_there = self.queue.delete_image(image_id)
         if was_there:
             self.files.delete(image_id)
-            self.inputs.delete_others(self.queue.input_sums())
+            self.uploads.delete_others(self.queue.upload_ids())
         return was_there
 
     def _end_job(self, number: int, state: str, error: str = "") -> bool:

@@ -16,9 +16,10 @@ from clipgraft.generation.pipeline import GeneratedImage
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.image_files import ImageFiles, encode
-from clipgraft.studio.input_images import InputImages
+from clipgraft.studio.named_files import guide_names
 from clipgraft.studio.queue import ImageRow, Queue
 from clipgraft.studio.schemas import Limits
+from clipgraft.studio.uploads import Uploads
 
 PREVIEWS_PER_IMAGE = 6
 PREVIEW_QUALITY = 80
@@ -49,6 +50,7 @@ class Worker(threading.Thread):
     Args:
         generator: Loads a model by name.
         lock: Held for each batch.
+        request_of: Makes an image's request from its settings.
         on_batch_end: Called with the numbers of a batch's jobs, and its error if it failed.
         on_stopped: Called after the last batch before a stop.
     """
@@ -57,17 +59,19 @@ class Worker(threading.Thread):
         self,
         queue: Queue,
         files: ImageFiles,
-        inputs: InputImages,
+        uploads: Uploads,
         generator: Callable[[str], ImageGenerator],
         lock: threading.Lock,
         *,
+        request_of: Callable[[dict[str, Any]], ImageRequest],
         on_batch_end: Callable[[Sequence[int], str], object],
         on_stopped: Callable[[], object],
         limits: Limits,
     ):
         super().__init__(name="generating", daemon=True)
-        self.queue, self.files, self.inputs, self.generator = queue, files, inputs, generator
+        self.queue, self.files, self.uploads, self.generator = queue, files, uploads, generator
         self.limits = limits
+        self.request_of = request_of
         self.on_batch_end, self.on_stopped = on_batch_end, on_stopped
         self.progress: dict[int, Progress] = {}
         """Of running images, by number."""
@@ -149,7 +153,7 @@ class Worker(threading.Thread):
         pruned = self.queue.prune(self.limits.max_history)
         self.files.delete(*pruned)
         if pruned:
-            self.inputs.delete_others(self.queue.input_sums())
+            self.uploads.delete_others(self.queue.upload_ids())
         return True
 
     def _generate(self, batch: list[ImageRow]) -> str:
@@ -163,7 +167,7 @@ class Worker(threading.Thread):
             generator = self.generator(batch[0].model)
             begun = time.monotonic()  # loading is no part of an image's seconds
             images = generator.sample(
-                [ImageRequest.from_record(row.settings, self.inputs.files_of(row.settings)) for row in batch],
+                [self.request_of(row.settings) for row in batch],
                 batch_size=len(batch),
                 preview_every=max(1, batch[0].steps // PREVIEWS_PER_IMAGE) if is_watched else 0,
                 **self._reporters(batch),
@@ -185,7 +189,7 @@ class Worker(threading.Thread):
         if current is None or current.state != "running":
             return  # cancelled meanwhile
         if image.status == "ok":
-            self.files.save(row.id, image, row.model)
+            self.files.save(row.id, image, {"model": row.model, **guide_names(row.settings)})
         self.queue.finish_image(row.number, image.status, notes=image.notes, seconds=seconds)
 
     def _reporters(self, batch: list[ImageRow]) -> dict[str, Any]:

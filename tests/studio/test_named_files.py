@@ -1,0 +1,208 @@
+"""Requests that name uploaded images and models of the server's folder: the same images as from Python."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from starlette.testclient import TestClient
+
+import clipgraft
+import tiny
+from app_client import JOB, generate, refused
+from clipgraft.models.base import FrozenBase
+from clipgraft.studio.api import build_app
+from clipgraft.studio.service import Service
+from clipgraft.studio.uploads import Uploads
+from lora_world import write_kohya
+
+PNG = {"content-type": "image/png"}
+
+
+def drawing(folder, name, color, size=(64, 64), ground="black"):
+    image = Image.new("RGB", size, ground)
+    ImageDraw.Draw(image).rectangle((8, 16, 40, 50), fill=color)
+    image.save(folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def world(runs_dir, tmp_path_factory):
+    """A folder of models as ComfyUI lays it out, and images."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("Lora/fur", "controlnet", "ipadapter", "embeddings"):
+        (folder / name).mkdir(parents=True)
+    write_kohya(folder / "Lora" / "fur" / "soft.safetensors")
+    unet = FrozenBase.load(str(runs_dir.parent / "base"), components=["unet"]).unet
+    tiny.build_controlnet(unet).save_pretrained(folder / "controlnet" / "edges")
+    tiny.write_ip_adapter(folder / "ipadapter", unet)
+    torch.manual_seed(4)
+    save_file({"emb_params": torch.randn(2, tiny.TEACHER_WIDTH)}, folder / "embeddings" / "Cosy.safetensors")
+    (folder / "secret.safetensors").write_bytes(b"no")
+    drawing(folder, "picture.png", "red", ground="navy")
+    drawing(folder, "mask.png", "white")
+    drawing(folder, "small.png", "white", (32, 32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(runs_dir, world, tmp_path_factory):
+    service = Service(runs_dir, tmp_path_factory.mktemp("home"), device="cpu", models_dir=world)
+    with TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ids(client, world):
+    """Ids of the uploaded images by name."""
+    files = {path.stem: path.read_bytes() for path in world.glob("*.png")}
+    return {
+        name: client.post("/v1/uploads", content=content, headers=PNG).json()["id"]
+        for name, content in files.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def generator(runs_dir):
+    return clipgraft.load(str(runs_dir.parent / "base"), device="cpu")
+
+
+def named(kind, world, ids):
+    """A request's fields over HTTP, and in Python."""
+    picture, mask = world / "picture.png", world / "mask.png"
+    edges, adapter = world / "controlnet" / "edges", world / "ipadapter" / "adapter.safetensors"
+    return {
+        "mask": (
+            {"init_image": ids["picture"], "mask_image": ids["mask"], "strength": 1.0},
+            {"init_image": picture, "mask_image": mask, "strength": 1.0},
+        ),
+        "lora": (
+            {"loras": [{"name": "fur/soft", "strength": 0.7, "text_strength": 0.2}]},
+            {"loras": [f"{world}/Lora/fur/soft.safetensors:0.7:0.2"]},
+        ),
+        "tag": (
+            {"prompt": "A dog runs on the beach <lora:soft:0.5>", "prompt_syntax": "weighted"},
+            {"loras": [f"{world}/Lora/fur/soft.safetensors:0.5"], "prompt_syntax": "weighted"},
+        ),
+        "guides": (
+            {
+                "controls": [{"model": "edges", "image": ids["mask"], "scale": 0.8, "end": 0.7}],
+                "ip_adapters": [{"model": "adapter", "image": ids["picture"], "scale": 0.6}],
+            },
+            {"controls": [f"{edges}={mask}@0.8:0-0.7"], "ip_adapters": [f"{adapter}={picture}@0.6"]},
+        ),
+        "embedding": (
+            {"prompt": "A cosy dog", "embeddings": ["Cosy"]},
+            {"prompt": "A cosy dog", "embeddings": [world / "embeddings" / "Cosy.safetensors"]},
+        ),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["mask", "lora", "tag", "guides", "embedding"])
+def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, world, ids, generator):
+    sent, own = named(kind, world, ids)
+    job = generate(client, models=["tiny/teacher"], guidance_scale=2.0, **sent)
+    assert job["state"] == "done", job["error"]
+    [row] = job["images"]
+    content = client.get(f"/v1/images/{row['id']}.png").content
+    found = Image.open(io.BytesIO(content))
+    prompt = own.pop("prompt", JOB["prompt"])
+    [expected] = generator.generate(
+        prompt, seed=JOB["seed"], num_inference_steps=JOB["steps"], guidance_scale=2.0, **own
+    )
+    assert np.array_equal(np.asarray(found), np.asarray(expected.image))
+    record = json.loads(found.text["clipgraft"])
+    assert record["job"] == expected.metadata["job"]
+    answer = client.post("/v1/images/settings", content=content, headers=PNG).json()
+    assert answer["notes"] == []
+    again = {name: answer[name] for name in row["settings"]}
+    assert again | {"height": 0, "width": 0} == row["settings"]
+    repeated = generate(client, models=["tiny/teacher"], **{k: v for k, v in again.items() if k != "prompt"},
+                        prompt=again["prompt"])  # fmt: skip
+    same = Image.open(io.BytesIO(client.get(f"/v1/images/{repeated['images'][0]['id']}.png").content))
+    assert np.array_equal(np.asarray(same), np.asarray(found))
+
+
+def test_models_are_listed_by_kind_with_the_width_they_take(client):
+    width = tiny.TEACHER_WIDTH
+    assert client.get("/v1/adapters").json() == {
+        "loras": [{"name": "fur/soft", "width": width}],
+        "controls": [{"name": "edges", "width": width}],
+        "ip_adapters": [{"name": "adapter", "width": width}],
+        "embeddings": [{"name": "Cosy", "width": width, "words": ["Cosy"]}],
+    }
+
+
+def test_an_upload_is_kept_by_its_sum_and_sent_back_as_pixels(client, ids):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a secret place"
+    file = io.BytesIO()
+    Image.new("RGB", (80, 64), "green").save(file, "JPEG", exif=exif)
+    answer = client.post("/v1/uploads", content=file.getvalue(), headers={"content-type": "image/jpeg"})
+    assert (answer.json()["width"], answer.json()["height"]) == (64, 80)
+    sent = client.get(f"/v1/uploads/{answer.json()['id']}.png").content
+    assert Image.open(io.BytesIO(sent)).size == (64, 80)
+    assert b"secret" not in sent
+    assert "is no image" in refused(client.post("/v1/uploads", content=b"no", headers=PNG), 422)
+    assert "no uploaded image" in refused(client.get(f"/v1/uploads/{'0' * 64}.png"), 404)
+
+
+BAD = {
+    "unknown LoRA": ({"loras": [{"name": "fur/sofd"}]}, 404, "no LoRA 'fur/sofd'; there are e.g. fur/soft"),
+    "path": ({"loras": [{"name": "../secret"}]}, 404, "this studio has no LoRA '../secret'"),
+    "absolute path": ({"embeddings": ["/etc/passwd"]}, 404, "this studio has no embedding 'passwd'"),
+    "strength": ({"loras": [{"name": "fur/soft", "strength": 1e9}]}, 422, "less than or equal to 10"),
+    "too many": ({"loras": [{"name": "fur/soft"}] * 10_000}, 422, "at most 32"),
+    "no upload": ({"init_image": "0" * 64}, 404, "no uploaded image 0000000000; upload it"),
+    "path of an image": ({"init_image": "/etc/passwd"}, 422, "init_image: String should match pattern"),
+    "mask alone": ({"mask_image": "mask"}, 422, "mask_image (--mask) needs the image"),
+    "mask's size": (
+        {"init_image": "picture", "mask_image": "small"},
+        422,
+        "of one size in pixels; got init_image 64x64 and mask_image 32x32",
+    ),
+    "range": (
+        {"controls": [{"model": "edges", "image": "mask", "start": 0.8, "end": 0.2}]},
+        422,
+        "end must be above start",
+    ),
+    "unknown tag": (
+        {"prompt": "A dog <lora:hair:1>", "prompt_syntax": "weighted"},
+        404,
+        "no LoRA 'hair' (.safetensors) in Lora",
+    ),
+    "unknown field": ({"loras": [{"name": "fur/soft", "file": "x"}]}, 422, "Extra inputs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_there_is_refused_in_one_line(name, client, ids):
+    values, status, message = BAD[name]
+    text = json.dumps(JOB | values)
+    for short, upload_id in ids.items():
+        text = text.replace(f'"{short}"', f'"{upload_id}"')
+    answer = client.post("/v1/jobs", content=text, headers={"content-type": "application/json"})
+    found = refused(answer, status)
+    assert message in found
+    assert "\n" not in found
+    assert "/tmp" not in found
+
+
+def test_a_studio_without_models_says_how_it_gets_some(shared_client):
+    answer = shared_client.post("/v1/jobs", json=JOB | {"loras": [{"name": "fur"}]})
+    message = "this studio has no LoRAs; start it with --models and a folder that has loras/"
+    assert refused(answer, 422) == message
+    tagged = JOB | {"prompt": "A dog <lora:fur:1>", "prompt_syntax": "weighted"}
+    assert refused(shared_client.post("/v1/jobs", json=tagged), 422) == message
+    assert shared_client.get("/v1/adapters").json()["loras"] == []
+
+
+def test_uploads_that_are_not_used_go_first_when_there_are_too_many(tmp_path):
+    uploads = Uploads(tmp_path, max_bytes=400, max_pixels=10_000)
+    first, second = (uploads.add_image(Image.new("RGB", (60, 60), color)) for color in ("red", "blue"))
+    uploads.path(first.id)
+    third = uploads.add_image(Image.new("RGB", (60, 60), "green"))
+    assert [uploads.has(each.id) for each in (first, second, third)] == [True, False, True]
