@@ -200,7 +200,7 @@ def test_a_studio_without_models_says_how_it_gets_some(shared_client):
     assert shared_client.get("/v1/adapters").json()["loras"] == []
 
 
-def test_uploads_that_are_not_used_go_first_when_there_are_too_many(tmp_path):
+def test_of_too_many_uploads_those_not_used_go_first(tmp_path):
     uploads = Uploads(tmp_path, max_bytes=400, max_pixels=10_000)
     first, second = (uploads.add_image(Image.new("RGB", (60, 60), color)) for color in ("red", "blue"))
     uploads.path(first.id)

@@ -1,4 +1,4 @@
-"""Settings of a form from an image's file: clipgraft's own, or another tool's."""
+"""Settings in an image's file: clipgraft's own, or another tool's."""
 
 import json
 from typing import Any

@@ -71,7 +71,7 @@ class ModelFolder:
         )
 
     def names(self, kind: Kind) -> list[str]:
-        """Return the names of a kind's models, in order; none without a folder."""
+        """Return the names of a kind's models, in order."""
         try:
             return list(self._paths(kind))[:MAX_NAMES]
         except UserError:

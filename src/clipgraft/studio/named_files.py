@@ -1,4 +1,4 @@
-"""Files of a request by name: models of the server's own folder, and uploaded images."""
+"""Models and uploaded images of a request, by name."""
 
 from collections.abc import Mapping
 from dataclasses import replace

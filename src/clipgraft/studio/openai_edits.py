@@ -70,7 +70,7 @@ async def _read_form(request: Request, kind: type[Edit]) -> tuple[Edit, dict[str
 
 
 def _keep(service: Service, files: dict[str, bytes]) -> tuple[str, str]:
-    """Keep image and mask, return their ids; without a mask, an image's transparency is one."""
+    """Keep image and mask, or the image's transparency; return their ids."""
     most = service.limits.max_upload_pixels
     image = service.uploads.add(files["image"])
     mask = decode_mask(files.get("mask", files["image"]), most, is_mask="mask" in files)

@@ -247,7 +247,7 @@ class EditRequest(ImagesRequest):
     def edits(
         self, defaults: SamplingDefaults, files: NamedFiles, image: str, mask: str
     ) -> list[ImageRequest]:
-        """Return each image's request, from uploads by their ids; no mask is "".
+        """Return each image's request, from uploads by id; "" = no mask.
 
         Raises:
             UserError: As `requests`; or if the mask has another size.

@@ -1,4 +1,4 @@
-"""Images that clients uploaded to start from, to paint within and to follow.
+"""Images that clients uploaded, for requests to name.
 
 A file is kept as it came, because its sha256 is in the record of each image made with it and is its id too.
 Only its pixels are ever sent back.

@@ -1,4 +1,4 @@
-"""What a request may name: uploaded images, and models of the server's own folder."""
+"""What a request may name: uploaded images, and the server's models."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
