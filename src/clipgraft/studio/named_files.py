@@ -51,7 +51,7 @@ class NamedGuide(Section):
 
 
 class NamedControl(NamedGuide):
-    """A ControlNet with its image, as that ControlNet takes it: edges, a depth map."""
+    """A ControlNet with its image: edges, a depth map."""
 
     start: Share = 0.0
     """Share of the steps at which it begins to act."""

@@ -95,7 +95,7 @@ class Uploads:
         return file.getvalue()
 
     def delete_others(self, ids: Collection[str]) -> None:
-        """Delete images that were not used for long and that no settings name."""
+        """Delete images that no settings name, unused for long."""
         latest = time.time() - SECONDS_UNUSED
         for path in self.folder.iterdir():
             if path.name not in ids and path.stat().st_mtime < latest:

@@ -20,7 +20,7 @@ def upload_routes(service: Service) -> APIRouter:
 
     @router.post("/uploads", responses=answers("upload"), openapi_extra=IMAGE_BODY)
     def upload(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
-        """Keep an image to start from, to paint within or to follow; jobs name it by its `id`."""
+        """Keep an image, which jobs name by its `id`."""
         return asdict(service.uploads.add(body))
 
     @router.get("/uploads/{upload_id}.png", responses=answers("file", media_type="image/png"))
