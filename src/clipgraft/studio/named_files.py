@@ -216,5 +216,5 @@ class NamedFiles:
 
 
 def guide_names(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the names of models of `settings_of`, which a record has only by their sums."""
+    """Return names of models that a record has by sum alone."""
     return {kind: [each["model"] for each in settings[kind]] for kind in GUIDES if kind in settings}
