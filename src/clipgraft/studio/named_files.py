@@ -160,7 +160,7 @@ class NamedFiles:
     def named_in(
         self, record: Mapping[str, Any], guides: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Return a record's files by name, and which ones are not here.
+        """Return a record's files by name, and what is missing.
 
         Args:
             record: Of an image, with sums of its files.
@@ -207,7 +207,7 @@ class NamedFiles:
         return {name: value for name, value in named.items() if value}, missing
 
     def _name_of_sum(self, kind: Kind, recorded: Mapping[str, Any]) -> str:
-        """Return the name of the file of a recorded sum; empty if there is none."""
+        """Return the name of a recorded file, or an empty text."""
         names = self.models.names(kind)
         if kind == "loras":  # large files: only those of that name
             names = [name for name in names if Path(name).name == recorded["name"]]
