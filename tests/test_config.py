@@ -109,7 +109,14 @@ def test_recipe_with_a_byte_order_mark_is_read(tmp_path):
 
 
 PATHS = {
-    *("data.source", "bridge.captions", "evaluate.prompts", "generate.lora_dir", "finetune.preview_graft"),
+    *(
+        "data.source",
+        "bridge.captions",
+        "evaluate.prompts",
+        "generate.lora_dir",
+        "generate.embedding_dir",
+        "finetune.preview_graft",
+    ),
     *("clip.name", "base.name", "evaluate.scorer"),
 }
 

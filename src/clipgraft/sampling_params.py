@@ -197,6 +197,8 @@ class SamplingParams(EncodeParams, TextToImageParams):
     """LoRAs of U-Net and text encoder; also as texts `FILE[:STRENGTH[:TEXT_STRENGTH]]`."""
     lora_dir: OptionalPath = ""
     """Folder with the LoRAs that weighted prompts name, as in `<lora:NAME:0.8>`."""
+    embedding_dir: OptionalPath = ""
+    """Folder with the embeddings that prompts name by their files' names."""
     dynamic_prompts: bool = False
     """Draw one of the alternatives `{a|b}` of each prompt, by the image's seed."""
     wildcards: OptionalPath = ""

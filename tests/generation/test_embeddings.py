@@ -1,5 +1,7 @@
 """Textual inversion embeddings: the states of diffusers, in positions of their own."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,31 @@ def test_another_file_of_the_same_name_is_read_again(pipeline, tmp_path):
     write(file, seed=5, vectors=3)
     assert not torch.equal(cache("own", params_of(file)), before)
     assert len(Embeddings(params_of(file).embeddings).vectors) == 3
+
+
+def test_a_folder_gives_what_prompts_name_by_file(base, fur, tmp_path):
+    folder = tmp_path / "embeddings"
+    (folder / "animals").mkdir(parents=True)
+    shutil.copy(fur, folder / "animals")
+    write(folder / "unused.safetensors", width=3)  # would be refused if it were read
+    settings = ["--base", base, "--steps", 2, "--device", "cpu", "--negative-prompt", "blurry"]
+    prompts = ["A dog , easyfur", "A dog"]
+    assert call("generate", *prompts, *settings, "--embedding-dir", folder, "--out", tmp_path / "a") == 0
+    assert call("generate", prompts[0], *settings, "--embedding", fur, "--out", tmp_path / "b") == 0
+    named, plain = rows_of(tmp_path / "a")
+    [alone] = rows_of(tmp_path / "b")
+    assert named["embeddings"] == alone["embeddings"]
+    assert "embeddings" not in plain
+    again = ["generate", "--from-image", tmp_path / "a" / named["file"], "--base", base, "--device", "cpu"]
+    assert call(*again, "--embedding-dir", folder, "--out", tmp_path / "c") == 0
+    first, second = ((tmp_path / name / named["file"]).read_bytes() for name in "ac")
+    assert first == second
+
+
+def test_a_missing_folder_and_a_double_name_are_refused(base, fur, tmp_path, capsys):
+    options = ["generate", "A dog , easyfur", "--base", base, "--out", tmp_path / "out", "--embedding-dir"]
+    assert f"no folder {tmp_path / 'gone'}; name one with" in refused(capsys, *options, tmp_path / "gone")
+    for name in ("one", "two"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        shutil.copy(fur, tmp_path / "folder" / name)
+    assert "has several embeddings 'easyfur'" in refused(capsys, *options, tmp_path / "folder")

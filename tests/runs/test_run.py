@@ -135,7 +135,7 @@ def test_damaged_result_is_named_in_one_line(run):
 
 
 PATHS = ("data.source", "clip.name", "base.name", "bridge.captions", "evaluate.prompts", "evaluate.scorer")
-PATHS += ("generate.lora_dir", "finetune.preview_graft")
+PATHS += ("generate.lora_dir", "generate.embedding_dir", "finetune.preview_graft")
 
 
 @pytest.mark.parametrize("key", PATHS)

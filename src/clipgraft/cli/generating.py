@@ -42,6 +42,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
     "ip_adapters": (list[str], "--ip-adapter", "IP-Adapter: MODEL=IMAGE, with @SCALE if not 1; repeatable."),
     "loras": (list[str], "--lora", "LoRA as FILE[:STRENGTH[:TEXT_STRENGTH]]; several: give it again."),
     "lora_dir": (Path, "--lora-dir", "Folder of the LoRAs that weighted prompts name: <lora:NAME:0.8>."),
+    "embedding_dir": (Path, "--embedding-dir", "Folder of the embeddings that prompts name by file name."),
     "dynamic_prompts": (bool, "--dynamic-prompts", "Draw one of {a|b} in each prompt, by its seed."),
     "wildcards": (Path, "--wildcards", "Folder: __name__ is a line of its name.txt; also draws {a|b}."),
 }
@@ -112,7 +113,19 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 
 BESIDE_FROM_IMAGE = {
-    *("out", "prompts", "from_image", "graft", "base", "engine", "loras", "lora_dir", "device", "offload"),
+    *(
+        "out",
+        "prompts",
+        "from_image",
+        "graft",
+        "base",
+        "engine",
+        "loras",
+        "lora_dir",
+        "embedding_dir",
+        "device",
+        "offload",
+    ),
     *("init_image", "mask_image", "controls", "ip_adapters", "embeddings", "safety_checker"),
     *("no_metadata", "dry_run", "as_json"),
 }

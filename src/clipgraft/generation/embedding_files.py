@@ -49,8 +49,7 @@ class Embeddings:
                 first = len(self.vectors) + 1
                 self.ids[word.lower()] = [-number for number in range(first, first + len(vectors))]
                 self.vectors += vectors
-        longest_first = sorted(self.ids, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(_whole_word, longest_first)) or r"(?!)", re.IGNORECASE)
+        self._pattern = words_pattern(self.ids)
 
     def split(self, text: str) -> Iterator[str | list[int]]:
         """Yield the parts of a text, for words with vectors their ids."""
@@ -162,6 +161,12 @@ def _read(path: Path, *_state: int) -> dict[str, Tensor]:
             )
         words[path.stem if key == A1111_KEY else key.strip()] = vectors
     return words
+
+
+def words_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern of whole words in any case, longest first."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(_whole_word, longest_first)) or r"(?!)", re.IGNORECASE)
 
 
 def _whole_word(word: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clipgraft.errors import DataError, MissingFileError, UserError
-from clipgraft.generation.embedding_files import Embeddings, embedding_path, read_embedding
+from clipgraft.generation.embedding_files import Embeddings, embedding_path, read_embedding, words_pattern
 from clipgraft.generation.lora_files import lora_path
 from clipgraft.generation.request_files import file_sum
 from clipgraft.sampling_params import SamplingParams
@@ -17,6 +17,7 @@ from clipgraft.sampling_params import SamplingParams
 TAG = re.compile(r"\s*<lora:(?P<name>[^:<>]+)(?P<weights>[^<>]*)>")
 """A LoRA in a prompt, as A1111 writes it: `<lora:NAME>`, `:BOTH`, `:TEXT:UNET`, `:te=TEXT`, `:unet=UNET`."""
 MAX_NAMED = 5
+FOLDERS = {"loras": "lora_dir", "embeddings": "embedding_dir"}
 FLAGS = {"loras": ("a LoRA", "--lora"), "embeddings": ("an embedding", "--embedding")}
 
 
@@ -40,6 +41,34 @@ def read_tags(prompt: str, params: SamplingParams) -> tuple[str, SamplingParams]
         {"file": find_lora(Path(params.lora_dir), tag["name"].strip()), **_strengths(tag)} for tag in tags
     ]
     return TAG.sub("", prompt).strip(), SamplingParams.of(params, loras=[*params.loras, *named])
+
+
+def with_embeddings(prompt: str, params: SamplingParams) -> SamplingParams:
+    """Add the embeddings of `embedding_dir` that a prompt or its negative names.
+
+    Raises:
+        MissingFileError: If there is no such folder.
+        DataError: If a word that is named has several files.
+    """
+    if not params.embedding_dir:
+        return params
+    if not Path(params.embedding_dir).is_dir():
+        raise MissingFileError(f"no folder {params.embedding_dir}; name one with embeddings (embedding_dir)")
+    files: dict[str, list[Path]] = {}
+    for path in sorted(Path(params.embedding_dir).rglob("*.safetensors")):
+        files.setdefault(path.stem.lower(), []).append(path)
+    pattern = words_pattern(files)
+    texts = (prompt, params.negative_prompt)
+    named = dict.fromkeys(found[0].lower() for text in texts for found in pattern.finditer(text))
+    for word in named:
+        if len(files[word]) > 1:
+            first, second, *_ = files[word]
+            raise DataError(
+                f"{params.embedding_dir} has several embeddings {word!r}: {first}, {second}; rename one"
+            )
+    given = {each.file for each in params.embeddings}
+    found = [str(files[word][0]) for word in named if str(files[word][0]) not in given]
+    return SamplingParams.of(params, embeddings=[*params.embeddings, *found])
 
 
 def find_lora(folder: Path, name: str) -> Path:
@@ -86,8 +115,9 @@ def adapters_beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         given = [given] if isinstance(given, str) else given
         if isinstance(given, list):
             found[name] = [_beside(each, folder) for each in given]
-    if isinstance(values.get("lora_dir"), str):
-        found["lora_dir"] = str(folder / values["lora_dir"])
+    for name in FOLDERS.values():
+        if isinstance(values.get(name), str):
+            found[name] = str(folder / values[name])
     return found
 
 
@@ -147,7 +177,7 @@ def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, A
 
     Args:
         record: Of the image to reproduce.
-        given: Names the files in any order, or the folder that has the LoRAs.
+        given: Names the files in any order, or the folders that have them.
 
     Raises:
         DataError: If a file is missing, one too many, or another one, or the record is damaged.
@@ -155,11 +185,11 @@ def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, A
     files = {file_sum(lora_path(Path(lora.file))): lora.file for lora in given.loras}
     loras = [
         {"file": file, "strength": each.strength, "text_strength": each.text_strength}
-        for each, file in _matched("loras", record, files, given.lora_dir)
+        for each, file in _matched("loras", record, files, given)
     ]
     files = {file_sum(embedding_path(Path(each.file))): each.file for each in given.embeddings}
     embeddings = []
-    for each, file in _matched("embeddings", record, files):
+    for each, file in _matched("embeddings", record, files, given):
         if _words(file) != each.name:
             raise DataError(f"{file} has to be called {each.name}.safetensors, as the prompt names it")
         embeddings.append({"file": file})
@@ -167,7 +197,7 @@ def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, A
 
 
 def _matched(
-    kind: str, record: Mapping[str, Any], files: Mapping[str, str], folder: str = ""
+    kind: str, record: Mapping[str, Any], files: Mapping[str, str], given: SamplingParams
 ) -> list[tuple[_Recorded, str]]:
     """Return what is recorded, each with the file of its sum."""
     what, flag = FLAGS[kind]
@@ -179,12 +209,11 @@ def _matched(
         raise DataError(f"that image was made without {what}; leave {flag} out")
     matched = []
     for each in recorded:
-        file = files.get(each.sha256) or _in_folder(folder, each)
+        file = files.get(each.sha256) or _in_folder(getattr(given, FOLDERS[kind]), each)
         if not file:
-            hint = "" if kind == "embeddings" else ", or its folder with --lora-dir"
             raise DataError(
                 f"that image was made with {what} {each.name!r} (sha256 {each.sha256[:10]}); name its file "
-                f"with {flag}{hint}"
+                f"with {flag}, or its folder with {flag}-dir"
             )
         matched.append((each, file))
     for found, file in files.items():
