@@ -5,13 +5,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import uvicorn
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 import tiny
 from app_client import TOKEN
 from browser import ARGUMENTS, CHROMIUM, EXPECTED
 from clipgraft.config import build_recipe
+from clipgraft.models.base import FrozenBase
 from clipgraft.runs.run import Run
 from clipgraft.studio.api import build_app
 from clipgraft.studio.catalog import ModelCache
@@ -20,6 +24,7 @@ from clipgraft.studio.security import Access
 from clipgraft.studio.server import _bound
 from clipgraft.studio.service import Service
 from clipgraft.whole_run import run_all
+from lora_world import write_kohya
 
 LIMITS = Limits(max_images_per_job=16, batch_size=4)
 
@@ -41,6 +46,32 @@ def runs_dir(tmp_path_factory) -> Path:
     with Run.begin(folder / "runs" / "tiny", recipe) as run:
         run_all(recipe, run.path)
     return folder / "runs"
+
+
+def drawing(folder, name, color, size=(64, 64), ground="black"):
+    image = Image.new("RGB", size, ground)
+    ImageDraw.Draw(image).rectangle((8, 16, 40, 50), fill=color)
+    image.save(folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def models_dir(runs_dir, tmp_path_factory):
+    """A folder of models as ComfyUI lays it out, and images."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("Lora/fur", "controlnet", "ipadapter", "embeddings"):
+        (folder / name).mkdir(parents=True)
+    write_kohya(folder / "Lora" / "fur" / "soft.safetensors")
+    unet = FrozenBase.load(str(runs_dir.parent / "base"), components=["unet"]).unet
+    tiny.build_controlnet(unet).save_pretrained(folder / "controlnet" / "edges")
+    tiny.write_ip_adapter(folder / "ipadapter", unet)
+    torch.manual_seed(4)
+    save_file({"emb_params": torch.randn(2, tiny.TEACHER_WIDTH)}, folder / "embeddings" / "Cosy.safetensors")
+    (folder / "secret.safetensors").write_bytes(b"no")
+    drawing(folder, "picture.png", "red", ground="navy")
+    drawing(folder, "mask.png", "white")
+    drawing(folder, "small.png", "white", (32, 32))
+    return folder
 
 
 @pytest.fixture(scope="session")

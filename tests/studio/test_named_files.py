@@ -5,60 +5,30 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from PIL import Image
 from starlette.testclient import TestClient
 
 import clipgraft
 import tiny
 from app_client import JOB, generate, refused
-from clipgraft.models.base import FrozenBase
 from clipgraft.studio.api import build_app
 from clipgraft.studio.service import Service
 from clipgraft.studio.uploads import Uploads
-from lora_world import write_kohya
 
 PNG = {"content-type": "image/png"}
 
 
-def drawing(folder, name, color, size=(64, 64), ground="black"):
-    image = Image.new("RGB", size, ground)
-    ImageDraw.Draw(image).rectangle((8, 16, 40, 50), fill=color)
-    image.save(folder / name)
-    return folder / name
-
-
 @pytest.fixture(scope="module")
-def world(runs_dir, tmp_path_factory):
-    """A folder of models as ComfyUI lays it out, and images."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("Lora/fur", "controlnet", "ipadapter", "embeddings"):
-        (folder / name).mkdir(parents=True)
-    write_kohya(folder / "Lora" / "fur" / "soft.safetensors")
-    unet = FrozenBase.load(str(runs_dir.parent / "base"), components=["unet"]).unet
-    tiny.build_controlnet(unet).save_pretrained(folder / "controlnet" / "edges")
-    tiny.write_ip_adapter(folder / "ipadapter", unet)
-    torch.manual_seed(4)
-    save_file({"emb_params": torch.randn(2, tiny.TEACHER_WIDTH)}, folder / "embeddings" / "Cosy.safetensors")
-    (folder / "secret.safetensors").write_bytes(b"no")
-    drawing(folder, "picture.png", "red", ground="navy")
-    drawing(folder, "mask.png", "white")
-    drawing(folder, "small.png", "white", (32, 32))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(runs_dir, world, tmp_path_factory):
-    service = Service(runs_dir, tmp_path_factory.mktemp("home"), device="cpu", models_dir=world)
+def client(runs_dir, models_dir, tmp_path_factory):
+    service = Service(runs_dir, tmp_path_factory.mktemp("home"), device="cpu", models_dir=models_dir)
     with TestClient(build_app(service), base_url="http://localhost", raise_server_exceptions=False) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def ids(client, world):
+def ids(client, models_dir):
     """Ids of the uploaded images by name."""
-    files = {path.stem: path.read_bytes() for path in world.glob("*.png")}
+    files = {path.stem: path.read_bytes() for path in models_dir.glob("*.png")}
     return {
         name: client.post("/v1/uploads", content=content, headers=PNG).json()["id"]
         for name, content in files.items()
@@ -102,8 +72,8 @@ def named(kind, world, ids):
 
 
 @pytest.mark.parametrize("kind", ["mask", "lora", "tag", "guides", "embedding"])
-def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, world, ids, generator):
-    sent, own = named(kind, world, ids)
+def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, models_dir, ids, generator):
+    sent, own = named(kind, models_dir, ids)
     job = generate(client, models=["tiny/teacher"], guidance_scale=2.0, **sent)
     assert job["state"] == "done", job["error"]
     [row] = job["images"]

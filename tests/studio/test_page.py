@@ -33,7 +33,7 @@ def test_a_prompt_is_read_while_typed_and_sent_by_keyboard(page, service):
     until(page, "document.getElementById('prompt-reading').textContent.includes('vocabulary: zebra')")
     page.fill("#prompt", "A dog runs " * 60)
     until(page, "document.getElementById('prompt-reading').textContent.includes(' of 231 tokens')")
-    page.click("summary")
+    page.click("#more summary")
     page.select_option("#long-prompts", "cut")
     until(page, "document.getElementById('prompt-reading').textContent.includes('cut off: ')")
     page.fill("#steps", "3")
@@ -47,7 +47,7 @@ def test_a_prompt_is_read_while_typed_and_sent_by_keyboard(page, service):
 
 
 def test_a_refusal_is_seen_wherever_the_page_is_scrolled_to(page):
-    page.click("summary")
+    page.click("#more summary")
     generate(page, 150, width="1024", height="1024", **{"num-images": "16"})
     page.wait_for_selector("#notice:visible")
     assert "times what one job may ask for" in page.inner_text("#notice")
@@ -89,7 +89,7 @@ def test_a_grid_says_how_much_it_is_and_labels_rows_and_columns(page):
 
 
 def test_cancel_ends_the_job_and_says_so(page, service):
-    page.click("summary")
+    page.click("#more summary")
     generate(page, LONG, width="256", height="256")
     page.wait_for_selector("#cancel:visible")
     page.click("#cancel")
@@ -98,7 +98,7 @@ def test_cancel_ends_the_job_and_says_so(page, service):
 
 
 def test_a_job_survives_a_reload_of_the_page(page, service):
-    page.click("summary")
+    page.click("#more summary")
     generate(page, LONG, width="192", height="192")
     until(page, "/step [1-9]/.test(document.getElementById('job-text').textContent)")
     page.wait_for_selector("#images img[src*=preview]")

@@ -2,6 +2,7 @@
 
 import { attempt, get, remove } from "/page/api.js";
 import { $, element, frame, later } from "/page/dom.js";
+import { kindOf, nameOf, setImage } from "/page/parts.js";
 import { fill, samplerName } from "/page/settings.js";
 
 const PAGE_SIZE = 48;
@@ -17,6 +18,14 @@ export function setUp() {
     $("detail").close();
     location.hash = "#generate";
   });
+  $("detail-start").addEventListener("click", () => attempt(async () => {
+    const { id } = opened;
+    $("detail").close();
+    location.hash = "#generate";
+    await setImage(await (await fetch(`/v1/images/${id}.png`)).blob());
+    $("start-from").scrollIntoView({ block: "nearest" });
+  }));
+  $("detail-format").addEventListener("change", showDownloads);
   $("detail-delete").addEventListener("click", () => attempt(async () => {
     if (!confirm("Delete this image? This cannot be undone.")) return;
     await remove(`/v1/images/${opened.id}`);
@@ -50,7 +59,8 @@ async function fetchPage() {
 }
 
 function tile(image) {
-  return element("li", { "data-image": image.id }, frame(image, openDetail), element("p.hint", {}, image.settings.prompt));
+  return element("li", { "data-image": image.id }, frame(image, openDetail), element("p.hint", {}, image.settings.prompt),
+    ...(kindOf(image.settings) ? [element("p.hint.kind", {}, kindOf(image.settings))] : []));
 }
 
 export function openDetail(image) {
@@ -63,14 +73,25 @@ export function openDetail(image) {
     Model: image.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
     "Guidance scale": settings.guidance_scale, Sampler: samplerName(settings.scheduler),
     Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "default",
+    "Initial image": settings.init_image ? `strength ${settings.strength}${settings.mask_image ? ", within a mask" : ""}` : "",
+    LoRAs: named(settings.loras), ControlNets: named(settings.controls), "IP-Adapters": named(settings.ip_adapters), Embeddings: named(settings.embeddings),
     Time: image.seconds ? `${image.seconds.toFixed(1)} s` : "", Notes: image.notes.join(" "),
   };
   $("detail-settings").replaceChildren(...Object.entries(rows).filter(([, value]) => value !== "" && value !== undefined)
     .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
-  $("detail-download").href = `/v1/images/${image.id}.png`;
-  $("detail-download-bare").href = `/v1/images/${image.id}.png?metadata=false`;
-  for (const id of ["detail-download", "detail-download-bare"]) $(id).download = `${slug(settings.prompt)}_seed${settings.seed}.png`;
+  showDownloads();
   if (!$("detail").open) $("detail").showModal();
+}
+
+const named = (models) => (models || []).map(nameOf).join(", ");
+
+function showDownloads() {
+  const { id, settings } = opened;
+  const format = $("detail-format").value;
+  $("detail-download").href = `/v1/images/${id}.${format}`;
+  $("detail-download-bare").href = `/v1/images/${id}.${format}?metadata=false`;
+  const suffix = format === "jpeg" ? "jpg" : format;
+  for (const link of ["detail-download", "detail-download-bare"]) $(link).download = `${slug(settings.prompt)}_seed${settings.seed}.${suffix}`;
 }
 
 function slug(prompt) {

@@ -4,6 +4,7 @@ import { announce, attempt, get, parse, post } from "/page/api.js";
 import { $, WHY, counted, element, frame } from "/page/dom.js";
 import { showSlide } from "/page/compare.js";
 import { openDetail } from "/page/gallery.js";
+import { kindOf, ready } from "/page/parts.js";
 import { estimateSoon, request } from "/page/settings.js";
 
 const MILLISECONDS_BETWEEN_ASKS = 2000;
@@ -23,6 +24,7 @@ export function setUp() {
 
 async function begin() {
   await attempt(async () => {
+    await ready();
     const job = await post("/v1/jobs", request());
     sessionStorage.setItem("job", job.id);
     watch(job);
@@ -104,7 +106,7 @@ function layout(job) {
 function figure(image, kind) {
   const name = kind === "compare" ? image.model : `Seed ${image.settings.seed}`;
   return element("figure", { "data-image": image.id }, frame(image, openDetail),
-    element("figcaption.hint", {}, [name, ...image.notes].join(" · ")));
+    element("figcaption.hint", {}, [name, kindOf(image.settings), ...image.notes].filter(Boolean).join(" · ")));
 }
 
 /** A table by the two settings that change, read from the images themselves. */

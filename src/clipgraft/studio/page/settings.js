@@ -1,6 +1,7 @@
 // The form: settings of a job, what the model reads of the prompt, the number of images.
 
 import { announce, attempt, get, post, tell, upload } from "/page/api.js";
+import * as parts from "/page/parts.js";
 import { $, counted, element, later, options } from "/page/dom.js";
 
 const LABELS = {
@@ -22,7 +23,7 @@ export async function setUp() {
   const choices = [["", "none"], ...axes.map((name) => [name, LABELS[name]])];
   options($("row-axis"), choices, "seed");
   options($("column-axis"), choices, "guidance_scale");
-  options($("scheduler"), schedulers.map((name) => [name, samplerName(name)]));
+  $("scheduler").replaceChildren(...samplerGroups());
   const most = { "num-images": limits.max_images_per_job, steps: limits.max_steps, width: limits.max_side, height: limits.max_side };
   for (const [id, value] of Object.entries(most)) $(id).max = value;
   for (const id of ["prompt", "negative-prompt"]) $(id).maxLength = limits.max_prompt_characters;
@@ -42,6 +43,15 @@ export async function setUp() {
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => { event.preventDefault(); loadFile(event.dataTransfer.files[0]); });
   readPrompt();
+  await parts.setUp(estimateSoon);
+}
+
+/** Samplers by family: there are more than anyone reads through. */
+function samplerGroups() {
+  const families = { "DPM++": /^dpm\+\+/, "DPM2": /^dpm2/, "Euler, Heun, LMS": /^(euler|heun|lms)/, "For few steps": /^(lcm|tcd)/, Others: /./ };
+  const familyOf = (name) => Object.keys(families).find((family) => families[family].test(name));
+  return Object.keys(families).map((label) => element("optgroup", { label },
+    ...schedulers.filter((name) => familyOf(name) === label).map((name) => new Option(samplerName(name), name))));
 }
 
 async function loadModels() {
@@ -83,6 +93,7 @@ export function request() {
     long_prompts: $("long-prompts").value,
     width: number("width"),
     height: number("height"),
+    ...parts.values(),
     client: clientName(),
   };
   if ($("seed").value.trim()) body.seed = BigInt($("seed").value.trim());
@@ -109,6 +120,7 @@ export function fill(settings, model) {
   $("long-prompts").value = settings.long_prompts || "cut";
   if (models.some((row) => row.id === model)) $("model").value = model;
   readPrompt();
+  attempt(() => parts.fill(settings));
   announce("Settings loaded.");
 }
 
