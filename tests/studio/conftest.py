@@ -62,6 +62,11 @@ def models_dir(runs_dir, tmp_path_factory):
     for name in ("Lora/fur", "controlnet", "ipadapter", "embeddings"):
         (folder / name).mkdir(parents=True)
     write_kohya(folder / "Lora" / "fur" / "soft.safetensors")
+    other = {
+        "lora_unet_other.lora_down.weight": torch.ones(2, 4),
+        "lora_unet_other.lora_up.weight": torch.ones(4, 2),
+    }
+    save_file(other, folder / "Lora" / "other.safetensors")
     unet = FrozenBase.load(str(runs_dir.parent / "base"), components=["unet"]).unet
     tiny.build_controlnet(unet).save_pretrained(folder / "controlnet" / "edges")
     tiny.write_ip_adapter(folder / "ipadapter", unet)

@@ -99,7 +99,7 @@ def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, mode
 def test_models_are_listed_by_kind_with_the_width_they_take(client):
     width = tiny.TEACHER_WIDTH
     assert client.get("/v1/adapters").json() == {
-        "loras": [{"name": "fur/soft", "width": width}],
+        "loras": [{"name": "fur/soft", "width": width}, {"name": "other", "width": None}],
         "controls": [{"name": "edges", "width": width}],
         "ip_adapters": [{"name": "adapter", "width": width}],
         "embeddings": [{"name": "Cosy", "width": width, "words": ["Cosy"]}],
@@ -159,6 +159,14 @@ def test_what_is_not_there_is_refused_in_one_line(name, client, ids):
     assert message in found
     assert "\n" not in found
     assert "/tmp" not in found
+
+
+def test_a_lora_for_another_base_is_no_fault_of_the_server(client):
+    values = {"prompt": "A dog", "model": "tiny/teacher", "size": "64x64", "loras": [{"name": "other"}]}
+    message = refused(client.post("/v1/images/generations", json=values), 409)
+    assert message.startswith("other.safetensors is a LoRA for another base: it changes 1 unet layer (other)")
+    job = generate(client, models=["tiny/teacher"], loras=[{"name": "other"}])
+    assert (job["state"], job["error"]) == ("failed", message)
 
 
 def test_a_studio_without_models_says_how_it_gets_some(shared_client):

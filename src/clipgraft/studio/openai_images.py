@@ -22,7 +22,7 @@ from clipgraft.studio.image_files import encode
 from clipgraft.studio.queue import ImageRow, JobRow
 from clipgraft.studio.schemas import ImagesRequest
 from clipgraft.studio.service import Service, StoppedError
-from clipgraft.studio.worker import Progress
+from clipgraft.studio.worker import Progress, is_bug
 
 SECONDS_BETWEEN_LOOKS = 0.1
 """For new previews, of a stream."""
@@ -187,6 +187,8 @@ def _finished_rows(service: Service, job: JobRow) -> list[ImageRow]:
         raise NoImageError(400, "content_policy_violation", FAILURES[failed], "prompt")
     if failed and job.error.startswith(NO_SPACE):
         raise NoImageError(503, "no_space", job.error)
+    if failed == "failed" and job.error and not is_bug(job.error):
+        raise NoImageError(409, "model_unusable", job.error)
     if failed:
         raise NoImageError(500, failed, FAILURES.get(failed, job.error or failed))
     return rows

@@ -1,6 +1,7 @@
 """The generating thread: the oldest open images, batch after batch."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -210,6 +211,11 @@ class Worker(threading.Thread):
                 progress.preview_step = step
 
         return {"on_step": on_step, "on_preview": on_preview}
+
+
+def is_bug(message: str) -> bool:
+    """Whether a failed job's message begins with an exception's name."""
+    return re.match(r"[A-Z]\w*: ", message) is not None
 
 
 def _message(error: Exception) -> str:
