@@ -124,6 +124,7 @@ def test_processes_that_cannot_find_each_other_are_refused(world, tmp_path, caps
         assert "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set" in message
 
 
+@pytest.mark.slow
 def test_no_home_and_no_cache_is_one_line(world, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"}
     ended = run_apart(

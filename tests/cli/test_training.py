@@ -108,6 +108,7 @@ def test_base_of_another_cross_attention_width_is_refused(world, tmp_path, capsy
     assert "24" in message
 
 
+@pytest.mark.slow
 def test_hub_out_of_reach_is_said_soon_with_what_to_fetch(world, tmp_path):
     arguments = ["finetune", "--recipe", str(world["recipe"]), "--clip", "openai/clip-vit-base-patch32"]
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}

@@ -208,6 +208,7 @@ def test_damaged_crops_are_cut_anew(paths: list[Path], tmp_path: Path) -> None:
     assert all(np.array_equal(after[index], expected[index]) for index in range(6))
 
 
+@pytest.mark.slow
 def test_full_disk_is_named_and_leaves_no_partial_file(paths: list[Path], tmp_path: Path) -> None:
     code = """
 import resource, signal, sys

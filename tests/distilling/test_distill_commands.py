@@ -107,6 +107,7 @@ def test_a_distilled_encoder_cannot_be_refined(options, tmp_path, capsys):
     assert "a distilled text encoder has neither CLIP nor bridge" in line
 
 
+@pytest.mark.slow
 def test_a_whole_run_distills_and_shows_it(distill_world, recipe_for, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = tiny.write_flickr8k(tmp_path / "data")

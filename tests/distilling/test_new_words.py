@@ -207,6 +207,7 @@ def test_the_base_is_asked_only_of_words_that_clip_sees(world):
         assert (each.base_left_out is not None) == each.is_unused_alone
 
 
+@pytest.mark.slow
 def test_command_takes_models_by_name_or_of_a_graft(world, tmp_path, capsys):
     names = [item for name in ("clip", "base", "data") for item in (f"--{name}", world[name])]
     assert call("new-words", *names, "--set", "device=cpu", "--out", tmp_path / "words.txt") == 0

@@ -63,6 +63,7 @@ def recipe(distill_world, data, tmp_path):
     return tmp_path / "recipe.toml"
 
 
+@pytest.mark.slow
 def test_a_run_fits_its_bridges_without_new_words(recipe, tmp_path, capsys):
     words = 'distill.new_words=["kite"]'
     assert call("run", recipe, "--out", tmp_path / "run", "--set", "device=cpu", "--set", words) == 0
@@ -72,6 +73,7 @@ def test_a_run_fits_its_bridges_without_new_words(recipe, tmp_path, capsys):
     assert load_recipe(tmp_path / "run" / "recipe.toml").bridge.exclude_words == ()
 
 
+@pytest.mark.slow
 def test_a_run_without_new_words_goes_on_undistilled(recipe, tmp_path, capsys):
     """Random weights see nothing, and no step changes them."""
     overrides = ["device=cpu", "finetune.num_epochs=0", "distill.new_words=auto"]

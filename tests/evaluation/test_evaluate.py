@@ -20,6 +20,7 @@ from clipgraft.models.graft import Graft
 from helpers import call, refused
 
 
+@pytest.mark.slow
 def test_objects_give_the_figures_of_folders(record, run_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     grafts = {name: Graft.from_pretrained(run_dir / stage / "graft") for name, stage in BRIDGES.items()}

@@ -75,6 +75,7 @@ def test_images_of_other_settings_are_made_anew(record, run_dir, tmp_path):
     assert drawn_rows(out) - drawn_rows(run_dir / "evaluate") == 2 * 4  # the floor has no guidance
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(record, run_dir, tmp_path):
     words = ["evaluate", run_dir, "--out", tmp_path / "out", "--force", *OPTIONS]
     run_in_two_processes("-m", "clipgraft", *words)

@@ -38,6 +38,7 @@ def exported(distilled_run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_it_without_clipgraft(exported, distilled, tmp_path):
     command = [sys.executable, "-c", PLAIN, str(exported), str(tmp_path / "states.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

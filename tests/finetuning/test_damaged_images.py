@@ -69,6 +69,7 @@ def test_a_run_stopped_by_a_test_image_goes_on_with_skip(recipe, world, tmp_path
     assert run(skipping(recipe), out, resume=True).recall_after["num_captions"] == 7 * 5
 
 
+@pytest.mark.slow
 def test_all_commands_take_the_option(recipe, world, tmp_path):
     tiny.write_base(tmp_path / "base")
     models = ["--base", tmp_path / "base", "--data", tmp_path / "data", "--on-damaged", "skip"]

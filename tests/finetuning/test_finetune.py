@@ -235,6 +235,7 @@ def test_captions_that_are_all_equal_are_refused(world, tmp_path):
         run(recipe, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_as_one_does(world, tmp_path):
     (tmp_path / "recipe.toml").write_text(to_toml(recipe_of(world)))
     tune(world, tmp_path / "two", num_epochs=1)  # which the first of the two replaces, and it alone

@@ -92,6 +92,7 @@ def test_image_with_metadata_is_not_one_without(base, tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_whole_images_and_exit_code_2(base, tmp_path):
     limit = 6_000  # bytes a file may have: small images fit, large ones do not
     lines = [{"prompt": "A dog", "width": 16, "height": 16}, {"prompt": "A cat", "width": 128, "height": 128}]
