@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 import clipgraft
 import tiny
 from app_client import JOB, generate, refused
+from clipgraft.errors import MissingFileError
 from clipgraft.studio.api import build_app
 from clipgraft.studio.service import Service
 from clipgraft.studio.uploads import Uploads
@@ -159,6 +160,17 @@ def test_what_is_not_there_is_refused_in_one_line(name, client, ids):
     assert message in found
     assert "\n" not in found
     assert "/tmp" not in found
+
+
+def test_models_say_the_width_that_fits_them(client):
+    rows = {row["id"]: row for row in client.get("/v1/models").json()["data"]}
+    assert rows["tiny/after"]["width"] == tiny.TEACHER_WIDTH
+    assert rows["flatland/teacher"]["width"] == 192
+
+
+def test_a_folder_of_models_has_to_be_there(runs_dir, tmp_path):
+    with pytest.raises(MissingFileError, match=r"^--models .*gone: no such folder$"):
+        Service(runs_dir, tmp_path, device="cpu", models_dir=tmp_path / "gone")
 
 
 def test_a_lora_for_another_base_is_no_fault_of_the_server(client):

@@ -130,6 +130,16 @@ def test_models_are_added_sent_and_brought_back(page, service, models_dir):
     assert service.queue.history()[0].settings == settings
 
 
+def test_models_for_another_base_say_so(page):
+    page.click("#models-part summary")
+    page.click("#add-controls")
+    assert page.inner_text("#added option") == "edges"
+    page.click("[aria-label='Remove ControlNet']")
+    page.select_option("#model", "flatland/teacher")
+    page.click("#add-controls")
+    assert page.inner_text("#added option") == "edges (for another base)"
+
+
 def test_a_generated_image_is_started_from(page, service):
     generate(page)
     page.click("#images button")

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from clipgraft.models.configs import Checked, read_config
+from clipgraft.models.configs import Checked, UnetConfig, read_config
 from clipgraft.models.hub import HUB_ID, PINS, embedded_models
 from clipgraft.section import Guidance, Steps
 
 FILE_NAME = "generation_config.json"
 """Beside `model_index.json`; the name is transformers'. Keys outside SamplingDefaults are ignored."""
+
+UNET_CONFIG = "unet/config.json"
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,29 @@ def read_defaults(base: Path) -> SamplingDefaults:
 
 def find_defaults(name: str, revision: str = "") -> SamplingDefaults:
     """Read a base's defaults by name and commit, without loading it."""
+    return read_defaults(_local_file(name, revision, FILE_NAME).parent)
+
+
+def find_text_width(name: str, revision: str = "") -> int | None:
+    """Read the width of the text states that a base's U-Net takes.
+
+    Returns:
+        768 for Stable Diffusion 1; None if the base is one file, or not here yet.
+
+    Raises:
+        CheckpointError: If its configuration is damaged.
+    """
+    path = _local_file(name, revision, UNET_CONFIG)
+    return read_config(path, UnetConfig)["cross_attention_dim"] if path.is_file() else None
+
+
+def _local_file(name: str, revision: str, file: str) -> Path:
+    """Return where a base's file is, or would be, without a download."""
     if name == "flatland":
-        return read_defaults(embedded_models() / "base")
+        return embedded_models() / "base" / file
     path = Path(name).expanduser()
     if path.exists() or not HUB_ID.fullmatch(name):
-        return read_defaults(path)
+        return path / file
     commit = revision or (PINS[name].revision if name in PINS else None)
-    cached = try_to_load_from_cache(name, FILE_NAME, revision=commit)
-    return read_defaults(Path(cached).parent) if isinstance(cached, str) else STABLE_DIFFUSION
+    cached = try_to_load_from_cache(name, file, revision=commit)
+    return Path(cached) if isinstance(cached, str) else path / file

@@ -30,7 +30,7 @@ from clipgraft.errors import MissingFileError, UserError, is_user_error, one_lin
 from clipgraft.files import inside
 from clipgraft.generation.generator import ImageGenerator, load_generators
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, find_defaults
+from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, find_defaults, find_text_width
 from clipgraft.models.graft import BASE_RECORD
 from clipgraft.models.loading import refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
@@ -73,6 +73,8 @@ class ModelGroup:
     """For a group without grafts, which name their base."""
     defaults: SamplingDefaults = STABLE_DIFFUSION
     """From the run's recipe, else from the base."""
+    text_width: int | None = None
+    """Of the states that the base's U-Net takes; None if unknown."""
     changed: float = 0.0
     """Time of the last write to the run's folder."""
 
@@ -107,7 +109,13 @@ class Catalog:
         """Return models by name, `group/variant`; `flatland/teacher` comes first."""
         now = time.monotonic()
         if self._scanned is None or now - self._scanned[0] >= SECONDS_BETWEEN_SCANS:
-            own = ModelGroup(DEFAULT_BASE, {"teacher": None}, DEFAULT_BASE, _defaults(Recipe()))
+            own = ModelGroup(
+                DEFAULT_BASE,
+                {"teacher": None},
+                DEFAULT_BASE,
+                _defaults(Recipe()),
+                find_text_width(DEFAULT_BASE),
+            )
             groups = [own, *filter(None, self.read(_group)[0].values())]
             found = {f"{group.name}/{name}": (group, name) for group in groups for name in group.encoders}
             self._scanned = now, found
@@ -316,7 +324,9 @@ def _group(run: Run, recipe: Recipe) -> ModelGroup | None:
     grafts = {name: folder for name, folder in run.grafts().items() if (folder / BASE_RECORD).is_file()}
     encoders = {"teacher": None, **grafts}
     changed = run.path.stat().st_mtime
-    return ModelGroup(run.path.name, encoders, "", _defaults(recipe), changed) if grafts else None
+    if not grafts:
+        return None
+    return ModelGroup(run.path.name, encoders, "", _defaults(recipe), _text_width(recipe), changed)
 
 
 def _defaults(recipe: Recipe) -> SamplingDefaults:
@@ -328,6 +338,13 @@ def _defaults(recipe: Recipe) -> SamplingDefaults:
     return SamplingDefaults(
         own.guidance_scale or base.guidance_scale, own.num_inference_steps or base.num_inference_steps
     )
+
+
+def _text_width(recipe: Recipe) -> int | None:
+    try:
+        return find_text_width(recipe.base.name, recipe.base.revision)
+    except UserError:  # reported when the base is loaded
+        return None
 
 
 def _clips(run: Run, recipe: Recipe) -> dict[str, ModelSettings]:

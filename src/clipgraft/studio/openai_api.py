@@ -75,7 +75,11 @@ def _model_rows(service: Service) -> dict[str, dict[str, Any]]:
         does.setdefault(name, []).append("embeddings")
     return {
         name: {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
-        | (asdict(models[name][0].defaults) if name in models else {})
+        | (
+            {**asdict(models[name][0].defaults), "width": models[name][0].text_width}
+            if name in models
+            else {}
+        )
         for name, what in does.items()
     }
 

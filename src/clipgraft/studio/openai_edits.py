@@ -30,7 +30,8 @@ def edit_routes(service: Service, public_url: str) -> APIRouter:
             raise UserError("image: the file to start from is missing")
         kept = await asyncio.to_thread(_keep, service, files)
         model = body.model or service.catalog.default_model()
-        requests = body.edits(service.catalog.model(model)[0].defaults, service.named, *kept)
+        defaults = service.catalog.model(model)[0].defaults
+        requests = await asyncio.to_thread(body.edits, defaults, service.named, *kept)
         return await answer_images(service, public_url, request, body, [(model, each) for each in requests])
 
     @router.post("/images/edits", responses=answers("generations"), openapi_extra=_form_of(EditRequest))

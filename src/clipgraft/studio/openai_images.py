@@ -41,7 +41,8 @@ def generation_routes(service: Service, public_url: str) -> APIRouter:
         """
         model = body.model or service.catalog.default_model()
         defaults = service.catalog.model(model)[0].defaults
-        images = [(model, each) for each in body.requests(defaults, service.named)]
+        requests = await asyncio.to_thread(body.requests, defaults, service.named)  # looks for files
+        images = [(model, each) for each in requests]
         return await answer_images(service, public_url, request, body, images)
 
     return router

@@ -17,9 +17,11 @@ let image = null;  // the initial image's upload
 let maskId = "";
 let waiting = Promise.resolve();  // for uploads
 let onChange = () => {};
+let widthOf = () => null;  // of a model's text states
 
-export async function setUp(changed) {
+export async function setUp(changed, width) {
   onChange = changed;
+  widthOf = width;
   mask.setUp(() => { maskSoon(); });
   accept($("init-drop"), $("init-file"), setImage);
   $("init-remove").addEventListener("click", () => { setUpload(null); $("init-file").focus(); });
@@ -176,7 +178,7 @@ function row(kind, given = {}) {
   const node = element("fieldset.part", { "data-kind": kind }, element("legend", {}, title));
   const select = element("select", { "aria-label": `${title}: name` });
   const chosen = given.name ?? given.model;
-  options(select, adapters[kind].map(({ name, words }) => [name, words && words.join() !== name ? `${name} (${words.join(", ")})` : name]), chosen);
+  options(select, adapters[kind].map((one) => [one.name, described(one)]), chosen ?? adapters[kind].find(fits)?.name);
   const remove = element("button.close", { type: "button", "aria-label": `Remove ${title}` }, "×");
   remove.addEventListener("click", () => { node.remove(); $(`add-${kind}`).focus(); onChange(); });
   node.append(element("div.with-button", {}, select, remove));
@@ -188,6 +190,17 @@ function row(kind, given = {}) {
   });
   if (numbers.length) node.append(element("div.numbers", {}, ...numbers));
   return node;
+}
+
+/** Whether a model takes the text states of the chosen base, as far as known; an embedding depends on the text encoder. */
+function fits({ width, words }) {
+  const own = widthOf($("model").value);
+  return Boolean(words) || !width || !own || width === own;
+}
+
+function described(one) {
+  const words = one.words && one.words.join() !== one.name ? ` (${one.words.join(", ")})` : "";
+  return one.name + words + (fits(one) ? "" : " (for another base)");
 }
 
 function rowImage(node, title, uploadId) {

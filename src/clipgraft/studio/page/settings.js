@@ -43,7 +43,7 @@ export async function setUp() {
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => { event.preventDefault(); loadFile(event.dataTransfer.files[0]); });
   readPrompt();
-  await parts.setUp(estimateSoon);
+  await parts.setUp(estimateSoon, (model) => models.find(({ id }) => id === model)?.width);
 }
 
 /** Samplers by family: there are more than anyone reads through. */
