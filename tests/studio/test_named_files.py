@@ -69,10 +69,19 @@ def named(kind, world, ids):
             {"prompt": "A cosy dog", "embeddings": ["Cosy"]},
             {"prompt": "A cosy dog", "embeddings": [world / "embeddings" / "Cosy.safetensors"]},
         ),
+        "word": (
+            {"prompt": "A dog", "negative_prompt": "COSY", "prompt_syntax": "weighted"},
+            {
+                "prompt": "A dog",
+                "negative_prompt": "COSY",
+                "embeddings": [world / "embeddings" / "Cosy.safetensors"],
+                "prompt_syntax": "weighted",
+            },
+        ),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["mask", "lora", "tag", "guides", "embedding"])
+@pytest.mark.parametrize("kind", ["mask", "lora", "tag", "guides", "embedding", "word"])
 def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, models_dir, ids, generator):
     sent, own = named(kind, models_dir, ids)
     job = generate(client, models=["tiny/teacher"], guidance_scale=2.0, **sent)

@@ -96,15 +96,18 @@ class NamedFiles:
 
         Args:
             params: With fields of `SamplingParams` besides those of `NamedParams`.
-            prompt: May name LoRAs, if it is weighted.
+            prompt: May name LoRAs and embeddings, if it is weighted.
 
         Raises:
             UserError: If a value is not allowed, or the studio has no models of a kind.
             MissingFileError: If there is no model of a name, or no such uploaded image.
         """
         files = self._files(NamedParams.of(params))
-        if PromptParams.of(params).prompt_syntax == "weighted" and TAG.search(prompt):
-            files["lora_dir"] = self.models.folder("loras")
+        if PromptParams.of(params).prompt_syntax == "weighted":  # names models, as in A1111
+            if TAG.search(prompt):
+                files["lora_dir"] = self.models.folder("loras")
+            if self.models.names("embeddings"):
+                files["embedding_dir"] = self.models.folder("embeddings")
         return SamplingParams.of(params, **files)
 
     def _files(self, named: NamedParams) -> dict[str, Any]:
@@ -127,7 +130,9 @@ class NamedFiles:
         """Return a request as plain values, with names in place of files."""
         params = request.params
         without = dict.fromkeys(IMAGES, "") | dict.fromkeys(TITLES, ())
-        text_alone = replace(request, params=params.updated({**without, "lora_dir": ""})).as_record()
+        text_alone = replace(
+            request, params=params.updated({**without, "lora_dir": "", "embedding_dir": ""})
+        ).as_record()
         named: dict[str, Any] = {
             **{name: Path(getattr(params, name)).name for name in IMAGES if getattr(params, name)},
             **({"strength": params.strength} if params.init_image else {}),
