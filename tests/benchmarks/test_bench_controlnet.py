@@ -18,10 +18,12 @@ from clipgraft.training.objectives import DenoisingObjective
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from bench_controlnet import (
     CAPTION_DROP,
+    EMBEDDING,
     SNR_GAMMA,
     ControlNetObjective,
     OutlineBatches,
     Task,
+    build_controlnet,
     likeness,
     outline,
     summarize,
@@ -36,9 +38,7 @@ def base(tmp_path):
 @pytest.fixture
 def objective(base):
     torch.manual_seed(0)
-    return ControlNetObjective(
-        ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 4, 4, 4)), base
-    )
+    return ControlNetObjective(build_controlnet(base), base)
 
 
 @pytest.fixture
@@ -68,6 +68,19 @@ def test_untrained_controlnet_leaves_the_noise_error(base, objective, batches):
         torch.manual_seed(2)
         losses.append(each(batch)[0].item())
     assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-6)
+
+
+def test_hint_layers_pass_outlines_on(base, objective, batches):
+    torch.manual_seed(0)
+    stock = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=EMBEDDING)
+    outlines, sizes = next(batches.epoch(0, 0))["outlines"], []
+    for controlnet in (stock, objective.controlnet):
+        hints, values = controlnet.controlnet_cond_embedding, outlines
+        for layer in (hints.conv_in, *hints.blocks):
+            values = torch.nn.functional.silu(layer(values))
+        sizes.append(values.std((0, 2, 3)).mean().item())  # within channels: a bias is no outline
+        assert not hints.conv_out(values).any()
+    assert sizes[1] > 10 * sizes[0]
 
 
 def test_only_the_controlnet_learns(base, objective, batches, tmp_path):
