@@ -130,6 +130,23 @@ def test_models_are_added_sent_and_brought_back(page, service, models_dir):
     assert service.queue.history()[0].settings == settings
 
 
+def test_a_prompt_is_drawn_and_layers_are_left_out(page, service):
+    page.fill("#prompt", "A {red|blue} ball")
+    page.select_option("#model", "tiny/teacher")
+    page.click("#more summary")
+    page.check("#dynamic-prompts")
+    page.fill("#clip-skip", "1")
+    generate(page)
+    settings = service.queue.history()[0].settings
+    assert settings["prompt"] in ("A red ball", "A blue ball")
+    assert settings["clip_skip"] == 1
+    page.click("#images button")
+    page.click("#detail-use")
+    assert page.input_value("#prompt") == settings["prompt"]
+    assert page.input_value("#clip-skip") == "1"
+    assert not page.is_checked("#dynamic-prompts")
+
+
 def test_models_for_another_base_say_so(page):
     page.click("#models-part summary")
     page.click("#add-controls")

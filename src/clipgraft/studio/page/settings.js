@@ -91,6 +91,8 @@ export function request() {
     scheduler: $("scheduler").value,
     prompt_syntax: $("prompt-syntax").value,
     long_prompts: $("long-prompts").value,
+    clip_skip: number("clip-skip"),
+    dynamic_prompts: $("dynamic-prompts").checked,
     width: number("width"),
     height: number("height"),
     ...parts.values(),
@@ -118,6 +120,8 @@ export function fill(settings, model) {
   $("scheduler").value = settings.scheduler;
   $("prompt-syntax").value = settings.prompt_syntax || "plain";
   $("long-prompts").value = settings.long_prompts || "cut";
+  $("clip-skip").value = settings.clip_skip || 0;
+  $("dynamic-prompts").checked = false;  // the prompt is one that was drawn
   if (models.some((row) => row.id === model)) $("model").value = model;
   readPrompt();
   attempt(() => parts.fill(settings));
