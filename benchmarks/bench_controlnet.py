@@ -7,7 +7,7 @@ graft and the distilled one draw the same prompts from the same seeds, without i
 drawing of each prompt's scene. `bench_distill.py --seeds 0 --only words true` makes the default folders.
 
 Prints how images follow the outlines, and the share of named attributes that they show: of all, and of colour
-and time, of which outlines tell little. Keeps the ControlNet in WORK/controlnet; writes WORK/sheet.png and
+and time, which outlines hardly show. Keeps the ControlNet in WORK/controlnet; writes WORK/sheet.png and
 benchmarks/results/controlnet.json.
 """
 
@@ -75,7 +75,7 @@ SAMPLING = {"num_inference_steps": 15, "guidance_scale": 3.0}
 BASE, GRAFT, DISTILLED = "base's own", "graft", "distilled"
 FIXED, WORDS = "fixed prompts", "kept words"
 UNTOLD = frozenset({"colour", "time"})
-"""Attributes of which outlines tell little: stars are night's."""
+"""Attributes that outlines hardly show; only stars mean night."""
 
 
 def outline(image: Image.Image) -> Image.Image:

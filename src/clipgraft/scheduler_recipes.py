@@ -239,7 +239,7 @@ def scheduler_name(text: str) -> str:
         text: Such as "dpm++", "DPM++ 2M Karras" or "dpm++ 2m automatic"; case and hyphens do not count.
 
     Raises:
-        UserError: If there is none, naming the nearest one and all.
+        UserError: If the name is unknown; gives the nearest one and all.
     """
     key = _key(text)
     if key in _KEYS:

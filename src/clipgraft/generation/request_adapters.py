@@ -75,7 +75,7 @@ def find_lora(folder: Path, name: str) -> Path:
     """Return the file of a LoRA in a folder or its subfolders.
 
     Raises:
-        MissingFileError: If there is none of that name; says which names are near.
+        MissingFileError: If no file has that name; says which names are near.
         DataError: If there are several.
     """
     files = {path: path.stem for path in sorted(folder.rglob("*.safetensors"))}

@@ -28,7 +28,7 @@ PLAIN_NODES = {
     *("UNETLoader", "LoraLoader", "LoraLoaderModelOnly", "PrimitiveNode", "String", "ConditioningZeroOut"),
     *("CFGGuider", "BasicGuider"),
 }
-"""Nodes between a sampler and its texts or model of which nothing is lost."""
+"""Nodes between a sampler and its texts or model that lose nothing when left out."""
 
 
 def read_comfyui(texts: Mapping[str, str]) -> ForeignSettings | None:

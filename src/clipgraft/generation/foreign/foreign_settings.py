@@ -27,7 +27,7 @@ A1111_SAMPLERS = {
 }
 """A1111's names of the samplers that ComfyUI, InvokeAI and NovelAI name after k-diffusion and diffusers."""
 SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "normal": "", "native": "", "": ""}
-"""A1111's schedule types of theirs; of others there is none here."""
+"""Their schedule types by A1111's names; others do not exist here."""
 
 
 @dataclass
