@@ -155,7 +155,7 @@ class TrainingJobs:
         """Go on with a training that was stopped, interrupted or failed.
 
         Raises:
-            KeyError: If there is none.
+            KeyError: If no training has that name.
             UserError: If it cannot go on.
             BusyError: If another training or a check is at work.
         """
