@@ -6,6 +6,8 @@ import pytest
 from image_world import generate, write_graft
 
 import tiny
+from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.models.base import FrozenBase
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,14 @@ def three_images(base) -> Path:
     out = base.parent / "three"
     assert generate(base, out, "A dog", "A café", "A cat", "--steps", 1) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def frozen(base) -> FrozenBase:
+    return FrozenBase.load(str(base))
+
+
+@pytest.fixture(scope="module")
+def generator(frozen) -> ImageGenerator:
+    """One without an engine, in float32."""
+    return next(load_generators({"": None}, base=frozen, device="cpu"))[1]

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import tiny
+from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft, GraftedTextEncoder
@@ -39,3 +41,16 @@ def rows_of(out: Path) -> list[dict]:
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
+
+
+def stock_parts(base: FrozenBase) -> dict:
+    """Components of diffusers' own pipelines, with the scheduler dpm++."""
+    return {
+        "vae": base.vae,
+        "unet": base.unet,
+        "text_encoder": base.text_encoder,
+        "tokenizer": base.tokenizer,
+        "scheduler": build_scheduler("dpm++", base.scheduler),
+        "safety_checker": None,
+        "requires_safety_checker": False,
+    }

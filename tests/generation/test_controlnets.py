@@ -11,7 +11,7 @@ from diffusers import (
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
 )
-from image_world import generate, pixels, rows_of
+from image_world import generate, pixels, rows_of, stock_parts
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -53,17 +53,6 @@ def world(base, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def frozen(base):
-    return FrozenBase.load(str(base))
-
-
-@pytest.fixture(scope="module")
-def generator(frozen):
-    """One without an engine, in float32."""
-    return next(load_generators({"": None}, base=frozen, device="cpu"))[1]
-
-
 def files(world, names):
     found = {"init_image": world / "picture.png", "mask_image": world / "mask.png"}
     return {name: found[name] for name in names}
@@ -88,15 +77,9 @@ def test_controlnets_equal_stock_diffusers(frozen, generator, world, kind):
         load_controlnet(str(world / name), torch.device("cpu"), torch.float32) for name in ("edges", "depth")
     ]
     pipeline = pipeline_class(
-        vae=frozen.vae,
-        unet=frozen.unet,
-        text_encoder=frozen.text_encoder,
-        tokenizer=frozen.tokenizer,
-        scheduler=build_scheduler("dpm++", frozen.scheduler),
+        **stock_parts(frozen),
         controlnet=controlnets,
-        safety_checker=None,
         feature_extractor=None,
-        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     images = {name: Image.open(world / f"{name}.png") for name in ("circle", "square", "picture", "mask")}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
-from image_world import generate, pixels, rows_of
+from image_world import generate, pixels, rows_of, stock_parts
 from PIL import Image, ImageDraw
 
 import clipgraft
@@ -12,7 +12,6 @@ import tiny
 from clipgraft.files import file_sha256
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.requests import ImageRequest
-from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from helpers import call, refused
@@ -42,14 +41,8 @@ def stock_pixels(base, images, *, seed=0, strength=0.8, steps=3, guidance_scale=
     """What diffusers' pipeline makes of the same inputs."""
     frozen = FrozenBase.load(str(base))
     pipeline = StableDiffusionInpaintPipeline(
-        vae=frozen.vae,
-        unet=frozen.unet,
-        text_encoder=frozen.text_encoder,
-        tokenizer=frozen.tokenizer,
-        scheduler=build_scheduler("dpm++", frozen.scheduler),
-        safety_checker=None,
+        **stock_parts(frozen),
         feature_extractor=None,
-        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(

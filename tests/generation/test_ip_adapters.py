@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionPipeline
-from image_world import generate, pixels, rows_of
+from image_world import generate, pixels, rows_of, stock_parts
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 import clipgraft
 import tiny
-from clipgraft.generation.generator import load_generators
-from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.controlnet import load_controlnet
 from clipgraft.sampling_params import InferenceConfig
@@ -38,17 +36,6 @@ def world(base, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def frozen(base):
-    return FrozenBase.load(str(base))
-
-
-@pytest.fixture(scope="module")
-def generator(frozen):
-    """One without an engine, in float32."""
-    return next(load_generators({"": None}, base=frozen, device="cpu"))[1]
-
-
 def adapter(world, kind="plain", image="red", scale=0.8):
     return f"{world}/{kind}/adapter.safetensors={world}/{image}.png@{scale}"
 
@@ -62,13 +49,7 @@ def stock(base, world, kind, pipeline_class=StableDiffusionPipeline, **component
     frozen = FrozenBase.load(str(base))
     size = {"height": tiny.IMAGE_SIZE, "width": tiny.IMAGE_SIZE}
     pipeline = pipeline_class(
-        vae=frozen.vae,
-        unet=frozen.unet,
-        text_encoder=frozen.text_encoder,
-        tokenizer=frozen.tokenizer,
-        scheduler=build_scheduler("dpm++", frozen.scheduler),
-        safety_checker=None,
-        requires_safety_checker=False,
+        **stock_parts(frozen),
         image_encoder=CLIPVisionModelWithProjection.from_pretrained(world / kind / "image_encoder"),
         feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": tiny.IMAGE_SIZE}, crop_size=size),
         **components,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.generation.request_files import file_state
-from clipgraft.models.loading import PICKLE_SUFFIXES, read_weights
+from clipgraft.models.loading import read_weights, refuse_pickled_file
 from clipgraft.sampling_params import MAX_FILES, EmbeddingFile
 
 A1111_KEY = "emb_params"
@@ -118,10 +118,7 @@ def embedding_path(path: Path) -> Path:
     """
     if not path.is_file():
         raise MissingFileError(f"no embedding at {path}; name a .safetensors file")
-    if path.suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(
-            f"{path} is pickled, and may run code when opened; take the embedding as a .safetensors file"
-        )
+    refuse_pickled_file(path, "embedding")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file; name one with an embedding")
     return path

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clipgraft.errors import CheckpointError, MissingFileError, explain
 from clipgraft.files import parse_json
-from clipgraft.models.loading import PICKLE_SUFFIXES, read_weights, refuse_links_out
+from clipgraft.models.loading import read_weights, refuse_links_out, refuse_pickled_file
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """Of a LoRA in a folder, as diffusers writes it."""
@@ -93,10 +93,7 @@ def lora_path(path: Path) -> Path:
     if not path.exists():
         raise MissingFileError(f"no LoRA at {path}; name a .safetensors file or a folder with one")
     file = path / WEIGHTS_NAME if path.is_dir() else path
-    if file.suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(
-            f"{file} is pickled, and may run code when opened; take the LoRA as a .safetensors file"
-        )
+    refuse_pickled_file(file, "LoRA")
     if path.is_dir():
         refuse_links_out(path, [file])
     if file.suffix != ".safetensors" or not file.is_file():

@@ -244,6 +244,18 @@ def refuse_pickles(folder: Path) -> None:
     )
 
 
+def refuse_pickled_file(file: Path, what: str) -> None:
+    """Refuse a pickled file of a named kind by its ending.
+
+    Raises:
+        CheckpointError: Says which files are read.
+    """
+    if file.suffix in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{file} is pickled, and may run code when opened; take the {what} as a .safetensors file"
+        )
+
+
 def refuse_adapters(folder: Path) -> None:
     """Refuse an adapter beside a model's weights: it would change the model.
 
