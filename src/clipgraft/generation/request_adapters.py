@@ -43,32 +43,44 @@ def read_tags(prompt: str, params: SamplingParams) -> tuple[str, SamplingParams]
     return TAG.sub("", prompt).strip(), SamplingParams.of(params, loras=[*params.loras, *named])
 
 
-def with_embeddings(prompt: str, params: SamplingParams) -> SamplingParams:
-    """Add the embeddings of `embedding_dir` that a prompt or its negative names.
+class EmbeddingFolder:
+    """Embeddings that prompts name by their files' names.
+
+    Args:
+        folder: Looked through once, with its subfolders; empty = no folder.
 
     Raises:
         MissingFileError: If there is no such folder.
-        DataError: If a word that is named has several files.
     """
-    if not params.embedding_dir:
-        return params
-    if not Path(params.embedding_dir).is_dir():
-        raise MissingFileError(f"no folder {params.embedding_dir}; name one with embeddings (embedding_dir)")
-    files: dict[str, list[Path]] = {}
-    for path in sorted(Path(params.embedding_dir).rglob("*.safetensors")):
-        files.setdefault(path.stem.lower(), []).append(path)
-    pattern = words_pattern(files)
-    texts = (prompt, params.negative_prompt)
-    named = dict.fromkeys(found[0].lower() for text in texts for found in pattern.finditer(text))
-    for word in named:
-        if len(files[word]) > 1:
-            first, second, *_ = files[word]
-            raise DataError(
-                f"{params.embedding_dir} has several embeddings {word!r}: {first}, {second}; rename one"
-            )
-    given = {each.file for each in params.embeddings}
-    found = [str(files[word][0]) for word in named if str(files[word][0]) not in given]
-    return SamplingParams.of(params, embeddings=[*params.embeddings, *found])
+
+    def __init__(self, folder: str) -> None:
+        if folder and not Path(folder).is_dir():
+            raise MissingFileError(f"no folder {folder}; name one with embeddings (embedding_dir)")
+        self.folder = folder
+        self._files: dict[str, list[Path]] = {}
+        for path in sorted(Path(folder).rglob("*.safetensors")) if folder else ():
+            self._files.setdefault(path.stem.lower(), []).append(path)
+        self._pattern = words_pattern(self._files)
+
+    def added(self, prompt: str, params: SamplingParams) -> SamplingParams:
+        """Add the embeddings that a prompt or its negative names.
+
+        Raises:
+            DataError: If a word that is named has several files.
+        """
+        if not self._files:
+            return params
+        texts = (prompt, params.negative_prompt)
+        named = dict.fromkeys(found[0].lower() for text in texts for found in self._pattern.finditer(text))
+        for word in named:
+            if len(self._files[word]) > 1:
+                first, second, *_ = self._files[word]
+                raise DataError(
+                    f"{self.folder} has several embeddings {word!r}: {first}, {second}; rename one"
+                )
+        given = {each.file for each in params.embeddings}
+        found = [file for word in named if (file := str(self._files[word][0])) not in given]
+        return SamplingParams.of(params, embeddings=[*params.embeddings, *found])
 
 
 def find_lora(folder: Path, name: str) -> Path:

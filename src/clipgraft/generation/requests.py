@@ -12,7 +12,7 @@ from clipgraft.files import whole_characters
 from clipgraft.generation.dynamic_prompts import DynamicPrompts
 from clipgraft.generation.embedding_files import Embeddings
 from clipgraft.generation.prompt_syntax import parse_prompt
-from clipgraft.generation.request_adapters import adapter_record, check_adapters, read_tags, with_embeddings
+from clipgraft.generation.request_adapters import EmbeddingFolder, adapter_record, check_adapters, read_tags
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
 from clipgraft.generation.request_guides import GUIDES, check_guides, guide_record
 from clipgraft.models.defaults import SamplingDefaults
@@ -150,7 +150,8 @@ def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[Im
         templates = DynamicPrompts(each[0].wildcards)
         pairs = [templates.resolved(prompt, own) for prompt, own in pairs]
     tagged = (read_tags(prompt, own) for prompt, own in pairs)
-    return [ImageRequest(prompt, with_embeddings(prompt, own)) for prompt, own in tagged]
+    embeddings = EmbeddingFolder(each[0].embedding_dir)
+    return [ImageRequest(prompt, embeddings.added(prompt, own)) for prompt, own in tagged]
 
 
 def with_changes(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
