@@ -93,10 +93,12 @@ class GradientExchange:
             self._start_next()
         for bucket, (flat, work) in zip(self.buckets, self.started, strict=True):
             work.wait()
-            gradients = [each.grad for each in bucket if each.grad is not None]
-            parts = (flat / self.num_processes).split([gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+            first = 0
+            for parameter in bucket:
+                if parameter.grad is not None:
+                    part = flat[first : first + parameter.numel()]
+                    parameter.grad.copy_(part.view_as(parameter) / self.num_processes)
+                    first += parameter.numel()
         self.started = []
 
     def close(self) -> None:
