@@ -14,7 +14,6 @@ from clipgraft.exporting.export import export
 from clipgraft.generation.generator import load
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.lineage import NO_LINEAGE
-from clipgraft.sampling_params import InferenceConfig
 from helpers import call
 
 
@@ -59,8 +58,7 @@ def test_diffusers_gives_the_distilled_states(exported, in_embeddings, plain_bas
 
 
 def test_the_base_draws_with_them_as_the_distilled_encoder_does(exported, in_embeddings, plain_base):
-    engine = InferenceConfig(engine="torch")
-    own, distilled = (load(plain_base, device="cpu", inference=engine) for _ in range(2))
+    own, distilled = load(plain_base, device="cpu"), load(plain_base, device="cpu")
     distilled.pipeline.text_encoder = copy.deepcopy(in_embeddings.text_encoder)
     files = [str(exported / f"{word}.safetensors") for word in ("kite", "sunset")]
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0}

@@ -54,6 +54,42 @@ def test_other_weights_or_another_dtype_are_other_networks(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+SIGNAL_STACK = """
+import ctypes, signal, subprocess, sys
+from pathlib import Path
+import torch
+from clipgraft.generation.engines.openvino import OpenVinoEngine
+
+def network(weight):
+    engine, layer = OpenVinoEngine(torch.float32, Path(sys.argv[1])), torch.nn.Conv2d(4, 4, 1)
+    wrapped = torch.nn.Sequential(layer)
+    wrapped.forward = lambda sample: (layer(sample),)
+    run = engine.prepare(f"layer {weight}", wrapped, (torch.ones(1, 4, 9, 9),))
+    run(torch.ones(2, 4, 8, 8))
+    return run
+
+def stack():
+    found = (ctypes.c_uint64 * 3)()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return list(found)
+
+before = stack()
+first, second = network(1), network(2)
+del first, second  # in the order in which they were made
+assert stack() == before, (stack(), before)
+signal.signal(signal.SIGCHLD, lambda *_: None)
+for _ in range(5):
+    subprocess.run(["true"], check=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are Linux's here")
+def test_networks_that_are_freed_leave_the_signal_stack(tmp_path):
+    openvino(tmp_path)  # skips without it
+    done = subprocess.run([sys.executable, "-c", SIGNAL_STACK, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 def _as_junk(folder):
     (folder / "network.xml").write_text("junk")
     (folder / "manifest.json").write_text('{"files": {}}')

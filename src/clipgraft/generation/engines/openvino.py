@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from clipgraft.console import say, track
 from clipgraft.errors import CheckpointError
 from clipgraft.generation.engines.networks import Run
+from clipgraft.generation.engines.signal_stack import kept_signal_stack
 from clipgraft.models.weights import module_sha256, verify_folder, write_folder_atomically
 
 # OpenVINO's converter sends telemetry unless this package cannot be imported.
@@ -55,7 +56,7 @@ class OpenVinoEngine:
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
         """As `Engine.prepare`."""
         template = self._template(name, network, examples)
-        compiled: OrderedDict[tuple, ov.CompiledModel] = OrderedDict()
+        compiled: OrderedDict[tuple, _Compiled] = OrderedDict()
         num_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
         max_compiled = min(MAX_COMPILED, max(MIN_COMPILED, MAX_COMPILED_BYTES // max(1, num_bytes)))
 
@@ -67,19 +68,20 @@ class OpenVinoEngine:
                 compiled[key] = self._compile(template(), key)
             compiled.move_to_end(key)
             inputs = [tensor.float().contiguous().numpy() for tensor in tensors]
-            outputs = compiled[key](inputs, share_inputs=True)
+            outputs = compiled[key](inputs)
             return tuple(torch.from_numpy(outputs[index]) for index in range(len(outputs)))
 
         return run
 
-    def _compile(self, model: ov.Model, shapes: Sequence[Sequence[int]]) -> ov.CompiledModel:
+    def _compile(self, model: ov.Model, shapes: Sequence[Sequence[int]]) -> "_Compiled":
         model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        return self._core.compile_model(model, "CPU", settings)
+        with kept_signal_stack():
+            return _Compiled(self._core.compile_model(model, "CPU", settings))
 
     def _template(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
         folder = self.cache_folder / self._key(name, network)
@@ -133,6 +135,22 @@ class OpenVinoEngine:
         ]
         parts += [version(package) for package in KEYED_VERSIONS]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+class _Compiled:
+    """A compiled network that leaves the thread's signal stack alone."""
+
+    def __init__(self, model: ov.CompiledModel) -> None:
+        self._model: ov.CompiledModel | None = model
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        assert self._model is not None
+        with kept_signal_stack():
+            return self._model(inputs, share_inputs=True)
+
+    def __del__(self) -> None:
+        with kept_signal_stack():
+            self._model = None
 
 
 def _remove(path: Path) -> None:
