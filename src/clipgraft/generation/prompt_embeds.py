@@ -159,7 +159,8 @@ def request_notes(prompt: str, tokenizer: CLIPTokenizer, params: PromptParams) -
     """Report a prompt's chunks, its cut-off end and unknown words."""
     chunks = split_prompt(prompt, tokenizer, params)
     text = text_of(prompt, params)
-    known = Embeddings(EncodeParams.of(params).embeddings).without_words(text)
+    embeddings = Embeddings(EncodeParams.of(params).embeddings)
+    known = embeddings.without_words(text) if embeddings.ids else text
     notes = prompt_notes(known or text, tokenizer, is_cut=params.long_prompts == "cut")
     if len(chunks) > 1:
         notes.append(f"encoded in {len(chunks)} chunks of up to {tokenizer.model_max_length - 2} tokens")
@@ -187,7 +188,7 @@ def _chunks(spans: Sequence[Span], tokenizer: CLIPTokenizer, embeddings: Embeddi
 
 def _groups(text: str, tokenizer: CLIPTokenizer, embeddings: Embeddings) -> Iterator[list[int]]:
     """Yield tokens that stay together: an embedding's, else one by one."""
-    for part in embeddings.split(text):
+    for part in embeddings.split(text) if embeddings.ids else [text]:
         if isinstance(part, str):
             yield from ([token] for token in _tokens(part, tokenizer))
         else:

@@ -31,8 +31,7 @@ def read_tags(prompt: str, params: SamplingParams) -> tuple[str, SamplingParams]
         UserError: If `lora_dir` is missing, or a strength is no number.
         MissingFileError: If there is no such file.
     """
-    is_read = params.prompt_syntax == "weighted" and isinstance(prompt, str)
-    tags = list(TAG.finditer(prompt)) if is_read else []
+    tags = list(TAG.finditer(prompt)) if isinstance(prompt, str) else []
     if not tags:
         return prompt, params
     if not params.lora_dir:
@@ -47,18 +46,18 @@ class EmbeddingFolder:
     """Embeddings that prompts name by their files' names.
 
     Args:
-        folder: Looked through once, with its subfolders; empty = no folder.
+        folder: Looked through once, with its subfolders.
 
     Raises:
         MissingFileError: If there is no such folder.
     """
 
     def __init__(self, folder: str) -> None:
-        if folder and not Path(folder).is_dir():
+        if not Path(folder).is_dir():
             raise MissingFileError(f"no folder {folder}; name one with embeddings (embedding_dir)")
         self.folder = folder
         self._files: dict[str, list[Path]] = {}
-        for path in sorted(Path(folder).rglob("*.safetensors")) if folder else ():
+        for path in sorted(Path(folder).rglob("*.safetensors")):
             self._files.setdefault(path.stem.lower(), []).append(path)
         self._pattern = words_pattern(self._files)
 
@@ -68,8 +67,6 @@ class EmbeddingFolder:
         Raises:
             DataError: If a word that is named has several files.
         """
-        if not self._files:
-            return params
         texts = (prompt, params.negative_prompt)
         named = dict.fromkeys(found[0].lower() for text in texts for found in self._pattern.finditer(text))
         for word in named:

@@ -149,9 +149,12 @@ def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[Im
     if each[0].dynamic_prompts or each[0].wildcards:
         templates = DynamicPrompts(each[0].wildcards)
         pairs = [templates.resolved(prompt, own) for prompt, own in pairs]
-    tagged = (read_tags(prompt, own) for prompt, own in pairs)
-    embeddings = EmbeddingFolder(each[0].embedding_dir)
-    return [ImageRequest(prompt, embeddings.added(prompt, own)) for prompt, own in tagged]
+    if each[0].prompt_syntax == "weighted":
+        pairs = [read_tags(prompt, own) for prompt, own in pairs]
+    if each[0].embedding_dir:
+        embeddings = EmbeddingFolder(each[0].embedding_dir)
+        pairs = [(prompt, embeddings.added(prompt, own)) for prompt, own in pairs]
+    return [ImageRequest(prompt, own) for prompt, own in pairs]
 
 
 def with_changes(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
