@@ -11,6 +11,7 @@ from clipgraft.reporting.evidence import (
     differences_tables,
     failed_images,
     failures_table,
+    fine_tuning_verdict,
     metric_tables,
     nearest_training_images,
     rank_prompts,
@@ -121,6 +122,39 @@ def test_lesser_differences_come_after_the_main_ones(run_dir):
 def test_verdict_needs_an_interval_without_zero(interval, higher_is_better, said):
     row = Difference(metric="m", interval=interval)
     assert verdict(row, Metric(title="m", higher_is_better=higher_is_better)) == said
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (
+            [0.02, 0.2],
+            "Fine-tuning helped: prompt fidelity changed by +10.0 points (95 % interval +2.0 to +20.0",
+        ),
+        ([-0.2, -0.02], "Fine-tuning made it worse: prompt fidelity changed by +10.0 points"),
+        ([-0.1, 0.2], "Fine-tuning shows no certain effect: prompt fidelity changed by +10.0 points"),
+    ],
+)
+def test_one_sentence_says_whether_fine_tuning_helped(run_dir, interval, said):
+    row = {"metric": "prompt_fidelity", "prompt_set": "plain", "value": 0.1, "interval": interval}
+    other = row | {"metric": "text_to_image_recall@1", "interval": [0.5, 0.6]}
+    rows = [each | {"baseline": "before", "variant": "after"} for each in (other, row)]
+    write_evaluation(run_dir / "evaluate", differences=rows)
+    run = read_run(run_dir)
+    assert fine_tuning_verdict(run.evaluation).startswith(said)
+    assert said.split(":")[0] in render_report(run).split("<h2>Images</h2>")[0]
+
+
+def test_without_a_pair_no_verdict_is_given(run_dir):
+    write_evaluation(run_dir / "evaluate", differences=[])
+    assert fine_tuning_verdict(read_run(run_dir).evaluation) == ""
+
+
+def test_images_and_loss_come_before_figures(run_dir):
+    write_evaluation(run_dir / "evaluate")
+    page = render_report(read_run(run_dir))
+    places = [page.index(f"<h2>{title}</h2>") for title in ("Images", "Loss", "Evaluation")]
+    assert places == sorted(places)
 
 
 def test_difference_without_an_interval_says_why(run_dir):

@@ -41,6 +41,12 @@ RANKED_BYTES = 500_000
 NEAREST_BYTES = 200_000
 BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
 UNKNOWN = Metric(title="")
+VERDICTS = {
+    "better": "Fine-tuning helped",
+    "worse": "Fine-tuning made it worse",
+    "no difference shown": "Fine-tuning shows no certain effect",
+}
+"""How a paired difference reads as a sentence."""
 
 
 def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
@@ -131,6 +137,28 @@ def verdict(row: Difference, metric: Metric) -> str:
     if metric.higher_is_better is None:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) == metric.higher_is_better else "worse"
+
+
+def fine_tuning_verdict(evaluation: Evaluation) -> str:
+    """Say in one sentence whether fine-tuning helped; empty if unmeasured."""
+    whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
+    pairs = [
+        row
+        for row in evaluation.differences
+        if (row.baseline, row.variant) == ("before", "after") and row.prompt_set in whole and row.interval
+    ]
+    for name in FIRST_DIFFERENCES:
+        row = next((row for row in pairs if row.metric == name), None)
+        metric = evaluation.metrics.get(name, UNKNOWN)
+        judged = VERDICTS.get(verdict(row, metric)) if row else None
+        if row and judged:
+            points = " points" if metric.unit == "share" else ""
+            return (
+                f"{judged}: {(metric.title or name).lower()} changed by "
+                f"{_number(row.value, metric, signed=True)}{points} (95 % interval "
+                f"{_interval(row, metric, signed=True)}, {_set_titles(evaluation)[row.prompt_set]})."
+            )
+    return ""
 
 
 def failures_table(evaluation: Evaluation) -> Table | None:
