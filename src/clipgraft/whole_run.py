@@ -26,7 +26,7 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
-from clipgraft.runs.folder import recorded_resources
+from clipgraft.runs.resources import recorded_resources
 from clipgraft.runs.run import METRICS_NAME, Run, ended_with
 from clipgraft.training.optim import check_last_layers
 

@@ -1,6 +1,5 @@
 """`clipgraft report`: from a folder to its page, several to one, and a run at work."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from clipgraft.cli import app as cli
 from clipgraft.config import Recipe, to_toml
 from clipgraft.reporting.report import watch
 from clipgraft.runs.folder import LOCK_NAME, is_locked, run_folder
-from clipgraft.runs.run import Run
 
 
 @pytest.fixture
@@ -113,26 +111,3 @@ def test_lock_of_a_process_that_was_killed_is_no_run_at_work(run_dir, capsys):
     (run_dir / LOCK_NAME).write_text(str(ended.pid))
     watch(run_dir)
     assert "nothing is at work in" in capsys.readouterr().out
-
-
-def test_stage_leaves_what_it_used_and_a_resumed_one_adds_to_it(tmp_path):
-    folder = tmp_path / "stage"
-    used = []
-    for resume in (False, True):
-        with Run.begin(folder, Recipe(), resume=resume):
-            time.sleep(0.2)
-        used.append(json.loads((folder / "resources.json").read_text()))
-    assert used[0]["seconds"] >= 0.2
-    assert used[1]["seconds"] >= used[0]["seconds"] + 0.2
-    assert used[1]["peak_memory_bytes"] >= used[0]["peak_memory_bytes"] > 10**7
-
-
-def test_stage_that_fails_leaves_what_it_used_as_well(tmp_path):
-    folder = tmp_path / "stage"
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Run.begin(folder, Recipe()),
-    ):
-        raise KeyboardInterrupt
-    assert json.loads((folder / "resources.json").read_text())["processor_seconds"] >= 0
-    assert not is_locked(folder)

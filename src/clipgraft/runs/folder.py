@@ -1,9 +1,7 @@
-"""A run's folder: lock, replacement of an older run, resources used."""
+"""A run's folder: lock, replacement of an older run."""
 
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -12,13 +10,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from clipgraft.errors import UserError
-from clipgraft.files import LONE_SURROGATE, clear_parts, read_json, write_json
+from clipgraft.files import LONE_SURROGATE, clear_parts
 
 try:
     import fcntl
-    import resource
 except ImportError:  # Windows
-    fcntl = resource = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]
 
 RECIPE_NAME = "recipe.toml"
 LOCK_NAME = "run.lock"
@@ -234,45 +231,3 @@ def _delete(item: Path) -> None:
         shutil.rmtree(item)
     else:
         item.unlink(missing_ok=True)
-
-
-@contextmanager
-def recorded_resources(folder: Path) -> Iterator[None]:
-    """Write `resources.json` when the block ends, however it ends.
-
-    Keys: `seconds`, `processor_seconds` (all cores and workers), `peak_memory_bytes` and, with a GPU,
-    `peak_gpu_memory_bytes`. A resumed run adds up seconds and keeps the higher peaks.
-    """
-    path = folder / RESOURCES_NAME
-    try:
-        earlier = {key: value for key, value in read_json(path).items() if isinstance(value, int | float)}
-    except (OSError, UserError):
-        earlier = {}
-    begun, processor_begun = time.perf_counter(), _processor_seconds()
-    try:
-        yield
-    finally:
-        seconds = time.perf_counter() - begun, _processor_seconds() - processor_begun
-        added = zip(("seconds", "processor_seconds"), seconds, strict=True)
-        used = {key: round(value + earlier.get(key, 0), 1) for key, value in added}
-        peaks = {key: max(value, earlier.get(key, 0)) for key, value in _peak_memory().items()}
-        if folder.is_dir():  # a stage may have refused before it made its folder
-            write_json(path, used | peaks)
-
-
-def _processor_seconds() -> float:
-    if resource is None:
-        return time.process_time()
-    of_all = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in of_all)
-
-
-def _peak_memory() -> dict[str, int]:
-    peak = {}
-    if resource is not None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
-    return peak

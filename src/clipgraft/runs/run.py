@@ -16,10 +16,10 @@ from clipgraft.files import inside, read_text, write_bytes, write_json
 from clipgraft.runs.folder import (
     RECIPE_NAME,
     is_locked,
-    recorded_resources,
     refuse_inputs_within,
     run_folder,
 )
+from clipgraft.runs.resources import recorded_resources
 
 STAGES = ("finetune", "new_words", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate")
 """Folders of a whole run, in the order of work."""
