@@ -33,7 +33,7 @@ from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
 from clipgraft.generation.engines.attach import put_on_engine, set_approximations
-from clipgraft.generation.engines.engine import choose_engine
+from clipgraft.generation.engines.engine import engines_at_hand
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.generation.schedulers import build_scheduler
@@ -80,7 +80,7 @@ def on_engine(options: argparse.Namespace, engine: str, dtype: torch.dtype, **sp
     """The base on an engine, as `clipgraft generate` has it."""
     base = load(options, dtype)
     settings = InferenceConfig(engine=engine, **speed)
-    made = choose_engine(settings, CPU, cache_dir() / "openvino")
+    made = engines_at_hand(settings, CPU, cache_dir() / "openvino")[0]
     made.dtype = dtype
     put_on_engine(base, made, has_feature_cache=settings.feature_cache > 1)
     return base
@@ -388,7 +388,7 @@ def row_shortcuts(options: argparse.Namespace) -> dict[str, Any]:
     for name, (shortcut, steps, scheduler) in settings.items():
         speed = InferenceConfig(**shortcut)
         base = FrozenBase.load("flatland")
-        engine = choose_engine(speed, CPU, cache_dir() / "openvino")
+        engine = engines_at_hand(speed, CPU, cache_dir() / "openvino")[0]
         put_on_engine(base, engine, has_feature_cache=speed.feature_cache > 1)
         pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
         set_approximations(pipeline, speed)

@@ -10,6 +10,7 @@ import tiny
 from clipgraft.config import PRESETS, Recipe, apply_overrides, parse_overrides
 from clipgraft.device import inference_dtype
 from clipgraft.download import needed_models, run_files
+from clipgraft.generation.engines.attach import unet_loader
 from clipgraft.generation.generator import load_base
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.graft import Graft
@@ -79,7 +80,8 @@ def test_what_a_run_draws_with_is_all_that_is_fetched(hub, tmp_path):
     hub.requests.clear()
     record = BaseRecord(name="owner/checked", revision=COMMIT, sums={})
     graft = Graft(None, tiny.build_tokenizer(), record)
-    base = load_base([graft], "", torch.float32, unet_dtype=torch.bfloat16, with_teacher=True)
+    base = load_base([graft], "", torch.float32, with_unet=False, with_teacher=True)
+    base.unet = unet_loader(base.origin, torch.bfloat16)()
     assert base.unet.dtype == torch.bfloat16
     assert {base.vae.dtype, base.text_encoder.dtype, base.safety_checker.dtype} == {torch.float32}
     assert hub.requests == []

@@ -22,7 +22,7 @@ from clipgraft.files import atomic_write, clear_parts
 from clipgraft.settings import DataSettings
 
 BOUNDED = ("crops", "damage", "features", "latents", "listings", "shards")
-"""Folders of the cache that are bounded; others hold flatland8k and compiled networks."""
+"""Folders of the cache that are bounded; others hold flatland8k, converted networks, choices of engines."""
 GIGABYTE = 10**9
 
 _bound_bytes = round(DataSettings().cache_gb * GIGABYTE)

@@ -130,7 +130,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         **{name: version(name) for name in RECORDED_PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": gpu,
         "device": device.type,
@@ -150,7 +150,8 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w/:.])/(?:[^\s/:;,'\"]+/)+", "", text)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's model, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

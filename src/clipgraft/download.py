@@ -12,7 +12,7 @@ from clipgraft.cache import cache_dir
 from clipgraft.config import ModelSettings, Recipe
 from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.errors import UserError
-from clipgraft.generation.engines.engine import choose_engine
+from clipgraft.generation.engines.engine import engines_at_hand
 from clipgraft.models import clip, controlnet
 from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
@@ -77,7 +77,11 @@ def _unet_dtype(recipe: Recipe) -> torch.dtype:
     """Return the widest dtype of the U-Net in any stage."""
     device = choose_device(recipe.device)
     configs = [recipe.generate, *([InferenceConfig()] if recipe.evaluate.num_prompts else [])]
-    dtypes = [choose_engine(config, device, cache_dir() / "openvino").dtype for config in configs]
+    dtypes = [
+        engine.dtype
+        for config in configs
+        for engine in engines_at_hand(config, device, cache_dir() / "openvino")
+    ]
     if recipe.refine.num_epochs:
         dtypes.append(PRECISION_DTYPES[choose_mixed_precision(recipe.refine.mixed_precision, device)])
     return torch.float32 if torch.float32 in dtypes else dtypes[0]

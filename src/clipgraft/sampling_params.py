@@ -212,7 +212,8 @@ class InferenceConfig(Section):
     """Inference engine of a base's networks, and approximations that save time."""
 
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """Engine of the U-Net and the VAE's decoder; the image is equal up to rounding."""
+    """Engine of the U-Net and the VAE's decoder; the image is equal up to rounding. auto: the faster one,
+    measured at the first use of an architecture."""
     compile: bool = False
     """Compile torch's networks at their first run; pays after many images. Equal up to rounding."""
     guidance_interval: Annotated[tuple[Share, Share], FROM_LIST, AfterValidator(_rising)] = (0.0, 1.0)

@@ -65,7 +65,7 @@ FromFileOption = Annotated[
     typer.Option("--from-file", help="Prompts: text, JSON, CSV or TSV, with parameters of their own."),
 ]
 EngineOption = Annotated[
-    str, typer.Option("--engine", help="auto, torch or openvino: runs the U-Net. Same image up to rounding.")
+    str, typer.Option("--engine", help="auto (the faster), torch or openvino. Same image up to rounding.")
 ]
 GraftOption = Annotated[
     Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")

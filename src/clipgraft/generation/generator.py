@@ -13,8 +13,9 @@ from clipgraft.cache import cache_dir
 from clipgraft.device import choose_device, inference_dtype, quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.generation.adapters import AdaptedUNets, Adapters, unet_copies
-from clipgraft.generation.engines.attach import put_on_engine, set_approximations
-from clipgraft.generation.engines.engine import choose_engine, describe_inference
+from clipgraft.generation.engines.attach import put_on_engine, set_approximations, unet_loader
+from clipgraft.generation.engines.choice import choose_engine
+from clipgraft.generation.engines.engine import describe_inference, engines_at_hand
 from clipgraft.generation.kinds import resolve
 from clipgraft.generation.metadata import describe_image, describe_models
 from clipgraft.generation.pipeline import GeneratedImage, build_pipeline, sample
@@ -84,29 +85,26 @@ def load_generators(
     """
     quiet_libraries()
     place = choose_device(device)
-    _check_offload(offload, place)
     inference = InferenceConfig.of(inference)  # of settings that inherit from it, its own fields
-    if offload != "none" and inference.updated({"safety_checker": "auto"}) != DEFAULT_INFERENCE:
-        raise UserError("engines and approximations do not work with offload; leave one of them out")
-    engine = None
-    if offload == "none" and not isinstance(base, FrozenBase):
-        engine = choose_engine(inference, place, cache_dir() / "openvino")
-    grafts = {
-        name: Graft.from_pretrained(own) if isinstance(own, Path) else own
-        for name, own in encoders.items()
-        if own
-    }
+    _check_offload(offload, place, inference)
+    has_engine = offload == "none" and not isinstance(base, FrozenBase)
+    engines = engines_at_hand(inference, place, cache_dir() / "openvino") if has_engine else []
+    grafts = _load_grafts(encoders)
     if not grafts and not base:
         raise UserError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
         list(grafts.values()),
         base,
-        torch.float32 if engine else inference_dtype(place),
+        torch.float32 if engines else inference_dtype(place),
         revision=revision,
-        unet_dtype=engine.dtype if engine else None,
+        with_unet=not engines,
         with_teacher=None in encoders.values(),
         safety_checker=inference.safety_checker,
     )
+    engine = None
+    if engines:
+        engine = choose_engine(engines, frozen, can_measure=inference.feature_cache == 1)
+        frozen.unet = unet_loader(frozen.origin, engine.dtype)()
     sums = frozen.weight_sums()
     unets = AdaptedUNets(unet_copies(frozen, engine), engine, inference) if offload == "none" else None
     if engine:
@@ -125,13 +123,18 @@ def load_generators(
         yield name, ImageGenerator(pipeline, frozen.scheduler, models, adapters, frozen.defaults)
 
 
+def _load_grafts(encoders: Mapping[str, Graft | Path | None]) -> dict[str, Graft]:
+    named = {name: own for name, own in encoders.items() if own}
+    return {name: Graft.from_pretrained(own) if isinstance(own, Path) else own for name, own in named.items()}
+
+
 def load_base(
     grafts: Sequence[Graft],
     base: FrozenBase | str,
     dtype: torch.dtype,
     *,
     revision: str = "",
-    unet_dtype: torch.dtype | None = None,
+    with_unet: bool = True,
     with_teacher: bool,
     safety_checker: SafetyChecker = "auto",
 ) -> FrozenBase:
@@ -142,7 +145,7 @@ def load_base(
         base: If not empty, where the base is now, or the loaded base.
         dtype: Of the weights.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
-        unet_dtype: Of the U-Net's weights, if another.
+        with_unet: Whether the U-Net is loaded too.
         with_teacher: Whether its own text encoder is needed too.
         safety_checker: As in `InferenceConfig`.
 
@@ -158,22 +161,15 @@ def load_base(
     if grafts and not base:
         name, revision = grafts[0].base.name, grafts[0].base.revision
 
-    def load_parts(components: Sequence[str], dtype: torch.dtype) -> FrozenBase:
-        return FrozenBase.load(
-            name,
-            revision=revision or None,
-            components=components,
-            dtype=dtype,
-            tokenizer=grafts[0].tokenizer if grafts else None,
-        )
-
     kinds = [*COMPONENTS, *(["safety_checker"] if safety_checker != "off" else [])]
-    parts = [part for part in kinds if with_teacher or part != "text_encoder"]
-    if unet_dtype in (None, dtype):
-        frozen = load_parts(parts, dtype)
-    else:
-        frozen = load_parts([part for part in parts if part != "unet"], dtype)
-        frozen.unet = load_parts(["unet"], unet_dtype).unet
+    left_out = {"unet": not with_unet, "text_encoder": not with_teacher}
+    frozen = FrozenBase.load(
+        name,
+        revision=revision or None,
+        components=[part for part in kinds if not left_out.get(part)],
+        dtype=dtype,
+        tokenizer=grafts[0].tokenizer if grafts else None,
+    )
     for graft in grafts:
         frozen.check_record(graft.base)
     return _with_checker(frozen, safety_checker)
@@ -279,7 +275,7 @@ def _place(pipeline: StableDiffusionPipeline, device: torch.device, offload: str
         pipeline.to(device)
 
 
-def _check_offload(offload: str, device: torch.device) -> None:
+def _check_offload(offload: str, device: torch.device, inference: InferenceConfig) -> None:
     if offload not in OFFLOADS:
         raise UserError(f"offload must be one of {', '.join(OFFLOADS)}; got {offload!r}")
     if offload != "none" and device.type != "cuda":
@@ -287,3 +283,5 @@ def _check_offload(offload: str, device: torch.device) -> None:
             f"offload {offload!r} moves weights to a CUDA GPU while they work; this is {device.type}: "
             "leave --offload out"
         )
+    if offload != "none" and inference.updated({"safety_checker": "auto"}) != DEFAULT_INFERENCE:
+        raise UserError("engines and approximations do not work with offload; leave one of them out")

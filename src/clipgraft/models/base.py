@@ -39,7 +39,7 @@ from clipgraft.models.defaults import FILE_NAME as DEFAULTS_NAME
 from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, read_defaults
 from clipgraft.models.hub import COMMIT, PINS, resolve_model
 from clipgraft.models.loading import load_strictly, refuse_links_out
-from clipgraft.models.single_file import in_channels_of, load_single_file
+from clipgraft.models.single_file import UNET_CONFIG, in_channels_of, load_single_file
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import Needed, Weights, module_sha256
 
@@ -135,12 +135,17 @@ class FrozenBase:
     @property
     def in_channels(self) -> int:
         """Channels that the U-Net takes; 9 of an inpainting base, else 4."""
+        return self.unet_config.get("in_channels", LATENT_CHANNELS)
+
+    @property
+    def unet_config(self) -> dict[str, Any]:
+        """The U-Net's configuration, which is read if it is not loaded."""
         if self.unet is not None:
-            return self.unet.config.in_channels
+            return dict(self.unet.config)
         assert self.origin is not None
         if self.origin.path.is_file():
-            return in_channels_of(self.origin.path)
-        return _read_config(self.origin.path / "unet", UnetConfig).get("in_channels", LATENT_CHANNELS)
+            return {**UNET_CONFIG, "in_channels": in_channels_of(self.origin.path)}
+        return _read_config(self.origin.path / "unet", UnetConfig)
 
     @torch.no_grad()
     def encode_latents(self, vae_pixel_values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Engines make the image that stock diffusers makes; the fastest one is chosen."""
+"""Engines make the image that stock diffusers makes."""
 
 import copy
 
@@ -10,8 +10,8 @@ from engine_world import CPU, PROMPTS, engine_of, generated, pipeline_of, tiny_b
 from clipgraft.generation.engines.attach import put_on_engine
 from clipgraft.generation.engines.engine import (
     TorchEngine,
-    choose_engine,
     describe_inference,
+    engines_at_hand,
     openvino_advice,
     why_no_openvino,
 )
@@ -94,13 +94,16 @@ def test_a_copy_of_an_engines_vae_is_torchs():
         assert torch.equal(copy.deepcopy(base.vae).decode(latents).sample, plain.decode(latents).sample)
 
 
-def test_default_engine_is_openvino_where_it_is_there(tmp_path):
+def test_engines_at_hand_are_those_that_can_run(tmp_path):
     missing = why_no_openvino(CPU)
-    chosen = choose_engine(InferenceConfig(), CPU, tmp_path)
-    assert chosen.name == ("torch" if missing else "openvino")
-    assert bool(openvino_advice(CPU)) == ("not installed" in missing)
-    assert choose_engine(InferenceConfig(engine="torch"), CPU, tmp_path).name == "torch"
-    assert chosen.dtype in (torch.float32, torch.bfloat16)  # never float16 on a CPU
+    found = engines_at_hand(InferenceConfig(), CPU, tmp_path)
+    assert [engine.name for engine in found] == ["torch"] if missing else ["openvino", "torch"]
+    assert bool(openvino_advice(CPU)) <= ("not installed" in missing)
+    for named in ({"engine": "torch"}, {"compile": True}):
+        assert [engine.name for engine in engines_at_hand(InferenceConfig(**named), CPU, tmp_path)] == [
+            "torch"
+        ]
+    assert {engine.dtype for engine in found} <= {torch.float32, torch.bfloat16}  # never float16 on a CPU
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_default_engine_is_openvino_where_it_is_there(tmp_path):
 )
 def test_an_engine_that_cannot_be_had_is_refused(speed, device, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        choose_engine(InferenceConfig.build(speed), torch.device(device), tmp_path)
+        engines_at_hand(InferenceConfig.build(speed), torch.device(device), tmp_path)
 
 
 @pytest.mark.parametrize(
