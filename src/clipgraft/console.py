@@ -111,6 +111,14 @@ def say(note: str) -> None:
     Console(stderr=True).print(printable(f"note: {note}"), highlight=False, markup=False, soft_wrap=True)
 
 
+def announce(text: str) -> None:
+    """Print the heading of a part of the work on stderr."""
+    if is_first_process():
+        Console(stderr=True).print(
+            printable(text), style="bold", highlight=False, markup=False, soft_wrap=True
+        )
+
+
 def print_line(text: str) -> None:
     """Print a line on stdout, with control characters escaped."""
     Console().print(printable(text), highlight=False, markup=False, soft_wrap=True)

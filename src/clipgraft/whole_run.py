@@ -1,6 +1,6 @@
 """A whole run: fine-tune, bridge, refine, distill, generate, evaluate, report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.pairs import load_towers
 from clipgraft.bridging.refine import check_prediction, check_settings, refine_recipe
 from clipgraft.config import ModelSettings, Recipe
-from clipgraft.console import print_line, say
+from clipgraft.console import announce, print_line, say
 from clipgraft.device import choose_device, choose_mixed_precision
 from clipgraft.distilling.distill import distill_recipe, load_marked_captions
 from clipgraft.distilling.new_words import WORDS_NAME, words_stage
@@ -27,7 +27,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.report import report
 from clipgraft.runs.resources import recorded_resources
-from clipgraft.runs.run import METRICS_NAME, Run, ended_with
+from clipgraft.runs.run import METRICS_NAME, STAGES, Run, ended_with
 from clipgraft.training.optim import check_last_layers
 
 STARTS_FROM = {
@@ -38,6 +38,17 @@ STARTS_FROM = {
     "distill": frozenset({"finetune", "new_words", "bridge", "refine"}),
 }
 """Stage -> those whose weights it starts from."""
+PURPOSES = {
+    "finetune": "fine-tune CLIP on the captioned images",
+    "new_words": "find words that CLIP has learned and the base does not use",
+    "bridge_before": "fit a bridge from CLIP before fine-tuning to the base, to compare with",
+    "bridge": "fit a bridge from the fine-tuned CLIP to the base",
+    "refine": "refine the graft through the frozen U-Net",
+    "distill": "teach a copy of the base's own text encoder the new words",
+    "generate": "generate the recipe's prompts with each text encoder, from the same seeds",
+    "evaluate": "generate and measure further prompts, between floors and ceilings",
+}
+"""Stage -> what it is for, as a run announces it."""
 Stages = dict[str, tuple[str, Callable[..., Any], Recipe]]
 """Folder -> the stage's name, its work, its recipe."""
 
@@ -55,6 +66,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     run = Run(folder)
     if not (folder / "finetune" / METRICS_NAME).is_file():
         check(recipe)
+    names = stages_of(recipe)
     _train(recipe, folder, resume)
     variants = run.variants()
     requests = image_requests(recipe.generate.prompts, recipe.generate)
@@ -64,9 +76,11 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         image_format=recipe.generate.image_format,
         inference=recipe.generate,
     )
+    _announce("generate", names)
     with recorded_resources(folder / "generate"):
         generate(requests, variants, folder / "generate", options)
     if recipe.evaluate.num_prompts:
+        _announce("evaluate", names)
         evaluate_recipe(recipe, variants, folder / "evaluate", clips=run.clips())
     page = report(folder)
     print_line(f"report: {page}")
@@ -75,12 +89,12 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
 def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Run the training stages that are unfinished or whose inputs changed."""
-    changed: set[str] = set()
+    changed, names = set[str](), stages_of(recipe)
     tuned = ModelSettings(name=str((folder / "finetune" / "clip").absolute()))
     stages: Stages = {"finetune": ("finetune", _finetune, recipe)}
     if finds_words(recipe):
         stages["new_words"] = ("new_words", words_stage, recipe.model_copy(update={"clip": tuned}))
-    _run_stages(stages, folder, resume, changed)
+    _run_stages(stages, folder, resume, changed, names)
     if finds_words(recipe) and not (folder / "new_words" / WORDS_NAME).is_file():
         say("the run goes on without distilling, as no new word was found; distill.new_words can name some")
         without = recipe.distill.model_copy(update={"num_epochs": 0})
@@ -97,10 +111,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
     if recipe.distill.num_epochs:
         graft_dir = folder / ("refine" if recipe.refine.num_epochs else "bridge") / "graft"
         stages["distill"] = ("distill", partial(distill_recipe, graft_dir=graft_dir), of_tuned)
-    _run_stages(stages, folder, resume, changed)
+    _run_stages(stages, folder, resume, changed, names)
 
 
-def _run_stages(stages: Stages, folder: Path, resume: bool, changed: set[str]) -> None:
+def _run_stages(stages: Stages, folder: Path, resume: bool, changed: set[str], names: Sequence[str]) -> None:
     """Run stages in order; add to `changed` the finished ones with new weights."""
     for name, (stage, work, settings) in stages.items():
         place = folder / name
@@ -109,9 +123,26 @@ def _run_stages(stages: Stages, folder: Path, resume: bool, changed: set[str]) -
         if was_finished and not is_stale and ended_with(place, settings, stage):
             continue
         weights = _weights(place)
+        _announce(name, names)
         work(recipe=settings, output_dir=place, resume=resume and not is_stale, overwrite=True)
         if was_finished and _weights(place) != weights:
             changed.add(name)
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """Return a run's stages, in the order of work."""
+    left_out = {
+        "new_words": not finds_words(recipe),
+        "refine": not recipe.refine.num_epochs,
+        "distill": not recipe.distill.num_epochs,
+        "evaluate": not recipe.evaluate.num_prompts,
+    }
+    return [name for name in STAGES if not left_out.get(name)]
+
+
+def _announce(stage: str, stages: Sequence[str]) -> None:
+    """Print a stage's number and purpose."""
+    announce(f"[{stages.index(stage) + 1}/{len(stages)}] {PURPOSES[stage]}")
 
 
 def finds_words(recipe: Recipe) -> bool:

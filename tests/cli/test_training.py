@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 
-from clipgraft.config import load_recipe
+from clipgraft.cli.app import app
+from clipgraft.cli.training import NEXT_COMMANDS
+from clipgraft.config import PRESETS, load_recipe
 from clipgraft.runs.folder import unknown_names
+from clipgraft.whole_run import PURPOSES, stages_of
 from helpers import call, refused, run_apart
 
 
@@ -223,3 +228,18 @@ def test_fine_tuning_on_real_photographs_lowers_the_loss(flickr8k_dir: Path, wor
     assert call("finetune", *arguments, *options) == 0
     losses = json.loads((tmp_path / "out" / "metrics.json").read_text())["epoch_mean_loss"]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("line", NEXT_COMMANDS.format(out="runs/demo").splitlines()[1:])
+def test_commands_after_the_demo_are_commands(line):
+    program, name, *arguments = shlex.split(line)
+    command = typer.main.get_command(app).commands[name]
+    assert program == "clipgraft"
+    command.make_context(name, arguments, resilient_parsing=False).close()
+
+
+def test_whole_run_counts_the_stages_it_makes():
+    assert stages_of(PRESETS["demo"]()) == [
+        *("finetune", "bridge_before", "bridge", "distill", "generate", "evaluate")
+    ]
+    assert set(PURPOSES) == set(stages_of(PRESETS["flickr8k_sd15"]()))

@@ -108,7 +108,7 @@ def test_a_distilled_encoder_cannot_be_refined(options, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_whole_run_distills_and_shows_it(distill_world, recipe_for, tmp_path, monkeypatch):
+def test_a_whole_run_distills_and_shows_it(distill_world, recipe_for, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = tiny.write_flickr8k(tmp_path / "data")
     small = [f"data.source={json.dumps(str(data))}", "bridge.allow_few_captions=true", 'distill.captions=""']
@@ -118,6 +118,8 @@ def test_a_whole_run_distills_and_shows_it(distill_world, recipe_for, tmp_path, 
     recipe = apply_overrides(recipe_for(distill_world), parse_overrides(small))
     with Run.begin(tmp_path / "run", recipe) as run:
         run_all(recipe, run.path)
+    headings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert [line.split("]")[0] for line in headings] == [f"[{number}/6" for number in range(1, 7)]
     assert list(run.variants()) == ["teacher", "before", "after", "distilled"]
     assert (run.path / "generate" / "distilled").is_dir()
     evaluation = json.loads((run.path / "evaluate" / "evaluation.json").read_text())

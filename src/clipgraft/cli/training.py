@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from clipgraft.config import Recipe
 
 
+NEXT_COMMANDS = """\
+Open {out}/report.html in a browser, and go on with:
+  clipgraft generate "A cat sitting in the park at night" --graft {out}/bridge/graft --out images/
+  clipgraft compare "A girl riding a horse in the snow" --run {out} --out compared/
+  clipgraft studio
+  clipgraft finetune --data YOUR_IMAGES/ --clip openai/clip-vit-base-patch32 --out runs/tuned"""
+"""Printed after the demo."""
+
+
 def demo(
     out: OutOption = Path("runs/demo"),
     set_: SetOption = [],  # noqa: B006  (typer copies it)
@@ -35,6 +44,7 @@ def demo(
     from clipgraft.config import recipe_with
 
     _run_all(recipe_with(demo_recipe(), set_), out, resume, overwrite)
+    print_line(NEXT_COMMANDS.format(out=out))
 
 
 def run(
