@@ -166,7 +166,6 @@ def test_every_imported_package_is_declared_and_pinned():
             assert names & declared, f"{path.name} imports {package}, which pyproject.toml does not declare"
             assert names & pinned, f"{package} is not pinned in constraints.txt"
             only_app = path.is_relative_to(SOURCE / "studio") or package in (
-                "imagehash",
                 "openvino",
                 "peft",
                 "py3langid",

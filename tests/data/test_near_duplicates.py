@@ -86,13 +86,20 @@ def test_copies_of_photographs_are_found_and_nothing_else(flickr8k_dir: Path) ->
     assert groups == [list(range(first, first + 5)) for first in range(0, 100, 5)]
 
 
-def test_hashes_are_those_of_imagehash() -> None:
+def test_hashes_are_those_of_imagehash(flickr8k_dir: Path) -> None:
     import imagehash
 
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    found = perceptual_hash(image)
-    assert f"{found.phash:016x}" == str(imagehash.phash(image))
-    assert f"{found.dhash:016x}" == str(imagehash.dhash(image))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    photographs = [open_image(path) for path in sorted((flickr8k_dir / "Images").glob("*.jpg"))]
+    for image in (noise, *photographs):
+        found = perceptual_hash(image)
+        assert f"{found.phash:016x}" == str(imagehash.phash(image))
+        assert f"{found.dhash:016x}" == str(imagehash.dhash(image))
+
+
+def test_plain_images_of_any_grey_look_alike() -> None:
+    hashes = {perceptual_hash(Image.new("RGB", (50, 40), (grey,) * 3)) for grey in (1, 77, 200, 255)}
+    assert len(hashes) == 1
 
 
 def test_bands_cover_all_bits_once() -> None:

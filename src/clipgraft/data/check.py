@@ -22,7 +22,6 @@ from clipgraft.data.dataset import (
 )
 from clipgraft.data.findings import Finding
 from clipgraft.data.mixed import MixedImages
-from clipgraft.data.near_duplicates import can_hash
 from clipgraft.data.photograph_check import PhotographCheck
 from clipgraft.errors import printable
 
@@ -85,7 +84,7 @@ class DatasetCheck:
     leakage: tuple[dict[str, Split], ...]
     """Equal files in different splits: image id -> split."""
     near_duplicates: tuple[tuple[str, ...], ...] | None
-    """Groups of image ids that look alike; None without `read_images` or imagehash."""
+    """Groups of image ids that look alike; None without `read_images`."""
     findings: tuple[Finding, ...]
     """Everything odd, with what it does to training."""
     not_measured: tuple[str, ...]
@@ -284,12 +283,6 @@ def _spread(num_images: int, number: int) -> list[int]:
 
 def _not_measured() -> tuple[str, ...]:
     """Return what was not looked for, as its package is not there."""
-    install = "pip install 'clipgraft[data]'"
-    return (
-        *(
-            ()
-            if can_hash()
-            else (f"images that look alike were not looked for (needs imagehash; {install})",)
-        ),
-        *(() if can_tell_languages() else (f"languages were not told (needs py3langid; {install})",)),
-    )
+    if can_tell_languages():
+        return ()
+    return ("languages were not told (needs py3langid; pip install 'clipgraft[data]')",)

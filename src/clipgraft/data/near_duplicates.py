@@ -5,7 +5,6 @@ Among the first 1,000 photographs of Flickr8k (499,500 pairs) no pair is that ne
 bits; docs/data.md has what is found of copies, and where drawn scenes are taken for copies.
 """
 
-from importlib.util import find_spec
 from itertools import combinations
 from typing import NamedTuple
 
@@ -17,6 +16,10 @@ from clipgraft.data.repeats import equal_groups
 MAX_PHASH_BITS, MAX_DHASH_BITS = 4, 6
 BAND_SIZES = (11, 11, 11, 11, 10, 10)
 """Bits of phash: of these six bands, hashes within 4 bits agree in at least two."""
+SIDE = 32
+"""Pixels of the image whose frequencies phash compares with their median."""
+COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(8), np.arange(SIDE) + 0.5))
+"""The first eight rows of the cosine transform (8, SIDE)."""
 MAX_NEIGHBOURS = 200
 """Hashes compared with each one that agrees in two bands, so that a crowd costs no square of its size."""
 
@@ -30,16 +33,20 @@ class PerceptualHash(NamedTuple):
     """Which of neighbouring regions is the brighter one."""
 
 
-def can_hash() -> bool:
-    """Whether imagehash is installed."""
-    return find_spec("imagehash") is not None
-
-
 def perceptual_hash(image: Image.Image) -> PerceptualHash:
-    """Hash how an image looks; colours do not count."""
-    import imagehash
+    """Hash how an image looks, as imagehash does; colours do not count."""
+    grey = image.convert("L")
+    frequencies = COSINES @ _resized(grey, SIDE, SIDE) @ COSINES.T
+    # Without the rounding errors, which would decide about symmetric images.
+    frequencies = frequencies.round(6)
+    regions = _resized(grey, 9, 8)
+    return PerceptualHash(
+        _as_int(frequencies > np.median(frequencies)), _as_int(regions[:, 1:] > regions[:, :-1])
+    )
 
-    return PerceptualHash(*(_as_int(hashed(image).hash) for hashed in (imagehash.phash, imagehash.dhash)))
+
+def _resized(grey: Image.Image, width: int, height: int) -> np.ndarray:
+    return np.asarray(grey.resize((width, height), Image.Resampling.LANCZOS), np.float64)
 
 
 def _as_int(bits: np.ndarray) -> int:

@@ -12,7 +12,7 @@ from clipgraft.data.dataset import SPLITS, CaptionedImage
 from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup, number_of
 from clipgraft.data.image_file import ImageFile, content_sums, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, MAX_PIXELS, MIN_SIDE, decode_beside_others, read_header
-from clipgraft.data.near_duplicates import PerceptualHash, can_hash, near_groups, perceptual_hash
+from clipgraft.data.near_duplicates import PerceptualHash, near_groups, perceptual_hash
 from clipgraft.data.repeats import equal_groups
 from clipgraft.errors import DataError, MissingFileError
 
@@ -46,7 +46,6 @@ class PhotographCheck:
         self._damaged: list[Example] = []
         self._contents, self._splits = array("Q"), array("B")
         self._phashes, self._dhashes = array("Q"), array("Q")  # of those that were read
-        self._hashed = decode and can_hash()
 
     def add(self, images: Sequence[CaptionedImage], pool: Executor) -> None:
         """Add photographs that follow one another, a few at a time."""
@@ -91,8 +90,8 @@ class PhotographCheck:
         return [places[group].tolist() for group in equal_groups(contents[places])]
 
     def near_duplicates(self) -> list[list[int]] | None:
-        """Group images that look alike, one of each content; None without hashes."""
-        if not self._hashed:
+        """Group images that look alike, one of each content; None without decoding."""
+        if not self._decode:
             return None
         read = np.flatnonzero(np.frombuffer(self._contents, np.uint64) != UNREAD)
         is_copy = np.zeros(len(self._contents), bool)
@@ -173,4 +172,4 @@ def _look(file: ImageFile) -> _Look:
             raise
         return _Look(UNREAD, None, str(error).removeprefix(f"{file}: "))
     key = int.from_bytes(sha256(content).digest()[:8])
-    return _Look(key, perceptual_hash(image) if can_hash() else None)
+    return _Look(key, perceptual_hash(image))
