@@ -20,6 +20,7 @@ from clipgraft import __version__
 from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.exporting import add_commands as add_exporting
 from clipgraft.cli.generating import add_commands as add_drawing
+from clipgraft.cli.imports import importing
 from clipgraft.cli.options import OnDamagedOption, OutOption, SafetyCheckerOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
 from clipgraft.console import forgiving_output, print_line, print_table, say
@@ -179,7 +180,8 @@ def studio(
     from clipgraft.sampling_params import InferenceConfig
 
     try:
-        from clipgraft.studio.server import serve
+        with importing():
+            from clipgraft.studio.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"the studio needs {error.name}; pip install 'clipgraft[app]'") from error
     home = out or runs / "studio"

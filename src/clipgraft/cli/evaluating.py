@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipgraft.cli.imports import importing
 from clipgraft.cli.options import DataOption, OnDamagedOption, RecipeOption, SetOption
 from clipgraft.console import print_line
 from clipgraft.errors import UserError
@@ -32,7 +33,9 @@ def evaluate(
 ) -> None:
     """Generate from held-out captions and measure the images, between floors and ceilings."""
     from clipgraft.config import parse_overrides, recipe_with
-    from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
+
+    with importing():
+        from clipgraft.evaluation.evaluate import evaluate_grafts, evaluate_run
 
     if num_prompts is not None and num_prompts < 1:
         raise UserError(f"--num-prompts must be 1 or more; got {num_prompts}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipgraft.cli.imports import importing
 from clipgraft.console import print_line
 
 
@@ -32,7 +33,8 @@ def export(
     base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
 ) -> None:
     """Export for other tools: diffusers folder, checkpoint, LoRA, embeddings, bridge."""
-    from clipgraft.exporting.export import export as stage
+    with importing():
+        from clipgraft.exporting.export import export as stage
     from clipgraft.generation.prompt_files import read_prompts
 
     given = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]

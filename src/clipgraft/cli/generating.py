@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipgraft.cli.imports import importing
 from clipgraft.cli.options import SafetyCheckerOption
 from clipgraft.errors import UserError
 
@@ -270,7 +271,8 @@ def _options(
     dry_run: bool,
     as_json: bool,
 ) -> "GenerateOptions":
-    from clipgraft.generation.generate import GenerateOptions
+    with importing():
+        from clipgraft.generation.generate import GenerateOptions
 
     return GenerateOptions(
         base=base,

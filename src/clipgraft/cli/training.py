@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipgraft.cli.imports import importing
 from clipgraft.cli.options import (
     BaseOption,
     CaptionsOption,
@@ -101,9 +102,11 @@ def finetune(
 ) -> None:
     """Fine-tune CLIP on captioned images."""
     from clipgraft.config import recipe_with
-    from clipgraft.finetuning.finetune import finetune as stage
-    from clipgraft.finetuning.finetune import load_inputs
-    from clipgraft.training.trainer import Resume
+
+    with importing():
+        from clipgraft.finetuning.finetune import finetune as stage
+        from clipgraft.finetuning.finetune import load_inputs
+        from clipgraft.training.trainer import Resume
 
     if not resume and (from_step is not None or allow_changed_data):
         raise UserError("--from-step and --allow-changed-data have no effect on a new run; add --resume")
@@ -142,9 +145,11 @@ def interpolate(
 ) -> None:
     """Measure CLIPs interpolated between before and after fine-tuning; write one (WiSE-FT)."""
     from clipgraft.config import recipe_with
-    from clipgraft.finetuning.finetune import load_inputs
-    from clipgraft.finetuning.wise_ft import interpolate as stage
-    from clipgraft.models.clip import load_clip
+
+    with importing():
+        from clipgraft.finetuning.finetune import load_inputs
+        from clipgraft.finetuning.wise_ft import interpolate as stage
+        from clipgraft.models.clip import load_clip
 
     settings = recipe_with(
         recipe, set_, {"data.source": data, "data.on_damaged": on_damaged, "clip.name": before}
@@ -180,7 +185,8 @@ def bridge(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit a bridge from CLIP to base on captions; write the graft."""
-    from clipgraft.bridging.fit import bridge_recipe
+    with importing():
+        from clipgraft.bridging.fit import bridge_recipe
     from clipgraft.config import recipe_with
 
     if data and captions:
@@ -212,7 +218,8 @@ def refine(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a graft's bridge on images, through the base's frozen U-Net."""
-    from clipgraft.bridging.refine import refine_recipe
+    with importing():
+        from clipgraft.bridging.refine import refine_recipe
     from clipgraft.config import recipe_with
 
     chosen = epochs or (0 if recipe else 1)
@@ -246,8 +253,10 @@ def new_words(
 ) -> None:
     """Find words seen by CLIP in images and unused by the base."""
     from clipgraft.config import ModelSettings, recipe_with
-    from clipgraft.distilling.new_words import clip_of, find_recipe_words
-    from clipgraft.models.graft import Graft
+
+    with importing():
+        from clipgraft.distilling.new_words import clip_of, find_recipe_words
+        from clipgraft.models.graft import Graft
 
     if graft and (clip or base):
         raise UserError("--graft names CLIP and base; leave --clip and --base out")
@@ -293,7 +302,9 @@ def distill(
 ) -> None:
     """Teach the base's own text encoder a graft's new words, on captions."""
     from clipgraft.config import recipe_with
-    from clipgraft.distilling.distill import DEFAULT_EPOCHS, distill_recipe
+
+    with importing():
+        from clipgraft.distilling.distill import DEFAULT_EPOCHS, distill_recipe
 
     if data and captions:
         raise UserError("--captions replaces --data; leave one of them out")
@@ -333,7 +344,9 @@ def pretrain(
 ) -> None:
     """Train flatland, the embedded base, from scratch."""
     from clipgraft.config import recipe_with
-    from clipgraft.pretraining.pretrain import pretrain as stage
+
+    with importing():
+        from clipgraft.pretraining.pretrain import pretrain as stage
     from clipgraft.runs.run import Run
 
     settings = recipe_with(recipe, set_, {"data.source": data, "data.on_damaged": on_damaged})
@@ -345,7 +358,9 @@ def pretrain(
 
 def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_file: str = "") -> None:
     from clipgraft.runs.run import Run
-    from clipgraft.whole_run import run_all
+
+    with importing():
+        from clipgraft.whole_run import run_all
 
     inputs = {"the recipe": recipe_file}
     with Run.begin(out, recipe, inputs=inputs, resume=resume, overwrite=overwrite):
