@@ -82,10 +82,26 @@ Scheduler = Annotated[
 """A name of `SCHEDULERS`, given by it or by A1111's."""
 _NO_PATH = BeforeValidator(lambda path: str(path or "") if isinstance(path, Path | None) else path)
 FROM_PATH = BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath
 """Words themselves, or a text file with one per line."""
 OptionalPath = Annotated[LocalPath, _NO_PATH]
 """A `LocalPath` that also takes a `Path`, or None for none."""
+
+
+def _tracker_names(given: Any) -> Any:
+    """Split "tensorboard, mlflow"; "none" and "" name no tracker."""
+    if not isinstance(given, str):
+        return given
+    return () if given in ("", "none") else tuple(name.strip() for name in given.split(","))
+
+
+TrackerNames = Annotated[
+    tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "all"], ...],
+    BeforeValidator(_tracker_names),
+    FROM_LIST,
+]
+"""Names of `TRACKERS`, or "all" for those installed; also one text, with commas, or "none"."""
 
 
 def random_seed(seed: Any) -> Any:

@@ -20,6 +20,7 @@ from clipgraft.section import (
     ResizeMode,
     Section,
     Source,
+    TrackerNames,
     Words,
 )
 
@@ -122,8 +123,8 @@ class TrainSettings(OptimConfig):
     """Newest checkpoints to keep."""
     num_workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Processes that read images; -1 = one per core if they are decoded while training, else none."""
-    report_to: Literal["", "tensorboard"] = ""
-    """tensorboard: also write log and validation metrics there; empty: nowhere else."""
+    report_to: TrackerNames = ()
+    """Trackers that also get log and validation metrics: tensorboard, wandb, mlflow, trackio, or all."""
 
 
 class FinetuneSettings(TrainSettings):

@@ -100,7 +100,7 @@ def test_resume_allows_only_settings_without_effect(world, tmp_path):
     out = tmp_path / "out"
     tune(world, out, num_epochs=1)
     tune(world, out, num_epochs=1, resume=True, report_to="tensorboard")
-    assert load_recipe(out / "recipe.toml").finetune.report_to == "tensorboard"
+    assert load_recipe(out / "recipe.toml").finetune.report_to == ("tensorboard",)
     message = r"begun with other settings \(finetune\.batch_size was 8, is 4\)"
     with pytest.raises(CheckpointError, match=message):
         tune(world, out, batch_size=4, resume=True)

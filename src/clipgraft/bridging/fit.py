@@ -16,6 +16,7 @@ from clipgraft.console import print_line, say
 from clipgraft.data.batches import StateBatches
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.device import quiet_libraries, seed_everything
+from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.clip import ClipParts
@@ -23,7 +24,7 @@ from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import COLLAPSED_SHARE, is_collapsed
 from clipgraft.models.weights import tensors_sha256
-from clipgraft.runs.run import Run, StageResult
+from clipgraft.runs.run import Run, StageResult, trackers_of
 from clipgraft.settings import BridgeSettings
 from clipgraft.training.objectives import BridgeObjective
 from clipgraft.training.trainer import FitResult, fit
@@ -165,6 +166,8 @@ def stage_output(
 ) -> Iterator[Path]:
     """Yield the folder of a stage, a temporary one by default."""
     if output_dir is None:
+        if trackers_of(recipe, stage):
+            raise UserError("report_to needs an output_dir; name one")
         with TemporaryDirectory(prefix="clipgraft-") as temporary:
             yield Path(temporary)
         return

@@ -27,3 +27,10 @@ BaseOption = Annotated[
 SafetyCheckerOption = Annotated[
     str, typer.Option("--safety-checker", help="auto (where the base brings one), on or off.")
 ]
+ReportToOption = Annotated[
+    str,
+    typer.Option(
+        "--report-to",
+        help="Trackers of figures, with commas: tensorboard, wandb, mlflow, trackio; all, none.",
+    ),
+]

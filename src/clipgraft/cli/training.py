@@ -15,6 +15,7 @@ from clipgraft.cli.options import (
     OutOption,
     OverwriteOption,
     RecipeOption,
+    ReportToOption,
     ResumeOption,
     SetOption,
 )
@@ -36,6 +37,7 @@ Open {out}/report.html in a browser, and go on with:
 
 def demo(
     out: OutOption = Path("runs/demo"),
+    report_to: ReportToOption = "",
     set_: SetOption = [],  # noqa: B006  (typer copies it)
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -44,7 +46,7 @@ def demo(
     from clipgraft.config import demo as demo_recipe
     from clipgraft.config import recipe_with
 
-    _run_all(recipe_with(demo_recipe(), set_), out, resume, overwrite)
+    _run_all(recipe_with(demo_recipe(), set_, _reporting(report_to)), out, resume, overwrite)
     print_line(NEXT_COMMANDS.format(out=out))
 
 
@@ -55,6 +57,7 @@ def run(
     out: OutOption,
     data: DataOption = "",
     on_damaged: OnDamagedOption = "",
+    report_to: ReportToOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -62,8 +65,14 @@ def run(
     """Run a whole recipe: fine-tune, bridge, refine, distill, generate, evaluate, report."""
     from clipgraft.config import PRESETS, named_recipe, recipe_with
 
-    settings = recipe_with(named_recipe(recipe), set_, {"data.source": data, "data.on_damaged": on_damaged})
+    given = {"data.source": data, "data.on_damaged": on_damaged, **_reporting(report_to)}
+    settings = recipe_with(named_recipe(recipe), set_, given)
     _run_all(settings, out, resume, overwrite, recipe_file=recipe if recipe not in PRESETS else "")
+
+
+def _reporting(report_to: str) -> dict[str, str]:
+    """Return `report_to` for every stage of a whole run."""
+    return {f"{stage}.report_to": report_to for stage in ("finetune", "bridge", "refine", "distill")}
 
 
 def prefetch(
@@ -83,9 +92,7 @@ def finetune(
     on_damaged: OnDamagedOption = "",
     clip: ClipOption = "",
     recipe: RecipeOption = None,
-    report_to: Annotated[
-        str, typer.Option("--report-to", help="tensorboard: write figures to OUT/tensorboard as well.")
-    ] = "",
+    report_to: ReportToOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     from_step: Annotated[
@@ -180,6 +187,7 @@ def bridge(
         bool, typer.Option("--allow-few-captions", help="Accept fewer than 100 captions.")
     ] = False,
     recipe: RecipeOption = None,
+    report_to: ReportToOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -197,6 +205,7 @@ def bridge(
         "clip.name": clip,
         "base.name": base,
         "bridge.captions": captions,
+        "bridge.report_to": report_to,
     }
     settings = recipe_with(recipe, set_, given | {"bridge.allow_few_captions": allow_few})
     inputs = {"--recipe": recipe}
@@ -213,6 +222,7 @@ def refine(
     base: BaseOption = "",
     epochs: Annotated[int, typer.Option(help="Passes over the images; 0 = the recipe's, else 1.")] = 0,
     recipe: RecipeOption = None,
+    report_to: ReportToOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -227,6 +237,7 @@ def refine(
         "data.source": data,
         "data.on_damaged": on_damaged,
         "refine.num_epochs": chosen,
+        "refine.report_to": report_to,
         **_base_of(graft, base, recipe, set_),
     }
     settings = recipe_with(recipe, set_, given)
@@ -296,6 +307,7 @@ def distill(
     ] = "",
     epochs: Annotated[int, typer.Option(help="Passes over the captions; 0 = the recipe's, else 2.")] = 0,
     recipe: RecipeOption = None,
+    report_to: ReportToOption = "",
     set_: SetOption = [],  # noqa: B006
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -314,6 +326,7 @@ def distill(
         "distill.captions": captions,
         "distill.new_words": new_words,
         "distill.hold": hold,
+        "distill.report_to": report_to,
         "distill.num_epochs": epochs or (0 if recipe else DEFAULT_EPOCHS),
         **_base_of(graft, base, recipe, set_),
     }

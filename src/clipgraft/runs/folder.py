@@ -34,6 +34,7 @@ BEFORE_RESULTS = frozenset(
 CONTENT = (
     *BEFORE_RESULTS,
     *("metrics.json", "log.jsonl", "validation.jsonl", "evaluations.jsonl", "best.safetensors"),
+    "trackers.json",
     *("checkpoints", "tensorboard", "clip", "graft", "text_encoder", "samples", "previews", "states.bin"),
     *("loss.*", "interpolation.*"),
     *("finetune", "new_words", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate"),

@@ -20,6 +20,7 @@ from clipgraft.runs.folder import (
     run_folder,
 )
 from clipgraft.runs.resources import recorded_resources
+from clipgraft.runs.trackers import installed_trackers
 
 STAGES = ("finetune", "new_words", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate")
 """Folders of a whole run, in the order of work."""
@@ -117,7 +118,8 @@ class Run:
             in_parallel: Whether several processes can share the work; the first one locks the folder.
 
         Raises:
-            UserError: If the folder holds other files, or an input lies in it or around it.
+            UserError: If the folder holds other files, an input lies in it or around it, or a tracker is
+                not installed.
             CheckpointError: If the run began with settings for another result.
         """
         # torch takes seconds to import and is not needed to read runs.
@@ -126,6 +128,7 @@ class Run:
         from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
 
         quiet_libraries()
+        installed_trackers(trackers_of(recipe, stage))  # a whole run comes to its last one after hours
         device = choose_device(recipe.device)
         _refuse_inputs(path, {**named_paths(recipe), **inputs}, resume)
         several = num_processes() > 1
@@ -255,6 +258,12 @@ class Run:
         if found.schema_version > newest:
             raise CheckpointError(f"{path} was written by a newer clipgraft; update this one to read it")
         return found
+
+
+def trackers_of(recipe: Recipe, stage: str) -> tuple[Any, ...]:
+    """Return the trackers named by the sections of a stage."""
+    sections = (getattr(recipe, name) for name in SECTIONS.get(stage, ()))
+    return tuple(name for section in sections for name in getattr(section, "report_to", ()))
 
 
 def _refuse_inputs(path: Path, inputs: Mapping[str, str | Path | None], resume: bool) -> None:

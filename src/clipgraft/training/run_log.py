@@ -1,20 +1,16 @@
-"""Log of a run (`log.jsonl`, TensorBoard) and checksums of its rows."""
+"""Log of a run (`log.jsonl`) and checksums of its rows."""
 
 import hashlib
 import math
 import os
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate.tracking import TensorBoardTracker
-
-from clipgraft.errors import CheckpointError, UserError
+from clipgraft.errors import CheckpointError
 from clipgraft.files import atomic_write, parse_json, to_json
 
 LOG_NAME = "log.jsonl"
-TENSORBOARD_NAME = "tensorboard"
 
 
 class RowsSum(NamedTuple):
@@ -31,21 +27,15 @@ class RunLogger:
     """Logger of one row per optimizer step, also across resumes.
 
     Args:
-        run_dir: Gets `log.jsonl` and `tensorboard/`; None = keep the losses in memory.
+        run_dir: Gets `log.jsonl`; None = keep the losses in memory.
         step: Steps already made; later rows are removed.
-        report_to: "tensorboard" = write the numbers there too.
-
-    Raises:
-        UserError: If TensorBoard is not installed.
     """
 
-    def __init__(self, run_dir: Path | None, *, step: int = 0, report_to: str = ""):
+    def __init__(self, run_dir: Path | None, *, step: int = 0):
         self._losses: dict[int, list[float]] = {}
-        self._file = self._tracker = None
+        self._file = None
         if run_dir is None:
             return
-        if report_to == TENSORBOARD_NAME:
-            self._tracker = _open_tensorboard(run_dir, step)
         self._path = run_dir / LOG_NAME
         rows = read_rows(self._path)[:step]
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -75,17 +65,6 @@ class RunLogger:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._digest.update(line)
         self._num_rows += 1
-        self.report(row, prefix="train")
-
-    def report(self, row: dict[str, Any], *, prefix: str) -> None:
-        """Write a row's numbers to TensorBoard under `prefix/<key>` at its `step`."""
-        if self._tracker:
-            numbers = {
-                f"{prefix}/{key}": value
-                for key, value in row.items()
-                if isinstance(value, int | float) and key not in ("step", "epoch")
-            }
-            self._tracker.log(numbers, step=row["step"])
 
     def sync(self) -> RowsSum:
         """Flush the rows to disk for a checkpoint; return their checksum."""
@@ -98,24 +77,13 @@ class RunLogger:
         return [sum(losses) / len(losses) for _, losses in sorted(self._losses.items())]
 
     def close(self) -> None:
-        """Close log and TensorBoard."""
+        """Close the file."""
         if self._file:
             self._file.close()
-        if self._tracker:
-            self._tracker.finish()
 
     def _add_loss(self, row: dict[str, Any]) -> None:
         if row["loss"] is not None and math.isfinite(row["loss"]):
             self._losses.setdefault(row["epoch"], []).append(row["loss"])
-
-
-def _open_tensorboard(run_dir: Path, step: int) -> TensorBoardTracker:
-    if find_spec("tensorboard") is None:
-        raise UserError("report_to = 'tensorboard' needs TensorBoard: pip install clipgraft[tracking]")
-    # Hides later steps of a killed run.
-    tracker = TensorBoardTracker(TENSORBOARD_NAME, run_dir, purge_step=step + 1 if step else None)
-    tracker.start()
-    return tracker
 
 
 def as_line(row: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -23,6 +23,7 @@ from clipgraft.device import choose_mixed_precision
 from clipgraft.errors import UserError
 from clipgraft.files import clear_parts
 from clipgraft.runs.folder import discard_old_run
+from clipgraft.runs.trackers import Trackers
 from clipgraft.settings import TrainSettings
 from clipgraft.training.checkpoints import CheckpointManager, deciding_settings
 from clipgraft.training.grad_cache import Batch
@@ -117,13 +118,13 @@ def fit(
     precision = settle_precision(settings.mixed_precision, device, output_dir if resume else None)
     settings = settings.model_copy(update={"mixed_precision": precision})
     step = TrainStep(objective, settings, device.type, seed, learning_rate_scales)
-    checkpoints = None
+    checkpoints = trackers = None
     if output_dir is not None:
         row_files = (LOG_NAME, *([EVALUATIONS_NAME] if validation else []))
         deciding = deciding_settings(settings, seed)
         checkpoints = CheckpointManager(output_dir, settings.save_total_limit, data, deciding, row_files)
-    training = _Training(step, batches, settings, checkpoints, validation)
-    _note_long_warmup(settings.warmup_steps, training.num_steps)
+        trackers = _trackers(output_dir, settings, {"seed": seed, **data}, bool(resume))
+    training = _Training(step, batches, settings, checkpoints, trackers, validation)
     if resume and checkpoints:
         training.resume(checkpoints, resume if isinstance(resume, Resume) else Resume())
     started = time.perf_counter()
@@ -138,6 +139,11 @@ def fit(
         mean_loss = training.run(report)
     seconds = time.perf_counter() - started
     return FitResult(step.state.step, step.state.skipped_steps, seconds, mean_loss, precision)
+
+
+def _trackers(run_dir: Path, settings: TrainSettings, others: Mapping[str, Any], resume: bool) -> Trackers:
+    files = {"train": run_dir / LOG_NAME, "evaluation": run_dir / EVALUATIONS_NAME}
+    return Trackers(run_dir, settings.report_to, files, {**settings.model_dump(), **others}, resume=resume)
 
 
 def _note_long_warmup(warmup: int, num_steps: int) -> None:
@@ -167,6 +173,7 @@ class _Training:
         batches: Batches,
         settings: TrainSettings,
         checkpoints: CheckpointManager | None,
+        trackers: Trackers | None,
         plan: ValidationPlan | None,
     ):
         self.step, self.state, self.batches, self.settings = step, step.state, batches, settings
@@ -177,7 +184,9 @@ class _Training:
         self.num_steps = settings.num_epochs * self.steps_per_epoch
         self.saved_step = -1
         self.logger = RunLogger(None)
+        self.trackers = trackers if self.process.is_main_process else None
         self.history: ValidationHistory | None = None
+        _note_long_warmup(settings.warmup_steps, self.num_steps)
 
     def resume(self, checkpoints: CheckpointManager, resume: Resume) -> None:
         """Restore the state from the requested or newest intact checkpoint, if any."""
@@ -197,8 +206,8 @@ class _Training:
 
     def run(self, report: Callable[[StepReport], None]) -> list[float]:
         """Make the remaining steps, load the best weights, return epochs' mean losses."""
-        self._open()
         try:
+            self._open()
             with StopOnSignal() as stop:
                 if self.state.step % self.steps_per_epoch == 0:
                     self._validate(self.state.step // self.steps_per_epoch, stop)
@@ -209,6 +218,8 @@ class _Training:
                     self._run_epoch(stop, report)
         finally:
             self.logger.close()
+            if self.trackers:
+                self.trackers.close()
         self.process.wait_for_everyone()
         self.step.finish(self.history.best_weights() if self.history else None)
         return self.logger.epoch_mean_loss()
@@ -220,7 +231,9 @@ class _Training:
             begun = time.perf_counter()
             metrics = self.step(group, learning_rate_at(self.settings, self.state.step, self.num_steps))
             seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
-            self.logger.write({"step": self.state.step, "epoch": epoch, **metrics, **seconds})
+            row = {"step": self.state.step, "epoch": epoch, **metrics, **seconds}
+            self.logger.write(row)
+            self._report("train", row)
             if self.run_dir and self.process.is_main_process:
                 discard_old_run(self.run_dir)  # the new run now replaces it
             rate = sum(map(_num_items, group)) / sum(seconds.values())
@@ -231,14 +244,20 @@ class _Training:
         self._validate(epoch + 1, stop)
 
     def _open(self) -> None:
-        step, report_to = self.state.step, self.settings.report_to
+        step = self.state.step
         if self.checkpoints and self.process.is_main_process:
             for folder in (self.checkpoints.run_dir, self.checkpoints.folder):
                 clear_parts(folder, stale_seconds=0)  # this process holds the run's lock
-            self.logger = RunLogger(self.run_dir, step=step, report_to=report_to)
+            self.logger = RunLogger(self.run_dir, step=step)
+        if self.trackers:
+            self.trackers.start()
         if self.plan:
             self.history = ValidationHistory(self.run_dir, self.plan, step)
         self.process.wait_for_everyone()  # no process writes before all have read
+
+    def _report(self, prefix: str, row: dict[str, Any]) -> None:
+        if self.trackers:
+            self.trackers.report(prefix, row)
 
     def _validate(self, epoch: int, stop: StopOnSignal) -> None:
         """Validate if due, keep the best weights, and stop on a signal."""
@@ -249,7 +268,7 @@ class _Training:
                 broadcast_object_list(metrics)  # decisions are the same to the bit in all processes
                 row = {"step": self.state.step, "epoch": epoch, **metrics[0]}
                 self.history.add(row, self.step.weights() if is_main or self.run_dir is None else None)
-            self.logger.report(row, prefix="evaluation")
+            self._report("evaluation", row)
             # An earlier checkpoint of this step does not record the row.
             is_saved, self.saved_step = self.saved_step == self.state.step, -1
             if is_saved or self._should_stop():
