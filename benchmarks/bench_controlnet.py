@@ -43,7 +43,7 @@ from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.weights import module_sha256, write_folder_atomically
-from clipgraft.pretraining.pretrain import reconstruct
+from clipgraft.pretraining.autoencoder import reconstruct
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from clipgraft.settings import TrainSettings
 from clipgraft.training.checkpoints import sums_of_images

@@ -21,7 +21,7 @@ from clipgraft.data.formats import load_dataset
 from clipgraft.device import describe_environment
 from clipgraft.models.flatland_config import IMAGE_SIZE
 from clipgraft.models.hub import embedded_models
-from clipgraft.pretraining.pretrain import reconstruction_psnr
+from clipgraft.pretraining.autoencoder import reconstruction_psnr
 from clipgraft.whole_run import run_all
 
 RESULT = Path(__file__).parent / "results" / "flatland.json"

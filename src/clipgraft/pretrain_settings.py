@@ -1,4 +1,7 @@
-"""Settings of an embedded base's training from scratch."""
+"""Settings of an embedded base's training from scratch.
+
+The defaults are those of the shipped weights, for one GPU; on CPUs lower `batch_size`.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,28 +11,46 @@ from clipgraft.section import Count, Every, NotNegative, Positive, Section
 from clipgraft.settings import TrainSettings
 
 
-class AutoencoderSettings(TrainSettings):
-    """The VAE of an embedded base, trained on crops."""
+class DrawnSettings(TrainSettings):
+    """A part trained on images drawn while it trains."""
 
-    learning_rate: Positive = 1e-3
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    images_per_epoch: Count = 16_384
+    """Images drawn for an epoch; no other epoch sees them."""
+    passes: Count = 4
+    """Passes over them in their epoch."""
+    num_epochs: Annotated[int, Field(ge=0)] = 8
+    """Epochs, each on new images."""
+    checkpoint_every: Every = 1000
+    num_workers: Annotated[int, Field(ge=-1, le=256)] = -1
+    """Processes that draw; -1 = one per core but one."""
+
+
+class AutoencoderSettings(DrawnSettings):
+    """The VAE of an embedded base."""
+
+    learning_rate: Positive = 2e-3
     warmup_steps: Every = 100
     weight_decay: NotNegative = 0.0
-    batch_size: Count = 8
-    num_epochs: Annotated[int, Field(ge=0)] = 40
-    crop_size: Annotated[int, Field(ge=16, multiple_of=8)] = 64
-    """Side of the square crop of each image, in pixels."""
+    batch_size: Count = 128
+    num_epochs: Annotated[int, Field(ge=0)] = 10
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    crop_size: Annotated[int, Field(ge=16, le=128, multiple_of=8)] = 128
+    """Side of a square crop of each image, in pixels."""
     kl_weight: NotNegative = 1e-6
     """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
+    subject_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    """Weight of subjects' pixels, relative to the background's (a guess)."""
 
 
-class DenoiserSettings(TrainSettings):
+class DenoiserSettings(DrawnSettings):
     """The U-Net of an embedded base and its text encoder, trained together."""
 
-    learning_rate: Positive = 5e-4
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    learning_rate: Positive = 1e-3
     warmup_steps: Every = 200
-    num_epochs: Annotated[int, Field(ge=0)] = 60
+    batch_size: Count = 1024
+    passes: Count = 6
+    num_epochs: Annotated[int, Field(ge=0)] = 48
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """Timestep weights clamp(SNR, 1, this) / SNR: largest at high noise, unlike min-SNR."""
@@ -38,7 +59,7 @@ class DenoiserSettings(TrainSettings):
 
 
 class PlainClipSettings(TrainSettings):
-    """CLIP as it is before fine-tuning: trained on plain captions alone."""
+    """CLIP before fine-tuning, trained on plain captions of flatland8k alone."""
 
     learning_rate: Positive = 5e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -48,15 +69,13 @@ class PlainClipSettings(TrainSettings):
     num_epochs: Annotated[int, Field(ge=0)] = 12
 
 
-class ProbeSettings(TrainSettings):
-    """The classifier of a flatland image's attributes."""
+class ProbeSettings(DrawnSettings):
+    """The classifier of a flatland image's attributes, held-out combinations included."""
 
-    learning_rate: Positive = 1e-3
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    learning_rate: Positive = 2e-3
     warmup_steps: Every = 100
-    num_epochs: Annotated[int, Field(ge=0)] = 8
-    num_images: Count = 12000
-    """Images painted for it, held-out combinations among them."""
+    batch_size: Count = 256
+    passes: Count = 2
 
 
 class PretrainSettings(Section):

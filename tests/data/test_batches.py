@@ -10,7 +10,6 @@ import tiny
 from clipgraft.data.batches import (
     WHOLE_EVERY,
     CaptionBatches,
-    CropBatches,
     LatentBatches,
     StateBatches,
     TokenStates,
@@ -25,21 +24,14 @@ BOS, WORD, EOS, PADDING = range(4)
 LENGTHS = [7, 6, 6, 5, 5, 4, 4, 4, 3, 3]
 
 
-def builders():
-    pixels = torch.randint(
-        0, 256, (10, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def latent_batches():
     latents = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 4, 2, 2)
     input_ids = [[[1, index, 2], [1, index, index, 2]] for index in range(10, 20)]
-    return {
-        "crops": CropBatches(pixels, crop_size=8, batch_size=3, seed=4),
-        "latents": LatentBatches(latents, input_ids, eos_token_id=2, context_length=6, batch_size=3, seed=4),
-    }
+    return LatentBatches(latents, input_ids, eos_token_id=2, context_length=6, batch_size=3, seed=4)
 
 
-@pytest.mark.parametrize("kind", ["crops", "latents"])
-def test_epoch_from_a_position_equals_the_unbroken_epoch(kind):
-    batches = builders()[kind]
+def test_epoch_from_a_position_equals_the_unbroken_epoch():
+    batches = latent_batches()
     whole, rest = list(batches.epoch(2, 0)), list(batches.epoch(2, 1))
     assert len(whole) == len(batches) == 3
     for one, other in zip(whole[1:], rest, strict=True):
@@ -47,27 +39,18 @@ def test_epoch_from_a_position_equals_the_unbroken_epoch(kind):
             assert torch.equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("kind", ["crops", "latents"])
-def test_epochs_differ(kind):
-    batches = builders()[kind]
+def test_epochs_differ():
+    batches = latent_batches()
     first, second = next(iter(batches.epoch(0, 0))), next(iter(batches.epoch(1, 0)))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_caption_stays_with_its_latents_and_is_padded_with_eos():
-    for batch in builders()["latents"].epoch(0, 0):
+    for batch in latent_batches().epoch(0, 0):
         for latents, ids in zip(batch["latents"], batch["input_ids"], strict=True):
             assert ids[1] == latents[0, 0, 0] + 10
             assert ids[-1] == 2
             assert len(ids) == 6
-
-
-def test_crop_is_a_piece_of_its_image_in_the_vaes_range():
-    batches = builders()["crops"]
-    crop = next(iter(batches.epoch(0, 0)))["vae_pixel_values"][0]
-    windows = from_uint8(batches.pixels).unfold(2, 8, 1).unfold(3, 8, 1)  # (N, 3, 9, 9, 8, 8)
-    assert (windows == crop[None, :, None, None]).all(-1).all(-1).all(1).any()
-    assert -1 <= crop.min() <= crop.max() <= 1
 
 
 def test_pixels_come_back_through_uint8():

@@ -19,8 +19,6 @@ from clipgraft.data.images import open_image
 from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
 from clipgraft.errors import UserError
 
-NUM_CANDIDATES = 4
-"""Random crops per image, for `CropBatches` to choose from."""
 BATCHES_IN_POOL = 16
 """Batches per pool of captions, sorted by length."""
 WHOLE_EVERY = 4
@@ -75,34 +73,6 @@ class ShuffledBatches:
         sorted_pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
         batches = np.concatenate(sorted_pools).reshape(len(self), self.batch_size)
         return batches[random.permutation(len(self))]
-
-
-class CropBatches(ShuffledBatches):
-    """Random square crops, the most detailed of four per image and epoch.
-
-    Skies fill more of an image than subjects do; the crop with the greatest mean difference between
-    neighbouring rows shows more of the subjects at the same cost. `pixels` are (N, 3, H, W) uint8.
-    """
-
-    def __init__(self, pixels: Tensor, *, crop_size: int, batch_size: int, seed: int):
-        super().__init__(len(pixels), batch_size, seed)
-        self.pixels, self.crop_size = pixels, crop_size
-
-    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield `vae_pixel_values` (B, 3, crop_size, crop_size) in [-1, 1]."""
-        random, order = self.shuffle(epoch)
-        free = np.array(self.pixels.shape[2:]) - self.crop_size
-        corners = random.integers(0, free + 1, size=(len(self.pixels), NUM_CANDIDATES, 2))
-        for rows in self.rows(order, start):
-            crops = [max((self._crop(i, *corner) for corner in corners[i]), key=_detail) for i in rows]
-            yield {"vae_pixel_values": from_uint8(torch.stack(crops))}
-
-    def _crop(self, index: int, top: int, left: int) -> Tensor:
-        return self.pixels[index, :, top : top + self.crop_size, left : left + self.crop_size]
-
-
-def _detail(crop: Tensor) -> float:
-    return float(crop.float().diff(dim=1).abs().mean())
 
 
 class LatentBatches(ShuffledBatches):
@@ -189,19 +159,6 @@ class CaptionBatches(ShuffledBatches):
                 "has_new_word": self.has_new_word[chosen],
                 "padding_scale": torch.tensor([float(WHOLE_EVERY * is_whole)]),
             }
-
-
-class LabelledBatches(ShuffledBatches):
-    """Images (N, 3, H, W) uint8 with their labels (N, K) int64."""
-
-    def __init__(self, pixels: Tensor, labels: Tensor, *, batch_size: int, seed: int):
-        super().__init__(len(pixels), batch_size, seed)
-        self.pixels, self.labels = pixels, labels
-
-    def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield `pixels` (B, 3, H, W) in [-1, 1] and `labels` (B, K)."""
-        for rows in map(torch.from_numpy, self.rows(self.shuffle(epoch)[1], start)):
-            yield {"pixels": from_uint8(self.pixels[rows]), "labels": self.labels[rows]}
 
 
 class TokenStates:

@@ -109,11 +109,12 @@ same in every convention (epsilon prediction, its betas, 77 positions, EOS as pa
 | --- | --- |
 {sizes}
 
-Trained from scratch by `clipgraft pretrain` with `recipe.toml` on {metrics["num_images"]:,} images of
-flatland8k, which `clipgraft data draw` draws; `log.jsonl` has the means of each epoch. The teacher never
-read the words that `flatland/words.py` holds out, nor saw the combinations that
-`flatland/world.py` holds out; this CLIP read plain captions alone. Weights are float16, and
-`manifest.json` has the sha256 of every file.
+Trained from scratch by `clipgraft pretrain` with `recipe.toml`; `log.jsonl` has the means of each epoch. The
+U-Net and its text encoder saw {metrics["num_images"]:,} drawn images {metrics["num_samples"]:,} times in all,
+none of them in flatland8k, which `clipgraft data draw` draws; only CLIP was trained on flatland8k's train
+split. The teacher never read the words that `flatland/words.py` holds out, nor saw the combinations that
+`flatland/world.py` holds out; this CLIP read plain captions alone. Weights are float16, and `manifest.json`
+has the sha256 of every file.
 
 - VAE: {metrics["vae_psnr_db"]:.2f} dB mean PSNR of test images encoded and decoded.
 - Probe: accuracy on drawn images that it was not trained on: {accuracy}.

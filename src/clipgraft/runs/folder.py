@@ -39,7 +39,7 @@ CONTENT = (
     *("loss.*", "interpolation.*"),
     *("finetune", "new_words", "bridge_before", "bridge", "refine", "distill", "generate", "evaluate"),
     "words.txt",
-    *("vae", "unet", "probe", "flatland", "latents.safetensors"),
+    *("vae", "unet", "probe", "flatland", "latents.safetensors", "drawn"),
     *("evaluation.json", "pictures", "variants", "features", "nearest"),
     *("report.html", "report.json", "model_card.md", "figures", "comparison.*"),
     *(".*.part", ".*.replaced", OLD_RUN_NAME, MOVING_NAME),

@@ -229,23 +229,36 @@ class BridgeObjective(StateObjective):
 
 
 class AutoencoderObjective(nn.Module):
-    """Reconstruction error of a VAE plus its latents' mean KL divergence."""
+    """Reconstruction error of a VAE plus its latents' mean KL divergence.
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float):
+    Args:
+        vae: The VAE.
+        kl_weight: Weight of the divergence.
+        subject_weight: Weight of subjects' pixels, relative to the others'.
+    """
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float, *, subject_weight: float = 1.0):
         super().__init__()
         self.vae = vae
-        self.kl_weight = kl_weight
+        self.kl_weight, self.subject_weight = kl_weight, subject_weight
 
     def forward(self, batch: dict[str, Any]) -> Result:
-        """Return the loss over `vae_pixel_values` (B, 3, H, W) in [-1, 1]."""
+        """Return the loss.
+
+        Args:
+            batch: `vae_pixel_values` (B, 3, H, W) in [-1, 1]; optionally `is_subject` (B, H, W) bool.
+        """
         pixels = batch["vae_pixel_values"]
         posterior = self.vae.encode(pixels).latent_dist
         error = (self.vae.decode(posterior.sample()).sample - pixels).float()  # (B, 3, H, W)
-        squared = error.square().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = error.abs().mean() + SQUARED_WEIGHT * squared + self.kl_weight * kl
         # Peak signal is 2, the width of [-1, 1].
-        return loss, {"psnr": 10 * torch.log10(4 / squared.detach()), "kl": kl.detach()}
+        psnr = 10 * torch.log10(4 / error.detach().square().mean())
+        errors = (error.abs() + SQUARED_WEIGHT * error.square()).mean(1)  # (B, H, W)
+        if "is_subject" in batch:
+            weights = 1 + (self.subject_weight - 1) * batch["is_subject"]
+            errors = errors * (weights / weights.mean())
+        return errors.mean() + self.kl_weight * kl, {"psnr": psnr, "kl": kl.detach()}
 
 
 class DenoisingObjective(nn.Module):
