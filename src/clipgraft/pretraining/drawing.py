@@ -45,7 +45,7 @@ NUM_COMPARED = 16
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn: scenes of a seed and split, and what is kept of each."""
+    """Scenes of a seed and split, and what is kept of each."""
 
     seed: int
     split: str
@@ -154,7 +154,7 @@ def draw_arrays(drawing: Drawing, indices: range) -> dict[str, np.ndarray]:
 
 
 def captions_for_teacher(scene: Scene) -> list[str]:
-    """Write NUM_CAPTIONS captions of a scene in words the teacher is to know."""
+    """Write NUM_CAPTIONS captions of a scene in the teacher's words."""
     again = replace(scene, look=f"{scene.look}/again")
     texts = [plain_caption(scene), *write_captions(scene), *write_captions(again)]
     return list(islice(cycle([text for text in texts if is_known_to_teacher(text)]), NUM_CAPTIONS))

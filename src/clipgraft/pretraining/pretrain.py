@@ -86,7 +86,7 @@ class PretrainResult(StageResult):
 
 
 def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainResult:
-    """Train flatland on drawn images, and its CLIP on the train split of `recipe.data`.
+    """Train flatland on drawn images, its CLIP on `recipe.data`'s train split.
 
     Args:
         recipe: Its seed, device, data and pretrain settings are read.
@@ -136,7 +136,7 @@ class _Training:
     resume: bool
 
     def begin(self) -> None:
-        """Seed a part's initial weights, whatever was trained before it in this process."""
+        """Seed a part's initial weights, whatever was trained before it."""
         seed_everything(self.recipe.seed)
 
     def fit(
