@@ -43,9 +43,9 @@ class DrawnBatches:
         random = np.random.default_rng([self.seed, epoch])
         num_images = self.images.num_images
         order = np.concatenate([random.permutation(num_images) for _ in range(self.passes)])
-        draws = random.random((len(order), 2), np.float32)
-        # Once for all batches: copies to the device would make each step wait.
-        rows, draws = torch.from_numpy(order).to(self.device), torch.from_numpy(draws).to(self.device)
+        # Copied once for all batches: a copy at each step would make it wait.
+        rows = torch.from_numpy(order).to(self.device)
+        draws = torch.from_numpy(random.random((len(order), 2), np.float32)).to(self.device)
         for begin in range(start * self.batch_size, len(self) * self.batch_size, self.batch_size):
             chosen = slice(begin, begin + self.batch_size)
             yield self.batch(arrays, rows[chosen], draws[chosen])
