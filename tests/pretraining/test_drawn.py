@@ -104,7 +104,7 @@ def test_crop_is_a_piece_of_its_image_and_its_subject(drawn):
     assert np.array_equal(arrays["is_subject"][image, top : top + 64, left : left + 64], marked)
 
 
-def test_pictures_of_another_seed_or_tokenizer_have_another_fingerprint(tokenizer):
+def test_another_seed_or_tokenizer_has_another_fingerprint(tokenizer):
     words = tokenizer.backend_tokenizer.to_str()
     drawings = [Drawing(7, "train"), Drawing(8, "train"), Drawing(7, "train", words)]
     assert len({drawing.fingerprint for drawing in drawings}) == 3

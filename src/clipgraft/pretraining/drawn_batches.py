@@ -19,7 +19,7 @@ Arrays = dict[str, Tensor]
 
 
 class DrawnBatches:
-    """Full batches of an epoch's images, in a new order for each pass.
+    """Full batches of an epoch's images, in another order each pass.
 
     Args:
         images: Drawn anew for each epoch.
