@@ -6,9 +6,12 @@ import pytest
 import torch
 from gpu_stages import cut_back, losses_of, weights_of
 
+import tiny
 from clipgraft.models.clip import load_clip
 from clipgraft.models.weights import module_sha256
+from clipgraft.training.objectives import AutoencoderObjective
 from regression import Regression, train
+from tiny import fit
 
 pytestmark = pytest.mark.cuda
 
@@ -111,3 +114,38 @@ def test_compiled_towers_have_the_losses_of_eager_ones(cuda, world, tmp_path, re
     expected, found = losses_of(tmp_path / "False"), losses_of(tmp_path / "True")
     record_property("largest_difference", float((found - expected).abs().max()))
     torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
+
+
+class Pictures:
+    """Batches of an autoencoder, on the GPU."""
+
+    def __len__(self):
+        return 8
+
+    def epoch(self, epoch, start):
+        for index in range(start, 8):
+            generator = torch.Generator().manual_seed(index)
+            yield {"vae_pixel_values": torch.rand(4, 3, 16, 16, generator=generator).mul(2).sub(1).cuda()}
+
+
+def test_captured_steps_are_the_eager_ones(cuda, tmp_path, monkeypatch, record_property):
+    weights, losses = [], []
+    for is_captured in (False, True):
+        torch.manual_seed(0)
+        objective = AutoencoderObjective(tiny.build_pipeline().vae, 1e-6)
+        monkeypatch.setattr(AutoencoderObjective, "has_fixed_shapes", is_captured)
+        out = tmp_path / str(is_captured)
+        fit(
+            objective,
+            Pictures(),
+            run_dir=out,
+            device=cuda,
+            num_epochs=2,
+            mixed_precision="bf16",
+            ema_decay=0.9,
+        )
+        weights.append(torch.cat([each.detach().flatten() for each in objective.parameters()]))
+        losses.append(losses_of(out))
+    record_property("largest_difference", float((losses[0] - losses[1]).abs().max()))
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=1e-4)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0.02, atol=2e-3)

@@ -237,6 +237,9 @@ class AutoencoderObjective(nn.Module):
         subject_weight: Weight of subjects' pixels, relative to the others'.
     """
 
+    has_fixed_shapes = True
+    """See `captured.can_capture`."""
+
     def __init__(self, vae: AutoencoderKL, kl_weight: float, *, subject_weight: float = 1.0):
         super().__init__()
         self.vae = vae
@@ -272,6 +275,9 @@ class DenoisingObjective(nn.Module):
         caption_drop: Share of captions dropped, for classifier-free guidance.
         snr_gamma: See `clamped_snr_weights`.
     """
+
+    has_fixed_shapes = True
+    """See `captured.can_capture`."""
 
     alphas_cumprod: Tensor
     empty_input_ids: Tensor
@@ -318,6 +324,9 @@ def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps:
 
 class AttributeObjective(nn.Module):
     """Cross-entropy of a classifier, summed over attributes (logits (B, values) each)."""
+
+    has_fixed_shapes = True
+    """See `captured.can_capture`."""
 
     def __init__(self, classifier: nn.Module):
         super().__init__()

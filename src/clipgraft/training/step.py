@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clipgraft.errors import UserError
 from clipgraft.settings import OptimConfig
+from clipgraft.training.captured import CapturedBackward, can_capture
 from clipgraft.training.checkpoints import TrainingState, refuse_other_model
 from clipgraft.training.exchange import GradientExchange
 from clipgraft.training.grad_cache import Batch, backward_jointly, backward_separately
@@ -64,6 +65,9 @@ class TrainStep:
         )
         self.is_joint = optim.accumulation == "joint" and hasattr(objective, "joint_loss")
         self.skipped_in_a_row = 0
+        self.captured: CapturedBackward | None = None
+        if can_capture(objective, self.accelerator):
+            self.captured = CapturedBackward(self._backward_alone, self.trained)
 
     def __call__(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, float]:
         """Make one optimizer step; return metrics to log."""
@@ -128,13 +132,19 @@ class TrainStep:
         """Accumulate the step's gradient; return metrics averaged over processes."""
         is_alone = len(micro_batches) == self.accelerator.num_processes == 1
         backward = backward_jointly if self.is_joint and not is_alone else backward_separately
-        last_pass = self.exchange.last_pass
-        metrics = backward(self.objective, micro_batches, self.accelerator, last_pass=last_pass)
-        self.exchange.finish()
+        if self.captured and is_alone:
+            metrics = self.captured(micro_batches[0])
+        else:
+            last_pass = self.exchange.last_pass
+            metrics = backward(self.objective, micro_batches, self.accelerator, last_pass=last_pass)
+            self.exchange.finish()
         tensors = {name: torch.as_tensor(value).float() for name, value in metrics.items()}
         values = torch.stack(list(tensors.values())).to(self.accelerator.device)
         # One copy from device to host for all metrics.
         return dict(zip(tensors, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+    def _backward_alone(self, batch: Batch) -> dict[str, Tensor]:
+        return backward_separately(self.objective, [batch], self.accelerator)
 
     def _step_if_finite(self, metrics: dict[str, float]) -> bool:
         """Update the weights if loss and gradient are finite."""
