@@ -117,6 +117,8 @@ class TrainSettings(OptimConfig):
     """Items in one forward pass."""
     num_epochs: Annotated[int, Field(ge=0)] = 9
     """Passes over the training split."""
+    log_every: Count = 1
+    """Steps whose metrics are read from the device at once; from 2 on, a GPU waits for none of them."""
     checkpoint_every: Every = 500
     """Steps between resumable checkpoints."""
     save_total_limit: Count = 2

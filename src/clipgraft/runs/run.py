@@ -50,7 +50,7 @@ SECTIONS = {
     "pretrain": ("data", "pretrain"),
 }
 """Sections of a recipe that decide a stage's result; resuming requires equal ones."""
-NO_RESULT = ("num_workers", "cache_gb", "checkpoint_every", "save_total_limit", "report_to")
+NO_RESULT = ("num_workers", "log_every", "cache_gb", "checkpoint_every", "save_total_limit", "report_to")
 """Settings without influence on the result."""
 BY_CONTENT = ("on_damaged",)
 """Settings that may change while the images stay the same; checkpoints compare these."""

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,29 @@ MAX_SKIPPED_IN_A_ROW = 10
 """Non-finite losses in a row taken as divergence (a guess)."""
 
 logger = logging.getLogger(__name__)
+
+
+class DeviceMetrics(NamedTuple):
+    """Metrics of a step, on its device."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    """(names,) float32."""
+    learning_rate: float
+
+    def is_not_finite(self) -> Tensor:
+        """Return 1.0 if loss or gradient is not finite, else 0.0, on the device."""
+        deciding = [self.values[self.names.index(name)] for name in ("loss", "grad_norm")]
+        return (~torch.stack(deciding).isfinite().all()).float()
+
+
+def read_together(steps: Sequence[DeviceMetrics]) -> list[dict[str, float]]:
+    """Copy steps' metrics from the device at once."""
+    rows = torch.stack([step.values for step in steps]).tolist()
+    return [
+        dict(zip(step.names, row, strict=True)) | {"learning_rate": step.learning_rate}
+        for step, row in zip(steps, rows, strict=True)
+    ]
 
 
 class TrainStep:
@@ -71,22 +95,42 @@ class TrainStep:
 
     def __call__(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, float]:
         """Make one optimizer step; return metrics to log."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-        seed_step(self.seed, self.state.step, self.accelerator.process_index)
-        metrics = self._backward(send_to_device(micro_batches, self.accelerator.device))
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm)
-        metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
+        metrics = read_together([self._gradients(micro_batches, learning_rate)])[0]
         self.state.step += 1
         if self._step_if_finite(metrics):
             self.skipped_in_a_row = 0
-            if hasattr(self.objective, "after_step"):
-                self.objective.after_step()  # type: ignore[operator]
-            if self.ema:
-                self.ema.step(self.trained)
+            self._update_average()
         else:
             self._count_skipped(metrics, micro_batches)
         return metrics
+
+    def without_waiting(self, micro_batches: list[Batch], learning_rate: float) -> DeviceMetrics:
+        """Make one optimizer step without waiting for the device; `check` its metrics later.
+
+        The device itself leaves out an update that is not finite. Not for float16's scaler, nor for MPS.
+        """
+        metrics = self._gradients(micro_batches, learning_rate)
+        self.state.step += 1
+        # Read by torch's fused AdamW, also without a scaler.
+        self.state.optimizer.found_inf = metrics.is_not_finite()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._update_average()
+        return metrics
+
+    def check(self, steps: Sequence[DeviceMetrics]) -> list[dict[str, float]]:
+        """Return the metrics of the last steps made `without_waiting`.
+
+        Raises:
+            UserError: If too many steps in a row were left out.
+        """
+        found = read_together(steps)
+        for number, metrics in enumerate(found, start=self.state.step - len(found)):
+            if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+                self.skipped_in_a_row = 0
+            else:
+                self._count_skipped(metrics, [], number + 1)
+        return found
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -128,20 +172,35 @@ class TrainStep:
         self.exchange.close()
         self.accelerator.free_memory()
 
-    def _backward(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """Accumulate the step's gradient; return metrics averaged over processes."""
+    def _gradients(self, micro_batches: list[Batch], learning_rate: float) -> DeviceMetrics:
+        """Compute the step's clipped gradients; return metrics averaged over processes."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        seed_step(self.seed, self.state.step, self.accelerator.process_index)
+        metrics = self._backward(send_to_device(micro_batches, self.accelerator.device))
+        values = torch.stack([torch.as_tensor(value).float() for value in metrics.values()])
+        values = self.accelerator.reduce(values.to(self.accelerator.device), reduction="mean")
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm)
+        return DeviceMetrics(
+            (*metrics, "grad_norm"), torch.cat([values, norm.float().view(1)]), learning_rate
+        )
+
+    def _backward(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Accumulate the step's gradient; return this process's metrics."""
         is_alone = len(micro_batches) == self.accelerator.num_processes == 1
         backward = backward_jointly if self.is_joint and not is_alone else backward_separately
         if self.captured and is_alone:
-            metrics = self.captured(micro_batches[0])
-        else:
-            last_pass = self.exchange.last_pass
-            metrics = backward(self.objective, micro_batches, self.accelerator, last_pass=last_pass)
-            self.exchange.finish()
-        tensors = {name: torch.as_tensor(value).float() for name, value in metrics.items()}
-        values = torch.stack(list(tensors.values())).to(self.accelerator.device)
-        # One copy from device to host for all metrics.
-        return dict(zip(tensors, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+            return self.captured(micro_batches[0])
+        last_pass = self.exchange.last_pass
+        metrics = backward(self.objective, micro_batches, self.accelerator, last_pass=last_pass)
+        self.exchange.finish()
+        return metrics
+
+    def _update_average(self) -> None:
+        if hasattr(self.objective, "after_step"):
+            self.objective.after_step()  # type: ignore[operator]
+        if self.ema:
+            self.ema.step(self.trained)
 
     def _backward_alone(self, batch: Batch) -> dict[str, Tensor]:
         return backward_separately(self.objective, [batch], self.accelerator)
@@ -155,18 +214,21 @@ class TrainStep:
         self.optimizer.zero_grad()
         return is_finite and not self.optimizer.step_was_skipped
 
-    def _count_skipped(self, metrics: dict[str, float], micro_batches: list[Batch]) -> None:
+    def _count_skipped(
+        self, metrics: dict[str, float], micro_batches: list[Batch], step: int | None = None
+    ) -> None:
         self.state.skipped_steps += 1
         self.skipped_in_a_row += 1
+        step = self.state.step if step is None else step
         images = [str(name) for batch in micro_batches for name in batch.get("image_ids", [])]
         logger.warning(
             "step %d skipped: loss %s, gradient norm %s; images: %s",
-            *(self.state.step, metrics["loss"], metrics["grad_norm"], ", ".join(images) or "not named"),
+            *(step, metrics["loss"], metrics["grad_norm"], ", ".join(images) or "not named"),
         )
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had no finite loss or gradient; stopped at step "
-                f"{self.state.step}. Lower learning_rate, or set mixed_precision to 'no' or 'bf16'"
+                f"{step}. Lower learning_rate, or set mixed_precision to 'no' or 'bf16'"
             )
 
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -30,7 +30,7 @@ from clipgraft.training.grad_cache import Batch
 from clipgraft.training.optim import learning_rate_at
 from clipgraft.training.run_log import LOG_NAME, RunLogger
 from clipgraft.training.signals import Interrupted, StopOnSignal
-from clipgraft.training.step import TrainStep
+from clipgraft.training.step import DeviceMetrics, TrainStep
 from clipgraft.training.validation import EVALUATIONS_NAME, ValidationHistory, ValidationPlan
 
 
@@ -116,7 +116,10 @@ def fit(
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
     device = torch.device(device)
     precision = settle_precision(settings.mixed_precision, device, output_dir if resume else None)
-    settings = settings.model_copy(update={"mixed_precision": precision})
+    # Without waiting, only torch's fused AdamW leaves out an update that is not finite.
+    waits = precision == "fp16" or device.type == "mps"
+    changed = {"mixed_precision": precision, "log_every": 1 if waits else settings.log_every}
+    settings = settings.model_copy(update=changed)
     step = TrainStep(objective, settings, device.type, seed, learning_rate_scales)
     checkpoints = trackers = None
     if output_dir is not None:
@@ -164,6 +167,15 @@ def settle_precision(name: str, device: torch.device, resumed: Path | None) -> s
     return choose_mixed_precision(begun_in or name, device)
 
 
+class _Unread(NamedTuple):
+    """A step whose row is not written yet."""
+
+    numbers: dict[str, int]
+    metrics: dict[str, float] | DeviceMetrics
+    seconds: dict[str, float]
+    num_items: int
+
+
 class _Training:
     """The loop over epochs and steps; only the main process writes."""
 
@@ -183,6 +195,8 @@ class _Training:
         self.steps_per_epoch = math.ceil(len(batches) / settings.gradient_accumulation_steps)
         self.num_steps = settings.num_epochs * self.steps_per_epoch
         self.saved_step = -1
+        self.unread: list[_Unread] = []
+        self.report: Callable[[StepReport], None] = lambda report: None
         self.logger = RunLogger(None)
         self.trackers = trackers if self.process.is_main_process else None
         self.history: ValidationHistory | None = None
@@ -215,7 +229,7 @@ class _Training:
                     step = self.state.step
                     say(f"training stopped early at step {step}, by patience; nothing is left to do")
                 while self.state.step < self.num_steps and not self._should_stop():
-                    self._run_epoch(stop, report)
+                    self._run_epoch(stop)
         finally:
             self.logger.close()
             if self.trackers:
@@ -224,24 +238,42 @@ class _Training:
         self.step.finish(self.history.best_weights() if self.history else None)
         return self.logger.epoch_mean_loss()
 
-    def _run_epoch(self, stop: StopOnSignal, report: Callable[[StepReport], None]) -> None:
+    def _run_epoch(self, stop: StopOnSignal) -> None:
         size = self.settings.gradient_accumulation_steps
         epoch, step_in_epoch = divmod(self.state.step, self.steps_per_epoch)
         for group, data_seconds in _timed(grouped(self.batches.epoch(epoch, step_in_epoch * size), size)):
             begun = time.perf_counter()
-            metrics = self.step(group, learning_rate_at(self.settings, self.state.step, self.num_steps))
+            rate = learning_rate_at(self.settings, self.state.step, self.num_steps)
+            waits = self.settings.log_every == 1
+            metrics = self.step(group, rate) if waits else self.step.without_waiting(group, rate)
             seconds = {"data_seconds": data_seconds, "step_seconds": time.perf_counter() - begun}
-            row = {"step": self.state.step, "epoch": epoch, **metrics, **seconds}
-            self.logger.write(row)
-            self._report("train", row)
-            if self.run_dir and self.process.is_main_process:
-                discard_old_run(self.run_dir)  # the new run now replaces it
-            rate = sum(map(_num_items, group)) / sum(seconds.values())
-            report(StepReport(self.state.step, self.num_steps, metrics["loss"], rate))
+            numbers = {"step": self.state.step, "epoch": epoch}
+            self.unread.append(_Unread(numbers, metrics, seconds, sum(map(_num_items, group))))
+            if len(self.unread) >= self.settings.log_every:
+                self._log()
             self._save()
             self._stop_on(stop)
         assert self.state.step % self.steps_per_epoch == 0, "an epoch gave fewer batches than len(batches)"
+        self._log()
         self._validate(epoch + 1, stop)
+
+    def _log(self) -> None:
+        """Write the rows of the steps made since the last call."""
+        if not self.unread:
+            return
+        steps, self.unread = self.unread, []
+        begun = time.perf_counter()
+        found = [step.metrics for step in steps if isinstance(step.metrics, dict)]
+        found = found or self.step.check([step.metrics for step in steps])  # type: ignore[misc]
+        steps[-1].seconds["step_seconds"] += time.perf_counter() - begun
+        for step, metrics in zip(steps, found, strict=True):
+            row = {**step.numbers, **metrics, **step.seconds}
+            self.logger.write(row)
+            self._report("train", row)
+        if self.run_dir and self.process.is_main_process:
+            discard_old_run(self.run_dir)  # the new run now replaces it
+        rate = sum(step.num_items for step in steps) / sum(sum(step.seconds.values()) for step in steps)
+        self.report(StepReport(self.state.step, self.num_steps, found[-1]["loss"], rate))
 
     def _open(self) -> None:
         step = self.state.step
@@ -282,6 +314,8 @@ class _Training:
         """Write a checkpoint if due and not written yet."""
         step, every = self.state.step, self.settings.checkpoint_every
         is_due = now or step == self.num_steps or (every and step % every == 0)
+        if is_due:
+            self._log()
         if self.checkpoints and self.process.is_main_process and is_due and step != self.saved_step:
             rows = {LOG_NAME: self.logger.sync()}
             if self.history:
