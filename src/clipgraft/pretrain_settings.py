@@ -15,27 +15,30 @@ class DrawnSettings(TrainSettings):
     """A part trained on images drawn while it trains."""
 
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    images_per_epoch: Count = 16_384
+    warmup_steps: Every = 100
+    images_per_epoch: Count = 8192
     """Images drawn for an epoch; no other epoch sees them."""
-    passes: Count = 4
+    passes: Count = 8
     """Passes over them in their epoch."""
     num_epochs: Annotated[int, Field(ge=0)] = 8
     """Epochs, each on new images."""
+    log_every: Count = 20
     checkpoint_every: Every = 1000
     num_workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Processes that draw; -1 = one per core but one."""
 
 
 class AutoencoderSettings(DrawnSettings):
-    """The VAE of an embedded base."""
+    """The VAE of an embedded base: 655,360 crops."""
 
-    learning_rate: Positive = 2e-3
-    warmup_steps: Every = 100
+    learning_rate: Positive = 1.5e-3
     weight_decay: NotNegative = 0.0
-    batch_size: Count = 128
-    num_epochs: Annotated[int, Field(ge=0)] = 10
+    batch_size: Count = 256
+    images_per_epoch: Count = 4096
+    passes: Count = 10
+    num_epochs: Annotated[int, Field(ge=0)] = 16
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    crop_size: Annotated[int, Field(ge=16, le=128, multiple_of=8)] = 128
+    crop_size: Annotated[int, Field(ge=16, le=128, multiple_of=8)] = 64
     """Side of a square crop of each image, in pixels."""
     kl_weight: NotNegative = 1e-6
     """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
@@ -44,13 +47,12 @@ class AutoencoderSettings(DrawnSettings):
 
 
 class DenoiserSettings(DrawnSettings):
-    """The U-Net of an embedded base and its text encoder, trained together."""
+    """The U-Net of an embedded base and its text encoder; 65,536 samples an epoch."""
 
     learning_rate: Positive = 1e-3
     warmup_steps: Every = 200
-    batch_size: Count = 1024
-    passes: Count = 6
-    num_epochs: Annotated[int, Field(ge=0)] = 48
+    batch_size: Count = 512
+    num_epochs: Annotated[int, Field(ge=0)] = 50
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """Timestep weights clamp(SNR, 1, this) / SNR: largest at high noise, unlike min-SNR."""
@@ -61,21 +63,22 @@ class DenoiserSettings(DrawnSettings):
 class PlainClipSettings(TrainSettings):
     """CLIP before fine-tuning, trained on plain captions of flatland8k alone."""
 
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = 7e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: Every = 100
     weight_decay: NotNegative = 0.1
-    batch_size: Count = 64
-    num_epochs: Annotated[int, Field(ge=0)] = 12
+    batch_size: Count = 128
+    num_epochs: Annotated[int, Field(ge=0)] = 16
+    log_every: Count = 20
 
 
 class ProbeSettings(DrawnSettings):
     """The classifier of a flatland image's attributes, held-out combinations included."""
 
     learning_rate: Positive = 2e-3
-    warmup_steps: Every = 100
     batch_size: Count = 256
-    passes: Count = 2
+    passes: Count = 6
+    num_epochs: Annotated[int, Field(ge=0)] = 9
 
 
 class PretrainSettings(Section):

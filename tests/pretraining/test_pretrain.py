@@ -16,18 +16,12 @@ from clipgraft.models.clip import load_clip
 from clipgraft.models.weights import verify_folder
 from clipgraft.runs.folder import unknown_names
 
+DRAWN = ("images_per_epoch=16", "passes=2", "num_epochs=2", "batch_size=8", "ema_decay=0.9", "log_every=2")
 PARTS = {
-    "vae": (
-        "images_per_epoch=16",
-        "passes=2",
-        "num_epochs=2",
-        "batch_size=8",
-        "crop_size=64",
-        "ema_decay=0.9",
-    ),
-    "unet": ("images_per_epoch=16", "passes=2", "num_epochs=2", "batch_size=8", "ema_decay=0.9"),
+    "vae": (*DRAWN, "crop_size=32"),
     "clip": ("num_epochs=1", "batch_size=8"),
     "probe": ("images_per_epoch=16", "passes=1", "num_epochs=1", "batch_size=8"),
+    "unet": DRAWN,
 }
 
 

@@ -34,7 +34,7 @@ def build_vae() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        block_out_channels=(32, 64, 96, 128),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,

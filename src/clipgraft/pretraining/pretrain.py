@@ -40,6 +40,7 @@ from clipgraft.models.flatland_config import (
     build_unet,
     build_vae,
 )
+from clipgraft.models.half_norms import keep_norms_in_half
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.models.weights import module_sha256, write_folder_atomically
 from clipgraft.pretrain_settings import DrawnSettings
@@ -100,9 +101,9 @@ def pretrain(recipe: Recipe, folder: Path, *, resume: bool = False) -> PretrainR
     )
     training = _Training(recipe, folder, choose_device(recipe.device), resume)
     vae = _train_vae(training).to(training.device)
-    unet, teacher = _train_unet(training, vae, tokenizer)
     clip = _train_clip(training, train, plain_captions(Path(dataset.root)), tokenizer)
     probe = _train_probe(training, vae)
+    unet, teacher = _train_unet(training, vae, tokenizer)
     result = _measure(recipe, dataset, vae, clip, probe)
     result.save(folder)
     write_asset(folder, recipe, result, vae=vae, unet=unet, teacher=teacher, clip=clip, probe=probe)
@@ -148,6 +149,8 @@ class _Training:
         data: dict[str, str],
     ) -> None:
         """Train one part in a folder of its own."""
+        if self.device.type == "cuda":
+            keep_norms_in_half(objective)
         found = fit(
             objective.to(self.device),
             batches,
