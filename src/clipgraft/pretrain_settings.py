@@ -47,7 +47,7 @@ class AutoencoderSettings(DrawnSettings):
 
 
 class DenoiserSettings(DrawnSettings):
-    """The U-Net of an embedded base and its text encoder; 65,536 samples an epoch."""
+    """The U-Net and its text encoder; 65,536 samples an epoch."""
 
     learning_rate: Positive = 1e-3
     warmup_steps: Every = 200

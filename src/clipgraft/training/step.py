@@ -38,7 +38,7 @@ class DeviceMetrics(NamedTuple):
     learning_rate: float
 
     def is_not_finite(self) -> Tensor:
-        """Return 1.0 if loss or gradient is not finite, else 0.0, on the device."""
+        """Return 1.0 (on the device) if loss or gradient is not finite, else 0."""
         deciding = [self.values[self.names.index(name)] for name in ("loss", "grad_norm")]
         return (~torch.stack(deciding).isfinite().all()).float()
 
@@ -105,7 +105,7 @@ class TrainStep:
         return metrics
 
     def without_waiting(self, micro_batches: list[Batch], learning_rate: float) -> DeviceMetrics:
-        """Make one optimizer step without waiting for the device; `check` its metrics later.
+        """Make an optimizer step without waiting; `check` its metrics later.
 
         The device itself leaves out an update that is not finite. Not for float16's scaler, nor for MPS.
         """

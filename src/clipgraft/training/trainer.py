@@ -115,11 +115,7 @@ def fit(
     if len(batches) == 0:
         raise UserError("no batch to train on: fewer items than batch_size; lower batch_size or add images")
     device = torch.device(device)
-    precision = settle_precision(settings.mixed_precision, device, output_dir if resume else None)
-    # Without waiting, only torch's fused AdamW leaves out an update that is not finite.
-    waits = precision == "fp16" or device.type == "mps"
-    changed = {"mixed_precision": precision, "log_every": 1 if waits else settings.log_every}
-    settings = settings.model_copy(update=changed)
+    settings = _settle(settings, device, output_dir if resume else None)
     step = TrainStep(objective, settings, device.type, seed, learning_rate_scales)
     checkpoints = trackers = None
     if output_dir is not None:
@@ -141,7 +137,7 @@ def fit(
 
         mean_loss = training.run(report)
     seconds = time.perf_counter() - started
-    return FitResult(step.state.step, step.state.skipped_steps, seconds, mean_loss, precision)
+    return FitResult(step.state.step, step.state.skipped_steps, seconds, mean_loss, settings.mixed_precision)
 
 
 def _trackers(run_dir: Path, settings: TrainSettings, others: Mapping[str, Any], resume: bool) -> Trackers:
@@ -155,6 +151,15 @@ def _note_long_warmup(warmup: int, num_steps: int) -> None:
             f"warmup_steps={warmup} is more than half of the run's {num_steps} steps; the learning rate "
             f"rises for {num_steps // 2} of them"
         )
+
+
+def _settle(settings: TrainSettings, device: torch.device, resumed: Path | None) -> TrainSettings:
+    """Resolve `mixed_precision`, and `log_every` where each step has to wait."""
+    precision = settle_precision(settings.mixed_precision, device, resumed)
+    # Without waiting, only torch's fused AdamW leaves out an update that is not finite.
+    waits = precision == "fp16" or device.type == "mps"
+    log_every = 1 if waits else settings.log_every
+    return settings.model_copy(update={"mixed_precision": precision, "log_every": log_every})
 
 
 def settle_precision(name: str, device: torch.device, resumed: Path | None) -> str:
