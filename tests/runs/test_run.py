@@ -234,6 +234,13 @@ def test_settings_that_change_no_result_are_no_others(overrides):
     assert differing_settings(begun, apply_overrides(begun, parse_overrides(overrides)), "finetune") == []
 
 
+def test_only_the_last_part_of_pretraining_may_be_cut_short():
+    shorter = [f"pretrain.{part}.num_epochs=1" for part in ("vae", "clip", "probe", "unet")]
+    changed = apply_overrides(Recipe(), parse_overrides(shorter))
+    found = [text.split()[0] for text in differing_settings(Recipe(), changed, "pretrain")]
+    assert found == [f"pretrain.{part}.num_epochs" for part in ("vae", "clip", "probe")]
+
+
 @pytest.mark.parametrize("overrides", OTHER)
 def test_settings_that_change_the_result_are_named(overrides):
     begun = apply_overrides(Recipe(), {"data.source": "/photos"})

@@ -35,8 +35,8 @@ from clipgraft.flatland import (
 NUM_CAPTIONS = 11
 """Per scene: two rounds of its five writers and the plain one, repeated where the teacher lacks a word."""
 CONTEXT_LENGTH = 77
-PART_SIZE = 128
-"""Images in a worker's task: half a second of drawing, 6 MB."""
+PART_SIZE = 256
+"""Images in a worker's task: a second of drawing, 13 MB, and a batch for the VAE."""
 EPOCHS_AHEAD = 2
 """Drawn in advance; each of 16,384 images takes 0.8 GB of disk."""
 NUM_COMPARED = 16
