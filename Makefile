@@ -33,7 +33,12 @@ format: $(STAMP) ## put files into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP) ## the documentation as a site: build/site/index.html
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/zensical build --clean --strict
+
 bench: $(STAMP) ## measurements, written to benchmarks/results
 	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	$(BIN)/python benchmarks/results_page.py
 
-.PHONY: help install demo test test-slow lint format bench
+.PHONY: help install demo test test-slow lint format docs bench
