@@ -1,7 +1,5 @@
 """The probe: it learns to read drawings, and is read back as it was written."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -29,12 +27,11 @@ def drawings():
     return pixels, torch.tensor([scene.labels for scene in scenes])
 
 
-@dataclass
 class Cycled:
     """Images in fixed batches of 16."""
 
-    pixels: torch.Tensor
-    labels: torch.Tensor
+    def __init__(self, pixels, labels):
+        self.pixels, self.labels = pixels, labels
 
     def __len__(self):
         return len(self.pixels) // 16
