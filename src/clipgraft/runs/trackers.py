@@ -69,7 +69,7 @@ class Trackers:
         *,
         resume: bool = False,
     ):
-        self._run_dir, self._settings = run_dir, settings
+        self._run_dir, self._settings = run_dir, _plain(settings)
         self._names = installed_trackers(names)
         resume = resume and bool(names)
         self._rows = {prefix: _intact_rows(path) if resume else [] for prefix, path in files.items()}
@@ -86,10 +86,10 @@ class Trackers:
         known, self._run_ids = self._run_ids, {}
         for name in self._names:
             try:
-                tracker = _start(name, self._run_dir, known.get(name, ""))
+                tracker = _start(name, self._run_dir, known.get(name, ""), self._settings)
                 self._started[name] = tracker
                 if name not in known:
-                    tracker.store_init_configuration(_plain(self._settings))
+                    tracker.store_init_configuration(self._settings)
             except Exception as error:  # each library raises its own
                 raise UserError(
                     f"report_to = {name!r}: {name} could not be started ({one_line(error)}); set it up, or "
@@ -141,7 +141,7 @@ class Trackers:
             write_json(path, self._run_ids)
 
 
-def _start(name: str, run_dir: Path, run_id: str) -> Any:
+def _start(name: str, run_dir: Path, run_id: str, settings: Mapping[str, Any]) -> Any:
     """Start an accelerate tracker, in an earlier run if there is one."""
     from accelerate import tracking
 
@@ -156,9 +156,9 @@ def _start(name: str, run_dir: Path, run_id: str) -> Any:
             project, run_id = os.environ.get("WANDB_PROJECT", PROJECT), run_id or secrets.token_hex(4)
             tracker = tracking.WandBTracker(project, id=run_id, name=title, resume="allow")
         case _:
-            # trackio knows a run by its name alone.
+            # trackio knows a run by its name alone, and stores no settings that come after its start.
             run_id = run_id or f"{title} {secrets.token_hex(4)}"
-            tracker = tracking.TrackioTracker(PROJECT, name=run_id, resume="allow")
+            tracker = tracking.TrackioTracker(PROJECT, name=run_id, resume="allow", config=dict(settings))
     tracker.start()
     if name == "wandb":
         tracker.tracker.define_metric("*", step_metric="step")
