@@ -183,7 +183,9 @@ def test_missing_peft_is_named_with_what_to_install(clip, monkeypatch):
         return load(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_peft)
-    with pytest.raises(ValueError, match=r"lora_rank needs peft; install clipgraft\[lora\]"):
+    with pytest.raises(
+        ValueError, match=r"peft .for low-rank updates. is not installed; pip install 'clipgraft\[lora\]'"
+    ):
         add_lora(clip.model, rank=2)
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, needs
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.settings import OptimConfig
 
@@ -103,10 +103,8 @@ def check_last_layers(num_layers: int, depth: int) -> None:
 
 
 def _inject_lora(module: CLIPModel | CLIPTextModel, rank: int, layers: list[int] | None = None) -> None:
-    try:
+    with needs("lora", "peft (for low-rank updates)"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError("lora_rank needs peft; install clipgraft[lora]") from error
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # equal to the rank: an unscaled update
