@@ -41,4 +41,7 @@ bench: $(STAMP) ## measurements, written to benchmarks/results
 	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 	$(BIN)/python benchmarks/results_page.py
 
-.PHONY: help install demo test test-slow lint format docs bench
+dist-check: ## build wheel and sdist, try them in empty environments
+	$(PYTHON) tools/check_dist.py
+
+.PHONY: help install demo test test-slow lint format docs bench dist-check
