@@ -71,7 +71,7 @@ def test_models_caches_and_work_are_volumes_of_that_user():
 
 def test_extras_and_python_are_those_of_the_package():
     found = arguments()
-    offered = set(PROJECT["optional-dependencies"]) - {"dev"}
+    offered = set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
     assert set(found["EXTRAS"].split(",")) == offered
     assert found["PYTHON"] in SpecifierSet(PROJECT["requires-python"])
     assert found["DEVICE"] == "cpu"
