@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from safetensors.torch import load_file
 import real_size
 import tiny
 from clipgraft.device import cpu_gains_from_bf16
+from clipgraft.evaluation.results import Evaluation
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
+from clipgraft.runs.run import STAGES
 
 MAX_PEAK_BYTES = 8e9
 
@@ -90,28 +93,29 @@ def test_named_recipe_runs_at_real_size_within_8_gb(tmp_path: Path):
     data = tiny.write_flickr8k(tmp_path / "data")
     out = tmp_path / "run"
     settings = {
-        **{"clip.name": clip, "base.name": base, "finetune.mixed_precision": "no"},
-        **{"finetune.num_epochs": 1, "finetune.batch_size": 8, "finetune.checkpoint_every": 1},
-        **{"bridge.num_epochs": 1, "bridge.max_captions": 32, "generate.num_inference_steps": 2},
-        # Refining and drawing a hundred captions take a CPU hours; other tests run both at small shapes.
-        **{"bridge.allow_few_captions": "true", "refine.num_epochs": 0, "evaluate.num_prompts": 0},
-        # Random weights see no words; a CLIP that does is measured at small shapes too.
+        **{"clip.name": clip, "base.name": base, "data.max_train_images": 8},
+        **{"finetune.mixed_precision": "auto", "finetune.num_epochs": 1, "finetune.batch_size": 8},
+        **{"bridge.num_epochs": 1, "bridge.allow_few_captions": "true", "refine.batch_size": 4},
+        # Random weights see no words; a CLIP that does is measured at small shapes.
         **{"distill.new_words": '["dog"]', "distill.num_epochs": 1, "distill.max_captions": 32},
+        **{"generate.num_inference_steps": 2, "evaluate.num_inference_steps": 2, "evaluate.num_prompts": 2},
     }
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    peak = run_measured("run", "flickr8k_sd15", "--data", data, "--out", out, *options)
-    files = [path for path in out.rglob("*") if path.is_file()]
-    sizes = {
-        part: sum(path.stat().st_size for path in files if path.is_relative_to(out / part)) / 1e9
-        for part in ("finetune/checkpoints", "finetune/clip", "bridge/graft", ".")
-    }
-    print(f"peak memory in {dtype}: run {peak / 1e9:.2f} GB; on disk in GB: {sizes}")  # noqa: T201
-    assert peak < MAX_PEAK_BYTES
+    run_measured("run", "flickr8k_sd15", "--data", data, "--out", out, *options)
+    used = {path.parent.name: json.loads(path.read_text()) for path in out.rglob("resources.json")}
+    assert set(used) == {"run", *STAGES} - {"new_words"}
+    for stage, values in used.items():
+        print(f"{stage}: {values['seconds']:.0f} s, {values['peak_memory_bytes'] / 1e9:.2f} GB")  # noqa: T201
+    assert max(values["peak_memory_bytes"] for values in used.values()) < MAX_PEAK_BYTES
+    variants = {"teacher", "before", "after", "refined", "distilled"}
     rows = json.loads((out / "generate" / "images.json").read_text())
-    assert len(rows) == 8
+    assert Counter(row["variant"] for row in rows) == dict.fromkeys(variants, 2)
     for row in rows:
         with Image.open(out / "generate" / row["file"]) as picture:
             assert picture.size == (512, 512)
+    evaluation = Evaluation.from_json((out / "evaluate" / "evaluation.json").read_text())
+    assert variants <= {variant.name for variant in evaluation.variants}
+    assert (out / "report.html").stat().st_size
     graft = out / "bridge" / "graft"
     run_measured("export", graft, "A dog", "--format", "prompt-embeds", "--out", tmp_path / "embeds")
     embeds = load_file(tmp_path / "embeds" / "prompt_embeds.safetensors")
