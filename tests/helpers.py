@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from types import ModuleType
+
+import pytest
 
 from clipgraft.cli import app as cli
 from clipgraft.generation.requests import ImageRequest
@@ -58,3 +61,9 @@ def run_apart(*arguments: str, **options: object) -> subprocess.CompletedProcess
 def image_request(prompt: str, seed: int = 0, **params: object) -> ImageRequest:
     """Make a request from fields of `SamplingParams`."""
     return ImageRequest(prompt, SamplingParams.build({"seed": seed, **params}))
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO's engine, which keeps its converter's telemetry out; skip the test without OpenVINO."""
+    reason = "openvino is not installed: pip install 'clipgraft[openvino]'"
+    return pytest.importorskip("clipgraft.generation.engines.openvino", reason=reason)

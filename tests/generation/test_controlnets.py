@@ -27,7 +27,7 @@ from clipgraft.models.controlnet import NEEDED, load_controlnet
 from clipgraft.models.ldm_names import to_ldm
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from clipgraft.settings import ModelSettings
-from helpers import call, refused
+from helpers import call, import_openvino, refused
 
 KINDS = {
     "text": (StableDiffusionControlNetPipeline, ()),
@@ -170,7 +170,7 @@ def test_images_of_a_batch_follow_images_of_their_own(generator, world):
 @pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_engines_make_the_plain_pipelines_image(base, generator, world, engine, capsys, monkeypatch):
     if engine == "openvino":
-        pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+        import_openvino()
     monkeypatch.setattr("clipgraft.generation.engines.engine.openvino_dtype", lambda: torch.float32)
     monkeypatch.setattr("clipgraft.generation.engines.engine.inference_dtype", lambda _: torch.float32)
     on_engine = clipgraft.load(base, device="cpu", inference=InferenceConfig(engine=engine))

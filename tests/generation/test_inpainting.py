@@ -14,7 +14,7 @@ from clipgraft.generation.generator import load_generators
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
-from helpers import call, refused
+from helpers import call, import_openvino, refused
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_inpainting_base_needs_a_mask(inpainting_base, images, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_inpainting_base_on_openvino_equals_stock_diffusers(inpainting_base, images, monkeypatch):
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    import_openvino()
     monkeypatch.setattr("clipgraft.generation.engines.engine.openvino_dtype", lambda: torch.float32)
     inference = InferenceConfig(engine="openvino")
     drawn = clipgraft.load(inpainting_base, device="cpu", inference=inference).generate(

@@ -14,7 +14,7 @@ import tiny
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.controlnet import load_controlnet
 from clipgraft.sampling_params import InferenceConfig
-from helpers import call, refused
+from helpers import call, import_openvino, refused
 from lora_world import write_kohya
 
 COMMON = {"num_inference_steps": 3, "guidance_scale": 5.0}
@@ -124,7 +124,7 @@ def test_two_ip_adapters_need_one_image_encoder(generator, world, tmp_path):
 @pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_engines_make_the_plain_pipelines_image(base, generator, world, engine, monkeypatch):
     if engine == "openvino":
-        pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+        import_openvino()
     monkeypatch.setattr("clipgraft.generation.engines.engine.openvino_dtype", lambda: torch.float32)
     monkeypatch.setattr("clipgraft.generation.engines.engine.inference_dtype", lambda _: torch.float32)
     on_engine = clipgraft.load(base, device="cpu", inference=InferenceConfig(engine=engine))

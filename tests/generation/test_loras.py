@@ -20,7 +20,7 @@ from clipgraft.generation.prompt_files import read_requests
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, Lora, SamplingParams
-from helpers import call, image_request, refused
+from helpers import call, image_request, import_openvino, refused
 from lora_world import kohya_tensors, write_diffusers, write_kohya
 
 TORCH = InferenceConfig(engine="torch")
@@ -170,7 +170,7 @@ def test_graft_takes_the_part_for_the_unet_alone(base, graft, kohya, tmp_path, c
 
 
 def test_openvino_and_torch_agree(base, kohya):
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    import_openvino()
     settings = InferenceConfig(engine="openvino", feature_cache=2)
     found = {}
     for config in (settings, settings.updated({"engine": "torch"})):

@@ -5,7 +5,6 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
 import torch
 from image_world import generate, rows_of
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from clipgraft.generation.image_encoding import PARAMETERS_KEY, RECORD_KEY
 from clipgraft.generation.metadata import versions
 from clipgraft.models.base import FrozenBase
-from helpers import refused
+from helpers import import_openvino, refused
 
 A1111_PAIR = re.compile(r"\s*(\w[\w \-/]+):\s*(\"(?:\\.|[^\\\"])+\"|[^,]*)(?:,|$)")
 """With which A1111 and Forge read the last line of `parameters` (modules/infotext_utils.py)."""
@@ -74,5 +73,5 @@ def test_unread_part_of_a_negative_prompt_is_noted(base, tmp_path, capsys):
 
 
 def test_version_of_openvino_is_recorded_with_that_engine():
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
+    import_openvino()
     assert versions("openvino") == versions("torch") | {"openvino": version("openvino")}

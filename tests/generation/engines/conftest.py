@@ -4,11 +4,11 @@ import pytest
 from engine_world import generated, pipeline_of, tiny_base
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("openvino")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stock():
     return generated(pipeline_of(tiny_base()))

@@ -1,7 +1,6 @@
 """Tiny pipelines on each engine."""
 
 import numpy as np
-import pytest
 import torch
 
 import tiny
@@ -12,7 +11,7 @@ from clipgraft.generation.engines.engine import (
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig
-from helpers import image_request
+from helpers import image_request, import_openvino
 
 CPU = torch.device("cpu")
 PROMPTS = ("A dog runs", "A red ball", "A black cat")
@@ -25,10 +24,7 @@ def tiny_base():
 
 
 def openvino(cache, dtype=torch.float32):
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'clipgraft[openvino]'")
-    from clipgraft.generation.engines.openvino import OpenVinoEngine
-
-    return OpenVinoEngine(dtype, cache)
+    return import_openvino().OpenVinoEngine(dtype, cache)
 
 
 def engine_of(name, cache, dtype=torch.float32):

@@ -36,7 +36,7 @@ def test_bfloat16_engine_equals_stock_up_to_rounding(name, cache, stock):
     assert np.abs(drawn - stock).mean() < 1.5
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_flatlands_noise_prediction_is_the_same_on_every_engine(name, cache):
     base = FrozenBase.load("flatland")
     generator = torch.Generator().manual_seed(0)
