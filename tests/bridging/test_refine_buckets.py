@@ -108,7 +108,9 @@ def test_batches_hold_one_size_and_every_image(world):
         assert {size[2:] for size in sizes} == set(LATENTS.values())
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_run_broken_anywhere_ends_in_the_same_bits(world, tmp_path, steps):
     every = "refine.checkpoint_every=1", "refine.save_total_limit=99"
     recipe = recipe_of(world, f"refine.gradient_accumulation_steps={steps}", *every)

@@ -25,6 +25,15 @@ def options(distill_world):
     return ["distill", *named, "--new-words", world.words, *SMALL]
 
 
+@pytest.fixture(scope="module")
+def distilled(distill_world, tmp_path_factory):
+    """What a distillation wrote, the base named by its graft."""
+    out = tmp_path_factory.mktemp("distilled") / "out"
+    named = ["--graft", distill_world.graft, "--captions", distill_world.captions]
+    assert call("distill", *named, "--new-words", distill_world.words, *SMALL, "--out", out) == 0
+    return out
+
+
 def test_a_distilled_encoder_draws_beside_its_graft(options, distill_world, tmp_path, capsys):
     assert call(*options, "--out", tmp_path / "out") == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -40,17 +49,14 @@ def test_a_distilled_encoder_draws_beside_its_graft(options, distill_world, tmp_
     assert [row["variant"] for row in rows] == ["teacher", "bridge", "out"]
 
 
-def test_the_folder_of_a_distillation_names_its_encoder(options, tmp_path, capsys):
-    assert call(*options, "--out", tmp_path / "out") == 0
-    line = refused(capsys, "generate", "A kite", "--graft", tmp_path / "out", "--out", tmp_path / "images")
-    assert f"is not a graft: it has no base.json; name {tmp_path / 'out' / 'text_encoder'}" in line
+def test_the_folder_of_a_distillation_names_its_encoder(distilled, tmp_path, capsys):
+    line = refused(capsys, "generate", "A kite", "--graft", distilled, "--out", tmp_path / "images")
+    assert f"is not a graft: it has no base.json; name {distilled / 'text_encoder'}" in line
 
 
-def test_the_base_is_the_one_that_the_graft_names(options, tmp_path):
-    del options[options.index("--base") : options.index("--base") + 2]
-    assert call(*options, "--out", tmp_path / "out") == 0
-    recipe = tomllib.loads((tmp_path / "out" / "recipe.toml").read_text())
-    assert recipe["base"]["name"] != "flatland"
+def test_the_base_is_the_one_that_the_graft_names(distilled, distill_world):
+    recipe = tomllib.loads((distilled / "recipe.toml").read_text())
+    assert recipe["base"]["name"] == str(distill_world.base)
 
 
 def test_captions_and_data_exclude_each_other(options, tmp_path, capsys):
