@@ -33,12 +33,17 @@ BATCH = "finetune_32"
 SHORT_FINETUNE = {"finetune.mixed_precision": "auto", "finetune.num_epochs": 1}
 SHORT_RUN = SHORT_FINETUNE | {
     "data.max_train_images": 8,
+    "data.max_val_images": 2,
+    "data.max_test_images": 1,
     "finetune.batch_size": 8,
-    "bridge.allow_few_captions": "true",
+    "bridge.num_epochs": 1,
     # One size for all images, so that they are one batch.
     "refine.crop": "center",
     # CLIP's random weights see no words in photographs, so that none would be found.
     "distill.new_words": '["dog"]',
+    "distill.num_epochs": 1,
+    "distill.max_captions": 64,
+    "generate.prompts": '["A dog running on the beach at sunset"]',
     "generate.num_inference_steps": 1,
     "evaluate.num_inference_steps": 1,
     "evaluate.num_prompts": 2,
