@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
 from clipgraft.generation.engines.attach import put_on_engine, set_approximations
+from clipgraft.generation.engines.choice import choose_engine, kept_choices
 from clipgraft.generation.engines.engine import engines_at_hand
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest
@@ -184,6 +186,39 @@ def row_steps(options: argparse.Namespace) -> dict[str, Any]:
         "matmul_peak_flops": {"bfloat16": peak, "float32": matmul_peak(F32)},
         "share_of_bfloat16_peak": {name: flops / value / peak for name, value in medians.items()},
     }
+
+
+def row_auto(options: argparse.Namespace) -> dict[str, Any]:
+    """The engine that `auto` measures and takes, against each engine and stock diffusers."""
+    name = "flatland" if options.tiny else str(SD15)
+    engines = engines_at_hand(InferenceConfig(), CPU, cache_dir() / "openvino")
+    light = FrozenBase.load(name, components=("tokenizer",))
+    measuring = []
+    for _ in range(2):  # the first converts, if that was not done before
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"XDG_CACHE_HOME": folder}):
+            begun = time.perf_counter()
+            chosen = choose_engine(engines, light).name
+            measuring.append(time.perf_counter() - begun)
+            (measured,) = kept_choices()
+    medians = take_turns(
+        variants_of(options, lambda base, dtype: unet_step(base, dtype, 2, options.size)), options.repeats
+    )
+    by_engine = {engine.name: medians[f"{engine.name} engine bfloat16"] for engine in engines}
+    stock = min(value for variant, value in medians.items() if variant.startswith("stock"))
+    return {
+        "median_seconds": medians,
+        "chosen": chosen,
+        "seconds_when_chosen": measured.seconds,
+        "auto / fastest engine": by_engine[chosen] / min(by_engine.values()),
+        "faster stock / auto": stock / by_engine[chosen],
+        "seconds_of_choosing_first_and_again": measuring,
+        "machine": measured.machine.model_dump(),
+    }
+
+
+def row_flatland_auto(options: argparse.Namespace) -> dict[str, Any]:
+    """The same for flatland."""
+    return row_auto(argparse.Namespace(**vars(options) | {"tiny": True, "size": 128}))
 
 
 def row_float32(options: argparse.Namespace) -> dict[str, Any]:
