@@ -34,11 +34,12 @@ from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
 from clipgraft.generation.engines.attach import put_on_engine, set_approximations
-from clipgraft.generation.engines.choice import choose_engine, kept_choices
+from clipgraft.generation.engines.choice import choose_engine
 from clipgraft.generation.engines.engine import engines_at_hand
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.measured import all_kept
 from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
@@ -199,7 +200,7 @@ def row_auto(options: argparse.Namespace) -> dict[str, Any]:
             begun = time.perf_counter()
             chosen = choose_engine(engines, light).name
             measuring.append(time.perf_counter() - begun)
-            (measured,) = kept_choices()
+            (measured,) = (each for each in all_kept() if chosen in each.seconds)
     medians = take_turns(
         variants_of(options, lambda base, dtype: unet_step(base, dtype, 2, options.size)), options.repeats
     )

@@ -22,7 +22,7 @@ from clipgraft.files import atomic_write, clear_parts
 from clipgraft.settings import DataSettings
 
 BOUNDED = ("crops", "damage", "features", "latents", "listings", "shards")
-"""Folders of the cache that are bounded; others hold flatland8k, converted networks, choices of engines."""
+"""Folders of the cache that are bounded; others hold flatland8k, converted networks and measured times."""
 GIGABYTE = 10**9
 
 _bound_bytes = round(DataSettings().cache_gb * GIGABYTE)
@@ -93,7 +93,7 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> CachedFil
     that makes it.
 
     Args:
-        kind: One of `BOUNDED`.
+        kind: Its folder; in `BOUNDED` if it may be evicted.
         name: Covers everything that the file depends on.
         make: Writes the file at a path.
     """

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from clipgraft.errors import UserError
+from clipgraft.measured import cpu_name, measured_once
 
 RECORDED_PACKAGES = (
     *("clipgraft", "torch", "transformers", "diffusers"),
@@ -53,7 +54,14 @@ def cpu_gains_from_bf16() -> bool:
     # one machine. Without either, bfloat16 is emulated, some 50 times slower.
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
-    return _matmul_seconds(torch.float32) > BF16_GAIN * _matmul_seconds(torch.bfloat16)
+    product = "a product of two 1024 x 1024 matrices"
+    return measured_once(product, product, _compare_dtypes).chosen == "bfloat16"
+
+
+def _compare_dtypes() -> tuple[str, dict[str, float]]:
+    seconds = {"float32": _matmul_seconds(torch.float32), "bfloat16": _matmul_seconds(torch.bfloat16)}
+    is_gained = seconds["float32"] > BF16_GAIN * seconds["bfloat16"]
+    return "bfloat16" if is_gained else "float32", seconds
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:
@@ -148,13 +156,3 @@ def _without_folders(argument: str) -> str:
 def without_folders(text: str) -> str:
     """Reduce every absolute path in a text to its last part."""
     return re.sub(r"(?<![\w/:.])/(?:[^\s/:;,'\"]+/)+", "", text)
-
-
-def cpu_name() -> str:
-    """Return the processor's model, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
