@@ -6,8 +6,8 @@ ridge: the closed form against NumPy's least squares, and a linear teacher that 
 few_captions: on flatland, the linear bridge's error on held-out words by the number of captions.
 closed_form: captions a second and peak memory of fitting it to Flickr8k's captions (FILE:
     ../shared/flickr8k/Flickr8k.token.txt).
-refine: memory and time of a step on one picture of 512 x 512, with diffusers' attention too, and what cached
-    latents save. Its seconds are processor seconds divided by the number of threads.
+refine: memory and time of a step on one picture of 512 x 512, and what cached latents save, in processor
+    seconds divided by the number of threads.
 
 Peak memory is VmHWM of a process of its own. Checkpoints are written once into DIR (runs/bench_bridge), 3 GB.
 Each part updates its section of benchmarks/results/bridge.json.
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -43,7 +42,6 @@ from clipgraft.models.clip import load_clip  # noqa: E402
 from clipgraft.models.configs import BaseRecord  # noqa: E402
 from clipgraft.models.graft import Graft, GraftedTextEncoder  # noqa: E402
 from clipgraft.models.ridge import RidgeRegression  # noqa: E402
-from clipgraft.models.unet_attention import UNetAttention  # noqa: E402
 from clipgraft.models.weights import module_sha256  # noqa: E402
 from clipgraft.settings import OptimConfig  # noqa: E402
 from clipgraft.training.step import TrainStep  # noqa: E402
@@ -157,11 +155,9 @@ def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
     def encoded() -> dict[str, torch.Tensor]:
         return {**batch, "latents": base.encode_latents(pixels).float()}
 
-    ours, diffusers_own = UNetAttention(), AttnProcessor2_0()
-    times: dict[str, list[float]] = {"cached": [], "encoded": [], "diffusers_attention": []}
+    times: dict[str, list[float]] = {"cached": [], "encoded": []}
     for _ in range(REPEATS):
         for name, times_of in times.items():
-            base.unet.set_attn_processor(diffusers_own if name == "diffusers_attention" else ours)
             begun = time.process_time()
             stepper([encoded() if name == "encoded" else batch], 1e-4)
             times_of.append((time.process_time() - begun) / torch.get_num_threads())
@@ -172,7 +168,6 @@ def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
         "peak_bytes_of_steps": peak_memory,
         "seconds": seconds,
         "encoded_over_cached": seconds["encoded"] / seconds["cached"],
-        "diffusers_attention_over_ours": seconds["diffusers_attention"] / seconds["cached"],
         "tflop": flops / 1e12,
         "share_of_matmul_peak": flops / seconds["cached"] / peak,
         "matmul_peak_gflops": peak / 1e9,

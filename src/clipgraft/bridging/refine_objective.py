@@ -11,7 +11,6 @@ from transformers import CLIPTextModel
 
 from clipgraft.models.clip import text_hidden_states
 from clipgraft.models.graft import GraftedTextEncoder
-from clipgraft.models.unet_attention import use_fast_attention
 from clipgraft.settings import RefineSettings
 from clipgraft.training.losses import clamped_snr_weights
 from clipgraft.training.objectives import Result, add_noise
@@ -49,7 +48,6 @@ class RefineObjective(nn.Module):
         super().__init__()
         self.encoder, self.settings = encoder, settings
         self.unet = unet.requires_grad_(False)
-        use_fast_attention(unet)
         self.teacher = teacher.requires_grad_(False)
         self.register_buffer("alphas_cumprod", alphas_cumprod)
         self.register_buffer("empty_input_ids", empty_input_ids)
