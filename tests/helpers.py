@@ -1,7 +1,14 @@
 """The command line called in this process or apart, and image requests, for tests."""
 
+import os
+import resource
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
@@ -67,3 +74,36 @@ def import_openvino() -> ModuleType:
     """Import OpenVINO's engine, which keeps its converter's telemetry out; skip the test without OpenVINO."""
     reason = "openvino is not installed: pip install 'clipgraft[openvino]'"
     return pytest.importorskip("clipgraft.generation.engines.openvino", reason=reason)
+
+
+@contextmanager
+def interrupted_when(is_reached: Callable[[], bool]) -> Iterator[None]:
+    """Send this process Ctrl-C as soon as a condition holds, after a minute in any case."""
+    ended, deadline = threading.Event(), time.monotonic() + 60
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            if is_reached() or time.monotonic() > deadline:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse to write more to a file, as a full disk would."""
+    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))

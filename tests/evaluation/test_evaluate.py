@@ -1,7 +1,6 @@
 """evaluate() on objects, and `clipgraft evaluate` on runs and grafts of tiny real models."""
 
 import json
-import resource
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from clipgraft.evaluation.evaluate import evaluate, name_grafts
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from clipgraft.models.graft import Graft
-from helpers import call, refused
+from helpers import call, files_of_at_most, refused
 
 
 @pytest.mark.slow
@@ -165,11 +164,7 @@ def test_run_and_graft_together_or_neither_are_refused(run_dir, tmp_path, capsys
 def test_full_disk_leaves_the_old_evaluation(record, run_dir, tmp_path, capsys):
     out = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
     before = (out / "evaluation.json").read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # bytes: figures do not fit
-    try:
+    with files_of_at_most(20_000):  # figures do not fit
         message = refused(capsys, "evaluate", run_dir, "--out", out, "--force", *OPTIONS)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert message.startswith("error: no space left")
     assert (out / "evaluation.json").read_bytes() == before

@@ -1,6 +1,5 @@
 """What is kept is found by all that decided it: bytes, settings, versions; what is damaged is made anew."""
 
-import resource
 from importlib.metadata import version
 
 import numpy as np
@@ -30,6 +29,7 @@ from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.tokenizer import train_tokenizer
+from helpers import files_of_at_most
 
 GOLDEN_PICTURE = [
     [[23, 26, 65], [72, 73, 100], [23, 26, 66], [24, 26, 64]],
@@ -247,13 +247,8 @@ def test_features_are_as_their_version_says(tmp_path, processes):
 
 def test_features_on_a_full_disk_are_a_user_error(tmp_path):
     store = FeatureStore(tmp_path, PartialState(cpu=True))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as raised:
-            store.features("", "extractor", ["a"], ["sum"], lambda items: torch.ones(len(items), 64))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large") as raised:
+        store.features("", "extractor", ["a"], ["sum"], lambda items: torch.ones(len(items), 64))
     assert is_user_error(raised.value)
     assert one_line(raised.value).startswith("no space left on the disk")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,10 +1,6 @@
 """The generate command as a user meets it: stops, memory, JSON, previews, grafts that do not fit."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +17,7 @@ from clipgraft.generation import image_folder as gallery
 from clipgraft.generation.image_encoding import RECORD_KEY
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
-from helpers import image_request, refused
+from helpers import call, image_request, interrupted_when, refused
 
 
 def test_empty_prompt_is_generated_with_a_note(base, tmp_path, capsys):
@@ -30,22 +26,15 @@ def test_empty_prompt_is_generated_with_a_note(base, tmp_path, capsys):
     assert rows_of(tmp_path)[0]["file"] == "empty-prompt_seed0.png"
 
 
-def test_interrupted_generation_keeps_its_images(base, tmp_path):
+def test_interrupted_generation_keeps_its_images(base, tmp_path, capsys):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("\n".join(f"A dog {number}" for number in range(400)))
-    command = [sys.executable, "-m", "clipgraft", "generate", "--from-file", str(prompts)]
-    command += ["--base", str(base), "--out", str(out), "--steps", "3", "--batch-size", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("*.png"))) < 3:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command generates the rest" in printed
-    assert "Traceback" not in errors
+    options = ["--base", base, "--out", out, "--steps", 3, "--batch-size", 2]
+    with interrupted_when(lambda: len(list(out.glob("*.png"))) >= 3):
+        assert call("generate", "--from-file", prompts, *options) == 130
+    said = capsys.readouterr()
+    assert "the same command generates the rest" in said.out
+    assert "Traceback" not in said.err
     rows = rows_of(out)
     assert 3 <= len(rows) < 400
     assert all(pixels(out / row["file"]).shape == (64, 64, 3) for row in rows)

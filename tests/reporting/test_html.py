@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from read_page import Page, read_page
 from clipgraft.reporting.html import MAX_REPORT_BYTES, render_report
 from clipgraft.reporting.report import report
 from clipgraft.reporting.run_data import read_run
+from helpers import files_of_at_most
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 7 }} &amp;"
 
@@ -212,13 +212,8 @@ def test_old_report_survives_a_write_that_fails(run_dir):
     report(run_dir)
     before = {path: path.read_bytes() for path in run_dir.glob("*") if path.is_file()}
     write_log(run_dir / "finetune" / "log.jsonl", log_rows(4, 20))
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            report(run_dir)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with files_of_at_most(4096), pytest.raises(OSError, match="File too large"):
+        report(run_dir)
     assert {path: path.read_bytes() for path in run_dir.glob("*") if path.is_file()} == before
 
 

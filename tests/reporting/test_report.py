@@ -1,6 +1,5 @@
 """`clipgraft report`: from a folder to its page, several to one, and a run at work."""
 
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from clipgraft.cli import app as cli
 from clipgraft.config import Recipe, to_toml
 from clipgraft.reporting.report import watch
 from clipgraft.runs.folder import LOCK_NAME, is_locked, run_folder
+from helpers import interrupted_when
 
 
 @pytest.fixture
@@ -92,15 +92,8 @@ def test_evaluation_within_a_run_is_watched_too(run_dir, capsys):
 
 
 def test_page_is_at_rest_when_ctrl_c_ends_the_watch(run_dir):
-    def interrupt():
-        deadline = time.monotonic() + 30
-        while not (run_dir / "report.html").is_file() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    worker = threading.Thread(target=interrupt, daemon=True)
-    worker.start()
-    with run_folder(run_dir, resume=True), pytest.raises(KeyboardInterrupt):
+    is_shown = (run_dir / "report.html").is_file
+    with run_folder(run_dir, resume=True), pytest.raises(KeyboardInterrupt), interrupted_when(is_shown):
         watch(run_dir, every=30)
     assert 'http-equiv="refresh"' not in (run_dir / "report.html").read_text()
 

@@ -1,8 +1,6 @@
 """The studio's database: refused at the start in one line, told of with 503 later, and never deleted."""
 
-import resource
 import shutil
-import signal
 import sqlite3
 import sys
 import time
@@ -16,7 +14,7 @@ from clipgraft.cli import app as cli
 from clipgraft.studio.api import build_app
 from clipgraft.studio.database import UnavailableError
 from clipgraft.studio.queue import Queue
-from helpers import image_request
+from helpers import files_of_at_most, image_request
 
 JOB = {"prompt": "A dog", "steps": 1}
 NEW = ("m", image_request("a dog", num_inference_steps=1))
@@ -128,18 +126,6 @@ def written_to_by_another_program(path):
 
 
 @contextmanager
-def full_disk():
-    """What the kernel does to a process whose quota is used up: each write beyond it fails."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
 def full_database(service):
     """SQLite's own bound in the place of a full disk's."""
     writer = service.queue.database._writer
@@ -196,7 +182,7 @@ def test_a_database_that_cannot_grow_is_a_full_disk(client, service):
 
 def test_a_full_disk_is_reported_until_there_is_room(client, service):
     assert client.post("/v1/images/generations", json=JOB).status_code == 200
-    with full_disk():
+    with files_of_at_most(0):
         until_health_is(client, 503, "no space left on the disk; free some")
         answer = client.post("/v1/images/generations", json=JOB)
     assert refused(answer)

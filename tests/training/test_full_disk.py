@@ -1,27 +1,14 @@
 """A disk that is full at any file of a training: one line says so, and with room again the run goes on."""
 
-import resource
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from clipgraft.errors import CheckpointError, is_user_error, one_line
 from clipgraft.models.weights import write_tensors
+from helpers import files_of_at_most
 from regression import read_log, rows_of, run
 
 LIMITS = [0, 50, 150, 400, 700, 900, 1100, 1500, 2000, 3000, 4000]
-
-
-@contextmanager
-def files_of_at_most(num_bytes):
-    """Let the system refuse to write more to a file, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Networks converted for OpenVINO: kept on disk, verified, converted again after damage."""
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from engine_world import openvino
 
 from clipgraft.files import file_sha256
 from clipgraft.models.weights import write_folder_atomically
-from helpers import import_openvino
+from helpers import files_of_at_most, import_openvino
 
 
 class Layer(torch.nn.Module):
@@ -140,13 +139,9 @@ def test_whatever_the_damage_a_network_is_converted_anew(damage, kept, tmp_path,
 
 
 def test_a_full_disk_keeps_no_network_and_still_generates(tmp_path, capsys):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     engine = openvino(tmp_path)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
+    with files_of_at_most(100):
         assert run_layer(engine) == 4
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "cannot be kept" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
