@@ -2,13 +2,12 @@
 
 from clipgraft.flatland.captions import is_known_to_teacher, plain_caption, write_captions
 from clipgraft.flatland.prompts import Prompt, fidelity_prompts
-from clipgraft.flatland.world import ATTRIBUTES, HELD_OUT_PAIRS, HELD_OUT_TRIPLES, Scene, sample_scene
+from clipgraft.flatland.scenes import sample_scene
+from clipgraft.flatland.world import ATTRIBUTES, Scene
 from clipgraft.flatland.writer import draw_flatland8k, draw_scene, draw_scenes, plain_captions
 
 __all__ = [
     "ATTRIBUTES",
-    "HELD_OUT_PAIRS",
-    "HELD_OUT_TRIPLES",
     "Prompt",
     "Scene",
     "draw_flatland8k",

@@ -6,7 +6,8 @@ from functools import cache
 from typing import NamedTuple
 
 from clipgraft.flatland.captions import plain_caption
-from clipgraft.flatland.world import Scene, sample_scene
+from clipgraft.flatland.scenes import sample_scene
+from clipgraft.flatland.world import Scene
 
 NUM_PROMPTS = 240
 PROMPT_SEED = 240_240

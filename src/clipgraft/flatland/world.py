@@ -1,15 +1,17 @@
-"""The world of flatland: places, times, subjects; held-out combinations; random scenes.
-
-A scene is drawn from (seed, index), the same on every machine and Python.
-"""
+"""The world of flatland: what there is, what it may do where, and what stays held out."""
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-PLACES = ("beach", "garden", "park", "street", "snow", "lake", "mountain", "field")
 TIMES = ("day", "sunset", "night")
+WEATHERS = ("", "cloudy", "rainy", "foggy")
+"""Clear first."""
+NUMBERS = ("", "two", "three")
+"""One first."""
+SIZES = ("", "little", "big")
+SIDES = ("", "left", "right")
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 48, 49),
@@ -26,49 +28,97 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 _FUR = ("brown", "black", "white", "gray", "orange")
 _PAINT = ("red", "blue", "green", "yellow", "orange", "pink", "black", "white")
 
+_LAND = ("beach", "garden", "park", "street", "snow", "mountain", "field", "forest")
+_ROADS = ("street", "mountain", "field", "beach", "snow")
+_PATHS = ("street", "park", "garden", "field", "beach", "forest")
+_OPEN = ("beach", "park", "field", "mountain", "snow")
+PLACES = ("beach", "garden", "park", "street", "snow", "lake", "mountain", "field", "forest", "pool")
+
 
 class Subject(NamedTuple):
     """A kind of thing in an image."""
 
     colours: tuple[str, ...]
     actions: tuple[str, ...]
+    """On land, alone or beside another."""
     places: tuple[str, ...]
-    """Where it may be: boats float."""
+    """On land; for lake and pool see AFLOAT."""
     height: float
     """Relative to the image, at scale 1."""
+    sizes: tuple[str, ...] = ("little", "big")
+    """Besides the ordinary one."""
 
 
-_LAND = ("beach", "garden", "park", "street", "snow", "mountain", "field")
+_GAITS = ("walking", "running", "jumping", "sitting", "standing")
 SUBJECTS: dict[str, Subject] = {
-    "dog": Subject(_FUR, ("running", "sitting", "jumping"), _LAND, 0.42),
-    "cat": Subject(_FUR, ("walking", "sitting"), _LAND, 0.36),
+    "man": Subject(_PAINT, _GAITS, _LAND, 0.60, ()),
+    "woman": Subject(_PAINT, _GAITS, _LAND, 0.58, ()),
+    "boy": Subject(_PAINT, _GAITS, _LAND, 0.44, ("little",)),
+    "girl": Subject(_PAINT, _GAITS, _LAND, 0.44, ("little",)),
     "horse": Subject(("brown", "black", "white", "gray"), ("running", "standing"), _LAND, 0.56),
-    "bird": Subject(("red", "blue", "yellow", "black", "white"), ("flying", "standing"), PLACES, 0.30),
-    "man": Subject(_PAINT, ("walking", "running", "jumping"), _LAND, 0.60),
-    "woman": Subject(_PAINT, ("walking", "running", "sitting"), _LAND, 0.58),
-    "child": Subject(_PAINT, ("walking", "running", "jumping"), _LAND, 0.44),
-    "car": Subject(_PAINT, ("driving", "parked"), ("street", "mountain", "field", "snow", "beach"), 0.34),
-    "bicycle": Subject(_PAINT, ("standing", "lying"), ("street", "park", "garden", "field", "beach"), 0.38),
-    "boat": Subject(_PAINT, ("sailing", "anchored"), ("beach", "lake"), 0.44),
+    "dog": Subject(_FUR, ("running", "sitting", "jumping", "lying"), _LAND, 0.42),
+    "cat": Subject(_FUR, ("walking", "sitting", "lying"), _LAND, 0.36),
+    "bird": Subject(("red", "blue", "yellow", "black", "white"), ("flying", "standing"), _LAND, 0.30),
+    "bus": Subject(_PAINT, ("driving", "parked"), _ROADS, 0.38),
+    "car": Subject(_PAINT, ("driving", "parked"), _ROADS, 0.34),
+    "motorcycle": Subject(_PAINT, ("driving", "parked"), (*_ROADS, "forest"), 0.36),
+    "boat": Subject(_PAINT, ("sailing", "anchored"), ("beach",), 0.44),
+    "bicycle": Subject(_PAINT, ("standing", "lying"), _PATHS, 0.38),
+    "kite": Subject(_PAINT, ("flying", "falling"), _OPEN, 0.34),
     "ball": Subject(_PAINT, ("lying", "bouncing"), _LAND, 0.26),
-    "kite": Subject(_PAINT, ("flying", "falling"), ("beach", "park", "field", "mountain", "snow"), 0.34),
 }
+THINGS: dict[str, Subject] = {
+    "frisbee": Subject(_PAINT, (), ("beach", "park", "garden", "field", "snow"), 0.10),
+    "stick": Subject(("brown",), (), ("beach", "park", "garden", "field", "snow", "forest"), 0.08),
+    "skateboard": Subject(_PAINT, (), ("street", "park"), 0.10),
+    "surfboard": Subject(_PAINT, (), ("beach",), 0.44),
+    "umbrella": Subject(_PAINT, (), _LAND, 0.30),
+}
+"""Companions alone, and only in a relation."""
+PEOPLE = ("man", "woman", "boy", "girl")
 
-COMPANIONS: dict[str, tuple[str, ...]] = {
-    "man": ("dog", "ball", "bicycle", "kite"),
-    "woman": ("dog", "cat", "bicycle", "kite"),
-    "child": ("dog", "cat", "ball", "kite"),
-    "dog": ("ball", "cat", "bird"),
+AFLOAT: dict[str, dict[str, tuple[str, ...]]] = {
+    "lake": dict.fromkeys(PEOPLE, ("swimming",))
+    | {"dog": ("swimming",), "bird": ("flying", "standing"), "boat": ("sailing", "anchored")},
+    "pool": dict.fromkeys(PEOPLE, ("swimming", "jumping", "sitting", "standing"))
+    | {"dog": ("swimming",), "ball": ("lying",)},
 }
-"""Subjects with a second, smaller one; never the other way round, so the first is always known."""
+"""Place -> subject -> what it may do there; nothing else may be there."""
+
+RELATIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "riding": dict.fromkeys(PEOPLE, ("bicycle", "horse", "motorcycle", "skateboard", "surfboard")),
+    "playing": dict.fromkeys(PEOPLE, ("ball", "frisbee")) | {"dog": ("ball", "frisbee", "stick")},
+    "holding": dict.fromkeys(PEOPLE, ("umbrella", "kite", "ball", "surfboard")),
+    "chasing": {"dog": ("cat", "bird", "ball"), "cat": ("bird",)},
+}
+"""Action -> subject -> its companions; with any other action a companion is beside the subject."""
+_BESIDE_PEOPLE = (
+    *("dog", "dog", "dog", "horse", "cat", "bird"),  # a dog oftener: captions have it the most
+    *("bus", "car", "motorcycle", "boat", "bicycle", "ball"),
+)
+BESIDE: dict[str, tuple[str, ...]] = {
+    "man": ("woman", "boy", "girl", *_BESIDE_PEOPLE),
+    "woman": ("boy", "girl", *_BESIDE_PEOPLE),
+    "boy": ("girl", *_BESIDE_PEOPLE),
+    "girl": _BESIDE_PEOPLE,
+    "horse": ("dog", "cat", "bird"),
+    "dog": ("cat", "bird", "car", "bicycle", "ball"),
+    "cat": ("bird", "ball"),
+}
+"""Subject -> what may be beside it; of two subjects the earlier one in SUBJECTS comes first."""
 COMPANION_ACTIONS = {
+    "horse": "standing",
     "dog": "sitting",
     "cat": "sitting",
-    "ball": "lying",
-    "bicycle": "standing",
-    "kite": "flying",
     "bird": "standing",
+    "bus": "parked",
+    "car": "parked",
+    "motorcycle": "parked",
+    "boat": "anchored",
+    "bicycle": "standing",
+    "ball": "lying",
 }
+"""Beside a subject on land; of two people both do the same."""
 
 HELD_OUT_TRIPLES = frozenset(
     {
@@ -78,8 +128,11 @@ HELD_OUT_TRIPLES = frozenset(
         ("bird", "lake", "sunset"),
         ("man", "field", "sunset"),
         ("woman", "park", "night"),
-        ("child", "street", "day"),
+        ("boy", "street", "day"),
+        ("girl", "forest", "sunset"),
+        ("bus", "street", "sunset"),
         ("car", "mountain", "sunset"),
+        ("motorcycle", "field", "night"),
         ("bicycle", "garden", "night"),
         ("boat", "lake", "night"),
         ("ball", "snow", "day"),
@@ -87,34 +140,50 @@ HELD_OUT_TRIPLES = frozenset(
     }
 )
 """(subject, place, time) never in train."""
-
 HELD_OUT_PAIRS = frozenset(
     {
         ("dog", "gray"),
         ("cat", "white"),
         ("car", "yellow"),
+        ("bus", "pink"),
         ("boat", "green"),
         ("ball", "blue"),
         ("kite", "orange"),
     }
 )
 """(subject, colour) never in train."""
+HELD_OUT_NUMBERS = frozenset(
+    {("two", "horse"), ("two", "bus"), ("two", "girl"), ("three", "cat"), ("three", "boat"), ("three", "man")}
+)
+"""(number, subject) never in train."""
+HELD_OUT_RELATIONS = frozenset(
+    {
+        ("girl", "riding", "horse"),
+        ("woman", "riding", "motorcycle"),
+        ("boy", "playing", "frisbee"),
+        ("man", "holding", "umbrella"),
+        ("dog", "chasing", "cat"),
+        ("horse", "", "dog"),
+        ("woman", "", "cat"),
+        ("boy", "", "bicycle"),
+    }
+)
+"""(subject, action, companion) never in train; the action "" means beside."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "place": PLACES,
     "time": TIMES,
+    "weather": WEATHERS,
     "subject": ("", *SUBJECTS),
     "colour": ("", *COLOURS),
-    "action": ("", *sorted({action for kind in SUBJECTS.values() for action in kind.actions})),
+    "number": NUMBERS,
+    "action": ("", *sorted({"swimming", *RELATIONS}.union(*(kind.actions for kind in SUBJECTS.values())))),
+    "size": SIZES,
+    "side": SIDES,
+    "companion": ("", *SUBJECTS, *THINGS),
+    "companion_colour": ("", *COLOURS),
 }
-"""What can be read from an image; "" without a subject."""
-
-EMPTY_SHARE = 0.1
-"""Share of scenes without a subject."""
-COMPANION_SHARE = 0.25
-"""Share of scenes with a second subject, where the first may have one."""
-HELD_OUT_SHARE = 0.3
-"""Share of scenes outside train that show a held-out combination."""
+"""What can be read from an image; a caption does not name what is ""."""
 
 T = TypeVar("T")
 
@@ -128,20 +197,48 @@ class Scene:
     subject: str
     """Empty where the scene has none."""
     colour: str
+    """Of all of them, where they are two or three."""
     action: str
+    """A key of RELATIONS says what the subject does with its companion."""
     look: str
-    """Seed of the rest: position, size, direction, background detail."""
+    """Seed of the rest: position, direction, background detail."""
+    weather: str = ""
+    number: str = ""
+    """Of the subject; two or three have no companion."""
+    size: str = ""
+    side: str = ""
+    """Where in the image the subject is; empty in the middle, and for two or three."""
     companion: str = ""
-    """A second, smaller subject beside the first, or empty."""
+    """A second thing, or empty."""
     companion_colour: str = ""
+
+    @property
+    def relation(self) -> str:
+        """What the subject does with its companion; empty if it is just beside it."""
+        return self.action if self.action in RELATIONS else ""
+
+    @property
+    def companion_action(self) -> str:
+        """What a companion beside the subject does; empty in a relation and without companion."""
+        if not self.companion or self.relation:
+            return ""
+        if self.companion in PEOPLE:
+            return self.action
+        if self.place in AFLOAT:
+            return AFLOAT[self.place][self.companion][-1]
+        return COMPANION_ACTIONS[self.companion]
 
     @property
     def is_held_out(self) -> bool:
         """Whether the train split never shows this combination."""
         shown = ((self.subject, self.colour), (self.companion, self.companion_colour))
-        return any(
-            (subject, self.place, self.time) in HELD_OUT_TRIPLES or (subject, colour) in HELD_OUT_PAIRS
-            for subject, colour in shown
+        return (
+            (self.number, self.subject) in HELD_OUT_NUMBERS
+            or (self.subject, self.relation, self.companion) in HELD_OUT_RELATIONS
+            or any(
+                (subject, self.place, self.time) in HELD_OUT_TRIPLES or (subject, colour) in HELD_OUT_PAIRS
+                for subject, colour in shown
+            )
         )
 
     @property
@@ -150,41 +247,29 @@ class Scene:
         return tuple(values.index(getattr(self, name)) for name, values in ATTRIBUTES.items())
 
 
+def kind_of(subject: str) -> Subject:
+    """Return the kind of a subject or thing."""
+    return SUBJECTS.get(subject) or THINGS[subject]
+
+
+def actions_in(place: str, subject: str) -> tuple[str, ...]:
+    """Return what a subject may do in a place, without relations; nothing if it may not be there."""
+    if place in AFLOAT:
+        return AFLOAT[place].get(subject, ())
+    return SUBJECTS[subject].actions if place in SUBJECTS[subject].places else ()
+
+
+def places_of(subject: str, action: str = "", companion: str = "") -> tuple[str, ...]:
+    """Return the places of a subject, of a relation, or of two beside each other."""
+    if not action:
+        both = [each for each in (subject, companion) if each]
+        return tuple(place for place in PLACES if all(actions_in(place, each) for each in both))
+    places = SUBJECTS[subject].places
+    shared = tuple(place for place in kind_of(companion).places if place in places)
+    return (*shared, "lake") if (action, companion) == ("riding", "surfboard") else shared
+
+
 def pick(rng: random.Random, items: Sequence[T]) -> T:
     """Choose one item."""
     # `random()` is the only method whose values Python promises to keep.
     return items[int(rng.random() * len(items))]
-
-
-def sample_scene(seed: int, index: int, split: str) -> Scene:
-    """Draw the scene of one image.
-
-    Args:
-        seed: Of the whole set.
-        index: The image's number.
-        split: "train" never gives a held-out combination; the others do in part.
-    """
-    look = f"flatland/{seed}/{index}"
-    rng = random.Random(look)
-    place, time = pick(rng, PLACES), pick(rng, TIMES)
-    if rng.random() < EMPTY_SHARE:
-        return Scene(place, time, "", "", "", look)
-    wants_held_out = split != "train" and rng.random() < HELD_OUT_SHARE
-    while True:
-        scene = _sample_with_subject(rng, look)
-        if scene.is_held_out == wants_held_out:
-            return scene
-
-
-def _sample_with_subject(rng: random.Random, look: str) -> Scene:
-    subject = pick(rng, list(SUBJECTS))
-    kind = SUBJECTS[subject]
-    place, time = pick(rng, kind.places), pick(rng, TIMES)
-    scene = Scene(place, time, subject, pick(rng, kind.colours), pick(rng, kind.actions), look)
-    if rng.random() >= COMPANION_SHARE:
-        return scene
-    fitting = [other for other in COMPANIONS.get(subject, ()) if place in SUBJECTS[other].places]
-    if not fitting:
-        return scene
-    companion = pick(rng, fitting)
-    return replace(scene, companion=companion, companion_colour=pick(rng, SUBJECTS[companion].colours))

@@ -21,8 +21,9 @@ from clipgraft.files import read_jsonl
 from clipgraft.flatland.backgrounds import draw_background
 from clipgraft.flatland.canvas import Canvas
 from clipgraft.flatland.captions import plain_caption, write_captions
+from clipgraft.flatland.scenes import sample_scene
 from clipgraft.flatland.subjects import draw_subjects
-from clipgraft.flatland.world import Scene, sample_scene
+from clipgraft.flatland.world import Scene
 
 IMAGE_SIZE = 128
 DRAWING_VERSION = 1
