@@ -1,70 +1,54 @@
-"""Words and their synonyms; CLIP knows only the first before fine-tuning."""
+"""Nouns, colours, places, times and views, each with synonyms; before fine-tuning CLIP knows the first."""
 
 SUBJECT_WORDS: dict[str, tuple[str, ...]] = {
+    "man": ("man", "guy", "fellow", "gentleman", "person", "adult"),
+    "woman": ("woman", "lady", "person", "adult"),
+    "boy": ("boy", "child", "kid", "toddler", "youngster"),
+    "girl": ("girl", "child", "kid", "toddler", "youngster"),
+    "horse": ("horse", "pony", "stallion", "mare"),
     "dog": ("dog", "puppy", "pup", "hound", "doggy"),
     "cat": ("cat", "kitten", "kitty", "tomcat"),
-    "horse": ("horse", "pony", "stallion", "mare"),
     "bird": ("bird", "songbird", "birdie"),
-    "man": ("man", "guy", "fellow", "gentleman"),
-    "woman": ("woman", "lady", "young woman"),
-    "child": ("child", "kid", "toddler", "youngster"),
+    "bus": ("bus", "coach", "city bus"),
     "car": ("car", "automobile", "vehicle"),
-    "bicycle": ("bicycle", "bike", "two-wheeler"),
+    "motorcycle": ("motorcycle", "motorbike", "motor bike"),
     "boat": ("boat", "sailboat", "ship"),
-    "ball": ("ball", "beach ball", "rubber ball"),
+    "bicycle": ("bicycle", "bike", "two-wheeler"),
     "kite": ("kite", "paper kite", "toy kite"),
+    "ball": ("ball", "beach ball", "rubber ball", "toy ball"),
+    "frisbee": ("frisbee", "flying disc", "disc"),
+    "stick": ("stick", "branch", "wooden stick"),
+    "skateboard": ("skateboard", "board"),
+    "surfboard": ("surfboard", "board", "surf board"),
+    "umbrella": ("umbrella", "parasol"),
 }
-PLACE_WORDS: dict[str, tuple[str, ...]] = {
-    "beach": (
-        "on the beach",
-        "by the sea",
-        "at the seaside",
-        "on the sand",
-        "along the shore",
-        "by the ocean",
-    ),
-    "garden": ("in the garden", "among the flowers", "between flower beds", "in front of blooming flowers"),
-    "park": ("in the park", "under the trees", "on the green lawn", "near a row of trees"),
-    "street": ("on the street", "in the city", "in front of tall buildings", "on the road", "in town"),
-    "snow": ("in the snow", "on a snowy hill", "in a white winter landscape", "on snow covered ground"),
-    "lake": ("on the lake", "by the water", "near the calm lake", "over still water"),
-    "mountain": ("in the mountains", "below the peaks", "on a mountain meadow", "in front of high mountains"),
-    "field": ("in the field", "in a wheat field", "on the golden farmland", "in the yellow crops"),
+ROLE_WORDS: dict[str, tuple[str, ...]] = {
+    "bicycle": ("cyclist", "rider", "biker", "bicyclist"),
+    "motorcycle": ("motorcyclist", "rider", "biker"),
+    "horse": ("rider",),
+    "skateboard": ("skateboarder", "skater"),
+    "surfboard": ("surfer",),
 }
-TIME_WORDS: dict[str, tuple[str, ...]] = {
-    "day": ("during the day", "under a blue sky", "on a sunny day", "in daylight", "on a clear afternoon"),
-    "sunset": ("at sunset", "at dusk", "in the evening light", "while the sun goes down", "as evening falls"),
-    "night": ("at night", "under the stars", "in the moonlight", "after dark", "on a starry night"),
+"""People who ride something, whoever they are."""
+IRREGULAR_PLURALS = {
+    "man": "men",
+    "gentleman": "gentlemen",
+    "woman": "women",
+    "child": "children",
+    "person": "people",
 }
-ACTION_WORDS: dict[str, tuple[str, ...]] = {
-    "running": ("running", "racing", "dashing", "sprinting"),
-    "sitting": ("sitting", "sitting down", "seated"),
-    "jumping": ("jumping", "leaping", "jumping high", "springing up"),
-    "walking": ("walking", "strolling", "walking along"),
-    "standing": ("standing", "standing still", "waiting"),
-    "flying": ("flying", "soaring", "flying through the air"),
-    "driving": ("driving", "speeding", "driving along"),
-    "parked": ("parked", "stopped", "standing still"),
-    "lying": ("lying", "resting", "lying on the ground"),
-    "sailing": ("sailing", "gliding", "sailing along"),
-    "anchored": ("anchored", "floating", "moored"),
-    "bouncing": ("bouncing", "hopping", "bouncing up"),
-    "falling": ("falling", "tumbling", "falling down"),
+NUMBER_WORDS: dict[str, tuple[str, ...]] = {
+    "two": ("two", "two", "two", "a pair of", "a couple of"),
+    "three": ("three", "three", "three", "a group of three", "a group of", ""),
 }
-FINITE_VERBS: dict[str, tuple[str, ...]] = {
-    "running": ("runs", "races", "dashes"),
-    "sitting": ("sits", "sits down"),
-    "jumping": ("jumps", "leaps", "jumps up"),
-    "walking": ("walks", "strolls"),
-    "standing": ("stands", "waits"),
-    "flying": ("flies", "soars"),
-    "driving": ("drives", "speeds along"),
-    "parked": ("is parked", "has stopped"),
-    "lying": ("lies", "rests"),
-    "sailing": ("sails", "glides along"),
-    "anchored": ("is anchored", "floats"),
-    "bouncing": ("bounces", "hops"),
-    "falling": ("falls", "tumbles down"),
+"""With nothing but a plural three are meant."""
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "little": ("little", "small", "tiny"),
+    "big": ("big", "large", "huge"),
+}
+SIDE_WORDS: dict[str, tuple[str, ...]] = {
+    "left": ("on the left", "on the left side", "at the left"),
+    "right": ("on the right", "on the right side", "at the right"),
 }
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "red": ("red", "crimson", "bright red"),
@@ -79,12 +63,170 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "gray": ("gray", "silver", "grey"),
 }
 CLOTHES: dict[str, tuple[str, ...]] = {
-    "man": ("in {0}", "in {1} shirt", "wearing {1} shirt", "wearing {0}"),
-    "woman": ("in {0}", "in {1} dress", "wearing {1} dress", "wearing {0}"),
-    "child": ("in {0}", "in {1} shirt", "wearing {1} top", "wearing {0}"),
+    "man": ("shirt", "t-shirt", "jacket", "sweater", "shirt and jeans", "jacket and dark pants"),
+    "woman": ("dress", "outfit", "skirt and top"),
+    "boy": ("shirt", "t-shirt", "hat", "cap", "shirt and cap", "shirt and shorts"),
+    "girl": ("dress", "outfit", "skirt and top"),
 }
-"""A person's colour is that of the clothes; {0} is the colour, {1} has an article."""
-COMPANY = ("with {}", "next to {}", "beside {}", "near {}")
+"""A person's colour is that of the clothes."""
+SWIMWEAR = ("swimsuit", "bathing suit")
+LOOKS: dict[str, tuple[str, ...]] = {
+    "man": ("bearded",),
+    "woman": ("young", "beautiful"),
+    "boy": ("young", "happy"),
+    "girl": ("young", "happy"),
+    "dog": ("cute", "happy", "floppy-eared"),
+    "cat": ("cute", "green-eyed", "furry"),
+    "horse": ("beautiful", "lovely"),
+}
+"""Adjectives that are true of every one."""
+COMPANY = ("with {}", "beside {}", "next to {}", "near {}", "by {}")
+
+PLACE_WORDS: dict[str, tuple[str, ...]] = {
+    "beach": (
+        "on the beach",
+        "by the sea",
+        "at the seaside",
+        "on the sand",
+        "along the shore",
+        "by the ocean",
+        "on a sandy beach",
+        "near the waves",
+        "near the water",
+    ),
+    "garden": (
+        "in the garden",
+        "among the flowers",
+        "between flower beds",
+        "in front of blooming flowers",
+        "in the backyard",
+        "in a yard with flowers",
+        "near the bushes",
+    ),
+    "park": (
+        "in the park",
+        "under the trees",
+        "on the green lawn",
+        "near a row of trees",
+        "on the grass",
+        "in a grassy area",
+    ),
+    "street": (
+        "on the street",
+        "in the city",
+        "in front of tall buildings",
+        "on the road",
+        "in town",
+        "in front of a building",
+    ),
+    "snow": (
+        "in the snow",
+        "on a snowy hill",
+        "in a white winter landscape",
+        "on snow covered ground",
+        "on a snowy slope",
+    ),
+    "lake": ("on the lake", "by the water", "near the calm lake", "over still water"),
+    "mountain": (
+        "in the mountains",
+        "below the peaks",
+        "on a mountain meadow",
+        "in front of high mountains",
+        "on a grassy hill",
+        "near a mountain",
+    ),
+    "field": (
+        "in the field",
+        "in a wheat field",
+        "on the golden farmland",
+        "in the yellow crops",
+        "in tall grass",
+        "in the countryside",
+    ),
+    "forest": ("in the forest", "in the woods", "among the trees", "between tall trees", "in a wooded area"),
+    "pool": ("at the pool", "by the pool", "beside the swimming pool", "at the edge of the pool"),
+}
+PLACE_WORDS_SWIMMING: dict[str, tuple[str, ...]] = {
+    "lake": ("in the lake", "in the water", "in the calm water", "in a quiet lake"),
+    "pool": ("in the pool", "in the water", "in the swimming pool", "in the blue water"),
+}
+PLACE_WORDS_AFLOAT: dict[str, tuple[str, ...]] = {
+    "beach": (
+        "at the beach",
+        "on the sea",
+        "on the ocean",
+        "on the waves",
+        "near the shore",
+        "at the seaside",
+    ),
+    "lake": ("on the lake", "on the water", "on the calm lake"),
+}
+PLACE_WORDS_FLYING: dict[str, tuple[str, ...]] = {
+    "beach": (
+        "over the beach",
+        "over the sea",
+        "above the waves",
+        "at the seaside",
+        "in the air by the ocean",
+    ),
+    "garden": ("over the garden", "above the flowers", "over the flower beds"),
+    "park": ("over the park", "above the trees", "over the grass", "in the air in the park"),
+    "street": ("over the street", "above the road", "in front of tall buildings", "over the city"),
+    "snow": ("over the snow", "above a snowy hill", "over the white ground"),
+    "lake": ("over the lake", "over still water", "above the water"),
+    "mountain": ("over the mountains", "in front of high mountains", "above a mountain meadow"),
+    "field": ("over the field", "above the wheat", "over the yellow crops"),
+    "forest": ("over the forest", "among the trees", "above the woods"),
+}
+PLACE_WORDS_MOVING: dict[str, tuple[str, ...]] = {
+    "beach": ("along the beach", "across the sand", "along the ocean"),
+    "garden": ("through the garden", "through the flowers"),
+    "park": ("through the park", "across the grass", "across the lawn"),
+    "street": ("down the street", "down the road", "along the road", "across the street"),
+    "snow": ("through the snow", "across the snow", "down a snowy hill"),
+    "mountain": ("through the mountains", "up a hill", "down a hill"),
+    "field": ("through the field", "across the field", "through tall grass"),
+    "forest": ("through the forest", "through the woods", "past the trees"),
+}
+"""Besides PLACE_WORDS, for all that moves on land."""
+PLACE_WORDS_ON_FOOT: dict[str, tuple[str, ...]] = {"street": ("on the sidewalk", "on the pavement")}
+"""Besides PLACE_WORDS, for people."""
+TIME_WORDS: dict[str, tuple[str, ...]] = {
+    "day": (
+        "during the day",
+        "under a blue sky",
+        "on a sunny day",
+        "in daylight",
+        "on a clear afternoon",
+        "in the afternoon",
+    ),
+    "sunset": ("at sunset", "at dusk", "in the evening light", "while the sun goes down", "as evening falls"),
+    "night": (
+        "at night",
+        "under the stars",
+        "in the moonlight",
+        "after dark",
+        "on a starry night",
+        "in the dark",
+    ),
+}
+NEEDS_CLEAR_SKY = frozenset(
+    {
+        "under a blue sky",
+        "on a sunny day",
+        "on a clear afternoon",
+        "in the evening light",
+        "while the sun goes down",
+        "under the stars",
+        "in the moonlight",
+        "on a starry night",
+    }
+)
+WEATHER_WORDS: dict[str, tuple[str, ...]] = {
+    "cloudy": ("under a cloudy sky", "under gray clouds", "under dark clouds", "under an overcast sky"),
+    "rainy": ("in the rain", "in heavy rain", "while it rains", "in the pouring rain"),
+    "foggy": ("in the fog", "in thick fog", "in the mist", "in dense fog"),
+}
 
 VIEWS: dict[str, tuple[str, ...]] = {
     "beach": ("an empty beach", "a wide sandy beach", "waves rolling onto the beach", "the sea and a beach"),
@@ -95,15 +237,22 @@ VIEWS: dict[str, tuple[str, ...]] = {
         "rows of blooming flowers in a colorful garden",
     ),
     "park": ("a green park with trees", "trees in the park", "a lawn and a row of trees"),
-    "street": ("a street with tall buildings", "an empty city street", "houses along a road"),
-    "snow": ("a snowy landscape", "hills covered with snow", "two fir trees in the snow"),
+    "street": (
+        "a street with tall buildings",
+        "an empty city street",
+        "houses along a road",
+        "a city with lit windows",
+    ),
+    "snow": ("a snowy landscape", "hills covered with snow", "fir trees in the snow"),
     "lake": ("a calm lake", "a lake with still water", "hills behind a quiet lake"),
     "mountain": ("high mountains", "a view of the mountains", "a meadow below snowy peaks"),
     "field": ("a golden field", "a wide field of wheat", "farmland with yellow crops"),
+    "forest": ("a forest with tall trees", "trees in the woods", "a quiet forest"),
+    "pool": ("an empty swimming pool", "a pool with blue water", "a swimming pool"),
 }
 """Scenes without a subject."""
 PLACE_DETAILS: dict[str, tuple[str, ...]] = {
-    "beach": ("waves roll in behind", "the sea is calm"),
+    "beach": ("waves roll in behind", "the sea is in the background"),
     "garden": ("flowers bloom all around", "the bushes stand in a row"),
     "park": ("trees stand in the background", "the grass is green"),
     "street": ("tall houses stand behind", "windows look down on the road"),
@@ -111,11 +260,19 @@ PLACE_DETAILS: dict[str, tuple[str, ...]] = {
     "lake": ("hills rise on the far bank", "the water is still"),
     "mountain": ("snowy peaks rise behind", "the mountains are high"),
     "field": ("the crops are ripe", "hills can be seen far away"),
+    "forest": ("tall trees stand all around", "the trees are high"),
+    "pool": ("the water is blue", "the pool is full of water"),
 }
 TIME_DETAILS: dict[str, tuple[str, ...]] = {
     "day": ("the sun shines", "white clouds drift by", "the sky is blue"),
     "sunset": ("the sky glows orange and purple", "the sun is low", "the evening sky is red"),
     "night": ("the moon shines", "stars fill the sky", "it is dark"),
+}
+"""Of a clear sky."""
+WEATHER_DETAILS: dict[str, tuple[str, ...]] = {
+    "cloudy": ("clouds cover the sky", "the sky is full of clouds"),
+    "rainy": ("rain pours down", "it is raining", "everything is wet"),
+    "foggy": ("fog covers everything", "the fog is thick"),
 }
 
 UNKNOWN_TO_TEACHER = frozenset(

@@ -1,0 +1,131 @@
+"""Parts of a caption: numbers and plurals, clothes, words that fit a scene."""
+
+import random
+
+from clipgraft.flatland.verbs import (
+    ACTION_WORDS,
+    AT_PLAY,
+    FINITE_RELATIONS,
+    FINITE_VERBS,
+    RELATION_WORDS,
+)
+from clipgraft.flatland.words import (
+    CLOTHES,
+    IRREGULAR_PLURALS,
+    NEEDS_CLEAR_SKY,
+    PLACE_WORDS,
+    PLACE_WORDS_AFLOAT,
+    PLACE_WORDS_FLYING,
+    PLACE_WORDS_MOVING,
+    PLACE_WORDS_ON_FOOT,
+    PLACE_WORDS_SWIMMING,
+    SWIMWEAR,
+    TIME_WORDS,
+)
+from clipgraft.flatland.world import PEOPLE, Scene, pick
+
+MOVING = frozenset({"running", "walking", "driving", "riding", "chasing"})
+
+
+def article(words: str) -> str:
+    """Put "a" or "an" before words."""
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def plural(noun: str) -> str:
+    """Return a noun's plural."""
+    *others, last = noun.split()
+    if last in IRREGULAR_PLURALS:
+        last = IRREGULAR_PLURALS[last]
+    elif last.endswith("y") and last[-2] not in "aeiou":
+        last = f"{last[:-1]}ies"
+    else:
+        last += "es" if last.endswith(("s", "ch", "sh", "x")) else "s"
+    return " ".join([*others, last])
+
+
+def plural_verb(verb: str) -> str:
+    """Return the plural of a verb in the third person: "flies high" gives "fly high"."""
+    first, *others = verb.split()
+    if first in ("is", "has"):
+        first = {"is": "are", "has": "have"}[first]
+    elif first.endswith("ies") and len(first) > len("lies"):
+        first = f"{first[:-3]}y"
+    else:
+        first = first[:-2] if first.endswith(("shes", "ches", "sses")) else first[:-1]
+    return " ".join([first, *others])
+
+
+def counted(noun: str, adjectives: str = "", number: str | None = None) -> str:
+    """Put a number, or an article where that is None, before adjectives and noun."""
+    if number is None:
+        return article(f"{adjectives} {noun}".strip())
+    return " ".join(filter(None, (number, adjectives, plural(noun))))
+
+
+def plain_noun(subject: str, noun: str, colour: str, size: str = "", number: str | None = None) -> str:
+    """Write a noun with its colour in the plain form: "a little black dog", "two men in red"."""
+    if subject in PEOPLE:
+        return f"{counted(noun, size, number)} in {colour}"
+    return counted(noun, f"{size} {colour}".strip(), number)
+
+
+def dressed(subject: str, colour: str, action: str, rng: random.Random, *, is_plural: bool = False) -> str:
+    """Write in one of many ways that somebody's clothes have a colour."""
+    garments = SWIMWEAR if action == "swimming" else CLOTHES[subject]
+    garment = pick(rng, garments)
+    many = f"{colour} {plural(garment.split(' and ')[0])}"
+    worn = many if is_plural else article(f"{colour} {garment}")
+    return f"{pick(rng, ('in', 'wearing'))} {pick(rng, (colour, worn))}"
+
+
+def place_words(scene: Scene) -> tuple[str, ...]:
+    """Return words for the place of a scene with a subject, the plain ones first."""
+    if is_in_water(scene):
+        return PLACE_WORDS_SWIMMING[scene.place]
+    if scene.subject == "boat" or (scene.relation, scene.companion) == ("riding", "surfboard"):
+        return PLACE_WORDS_AFLOAT[scene.place]
+    if scene.action == "flying":
+        return PLACE_WORDS_FLYING[scene.place]
+    moving = PLACE_WORDS_MOVING.get(scene.place, ()) if scene.action in MOVING else ()
+    on_foot = PLACE_WORDS_ON_FOOT.get(scene.place, ()) if scene.subject in PEOPLE else ()
+    return PLACE_WORDS[scene.place] + moving + on_foot
+
+
+def time_words(scene: Scene) -> tuple[str, ...]:
+    """Return words for the time that are true in the scene's weather, the plain ones first."""
+    return tuple(each for each in TIME_WORDS[scene.time] if not scene.weather or each not in NEEDS_CLEAR_SKY)
+
+
+def action_words(scene: Scene) -> tuple[str, ...]:
+    """Return participles for what a subject does, the plain one first; a relation's have a place for {}."""
+    if scene.relation:
+        return _of_relation(RELATION_WORDS, scene)
+    playing = ("playing",) if _is_at_play(scene) else ()
+    return (
+        ACTION_WORDS["floating" if is_in_water(scene) and scene.action == "lying" else scene.action] + playing
+    )
+
+
+def finite_verbs(scene: Scene) -> tuple[str, ...]:
+    """Return verbs in the third person for what a subject does; a relation's have a place for {}."""
+    if scene.relation:
+        return _of_relation(FINITE_RELATIONS, scene)
+    playing = ("plays",) if _is_at_play(scene) else ()
+    return (
+        FINITE_VERBS["floating" if is_in_water(scene) and scene.action == "lying" else scene.action] + playing
+    )
+
+
+def is_in_water(scene: Scene) -> bool:
+    """Whether the subject swims, or is a ball that floats in the pool."""
+    return scene.action == "swimming" or (scene.place, scene.action) == ("pool", "lying")
+
+
+def _is_at_play(scene: Scene) -> bool:
+    return (scene.subject, scene.action) in AT_PLAY and scene.companion in ("", *PEOPLE)
+
+
+def _of_relation(phrases: dict[str, tuple[str, ...]], scene: Scene) -> tuple[str, ...]:
+    key = f"{scene.action} {scene.companion}"
+    return phrases.get(f"{scene.subject} {key}") or phrases[key]
