@@ -150,8 +150,9 @@ def _actors(scene: Scene, rng: random.Random) -> dict[str, str]:
     near, company = pick(rng, COMPANY[1:]).format("").strip(), ""
     are_many = bool(scene.number)
     if scene.companion in PEOPLE and rng.random() < PAIR_SHARE:
-        both = f" and {other}"
-        subject, uncoloured, are_many = subject + both, uncoloured + both, True
+        both, is_couple = f" and {other}", (scene.subject, scene.companion) == ("man", "woman")
+        subject, are_many = subject + both, True
+        uncoloured = "a couple" if is_couple else uncoloured + both
     elif scene.companion and not scene.relation and rng.random() < COMPANION_SHARE:
         company = " " + pick(rng, COMPANY).format(other)
     side = f" {pick(rng, SIDE_WORDS[scene.side])}" if scene.side and rng.random() < SIDE_SHARE else ""
@@ -175,7 +176,8 @@ def _subject(scene: Scene, rng: random.Random) -> tuple[str, str]:
     number = None
     if scene.number:
         number, nouns = pick(rng, NUMBER_WORDS[scene.number]), _known(nouns)
-    if scene.action == "riding" and rng.random() < ROLE_SHARE:
+    is_in_role = scene.subject in PEOPLE and scene.action in ("riding", "playing")
+    if is_in_role and rng.random() < ROLE_SHARE:
         nouns = ROLE_WORDS[scene.companion]
     noun, look = pick(rng, nouns), ""
     if scene.subject in LOOKS and rng.random() < LOOK_SHARE:

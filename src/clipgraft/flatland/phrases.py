@@ -7,6 +7,8 @@ from clipgraft.flatland.verbs import (
     AT_PLAY,
     FINITE_RELATIONS,
     FINITE_VERBS,
+    PEOPLE_ACTION_WORDS,
+    PEOPLE_FINITE_VERBS,
     RELATION_WORDS,
 )
 from clipgraft.flatland.words import (
@@ -101,20 +103,14 @@ def action_words(scene: Scene) -> tuple[str, ...]:
     """Return participles for what a subject does, the plain one first; a relation's have a place for {}."""
     if scene.relation:
         return _of_relation(RELATION_WORDS, scene)
-    playing = ("playing",) if _is_at_play(scene) else ()
-    return (
-        ACTION_WORDS["floating" if is_in_water(scene) and scene.action == "lying" else scene.action] + playing
-    )
+    return _of_action(ACTION_WORDS, scene) + _besides(PEOPLE_ACTION_WORDS, "playing", scene)
 
 
 def finite_verbs(scene: Scene) -> tuple[str, ...]:
     """Return verbs in the third person for what a subject does; a relation's have a place for {}."""
     if scene.relation:
         return _of_relation(FINITE_RELATIONS, scene)
-    playing = ("plays",) if _is_at_play(scene) else ()
-    return (
-        FINITE_VERBS["floating" if is_in_water(scene) and scene.action == "lying" else scene.action] + playing
-    )
+    return _of_action(FINITE_VERBS, scene) + _besides(PEOPLE_FINITE_VERBS, "plays", scene)
 
 
 def is_in_water(scene: Scene) -> bool:
@@ -122,8 +118,16 @@ def is_in_water(scene: Scene) -> bool:
     return scene.action == "swimming" or (scene.place, scene.action) == ("pool", "lying")
 
 
-def _is_at_play(scene: Scene) -> bool:
-    return (scene.subject, scene.action) in AT_PLAY and scene.companion in ("", *PEOPLE)
+def _of_action(words: dict[str, tuple[str, ...]], scene: Scene) -> tuple[str, ...]:
+    floats = is_in_water(scene) and scene.action != "swimming"
+    return words["floating" if floats else scene.action]
+
+
+def _besides(words: dict[str, tuple[str, ...]], play: str, scene: Scene) -> tuple[str, ...]:
+    """Return words for what only people do, and for children and dogs at play."""
+    is_at_play = (scene.subject, scene.action) in AT_PLAY and scene.companion in ("", *PEOPLE)
+    own = words.get(scene.action, ()) if scene.subject in PEOPLE else ()
+    return (*own, play) if is_at_play else own
 
 
 def _of_relation(phrases: dict[str, tuple[str, ...]], scene: Scene) -> tuple[str, ...]:

@@ -34,8 +34,17 @@ FINITE_VERBS: dict[str, tuple[str, ...]] = {
     "falling": ("falls", "tumbles down"),
     "floating": ("floats", "drifts"),
 }
+PEOPLE_ACTION_WORDS: dict[str, tuple[str, ...]] = {
+    "standing": ("posing", "posing for a picture", "standing and looking at the camera"),
+    "sitting": ("sitting and smiling at the camera",),
+}
+PEOPLE_FINITE_VERBS: dict[str, tuple[str, ...]] = {
+    "standing": ("poses", "poses for a picture", "looks at the camera"),
+    "sitting": ("smiles at the camera",),
+}
+"""What only people do besides."""
 AT_PLAY = frozenset(
-    (subject, action) for subject in ("boy", "girl", "dog") for action in ("running", "jumping")
+    (subject, action) for subject in ("boy", "girl", "dog") for action in ("running", "jumping", "swimming")
 )
 """(subject, action) that may be called just playing."""
 
@@ -43,9 +52,21 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "riding bicycle": ("riding {}", "riding on {}", "pedaling {}", "cycling on {}", "biking on {}"),
     "riding horse": ("riding {}", "riding on {}", "sitting on {}", "on the back of {}"),
     "riding motorcycle": ("riding {}", "driving {}", "racing on {}", "speeding on {}"),
-    "riding skateboard": ("riding {}", "skating on {}", "skateboarding on {}", "standing on {}"),
+    "riding skateboard": (
+        "riding {}",
+        "skating on {}",
+        "skateboarding on {}",
+        "standing on {}",
+        "doing a trick on {}",
+    ),
     "riding surfboard": ("riding {}", "surfing on {}", "standing on {}", "riding a wave on {}"),
-    "playing ball": ("playing with {}", "kicking {}", "with {}", "playing soccer with {}"),
+    "playing ball": (
+        "playing with {}",
+        "kicking {}",
+        "with {}",
+        "playing soccer with {}",
+        "playing football with {}",
+    ),
     "playing frisbee": (
         "playing with {}",
         "throwing {}",

@@ -28,8 +28,10 @@ ROLE_WORDS: dict[str, tuple[str, ...]] = {
     "horse": ("rider",),
     "skateboard": ("skateboarder", "skater"),
     "surfboard": ("surfer",),
+    "ball": ("player",),
+    "frisbee": ("player",),
 }
-"""People who ride something, whoever they are."""
+"""People who ride or play with something, whoever they are."""
 IRREGULAR_PLURALS = {
     "man": "men",
     "gentleman": "gentlemen",
@@ -63,7 +65,16 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "gray": ("gray", "silver", "grey"),
 }
 CLOTHES: dict[str, tuple[str, ...]] = {
-    "man": ("shirt", "t-shirt", "jacket", "sweater", "shirt and jeans", "jacket and dark pants"),
+    "man": (
+        "shirt",
+        "t-shirt",
+        "jacket",
+        "sweater",
+        "shirt and jeans",
+        "jacket and dark pants",
+        "uniform",
+        "coat",
+    ),
     "woman": ("dress", "outfit", "skirt and top"),
     "boy": ("shirt", "t-shirt", "hat", "cap", "shirt and cap", "shirt and shorts"),
     "girl": ("dress", "outfit", "skirt and top"),
@@ -71,10 +82,10 @@ CLOTHES: dict[str, tuple[str, ...]] = {
 """A person's colour is that of the clothes."""
 SWIMWEAR = ("swimsuit", "bathing suit")
 LOOKS: dict[str, tuple[str, ...]] = {
-    "man": ("bearded",),
-    "woman": ("young", "beautiful"),
-    "boy": ("young", "happy"),
-    "girl": ("young", "happy"),
+    "man": ("bearded", "smiling"),
+    "woman": ("young", "smiling", "beautiful"),
+    "boy": ("young", "happy", "smiling"),
+    "girl": ("young", "happy", "smiling"),
     "dog": ("cute", "happy", "floppy-eared"),
     "cat": ("cute", "green-eyed", "furry"),
     "horse": ("beautiful", "lovely"),
@@ -90,6 +101,7 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
         "on the sand",
         "along the shore",
         "by the ocean",
+        "at the beach",
         "on a sandy beach",
         "near the waves",
         "near the water",
@@ -109,6 +121,7 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
         "on the green lawn",
         "near a row of trees",
         "on the grass",
+        "by a tree",
         "in a grassy area",
     ),
     "street": (
@@ -147,7 +160,7 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
     "pool": ("at the pool", "by the pool", "beside the swimming pool", "at the edge of the pool"),
 }
 PLACE_WORDS_SWIMMING: dict[str, tuple[str, ...]] = {
-    "lake": ("in the lake", "in the water", "in the calm water", "in a quiet lake"),
+    "lake": ("in the lake", "in the water", "in the calm water", "in a quiet lake", "in a pond"),
     "pool": ("in the pool", "in the water", "in the swimming pool", "in the blue water"),
 }
 PLACE_WORDS_AFLOAT: dict[str, tuple[str, ...]] = {
@@ -159,7 +172,7 @@ PLACE_WORDS_AFLOAT: dict[str, tuple[str, ...]] = {
         "near the shore",
         "at the seaside",
     ),
-    "lake": ("on the lake", "on the water", "on the calm lake"),
+    "lake": ("on the lake", "on the water", "on the calm lake", "on a pond"),
 }
 PLACE_WORDS_FLYING: dict[str, tuple[str, ...]] = {
     "beach": (
