@@ -283,7 +283,8 @@ class EvaluateSettings(TextToImageParams):
     """Evaluation of a run's text encoders, on the same prompts and seeds."""
 
     num_prompts: Every = 0
-    """First n of each set: held-out captions, flatland's 240 prompts, `prompts`; 0 = no evaluation."""
+    """First n of each set: held-out captions, flatland's 240 prompts (and n / 2 of its 120 composed ones),
+    `prompts`; 0 = no evaluation."""
     num_images_per_prompt: Count = 1
     """2 or more also measure the diversity between seeds."""
     prompts: LocalPath = ""

@@ -49,9 +49,10 @@ METRICS = {
     "prompt_fidelity_all_at_once": _fidelity(", all at once", "Share of images that show all of these."),
     **{
         f"prompt_fidelity_{name}": _fidelity(
-            f": {name}", f"Share of prompts naming a {name} whose image shows it."
+            f": {title}", f"Share of prompts naming a {title} whose image shows it."
         )
         for name in ATTRIBUTES
+        for title in [name.replace("_", " ")]
     },
     "clip_score_raw": _metric(
         "CLIPScore, raw cosine", "Cosine of image and prompt to the scorer.", UP, COSINE

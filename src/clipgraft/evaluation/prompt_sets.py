@@ -7,8 +7,8 @@ from typing import NamedTuple
 from clipgraft.config import EvaluateSettings
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.errors import UserError
-from clipgraft.evaluation.results import PLAIN, PromptSet
-from clipgraft.flatland import Scene, fidelity_prompts
+from clipgraft.evaluation.results import COMPOSED, PLAIN, PromptSet
+from clipgraft.flatland import Prompt, Scene, composed_prompts, fidelity_prompts
 from clipgraft.generation.prompt_files import read_prompts
 
 HELD_OUT, FROM_FILE, TEST_SPLIT = "held_out", "prompts_file", "test"
@@ -32,12 +32,24 @@ def _set(name: str, title: str, domain: str, part_of: str | None = None) -> Prom
     return PromptSet(name=name, title=title, domain=domain, part_of=part_of)
 
 
+KINDS = {
+    "relation": "what somebody does with something",
+    "two": "two beside each other",
+    "number": "two or three of a kind",
+    "side": "left or right",
+    "size": "little or big",
+    "weather": "clouds, rain or fog",
+}
 PROMPT_SETS = (
     _set(HELD_OUT, "held-out captions of the test split", "in"),
     _set(PLAIN, "flatland's fixed prompts in plain words", "out"),
     _set(f"{PLAIN}/held_out_combinations", "of these, combinations absent from training", "out", PLAIN),
     _set(f"{PLAIN}/seen_combinations", "of these, combinations present in training", "out", PLAIN),
     _set(f"{PLAIN}/no_subject", "of these, scenes without a subject", "out", PLAIN),
+    _set(COMPOSED, "flatland's composed prompts in plain words", "out"),
+    *(_set(f"{COMPOSED}/{kind}", f"of these, {what}", "out", COMPOSED) for kind, what in KINDS.items()),
+    _set(f"{COMPOSED}/held_out_combinations", "of these, combinations absent from training", "out", COMPOSED),
+    _set(f"{COMPOSED}/seen_combinations", "of these, combinations present in training", "out", COMPOSED),
     _set(FROM_FILE, "prompts from the file", "out"),
 )
 
@@ -63,8 +75,9 @@ def build_prompts(
     ]
     if draws_flatland:
         prompts += [
-            EvaluationPrompt(prompt.text, number, (PLAIN, *_parts(prompt.scene)), scene=prompt.scene)
-            for number, prompt in enumerate(fidelity_prompts()[:num])
+            EvaluationPrompt(prompt.text, number, _sets(prompt), scene=prompt.scene)
+            for fixed in (fidelity_prompts()[:num], composed_prompts()[: num // 2])
+            for number, prompt in enumerate(fixed)
         ]
     if settings.prompts:
         texts = read_prompts(Path(settings.prompts))[:num]
@@ -98,6 +111,8 @@ def next_prompts(prompts: Sequence[EvaluationPrompt]) -> list[int]:
     return following
 
 
-def _parts(scene: Scene) -> tuple[str, ...]:
-    kind = "held_out_combinations" if scene.is_held_out else "seen_combinations"
-    return (f"plain/{kind}", *([] if scene.subject else ["plain/no_subject"]))
+def _sets(prompt: Prompt) -> tuple[str, ...]:
+    whole = COMPOSED if prompt.kind else PLAIN
+    part = prompt.kind or ("" if prompt.scene.subject else "no_subject")
+    combination = "held_out_combinations" if prompt.scene.is_held_out else "seen_combinations"
+    return (whole, *(f"{whole}/{each}" for each in (combination, part) if each))

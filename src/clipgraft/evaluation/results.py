@@ -27,6 +27,8 @@ TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
 """Ceilings and floors."""
 PLAIN = "plain"
 """Set of flatland's fixed prompts in plain words."""
+COMPOSED = "composed"
+"""Set of flatland's prompts with a relation, number, side, size, weather or second subject."""
 STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
 
 TABLE_WIDTH = 160
@@ -240,6 +242,8 @@ class Fidelity(Record):
     held_out: Number
     seen: Number
     num_prompts: int
+    composed: dict[str, float] = {}
+    """Mean of each kind of composed prompt."""
 
 
 class ShortMetrics(StageResult):
@@ -335,6 +339,13 @@ class Evaluation(Record):
                 held_out=value("prompt_fidelity", f"{PLAIN}/held_out_combinations", row.variant),
                 seen=value("prompt_fidelity", f"{PLAIN}/seen_combinations", row.variant),
                 num_prompts=row.num,
+                composed={
+                    each.prompt_set.removeprefix(f"{COMPOSED}/"): each.value
+                    for each in self.figures
+                    if (each.metric, each.variant) == (row.metric, row.variant)
+                    and each.prompt_set.startswith(f"{COMPOSED}/")
+                    and each.value is not None
+                },
             )
             for row in self.figures
             if (row.metric, row.prompt_set) == ("prompt_fidelity", PLAIN)

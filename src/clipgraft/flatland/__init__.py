@@ -1,7 +1,7 @@
 """flatland: a small painted world with captions, each image's content known."""
 
 from clipgraft.flatland.captions import is_known_to_teacher, plain_caption, write_captions
-from clipgraft.flatland.prompts import Prompt, fidelity_prompts
+from clipgraft.flatland.prompts import Prompt, composed_prompts, fidelity_prompts
 from clipgraft.flatland.scenes import sample_scene
 from clipgraft.flatland.world import ATTRIBUTES, Scene
 from clipgraft.flatland.writer import draw_flatland8k, draw_scene, draw_scenes, plain_captions
@@ -10,6 +10,7 @@ __all__ = [
     "ATTRIBUTES",
     "Prompt",
     "Scene",
+    "composed_prompts",
     "draw_flatland8k",
     "draw_scene",
     "draw_scenes",

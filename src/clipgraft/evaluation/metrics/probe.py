@@ -47,7 +47,7 @@ def read_attributes(probe: Probe, pixels: Tensor) -> Tensor:
     """Classify images (N, 3, 128, 128) uint8.
 
     Returns:
-        (N, 5) int64: the index of each attribute's likeliest value, in the order of ATTRIBUTES.
+        (N, A) int64: the index of each attribute's likeliest value, in the order of ATTRIBUTES.
     """
     probe.eval()
     device = next(probe.parameters()).device
@@ -61,7 +61,7 @@ def read_attributes(probe: Probe, pixels: Tensor) -> Tensor:
 
 
 def probe_accuracy(read: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of correct labels per attribute; both arguments (N, 5)."""
+    """Share of correct labels per attribute; both arguments (N, A)."""
     shares = (read == labels).double().mean(0).tolist()
     return dict(zip(ATTRIBUTES, shares, strict=True))
 
@@ -72,7 +72,7 @@ def fidelity_scores(
     """Compare the attributes found by the probe with those named by prompts.
 
     Args:
-        read: (N, 5) int64 from `read_attributes`; -1 where an image is missing.
+        read: (N, A) int64 from `read_attributes`; -1 where an image is missing.
         scenes: Scenes described by the N prompts; one without a subject names place and time only.
         named: Attributes to count for each prompt; None = all of its scene.
 
@@ -85,7 +85,7 @@ def fidelity_scores(
     is_named = torch.tensor([[bool(getattr(scene, name)) for name in ATTRIBUTES] for scene in scenes])
     if named is not None:
         is_named &= torch.tensor([[name in counted for name in ATTRIBUTES] for counted in named])
-    is_asked = is_named & (read >= 0)  # (N, 5)
+    is_asked = is_named & (read >= 0)  # (N, A)
     found = torch.where(is_asked, (read == labels).double(), torch.nan)
     shares = found.nansum(1) / is_asked.sum(1)  # 0 / 0 is NaN
     all_at_once = torch.where(is_asked.any(1), (shares == 1).double(), torch.nan)
