@@ -19,10 +19,53 @@ FLOWER_COLOURS: tuple[Colour, ...] = (
 )
 
 
-def draw_background(canvas: Canvas, place: str, rng: random.Random) -> None:
+OVERCAST: dict[str, tuple[Colour, ...]] = {
+    "day": ((128, 140, 156), (164, 174, 186), (200, 206, 212)),
+    "sunset": ((74, 60, 92), (150, 92, 98), (238, 150, 96)),
+    "night": ((16, 18, 28), (28, 31, 44), (44, 48, 64)),
+}
+"""Skies without sun, moon and stars."""
+CLOUDS: dict[str, tuple[Colour, Colour]] = {
+    "day": ((222, 227, 232), (178, 187, 198)),
+    "sunset": ((196, 118, 112), (112, 76, 100)),
+    "night": ((70, 74, 92), (48, 52, 68)),
+}
+RAIN: dict[str, Colour] = {"day": (226, 238, 252), "sunset": (250, 222, 214), "night": (150, 168, 214)}
+FOG: dict[str, Colour] = {"day": (226, 230, 234), "sunset": (240, 196, 172), "night": (104, 112, 140)}
+
+
+def draw_background(canvas: Canvas, place: str, weather: str, rng: random.Random) -> None:
     """Draw sky and place, with random details."""
-    _sky(canvas, rng)
+    if weather in ("cloudy", "rainy"):
+        _overcast(canvas, weather, rng)
+    else:
+        _sky(canvas, rng)
     _PLACES[place](canvas, rng)
+    if weather == "foggy":
+        canvas.veil(FOG[canvas.time], (0.45, 0.72, 0.84, 0.62, 0.4))
+
+
+def draw_weather(canvas: Canvas, weather: str, rng: random.Random) -> None:
+    """Draw rain or a light fog over everything."""
+    if weather == "rainy":
+        for row in range(6):
+            for column in range(5):
+                x = (column + rng.random()) / 5
+                y = (row + rng.random()) / 6
+                canvas.streak((x, y), (x - 0.03, y + 0.09), 0.009, RAIN[canvas.time])
+    elif weather == "foggy":
+        canvas.veil(FOG[canvas.time], (0.16, 0.26, 0.3, 0.26, 0.16))
+
+
+def _overcast(canvas: Canvas, weather: str, rng: random.Random) -> None:
+    dark = (30, 36, 52)
+    share = 0.3 if weather == "rainy" else 0.0
+    canvas.gradient(0.0, HORIZON + 0.02, [mix(colour, dark, share) for colour in OVERCAST[canvas.time]])
+    light, low = (mix(colour, dark, share) for colour in CLOUDS[canvas.time])
+    for row, colour in ((0, low), (1, light), (2, low)):
+        for column in range(3):
+            x = (column + 0.25 + 0.5 * rng.random() + 0.3 * (row % 2)) / 3
+            _cloud(canvas, x, 0.05 + 0.13 * row + 0.04 * rng.random(), 0.11 + 0.05 * rng.random(), colour)
 
 
 def _sky(canvas: Canvas, rng: random.Random) -> None:
@@ -33,7 +76,9 @@ def _sky(canvas: Canvas, rng: random.Random) -> None:
     if canvas.time == "day":
         canvas.light(x, 0.13, 0.07, (255, 232, 110))
         for _ in range(2):
-            _cloud(canvas, rng.random(), 0.1 + 0.2 * rng.random(), 0.09 + 0.04 * rng.random())
+            _cloud(
+                canvas, rng.random(), 0.1 + 0.2 * rng.random(), 0.09 + 0.04 * rng.random(), (252, 252, 255)
+            )
     elif canvas.time == "sunset":
         for radius, colour in ((0.17, (255, 176, 96)), (0.13, (255, 206, 120)), (0.09, (255, 240, 190))):
             canvas.light(x, HORIZON - 0.06, radius, colour)
@@ -43,9 +88,9 @@ def _sky(canvas: Canvas, rng: random.Random) -> None:
             canvas.light(rng.random(), 0.42 * rng.random(), 0.007, (255, 255, 240))
 
 
-def _cloud(canvas: Canvas, x: float, y: float, size: float) -> None:
+def _cloud(canvas: Canvas, x: float, y: float, size: float, colour: Colour) -> None:
     for dx, scale in ((-0.8, 0.6), (0.0, 1.0), (0.8, 0.65)):
-        canvas.ellipse(x + dx * size, y, size * scale, size * scale * 0.6, (252, 252, 255))
+        canvas.ellipse(x + dx * size, y, size * scale, size * scale * 0.6, colour)
 
 
 def _ground(canvas: Canvas, near: Colour, far: Colour, top: float = HORIZON) -> None:
@@ -69,9 +114,9 @@ def _water(canvas: Canvas, top: float, bottom: float, rng: random.Random) -> Non
 
 
 def _beach(canvas: Canvas, rng: random.Random) -> None:
-    _ground(canvas, (232, 200, 140), (246, 222, 170), 0.62)
-    _water(canvas, HORIZON, 0.66, rng)
-    canvas.line([(x / 6, 0.665 + 0.012 * (x % 2)) for x in range(7)], 0.02, (250, 250, 248))
+    _ground(canvas, (232, 200, 140), (246, 222, 170), 0.68)
+    _water(canvas, HORIZON, 0.72, rng)
+    canvas.line([(x / 6, 0.725 + 0.012 * (x % 2)) for x in range(7)], 0.02, (250, 250, 248))
 
 
 def _garden(canvas: Canvas, rng: random.Random) -> None:
@@ -159,6 +204,53 @@ def _field(canvas: Canvas, rng: random.Random) -> None:
         )
 
 
+def _forest(canvas: Canvas, rng: random.Random) -> None:
+    canvas.polygon([(0, 0.1), (1, 0.1), (1, 0.62), (0, 0.62)], (30, 84, 58))
+    for x in range(6):
+        canvas.ellipse((x + rng.random() * 0.4) / 5, 0.1, 0.13, 0.07 + 0.03 * rng.random(), (30, 84, 58))
+    for x in range(7):
+        canvas.line([((x + 0.5) / 7, 0.2), ((x + 0.5) / 7, 0.6)], 0.022, (66, 62, 48))
+    _ground(canvas, (98, 112, 62), (70, 96, 58), 0.58)
+    canvas.polygon([(0.44, 0.58), (0.56, 0.58), (0.86, 1.0), (0.14, 1.0)], (168, 134, 92))
+    for x in (0.04, 0.24, 0.78, 0.97):
+        x += 0.06 * (rng.random() - 0.5)
+        _fir(canvas, x, 0.68, 0.62 + 0.1 * rng.random())
+
+
+def _fir(canvas: Canvas, x: float, foot: float, size: float) -> None:
+    canvas.line([(x, foot), (x, foot - 0.2 * size)], 0.06 * size + 0.01, (104, 70, 46))
+    for step, half in enumerate((0.2, 0.165, 0.13)):
+        low = foot - (0.14 + 0.24 * step) * size
+        colour = ((40, 112, 66), (48, 126, 72), (58, 140, 80))[step]
+        canvas.polygon([(x - half * size, low), (x, low - 0.4 * size), (x + half * size, low)], colour)
+
+
+def _pool(canvas: Canvas, rng: random.Random) -> None:
+    for x in range(6):
+        canvas.ellipse((x + 0.4 * rng.random()) / 5, HORIZON, 0.13, 0.07 + 0.03 * rng.random(), (56, 132, 66))
+    _palm(canvas, 0.1 + 0.08 * rng.random())
+    _palm(canvas, 0.84 + 0.08 * rng.random())
+    _ground(canvas, (236, 222, 196), (222, 206, 180), HORIZON + 0.03)
+    tile, water, light = (248, 250, 250), (64, 200, 224), (176, 240, 248)
+    canvas.polygon([(0.1, 0.6), (0.9, 0.6), (1.06, 0.9), (-0.06, 0.9)], tile)
+    canvas.polygon([(0.12, 0.625), (0.88, 0.625), (1.03, 0.875), (-0.03, 0.875)], water)
+    for x, far in ((0.36, 0.4), (0.64, 0.6)):
+        canvas.line([(far, 0.635), (x - 0.02 if x < 0.5 else x + 0.02, 0.865)], 0.012, (40, 120, 200))
+    for _ in range(7):
+        x, y = 0.12 + 0.76 * rng.random(), 0.65 + 0.2 * rng.random()
+        canvas.line([(x - 0.05, y), (x, y + 0.008), (x + 0.05, y)], 0.009, light)
+
+
+def _palm(canvas: Canvas, x: float) -> None:
+    canvas.line([(x, 0.56), (x + 0.015, 0.38), (x + 0.01, 0.24)], 0.03, (146, 104, 64))
+    for dx, dy in ((-0.14, 0.06), (-0.11, -0.05), (0.0, -0.1), (0.11, -0.05), (0.14, 0.06)):
+        canvas.line(
+            [(x + 0.01, 0.24), (x + 0.01 + dx * 0.6, 0.24 + dy - 0.03), (x + 0.01 + dx, 0.24 + dy)],
+            0.028,
+            (52, 142, 70),
+        )
+
+
 _PLACES = {
     "beach": _beach,
     "garden": _garden,
@@ -168,4 +260,6 @@ _PLACES = {
     "lake": _lake,
     "mountain": _mountain,
     "field": _field,
+    "forest": _forest,
+    "pool": _pool,
 }

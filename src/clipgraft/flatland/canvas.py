@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
+INK: Colour = (34, 32, 40)
+WHITE: Colour = (255, 255, 255)
 OVERSAMPLING = 4
 _TINTS: dict[str, tuple[Colour, float]] = {
     "day": ((255, 255, 255), 0.0),
@@ -20,8 +22,13 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
+def shaded(colour: Colour, share: float = 0.28) -> Colour:
+    """Return a darker colour; of one that is nearly black a lighter one."""
+    return mix(colour, WHITE if sum(colour) < 200 else INK, share)
+
+
 class Canvas:
-    """Draws moved, scaled, mirrored shapes, tinted by the time of day.
+    """Draws shapes tinted by the time of day.
 
     Args:
         size: Side of the finished image, in pixels.
@@ -30,31 +37,30 @@ class Canvas:
 
     def __init__(self, size: int, time: str):
         self.size, self.time = size, time
-        self.image = Image.new("RGB", (size * OVERSAMPLING,) * 2)
+        self.side = size * OVERSAMPLING
+        self.image = Image.new("RGB", (self.side,) * 2)
         self._draw = ImageDraw.Draw(self.image)
-        self.frame(0.0, 0.0, 1.0)
-
-    def frame(self, x: float, y: float, scale: float, *, mirrored: bool = False) -> None:
-        """Move the origin to (x, y); its unit is `scale` image sides."""
-        self._x, self._y, self._scale, self._sign = x, y, scale, -1 if mirrored else 1
+        self.tint_share = 1.0
+        """Share of the time's tint in what is drawn: less on subjects, whose colours have to be seen."""
 
     def tinted(self, colour: Colour) -> Colour:
         """Return a colour in the light of the canvas' time of day."""
-        return mix(colour, *_TINTS[self.time])
+        light, share = _TINTS[self.time]
+        return mix(colour, light, share * self.tint_share)
 
     def polygon(self, points: Sequence[Point], colour: Colour) -> None:
         """Fill a polygon."""
-        self._draw.polygon([self._place(*point) for point in points], fill=self.tinted(colour))
+        side = self.side
+        self._draw.polygon([(x * side, y * side) for x, y in points], fill=self.tinted(colour))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
         """Fill an ellipse with its centre at (x, y)."""
-        (x0, y0), (x1, y1) = self._place(x - rx, y - ry), self._place(x + rx, y + ry)
-        self._draw.ellipse((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), fill=self.tinted(colour))
+        self._draw.ellipse(self._box(x - rx, y - ry, x + rx, y + ry), fill=self.tinted(colour))
 
     def line(self, points: Sequence[Point], width: float, colour: Colour) -> None:
         """Draw a line with round ends and joints."""
-        placed = [self._place(*point) for point in points]
-        thickness = max(1, round(width * self._scale * self.image.width))
+        placed = [(x * self.side, y * self.side) for x, y in points]
+        thickness = max(1, round(width * self.side))
         fill = self.tinted(colour)
         self._draw.line(placed, fill=fill, width=thickness)
         half = thickness / 2
@@ -62,28 +68,44 @@ class Canvas:
             self._draw.ellipse((x - half, y - half, x + half, y + half), fill=fill)
 
     def light(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """Fill a luminous disc, not tinted, in the image's frame."""
+        """Fill a luminous disc, not tinted."""
         self._draw.ellipse(self._box(x - radius, y - radius, x + radius, y + radius), fill=colour)
 
     def window(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
-        """Fill a luminous rectangle, not tinted, in the image's frame."""
+        """Fill a luminous rectangle, not tinted."""
         self._draw.rectangle(self._box(x, y, x + width, y + height), fill=colour)
 
-    def _box(self, *corners: float) -> list[float]:
-        return [corner * self.image.width for corner in corners]
+    def streak(self, start: Point, end: Point, width: float, colour: Colour) -> None:
+        """Draw a luminous line, not tinted."""
+        self._draw.line(self._box(*start, *end), fill=colour, width=max(1, round(width * self.side)))
 
     def gradient(self, top: float, bottom: float, stops: Sequence[Colour]) -> None:
         """Fill a band of the image with evenly spaced colours, not tinted."""
         strip = Image.new("RGB", (1, len(stops)))
         strip.putdata(list(stops))
-        side = self.image.width
-        first, last = round(top * side), round(bottom * side)
-        self.image.paste(strip.resize((side, last - first), Image.Resampling.BICUBIC), (0, first))
+        first, last = round(top * self.side), round(bottom * self.side)
+        band = strip.resize((1, last - first), Image.Resampling.BICUBIC)
+        self.image.paste(band.resize((self.side, last - first), Image.Resampling.NEAREST), (0, first))
+
+    def shadow(self, x: float, y: float, rx: float, ry: float) -> None:
+        """Darken an ellipse."""
+        box = [round(value) for value in self._box(x - rx, y - ry, x + rx, y + ry)]
+        mask = Image.new("L", (box[2] - box[0], box[3] - box[1]))
+        ImageDraw.Draw(mask).ellipse((0, 0, mask.width - 1, mask.height - 1), fill=110)
+        self.image.paste((22, 26, 40), box, mask)
+
+    def veil(self, colour: Colour, shares: Sequence[float]) -> None:
+        """Mix a colour into the image, in evenly spaced shares from top to bottom."""
+        strip = Image.new("L", (1, len(shares)))
+        strip.putdata([round(255 * share) for share in shares])
+        column = strip.resize((1, self.side), Image.Resampling.BICUBIC)
+        self.image.paste(
+            colour, (0, 0, self.side, self.side), column.resize((self.side,) * 2, Image.Resampling.NEAREST)
+        )
 
     def finished(self) -> Image.Image:
         """Return the image at its own size."""
         return self.image.reduce(OVERSAMPLING)
 
-    def _place(self, x: float, y: float) -> Point:
-        side = self.image.width
-        return (self._x + self._sign * x * self._scale) * side, (self._y + y * self._scale) * side
+    def _box(self, *corners: float) -> list[float]:
+        return [corner * self.side for corner in corners]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from clipgraft.errors import MissingFileError, UserError
 from clipgraft.files import read_jsonl
-from clipgraft.flatland.backgrounds import draw_background
+from clipgraft.flatland.backgrounds import draw_background, draw_weather
 from clipgraft.flatland.canvas import Canvas
 from clipgraft.flatland.captions import plain_caption, write_captions
 from clipgraft.flatland.scenes import sample_scene
@@ -26,7 +26,7 @@ from clipgraft.flatland.subjects import draw_subjects
 from clipgraft.flatland.world import Scene
 
 IMAGE_SIZE = 128
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Raised when `draw_scene` draws other pixels; a test holds their checksum."""
 JPEG_QUALITY = 95
 ATTRIBUTES_NAME = "attributes.jsonl"
@@ -36,11 +36,15 @@ SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
 
 def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
     """Draw a scene as an RGB image of size x size pixels."""
-    rng = random.Random(scene.look + "/drawing")
     canvas = Canvas(size, scene.time)
-    draw_background(canvas, scene.place, rng)
+    # A generator for each, so that the same place is drawn with and without a subject.
+    background, subjects, weather = (
+        random.Random(f"{scene.look}/{what}") for what in ("background", "subjects", "weather")
+    )
+    draw_background(canvas, scene.place, scene.weather, background)
     if scene.subject:
-        draw_subjects(canvas, scene, rng)
+        draw_subjects(canvas, scene, subjects)
+    draw_weather(canvas, scene.weather, weather)
     return canvas.finished()
 
 
