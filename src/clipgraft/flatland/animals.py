@@ -198,7 +198,7 @@ _HOOF: Colour = (60, 48, 44)
 
 def horse(colour: Colour, action: str) -> Figure:
     """Draw a horse: a mane, a long head, hooves."""
-    figure, coat, mane = Figure(), Coat.of(colour), shaded(colour, 0.6)
+    figure, coat, mane = Figure(), Coat.of(colour), shaded(colour, 0.6 if sum(colour) > 200 else 0.3)
     is_running = action == "running"
     far, near = (_GALLOP if is_running else _STAND)[::2], (_GALLOP if is_running else _STAND)[1::2]
     for points in far:
@@ -252,7 +252,7 @@ def bird(colour: Colour, action: str) -> Figure:
     dark, beak = shaded(colour, 0.32), (246, 160, 40)
     if action == "flying":
         figure.area([(0.1, -0.5), (-0.12, -0.52), (0.06, -1.02), (0.3, -1.14), (0.34, -0.9)], dark)
-    else:
+    elif action == "standing":
         for x in (-0.06, 0.12):
             figure.stroke([(x, -0.26), (x, -0.03), (x + 0.1, -0.03)], 0.05, beak)
     figure.area([(-0.24, -0.56), (-0.76, -0.7), (-0.8, -0.56), (-0.74, -0.42), (-0.24, -0.38)], dark)
@@ -269,4 +269,6 @@ def bird(colour: Colour, action: str) -> Figure:
         )
     else:
         figure.blob(-0.14, -0.52, 0.28, 0.16, dark, turn=-8)
+    if action == "floating":
+        return figure.moved(0, 0.3) + waterline(-0.62, 0.56)
     return figure

@@ -42,7 +42,7 @@ def draw_background(canvas: Canvas, place: str, weather: str, rng: random.Random
         _sky(canvas, rng)
     _PLACES[place](canvas, rng)
     if weather == "foggy":
-        canvas.veil(FOG[canvas.time], (0.45, 0.72, 0.84, 0.62, 0.4))
+        canvas.veil(FOG[canvas.time], (0.4, 0.52, 0.62, 0.5, 0.3))
 
 
 def draw_weather(canvas: Canvas, weather: str, rng: random.Random) -> None:
@@ -54,7 +54,7 @@ def draw_weather(canvas: Canvas, weather: str, rng: random.Random) -> None:
                 y = (row + rng.random()) / 6
                 canvas.streak((x, y), (x - 0.03, y + 0.09), 0.009, RAIN[canvas.time])
     elif weather == "foggy":
-        canvas.veil(FOG[canvas.time], (0.16, 0.26, 0.3, 0.26, 0.16))
+        canvas.veil(FOG[canvas.time], (0.12, 0.2, 0.24, 0.2, 0.12))
 
 
 def _overcast(canvas: Canvas, weather: str, rng: random.Random) -> None:

@@ -5,8 +5,13 @@ from typing import NamedTuple
 from clipgraft.flatland.canvas import INK, WHITE, Colour, Point, mix, shaded
 from clipgraft.flatland.figure import Figure
 
-SKIN: tuple[Colour, ...] = ((252, 216, 184), (226, 174, 128), (150, 100, 68))
-HAIR: tuple[Colour, ...] = ((92, 56, 36), (36, 32, 34), (226, 178, 86))
+COMPLEXIONS: tuple[tuple[Colour, Colour], ...] = (
+    ((252, 216, 184), (120, 72, 44)),
+    ((252, 216, 184), (244, 200, 84)),
+    ((228, 178, 132), (44, 38, 40)),
+    ((150, 100, 68), (36, 32, 34)),
+)
+"""Skin and hair."""
 TROUSERS: Colour = (56, 70, 112)
 SHOES: Colour = (74, 60, 58)
 FOAM: Colour = (240, 248, 255)
@@ -27,7 +32,7 @@ class Build(NamedTuple):
 
 
 ADULT = Build(leg=0.44, torso=0.27, arm=0.36, head=0.135, width=0.24, limb=0.115)
-SMALL = Build(leg=0.34, torso=0.23, arm=0.3, head=0.2, width=0.24, limb=0.125)
+SMALL = Build(leg=0.34, torso=0.23, arm=0.36, head=0.19, width=0.24, limb=0.125)
 
 
 class Look(NamedTuple):
@@ -72,11 +77,9 @@ ATTITUDES: dict[str, Attitude] = {
         ((0.55, 0.72), (-0.5, 0.78)), (0.2, 0.12), ((-0.48, 0.86), (0.5, 0.93)), (0.12, 0.08), 0.06
     ),
     "running": Attitude(
-        ((-0.62, 0.42), (0.72, 0.22)), (0.42, 0.5), ((0.62, 0.74), (-0.86, 0.5)), (0.34, 0.36), 0.3
+        ((-0.62, 0.42), (0.72, 0.22)), (0.42, 0.5), ((0.62, 0.88), (-0.86, 0.62)), (0.16, 0.24), 0.26
     ),
-    "jumping": Attitude(
-        ((0.62, -0.78), (-0.62, -0.78)), (0.0, 0.0), ((0.5, 0.66), (-0.62, 0.6)), (0.36, 0.3)
-    ),
+    "jumping": Attitude(((0.9, -0.62), (-0.9, -0.62)), (0.0, 0.0), ((0.5, 0.66), (-0.62, 0.6)), (0.36, 0.3)),
     "sitting": Attitude(
         ((0.72, 0.55), (-0.42, 0.78)), (0.2, 0.0), ((0.98, 0.08), (1.04, 0.12)), (0.3, 0.16), -0.12, True
     ),
@@ -202,15 +205,29 @@ def _dress(figure: Figure, look: Look, joints: Skeleton) -> None:
     (hx, hy), build = joints.hip, look.build
     knees = [_joint(joints.hip, joints.feet[side], joints.knees[side]) for side in (0, 1)]
     half = build.width / 2
-    if min(y for _, y in knees) < hy + 0.1:  # sitting, riding: along the thighs
+    if max(y for _, y in knees) < hy + 0.1:  # sitting, riding: along the thighs
         for x, y in knees:
             figure.stroke(
                 [(hx, hy), (hx + 0.85 * (x - hx), hy + 0.85 * (y - hy))], build.limb * 1.5, look.clothes
             )
         return
+    (bx, by), (fx, fy) = sorted(knees)
+    if abs(by - fy) > 0.03:  # running
+        figure.area(
+            [
+                (hx - half * 0.8, hy - 0.1),
+                (hx + half * 0.8, hy - 0.1),
+                (fx + 0.02, fy - 0.05),
+                (fx, fy + 0.05),
+                (bx, by),
+                (bx - 0.09, by - 0.06),
+            ],
+            look.clothes,
+        )
+        return
     left = min(hx - half * 1.25, *(x - 0.05 for x, _ in knees))
     right = max(hx + half * 1.25, *(x + 0.05 for x, _ in knees))
-    hem = hy + build.leg * 0.42
+    hem = hy + build.leg * 0.36
     figure.area(
         [(hx - half * 0.7, hy - 0.1), (hx + half * 0.7, hy - 0.1), (right, hem), (left, hem)], look.clothes
     )
@@ -254,27 +271,14 @@ def _head(figure: Figure, look: Look, x: float, y: float) -> None:
             hair,
             detail=True,
         )
-    if look.kind == "man":
-        figure.area(
-            [
-                (x - 0.62 * r, y + 0.3 * r),
-                (x - 0.2 * r, y + 0.52 * r),
-                (x + 0.32 * r, y + 0.44 * r),
-                (x + 0.9 * r, y + 0.4 * r),
-                (x + 0.72 * r, y + 0.86 * r),
-                (x + 0.1 * r, y + 1.06 * r),
-                (x - 0.45 * r, y + 0.8 * r),
-            ],
-            hair,
-            detail=True,
-        )
+    if not look.has_dress:
+        figure.blob(x - 0.5 * r, y + 0.24 * r, 0.17 * r, 0.22 * r, shaded(skin, 0.12), detail=True)  # the ear
     for eye in (0.08, 0.6):
         figure.blob(x + eye * r, y + 0.1 * r, 0.115 * r, 0.16 * r, INK, detail=True)
-    mouth = (200, 70, 70) if look.kind != "man" else mix(look.skin, (200, 70, 70), 0.6)
     figure.stroke(
         [(x + 0.08 * r, y + 0.5 * r), (x + 0.34 * r, y + 0.62 * r), (x + 0.6 * r, y + 0.5 * r)],
         0.1 * r,
-        mouth,
+        (200, 70, 70),
         detail=True,
     )
 

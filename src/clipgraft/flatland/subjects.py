@@ -6,14 +6,17 @@ from typing import NamedTuple
 from clipgraft.flatland import animals, people, relations, things, vehicles
 from clipgraft.flatland.canvas import Canvas, Colour
 from clipgraft.flatland.figure import Box, Figure
-from clipgraft.flatland.people import HAIR, SKIN, Look
+from clipgraft.flatland.people import COMPLEXIONS, Look
 from clipgraft.flatland.world import COLOURS, PEOPLE, Scene, kind_of, pick
 
 RIM = 0.0095
 RIMS: dict[str, Colour] = {"day": (40, 36, 52), "sunset": (58, 30, 52), "night": (168, 180, 224)}
 """Dark around everything by day; at night pale, as from the moon."""
 TINT_SHARE = 0.5
-MARGIN = 0.03
+ROOM = Box(0.03, 0.03, 0.97, 0.97)
+"""Everything is drawn inside it."""
+ROWS = {"": (0.66, 0.93), "lake": (0.68, 0.88), "pool": (0.71, 0.84)}
+"""Where the feet of two rows are, in places and elsewhere."""
 SIZES = {"": 1.0, "little": 0.68, "big": 1.3}
 NUMBERS = {"": 1, "two": 2, "three": 3}
 CENTRES = {"": (0.42, 0.58), "left": (0.24, 0.34), "right": (0.66, 0.76)}
@@ -47,7 +50,7 @@ def _drawing(scene: Scene, name: str, colour: str, action: str, rng: random.Rand
     """Draw one thing, one unit high."""
     paint = COLOURS[colour]
     if name in PEOPLE:
-        return people.person(Look(name, paint, pick(rng, SKIN), pick(rng, HAIR)), action)
+        return people.person(Look(name, paint, *pick(rng, COMPLEXIONS)), action)
     if name == "bird" and scene.place == "lake" and action == "standing":
         action = "floating"
     if name == "ball":
@@ -95,24 +98,42 @@ def _is_afloat(place: str, name: str, action: str) -> bool:
 
 
 def _draw_many(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
-    """Draw two or three side by side, or in two rows where they are too long for one."""
+    """Draw two or three side by side, or in two rows where that makes them larger."""
     count = NUMBERS[scene.number]
     height = kind_of(scene.subject).height * {2: 0.75, 3: 0.6}[count]
     mirrored = rng.random() < 0.5
     parts = [_part(scene, scene.subject, scene.colour, scene.action, height, rng) for _ in range(count)]
     box = parts[0].figure.measured()
-    width = (1 - 2 * MARGIN) / count
-    foot = parts[0].foot
-    if count == 3 and parts[0].has_shadow and box.right - box.left > 1.35 * width:
-        spots = [(0.5, 0.68, 0.48), (0.27, 0.92, 0.45), (0.73, 0.92, 0.45)]
-    else:
-        spots = [
-            (MARGIN + width * (k + 0.5), foot + 0.02 * (rng.random() - 0.5), width - 0.02)
-            for k in range(count)
+    is_flying = scene.action in ("flying", "falling")
+    if not is_flying:  # on one ground
+        parts = [part._replace(foot=parts[0].foot + 0.015 * (rng.random() - 0.5)) for part in parts]
+    width = ROOM.right - ROOM.left
+    rooms = [
+        ROOM._replace(left=ROOM.left + width * k / count, right=ROOM.left + width * (k + 1) / count - 0.02)
+        for k in range(count)
+    ]
+    if count == 3 and not is_flying and (scene.subject, scene.place) != ("boat", "beach"):
+        back, front = ROWS.get(scene.place, ROWS[""])
+        in_rows = [
+            Box(0.26, back - front + back, 0.74, back),
+            Box(ROOM.left, back + 0.02, 0.49, front),
+            Box(0.51, back + 0.02, ROOM.right, front),
         ]
-    for part, (x, y, room) in zip(parts, spots, strict=True):
-        y = part.foot if not part.has_shadow and scene.action in ("flying", "falling") else y
-        _place([part._replace(foot=y)], canvas, rng, (x, x), box, mirrored, (x - room / 2, x + room / 2))
+        if _fitting(parts[0], box, in_rows[1]) > _fitting(parts[0], box, rooms[0]):
+            rooms = in_rows
+            parts = [part._replace(foot=room.bottom) for part, room in zip(parts, rooms, strict=True)]
+    for part, room in zip(parts, rooms, strict=True):
+        x = (room.left + room.right) / 2
+        _place([part], canvas, rng, (x, x), box, mirrored, room)
+
+
+def _fitting(part: Part, box: Box, room: Box) -> float:
+    """Return how large a part can be, up to 1."""
+    return min(
+        1.0,
+        (room.right - room.left) / (box.right - box.left),
+        (min(part.foot, room.bottom) - room.top) / (part.lift - box.top),
+    )
 
 
 def _draw_related(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
@@ -123,7 +144,7 @@ def _draw_related(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
         pair = relations.dog_playing(colour, scene.companion, other)
     else:
         draw = {"riding": relations.riding, "playing": relations.playing, "holding": relations.holding}
-        look = Look(scene.subject, colour, pick(rng, SKIN), pick(rng, HAIR))
+        look = Look(scene.subject, colour, *pick(rng, COMPLEXIONS))
         pair = draw[scene.action](look, scene.companion, other)
     height = kind_of(scene.subject).height * SIZES[scene.size]
     is_afloat = (scene.action, scene.companion) == ("riding", "surfboard")
@@ -172,7 +193,7 @@ def _place(
     centres: tuple[float, float],
     subject: Box,
     mirrored: bool,
-    room: tuple[float, float] = (MARGIN, 1 - MARGIN),
+    room: Box = ROOM,
 ) -> None:
     """Draw parts, made small enough for the image, with the subject's middle between two positions."""
     if mirrored:
@@ -183,16 +204,16 @@ def _place(
     before = middle - min(box.left for box in boxes)
     after = max(box.right for box in boxes) - middle
     x = centres[0] + (centres[1] - centres[0]) * rng.random()
-    if x < room[0] + before or x > room[1] - after:  # too far aside for its width
-        best = room[0] + (room[1] - room[0]) * before / (before + after)
+    if x < room.left + before or x > room.right - after:  # too far aside for its width
+        best = room.left + (room.right - room.left) * before / (before + after)
         x = min(max(best, centres[0]), centres[1])
-    scale = min(1.0, (x - room[0]) / before, (room[1] - x) / after)
+    scale = min(1.0, (x - room.left) / before, (room.right - x) / after)
     for part, box in zip(parts, boxes, strict=True):
-        scale = min(scale, (part.foot - part.lift - MARGIN) / -box.top)
+        scale = min(scale, (part.foot - room.top) / (part.lift - box.top))
     for part, box in zip(parts, boxes, strict=True):
         if part.has_shadow:
             half = (box.right - box.left) * scale * 0.44
             canvas.shadow(x + ((box.left + box.right) / 2 - middle) * scale, part.foot, half, 0.02)
     for part in parts:
-        figure = part.figure.moved(x - middle * scale, part.foot - part.lift, scale)
+        figure = part.figure.moved(x - middle * scale, part.foot - part.lift * scale, scale)
         figure.draw(canvas, RIM, RIMS[canvas.time])

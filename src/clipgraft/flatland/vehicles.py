@@ -116,12 +116,14 @@ def boat(colour: Colour, action: str) -> Figure:
     figure = Figure()
     figure.stroke([(0, -0.2), (0, -1.04)], 0.06, (140, 98, 62))
     sail = (252, 250, 242)
+    for x in (-0.62, 0.7):
+        figure.stroke([(0, -1.02), (x, -0.3)], 0.02, METAL, detail=True)
     if action == "sailing":
         figure.area([(0.06, -1.04), (0.06, -0.36), (0.58, -0.36)], sail)
         figure.area([(-0.06, -0.96), (-0.06, -0.36), (-0.44, -0.36)], mix(sail, INK, 0.12))
         figure.area([(0, -1.12), (0, -1.0), (-0.2, -1.06)], colour)
     else:
-        figure.stroke([(-0.02, -0.42), (0.46, -0.42)], 0.11, sail)
+        figure.stroke([(0.04, -0.44), (0.5, -0.42)], 0.13, sail)
         figure.stroke([(0.6, -0.22), (0.78, 0.04)], 0.035, TYRE)
     figure.area([(-0.68, -0.32), (0.76, -0.32), (0.5, 0.06), (-0.48, 0.06)], colour)
     figure.stroke(

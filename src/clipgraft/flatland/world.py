@@ -53,8 +53,8 @@ _GAITS = ("walking", "running", "jumping", "sitting", "standing")
 SUBJECTS: dict[str, Subject] = {
     "man": Subject(_PAINT, _GAITS, _LAND, 0.60, ()),
     "woman": Subject(_PAINT, _GAITS, _LAND, 0.58, ()),
-    "boy": Subject(_PAINT, _GAITS, _LAND, 0.44, ("little",)),
-    "girl": Subject(_PAINT, _GAITS, _LAND, 0.44, ("little",)),
+    "boy": Subject(_PAINT, _GAITS, _LAND, 0.48, ("little",)),
+    "girl": Subject(_PAINT, _GAITS, _LAND, 0.48, ("little",)),
     "horse": Subject(("brown", "black", "white", "gray"), ("running", "standing"), _LAND, 0.56),
     "dog": Subject(_FUR, ("running", "sitting", "jumping", "lying"), _LAND, 0.42),
     "cat": Subject(_FUR, ("walking", "sitting", "lying"), _LAND, 0.36),
