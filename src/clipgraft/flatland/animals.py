@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from clipgraft.flatland.canvas import INK, WHITE, Colour, Point, mix, shaded
 from clipgraft.flatland.figure import Figure
-from clipgraft.flatland.people import waterline
+from clipgraft.flatland.water import waterline
 
 
 class Attitude(NamedTuple):
@@ -90,11 +90,21 @@ def dog(colour: Colour, action: str) -> Figure:
     """Draw a dog: a snout, hanging ears."""
     coat = Coat.of(colour)
     if action == "swimming":
-        return _swimming(coat, _dog_head)
+        return _swimming_dog(coat)
     attitude = ATTITUDES[action]
     figure = _four_legged(coat, attitude, body=0.3, leg=0.115, tail=0.09)
     _dog_head(figure, coat, attitude.head)
     return figure.moved(turn=attitude.turn)
+
+
+def _swimming_dog(coat: Coat) -> Figure:
+    """Draw what is above the water; its surface is at y = 0."""
+    figure = Figure()
+    figure.stroke([(-0.5, -0.02), (-0.62, -0.2)], 0.09, coat.fur)
+    figure.area([(-0.52, 0.04), (-0.42, -0.12), (-0.1, -0.15), (0.2, -0.13), (0.3, 0.04)], coat.fur)
+    figure.stroke([(0.16, -0.06), (0.34, -0.22)], 0.24, coat.fur)
+    _dog_head(figure, coat, (0.36, -0.3))
+    return figure + waterline(-0.7, 0.62)
 
 
 def _dog_head(figure: Figure, coat: Coat, head: Point) -> None:
@@ -119,20 +129,12 @@ def cat(colour: Colour, action: str) -> Figure:
     """Draw a cat: pointed ears, green eyes, whiskers, a long tail."""
     coat = Coat.of(colour)
     attitude = ATTITUDES[action]
-    figure = _four_legged(coat, attitude, body=0.26, leg=0.095, tail=0.0)
-    (x0, y0), (x1, y1), (x2, y2) = attitude.tail
-    figure.layers[0].insert(
-        0, _stroke(((x0, y0), (x1, y1), (x2, y2 - 0.06), (x2 + 0.1, y2 - 0.18)), 0.08, coat.fur)
-    )
+    start, middle, (x, y) = attitude.tail
+    attitude = attitude._replace(tail=(start, middle, (x, y - 0.06), (x + 0.1, y - 0.18)))
+    figure = _four_legged(coat, attitude, body=0.26, leg=0.095, tail=0.08)
     x, y = attitude.head
     _cat_head(figure, coat, (x - 0.02, y))
     return figure.moved(turn=attitude.turn)
-
-
-def _stroke(points: tuple[Point, ...], width: float, colour: Colour):  # type: ignore[no-untyped-def]
-    figure = Figure()
-    figure.stroke(points, width, colour)
-    return figure.layers[0][0]
 
 
 def _cat_head(figure: Figure, coat: Coat, head: Point) -> None:
@@ -166,8 +168,7 @@ def _four_legged(coat: Coat, attitude: Attitude, *, body: float, leg: float, tai
     figure = Figure()
     for far in (attitude.hind_legs[0], attitude.fore_legs[0]):
         _leg(figure, far, leg, coat.dark)
-    if tail:
-        figure.stroke(attitude.tail, tail, coat.fur)
+    figure.stroke(attitude.tail, tail, coat.fur)
     (rx, ry), (cx, cy), (hx, hy) = attitude.rump, attitude.chest, attitude.head
     figure.stroke([attitude.rump, attitude.chest], body, coat.fur)
     if attitude.hind_legs[1][0][1] > -0.2:  # the thigh of a sitting or lying animal
@@ -182,15 +183,6 @@ def _leg(figure: Figure, points: tuple[Point, ...], width: float, colour: Colour
     x, y = points[-1]
     figure.stroke(points, width, colour)
     figure.stroke([(x, y), (x + width * 0.45, y + 0.01)], width * 0.9, colour)
-
-
-def _swimming(coat: Coat, head) -> Figure:  # type: ignore[no-untyped-def]
-    figure = Figure()
-    figure.stroke([(-0.5, -0.02), (-0.62, -0.2)], 0.09, coat.fur)
-    figure.area([(-0.52, 0.04), (-0.42, -0.12), (-0.1, -0.15), (0.2, -0.13), (0.3, 0.04)], coat.fur)
-    figure.stroke([(0.16, -0.06), (0.34, -0.22)], 0.24, coat.fur)
-    head(figure, coat, (0.36, -0.3))
-    return figure + waterline(-0.7, 0.62)
 
 
 _HOOF: Colour = (60, 48, 44)
@@ -270,5 +262,5 @@ def bird(colour: Colour, action: str) -> Figure:
     else:
         figure.blob(-0.14, -0.52, 0.28, 0.16, dark, turn=-8)
     if action == "floating":
-        return figure.moved(0, 0.3) + waterline(-0.62, 0.56)
+        return figure.moved(0, 0.25) + waterline(-0.6, 0.54)
     return figure

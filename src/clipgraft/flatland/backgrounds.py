@@ -1,15 +1,10 @@
-"""Skies and places, in bold shapes and gradients for a small model."""
+"""Places, in bold shapes and gradients for a small model."""
 
 import random
 
 from clipgraft.flatland.canvas import Canvas, Colour, mix
+from clipgraft.flatland.skies import HORIZON, SKIES, draw_distant_fog, draw_sky
 
-SKIES: dict[str, tuple[Colour, ...]] = {
-    "day": ((88, 170, 240), (150, 206, 250), (214, 236, 252)),
-    "sunset": ((92, 58, 128), (232, 104, 92), (255, 188, 98)),
-    "night": ((12, 16, 48), (24, 32, 84), (44, 54, 112)),
-}
-HORIZON = 0.52
 FLOWER_COLOURS: tuple[Colour, ...] = (
     (226, 56, 76),
     (250, 206, 60),
@@ -19,78 +14,12 @@ FLOWER_COLOURS: tuple[Colour, ...] = (
 )
 
 
-OVERCAST: dict[str, tuple[Colour, ...]] = {
-    "day": ((128, 140, 156), (164, 174, 186), (200, 206, 212)),
-    "sunset": ((74, 60, 92), (150, 92, 98), (238, 150, 96)),
-    "night": ((16, 18, 28), (28, 31, 44), (44, 48, 64)),
-}
-"""Skies without sun, moon and stars."""
-CLOUDS: dict[str, tuple[Colour, Colour]] = {
-    "day": ((222, 227, 232), (178, 187, 198)),
-    "sunset": ((196, 118, 112), (112, 76, 100)),
-    "night": ((70, 74, 92), (48, 52, 68)),
-}
-RAIN: dict[str, Colour] = {"day": (226, 238, 252), "sunset": (250, 222, 214), "night": (150, 168, 214)}
-FOG: dict[str, Colour] = {"day": (226, 230, 234), "sunset": (240, 196, 172), "night": (104, 112, 140)}
-
-
 def draw_background(canvas: Canvas, place: str, weather: str, rng: random.Random) -> None:
     """Draw sky and place, with random details."""
-    if weather in ("cloudy", "rainy"):
-        _overcast(canvas, weather, rng)
-    else:
-        _sky(canvas, rng)
+    draw_sky(canvas, weather, rng)
     _PLACES[place](canvas, rng)
     if weather == "foggy":
-        canvas.veil(FOG[canvas.time], (0.4, 0.52, 0.62, 0.5, 0.3))
-
-
-def draw_weather(canvas: Canvas, weather: str, rng: random.Random) -> None:
-    """Draw rain or a light fog over everything."""
-    if weather == "rainy":
-        for row in range(6):
-            for column in range(5):
-                x = (column + rng.random()) / 5
-                y = (row + rng.random()) / 6
-                canvas.streak((x, y), (x - 0.03, y + 0.09), 0.009, RAIN[canvas.time])
-    elif weather == "foggy":
-        canvas.veil(FOG[canvas.time], (0.12, 0.2, 0.24, 0.2, 0.12))
-
-
-def _overcast(canvas: Canvas, weather: str, rng: random.Random) -> None:
-    dark = (30, 36, 52)
-    share = 0.3 if weather == "rainy" else 0.0
-    canvas.gradient(0.0, HORIZON + 0.02, [mix(colour, dark, share) for colour in OVERCAST[canvas.time]])
-    light, low = (mix(colour, dark, share) for colour in CLOUDS[canvas.time])
-    for row, colour in ((0, low), (1, light), (2, low)):
-        for column in range(3):
-            x = (column + 0.25 + 0.5 * rng.random() + 0.3 * (row % 2)) / 3
-            _cloud(canvas, x, 0.05 + 0.13 * row + 0.04 * rng.random(), 0.11 + 0.05 * rng.random(), colour)
-
-
-def _sky(canvas: Canvas, rng: random.Random) -> None:
-    shift = (rng.random() - 0.5) * 0.2
-    accent = (255, 255, 255) if shift > 0 else (30, 40, 90)
-    canvas.gradient(0.0, HORIZON + 0.02, [mix(colour, accent, abs(shift)) for colour in SKIES[canvas.time]])
-    x = 0.15 + 0.7 * rng.random()
-    if canvas.time == "day":
-        canvas.light(x, 0.13, 0.07, (255, 232, 110))
-        for _ in range(2):
-            _cloud(
-                canvas, rng.random(), 0.1 + 0.2 * rng.random(), 0.09 + 0.04 * rng.random(), (252, 252, 255)
-            )
-    elif canvas.time == "sunset":
-        for radius, colour in ((0.17, (255, 176, 96)), (0.13, (255, 206, 120)), (0.09, (255, 240, 190))):
-            canvas.light(x, HORIZON - 0.06, radius, colour)
-    else:
-        canvas.light(x, 0.14, 0.065, (250, 248, 220))
-        for _ in range(14):
-            canvas.light(rng.random(), 0.42 * rng.random(), 0.007, (255, 255, 240))
-
-
-def _cloud(canvas: Canvas, x: float, y: float, size: float, colour: Colour) -> None:
-    for dx, scale in ((-0.8, 0.6), (0.0, 1.0), (0.8, 0.65)):
-        canvas.ellipse(x + dx * size, y, size * scale, size * scale * 0.6, colour)
+        draw_distant_fog(canvas)
 
 
 def _ground(canvas: Canvas, near: Colour, far: Colour, top: float = HORIZON) -> None:
@@ -206,10 +135,11 @@ def _field(canvas: Canvas, rng: random.Random) -> None:
 
 def _forest(canvas: Canvas, rng: random.Random) -> None:
     canvas.polygon([(0, 0.1), (1, 0.1), (1, 0.62), (0, 0.62)], (30, 84, 58))
-    for x in range(6):
-        canvas.ellipse((x + rng.random() * 0.4) / 5, 0.1, 0.13, 0.07 + 0.03 * rng.random(), (30, 84, 58))
-    for x in range(7):
-        canvas.line([((x + 0.5) / 7, 0.2), ((x + 0.5) / 7, 0.6)], 0.022, (66, 62, 48))
+    for crown in range(6):
+        x, height = (crown + rng.random() * 0.4) / 5, 0.07 + 0.03 * rng.random()
+        canvas.ellipse(x, 0.1, 0.13, height, (30, 84, 58))
+    for trunk in range(7):
+        canvas.line([((trunk + 0.5) / 7, 0.2), ((trunk + 0.5) / 7, 0.6)], 0.022, (66, 62, 48))
     _ground(canvas, (98, 112, 62), (70, 96, 58), 0.58)
     canvas.polygon([(0.44, 0.58), (0.56, 0.58), (0.86, 1.0), (0.14, 1.0)], (168, 134, 92))
     for x in (0.04, 0.24, 0.78, 0.97):
@@ -226,16 +156,17 @@ def _fir(canvas: Canvas, x: float, foot: float, size: float) -> None:
 
 
 def _pool(canvas: Canvas, rng: random.Random) -> None:
-    for x in range(6):
-        canvas.ellipse((x + 0.4 * rng.random()) / 5, HORIZON, 0.13, 0.07 + 0.03 * rng.random(), (56, 132, 66))
+    for bush in range(6):
+        x, height = (bush + rng.random() * 0.4) / 5, 0.07 + 0.03 * rng.random()
+        canvas.ellipse(x, HORIZON, 0.13, height, (56, 132, 66))
     _palm(canvas, 0.1 + 0.08 * rng.random())
     _palm(canvas, 0.84 + 0.08 * rng.random())
     _ground(canvas, (236, 222, 196), (222, 206, 180), HORIZON + 0.03)
     tile, water, light = (248, 250, 250), (64, 200, 224), (176, 240, 248)
     canvas.polygon([(0.1, 0.6), (0.9, 0.6), (1.06, 0.9), (-0.06, 0.9)], tile)
     canvas.polygon([(0.12, 0.625), (0.88, 0.625), (1.03, 0.875), (-0.03, 0.875)], water)
-    for x, far in ((0.36, 0.4), (0.64, 0.6)):
-        canvas.line([(far, 0.635), (x - 0.02 if x < 0.5 else x + 0.02, 0.865)], 0.012, (40, 120, 200))
+    for far, near in ((0.4, 0.34), (0.6, 0.66)):
+        canvas.line([(far, 0.635), (near, 0.865)], 0.012, (40, 120, 200))
     for _ in range(7):
         x, y = 0.12 + 0.76 * rng.random(), 0.65 + 0.2 * rng.random()
         canvas.line([(x - 0.05, y), (x, y + 0.008), (x + 0.05, y)], 0.009, light)

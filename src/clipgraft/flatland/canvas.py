@@ -89,10 +89,10 @@ class Canvas:
 
     def shadow(self, x: float, y: float, rx: float, ry: float) -> None:
         """Darken an ellipse."""
-        box = [round(value) for value in self._box(x - rx, y - ry, x + rx, y + ry)]
-        mask = Image.new("L", (box[2] - box[0], box[3] - box[1]))
+        left, top, right, bottom = (round(value) for value in self._box(x - rx, y - ry, x + rx, y + ry))
+        mask = Image.new("L", (right - left, bottom - top))
         ImageDraw.Draw(mask).ellipse((0, 0, mask.width - 1, mask.height - 1), fill=110)
-        self.image.paste((22, 26, 40), box, mask)
+        self.image.paste((22, 26, 40), (left, top, right, bottom), mask)
 
     def veil(self, colour: Colour, shares: Sequence[float]) -> None:
         """Mix a colour into the image, in evenly spaced shares from top to bottom."""

@@ -31,7 +31,7 @@ class Motion(NamedTuple):
     x: float
     y: float
 
-    def __call__(self, point: Point) -> Point:
+    def of(self, point: Point) -> Point:
         """Return where a point goes."""
         x, y = point
         return self.a * x + self.b * y + self.x, self.c * x + self.d * y + self.y
@@ -51,7 +51,7 @@ class Area(NamedTuple):
 
     def moved(self, motion: Motion) -> "Area":
         """Return the polygon elsewhere."""
-        return self._replace(points=tuple(map(motion, self.points)))
+        return self._replace(points=tuple(motion.of(point) for point in self.points))
 
     def measured(self) -> Box:
         """Return what it covers."""
@@ -77,8 +77,8 @@ class Blob(NamedTuple):
     def moved(self, motion: Motion) -> "Blob":
         """Return the ellipse elsewhere."""
         turn = motion._replace(x=0.0, y=0.0)
-        x, y = motion((self.x, self.y))
-        return self._replace(x=x, y=y, first=turn(self.first), second=turn(self.second))
+        x, y = motion.of((self.x, self.y))
+        return self._replace(x=x, y=y, first=turn.of(self.first), second=turn.of(self.second))
 
     def measured(self) -> Box:
         """Return what it covers."""
@@ -107,7 +107,9 @@ class Stroke(NamedTuple):
 
     def moved(self, motion: Motion) -> "Stroke":
         """Return the line elsewhere."""
-        return self._replace(points=tuple(map(motion, self.points)), width=self.width * motion.scale)
+        return self._replace(
+            points=tuple(motion.of(point) for point in self.points), width=self.width * motion.scale
+        )
 
     def measured(self) -> Box:
         """Return what it covers."""

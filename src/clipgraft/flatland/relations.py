@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
-from clipgraft.flatland import animals, people, things, vehicles
-from clipgraft.flatland.canvas import WHITE, Colour, Point, mix
+from clipgraft.flatland import animals, things, vehicles
+from clipgraft.flatland.attitudes import ADULT, ATTITUDES, SMALL, Skeleton, skeleton
+from clipgraft.flatland.canvas import WHITE, Colour, Point
 from clipgraft.flatland.figure import Figure
-from clipgraft.flatland.people import ATTITUDES, Look, Skeleton, body, skeleton
+from clipgraft.flatland.people import Look, body
+from clipgraft.flatland.water import FOAM, waterline
 
 
 class Pair(NamedTuple):
@@ -27,7 +29,7 @@ def riding(look: Look, vehicle: str, colour: Colour) -> Pair:
     if vehicle in ("skateboard", "surfboard"):
         return _balancing(look, vehicle, colour)
     scale, saddle, hands, feet, lean = _SEATS[vehicle]
-    if look.build is people.SMALL and vehicle != "horse":
+    if look.build is SMALL and vehicle != "horse":
         scale *= 0.86
     drawn = {
         "bicycle": lambda: vehicles.bicycle(colour, "standing"),
@@ -67,15 +69,15 @@ def _balancing(look: Look, board: str, colour: Colour) -> Pair:
         ],
         (120, 196, 236),
     )
-    crest.blob(-0.84, -0.2, 0.09, 0.08, people.FOAM)
-    crest.blob(-0.72, -0.26, 0.08, 0.07, people.FOAM)
+    crest.blob(-0.84, -0.2, 0.09, 0.08, FOAM)
+    crest.blob(-0.72, -0.26, 0.08, 0.07, FOAM)
     plank = things.surfboard(colour).moved(0.02, 0.03, 1.1, turn=-5)
-    return Pair(figure.moved(0, -0.05), crest + plank + people.waterline(-0.86, 0.72).moved(0, 0.12))
+    return Pair(figure.moved(0, -0.05), crest + plank + waterline(-0.86, 0.72).moved(0, 0.12))
 
 
 def playing(look: Look, toy: str, colour: Colour) -> Pair:
     """Draw a person who kicks a ball or throws a frisbee."""
-    size = 0.3 if look.build is people.ADULT else 0.38
+    size = 0.3 if look.build is ADULT else 0.38
     joints = skeleton(look.build, ATTITUDES["kicking" if toy == "ball" else "throwing"])
     if toy == "ball":
         x, y = joints.feet[1]
@@ -88,7 +90,7 @@ def playing(look: Look, toy: str, colour: Colour) -> Pair:
 
 def holding(look: Look, thing: str, colour: Colour) -> Pair:
     """Draw a person with an umbrella, a kite on a string, a ball or a surfboard."""
-    is_adult = look.build is people.ADULT
+    is_adult = look.build is ADULT
     attitude = {"umbrella": "holding up", "kite": "pulling", "ball": "carrying", "surfboard": "standing"}[
         thing
     ]

@@ -1,8 +1,8 @@
 """Balls, kites, and what people and dogs have with them."""
 
-from clipgraft.flatland.canvas import INK, WHITE, Colour, mix, shaded
+from clipgraft.flatland.canvas import WHITE, Colour, mix, shaded
 from clipgraft.flatland.figure import Figure
-from clipgraft.flatland.people import FOAM
+from clipgraft.flatland.water import FOAM
 
 WOOD: Colour = (150, 98, 56)
 

@@ -2,7 +2,7 @@
 
 from clipgraft.flatland.canvas import INK, WHITE, Colour, mix, shaded
 from clipgraft.flatland.figure import Figure
-from clipgraft.flatland.people import FOAM
+from clipgraft.flatland.water import waterline
 
 GLASS: Colour = (190, 226, 246)
 METAL: Colour = (150, 156, 168)
@@ -132,6 +132,4 @@ def boat(colour: Colour, action: str) -> Figure:
         mix(colour, WHITE, 0.5) if sum(colour) < 640 else shaded(colour, 0.3),
         detail=True,
     )
-    foam = Figure()
-    foam.stroke([(-0.7 + 0.24 * k, 0.05 + 0.025 * (k % 2)) for k in range(7)], 0.07, FOAM, detail=True)
-    return figure + foam
+    return figure + waterline(-0.7, 0.74, height=0.07).moved(0, 0.05)

@@ -18,10 +18,11 @@ from PIL import Image
 
 from clipgraft.errors import MissingFileError, UserError
 from clipgraft.files import read_jsonl
-from clipgraft.flatland.backgrounds import draw_background, draw_weather
+from clipgraft.flatland.backgrounds import draw_background
 from clipgraft.flatland.canvas import Canvas
 from clipgraft.flatland.captions import plain_caption, write_captions
 from clipgraft.flatland.scenes import sample_scene
+from clipgraft.flatland.skies import draw_weather
 from clipgraft.flatland.subjects import draw_subjects
 from clipgraft.flatland.world import Scene
 
