@@ -8,7 +8,10 @@ from clipgraft.flatland.water import waterline
 
 
 class Attitude(NamedTuple):
-    """Where the parts of a four-legged animal are; the far leg of each pair comes first."""
+    """Where the parts of a four-legged animal are.
+
+    The far leg of each pair comes first.
+    """
 
     rump: Point
     chest: Point

@@ -24,9 +24,9 @@ SMALL = Build(leg=0.34, torso=0.23, arm=0.36, head=0.19, width=0.24, limb=0.125)
 
 
 class Attitude(NamedTuple):
-    """Where the parts of a body are; the far limb of each pair comes first.
+    """Where the parts of a body are.
 
-    Hands are relative to the shoulder in lengths of an arm, feet to the hip in lengths of a leg; a bend moves
+    The far limb of each pair comes first. Hands are relative to the shoulder in lengths of an arm, feet to the hip in lengths of a leg; a bend moves
     the knee forwards or the elbow backwards.
     """
 

@@ -1,4 +1,4 @@
-"""Figures: layers of shapes that can be moved, turned, measured and put together."""
+"""Figures: layers of shapes, to move, turn, measure and put together."""
 
 import math
 from collections.abc import Sequence

@@ -45,7 +45,7 @@ def person(look: Look, action: str) -> Figure:
 
 
 def body(look: Look, joints: Skeleton, between: Figure | None = None) -> Figure:
-    """Draw a person by the joints, with something between body and near arm."""
+    """Draw a person, with something between body and near arm."""
     figure = Figure()
     build, clothes = look.build, look.clothes
     _arm(figure, look, joints, 0)

@@ -11,7 +11,7 @@ from clipgraft.flatland.water import FOAM, waterline
 
 
 class Pair(NamedTuple):
-    """A subject and its companion, in units of the subject's height; both are drawn at their place."""
+    """A subject and its companion, in units of the subject's height."""
 
     subject: Figure
     companion: Figure

@@ -1,4 +1,4 @@
-"""Subjects and companions in their places: whole, inside the image, on ground, on water or in the air."""
+"""Subjects and companions at their places: whole and inside the image."""
 
 import random
 from typing import NamedTuple

@@ -34,7 +34,7 @@ def floating_ball(colour: Colour) -> Figure:
 
 
 def kite(colour: Colour, action: str) -> Figure:
-    """Draw a kite: upright in the wind, or head down with the tail above it."""
+    """Draw a kite: upright, or head down with the tail above it."""
     figure = Figure()
     light = _stripe(colour)
     tail = ((0, -0.3), (-0.14, -0.16), (0.04, -0.02), (-0.12, 0.14), (0.06, 0.26))

@@ -112,7 +112,7 @@ def bicycle(colour: Colour, action: str) -> Figure:
 
 
 def boat(colour: Colour, action: str) -> Figure:
-    """Draw a boat in the water: sails set, or furled beside an anchor's chain."""
+    """Draw a boat: sails set, or furled and an anchor's chain."""
     figure = Figure()
     figure.stroke([(0, -0.2), (0, -1.04)], 0.06, (140, 98, 62))
     sail = (252, 250, 242)
