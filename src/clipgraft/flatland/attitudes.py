@@ -26,8 +26,8 @@ SMALL = Build(leg=0.34, torso=0.23, arm=0.36, head=0.19, width=0.24, limb=0.125)
 class Attitude(NamedTuple):
     """Where the parts of a body are.
 
-    The far limb of each pair comes first. Hands are relative to the shoulder in lengths of an arm, feet to the
-    hip in lengths of a leg; a bend moves the knee forwards or the elbow backwards.
+    The far limb of each pair comes first. Hands are relative to the shoulder in lengths of an arm, feet to
+    the hip in lengths of a leg; a bend moves the knee forwards or the elbow backwards.
     """
 
     hands: tuple[Point, Point]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from clipgraft.flatland import animals, things, vehicles
 from clipgraft.flatland.attitudes import ADULT, ATTITUDES, SMALL, Skeleton, skeleton
-from clipgraft.flatland.canvas import WHITE, Colour, Point
+from clipgraft.flatland.canvas import Colour, Point
 from clipgraft.flatland.figure import Figure
 from clipgraft.flatland.people import Look, body
 from clipgraft.flatland.water import FOAM, waterline
@@ -110,9 +110,10 @@ def holding(look: Look, thing: str, colour: Colour) -> Pair:
 
 
 def _kite_on_string(colour: Colour, hand: Point, size: float) -> Figure:
-    x, y = hand[0] + 0.62, hand[1] - 0.1
+    x, y = hand[0] + 0.72, hand[1] - 0.16
     string = Figure()
-    string.stroke([hand, (x - 0.2, y - 0.12), (x + 0.05, y - 0.3 * size)], 0.018, WHITE)
+    points = [hand, (x - 0.42, y + 0.1), (x - 0.16, y + 0.02), (x + 0.06, y - 0.3 * size)]
+    string.stroke(points, 0.022, (104, 108, 124), detail=True)
     return string + things.kite(colour, "flying").moved(x, y, size, turn=18)
 
 
@@ -140,4 +141,4 @@ def chasing(hunter: str, colour: Colour, prey: str, prey_colour: Colour) -> Pair
         return Pair(runner, things.ball(prey_colour).moved(1.24, -0.1, 0.44))
     if prey == "bird":
         return Pair(runner, animals.bird(prey_colour, "flying").moved(1.42, -0.5, 0.66))
-    return Pair(runner, animals.cat(prey_colour, "running").moved(1.72, 0.0, 0.8))
+    return Pair(runner, animals.cat(prey_colour, "running").moved(1.62, 0.0, 0.8))
