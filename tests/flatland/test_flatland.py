@@ -10,21 +10,15 @@ import pytest
 
 from clipgraft.data.formats import load_dataset
 from clipgraft.flatland import (
-    HELD_OUT_PAIRS,
-    HELD_OUT_TRIPLES,
     Scene,
     draw_flatland8k,
     draw_scene,
     draw_scenes,
-    fidelity_prompts,
-    is_known_to_teacher,
-    plain_caption,
     plain_captions,
     sample_scene,
     write_captions,
 )
-from clipgraft.flatland.words import SUBJECT_WORDS, UNKNOWN_TO_TEACHER, VIEWS
-from clipgraft.flatland.world import ATTRIBUTES, COLOURS, COMPANIONS, PLACES, SUBJECTS, TIMES
+from clipgraft.flatland.world import ATTRIBUTES
 from clipgraft.flatland.writer import DRAWING_VERSION
 
 
@@ -72,55 +66,19 @@ def test_pictures_of_one_description_differ():
     assert len(pictures) == 4
 
 
-def test_held_out_combinations_are_in_test_and_never_in_train():
-    train = [sample_scene(0, index, "train") for index in range(6000)]
-    test = [sample_scene(0, index, "test") for index in range(7000, 8000)]
-    assert ("dog", "beach", "sunset") in HELD_OUT_TRIPLES
-    for scene in train:
-        for subject, colour in ((scene.subject, scene.colour), (scene.companion, scene.companion_colour)):
-            assert (subject, scene.place, scene.time) not in HELD_OUT_TRIPLES
-            assert (subject, colour) not in HELD_OUT_PAIRS
-    assert sum(scene.is_held_out for scene in test) > 200
-
-
-def test_every_word_of_the_world_comes_up():
-    scenes = [sample_scene(0, index, "train") for index in range(6000)]
-    assert {scene.place for scene in scenes} == set(PLACES)
-    assert {scene.time for scene in scenes} == set(TIMES)
-    assert {scene.subject for scene in scenes} == {*SUBJECTS, ""}
-    assert {scene.colour for scene in scenes} == {*COLOURS, ""}
-    shown = {(scene.subject, scene.action) for scene in scenes if scene.subject}
-    assert shown == {(name, action) for name, kind in SUBJECTS.items() for action in kind.actions}
-
-
-def test_a_scene_may_have_a_second_subject_that_fits_there():
-    scenes = [sample_scene(0, index, "train") for index in range(6000)]
-    shown = {(scene.subject, scene.companion) for scene in scenes if scene.companion}
-    assert shown == {(subject, other) for subject, others in COMPANIONS.items() for other in others}
-    for scene in scenes:
-        assert not scene.companion or scene.place in SUBJECTS[scene.companion].places
-
-
-def test_a_companion_is_drawn_and_named():
-    alone = Scene("beach", "day", "man", "red", "walking", "look")
-    both = replace(alone, companion="dog", companion_colour="brown")
-    assert draw_scene(alone).tobytes() != draw_scene(both).tobytes()
-    assert plain_caption(both) == "A man in red walking with a dog on the beach during the day"
-    for caption in write_captions(both):
-        assert any(word in caption for word in SUBJECT_WORDS["dog"])
-
-
-def test_labels_are_the_numbers_of_the_attributes_values():
-    scene = Scene("garden", "night", "", "", "", "look")
-    assert scene.labels == (PLACES.index("garden"), TIMES.index("night"), 0, 0, 0)
-    dog = Scene("beach", "sunset", "dog", "brown", "running", "look").labels
-    assert [values[label] for values, label in zip(ATTRIBUTES.values(), dog, strict=True)] == [
-        "beach",
-        "sunset",
-        "dog",
-        "brown",
-        "running",
-    ]
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"weather": "foggy"},
+        {"number": "two"},
+        {"size": "little"},
+        {"side": "left"},
+        {"companion": "dog", "companion_colour": "brown"},
+    ],
+)
+def test_whatever_a_caption_names_changes_the_picture(changed):
+    alone = Scene("beach", "day", "girl", "red", "walking", "look")
+    assert draw_scene(alone).tobytes() != draw_scene(replace(alone, **changed)).tobytes()
 
 
 def test_scenes_drawn_into_memory_are_the_pictures():
@@ -128,50 +86,6 @@ def test_scenes_drawn_into_memory_are_the_pictures():
     pixels = draw_scenes(scenes, num_workers=2)
     for picture, scene in zip(pixels, scenes, strict=True):
         assert np.array_equal(picture.transpose(1, 2, 0), np.asarray(draw_scene(scene)))
-
-
-def test_unseen_words_are_in_many_captions_and_no_plain_one():
-    scenes = [sample_scene(0, index, "train") for index in range(1000)]
-    captions = [caption for scene in scenes for caption in write_captions(scene)]
-    known = [caption for caption in captions if is_known_to_teacher(caption)]
-    assert 0.6 < len(known) / len(captions) < 0.8
-    assert all(is_known_to_teacher(plain_caption(scene)) for scene in scenes)
-    left_out = set(captions) - set(known)
-    words = {word for caption in left_out for word in caption.lower().split()}
-    assert words >= UNKNOWN_TO_TEACHER
-    assert not is_known_to_teacher("A Hound runs")
-
-
-def test_fidelity_prompts_are_240_fixed_sentences_half_held_out():
-    prompts = fidelity_prompts()
-    assert len({prompt.text for prompt in prompts}) == len(prompts) == 240
-    assert [prompt.scene.is_held_out for prompt in prompts] == [True, False] * 120
-    assert all(prompt.text == plain_caption(prompt.scene) for prompt in prompts)
-    assert not any(prompt.scene.companion for prompt in prompts)
-    assert {prompt.scene.subject for prompt in prompts} == {*SUBJECTS, ""}
-
-
-def test_boats_float_and_cars_do_not():
-    scenes = [sample_scene(0, index, "train") for index in range(3000)]
-    assert {scene.place for scene in scenes if scene.subject == "boat"} == {"beach", "lake"}
-    assert "lake" not in {scene.place for scene in scenes if scene.subject == "car"}
-
-
-@pytest.mark.parametrize("index", range(0, 200, 10))
-def test_captions_are_five_different_sentences(index):
-    scene = sample_scene(0, index, "train")
-    captions = write_captions(scene)
-    assert len(set(captions)) == 5
-    for caption in captions:
-        assert caption[0].isupper()
-        if scene.subject:
-            assert any(word in caption.lower() for word in SUBJECT_WORDS[scene.subject])
-
-
-def test_both_seed_prompts_are_sentences_of_this_world():
-    dog = plain_caption(Scene("beach", "sunset", "dog", "brown", "running", ""))
-    assert dog.replace("brown ", "") == "A dog running on the beach at sunset"
-    assert "a colorful garden with blooming flowers" in VIEWS["garden"]
 
 
 def test_written_folder_is_read_by_the_flickr8k_reader(tmp_path):
@@ -182,7 +96,7 @@ def test_written_folder_is_read_by_the_flickr8k_reader(tmp_path):
     plain = plain_captions(tmp_path / "set")
     assert plain.keys() == {image.image_id for image in source.images}
     rows = [json.loads(line) for line in (tmp_path / "set" / "attributes.jsonl").read_text().splitlines()]
-    assert {"place", "time", "subject", "colour", "action", "held_out"} <= rows[0].keys()
+    assert rows[0].keys() == {"image_id", "split", *ATTRIBUTES, "held_out", "plain_caption"}
 
 
 def test_folder_that_holds_files_is_left_alone(tmp_path):

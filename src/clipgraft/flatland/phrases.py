@@ -28,6 +28,9 @@ from clipgraft.flatland.world import PEOPLE, Scene, pick
 
 MOVING = frozenset({"running", "walking", "driving", "riding", "chasing"})
 
+FLOATING = frozenset({("pool", "lying"), ("lake", "standing")})
+"""Where a ball that lies, or a bird that stands, is drawn in the water."""
+
 
 def article(words: str) -> str:
     """Put "a" or "an" before words."""
@@ -119,7 +122,7 @@ def is_in_water(scene: Scene) -> bool:
 
 
 def _of_action(words: dict[str, tuple[str, ...]], scene: Scene) -> tuple[str, ...]:
-    floats = is_in_water(scene) and scene.action != "swimming"
+    floats = (scene.place, scene.action) in FLOATING and scene.subject in ("ball", "bird")
     return words["floating" if floats else scene.action]
 
 
