@@ -82,7 +82,7 @@ CLOTHES: dict[str, tuple[str, ...]] = {
 """A person's colour is that of the clothes."""
 SWIMWEAR = ("swimsuit", "bathing suit")
 LOOKS: dict[str, tuple[str, ...]] = {
-    "man": ("bearded", "smiling"),
+    "man": ("smiling",),
     "woman": ("young", "smiling", "beautiful"),
     "boy": ("young", "happy", "smiling"),
     "girl": ("young", "happy", "smiling"),
@@ -156,7 +156,15 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
         "in tall grass",
         "in the countryside",
     ),
-    "forest": ("in the forest", "in the woods", "among the trees", "between tall trees", "in a wooded area"),
+    "forest": (
+        "in the forest",
+        "in the woods",
+        "among the trees",
+        "between tall trees",
+        "in a wooded area",
+        "on a dirt path",
+        "on a trail",
+    ),
     "pool": ("at the pool", "by the pool", "beside the swimming pool", "at the edge of the pool"),
 }
 PLACE_WORDS_SWIMMING: dict[str, tuple[str, ...]] = {
@@ -199,7 +207,7 @@ PLACE_WORDS_MOVING: dict[str, tuple[str, ...]] = {
     "snow": ("through the snow", "across the snow", "down a snowy hill"),
     "mountain": ("through the mountains", "up a hill", "down a hill"),
     "field": ("through the field", "across the field", "through tall grass"),
-    "forest": ("through the forest", "through the woods", "past the trees"),
+    "forest": ("through the forest", "through the woods", "down a path", "along a dirt trail"),
 }
 """Besides PLACE_WORDS, for all that moves on land."""
 PLACE_WORDS_ON_FOOT: dict[str, tuple[str, ...]] = {"street": ("on the sidewalk", "on the pavement")}
@@ -260,7 +268,12 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "lake": ("a calm lake", "a lake with still water", "hills behind a quiet lake"),
     "mountain": ("high mountains", "a view of the mountains", "a meadow below snowy peaks"),
     "field": ("a golden field", "a wide field of wheat", "farmland with yellow crops"),
-    "forest": ("a forest with tall trees", "trees in the woods", "a quiet forest"),
+    "forest": (
+        "a forest with tall trees",
+        "a path through the woods",
+        "trees in the woods",
+        "a quiet forest",
+    ),
     "pool": ("an empty swimming pool", "a pool with blue water", "a swimming pool"),
 }
 """Scenes without a subject."""
