@@ -18,11 +18,6 @@ class Pair(NamedTuple):
     is_in_front: bool = False
     """Whether the companion is drawn over the subject."""
 
-    @property
-    def figure(self) -> Figure:
-        """Both together."""
-        return self.subject + self.companion if self.is_in_front else self.companion + self.subject
-
 
 def riding(look: Look, vehicle: str, colour: Colour) -> Pair:
     """Draw a person on a vehicle, a horse or a board."""
@@ -95,7 +90,7 @@ def holding(look: Look, thing: str, colour: Colour) -> Pair:
         thing
     ]
     joints = skeleton(look.build, ATTITUDES[attitude])
-    x, y = joints.hands[1]
+    x, y = joints.hands[0 if thing == "kite" else 1]
     if thing == "umbrella":
         held = things.umbrella(colour).moved(x, y + 0.02, 0.68 if is_adult else 0.78, turn=-12)
     elif thing == "kite":
@@ -140,5 +135,5 @@ def chasing(hunter: str, colour: Colour, prey: str, prey_colour: Colour) -> Pair
     if prey == "ball":
         return Pair(runner, things.ball(prey_colour).moved(1.24, -0.1, 0.44))
     if prey == "bird":
-        return Pair(runner, animals.bird(prey_colour, "flying").moved(1.42, -0.5, 0.66))
-    return Pair(runner, animals.cat(prey_colour, "running").moved(1.62, 0.0, 0.8))
+        return Pair(runner, animals.bird(prey_colour, "flying").moved(1.56, -0.5, 0.66))
+    return Pair(runner, animals.cat(prey_colour, "running").moved(1.72, 0.0, 0.8))

@@ -11,7 +11,9 @@ from clipgraft.flatland.world import COLOURS, PEOPLE, Scene, kind_of, pick
 
 RIM = 0.0095
 RIMS: dict[str, Colour] = {"day": (40, 36, 52), "sunset": (58, 30, 52), "night": (168, 180, 224)}
-"""Dark around everything by day; at night pale, as from the moon."""
+"""Around everything: dark by day; at night pale, as from the moon."""
+PALE_RIMS: dict[str, Colour] = {"day": (196, 204, 214), "sunset": (255, 208, 180), "night": RIMS["night"]}
+"""Around what is black before a dark background."""
 TINT_SHARE = 0.5
 ROOM = Box(0.03, 0.03, 0.97, 0.97)
 """Everything is drawn inside it."""
@@ -28,6 +30,7 @@ class Part(NamedTuple):
     """Something that stands, floats or flies at a height of the image."""
 
     figure: Figure
+    rim: Colour
     foot: float
     has_shadow: bool
     lift: float = 0.0
@@ -77,15 +80,21 @@ LIFTS = {"jumping": 0.12, "bouncing": 0.2}
 def _part(scene: Scene, name: str, colour: str, action: str, height: float, rng: random.Random) -> Part:
     """Draw one thing at its height in the image."""
     figure = _drawing(scene, name, colour, action, rng).moved(scale=height)
+    rim = _rim(scene, colour)
     if action in ("flying", "falling"):
         box = figure.measured()
         centre = (0.29 if action == "flying" else 0.44) + 0.1 * rng.random()
-        return Part(figure, centre - (box.top + box.bottom) / 2, has_shadow=False)
+        return Part(figure, rim, centre - (box.top + box.bottom) / 2, has_shadow=False)
     if _is_afloat(scene.place, name, action):
         foot = WATER[scene.place] + (0.06 * rng.random() if scene.place == "lake" else 0.0)
-        return Part(figure, foot, has_shadow=False, lift=LIFTS.get(action, 0.0))
+        return Part(figure, rim, foot, has_shadow=False, lift=LIFTS.get(action, 0.0))
     foot = 0.95 if scene.place == "pool" else 0.85 + 0.07 * rng.random()
-    return Part(figure, foot, has_shadow=True, lift=LIFTS.get(action, 0.0))
+    return Part(figure, rim, foot, has_shadow=True, lift=LIFTS.get(action, 0.0))
+
+
+def _rim(scene: Scene, colour: str) -> Colour:
+    is_lost = colour == "black" and (scene.place == "forest" or scene.time == "sunset")
+    return (PALE_RIMS if is_lost else RIMS)[scene.time]
 
 
 def _is_afloat(place: str, name: str, action: str) -> bool:
@@ -101,15 +110,16 @@ def _draw_many(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
     """Draw two or three side by side, or in two rows where that makes them larger."""
     count = NUMBERS[scene.number]
     height = kind_of(scene.subject).height * {2: 0.75, 3: 0.6}[count]
-    mirrored = rng.random() < 0.5
     parts = [_part(scene, scene.subject, scene.colour, scene.action, height, rng) for _ in range(count)]
+    if rng.random() < 0.5:
+        parts = [part._replace(figure=part.figure.moved(mirrored=True)) for part in parts]
     box = parts[0].figure.measured()
     is_flying = scene.action in ("flying", "falling")
     if not is_flying:  # on one ground
         parts = [part._replace(foot=parts[0].foot + 0.015 * (rng.random() - 0.5)) for part in parts]
     width = ROOM.right - ROOM.left
     rooms = [
-        ROOM._replace(left=ROOM.left + width * k / count, right=ROOM.left + width * (k + 1) / count - 0.02)
+        ROOM._replace(left=ROOM.left + width * k / count, right=ROOM.left + width * (k + 1) / count - 0.03)
         for k in range(count)
     ]
     if count == 3 and not is_flying and (scene.subject, scene.place) != ("boat", "beach"):
@@ -124,7 +134,7 @@ def _draw_many(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
             parts = [part._replace(foot=room.bottom) for part, room in zip(parts, rooms, strict=True)]
     for part, room in zip(parts, rooms, strict=True):
         x = (room.left + room.right) / 2
-        _place([part], canvas, rng, (x, x), box, mirrored, room)
+        _place(canvas, [part], box, 0.5, (x, x), room)
 
 
 def _fitting(part: Part, box: Box, room: Box) -> float:
@@ -149,61 +159,73 @@ def _draw_related(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
     height = kind_of(scene.subject).height * SIZES[scene.size]
     is_afloat = (scene.action, scene.companion) == ("riding", "surfboard")
     foot = WATER[scene.place] if is_afloat else 0.86 + 0.07 * rng.random()
-    part = Part(pair.figure.moved(scale=height), foot, has_shadow=not is_afloat)
-    mirrored = {"left": False, "right": True}.get(scene.side, rng.random() < 0.5)
-    _place(
-        [part],
-        canvas,
-        rng,
-        CENTRES_IN_COMPANY[scene.side],
-        pair.subject.moved(scale=height).measured(),
-        mirrored,
+    is_mirrored = {"left": False, "right": True}.get(scene.side, rng.random() < 0.5)
+    subject, companion = (
+        Part(
+            figure.moved(scale=height, mirrored=is_mirrored),
+            _rim(scene, paint),
+            foot,
+            has_shadow=not is_afloat and stands,
+        )
+        for figure, paint, stands in (
+            (pair.subject, scene.colour, scene.action != "riding"),
+            (pair.companion, scene.companion_colour, pair.companion.measured().bottom > -0.06),
+        )
     )
+    parts = [subject, companion] if pair.is_in_front else [companion, subject]
+    _place(canvas, parts, subject.figure.measured(), rng.random(), CENTRES_IN_COMPANY[scene.side])
 
 
 def _draw_beside(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
     """Draw a subject alone or with a companion beside it."""
     height = kind_of(scene.subject).height * SIZES[scene.size] * (0.94 + 0.12 * rng.random())
-    mirrored = rng.random() < 0.5
     subject = _part(scene, scene.subject, scene.colour, scene.action, height, rng)
-    if mirrored:
-        subject = subject._replace(figure=subject.figure.moved(mirrored=True))
+    subject = subject._replace(figure=subject.figure.moved(mirrored=rng.random() < 0.5))
     box = subject.figure.measured()
-    if not scene.companion:
-        _place([subject], canvas, rng, CENTRES[scene.side], box, False)
-        return
+    if scene.companion:
+        companion = _companion(scene, box, subject, rng)
+        _place(canvas, [companion, subject], box, rng.random(), CENTRES_IN_COMPANY[scene.side])
+    else:
+        _place(canvas, [subject], box, rng.random(), CENTRES[scene.side])
+
+
+def _companion(scene: Scene, beside: Box, subject: Part, rng: random.Random) -> Part:
+    """Draw what is beside a subject, and if it is long partly behind it."""
     height = kind_of(scene.companion).height * (0.95 if scene.companion in PEOPLE else 0.85)
-    companion = _part(scene, scene.companion, scene.companion_colour, scene.companion_action, height, rng)
-    figure = companion.figure.moved(mirrored=rng.random() < 0.5)
-    other = figure.measured()
+    part = _part(scene, scene.companion, scene.companion_colour, scene.companion_action, height, rng)
+    figure = part.figure.moved(mirrored=rng.random() < 0.5)
+    box = figure.measured()
     is_right = {"left": True, "right": False}.get(scene.side, rng.random() < 0.5)
-    width = other.right - other.left
+    width = box.right - box.left
     gap = 0.04 - (0.2 * width if width > 0.4 else 0.0)
-    shift = box.right + gap - other.left if is_right else box.left - gap - other.right
-    companion = companion._replace(figure=figure.moved(shift))
-    if companion.has_shadow:
-        companion = companion._replace(foot=subject.foot - 0.03 if subject.has_shadow else companion.foot)
-    _place([companion, subject], canvas, rng, CENTRES_IN_COMPANY[scene.side], box, False)
+    shift = beside.right + gap - box.left if is_right else beside.left - gap - box.right
+    foot = subject.foot - 0.03 if part.has_shadow and subject.has_shadow else part.foot
+    return part._replace(figure=figure.moved(shift), foot=foot)
 
 
 def _place(
-    parts: list[Part],
     canvas: Canvas,
-    rng: random.Random,
-    centres: tuple[float, float],
+    parts: list[Part],
     subject: Box,
-    mirrored: bool,
+    aside: float,
+    centres: tuple[float, float],
     room: Box = ROOM,
 ) -> None:
-    """Draw parts, made small enough for the image, with the subject's middle between two positions."""
-    if mirrored:
-        parts = [part._replace(figure=part.figure.moved(mirrored=True)) for part in parts]
-        subject = subject._replace(left=-subject.right, right=-subject.left)
+    """Draw parts, small enough for their room.
+
+    Args:
+        canvas: What they are drawn on.
+        parts: From back to front.
+        subject: What the subject covers.
+        aside: Where its middle is between the two `centres`, from 0 to 1, if there is room.
+        centres: Bounds of the middle.
+        room: What the parts may cover.
+    """
     boxes = [part.figure.measured() for part in parts]
     middle = (subject.left + subject.right) / 2
     before = middle - min(box.left for box in boxes)
     after = max(box.right for box in boxes) - middle
-    x = centres[0] + (centres[1] - centres[0]) * rng.random()
+    x = centres[0] + (centres[1] - centres[0]) * aside
     if x < room.left + before or x > room.right - after:  # too far aside for its width
         best = room.left + (room.right - room.left) * before / (before + after)
         x = min(max(best, centres[0]), centres[1])
@@ -216,4 +238,4 @@ def _place(
             canvas.shadow(x + ((box.left + box.right) / 2 - middle) * scale, part.foot, half, 0.02)
     for part in parts:
         figure = part.figure.moved(x - middle * scale, part.foot - part.lift * scale, scale)
-        figure.draw(canvas, RIM, RIMS[canvas.time])
+        figure.draw(canvas, RIM, part.rim)
