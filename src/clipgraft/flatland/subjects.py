@@ -17,7 +17,7 @@ PALE_RIMS: dict[str, Colour] = {"day": (196, 204, 214), "sunset": (255, 208, 180
 TINT_SHARE = 0.5
 ROOM = Box(0.03, 0.03, 0.97, 0.97)
 """Everything is drawn inside it."""
-ROWS = {"": (0.66, 0.93), "lake": (0.68, 0.88), "pool": (0.71, 0.84)}
+ROWS = {"": (0.66, 0.93), "beach": (0.78, 0.95), "lake": (0.68, 0.88), "pool": (0.71, 0.84)}
 """Where the feet of two rows are, in places and elsewhere."""
 SIZES = {"": 1.0, "little": 0.68, "big": 1.3}
 NUMBERS = {"": 1, "two": 2, "three": 3}
