@@ -17,7 +17,9 @@ PALE_RIMS: dict[str, Colour] = {"day": (196, 204, 214), "sunset": (255, 208, 180
 TINT_SHARE = 0.5
 ROOM = Box(0.03, 0.03, 0.97, 0.97)
 """Everything is drawn inside it."""
-ROWS = {"": (0.66, 0.93), "beach": (0.78, 0.95), "lake": (0.68, 0.88), "pool": (0.71, 0.84)}
+GAP = 0.05
+"""Between those that are to be counted."""
+ROWS = {"": (0.66, 0.93), "beach": (0.75, 0.96), "lake": (0.68, 0.88), "pool": (0.71, 0.84)}
 """Where the feet of two rows are, in places and elsewhere."""
 SIZES = {"": 1.0, "little": 0.68, "big": 1.3}
 NUMBERS = {"": 1, "two": 2, "three": 3}
@@ -117,24 +119,23 @@ def _draw_many(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
     is_flying = scene.action in ("flying", "falling")
     if not is_flying:  # on one ground
         parts = [part._replace(foot=parts[0].foot + 0.015 * (rng.random() - 0.5)) for part in parts]
-    width = ROOM.right - ROOM.left
-    rooms = [
-        ROOM._replace(left=ROOM.left + width * k / count, right=ROOM.left + width * (k + 1) / count - 0.03)
-        for k in range(count)
-    ]
+    rooms = _columns(count)
     if count == 3 and not is_flying and (scene.subject, scene.place) != ("boat", "beach"):
         back, front = ROWS.get(scene.place, ROWS[""])
-        in_rows = [
-            Box(0.26, back - front + back, 0.74, back),
-            Box(ROOM.left, back + 0.02, 0.49, front),
-            Box(0.51, back + 0.02, ROOM.right, front),
-        ]
+        left, right = (column._replace(top=back + 0.05, bottom=front) for column in _columns(2))
+        in_rows = [Box(0.27, 2 * back - front, 0.73, back), left, right]
         if _fitting(parts[0], box, in_rows[1]) > _fitting(parts[0], box, rooms[0]):
             rooms = in_rows
             parts = [part._replace(foot=room.bottom) for part, room in zip(parts, rooms, strict=True)]
     for part, room in zip(parts, rooms, strict=True):
         x = (room.left + room.right) / 2
         _place(canvas, [part], box, 0.5, (x, x), room)
+
+
+def _columns(count: int) -> list[Box]:
+    width = (ROOM.right - ROOM.left - GAP * (count - 1)) / count
+    lefts = [ROOM.left + (width + GAP) * k for k in range(count)]
+    return [ROOM._replace(left=left, right=left + width) for left in lefts]
 
 
 def _fitting(part: Part, box: Box, room: Box) -> float:
