@@ -81,7 +81,7 @@ def dressed(subject: str, colour: str, action: str, rng: random.Random, *, is_pl
     garment = pick(rng, garments)
     many = f"{colour} {plural(garment.split(' and ')[0])}"
     worn = many if is_plural else article(f"{colour} {garment}")
-    return f"{pick(rng, ('in', 'wearing'))} {pick(rng, (colour, worn))}"
+    return f"{pick(rng, ('in', 'wearing', 'dressed in'))} {pick(rng, (colour, worn, f'{colour} clothes'))}"
 
 
 def place_words(scene: Scene) -> tuple[str, ...]:

@@ -5,9 +5,9 @@ SUBJECT_WORDS: dict[str, tuple[str, ...]] = {
     "woman": ("woman", "lady", "person", "adult"),
     "boy": ("boy", "child", "kid", "toddler", "youngster"),
     "girl": ("girl", "child", "kid", "toddler", "youngster"),
-    "horse": ("horse", "pony", "stallion", "mare"),
-    "dog": ("dog", "puppy", "pup", "hound", "doggy"),
-    "cat": ("cat", "kitten", "kitty", "tomcat"),
+    "horse": ("horse", "pony", "stallion", "mare", "animal"),
+    "dog": ("dog", "puppy", "pup", "hound", "doggy", "animal"),
+    "cat": ("cat", "kitten", "kitty", "tomcat", "animal"),
     "bird": ("bird", "songbird", "birdie"),
     "bus": ("bus", "coach", "city bus"),
     "car": ("car", "automobile", "vehicle"),
@@ -131,6 +131,7 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
         "on the road",
         "in town",
         "in front of a building",
+        "in front of a house",
     ),
     "snow": (
         "in the snow",
@@ -164,11 +165,19 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
         "in a wooded area",
         "on a dirt path",
         "on a trail",
+        "on a dirt track",
     ),
     "pool": ("at the pool", "by the pool", "beside the swimming pool", "at the edge of the pool"),
 }
 PLACE_WORDS_SWIMMING: dict[str, tuple[str, ...]] = {
-    "lake": ("in the lake", "in the water", "in the calm water", "in a quiet lake", "in a pond"),
+    "lake": (
+        "in the lake",
+        "in the water",
+        "in the calm water",
+        "in a quiet lake",
+        "in a pond",
+        "in a body of water",
+    ),
     "pool": ("in the pool", "in the water", "in the swimming pool", "in the blue water"),
 }
 PLACE_WORDS_AFLOAT: dict[str, tuple[str, ...]] = {
