@@ -101,7 +101,7 @@ def dog(colour: Colour, action: str) -> Figure:
 
 
 def _swimming_dog(coat: Coat) -> Figure:
-    """Draw what is above the water; its surface is at y = 0."""
+    """Draw what is above the water, whose surface is the ground."""
     figure = Figure()
     figure.stroke([(-0.5, -0.02), (-0.62, -0.2)], 0.09, coat.fur)
     figure.area([(-0.52, 0.04), (-0.42, -0.12), (-0.1, -0.15), (0.2, -0.13), (0.3, 0.04)], coat.fur)

@@ -83,7 +83,7 @@ class Skeleton(NamedTuple):
 
 
 def skeleton(build: Build, attitude: Attitude) -> Skeleton:
-    """Return the joints of a body, with the lowest foot on the ground."""
+    """Return the joints of a body whose feet are on the ground."""
     drop = max(y for _, y in attitude.feet) * build.leg
     hip = (0.0, -0.09 if attitude.is_on_ground else -drop - 0.035)
     shoulder = (hip[0] + attitude.lean * build.torso, hip[1] - build.torso)

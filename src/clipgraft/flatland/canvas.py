@@ -23,7 +23,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def shaded(colour: Colour, share: float = 0.28) -> Colour:
-    """Return a darker colour, or a lighter one where it is nearly black."""
+    """Return a darker colour, or a lighter one of near black."""
     return mix(colour, WHITE if sum(colour) < 200 else INK, share)
 
 

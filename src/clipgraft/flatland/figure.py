@@ -125,9 +125,9 @@ Shape = Area | Blob | Stroke
 
 @dataclass
 class Figure:
-    """Shapes facing right, with the ground at y = 0, up negative, about one unit high.
+    """Layers of shapes, facing right.
 
-    Each layer is drawn with a rim around all its shapes, over the layers before it. Details have no rim.
+    The ground is at y = 0, up is negative; most figures are about one unit high. Each layer is drawn with a rim around all its shapes, over the layers before it. Details have no rim.
     """
 
     layers: list[list[Shape]] = field(default_factory=lambda: [[]])

@@ -93,7 +93,7 @@ def _leg(figure: Figure, look: Look, joints: Skeleton, side: int) -> None:
 
 
 def _toe(knee: Point, foot: Point, length: float) -> Point:
-    """Return where a foot ends: forwards, at a right angle to the shin."""
+    """Return where a foot ends, at a right angle to the shin."""
     dx, dy = foot[0] - knee[0], foot[1] - knee[1]
     size = max((dx * dx + dy * dy) ** 0.5, 1e-6)
     return foot[0] + length * dy / size, foot[1] - length * dx / size

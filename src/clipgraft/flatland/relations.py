@@ -84,7 +84,7 @@ def playing(look: Look, toy: str, colour: Colour) -> Pair:
 
 
 def holding(look: Look, thing: str, colour: Colour) -> Pair:
-    """Draw a person with an umbrella, a kite on a string, a ball or a surfboard."""
+    """Draw a person with an umbrella, kite, ball or surfboard."""
     is_adult = look.build is ADULT
     attitude = {"umbrella": "holding up", "kite": "pulling", "ball": "carrying", "surfboard": "standing"}[
         thing

@@ -109,7 +109,7 @@ def _is_afloat(place: str, name: str, action: str) -> bool:
 
 
 def _draw_many(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
-    """Draw two or three side by side, or in two rows where that makes them larger."""
+    """Draw two or three side by side, long ones in two rows."""
     count = NUMBERS[scene.number]
     height = kind_of(scene.subject).height * {2: 0.75, 3: 0.6}[count]
     parts = [_part(scene, scene.subject, scene.colour, scene.action, height, rng) for _ in range(count)]
