@@ -78,6 +78,7 @@ def _tree(canvas: Canvas, x: float, foot: float, size: float) -> None:
 
 
 def _street(canvas: Canvas, rng: random.Random) -> None:
+    _ground(canvas, (84, 86, 96), (112, 114, 124))
     x = 0.0
     while x < 1:
         width, height = 0.14 + 0.08 * rng.random(), 0.2 + 0.22 * rng.random()
@@ -89,7 +90,6 @@ def _street(canvas: Canvas, rng: random.Random) -> None:
                 y = 0.6 - height + 0.045 + 0.09 * row
                 canvas.window(x + width * column - 0.016, y - 0.02, 0.032, 0.04, pane)
         x += width + 0.01
-    _ground(canvas, (84, 86, 96), (112, 114, 124), 0.6)
     for place in range(4):
         canvas.line([(0.02 + 0.27 * place, 0.9), (0.14 + 0.27 * place, 0.9)], 0.022, (240, 238, 220))
 
@@ -134,15 +134,15 @@ def _field(canvas: Canvas, rng: random.Random) -> None:
 
 
 def _forest(canvas: Canvas, rng: random.Random) -> None:
-    canvas.polygon([(0, 0.1), (1, 0.1), (1, 0.62), (0, 0.62)], (30, 84, 58))
+    canvas.polygon([(0, 0.32), (1, 0.32), (1, 0.62), (0, 0.62)], (30, 84, 58))
     for crown in range(6):
         x, height = (crown + rng.random() * 0.4) / 5, 0.07 + 0.03 * rng.random()
-        canvas.ellipse(x, 0.1, 0.13, height, (30, 84, 58))
+        canvas.ellipse(x, 0.32, 0.13, height, (30, 84, 58))
     for trunk in range(7):
-        canvas.line([((trunk + 0.5) / 7, 0.2), ((trunk + 0.5) / 7, 0.6)], 0.022, (66, 62, 48))
+        canvas.line([((trunk + 0.5) / 7, 0.38), ((trunk + 0.5) / 7, 0.6)], 0.022, (66, 62, 48))
     _ground(canvas, (98, 112, 62), (70, 96, 58), 0.58)
     canvas.polygon([(0.44, 0.58), (0.56, 0.58), (0.86, 1.0), (0.14, 1.0)], (168, 134, 92))
-    for x in (0.04, 0.24, 0.78, 0.97):
+    for x in (0.03, 0.21, 0.8, 0.98):
         x += 0.06 * (rng.random() - 0.5)
         _fir(canvas, x, 0.68, 0.62 + 0.1 * rng.random())
 

@@ -95,7 +95,7 @@ class Canvas:
         self.image.paste((22, 26, 40), (left, top, right, bottom), mask)
 
     def veil(self, colour: Colour, shares: Sequence[float]) -> None:
-        """Mix a colour into the image, in evenly spaced shares from top to bottom."""
+        """Mix a colour into the image, in shares from top to bottom."""
         strip = Image.new("L", (1, len(shares)))
         strip.putdata([round(255 * share) for share in shares])
         column = strip.resize((1, self.side), Image.Resampling.BICUBIC)

@@ -127,7 +127,8 @@ Shape = Area | Blob | Stroke
 class Figure:
     """Layers of shapes, facing right.
 
-    The ground is at y = 0, up is negative; most figures are about one unit high. Each layer is drawn with a rim around all its shapes, over the layers before it. Details have no rim.
+    The ground is at y = 0, up is negative; most figures are about one unit high. A layer is drawn over the
+    layers before it, with a rim around all its shapes but details.
     """
 
     layers: list[list[Shape]] = field(default_factory=lambda: [[]])
@@ -163,7 +164,7 @@ class Figure:
     def moved(
         self, x: float = 0, y: float = 0, scale: float = 1, *, turn: float = 0, mirrored: bool = False
     ) -> "Figure":
-        """Return the figure mirrored, turned clockwise by degrees, scaled and moved, in this order."""
+        """Return the figure mirrored, then turned by degrees, scaled and moved."""
         cos, sin = _direction(turn)
         sign = -1 if mirrored else 1
         motion = Motion(sign * scale * cos, -scale * sin, sign * scale * sin, scale * cos, x, y)

@@ -196,7 +196,7 @@ def _head(figure: Figure, look: Look, x: float, y: float) -> None:
 
 
 def _swimmer(look: Look) -> Figure:
-    """Draw head, arm and back of somebody in the water; its surface is at y = 0."""
+    """Draw what is above the water, whose surface is the ground."""
     figure, build = Figure(), look.build
     figure.stroke([(0.05, -0.06), (0.34, -0.16), (0.56, -0.05)], build.limb * 0.66, shaded(look.skin, 0.14))
     figure.area(

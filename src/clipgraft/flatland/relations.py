@@ -113,7 +113,7 @@ def _kite_on_string(colour: Colour, hand: Point, size: float) -> Figure:
 
 
 def dog_playing(colour: Colour, toy: str, toy_colour: Colour) -> Pair:
-    """Draw a dog before a ball, with a stick in its mouth or leaping at a frisbee."""
+    """Draw a dog with a ball, a stick or a frisbee."""
     if toy == "ball":
         return Pair(animals.dog(colour, "bowing"), things.ball(toy_colour).moved(1.06, 0.0, 0.42))
     if toy == "stick":

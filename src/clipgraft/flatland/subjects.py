@@ -191,7 +191,7 @@ def _draw_beside(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
 
 
 def _companion(scene: Scene, beside: Box, subject: Part, rng: random.Random) -> Part:
-    """Draw what is beside a subject, and if it is long partly behind it."""
+    """Draw what is beside a subject; long things stand partly behind it."""
     height = kind_of(scene.companion).height * (0.95 if scene.companion in PEOPLE else 0.85)
     part = _part(scene, scene.companion, scene.companion_colour, scene.companion_action, height, rng)
     figure = part.figure.moved(mirrored=rng.random() < 0.5)
