@@ -54,6 +54,23 @@ def test_fidelity_is_shown_by_parts_of_prompt_sets(run_dir):
     assert {table.title: table.head[1:] for table in others}["CLIPScore, raw cosine"] == tuple(parts)
 
 
+def test_parts_of_composed_prompts_have_their_own_table(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    row = next(row for row in evaluation["figures"] if row["metric"] == "prompt_fidelity")
+    parts = [f"composed/{name}" for name in ("relation", "number")]
+    sets = [
+        {"name": name, "title": name, "part_of": "composed" if name in parts else None, "num_prompts": 4}
+        for name in ("plain", "composed", *parts)
+    ]
+    figures = [row | {"prompt_set": each["name"], "value": 0.5} for each in sets]
+    write_evaluation(run_dir / "evaluate", prompt_sets=sets, figures=figures)
+    first, _ = metric_tables(read_run(run_dir).evaluation)
+    assert [(table.title, table.head[1:]) for table in first] == [
+        ("Prompt fidelity", ("plain", "composed")),
+        ("Prompt fidelity: composed", tuple(parts)),
+    ]
+
+
 def test_grafts_of_any_name_are_shown_among_ranked_prompts(run_dir):
     evaluation = json.loads(json.dumps(write_evaluation(run_dir / "evaluate")).replace('"after"', '"mine-2"'))
     write_json(run_dir / "evaluate" / "evaluation.json", evaluation)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from clipgraft.evaluation.results import (
+    COMPOSED,
     STATUSES,
     TEACHER,
     Difference,
@@ -53,6 +54,7 @@ def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
     """Return tables (variants x prompt sets) of main and of other metrics."""
     whole = [each.name for each in evaluation.prompt_sets if each.part_of is None]
     parts = [each.name for each in evaluation.prompt_sets if each.part_of is not None]
+    composed = [each.name for each in evaluation.prompt_sets if each.part_of == COMPOSED]
     first: list[Table | None] = []
     others: list[Table | None] = []
     for name in evaluation.metrics:
@@ -61,8 +63,11 @@ def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
         if is_first and name not in FIRST_BY_PARTS:
             first.append(_metric_table(evaluation, name, figures, whole))
             others.append(_metric_table(evaluation, name, figures, parts))
+        elif is_first:
+            simple = [each for each in parts if each not in composed]
+            first += [_metric_table(evaluation, name, figures, own) for own in (whole + simple, composed)]
         else:
-            (first if is_first else others).append(_metric_table(evaluation, name, figures, whole + parts))
+            others.append(_metric_table(evaluation, name, figures, whole + parts))
     return [table for table in first if table], [table for table in others if table]
 
 
@@ -80,7 +85,9 @@ def _metric_table(
     if not rows:
         return None
     head = ("", *(titles[each] for each in shown))
-    return Table(head, rows, _metric_note(metric, list(found.values())), metric.title)
+    parents = {each.part_of for each in evaluation.prompt_sets if each.name in shown}
+    title = f"{metric.title}: {titles[COMPOSED]}" if parents == {COMPOSED} else metric.title
+    return Table(head, rows, _metric_note(metric, list(found.values())), title)
 
 
 def differences_tables(evaluation: Evaluation) -> tuple[Table | None, Table | None]:

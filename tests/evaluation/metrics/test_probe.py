@@ -1,5 +1,7 @@
 """The probe: it learns to read drawings, and is read back as it was written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,9 +57,11 @@ def test_probe_learns_training_images(drawings, tmp_path):
 
 
 def test_accuracy_is_the_share_of_equal_labels():
-    labels = torch.tensor([[0, 0, 1, 1, 2], [1, 2, 3, 4, 5]])
-    read = torch.tensor([[0, 0, 1, 0, 0], [1, 0, 3, 4, 0]])
-    assert list(probe_accuracy(read, labels).values()) == [1.0, 0.5, 1.0, 0.5, 0.0]
+    labels = torch.arange(2 * len(ATTRIBUTES)).view(2, -1)
+    read = labels.clone()
+    read[0, 1] = read[:, 2] = -1
+    expected = dict.fromkeys(ATTRIBUTES, 1.0) | {"time": 0.5, "weather": 0.0}
+    assert probe_accuracy(read, labels) == expected
 
 
 def test_probe_is_read_back_to_half_precision(drawings, tmp_path):
@@ -89,31 +93,36 @@ def test_shipped_probe_reads_every_attribute_of_new_images():
 
 
 DOG = Scene("beach", "sunset", "dog", "brown", "running", "")
-CAT = Scene("street", "night", "cat", "black", "sitting", "")
+CATS = Scene("street", "night", "cat", "black", "sitting", "", number="two", weather="rainy")
 VIEW = Scene("garden", "day", "", "", "", "")
-
-
-def labels(*values: str) -> list[int]:
-    return [known.index(value) for known, value in zip(ATTRIBUTES.values(), values, strict=True)]
+GIRL = Scene(
+    "park", "day", "girl", "red", "holding", "", size="little", companion="kite", companion_colour="pink"
+)
 
 
 def test_shares_are_those_of_a_case_worked_out_by_hand():
-    read = torch.tensor(
-        [
-            labels("beach", "sunset", "dog", "brown", "running"),  # 5 of 5
-            labels("street", "night", "dog", "white", "sitting"),  # 3 of 5
-            labels("garden", "night", "", "", ""),  # 1 of 2: no subject is named, so none is looked for
-        ]
-    )
-    scores = fidelity_scores(read, [DOG, CAT, VIEW])
+    found = [
+        DOG,  # 5 of 5
+        replace(CATS, subject="dog", colour="white", number="three"),  # 4 of 7
+        replace(VIEW, time="night", weather="foggy"),  # 1 of 2: a clear sky is not named, so not looked for
+        replace(GIRL, action="playing", side="left", companion_colour="red"),  # 6 of 8
+    ]
+    scores = fidelity_scores(torch.tensor([scene.labels for scene in found]), [DOG, CATS, VIEW, GIRL])
+    nan = np.nan
     expected = {
-        "": [1, 0.6, 0.5],
-        "_all_at_once": [1, 0, 0],
-        "_place": [1, 1, 1],
-        "_time": [1, 1, 0],
-        "_subject": [1, 0, np.nan],
-        "_colour": [1, 0, np.nan],
-        "_action": [1, 1, np.nan],
+        "": [1, 4 / 7, 0.5, 0.75],
+        "_all_at_once": [1, 0, 0, 0],
+        "_place": [1, 1, 1, 1],
+        "_time": [1, 1, 0, 1],
+        "_weather": [nan, 1, nan, nan],
+        "_subject": [1, 0, nan, 1],
+        "_colour": [1, 0, nan, 1],
+        "_number": [nan, 0, nan, nan],
+        "_action": [1, 1, nan, 0],
+        "_size": [nan, nan, nan, 1],
+        "_side": [nan, nan, nan, nan],
+        "_companion": [nan, nan, nan, 1],
+        "_companion_colour": [nan, nan, nan, 0],
     }
     assert scores.keys() == {f"prompt_fidelity{name}" for name in expected}
     for name, values in expected.items():
@@ -121,5 +130,5 @@ def test_shares_are_those_of_a_case_worked_out_by_hand():
 
 
 def test_prompt_without_a_picture_has_no_score():
-    scores = fidelity_scores(torch.full((1, 5), -1), [DOG])
+    scores = fidelity_scores(torch.full((1, len(ATTRIBUTES)), -1), [DOG])
     assert all(np.isnan(values).all() for values in scores.values())
