@@ -246,7 +246,7 @@ def bird(colour: Colour, action: str) -> Figure:
     figure = Figure()
     dark, beak = shaded(colour, 0.32), (246, 160, 40)
     if action == "flying":
-        figure.area([(0.1, -0.5), (-0.12, -0.52), (0.06, -1.02), (0.3, -1.14), (0.34, -0.9)], dark)
+        figure.area([(0.14, -0.5), (-0.06, -0.52), (0.12, -1.04), (0.34, -1.16), (0.4, -0.94)], dark)
     elif action == "standing":
         for x in (-0.06, 0.12):
             figure.stroke([(x, -0.26), (x, -0.03), (x + 0.1, -0.03)], 0.05, beak)
@@ -260,7 +260,7 @@ def bird(colour: Colour, action: str) -> Figure:
     if action == "flying":
         figure.layer()
         figure.area(
-            [(0.16, -0.5), (-0.26, -0.46), (-0.58, -1.0), (-0.56, -1.2), (-0.34, -1.16), (-0.06, -0.9)], dark
+            [(0.18, -0.48), (-0.22, -0.46), (-0.44, -1.0), (-0.38, -1.26), (-0.18, -1.24), (0.04, -0.9)], dark
         )
     else:
         figure.blob(-0.14, -0.52, 0.28, 0.16, dark, turn=-8)

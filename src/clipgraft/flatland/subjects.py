@@ -14,6 +14,8 @@ RIMS: dict[str, Colour] = {"day": (40, 36, 52), "sunset": (58, 30, 52), "night":
 """Around everything: dark by day; at night pale, as from the moon."""
 PALE_RIMS: dict[str, Colour] = {"day": (196, 204, 214), "sunset": (255, 208, 180), "night": RIMS["night"]}
 """Around what is black before a dark background."""
+SNOW_AT_NIGHT: Colour = (48, 52, 90)
+"""A dark rim: snow is pale at night too."""
 TINT_SHARE = 0.5
 ROOM = Box(0.03, 0.03, 0.97, 0.97)
 """Everything is drawn inside it."""
@@ -95,8 +97,11 @@ def _part(scene: Scene, name: str, colour: str, action: str, height: float, rng:
 
 
 def _rim(scene: Scene, colour: str) -> Colour:
-    is_lost = colour == "black" and (scene.place == "forest" or scene.time == "sunset")
-    return (PALE_RIMS if is_lost else RIMS)[scene.time]
+    if colour == "black" and (scene.place == "forest" or scene.time == "sunset"):
+        return PALE_RIMS[scene.time]
+    if colour != "black" and (scene.place, scene.time) == ("snow", "night"):
+        return SNOW_AT_NIGHT
+    return RIMS[scene.time]
 
 
 def _is_afloat(place: str, name: str, action: str) -> bool:
@@ -159,7 +164,7 @@ def _draw_related(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
         pair = draw[scene.action](look, scene.companion, other)
     height = kind_of(scene.subject).height * SIZES[scene.size]
     is_afloat = (scene.action, scene.companion) == ("riding", "surfboard")
-    foot = WATER[scene.place] if is_afloat else 0.86 + 0.07 * rng.random()
+    foot = WATER[scene.place] - 0.03 if is_afloat else 0.86 + 0.07 * rng.random()
     is_mirrored = {"left": False, "right": True}.get(scene.side, rng.random() < 0.5)
     subject, companion = (
         Part(
