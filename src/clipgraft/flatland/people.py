@@ -59,11 +59,11 @@ def body(look: Look, joints: Skeleton, between: Figure | None = None) -> Figure:
     chest = (shoulder[0], shoulder[1] + half * 0.75)
     waist = (hip[0], hip[1] - half * 0.35)
     figure.stroke([chest, waist], build.width * (0.82 if look.has_dress else 1), clothes)
-    _head(figure, look, shoulder[0] + 0.01, shoulder[1] - build.head * 0.86)
     if between:
         figure += between
     figure.layer()
     _arm(figure, look, joints, 1)
+    _head(figure, look, shoulder[0] + 0.01, shoulder[1] - build.head * 0.86)
     return figure
 
 

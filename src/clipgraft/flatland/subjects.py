@@ -165,7 +165,10 @@ def _draw_related(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
     height = kind_of(scene.subject).height * SIZES[scene.size]
     is_afloat = (scene.action, scene.companion) == ("riding", "surfboard")
     foot = WATER[scene.place] - 0.03 if is_afloat else 0.86 + 0.07 * rng.random()
+    # Towards the wider side, where the chased and the held are; riders have waves and dust behind them.
     is_mirrored = {"left": False, "right": True}.get(scene.side, rng.random() < 0.5)
+    if scene.action == "riding":
+        is_mirrored = not is_mirrored
     subject, companion = (
         Part(
             figure.moved(scale=height, mirrored=is_mirrored),
