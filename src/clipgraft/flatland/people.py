@@ -11,7 +11,7 @@ COMPLEXIONS: tuple[tuple[Colour, Colour], ...] = (
     ((252, 216, 184), (120, 72, 44)),
     ((252, 216, 184), (244, 200, 84)),
     ((228, 178, 132), (44, 38, 40)),
-    ((150, 100, 68), (36, 32, 34)),
+    ((164, 112, 78), (36, 32, 34)),
 )
 """Skin and hair."""
 TROUSERS: Colour = (56, 70, 112)
@@ -149,7 +149,7 @@ def _head(figure: Figure, look: Look, x: float, y: float) -> None:
     r, hair, skin = look.build.head, look.hair, look.skin
     figure.layer()
     if look.kind == "woman":
-        figure.blob(x - 0.3 * r, y + 0.35 * r, 0.95 * r, 1.35 * r, hair)
+        figure.blob(x - 0.52 * r, y + 0.34 * r, 0.68 * r, 1.25 * r, hair, turn=8)
     elif look.kind == "girl":
         for side in (-1, 1):
             figure.blob(x + side * 1.12 * r, y + 0.32 * r, 0.3 * r, 0.58 * r, hair, turn=-18 * side)
