@@ -128,7 +128,7 @@ def _draw_many(canvas: Canvas, scene: Scene, rng: random.Random) -> None:
     if count == 3 and not is_flying and (scene.subject, scene.place) != ("boat", "beach"):
         back, front = ROWS.get(scene.place, ROWS[""])
         left, right = (column._replace(top=back + 0.05, bottom=front) for column in _columns(2))
-        in_rows = [Box(0.27, 2 * back - front, 0.73, back), left, right]
+        in_rows = [Box(0.27, 2 * back - front + 0.05, 0.73, back), left, right]
         if _fitting(parts[0], box, in_rows[1]) > _fitting(parts[0], box, rooms[0]):
             rooms = in_rows
             parts = [part._replace(foot=room.bottom) for part, room in zip(parts, rooms, strict=True)]
@@ -148,7 +148,7 @@ def _fitting(part: Part, box: Box, room: Box) -> float:
     return min(
         1.0,
         (room.right - room.left) / (box.right - box.left),
-        (min(part.foot, room.bottom) - room.top) / (part.lift - box.top),
+        (room.bottom - room.top) / (part.lift - box.top),
     )
 
 
