@@ -199,7 +199,7 @@ class ClipFeatures:
 
 
 class ProbeFeatures:
-    """Attributes that the probe predicts, and its 256 pooled features."""
+    """Attributes that the probe predicts, and its pooled features."""
 
     name = "flatland's probe"
 
@@ -208,7 +208,7 @@ class ProbeFeatures:
 
     @torch.no_grad()
     def of_files(self, paths: Sequence[ImageFile]) -> Tensor:
-        """Return features (N, 256)."""
+        """Return features (N, 320)."""
 
         def pool(part: Sequence[ImageFile]) -> Tensor:
             return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
@@ -216,7 +216,7 @@ class ProbeFeatures:
         return self.store.features("probe looks at images", self.sum, paths, content_sums(paths), pool)
 
     def read(self, paths: Sequence[ImageFile]) -> Tensor:
-        """Return the index of each attribute's likeliest value, (N, 5) int64."""
+        """Return the index of each attribute's likeliest value, (N, attributes) int64."""
 
         def labels(part: Sequence[ImageFile]) -> Tensor:
             return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))

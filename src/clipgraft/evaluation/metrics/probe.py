@@ -13,14 +13,17 @@ from clipgraft.flatland import ATTRIBUTES, Scene
 from clipgraft.models.loading import read_weights, refuse_misfits
 from clipgraft.models.weights import write_tensors
 
-CHANNELS = (24, 48, 96, 128)
+CHANNELS = (32, 64, 112, 160)
 """Channels of each stage, from 128 to 8 pixels."""
+PLACED_CHANNELS = 16
+"""Channels read place by place, for sides and numbers."""
+HIDDEN = 192
 GROUPS = 8
 READ_BATCH_SIZE = 64
 
 
 class Probe(nn.Module):
-    """Convolutions, mean and max pooling, and one linear head per attribute."""
+    """Convolutions, features by place and pooled, a hidden layer, a head per attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,17 +33,19 @@ class Probe(nn.Module):
             layers += [*_convolution(width, channels, stride=2), *_convolution(channels, channels)]
             width = channels
         self.features = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Linear(2 * width, len(values)) for values in ATTRIBUTES.values())
+        self.placed = nn.Conv2d(width, PLACED_CHANNELS, 1)
+        self.hidden = nn.Sequential(nn.Linear(2 * width + 64 * PLACED_CHANNELS, HIDDEN), nn.SiLU())
+        self.heads = nn.ModuleList(nn.Linear(HIDDEN, len(values)) for values in ATTRIBUTES.values())
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return each attribute's logits (B, values) of images (B, 3, 128, 128)."""
-        pooled = self.pooled(pixels)
-        return [head(pooled) for head in self.heads]
+        features = self.features(pixels)  # (B, C, 8, 8)
+        hidden = self.hidden(torch.cat([_pool(features), self.placed(features).flatten(1)], 1))
+        return [head(hidden) for head in self.heads]
 
     def pooled(self, pixels: Tensor) -> Tensor:
-        """Return pooled features (B, 256) of images (B, 3, 128, 128)."""
-        features = self.features(pixels).flatten(2)  # (B, C, 64)
-        return torch.cat([features.mean(2), features.amax(2)], 1)
+        """Return pooled features (B, 320) of images (B, 3, 128, 128)."""
+        return _pool(self.features(pixels))
 
 
 def read_attributes(probe: Probe, pixels: Tensor) -> Tensor:
@@ -112,6 +117,10 @@ def load_probe(path: Path) -> Probe:
     refuse_misfits(path, probe, weights)
     probe.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return probe.eval()
+
+
+def _pool(features: Tensor) -> Tensor:
+    return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
 
 
 def _convolution(width: int, channels: int, stride: int = 1) -> list[nn.Module]:
