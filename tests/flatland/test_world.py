@@ -103,7 +103,7 @@ def test_a_scene_is_one_that_can_be_drawn(train):
             assert scene.colour in SUBJECTS[scene.subject].colours
         if scene.companion:
             assert scene.companion_colour in kind_of(scene.companion).colours
-        assert (scene.place, scene.weather) not in {("snow", "rainy"), ("forest", "cloudy")}
+        assert (scene.place, scene.weather) != ("snow", "rainy")
 
 
 def test_boats_float_and_cars_do_not(train):
