@@ -26,7 +26,7 @@ def test_composed_prompts_are_twenty_of_each_kind_half_held_out():
     assert all(prompt.text == plain_caption(prompt.scene) for prompt in prompts)
 
 
-def test_composed_prompt_has_just_its_kind_more_than_a_simple_one():
+def test_composed_prompt_names_one_thing_more_than_simple():
     for kind, scene in ((prompt.kind, prompt.scene) for prompt in composed_prompts()):
         more = {name for name in ("number", "side", "size", "weather", "companion") if getattr(scene, name)}
         assert more == {"companion" if kind in ("relation", "two") else kind}

@@ -84,7 +84,10 @@ COMPANION_SHARE, COMPANION_COLOUR_SHARE = 0.9, 0.5
 
 
 def write_captions(scene: Scene, seed: int = 0) -> tuple[str, ...]:
-    """Write five captions with different grammar, synonyms and omissions; others with another seed."""
+    """Write five captions with different grammar, synonyms and omissions.
+
+    Another seed gives others.
+    """
     rng = random.Random(f"{scene.look}/captions" + (f"/{seed}" if seed else ""))
     writers = WRITERS if scene.subject else VIEW_WRITERS
     captions = [_write(sentences, scene, rng) for sentences in writers]
@@ -93,7 +96,7 @@ def write_captions(scene: Scene, seed: int = 0) -> tuple[str, ...]:
 
 
 def plain_caption(scene: Scene, words: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Write the one caption of fixed grammar, in each word's plain form; it names every attribute.
+    """Write the one caption of fixed grammar, which names every attribute.
 
     Args:
         scene: What is empty in it is not named.
@@ -144,7 +147,7 @@ def _write(sentences: Sequence[str], scene: Scene, rng: random.Random) -> str:
 
 
 def _actors(scene: Scene, rng: random.Random) -> dict[str, str]:
-    """Choose words for a subject, what it does, and what is beside it."""
+    """Choose words for a subject, its action and its companion."""
     subject, uncoloured = _subject(scene, rng)
     other = _companion(scene, rng) if scene.companion else ""
     near, company = pick(rng, COMPANY[1:]).format("").strip(), ""
@@ -206,7 +209,7 @@ def _companion(scene: Scene, rng: random.Random) -> str:
 
 
 def _known(words: Sequence[str]) -> tuple[str, ...]:
-    """Leave out words the base was not trained on, whose plurals would be unknown too."""
+    """Leave out words unknown to the teacher, like their plurals."""
     return tuple(word for word in words if is_known_to_teacher(word))
 
 

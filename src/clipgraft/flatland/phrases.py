@@ -1,4 +1,4 @@
-"""Parts of a caption: numbers and plurals, clothes, words that fit a scene."""
+"""Parts of captions: plurals, clothes, words that fit a scene."""
 
 import random
 
@@ -50,7 +50,7 @@ def plural(noun: str) -> str:
 
 
 def plural_verb(verb: str) -> str:
-    """Return the plural of a verb in the third person: "flies high" gives "fly high"."""
+    """Return the plural of a verb: "flies high" gives "fly high"."""
     first, *others = verb.split()
     if first in ("is", "has"):
         first = {"is": "are", "has": "have"}[first]
@@ -62,14 +62,14 @@ def plural_verb(verb: str) -> str:
 
 
 def counted(noun: str, adjectives: str = "", number: str | None = None) -> str:
-    """Put a number, or an article where that is None, before adjectives and noun."""
+    """Put a number, or an article if None, before adjectives and noun."""
     if number is None:
         return article(f"{adjectives} {noun}".strip())
     return " ".join(filter(None, (number, adjectives, plural(noun))))
 
 
 def plain_noun(subject: str, noun: str, colour: str, size: str = "", number: str | None = None) -> str:
-    """Write a noun with its colour in the plain form: "a little black dog", "two men in red"."""
+    """Write a noun in the plain form: "a black dog", "men in red"."""
     if subject in PEOPLE:
         return f"{counted(noun, size, number)} in {colour}"
     return counted(noun, f"{size} {colour}".strip(), number)
@@ -85,7 +85,7 @@ def dressed(subject: str, colour: str, action: str, rng: random.Random, *, is_pl
 
 
 def place_words(scene: Scene) -> tuple[str, ...]:
-    """Return words for the place of a scene with a subject, the plain ones first."""
+    """Return words for the place of a subject, the plain ones first."""
     if is_in_water(scene):
         return PLACE_WORDS_SWIMMING[scene.place]
     if scene.subject == "boat" or (scene.relation, scene.companion) == ("riding", "surfboard"):
@@ -98,26 +98,26 @@ def place_words(scene: Scene) -> tuple[str, ...]:
 
 
 def time_words(scene: Scene) -> tuple[str, ...]:
-    """Return words for the time that are true in the scene's weather, the plain ones first."""
+    """Return words for the time that suit the weather, plain ones first."""
     return tuple(each for each in TIME_WORDS[scene.time] if not scene.weather or each not in NEEDS_CLEAR_SKY)
 
 
 def action_words(scene: Scene) -> tuple[str, ...]:
-    """Return participles for what a subject does, the plain one first; a relation's have a place for {}."""
+    """Return participles, the plain one first; a relation's hold a {}."""
     if scene.relation:
         return _of_relation(RELATION_WORDS, scene)
     return _of_action(ACTION_WORDS, scene) + _besides(PEOPLE_ACTION_WORDS, "playing", scene)
 
 
 def finite_verbs(scene: Scene) -> tuple[str, ...]:
-    """Return verbs in the third person for what a subject does; a relation's have a place for {}."""
+    """Return verbs in the third person; a relation's hold a {}."""
     if scene.relation:
         return _of_relation(FINITE_RELATIONS, scene)
     return _of_action(FINITE_VERBS, scene) + _besides(PEOPLE_FINITE_VERBS, "plays", scene)
 
 
 def is_in_water(scene: Scene) -> bool:
-    """Whether the subject swims, or is a ball that floats in the pool."""
+    """Whether the subject swims, or floats in the pool."""
     return scene.action == "swimming" or (scene.place, scene.action) == ("pool", "lying")
 
 
@@ -127,7 +127,7 @@ def _of_action(words: dict[str, tuple[str, ...]], scene: Scene) -> tuple[str, ..
 
 
 def _besides(words: dict[str, tuple[str, ...]], play: str, scene: Scene) -> tuple[str, ...]:
-    """Return words for what only people do, and for children and dogs at play."""
+    """Return words for people alone, and for children and dogs at play."""
     is_at_play = (scene.subject, scene.action) in AT_PLAY and scene.companion in ("", *PEOPLE)
     own = words.get(scene.action, ()) if scene.subject in PEOPLE else ()
     return (*own, play) if is_at_play else own

@@ -39,10 +39,11 @@ def fidelity_prompts() -> tuple[Prompt, ...]:
 
 @cache
 def composed_prompts() -> tuple[Prompt, ...]:
-    """Return 120 prompts, twenty of each kind in turn, alternating held-out combinations with seen ones.
+    """Return 120 prompts, twenty of each kind in turn.
 
-    Each names one thing more than a simple prompt does: a relation, a second subject, a number, side, size or
-    the weather. The held-out relations, pairs of subjects and numbers are absent from training themselves.
+    Held-out combinations alternate with seen ones by round. Each names one thing more than a simple prompt:
+    a relation, a second subject, a number, side, size or the weather. The held-out relations, pairs of
+    subjects and numbers are absent from training themselves.
     """
     half = NUM_COMPOSED_PROMPTS // len(KINDS) // 2
     found: dict[tuple[str, bool], dict[str, Prompt]] = {
@@ -79,7 +80,7 @@ def _simple(scene: Scene) -> Scene:
 
 
 def _only(kind: str, scene: Scene) -> Scene | None:
-    """Leave only what a kind of prompt is about in a scene; None where it is not there."""
+    """Leave a scene what a kind is about; None if it has none."""
     if kind in ("relation", "two"):
         is_there = bool(scene.companion) and bool(scene.relation) == (kind == "relation")
         kept = {"companion": scene.companion, "companion_colour": scene.companion_colour}
@@ -90,7 +91,7 @@ def _only(kind: str, scene: Scene) -> Scene | None:
 
 
 def _is_new(kind: str, scene: Scene) -> bool | None:
-    """Whether what the prompt is about is held out; None where only something else is."""
+    """Whether what the kind is about is held out; None if something else is."""
     is_new = scene.is_held_out
     if kind in ("relation", "two"):
         is_new = (scene.subject, scene.relation, scene.companion) in HELD_OUT_RELATIONS

@@ -91,7 +91,7 @@ def _acting(rng: random.Random, look: str, subject: str, place: str) -> Scene:
 
 
 def _with_size_and_side(scene: Scene, rng: random.Random) -> Scene:
-    """Give a size to some that are not riders, a side to some that are not big; "big" only to the lone."""
+    """Give a size to some, not to riders, and a side."""
     sizes = [size for size in SUBJECTS[scene.subject].sizes if size == "little" or not scene.companion]
     if sizes and scene.action != "riding" and rng.random() < SIZE_SHARE:
         scene = replace(scene, size=pick(rng, sizes))

@@ -1,4 +1,4 @@
-"""Verbs, each with synonyms; before fine-tuning CLIP knows the first."""
+"""Verbs, each with synonyms; CLIP knows only the first before fine-tuning."""
 
 ACTION_WORDS: dict[str, tuple[str, ...]] = {
     "running": ("running", "racing", "dashing", "sprinting"),

@@ -1,4 +1,7 @@
-"""Nouns, colours, places, times and views, each with synonyms; before fine-tuning CLIP knows the first."""
+"""Nouns, colours, places and times, each with synonyms.
+
+CLIP knows only the first before fine-tuning.
+"""
 
 SUBJECT_WORDS: dict[str, tuple[str, ...]] = {
     "man": ("man", "guy", "fellow", "gentleman", "person", "adult"),

@@ -1,4 +1,4 @@
-"""The world of flatland: what there is, what it may do where, and what stays held out."""
+"""The world of flatland: its things, actions, places and held-out combinations."""
 
 import random
 from collections.abc import Sequence
@@ -214,12 +214,12 @@ class Scene:
 
     @property
     def relation(self) -> str:
-        """What the subject does with its companion; empty if it is just beside it."""
+        """What the subject does with its companion; empty if just beside it."""
         return self.action if self.action in RELATIONS else ""
 
     @property
     def companion_action(self) -> str:
-        """What a companion beside the subject does; empty in a relation and without companion."""
+        """What a companion beside the subject does; empty in a relation."""
         if not self.companion or self.relation:
             return ""
         if self.companion in PEOPLE:
@@ -253,14 +253,14 @@ def kind_of(subject: str) -> Subject:
 
 
 def actions_in(place: str, subject: str) -> tuple[str, ...]:
-    """Return what a subject may do in a place, without relations; nothing if it may not be there."""
+    """Return what a subject may do in a place, without relations."""
     if place in AFLOAT:
         return AFLOAT[place].get(subject, ())
     return SUBJECTS[subject].actions if place in SUBJECTS[subject].places else ()
 
 
 def places_of(subject: str, action: str = "", companion: str = "") -> tuple[str, ...]:
-    """Return the places of a subject, of a relation, or of two beside each other."""
+    """Return the places of a subject, a relation or two subjects."""
     if not action:
         both = [each for each in (subject, companion) if each]
         return tuple(place for place in PLACES if all(actions_in(place, each) for each in both))

@@ -23,7 +23,7 @@ READ_BATCH_SIZE = 64
 
 
 class Probe(nn.Module):
-    """Convolutions, features by place and pooled, a hidden layer, a head per attribute."""
+    """Convolutions, features by place and pooled, a head per attribute."""
 
     def __init__(self) -> None:
         super().__init__()
