@@ -69,7 +69,7 @@ def counted(noun: str, adjectives: str = "", number: str | None = None) -> str:
 
 
 def plain_noun(subject: str, noun: str, colour: str, size: str = "", number: str | None = None) -> str:
-    """Write a noun in the plain form: "a black dog", "men in red"."""
+    """Write a noun in the plain form: "a dog", "men in red"."""
     if subject in PEOPLE:
         return f"{counted(noun, size, number)} in {colour}"
     return counted(noun, f"{size} {colour}".strip(), number)

@@ -80,7 +80,7 @@ def _simple(scene: Scene) -> Scene:
 
 
 def _only(kind: str, scene: Scene) -> Scene | None:
-    """Leave a scene what a kind is about; None if it has none."""
+    """Leave a scene what a kind is about; None if missing."""
     if kind in ("relation", "two"):
         is_there = bool(scene.companion) and bool(scene.relation) == (kind == "relation")
         kept = {"companion": scene.companion, "companion_colour": scene.companion_colour}
@@ -91,7 +91,7 @@ def _only(kind: str, scene: Scene) -> Scene | None:
 
 
 def _is_new(kind: str, scene: Scene) -> bool | None:
-    """Whether what the kind is about is held out; None if something else is."""
+    """Whether the kind itself is held out; None if something else is."""
     is_new = scene.is_held_out
     if kind in ("relation", "two"):
         is_new = (scene.subject, scene.relation, scene.companion) in HELD_OUT_RELATIONS
