@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from clipgraft.flatland import Scene, plain_caption
 from clipgraft.flatland.prompts import sample_prompts
+from clipgraft.flatland.verbs import ACTION_WORDS
 from clipgraft.flatland.words import (
-    ACTION_WORDS,
     COLOUR_WORDS,
     PLACE_WORDS,
     SUBJECT_WORDS,
