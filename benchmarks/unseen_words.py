@@ -40,7 +40,7 @@ class WordPrompt(NamedTuple):
 def unseen_word_prompts() -> tuple[WordPrompt, ...]:
     """Return 120 prompts with two or more unseen words, whose combinations train may show."""
     prompts: dict[str, WordPrompt] = {}
-    for plain, scene in sample_prompts(is_held_out=False):
+    for plain, scene, _ in sample_prompts(is_held_out=False):
         if not scene.subject:
             continue
         words = {name: word for name in WORDS if (word := _unseen_word(name, getattr(scene, name)))}
