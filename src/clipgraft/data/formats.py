@@ -21,7 +21,7 @@ from clipgraft.data.shard_source import load_shards
 from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import read_text
-from clipgraft.flatland import draw_flatland8k
+from clipgraft.flatland import DRAWING_VERSION, draw_flatland8k
 from clipgraft.settings import DataSettings
 
 CAPTION_FOLDERS = ("annotations", "captions", "text", "flickr8k_text", "labels", "splits", "metadata")
@@ -161,7 +161,8 @@ def draw_data(out_dir: Path, *, seed: int, num_images: int) -> None:
 
 
 def _flatland8k() -> Path:
-    path = cache_dir() / "flatland8k"
+    # A folder for each version, so that a cache filled by an older one is not taken for this one's.
+    path = cache_dir() / f"drawn-v{DRAWING_VERSION}" / "flatland8k"
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_data(path, seed=0, num_images=8000)

@@ -4,10 +4,17 @@ from clipgraft.flatland.captions import is_known_to_teacher, plain_caption, writ
 from clipgraft.flatland.prompts import Prompt, composed_prompts, fidelity_prompts
 from clipgraft.flatland.scenes import sample_scene
 from clipgraft.flatland.world import ATTRIBUTES, Scene
-from clipgraft.flatland.writer import draw_flatland8k, draw_scene, draw_scenes, plain_captions
+from clipgraft.flatland.writer import (
+    DRAWING_VERSION,
+    draw_flatland8k,
+    draw_scene,
+    draw_scenes,
+    plain_captions,
+)
 
 __all__ = [
     "ATTRIBUTES",
+    "DRAWING_VERSION",
     "Prompt",
     "Scene",
     "composed_prompts",

@@ -28,7 +28,7 @@ from clipgraft.flatland.world import Scene
 
 IMAGE_SIZE = 128
 DRAWING_VERSION = 2
-"""Raised when `draw_scene` draws other pixels; a test holds their checksum."""
+"""Raised when flatland8k gets other pixels or captions; tests hold their checksums."""
 JPEG_QUALITY = 95
 ATTRIBUTES_NAME = "attributes.jsonl"
 SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
