@@ -29,16 +29,16 @@ class DrawnSettings(TrainSettings):
 
 
 class AutoencoderSettings(DrawnSettings):
-    """The VAE of an embedded base: 655,360 crops."""
+    """The VAE of an embedded base: 143,360 images."""
 
     learning_rate: Positive = 1.5e-3
     weight_decay: NotNegative = 0.0
-    batch_size: Count = 256
+    batch_size: Count = 64
     images_per_epoch: Count = 4096
-    passes: Count = 10
-    num_epochs: Annotated[int, Field(ge=0)] = 16
+    passes: Count = 5
+    num_epochs: Annotated[int, Field(ge=0)] = 7
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    crop_size: Annotated[int, Field(ge=16, le=128, multiple_of=8)] = 64
+    crop_size: Annotated[int, Field(ge=16, le=128, multiple_of=8)] = 128
     """Side of a square crop of each image, in pixels."""
     kl_weight: NotNegative = 1e-6
     """Weight of the latents' KL divergence from a unit Gaussian (SD's; 1e-3 cost 3 dB in a trial)."""
@@ -49,10 +49,10 @@ class AutoencoderSettings(DrawnSettings):
 class DenoiserSettings(DrawnSettings):
     """The U-Net and its text encoder; 65,536 samples an epoch."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 1.5e-3
     warmup_steps: Every = 200
     batch_size: Count = 512
-    num_epochs: Annotated[int, Field(ge=0)] = 50
+    num_epochs: Annotated[int, Field(ge=0)] = 38
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     """Timestep weights clamp(SNR, 1, this) / SNR: largest at high noise, unlike min-SNR."""
