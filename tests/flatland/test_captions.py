@@ -121,7 +121,7 @@ def test_companions_are_in_most_captions(scenes):
 
 
 def test_clear_skies_are_not_claimed_in_rain_or_fog(scenes):
-    for scene in (scene for scene in scenes if scene.weather):
+    for scene in (scene for scene in scenes if scene.weather or scene.place == "forest"):
         for caption in write_captions(scene):
             assert not any(words in caption.lower() for words in NEEDS_CLEAR_SKY), caption
 

@@ -10,6 +10,7 @@ from clipgraft.flatland.phrases import (
     counted,
     dressed,
     finite_verbs,
+    has_clear_sky,
     place_words,
     plain_noun,
     plural_verb,
@@ -131,7 +132,8 @@ def _write(sentences: Sequence[str], scene: Scene, rng: random.Random) -> str:
     sentence = pick(rng, sentences)
     if scene.companion and not scene.relation and rng.random() < BESIDE_SHARE:
         sentence = pick(rng, BESIDE_SENTENCES)
-    details = WEATHER_DETAILS[scene.weather] if scene.weather else TIME_DETAILS[scene.time]
+    sky = TIME_DETAILS[scene.time] if has_clear_sky(scene) else PLACE_DETAILS[scene.place]
+    details = WEATHER_DETAILS[scene.weather] if scene.weather else sky
     values = {
         "place": pick(rng, place_words(scene) if scene.subject else PLACE_WORDS[scene.place]),
         "time": pick(rng, time_words(scene)),

@@ -99,7 +99,14 @@ def place_words(scene: Scene) -> tuple[str, ...]:
 
 def time_words(scene: Scene) -> tuple[str, ...]:
     """Return words for the time that suit the weather, plain ones first."""
-    return tuple(each for each in TIME_WORDS[scene.time] if not scene.weather or each not in NEEDS_CLEAR_SKY)
+    return tuple(
+        each for each in TIME_WORDS[scene.time] if has_clear_sky(scene) or each not in NEEDS_CLEAR_SKY
+    )
+
+
+def has_clear_sky(scene: Scene) -> bool:
+    """Whether sun, moon or stars are seen."""
+    return not scene.weather and scene.place != "forest"
 
 
 def action_words(scene: Scene) -> tuple[str, ...]:
