@@ -67,10 +67,10 @@ def run_part(name: str, path: Path, scale: Scale) -> None:
     """Run a part in this process, and write its file."""
     quiet_libraries()
     os.environ["GPU_PART_FOLDER"] = str(path.parent)
+    environment = describe_environment(torch.device(scale.device))  # first: it fails if a package is missing
     begun = time.perf_counter()
     found = PARTS[name](scale)
     found |= {"wall_seconds": time.perf_counter() - begun, "is_rehearsal": scale.is_rehearsal}
-    environment = describe_environment(torch.device(scale.device))
     found["environment"] = environment | {"command": f"benchmarks/gpu.sh, part {name}"}
     write_json(path, found)
 
