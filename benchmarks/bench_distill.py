@@ -55,7 +55,7 @@ from clipgraft.models.clip import ClipParts, load_clip
 from clipgraft.models.graft import Graft
 from clipgraft.models.hub import embedded_models
 from clipgraft.models.text_lora import LinearDifference
-from clipgraft.runs.folder import recorded_resources
+from clipgraft.runs.resources import recorded_resources
 from clipgraft.runs.run import METRICS_NAME
 from clipgraft.sampling_params import SamplingParams
 from unseen_words import unseen_word_prompts

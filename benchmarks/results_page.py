@@ -155,6 +155,11 @@ SECTIONS = {
         "**Derived, not measured** ([several machines](training.md#several-machines)).",
         (Part("split", "One batch over all GPUs"), Part("grown", "As many images on each GPU")),
     ),
+    "gpu": Section(
+        "Training on a GPU",
+        "Tests of correctness; no speed was measured yet ([on a GPU](speed.md#on-a-gpu)).",
+        (Part("parts/test_gpu_training/tests", columns={"outcome": "outcome"}),),
+    ),
     "data": Section(
         "Large tables and decoding",
         "See [tables of millions of rows](data.md#tables-of-millions-of-rows).",

@@ -43,6 +43,7 @@ OLD_NAMES: dict[str, str] = {
     **{f"{section}.keep_checkpoints": f"{section}.save_total_limit" for section in TRAINED},
     **{f"{section}.track": f"{section}.report_to" for section in TRAINED},
     "ladder": "",
+    "pretrain.probe.num_images": "",
     "generate.lora": "generate.loras",
     "finetune.samples_every": "finetune.preview_steps",
     "finetune.samples_graft": "finetune.preview_graft",
@@ -271,7 +272,7 @@ def demo() -> Recipe:
     return Recipe(
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
-        bridge=BridgeSettings(num_epochs=5, hidden_size=512, max_captions=12_000),
+        bridge=BridgeSettings(num_epochs=4, hidden_size=512, max_captions=6000),
         distill=DistillSettings(
             num_epochs=1,
             learning_rate=3e-3,

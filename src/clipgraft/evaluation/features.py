@@ -33,9 +33,9 @@ from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.models.weights import module_sha256
 
-GENERATION_VERSION = 1
+GENERATION_VERSION = 2
 """Incremented when generation or the bridge change pixels of equal weights, prompt and seed."""
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Incremented when this module changes features; tests/evaluation/test_features.py checks both."""
 ITEMS_PER_ENTRY = 64
 """Features per key of the cache."""

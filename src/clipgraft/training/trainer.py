@@ -142,7 +142,8 @@ def fit(
 
 def _trackers(run_dir: Path, settings: TrainSettings, others: Mapping[str, Any], resume: bool) -> Trackers:
     files = {"train": run_dir / LOG_NAME, "evaluation": run_dir / EVALUATIONS_NAME}
-    return Trackers(run_dir, settings.report_to, files, {**settings.model_dump(), **others}, resume=resume)
+    logged = {**settings.model_dump(), **others} if settings.report_to else {}
+    return Trackers(run_dir, settings.report_to, files, logged, resume=resume)
 
 
 def _note_long_warmup(warmup: int, num_steps: int) -> None:
@@ -225,6 +226,7 @@ class _Training:
 
     def run(self, report: Callable[[StepReport], None]) -> list[float]:
         """Make the remaining steps, load the best weights, return epochs' mean losses."""
+        self.report = report
         try:
             self._open()
             with StopOnSignal() as stop:
