@@ -18,7 +18,8 @@ from clipgraft.models.base import FrozenBase
 
 TIE = 1.03
 """Times the fastest step that torch's may take to be chosen: it converts nothing, and starts sooner."""
-MIN_TURNS, TURN_SECONDS, ENOUGH_SECONDS = 2, 0.1, 0.5
+MIN_TURNS, MAX_TURNS, ENOUGH_SECONDS = 2, 10, 0.5
+MAX_STEPS, TURN_SECONDS = 10, 0.1
 """A turn is one step, or as many as fit: the other engine's threads, still spinning, slow the first."""
 
 Step = Callable[[], object]
@@ -75,8 +76,8 @@ def fastest_turns(steps: Mapping[str, Step]) -> dict[str, float]:
         for done, (name, step) in enumerate(steps.items(), 1):
             step()
             update(done, name)
-        begun, turn = time.perf_counter(), 0
-        while turn < MIN_TURNS or time.perf_counter() - begun < ENOUGH_SECONDS:
+        begun, turn = _computed(), 0
+        while turn < MIN_TURNS or (turn < MAX_TURNS and _computed() - begun < ENOUGH_SECONDS):
             turn += 1
             for done, (name, step) in enumerate(steps.items(), 1):
                 least[name] = min(least[name], _least_seconds(step))
@@ -87,8 +88,14 @@ def fastest_turns(steps: Mapping[str, Step]) -> dict[str, float]:
 def _least_seconds(step: Step) -> float:
     """Return the least seconds of a step in one turn."""
     seconds: list[float] = []
-    while sum(seconds) < TURN_SECONDS:
+    turn_begun = _computed()
+    while not seconds or (len(seconds) < MAX_STEPS and _computed() - turn_begun < TURN_SECONDS):
         begun = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begun)
     return min(seconds)
+
+
+def _computed() -> float:
+    """Return seconds for which this process computed, on a busy machine too."""
+    return time.process_time() / torch.get_num_threads()
