@@ -502,7 +502,7 @@ def main() -> None:
     if options.memory_of:
         draw_for_memory(options, options.memory_of)
         return
-    if not options.tiny and not SD15.is_dir():
+    if not options.tiny and not all("flatland" in row for row in options.rows) and not SD15.is_dir():
         write_sd15_checkpoint(SD15, BF16)
     results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for row in options.rows:
