@@ -2,8 +2,8 @@
 
     python benchmarks/first_prompts.py [--graft FOLDER]
 
-They are flatland's own, or a graft's; one seed for each of the forty, none picked. Written to
-docs/images/seed_prompts.png and docs/images/first_prompts.png, to be looked at one by one.
+They are flatland's own, or a graft's. The seed of each of the forty is its number, none is picked. Written
+to docs/images/seed_prompts.jpg and docs/images/first_prompts.jpg, to be looked at one by one.
 """
 
 import argparse
@@ -44,9 +44,9 @@ def main() -> None:
     found = [generator.generate(prompt, num_images_per_prompt=8, batch_size=8) for prompt in SEED_PROMPTS]
     seeds = [each for images in found for each in images]
     labels = [f"{each.prompt}, seed {each.seed}" for each in seeds]
-    sheet([each.image for each in seeds], labels).save(IMAGES / "seed_prompts.png", optimize=True)
-    firsts = generator.generate(prompts, batch_size=8)
-    sheet([each.image for each in firsts], prompts).save(IMAGES / "first_prompts.png", optimize=True)
+    sheet([each.image for each in seeds], labels).save(IMAGES / "seed_prompts.jpg", quality=88)
+    firsts = [generator.generate(prompt, seed=number)[0].image for number, prompt in enumerate(prompts)]
+    sheet(firsts, prompts).save(IMAGES / "first_prompts.jpg", quality=88)
 
 
 if __name__ == "__main__":
