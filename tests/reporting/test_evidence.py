@@ -142,23 +142,31 @@ def test_verdict_needs_an_interval_without_zero(interval, higher_is_better, said
 
 
 @pytest.mark.parametrize(
-    ("interval", "said"),
+    ("plain", "composed", "said"),
     [
         (
             [0.02, 0.2],
-            "Fine-tuning helped: prompt fidelity changed by +10.0 points (95 % interval +2.0 to +20.0",
+            [-0.1, 0.3],
+            "Fine-tuning helped: prompt fidelity changed by +10.0 points (+2.0 to +20.0)",
         ),
-        ([-0.2, -0.02], "Fine-tuning made it worse: prompt fidelity changed by +10.0 points"),
-        ([-0.1, 0.2], "Fine-tuning shows no certain effect: prompt fidelity changed by +10.0 points"),
+        ([-0.2, 0.2], [0.1, 0.3], "Fine-tuning helped: "),
+        ([-0.2, -0.02], [-0.1, 0.2], "Fine-tuning made it worse: "),
+        ([-0.2, -0.02], [0.1, 0.3], "Fine-tuning helped in part: "),
+        ([-0.1, 0.2], [-0.1, 0.2], "Fine-tuning shows no certain effect: "),
     ],
 )
-def test_one_sentence_says_whether_fine_tuning_helped(run_dir, interval, said):
-    row = {"metric": "prompt_fidelity", "prompt_set": "plain", "value": 0.1, "interval": interval}
-    other = row | {"metric": "text_to_image_recall@1", "interval": [0.5, 0.6]}
-    rows = [each | {"baseline": "before", "variant": "after"} for each in (other, row)]
-    write_evaluation(run_dir / "evaluate", differences=rows)
+def test_one_sentence_says_whether_fine_tuning_helped(run_dir, plain, composed, said):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    sets = [*evaluation["prompt_sets"], {"name": "composed", "title": "composed prompts", "num_prompts": 4}]
+    row = {"metric": "prompt_fidelity", "prompt_set": "plain", "value": 0.1, "interval": plain}
+    rows = [row, row | {"prompt_set": "composed", "interval": composed}]
+    rows = [row | {"metric": "text_to_image_recall@1", "interval": [0.5, 0.6]}, *rows]
+    differences = [each | {"baseline": "before", "variant": "after"} for each in rows]
+    write_evaluation(run_dir / "evaluate", differences=differences, prompt_sets=sets)
     run = read_run(run_dir)
-    assert fine_tuning_verdict(run.evaluation).startswith(said)
+    sentence = fine_tuning_verdict(run.evaluation)
+    assert sentence.startswith(said)
+    assert "on composed prompts; 95 % intervals" in sentence
     assert said.split(":")[0] in render_report(run).split("<h2>Images</h2>")[0]
 
 

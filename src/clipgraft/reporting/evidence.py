@@ -43,11 +43,12 @@ NEAREST_BYTES = 200_000
 BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
 UNKNOWN = Metric(title="")
 VERDICTS = {
-    "better": "Fine-tuning helped",
-    "worse": "Fine-tuning made it worse",
-    "no difference shown": "Fine-tuning shows no certain effect",
+    frozenset({"better"}): "Fine-tuning helped",
+    frozenset({"worse"}): "Fine-tuning made it worse",
+    frozenset({"better", "worse"}): "Fine-tuning helped in part",
+    frozenset[str](): "Fine-tuning shows no certain effect",
 }
-"""How a paired difference reads as a sentence."""
+"""Certain differences over all prompt sets -> how they read as a sentence."""
 
 
 def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
@@ -154,18 +155,19 @@ def fine_tuning_verdict(evaluation: Evaluation) -> str:
         for row in evaluation.differences
         if (row.baseline, row.variant) == ("before", "after") and row.prompt_set in whole and row.interval
     ]
-    for name in FIRST_DIFFERENCES:
-        row = next((row for row in pairs if row.metric == name), None)
-        metric = evaluation.metrics.get(name, UNKNOWN)
-        judged = VERDICTS.get(verdict(row, metric)) if row else None
-        if row and judged:
-            points = " points" if metric.unit == "share" else ""
-            return (
-                f"{judged}: {(metric.title or name).lower()} changed by "
-                f"{_number(row.value, metric, signed=True)}{points} (95 % interval "
-                f"{_interval(row, metric, signed=True)}, {_set_titles(evaluation)[row.prompt_set]})."
-            )
-    return ""
+    name = next((name for name in FIRST_DIFFERENCES if any(row.metric == name for row in pairs)), "")
+    rows, metric = [row for row in pairs if row.metric == name], evaluation.metrics.get(name, UNKNOWN)
+    if not rows:
+        return ""
+    judged = VERDICTS[frozenset(verdict(row, metric) for row in rows) & {"better", "worse"}]
+    points, titles = " points" * (metric.unit == "share"), _set_titles(evaluation)
+    changes = [
+        f"{_number(row.value, metric, signed=True)}{points} ({_interval(row, metric, signed=True)}) on "
+        f"{titles[row.prompt_set]}"
+        for row in rows
+    ]
+    changed = f"{(metric.title or name).lower()} changed by {', '.join(changes)}"
+    return f"{judged}: {changed}; 95 % intervals in brackets."
 
 
 def failures_table(evaluation: Evaluation) -> Table | None:
