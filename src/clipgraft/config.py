@@ -272,7 +272,9 @@ def demo() -> Recipe:
     return Recipe(
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
-        bridge=BridgeSettings(learning_rate=3e-3, num_epochs=8, hidden_size=512, max_captions=6000),
+        bridge=BridgeSettings(
+            learning_rate=3e-3, num_epochs=5, batch_size=64, hidden_size=512, max_captions=12_000
+        ),
         distill=DistillSettings(
             num_epochs=1,
             learning_rate=3e-3,
