@@ -155,6 +155,11 @@ SECTIONS = {
         "**Derived, not measured** ([several machines](training.md#several-machines)).",
         (Part("split", "One batch over all GPUs"), Part("grown", "As many images on each GPU")),
     ),
+    "flickr8k_sd15_run": Section(
+        "The recipe flickr8k_sd15, run at its shapes",
+        "Random weights, eight photographs ([the recipe](flickr8k_sd15.md#requirements)).",
+        (Part("stages"),),
+    ),
     "gpu": Section(
         "Training on a GPU",
         "Tests of correctness; no speed was measured yet ([on a GPU](speed.md#on-a-gpu)).",
