@@ -147,12 +147,12 @@ def test_verdict_needs_an_interval_without_zero(interval, higher_is_better, said
         (
             [0.02, 0.2],
             [-0.1, 0.3],
-            "Fine-tuning helped: prompt fidelity changed by +10.0 points (+2.0 to +20.0)",
+            "Images: fine-tuning helped. Prompt fidelity changed by +10.0 points (95 % interval +2.0 to",
         ),
-        ([-0.2, 0.2], [0.1, 0.3], "Fine-tuning helped: "),
-        ([-0.2, -0.02], [-0.1, 0.2], "Fine-tuning made it worse: "),
-        ([-0.2, -0.02], [0.1, 0.3], "Fine-tuning helped in part: "),
-        ([-0.1, 0.2], [-0.1, 0.2], "Fine-tuning shows no certain effect: "),
+        ([-0.2, 0.2], [0.1, 0.3], "Images: fine-tuning helped. "),
+        ([-0.2, -0.02], [-0.1, 0.2], "Images: fine-tuning did harm. "),
+        ([-0.2, -0.02], [0.1, 0.3], "Images: fine-tuning helped in part. "),
+        ([-0.1, 0.2], [-0.1, 0.2], "Images: fine-tuning shows no certain effect. "),
     ],
 )
 def test_one_sentence_says_whether_fine_tuning_helped(run_dir, plain, composed, said):
@@ -164,15 +164,18 @@ def test_one_sentence_says_whether_fine_tuning_helped(run_dir, plain, composed, 
     differences = [each | {"baseline": "before", "variant": "after"} for each in rows]
     write_evaluation(run_dir / "evaluate", differences=differences, prompt_sets=sets)
     run = read_run(run_dir)
-    sentence = fine_tuning_verdict(run.evaluation)
-    assert sentence.startswith(said)
-    assert "on composed prompts; 95 % intervals" in sentence
-    assert said.split(":")[0] in render_report(run).split("<h2>Images</h2>")[0]
+    images, retrieval = fine_tuning_verdict(run.evaluation)
+    assert images.startswith(said)
+    assert images.endswith(" on composed prompts.")
+    assert retrieval.startswith("Retrieval: fine-tuning helped. ")
+    head = render_report(run).split("<h2>Images</h2>")[0]
+    assert said.split(". ")[0] in head
+    assert "Retrieval: fine-tuning helped." in head
 
 
 def test_without_a_pair_no_verdict_is_given(run_dir):
     write_evaluation(run_dir / "evaluate", differences=[])
-    assert fine_tuning_verdict(read_run(run_dir).evaluation) == ""
+    assert fine_tuning_verdict(read_run(run_dir).evaluation) == []
 
 
 def test_images_and_loss_come_before_figures(run_dir):

@@ -43,12 +43,14 @@ NEAREST_BYTES = 200_000
 BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
 UNKNOWN = Metric(title="")
 VERDICTS = {
-    frozenset({"better"}): "Fine-tuning helped",
-    frozenset({"worse"}): "Fine-tuning made it worse",
-    frozenset({"better", "worse"}): "Fine-tuning helped in part",
-    frozenset[str](): "Fine-tuning shows no certain effect",
+    frozenset({"better"}): "helped",
+    frozenset({"worse"}): "did harm",
+    frozenset({"better", "worse"}): "helped in part",
+    frozenset[str](): "shows no certain effect",
 }
 """Certain differences over all prompt sets -> how they read as a sentence."""
+JUDGED_BY = {"Images": FIRST_DIFFERENCES[:3], "Retrieval": FIRST_DIFFERENCES[3:]}
+"""What is judged -> metrics, of which the first measured decides."""
 
 
 def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
@@ -147,27 +149,33 @@ def verdict(row: Difference, metric: Metric) -> str:
     return "better" if (low > 0) == metric.higher_is_better else "worse"
 
 
-def fine_tuning_verdict(evaluation: Evaluation) -> str:
-    """Say in one sentence whether fine-tuning helped; empty if unmeasured."""
+def fine_tuning_verdict(evaluation: Evaluation) -> list[str]:
+    """Say in a sentence each whether fine-tuning helped images and retrieval."""
     whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
     pairs = [
         row
         for row in evaluation.differences
         if (row.baseline, row.variant) == ("before", "after") and row.prompt_set in whole and row.interval
     ]
-    name = next((name for name in FIRST_DIFFERENCES if any(row.metric == name for row in pairs)), "")
-    rows, metric = [row for row in pairs if row.metric == name], evaluation.metrics.get(name, UNKNOWN)
-    if not rows:
-        return ""
+    sentences = []
+    for subject, names in JUDGED_BY.items():
+        name = next((name for name in names if any(row.metric == name for row in pairs)), "")
+        if name:
+            rows = [row for row in pairs if row.metric == name]
+            sentences.append(_judge(evaluation, subject, evaluation.metrics.get(name, UNKNOWN), rows))
+    return sentences
+
+
+def _judge(evaluation: Evaluation, subject: str, metric: Metric, rows: Sequence[Difference]) -> str:
     judged = VERDICTS[frozenset(verdict(row, metric) for row in rows) & {"better", "worse"}]
     points, titles = " points" * (metric.unit == "share"), _set_titles(evaluation)
     changes = [
-        f"{_number(row.value, metric, signed=True)}{points} ({_interval(row, metric, signed=True)}) on "
-        f"{titles[row.prompt_set]}"
+        f"{_number(row.value, metric, signed=True)}{points} (95 % interval "
+        f"{_interval(row, metric, signed=True)}) on {titles[row.prompt_set]}"
         for row in rows
     ]
-    changed = f"{(metric.title or name).lower()} changed by {', '.join(changes)}"
-    return f"{judged}: {changed}; 95 % intervals in brackets."
+    title = (metric.title or rows[0].metric).lower()
+    return f"{subject}: fine-tuning {judged}. {title.capitalize()} changed by {', '.join(changes)}."
 
 
 def failures_table(evaluation: Evaluation) -> Table | None:
