@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -62,6 +64,27 @@ def test_clear_parts_keeps_what_is_being_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.2.part", "c.part"]
     clear_parts(tmp_path, stale_seconds=0)
     assert [path.name for path in tmp_path.iterdir()] == ["c.part"]
+
+
+def test_clear_parts_passes_over_what_others_finish(tmp_path):
+    is_over = threading.Event()
+
+    def write_on():
+        while not is_over.is_set():
+            for number in range(20):
+                (tmp_path / f".{number}.part").touch()
+            for part in tmp_path.glob(".*.part"):
+                part.rename(tmp_path / "done")
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_on)
+        try:
+            for _ in range(400):
+                clear_parts(tmp_path)
+        finally:
+            is_over.set()
+        writing.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,13 @@ def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
         stale_seconds: Least time since the last write; 0 if only the caller may write there.
     """
     for part in folder.glob(".*.part"):
-        if time.time() - part.lstat().st_mtime < stale_seconds:
-            continue
-        if part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another thread or process has finished with it since
+            if time.time() - part.lstat().st_mtime < stale_seconds:
+                continue
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
 
 
 def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> Path:
