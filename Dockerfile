@@ -1,8 +1,8 @@
-# clipgraft for CPUs, or with --build-arg DEVICE=cuda for NVIDIA GPUs; docs/docker.md has the commands.
+# clipgraft for NVIDIA GPUs, or with --build-arg TORCH_INDEX=... for CPUs; docs/docker.md has the commands.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
 
-ARG DEVICE=cpu
+ARG TORCH_INDEX=""
 ARG EXTRAS=app,data,heif,lora,openvino,tracking
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/clipgraft
@@ -10,8 +10,7 @@ ENV PATH=/opt/clipgraft/bin:$PATH
 
 # torch is most of the image, and a layer of its own. On Linux the package index has the CUDA build alone.
 COPY constraints.txt /build/
-RUN if [ "$DEVICE" = cpu ]; then index="--extra-index-url https://download.pytorch.org/whl/cpu"; fi; \
-    pip install $index --constraint /build/constraints.txt torch
+RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint /build/constraints.txt torch
 
 COPY pyproject.toml README.md LICENSE /build/
 COPY src /build/src
@@ -20,14 +19,14 @@ RUN pip install --constraint /build/constraints.txt "/build[$EXTRAS]"
 FROM python:${PYTHON}-slim
 
 RUN useradd --create-home --uid 1000 clipgraft \
-    && mkdir /models /cache /work \
-    && chown clipgraft:clipgraft /models /cache /work
+    && mkdir /models /cache /data \
+    && chown clipgraft:clipgraft /models /cache /data
 COPY --from=build /opt/clipgraft /opt/clipgraft
 ENV PATH=/opt/clipgraft/bin:$PATH HF_HOME=/models XDG_CACHE_HOME=/cache MPLCONFIGDIR=/cache/matplotlib
 
 USER clipgraft
-WORKDIR /work
-VOLUME ["/models", "/cache", "/work"]
+WORKDIR /data
+VOLUME ["/models", "/cache", "/data"]
 EXPOSE 8080
 ENTRYPOINT ["clipgraft"]
 CMD ["--help"]

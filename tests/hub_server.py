@@ -25,7 +25,7 @@ class Hub:
     models: dict[str, dict[str, Path]] = field(default_factory=dict)
     """Folder by model and commit."""
     altered: set[str] = field(default_factory=set)
-    """Files of which another content is sent than is listed."""
+    """Files whose content differs from what is listed."""
     cut: set[str] = field(default_factory=set)
     """Files whose first answer ends in the middle."""
     requests: list[str] = field(default_factory=list)

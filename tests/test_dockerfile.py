@@ -74,7 +74,7 @@ def test_extras_and_python_are_those_of_the_package():
     offered = set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
     assert set(found["EXTRAS"].split(",")) == offered
     assert found["PYTHON"] in SpecifierSet(PROJECT["requires-python"])
-    assert found["DEVICE"] == "cpu"
+    assert found["TORCH_INDEX"] == '""'
 
 
 def test_everything_is_installed_in_the_tested_versions():
@@ -83,7 +83,7 @@ def test_everything_is_installed_in_the_tested_versions():
     assert all("--constraint /build/constraints.txt" in run for run in installs)
 
 
-@pytest.mark.parametrize("name", ["DEVICE", "EXTRAS", "PYTHON"])
+@pytest.mark.parametrize("name", ["TORCH_INDEX", "EXTRAS", "PYTHON"])
 def test_build_arguments_are_documented_with_their_defaults(name):
     documented = re.search(rf"\| `{name}` \| `([^`]*)`", (ROOT / "docs" / "docker.md").read_text())
     assert documented[1] == arguments()[name]

@@ -143,7 +143,7 @@ def test_the_bases_own_tower_needs_no_bridge(world, tmp_path):
 
 
 def test_far_padding_of_some_batches_stands_for_that_of_all(world):
-    """Three batches, of which one is whole: together they weigh what three whole ones do."""
+    """Three batches, one of them whole: together they weigh what three whole ones do."""
     towers = load_towers(recipe_of(world))
     ids = towers.input_ids(load_captions(recipe_of(world)).train)
     weights = torch.zeros(2)

@@ -111,7 +111,7 @@ def test_a_safety_checker_is_copied_and_told_in_the_card(tmp_path):
 
 
 def test_a_component_that_is_not_there_is_not_in_the_index(plain_base, tmp_path):
-    """A base of which the safety checker was not fetched."""
+    """A base whose safety checker was not fetched."""
     partial = shutil.copytree(plain_base, tmp_path / "partial")
     index = json.loads((partial / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]

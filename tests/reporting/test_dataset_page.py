@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script><img src=http://example.invalid/a> {{ 7 * 7 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four images of which two are equal, one is broken, and captions that break pages."""
+    """Four images, two of them equal and one broken, and captions that break pages."""
     root = tmp_path / "A & B <set>"
     root.mkdir()
     captions = {"a.png": HOSTILE, "b.png": "A kite", "c.png": "A kite", "d.png": "كلب يجري على الشاطئ"}

@@ -20,7 +20,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9")  # "café" of an old archive
 
 @pytest.fixture
 def runs(own_runs, runs_dir):
-    """A folder of runs, `good` and `bad`, of which a test damages the second."""
+    """A folder of two runs, `good` and `bad`; tests damage the second."""
     for name in ("good", "bad"):
         shutil.copytree(runs_dir / "tiny", own_runs / name)
     return own_runs

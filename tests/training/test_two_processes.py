@@ -14,7 +14,7 @@ from tiny import fit
 from two_processes import run_in_two_processes
 
 DEATH = 17
-"""Call of `embed`, of which a step with two micro-batches makes four: within step 5 of 6."""
+"""Call of `embed` within step 5 of 6; a step with two micro-batches makes four calls."""
 
 
 class DeathError(Exception):

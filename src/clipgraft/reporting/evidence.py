@@ -50,7 +50,7 @@ VERDICTS = {
 }
 """Certain differences over all prompt sets -> how they read as a sentence."""
 JUDGED_BY = {"Images": FIRST_DIFFERENCES[:3], "Retrieval": FIRST_DIFFERENCES[3:]}
-"""What is judged -> metrics, of which the first measured decides."""
+"""What is judged -> its metrics; the first one measured decides."""
 
 
 def metric_tables(evaluation: Evaluation) -> tuple[list[Table], list[Table]]:
