@@ -37,6 +37,22 @@ How each was measured, and what follows from it, is on the pages that the sectio
 """
 
 
+FIRST_WORLD = frozenset(
+    {
+        "flatland",
+        "recipes",
+        "ladder",
+        "bridge",
+        "distill",
+        "controlnet",
+        "long_prompts",
+        "generation",
+        "photographs",
+    }
+)
+"""Files whose figures on flatland were measured in its first world."""
+
+
 class Part(NamedTuple):
     """A table of a file."""
 
@@ -264,6 +280,8 @@ def _section(name: str, path: Path) -> str:
     lines = [f"## {section.title}", ""]
     if section.text:
         lines += [section.text, ""]
+    if name in FIRST_WORLD:
+        lines += ["Figures on flatland here are of [its first world](limits.md#flatlands-first-world).", ""]
     for part in section.parts:
         lines += _part(results, part, path.name)
     return "\n".join([*lines, *_measured(results, path.name), ""])

@@ -67,7 +67,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     if not (folder / "finetune" / METRICS_NAME).is_file():
         check(recipe)
     names = stages_of(recipe)
-    _train(recipe, folder, resume)
+    _train(recipe, folder, resume, names)
     variants = run.variants()
     requests = image_requests(recipe.generate.prompts, recipe.generate)
     options = GenerateOptions(
@@ -87,9 +87,9 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     return page
 
 
-def _train(recipe: Recipe, folder: Path, resume: bool) -> None:
+def _train(recipe: Recipe, folder: Path, resume: bool, names: Sequence[str]) -> None:
     """Run the training stages that are unfinished or whose inputs changed."""
-    changed, names = set[str](), stages_of(recipe)
+    changed = set[str]()
     tuned = ModelSettings(name=str((folder / "finetune" / "clip").absolute()))
     stages: Stages = {"finetune": ("finetune", _finetune, recipe)}
     if finds_words(recipe):
