@@ -1,5 +1,6 @@
 """Networks converted for OpenVINO: kept on disk, verified, converted again after damage."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 from engine_world import openvino
 
+import tiny
 from clipgraft.files import file_sha256
 from clipgraft.models.weights import write_folder_atomically
 from helpers import files_of_at_most, import_openvino
@@ -88,6 +90,25 @@ def test_networks_that_are_freed_leave_the_signal_stack(tmp_path):
     openvino(tmp_path)  # skips without it
     done = subprocess.run([sys.executable, "-c", SIGNAL_STACK, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+GENERATOR_LEFT = """
+import sys
+import clipgraft
+from clipgraft.sampling_params import InferenceConfig
+generator = clipgraft.load(sys.argv[1], inference=InferenceConfig(engine="openvino"))
+generator.generate("a dog", num_inference_steps=1)
+"""
+
+
+def test_a_script_ends_quietly_with_a_generator_alive(tmp_path):
+    openvino(tmp_path)  # skips without it
+    tiny.write_base(tmp_path / "base")
+    words = [sys.executable, "-c", GENERATOR_LEFT, tmp_path / "base"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "Traceback" not in done.stderr
 
 
 def _as_junk(folder):

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -141,16 +142,17 @@ class _Compiled:
     """A compiled network that leaves the thread's signal stack alone."""
 
     def __init__(self, model: ov.CompiledModel) -> None:
-        self._model: ov.CompiledModel | None = model
+        self._held = [model]
+        weakref.finalize(self, _free, self._held)  # also at the end of Python, while modules still work
 
     def __call__(self, inputs: list[Any]) -> Any:
-        assert self._model is not None
         with kept_signal_stack():
-            return self._model(inputs, share_inputs=True)
+            return self._held[0](inputs, share_inputs=True)
 
-    def __del__(self) -> None:
-        with kept_signal_stack():
-            self._model = None
+
+def _free(held: list[ov.CompiledModel]) -> None:
+    with kept_signal_stack():
+        held.clear()
 
 
 def _remove(path: Path) -> None:
