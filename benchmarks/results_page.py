@@ -242,6 +242,12 @@ SECTIONS = {
             ),
         ),
     ),
+    "probe_by_eye": Section(
+        "The probe beside a person",
+        "Images in which both read the same, of those that the person could tell"
+        " ([limits](limits.md#what-flatlands-images-look-like)).",
+        (Part("agreement", columns={"alike": "alike", "read": "of"}),),
+    ),
     "service": Section(
         "The studio",
         "See [measured](studio.md#measured).",
