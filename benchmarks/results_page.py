@@ -45,7 +45,6 @@ FIRST_WORLD = frozenset(
         "bridge",
         "distill",
         "controlnet",
-        "long_prompts",
         "generation",
         "photographs",
     }
