@@ -165,6 +165,11 @@ SECTIONS = {
             Part("growth", "By number of images"),
         ),
     ),
+    "pretraining": Section(
+        "Training flatland's U-Net",
+        "On a CPU, beside torch's fused attention ([how](training.md#flatland-from-scratch)).",
+        (Part("seconds_a_step", "A step, processor seconds"), Part("images_a_second", "Images a second")),
+    ),
     "scaling": Section(
         "Many GPUs",
         "**Derived, not measured** ([several machines](training.md#several-machines)).",

@@ -43,7 +43,7 @@ from clipgraft.models.flatland_config import (
 from clipgraft.models.half_norms import keep_norms_in_half
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.models.weights import module_sha256, write_folder_atomically
-from clipgraft.pretrain_settings import DrawnSettings
+from clipgraft.pretrain_settings import DenoiserSettings, DrawnSettings
 from clipgraft.pretraining.autoencoder import decode_again, encode, reconstruction_psnr
 from clipgraft.pretraining.drawing import Drawing, DrawnImages
 from clipgraft.pretraining.drawn_batches import DrawnCrops, DrawnLabels, DrawnLatents
@@ -215,7 +215,7 @@ def _train_unet(
     if not done.is_dir():
         training.begin()
         settings = training.recipe.pretrain.unet
-        objective = _denoising_objective(training, tokenizer)
+        objective = denoising_objective(settings, tokenizer, training.device)
         drawing = Drawing(DRAWN_SEED, "train", tokenizer=tokenizer.backend_tokenizer.to_str())
         sums = {"drawing": drawing.fingerprint, "VAE": module_sha256(vae)}
 
@@ -232,9 +232,12 @@ def _train_unet(
     return unet, CLIPTextModel.from_pretrained(done / "text_encoder")
 
 
-def _denoising_objective(training: _Training, tokenizer: CLIPTokenizer) -> DenoisingObjective:
-    settings, unet, teacher = training.recipe.pretrain.unet, build_unet(), build_teacher(tokenizer)
-    if training.device.type == "cpu":
+def denoising_objective(
+    settings: DenoiserSettings, tokenizer: CLIPTokenizer, device: torch.device
+) -> DenoisingObjective:
+    """Return a new U-Net with its text encoder, to be trained."""
+    unet, teacher = build_unet(), build_teacher(tokenizer)
+    if device.type == "cpu":
         # In bfloat16 the backward pass of torch's fused attention takes twice a step's time there.
         unet.set_attn_processor(AttnProcessor())
         teacher.set_attn_implementation(ATTENTION)
