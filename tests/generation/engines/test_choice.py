@@ -2,13 +2,16 @@
 
 import json
 import time
+import weakref
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
 from engine_world import CPU
 
 from clipgraft.device import num_processes
-from clipgraft.generation.engines.choice import choose_engine, fastest_turns, prefer
+from clipgraft.generation.engines.choice import choose_engine, fastest_steps, prefer
 from clipgraft.generation.engines.engine import engines_at_hand, why_no_openvino
 from clipgraft.generation.generator import load
 from clipgraft.models.base import FrozenBase
@@ -78,18 +81,34 @@ def test_torch_is_chosen_where_it_is_hardly_slower():
         assert prefer(dict(zip(("openvino", "torch"), seconds, strict=True))) == chosen
 
 
-def test_turns_find_the_time_of_a_step_without_its_first():
-    calls = []
+class Sleeper:
+    """A step that sleeps, the first time for longer; counts those alive."""
 
-    def compiled():
-        time.sleep(0.002 if calls else 0.4)
-        calls.append(0)
+    alive: ClassVar[list[str]] = []
+    loaded: ClassVar[list[str]] = []
 
-    begun = time.monotonic()
-    found = fastest_turns({"compiled": compiled, "eager": lambda: time.sleep(0.01)})
-    assert time.monotonic() - begun < 8  # it waits, and computes nothing
-    assert 0.002 <= found["compiled"] < 0.008
-    assert 0.01 <= found["eager"] < 0.04
+    def __init__(self, name, seconds):
+        self.seconds, self.first = seconds, 0.2
+        self.myself = self  # as in a U-Net, only a collection of cycles frees it
+        assert not self.alive, f"{self.alive} and {name} are in memory"
+        self.loaded.append(name)
+        self.alive.append(name)
+        weakref.finalize(self, self.alive.remove, name)
+
+    def __call__(self):
+        time.sleep(self.first + self.seconds)
+        self.first = 0.0
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [((0.002, 0.02), 1), ((0.02, 0.02), 3)])
+def test_steps_are_timed_with_one_network_in_memory(seconds, rounds):
+    Sleeper.loaded.clear()
+    names = dict(zip(("openvino", "torch"), seconds, strict=True))
+    found = fastest_steps({name: partial(Sleeper, name, each) for name, each in names.items()})
+    assert Sleeper.loaded == ["openvino", "torch"] * rounds
+    assert not Sleeper.alive
+    for name, least in found.items():
+        assert names[name] <= least < names[name] + 0.015  # without the first
 
 
 def test_a_gpu_has_one_engine(tmp_path):

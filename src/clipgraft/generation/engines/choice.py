@@ -4,8 +4,10 @@ Which one that is depends on the CPU: OpenVINO took 0.59 of torch's time on an A
 of it on an Intel with AMX.
 """
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -18,9 +20,11 @@ from clipgraft.models.base import FrozenBase
 
 TIE = 1.03
 """Times the fastest step that torch's may take to be chosen: it converts nothing, and starts sooner."""
-MIN_TURNS, MAX_TURNS, ENOUGH_SECONDS = 2, 10, 0.5
-MAX_STEPS, TURN_SECONDS = 10, 0.1
-"""A turn is one step, or as many as fit: the other engine's threads, still spinning, slow the first."""
+CLEAR = 1.15
+"""Times the fastest step that every other takes where one round of measuring is enough: less may be noise."""
+MAX_ROUNDS = 3
+MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 2, 50, 0.5
+"""Steps of an engine in a round: as many as take half a second of computing, within these bounds."""
 
 Step = Callable[[], object]
 
@@ -30,7 +34,7 @@ def choose_engine(engines: Sequence[Engine], base: FrozenBase, *, can_measure: b
 
     Args:
         engines: From `engines_at_hand`. Several processes take the first, which is the same on all machines.
-        base: Without its U-Net, which is loaded for each engine that is measured.
+        base: Without its U-Net, which is loaded for one engine after the other.
         can_measure: If not, the first is returned where nothing is kept.
     """
     if len(engines) == 1 or num_processes() > 1:
@@ -44,7 +48,7 @@ def choose_engine(engines: Sequence[Engine], base: FrozenBase, *, can_measure: b
 
 
 def _measure(what: str, engines: Sequence[Engine], base: FrozenBase) -> tuple[str, dict[str, float]]:
-    seconds = fastest_turns({engine.name: _guided_step(engine, base) for engine in engines})
+    seconds = fastest_steps({engine.name: partial(_guided_step, engine, base) for engine in engines})
     chosen = prefer(seconds)
     figures = ", ".join(f"{name} {short_time(value)}" for name, value in seconds.items())
     say(f"engine {chosen}: {what} takes {figures} (measured once on this machine)")
@@ -69,30 +73,37 @@ def _guided_step(engine: Engine, base: FrozenBase) -> Step:
     return lambda: unet(sample, 500, states)
 
 
-def fastest_turns(steps: Mapping[str, Step]) -> dict[str, float]:
-    """Return the least seconds of each step, the first one left out."""
-    least = dict.fromkeys(steps, float("inf"))
-    with track("measuring the engines, once for this kind of base", len(steps) * (1 + MIN_TURNS)) as update:
-        for done, (name, step) in enumerate(steps.items(), 1):
-            step()
-            update(done, name)
-        begun, turn = _computed(), 0
-        while turn < MIN_TURNS or (turn < MAX_TURNS and _computed() - begun < ENOUGH_SECONDS):
-            turn += 1
-            for done, (name, step) in enumerate(steps.items(), 1):
-                least[name] = min(least[name], _least_seconds(step))
-                update(min(turn, MIN_TURNS) * len(steps) + done, f"{name} {short_time(least[name])}")
+def fastest_steps(loads: Mapping[str, Callable[[], Step]]) -> dict[str, float]:
+    """Return the least seconds of each step, one loaded at a time.
+
+    All are measured again where they differ too little to be told apart.
+
+    Args:
+        loads: By name, what loads a network and returns its step. It is dropped before the next is loaded.
+    """
+    least = dict.fromkeys(loads, float("inf"))
+    for _ in range(MAX_ROUNDS):
+        for name, load in loads.items():
+            least[name] = min(least[name], _least_seconds(name, load()))
+            gc.collect()
+        fastest, *others = sorted(least.values())
+        if all(seconds > CLEAR * fastest for seconds in others):
+            break
     return least
 
 
-def _least_seconds(step: Step) -> float:
-    """Return the least seconds of a step in one turn."""
+def _least_seconds(name: str, step: Step) -> float:
+    """Return the least seconds of a step, without its first, which compiles."""
     seconds: list[float] = []
-    turn_begun = _computed()
-    while not seconds or (len(seconds) < MAX_STEPS and _computed() - turn_begun < TURN_SECONDS):
-        begun = time.perf_counter()
+    with track(f"measuring the engine {name}, once for this kind of base", 1 + MIN_STEPS) as update:
         step()
-        seconds.append(time.perf_counter() - begun)
+        begun = _computed()
+        while len(seconds) < MIN_STEPS or (len(seconds) < MAX_STEPS and _computed() - begun < ENOUGH_SECONDS):
+            update(min(MIN_STEPS, 1 + len(seconds)), "steps")
+            step_begun = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - step_begun)
+        update(1 + MIN_STEPS, short_time(min(seconds)))
     return min(seconds)
 
 
