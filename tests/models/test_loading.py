@@ -15,6 +15,7 @@ from transformers import CLIPModel
 
 import tiny
 from clipgraft.errors import CheckpointError
+from clipgraft.models import loading
 from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import Bridge
@@ -348,3 +349,26 @@ def test_a_pickle_named_by_an_index_is_never_opened(tmp_path):
     subprocess.run([sys.executable, SCRIPT, folder], check=True, env=environment)
     with pytest.raises(CheckpointError, match=rf"{INDEX} names 'weights\.bin'"):
         load_clip(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists a process's mappings")
+def test_weights_leave_memory_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "PIECE_BYTES", 4 * 1000)
+    path = tmp_path / "model.safetensors"
+    stored = {f"layer{number}": torch.full((1000,), float(number)) for number in range(3)}
+    save_file(stored, path)
+
+    def num_mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(str(path))
+
+    weights = loading.read_weights([path])
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
+    assert num_mappings() == 3
+    del weights["layer0"]
+    assert num_mappings() == 2
+    model = torch.nn.ParameterDict({name: torch.empty(1000, device="meta") for name in ("layer1", "layer2")})
+    loading.set_weights(model, weights, torch.bfloat16)
+    assert num_mappings() == 0
+    assert model["layer2"].dtype == torch.bfloat16
+    assert float(model["layer2"].detach().mean()) == 2

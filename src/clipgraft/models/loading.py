@@ -28,6 +28,8 @@ DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 """Files that transformers injects into a model if peft is installed."""
+PIECE_BYTES = 2**28
+"""Bytes of a file that are mapped together: a piece leaves memory when all of its tensors have."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 OLDER_TOWER = re.compile(r"(vision_model|text_model)\.(?=\1\.)|^text_model\.(?=embeddings|encoder|final)")
@@ -80,11 +82,13 @@ def _dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
     return next(iter(weights.values())).dtype
 
 
-def set_weights(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
-    """Assign weights, as stored or in a dtype, to a meta model."""
-    model.load_state_dict(
-        {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}, assign=True
-    )
+def set_weights(model: Any, weights: dict[str, Tensor], dtype: torch.dtype | None) -> Any:
+    """Move weights, as stored or in a dtype, into a meta model."""
+    converted = {}
+    for name in list(weights):  # each leaves memory as it is converted
+        weight = weights.pop(name)
+        converted[name] = weight.to(dtype or weight.dtype)
+    model.load_state_dict(converted, assign=True)
     return model.eval()
 
 
@@ -163,17 +167,31 @@ def read_weights(
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
-        with opened_weights(path) as file:
-            names = [name for name in file.keys() if wanted(name) and not name.endswith("position_ids")]  # noqa: SIM118
-            found = {name: file.get_tensor(name) for name in names}
-        for name, tensor in found.items():
-            _check_values(path, name, tensor, may_be_whole(name))
-        if weights.keys() & found:
-            raise CheckpointError(
-                f"{path} holds {min(weights.keys() & found)}, and another shard does too; fetch both again"
-            )
-        weights |= found
+        for found in _pieces(path, wanted):
+            for name, tensor in found.items():
+                _check_values(path, name, tensor, may_be_whole(name))
+            if twice := weights.keys() & found:
+                raise CheckpointError(
+                    f"{path} holds {min(twice)}, and another shard does too; fetch both again"
+                )
+            weights |= found
     return weights
+
+
+def _pieces(path: Path, wanted: Callable[[str], bool]) -> Iterator[dict[str, Tensor]]:
+    """Yield a file's tensors, each piece with a mapping of its own."""
+    left: list[str] | None = None
+    while left is None or left:
+        found: dict[str, Tensor] = {}
+        num_bytes = 0
+        with opened_weights(path) as file:
+            if left is None:
+                left = [name for name in file.keys() if wanted(name) and not name.endswith("position_ids")]  # noqa: SIM118
+            while left and num_bytes < PIECE_BYTES:
+                name = left.pop(0)
+                found[name] = file.get_tensor(name)
+                num_bytes += found[name].nbytes
+        yield found
 
 
 def _check_values(path: Path, name: str, tensor: Tensor, may_be_whole: bool) -> None:
