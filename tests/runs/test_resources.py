@@ -1,8 +1,10 @@
 """Time and memory that a stage leaves in its folder."""
 
+import gc
 import json
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -51,3 +53,18 @@ def test_stage_has_its_own_peak_and_a_whole_run_the_highest(tmp_path):
     assert second - first == pytest.approx(200e6, abs=20e6)
     assert third == pytest.approx(first, abs=20e6)
     assert whole == second
+
+
+def test_stage_begins_without_models_of_the_stage_before(tmp_path):
+    class Model:
+        def __init__(self):
+            self.layer = self
+
+    gc.disable()
+    try:
+        before = weakref.ref(Model())
+        assert before() is not None
+        with recorded_resources(tmp_path):
+            assert before() is None
+    finally:
+        gc.enable()

@@ -1,5 +1,6 @@
 """Time and memory that a stage uses, recorded in its folder."""
 
+import gc
 import re
 import sys
 import time
@@ -36,6 +37,7 @@ def recorded_resources(folder: Path) -> Iterator[None]:
         earlier = {key: value for key, value in read_json(path).items() if isinstance(value, int | float)}
     except (OSError, UserError):
         earlier = {}
+    gc.collect()  # models of the stage before refer to themselves, and would stay beside this stage's own
     begun, processor_begun = time.perf_counter(), _processor_seconds()
     _raise_peaks()
     _begin_peaks()
