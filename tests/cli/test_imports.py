@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from diffusers import LMSDiscreteScheduler
 
 from clipgraft.cli.imports import importing
 
@@ -14,8 +15,10 @@ IDLE_PACKAGES = {
     "fastapi",
     "imagehash",
     "matplotlib",
+    "peft",
     "py3langid",
     "pyarrow",
+    "scipy",
     "tensorboard",
     "webdataset",
 }
@@ -30,7 +33,8 @@ def thawed():
 
 def test_generating_imports_no_package_that_it_does_not_use():
     code = (
-        "import json, sys, clipgraft.generation.generate, clipgraft.generation.grid\n"
+        "import json, sys\nfrom clipgraft.cli.imports import importing\n"
+        "with importing(): import clipgraft.generation.generate, clipgraft.generation.grid\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -38,6 +42,24 @@ def test_generating_imports_no_package_that_it_does_not_use():
     assert "diffusers" in modules
     assert not IDLE_PACKAGES & modules
     assert not {f"clipgraft.{room}" for room in IDLE_ROOMS} & modules
+
+
+def test_packages_hidden_from_libraries_are_there_for_us(tmp_path):
+    LMSDiscreteScheduler(use_beta_sigmas=True).save_pretrained(tmp_path)
+    code = f"""
+import sys, pathlib
+from clipgraft.cli.imports import importing
+with importing(): from clipgraft.generation.schedulers import build_scheduler
+from clipgraft.models.base_scheduler import load_scheduler
+import torch
+scheduler = build_scheduler("lms", load_scheduler(pathlib.Path({str(tmp_path)!r})))
+scheduler.set_timesteps(2)
+assert "scipy.integrate" not in sys.modules
+scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
+assert "scipy.integrate" in sys.modules
+import peft
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_nothing_is_collected_during_imports(monkeypatch):

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -142,6 +144,26 @@ def test_scheduler_of_flatland_does_not_clip_latents():
 
 def takes_generator(scheduler) -> bool:
     return "generator" in inspect.signature(scheduler.step).parameters
+
+
+def test_lms_is_that_of_diffusers_to_the_bit():
+    ours, theirs = build_scheduler("lms", BASES["flatland"]), LMSDiscreteScheduler(**BETAS)
+    samples = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(9)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    for timestep in theirs.timesteps:
+        samples = [
+            scheduler.step(sample.sin(), timestep, sample).prev_sample
+            for scheduler, sample in zip((ours, theirs), samples, strict=True)
+        ]
+        assert torch.equal(*samples)
+
+
+def test_lms_without_scipy_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.integrate", None)
+    with pytest.raises(UserError, match=r"scipy .* is not installed; pip install 'clipgraft\[lms\]'"):
+        _denoised(build_scheduler("lms", BASES["flatland"]), 2)
 
 
 PROMPTS = ("A red ball on the beach at noon", "A dog in the park at night")

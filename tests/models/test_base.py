@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -116,13 +116,28 @@ def test_names_of_older_libraries_are_loaded(base, base_dir, copy):
     assert FrozenBase.load(str(folder)).weight_sums() == base.weight_sums()
 
 
-@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler])
 def test_the_scheduler_is_of_the_class_that_the_base_names(base_dir, copy, scheduler_class):
     folder = copy(base_dir)
     scheduler_class(beta_end=0.013, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     scheduler = FrozenBase.load(str(folder), components=("scheduler",)).scheduler
     assert type(scheduler) is scheduler_class
     assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_beta_sigmas_of_a_base_are_kept_in_its_config(base_dir, copy):
+    folder = copy(base_dir)
+    EulerDiscreteScheduler(beta_end=0.013, use_beta_sigmas=True).save_pretrained(folder / "scheduler")
+    scheduler = FrozenBase.load(str(folder), components=("scheduler",)).scheduler
+    assert scheduler.config == EulerDiscreteScheduler.from_pretrained(folder / "scheduler").config
+
+
+def test_a_scheduler_that_lacks_its_package_is_one_line(base_dir, copy):
+    folder = copy(base_dir)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DPMSolverSDEScheduler"}))  # without torchsde
+    with pytest.raises(CheckpointError, match="cannot be loaded as DPMSolverSDEScheduler: ImportError"):
+        FrozenBase.load(str(folder))
 
 
 @pytest.mark.parametrize("name", ["CLIPTextModel", "UNet2DConditionModel", None])

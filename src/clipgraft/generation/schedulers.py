@@ -8,7 +8,7 @@ import diffusers
 from diffusers import SchedulerMixin
 
 from clipgraft.errors import CheckpointError, UserError
-from clipgraft.generation import stochastic_schedulers
+from clipgraft.generation import linear_multistep, stochastic_schedulers
 from clipgraft.scheduler_recipes import SCHEDULERS, SchedulerRecipe
 
 NOISE_SCHEDULE = {
@@ -25,8 +25,10 @@ NOISE_SCHEDULE = {
 
 def scheduler_class(recipe: SchedulerRecipe) -> type[SchedulerMixin]:
     """Return the class that a recipe names."""
-    module = stochastic_schedulers if hasattr(stochastic_schedulers, recipe.class_name) else diffusers
-    found: type[SchedulerMixin] = getattr(module, recipe.class_name)
+    modules = (stochastic_schedulers, linear_multistep, diffusers)
+    found: type[SchedulerMixin] = getattr(
+        next(module for module in modules if hasattr(module, recipe.class_name)), recipe.class_name
+    )
     return found
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -15,6 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, Pr
 
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.attention import ATTENTION
+from clipgraft.models.base_scheduler import load_scheduler
 from clipgraft.models.clip import check_vocabulary, empty_prompt_ids, load_image_processor, text_hidden_states
 from clipgraft.models.configs import (
     LATENT_CHANNELS,
@@ -22,11 +22,9 @@ from clipgraft.models.configs import (
     Checked,
     ClipConfig,
     ModelIndex,
-    SchedulerConfig,
     TextConfig,
     UnetConfig,
     VaeConfig,
-    loading,
     read_config,
 )
 from clipgraft.models.cross_attention import (
@@ -308,7 +306,7 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype |
     loaders: dict[str, Callable[[Path], Any]] = {
         "vae": lambda path: load_strictly(AutoencoderKL, path, VaeConfig, dtype=dtype),
         "unet": lambda path: load_strictly(UNet2DConditionModel, path, UnetConfig, dtype=dtype),
-        "scheduler": _load_scheduler,
+        "scheduler": load_scheduler,
         "tokenizer": load_tokenizer,
         "text_encoder": lambda path: load_strictly(
             CLIPTextModel, path, TextConfig, dtype=dtype, attn_implementation=ATTENTION
@@ -335,20 +333,6 @@ def _commit(name: str, revision: str | None, path: Path) -> str:
         return ""
     asked = revision or (PINS[name].revision if name in PINS else "")
     return asked if COMMIT.fullmatch(asked) else path.name
-
-
-def _load_scheduler(folder: Path) -> SchedulerMixin:
-    """Load the scheduler of the class named in its config."""
-    path = folder / "scheduler_config.json"
-    config = read_config(path, SchedulerConfig)
-    name = config.get("_class_name")
-    scheduler_class: Any = getattr(diffusers, str(name), None)
-    if not hasattr(scheduler_class, "add_noise"):
-        raise CheckpointError(
-            f"{path} names no scheduler of diffusers: {name!r}; give `_class_name` one of them"
-        )
-    with loading(path, str(name)):
-        return scheduler_class.from_config(config)
 
 
 def _load_safety_checker(folder: Path) -> dict[str, Any]:
