@@ -11,12 +11,13 @@ from diffusers import StableDiffusionPipeline
 import tiny
 from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import BridgeResult, bridge_recipe, fit_bridge, warn_of_collapse
-from clipgraft.bridging.pairs import BridgeError, load_towers
+from clipgraft.bridging.pairs import NUM_KEPT_PADDING, BridgeError, load_towers
 from clipgraft.config import Recipe, apply_overrides, parse_overrides
+from clipgraft.data.batches import StateBatches
 from clipgraft.data.formats import read_lines
 from clipgraft.errors import CheckpointError, DataError, UserError
 from clipgraft.models.base import FrozenBase
-from clipgraft.models.bridge import Bridge, position_weights, token_classes
+from clipgraft.models.bridge import BOS, PADDING, Bridge, position_weights, token_classes
 from clipgraft.models.clip import load_clip
 from clipgraft.models.graft import Graft
 from clipgraft.runs.run import Run
@@ -151,6 +152,19 @@ def test_far_padding_of_some_batches_stands_for_that_of_all(world):
         for batch in towers.positions(ids, "x", whole_every=whole_every):
             weights[index] += batch.weights.sum()
     assert weights[0].item() == pytest.approx(weights[1].item(), rel=0.05)
+
+
+def test_kept_padding_of_some_captions_stands_for_that_of_all(world, tmp_path):
+    """Three batches of captions, one with padding: words weigh 1 each, all padding as much as if of each."""
+    towers = load_towers(recipe_of(world))
+    ids = towers.input_ids([f"{caption} {n}" for n in range(60) for caption in tiny.CAPTIONS])
+    states = towers.fit_linear(ids, tmp_path / "states.bin").states
+    assert states.num_added == len(states.classes)
+    [batch] = StateBatches(states, padding=PADDING, bos=BOS, batch_size=len(ids), seed=0).epoch(0, 0)
+    is_padding = (batch["classes"] == PADDING) & (batch["weights"] > 0)
+    assert 0 < is_padding.any(1).sum() < len(ids)
+    assert batch["weights"][is_padding].sum().item() == pytest.approx(NUM_KEPT_PADDING * len(ids))
+    assert batch["weights"][~is_padding].sum() == (towers.lengths(ids) - 1).sum()  # without BOS
 
 
 def test_the_loss_in_keys_and_values_is_their_relative_error():

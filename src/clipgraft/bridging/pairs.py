@@ -34,11 +34,11 @@ from clipgraft.models.weights import module_sha256, tensors_sha256
 
 ENCODE_BATCH_SIZE = 128
 """Captions encoded at once, to bound the memory."""
-WHOLE_EVERY = 8
-"""For the linear maps alone, one of this many batches has padding: three in four of a caption's 77 positions
-are padding of little weight and would take most of the time."""
+WHOLE_EVERY = 4
+"""One of this many batches to fit to has padding: three in four of a caption's 77 positions are padding of
+little weight and would take most of the time."""
 NUM_KEPT_PADDING = PADDING_WEIGHT
-"""Positions sampled from a caption's padding for the residual, equal to its total weight."""
+"""Positions sampled from a whole caption's padding for the residual, equal to its total weight."""
 
 ByClass = Mapping[str, float | None]
 
@@ -134,8 +134,7 @@ class Towers:
         lengths = self.lengths(input_ids)
         # The longest first: shorter ones reuse their memory.
         batches = lengths.argsort(descending=True, stable=True).split(ENCODE_BATCH_SIZE)
-        num_whole = -(-len(batches) // whole_every)
-        whole = {(2 * k + 1) * len(batches) // (2 * num_whole) for k in range(num_whole)}
+        whole = whole_batches(len(batches), whole_every)
         stands_for = len(input_ids) / sum(len(batches[index]) for index in whole)
         with track(description, len(input_ids)) as update:
             done = 0
@@ -170,19 +169,23 @@ class Towers:
         sizes = self.text_model.config.hidden_size, self.teacher.config.hidden_size
         regression, kept = ClassRidgeRegression(*sizes, input_ids.shape[1]), None
         if states_file is not None:
-            lengths = self.lengths(input_ids).sort(descending=True).values
-            padding = (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING)
-            kept = TokenStates(states_file, lengths + padding, sizes)
-        whole_every = WHOLE_EVERY if kept is None else 1
+            kept = TokenStates(states_file, self.kept_counts(input_ids), sizes)
         for student, teacher, classes, weights in self.positions(
-            input_ids, "fitting the linear bridge", whole_every=whole_every
+            input_ids, "fitting the linear bridge", whole_every=WHOLE_EVERY
         ):
             regression.add(student, teacher, weights, classes)
             if kept is not None:
-                chosen = kept_positions(classes.cpu(), generator)
+                chosen = kept_positions(classes.cpu(), weights.cpu(), generator)
                 kept.add(student.cpu(), teacher.cpu(), classes.cpu(), chosen)
         metric = kv_metric_sqrt(self.key_value_maps, regression.target_moment)
         return LinearFit(regression, metric, kept)
+
+    def kept_counts(self, input_ids: Tensor) -> Tensor:
+        """Return the number of positions kept of each caption, the longest first, (N,) int64."""
+        lengths = self.lengths(input_ids).sort(descending=True).values
+        padding = (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING).split(ENCODE_BATCH_SIZE)
+        whole = whole_batches(len(padding), WHOLE_EVERY)
+        return lengths + torch.cat([part * (index in whole) for index, part in enumerate(padding)])
 
     def new_bridge(
         self, *, hidden_size: int = 0, num_attention_blocks: int = 0, by_class: bool = True
@@ -244,9 +247,16 @@ def load_towers(recipe: Recipe) -> Towers:
     return Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
 
 
-def kept_positions(classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Choose all words and `NUM_KEPT_PADDING` random padding positions: bool (B, L)."""
+def whole_batches(num_batches: int, whole_every: int) -> set[int]:
+    """Choose one batch of every `whole_every`, from their middle, to have padding."""
+    num_whole = -(-num_batches // whole_every)
+    return {(2 * k + 1) * num_batches // (2 * num_whole) for k in range(num_whole)}
+
+
+def kept_positions(classes: Tensor, weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Choose all words and `NUM_KEPT_PADDING` random padding positions with weight: bool (B, L)."""
     is_padding = classes == PADDING
-    draws = torch.rand(classes.shape, generator=generator).masked_fill(~is_padding, -1.0)
-    drawn = torch.zeros_like(is_padding).scatter(1, draws.topk(NUM_KEPT_PADDING, dim=1).indices, True)
-    return ~is_padding | drawn
+    can_be_drawn = is_padding & (weights > 0)
+    draws = torch.rand(classes.shape, generator=generator)
+    rows = draws.masked_fill(~can_be_drawn, -1.0).topk(min(NUM_KEPT_PADDING, classes.shape[1]), dim=1).indices
+    return ~is_padding | torch.zeros_like(is_padding).scatter(1, rows, True) & can_be_drawn

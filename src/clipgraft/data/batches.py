@@ -211,12 +211,16 @@ def _reserve(file: int, num_bytes: int) -> None:
 class StateBatches(ShuffledBatches):
     """Batches of token states of captions of similar length, padded.
 
-    `padding` and `bos` are token classes of weight 0 (BOS is constant).
+    `padding` and `bos` are token classes. BOS, which is constant, has no weight; the padding that was kept of
+    some captions stands for that of all.
     """
 
     def __init__(self, states: TokenStates, *, padding: int, bos: int, batch_size: int, seed: int):
         super().__init__(len(states), batch_size, seed)
         self.states, self.padding, self.bos = states, padding, bos
+        caption = torch.arange(len(states)).repeat_interleave(states.starts.diff())
+        num_whole = len(caption[states.classes == padding].unique())
+        self.padding_scale = len(states) / max(1, num_whole)
 
     def epoch(self, epoch: int, start: int) -> Iterator[dict[str, Tensor]]:
         """Yield `student` (B, L, D), `teacher` (B, L, W), `classes`, `positions` and `weights` (B, L)."""
@@ -231,10 +235,11 @@ class StateBatches(ShuffledBatches):
         index = starts[:, None] + place.minimum(counts[:, None] - 1)
         states = kept.states[index].float()
         classes = torch.where(is_there, kept.classes[index].long(), self.padding)
+        weights = torch.where(classes == self.padding, self.padding_scale, 1.0) * (classes != self.bos)
         return {
             "student": states[..., :student_size],
             "teacher": states[..., student_size:],
             "classes": classes,
             "positions": kept.positions[index].long(),
-            "weights": (is_there & (classes != self.bos)).float(),
+            "weights": weights * is_there,
         }
