@@ -12,7 +12,7 @@ from clipgraft.data.formats import read_lines
 from clipgraft.errors import UserError
 from clipgraft.settings import DistillSettings
 
-MAX_HELD_OUT_CAPTIONS = 1000
+MAX_HELD_OUT_CAPTIONS = 500
 """Of each kind."""
 MAX_NAMED = 5
 """Words named in a message."""
