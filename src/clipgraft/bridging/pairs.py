@@ -181,7 +181,7 @@ class Towers:
         return LinearFit(regression, metric, kept)
 
     def kept_counts(self, input_ids: Tensor) -> Tensor:
-        """Return the number of positions kept of each caption, the longest first, (N,) int64."""
+        """Count the positions kept of each caption, the longest first, (N,) int64."""
         lengths = self.lengths(input_ids).sort(descending=True).values
         padding = (input_ids.shape[1] - lengths).clamp(max=NUM_KEPT_PADDING).split(ENCODE_BATCH_SIZE)
         whole = whole_batches(len(padding), WHOLE_EVERY)
@@ -254,7 +254,7 @@ def whole_batches(num_batches: int, whole_every: int) -> set[int]:
 
 
 def kept_positions(classes: Tensor, weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Choose all words and `NUM_KEPT_PADDING` random padding positions with weight: bool (B, L)."""
+    """Choose words and `NUM_KEPT_PADDING` padding positions with weight: bool (B, L)."""
     is_padding = classes == PADDING
     can_be_drawn = is_padding & (weights > 0)
     draws = torch.rand(classes.shape, generator=generator)
