@@ -2,20 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+# For the demo alone, without the tools of development; Python compiles what it imports.
+CORE := $(VENV)/installed-core
 STAMP := $(VENV)/installed
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --no-compile "torch==2.13.0"
+	$(PIP) --no-compile --editable ".[openvino]"
+	@touch $@
+
+$(STAMP): $(CORE)
+	$(PIP) --no-compile --editable ".[dev]"
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # on all cores; some files are for other Pythons
 	@touch $@
 
 install: $(STAMP) ## make .venv with the tested versions
 
-demo: $(STAMP) ## fine-tune, graft and draw on flatland: runs/demo/report.html
+demo: $(CORE) ## fine-tune, graft and draw on flatland: runs/demo/report.html
 	$(BIN)/clipgraft demo --out runs/demo --overwrite
 
 test: $(STAMP) ## default tests
@@ -34,7 +42,7 @@ format: $(STAMP) ## put files into shape
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP) ## the documentation as a site: build/site/index.html
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(PIP) --editable ".[docs]"
 	$(BIN)/zensical build --clean --strict
 
 bench: $(STAMP) ## measurements, written to benchmarks/results
