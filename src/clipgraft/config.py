@@ -283,7 +283,7 @@ def demo() -> Recipe:
             max_captions=6400,
             new_words=DEMO_WORDS,
         ),
-        evaluate=EvaluateSettings(num_prompts=24, num_inference_steps=20),
+        evaluate=EvaluateSettings(num_prompts=24, num_inference_steps=12),
     )
 
 
