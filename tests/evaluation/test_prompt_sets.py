@@ -20,7 +20,15 @@ def test_composed_prompts_are_half_as_many_as_simple_ones():
         **halves,
     }
     assert sizes["plain"] == 240
+    assert sizes["fixed"] == 360
     assert sizes["plain/held_out_combinations"] == sizes["plain/seen_combinations"] == 120
+
+
+def test_simple_and_composed_prompts_are_parts_of_one_set():
+    prompts = build_prompts(EvaluateSettings(num_prompts=4), [], draws_flatland=True)
+    parents = {each.name: each.part_of for each in describe_sets(prompts)}
+    assert (parents["fixed"], parents["plain"], parents["composed"]) == (None, "fixed", "fixed")
+    assert members(prompts, "fixed") == members(prompts, "plain") + members(prompts, "composed")
 
 
 def test_few_prompts_have_every_kind_of_composed_prompt_once():

@@ -98,6 +98,22 @@ def test_differences_count_prompts_that_got_better(judged):
     assert others is None
 
 
+def test_simple_and_composed_prompts_are_below_the_whole_set(run_dir):
+    evaluation = write_evaluation(run_dir / "evaluate")
+    parents = {"fixed": None, "plain": "fixed", "composed": "fixed", "plain/no_subject": "plain"}
+    sets = [{"name": name, "title": name, "part_of": parent} for name, parent in parents.items()]
+    row = next(row for row in evaluation["differences"] if row["metric"] == "prompt_fidelity")
+    rows = [row | {"prompt_set": name, "baseline": "before", "variant": "after"} for name in parents]
+    write_evaluation(run_dir / "evaluate", prompt_sets=sets, differences=rows)
+    run = read_run(run_dir)
+    first, _ = differences_tables(run.evaluation)
+    names = [cells[0].split(",")[0] for cells in first.rows]
+    assert names == ["Prompt fidelity", "fixed", "plain", "composed"]
+    [sentence] = fine_tuning_verdict(run.evaluation)
+    assert sentence.endswith(" on fixed.")
+    assert " on plain" not in sentence
+
+
 def test_lesser_differences_come_after_the_main_ones(run_dir):
     row = {
         "metric": "prompt_fidelity",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from clipgraft.config import EvaluateSettings
 from clipgraft.data.dataset import CaptionedImage
 from clipgraft.errors import UserError
-from clipgraft.evaluation.results import COMPOSED, PLAIN, PromptSet
+from clipgraft.evaluation.results import COMPOSED, FIXED, PLAIN, PromptSet
 from clipgraft.flatland import Prompt, Scene, composed_prompts, fidelity_prompts
 from clipgraft.generation.prompt_files import read_prompts
 
@@ -21,7 +21,7 @@ class EvaluationPrompt(NamedTuple):
     number: int
     """Within its set, from 0; seeds follow it, so that all sets share the empty prompt's images."""
     sets: tuple[str, ...]
-    """Its set, then parts of that set."""
+    """The set whose seeds and R-precision it shares, then parts and the whole of that set."""
     image: CaptionedImage | None = None
     """The photograph described."""
     scene: Scene | None = None
@@ -42,14 +42,15 @@ KINDS = {
 }
 PROMPT_SETS = (
     _set(HELD_OUT, "held-out captions of the test split", "in"),
-    _set(PLAIN, "flatland's fixed prompts in plain words", "out"),
-    _set(f"{PLAIN}/held_out_combinations", "of these, combinations absent from training", "out", PLAIN),
-    _set(f"{PLAIN}/seen_combinations", "of these, combinations present in training", "out", PLAIN),
-    _set(f"{PLAIN}/no_subject", "of these, scenes without a subject", "out", PLAIN),
-    _set(COMPOSED, "flatland's composed prompts in plain words", "out"),
-    *(_set(f"{COMPOSED}/{kind}", f"of these, {what}", "out", COMPOSED) for kind, what in KINDS.items()),
-    _set(f"{COMPOSED}/held_out_combinations", "of these, combinations absent from training", "out", COMPOSED),
-    _set(f"{COMPOSED}/seen_combinations", "of these, combinations present in training", "out", COMPOSED),
+    _set(FIXED, "flatland's fixed prompts, simple and composed", "out"),
+    _set(PLAIN, "simple prompts", "out", FIXED),
+    _set(f"{PLAIN}/held_out_combinations", "simple: combinations absent from training", "out", PLAIN),
+    _set(f"{PLAIN}/seen_combinations", "simple: combinations present in training", "out", PLAIN),
+    _set(f"{PLAIN}/no_subject", "simple: scenes without a subject", "out", PLAIN),
+    _set(COMPOSED, "composed prompts", "out", FIXED),
+    *(_set(f"{COMPOSED}/{kind}", f"composed: {what}", "out", COMPOSED) for kind, what in KINDS.items()),
+    _set(f"{COMPOSED}/held_out_combinations", "composed: combinations absent from training", "out", COMPOSED),
+    _set(f"{COMPOSED}/seen_combinations", "composed: combinations present in training", "out", COMPOSED),
     _set(FROM_FILE, "prompts from the file", "out"),
 )
 
@@ -115,4 +116,4 @@ def _sets(prompt: Prompt) -> tuple[str, ...]:
     whole = COMPOSED if prompt.kind else PLAIN
     part = prompt.kind or ("" if prompt.scene.subject else "no_subject")
     combination = "held_out_combinations" if prompt.scene.is_held_out else "seen_combinations"
-    return (whole, *(f"{whole}/{each}" for each in (combination, part) if each))
+    return (whole, *(f"{whole}/{each}" for each in (combination, part) if each), FIXED)

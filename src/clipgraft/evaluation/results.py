@@ -25,10 +25,12 @@ TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE = (
     "chance",
 )
 """Ceilings and floors."""
-PLAIN = "plain"
+FIXED = "fixed"
 """Set of flatland's fixed prompts in plain words."""
+PLAIN = "plain"
+"""Of these, the simple ones."""
 COMPOSED = "composed"
-"""Set of flatland's prompts with a relation, number, side, size, weather or second subject."""
+"""Of these, the ones with a relation, number, side, size, weather or second subject."""
 STATUSES = ("ok", "failed_nan", "failed_black", "blocked")
 
 TABLE_WIDTH = 160

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from clipgraft.evaluation.results import (
     COMPOSED,
+    FIXED,
     STATUSES,
     TEACHER,
     Difference,
@@ -96,10 +97,11 @@ def _metric_table(
 def differences_tables(evaluation: Evaluation) -> tuple[Table | None, Table | None]:
     """Return paired differences by metric.
 
-    The first table has the main metrics over whole prompt sets, between consecutive grafts and from the
-    teacher to the last graft; the second has all others. None if there are none.
+    The first table has the main metrics over whole prompt sets, simple and composed prompts, between
+    consecutive grafts and from the teacher to the last graft; the second has all others. None if there are
+    none.
     """
-    whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
+    whole = {each.name for each in evaluation.prompt_sets if each.part_of in (None, FIXED)}
     floors = evaluation.names("floor")
     first: list[Difference] = []
     others: list[Difference] = []
