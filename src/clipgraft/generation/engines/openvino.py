@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from clipgraft.console import say, track
 from clipgraft.errors import CheckpointError
+from clipgraft.generation.engines.compiled_networks import MAX_WEIGHT_BYTES, compiled_once
 from clipgraft.generation.engines.networks import Run
 from clipgraft.generation.engines.signal_stack import kept_signal_stack
 from clipgraft.models.weights import module_sha256, verify_folder, write_folder_atomically
@@ -56,36 +57,46 @@ class OpenVinoEngine:
 
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
         """As `Engine.prepare`."""
-        template = self._template(name, network, examples)
+        key = self._key(name, network)
+        template = self._template(name, key, network, examples)
         compiled: OrderedDict[tuple, _Compiled] = OrderedDict()
         num_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+        is_kept = num_bytes <= MAX_WEIGHT_BYTES and (self.cache_folder / key).is_dir()
         max_compiled = min(MAX_COMPILED, max(MIN_COMPILED, MAX_COMPILED_BYTES // max(1, num_bytes)))
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            key = tuple(tensor.shape for tensor in tensors)
-            if key not in compiled:
+            shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+            if shapes not in compiled:
                 while len(compiled) >= max_compiled:
                     compiled.popitem(last=False)
-                compiled[key] = self._compile(template(), key)
-            compiled.move_to_end(key)
+                compiled[shapes] = self._compile(template, shapes, key if is_kept else "")
+            compiled.move_to_end(shapes)
             inputs = [tensor.float().contiguous().numpy() for tensor in tensors]
-            outputs = compiled[key](inputs)
+            outputs = compiled[shapes](inputs)
             return tuple(torch.from_numpy(outputs[index]) for index in range(len(outputs)))
 
         return run
 
-    def _compile(self, model: ov.Model, shapes: Sequence[Sequence[int]]) -> "_Compiled":
-        model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    def _compile(self, template: Template, shapes: Sequence[Sequence[int]], key: str) -> "_Compiled":
+        """Compile a network; with a key once for all processes."""
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        with kept_signal_stack():
-            return _Compiled(self._core.compile_model(model, "CPU", settings))
 
-    def _template(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
-        folder = self.cache_folder / self._key(name, network)
+        def compile_network() -> ov.CompiledModel:
+            model = template()
+            model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+            return self._core.compile_model(model, "CPU", settings)
+
+        with kept_signal_stack():
+            if not key:
+                return _Compiled(compile_network())
+            return _Compiled(compiled_once(self._core, [key, shapes], settings, compile_network))
+
+    def _template(self, name: str, key: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
+        folder = self.cache_folder / key
         if os.path.lexists(folder):
             try:
                 return self._kept(folder)
