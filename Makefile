@@ -13,7 +13,7 @@ help: ## show this list
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --no-compile "torch==2.13.0"
-	$(PIP) --no-compile --editable ".[openvino]"
+	$(PIP) --no-compile --editable ".[app,openvino]"
 	@touch $@
 
 $(STAMP): $(CORE)
