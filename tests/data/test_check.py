@@ -155,14 +155,15 @@ def test_real_folder_is_whole(flickr8k_dir: Path) -> None:
     assert "opened, none damaged, no duplicates" in printed(check)
 
 
-def test_command_starts_without_torch(folder: Path) -> None:
+def test_a_check_of_a_plain_folder_imports_only_what_it_uses(folder: Path) -> None:
     code = f"""
 import sys
 sys.argv = ["clipgraft", "data", "check", {str(folder)!r}]
 from clipgraft.cli.app import main
 try: main()
 except SystemExit as end: assert not end.code
-assert not {{"torch", "transformers", "matplotlib", "scipy", "datasets"}} & set(sys.modules)
+idle = {{"torch", "transformers", "matplotlib", "scipy", "datasets", "pyarrow", "fsspec", "pandas"}}
+assert not (idle | {{"clipgraft.flatland"}}) & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -21,7 +21,6 @@ from clipgraft.data.shard_source import load_shards
 from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import read_text
-from clipgraft.flatland import DRAWING_VERSION, draw_flatland8k
 from clipgraft.settings import DataSettings
 
 CAPTION_FOLDERS = ("annotations", "captions", "text", "flickr8k_text", "labels", "splits", "metadata")
@@ -154,6 +153,8 @@ def _from_pairs(pairs: Mapping[Path, Sequence[str]]) -> CaptionDataset:
 
 def draw_data(out_dir: Path, *, seed: int, num_images: int) -> None:
     """Draw flatland8k into a folder with a progress bar."""
+    from clipgraft.flatland import draw_flatland8k
+
     with track("drawing flatland8k", num_images) as update:
         draw_flatland8k(
             out_dir, seed=seed, num_images=num_images, on_image=lambda done: update(done, "images")
@@ -161,6 +162,8 @@ def draw_data(out_dir: Path, *, seed: int, num_images: int) -> None:
 
 
 def _flatland8k() -> Path:
+    from clipgraft.flatland import DRAWING_VERSION
+
     # A folder for each version, so that a cache filled by an older one is not taken for this one's.
     path = cache_dir() / f"drawn-v{DRAWING_VERSION}" / "flatland8k"
     if not path.is_dir():
