@@ -35,7 +35,7 @@ LAYERS = (
     {"runs", "cached_arrays"},
     {"device"},
     {"measured"},
-    {"cache", "console"},
+    {"cache", "console", "memory"},
     {"config"},
     {"pretrain_settings"},
     {"settings"},

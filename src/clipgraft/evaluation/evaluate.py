@@ -29,6 +29,7 @@ from clipgraft.evaluation.summarize import Measured, compare_distributions, summ
 from clipgraft.evaluation.variants import Variants, real_images
 from clipgraft.files import write_bytes
 from clipgraft.generation.generator import load_generators
+from clipgraft.memory import release_memory
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import ClipParts, load_clip
 from clipgraft.models.graft import Graft, read_base_record
@@ -79,8 +80,7 @@ def evaluate(
     _refuse_no_prompts(settings)
     if not scorer and not settings.scorer:
         _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
-    begun = time.monotonic()
-    place, processes = _start_processes(device)
+    begun, (place, processes) = time.monotonic(), _start_processes(device)
     with ExitStack() as stack:
         folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
         caches = (folder, cache_dir() if output_dir else folder)
@@ -93,6 +93,7 @@ def evaluate(
         # Copies, as their precision changes and one loses its bridge for a while.
         encoders = {name: deepcopy(own) if isinstance(own, Graft) else own for name, own in variants.items()}
         made.generate(load_generators(encoders, base=base, device=place.type))
+        release_memory()  # of the base
         tuned = [name for name, own in variants.items() if _is_tuned_from(own, scorer, settings)]
         loaded = {name: _load(clip, place) for name, clip in clips.items()}
         judges = {name: ClipFeatures(own, f"CLIP {name}", store, shared) for name, own in loaded.items()}

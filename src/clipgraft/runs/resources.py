@@ -1,6 +1,5 @@
 """Time and memory that a stage uses, recorded in its folder."""
 
-import gc
 import re
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from clipgraft.errors import UserError
 from clipgraft.files import read_json, write_json
+from clipgraft.memory import release_memory
 from clipgraft.runs.folder import RESOURCES_NAME
 
 try:
@@ -37,7 +37,7 @@ def recorded_resources(folder: Path) -> Iterator[None]:
         earlier = {key: value for key, value in read_json(path).items() if isinstance(value, int | float)}
     except (OSError, UserError):
         earlier = {}
-    gc.collect()  # models of the stage before refer to themselves, and would stay beside this stage's own
+    release_memory()  # of the stage before
     begun, processor_begun = time.perf_counter(), _processor_seconds()
     _raise_peaks()
     _begin_peaks()

@@ -23,6 +23,7 @@ from clipgraft.generation.engines.networks import (
     TimestepProjection,
     TorchUNet,
 )
+from clipgraft.memory import release_memory
 from clipgraft.models.base import FrozenBase, Origin
 from clipgraft.sampling_params import InferenceConfig
 
@@ -46,6 +47,7 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
     num_tokens = base.tokenizer.model_max_length
     base.unet = engine_unet(unet, engine, reload, num_tokens, has_feature_cache=has_feature_cache)
     del unet
+    release_memory()
     base.vae.float()
     decoder = base.vae.decoder
     latents = torch.randn(1, base.vae.config.latent_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)

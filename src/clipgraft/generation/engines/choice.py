@@ -4,7 +4,6 @@ Which one that is depends on the CPU: OpenVINO took 0.59 of torch's time on an A
 of it on an Intel with AMX.
 """
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from clipgraft.device import num_processes, without_folders
 from clipgraft.generation.engines.attach import engine_unet, unet_loader
 from clipgraft.generation.engines.engine import Engine
 from clipgraft.measured import kept, measured_once, short_time
+from clipgraft.memory import release_memory
 from clipgraft.models.base import FrozenBase
 
 TIE = 1.03
@@ -85,7 +85,7 @@ def fastest_steps(loads: Mapping[str, Callable[[], Step]]) -> dict[str, float]:
     for _ in range(MAX_ROUNDS):
         for name, load in loads.items():
             least[name] = min(least[name], _least_seconds(name, load()))
-            gc.collect()
+            release_memory()
         fastest, *others = sorted(least.values())
         if all(seconds > CLEAR * fastest for seconds in others):
             break
@@ -94,6 +94,7 @@ def fastest_steps(loads: Mapping[str, Callable[[], Step]]) -> dict[str, float]:
 
 def _least_seconds(name: str, step: Step) -> float:
     """Return the least seconds of a step, without its first, which compiles."""
+    release_memory()  # of loading
     seconds: list[float] = []
     with track(f"measuring the engine {name}, once for this kind of base", 1 + MIN_STEPS) as update:
         step()
