@@ -6,7 +6,7 @@ from contextlib import suppress
 
 
 def release_memory() -> None:
-    """Free what nothing refers to any more, and return it to the system.
+    """Give what nothing refers to any more back to the system.
 
     Models refer to themselves, and garbage is collected by the number of objects, not by their bytes. Their
     weights are smaller than the 32 MiB above which glibc returns a block by itself.

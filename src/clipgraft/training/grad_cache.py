@@ -3,7 +3,7 @@
 A contrastive loss cannot be averaged over micro-batches: its negatives lie in the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
@@ -64,7 +64,8 @@ def backward_jointly(
     Micro-batches are embedded without a graph, and the loss over all embeds gives their gradients; then each
     micro-batch is embedded again, with the same random numbers, to backpropagate them. A single micro-batch
     keeps its graph and needs no second pass. Parameters of the loss itself (`logit_scale`) get their gradient
-    once.
+    once. An objective with `embed_parts(batch)`, which yields the embeds in parts without common trained
+    parameters, has the graph of one part at a time in memory.
 
     Args:
         objective: `embed(batch)` returns tensors by name, one row per item, independent of other items;
@@ -97,16 +98,13 @@ def backward_jointly(
         if leaf.grad is not None
     }
     for index, batch in enumerate(batches):
+        towers: Iterable[dict[str, Tensor]] = [parts[index]]
         if not keeps_graph:
             _set_random_states(states[index], accelerator.device)
-            parts[index] = _embed(objective, batch, accelerator)
-        # Embeds of a frozen tower have no graph.
-        trained = [name for name in gradients if parts[index][name].requires_grad]
+            towers = _embed_parts(objective, batch, accelerator)
         with last_pass() if index == len(batches) - 1 else nullcontext():
-            torch.autograd.backward(
-                [parts[index][name] for name in trained], [gradients[name][index] for name in trained]
-            )
-        parts[index] = {}  # frees the graph before the next one is built
+            for embeds in towers:
+                _backpropagate(embeds, {name: split[index] for name, split in gradients.items()})
     _set_random_states(state_after, accelerator.device)
     return {"loss": loss.detach(), **metrics}
 
@@ -126,6 +124,27 @@ def concatenated(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _embed(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
     with accelerator.autocast():
         return objective.embed(batch)  # type: ignore[operator]
+
+
+def _embed_parts(objective: nn.Module, batch: Batch, accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
+    """Yield a micro-batch's embeds, in parts if the objective has some."""
+    if not hasattr(objective, "embed_parts"):
+        yield _embed(objective, batch, accelerator)
+        return
+    parts = objective.embed_parts(batch)  # type: ignore[operator]
+    while True:
+        with accelerator.autocast():  # for the forward pass alone
+            embeds = next(parts, None)
+        if embeds is None:
+            return
+        yield embeds
+
+
+def _backpropagate(embeds: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    # Embeds of a frozen tower have no graph.
+    trained = [name for name in gradients if name in embeds and embeds[name].requires_grad]
+    if trained:
+        torch.autograd.backward([embeds[name] for name in trained], [gradients[name] for name in trained])
 
 
 def _as_leaf(tensor: Tensor) -> Tensor:

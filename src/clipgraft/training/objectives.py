@@ -5,6 +5,7 @@ B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -95,14 +96,18 @@ class ContrastiveObjective(nn.Module):
             `image_embeds` (N, P) and `text_embeds` (M, P), unit norm, float32; the batch's indices; with
             distillation `state_errors` (M, 5).
         """
-        input_ids = batch["input_ids"]
-        images = self._image_embeds(batch)
-        pooled, states = pooled_and_token_states(self.clip, input_ids)
-        embeds = {"image_embeds": images, "text_embeds": pooled}
-        if self.reference_text_model is not None:
-            embeds["state_errors"] = self._state_errors(states, input_ids)
+        images, texts = self.embed_parts(batch)
         numbers = {name: batch[name] for name in ("image_index", "caption_image")}
-        return embeds | numbers | {"duplicate_id": batch.get("duplicate_id", batch["image_index"])}
+        return images | texts | numbers | {"duplicate_id": batch.get("duplicate_id", batch["image_index"])}
+
+    def embed_parts(self, batch: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
+        """Yield the embeds of images, then those of captions; see `embed`."""
+        yield {"image_embeds": self._image_embeds(batch)}
+        pooled, states = pooled_and_token_states(self.clip, batch["input_ids"])
+        embeds = {"text_embeds": pooled}
+        if self.reference_text_model is not None:
+            embeds["state_errors"] = self._state_errors(states, batch["input_ids"])
+        yield embeds
 
     def joint_loss(self, embeds: dict[str, Tensor], gather: Gather = alone) -> Result:
         """Return the loss over the concatenated embeds of one or more batches.
