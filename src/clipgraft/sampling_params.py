@@ -220,6 +220,8 @@ class InferenceConfig(Section):
     """Interval of steps with guidance, as shares; other than (0, 1) changes the image."""
     feature_cache: Count = 1
     """Steps between full runs of the U-Net; above 1 changes the image."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8: the U-Net's layers in INT8, calibrated on the first prompts; changes the image."""
     safety_checker: SafetyChecker = "auto"
     """auto: the base's own, if it brings one; on: refuse a base without; off: check no image."""
 

@@ -301,7 +301,7 @@ def test_damaged_controlnet_and_approximations_are_refused(base, world, tmp_path
     assert "is damaged" in refused(capsys, *command, f"{damaged}={world}/circle.png")
     control = f"{world}/edges={world}/circle.png"
     message = refused(capsys, *command, control, "--feature-cache", 2)
-    assert "ControlNets do not work with guidance_interval and feature_cache" in message
+    assert "ControlNets do not work with guidance_interval, feature_cache and quantize" in message
 
 
 def test_recipe_names_controlnets(world, tmp_path):

@@ -166,6 +166,9 @@ def generate(
     feature_cache: Annotated[
         int, typer.Option("--feature-cache", help="Run the whole U-Net only every N steps.")
     ] = 1,
+    quantize: Annotated[
+        str, typer.Option("--quantize", help="int8: the U-Net in INT8, calibrated on the first prompts.")
+    ] = "none",
     safety_checker: SafetyCheckerOption = "auto",
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
@@ -182,7 +185,7 @@ def generate(
     if reference:
         params = SamplingParams.of(params, scheduler="pndm", num_inference_steps=50)
     given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
-    given |= {"feature_cache": feature_cache, "safety_checker": safety_checker}
+    given |= {"feature_cache": feature_cache, "quantize": quantize, "safety_checker": safety_checker}
     inference = InferenceConfig.build(given)
     options = replace(
         options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run

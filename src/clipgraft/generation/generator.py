@@ -253,7 +253,13 @@ class ImageGenerator:
         ):
             noted = replace(image, notes=tuple(self._notes(image.request)))
             scheduler = json.loads(self.pipeline.scheduler.to_json_string())
-            yield replace(noted, metadata=describe_image(noted, self.models, scheduler, device))
+            models = self.models | self._calibration(image.request)
+            yield replace(noted, metadata=describe_image(noted, models, scheduler, device))
+
+    def _calibration(self, request: ImageRequest) -> dict[str, str]:
+        """What decides an image's bits beside its models: a quantized U-Net's calibration."""
+        found = getattr(self.adapters(request.params.loras).pipeline.unet, "calibration", "")
+        return {"calibration": found} if found else {}
 
     def _notes(self, request: ImageRequest) -> list[str]:
         """Parts of the prompts that the base cannot read, and idle settings."""

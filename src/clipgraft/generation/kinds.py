@@ -84,7 +84,9 @@ def _check_guides(pipeline: StableDiffusionPipeline, requests: Sequence[ImageReq
         return
     what = "ControlNets" if controls else "IP-Adapters"
     if getattr(pipeline.unet, "is_approximated", False):
-        raise UserError(f"{what} do not work with guidance_interval and feature_cache; leave one of them out")
+        raise UserError(
+            f"{what} do not work with guidance_interval, feature_cache and quantize; leave one of them out"
+        )
     if hasattr(pipeline.unet, "_hf_hook"):
         raise UserError(f"{what} do not work with offload; leave one of them out")
     for model in controls:

@@ -48,6 +48,8 @@ class _Models(BaseModel):
     compile: bool = False
     guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 1.0]
     feature_cache: int = 1
+    quantize: Literal["none", "int8"] = "none"
+    calibration: str = ""
     lora_sha256: str = ""
 
 

@@ -67,7 +67,10 @@ def reproduce(
         say_count(batch)
         return []
     [slot] = folder.reserve([path.stem], [request], [image_key(request, generator)])
-    row = folder.add(slot, "", list(generator.sample(batch, batch_size=size))[index])
+    image = list(generator.sample(batch, batch_size=size))[index]
+    if image.metadata and image.metadata["models"].get("calibration") != models.get("calibration"):
+        say("INT8 was calibrated on other prompts then, so the image differs")
+    row = folder.add(slot, "", image)
     folder.write_list([])
     if not options.is_quiet:
         print_line(f"{row.status}  {out_dir / row.file}")
@@ -101,6 +104,7 @@ def _inference(models: Mapping[str, Any], options: GenerateOptions) -> Inference
         compile=models["compile"],
         guidance_interval=models["guidance_interval"],
         feature_cache=models["feature_cache"],
+        quantize=models.get("quantize", "none"),
     )
     if options.offload == "none":
         return inference

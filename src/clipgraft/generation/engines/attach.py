@@ -84,13 +84,13 @@ def engine_unet(
     project = TimestepProjection(unet, engine.device)
     inputs = (latents, unet.time_proj(torch.tensor([500.0])), states)
     if not has_feature_cache:
-        run_unet = engine.prepare(name, Denoiser(unet), inputs)
+        run_unet = engine.prepare_unet(name, Denoiser(unet), inputs)
         return EngineUNet(config, project, engine.device, run_unet, None, in_torch)
     last_layer = LastLayer(copy.deepcopy(unet))
     feature_channels = last_layer.resnet.in_channels - unet.conv_in.out_channels
     feature = torch.randn(1, feature_channels, EXAMPLE_SIZE, EXAMPLE_SIZE)
-    run_last_layer = engine.prepare(f"{name}'s last layer", last_layer, (*inputs, feature))
-    run_unet = engine.prepare(f"{name} with its feature", DenoiserWithFeature(unet), inputs)
+    run_last_layer = engine.prepare_unet(f"{name}'s last layer", last_layer, (*inputs, feature))
+    run_unet = engine.prepare_unet(f"{name} with its feature", DenoiserWithFeature(unet), inputs)
     return EngineUNet(config, project, engine.device, run_unet, run_last_layer, in_torch)
 
 
@@ -127,6 +127,7 @@ def set_approximations(pipeline: StableDiffusionPipeline, inference: InferenceCo
         unet.config, unet.project, unet.device, unet.run_unet, unet.run_last_layer, unet.in_torch
     )
     own.is_approximated = inference.feature_cache > 1 or (start, stop) != (0, 1)
+    own.is_approximated |= inference.quantize != "none"
     pipeline.unet = own
 
     def step() -> tuple[int, int]:

@@ -37,6 +37,9 @@ class Engine(Protocol):
             examples: Float32 inputs of one row.
         """
 
+    def prepare_unet(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
+        """Prepare a network of a U-Net, as `prepare`; an approximate engine may quantize it."""
+
 
 class TorchEngine:
     """Torch in channels-last layout, eager or compiled at the first run."""
@@ -62,6 +65,10 @@ class TorchEngine:
 
         return run
 
+    def prepare_unet(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
+        """As `Engine.prepare_unet`."""
+        return self.prepare(name, network, examples)
+
     def _in_layout(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.dtype)
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
@@ -80,6 +87,8 @@ def engines_at_hand(inference: InferenceConfig, device: torch.device, cache_fold
     """
     name = inference.engine
     missing = why_no_openvino(device)
+    if inference.quantize != "none":
+        return [_int8_engine(inference, missing, cache_folder)]
     if name == "openvino" and inference.compile:
         raise UserError("compile is for torch's engine; leave it out, or use engine 'torch'")
     if name == "openvino" and missing:
@@ -94,12 +103,24 @@ def engines_at_hand(inference: InferenceConfig, device: torch.device, cache_fold
     return engines
 
 
+def _int8_engine(inference: InferenceConfig, missing: str, cache_folder: Path) -> Engine:
+    if inference.engine == "torch" or inference.compile:
+        raise UserError("quantize 'int8' runs on OpenVINO; leave out engine 'torch' and compile, or quantize")
+    missing = missing or why_no_int8()
+    if missing:
+        raise UserError(f"quantize 'int8' cannot run here: {missing}; leave it out")
+    from clipgraft.generation.engines.int8 import Int8Engine
+
+    return Int8Engine(openvino_dtype(), cache_folder)
+
+
 def approximations(inference: InferenceConfig) -> list[str]:
     """Name what changes the image to save time."""
     start, stop = inference.guidance_interval
     named = {
         f"guidance from {start:.0%} to {stop:.0%} of the steps alone": (start, stop) != (0, 1),
         f"the whole U-Net once in {inference.feature_cache} steps": inference.feature_cache > 1,
+        "the U-Net in INT8": inference.quantize != "none",
     }
     return [name for name, is_used in named.items() if is_used]
 
@@ -107,6 +128,8 @@ def approximations(inference: InferenceConfig) -> list[str]:
 def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, Any]:
     """Record the engine and approximations that decide an image's bits."""
     record = inference.model_dump(exclude={"safety_checker"})
+    if inference.quantize == "none":
+        del record["quantize"]  # as in the records of images made before it could be chosen
     record |= {"engine": engine.name, "dtype": str(engine.dtype).removeprefix("torch.")}
     record["guidance_interval"] = list(inference.guidance_interval)
     return record
@@ -127,6 +150,14 @@ def why_no_openvino(device: torch.device) -> str:
     if find_spec("openvino") is None:
         return "it is not installed (pip install 'clipgraft[openvino]')"
     return ""
+
+
+def why_no_int8() -> str:
+    """Return why INT8 gains nothing on this CPU; empty if it does."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    if torch.cpu._is_vnni_supported() or capabilities.get("avx_vnni"):  # a CPU with AMX has both
+        return ""
+    return "this CPU has no VNNI or AMX instructions, without which INT8 is no faster"
 
 
 def openvino_advice(device: torch.device) -> str:

@@ -5,9 +5,10 @@ guided image has two), h and w latent positions, L tokens, W width of the prompt
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate.utils import recursively_apply
@@ -16,6 +17,22 @@ from torch import Tensor, nn
 
 Run = Callable[..., tuple[Tensor, ...]]
 """Runs a network on an engine: float32 tensors in, float32 tensors out."""
+
+
+@runtime_checkable
+class CalibratedRun(Protocol):
+    """A `Run` of a network that is quantized after it has seen inputs."""
+
+    calibration: str
+    """Sum of what it found; empty until it is calibrated."""
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the network."""
+
+    def finish(self) -> None:
+        """Quantize the network by what it has seen."""
+
+
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`predict(sample (B, 4, h, w), t_proj (1, C), encoder_hidden_states (B, L, W))` gives noise_pred."""
 
@@ -159,6 +176,40 @@ class EngineUNet(nn.Module):
         self.first_step = first_step
         self.num_runs = 0
         """Of the U-Net; PNDM and Karras sigmas may visit a timestep twice."""
+
+    @property
+    def calibrated_runs(self) -> list[CalibratedRun]:
+        """Runs that are calibrated, or will be."""
+        return [run for run in (self.run_unet, self.run_last_layer) if isinstance(run, CalibratedRun)]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it has been calibrated, or needs not to be."""
+        return all(run.calibration for run in self.calibrated_runs)
+
+    @property
+    def calibration(self) -> str:
+        """Sum of what calibration found; empty before it, and without quantization."""
+        return "".join(run.calibration for run in self.calibrated_runs)
+
+    @contextmanager
+    def calibrating(self) -> Iterator[None]:
+        """Calibrate on what is predicted in a block, without approximations."""
+
+        def predict(*inputs: Tensor) -> Tensor:
+            outputs = in_chunks(self.run_unet, *inputs)
+            if self.run_last_layer is not None:
+                in_chunks(self.run_last_layer, *inputs, outputs[1])
+            return outputs[0]
+
+        usual, self.predict = self.predict, predict
+        try:
+            yield
+        finally:
+            self.predict = usual
+        for run in self.calibrated_runs:
+            if not run.calibration:
+                run.finish()
 
     def forward(
         self,

@@ -57,11 +57,25 @@ class OpenVinoEngine:
 
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
         """As `Engine.prepare`."""
-        key = self._key(name, network)
-        template = self._template(name, key, network, examples)
+        key = self.key(name, network)
+        template = self.template(name, key, network, examples)
+        is_kept = (self.cache_folder / key).is_dir()
+        return self.runner(template, num_bytes(network), key if is_kept else "")
+
+    def prepare_unet(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
+        """As `Engine.prepare_unet`."""
+        return self.prepare(name, network, examples)
+
+    def runner(self, template: Template, num_bytes: int, key: str = "") -> Run:
+        """Return a function that compiles a network for each shape that comes.
+
+        Args:
+            template: Gives the network.
+            num_bytes: Of its weights.
+            key: Covers the network; small ones with a key are compiled once for all processes.
+        """
         compiled: OrderedDict[tuple, _Compiled] = OrderedDict()
-        num_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
-        is_kept = num_bytes <= MAX_WEIGHT_BYTES and (self.cache_folder / key).is_dir()
+        key = key if num_bytes <= MAX_WEIGHT_BYTES else ""
         max_compiled = min(MAX_COMPILED, max(MIN_COMPILED, MAX_COMPILED_BYTES // max(1, num_bytes)))
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +83,7 @@ class OpenVinoEngine:
             if shapes not in compiled:
                 while len(compiled) >= max_compiled:
                     compiled.popitem(last=False)
-                compiled[shapes] = self._compile(template, shapes, key if is_kept else "")
+                compiled[shapes] = self._compile(template, shapes, key)
             compiled.move_to_end(shapes)
             inputs = [tensor.float().contiguous().numpy() for tensor in tensors]
             outputs = compiled[shapes](inputs)
@@ -95,29 +109,37 @@ class OpenVinoEngine:
                 return _Compiled(compile_network())
             return _Compiled(compiled_once(self._core, [key, shapes], settings, compile_network))
 
-    def _template(self, name: str, key: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
+    def template(self, name: str, key: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
+        """Return a network's template, converted once; `key` is its key."""
         folder = self.cache_folder / key
-        if os.path.lexists(folder):
-            try:
-                return self._kept(folder)
-            except (CheckpointError, OSError, RuntimeError) as error:
-                say(f"{name} kept for OpenVINO is damaged and is converted again ({error})")
-                _remove(folder)
+        if kept := self.found(name, folder, "converted"):
+            return kept
         with track(f"converting {name} for OpenVINO, once for this base", 2) as update:
             model = convert(network, examples)
             update(1, "converted")
-            try:
-                self._keep(model, folder)
-                kept = self._kept(folder)
-            except (
-                CheckpointError,
-                OSError,
-                RuntimeError,
-            ) as error:  # of a full disk OpenVINO's own is the last
-                say(f"converted {name} cannot be kept for the next time in {self.cache_folder}: {error}")
-                return model.clone
+            kept = self.kept_in(folder, name, model, "converted")
             update(2, "kept on disk")
         return kept
+
+    def found(self, name: str, folder: Path, made: str) -> Template | None:
+        """Return a network on disk; remove a damaged one, to be `made` again."""
+        if not os.path.lexists(folder):
+            return None
+        try:
+            return self._kept(folder)
+        except (CheckpointError, OSError, RuntimeError) as error:
+            say(f"{name} kept for OpenVINO is damaged and is {made} again ({error})")
+            _remove(folder)
+            return None
+
+    def kept_in(self, folder: Path, name: str, model: ov.Model, made: str) -> Template:
+        """Write a network that was `made`, if possible."""
+        try:
+            self._keep(model, folder)
+            return self._kept(folder)
+        except (CheckpointError, OSError, RuntimeError) as error:  # of a full disk OpenVINO's own is the last
+            say(f"{made} {name} cannot be kept for the next time in {self.cache_folder}: {error}")
+            return model.clone
 
     def _kept(self, folder: Path) -> Template:
         """A network on disk, verified."""
@@ -137,7 +159,8 @@ class OpenVinoEngine:
             shutil.rmtree(own)
             verify_folder(folder)
 
-    def _key(self, name: str, network: nn.Module) -> str:
+    def key(self, name: str, network: nn.Module) -> str:
+        """Return the sum of a network and all that decides its conversion."""
         parts = [
             name,
             repr(network),
@@ -164,6 +187,11 @@ class _Compiled:
 def _free(held: list[ov.CompiledModel]) -> None:
     with kept_signal_stack():
         held.clear()
+
+
+def num_bytes(network: nn.Module) -> int:
+    """Return the bytes of a network's weights."""
+    return sum(weight.numel() * weight.element_size() for weight in network.parameters())
 
 
 def _remove(path: Path) -> None:
