@@ -10,12 +10,14 @@ minutes on flatland and writes nothing. The networks' weights are those of tests
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -33,6 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipgraft.cache import cache_dir
 from clipgraft.device import describe_environment, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
+from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
+from clipgraft.flatland import composed_prompts, fidelity_prompts
 from clipgraft.generation.engines.attach import put_on_engine, set_approximations
 from clipgraft.generation.engines.choice import choose_engine
 from clipgraft.generation.engines.engine import engines_at_hand
@@ -42,6 +46,7 @@ from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.measured import all_kept
 from clipgraft.models import single_file as sd15
 from clipgraft.models.base import FrozenBase
+from clipgraft.models.hub import embedded_models
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -79,11 +84,13 @@ def load(options: argparse.Namespace, unet_dtype: torch.dtype, rest: torch.dtype
     return replace(light, unet=FrozenBase.load(name, components=("unet",), dtype=unet_dtype).unet)
 
 
-def on_engine(options: argparse.Namespace, engine: str, dtype: torch.dtype, **speed: Any) -> FrozenBase:
+def on_engine(
+    options: argparse.Namespace, engine: str, dtype: torch.dtype, cache: Path | None = None, **speed: Any
+) -> FrozenBase:
     """The base on an engine, as `clipgraft generate` has it."""
     base = load(options, dtype)
     settings = InferenceConfig(engine=engine, **speed)
-    made = engines_at_hand(settings, CPU, cache_dir() / "openvino")[0]
+    made = engines_at_hand(settings, CPU, cache or cache_dir() / "openvino")[0]
     made.dtype = dtype
     put_on_engine(base, made, has_feature_cache=settings.feature_cache > 1)
     return base
@@ -277,7 +284,10 @@ def draw_for_memory(options: argparse.Namespace, engine: str) -> None:
     """What `row_memory` starts; the engine's networks are converted beforehand."""
     own = [0]
     threading.Thread(target=watch_own_memory, args=(own,), daemon=True).start()
-    base = load(options, BF16, BF16) if engine == "stock" else on_engine(options, engine, BF16)
+    if engine == "int8":
+        base = on_engine(options, "openvino", BF16, options.cache, quantize="int8")
+    else:
+        base = load(options, BF16, BF16) if engine == "stock" else on_engine(options, engine, BF16)
     pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
     next(sample(pipeline, [ImageRequest(PROMPTS[0], SamplingParams(num_inference_steps=2))])).image.save(
         os.devnull, format="PNG"
@@ -328,6 +338,85 @@ def row_feature_cache(options: argparse.Namespace) -> dict[str, Any]:
         "last layer": lambda: unet.run_last_layer(sample, timestep, states, feature),  # type: ignore[union-attr]
     }
     return {"median_seconds": take_turns(variants, options.repeats)}
+
+
+def row_int8(options: argparse.Namespace) -> dict[str, Any]:
+    """A guided step in INT8 against bfloat16, by kind of layer; memory and time of calibrating."""
+    in_bf16 = on_engine(options, "openvino", BF16)  # converts, if that was not done before
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+        cache = shutil.copytree(cache_dir() / "openvino", Path(folder) / "openvino", copy_function=os.link)
+        processes = {}
+        for name in ("calibrating", "kept"):
+            words = [sys.executable, __file__, "--memory-of", "int8", "--cache", str(cache)]
+            begun = time.perf_counter()
+            words += ["--tiny"] if options.tiny else []
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
+            peaks = json.loads(done.stdout.splitlines()[-1])
+            processes[name] = {"peak_bytes": peaks, "seconds": time.perf_counter() - begun}
+        in_int8 = on_engine(options, "openvino", BF16, cache, quantize="int8")
+        bases = {"bfloat16": in_bf16, "int8": in_int8}
+        steps = {name: unet_step(base, F32, 2, options.size) for name, base in bases.items()}
+        result = compare(steps, options.repeats)
+        del bases, in_bf16, in_int8, steps
+        parts = seconds_by_part(cache, inputs_of(load(options, F32), 2, options.size))
+    ratio = result["median_seconds"]["bfloat16"] / result["median_seconds"]["int8"]
+    return result | {"bfloat16 / int8": ratio, "seconds_by_part": parts, "a_process": processes}
+
+
+def row_flatland_int8(options: argparse.Namespace) -> dict[str, Any]:
+    """Prompt fidelity in INT8 against bfloat16, and how alike the images are; calibrated on other prompts."""
+    probe = load_probe(embedded_models() / "probe.safetensors")
+    prompts = [*fidelity_prompts()[:32], *composed_prompts()[:32]]
+    jobs = [ImageRequest(each.text, SamplingParams(seed=seed)) for seed, each in enumerate(prompts)]
+    pixels, fidelity = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("none", "int8"):
+            base = on_engine(argparse.Namespace(tiny=True), "openvino", BF16, Path(folder), quantize=name)
+            pipeline = build_pipeline(base, base.text_encoder)  # type: ignore[arg-type]
+            flatland_pictures(pipeline, 1)  # calibrates
+            images = [each.image for each in sample(pipeline, jobs, batch_size=8, defaults=base.defaults)]
+            pixels[name] = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(
+                0, 3, 1, 2
+            )
+            scores = fidelity_scores(read_attributes(probe, pixels[name]), [each.scene for each in prompts])
+            fidelity[name] = float(np.nanmean(scores["prompt_fidelity"]))
+    alike = ssim(pixels["int8"] / 255, pixels["none"] / 255)
+    decibels = psnr(pixels["int8"] / 255, pixels["none"] / 255)
+    return {
+        "num_images": len(jobs),
+        "prompt_fidelity": fidelity,
+        "int8 / bfloat16": fidelity["int8"] / fidelity["none"],
+        "ssim_median_and_min": [float(alike.median()), float(alike.min())],
+        "psnr_median_and_min": [float(decibels.median()), float(decibels.min())],
+    }
+
+
+def seconds_by_part(cache: Path, inputs: tuple[Tensor, ...]) -> dict[str, dict[str, float]]:
+    """Seconds that OpenVINO counts for each kind of layer of the U-Net, in bfloat16 and in INT8."""
+    import openvino as ov
+
+    core, found = ov.Core(), {}
+    for path in cache.rglob("network.xml"):
+        model = core.read_model(path)
+        is_int8 = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+        if len(model.inputs) != 3 or model.input(2).partial_shape[2].get_length() != inputs[2].shape[2]:
+            continue
+        rows = [torch.zeros(1, model.input(1).shape[1]) if each.ndim == 1 else each for each in inputs]
+        model.reshape({port: list(row.shape) for port, row in zip(model.inputs, rows, strict=True)})
+        settings = {"INFERENCE_PRECISION_HINT": "bf16", "PERF_COUNT": True}
+        request = core.compile_model(
+            model, "CPU", settings | {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        ).create_infer_request()
+        for _ in range(2):
+            request.infer([row.numpy() for row in rows])
+        parts: dict[str, float] = defaultdict(float)
+        for layer in request.profiling_info:
+            kinds = {"Convolution": "convolutions", "FullyConnected": "linear layers"}
+            kind = kinds.get(layer.node_type.removesuffix("QuantizedLegacy"), "the rest")
+            is_attention = layer.node_type == "Subgraph" and "ScaledDotProductAttention" in layer.node_name
+            parts["attention" if is_attention else kind] += layer.real_time.total_seconds()
+        found["int8" if is_int8 else "bfloat16"] = dict(parts)
+    return found
 
 
 def flatland_pictures(pipeline: Any, steps: int, scheduler: str = "dpm++") -> list[Image.Image]:
@@ -494,6 +583,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     global DEADLINE
     DEADLINE = time.monotonic() + 60 * options.minutes

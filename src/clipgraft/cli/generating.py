@@ -68,6 +68,9 @@ FromFileOption = Annotated[
 EngineOption = Annotated[
     str, typer.Option("--engine", help="auto (the faster), torch or openvino. Same image up to rounding.")
 ]
+QuantizeOption = Annotated[
+    str, typer.Option("--quantize", help="int8: the U-Net in INT8, calibrated on the first prompts.")
+]
 GraftOption = Annotated[
     Path | None, typer.Option("--graft", help="Graft folder; without it the base's own text encoder.")
 ]
@@ -166,9 +169,7 @@ def generate(
     feature_cache: Annotated[
         int, typer.Option("--feature-cache", help="Run the whole U-Net only every N steps.")
     ] = 1,
-    quantize: Annotated[
-        str, typer.Option("--quantize", help="int8: the U-Net in INT8, calibrated on the first prompts.")
-    ] = "none",
+    quantize: QuantizeOption = "none",
     safety_checker: SafetyCheckerOption = "auto",
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Steps between writes of preview.png; 0 = none.")
@@ -187,9 +188,8 @@ def generate(
     given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
     given |= {"feature_cache": feature_cache, "quantize": quantize, "safety_checker": safety_checker}
     inference = InferenceConfig.build(given)
-    options = replace(
-        options, inference=inference, preview_every=preview_every, with_count=options.is_dry_run
-    )
+    options = replace(options, inference=inference, with_count=options.is_dry_run)
+    options = replace(options, preview_every=preview_every)
     if from_image:
         from clipgraft.generation.from_image import generate_from_image
 

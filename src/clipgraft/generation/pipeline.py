@@ -222,7 +222,9 @@ def _denoise(
 def calibrate(
     pipeline: StableDiffusionPipeline, requests: Sequence[ImageRequest], embeds: Sequence[EmbedPair]
 ) -> None:
-    """Calibrate a quantized U-Net on the first of a batch, from noise to image; once for a base.
+    """Calibrate a quantized U-Net on a batch, once for a base.
+
+    The first of the batch are made from noise, whatever their strength, in a few steps.
 
     Args:
         pipeline: Its scheduler is that of the requests.

@@ -41,9 +41,11 @@ def prepared(layer, cache):
 
 def by_hand(layer, sample, largest):
     """The layer on integers: round both factors to 8 bits, multiply exactly, scale."""
+    from clipgraft.generation.engines.int8 import MARGIN
+
     weight = layer.weight.detach().double()
     scales = weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / 127
-    unit = largest / 127
+    unit = MARGIN * largest / 127
     whole = torch.round(sample.double() / unit).clamp(-128, 127), torch.round(weight / scales)
     if isinstance(layer, torch.nn.Linear):
         product = whole[0].flatten(2).transpose(1, 2) @ whole[1].T
@@ -236,7 +238,7 @@ def test_int8_that_cannot_be_had_is_refused(speed, device, message, tmp_path):
         engines_at_hand(InferenceConfig.build({"quantize": "int8"} | speed), torch.device(device), tmp_path)
 
 
-def test_int8_is_refused_before_loading_where_the_cpu_gains_nothing(base, tmp_path, monkeypatch, capsys):
+def test_int8_is_refused_where_the_cpu_gains_nothing(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     line = refused(capsys, "generate", "A dog", "--base", base, "--out", tmp_path, "--quantize", "int8")

@@ -38,7 +38,7 @@ class Engine(Protocol):
         """
 
     def prepare_unet(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
-        """Prepare a network of a U-Net, as `prepare`; an approximate engine may quantize it."""
+        """Prepare a network of a U-Net, as `prepare`; may quantize it."""
 
 
 class TorchEngine:

@@ -1,4 +1,4 @@
-"""INT8 in OpenVINO's networks: 8-bit weights, and activations by ranges that a calibration finds.
+"""OpenVINO with the U-Net in INT8, calibrated on the first prompts.
 
 Convolutions and linear layers multiply in INT8: activations with one scale per tensor, weights with one per
 output channel, both symmetric. Attention's products stay in the engine's precision: in INT8 they would make
@@ -25,6 +25,9 @@ KEPT = re.compile(r"\b(conv_in|conv_out|time_embedding|time_emb_proj)\b")
 MOVES = ("Reshape", "Transpose")
 """Change no values, so that what is before them is quantized, with fewer passes."""
 MAX_INT8 = 127
+MARGIN = 1.15
+"""Times the largest magnitude found, which other prompts exceed: on flatland, calibrated on two prompts, the
+worst of 64 images came from an SSIM of 0.86 to 0.92."""
 
 
 class Int8Engine(OpenVinoEngine):
@@ -45,7 +48,9 @@ class Int8Engine(OpenVinoEngine):
 
 
 class Int8Run:
-    """A network in INT8; until it is calibrated, as converted, while ranges are found.
+    """A network in INT8; until calibrated, as converted.
+
+    Until then it notes the ranges of the activations to quantize.
 
     Args:
         template: Gives the network: in INT8 if it is calibrated.
@@ -112,10 +117,12 @@ def quantize(model: ov.Model, ranges: Sequence[float]) -> None:
         ranges: Largest magnitude of each activation, in the order of `add_ranges`.
     """
     for (activation, layers), largest in zip(_by_activation(model).items(), ranges, strict=True):
-        high = np.float32(largest if 0 < largest < np.inf else 1)  # of a network that gives zeros or NaN
+        is_usable = 0 < largest < np.inf  # not of a network that gives zeros or NaN
+        high = np.float32(MARGIN * largest if is_usable else 1)
         low = -high * np.float32((MAX_INT8 + 1) / MAX_INT8)  # 256 levels with a zero among them
         bounds = [ops.constant(bound) for bound in (low, high, low, high)]
         quantized = ops.fake_quantize(activation, *bounds, levels=2 * (MAX_INT8 + 1))
+        quantized.set_friendly_name(f"{activation.get_node().get_friendly_name()}/int8")
         for layer in layers:
             _entry(layer).replace_source_output(quantized.output(0))
             layer.input(1).replace_source_output(_in_int8(layer))
