@@ -146,7 +146,7 @@ def _by_activation(model: ov.Model) -> dict[ov.Output, list[ov.Node]]:
 
 
 def _entry(layer: ov.Node) -> ov.Input:
-    """Input on the way to a layer at which its activation is quantized."""
+    """Return the input at which a layer's activation is quantized."""
     entry = layer.input(0)
     while True:
         before = entry.get_source_output().get_node()
