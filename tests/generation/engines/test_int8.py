@@ -213,6 +213,7 @@ def test_an_image_in_int8_is_named_recorded_and_reproduced(base, tmp_path, monke
     )
     assert call(*again, tmp_path / "three") == 0
     assert "INT8 was calibrated on other prompts then, so the image differs" in capsys.readouterr().err
+    assert pixels(tmp_path / "three").tobytes() != pixels(tmp_path / "one").tobytes()  # compiled anew
 
 
 def pixels(folder):
