@@ -157,6 +157,21 @@ SECTIONS = {
             Part("shortcuts", "Approximations: time over the default's, and likeness to the reference"),
         ),
     ),
+    "start": Section(
+        "From the shell to a result",
+        "With a warm cache, on one thread ([start](speed.md#start)).",
+        (
+            Part(
+                "seconds",
+                columns={
+                    "processor": "processor seconds",
+                    "before: processor": "before",
+                    "wall": "least wall seconds",
+                    "before: wall": "before",
+                },
+            ),
+        ),
+    ),
     "training": Section(
         "Fine-tuning: time and memory",
         "CLIP B/32's shape with random weights ([speed](training.md#speed)).",
