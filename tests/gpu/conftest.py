@@ -1,6 +1,7 @@
 """Devices of the tests marked `cuda`, and a tiny CLIP, base and dataset for them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from gpu_stages import World
 
 import tiny
 
+# torch asks for it in its deterministic mode, and reads it once, at the first product of matrices on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 NO_GPU = "no CUDA GPU here (torch.cuda.is_available() is false)"
 
 
@@ -38,7 +41,19 @@ def world(tmp_path_factory) -> World:
         base=tiny.write_base(folder / "base", width=128),  # wider than the empty prompt's 77 positions
         data=tiny.write_flickr8k(folder / "data", 48),
         out=folder,
+        num_train_images=32,
     )
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Have libraries add in the same order each time, or raise.
+
+    A GPU's attention (backward) and float32's convolutions add in any order by default.
+    """
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ class World:
     base: Path
     data: Path
     out: Path
+    num_train_images: int
 
     def graft(self) -> Path:
         """Return a graft fitted on the CPU, once."""
