@@ -191,7 +191,10 @@ def test_a_collapse_is_said(capsys):
     error = BridgeError(**figures, diversity=diversity, teacher_diversity=teachers)
     assert warn_of_collapse(error) == ("words",)
     message = " ".join(capsys.readouterr().err.split())
-    assert "the bridge has collapsed: its states of words differ by 0.100" in message
+    assert (
+        "the bridge's states of words are too much alike: from caption to caption they differ by 0.100"
+        in message
+    )
 
 
 def test_metrics_json_is_the_result(world, tmp_path):

@@ -22,7 +22,7 @@ from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.clip import ClipParts
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Lineage, Stage
-from clipgraft.models.token_stats import COLLAPSED_SHARE, is_collapsed
+from clipgraft.models.token_stats import is_collapsed
 from clipgraft.models.weights import tensors_sha256
 from clipgraft.runs.run import Run, StageResult, trackers_of
 from clipgraft.settings import BridgeSettings
@@ -280,8 +280,8 @@ def warn_of_collapse(error: BridgeError) -> tuple[str, ...]:
             continue
         collapsed.append(name)
         say(
-            f"the bridge has collapsed: its states of {name} differ by {ours:.3f} from caption to caption "
-            f"(mean cosine distance), the teacher's by {theirs:.3f}; less than {COLLAPSED_SHARE:.0%} of it "
-            "is kept. Give more captions, or lower bridge.ridge"
+            f"the bridge's states of {name} are too much alike: from caption to caption they differ by "
+            f"{ours:.3f} (mean cosine distance), the teacher's by {theirs:.3f}. If images leave "
+            "out what prompts name, give more captions, or lower bridge.ridge"
         )
     return tuple(collapsed)
