@@ -3,7 +3,7 @@ ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
 
 ARG TORCH_INDEX=""
-ARG EXTRAS=app,data,heif,lora,openvino,tracking
+ARG EXTRAS=app,data,heif,lms,lora,openvino,tracking
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/clipgraft
 ENV PATH=/opt/clipgraft/bin:$PATH
