@@ -152,7 +152,10 @@ SECTIONS = {
             Part("batches/seconds_a_picture_and_step", "A step per image, by batch, seconds"),
             Part("flatland_speed/images_a_second", "Eight flatland images at once, images a second"),
             Part("flatland_pictures", "flatland's images against stock float32"),
-            Part("int8/median_seconds", "A guided step in bfloat16 and in INT8, one busy thread, seconds"),
+            Part(
+                "int8/median_processor_seconds",
+                "A guided step in bfloat16 and in INT8, processor seconds of one thread",
+            ),
             Part("flatland_int8/prompt_fidelity", "Prompt fidelity in bfloat16 (none) and in INT8"),
             Part("shortcuts", "Approximations: time over the default's, and likeness to the reference"),
         ),
