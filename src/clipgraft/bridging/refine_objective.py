@@ -75,15 +75,17 @@ class RefineObjective(nn.Module):
         noise = torch.randn_like(latents)
         noisy_latents = add_noise(latents, noise, self.alphas_cumprod, timesteps)
         left = 1 + (settings.teacher_end - 1) * float(batch["progress"]) if "progress" in batch else 1.0
+        has_teacher = left > 0 and (settings.teacher_weight or settings.feature_weight)
+        if has_teacher:  # first, while there is no graph in memory
+            with torch.no_grad(), block_outputs(self.unet) as teacher_features:
+                teacher_embeds = text_hidden_states(self.teacher, input_ids)
+                teacher_pred = self._predict(noisy_latents, timesteps, teacher_embeds)
         embeds = self.encoder(input_ids).last_hidden_state
         with block_outputs(self.unet) as features:
             noise_pred = self._predict(noisy_latents, timesteps, embeds)
         errors = {"noise_error": _mean_square(noise_pred - noise)}
         weighted = settings.noise_weight * errors["noise_error"]
-        if left > 0 and (settings.teacher_weight or settings.feature_weight):
-            with torch.no_grad(), block_outputs(self.unet) as teacher_features:
-                teacher_embeds = text_hidden_states(self.teacher, input_ids)
-                teacher_pred = self._predict(noisy_latents, timesteps, teacher_embeds)
+        if has_teacher:
             errors["teacher_error"] = _mean_square(noise_pred - teacher_pred)
             weighted = weighted + left * settings.teacher_weight * errors["teacher_error"]
             if settings.feature_weight:
