@@ -21,10 +21,11 @@ from clipgraft.models.base import FrozenBase
 TIE = 1.03
 """Times the fastest step that torch's may take to be chosen: it converts nothing, and starts sooner."""
 CLEAR = 1.15
-"""Times the fastest step that every other takes where one round of measuring is enough: less may be noise."""
-MAX_ROUNDS = 3
-MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 2, 50, 0.5
-"""Steps of an engine in a round: as many as take half a second of computing, within these bounds."""
+"""Times the fastest step that every other takes where no more rounds are needed: less may be noise."""
+MIN_ROUNDS, MAX_ROUNDS = 2, 3
+"""Two at least, as the machine may be busy for a while."""
+MAX_STEPS, ENOUGH_SECONDS = 50, 0.25
+"""Steps of an engine in a round: as many as take so long of computing, one at least."""
 
 Step = Callable[[], object]
 
@@ -82,12 +83,12 @@ def fastest_steps(loads: Mapping[str, Callable[[], Step]]) -> dict[str, float]:
         loads: By name, what loads a network and returns its step. It is dropped before the next is loaded.
     """
     least = dict.fromkeys(loads, float("inf"))
-    for _ in range(MAX_ROUNDS):
+    for number in range(1, MAX_ROUNDS + 1):
         for name, load in loads.items():
             least[name] = min(least[name], _least_seconds(name, load()))
             release_memory()
         fastest, *others = sorted(least.values())
-        if all(seconds > CLEAR * fastest for seconds in others):
+        if number >= MIN_ROUNDS and all(seconds > CLEAR * fastest for seconds in others):
             break
     return least
 
@@ -96,15 +97,15 @@ def _least_seconds(name: str, step: Step) -> float:
     """Return the least seconds of a step, without its first, which compiles."""
     release_memory()  # of loading
     seconds: list[float] = []
-    with track(f"measuring the engine {name}, once for this kind of base", 1 + MIN_STEPS) as update:
+    with track(f"measuring the engine {name}, once for this kind of base", 2) as update:
         step()
+        update(1, "")
         begun = _computed()
-        while len(seconds) < MIN_STEPS or (len(seconds) < MAX_STEPS and _computed() - begun < ENOUGH_SECONDS):
-            update(min(MIN_STEPS, 1 + len(seconds)), "steps")
+        while not seconds or (len(seconds) < MAX_STEPS and _computed() - begun < ENOUGH_SECONDS):
             step_begun = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - step_begun)
-        update(1 + MIN_STEPS, short_time(min(seconds)))
+        update(2, short_time(min(seconds)))
     return min(seconds)
 
 
