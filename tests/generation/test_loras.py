@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import clipgraft
 import tiny
 from clipgraft.errors import UserError
+from clipgraft.generation.engines.engine import why_no_int8, why_no_openvino
 from clipgraft.generation.generate import GenerateOptions
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.grid import generate_grid, parse_axis
@@ -178,6 +179,20 @@ def test_openvino_and_torch_agree(base, kohya):
         found[config.engine] = drawn(generator, kohya)[0]
         assert np.abs(found[config.engine] - drawn(generator)[0]).max() > 5
     assert np.abs(found["openvino"] - found["torch"]).mean() < 3  # bfloat16 in places
+
+
+def test_loras_are_calibrated_apart_in_int8(base, kohya, capsys):
+    missing = why_no_openvino(torch.device("cpu")) or why_no_int8()
+    if missing:
+        pytest.skip(f"no INT8: {missing}")
+    generator, exact = (
+        clipgraft.load(base, inference=each) for each in (InferenceConfig(quantize="int8"), TORCH)
+    )
+    plain, adapted = drawn(generator)[0], drawn(generator, kohya)[0]
+    assert capsys.readouterr().err.count("INT8 calibrated on ") == 2
+    assert np.array_equal(drawn(generator)[0], plain)
+    distance = np.abs(adapted - drawn(exact, kohya)[0]).mean()
+    assert 0 < distance < 0.7 * np.abs(adapted - plain).mean()  # rounded twice, in narrow layers
 
 
 def test_image_is_redrawn_with_its_own_loras(base, kohya, diffusers, tmp_path, capsys):

@@ -69,6 +69,18 @@ def test_a_layer_in_int8_equals_integers_by_hand(layer, tmp_path):
     assert (found - exact).abs().max() > 1e-3 * exact.abs().max()  # 8 bits are not exact
 
 
+@needs_int8
+def test_of_two_processes_both_use_the_first_calibration(tmp_path):
+    layer, sample = torch.nn.Conv2d(16, 32, 3), torch.ones(1, 16, 8, 8)
+    first, second = prepared(layer, tmp_path), prepared(layer, tmp_path)
+    first(sample)
+    second(10 * sample)
+    first.finish()
+    second.finish()
+    assert first.calibration == second.calibration
+    assert torch.equal(first(sample)[0], second(sample)[0])
+
+
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory):
     """A cache with the tiny U-Net in INT8, and the images that calibrated it and followed."""
