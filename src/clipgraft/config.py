@@ -273,7 +273,12 @@ def demo() -> Recipe:
         data=DataSettings(max_train_images=960, max_val_images=100, max_test_images=300),
         finetune=FinetuneSettings(learning_rate=3e-4, checkpoint_every=100),
         bridge=BridgeSettings(
-            learning_rate=3e-3, num_epochs=4, batch_size=64, hidden_size=512, max_captions=18_000
+            learning_rate=3e-3,
+            num_epochs=4,
+            batch_size=64,
+            hidden_size=512,
+            num_attention_blocks=1,
+            max_captions=18_000,
         ),
         distill=DistillSettings(
             num_epochs=1,
