@@ -93,6 +93,7 @@ EXTRAS = (
     Extra("data", ("clipgraft", "data", "check", "table.parquet"), prepare=PARQUET),
     Extra("app", STUDIO, instead=SERVE),
     Extra("heif", (*GENERATE, "--out", "images", "--init-image", "phone.heic"), prepare=HEIC),
+    Extra("lms", (*GENERATE, "--out", "images", "--scheduler", "lms")),
     Extra("openvino", (*GENERATE, "--out", "images", "--engine", "openvino")),
     Extra("tracking", (*FINETUNE, "--out", "tracked", "--report-to", "tensorboard")),
 )
