@@ -42,7 +42,6 @@ FIRST_WORLD = frozenset(
         "flatland",
         "recipes",
         "ladder",
-        "bridge",
         "distill",
         "controlnet",
         "generation",
