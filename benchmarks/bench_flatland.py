@@ -22,6 +22,7 @@ from clipgraft.device import describe_environment
 from clipgraft.models.flatland_config import IMAGE_SIZE
 from clipgraft.models.hub import embedded_models
 from clipgraft.pretraining.autoencoder import reconstruction_psnr
+from clipgraft.runs.run import Run
 from clipgraft.whole_run import run_all
 
 RESULT = Path(__file__).parent / "results" / "flatland.json"
@@ -42,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_flatland"))
     folder = parser.parse_args().out
-    run_all(recipe(), folder, resume=True)
+    with Run.begin(folder, recipe(), resume=True):
+        run_all(recipe(), folder, resume=True)
     finetuned, evaluated = (
         json.loads((folder / stage / "metrics.json").read_text()) for stage in ("finetune", "evaluate")
     )

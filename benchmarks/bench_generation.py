@@ -614,10 +614,8 @@ def main() -> None:
         TURNS.clear()
         measured = ROWS[row](options) | {"turns": min(TURNS, default=1)}
         print(json.dumps({row: measured}, indent=2), flush=True)
-        results[row] = measured
-        results["environment"] = describe_environment(CPU) | {
-            "command": "python benchmarks/bench_generation.py"
-        }
+        command = {"command": f"python benchmarks/bench_generation.py --rows {row}"}
+        results[row] = measured | {"environment": describe_environment(CPU) | command}
         if not options.tiny:
             RESULT.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

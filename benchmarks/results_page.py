@@ -44,7 +44,6 @@ FIRST_WORLD = frozenset(
         "ladder",
         "distill",
         "controlnet",
-        "generation",
         "photographs",
     }
 )
