@@ -187,9 +187,8 @@ def generate(
         params = SamplingParams.of(params, scheduler="pndm", num_inference_steps=50)
     given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
     given |= {"feature_cache": feature_cache, "quantize": quantize, "safety_checker": safety_checker}
-    inference = InferenceConfig.build(given)
-    options = replace(options, inference=inference, with_count=options.is_dry_run)
-    options = replace(options, preview_every=preview_every)
+    own = InferenceConfig.build(given)
+    options = replace(options, inference=own, preview_every=preview_every, with_count=options.is_dry_run)
     if from_image:
         from clipgraft.generation.from_image import generate_from_image
 
