@@ -80,7 +80,8 @@ def evaluate(
     _refuse_no_prompts(settings)
     if not scorer and not settings.scorer:
         _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
-    begun, (place, processes) = time.monotonic(), _start_processes(device)
+    begun = time.monotonic()
+    place, processes = _start_processes(device)
     with ExitStack() as stack:
         folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
         caches = (folder, cache_dir() if output_dir else folder)
@@ -98,9 +99,8 @@ def evaluate(
         loaded = {name: _load(clip, place) for name, clip in clips.items()}
         judges = {name: ClipFeatures(own, f"CLIP {name}", store, shared) for name, own in loaded.items()}
         measured = _measure(made, features, scorer_name, tuned, judges, store, processes)
-        evaluation = summarize_evaluation(measured).model_copy(
-            update={"environment": describe_environment(place), "seconds": time.monotonic() - begun}
-        )
+        how = {"environment": describe_environment(place), "seconds": time.monotonic() - begun}
+        evaluation = summarize_evaluation(measured).model_copy(update=how)
     if output_dir and processes.is_main_process:
         write_bytes(output_dir / RESULT_NAME, evaluation.to_json().encode("utf-8"))
         evaluation.short_metrics().save(output_dir)
