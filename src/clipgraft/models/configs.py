@@ -143,6 +143,29 @@ class VaeConfig(Checked):
     act_fn: str = "silu"
 
 
+class TinyVaeConfig(Checked):
+    """Configuration of a tiny VAE."""
+
+    latent_channels: Width = 4
+    encoder_block_out_channels: Channels = [64] * 4
+    decoder_block_out_channels: Channels = [64] * 4
+    num_encoder_blocks: Annotated[list[BlockLayers], Field(max_length=8)] = [1, 3, 3, 3]
+    num_decoder_blocks: Annotated[list[BlockLayers], Field(max_length=8)] = [3, 3, 3, 1]
+    upsampling_scaling_factor: Literal[2] = 2
+    upsample_fn: Literal["nearest", "bilinear", "bicubic"] = "nearest"
+    scaling_factor: Positive = 1.0
+    act_fn: str = "relu"
+
+    @model_validator(mode="after")
+    def _has_one_width(self) -> "TinyVaeConfig":
+        if any(
+            len(set(widths)) > 1
+            for widths in (self.encoder_block_out_channels, self.decoder_block_out_channels)
+        ):
+            raise ValueError("the blocks of a tiny VAE must have one width")
+        return self
+
+
 class DownBlocksConfig(Checked):
     """What configurations of U-Nets and ControlNets have in common."""
 
