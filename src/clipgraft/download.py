@@ -13,7 +13,7 @@ from clipgraft.config import ModelSettings, Recipe
 from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.engine import engines_at_hand
-from clipgraft.models import clip, controlnet
+from clipgraft.models import clip, controlnet, vae
 from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
 from clipgraft.models.weights import Needed
@@ -58,6 +58,8 @@ def needed_models(recipe: Recipe) -> list[tuple[ModelSettings, Needed]]:
     settings = recipe.evaluate
     if settings.scorer:
         models.append((ModelSettings(name=settings.scorer, revision=settings.scorer_revision), clip.NEEDED))
+    if recipe.generate.vae:
+        models.append((ModelSettings(name=recipe.generate.vae), vae.NEEDED))
     names = dict.fromkeys(control.model for control in recipe.generate.controls)
     return models + [(ModelSettings(name=name), controlnet.NEEDED) for name in names]
 

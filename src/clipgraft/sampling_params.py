@@ -16,6 +16,7 @@ from clipgraft.section import (
     Guidance,
     LocalPath,
     ModelName,
+    OptionalModel,
     OptionalPath,
     PromptSyntax,
     Scheduler,
@@ -222,6 +223,8 @@ class InferenceConfig(Section):
     """Steps between full runs of the U-Net; above 1 changes the image."""
     quantize: Literal["none", "int8"] = "none"
     """int8: the U-Net's layers in INT8, calibrated on the first prompts; changes the image."""
+    vae: OptionalModel = ""
+    """VAE in place of the base's own: file, folder or hub id, TAESD's tiny one too; changes the image."""
     safety_checker: SafetyChecker = "auto"
     """auto: the base's own, if it brings one; on: refuse a base without; off: check no image."""
 

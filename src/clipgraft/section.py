@@ -87,6 +87,8 @@ Words = Annotated[tuple[str, ...], FROM_LIST] | LocalPath
 """Words themselves, or a text file with one per line."""
 OptionalPath = Annotated[LocalPath, _NO_PATH]
 """A `LocalPath` that also takes a `Path`, or None for none."""
+OptionalModel = Annotated[ModelName, _NO_PATH]
+"""A `ModelName` that also takes a `Path`, or None for none."""
 
 
 def _tracker_names(given: Any) -> Any:

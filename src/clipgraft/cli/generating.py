@@ -50,6 +50,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
 """Type, flag and help for each field of `SamplingParams`, which has the defaults."""
 EXECUTION: dict[str, tuple[Any, str, str, Any]] = {
     "base": (str, "--base", "Base, if not the one that the graft names.", ""),
+    "vae": (str, "--vae", "VAE in place of the base's: file, folder or hub id; TAESD too.", ""),
     "batch_size": (int, "--batch-size", "Images at once; halved if memory does not suffice.", 4),
     "device": (str, "--device", "auto, cpu, cuda or mps.", "auto"),
     "offload": (str, "--offload", "For a small CUDA GPU: model, or sequential (least memory).", "none"),
@@ -123,6 +124,7 @@ BESIDE_FROM_IMAGE = {
         "from_image",
         "graft",
         "base",
+        "vae",
         "engine",
         "loras",
         "lora_dir",
@@ -178,7 +180,7 @@ def generate(
     """Generate images from prompts, with a graft or the base's encoder."""
     from dataclasses import replace
 
-    from clipgraft.sampling_params import InferenceConfig, SamplingParams
+    from clipgraft.sampling_params import SamplingParams
 
     if from_image and prompts:
         raise UserError("--from-image takes prompt and parameters from the image; leave prompts out")
@@ -187,7 +189,7 @@ def generate(
         params = SamplingParams.of(params, scheduler="pndm", num_inference_steps=50)
     given = {"engine": engine, "compile": compile, "guidance_interval": guidance_interval}
     given |= {"feature_cache": feature_cache, "quantize": quantize, "safety_checker": safety_checker}
-    own = InferenceConfig.build(given)
+    own = options.inference.updated(given)
     options = replace(options, inference=own, preview_every=preview_every, with_count=options.is_dry_run)
     if from_image:
         from clipgraft.generation.from_image import generate_from_image
@@ -265,6 +267,7 @@ def add_commands(app: typer.Typer) -> None:
 def _options(
     *,
     base: str,
+    vae: str,
     batch_size: int,
     device: str,
     offload: str,
@@ -275,9 +278,11 @@ def _options(
 ) -> "GenerateOptions":
     with importing():
         from clipgraft.generation.generate import GenerateOptions
+    from clipgraft.sampling_params import InferenceConfig
 
     return GenerateOptions(
         base=base,
+        inference=InferenceConfig.build({"vae": vae}),
         device=device,
         offload=offload,
         batch_size=batch_size,

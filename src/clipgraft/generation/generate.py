@@ -80,6 +80,7 @@ def approximations_of(requests: Sequence[ImageRequest], inference: InferenceConf
             named.append(words)
     loras = dict.fromkeys(lora for request in requests for lora in request.params.loras)
     named += [f"LoRA {Path(lora.file).stem} at {lora.strength:g}" for lora in loras]
+    named += [f"VAE {Path(inference.vae).name}"] * bool(inference.vae)
     return named + approximations(inference)
 
 

@@ -24,11 +24,11 @@ from clipgraft.generation.requests import ImageRequest, idle_settings, image_req
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.models.graft import BASE_RECORD, Graft
+from clipgraft.models.vae import load_vae
 from clipgraft.sampling_params import (
     DEFAULT_INFERENCE,
     DEFAULT_SAMPLING,
     InferenceConfig,
-    SafetyChecker,
     SamplingParams,
 )
 
@@ -99,7 +99,7 @@ def load_generators(
         revision=revision,
         with_unet=not engines,
         with_teacher=None in encoders.values(),
-        safety_checker=inference.safety_checker,
+        inference=inference,
     )
     engine = None
     if engines:
@@ -114,7 +114,9 @@ def load_generators(
             check_vocabularies(grafts[name].tokenizer, frozen)
         encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
-        models = describe_models(pipeline, frozen.origin, sums, is_graft=name in grafts)
+        models = describe_models(
+            pipeline, frozen.origin, sums, is_graft=name in grafts, vae=Path(inference.vae).name
+        )
         _place(pipeline, place, offload)
         if engine:
             set_approximations(pipeline, inference)
@@ -136,7 +138,7 @@ def load_base(
     revision: str = "",
     with_unet: bool = True,
     with_teacher: bool,
-    safety_checker: SafetyChecker = "auto",
+    inference: InferenceConfig = DEFAULT_INFERENCE,
 ) -> FrozenBase:
     """Load the base that grafts were made for.
 
@@ -147,21 +149,21 @@ def load_base(
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         with_unet: Whether the U-Net is loaded too.
         with_teacher: Whether its own text encoder is needed too.
-        safety_checker: As in `InferenceConfig`.
+        inference: Its safety checker and its VAE.
 
     Raises:
         UserError: If a safety checker is asked for, and the base brings none.
-        CheckpointError: If it is not the base that each of the grafts was made for.
+        CheckpointError: If it is not the base that each of the grafts was made for, or not the VAE's.
     """
     if isinstance(base, FrozenBase):
         for graft in grafts:
             base.check_record(graft.base)
-        return _with_checker(base, safety_checker)
+        return _adjusted(base, inference)
     name = base
     if grafts and not base:
         name, revision = grafts[0].base.name, grafts[0].base.revision
 
-    kinds = [*COMPONENTS, *(["safety_checker"] if safety_checker != "off" else [])]
+    kinds = [*COMPONENTS, *(["safety_checker"] if inference.safety_checker != "off" else [])]
     left_out = {"unet": not with_unet, "text_encoder": not with_teacher}
     frozen = FrozenBase.load(
         name,
@@ -172,14 +174,16 @@ def load_base(
     )
     for graft in grafts:
         frozen.check_record(graft.base)
-    return _with_checker(frozen, safety_checker)
+    return _adjusted(frozen, inference)
 
 
-def _with_checker(frozen: FrozenBase, safety_checker: SafetyChecker) -> FrozenBase:
-    """Return the base without its safety checker if that is off."""
-    if safety_checker == "on" and frozen.safety_checker is None:
+def _adjusted(frozen: FrozenBase, inference: InferenceConfig) -> FrozenBase:
+    """Return the base with the safety checker and VAE to use."""
+    if inference.safety_checker == "on" and frozen.safety_checker is None:
         raise UserError("safety_checker is 'on', but this base brings none; name another base, or 'auto'")
-    return replace(frozen, safety_checker=None) if safety_checker == "off" else frozen
+    checker = None if inference.safety_checker == "off" else frozen.safety_checker
+    vae = load_vae(inference.vae, frozen.vae) if inference.vae else frozen.vae
+    return replace(frozen, safety_checker=checker, vae=vae)
 
 
 @dataclass(frozen=True)
@@ -289,5 +293,5 @@ def _check_offload(offload: str, device: torch.device, inference: InferenceConfi
             f"offload {offload!r} moves weights to a CUDA GPU while they work; this is {device.type}: "
             "leave --offload out"
         )
-    if offload != "none" and inference.updated({"safety_checker": "auto"}) != DEFAULT_INFERENCE:
+    if offload != "none" and inference.updated({"safety_checker": "auto", "vae": ""}) != DEFAULT_INFERENCE:
         raise UserError("engines and approximations do not work with offload; leave one of them out")

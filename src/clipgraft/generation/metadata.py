@@ -51,6 +51,7 @@ class _Models(BaseModel):
     quantize: Literal["none", "int8"] = "none"
     calibration: str = ""
     lora_sha256: str = ""
+    vae: str = ""
 
 
 class _Batch(BaseModel):
@@ -76,7 +77,12 @@ class _Record(BaseModel):
 
 
 def describe_models(
-    pipeline: StableDiffusionPipeline, origin: Origin | None, base_sums: dict[str, str], *, is_graft: bool
+    pipeline: StableDiffusionPipeline,
+    origin: Origin | None,
+    base_sums: dict[str, str],
+    *,
+    is_graft: bool,
+    vae: str = "",
 ) -> dict[str, Any]:
     """Identify a pipeline's models without naming a path.
 
@@ -85,6 +91,7 @@ def describe_models(
         origin: Where the base was loaded from; a local folder or file is left out.
         base_sums: sha256 of the weights of VAE and U-Net.
         is_graft: Whether its text encoder is a graft's, not the base's own.
+        vae: Name of the VAE in place of the base's own, without its folder.
     """
     name, revision = (origin.name, origin.revision) if origin else ("", "")
     is_public = name == "flatland" or bool(revision)
@@ -97,6 +104,7 @@ def describe_models(
         "text_encoder_sha256": module_sha256(pipeline.text_encoder),
         "safety_checker": pipeline.safety_checker is not None,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        **({"vae": vae} if vae else {}),
     }
 
 
@@ -166,6 +174,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         "Size": f"{job['width']}x{job['height']}",
         "Model hash": models["unet_sha256"][:10],
         "Model": models["base"].rpartition("/")[2],
+        "VAE": models.get("vae", ""),
         "Denoising strength": job.get("strength", ""),
         "Version": f"clipgraft {record['versions']['clipgraft']}",
     }

@@ -49,6 +49,7 @@ def reproduce(
     if path.parent.resolve() == out_dir.resolve():
         raise UserError(f"{out_dir} is the folder of that image; name another one with --out")
     base = _base(models, graft, options)
+    _check_vae(models, options.inference.vae)
     folder = ImageFolder(out_dir, with_metadata=options.with_metadata, image_format=image_format)
     generators = load_generators(
         {"": graft},
@@ -91,6 +92,15 @@ def _base(models: Mapping[str, Any], graft: Path | None, options: GenerateOption
     return base
 
 
+def _check_vae(models: Mapping[str, Any], given: str) -> None:
+    """Refuse a VAE missing for a record, or one too many."""
+    recorded = models.get("vae", "")
+    if recorded and not given:
+        raise UserError(f"that image was made with a VAE of its own, {recorded}; name it with --vae")
+    if given and not recorded:
+        raise UserError("that image was made with the base's own VAE; leave --vae out")
+
+
 def _inference(models: Mapping[str, Any], options: GenerateOptions) -> InferenceConfig:
     """Engine and approximations of the record."""
     given = options.inference
@@ -122,9 +132,10 @@ def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         if ours[name] != theirs[name]:
             say(f"the {part}'s weights cannot be compared: {theirs[name]} then, {ours[name]} now")
         elif here[name] != there[name]:
+            right = "--vae" if part == "vae" and here.get("vae") else "--graft and --base"
             raise CheckpointError(
                 f"the {part} here (sha256 {here[name][:10]}) is not the one that made the image "
-                f"({there[name][:10]}); name the right --graft and --base"
+                f"({there[name][:10]}); name the right {right}"
             )
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, PreTrainedModel
@@ -65,7 +71,7 @@ class Origin(NamedTuple):
 class FrozenBase:
     """Components of a base, frozen, in eval mode; None if not loaded."""
 
-    vae: AutoencoderKL | None = None
+    vae: AutoencoderKL | AutoencoderTiny | None = None
     unet: UNet2DConditionModel | None = None
     scheduler: SchedulerMixin | None = None
     tokenizer: CLIPTokenizer | None = None

@@ -127,7 +127,7 @@ def approximations(inference: InferenceConfig) -> list[str]:
 
 def describe_inference(inference: InferenceConfig, engine: Engine) -> dict[str, Any]:
     """Record the engine and approximations that decide an image's bits."""
-    record = inference.model_dump(exclude={"safety_checker"})
+    record = inference.model_dump(exclude={"safety_checker", "vae"})
     if inference.quantize == "none":
         del record["quantize"]  # as in the records of images made before it could be chosen
     record |= {"engine": engine.name, "dtype": str(engine.dtype).removeprefix("torch.")}
