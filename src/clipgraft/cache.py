@@ -1,8 +1,8 @@
 """The cache folder: what can be made again, kept below a size.
 
-`data.cache_gb` bounds crops, latents, features, verdicts, compiled networks, the model of languages, listings
-and fetched shards together. The least recently used files are evicted first, and never those that a running
-process refers to: each process keeps a record of them, locked for as long as it lives.
+`data.cache_gb` bounds crops, latents, features, verdicts, compiled networks, listings and fetched shards
+together. The least recently used files are evicted first, and never those that a running process refers to:
+each process keeps a record of them, locked for as long as it lives.
 """
 
 import os
@@ -21,7 +21,7 @@ from clipgraft.errors import UserError
 from clipgraft.files import atomic_write, clear_parts
 from clipgraft.settings import DataSettings
 
-BOUNDED = ("compiled", "crops", "damage", "features", "languages", "latents", "listings", "shards")
+BOUNDED = ("compiled", "crops", "damage", "features", "latents", "listings", "shards")
 """Folders of the cache that are bounded; others hold flatland8k, converted networks and measured times."""
 GIGABYTE = 10**9
 

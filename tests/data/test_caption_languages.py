@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from clipgraft.data import caption_languages
 from clipgraft.data.caption_languages import other_languages
 from clipgraft.data.formats import load_dataset
 
@@ -22,37 +20,6 @@ SENTENCES = {
     "Arabic": "كلب يركض على الشاطئ",
 }
 SHORT = ("dog", "a dog", "sks dog", "dog, beach, sunset", "IMG_2034.jpg", "no", "1girl, solo", "🐕", "1 2 3")
-
-
-@pytest.fixture
-def identifier(monkeypatch, tmp_path):
-    """A function that loads the model as another process would, from a cache of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return caption_languages._load_identifier.__wrapped__
-
-
-def test_the_kept_model_ranks_as_py3langid_does(identifier) -> None:
-    theirs = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    for ours in (identifier(), identifier()):
-        for caption in (*SENTENCES.values(), *SHORT):
-            assert ours.rank(caption) == theirs.rank(caption)
-
-
-def test_a_damaged_model_in_the_cache_is_unpacked_again(identifier, tmp_path) -> None:
-    expected = identifier().rank("Ein Hund")
-    (kept,) = tmp_path.glob("clipgraft/languages/*")
-    content = bytearray(kept.read_bytes())
-    content[-1] ^= 1
-    kept.write_bytes(content)
-    assert identifier().rank("Ein Hund") == expected
-    kept.write_bytes(b"")
-    assert identifier().rank("Ein Hund") == expected
-
-
-def test_languages_are_told_without_a_cache(identifier, monkeypatch, tmp_path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert identifier().rank("Ein Hund rennt am Strand.")[0][0] == "de"
 
 
 @pytest.mark.parametrize("language", SENTENCES)

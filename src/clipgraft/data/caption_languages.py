@@ -1,22 +1,11 @@
 """Languages of captions, told by py3langid."""
 
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
-
-import numpy as np
-
-from clipgraft.cache import cache_dir
-from clipgraft.cached_arrays import ContentCache
-
-FOLDER = "languages"
-"""Of the cache."""
 
 MIN_RATIO = 100.0
 """Probability of a language over that of English, from which a caption counts as not English.
@@ -72,37 +61,6 @@ def other_languages(captions: Sequence[str]) -> list[LanguageShare]:
 
 @cache
 def _load_identifier() -> Any:
-    from py3langid.langid import LanguageIdentifier
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    likelihoods, priors, languages, moves, rows, features = _model()
-    return LanguageIdentifier(
-        likelihoods,
-        priors,
-        languages.tobytes().decode().split(),
-        _as_array(moves),
-        features.tolist(),
-        norm_probs=True,
-        tk_row=_as_array(rows),
-    )
-
-
-def _model() -> list[np.ndarray]:
-    """Return py3langid's model; unpacking it takes half a second, once."""
-    keys = [f"py3langid {version('py3langid')} {part}" for part in range(6)]
-    with suppress(OSError):  # of a cache that cannot be written
-        return list(ContentCache(cache_dir() / FOLDER, "language model").arrays(keys, _unpack))
-    return list(_unpack(range(6)))
-
-
-def _unpack(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-    from py3langid.langid import MODEL_DIR, MODEL_FILE
-    from py3langid.modelio import load_model
-
-    parts = list(load_model(MODEL_DIR / MODEL_FILE))
-    parts[2] = np.frombuffer(" ".join(parts[2]).encode(), np.uint8)
-    yield from (np.asarray(parts[number]) for number in numbers)
-
-
-def _as_array(numbers: np.ndarray) -> array:
-    """Return an array whose items are read faster than NumPy's."""
-    return array(numbers.dtype.char, numbers.tobytes())
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
