@@ -35,16 +35,35 @@ run_to_an_end(app)
 """
 
 
-@pytest.mark.parametrize(
+ENDED_BY_SIGNAL = pytest.mark.parametrize(
     ("number", "message", "code"),
     [(signal.SIGINT, "stopped by Ctrl-C\n", 130), (signal.SIGTERM, "stopped by SIGTERM\n", 143)],
 )
+
+
+@ENDED_BY_SIGNAL
 def test_a_signal_ends_in_one_line_by_way_of_every_finally(number, message, code):
     process = subprocess.Popen([sys.executable, "-c", COMMAND, "work"], stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline() == "at work\n"
     process.send_signal(number)
     assert process.communicate(timeout=30)[1] == f"put away\n{message}"
     assert process.returncode == code
+
+
+@ENDED_BY_SIGNAL
+def test_a_signal_within_a_destructor_is_not_lost(number, message, code):
+    dropped = f"""
+class Dropped:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+"""
+    script = COMMAND.replace("import sys, time", f"import signal, sys, time{dropped}")
+    script = script.replace("        time.sleep(30)", "        Dropped()\n        time.sleep(30)")
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "work"], capture_output=True, text=True, check=False, timeout=25
+    )
+    assert ended.stderr == f"at work\nput away\n{message}"
+    assert ended.returncode == code
 
 
 @pytest.mark.parametrize("seconds", [0.08, 0.12, 0.2])

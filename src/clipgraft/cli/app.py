@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,9 +286,11 @@ def _ended_by_signals() -> Iterator[None]:
     mine = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
     for number in mine:
         signal.signal(number, _stop)
+    usual_hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         yield
     finally:
+        sys.unraisablehook = usual_hook
         for number, handler in mine.items():
             signal.signal(number, handler)
 
@@ -299,6 +302,18 @@ def _stop(signal_number: int, _frame: FrameType | None) -> None:
         os.write(2, f"{STOPPED[128 + signal_number]}\n".encode())
         os._exit(128 + signal_number)
     raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(TERMINATED)
+
+
+def _send_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again that came within a destructor.
+
+    Python drops an exception that is raised there.
+    """
+    if not isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()  # after the destructor
 
 
 def _end_process_group() -> None:
