@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipgraft.generation.engines import choice
+
+choice.ENOUGH_SECONDS = 0.0  # one step of each engine, wherever a test's base is new to its cache
 gc.set_threshold(100_000, 20, 50)  # what imports and models allocate is hardly ever garbage: 1.6 s of 24
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -8,7 +8,13 @@ from clipgraft.models.clip import load_clip
 
 
 def recipe_of(world, **finetune_settings):
-    defaults = {"batch_size": 8, "num_epochs": 2, "learning_rate": 1e-3, "mixed_precision": "no"}
+    defaults = {
+        "batch_size": 8,
+        "num_epochs": 2,
+        "learning_rate": 1e-3,
+        "mixed_precision": "no",
+        "num_workers": 0,  # two forked processes a run take seconds
+    }
     return build_recipe(
         {
             "device": "cpu",

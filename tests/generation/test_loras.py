@@ -181,6 +181,7 @@ def test_openvino_and_torch_agree(base, kohya):
     assert np.abs(found["openvino"] - found["torch"]).mean() < 3  # bfloat16 in places
 
 
+@pytest.mark.slow
 def test_loras_are_calibrated_apart_in_int8(base, kohya, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     missing = why_no_openvino(torch.device("cpu")) or why_no_int8()

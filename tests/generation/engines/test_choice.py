@@ -11,6 +11,7 @@ import torch
 from engine_world import CPU
 
 from clipgraft.device import num_processes
+from clipgraft.generation.engines import choice
 from clipgraft.generation.engines.choice import choose_engine, fastest_steps, prefer
 from clipgraft.generation.engines.engine import engines_at_hand, why_no_openvino
 from clipgraft.generation.generator import load
@@ -101,7 +102,8 @@ class Sleeper:
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [((0.002, 0.02), 2), ((0.02, 0.02), 3)])
-def test_steps_are_timed_with_one_network_in_memory(seconds, rounds):
+def test_steps_are_timed_with_one_network_in_memory(monkeypatch, seconds, rounds):
+    monkeypatch.setattr(choice, "MAX_STEPS", 5)
     Sleeper.loaded.clear()
     names = dict(zip(("openvino", "torch"), seconds, strict=True))
     found = fastest_steps({name: partial(Sleeper, name, each) for name, each in names.items()})

@@ -175,6 +175,7 @@ def converted(calibrated, tmp_path):
     return cache
 
 
+@pytest.mark.slow
 @needs_int8
 def test_a_feature_cache_is_calibrated_with_both_networks(tmp_path):
     drawn = generated(on_int8(tmp_path, InferenceConfig(quantize="int8", feature_cache=2)))

@@ -101,6 +101,7 @@ generator.generate("a dog", num_inference_steps=1)
 """
 
 
+@pytest.mark.slow
 def test_a_script_ends_quietly_with_a_generator_alive(tmp_path):
     openvino(tmp_path)  # skips without it
     tiny.write_base(tmp_path / "base")
