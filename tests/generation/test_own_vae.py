@@ -26,8 +26,12 @@ from clipgraft.generation.pipeline import decode
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.weights import module_sha256
 from clipgraft.sampling_params import InferenceConfig
+from clipgraft.studio.file_settings import settings_from_file
+from clipgraft.studio.model_folder import ModelFolder
+from clipgraft.studio.named_files import NamedFiles
+from clipgraft.studio.uploads import Uploads
 from helpers import call, import_openvino, refused
-from vae_world import fine_tuned, taesd_decoder, taesd_encoder
+from vae_world import fine_tuned, taesd_decoder, taesd_encoder, tiny_vae
 
 PARAMS = {"num_inference_steps": 3, "guidance_scale": 5.0}
 
@@ -40,7 +44,7 @@ def vaes(base, tmp_path_factory):
     save_file(taesd_encoder().state_dict(), folder / "taesd_encoder.safetensors")
     save_file(taesd_decoder().state_dict(), folder / "taesd_decoder.safetensors")
     save_file(taesd_decoder().state_dict(), folder / "alone_decoder.safetensors")
-    AutoencoderTiny().save_pretrained(folder / "tiny")
+    tiny_vae().save_pretrained(folder / "tiny")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     image.save(folder / "image.png")
     Image.fromarray(np.arange(64 * 64).reshape(64, 64) % 64 > 31).save(folder / "mask.png")
@@ -74,7 +78,9 @@ def stock_pixels(base, vae, kind, vaes):
     pipeline = pipeline_class(**parts)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return np.asarray(pipeline("A dog", generator=generator, **arguments, **PARAMS).images[0], int)
+    found = np.asarray(pipeline("A dog", generator=generator, **arguments, **PARAMS).images[0], int)
+    assert found.std() > 20  # it shows something
+    return found
 
 
 def files_of(kind, vaes):
@@ -166,6 +172,7 @@ def test_taesd_that_overflows_in_half_is_decoded_in_float32(base, vaes, tmp_path
     [(_, generator)] = load_generators({"": None}, base=frozen, device="cpu", inference=inference)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected, _ = decode(generator.pipeline, latents)
+    assert expected.std() > 20
     half = generator.pipeline.vae.half()
     with torch.no_grad():
         assert not torch.isfinite(half.decode(latents.half() / half.config.scaling_factor).sample).all()
@@ -196,6 +203,9 @@ def test_the_record_names_the_vae_and_its_sum_but_no_folder(base, vaes, tmp_path
     assert (models["vae"], models["vae_sha256"]) == ("kl", module_sha256(vae))
     assert ", VAE: kl, " in texts["parameters"]
     assert str(vaes) not in "".join(texts.values())
+    files = NamedFiles(ModelFolder(None), Uploads(tmp_path / "uploads", max_bytes=1, max_pixels=1))
+    content = (tmp_path / "a-dog_seed0.png").read_bytes()
+    assert settings_from_file(content, 10_000, files)["notes"] == ["not here: VAE kl"]
     assert generate(base, tmp_path, "A dog") == 0  # another image, beside the first
     assert {row["file"] for row in rows_of(tmp_path)} == {"a-dog_seed0.png", "a-dog_seed0_2.png"}
     own = json.loads(read_image_texts(tmp_path / "a-dog_seed0_2.png")[0]["clipgraft"])["models"]

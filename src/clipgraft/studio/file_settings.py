@@ -46,6 +46,8 @@ def _own_settings(text: str, files: NamedFiles) -> dict[str, Any]:
             raise ValueError  # of a finished image both are numbers
         model = str(studio.get("model", ""))
         named, missing = files.named_in(job, studio)
+        if vae := record.get("models", {}).get("vae"):
+            missing.append(f"VAE {vae}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError("this image does not hold its settings: the record in it is damaged") from None
     notes = [f"not here: {title}" for title in missing]
