@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 
@@ -49,9 +49,21 @@ def taesd_encoder(channels: int = 4) -> nn.Sequential:
 
 
 def taesd_decoder(channels: int = 4) -> nn.Sequential:
-    """From latents as the U-Net has them to pixels in [0, 1]."""
+    """From latents as the U-Net has them to pixels in [0, 1], which show something."""
     torch.manual_seed(12)
     layers: list[nn.Module] = [Clamp(), conv(channels, 64), nn.ReLU()]
     for _ in range(3):
         layers += [Block(), Block(), Block(), nn.Upsample(scale_factor=2), conv(64, 64, bias=False)]
-    return nn.Sequential(*layers, Block(), conv(64, 3)).eval()
+    last = conv(64, 3)
+    with torch.no_grad():
+        last.weight.mul_(20)
+        last.bias.fill_(0.5)
+    return nn.Sequential(*layers, Block(), last).eval()
+
+
+def tiny_vae() -> AutoencoderTiny:
+    """TAESD as diffusers' class; both list their weights in the same order."""
+    vae = AutoencoderTiny()
+    weights = [*taesd_encoder().state_dict().values(), *taesd_decoder().state_dict().values()]
+    vae.load_state_dict(dict(zip(vae.state_dict(), weights, strict=True)))
+    return vae.eval()
