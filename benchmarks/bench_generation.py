@@ -27,7 +27,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +40,7 @@ from clipgraft.flatland import composed_prompts, fidelity_prompts
 from clipgraft.generation.engines.attach import put_on_engine, set_approximations
 from clipgraft.generation.engines.choice import choose_engine
 from clipgraft.generation.engines.engine import engines_at_hand
+from clipgraft.generation.engines.networks import Decoder
 from clipgraft.generation.pipeline import build_pipeline, sample
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.generation.schedulers import build_scheduler
@@ -247,6 +248,45 @@ def row_decode(options: argparse.Namespace) -> dict[str, Any]:
     return compare(
         variants_of(options, lambda base, dtype: decode_step(base, dtype, options.size)), options.repeats
     )
+
+
+def row_tiny_vae(options: argparse.Namespace) -> dict[str, Any]:
+    """Processor seconds of a guided step and of decoding, also by a tiny VAE; four steps go unguided."""
+    result: dict[str, Any] = {}
+    for name in ("openvino", "torch"):
+        base = on_engine(options, name, BF16)
+        engine = engines_at_hand(InferenceConfig(engine=name), CPU, cache_dir() / "openvino")[0]
+        latents = inputs_of(base, 1, options.size)[0]
+        tiny = engine.prepare("a tiny decoder", Decoder(AutoencoderTiny().decoder), (latents[..., :9, :9],))
+        steps: dict[str, Step] = {
+            "guided step": unet_step(base, F32, 2, options.size),
+            "decoding": decode_step(base, F32, options.size),
+            "tiny decoding": partial(tiny, latents),
+        }
+        medians = take_turns(steps, options.repeats, time.process_time)
+        denoising = {"25 guided steps": 25 * medians["guided step"], "4 steps": 2 * medians["guided step"]}
+        result[name] = {
+            "median_processor_seconds": medians,
+            "decoding / tiny decoding": medians["decoding"] / medians["tiny decoding"],
+            "share_of_decoding": {
+                count: {
+                    which: medians[which] / (seconds + medians[which])
+                    for which in ("decoding", "tiny decoding")
+                }
+                for count, seconds in denoising.items()
+            },
+            "image / image with the tiny VAE": {
+                count: (seconds + medians["decoding"]) / (seconds + medians["tiny decoding"])
+                for count, seconds in denoising.items()
+            },
+        }
+        del base, steps, tiny
+    return result | {"num_threads": torch.get_num_threads()}
+
+
+def row_flatland_tiny_vae(options: argparse.Namespace) -> dict[str, Any]:
+    """The same for flatland."""
+    return row_tiny_vae(argparse.Namespace(**vars(options) | {"tiny": True, "size": 128}))
 
 
 def row_whole_picture(options: argparse.Namespace) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def compare_approximations(
     """Generate with the given parameters and with the defaults; return PSNR and SSIM of each pair."""
     if not approximations_of(image_requests(prompts, params), options.inference):
         raise UserError(
-            "nothing to compare: name --scheduler, --steps, --guidance-interval, --feature-cache, --quantize "
-            "or --lora"
+            "nothing to compare: name --scheduler, --steps, --guidance-interval, --feature-cache, "
+            "--quantize, --vae or --lora"
         )
     plain = SamplingParams.of(params, scheduler="dpm++", num_inference_steps=None, loras=())
     exact = InferenceConfig(engine=options.inference.engine, compile=options.inference.compile)
@@ -92,13 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance-interval", type=float, nargs=2, default=(0.0, 1.0))
     parser.add_argument("--feature-cache", type=int, default=1)
     parser.add_argument("--quantize", default="none")
+    parser.add_argument("--vae", default="")
     parser.add_argument("--lora", action="append", default=[], help="FILE[:STRENGTH[:TEXT_STRENGTH]]")
     given = parser.parse_args(arguments)
     params = SamplingParams.build(
         {"seed": given.seed, "num_inference_steps": given.steps, "scheduler": given.scheduler}
         | {"loras": given.lora}
     )
-    names = ("engine", "guidance_interval", "feature_cache", "quantize")
+    names = ("engine", "guidance_interval", "feature_cache", "quantize", "vae")
     inference = InferenceConfig.build({name: getattr(given, name) for name in names})
     options = GenerateOptions(base=given.base, inference=inference)
     encoders = {"graft" if given.graft else "teacher": given.graft}

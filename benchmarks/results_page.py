@@ -154,6 +154,10 @@ SECTIONS = {
                 "int8/median_processor_seconds",
                 "A guided step in bfloat16 and in INT8, processor seconds of one thread",
             ),
+            Part(
+                "tiny_vae/openvino/median_processor_seconds",
+                "Decoding by a tiny VAE, processor seconds of one thread",
+            ),
             Part("flatland_int8/prompt_fidelity", "Prompt fidelity in bfloat16 (none) and in INT8"),
             Part("shortcuts", "Approximations: time over the default's, and likeness to the reference"),
         ),
