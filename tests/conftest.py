@@ -1,15 +1,13 @@
 """Fixtures shared by all tests."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from clipgraft.generation.engines import choice
-
-choice.ENOUGH_SECONDS = 0.0  # one step of each engine, wherever a test's base is new to its cache
 gc.set_threshold(100_000, 20, 50)  # what imports and models allocate is hardly ever garbage: 1.6 s of 24
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,3 +44,5 @@ def pytest_collection_finish() -> None:
     """Keep later garbage collections off the libraries' million objects, a third of a second each."""
     gc.collect()
     gc.freeze()
+    if choice := sys.modules.get("clipgraft.generation.engines.choice"):
+        choice.ENOUGH_SECONDS = 0.0  # one step of each engine, wherever a test's base is new to its cache
