@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError, is_user_error, one_line
+from clipgraft.files import write_json
 
 
 @pytest.mark.parametrize("kind", [UserError, DataError, CheckpointError, MissingFileError])
@@ -38,3 +39,10 @@ def test_refusals_of_the_operating_system_are_the_users():
 def test_one_line_escapes_what_a_terminal_would_obey():
     error = DataError("x\x1b]0;owned\x07.jpg:\n no caption \udce9 é 😀")
     assert one_line(error) == r"x\x1b]0;owned\x07.jpg: no caption \udce9 é 😀"
+
+
+def test_refusals_of_the_system_name_the_file_and_no_number(tmp_path):
+    (tmp_path / "images.json").mkdir()
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - any of the system's
+        write_json(tmp_path / "images.json", [])
+    assert one_line(caught.value) == f"{tmp_path}/images.json: Is a directory"

@@ -169,3 +169,9 @@ def test_file_checksum_is_the_systems(tmp_path):
     path.write_bytes(bytes(range(256)) * 40_000)
     expected = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
     assert file_sha256(path) == expected.split()[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_with_a_byte_order_mark_is_read_by_it(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("é\r\nb".encode(encoding))
+    assert read_text(tmp_path / "a.txt") == "é\nb"

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard, get_args
@@ -54,6 +55,9 @@ def one_line(error: Exception) -> str:
     """
     if is_no_space(error):
         return f"{NO_SPACE} ({error.filename or 'while writing'}); free some and run again"
+    if isinstance(error, OSError) and error.filename and error.strerror and not isinstance(error, UserError):
+        place = error.filename2 or error.filename  # of a file written beside its place, the place
+        return printable(f"{os.fsdecode(place) if isinstance(place, bytes) else place}: {error.strerror}")
     return printable(" ".join(str(error).split()))
 
 

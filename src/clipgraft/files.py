@@ -4,6 +4,7 @@ All readers raise `MissingFileError` where there is no file, and `error` where a
 deep, no text or of another type; the message names the file.
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -25,6 +26,13 @@ MAX_DEPTH = 64
 """Of nested objects and lists. No format read here goes beyond ten; Python's own limit is near 1,000."""
 STALE_SECONDS = 3600
 """Age at which a partial file belongs to no living process (a guess)."""
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, with whose mark it begins
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 JSON_TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
@@ -131,12 +139,25 @@ def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int
 
 
 def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> str:
-    """Read UTF-8 text without byte order mark; line ends become LF."""
+    """Read UTF-8 text, or what `in_utf8` takes for it; line ends become LF."""
     try:
-        text = read_bytes(path, error=error, max_bytes=max_bytes).decode("utf-8-sig")
+        text = in_utf8(read_bytes(path, error=error, max_bytes=max_bytes)).decode("utf-8")
     except UnicodeDecodeError as wrong:
-        raise error(f"{path} is not UTF-8 text (byte {wrong.start})") from wrong
+        raise error(f"{path} is not UTF-8 text (byte {wrong.start}); save it as UTF-8") from wrong
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def in_utf8(raw: bytes) -> bytes:
+    """Return a text without its byte order mark, in UTF-8.
+
+    PowerShell's `>` and Windows' editors write UTF-16. Without a mark, the text is returned as it is.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if raw.startswith(mark):
+            with suppress(UnicodeDecodeError):
+                return raw[len(mark) :].decode(encoding).encode()
+            return raw[len(mark) :] if mark == codecs.BOM_UTF8 else raw
+    return raw
 
 
 def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataError) -> Any:

@@ -155,3 +155,33 @@ def test_parquet_that_only_names_images_is_a_table(tmp_path):
     dataset = load_dataset(tmp_path / "list.parquet")
     images = [*(image for _, image in dataset.train.epoch(0, 0)), *dataset.images]
     assert [(image.file, image.captions) for image in images] == [(tmp_path / "a.jpg", ("a dog",))]
+
+
+def test_views_of_bytes_and_texts_are_read_as_their_values(tmp_path):
+    columns = {
+        "image": pa.array([jpeg(number) for number in range(4)], pa.binary_view()),
+        "text": pa.array([f"a photo of {number}" for number in range(4)], pa.string_view()),
+        "split": ["train"] * 4,
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert content(load_dataset(tmp_path)) == written(range(4), "train")
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "message"),
+    [
+        (
+            [{"bytes": None, "path": "a.jpg"}],
+            ["a dog"],
+            "column 'image' holds struct.* of image files are text",
+        ),
+        (["a.jpg"], [{"en": "a dog"}], "column 'text' holds struct.*, and captions are text"),
+        (["a.jpg"], [[["a dog"]]], "column 'text' holds list.*, and captions are text"),
+        (["a.jpg"], [None], "column 'text' holds null"),
+    ],
+)
+def test_columns_of_another_type_are_named(tmp_path, image, text, message):
+    parquet.write_table(pa.table({"image": image, "text": text}), tmp_path / "a.parquet")
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path / "a.parquet")

@@ -9,7 +9,7 @@ from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.raw import hash_split
 from clipgraft.data.split_names import SplitRule
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, UserError
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -324,3 +324,11 @@ def test_reading_needs_no_torch() -> None:
 
     code = "import sys, clipgraft.data.check, clipgraft.data.formats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x" * 5000, "no such folder"), ("/dev/null", "device or a pipe")]
+)
+def test_source_that_is_no_file_is_one_line(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(tmp_path / name)

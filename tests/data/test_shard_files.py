@@ -91,3 +91,25 @@ def test_recipe_keeps_urls_and_makes_paths_absolute(tmp_path, monkeypatch):
         ("", ""),
     ):
         assert DataSettings(source=given).source == kept
+
+
+def test_braces_beside_globs_and_folders(tmp_path):
+    for name in ("train/a", "train/b", "val/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / f"{name}.tar", [("1.jpg", jpeg(0)), ("1.txt", "a dog")])
+    for pattern in ("{train,val}/*.tar", "{train,val}", "{train/*,val/a.tar}"):
+        assert names(f"{tmp_path}/{pattern}") == ["train/a.tar", "train/b.tar", "val/a.tar"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0..3.tar", "braces cannot be read; expected pairs such as"),
+        ("{0..99999999999}.tar", "stand for over 1,000,000 shards; name fewer"),
+        ("{1..1000}{1..1000}{1..1000}.tar", "stand for over 1,000,000 shards; name fewer"),
+        (f"{{0..{'9' * 5000}}}.tar", "braces cannot be read"),
+    ],
+)
+def test_braces_that_cannot_be_expanded_are_one_line(tmp_path, pattern, message):
+    with pytest.raises(DataError, match=message):
+        load_dataset(f"{tmp_path}/{pattern}")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import csv
 
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
@@ -35,6 +36,9 @@ A_DOG = {"images/a.jpg": ("A dog, red",)}
         ("captions.csv", '"image","caption"\n"a.jpg","A dog, red"\n'),
         ("captions.csv", "Image;Caption\nimages\\a.jpg;A dog, red\n"),
         ("captions.csv", "image_name| comment_number| comment\na.jpg| 0| A dog, red\n"),
+        ("captions.csv", 'sep=;\nimage;caption\na.jpg;"A dog, red"\n'),
+        ("captions.csv", 'image, caption\na.jpg, "A dog, red"\n'),
+        ("captions.csv", 'image,caption\na.jpg,"A dog, red",,\n'),
         ("captions.tsv", "a.jpg\tA dog, red\n"),
         ("captions.txt", ",image,caption\n0,a.jpg,A dog, red\n"),
         ("captions.txt", "filepath\ttitle\na.jpg\tA dog, red\n"),
@@ -140,3 +144,45 @@ def test_absolute_name_within_the_folder_is_relative(tmp_path: Path) -> None:
         load_dataset(write(tmp_path, {"list.csv": text}))
     text = text.replace("/etc/", "")
     assert captions_of(load_dataset(write(tmp_path, {"list.csv": text})))["images/a.jpg"] == ("A dog",)
+
+
+def test_texts_for_a_missing_value_are_empty_captions(tmp_path: Path) -> None:
+    missing = [*csv.ConvertOptions().null_values, "None", "<NA>"]  # pandas' own two
+    table = "file_name,text\n" + "".join(f"a.jpg,{text}\n" for text in missing) + "b.jpg,A dog\n"
+    dataset = load_dataset(write(tmp_path, {"metadata.csv": table}))
+    assert captions_of(dataset) == {"images/b.jpg": ("A dog",)}
+    reasons = [item.reason for item in dataset.excluded if item.kind == "caption"]
+    assert reasons == ["empty caption"] * len(missing)
+
+
+def test_nan_of_json_is_an_empty_caption(tmp_path: Path) -> None:
+    rows = '{"file_name": "a.jpg", "text": NaN}\n{"file_name": "b.jpg", "text": "A dog"}\n'
+    assert captions_of(load_dataset(write(tmp_path, {"metadata.jsonl": rows}))) == {
+        "images/b.jpg": ("A dog",)
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            '{"file_name": ["a.jpg"], "text": "A dog"}',
+            r"image name \['a.jpg'\] in 'file_name'; expected text",
+        ),
+        ('{"file_name": null, "text": "A dog"}', "image name None in 'file_name'; expected text"),
+        ('{"file_name": " ", "text": "A dog"}', "image name ' ' in 'file_name'; expected text"),
+        ('{"name": "a.jpg", "text": "A dog"}', "read the fields name, text; expected file_name"),
+    ],
+)
+def test_row_without_a_name_shows_what_it_has(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(tmp_path, {"metadata.jsonl": row}))
+
+
+@pytest.mark.parametrize("name", ["https://example.org/1.jpg", "c.jpg"])
+def test_names_without_a_file_are_shown(tmp_path: Path, name: str) -> None:
+    rows = json.dumps({"file_name": name, "text": "A dog"})
+    with pytest.raises(DataError) as error:
+        load_dataset(write(tmp_path, {"metadata.jsonl": rows}))
+    assert f"no photograph ({name.replace('//', '/')}#0)" in str(error.value)
+    assert "2 image(s): no caption (images/a.jpg, ...)" in str(error.value)

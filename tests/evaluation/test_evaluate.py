@@ -118,7 +118,7 @@ def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     [
         (None, "file of prompts not found"),
         ("\n \n", "holds no prompt; put one on each line"),
-        (b"\xff\xfe\x00", "line 1: no UTF-8 (byte 1)"),
+        (b"\xff\xfe\x00", "line 1: not UTF-8 text (byte 1)"),
     ],
 )
 def test_prompts_file_without_prompts_is_refused(run_dir, tmp_path, capsys, text, message):

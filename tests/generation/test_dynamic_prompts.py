@@ -107,7 +107,7 @@ def test_a_wildcard_folder_or_file_that_is_none_is_named(tmp_path):
         DynamicPrompts(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"has no file x.txt in .*, nor any other .txt file"):
         drawn("__x__", tmp_path, seeds=1)
-    (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"x.txt is not UTF-8 text"):
         drawn("__x__", tmp_path, seeds=1)
 

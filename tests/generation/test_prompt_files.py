@@ -81,8 +81,40 @@ def test_tables_have_a_column_of_prompts(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("prompt\na dog, on a beach\n1984\n", ["a dog, on a beach", "1984"]),
+        ('prompt;seed\n"a dog; big";3\n', ["a dog; big"]),
+        ('sep=,\nprompt,seed\n"a dog", 3,,\n', ["a dog"]),
+        ('prompt,negative_prompt\na dog, "one, two"\n', ["a dog"]),
+    ],
+)
+def test_tables_lose_nothing_of_a_prompt(tmp_path, text, prompts):
+    assert [prompt for prompt, _ in read(tmp_path, "p.csv", text)] == prompts
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "a café\n"),
+        ("p.csv", "prompt\na café\n"),
+        ("p.json", '["a café"]'),
+        ("p.jsonl", '{"prompt": "a café"}'),
+    ],
+)
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, name, text, encoding):
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read_prompts(tmp_path / name) == ["a café"]
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("p.csv", "prompt,seed\na dog, big,3\n", "line 2: 3 fields under 2 names, beginning 'a dog'"),
+        ("p.csv", "prompt,seed,seed\na dog,3,4\n", "a column's name comes twice in prompt, seed, seed"),
+        ("p.csv", 'prompt,seed\n"a dog,3\n', "line 2: not readable as CSV"),
+        ("p.csv", f"prompt,seed\n{'x' * 200_000},3\n", "not readable as CSV (field larger"),
         (
             "p.txt",
             '--prompt "a dog" --sd_model x',

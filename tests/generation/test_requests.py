@@ -67,7 +67,7 @@ def test_prompts_come_from_standard_input(base, tmp_path, monkeypatch, text):
         ),
         (b'{"prompt": "A dog", "init_image": 7}', "setting 'init_image': input should be a valid string"),
         (b'{"prompt": "\\ud800"}', "the line is not JSON of whole characters: '\\ud800' holds half"),
-        (b'{"prompt": "\xff"}', "no UTF-8 (byte 13)"),
+        (b'{"prompt": "\xff"}', "not UTF-8 text (byte 13)"),
     ],
 )
 def test_bad_line_is_named_by_its_number_or_skipped(base, tmp_path, capsys, line, reason):

@@ -136,7 +136,7 @@ def _is_image(kind: "pa.DataType") -> bool:
 def _is_bytes(kind: "pa.DataType") -> bool:
     import pyarrow as pa
 
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Text of files in any encoding that can be told."""
 
-import codecs
 import re
 
 from charset_normalizer import from_bytes
 
 from clipgraft.errors import DataError
+from clipgraft.files import BYTE_ORDER_MARKS
 
 MOSTLY_OTHER = 0.3
 """Share of letters beyond ASCII above which a language is not Western (a guess; French has some 5 %)."""
@@ -13,13 +13,6 @@ MOSTLY_ZERO = 0.3
 """Share of zeros among the upper bytes of UTF-16 without a mark (a guess; Latin letters have only zeros)."""
 SAMPLE_BYTES = 1 << 16
 """From which an encoding is told."""
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, with whose mark it begins
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 _ENCODINGS = {
     "cp1250": "Windows-1250",
     "cp1251": "Windows-1251",
@@ -47,7 +40,7 @@ def decode_text(raw: bytes, name: str) -> tuple[str, str]:
     Raises:
         DataError: If the file is in no encoding that can be told; `name` stands in the message.
     """
-    for mark, encoding in _MARKS.items():
+    for mark, encoding in BYTE_ORDER_MARKS.items():
         if raw.startswith(mark):
             raw = raw[len(mark) :]
             return _in_utf8(raw, name) if encoding == "utf-8" else _in_utf16(raw, encoding, name)

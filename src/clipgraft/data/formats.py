@@ -74,9 +74,12 @@ def _load(source: str, settings: DataSettings) -> CaptionDataset:
         return _load_folder(_flatland8k(), settings)
     if not is_utf8(source):
         raise DataError(f"{source}: the folder's name is not UTF-8; rename it")
-    if not (names_shards(source) or Path(source).exists()):
+    is_there = os.path.exists(source)  # unlike Path's, also of a name that is too long for any file
+    if not (names_shards(source) or is_there):
         raise MissingFileError(f"{source}: no such folder; expected a folder of images with captions")
-    listing = load_listing(Path(source), settings) if Path(source).exists() else None
+    if is_there and not (os.path.isdir(source) or os.path.isfile(source)):
+        raise DataError(f"{source}: is neither a folder nor a file, but a device or a pipe")
+    listing = load_listing(Path(source), settings) if is_there else None
     is_in_question = not listing and (names_shards(source) or Path(source).is_dir())
     if is_in_question and (shards := load_shards(source, settings)):
         return shards

@@ -26,7 +26,7 @@ from clipgraft.settings import DataSettings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LISTING_VERSION = 1
+LISTING_VERSION = 2
 """Part of the cache's key; raised when the same table gives other rows."""
 NO_SPLIT, DEEP = -1, len(SPLITS)
 """Codes in `named`: no split; of a split's folder below the first level, this much more than the split."""

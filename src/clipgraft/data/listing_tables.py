@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipgraft.data.arrow_samples import holds_images
 from clipgraft.data.dataset import Split
-from clipgraft.data.tables import Columns, find_columns, is_quoted, read_header, refuse_equal_names
+from clipgraft.data.tables import (
+    MISSING,
+    Columns,
+    find_columns,
+    is_quoted,
+    read_header,
+    refuse_equal_names,
+    without_separator_line,
+)
 from clipgraft.errors import DataError, needs
 from clipgraft.files import parse_json
 from clipgraft.settings import DataSettings
@@ -55,9 +63,13 @@ def read_layout(path: Path, settings: DataSettings) -> Table | None:
     if suffix == ".parquet":
         if holds_images(str(path)):
             return None
-        names = _columns_of(path)
-        columns = find_columns(names, settings, str(path))
-        return columns and Table(path, columns, "", names, 0, False)
+        schema = _schema_of(path)
+        columns = find_columns(schema.names, settings, str(path))
+        if columns is None:
+            return None
+        for name in (columns.image, *columns.captions):
+            _refuse_type(schema.field(name).type, name, path, is_caption=name != columns.image)
+        return Table(path, columns, "", schema.names, 0, False)
     head = _head(path)
     if suffix in _JSON_LINES:
         line = next((line for line in head.split("\n") if line.strip()), "{}")
@@ -65,9 +77,9 @@ def read_layout(path: Path, settings: DataSettings) -> Table | None:
         columns = find_columns(row, settings, str(path))
         return columns and Table(path, columns, "", list(row), 0, False)
     separator, names, is_named = read_header(head, settings)
-    refuse_equal_names(names, path)
+    refuse_equal_names(names, str(path))
     columns = find_columns(names, settings, str(path)) if is_named else Columns(names[0], names[1:], None)
-    blank = re.match(r"\s*", head)
+    blank = re.match(r"\s*", without_separator_line(head))
     num_header_lines = head[: blank.end() if blank else 0].count("\n") + is_named
     return columns and Table(path, columns, separator, names, num_header_lines, is_quoted(head, separator))
 
@@ -86,12 +98,24 @@ def _head(path: Path) -> str:
         ) from None
 
 
-def _columns_of(path: Path) -> list[str]:
+def _schema_of(path: Path) -> "pa.Schema":
     with _readable(path):
         from pyarrow import parquet
 
-        names: list[str] = parquet.read_schema(path).names
-    return names
+        return parquet.read_schema(path)
+
+
+def _refuse_type(kind: "pa.DataType", name: str, path: Path, *, is_caption: bool) -> None:
+    """Raise DataError for a column that holds no texts."""
+    from pyarrow import types
+
+    item = kind.value_type if is_caption and (types.is_list(kind) or types.is_large_list(kind)) else kind
+    if types.is_nested(item) or types.is_null(item):
+        role, key = ("captions", "caption") if is_caption else ("names of image files", "image")
+        raise DataError(
+            f"{path}: column {name!r} holds {str(kind)[:80]}, and {role} are text; data.{key}_field names "
+            "another column"
+        )
 
 
 @contextmanager
@@ -166,7 +190,12 @@ def _opened(table: Table, source: "pa.NativeFile", reading: Reading) -> Iterable
             newlines_in_values=table.is_quoted,
             invalid_row_handler=on_invalid,
         ),
-        csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+        csv.ConvertOptions(
+            include_columns=wanted,
+            column_types=dict.fromkeys(wanted, pa.string()),
+            strings_can_be_null=True,
+            null_values=sorted(MISSING),
+        ),
     )
 
 

@@ -7,7 +7,6 @@ Folders are untrusted: nothing outside is read, not even through links.
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -309,7 +308,12 @@ def _excluded_caption(caption: RawCaption, reason: str) -> Excluded:
 
 
 def _nothing_remains(root: Path, raw: RawDataset, excluded: list[Excluded]) -> str:
-    counts = Counter((item.kind, item.reason) for item in excluded)
-    reasons = "; ".join(f"{count} {kind}(s): {reason}" for (kind, reason), count in counts.most_common())
+    names: dict[tuple[str, str], list[str]] = {}
+    for item in excluded:
+        names.setdefault((item.kind, item.reason), []).append(item.name)
+    reasons = "; ".join(
+        f"{len(found)} {kind}(s): {reason} ({found[0][:80]}{', ...' * (len(found) > 1)})"
+        for (kind, reason), found in sorted(names.items(), key=lambda entry: -len(entry[1]))
+    )
     files = ", ".join(f"{role} {name}" for role, name in raw.files.items())
     return f"{root}: no image with a caption remains ({raw.format}: {files}). Excluded: {reasons}"

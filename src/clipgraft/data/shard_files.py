@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ SUFFIXES = (".tar", ".parquet", ".arrow")
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "blob_id", "mtime")
 """Fields of fsspec's file systems that change with a file."""
+MAX_PATHS = 1_000_000
+"""That braces may stand for. LAION-5B has 231,000 shards."""
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _PATTERN, _GLOB = re.compile(r"[*?\[{]"), re.compile(r"[*?\[]")
 
 
@@ -122,16 +126,12 @@ def _has_loose_images(folder: Path) -> bool:
 
 def _listed(source: str) -> tuple["AbstractFileSystem", dict[str, dict[str, Any]]]:
     """Return the files of a source with what is known of each."""
-    sources = [source]
-    if "{" in source and not os.path.exists(source):
-        with needs("data", "braceexpand"):
-            from braceexpand import braceexpand
-        sources = list(braceexpand(source))
+    sources = _expanded(source)
     fs, _ = file_system(sources[0])
     paths = [fs._strip_protocol(name) for name in sources]
     try:
         if len(paths) > 1:
-            return fs, dict(zip(paths, _infos(fs, paths), strict=True))
+            return fs, _listed_paths(fs, paths)
         if _is_glob(paths[0]):
             return fs, fs.glob(paths[0], detail=True)
         if _plain(paths[0]).endswith(SUFFIXES) and not fs.isdir(paths[0]):
@@ -144,6 +144,37 @@ def _listed(source: str) -> tuple["AbstractFileSystem", dict[str, dict[str, Any]
     except Exception as error:  # each file system has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{source}: cannot be listed ({reason[:200]})") from error
+
+
+def _expanded(source: str) -> list[str]:
+    """Return the paths or URLs that a source's braces stand for."""
+    if "{" not in source or os.path.exists(source):
+        return [source]
+    with needs("data", "braceexpand"):
+        from braceexpand import braceexpand
+    try:
+        # Ranges are counted before, as braceexpand holds each of them in memory.
+        ranges = [abs(int(last) - int(first)) for first, last in _RANGE.findall(source)]
+        found = [] if max(ranges, default=0) > MAX_PATHS else list(islice(braceexpand(source), MAX_PATHS + 1))
+    except ValueError:  # also of unbalanced braces
+        raise DataError(
+            f"{source}: its braces cannot be read; expected pairs such as {{00000..00099}} or {{train,val}}"
+        ) from None
+    if not 0 < len(found) <= MAX_PATHS:
+        raise DataError(f"{source}: its braces stand for over {MAX_PATHS:,} shards; name fewer")
+    return found
+
+
+def _listed_paths(fs: "AbstractFileSystem", paths: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the files of several paths, globs and folders."""
+    plain = [path for path in paths if not _is_glob(path)]
+    found = dict(zip(plain, _infos(fs, plain), strict=True))
+    for path in paths:
+        if path not in found:
+            found |= fs.glob(path, detail=True)
+        elif found[path].get("type") == "directory":
+            found |= fs.find(path, detail=True)
+    return found
 
 
 def _is_glob(path: str) -> bool:

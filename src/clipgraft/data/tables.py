@@ -21,6 +21,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 """Place of each row, for messages, and its fields."""
 
 SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
+_MARKS_OF = {mark: name for name, mark in SEPARATORS.items()}
 IMAGE_FIELDS = (
     *("file_name", "filename", "filepath", "file_path", "image_file_name", "image_name", "image_path"),
     *("image_file", "image", "img_path", "img_name", "img", "path", "file", "image_id"),
@@ -32,6 +33,11 @@ CAPTION_FIELDS = (
 )
 """As `IMAGE_FIELDS`, where no column is called text, caption or captions."""
 _CAPTION_FIELD = re.compile(r"(?:text|captions?)|(?:text|caption|sentence|comment)[ _-]?\d+")
+MISSING = frozenset(
+    {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
+    | {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+)
+"""Texts that pandas writes or reads for what is missing (its `read_csv`, na_values)."""
 _SPLIT_FIELD = "split"
 _JSON_LINES = (".jsonl", ".ndjson")
 _EXPECTED = "expected file_name and one of text, caption, captions, caption_0, caption_1, ..."
@@ -149,7 +155,9 @@ def _read_row(
     name = row.get(columns.image) if columns else None
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
-    if columns is None or not isinstance(name, str) or not name.strip():
+    if columns and (not isinstance(name, str) or not name.strip()):
+        raise DataError(f"{where}: read the image name {repr(name)[:80]} in {columns.image!r}; expected text")
+    if columns is None or not isinstance(name, str):
         raise DataError(
             f"{where}: read the fields {', '.join(map(str, row)) or 'none'}; {_EXPECTED}; "
             "data.image_field and data.caption_field name others"
@@ -161,7 +169,7 @@ def _read_row(
         if text is not None and not isinstance(text, str):
             raise DataError(f"{where}: read the caption {text!r}; expected text")
     value = row.get(columns.split) if columns.split else None
-    split = None if value in (None, "") else parse_split(value, where)
+    split = None if is_missing(value) else parse_split(value, where)
     return name.strip(), split, [text or "" for text in texts]
 
 
@@ -172,7 +180,13 @@ def texts_of(value: Any) -> list[Any]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return [value]
-    return value if isinstance(value, list) else [value]
+    texts = value if isinstance(value, list) else [value]
+    return [None if is_missing(text) else text for text in texts]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a field holds null, NaN or a text for it."""
+    return value is None or value != value or (isinstance(value, str) and value.strip() in MISSING)
 
 
 def is_table(folder: DataFolder, path: Path) -> bool:
@@ -233,10 +247,9 @@ def read_header(text: str, settings: DataSettings) -> tuple[str, list[str], bool
 
     Without a name for the separator, the first one is taken that gives columns of image and captions.
     """
-    line = next((line for line in re.split(r"\r\n|\n|\r", text[:65536]) if line.strip()), "")
     chosen = SEPARATORS.get(settings.separator)
     for separator in [chosen] if chosen else SEPARATORS.values():
-        names = [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
+        names = first_row(text, separator)
         try:
             if find_columns(names, settings, "") is not None:
                 return separator, names, True
@@ -244,39 +257,75 @@ def read_header(text: str, settings: DataSettings) -> tuple[str, list[str], bool
             pass
         if len(names) == 2 and has_image_suffix(names[0]):
             return separator, ["file_name", "caption"], False
-    separator = chosen or next((mark for mark in SEPARATORS.values() if mark in line), ",")
-    return separator, [name.strip() for name in next(csv.reader([line], delimiter=separator), [])], True
+    separator = chosen or next((mark for mark in SEPARATORS.values() if len(first_row(text, mark)) > 1), ",")
+    return separator, first_row(text, separator), True
+
+
+def first_row(text: str, separator: str) -> list[str]:
+    """Return the fields of a table's first line that is not blank."""
+    lines = re.split(r"\r\n|\n|\r", without_separator_line(text[:65536]))
+    line = next((line for line in lines if line.strip()), "")
+    return [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
+
+
+def without_separator_line(text: str) -> str:
+    """Return a table whose first line `sep=;`, written for Excel, is blank."""
+    return re.sub(r"\A\s*\"?sep=.\"?[ \t]*(?=[\r\n])", "", text, count=1)
 
 
 def _csv_rows(folder: DataFolder, path: Path) -> Rows:
     text = folder.read_text(path)
     separator, names, is_named = read_header(text, folder.settings)
-    refuse_equal_names(names, path)
     if is_named:
         find_columns(names, folder.settings, str(path))
+    for line, row in csv_rows(text, separator, names, str(path), is_named=is_named):
+        yield f"{path}, line {line}", row
+
+
+def csv_rows(
+    text: str, separator: str, names: list[str], table: str, *, is_named: bool = True
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the last line and the fields of each row.
+
+    Args:
+        text: The whole table.
+        separator: One character.
+        names: Of the columns.
+        table: Its name, for messages.
+        is_named: Whether the first row is `names`.
+
+    Raises:
+        DataError: If two columns have one name, quotes are wrong, or a row has more fields than names.
+    """
+    refuse_equal_names(names, table)
+    text = without_separator_line(text)
     quoting = csv.QUOTE_MINIMAL if is_quoted(text, separator) else csv.QUOTE_NONE
-    lines = io.StringIO(text, newline="")
-    rows = csv.reader(lines, delimiter=separator, strict=True, quoting=quoting)  # type: ignore[arg-type]
+    options = {"delimiter": separator, "quoting": quoting, "skipinitialspace": True, "strict": True}
+    rows = csv.reader(io.StringIO(text, newline=""), **options)  # type: ignore[arg-type]
     try:
         for number, row in enumerate(row for row in rows if any(cell.strip() for cell in row)):
             if not number and is_named:
                 continue
-            where = f"{path}, line {rows.line_num}"
+            while len(row) > len(names) and not row[-1].strip():
+                row.pop()  # spreadsheets end rows with empty cells
             if len(row) > len(names):
                 raise DataError(
-                    f"{where}: {len(row)} fields under {len(names)} names, beginning {row[0]!r}; "
-                    "put captions with commas in double quotes"
+                    f"{table}, line {rows.line_num}: {len(row)} fields under {len(names)} names, beginning "
+                    f"{row[0][:80]!r}; put texts with {_MARKS_OF[separator]}s in double quotes"
                 )
-            yield where, dict(zip(names, row + [""] * (len(names) - len(row)), strict=True))
+            yield rows.line_num, dict(zip(names, row + [""] * (len(names) - len(row)), strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: not readable as CSV ({error})") from None
+        raise DataError(
+            f"{table}, line {rows.line_num}: not readable as CSV ({error}); quotes within a quoted text are "
+            "doubled"
+        ) from None
 
 
-def refuse_equal_names(names: list[str], path: Path) -> None:
+def refuse_equal_names(names: list[str], table: str) -> None:
     """Raise DataError if two columns have one name."""
     given = [name for name in names if name]
     if len(set(given)) < len(given):
-        raise DataError(f"{path}: a column's name comes twice in {', '.join(names)}; give each one its own")
+        raise DataError(f"{table}: a column's name comes twice in {', '.join(names)}; give each one its own")
 
 
 def is_quoted(text: str, separator: str) -> bool:

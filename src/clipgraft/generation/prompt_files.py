@@ -4,8 +4,6 @@ Text with one prompt per line (and the options of A1111's "Prompts from file" or
 lines, a JSON list, or a table with a column `prompt` (PartiPrompts).
 """
 
-import csv
-import io
 import re
 import shlex
 import sys
@@ -14,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clipgraft.console import say
+from clipgraft.data.tables import SEPARATORS, csv_rows, first_row
 from clipgraft.errors import DataError, MissingFileError, UserError
-from clipgraft.files import parse_json, read_bytes
+from clipgraft.files import in_utf8, parse_json, read_bytes
 from clipgraft.generation.request_adapters import adapters_beside
 from clipgraft.generation.request_files import IMAGES
 from clipgraft.generation.request_guides import guides_beside
@@ -23,7 +22,7 @@ from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests,
 from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 
 STANDARD_INPUT = Path("-")
-JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 A1111_NAMES = {
     **RENAMED,
     **{name: name for name in SamplingParams.model_fields},
@@ -36,6 +35,8 @@ KOHYA_NAMES = {
 }
 KOHYA_OPTION = re.compile(r"\s+--(?P<name>[a-z]{1,2})\s+")
 TABLE_NAMES = {"prompt", *SamplingParams.model_fields}
+TEXTS = ("prompt", "negative_prompt")
+"""Which may be numbers, such as 1984."""
 
 
 def read_requests(
@@ -61,7 +62,7 @@ def read_requests(
     folder = source.parent if source != STANDARD_INPUT else Path()
     requests: list[ImageRequest] = []
     skipped = []
-    for number, entry in _entries(content.removeprefix(b"\xef\xbb\xbf"), source.suffix.lower(), name):
+    for number, entry in _entries(in_utf8(content), source.suffix.lower(), name):
         try:
             if isinstance(entry, UserError):
                 raise entry
@@ -88,18 +89,18 @@ def _content(source: Path) -> tuple[str, bytes]:
     if source == STANDARD_INPUT:
         return "standard input", sys.stdin.buffer.read()
     if not source.is_file():
-        raise MissingFileError(f"file of prompts not found: {source}")
+        raise MissingFileError(f"file of prompts not found: {source}{' is a folder' * source.is_dir()}")
     return source.name, read_bytes(source)
 
 
 def _entries(content: bytes, suffix: str, name: str) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     """Yield the number and values of each line, or its error."""
     if suffix == ".json":
-        values = parse_json(_text(content), name, list)
+        values = parse_json(_text(content, f"{name}: "), name, list)
         for number, each in enumerate(values, start=1):
             yield number, each if isinstance(each, dict) else {"prompt": each}
     elif suffix in TABLES:
-        yield from _rows(_text(content), TABLES[suffix], name)
+        yield from _rows(_text(content, f"{name}: "), name)
     else:
         is_json = suffix in JSON_LINES or content.lstrip().startswith(b"{")
         if not is_json:
@@ -123,23 +124,28 @@ def _say_other_form(first_line: str, name: str) -> None:
         say(f"{name} looks like a JSON list and is read as one prompt per line; .json reads its values")
 
 
-def _text(content: bytes) -> str:
+def _text(content: bytes, place: str = "") -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"no UTF-8 (byte {error.start + 1})") from None
+        raise DataError(f"{place}not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
 
 
-def _rows(text: str, separator: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a table; columns other than `TABLE_NAMES` are left out."""
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    columns = {column: (column or "").strip().lower() for column in rows.fieldnames or ()}
-    if "prompt" not in columns.values():
-        found = ", ".join(map(repr, columns)) or "none"
+def _rows(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table; columns other than `TABLE_NAMES` are left out.
+
+    Its separator is the first one with which a column is called prompt, so that the prompts of a table with
+    this column alone may have commas.
+    """
+    headers = {mark: [column.lower() for column in first_row(text, mark)] for mark in SEPARATORS.values()}
+    separator = next((mark for mark, columns in headers.items() if "prompt" in columns), "")
+    if not separator:
+        longest = max(headers.values(), key=len)
+        found = ", ".join(map(repr, longest)) or "none"
         raise DataError(f"{name} has no column 'prompt'; its columns are {found}")
-    for row in rows:
-        named = {columns.get(column, ""): value for column, value in row.items()}
-        yield rows.line_num, {key: _value(text) for key, text in named.items() if key in TABLE_NAMES and text}
+    for line, row in csv_rows(text, separator, headers[separator], name):
+        known = {key: value.strip() for key, value in row.items() if key in TABLE_NAMES and value.strip()}
+        yield line, {key: value if key in TEXTS else _value(value) for key, value in known.items()}
 
 
 def _options(line: str) -> dict[str, Any]:
@@ -157,7 +163,7 @@ def _options(line: str) -> dict[str, Any]:
     for option, following in zip(found, [*found[1:], None], strict=True):
         key = _known(option["name"], KOHYA_NAMES)
         text = line[option.end() : following.start() if following else None].strip()
-        values[key] = text if key == "negative_prompt" else _value(text)
+        values[key] = text if key in TEXTS else _value(text)
     return values
 
 
@@ -175,7 +181,7 @@ def _a1111_options(line: str) -> dict[str, Any]:
         if value is None:
             raise UserError(f"{word} has no value")
         key = "prompt" if key == "prompt" else _known(key, A1111_NAMES)
-        values[key] = value if key in ("prompt", "negative_prompt") else _value(value)
+        values[key] = value if key in TEXTS else _value(value)
     return values
 
 
