@@ -138,10 +138,20 @@ def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int
     return path.read_bytes()
 
 
-def read_text(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> str:
-    """Read UTF-8 text, or what `in_utf8` takes for it; line ends become LF."""
+def read_text(
+    path: Path,
+    *,
+    error: type[UserError] = DataError,
+    max_bytes: int = MAX_BYTES,
+    by_people: bool = False,
+) -> str:
+    """Read UTF-8 text without byte order mark; line ends become LF.
+
+    With `by_people`, a mark of UTF-16 or UTF-32 is followed too; other libraries read no such configuration.
+    """
+    raw = read_bytes(path, error=error, max_bytes=max_bytes)
     try:
-        text = in_utf8(read_bytes(path, error=error, max_bytes=max_bytes)).decode("utf-8")
+        text = (in_utf8(raw) if by_people else raw).decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
         raise error(f"{path} is not UTF-8 text (byte {wrong.start}); save it as UTF-8") from wrong
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -173,7 +183,7 @@ def read_jsonl(path: Path, *, error: type[UserError] = DataError) -> list[dict[s
 
 def read_toml(path: Path, *, error: type[UserError] = UserError) -> dict[str, Any]:
     """Read a TOML file."""
-    return parse_toml(read_text(path, error=error), str(path), error=error)
+    return parse_toml(read_text(path, error=error, by_people=True), str(path), error=error)
 
 
 def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError] = DataError) -> Any:

@@ -69,6 +69,8 @@ def test_spaces_stay_and_escaped_braces_are_text():
 def test_a_wildcard_is_a_line_of_its_file(wildcards):
     assert drawn("a __colour__ boat", wildcards).keys() == {"a red boat", "a blue boat"}
     assert drawn("{__colour__|big}", wildcards).keys() == {"red", "blue", "big"}
+    (wildcards / "SHAPE.TXT").write_text("ball\n")
+    assert drawn("a __Shape__", wildcards, seeds=1).keys() == {"a ball"}
     for name in ("deep/water", "water"):
         assert drawn(f"__{name}__", wildcards).keys() == {"sea", "a lake at night, 狗"}
 
@@ -80,7 +82,7 @@ def test_a_wildcard_is_a_line_of_its_file(wildcards):
         ("__color__", "; there are colour"),
         ("__../secret__ __deep/../../secret__", "has no file deep/../../secret.txt"),
         ("__empty__", "empty.txt has no line to draw; write one or take it out"),
-        ("__loop__", "nests deeper than 100: a wildcard leads back to itself"),
+        ("__loop__", "nests deeper than 100, or a wildcard leads back to itself"),
         ("__twice__", "prompt '__twice__' grows beyond 32,000 characters"),
         ("{" * 200 + "a|b" + "}" * 200, "nests deeper than 100"),
         ("${v={a|b}} ${v}", "begins a variable, which is not known here"),

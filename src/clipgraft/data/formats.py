@@ -186,7 +186,9 @@ def read_lines(path: Path, kind: str) -> list[str]:
     """
     if not path.is_file():
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} per line")
-    lines = re.split(r"\r\n|\n|\r", read_text(path))  # not splitlines: U+2028 is part of a line
+    lines = re.split(
+        r"\r\n|\n|\r", read_text(path, by_people=True)
+    )  # not splitlines: U+2028 is part of a line
     found = list(filter(None, map(str.strip, lines)))
     if not found:
         raise DataError(f"{path} holds no {kind}; write one per line")

@@ -70,7 +70,7 @@ class DynamicPrompts:
                 return re.sub(r"\\([{}])", r"\1", text)
             text = resolved
         raise UserError(
-            f"prompt {template[:60]!r} nests deeper than {MAX_DEPTH}: a wildcard leads back to itself"
+            f"prompt {template[:60]!r} nests deeper than {MAX_DEPTH}, or a wildcard leads back to itself"
         )
 
     def _lines_of(self, name: str) -> list[str]:
@@ -80,7 +80,7 @@ class DynamicPrompts:
 
     def _read(self, name: str) -> list[str]:
         path = self._path(name)
-        text = read_text(path, error=UserError, max_bytes=MAX_WILDCARD_BYTES)
+        text = read_text(path, error=UserError, max_bytes=MAX_WILDCARD_BYTES, by_people=True)
         lines = [line.strip() for line in text.split("\n")]
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
@@ -93,10 +93,12 @@ class DynamicPrompts:
         path = self.folder / f"{name}.txt"
         if ".." not in path.parts and path.is_file():
             return path
-        paths = sorted(self.folder.rglob("*.txt"))
+        paths = sorted(
+            each for each in self.folder.rglob("*") if each.suffix.lower() == ".txt" and each.is_file()
+        )
         files = {each.relative_to(self.folder).with_suffix("").as_posix(): each for each in paths}
         for known, each in files.items():
-            if known.endswith(f"/{name}"):
+            if f"/{known}".casefold().endswith(f"/{name}".casefold()):
                 return each
         near = difflib.get_close_matches(name, files, n=3) or list(files)[:10]
         hint = f"; there are {', '.join(near)}" if near else ", nor any other .txt file"
