@@ -89,9 +89,12 @@ def test_files_are_checked_before_a_base_is_loaded(tmp_path):
         image_request("A dog", loras=["nowhere.safetensors"])
     with pytest.raises(CheckpointError, match=r"x\.pt is pickled, and may run code when opened"):
         image_request("A dog", loras=[tmp_path / "x.pt"])
-    for other in ("x.txt", ""):
-        with pytest.raises(CheckpointError, match=r"is not a \.safetensors file"):
-            image_request("A dog", loras=[tmp_path / other])
+    with pytest.raises(CheckpointError, match=r"x\.txt is not a \.safetensors file"):
+        image_request("A dog", loras=[tmp_path / "x.txt"])
+    with pytest.raises(
+        MissingFileError, match=rf"folder {tmp_path} has no pytorch_lora_weights\.safetensors"
+    ):
+        image_request("A dog", loras=[tmp_path])
 
 
 @pytest.mark.parametrize(

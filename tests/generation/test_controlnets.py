@@ -256,9 +256,18 @@ def test_single_file_gives_the_folders_image(frozen, generator, world, tmp_path,
         for name in ("folder", "control.safetensors")
     ]
     assert np.array_equal(*images)
-    save_file({"control_model.x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors lacks \d+ weights"):
-        drawn(generator, world, [f"{tmp_path}/other.safetensors={world}/circle.png"], "text")
+    part = {"control_model.input_hint_block.0.weight": torch.zeros(1)}
+    for weights, message in (
+        (part, r"other\.safetensors lacks \d+ weights"),
+        (
+            {"emb_params": torch.zeros(1)},
+            "no ControlNet with LDM's names: .* but emb_params; name another file",
+        ),
+        (controlnet.state_dict(), "it has no input_hint_block, .*; name its folder, with config.json"),
+    ):
+        save_file(weights, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=message):
+            drawn(generator, world, [f"{tmp_path}/other.safetensors={world}/circle.png"], "text")
 
 
 def test_unusable_controlnet_is_one_line(base, world, tmp_path, capsys):

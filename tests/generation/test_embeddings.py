@@ -153,6 +153,10 @@ def test_embedding_of_another_width_is_named(graft, base, fur, tmp_path):
     ("tensors", "message"),
     [
         ({"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "is an embedding for SDXL"),
+        (
+            {"ip_adapter.1.to_k_ip.weight": torch.zeros(2, 2)},
+            "is an IP-Adapter, not an embedding; name it with",
+        ),
         ({"lora_te_x.alpha": torch.zeros(1)}, "is a LoRA, not an embedding; name it with --lora"),
         ({f"layer{n}": torch.zeros(1) for n in range(40)}, "is no embedding: it holds 40 tensors"),
         ({"emb_params": torch.zeros(1, 2, 3)}, r"'emb_params' has the shape \(1, 2, 3\)"),

@@ -64,6 +64,17 @@ def test_what_an_infotext_holds_beyond_is_named():
     ]
 
 
+@pytest.mark.parametrize(
+    "pair", ["Size: 64", "Size: 512x99999999", "CFG scale: high", "CFG scale: nan", "Seed: 5e999"]
+)
+def test_values_of_an_infotext_that_cannot_be_read_are_named(pair):
+    infotext = f"a dog\nSteps: 20, Sampler: Euler, Model: dreamy, {pair}"
+    prompt, changed, unread = read({"parameters": infotext})
+    assert prompt == "a dog"
+    assert changed.keys() == {"num_inference_steps", "scheduler", "prompt_syntax"}
+    assert pair in unread
+
+
 def test_both_ways_to_write_a_schedule_are_read():
     for names in ("Sampler: DPM++ 2M Karras", "Sampler: DPM++ 2M, Schedule type: Karras"):
         _, params, unread = read({"parameters": f"a boat\nSteps: 20, {names}, CFG scale: 7, Seed: 1"})

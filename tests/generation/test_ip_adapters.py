@@ -158,12 +158,16 @@ def test_unusable_ip_adapter_is_one_line(base, world, tmp_path, capsys):
     (tmp_path / "image_encoder").symlink_to(world / "plain" / "image_encoder")
     (tmp_path / "alone").mkdir()
     save_file(weights, tmp_path / "alone" / "adapter.safetensors")
+    save_file({"emb_params": torch.zeros(1)}, tmp_path / "alone" / "word.safetensors")
+    (tmp_path / "alone" / "page.safetensors").write_bytes(b"<!DOCTYPE html><html>not found</html>")
     (tmp_path / "adapter.bin").write_bytes(b"pickled")
     image = world / "red.png"
     cases = {
         f"{tmp_path}/none.safetensors={image}": "no IP-Adapter at",
         f"{tmp_path}/adapter.bin={image}": "is not a .safetensors file",
         f"{tmp_path}/alone/adapter.safetensors={image}": "no image encoder at",
+        f"{tmp_path}/alone/word.safetensors={image}": "is no IP-Adapter: it holds emb_params; name another",
+        f"{tmp_path}/alone/page.safetensors={image}": "no safetensors file: it is a web page; fetch it again",
         f"{tmp_path}/face.safetensors={image}": "is no plain, plus or full-face IP-Adapter",
         f"{tmp_path}/more.safetensors={image}": "is no IP-Adapter: it holds unet.conv_in.weight",
         f"{tmp_path}/short.safetensors={image}": "cannot be loaded as an IP-Adapter of this base",

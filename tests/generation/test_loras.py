@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 
 import clipgraft
 import tiny
-from clipgraft.errors import UserError
+from clipgraft.errors import MissingFileError, UserError
 from clipgraft.generation.engines.engine import why_no_int8, why_no_openvino
 from clipgraft.generation.generate import GenerateOptions
 from clipgraft.generation.generator import load_generators
 from clipgraft.generation.grid import generate_grid, parse_axis
 from clipgraft.generation.lora_files import fuse_lora, read_lora
 from clipgraft.generation.prompt_files import read_requests
+from clipgraft.generation.request_adapters import read_tags
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, Lora, SamplingParams
@@ -250,6 +251,15 @@ def test_prompt_names_loras_as_in_a1111(base, kohya, tmp_path, capsys):
 def test_bad_tags_are_one_line(base, kohya, tmp_path, capsys, prompt, message):
     options = ("--base", base, "--out", tmp_path / "out", "--prompt-syntax", "weighted")
     assert message in refused(capsys, "generate", prompt, *options, "--lora-dir", kohya.parent)
+
+
+def test_a_lora_is_found_in_another_case(tmp_path):
+    found = write_kohya(tmp_path / "Fur.SAFETENSORS")
+    params = SamplingParams(prompt_syntax="weighted", lora_dir=str(tmp_path))
+    _, changed = read_tags("A dog <lora:fur:1>", params)
+    assert [lora.file for lora in changed.loras] == [str(found)]
+    with pytest.raises(MissingFileError, match=r"no folder .*nowhere; name one with LoRAs"):
+        read_tags("A dog <lora:fur:1>", SamplingParams(prompt_syntax="weighted", lora_dir="nowhere"))
 
 
 def test_tag_without_a_folder_says_what_to_name(base, tmp_path, capsys):

@@ -54,6 +54,11 @@ def content_name(content: bytes) -> str:
     return next(known, "no image of a known format")
 
 
+def is_named(content: bytes) -> bool:
+    """Whether `content_name` knows a file that is no readable image."""
+    return content.startswith(tuple(_MAGIC))
+
+
 def is_heif(content: bytes) -> bool:
     """Whether a file is HEIC or HEIF, whichever codec, AVIF apart."""
     return content[4:8] == b"ftyp" and bool(_brands(content) & _HEIF_BRANDS) and not is_avif(content)

@@ -143,6 +143,8 @@ def _read(path: Path, *_state: int) -> dict[str, Tensor]:
         )
     if any("lora" in key for key in tensors):
         raise CheckpointError(f"{path} is a LoRA, not an embedding; name it with --lora")
+    if any(key.startswith(("image_proj.", "ip_adapter.")) for key in tensors):
+        raise CheckpointError(f"{path} is an IP-Adapter, not an embedding; name it with --ip-adapter")
     if not 0 < len(tensors) <= MAX_FILES:
         raise CheckpointError(f"{path} is no embedding: it holds {len(tensors)} tensors; take another file")
     words = {}

@@ -93,10 +93,12 @@ def lora_path(path: Path) -> Path:
     if not path.exists():
         raise MissingFileError(f"no LoRA at {path}; name a .safetensors file or a folder with one")
     file = path / WEIGHTS_NAME if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise MissingFileError(f"folder {path} has no {WEIGHTS_NAME}; name a LoRA's .safetensors file")
     refuse_pickled_file(file, "LoRA")
     if path.is_dir():
         refuse_links_out(path, [file])
-    if file.suffix != ".safetensors" or not file.is_file():
+    if file.suffix.lower() != ".safetensors" or not file.is_file():
         raise CheckpointError(f"{file} is not a .safetensors file; name one, or a folder with {WEIGHTS_NAME}")
     return file
 

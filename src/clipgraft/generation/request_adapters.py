@@ -57,7 +57,7 @@ class EmbeddingFolder:
             raise MissingFileError(f"no folder {folder}; name one with embeddings (embedding_dir)")
         self.folder = folder
         self._files: dict[str, list[Path]] = {}
-        for path in sorted(Path(folder).rglob("*.safetensors")):
+        for path in safetensors_below(Path(folder)):
             self._files.setdefault(path.stem.lower(), []).append(path)
         self._pattern = words_pattern(self._files)
 
@@ -80,6 +80,11 @@ class EmbeddingFolder:
         return SamplingParams.of(params, embeddings=[*params.embeddings, *found])
 
 
+def safetensors_below(folder: Path) -> list[Path]:
+    """Return the `.safetensors` files of a folder and its subfolders, whatever their case."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".safetensors")
+
+
 def find_lora(folder: Path, name: str) -> Path:
     """Return the file of a LoRA in a folder or its subfolders.
 
@@ -87,8 +92,11 @@ def find_lora(folder: Path, name: str) -> Path:
         MissingFileError: If no file has that name; says which names are near.
         DataError: If there are several.
     """
-    files = {path: path.stem for path in sorted(folder.rglob("*.safetensors"))}
+    if not folder.is_dir():
+        raise MissingFileError(f"no folder {folder}; name one with LoRAs (lora_dir)")
+    files = {path: path.stem for path in safetensors_below(folder)}
     found = [path for path, stem in files.items() if stem == name]
+    found = found or [path for path, stem in files.items() if stem.casefold() == name.casefold()]
     if not found:
         near = difflib.get_close_matches(name, sorted(set(files.values())), n=MAX_NAMED, cutoff=0.4)
         hint = f"; there are e.g. {', '.join(near)}" if near else ""

@@ -15,6 +15,7 @@ from clipgraft.models.hub import resolve_model
 from clipgraft.models.loading import (
     DIFFUSERS_STEM,
     load_strictly,
+    opened_weights,
     read_weights,
     refuse_misfits,
     set_weights,
@@ -25,6 +26,8 @@ from clipgraft.models.weights import FULL, HALF, Needed, Weights
 
 CONFIG_NAME = "config.json"
 NEEDED = Needed((CONFIG_NAME,), (Weights(DIFFUSERS_STEM),))
+HINT_BLOCK = "input_hint_block"
+"""Part of the names of the weights that read the control image, in LDM's names."""
 SHAPED = ("cross_attention_dim", "block_out_channels", "layers_per_block")
 """Parts of a configuration that give text states and residuals their shapes."""
 
@@ -59,6 +62,8 @@ def check_controlnet(name: str, unet_config: Mapping[str, Any]) -> None:
         CheckpointError: If it is for a base of another shape, or no ControlNet.
     """
     path = controlnet_files(name)[0]
+    if path.name != CONFIG_NAME:
+        _refuse_other_files(path)
     checked = ControlNetConfig.model_validate(_read_config(path))
     place = path.parent if path.name == CONFIG_NAME else path
     for key in SHAPED:
@@ -96,6 +101,19 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} is of a {config.get('_class_name')}; only a ControlNetModel can be used, name one"
         )
     return config
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise CheckpointError for one file without a ControlNet's weights."""
+    with opened_weights(path) as file:
+        names = list(file.keys())
+    if not any(HINT_BLOCK in name for name in names):
+        in_folder = any(name.startswith("controlnet_cond_embedding.") for name in names)
+        fix = "name its folder, with config.json" if in_folder else "name another file"
+        raise CheckpointError(
+            f"{path} is no ControlNet with LDM's names: it has no {HINT_BLOCK}, but "
+            f"{', '.join(names[:2]) or 'no weight'}; {fix}"
+        )
 
 
 def _load_file(path: Path) -> Any:

@@ -1,6 +1,6 @@
 """IP-Adapters and their image encoders, loaded strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ def ip_adapter_files(name: str) -> list[Path]:
         raise MissingFileError(f"no IP-Adapter at {path}; name a .safetensors file")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file; a pickle can run code, take another copy")
+    with opened_weights(path) as file:
+        _refuse_other(path, file.keys())
     config = path.parent / ENCODER_NAME / "config.json"
     if not config.is_file():
         raise MissingFileError(
@@ -102,10 +104,13 @@ def read_ip_adapter(name: str) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for key, weight in read_weights([path]).items():
         part, _, inner = key.partition(".")
-        if part not in parts:
-            raise CheckpointError(f"{path} is no IP-Adapter: it holds {key}; name another file")
         parts[part][inner] = weight
     return parts
+
+
+def _refuse_other(path: Path, keys: Iterable[str]) -> None:
+    if other := next((key for key in keys if key.partition(".")[0] not in PARTS), None):
+        raise CheckpointError(f"{path} is no IP-Adapter: it holds {other}; name another file")
 
 
 def load_image_encoder(name: str, device: torch.device, dtype: torch.dtype) -> ImageEncoder:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from clipgraft.data.containers import content_name, is_named
 from clipgraft.errors import CheckpointError
 from clipgraft.files import read_json
 from clipgraft.models.configs import Checked, loading, read_config
@@ -140,9 +141,19 @@ def opened_weights(path: Path) -> Iterator[Any]:
         reason = str(error).partition("as safetensors: ")[2]
         if not reason:  # of what is done with the file
             raise
+        reason = reason.removeprefix("SafetensorError: ").removeprefix("Error while deserializing header: ")
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file: {reason}; fetch it again"
+            f"{path} is damaged or no safetensors file: {_content_of(path) or reason}; fetch it again"
         ) from error
+
+
+def _content_of(path: Path) -> str:
+    """Return what was fetched in place of weights, or ""."""
+    with path.open("rb") as file:
+        content = file.read(64)
+    if not content:
+        return "it is empty (0 bytes)"
+    return f"it is {content_name(content)}" if is_named(content) else ""
 
 
 def read_weights(

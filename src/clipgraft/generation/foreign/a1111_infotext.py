@@ -25,11 +25,16 @@ def read_infotext(text: str) -> ForeignSettings | None:
     settings = ForeignSettings("A1111 or Forge", prompt, {"prompt_syntax": "weighted"})
     if negative:
         settings.values["negative_prompt"] = negative
+    unusable = []
     for key, name in NUMBERS.items():
-        if key in pairs:
-            settings.values[name] = number(pairs[key])
+        if (found := number(pairs.get(key))) is not None:
+            settings.values[name] = found
+        elif key in pairs:
+            unusable.append(key)
     if size := re.fullmatch(r"(\d{1,6})x(\d{1,6})", pairs.get("Size", "")):
         settings.values |= {"width": int(size[1]), "height": int(size[2])}
+    elif "Size" in pairs:
+        unusable.append("Size")
     settings.add_sampler(pairs.get("Sampler", ""), pairs.get("Schedule type", ""))
     if skip := number(pairs.get("Clip skip")):
         settings.values["clip_skip"] = int(skip) - 1
@@ -40,8 +45,8 @@ def read_infotext(text: str) -> ForeignSettings | None:
     settings.take_loras()
     if has_hires:
         settings.unread.append("hires fix: the image is generated at its first size")
-    unread = (key for key in pairs if key not in READ | SILENT and not key.startswith("Hires "))
-    settings.unread += [f"{key}: {pairs[key][:100]}" for key in unread]
+    unread = [key for key in pairs if key not in READ | SILENT and not key.startswith("Hires ")]
+    settings.unread += [f"{key}: {pairs[key][:100]}" for key in unusable + unread]
     return settings
 
 
