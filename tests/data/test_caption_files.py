@@ -95,3 +95,26 @@ def test_table_beside_caption_files_is_said(tmp_path: Path) -> None:
     assert "there too, and not read: x.csv" in dataset.notes
     (root / "x.csv").write_bytes(b"\0\1")
     assert "no text that can be read: x.csv" in load_dataset(root).notes
+
+
+@pytest.mark.parametrize("file", ["A.TXT", "a.Caption", "a.jpg.TXT", "a.TAGS"])
+def test_caption_files_are_found_in_any_case(tmp_path: Path, file: str) -> None:
+    root = write(tmp_path, {"a.jpg": "", file: "A dog", "b.JPG": "", "b.txt": "A cat", "b.tags": "A cat"})
+    extension = "tags" if file == "a.TAGS" else ""
+    assert captions_of(root, caption_extension=extension) == {"a.jpg": ("A dog",), "b.JPG": ("A cat",)}
+
+
+def test_folder_without_captions_says_what_is_there(tmp_path: Path) -> None:
+    root = write(
+        tmp_path, {"a.jpg": "", "a.txt": "\n", "list.csv": "where,words\na.jpg,A dog\n", "b.zip": ""}
+    )
+    (root / "a.caption").mkdir()
+    with pytest.raises(DataError) as error:
+        load_dataset(root)
+    for part in (
+        "caption files beside images are empty",
+        "list.csv begins with 'where,words'",
+        "b.zip must be",
+    ):
+        assert part in str(error.value)
+    assert "files beside images end in" not in str(error.value)

@@ -8,6 +8,7 @@ from pyarrow import csv
 
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
+from clipgraft.data.raw import hash_split
 from clipgraft.errors import DataError, UserError
 
 
@@ -110,6 +111,15 @@ def test_split_column_decides(tmp_path: Path) -> None:
     assert {image.image_id: image.split for image in dataset.images} == {
         f"{name}.jpg": split for name, split in names.items()
     }
+
+
+@pytest.mark.parametrize(("values", "splits"), [("train test", "train test"), ("birds cars", "")])
+def test_subsets_that_name_splits_decide(tmp_path: Path, values: str, splits: str) -> None:
+    rows = zip(("a", "b"), values.split(), strict=True)
+    table = "".join(f"images/{name}.jpg,A dog,{value}\n" for name, value in rows)
+    dataset = load_dataset(write(tmp_path, {"list.csv": f"image,caption,subset\n{table}"}))
+    hashed = [hash_split(f"images/{name}.jpg") for name in ("a", "b")]
+    assert [image.split for image in dataset.images] == (splits.split() or hashed)
 
 
 def test_tables_named_after_splits_are_one_set(tmp_path: Path) -> None:

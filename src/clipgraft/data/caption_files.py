@@ -3,9 +3,11 @@
 import json
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from clipgraft.data.caption_flaws import MARKDOWN
+from clipgraft.data.names import NameIndex
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, tidy
 from clipgraft.data.split_names import SplitRule, splits_of_folders
 from clipgraft.errors import DataError
@@ -25,8 +27,10 @@ def read_caption_files(folder: DataFolder) -> RawDataset | None:
     captions: list[RawCaption] = []
     suffixes: Counter[str] = Counter()
     class_of = _kohya_classes(folder)
+    files_beside = cache(_names_of_files)  # of this reading
     for name, path in folder.images.items():
-        found = _caption_files(path, folder.settings.caption_extension)
+        beside = files_beside(path.parent)
+        found = _caption_files(path, folder.settings.caption_extension, beside)
         lines = [_read_captions(folder, file) for file in found]
         if any(other != lines[0] for other in lines):
             names = " and ".join(folder.name(file) for file in found)
@@ -57,15 +61,28 @@ def other_extensions(folder: DataFolder) -> str:
     counts: Counter[str] = Counter()
     for place in sorted({path.parent for path in folder.images.values()}):
         files = [path for path in place.iterdir() if path.with_suffix("") in stems]
-        counts.update(path.suffix for path in files if path not in set(folder.images.values()))
+        others = [path for path in files if path.is_file() and path not in set(folder.images.values())]
+        counts.update(path.suffix for path in others if path.suffix.lower() not in EXTENSIONS)
     return ", ".join(f"{suffix} ({count:,})" for suffix, count in counts.most_common(3) if suffix)
 
 
-def _caption_files(image: Path, named: str) -> list[Path]:
-    """Return an image's caption files: `a.txt`, else `a.jpg.txt`."""
+def has_caption_files(folder: DataFolder) -> bool:
+    """Whether any image has a caption file, empty or not."""
+    return any(_caption_files(path, "", _names_of_files(path.parent)) for path in folder.images.values())
+
+
+def _names_of_files(place: Path) -> NameIndex:
+    return NameIndex({path.name for path in place.iterdir() if path.is_file()})
+
+
+def _caption_files(image: Path, named: str, beside: NameIndex) -> list[Path]:
+    """Return an image's caption files: `a.txt`, else `a.jpg.txt`, in any case."""
     extensions = ("." + named.removeprefix("."),) if named else EXTENSIONS
-    found = [path for end in extensions if (path := image.with_suffix(end)).is_file()]
-    return found or [path for end in extensions if (path := image.with_name(image.name + end)).is_file()]
+    for start in (image.stem, image.name):
+        names = dict.fromkeys(beside.same_file(start + end) for end in extensions)
+        if found := [image.with_name(name) for name in names if name and name != image.name]:
+            return found
+    return []
 
 
 def _read_captions(folder: DataFolder, path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipgraft.cache import bound_cache, cache_dir
 from clipgraft.console import track
-from clipgraft.data.caption_files import other_extensions, read_caption_files
+from clipgraft.data.caption_files import has_caption_files, other_extensions, read_caption_files
 from clipgraft.data.coco import read_coco
 from clipgraft.data.damage import skip_damaged
 from clipgraft.data.dataset import CaptionDataset
@@ -25,6 +25,9 @@ from clipgraft.settings import DataSettings
 
 CAPTION_FOLDERS = ("annotations", "captions", "text", "flickr8k_text", "labels", "splits", "metadata")
 """Folders of caption files that lie beside those of images."""
+ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz")
+MAX_SHOWN = 3
+"""Files named in an error."""
 
 
 def load_dataset(
@@ -130,6 +133,12 @@ def _folder_of(file: Path) -> Path:
 def _no_format(folder: DataFolder) -> str:
     others = other_extensions(folder)
     hint = f"; files beside images end in {others}: name one with data.caption_extension" if others else ""
+    hint += "; caption files beside images are empty" if has_caption_files(folder) else ""
+    for path in folder.documents[:MAX_SHOWN]:
+        beginning = path.open("rb").read(80).decode("utf-8", "replace").partition("\n")[0]
+        hint += f"; {folder.name(path)} begins with {beginning!r}, which names no columns of both"
+    archives = [path.name for path in folder.root.iterdir() if path.suffix.lower() in ARCHIVES]
+    hint += f"; {', '.join(archives[:MAX_SHOWN])} must be unpacked" if archives else ""
     shard = next(folder.root.rglob("*.tar"), None)
     hint += f"; there are shards, too: name them as {shard.parent}/*.tar" if shard else ""
     return (
@@ -186,9 +195,8 @@ def read_lines(path: Path, kind: str) -> list[str]:
     """
     if not path.is_file():
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} per line")
-    lines = re.split(
-        r"\r\n|\n|\r", read_text(path, by_people=True)
-    )  # not splitlines: U+2028 is part of a line
+    text = read_text(path, by_people=True)
+    lines = re.split(r"\r\n|\n|\r", text)  # not splitlines: U+2028 is part of a line
     found = list(filter(None, map(str.strip, lines)))
     if not found:
         raise DataError(f"{path} holds no {kind}; write one per line")

@@ -17,7 +17,7 @@ from clipgraft.data.dataset import SPLITS
 from clipgraft.data.listing_tables import Reading, Table, read_batches
 from clipgraft.data.names import check_image_name
 from clipgraft.data.raw import MAX_CAPTION_CHARACTERS, hash_splits
-from clipgraft.data.split_names import folder_split, parse_split
+from clipgraft.data.split_names import folder_split, split_in_column
 from clipgraft.data.tables import texts_of
 from clipgraft.errors import DataError, needs
 from clipgraft.files import fingerprint
@@ -215,6 +215,7 @@ def _splits(batch: "pa.RecordBatch", names: "pa.StringArray", table: Table) -> n
 
 def _code(told: str, table: Table) -> int:
     if table.columns.split:
-        return SPLITS.index(parse_split(told, str(table.path))) if told.strip() else NO_SPLIT
+        named = split_in_column(told, str(table.path), table.columns.split) if told.strip() else None
+        return SPLITS.index(named) if named else NO_SPLIT
     split, is_deep = folder_split(f"{told}name")
     return NO_SPLIT if split is None else SPLITS.index(split) + is_deep * DEEP

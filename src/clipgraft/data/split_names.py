@@ -44,6 +44,17 @@ def parse_split(value: Any, where: str) -> Split:
     return split
 
 
+SPLIT_FIELDS = ("split", "data_split", "dataset_split", "subset", "partition", "set")
+"""Columns of splits; all but the first may mean something else, and count where they name a split."""
+
+
+def split_in_column(value: Any, where: str, column: str) -> Split | None:
+    """Return the split that a field of one of `SPLIT_FIELDS` names."""
+    if column.lower() == SPLIT_FIELDS[0]:
+        return parse_split(value, where)
+    return SPLIT_NAMES.get(str(value).strip().lower())
+
+
 def split_of_file(stem: str) -> Split | None:
     """Return the split in a file's name such as `captions_train2017` or `flickr30k-val`."""
     found = {SPLIT_NAMES[name] for name in _IN_FILE_NAME.findall(stem.lower())}

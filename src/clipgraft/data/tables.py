@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 from clipgraft.data.dataset import Split
 from clipgraft.data.names import NameIndex, check_image_name, has_image_suffix
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, tidy
-from clipgraft.data.split_names import SplitRule, parse_split, split_of_file, splits_of_folders
+from clipgraft.data.split_names import (
+    SPLIT_FIELDS,
+    SplitRule,
+    split_in_column,
+    split_of_file,
+    splits_of_folders,
+)
 from clipgraft.errors import DataError
 from clipgraft.files import parse_json
 from clipgraft.settings import DataSettings
@@ -38,7 +44,6 @@ MISSING = frozenset(
     | {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 )
 """Texts that pandas writes or reads for what is missing (its `read_csv`, na_values)."""
-_SPLIT_FIELD = "split"
 _JSON_LINES = (".jsonl", ".ndjson")
 _EXPECTED = "expected file_name and one of text, caption, captions, caption_0, caption_1, ..."
 
@@ -65,7 +70,9 @@ def find_columns(names: Iterable[str], settings: DataSettings, where: str) -> Co
     lower = {name.lower(): name for name in reversed(names)}
     image = settings.image_field or next((lower[name] for name in IMAGE_FIELDS if name in lower), "")
     captions = caption_fields(names, settings)
-    return Columns(image, captions, lower.get(_SPLIT_FIELD)) if image and captions else None
+    used = {image, *captions}
+    split = next((lower[name] for name in SPLIT_FIELDS if name in lower and lower[name] not in used), None)
+    return Columns(image, captions, split) if image and captions else None
 
 
 def caption_fields(names: Iterable[str], settings: DataSettings) -> list[str]:
@@ -169,7 +176,7 @@ def _read_row(
         if text is not None and not isinstance(text, str):
             raise DataError(f"{where}: read the caption {text!r}; expected text")
     value = row.get(columns.split) if columns.split else None
-    split = None if is_missing(value) else parse_split(value, where)
+    split = None if is_missing(value) else split_in_column(value, where, columns.split or "")
     return name.strip(), split, [text or "" for text in texts]
 
 
