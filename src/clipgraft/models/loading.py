@@ -149,8 +149,11 @@ def opened_weights(path: Path) -> Iterator[Any]:
 
 def _content_of(path: Path) -> str:
     """Return what was fetched in place of weights, or ""."""
-    with path.open("rb") as file:
-        content = file.read(64)
+    try:
+        with path.open("rb") as file:
+            content = file.read(64)
+    except OSError:  # such as a link that goes round in a circle
+        return ""
     if not content:
         return "it is empty (0 bytes)"
     return f"it is {content_name(content)}" if is_named(content) else ""
