@@ -183,12 +183,39 @@ def test_a_token_of_the_hub_is_refused_without_being_told(override):
         ("finetune.num_epochs='9'", "'finetune.num_epochs': input should be a valid integer; got '9'"),
         ("finetune.learning_rate='x'", "'finetune.learning_rate': input should be a valid number; got 'x'"),
         ("finetune.compile=1", "'finetune.compile': input should be a valid boolean; got 1"),
+        (
+            "finetune.num_epochs=2024-01-31",
+            "'finetune.num_epochs': input should be a valid integer; got 2024-01-31",
+        ),
+        ("generate.prompts=a dog", "'generate.prompts': input should be a list; got 'a dog'"),
+        ("finetune=1", "'finetune': input should be a table of keys and values; got 1"),
+        ("data.sources=[3]", "'data.sources.0': input should be a table of keys and values; got 3"),
     ],
 )
 def test_values_of_another_type_are_refused(override, expected):
     with pytest.raises(UserError) as caught:
         apply_overrides(Recipe(), parse_overrides([override]))
     assert str(caught.value) == f"recipe key {expected}"
+
+
+@pytest.mark.parametrize(
+    ("override", "places"),
+    [
+        ("learning_rate=1", "'finetune.learning_rate' or 'bridge.learning_rate'"),
+        ("finetune.seed=1", "'seed' or "),
+        (f"data.{'x' * 3000}=1", "known here: source, "),
+    ],
+)
+def test_a_key_of_another_section_is_named_with_it(override, places):
+    with pytest.raises(UserError) as caught:
+        apply_overrides(Recipe(), parse_overrides([override]))
+    assert places in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_folder_named_as_recipe_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder; name the recipe\.toml in it"):
+        load_recipe(tmp_path)
 
 
 def test_whole_numbers_and_lists_stand_for_floats_and_tuples():

@@ -89,7 +89,8 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] = MappingProxyType({}))
         UserError: If it is not TOML, or a key or value is not allowed; names the nearest known key.
     """
     if not path.is_file():
-        raise MissingFileError(f"recipe not found: {path}")
+        hint = " is a folder; name the recipe.toml in it" if path.is_dir() else ""
+        raise MissingFileError(f"recipe not found: {path}{hint}")
     values = read_toml(path)
     if any((path.parent / name).is_file() for name in RUN_FILES):
         _rename(values, path)

@@ -1,8 +1,10 @@
 """User-facing errors and their one-line messages."""
 
+import datetime
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard, get_args
@@ -95,14 +97,34 @@ def explain(error: "ValidationError", model: "type[BaseModel]", kind: str) -> st
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = _names_beside(location, model)
-        nearest = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
-        return f"unknown {kind} {dotted!r}; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    found = repr(first["input"])
-    if len(found) > MAX_SHOWN:
-        found = f"{found[:MAX_SHOWN]}..."
-    return f"{kind} {dotted!r}: {message[0].lower()}{message[1:]}; got {found}"
+        nearest = difflib.get_close_matches(location[-1], known, n=1) or _places_of(location[-1], model)
+        hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        hint = hint or f"known here: {', '.join(known)}"
+        return f"unknown {kind} {_cut(dotted)!r}; {hint}"
+    message = plain_reason(first["msg"])
+    found = first["input"]
+    shown = str(found) if isinstance(found, datetime.date | datetime.time) else repr(found)
+    return f"{kind} {dotted!r}: {message[0].lower()}{message[1:]}; got {_cut(shown)}"
+
+
+def plain_reason(message: str) -> str:
+    """Return a reason of pydantic's without the names of Python's types."""
+    message = message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "Unknown field")
+    message = re.sub(r"a valid (tuple|list)", "a list", message)
+    return re.sub(r"a valid dictionary( or [\w ]+)?", "a table of keys and values", message)
+
+
+def _cut(text: str) -> str:
+    return f"{text[:MAX_SHOWN]}..." if len(text) > MAX_SHOWN else text
+
+
+def _places_of(name: str, model: "type[BaseModel]") -> list[str]:
+    """Return the keys of that name in a model and its sections."""
+    sections = {
+        key: getattr(field.annotation, "model_fields", {}) for key, field in model.model_fields.items()
+    }
+    own = [name] if name in sections else []
+    return own + [f"{key}.{name}" for key, keys in sections.items() if name in keys]
 
 
 def _names_beside(location: list[str], model: "type[BaseModel]") -> list[str]:

@@ -106,7 +106,7 @@ def test_files_are_checked_before_a_base_is_loaded(tmp_path):
         (["fur"] * 10_000, r"tuple should have at most 32 items.*; got \(.{,200}$"),
         ([{"file": "fur", "weight": 1.0}], r"unknown setting 'loras\.0\.weight'"),
         ([""], r"'loras\.0\.file': value should have at least 1"),
-        (5, "valid tuple; got 5"),
+        (5, "should be a list; got 5"),
     ],
 )
 def test_bad_strengths_are_one_line(loras, message):

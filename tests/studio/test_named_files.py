@@ -154,7 +154,7 @@ BAD = {
         404,
         "no LoRA 'hair' (.safetensors) in Lora",
     ),
-    "unknown field": ({"loras": [{"name": "fur/soft", "file": "x"}]}, 422, "Extra inputs"),
+    "unknown field": ({"loras": [{"name": "fur/soft", "file": "x"}]}, 422, "Unknown field"),
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ REFUSED = {
     "no image": (FORM, {}, "image: the file to start from is missing"),
     "no prompt": ({"steps": "1"}, IMAGE, "prompt: Field required"),
     "no number": (FORM | {"seed": "x"}, IMAGE, "seed: "),
-    "an unknown field": (FORM | {"frames": "3"}, IMAGE, "frames: Extra inputs"),
+    "an unknown field": (FORM | {"frames": "3"}, IMAGE, "frames: Unknown field"),
     "no strength": (
         FORM | {"strength": "0"},
         IMAGE,

@@ -138,11 +138,40 @@ def test_bad_values_of_other_routes_are_refused_in_a_sentence(shared_client, pat
             {"axes": [{"name": "steps", "values": [2, 151]}]},
             "setting 'num_inference_steps': input should be less than or equal to 150; got 151",
         ),
-        ({"prompt2": "x" * 99}, f"prompt2: Extra inputs are not permitted; got '{'x' * 12}...{'x' * 13}'"),
+        ({"prompt2": "x" * 99}, f"prompt2: Unknown field; got '{'x' * 12}...{'x' * 13}'"),
     ],
 )
 def test_a_refusal_names_the_value_and_the_bound_that_holds(shared_client, values, message):
     assert refused(shared_client.post("/v1/jobs", json=JOB | values), 422) == message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (
+            "images/generations",
+            {"prompt": "a", "size": "64"},
+            "size: expected WIDTHxHEIGHT in pixels",
+        ),
+        (
+            "images/generations",
+            {"prompt": "a", "size": "64X64"},
+            "size: expected WIDTHxHEIGHT in pixels",
+        ),
+        (
+            "images/generations",
+            {"prompt": "a", "loras": ["x"]},
+            "loras.0: Input should be a table of keys",
+        ),
+        ("embeddings", {"input": ""}, "input: a text is empty; send texts of"),
+        ("embeddings", {"input": ["a", ""]}, "input: a text is empty; send texts of"),
+        ("embeddings", {"input": []}, "input: expected a text or an image, or a list of 1 to"),
+        ("embeddings", {"input": ["a"] * 3000}, "input: expected a text or an image, or a list of 1 to"),
+        ("embeddings", {"input": [None]}, "input: expected a text or an image, or a list of 1 to"),
+    ],
+)
+def test_a_refusal_names_no_type_or_pattern(shared_client, path, body, message):
+    assert refused(shared_client.post(f"/v1/{path}", json=body), 422).startswith(message)
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:20]))

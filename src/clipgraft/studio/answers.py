@@ -12,7 +12,15 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from clipgraft.device import without_folders
-from clipgraft.errors import NO_SPACE, CheckpointError, MissingFileError, UserError, is_no_space, one_line
+from clipgraft.errors import (
+    NO_SPACE,
+    CheckpointError,
+    MissingFileError,
+    UserError,
+    is_no_space,
+    one_line,
+    plain_reason,
+)
 from clipgraft.reporting.html import script_hash
 from clipgraft.studio.catalog import UnknownModelError
 from clipgraft.studio.database import UnavailableError
@@ -87,7 +95,7 @@ def handle_errors(app: FastAPI) -> None:
     async def _(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        message = f"{'.'.join(place) or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+        message = f"{'.'.join(place) or 'body'}: {plain_reason(first['msg'])}"
         if place and first["type"] not in ("missing", "json_invalid"):  # whose input is the whole body
             message += f"; got {reprlib.repr(first['input'])}"
         return _error(422, "invalid_value", message, place[0] if place else None)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
@@ -173,6 +174,9 @@ class JobRequest(BoundedParams):
         return requests
 
 
+SIZE = r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$"
+
+
 class ImagesRequest(BoundedParams):
     """OpenAI's request for images, with sampling parameters in addition."""
 
@@ -181,7 +185,7 @@ class ImagesRequest(BoundedParams):
     prompt: Annotated[Text, Field(min_length=1, examples=["A dog running on the beach at sunset"])]
     model: Name | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
-    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$")] | None = "auto"
+    size: Annotated[str, Field(pattern=SIZE)] | None = "auto"
     response_format: Literal["url", "b64_json"] | None = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -198,6 +202,13 @@ class ImagesRequest(BoundedParams):
     background: Label = None
     moderation: Label = None
     complexity: Label = None
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _is_a_size(cls, value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(SIZE, value):
+            raise UserError("expected WIDTHxHEIGHT in pixels, such as 512x512, or auto")
+        return value
 
     @model_validator(mode="after")
     def _streams_base64(self) -> "ImagesRequest":
@@ -294,6 +305,10 @@ class EmbeddingsRequest(Request):
                 "token ids are another tokenizer's; send texts "
                 "(in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False, ...))"
             )
+        if not 0 < len(items) <= LIMITS.max_texts or not all(isinstance(each, str | dict) for each in items):
+            raise UserError(f"expected a text or an image, or a list of 1 to {LIMITS.max_texts} of them")
+        if "" in items:
+            raise UserError("a text is empty; send texts of 1 character or more")
         return value
 
     @field_validator("dimensions", mode="before")
