@@ -118,3 +118,21 @@ def test_folder_without_captions_says_what_is_there(tmp_path: Path) -> None:
     ):
         assert part in str(error.value)
     assert "files beside images end in" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"caption_extension": ".tags"},
+            r"no caption in files beside them that end in '\.tags'",
+        ),
+        ({"caption_field": "words"}, "image_field, caption_field and separator of data are of tables alone"),
+    ],
+)
+def test_a_setting_that_finds_nothing_is_named(
+    tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    root = write(tmp_path, {"a.jpg": "", "a.txt": "A dog"})
+    with pytest.raises(DataError, match=message):
+        load_dataset(root, **settings)

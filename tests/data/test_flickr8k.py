@@ -305,3 +305,15 @@ def test_flickr30k_token_file_is_read(tmp_path: Path) -> None:
 def test_results_of_something_else_are_no_captions(tmp_path: Path) -> None:
     files = {"results.csv": "epoch,loss\n1,2\n", "a.txt": "A dog"}
     assert captions_of(load_dataset(write(tmp_path, files, folder="."))) == {"a.jpg": ("A dog",)}
+
+
+@pytest.mark.parametrize("name", ["a#1.jpg", "a.heic", "a.avif", "a.jfif"])
+def test_names_with_hashes_and_of_any_format_are_read(tmp_path, name):
+    (tmp_path / "Images").mkdir()
+    for file in (name, "b.jpg"):
+        (tmp_path / "Images" / file).write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "captions.txt").write_text(f"image,caption\n{name},A dog\nb.jpg,A cat\n")
+    expected = {name: ("A dog",), "b.jpg": ("A cat",)}
+    assert {image.image_id: image.captions for image in load_dataset(tmp_path).images} == expected
+    (tmp_path / "Flickr8k.token.txt").write_text(f"{name}#0\tA dog\nb.jpg#0\tA cat\n")
+    assert {image.image_id: image.captions for image in load_dataset(tmp_path).images} == expected

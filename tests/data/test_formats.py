@@ -332,3 +332,29 @@ def test_reading_needs_no_torch() -> None:
 def test_source_that_is_no_file_is_one_line(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         load_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "pairs", [5, None, [1], [("a.jpg",)], [("a.jpg", 3)], [("a.jpg", ["x", 3])], [(3, "x")], [[]]]
+)
+def test_what_is_no_pair_is_shown(pairs):
+    with pytest.raises(DataError, match="pairs of an image's path and its caption or captions; got "):
+        load_dataset(pairs)
+
+
+def test_pairs_of_one_image_are_its_captions(tmp_path):
+    path = tmp_path / "a.jpg"
+    dataset = load_dataset([(path, "A dog"), (path, ("A cat", "A cow"))])
+    assert [image.captions for image in dataset.images] == [("A dog", "A cat", "A cow")]
+    with pytest.raises(DataError, match="no pair of a path and captions was given"):
+        load_dataset([])
+
+
+def test_ids_of_coco_may_be_texts_and_names_absolute(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    content = {
+        "images": [{"id": 1, "file_name": f"{tmp_path}/a.jpg"}],
+        "annotations": [{"image_id": "1", "caption": "A dog"}],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    assert [image.captions for image in load_dataset(tmp_path).images] == [("A dog",)]

@@ -84,19 +84,20 @@ def _coco_image_dir(folder: DataFolder, path: Path) -> Path:
 
 def _coco_captions(folder: DataFolder, path: Path, index: NameIndex, prefix: str) -> Iterator[RawCaption]:
     content = folder.json(path)
-    names: dict[int | str, str] = {}
+    names: dict[str, str] = {}
     for image in _coco_entries(content, "images", {"id": (int, str), "file_name": (str,)}, path):
-        name = check_image_name(image["file_name"], str(path))
-        if names.setdefault(image["id"], name) != name:
-            raise DataError(
-                f"{path}: the id {image['id']!r} stands for {names[image['id']]!r} and for {name!r}"
-            )
-    seen: Counter[int | str] = Counter()
+        name = check_image_name(folder.relative(image["file_name"]), str(path))
+        key = str(image["id"])  # some tools write ids as texts in one of the two lists
+        if names.setdefault(key, name) != name:
+            raise DataError(f"{path}: the id {image['id']!r} stands for {names[key]!r} and for {name!r}")
+    seen: Counter[str] = Counter()
     fields: dict[str, tuple[type, ...]] = {"image_id": (int, str), "caption": (str, type(None))}
     for entry in _coco_entries(content, "annotations", fields, path):
-        image_id = entry["image_id"]
+        image_id = str(entry["image_id"])
         if image_id not in names:
-            raise DataError(f"{path}: a caption belongs to image_id {image_id!r}, which images does not list")
+            raise DataError(
+                f"{path}: a caption belongs to image_id {entry['image_id']!r}, which images does not list"
+            )
         name = index.below(prefix, names[image_id], str(path))
         yield RawCaption(name, seen[image_id], tidy(entry["caption"] or ""))
         seen[image_id] += 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clipgraft.data.dataset import SPLITS, Split
-from clipgraft.data.names import IMAGE_SUFFIXES, check_image_name
+from clipgraft.data.names import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, check_image_name
 from clipgraft.data.raw import (
     DataFolder,
     RawCaption,
@@ -35,11 +35,13 @@ IMAGE_FOLDERS = (
 _SPLIT_LIST = re.compile(r".*[._](train|dev|val|test)images\.txt", re.IGNORECASE)
 _SPLIT_NAMES: dict[str, Split] = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 # `name.jpg#0<tab>caption`; some copies have spaces where the tab was.
-_TOKEN_LINE = re.compile(r"(?P<name>[^#]+)#(?P<number>[0-9]{1,9})\s+(?P<caption>.*)")
+_TOKEN_LINE = re.compile(r"(?P<name>.+?)#(?P<number>[0-9]{1,9})\s+(?P<caption>.*)")
+_SUFFIXES = IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
 # The name ends at its suffix and the first comma behind it (every copy has a `.jpg.1`); unquoted captions may
 # contain commas.
 _CSV_LINE = re.compile(
-    r'"?(?P<name>[^,"]+\.(?:jpe?g?|jfif|png|webp)(?:\.\d+)?)"?,(?P<caption>.*)', re.IGNORECASE
+    rf'"?(?P<name>[^,"]+(?:{"|".join(map(re.escape, sorted(_SUFFIXES)))})(?:\.\d+)?)"?,(?P<caption>.*)',
+    re.IGNORECASE,
 )
 _CSV_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
 _CSV_HEADER = re.compile(

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clipgraft.cache import bound_cache, cache_dir
 from clipgraft.console import track
@@ -26,8 +27,8 @@ from clipgraft.settings import DataSettings
 CAPTION_FOLDERS = ("annotations", "captions", "text", "flickr8k_text", "labels", "splits", "metadata")
 """Folders of caption files that lie beside those of images."""
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz")
-MAX_SHOWN = 3
-"""Files named in an error."""
+MAX_SHOWN, MAX_CHARACTERS = 3, 80
+"""Files named in an error, and characters of what they hold."""
 
 
 def load_dataset(
@@ -67,8 +68,7 @@ def load_dataset(
     if isinstance(source, (str, Path, DataSettings)):
         dataset = _load(given.source if isinstance(source, DataSettings) else str(source), given)
     else:
-        texts = ((path, [text] if isinstance(text, str) else text) for path, text in source)
-        dataset = _from_pairs({Path(path).absolute(): captions for path, captions in texts})
+        dataset = _from_pairs(_captions_by_path(source))
     return skip_damaged(dataset) if given.on_damaged == "skip" else dataset
 
 
@@ -133,9 +133,16 @@ def _folder_of(file: Path) -> Path:
 def _no_format(folder: DataFolder) -> str:
     others = other_extensions(folder)
     hint = f"; files beside images end in {others}: name one with data.caption_extension" if others else ""
-    hint += "; caption files beside images are empty" if has_caption_files(folder) else ""
-    for path in folder.documents[:MAX_SHOWN]:
-        beginning = path.open("rb").read(80).decode("utf-8", "replace").partition("\n")[0]
+    if extension := folder.settings.caption_extension:
+        return (
+            f"{folder.root}: {len(folder.images)} image(s), but no caption in files beside them that end in "
+            f"{extension!r} (data.caption_extension){hint}"
+        )
+    are_read = not names_columns(folder.settings)
+    hint += "; caption files beside images are empty" if are_read and has_caption_files(folder) else ""
+    hint += "" if are_read else "; image_field, caption_field and separator of data are of tables alone"
+    for path in [path for path in folder.documents if path.suffix.lower() != ".json"][:MAX_SHOWN]:
+        beginning = path.open("rb").read(MAX_CHARACTERS).decode("utf-8", "replace").partition("\n")[0]
         hint += f"; {folder.name(path)} begins with {beginning!r}, which names no columns of both"
     archives = [path.name for path in folder.root.iterdir() if path.suffix.lower() in ARCHIVES]
     hint += f"; {', '.join(archives[:MAX_SHOWN])} must be unpacked" if archives else ""
@@ -149,6 +156,27 @@ def _no_format(folder: DataFolder) -> str:
         "data.caption_field name them); "
         "annotations/captions_train.json (COCO); or IMAGE.txt or IMAGE.caption beside each IMAGE.jpg"
     )
+
+
+def _captions_by_path(pairs: Any) -> dict[Path, list[str]]:
+    """Return the captions of each path, which may come several times."""
+    found: dict[Path, list[str]] = {}
+    for pair in pairs if isinstance(pairs, Iterable) else [pairs]:
+        path, texts = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
+        captions = [texts] if isinstance(texts, str) else texts
+        if (
+            not isinstance(path, str | Path)
+            or not isinstance(captions, list | tuple)
+            or not all(isinstance(text, str) for text in captions)
+        ):
+            raise DataError(
+                "expected a folder, or pairs of an image's path and its caption or captions; "
+                f"got {repr(pair)[:MAX_CHARACTERS]}"
+            )
+        found.setdefault(Path(path).absolute(), []).extend(captions)
+    if not found:
+        raise DataError("no image with a caption remains: no pair of a path and captions was given")
+    return found
 
 
 def _from_pairs(pairs: Mapping[Path, Sequence[str]]) -> CaptionDataset:

@@ -93,7 +93,7 @@ def _entries(folder: DataFolder, path: Path, index: NameIndex) -> list[tuple[str
         name = image.get("filename") if isinstance(image, dict) else None
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: read {repr(image)[:120]}; expected filename, split and sentences")
-        name = check_image_name(name, where)
+        name = check_image_name(folder.relative(name), where)
         place = image.get("filepath")
         found = index.same_file(name)
         if found is None and isinstance(place, str) and place:
