@@ -1,6 +1,7 @@
 """The command line called in this process or apart, and image requests, for tests."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -107,3 +109,12 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+
+
+def resident_kilobytes(file):
+    """Kilobytes of a mapped file that are in this process's memory."""
+    mappings = re.split(
+        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE
+    )
+    own = [text for text in mappings if text.splitlines()[:1] and text.splitlines()[0].endswith(str(file))]
+    return sum(int(re.search(r"^Rss:\s+(\d+) kB", text, re.MULTILINE).group(1)) for text in own)

@@ -12,7 +12,7 @@ from engine_world import openvino
 import tiny
 from clipgraft.files import file_sha256
 from clipgraft.models.weights import write_folder_atomically
-from helpers import files_of_at_most, import_openvino
+from helpers import files_of_at_most, import_openvino, resident_kilobytes
 
 
 class Layer(torch.nn.Module):
@@ -54,6 +54,18 @@ def test_other_weights_or_another_dtype_are_other_networks(tmp_path):
     assert run_layer(openvino(tmp_path), weight=2.0) == 8
     assert run_layer(openvino(tmp_path, torch.bfloat16)) == 4
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
+def test_weights_on_disk_leave_memory_once_they_are_compiled(tmp_path):
+    engine, states = openvino(tmp_path, torch.bfloat16), torch.ones(1, 7, 1024)
+    layer = torch.nn.Linear(1024, 1024)
+    wrapped = torch.nn.Sequential(layer)
+    wrapped.forward = lambda states: (layer(states),)
+    run = engine.runner(engine.template("a layer", "its key", wrapped, (states,)), num_bytes=2**22)
+    for _ in range(2):
+        assert torch.allclose(run(states)[0], layer(states), atol=0.02)
+    assert resident_kilobytes(tmp_path / "its key" / "network.bin") == 0
 
 
 SIGNAL_STACK = """

@@ -26,6 +26,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.generation.engines.compiled_networks import MAX_WEIGHT_BYTES, compiled_once
 from clipgraft.generation.engines.networks import Run
 from clipgraft.generation.engines.signal_stack import kept_signal_stack
+from clipgraft.memory import release_files
 from clipgraft.models.weights import module_sha256, verify_folder, write_folder_atomically
 
 # OpenVINO's converter sends telemetry unless this package cannot be imported.
@@ -105,9 +106,11 @@ class OpenVinoEngine:
             return self._core.compile_model(model, "CPU", settings)
 
         with kept_signal_stack():
-            if not key:
-                return _Compiled(compile_network())
-            return _Compiled(compiled_once(self._core, [key, shapes], settings, compile_network))
+            if key:
+                return _Compiled(compiled_once(self._core, [key, shapes], settings, compile_network))
+            compiled = _Compiled(compile_network())
+        release_files(self.cache_folder)  # compiled, SD v1.5's U-Net has 1.7 GB of weights of its own
+        return compiled
 
     def template(self, name: str, key: str, network: nn.Module, examples: Sequence[Tensor]) -> Template:
         """Return a network's template, converted once; `key` is its key."""
