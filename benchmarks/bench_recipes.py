@@ -24,7 +24,6 @@ from clipgraft.evaluation.evaluate import evaluate_recipe
 from clipgraft.finetuning.finetune import finetune, load_inputs
 from clipgraft.finetuning.wise_ft import interpolate
 from clipgraft.models.clip import load_clip
-from clipgraft.runs.run import Run
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
 NUM_PROMPTS = 80
@@ -48,16 +47,6 @@ def recipe_of(seed: int, settings: dict[str, Any]) -> Recipe:
             "evaluate": base.evaluate.model_copy(update={"num_prompts": NUM_PROMPTS}),
         }
     )
-
-
-def run_stage(folder: Path, recipe: Recipe, stage: Any) -> dict[str, Any]:
-    """A stage's metrics; made in a folder that is held, unless they are there."""
-
-    def hold(folder: Path) -> None:
-        with Run.begin(folder, recipe, resume=True) as run:
-            stage(run.path)
-
-    return metrics_of(folder, hold)
 
 
 def metrics_of(folder: Path, stage: Any) -> dict[str, Any]:
@@ -84,11 +73,8 @@ def run_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
             "drift_words": drift["drift_words"],
             "drift_padding": drift["drift_padding"],
         }
-    scores = run_stage(
-        folder / "evaluate",
-        recipe_of(seed, {}),
-        lambda out: evaluate_recipe(recipe_of(seed, {}), encoders, out).short_metrics().model_dump(),
-    )["scores"]
+    evaluation = recipe_of(seed, {})
+    scores = metrics_of(folder / "evaluate", lambda out: evaluate_recipe(evaluation, encoders, out))["scores"]
     for name, figures in found.items():
         figures |= {
             "fidelity": scores[slug(name)]["mean"],
