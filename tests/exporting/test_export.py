@@ -199,6 +199,10 @@ def test_a_card_says_whether_a_safety_checker_is_included(tmp_path, graft_dir):
         ),
         (["--format", "prompt-embeds"], "prompt-embeds needs prompts, as arguments or in a --prompts-file"),
         (
+            ["--negative-prompt", "fog", "--format", "bridge"],
+            "--negative-prompt is for --format prompt-embeds; bridge encodes none",
+        ),
+        (
             ["A dog", "--format", "bridge"],
             "prompts are for --format prompt-embeds and lora; bridge encodes none",
         ),

@@ -19,6 +19,7 @@ from clipgraft.generation.grid import generate_grid, parse_axis
 from clipgraft.generation.lora_files import fuse_lora, read_lora
 from clipgraft.generation.prompt_files import read_requests
 from clipgraft.generation.request_adapters import read_tags
+from clipgraft.generation.requests import image_requests
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, Lora, SamplingParams
@@ -258,8 +259,9 @@ def test_a_lora_is_found_in_another_case(tmp_path):
     params = SamplingParams(prompt_syntax="weighted", lora_dir=str(tmp_path))
     _, changed = read_tags("A dog <lora:fur:1>", params)
     assert [lora.file for lora in changed.loras] == [str(found)]
-    with pytest.raises(MissingFileError, match=r"no folder .*nowhere; name one with LoRAs"):
-        read_tags("A dog <lora:fur:1>", SamplingParams(prompt_syntax="weighted", lora_dir="nowhere"))
+    for prompt in ("A dog <lora:fur:1>", "A dog"):
+        with pytest.raises(MissingFileError, match=r"no folder .*nowhere; name one with LoRAs"):
+            image_requests([prompt], SamplingParams(prompt_syntax="weighted", lora_dir="nowhere"))
 
 
 def test_tag_without_a_folder_says_what_to_name(base, tmp_path, capsys):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from clipgraft.errors import DataError
+import clipgraft
+from clipgraft.errors import DataError, UserError
 from clipgraft.generation.prompt_files import read_prompts, read_requests
 from clipgraft.sampling_params import SamplingParams
 
@@ -159,6 +160,12 @@ def test_another_form_read_as_lines_is_said(tmp_path, capsys, text, form):
     read(tmp_path, "p.txt", text)
     said = capsys.readouterr().err
     assert (f"p.txt looks like {form} and is read as one prompt per line" in said) if form else not said
+
+
+@pytest.mark.parametrize("prompts", [3, None, ["A dog", 3]])
+def test_prompts_of_another_type_are_shown(base, prompts):
+    with pytest.raises(UserError, match="prompt must be a text; got "):
+        clipgraft.load(base, device="cpu").generate(prompts, num_inference_steps=1)
 
 
 def test_bad_lines_are_skipped_where_asked(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,12 @@ def test_a_cut_off_weights_file_is_named(clip_dir, copy):
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or no safetensors file"):
         load_clip(folder)
+
+
+def test_a_runs_folder_names_the_clip_in_it(clip_dir, tmp_path):
+    shutil.copytree(clip_dir, tmp_path / "clip")
+    with pytest.raises(CheckpointError, match=r"no CLIP folder: it has no config\.json; name .*/clip"):
+        load_clip(tmp_path)
 
 
 def test_a_folder_without_tokenizer_is_refused(clip_dir, copy):

@@ -190,7 +190,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _damaged(error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or type(error).__name__
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "its pixels cannot be decoded"
     return DataError(f"is damaged ({reason}); replace it or take it out")
 
 

@@ -62,6 +62,8 @@ def export(
     """
     out = Path(out)
     _check_options(file_format, prompts, dtype, rank)
+    if negative_prompt and file_format != "prompt-embeds":
+        raise UserError(f"--negative-prompt is for --format prompt-embeds; {file_format} encodes none")
     refuse_inputs_within(out, {"the graft": None if isinstance(graft, Graft) else graft, "--base": base})
     _refuse_existing(out, file_format)
     quiet_libraries()

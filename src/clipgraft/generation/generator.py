@@ -227,7 +227,7 @@ class ImageGenerator:
         Raises:
             UserError: If a name is unknown (says the nearest) or a value is not allowed.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]
         requests = image_requests(texts, with_changes(params, changes))
         return list(self.sample(requests, batch_size=batch_size))
 

@@ -85,6 +85,12 @@ def safetensors_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".safetensors")
 
 
+def check_lora_dir(folder: Path) -> None:
+    """Raise MissingFileError if a folder of LoRAs is not there."""
+    if not folder.is_dir():
+        raise MissingFileError(f"no folder {folder}; name one with LoRAs (lora_dir)")
+
+
 def find_lora(folder: Path, name: str) -> Path:
     """Return the file of a LoRA in a folder or its subfolders.
 
@@ -92,8 +98,7 @@ def find_lora(folder: Path, name: str) -> Path:
         MissingFileError: If no file has that name; says which names are near.
         DataError: If there are several.
     """
-    if not folder.is_dir():
-        raise MissingFileError(f"no folder {folder}; name one with LoRAs (lora_dir)")
+    check_lora_dir(folder)
     files = {path: path.stem for path in safetensors_below(folder)}
     found = [path for path, stem in files.items() if stem == name]
     found = found or [path for path, stem in files.items() if stem.casefold() == name.casefold()]

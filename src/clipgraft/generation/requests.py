@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,13 @@ from clipgraft.files import whole_characters
 from clipgraft.generation.dynamic_prompts import DynamicPrompts
 from clipgraft.generation.embedding_files import Embeddings
 from clipgraft.generation.prompt_syntax import parse_prompt
-from clipgraft.generation.request_adapters import EmbeddingFolder, adapter_record, check_adapters, read_tags
+from clipgraft.generation.request_adapters import (
+    EmbeddingFolder,
+    adapter_record,
+    check_adapters,
+    check_lora_dir,
+    read_tags,
+)
 from clipgraft.generation.request_files import IMAGES, check_files, file_record, without_files
 from clipgraft.generation.request_guides import GUIDES, check_guides, guide_record
 from clipgraft.models.defaults import SamplingDefaults
@@ -149,6 +156,8 @@ def image_requests(prompts: Iterable[str], params: TextToImageParams) -> list[Im
     if each[0].dynamic_prompts or each[0].wildcards:
         templates = DynamicPrompts(each[0].wildcards)
         pairs = [templates.resolved(prompt, own) for prompt, own in pairs]
+    if each[0].lora_dir:
+        check_lora_dir(Path(each[0].lora_dir))
     if each[0].prompt_syntax == "weighted":
         pairs = [read_tags(prompt, own) for prompt, own in pairs]
     if each[0].embedding_dir:

@@ -135,7 +135,9 @@ def empty_prompt_ids(tokenizer: CLIPTokenizer) -> Tensor:
 def _refuse_other_models(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"{folder} is no CLIP folder: it has no config.json")
+        inner = folder / "clip"  # of a fine-tuning's run
+        hint = f"; name {inner}" if (inner / "config.json").is_file() else ""
+        raise CheckpointError(f"{folder} is no CLIP folder: it has no config.json{hint}")
     model_type = read_config(config, Checked).get("model_type")
     if model_type != "clip":
         raise CheckpointError(
