@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import clipgraft
 import tiny
 from app_client import JOB, generate, refused
 from clipgraft.errors import MissingFileError
+from clipgraft.generation.request_adapters import find_lora
 from clipgraft.studio.api import build_app
+from clipgraft.studio.model_folder import ModelFolder
 from clipgraft.studio.service import Service
 from clipgraft.studio.uploads import Uploads
 
@@ -180,6 +183,16 @@ def test_models_say_the_width_that_fits_them(client):
 def test_a_folder_of_models_has_to_be_there(runs_dir, tmp_path):
     with pytest.raises(MissingFileError, match=r"^--models .*gone: no such folder$"):
         Service(runs_dir, tmp_path, device="cpu", models_dir=tmp_path / "gone")
+
+
+def test_models_are_listed_whatever_the_case_of_their_suffix(models_dir, tmp_path):
+    folder = tmp_path / "models"
+    (folder / "Lora" / "fur").mkdir(parents=True)
+    shutil.copy(models_dir / "Lora" / "fur" / "soft.safetensors", folder / "Lora/fur/Soft.SAFETENSORS")
+    found = ModelFolder(folder)
+    assert found.names("loras") == ["fur/Soft"]
+    file = find_lora(found.folder("loras"), "soft")
+    assert found.path("loras", found.name_of("loras", str(file))) == file
 
 
 def test_a_lora_for_another_base_is_no_fault_of_the_server(client):

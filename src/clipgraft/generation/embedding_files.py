@@ -119,7 +119,7 @@ def embedding_path(path: Path) -> Path:
     if not path.is_file():
         raise MissingFileError(f"no embedding at {path}; name a .safetensors file")
     refuse_pickled_file(path, "embedding")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file; name one with an embedding")
     return path
 

@@ -46,7 +46,7 @@ def controlnet_files(name: str) -> list[Path]:
         CheckpointError: If it holds no weights, or the hub is unreachable.
     """
     folder = resolve_model(name, part="controlnet", needed=NEEDED)
-    if folder.suffix == ".safetensors" and folder.is_file():
+    if folder.suffix.lower() == ".safetensors" and folder.is_file():
         return [folder]
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(

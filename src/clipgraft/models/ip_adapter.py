@@ -51,7 +51,7 @@ def ip_adapter_files(name: str) -> list[Path]:
     path = Path(name)
     if not path.is_file():
         raise MissingFileError(f"no IP-Adapter at {path}; name a .safetensors file")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file; a pickle can run code, take another copy")
     with opened_weights(path) as file:
         _refuse_other(path, file.keys())

@@ -89,7 +89,7 @@ def load_single_file(path: Path, components: Collection[str], dtype: torch.dtype
     Raises:
         CheckpointError: If it is of another kind, damaged, or not a complete Stable Diffusion v1 checkpoint.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise CheckpointError(
             f"{path} is not a .safetensors file; pickles (.ckpt, .bin) can run code: take a copy in "
             "safetensors, or, if you trust it, read it with torch's weights_only=True and write its "

@@ -70,7 +70,7 @@ def load_vae(name: str, base_vae: AutoencoderKL) -> AutoencoderKL | AutoencoderT
     """
     place = Path(name).expanduser()
     refuse_pickled_file(place, "VAE")
-    if place.suffix == ".safetensors" and not place.exists():
+    if place.suffix.lower() == ".safetensors" and not place.exists():
         raise MissingFileError(f"no VAE at {name}; name a .safetensors file, a folder or a hub id")
     # The weights of TAESD and TAESDXL have the same shapes, so that only their names tell them apart.
     if "taesdxl" in place.name.lower():
@@ -104,7 +104,7 @@ def _load_folder(folder: Path, base_vae: AutoencoderKL) -> AutoencoderKL | Autoe
 
 def _load_file(path: Path, base_vae: AutoencoderKL) -> AutoencoderKL | AutoencoderTiny:
     """Load a VAE from one file, by the names of its weights."""
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file; {FORMATS}")
     with opened_weights(path) as file:
         held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from clipgraft.errors import MissingFileError, UserError
 from clipgraft.files import LONE_SURROGATE
 from clipgraft.generation.embedding_files import read_embedding
+from clipgraft.generation.request_adapters import safetensors_below
 from clipgraft.generation.request_files import file_state
 from clipgraft.models.configs import ControlNetConfig, read_config
 from clipgraft.models.ip_adapter import ENCODER_NAME, FIRST_KEY
@@ -32,6 +33,7 @@ TITLES: dict[Kind, str] = {
     "ip_adapters": "IP-Adapter",
     "embeddings": "embedding",
 }
+SUFFIX = ".safetensors"
 MAX_NAMES = 2000
 """Models of a kind that are listed."""
 MAX_NEAR = 3
@@ -113,8 +115,8 @@ class ModelFolder:
 
     def _paths(self, kind: Kind) -> dict[str, Path]:
         folder = self.folder(kind)
-        pattern = "config.json" if kind == "controls" else "*.safetensors"
-        found = sorted(path for path in folder.rglob(pattern) if ENCODER_NAME not in path.parts)
+        files = folder.rglob("config.json") if kind == "controls" else safetensors_below(folder)
+        found = sorted(path for path in files if ENCODER_NAME not in path.parts)
         if kind == "controls":
             found = [path.parent for path in found if path.parent != folder]
         named = {_name(path, folder): path for path in found}
@@ -136,4 +138,4 @@ def _read(kind: Kind, path: Path, *_state: int) -> dict[str, Any]:
 
 def _name(path: Path, folder: Path) -> str:
     relative = path.relative_to(folder).as_posix()
-    return relative.removesuffix(".safetensors")
+    return relative[: -len(SUFFIX)] if relative.lower().endswith(SUFFIX) else relative
