@@ -44,6 +44,10 @@ def test_one_folder_gives_a_page_and_several_a_comparison(run_dir, tmp_path, mon
         (["nowhere"], "error: run folder not found: nowhere"),
         (["."], "is not a run: it holds neither recipe.toml"),
         (["a", "b", "--watch"], "error: --watch shows one run; name one folder"),
+        (
+            ["a", "--out", "b"],
+            "error: --out is for a comparison of several runs; the page of one lies in its folder",
+        ),
     ],
 )
 def test_wrong_folder_is_said_in_one_line(tmp_path, monkeypatch, capsys, arguments, said):

@@ -65,7 +65,10 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")
     ],
     watch: Annotated[bool, typer.Option("--watch", help="Refresh the page until the run ends.")] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder for a comparison of several runs.")] = Path(),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for a comparison of several runs; default: the current one."),
+    ] = None,
 ) -> None:
     """Write a run's page, report.json, figures and model card, or a comparison."""
     from clipgraft.reporting import report as stage
@@ -73,8 +76,10 @@ def report(
     if len(runs) > 1:
         if watch:
             raise UserError("--watch shows one run; name one folder")
-        page = stage.compare(runs, out)
+        page = stage.compare(runs, out or Path())
     else:
+        if out:
+            raise UserError("--out is for a comparison of several runs; the page of one lies in its folder")
         page = stage.watch(runs[0]) if watch else stage.report(runs[0])
     print_line(f"report: {page}")
 
