@@ -289,6 +289,7 @@ def test_networks_with_feature_cache_off_give_equal_bits():
     )
 
 
+@pytest.mark.slow
 def test_both_approximations_work_together(cache):
     speed = InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))
     drawn = [

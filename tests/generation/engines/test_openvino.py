@@ -97,6 +97,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are Linux's here")
 def test_networks_that_are_freed_leave_the_signal_stack(tmp_path):
     openvino(tmp_path)  # skips without it
