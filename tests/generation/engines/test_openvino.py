@@ -56,6 +56,20 @@ def test_other_weights_or_another_dtype_are_other_networks(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "min_compiled", "expected"),
+    [(2**31, 1, "abab"), (2**31, 2, "ab"), (2**29, 1, "ab"), (16, 1, "ab")],
+)
+def test_a_large_network_stays_compiled_for_one_shape(tmp_path, num_bytes, min_compiled, expected):
+    engine = type(openvino(tmp_path))(torch.float32, tmp_path, min_compiled=min_compiled)
+    template = engine.template("a layer", "its key", Layer(), (torch.ones(1, 4, 9, 9),))
+    compiled = []
+    run = engine.runner(lambda: compiled.append(shape) or template(), num_bytes)
+    for shape in "aabab":
+        assert float(run(torch.ones(1 + (shape == "b"), 4, 8, 8))[0].mean()) == 4
+    assert "".join(compiled) == expected
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
 def test_weights_on_disk_leave_memory_once_they_are_compiled(tmp_path):
     engine, states = openvino(tmp_path, torch.bfloat16), torch.ones(1, 7, 1024)

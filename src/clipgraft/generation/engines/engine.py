@@ -97,7 +97,9 @@ def engines_at_hand(inference: InferenceConfig, device: torch.device, cache_fold
     if name != "torch" and not missing and not inference.compile:
         from clipgraft.generation.engines.openvino import OpenVinoEngine
 
-        engines.append(OpenVinoEngine(openvino_dtype(), cache_folder))
+        engines.append(
+            OpenVinoEngine(openvino_dtype(), cache_folder, min_compiled=_num_shapes_in_turn(inference))
+        )
     if name != "openvino":
         engines.append(TorchEngine(device, inference_dtype(device), is_compiled=inference.compile))
     return engines
@@ -111,7 +113,12 @@ def _int8_engine(inference: InferenceConfig, missing: str, cache_folder: Path) -
         raise UserError(f"quantize 'int8' cannot run here: {missing}; leave it out")
     from clipgraft.generation.engines.int8 import Int8Engine
 
-    return Int8Engine(openvino_dtype(), cache_folder)
+    return Int8Engine(openvino_dtype(), cache_folder, min_compiled=_num_shapes_in_turn(inference))
+
+
+def _num_shapes_in_turn(inference: InferenceConfig) -> int:
+    """Return 2 where guided and unguided steps take turns, else 1."""
+    return 1 if inference.guidance_interval == (0, 1) else 2
 
 
 def approximations(inference: InferenceConfig) -> list[str]:

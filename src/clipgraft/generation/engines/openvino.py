@@ -36,11 +36,11 @@ import openvino as ov  # noqa: E402
 FILE_NAME, WEIGHTS_NAME = "network.xml", "network.bin"
 KEYED_VERSIONS = ("openvino", "torch", "diffusers")
 """Another version may trace, convert or read otherwise."""
-MIN_COMPILED, MAX_COMPILED = 2, 8
-"""Shapes of a network that stay compiled: at least with guidance and without (1.7 GB each for SD v1.5's
-U-Net); of a small network the studio's batches of 1, 2, 4 and 8, too."""
+MAX_COMPILED = 8
+"""Shapes of a small network that stay compiled: the studio's batches of 1, 2, 4 and 8, with guidance and
+without."""
 MAX_COMPILED_BYTES = 2**30
-"""Of weights, counted for each shape beyond the minimum."""
+"""Of their weights. SD v1.5's U-Net has 1.7 GB, and is compiled anew in about the time of a guided step."""
 
 Template = Callable[[], ov.Model]
 """Gives a network whose rows, height and width are open."""
@@ -52,8 +52,8 @@ class OpenVinoEngine:
     name = "openvino"
     device = torch.device("cpu")
 
-    def __init__(self, dtype: torch.dtype, cache_folder: Path) -> None:
-        self.dtype, self.cache_folder = dtype, cache_folder
+    def __init__(self, dtype: torch.dtype, cache_folder: Path, *, min_compiled: int = 1) -> None:
+        self.dtype, self.cache_folder, self.min_compiled = dtype, cache_folder, min_compiled
         self._core = ov.Core()
 
     def prepare(self, name: str, network: nn.Module, examples: Sequence[Tensor]) -> Run:
@@ -77,7 +77,7 @@ class OpenVinoEngine:
         """
         compiled: OrderedDict[tuple, _Compiled] = OrderedDict()
         key = key if num_bytes <= MAX_WEIGHT_BYTES else ""
-        max_compiled = min(MAX_COMPILED, max(MIN_COMPILED, MAX_COMPILED_BYTES // max(1, num_bytes)))
+        max_compiled = min(MAX_COMPILED, max(self.min_compiled, MAX_COMPILED_BYTES // max(1, num_bytes)))
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             shapes = tuple(tuple(tensor.shape) for tensor in tensors)
