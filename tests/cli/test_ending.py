@@ -122,7 +122,7 @@ def test_cache_that_cannot_be_kept_names_where_to_have_it(monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/.cache")
     assert run(FileNotFoundError(2, "No such file or directory", "/proc/.cache")) == 2
     assert capsys.readouterr().err.endswith(
-        "'/proc/.cache'; the cache cannot be kept there: set XDG_CACHE_HOME to a folder that can be written\n"
+        "; the cache cannot be kept there: set XDG_CACHE_HOME to a folder that can be written\n"
     )
     assert run(PermissionError(13, "Permission denied", "/elsewhere/x")) == 2
     assert "XDG_CACHE_HOME" not in capsys.readouterr().err
