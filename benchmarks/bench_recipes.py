@@ -129,6 +129,12 @@ def slug(name: str) -> str:
     return name.replace(", ", "_").replace(" ", "_")
 
 
+def summarize(values: list[float]) -> dict[str, float]:
+    """The mean over seeds, with the spread of several."""
+    spread = {"spread": statistics.stdev(values)} if len(values) > 1 else {}
+    return {"mean": statistics.mean(values), **spread}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_recipes"))
@@ -137,17 +143,11 @@ def main() -> None:
     folder = options.out
     seeds = [run_seed(folder / f"seed{seed}", seed) for seed in options.seeds]
     rows = {
-        name: {
-            key: {
-                "mean": statistics.mean(found[name][key] for found in seeds),
-                "spread": statistics.stdev(found[name][key] for found in seeds) if len(seeds) > 1 else 0.0,
-            }
-            for key in seeds[0][name]
-        }
+        name: {key: summarize([found[name][key] for found in seeds]) for key in seeds[0][name]}
         for name in seeds[0]
     }
     environment = describe_environment(torch.device("cpu")) | {
-        "command": "python benchmarks/bench_recipes.py"
+        "command": f"python benchmarks/bench_recipes.py --seeds {' '.join(map(str, options.seeds))}"
     }
     result = {
         "num_seeds": len(seeds),
@@ -157,9 +157,13 @@ def main() -> None:
         "environment": environment,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = Table("", *next(iter(rows.values())), title=f"mean and standard deviation of {len(seeds)} seeds")
+    table = Table("", *next(iter(rows.values())), title=f"mean of {len(seeds)} seeds (standard deviation)")
     for name, figures in rows.items():
-        table.add_row(name, *(f"{value['mean']:.3f} ({value['spread']:.3f})" for value in figures.values()))
+        cells = (
+            f"{value['mean']:.3f}" + (f" ({value['spread']:.3f})" if "spread" in value else "")
+            for value in figures.values()
+        )
+        table.add_row(name, *cells)
     Console(width=140).print(table)
 
 

@@ -39,7 +39,6 @@ How each was measured, and what follows from it, is on the pages that the sectio
 
 FIRST_WORLD = frozenset(
     {
-        "recipes",
         "ladder",
         "distill",
         "controlnet",
