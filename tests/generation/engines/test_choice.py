@@ -115,3 +115,10 @@ def test_steps_are_timed_with_one_network_in_memory(monkeypatch, seconds, rounds
 
 def test_a_gpu_has_one_engine(tmp_path):
     assert [engine.name for engine in engines_at_hand(AUTO, torch.device("cuda"), tmp_path)] == ["torch"]
+
+
+@needs_two_engines
+@pytest.mark.parametrize(("interval", "expected"), [((0.0, 1.0), 1), ((0.0, 0.5), 2)])
+def test_shapes_that_take_turns_both_stay_compiled(tmp_path, interval, expected):
+    engine = engines_at_hand(InferenceConfig(guidance_interval=interval), CPU, tmp_path)[0]
+    assert engine.min_compiled == expected
