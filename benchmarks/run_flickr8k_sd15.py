@@ -5,8 +5,8 @@
 Stages, resolution and the batch size of refining are the recipe's own, and so are memory and disk; images,
 epochs, prompts and denoising steps are few, so its hours are not. Fine-tuning runs once more by itself on a
 whole batch of the recipe. Prints time, peak memory and disk of each stage, and writes
-benchmarks/results/flickr8k_sd15_run.json. It takes hours of a core and 10 GB of
-disk; a second call with the same folder goes on.
+benchmarks/results/flickr8k_sd15_run.json. It takes a quarter of an hour of two cores and 10 GB of disk; a
+second call with the same folder goes on.
 """
 
 import argparse
