@@ -66,6 +66,18 @@ class Dropped:
     assert ended.returncode == code
 
 
+def test_another_exit_within_a_destructor_stops_nothing():
+    script = COMMAND.replace(
+        "import sys, time", "import sys, time\nclass Dropped:\n    def __del__(self):\n        sys.exit(3)"
+    )
+    script = script.replace("        time.sleep(30)", "        Dropped()\n        time.sleep(0.3)")
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "work"], capture_output=True, text=True, check=False, timeout=25
+    )
+    assert ended.returncode == 0
+    assert "put away" in ended.stderr
+
+
 @pytest.mark.parametrize("seconds", [0.08, 0.12, 0.2])
 def test_ctrl_c_while_the_command_line_is_imported_is_one_line(seconds):
     begin = "import os, signal, sys; sys.argv = ['clipgraft', 'doctor']; import clipgraft.__main__ as entry\n"

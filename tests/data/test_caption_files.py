@@ -1,5 +1,6 @@
 """Caption files beside images, as captioners and trainers write them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_folder_without_captions_says_what_is_there(tmp_path: Path) -> None:
             {"caption_extension": ".tags"},
             r"no caption in files beside them that end in '\.tags'",
         ),
-        ({"caption_field": "words"}, "image_field, caption_field and separator of data are of tables alone"),
+        ({"caption_field": "words"}, "data.image_field, caption_field and separator apply to tables only"),
     ],
 )
 def test_a_setting_that_finds_nothing_is_named(
@@ -136,3 +137,19 @@ def test_a_setting_that_finds_nothing_is_named(
     root = write(tmp_path, {"a.jpg": "", "a.txt": "A dog"})
     with pytest.raises(DataError, match=message):
         load_dataset(root, **settings)
+
+
+def test_files_without_captions_are_looked_at_a_few_times(tmp_path, monkeypatch):
+    num_calls, stat = 0, os.stat
+
+    def counted(*arguments, **options):
+        nonlocal num_calls
+        num_calls += 1
+        return stat(*arguments, **options)
+
+    for number in range(300):
+        (tmp_path / f"{number}.jpg").touch()
+    monkeypatch.setattr(os, "stat", counted)
+    with pytest.raises(DataError, match="no captions in a known format"):
+        load_dataset(tmp_path)
+    assert 300 <= num_calls < 20 * 300

@@ -309,10 +309,14 @@ def _send_again(lost: "sys.UnraisableHookArgs") -> None:
 
     Python drops an exception that is raised there.
     """
-    if not isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+    error = lost.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif isinstance(error, SystemExit) and error.code == TERMINATED:
+        number = signal.SIGTERM
+    else:
         sys.__unraisablehook__(lost)
         return
-    number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
     threading.Timer(0.05, os.kill, (os.getpid(), number)).start()  # after the destructor
 
 

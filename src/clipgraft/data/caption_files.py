@@ -57,18 +57,20 @@ def read_caption_files(folder: DataFolder) -> RawDataset | None:
 
 def other_extensions(folder: DataFolder) -> str:
     """Return the endings of files beside images: `.tags (20)`."""
-    stems = {path.with_suffix("") for path in folder.images.values()}
+    images = set(folder.images.values())
+    stems = {path.with_suffix("") for path in images}
     counts: Counter[str] = Counter()
-    for place in sorted({path.parent for path in folder.images.values()}):
+    for place in sorted({path.parent for path in images}):
         files = [path for path in place.iterdir() if path.with_suffix("") in stems]
-        others = [path for path in files if path.is_file() and path not in set(folder.images.values())]
+        others = [path for path in files if path.is_file() and path not in images]
         counts.update(path.suffix for path in others if path.suffix.lower() not in EXTENSIONS)
     return ", ".join(f"{suffix} ({count:,})" for suffix, count in counts.most_common(3) if suffix)
 
 
 def has_caption_files(folder: DataFolder) -> bool:
     """Whether any image has a caption file, empty or not."""
-    return any(_caption_files(path, "", _names_of_files(path.parent)) for path in folder.images.values())
+    files_beside = cache(_names_of_files)
+    return any(_caption_files(path, "", files_beside(path.parent)) for path in folder.images.values())
 
 
 def _names_of_files(place: Path) -> NameIndex:

@@ -140,10 +140,13 @@ def _no_format(folder: DataFolder) -> str:
         )
     are_read = not names_columns(folder.settings)
     hint += "; caption files beside images are empty" if are_read and has_caption_files(folder) else ""
-    hint += "" if are_read else "; image_field, caption_field and separator of data are of tables alone"
+    hint += "" if are_read else "; data.image_field, caption_field and separator apply to tables only"
     for path in [path for path in folder.documents if path.suffix.lower() != ".json"][:MAX_SHOWN]:
-        beginning = path.open("rb").read(MAX_CHARACTERS).decode("utf-8", "replace").partition("\n")[0]
-        hint += f"; {folder.name(path)} begins with {beginning!r}, which names no columns of both"
+        with path.open("rb") as file:
+            beginning = file.read(MAX_CHARACTERS).decode("utf-8", "replace").partition("\n")[0]
+        hint += (
+            f"; {folder.name(path)} begins with {beginning!r}, which names no columns of images and captions"
+        )
     archives = [path.name for path in folder.root.iterdir() if path.suffix.lower() in ARCHIVES]
     hint += f"; {', '.join(archives[:MAX_SHOWN])} must be unpacked" if archives else ""
     shard = next(folder.root.rglob("*.tar"), None)
