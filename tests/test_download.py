@@ -12,8 +12,6 @@ from clipgraft.device import inference_dtype
 from clipgraft.download import needed_models, run_files
 from clipgraft.generation.engines.attach import unet_loader
 from clipgraft.generation.generator import load_base
-from clipgraft.models.configs import BaseRecord
-from clipgraft.models.graft import Graft
 from clipgraft.models.hub import PINS, fetch, find_model
 from helpers import RECIPE, call, refused
 from hub_server import ask_only, serve
@@ -78,9 +76,7 @@ def test_what_a_run_draws_with_is_all_that_is_fetched(hub, tmp_path):
     assert halves == ["unet/diffusion_pytorch_model.fp16.safetensors"]
     hub.models.clear()
     hub.requests.clear()
-    record = BaseRecord(name="owner/checked", revision=COMMIT, sums={})
-    graft = Graft(None, tiny.build_tokenizer(), record)
-    base = load_base([graft], "", torch.float32, with_unet=False, with_teacher=True)
+    base = load_base([None], "owner/checked", torch.float32, revision=COMMIT, with_unet=False)
     base.unet = unet_loader(base.origin, torch.bfloat16)()
     assert base.unet.dtype == torch.bfloat16
     assert {base.vae.dtype, base.text_encoder.dtype, base.safety_checker.dtype} == {torch.float32}

@@ -12,8 +12,10 @@ from PIL import Image
 
 import clipgraft
 import tiny
+from clipgraft.errors import CheckpointError
 from clipgraft.generation import generate as generate_stage
 from clipgraft.generation import image_folder as gallery
+from clipgraft.generation.generator import load_generators
 from clipgraft.generation.image_encoding import RECORD_KEY
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
@@ -224,3 +226,14 @@ def test_example_in_the_readme_generates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(example)
     assert pixels(tmp_path / "dog.png").std() > 20
+
+
+def test_grafts_are_verified_first_and_loaded_in_turn(base, tmp_path):
+    encoders = {name: write_graft(tmp_path / name, base) for name in ("first", "last")}
+    generators = load_generators(encoders, device="cpu")
+    assert next(generators)[0] == "first"
+    weights = encoders["last"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for begun in (generators, load_generators(encoders, device="cpu")):
+        with pytest.raises(CheckpointError, match=r"last/model\.safetensors is damaged"):
+            next(begun)

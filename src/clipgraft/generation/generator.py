@@ -1,13 +1,14 @@
 """`clipgraft.load(...)`: a graft or a base, ready to generate."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, StableDiffusionPipeline
+from transformers import CLIPTokenizer
 
 from clipgraft.cache import cache_dir
 from clipgraft.device import choose_device, inference_dtype, quiet_libraries
@@ -23,7 +24,8 @@ from clipgraft.generation.prompt_embeds import PromptEmbedCache, request_notes
 from clipgraft.generation.requests import ImageRequest, idle_settings, image_requests, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.models.graft import BASE_RECORD, Graft
+from clipgraft.models.graft import BASE_RECORD, Graft, verify_graft
+from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.vae import load_vae
 from clipgraft.sampling_params import (
     DEFAULT_INFERENCE,
@@ -75,6 +77,8 @@ def load_generators(
 ) -> Iterator[tuple[str, "ImageGenerator"]]:
     """Yield a generator for each text encoder; the base is loaded once.
 
+    Folders are verified before the first; each is loaded when its turn comes.
+
     Args:
         encoders: By name a graft, its folder, or None for the base's own text encoder.
         base: A base, used as it is, without an engine; or its name; empty = the one that grafts name.
@@ -89,16 +93,12 @@ def load_generators(
     _check_offload(offload, place, inference)
     has_engine = offload == "none" and not isinstance(base, FrozenBase)
     engines = engines_at_hand(inference, place, cache_dir() / "openvino") if has_engine else []
-    grafts = _load_grafts(encoders)
-    if not grafts and not base:
-        raise UserError("no graft and no base; name one of them, e.g. --base flatland")
     frozen = load_base(
-        list(grafts.values()),
+        encoders.values(),
         base,
         torch.float32 if engines else inference_dtype(place),
         revision=revision,
         with_unet=not engines,
-        with_teacher=None in encoders.values(),
         inference=inference,
     )
     engine = None
@@ -109,13 +109,14 @@ def load_generators(
     unets = AdaptedUNets(unet_copies(frozen, engine), engine, inference) if offload == "none" else None
     if engine:
         put_on_engine(frozen, engine, has_feature_cache=inference.feature_cache > 1)
-    for name in encoders:
-        if name in grafts:
-            check_vocabularies(grafts[name].tokenizer, frozen)
-        encoder = grafts[name].text_encoder if name in grafts else frozen.text_encoder
+    for name, own in encoders.items():
+        graft = Graft.from_pretrained(own) if isinstance(own, Path) else own
+        if graft:
+            check_vocabularies(graft.tokenizer, frozen)
+        encoder = graft.text_encoder if graft else frozen.text_encoder
         pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
         models = describe_models(
-            pipeline, frozen.origin, sums, is_graft=name in grafts, vae=Path(inference.vae).name
+            pipeline, frozen.origin, sums, is_graft=graft is not None, vae=Path(inference.vae).name
         )
         _place(pipeline, place, offload)
         if engine:
@@ -125,56 +126,57 @@ def load_generators(
         yield name, ImageGenerator(pipeline, frozen.scheduler, models, adapters, frozen.defaults)
 
 
-def _load_grafts(encoders: Mapping[str, Graft | Path | None]) -> dict[str, Graft]:
-    named = {name: own for name, own in encoders.items() if own}
-    return {name: Graft.from_pretrained(own) if isinstance(own, Path) else own for name, own in named.items()}
-
-
 def load_base(
-    grafts: Sequence[Graft],
+    encoders: Collection[Graft | Path | None],
     base: FrozenBase | str,
     dtype: torch.dtype,
     *,
     revision: str = "",
     with_unet: bool = True,
-    with_teacher: bool,
     inference: InferenceConfig = DEFAULT_INFERENCE,
 ) -> FrozenBase:
-    """Load the base that grafts were made for.
+    """Load the base that text encoders share.
 
     Args:
-        grafts: The first names the base, and its tokenizer serves one that has none.
+        encoders: Grafts, their folders, and None for the base's own. The first graft names the base, and its
+            tokenizer serves one that has none.
         base: If not empty, where the base is now, or the loaded base.
         dtype: Of the weights.
         revision: Commit of `base` on the hub; empty as in `FrozenBase.load`.
         with_unet: Whether the U-Net is loaded too.
-        with_teacher: Whether its own text encoder is needed too.
         inference: Its safety checker and its VAE.
 
     Raises:
-        UserError: If a safety checker is asked for, and the base brings none.
-        CheckpointError: If it is not the base that each of the grafts was made for, or not the VAE's.
+        UserError: If nothing names a base; or if a safety checker is asked for, and the base brings none.
+        CheckpointError: If it is not the base that each of the grafts was made for, or not the VAE's, or a
+            graft is damaged.
     """
+    grafts = [own for own in encoders if own]
+    if not grafts and not base:
+        raise UserError("no graft and no base; name one of them, e.g. --base flatland")
+    records = [verify_graft(own) if isinstance(own, Path) else own.base for own in grafts]
     if isinstance(base, FrozenBase):
-        for graft in grafts:
-            base.check_record(graft.base)
-        return _adjusted(base, inference)
-    name = base
-    if grafts and not base:
-        name, revision = grafts[0].base.name, grafts[0].base.revision
-
-    kinds = [*COMPONENTS, *(["safety_checker"] if inference.safety_checker != "off" else [])]
-    left_out = {"unet": not with_unet, "text_encoder": not with_teacher}
-    frozen = FrozenBase.load(
-        name,
-        revision=revision or None,
-        components=[part for part in kinds if not left_out.get(part)],
-        dtype=dtype,
-        tokenizer=grafts[0].tokenizer if grafts else None,
-    )
-    for graft in grafts:
-        frozen.check_record(graft.base)
+        frozen = base
+    else:
+        name = base
+        if not base:
+            name, revision = records[0].name, records[0].revision
+        kinds = [*COMPONENTS, *(["safety_checker"] if inference.safety_checker != "off" else [])]
+        left_out = {"unet": not with_unet, "text_encoder": None not in encoders}
+        frozen = FrozenBase.load(
+            name,
+            revision=revision or None,
+            components=[part for part in kinds if not left_out.get(part)],
+            dtype=dtype,
+            tokenizer=_tokenizer_of(grafts[0]) if grafts else None,
+        )
+    for record in records:
+        frozen.check_record(record)
     return _adjusted(frozen, inference)
+
+
+def _tokenizer_of(graft: Graft | Path) -> CLIPTokenizer:
+    return load_tokenizer(graft) if isinstance(graft, Path) else graft.tokenizer
 
 
 def _adjusted(frozen: FrozenBase, inference: InferenceConfig) -> FrozenBase:

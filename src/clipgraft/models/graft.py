@@ -243,20 +243,9 @@ class Graft:
             CheckpointError: If it is not a graft, or a file or weight is missing, unknown or damaged.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
-        record = folder / BASE_RECORD
-        if not record.is_file():
-            inner = (folder / "graft", folder / "text_encoder")
-            other = "the folder `graft` or `text_encoder` that `bridge`, `refine` or `distill` wrote"
-            named = next((path for path in inner if path.is_dir()), other)
-            raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
-        refuse_links_out(folder, [folder])
-        verify_model(folder)
+        base = verify_graft(folder)
         tokenizer = load_tokenizer(folder)
-        encoder = _load_encoder(folder, tokenizer)
-        base = BaseRecord(**read_config(record, BaseRecord))
-        return cls(encoder, tokenizer, base, read_lineage(folder))
+        return cls(_load_encoder(folder, tokenizer), tokenizer, base, read_lineage(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write encoder, tokenizer, base record and lineage, atomically."""
@@ -309,6 +298,26 @@ class Graft:
         base.check_record(self.base)
         check_vocabularies(self.tokenizer, base)
         return base.pipeline(self.text_encoder)
+
+
+def verify_graft(folder: Path) -> BaseRecord:
+    """Verify the files of a graft; return the record of its base.
+
+    Raises:
+        MissingFileError: If there is no such folder.
+        CheckpointError: If it is not a graft, or a file is missing, unknown or damaged.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
+    record = folder / BASE_RECORD
+    if not record.is_file():
+        inner = (folder / "graft", folder / "text_encoder")
+        other = "the folder `graft` or `text_encoder` that `bridge`, `refine` or `distill` wrote"
+        named = next((path for path in inner if path.is_dir()), other)
+        raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
+    refuse_links_out(folder, [folder])
+    verify_model(folder)
+    return BaseRecord(**read_config(record, BaseRecord))
 
 
 def read_base_record(folder: Path) -> BaseRecord | None:
