@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.text import Text
 
 from clipgraft.cli.app import app
 from clipgraft.cli.generating import SAMPLING
@@ -31,6 +32,13 @@ def test_all_commands_have_the_same_sampling_options(commands, name):
 def test_inference_options_have_the_defaults_of_their_fields(commands):
     found = {option.name: option.default for option in commands["generate"].params}
     assert {name: found[name] for name in InferenceConfig.model_fields} == InferenceConfig().model_dump()
+
+
+def test_help_keeps_the_brackets_of_the_weighted_syntax(commands):
+    helps = [option.help for command in commands.values() for option in command.params if option.help]
+    shown = [Text.from_markup(text).plain for text in helps]
+    assert shown == [text.replace("\\[", "[") for text in helps]
+    assert "plain, or weighted: (word:1.3), [word], BREAK." in shown
 
 
 def test_schedulers_of_the_table_are_in_the_documentation():

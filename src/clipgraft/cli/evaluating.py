@@ -27,7 +27,9 @@ def evaluate(
     prompts: Annotated[str, typer.Option("--prompts", help="Text file with one prompt per line.")] = "",
     num_prompts: Annotated[int | None, typer.Option("--num-prompts", help="Prompts of each set.")] = None,
     scorer: Annotated[str, typer.Option("--scorer", help="CLIP that scores: folder, hub id, flatland.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Measure distances of few images too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compute CMMD, KID and FID from too few images too.")
+    ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:

@@ -19,17 +19,18 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="diffusers or prompt-embeds; of a graft bridge; of distill checkpoint, lora or embeddings.",
+            help="diffusers, prompt-embeds; of a graft also bridge; of distill's folder "
+            "checkpoint, lora, embeddings.",
         ),
     ] = "diffusers",
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts-file", help="Text file with a prompt a line.")
+        Path | None, typer.Option("--prompts-file", help="Text file with one prompt per line.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="For prompt-embeds.")] = "",
     dtype: Annotated[
         str, typer.Option(help="fp16 or float32, for checkpoint and lora; default: the base's own.")
     ] = "",
-    rank: Annotated[int, typer.Option(help="Of a LoRA; 0 = 16.")] = 0,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA; 0 = 16.")] = 0,
     base: Annotated[str, typer.Option("--base", help="Base in place of the one the graft names.")] = "",
 ) -> None:
     """Export for other tools: diffusers folder, checkpoint, LoRA, embeddings, bridge."""
@@ -54,7 +55,7 @@ def export(
 def push(
     exported: Annotated[Path, typer.Argument(help="Folder or .safetensors file that export wrote.")],
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository; made if missing.")],
-    public: Annotated[bool, typer.Option("--public", help="For everyone to see; default: private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make it public; default: private.")] = False,
 ) -> None:
     """Upload an export to the model hub, with the token in HF_TOKEN."""
     from clipgraft.exporting.push import push as stage

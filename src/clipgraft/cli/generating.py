@@ -20,20 +20,24 @@ if TYPE_CHECKING:
     from clipgraft.sampling_params import SamplingParams
 
 SAMPLING: dict[str, tuple[Any, str, str]] = {
-    "negative_prompt": (str, "--negative-prompt", "What to lead away from."),
+    "negative_prompt": (str, "--negative-prompt", "What the images are not to show."),
     "seed": (str, "--seed", "Seed of each prompt's first image; -1 or random: any."),
     "num_images_per_prompt": (int, "--num-images", "Images per prompt; seeds count up."),
     "num_inference_steps": (int, "--steps", "Denoising steps; default: the base's own."),
-    "guidance_scale": (float, "--guidance-scale", "Weight of the prompt, 1 = none; default: the base's own."),
-    "scheduler": (str, "--scheduler", "dpm++, euler-a, ... (docs/generation.md), or as in A1111."),
+    "guidance_scale": (float, "--guidance-scale", "Guidance scale (CFG), 1 = off; default: the base's own."),
+    "scheduler": (
+        str,
+        "--scheduler",
+        "dpm++, euler-a, ... or A1111's name of a sampler (docs/generation.md).",
+    ),
     "height": (int, "--height", "Pixels; default: the base's own."),
     "width": (int, "--width", "Pixels; default: the base's own."),
-    "prompt_syntax": (str, "--prompt-syntax", "plain, or weighted: (word:1.3), [word], BREAK."),
+    "prompt_syntax": (str, "--prompt-syntax", r"plain, or weighted: (word:1.3), \[word], BREAK."),
     "long_prompts": (str, "--long-prompts", "Beyond 77 tokens: chunk (encoded apart) or cut."),
     "clip_skip": (int, "--clip-skip", "Last layers left out of a base's own text encoder."),
     "embeddings": (list[str], "--embedding", "Textual inversion file; prompts name its word; repeatable."),
     "init_image": (Path, "--init-image", "Image to start from, cropped to height and width."),
-    "mask_image": (Path, "--mask", "Image of the same size: what is white in it is repainted."),
+    "mask_image": (Path, "--mask", "Mask of the same size: white is repainted, black is kept."),
     "strength": (float, "--strength", "Share of the steps that change --init-image."),
     "controls": (
         list[str],
@@ -41,7 +45,7 @@ SAMPLING: dict[str, tuple[Any, str, str]] = {
         "ControlNet: MODEL=IMAGE, with @SCALE or @SCALE:START-END; repeatable.",
     ),
     "ip_adapters": (list[str], "--ip-adapter", "IP-Adapter: MODEL=IMAGE, with @SCALE if not 1; repeatable."),
-    "loras": (list[str], "--lora", "LoRA as FILE[:STRENGTH[:TEXT_STRENGTH]]; several: give it again."),
+    "loras": (list[str], "--lora", "LoRA: FILE[:STRENGTH[:TEXT_STRENGTH]]; repeatable."),
     "lora_dir": (Path, "--lora-dir", "Folder of the LoRAs that weighted prompts name: <lora:NAME:0.8>."),
     "embedding_dir": (Path, "--embedding-dir", "Folder of the embeddings that prompts name by file name."),
     "dynamic_prompts": (bool, "--dynamic-prompts", "Draw one of {a|b} in each prompt, by its seed."),
@@ -153,7 +157,7 @@ def generate(
     ] = False,
     from_image: Annotated[
         Path | None,
-        typer.Option("--from-image", help="Repeat an image of ours to the bit, of others nearly."),
+        typer.Option("--from-image", help="Image to reproduce: clipgraft's to the bit, other tools' nearly."),
     ] = None,
     graft: GraftOption = None,
     grid: Annotated[bool, typer.Option("--grid", help="Put all images on one sheet, grid.png.")] = False,
