@@ -160,13 +160,12 @@ def compare_modes(clip: ClipParts, data: CaptionDataset) -> dict[str, Any]:
     for mode, own in found.items():
         result[mode] = {}
         for name, values in own.items():
+            result[mode][name] = values.mean().item()
+            if mode == "shortest":
+                continue
             difference = (values - found["shortest"][name]).numpy()
-            result[mode][name] = {
-                "recall": values.mean().item(),
-                "difference": difference.mean().item(),
-                "interval_of_difference": paired_share_interval(difference),
-            }
-            low, high = result[mode][name]["interval_of_difference"]
+            low, high = interval = paired_share_interval(difference)
+            result[mode][f"{name}: difference"] = {"mean": difference.mean().item(), "interval": interval}
             print(f"{mode}: {name} {values.mean():.1%}, {difference.mean():+.1%} ({low:+.1%} to {high:+.1%})")
     return result
 

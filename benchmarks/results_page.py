@@ -42,7 +42,6 @@ FIRST_WORLD = frozenset(
         "ladder",
         "distill",
         "controlnet",
-        "photographs",
     }
 )
 """Files whose figures on flatland were measured in its first world."""
@@ -240,12 +239,25 @@ SECTIONS = {
     ),
     "photographs": Section(
         "Photographs of any shape",
-        "Area lost to the middle square and to buckets ([refining](bridge.md#refining)), "
-        "and flatland's CLIP on photographs.",
+        "Area lost to the middle square and to buckets ([refining](bridge.md#refining)), and flatland's CLIP "
+        "on photographs, nine epochs of 809, 91 to test "
+        "([photographs and squares](training.md#how-a-photograph-becomes-a-square)).",
         (
             Part("buckets", "Share of the area that is lost"),
             Part("flatland/before", "Recall on photographs before fine-tuning"),
             Part("flatland/after", "and after"),
+            Part(
+                "modes",
+                "by `resize_mode`, and how much more than with `shortest`",
+                {
+                    f"{way}_recall@10: {key}": title
+                    for way in ("text_to_image", "image_to_text")
+                    for key, title in (
+                        ("recall", f"{way.replace('_', ' ')} recall@10"),
+                        ("difference", "more"),
+                    )
+                },
+            ),
         ),
     ),
     "evaluation": Section(
