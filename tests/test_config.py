@@ -182,7 +182,7 @@ def test_a_token_of_the_hub_is_refused_without_being_told(override):
         ("finetune.num_workers=true", "'finetune.num_workers': input should be a valid integer; got True"),
         ("finetune.num_epochs='9'", "'finetune.num_epochs': input should be a valid integer; got '9'"),
         ("finetune.learning_rate='x'", "'finetune.learning_rate': input should be a valid number; got 'x'"),
-        ("finetune.compile=1", "'finetune.compile': input should be a valid boolean; got 1"),
+        ("finetune.compile=1", "'finetune.compile': input should be true or false; got 1"),
         (
             "finetune.num_epochs=2024-01-31",
             "'finetune.num_epochs': input should be a valid integer; got 2024-01-31",

@@ -1,8 +1,11 @@
 """Settings changed by name, as the keyword arguments of the Python API are."""
 
+from typing import Annotated
+
 import pytest
 
 from clipgraft.errors import UserError
+from clipgraft.section import Like, Section
 from clipgraft.settings import BridgeSettings
 
 
@@ -24,3 +27,16 @@ def test_a_wrong_field_or_value_is_named(values, message):
     with pytest.raises(UserError) as caught:
         BridgeSettings().updated(values)
     assert str(caught.value).startswith(message)
+
+
+class Named(Section):
+    name: Annotated[str, Like("^[a-z]{3}$", "three letters from a to z")]
+
+
+def test_a_text_unlike_its_pattern_is_refused_in_words():
+    assert Named.build({"name": "dog"}).name == "dog"
+    with pytest.raises(UserError, match=r"'name': expected three letters from a to z; got 'dogs'"):
+        Named.build({"name": "dogs"})
+    with pytest.raises(UserError, match=r"'name': input should be a valid string; got 7"):
+        Named.build({"name": 7})
+    assert Named.model_json_schema()["properties"]["name"]["pattern"] == "^[a-z]{3}$"

@@ -14,6 +14,15 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does witho
 
 NO_SPACE = "no space left on the disk"
 """So begins what is said of a full disk."""
+_PLAIN = {
+    "a valid (tuple|list)": "a list",
+    r"a valid dictionary( or [\w ]+)?": "a table of keys and values",
+    "a valid boolean(, unable to interpret input)?": "true or false",
+    "a valid (integer|number), unable to parse.*": r"a valid \1",
+    "a valid string, unable to parse.*": "whole characters; it holds half of one (a lone surrogate)",
+    "^(Tuple|List) (.*) after validation, not (more than )?": r"List \2, not \3",
+}
+"""Patterns in pydantic's reasons, and plain words for them."""
 MAX_SHOWN = 100
 """Characters of a wrong value; a list may have any length."""
 
@@ -108,10 +117,11 @@ def explain(error: "ValidationError", model: "type[BaseModel]", kind: str) -> st
 
 
 def plain_reason(message: str) -> str:
-    """Return a reason of pydantic's without the names of Python's types."""
+    """Return a reason of pydantic's without words of Python's."""
     message = message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "Unknown field")
-    message = re.sub(r"a valid (tuple|list)", "a list", message)
-    return re.sub(r"a valid dictionary( or [\w ]+)?", "a table of keys and values", message)
+    for pattern, plain in _PLAIN.items():
+        message = re.sub(pattern, plain, message)
+    return message
 
 
 def _cut(text: str) -> str:

@@ -1,12 +1,23 @@
 """Base of all settings, and the types of their values."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 
 from clipgraft.errors import UserError, explain
 from clipgraft.scheduler_recipes import SCHEDULERS, scheduler_name
@@ -28,6 +39,26 @@ def _absolute_if_there(name: str) -> str:
     """Return a local path as absolute; hub ids stay as they are."""
     is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
     return _absolute(name) if is_there and name != "flatland" else name
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """A pattern of texts, for `Annotated`; a refusal says what is allowed."""
+
+    pattern: str
+    allowed: str
+    """In words, such as "16 digits of 0-9 and a-f"."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return AfterValidator(self._check).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"pattern": self.pattern}
+
+    def _check(self, text: str) -> str:
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError(f"expected {self.allowed}")
+        return text
 
 
 PATH, MODEL = AfterValidator(_absolute), AfterValidator(_absolute_if_there)

@@ -187,6 +187,7 @@ def test_search_ranks_the_test_images_by_both_clips(client, service):
     image = client.get(f"/v1/search/tiny/{best}")
     assert Image.open(io.BytesIO(image.content)).format == "JPEG"
     assert client.get("/v1/search/tiny/999").status_code == 404
+    assert client.get("/v1/search/tiny").json() == {"done": None, "total": None}
     assert "there is no run" in refused(client.post("/v1/search", json={"run": "no", "caption": "x"}), 404)
 
 

@@ -140,7 +140,7 @@ BAD = {
     "strength": ({"loras": [{"name": "fur/soft", "strength": 1e9}]}, 422, "less than or equal to 10"),
     "too many": ({"loras": [{"name": "fur/soft"}] * 10_000}, 422, "at most 32"),
     "no upload": ({"init_image": "0" * 64}, 404, "no uploaded image 0000000000; upload it"),
-    "path of an image": ({"init_image": "/etc/passwd"}, 422, "init_image: String should match pattern"),
+    "path of an image": ({"init_image": "/etc/passwd"}, 422, "init_image: expected the id of an up"),
     "mask alone": ({"mask_image": "mask"}, 422, "mask_image (--mask) needs the image"),
     "mask's size": (
         {"init_image": "picture", "mask_image": "small"},

@@ -1,11 +1,14 @@
 """Requests that are refused: ten bad values of every field, bodies, bounds."""
 
 import json
+import re
 
 import pytest
 
 from app_client import JOB, base64_of, png_bytes, refused
 
+PYTHON = re.compile("pattern|parse|interpret|after validation|unicode|[Tt]uple|constrained")
+"""Words of pydantic's that tell a user nothing."""
 DEEP = b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BODIES = [
     b"",
@@ -48,7 +51,9 @@ def test_bad_values_of_a_job_are_refused_in_a_sentence(shared_client, field):
         body = json.dumps(JOB | {field: value}).encode()
         answer = shared_client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (400, 404, 422), (field, str(value)[:80], answer.text)
-        assert len(refused(answer, answer.status_code)) > 10
+        message = refused(answer, answer.status_code)
+        assert len(message) > 10
+        assert not PYTHON.search(message), message
     assert shared_client.get("/v1/jobs").json() == {"jobs": []}
 
 
@@ -125,7 +130,9 @@ def test_bad_values_of_other_routes_are_refused_in_a_sentence(shared_client, pat
         body = json.dumps(good | {field: value}).encode()
         answer = shared_client.post(path, content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (400, 404, 422), (field, str(value)[:80], answer.text)
-        assert len(refused(answer, answer.status_code)) > 10
+        message = refused(answer, answer.status_code)
+        assert len(message) > 10
+        assert not PYTHON.search(message), message
     assert shared_client.get("/v1/jobs").json() == {"jobs": []}
 
 
@@ -163,15 +170,83 @@ def test_a_refusal_names_the_value_and_the_bound_that_holds(shared_client, value
             {"prompt": "a", "loras": ["x"]},
             "loras.0: Input should be a table of keys",
         ),
+        ("embeddings", {"input": {"image": 1}}, "input: expected a text, or an image as {"),
+        ("jobs", {"prompt": "a", "stream": 1}, "stream: Unknown field; got 1"),
+        ("images/generations", {"prompt": "a", "stream": 1}, "stream: Input should be true or false; got 1"),
+        (
+            "jobs",
+            {"prompt": "a", "models": ["a"] * 9},
+            "models: List should have at most 8 items, not 9; got",
+        ),
+        ("jobs", {"prompt": "a", "init_image": "me.png"}, "init_image: expected the id of an uploaded image"),
+        ("trainings", {"name": "a b", "kind": "bridge"}, "name: expected 1 to 64 letters without accents, "),
         ("embeddings", {"input": ""}, "input: a text is empty; send texts of"),
         ("embeddings", {"input": ["a", ""]}, "input: a text is empty; send texts of"),
-        ("embeddings", {"input": []}, "input: expected a text or an image, or a list of 1 to"),
-        ("embeddings", {"input": ["a"] * 3000}, "input: expected a text or an image, or a list of 1 to"),
-        ("embeddings", {"input": [None]}, "input: expected a text or an image, or a list of 1 to"),
+        ("embeddings", {"input": []}, "input: expected a text, or an image as {"),
+        ("embeddings", {"input": ["a"] * 3000}, "input: expected a text, or an image as {"),
+        ("embeddings", {"input": [None]}, "input: expected a text, or an image as {"),
     ],
 )
 def test_a_refusal_names_no_type_or_pattern(shared_client, path, body, message):
     assert refused(shared_client.post(f"/v1/{path}", json=body), 422).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is empty"),
+        (b"{", "the body is not JSON: Expecting property name enclosed in double quotes"),
+        (b"null", "body: Input should be a table of keys and values"),
+    ],
+)
+def test_what_is_wrong_with_a_whole_body_is_said(shared_client, body, message):
+    answer = shared_client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+    assert refused(answer, 422) == message
+
+
+DIGITS = "expected 16 digits of 0-9 and a-f; got"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("jobs/dog", f"job_id: {DIGITS} 'dog'"),
+        ("images/dog.png", f"image_id: {DIGITS} 'dog'"),
+        ("images/0123456789abcdef.gif", "extension: Input should be 'png', 'jpeg' or 'webp'; got 'gif'"),
+        ("uploads/a.png", "upload_id: expected the id of an uploaded image, 64 digits of 0-9 and a-f; "
+         "got 'a'"),
+        ("trainings/a b", "name: expected 1 to 64 letters without accents, digits, dots, dashes and "
+         "underscores, first a letter or a digit; got 'a b'"),
+        ("jobs?limit=many", "limit: Input should be a valid integer; got 'many'"),
+    ],
+)  # fmt: skip
+def test_a_bad_name_in_an_address_is_refused_in_words(shared_client, path, message):
+    assert refused(shared_client.get(f"/v1/{path}"), 422) == message
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("jobs/0123456789abcdef", "there is no job '0123456789abcdef'"),
+        ("images/0123456789abcdef/preview", "there is no preview '0123456789abcdef'"),
+        ("models/no", "there is no model 'no'; known are flatland/teacher, tiny/teacher, tiny/before"),
+        ("runs/no", "there is no run 'no'"),
+        ("runs/no/report", "there is no run 'no' with a report"),
+        ("search/no", "there is no run 'no' with a CLIP before and after fine-tuning"),
+        ("search/no/0", "there is no image 'no/0'"),
+        ("trainings/no", "there is no training 'no'"),
+        ("checks", "there is no check 'the data folder itself' yet"),
+        ("checks/sheet?data=no", "there is no data set 'no' in the studio's data folder"),
+        (f"uploads/{'0' * 64}.png", "there is no uploaded image 0000000000; upload it again"),
+        ("dogs", "Not Found: GET /v1/dogs"),
+    ],
+)
+def test_what_is_asked_for_and_is_not_there_is_named(shared_client, path, message):
+    assert refused(shared_client.get(f"/v1/{path}"), 404).startswith(message)
+
+
+def test_an_address_that_takes_no_such_request_is_named(shared_client):
+    assert refused(shared_client.put("/v1/jobs", json={}), 405) == "Method Not Allowed: PUT /v1/jobs"
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:20]))

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from diffusers.utils.state_dict_utils import StateDictType
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from clipgraft.errors import CheckpointError, MissingFileError, explain
 from clipgraft.files import parse_json
 from clipgraft.models.loading import read_weights, refuse_links_out, refuse_pickled_file
+from clipgraft.section import Like
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """Of a LoRA in a folder, as diffusers writes it."""
@@ -59,7 +60,7 @@ class PeftSettings(BaseModel):
 
     lora_alpha: float | None = None
     """None = the rank."""
-    alpha_pattern: dict[Annotated[str, Field(pattern=r"^\^?[\w.]+$")], float] = {}
+    alpha_pattern: dict[Annotated[str, Like(r"^\^?[\w.]+$", "the end of a layer's name")], float] = {}
     """By the end of layers' names; other patterns, which peft takes as well, are refused."""
     use_rslora: bool = False
     """Divide by the root of the rank."""

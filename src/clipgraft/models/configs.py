@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import parse_json, read_text
+from clipgraft.section import Like
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=1, le=256)]
@@ -278,7 +279,7 @@ class BaseRecord(Checked):
     name: Annotated[str, Field(min_length=1)]
     revision: str = ""
     """Hub commit, or empty."""
-    sums: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{512}$")] | None]
+    sums: dict[str, Annotated[str, Like("^[0-9a-f]{512}$", "512 digits of 0-9 and a-f")] | None]
     """64 float32 numbers (hexadecimal) by rule; missing in grafts of the first version."""
 
 

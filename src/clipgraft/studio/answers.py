@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from clipgraft.device import without_folders
 from clipgraft.errors import (
+    MAX_SHOWN,
     NO_SPACE,
     CheckpointError,
     MissingFileError,
@@ -47,10 +48,16 @@ REPORT_POLICY = (
 
 
 class NotFoundError(LookupError):
-    """There is no such model, job, image or run."""
+    """There is no such model, job, image or run.
 
-    def __init__(self, what: str, name: str):
-        super().__init__(f"there is no {what} {name!r}")
+    Args:
+        what: Such as "run".
+        name: As asked for.
+        wanted: What it would have to have, such as "with a report".
+    """
+
+    def __init__(self, what: str, name: str, wanted: str = ""):
+        super().__init__(f"there is no {what} {name!r} {wanted}".rstrip())
         self.code = f"{what}_not_found"
 
 
@@ -94,16 +101,22 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _error(422, "invalid_value", f"the body is not JSON: {first['ctx']['error']}")
         place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        if not place and first["type"] == "missing":
+            return _error(422, "invalid_value", "the body is empty")
         message = f"{'.'.join(place) or 'body'}: {plain_reason(first['msg'])}"
-        if place and first["type"] not in ("missing", "json_invalid"):  # whose input is the whole body
+        if place and first["type"] != "missing":  # whose input is the whole body
             message += f"; got {reprlib.repr(first['input'])}"
         return _error(422, "invalid_value", message, place[0] if place else None)
 
     @app.exception_handler(HTTPException)
-    async def _(_request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        return _error(error.status_code, code, str(error.detail), headers=error.headers)
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        asked = f": {request.method} {request.url.path[:MAX_SHOWN]}" if code else ""
+        message = f"{error.detail}{asked}"
+        return _error(error.status_code, code or "bad_request", message, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def _(_request: Request, error: Exception) -> JSONResponse:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse
 
 import clipgraft
 from clipgraft.generation.requests import ImageRequest
+from clipgraft.section import ImageFormat, Like
 from clipgraft.studio.answers import (
     IMAGE_BODY,
     NotFoundError,
@@ -36,8 +38,11 @@ from clipgraft.studio.uploads_api import upload_routes
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg")}
 """By name; nothing else is ever served."""
-Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$", examples=["1f0c9a52e3b84d17"])]
+Id = Annotated[
+    str, Like("^[0-9a-f]{16}$", "16 digits of 0-9 and a-f"), PathParameter(examples=["1f0c9a52e3b84d17"])
+]
 RunName = Annotated[str, PathParameter(max_length=2000, examples=["demo"])]
+SEARCHABLE = "with a CLIP before and after fine-tuning"
 T = TypeVar("T")
 
 
@@ -162,7 +167,7 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
     @router.get("/{image_id}.{extension}", responses=answers("file", media_type="image/png"))
     def image_file(
         image_id: Id,
-        extension: Annotated[str, PathParameter(pattern="^(png|jpeg|webp)$", examples=["png"])],
+        extension: Annotated[ImageFormat, PathParameter(examples=["png"])],
         metadata: bool = True,
         quality: Annotated[int, Query(ge=0, le=100)] = FILE_QUALITY,
     ) -> Any:
@@ -197,11 +202,11 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
 def _run_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["runs"])
 
-    def find(what: str, name: str, look_up: Callable[[], T]) -> T:
+    def find(what: str, name: str, look_up: Callable[[], T], wanted: str = "") -> T:
         try:
             return look_up()
         except KeyError:
-            raise NotFoundError(what, name) from None
+            raise NotFoundError(what, name, wanted) from None
 
     @router.get("/runs", responses=answers("runs"))
     def list_runs() -> Any:
@@ -216,7 +221,7 @@ def _run_routes(service: Service) -> APIRouter:
     @router.get("/runs/{name}/report", responses=answers("report", media_type="text/html"))
     def report(name: RunName) -> Any:
         """A run's report: one page without requests, only its slider's script."""
-        return report_response(find("report", name, lambda: service.catalog.report(name)))
+        return report_response(find("run", name, lambda: service.catalog.report(name), "with a report"))
 
     @router.post("/search", responses=answers("search"))
     def search(body: SearchRequest) -> Any:
@@ -224,13 +229,16 @@ def _run_routes(service: Service) -> APIRouter:
         if not service.slots.acquire(blocking=False):
             raise BusyError("too many searches are running; try again")
         try:
-            return find("run", body.run, lambda: service.embedder.search(body.run, body.caption, body.limit))
+            found = partial(service.embedder.search, body.run, body.caption, body.limit)
+            return find("run", body.run, found, SEARCHABLE)
         finally:
             service.slots.release()
 
     @router.get("/search/{name}", responses=answers("progress"))
     def search_progress(name: RunName) -> Any:
-        """Progress of a run's first search; null if none is running."""
+        """Progress of a run's first search; null while none is running."""
+        if name not in service.catalog.searchable_runs():
+            raise NotFoundError("run", name, SEARCHABLE)
         done, total = service.embedder.progress.get(name, (None, None))
         return {"done": done, "total": total}
 

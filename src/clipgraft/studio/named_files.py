@@ -20,13 +20,13 @@ from clipgraft.sampling_params import (
     SamplingParams,
     Strength,
 )
-from clipgraft.section import FROM_LIST, Section, Share
+from clipgraft.section import FROM_LIST, Like, Section, Share
 from clipgraft.studio.model_folder import TITLES, Kind, ModelFolder
 from clipgraft.studio.uploads import UPLOAD_ID, Uploads
 
-UploadId = Annotated[str, Field(pattern=UPLOAD_ID)]
+UploadId = Annotated[str, UPLOAD_ID]
 """Of `POST /v1/uploads`."""
-OptionalUploadId = Annotated[str, Field(pattern=f"{UPLOAD_ID}|^$")]
+OptionalUploadId = Annotated[str, Like(f"{UPLOAD_ID.pattern}|^$", f"{UPLOAD_ID.allowed}, or an empty text")]
 ModelName = Annotated[str, Field(min_length=1, max_length=300)]
 """Of `GET /v1/adapters`."""
 IMAGES = {"init_image": "initial image", "mask_image": "mask"}

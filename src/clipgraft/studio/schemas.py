@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,7 +12,7 @@ from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import PromptParams, TextToImageParams
-from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Positive, Section, Seed
+from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Like, Positive, Section, Seed
 from clipgraft.studio.image_files import FILE_QUALITY
 from clipgraft.studio.named_files import NamedFiles, NamedParams
 
@@ -174,7 +173,7 @@ class JobRequest(BoundedParams):
         return requests
 
 
-SIZE = r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$"
+SIZE = Like(r"^(auto|[1-9]\d{1,3}x[1-9]\d{1,3})$", "WIDTHxHEIGHT in pixels, such as 512x512, or auto")
 
 
 class ImagesRequest(BoundedParams):
@@ -185,7 +184,7 @@ class ImagesRequest(BoundedParams):
     prompt: Annotated[Text, Field(min_length=1, examples=["A dog running on the beach at sunset"])]
     model: Name | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = 1
-    size: Annotated[str, Field(pattern=SIZE)] | None = "auto"
+    size: Annotated[str, SIZE] | None = "auto"
     response_format: Literal["url", "b64_json"] | None = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -202,13 +201,6 @@ class ImagesRequest(BoundedParams):
     background: Label = None
     moderation: Label = None
     complexity: Label = None
-
-    @field_validator("size", mode="before")
-    @classmethod
-    def _is_a_size(cls, value: Any) -> Any:
-        if isinstance(value, str) and not re.fullmatch(SIZE, value):
-            raise UserError("expected WIDTHxHEIGHT in pixels, such as 512x512, or auto")
-        return value
 
     @model_validator(mode="after")
     def _streams_base64(self) -> "ImagesRequest":
@@ -283,6 +275,12 @@ class ImageInput(Request):
 EmbeddingInput = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_TEXT)] | ImageInput
 
 
+def _is_embeddable(item: Any) -> bool:
+    return isinstance(item, str) or (
+        isinstance(item, dict) and item.keys() == {"image"} and isinstance(item["image"], str)
+    )
+
+
 class EmbeddingsRequest(Request):
     """OpenAI's request for embeddings, of images as well."""
 
@@ -305,8 +303,11 @@ class EmbeddingsRequest(Request):
                 "token ids are another tokenizer's; send texts "
                 "(in LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False, ...))"
             )
-        if not 0 < len(items) <= LIMITS.max_texts or not all(isinstance(each, str | dict) for each in items):
-            raise UserError(f"expected a text or an image, or a list of 1 to {LIMITS.max_texts} of them")
+        if not 0 < len(items) <= LIMITS.max_texts or not all(map(_is_embeddable, items)):
+            raise UserError(
+                'expected a text, or an image as {"image": BASE64}, or a list of 1 to '
+                f"{LIMITS.max_texts} of them"
+            )
         if "" in items:
             raise UserError("a text is empty; send texts of 1 character or more")
         return value

@@ -23,7 +23,7 @@ from clipgraft.studio.training_plans import (
 
 SAMPLES_NAME = "previews"
 """Folder of the samples in a run."""
-Run = Annotated[str, PathParameter(pattern=RUN_NAME, examples=["dogs"])]
+Run = Annotated[str, RUN_NAME, PathParameter(examples=["dogs"])]
 Data = Annotated[DataName, Query(examples=["photos"])]
 
 
@@ -98,7 +98,7 @@ def check_routes(service: Service) -> APIRouter:
         service.data.folder(data)
         job = trainings.check(data)
         if job is None:
-            raise NotFoundError("check", data)
+            raise NotFoundError("check", data or "the data folder itself", "yet")
         return job
 
     @router.post("", status_code=202, responses=answers("check", 202))

@@ -10,11 +10,14 @@ from clipgraft.config import PRESETS, Recipe, apply_overrides
 from clipgraft.distilling.distill import DEFAULT_EPOCHS
 from clipgraft.errors import UserError
 from clipgraft.runs.run import GRAFT_NAMES
-from clipgraft.section import FROM_LIST
+from clipgraft.section import FROM_LIST, Like
 from clipgraft.studio.catalog import Catalog, UnknownModelError
 from clipgraft.studio.schemas import Name, Request, Text
 
-RUN_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+RUN_NAME = Like(
+    "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+    "1 to 64 letters without accents, digits, dots, dashes and underscores, first a letter or a digit",
+)
 """A name of a run that every file system takes, without path parts."""
 DataName = Annotated[str, Field(max_length=255)]
 """Of a data set; "" = the studio's data folder itself."""
@@ -26,7 +29,7 @@ SHOWN_SETTINGS = ("num_epochs", "learning_rate", "batch_size")
 class TrainingRequest(Request):
     """A training to start; None = as the recipe has it."""
 
-    name: Annotated[str, Field(pattern=RUN_NAME, examples=["dogs"])]
+    name: Annotated[str, RUN_NAME, Field(examples=["dogs"])]
     """Of the new run."""
     kind: Kind
     data: DataName = ""

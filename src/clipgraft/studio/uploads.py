@@ -18,9 +18,10 @@ from PIL import Image
 from clipgraft.data.images import MIN_SIDE, open_image
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import write_bytes
+from clipgraft.section import Like
 from clipgraft.studio.image_files import decode_upload, encode
 
-UPLOAD_ID = "^[0-9a-f]{64}$"
+UPLOAD_ID = Like("^[0-9a-f]{64}$", "the id of an uploaded image, 64 digits of 0-9 and a-f")
 SECONDS_UNUSED = 86_400.0
 """After it was uploaded or used, an image may wait so long for a job: of a page that stays open (guess)."""
 
@@ -71,7 +72,7 @@ class Uploads:
 
     def has(self, upload_id: str) -> bool:
         """Whether there is such a file."""
-        return bool(re.fullmatch(UPLOAD_ID, upload_id)) and (self.folder / upload_id).is_file()
+        return bool(re.fullmatch(UPLOAD_ID.pattern, upload_id)) and (self.folder / upload_id).is_file()
 
     def path(self, upload_id: str) -> Path:
         """Return a file, which is in use from now on.
@@ -83,9 +84,7 @@ class Uploads:
         try:
             os.utime(path)
         except FileNotFoundError:
-            raise MissingFileError(
-                f"there is no uploaded image {upload_id[:10]}; upload it with POST /v1/uploads"
-            ) from None
+            raise MissingFileError(f"there is no uploaded image {upload_id[:10]}; upload it again") from None
         return path
 
     def png(self, upload_id: str) -> bytes:

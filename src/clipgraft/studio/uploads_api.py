@@ -11,7 +11,7 @@ from clipgraft.studio.answers import IMAGE_BODY, answers
 from clipgraft.studio.service import Service
 from clipgraft.studio.uploads import UPLOAD_ID
 
-UploadId = Annotated[str, PathParameter(pattern=UPLOAD_ID, examples=["0" * 64])]
+UploadId = Annotated[str, UPLOAD_ID, PathParameter(examples=["0" * 64])]
 
 
 def upload_routes(service: Service) -> APIRouter:
