@@ -58,5 +58,5 @@ def test_prompt(world):
 
 def test_graft_folder(world):
     graft = world / "bridge" / "graft"
-    files = trip(graft, "Graft.from_pretrained", lambda: generate(world, "a dog"))
+    files = trip(graft, "verify_graft", lambda: generate(world, "a dog"))
     assert len(files) <= 4, files
