@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.raw import hash_split
 from clipgraft.data.split_names import SplitRule
 from clipgraft.errors import DataError, UserError
+from clipgraft.settings import DataSettings
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -358,3 +360,23 @@ def test_ids_of_coco_may_be_texts_and_names_absolute(tmp_path):
     }
     (tmp_path / "captions.json").write_text(json.dumps(content))
     assert [image.captions for image in load_dataset(tmp_path).images] == [("A dog",)]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        ("table", {"caption_field": "short"}),
+        ("table/metadata.csv", {"caption_field": "short", "on_damaged": "skip"}),
+        ("folder", {"include_unsplit": True, "max_train_images": 1}),
+    ],
+)
+def test_origin_loads_the_same_dataset_again(tmp_path, source, settings):
+    files = {"table/metadata.csv": "file_name,text,short\na.jpg,A brown dog runs,A dog\n", "table/a.jpg": ""}
+    for name in ("train/a", "test/b", "c"):
+        files |= {f"folder/{name}.jpg": "", f"folder/{name}.txt": "A cat"}
+    write(tmp_path, files)
+    Image.new("RGB", (16, 16)).save(tmp_path / "table" / "a.jpg")
+    dataset = load_dataset(tmp_path / source, **settings)
+    assert dataset.origin == DataSettings(source=str(tmp_path / source), **settings)
+    assert load_dataset(dataset.origin).images == dataset.images
+    assert load_dataset(tmp_path / source).images != dataset.images

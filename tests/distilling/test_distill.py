@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from clipgraft.config import load_recipe
-from clipgraft.data.formats import read_lines
+from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.distilling.distill import DistillResult, distill, distill_recipe
 from clipgraft.errors import CheckpointError
+from clipgraft.exporting.lora_file import held_out_captions
 from clipgraft.files import file_sha256
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from clipgraft.runs.run import Run
+from clipgraft.settings import DataSettings
 
 WORDS = [f"encoder.layers.{layer}.{name}.weight" for layer in (0, 1) for name in ("mlp.fc1", "mlp.fc2")]
 FAST = ["distill.learning_rate=5e-3", "distill.num_epochs=8"]
@@ -159,6 +161,26 @@ def test_objects_are_distilled_without_a_folder(distill_world, recipe_for, tmp_p
     by_name = distill_recipe(recipe_for(distill_world), distill_world.graft, tmp_path / "out").graft
     ours, theirs = result.graft.text_encoder.state_dict(), by_name.text_encoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_lineage_of_several_sources_names_each(distill_world, tmp_path):
+    captions = read_lines(distill_world.captions, "caption")
+    for number, caption in enumerate(captions[:20]):
+        folder = tmp_path / ("one", "two")[number % 2] / ("train", "test")[number > 15]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(b"%d" % number)
+        (folder / f"{number}.txt").write_text(caption)
+    sources = [{"source": str(tmp_path / name)} for name in ("one", "two")]
+    result = distill(
+        Graft.from_pretrained(distill_world.graft),
+        load_dataset(DataSettings.build({"sources": sources})),
+        new_words=["kite"],
+        num_epochs=1,
+        mixed_precision="no",
+    )
+    data = result.graft.lineage.find("distill").recipe.data
+    assert [each.source for each in data.sources] == [each["source"] for each in sources]
+    assert sorted(held_out_captions(result.graft)) == sorted(captions[16:20])
 
 
 def test_the_lineage_names_the_graft_and_the_words(learned, distill_world):

@@ -13,7 +13,7 @@ from clipgraft.console import say
 from clipgraft.data.image_file import ImageFile, content_sums
 from clipgraft.errors import DataError, UserError
 from clipgraft.files import fingerprint
-from clipgraft.settings import DataSettings, WeightedSource
+from clipgraft.settings import DataSettings
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -130,8 +130,8 @@ class CaptionDataset:
     """What decides the splits: a `SplitRule`, or other words."""
     streamed: TrainingImages | None = None
     """Training images that are not held in memory; `images` are those of val and test then."""
-    sources: tuple[WeightedSource, ...] = ()
-    """Of several sources, the settings of each."""
+    settings: DataSettings | None = None
+    """Settings that load it again; None if it was put together in Python."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}
@@ -186,8 +186,8 @@ class CaptionDataset:
 
     @property
     def origin(self) -> DataSettings:
-        """Settings that name the source or sources."""
-        return DataSettings(sources=self.sources) if self.sources else DataSettings(source=str(self.root))
+        """Settings that load it again; by its root if it has none."""
+        return self.settings or DataSettings(source=str(self.root))
 
     @property
     def counts(self) -> dict[Split, dict[str, int]]:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,17 @@ def load_dataset(
         bound_cache(given.cache_gb)
     else:
         given = DataSettings.build({"include_unsplit": include_unsplit, **settings})
+    if isinstance(source, (str, Path)):
+        given = given.model_copy(update={"source": str(source)})
     if given.sources:
-        named = {} if isinstance(source, DataSettings) else {"source": str(source)}
-        return mix_sources(given.updated(named), load_dataset)
-    if isinstance(source, (str, Path, DataSettings)):
-        dataset = _load(given.source if isinstance(source, DataSettings) else str(source), given)
+        dataset = mix_sources(given, load_dataset)
+    elif isinstance(source, (str, Path, DataSettings)):
+        dataset = _load(given.source, given)
     else:
         dataset = _from_pairs(_captions_by_path(source))
+    if not (given.source or given.sources):
+        given = given.model_copy(update={"source": str(dataset.root)})
+    dataset = replace(dataset, settings=given)
     return skip_damaged(dataset) if given.on_damaged == "skip" else dataset
 
 
@@ -183,7 +188,7 @@ def _captions_by_path(pairs: Any) -> dict[Path, list[str]]:
 
 
 def _from_pairs(pairs: Mapping[Path, Sequence[str]]) -> CaptionDataset:
-    root = Path(os.path.commonpath([path.parent for path in pairs])) if pairs else Path()
+    root = Path(os.path.commonpath([path.parent for path in pairs]))
     names = {path.relative_to(root).as_posix(): path for path in pairs}
     captions = [
         RawCaption(name, number, tidy(text))

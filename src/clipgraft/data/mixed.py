@@ -155,7 +155,6 @@ def mix_sources(data: DataSettings, load: Callable[[DataSettings], CaptionDatase
         },
         split_rule="; ".join(f"{part.name}: {dataset.split_rule}" for part, dataset in pairs),
         streamed=MixedImages(parts),
-        sources=data.sources,
     )
 
 

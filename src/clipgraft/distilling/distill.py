@@ -138,7 +138,7 @@ def distill(
     quiet_libraries()
     base = base or load_teacher(graft, graft.base.name, graft.base.revision)
     if recipe is None:
-        named = {"data": {"source": str(data.root)}} if isinstance(data, CaptionDataset) else {}
+        named = {"data": data.origin} if isinstance(data, CaptionDataset) else {}
         recipe = build_recipe({"seed": seed, "device": device, **named, **origins(base=base)})
         settings = settings or DistillSettings(num_epochs=DEFAULT_EPOCHS)
     settings = (settings or recipe.distill).updated(overrides)
