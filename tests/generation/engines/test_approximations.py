@@ -13,6 +13,7 @@ from PIL import Image
 
 import tiny
 from clipgraft.cli.doctor import examine
+from clipgraft.generation.engines.approximations import DenoiserWithFeature
 from clipgraft.generation.engines.attach import put_on_engine
 from clipgraft.generation.engines.engine import (
     TorchEngine,
@@ -201,6 +202,14 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     job = image_request("A dog", num_inference_steps=4, guidance_scale=5.0, **settings)
     list(sample(pipeline, [job], base_scheduler=stock.scheduler))
     assert rows == [2, 2, 1]  # both runs of the first step
+
+
+def test_a_run_that_fails_leaves_no_hook_behind():
+    unet = tiny_base().unet
+    states = torch.zeros(1, 77, 3)  # of another width
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        DenoiserWithFeature(unet)(torch.zeros(1, 4, 32, 32), unet.time_proj(torch.ones(1)), states)
+    assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
 def test_a_step_with_two_runs_is_cached_as_one():

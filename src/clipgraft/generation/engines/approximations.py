@@ -52,8 +52,10 @@ class DenoiserWithFeature(Denoiser):
             .resnets[-1]
             .register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0][:, :-skip_channels]))
         )
-        noise_pred = super().forward(sample, t_proj, encoder_hidden_states)[0]
-        hook.remove()
+        try:
+            noise_pred = super().forward(sample, t_proj, encoder_hidden_states)[0]
+        finally:  # also where memory runs out, as the batch is tried again in halves
+            hook.remove()
         return noise_pred, kept[0]
 
 
