@@ -1,5 +1,7 @@
 """LoRAs of requests: equal to diffusers' own, without a trace after they are gone."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -234,7 +236,9 @@ def test_prompt_names_loras_as_in_a1111(base, kohya, tmp_path, capsys):
     assert (row["prompt"], row["loras"]) == ("A dog", other["loras"])
     assert np.array_equal(pixels(tmp_path / "a" / row["file"]), pixels(tmp_path / "b" / row["file"]))
     again = ("generate", "--base", base, "--from-image", tmp_path / "a" / row["file"])
-    assert call(*again, "--out", tmp_path / "c", "--lora-dir", kohya.parent) == 0
+    (tmp_path / "moved" / "a" / "fur.safetensors").mkdir(parents=True)
+    shutil.copy(kohya, tmp_path / "moved" / "fur.SAFETENSORS")
+    assert call(*again, "--out", tmp_path / "c", "--lora-dir", tmp_path / "moved") == 0
     assert (tmp_path / "a" / row["file"]).read_bytes() == (tmp_path / "c" / row["file"]).read_bytes()
 
 

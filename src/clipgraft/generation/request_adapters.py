@@ -82,7 +82,8 @@ class EmbeddingFolder:
 
 def safetensors_below(folder: Path) -> list[Path]:
     """Return the `.safetensors` files of a folder and its subfolders, whatever their case."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".safetensors")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() == ".safetensors")
+    return sorted(path for path in found if path.is_file())
 
 
 def check_lora_dir(folder: Path) -> None:
@@ -245,6 +246,6 @@ def _matched(
 
 
 def _in_folder(folder: str, recorded: _Recorded) -> str:
-    paths = sorted(Path(folder).rglob("*.safetensors")) if folder else []
+    paths = safetensors_below(Path(folder)) if folder else []
     named = (path for path in paths if path.stem == recorded.name)
     return next((str(path) for path in named if file_sum(path) == recorded.sha256), "")
