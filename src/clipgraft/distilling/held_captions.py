@@ -1,5 +1,6 @@
 """Captions with new words, and captions whose states are held."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,9 +58,10 @@ def mark_captions(given: CaptionDataset | Sequence[str], settings: DistillSettin
     train, held_out = split_captions(given)
     train = train[: settings.max_captions or None]
     found = [words & words_of(caption) for caption in train]
-    counts = {word: sum(word in each for each in found) for word in sorted(words)}
+    met = Counter(word for each in found for word in each)
+    counts = {word: met[word] for word in sorted(words)}
     marked = MarkedCaptions(train, [bool(each) for each in found])
-    _check_counts(counts, len(train))
+    _check_counts(counts)
     if settings.hold:
         hold = _read_hold(Path(settings.hold), words)
         marked = MarkedCaptions(train + hold, marked.has_new_word + [False] * len(hold))
@@ -89,7 +91,7 @@ def new_words(settings: DistillSettings) -> frozenset[str]:
     return words
 
 
-def _check_counts(counts: dict[str, int], num_captions: int) -> None:
+def _check_counts(counts: dict[str, int]) -> None:
     missing = [word for word, count in counts.items() if not count]
     if len(missing) == len(counts):
         raise UserError(
