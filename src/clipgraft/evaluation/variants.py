@@ -236,8 +236,11 @@ def _untrained_bridge(generator: ImageGenerator) -> Iterator[None]:
         untrained = Bridge(trained.config["input_size"], trained.config["output_size"])
     encoder.bridge = untrained.to(encoder.device, encoder.dtype)
     generator.prompt_embeds.clear()
-    yield
-    encoder.bridge = trained
+    try:
+        yield
+    finally:
+        encoder.bridge = trained
+        generator.prompt_embeds.clear()
 
 
 def real_images(prompts: Sequence[EvaluationPrompt], folder: Path, processes: PartialState) -> Paths:

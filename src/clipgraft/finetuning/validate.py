@@ -22,6 +22,7 @@ from clipgraft.evaluation.metrics.retrieval import paired_recall, retrieval_metr
 from clipgraft.evaluation.metrics.token_drift import token_drift
 from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.generator import load_generators
+from clipgraft.generation.image_encoding import write_image
 from clipgraft.generation.requests import image_requests
 from clipgraft.models.clip import ClipParts, encode_images, encode_text
 from clipgraft.models.graft import GraftedTextEncoder
@@ -215,7 +216,7 @@ class ValidationImages:
         images = self.generator.sample(self.requests, batch_size=self.batch_size)
         for number, image in enumerate(images):
             if image.status == "ok":
-                image.image.save(folder / f"{number}.png")
+                write_image(image.image, folder / f"{number}.png")
             else:
                 reason = FAILURES[image.status]
                 say(f"step {report.step}, image {number} of {image.prompt[:60]!r} was not written: {reason}")

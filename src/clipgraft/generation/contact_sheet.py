@@ -131,10 +131,15 @@ def fill_template(template: str, styles: Sequence[str], **values: Any) -> str:
 
 def _cell_size(sheet: Sheet) -> tuple[int, int]:
     paths = [cell.path for row in sheet.cells for cell in row]
-    sizes = [Image.open(path).size for path in paths if path.is_file()] or [(128, 128)]
+    sizes = [_size_of(path) for path in paths if path.is_file()] or [(128, 128)]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     factor = min(1.0, (MAX_SHEET_PIXELS / (width * height * max(1, len(paths)))) ** 0.5)
     return max(16, int(width * factor)), max(16, int(height * factor))
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
 
 
 def _paste(
