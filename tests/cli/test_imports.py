@@ -25,12 +25,6 @@ IDLE_PACKAGES = {
 IDLE_ROOMS = {"distilling", "evaluation", "finetuning", "pretraining", "reporting", "studio", "training"}
 
 
-@pytest.fixture(autouse=True)
-def thawed():
-    yield
-    gc.unfreeze()
-
-
 def test_generating_imports_no_package_that_it_does_not_use():
     code = (
         "import json, sys\nfrom clipgraft.cli.imports import importing\n"
