@@ -68,16 +68,16 @@ def parts(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[], objec
             *shape, num_maps=3, num_positions=77, num_attention_blocks=settings.num_attention_blocks
         ),
         torch.float32,
-        device,
+        "cpu",  # small; its attention refuses the device meta
     )
     bridge.linear.requires_grad_(False)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)
+    student = torch.randn(settings.batch_size, KEPT_POSITIONS, shape[0])
+    classes = torch.full((settings.batch_size, KEPT_POSITIONS), WORD)
     with torch.device(device):
         pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
         words = torch.randint(0, 49000, (BATCH_SIZE, CAPTION_TOKENS))
         prompts = torch.randint(0, 49000, (BATCH_SIZE, 77))
-        student = torch.randn(settings.batch_size, KEPT_POSITIONS, shape[0])
-        classes = torch.full((settings.batch_size, KEPT_POSITIONS), WORD)
         picture = torch.randn(1, 3, 512, 512, dtype=dtype)
         latents, states = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
 
