@@ -119,6 +119,18 @@ def test_files_without_captions_are_said(world, tmp_path):
         read_lines(latin, "caption")
 
 
+@pytest.mark.parametrize(
+    "line", ["a.jpg,A dog .", "a.JPG#0\tA dog .", '{"file_name": "a.png", "text": "A dog"}']
+)
+def test_table_of_images_is_no_file_of_captions(tmp_path, line):
+    table = tmp_path / "captions.txt"
+    table.write_text(f"image,caption\n{line}\n{line}\n")
+    with pytest.raises(DataError, match=r"is a table of images and captions .*; name it with --data, or"):
+        read_lines(table, "caption")
+    table.write_text(f"A dog .\nA cat .\n{line}\n")
+    assert len(read_lines(table, "caption")) == 3
+
+
 def test_a_base_whose_teacher_is_not_clips_is_refused(world, tmp_path):
     base = shutil.copytree(world["base"], tmp_path / "base")
     config = base / "text_encoder" / "config.json"

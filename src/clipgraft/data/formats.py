@@ -27,6 +27,8 @@ from clipgraft.settings import DataSettings
 
 CAPTION_FOLDERS = ("annotations", "captions", "text", "flickr8k_text", "labels", "splits", "metadata")
 """Folders of caption files that lie beside those of images."""
+IMAGE_NAME = re.compile(r"[^\s.]\.(jpe?g|png|webp)\b", re.IGNORECASE)
+"""Of a line in a table of images."""
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz")
 MAX_SHOWN, MAX_CHARACTERS = 3, 80
 """Files named in an error, and characters of what they hold."""
@@ -227,7 +229,7 @@ def read_lines(path: Path, kind: str) -> list[str]:
 
     Raises:
         MissingFileError: If there is no such file.
-        DataError: If it is not UTF-8 text, or empty.
+        DataError: If it is not UTF-8 text, empty, or a table that names images beside their captions.
     """
     if not path.is_file():
         raise MissingFileError(f"{kind}s file not found: {path}; it is a text file with one {kind} per line")
@@ -236,6 +238,12 @@ def read_lines(path: Path, kind: str) -> list[str]:
     found = list(filter(None, map(str.strip, lines)))
     if not found:
         raise DataError(f"{path} holds no {kind}; write one per line")
+    named = [line for line in found if IMAGE_NAME.search(line)] if kind == "caption" else []
+    if 2 * len(named) > len(found):
+        raise DataError(
+            f"{path} is a table of images and captions ({named[0][:MAX_CHARACTERS]!r}); "
+            "name it with --data, or write its captions alone, one per line"
+        )
     return found
 
 
