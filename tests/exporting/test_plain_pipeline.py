@@ -71,7 +71,15 @@ def test_a_base_in_half_precision_stays_so(plain_base, tmp_path):
         assert [file for file in files if "fp16" in file] == []
         assert {weight.dtype for weight in load_file(out / name / files[0]).values()} == {torch.float16}
     pipeline = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float16)
-    assert pipeline.unet.dtype == torch.float16
+    assert {pipeline.unet.dtype, pipeline.text_encoder.dtype} == {torch.float16}
+
+
+def test_a_base_in_half_precision_generates_without_a_dtype(tmp_path):
+    """transformers 5 takes the file's dtype, diffusers float32."""
+    out = export(distilled_from(Path("flatland")), tmp_path / "out")
+    pipeline = StableDiffusionPipeline.from_pretrained(out)
+    assert pipeline.text_encoder.dtype == torch.float32
+    assert len(pipeline("A kite", num_inference_steps=1).images) == 1
 
 
 def test_a_sharded_base_is_copied_with_its_index(plain_base, tmp_path):

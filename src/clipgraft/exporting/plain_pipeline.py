@@ -1,8 +1,9 @@
 """A distilled text encoder in its base's diffusers folder.
 
-Plain diffusers of any version loads it. All other files are the base's own, byte for byte. Weights of the
-text encoder have the names of published files: transformers 5 leaves out `text_model.`, without which older
-versions start from random weights.
+Plain diffusers of any version loads it. All other files are the base's own, byte for byte, but for paths of
+this machine and half-precision dtypes in configurations. Weights of the text encoder have the names of
+published files: transformers 5 leaves out `text_model.`, without which older versions start from random
+weights.
 """
 
 import shutil
@@ -23,6 +24,7 @@ from clipgraft.models.weights import HALF, write_tensors
 
 INDEX_NAME = "model_index.json"
 TEXT_ENCODER = "text_encoder"
+SAFETY_CHECKER = "safety_checker"
 
 
 def load_distilled_base(
@@ -60,6 +62,9 @@ def write_plain_pipeline(distilled: Graft, base: str, folder: Path) -> None:
         write_json(folder / DEFAULTS_NAME, asdict(frozen.defaults))
     remove_local_paths(folder)
     write_text_encoder(distilled.text_encoder.to(frozen.text_encoder.dtype), folder / TEXT_ENCODER)
+    for name, model in ((TEXT_ENCODER, frozen.text_encoder), (SAFETY_CHECKER, frozen.safety_checker)):
+        if model is not None:
+            _name_float32(folder / name / "config.json", model.dtype)
 
 
 def write_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
@@ -68,6 +73,16 @@ def write_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
         path.unlink()
     weights = {f"text_model.{name}": weight for name, weight in text_encoder.state_dict().items()}
     write_tensors(folder / "model.safetensors", weights, {"format": "pt"})
+
+
+def _name_float32(path: Path, dtype: torch.dtype) -> None:
+    """Name float32 as the dtype to load in.
+
+    transformers 5 takes the dtype of a configuration, else of the weights; diffusers takes float32.
+    """
+    config = read_json(path)
+    if config.get("dtype", config.get("torch_dtype", str(dtype).removeprefix("torch."))) != "float32":
+        write_json(path, {**config, "dtype": "float32"})
 
 
 def _write_vocabulary(frozen: FrozenBase, folder: Path) -> None:
@@ -79,7 +94,7 @@ def _copy_base(frozen: FrozenBase, folder: Path) -> None:
     """Copy a base's files, of two precisions the full one."""
     source = frozen.origin.path  # type: ignore[union-attr]
     held = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
-    components = [*COMPONENTS, "safety_checker"] if frozen.safety_checker else COMPONENTS
+    components = [*COMPONENTS, SAFETY_CHECKER] if frozen.safety_checker else COMPONENTS
     for name in needed_files(components, None).choose(held):
         # The library looks for files without a variant's name first.
         path = folder / name.replace(f".{HALF}", "")
