@@ -125,5 +125,5 @@ def print_line(text: str) -> None:
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table on stdout, as wide as the terminal."""
-    Console().print(table)
+    """Print a table on stdout, as wide as the terminal, without markup."""
+    Console(markup=False, emoji=False).print(table)

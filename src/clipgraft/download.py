@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
-from rich.console import Console
 from rich.table import Table
 
 from clipgraft.cache import cache_dir
 from clipgraft.config import ModelSettings, Recipe
+from clipgraft.console import print_line, print_table
 from clipgraft.device import PRECISION_DTYPES, choose_device, choose_mixed_precision
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.engine import engines_at_hand
@@ -42,13 +42,12 @@ def prefetch(recipe: Recipe) -> int:
             where = "" if found is None else found.name[:12]
             table.add_row(model.name, where, "", "nothing: it is on this machine")
     num_bytes = sum(download.num_bytes for download in downloads)
-    console = Console()
-    console.print(table)
-    console.print(f"to fetch: {_size(num_bytes)}, into the hub's cache", highlight=False)
+    print_table(table)
+    print_line(f"to fetch: {_size(num_bytes)}, into the hub's cache")
     _refuse_without_room(num_bytes)
     for download in downloads:
         fetch(download)
-        console.print(f"fetched and verified: {download.name}", highlight=False)
+        print_line(f"fetched and verified: {download.name}")
     return num_bytes
 
 

@@ -55,7 +55,7 @@ def images(world):
 
 def worth(word="hound", **changes):
     figures = {"clip_alone": MUCH, "clip_left_out": MUCH, "base_alone": NOTHING, "base_left_out": NOTHING}
-    return WordWorth(word=word, num_captions=16, example=f"A {word} .", **(figures | changes))
+    return WordWorth(**{"word": word, "num_captions": 16, "example": f"A {word} .", **figures, **changes})
 
 
 def test_uses_are_one_caption_each_of_as_many_images(images):
@@ -191,6 +191,13 @@ def test_words_come_by_what_clip_sees_and_are_read_back(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "3 words in captions; 3 that CLIP sees in images; 2 of those new" in printed
     assert "A hound ." in printed.replace("\n", " ")
+
+
+def test_an_example_in_brackets_is_printed_as_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    caption = "[/b] A [red] hound :dog:"
+    NewWords(measured=(worth(example=caption),)).print()
+    assert caption in capsys.readouterr().out
 
 
 def test_nothing_new_is_said_with_what_follows(capsys):

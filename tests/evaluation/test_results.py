@@ -8,6 +8,7 @@ from evaluated import (
 )
 
 from clipgraft.evaluation.figures import METRICS
+from clipgraft.evaluation.results import Evaluation
 
 
 def test_written_evaluation_has_the_keys_of_the_example(record, run_dir):
@@ -21,6 +22,11 @@ def test_written_evaluation_has_the_keys_of_the_example(record, run_dir):
     for name, metric in (written["metrics"] | EXAMPLE["metrics"]).items():
         assert metric.keys() == EXAMPLE["metrics"]["cmmd"].keys()
         assert name in METRICS
+
+
+def test_table_has_names_in_brackets_as_they_are():
+    named = json.loads(json.dumps(EXAMPLE).replace('"after"', '"[/after]"'))
+    assert "[/after]" in Evaluation(**named).table()
 
 
 @pytest.mark.parametrize("which", ["written", "example"])

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
 
 from clipgraft.cache import cache_dir
 from clipgraft.config import DataSettings, EvaluateSettings, ModelSettings, Recipe, load_recipe
-from clipgraft.console import print_line
+from clipgraft.console import print_line, print_table
 from clipgraft.data.dataset import CaptionDataset, merge_duplicates
 from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
 from clipgraft.errors import UserError
@@ -233,11 +232,10 @@ def evaluate_recipe(
 
 
 def _print(evaluation: Evaluation, folder: Path) -> None:
-    console = Console()
     for table in headline_tables(evaluation):
-        console.print(table)
+        print_table(table)
     for note in evaluation.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        print_line(f"note: {note}")
     print_line(f"generated and scored: {evaluation.describe_settings()}")
     print_line(f"evaluation: {folder / RESULT_NAME}")
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from clipgraft.evaluation.metrics.intervals import NUM_GROUPS, bootstrap_interval, jackknife_interval
@@ -282,11 +283,12 @@ def _table(evaluation: Evaluation, prompt_set: PromptSet) -> Table:
     return table
 
 
-def _cell(measure: Measure | None, sign: str) -> str:
+def _cell(measure: Measure | None, sign: str) -> Text:
     if measure is None or measure.value is None:
-        return "-"
-    text = f"{measure.value:{sign}.3f}"
-    if not measure.interval:
-        return text + (f"\n[dim]{measure.note}[/dim]" if measure.note else "")
-    low, high = measure.interval
-    return f"{text}\n[dim]{low:{sign}.2f} to {high:{sign}.2f}[/dim]"
+        return Text("-")
+    below = measure.note
+    if measure.interval:
+        low, high = measure.interval
+        below = f"{low:{sign}.2f} to {high:{sign}.2f}"
+    value = f"{measure.value:{sign}.3f}"
+    return Text.assemble(value, (f"\n{below}", "dim")) if below else Text(value)

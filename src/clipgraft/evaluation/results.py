@@ -384,7 +384,7 @@ class Evaluation(Record):
 
         from clipgraft.evaluation.figures import headline_tables
 
-        console = Console(file=StringIO(), width=TABLE_WIDTH)
+        console = Console(file=StringIO(), width=TABLE_WIDTH, markup=False, emoji=False)
         for table in headline_tables(self, prompt_set):
             console.print(table)
         return console.file.getvalue()  # type: ignore[attr-defined]

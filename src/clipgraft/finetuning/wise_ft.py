@@ -10,12 +10,12 @@ from types import MappingProxyType
 
 import torch
 from pydantic import PrivateAttr
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from transformers import CLIPModel
 
 from clipgraft.config import Recipe
+from clipgraft.console import print_table
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device, quiet_libraries
@@ -59,7 +59,7 @@ class InterpolationResult(StageResult):
             drifts = [f"{row[f'drift_{name}']:.3f}" for name in ("words", "eos", "padding")]
             table.add_row(f"{row['alpha']:.1f}", *recalls, *drifts)
         table.caption = "R@1: images found by text, texts found by image. The rest: drift of token states"
-        Console().print(table)
+        print_table(table)
 
 
 def interpolate(
