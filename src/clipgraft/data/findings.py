@@ -35,6 +35,6 @@ class Finding:
     examples: tuple[Example, ...]
 
 
-def number_of(count: int, singular: str, plural: str = "") -> str:
+def number_of(count: int, noun: str) -> str:
     """Return a count with its noun: `1 image`, `2,000 images`."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+    return f"{count:,} {noun if count == 1 else noun + 's'}"

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +25,6 @@ from clipgraft.data.split_names import SplitRule, split_of_file
 from clipgraft.errors import DataError, MissingFileError, needs
 from clipgraft.files import fingerprint
 from clipgraft.settings import DataSettings
-
-if TYPE_CHECKING:
-    pass
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 NUM_PROBED = 100

@@ -65,11 +65,6 @@ encoder nor the U-Net, and no prompt without these words.
 | InvokeAI | the model manager, *Add models*, and `<{word}>` in the prompt |
 | diffusers | `pipeline.load_textual_inversion("{word}.safetensors", token="<{word}>")` |
 | clipgraft | `--embedding {word}.safetensors`, and the word in the prompt |"""
-CONTENTS = {
-    "prompt-embeds": PROMPT_EMBEDS,
-    "bridge": BRIDGE,
-    "checkpoint": CHECKPOINT,
-}
 
 
 def lora_content(name: str, rank: int, errors: LoraErrors) -> str:

@@ -10,9 +10,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import is_first_process, print_line
-from clipgraft.data.dataset import (
-    CaptionDataset,
-)
+from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import clear_worker_errors
 from clipgraft.data.transforms import with_resize_mode

@@ -100,7 +100,7 @@ def data_key(run: RunData) -> Any:
     """Return a run's data fingerprint, else its counts, else None."""
     if run.data.get("fingerprint"):
         return run.data["fingerprint"]
-    return _dump([run.data.get("format"), run.data.get("counts")]) if run.data else None
+    return repr([run.data.get("format"), run.data.get("counts")]) if run.data else None
 
 
 def figures_tables(runs: Sequence[RunData]) -> list[Table]:
@@ -129,7 +129,7 @@ def differing_settings(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     flat = [_flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key not in IGNORED_SETTINGS)
     found = {key: [values.get(key) for values in flat] for key in keys}
-    return {key: values for key, values in found.items() if len({_dump(value) for value in values}) > 1}
+    return {key: values for key, values in found.items() if len({repr(value) for value in values}) > 1}
 
 
 def settings_table(runs: Sequence[RunData], *, differing: bool) -> Table | None:
@@ -178,7 +178,7 @@ def compared_images(runs: Sequence[RunData]) -> tuple[list[PromptImages], int]:
         )
         for image, row in zip(run.images, run.image_rows, strict=True):
             if image.variant == last:
-                key = _dump([image.prompt, *(row.get(key) for key in SAMPLING)])
+                key = repr([image.prompt, *(row.get(key) for key in SAMPLING)])
                 groups.setdefault(key, []).append(replace(image, variant=name))
     return group_images([image for images in groups.values() if len(images) > 1 for image in images])
 
@@ -223,7 +223,7 @@ def _data_sentence(runs: Sequence[RunData]) -> str:
 
 
 def _reason(keys: Sequence[Any], sentence: str) -> str:
-    return sentence if len({_dump(key) for key in keys}) > 1 else ""
+    return sentence if len({repr(key) for key in keys}) > 1 else ""
 
 
 def _note(kind: str) -> str:
@@ -293,7 +293,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _dump(value: Any) -> str:
-    return repr(value)

@@ -21,7 +21,7 @@ from clipgraft.runs.run import METRICS_NAME, Run
 
 REFRESH_SECONDS = 10
 SUMMARY_VERSION = 2
-DATA_KEYS = {"format", "fingerprint", "counts", "excluded"}
+DATA_KEYS = ("format", "fingerprint", "counts", "excluded")
 EVALUATION_KEYS = {
     *("notes", "settings", "data", "variants", "metrics", "prompt_sets", "figures", "differences", "counts")
 }
@@ -118,9 +118,7 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
 def summarize(run: RunData, ranking: Ranking | None = None) -> dict[str, Any]:
     """Return the content of report.json, without absolute paths."""
     ranked = (ranking or rank_prompts(run)).groups
-    data: dict[str, Any] = {
-        key: run.data[key] for key in ("format", "fingerprint", "counts", "excluded") if key in run.data
-    }
+    data: dict[str, Any] = {key: run.data[key] for key in DATA_KEYS if key in run.data}
     if run.data.get("root"):
         data["name"] = short_name(run.data["root"])
     return {
