@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does witho
     from pydantic import BaseModel, ValidationError
 
 NO_SPACE = "no space left on the disk"
+NO_SPACE_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """So begins what is said of a full disk."""
 _PLAIN = {
     "a valid (tuple|list)": "a list",
@@ -72,9 +73,9 @@ def one_line(error: Exception) -> str:
     return printable(" ".join(str(error).split()))
 
 
-def is_no_space(error: Exception) -> TypeGuard[OSError]:
+def is_no_space(error: BaseException) -> TypeGuard[OSError]:
     """Whether a disk, quota or file size limit is exhausted."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in NO_SPACE_NUMBERS
 
 
 def printable(text: str) -> str:

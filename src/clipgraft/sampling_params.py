@@ -25,7 +25,6 @@ from clipgraft.section import (
     Share,
     Side,
     Steps,
-    _rising,
     random_seed,
 )
 
@@ -207,6 +206,12 @@ class SamplingParams(EncodeParams, TextToImageParams):
 
 
 SafetyChecker = Literal["auto", "on", "off"]
+
+
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise ValueError("the second share of the steps must be above the first")
+    return interval
 
 
 class InferenceConfig(Section):

@@ -142,12 +142,6 @@ def random_seed(seed: Any) -> Any:
     return secrets.randbelow(2**32) if seed in (-1, "random") and seed is not True else seed
 
 
-def _rising(interval: tuple[float, float]) -> tuple[float, float]:
-    if interval[0] >= interval[1]:
-        raise ValueError("the second share of the steps must be above the first")
-    return interval
-
-
 class Section(BaseModel):
     """Frozen settings that refuse unknown keys and wrong types."""
 

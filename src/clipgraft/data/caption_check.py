@@ -1,7 +1,6 @@
 """Lengths, flaws, repeats and languages of captions, found in one pass."""
 
 import heapq
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 
 from clipgraft.data.caption_flaws import EFFECTS, Flaw, flaws_of
 from clipgraft.data.caption_languages import other_languages
+from clipgraft.data.caption_words import WORD
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup, number_of
 from clipgraft.data.photograph_check import PhotographCheck
@@ -25,7 +25,6 @@ NUM_IN_LANGUAGES = 1000
 """Images, spread over the dataset, whose captions' languages are told; 70 µs a caption."""
 NUM_CAPTIONS_EACH = 5
 """Captions of each of them."""
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _BUFFER = 1 << 18
 """Words between two times that repeated ones are dropped."""
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.exporting.export import card_path
 from clipgraft.files import inside
-from clipgraft.models.hub import HUB_ID
+from clipgraft.models.hub import HUB_ID, first_line
 from clipgraft.models.modelspec import HASH_KEY, content_hash
 from clipgraft.models.weights import verify_folder
 
@@ -61,14 +61,14 @@ def push(exported: str | Path, name: str, *, public: bool = False) -> str:
         raise
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"the model hub refused {name}: {_first_line(error)}; does the token in {TOKEN_VARIABLE} allow "
+            f"the model hub refused {name}: {first_line(error)}; does the token in {TOKEN_VARIABLE} allow "
             "writing to it?"
         ) from error
     except Exception as error:  # the hub's library has no class for failed connections
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
             raise  # the disk's
         raise CheckpointError(
-            f"the connection to the model hub failed while {name} was uploaded ({_first_line(error)}); run "
+            f"the connection to the model hub failed while {name} was uploaded ({first_line(error)}); run "
             "again: what has arrived is kept"
         ) from error
     return str(address)
@@ -109,7 +109,3 @@ def _recorded_hash(path: Path) -> str:
             return (file.metadata() or {}).get(HASH_KEY, "")
     except SafetensorError:
         return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

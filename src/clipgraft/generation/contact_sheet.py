@@ -113,7 +113,7 @@ def render_page(title: str, lead: str, sheets: Sequence[Sheet]) -> str:
 
 
 def fill_template(template: str, styles: Sequence[str], **values: Any) -> str:
-    """Fill the template of a page without scripts.
+    """Fill the template of a page.
 
     It gets `style`, the named files, and `style_hash` for its policy.
     """
@@ -125,8 +125,12 @@ def fill_template(template: str, styles: Sequence[str], **values: Any) -> str:
         lstrip_blocks=True,
     )
     style = Markup("".join((TEMPLATES_DIR / name).read_text("utf-8") for name in styles))
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    return environment.get_template(template).render(style=style, style_hash=style_hash, **values)
+    return environment.get_template(template).render(style=style, style_hash=policy_hash(style), **values)
+
+
+def policy_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows a text."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def _cell_size(sheet: Sheet) -> tuple[int, int]:

@@ -141,7 +141,7 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
             return cached
         pinned = f" --revision {revision}" if revision else ""
         raise CheckpointError(
-            f"no folder {name} here, and the model hub cannot be reached ({_first_line(error)}); fetch it "
+            f"no folder {name} here, and the model hub cannot be reached ({first_line(error)}); fetch it "
             f"where there is network with `hf download {name}{pinned} --local-dir DIR` and name DIR instead"
         ) from error
 
@@ -167,7 +167,7 @@ def fetch(download: Download) -> Path:
         if isinstance(error, OSError) and not isinstance(error, (LocalEntryNotFoundError, ConnectionError)):
             raise  # the disk's
         raise CheckpointError(
-            f"the connection to the model hub failed while {name} was fetched ({_first_line(error)}); run "
+            f"the connection to the model hub failed while {name} was fetched ({first_line(error)}); run "
             "again: what is whole is kept"
         ) from error
     _verify(name, Path(folder), list(download.files), download.pin)
@@ -290,12 +290,13 @@ def _refused(name: str, revision: str | None, error: HfHubHTTPError) -> str:
             f"the model hub has no revision {shown} of {name} (any more); name another commit, a copy that "
             "has it, or a folder on this machine"
         )
-    reason = "it wants a login" if isinstance(error, GatedRepoError) else _first_line(error)
+    reason = "it wants a login" if isinstance(error, GatedRepoError) else first_line(error)
     return (
         f"no folder {name} here, and the model hub refused {name} at revision {shown}: {reason}; if it is "
         "private or gated, log in with `hf auth login` or set HF_TOKEN"
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of a hub's error, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,6 @@ Names of diffusers and transformers:
     model.fp16.safetensors   model.safetensors.index.fp16.json with model.fp16-00001-of-00002.safetensors
 """
 
-import errno
 import fnmatch
 import hashlib
 import json
@@ -23,14 +22,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import NO_SPACE_NUMBERS, CheckpointError, is_no_space
 from clipgraft.files import atomic_write, file_sha256, read_json, sync
 
 MANIFEST_NAME = "manifest.json"
 DECIDING_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Files that libraries read beside a model: configurations, vocabularies, adapters, weights."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL, HALF = "", "fp16"
 """Variants of weights, by diffusers' and transformers' names."""
 SHARD = re.compile(r"-\d+-of-(\d+)")
@@ -261,5 +259,5 @@ def _replace(out_dir: Path, temporary: Path, replaced: Path) -> None:
 
 def _is_no_space(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
-        return any(f"os error {number})" in str(error) for number in NO_SPACE)
-    return isinstance(error, OSError) and error.errno in NO_SPACE
+        return any(f"os error {number})" in str(error) for number in NO_SPACE_NUMBERS)
+    return is_no_space(error)

@@ -4,15 +4,13 @@ A content security policy allows one script, by its hash; scripts in captions st
 """
 
 import base64
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipgraft.errors import UserError
+from clipgraft.generation.contact_sheet import TEMPLATES_DIR, fill_template, policy_hash
 from clipgraft.reporting import comparison, evidence, provenance, sections
 from clipgraft.reporting.curves import RunFigure, run_figures
 from clipgraft.reporting.embedded_images import group_images
@@ -23,7 +21,6 @@ from clipgraft.reporting.run_data import RunData
 MAX_REPORT_BYTES = 5_000_000
 MAX_RECIPE_CHARACTERS = 100_000
 """Limit for recipe.toml on the page: at most 0.6 MB once escaped."""
-TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 
 
 def render_report(
@@ -39,10 +36,10 @@ def render_report(
         ranking: Best and worst prompts; None = compute them.
         figures: The run's figures; None = render them.
         refresh_seconds: A browser reloads the page so often; 0 = never.
+
     Raises:
         UserError: If the page would be larger than 5 MB.
     """
-    ranking = ranking or evidence.rank_prompts(run)
     shown = {figure.name: _figure(figure) for figure in (run_figures(run) if figures is None else figures)}
     images, num_hidden = group_images(run.images)
     first_differences, other_differences = evidence.differences_tables(run.evaluation)
@@ -74,7 +71,7 @@ def render_report(
             "tables": first_metrics,
             "others": other_metrics,
         },
-        ranking=ranking,
+        ranking=ranking or evidence.rank_prompts(run),
         failures=evidence.failures_table(run.evaluation),
         failed=failed,
         num_failed=num_failed,
@@ -137,16 +134,8 @@ def _data_uri(svg: bytes) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES_DIR),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = (Markup(_part(kind)) for kind in ("css", "js"))
-    page = environment.get_template(template).render(
-        style=style, style_hash=_sha256(style), script=script, script_hash=script_hash(), **values
+    page = fill_template(
+        template, ("report.css",), script=Markup(_script()), script_hash=script_hash(), **values
     )
     num_bytes = len(page.encode())
     if num_bytes > MAX_REPORT_BYTES:
@@ -159,12 +148,8 @@ def _render(template: str, **values: Any) -> str:
 
 def script_hash() -> str:
     """Hash of the report's script for a content security policy."""
-    return _sha256(_part("js"))
+    return policy_hash(_script())
 
 
-def _part(kind: str) -> str:
-    return (TEMPLATES_DIR / f"report.{kind}").read_text(encoding="utf-8")
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+def _script() -> str:
+    return (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")

@@ -143,3 +143,8 @@ def number(value: Any) -> int | float | None:
         return int(value) if found.is_integer() and "." not in str(value) else found
     except (ValueError, OverflowError):
         return None
+
+
+def text_of(value: Any) -> str:
+    """Return a value that is a text; else ""."""
+    return value if isinstance(value, str) else ""

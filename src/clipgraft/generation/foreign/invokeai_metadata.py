@@ -6,7 +6,7 @@ from typing import Any
 
 from clipgraft.errors import DataError
 from clipgraft.files import parse_json
-from clipgraft.generation.foreign.foreign_settings import ForeignSettings, number
+from clipgraft.generation.foreign.foreign_settings import ForeignSettings, number, text_of
 
 NUMBERS = {
     **{"seed": "seed", "steps": "num_inference_steps", "cfg_scale": "guidance_scale"},
@@ -44,10 +44,10 @@ def read_invokeai(texts: Mapping[str, str]) -> ForeignSettings | None:
 
 
 def _current(values: dict[str, Any]) -> ForeignSettings:
-    settings = ForeignSettings("InvokeAI", _text(values.get("positive_prompt")))
-    if negative := _text(values.get("negative_prompt")):
+    settings = ForeignSettings("InvokeAI", text_of(values.get("positive_prompt")))
+    if negative := text_of(values.get("negative_prompt")):
         settings.values["negative_prompt"] = negative
-    _add_shared(settings, values, _text(values.get("scheduler")))
+    _add_shared(settings, values, text_of(values.get("scheduler")))
     if skip := number(values.get("clip_skip")):
         settings.values["clip_skip"] = int(skip)
     if (strength := number(values.get("strength"))) is not None:
@@ -67,13 +67,13 @@ def _second(values: dict[str, Any]) -> ForeignSettings:
         raise DataError("sd-metadata holds no image")
     prompts = image.get("prompt")
     parts = prompts if isinstance(prompts, list) else [prompts]
-    texts = [_text(part.get("prompt") if isinstance(part, dict) else part) for part in parts]
+    texts = [text_of(part.get("prompt") if isinstance(part, dict) else part) for part in parts]
     settings = _with_negatives(texts[0] if texts else "")
     settings.unread += [f"a further prompt: {text[:100]}" for text in texts[1:]]
-    _add_shared(settings, image, _text(image.get("sampler")))
+    _add_shared(settings, image, text_of(image.get("sampler")))
     if image.get("type") == "img2img":
         settings.values["strength"] = number(image.get("strength"))
-    settings.add_model(_text(values.get("model_weights")))
+    settings.add_model(text_of(values.get("model_weights")))
     return settings
 
 
@@ -110,9 +110,5 @@ def _add_shared(settings: ForeignSettings, values: Mapping[str, Any], scheduler:
 def _name(model: Any) -> str:
     """Return a model's name, whose key differs between versions."""
     if not isinstance(model, dict):
-        return _text(model)
-    return next((_text(model[key]) for key in ("name", "model_name", "key") if model.get(key)), "")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+        return text_of(model)
+    return next((text_of(model[key]) for key in ("name", "model_name", "key") if model.get(key)), "")

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from clipgraft.files import parse_json
-from clipgraft.generation.foreign.foreign_settings import ForeignSettings, number
+from clipgraft.generation.foreign.foreign_settings import ForeignSettings, number, text_of
 
 NUMBERS = {
     **{"seed": "seed", "steps": "num_inference_steps", "scale": "guidance_scale"},
@@ -30,12 +29,12 @@ def read_novelai(texts: Mapping[str, str]) -> ForeignSettings | None:
     if texts.get("Software") != "NovelAI" or "Comment" not in texts:
         return None
     values = parse_json(texts["Comment"], "NovelAI's comment")
-    settings = ForeignSettings("NovelAI", _text(values.get("prompt")) or texts.get("Description", ""))
-    negative = _text(values.get("uc"))
+    settings = ForeignSettings("NovelAI", text_of(values.get("prompt")) or texts.get("Description", ""))
+    negative = text_of(values.get("uc"))
     for key, name in NUMBERS.items():
         if (value := number(values.get(key))) is not None:
             settings.values[name] = value
-    settings.add_k_sampler(_text(values.get("sampler")), _text(values.get("noise_schedule")))
+    settings.add_k_sampler(text_of(values.get("sampler")), text_of(values.get("noise_schedule")))
     if re.search(r"[{}\[\]]", settings.prompt + negative):
         if _is_balanced(settings.prompt) and _is_balanced(negative):
             settings.prompt, negative = map(_weighted, (settings.prompt, negative))
@@ -70,7 +69,3 @@ def _weighted(text: str) -> str:
     """Write NovelAI's brackets as A1111's weights."""
     replaced = {"{": "(", "[": "(", "}": f":{STRENGTHEN:g})", "]": f":{WEAKEN:.4f})", "(": r"\(", ")": r"\)"}
     return "".join(replaced.get(character, character) for character in text)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
