@@ -156,4 +156,4 @@ def test_missing_packages_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "py3langid", None)
     check = check_dataset(dataset_of(tmp_path, {"a.png": ["A dog"]}))
     [missing] = check.not_measured
-    assert missing == "languages were not told (needs py3langid; pip install 'clipgraft[data]')"
+    assert missing == "languages were not detected (needs py3langid; pip install 'clipgraft[data]')"

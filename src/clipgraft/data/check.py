@@ -285,4 +285,4 @@ def _not_measured() -> tuple[str, ...]:
     """Return what was not looked for, as its package is not there."""
     if can_tell_languages():
         return ()
-    return ("languages were not told (needs py3langid; pip install 'clipgraft[data]')",)
+    return ("languages were not detected (needs py3langid; pip install 'clipgraft[data]')",)
