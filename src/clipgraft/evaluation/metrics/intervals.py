@@ -5,7 +5,6 @@ They cover the choice of prompts, not the training seed: for that, train again.
 
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
@@ -19,22 +18,16 @@ NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
 
 
-def bootstrap_interval(
-    values: np.ndarray,
-    weights: np.ndarray | None = None,
-    *,
-    method: Literal["bca", "percentile"] = "bca",
-    num_resamples: int = NUM_RESAMPLES,
-) -> list[float] | None:
+def bootstrap_interval(values: np.ndarray, weights: np.ndarray | None = None) -> list[float] | None:
     """Return the bootstrap 95 % interval of the mean of values (N,).
+
+    Corrected for bias and skew (BCa, Efron 1987), and widened for few values, as Student's t is against the
+    normal (Hesterberg 2015, "expanded"). The seed is fixed: equal values give equal intervals.
 
     Args:
         values: One per prompt, resampled with replacement.
         weights: (N,), positive, for a weighted mean. Five captions of a photograph are not five samples, so
             recall has one value per photograph, weighted by its number of captions.
-        method: `percentile`, or `bca`, which also corrects for bias and skew (Efron 1987). Both are widened
-            for few values, as Student's t is against the normal (Hesterberg 2015, "expanded").
-        num_resamples: With a fixed seed: equal values give equal intervals.
 
     Returns:
         Lower and upper bound; None for fewer than two values, non-finite values, or all values equal (a
@@ -45,17 +38,15 @@ def bootstrap_interval(
     if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return None
     mean = (values * weights).sum() / weights.sum()
-    resampled = _resampled_means(values, weights, num_resamples)
+    resampled = _resampled_means(values, weights)
     z = np.sqrt(len(values) / (len(values) - 1)) * t_quantile(len(values) - 1)
-    shares = np.array([NORMAL.cdf(-z), NORMAL.cdf(z)])
-    if method == "bca":
-        # Influence of each value on the mean; for the plain mean it equals the jackknife's.
-        influence = (values - mean) * weights
-        acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
-        below = (resampled < mean).mean() + (resampled == mean).mean() / 2
-        bias = NORMAL.inv_cdf(float(np.clip(below, 1 / num_resamples, 1 - 1 / num_resamples)))
-        corrected = [bias + sign * z for sign in (-1, 1)]
-        shares = np.array([NORMAL.cdf(bias + c / (1 - acceleration * c)) for c in corrected])
+    # Influence of each value on the mean; for the plain mean it equals the jackknife's.
+    influence = (values - mean) * weights
+    acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+    below = (resampled < mean).mean() + (resampled == mean).mean() / 2
+    bias = NORMAL.inv_cdf(float(np.clip(below, 1 / NUM_RESAMPLES, 1 - 1 / NUM_RESAMPLES)))
+    corrected = [bias + sign * z for sign in (-1, 1)]
+    shares = np.array([NORMAL.cdf(bias + c / (1 - acceleration * c)) for c in corrected])
     return [float(bound) for bound in np.quantile(resampled, shares)]
 
 
@@ -100,11 +91,11 @@ def t_quantile(degrees: int) -> float:
     return z + sum(term / n ** (power + 1) for power, term in enumerate(terms))
 
 
-def _resampled_means(values: np.ndarray, weights: np.ndarray, num_resamples: int) -> np.ndarray:
+def _resampled_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     random = np.random.default_rng(RESAMPLING_SEED)
     products, means, size = values * weights, [], max(1, DRAWS_PER_CHUNK // len(values))
-    for start in range(0, num_resamples, size):
-        rows = min(size, num_resamples - start)
+    for start in range(0, NUM_RESAMPLES, size):
+        rows = min(size, NUM_RESAMPLES - start)
         chosen = random.integers(0, len(values), size=(rows, len(values)))
         means.append(products[chosen].sum(1) / weights[chosen].sum(1))
     return np.concatenate(means)
