@@ -126,6 +126,11 @@ def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> P
     return path
 
 
+def beside(folder: Path, name: str) -> str:
+    """Return a path relative to a folder; "" stays, and `~` is expanded."""
+    return str(folder / os.path.expanduser(name)) if name else ""
+
+
 def read_bytes(path: Path, *, error: type[UserError] = DataError, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a regular file of at most `max_bytes`."""
     if not path.exists():

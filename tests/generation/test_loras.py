@@ -285,17 +285,19 @@ def test_grid_has_an_axis_of_loras(base, kohya, tmp_path):
     assert all(label in page for label in ("no LoRA", "fur 0.4", "fur 0.9"))
 
 
-def test_prompt_files_name_loras_beside_them(base, kohya, diffusers, tmp_path):
+def test_prompt_files_name_loras_beside_them(kohya, diffusers, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "fur.safetensors").write_bytes(kohya.read_bytes())
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "A", "loras": ["fur.safetensors:0.4"]}\n'
         '{"prompt": "B", "loras": [{"file": "fur.safetensors", "strength": 0.5}]}\n'
         f'{{"prompt": "C", "loras": "{diffusers}:0.6"}}\n'
         '{"prompt": "D <lora:fur:0.7>", "lora_dir": ".", "prompt_syntax": "weighted"}\n'
+        '{"prompt": "E", "loras": ["~/fur.safetensors:0.8"]}\n'
     )
     requests, _ = read_requests(tmp_path / "prompts.jsonl", SamplingParams())
     own = str(tmp_path / "fur.safetensors")
-    expected = [(own, 0.4), (own, 0.5), (str(diffusers), 0.6), (own, 0.7)]
+    expected = [(own, 0.4), (own, 0.5), (str(diffusers), 0.6), (own, 0.7), (own, 0.8)]
     assert [(lora.file, lora.strength) for request in requests for lora in request.params.loras] == expected
 
 

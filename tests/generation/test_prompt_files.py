@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 import clipgraft
 from clipgraft.errors import DataError, UserError
@@ -185,3 +186,16 @@ def test_prompts_to_measure_on_are_read_from_the_same_files(tmp_path):
     path = tmp_path / "PartiPrompts.tsv"
     path.write_text("Prompt\tCategory\na dog\tAnimals\na dog\tAnimals\na cat\tAnimals\n")
     assert read_prompts(path) == ["a dog", "a cat"]
+
+
+def test_files_are_named_from_home_too_and_none_by_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "colour.txt").write_text("red")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    named = {"prompt": "a __colour__ dog", "init_image": "~/a.png", "wildcards": "~", "lora_dir": "~"}
+    none = {"prompt": "a cat", "init_image": "", "wildcards": "", "lora_dir": "", "embedding_dir": ""}
+    text = f"{json.dumps(named)}\n{json.dumps(none)}"
+    first, second = read(tmp_path / "prompts", "p.jsonl", text)
+    assert first == ("a red dog", {"init_image": f"{tmp_path}/a.png", "lora_dir": str(tmp_path)})
+    assert second == ("a cat", {})

@@ -14,7 +14,7 @@ from typing import Any
 from clipgraft.console import say
 from clipgraft.data.tables import SEPARATORS, csv_rows, first_row
 from clipgraft.errors import DataError, MissingFileError, UserError
-from clipgraft.files import in_utf8, parse_json, read_bytes
+from clipgraft.files import beside, in_utf8, parse_json, read_bytes
 from clipgraft.generation.request_adapters import adapters_beside
 from clipgraft.generation.request_files import IMAGES
 from clipgraft.generation.request_guides import guides_beside
@@ -207,8 +207,8 @@ def _requests(values: dict[str, Any], params: SamplingParams, folder: Path) -> l
         raise UserError('no object with a "prompt"')
     prompt = values.pop("prompt")
     for name in (*IMAGES, "wildcards"):
-        if values.get(name) and isinstance(values[name], str):
-            values[name] = folder / values[name]
+        if isinstance(values.get(name), str):
+            values[name] = beside(folder, values[name])
     values |= adapters_beside(values, folder)
     try:
         values |= guides_beside(values, folder)

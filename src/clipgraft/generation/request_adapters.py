@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.files import beside
 from clipgraft.generation.embedding_files import Embeddings, embedding_path, read_embedding, words_pattern
 from clipgraft.generation.lora_files import lora_path
 from clipgraft.generation.request_files import file_sum
@@ -140,15 +141,15 @@ def adapters_beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             found[name] = [_beside(each, folder) for each in given]
     for name in FOLDERS.values():
         if isinstance(values.get(name), str):
-            found[name] = str(folder / values[name])
+            found[name] = beside(folder, values[name])
     return found
 
 
 def _beside(given: Any, folder: Path) -> Any:
     if isinstance(given, str):
-        return str(folder / given)
+        return beside(folder, given)
     if isinstance(given, dict) and isinstance(given.get("file"), str):
-        return given | {"file": str(folder / given["file"])}
+        return given | {"file": beside(folder, given["file"])}
     return given
 
 

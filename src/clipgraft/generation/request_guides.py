@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clipgraft.errors import DataError
-from clipgraft.files import fingerprint
+from clipgraft.files import beside, fingerprint
 from clipgraft.generation.request_files import file_sum, image_size, refuse_another
 from clipgraft.models.controlnet import controlnet_files
 from clipgraft.models.ip_adapter import ip_adapter_files
@@ -136,7 +136,7 @@ def _beside(guide: Any, folder: Path) -> Any:
     if not isinstance(guide, dict):
         return guide
     names = [name for name in ("model", "image") if isinstance(guide.get(name), str) and guide[name]]
-    placed = {name: str(folder / guide[name]) for name in names}
+    placed = {name: beside(folder, guide[name]) for name in names}
     if "model" in placed and not Path(placed["model"]).exists():
         del placed["model"]  # a hub id
     return guide | placed
