@@ -103,6 +103,24 @@ def test_index_spares_opening_shards_and_tells_cut_ones(loose, tmp_path):
         load_dataset(out)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        3,
+        {"bytes": 1},
+        {"images": {"train": 1}},
+        {"bytes": 1, "images": [1]},
+        {"bytes": 1, "images": {"train": "2"}},
+    ],
+)
+def test_index_of_another_tool_is_left_unread(loose, tmp_path, row):
+    out = tmp_path / "out"
+    pack(DataSettings(source=str(loose)), out, shard_size=10)
+    index = {"shards": {path.name: row for path in out.glob("*.tar")}}
+    (out / "shards.json").write_text(json.dumps(index))
+    assert contents(load_dataset(out)) == contents(load_dataset(loose))
+
+
 def test_equal_sources_give_equal_bytes_in_any_order(loose, tmp_path):
     for name in ("one", "two"):
         pack(DataSettings(source=str(loose)), tmp_path / name, shard_size=10)

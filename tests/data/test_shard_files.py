@@ -1,5 +1,7 @@
 """Shards are found in a folder, by patterns and as single files; other folders are left to other readers."""
 
+import json
+
 import pytest
 
 from clipgraft.data.formats import load_dataset
@@ -40,6 +42,13 @@ def folder(tmp_path):
 )
 def test_shards_are_found_by_folder_pattern_and_file(folder, pattern, numbers):
     assert names(f"{folder}/{pattern}") == [f"{number:05d}.tar" for number in numbers]
+
+
+@pytest.mark.parametrize("files", [3, [3], [{}], [{"filename": 3}], {"filename": "a.arrow"}])
+def test_state_of_another_tool_hides_no_file(tmp_path, files):
+    (tmp_path / "a.arrow").write_bytes(b"")
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+    assert names(tmp_path) == ["a.arrow"]
 
 
 def test_shards_in_subfolders_are_named_with_them(tmp_path):

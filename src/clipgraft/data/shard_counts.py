@@ -55,7 +55,8 @@ def _packed(shards: Sequence[ShardFile]) -> list[Counts] | None:
     for place, text in _texts(sorted(places)).items():
         folder = place.rpartition("/")[0]
         found = parse_json(text, place).get("shards")
-        rows |= {f"{folder}/{name}": row for name, row in found.items()} if isinstance(found, dict) else {}
+        named = found.items() if isinstance(found, dict) else ()
+        rows |= {f"{folder}/{name}": row for name, row in named if _is_packed(row)}
     if not all(shard.url in rows for shard in shards):
         return None
     for shard in shards:
@@ -65,7 +66,15 @@ def _packed(shards: Sequence[ShardFile]) -> list[Counts] | None:
                 f"{shard.url} has {shard.size:,} bytes, but {INDEX_NAME} beside it says {stated}; copy or "
                 "download it anew"
             )
-    return [{split: int(rows[s.url]["images"].get(split, 0)) for split in SPLITS} for s in shards]
+    return [{split: rows[shard.url]["images"].get(split, 0) for split in SPLITS} for shard in shards]
+
+
+def _is_packed(row: Any) -> bool:
+    """Whether a shard is described as `data pack` does."""
+    if not (isinstance(row, dict) and isinstance(row.get("bytes"), int)):
+        return False
+    images = row.get("images")
+    return isinstance(images, dict) and all(isinstance(count, int) for count in images.values())
 
 
 def _totals(shards: Sequence[ShardFile]) -> list[int] | None:

@@ -212,8 +212,9 @@ def _without_caches(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
     for folder in {PurePosixPath(path).parent for path in found}:
         state = Path(folder) / "state.json"
         if state.is_file():
-            files = read_json(state).get("_data_files") or []
-            own |= {str(folder / row["filename"]) for row in files if isinstance(row, dict)}
+            files = read_json(state).get("_data_files")
+            rows = [row for row in files if isinstance(row, dict)] if isinstance(files, list) else []
+            own |= {str(folder / str(row.get("filename"))) for row in rows}
     return {path: info for path, info in found.items() if path in own} or found
 
 
