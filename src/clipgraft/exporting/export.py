@@ -44,16 +44,16 @@ def export(
     """Write a graft or a distilled text encoder for other tools.
 
     Args:
-        graft: The graft or distilled text encoder, its folder, or the run's that holds `text_encoder/`.
+        graft: A graft or distilled text encoder, or its folder, or the one that holds `text_encoder/`.
         out: A folder; for checkpoint and lora a `.safetensors` file, whose card is beside it as `.md`. Gets
             all files or none; also returned.
-        file_format: One of FORMATS; "bridge" is a graft's alone, "checkpoint", "lora" and "embeddings" are a
-            distilled one's.
-        base: Present location of the base, where the format needs it; empty = the recorded one.
+        file_format: "diffusers" or "prompt-embeds"; of a graft alone "bridge"; of a distilled text encoder
+            alone "checkpoint", "lora" or "embeddings".
+        base: Present location of the base, if the format needs it; empty = the recorded one.
         prompts: For prompt-embeds; for lora, captions to measure its error on in place of held-out ones.
         negative_prompt: For prompt-embeds.
         dtype: "fp16" or "float32", for checkpoint and lora; empty = the base's own, of a LoRA float32.
-        rank: Of a LoRA; 0 = 16.
+        rank: Rank of a LoRA; 0 = 16.
 
     Raises:
         UserError: If the out folder or file holds something already, an option is missing or not allowed, or
