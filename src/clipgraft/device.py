@@ -34,7 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the named device; "auto" is the fastest available."""
+    """Return the named device; "auto" is the fastest available.
+
+    Raises:
+        UserError: If it is not auto, cpu, cuda or mps, or torch has none such.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, is_there in available.items() if is_there))

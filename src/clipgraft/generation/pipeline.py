@@ -115,8 +115,8 @@ def sample(
         adapters: Caches and LoRAs to keep from call to call; None = new ones, without LoRAs.
         batch_size: Images generated at once, at most; halved when memory does not suffice.
         on_step: Called with the denoising steps done and in all, counted per image.
-        on_preview: Called with a batch's requests, its images so far and the steps done.
-        preview_every: Steps between previews; 0 = none.
+        on_preview: Called each `preview_every` steps with a batch's requests, its images so far and steps.
+        on_less_memory: Called with the smaller batch size when memory did not suffice.
 
     Yields:
         An image for each request, in order.
