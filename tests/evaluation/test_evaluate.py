@@ -26,7 +26,7 @@ def test_objects_give_the_figures_of_folders(record, run_dir, tmp_path, monkeypa
     base = FrozenBase.load(str(run_dir.parent / "base"))
     data = load_dataset(run_dir.parent / "data")
     found = evaluate(
-        {"teacher": None, **grafts},
+        {**grafts, "teacher": None},
         base,
         data,
         scorer=load_clip(str(run_dir.parent / "clip")),
@@ -52,6 +52,19 @@ def test_another_base_needs_a_scorer_of_its_own(run_dir):
     base = FrozenBase.load(str(run_dir.parent / "base"))
     with pytest.raises(UserError, match="no CLIP is named to score images with"):
         evaluate({"teacher": None}, base, num_prompts=4)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"base": None}, "own text encoder is the variant 'teacher'; got 'base'"),
+        ({"chance": Path("graft")}, "variant 'chance': that name is reserved for a floor or ceiling"),
+        ({"teacher": Path("graft")}, "variant 'teacher': that name is reserved"),
+    ],
+)
+def test_variants_have_no_reserved_names(variants, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(variants, "flatland", num_prompts=4)
 
 
 def test_unknown_setting_names_the_nearest_one():

@@ -40,6 +40,8 @@ from clipgraft.runs.run import GRAFT_NAMES, Run
 FLATLAND = "flatland"
 """Name of the embedded base and of its CLIP."""
 RESULT_NAME = "evaluation.json"
+RESERVED = (TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE)
+"""Names of floors and ceilings, which no graft may have."""
 OTHER_RUNS = ("log.jsonl", "clip", "graft", "finetune", "bridge")
 """Top-level names in the folders of other kinds of runs."""
 
@@ -59,7 +61,7 @@ def evaluate(
     """Generate and measure several text encoders' images of equal prompts and seeds.
 
     Args:
-        variants: Name -> graft, graft folder, or None for the base's own text encoder (the teacher).
+        variants: Name -> graft, its folder, or None for the base's own text encoder, named "teacher".
         base: A base, or its name; empty = the grafts' base.
         data: Its test captions are the prompts, its train images are searched for copies. None = flatland8k
             for a base of its image size, else only `prompts` of the settings.
@@ -71,12 +73,13 @@ def evaluate(
         **overrides: Fields of `EvaluateSettings`.
 
     Raises:
-        UserError: If a setting is unknown or out of range, or there is no prompt.
+        UserError: If a setting is unknown or out of range, a name is reserved, or there is no prompt.
         CheckpointError: If a graft is damaged or made for another base.
     """
     quiet_libraries()
     settings = (settings or EvaluateSettings(num_prompts=240)).updated(overrides)
     _refuse_no_prompts(settings)
+    variants = _teacher_first(variants)
     if not scorer and not settings.scorer:
         _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
     begun = time.monotonic()
@@ -88,8 +91,7 @@ def evaluate(
         # Loaded first, so that a missing scorer is reported at once.
         judge, scorer_name = _scorer(scorer, settings, place)
         features = ClipFeatures(judge, "scorer", store, shared)
-        names = {name: graft is not None for name, graft in variants.items()}
-        made = Variants(names, settings, data, folder, processes)
+        made = Variants(variants, settings, data, folder, processes)
         # Copies, as their precision changes and one loses its bridge for a while.
         encoders = {name: deepcopy(own) if isinstance(own, Graft) else own for name, own in variants.items()}
         made.generate(load_generators(encoders, base=base, device=place.type))
@@ -164,6 +166,20 @@ def _refuse_flatlands_scorer(base: FrozenBase | str) -> None:
         )
 
 
+def _teacher_first(variants: Mapping[str, Graft | Path | None]) -> dict[str, Graft | Path | None]:
+    """Return variants, the teacher first: others' states are compared with its own.
+
+    Raises:
+        UserError: If another one has its name, or that of a floor or a ceiling.
+    """
+    for name, own in variants.items():
+        if own is None and name != TEACHER:
+            raise UserError(f"the base's own text encoder is the variant {TEACHER!r}; got {name!r}")
+        if own is not None and name in RESERVED:
+            raise UserError(f"variant {name!r}: that name is reserved for a floor or ceiling; choose another")
+    return dict(sorted(variants.items(), key=lambda variant: variant[1] is not None))
+
+
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
     """Name variants after their folders, or the parents of `graft` and `text_encoder`.
 
@@ -176,7 +192,7 @@ def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         whole = folder.resolve()
         name = variant = whole.parent.name if whole.name in GRAFT_NAMES else whole.name
-        if name in (TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE):
+        if name in RESERVED:
             raise UserError(
                 f"the graft {folder} would be the variant {name!r}, a name reserved for a floor or ceiling; "
                 "rename its folder"

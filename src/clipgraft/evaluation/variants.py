@@ -75,7 +75,7 @@ class Variants:
     """Variants of an evaluation, with their generated images and settings.
 
     Args:
-        names: Variant -> whether it is a graft (not the base's own text encoder), in order.
+        variants: Name -> None for the base's own text encoder, which comes first, or a graft.
         data: A data set, or settings that name one; None = flatland8k for a base of its size, else nothing.
         folder: Receives `variants/<name>/`.
         processes: Share the generation.
@@ -83,7 +83,7 @@ class Variants:
 
     def __init__(
         self,
-        names: Mapping[str, bool],
+        variants: Mapping[str, object],
         settings: EvaluateSettings,
         data: CaptionDataset | DataSettings | None,
         folder: Path,
@@ -91,8 +91,8 @@ class Variants:
     ):
         self.settings, self.data, self.folder = settings, data, folder
         self.store = ImageFolder(folder, processes=processes, with_metadata=False)
-        self.grafts = tuple(name for name, is_graft in names.items() if is_graft)
-        self.last = list(names)[-1]
+        self.grafts = tuple(name for name, own in variants.items() if own is not None)
+        self.last = list(variants)[-1]
         """The variant whose images are also compared with other prompts."""
         self.prompts: list[EvaluationPrompt] = []
         self.images = Images()
