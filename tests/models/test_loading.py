@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
+from transformers.utils import logging as transformers_logging
 
 import tiny
 from clipgraft.errors import CheckpointError
@@ -94,6 +95,14 @@ def test_an_index_may_name_safetensors_of_its_folder_alone(clip_copy, base_dir, 
     ):
         with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.safetensors\.index\.json names"):
             load()
+
+
+def test_loading_shows_no_progress_bar_of_transformers(tmp_path, capfd):
+    tiny.write_clip(tmp_path / "clip")
+    transformers_logging.enable_progress_bar()
+    capfd.readouterr()
+    load_clip(tmp_path / "clip")
+    assert capfd.readouterr().err == ""
 
 
 def test_plain_from_pretrained_checks_an_index_too(graft_copy):

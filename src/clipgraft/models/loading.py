@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from clipgraft.data.containers import content_name, is_named
+from clipgraft.device import quiet_libraries
 from clipgraft.errors import CheckpointError
 from clipgraft.files import read_json
 from clipgraft.models.configs import Checked, loading, read_config
@@ -70,6 +71,7 @@ def load_strictly(
         model = model_class(described) if is_transformers else model_class.from_config(described)
     weights = _renamed(read_weights(paths), model)
     refuse_misfits(folder, model, weights)
+    quiet_libraries()
     with loading(folder, model_class.__name__):
         if not is_transformers:
             return set_weights(model, weights, dtype)
