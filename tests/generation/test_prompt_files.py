@@ -136,7 +136,7 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, name, text, encoding):
         ("p.tsv", "text\tx\na dog\t1\n", "p.tsv has no column 'prompt'; its columns are 'text', 'x'"),
         ("p.csv", "prompt,seed\na dog,-3\n", "line 2: setting 'seed': input should be"),
         ("p.json", '{"prompt": "a dog"}', "p.json"),
-        ("p.json", "[3]", "line 1: prompt must be a text; got 3"),
+        ("p.json", '[\n"a dog",\n3]', "p.json, entry 2: prompt must be a text; got 3"),
         ("p.txt", "\n\n", "p.txt holds no prompt"),
     ],
 )

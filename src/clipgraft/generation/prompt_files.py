@@ -60,6 +60,7 @@ def read_requests(
     """
     name, content = _content(source)
     folder = source.parent if source != STANDARD_INPUT else Path()
+    unit = "entry" if source.suffix.lower() == ".json" else "line"
     requests: list[ImageRequest] = []
     skipped = []
     for number, entry in _entries(in_utf8(content), source.suffix.lower(), name):
@@ -68,7 +69,7 @@ def read_requests(
                 raise entry
             requests += _requests(entry, params, folder)
         except UserError as error:
-            problem = f"{name}, line {number}: {error}"
+            problem = f"{name}, {unit} {number}: {error}"
             if not skip_bad_lines:
                 raise DataError(
                     f"{problem}; correct it (generate leaves it out with --skip-bad-lines)"
