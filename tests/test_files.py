@@ -54,6 +54,16 @@ def test_a_file_stays_as_it_was_where_writing_it_fails(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["page"]
 
 
+def test_two_threads_may_write_a_file_at_once(tmp_path):
+    path = tmp_path / "page"
+    with ThreadPoolExecutor(1) as pool, atomic_write(path) as temporary:
+        temporary.write_bytes(b"first")
+        pool.submit(write_bytes, path, b"second").result()
+        assert path.read_bytes() == b"second"
+        assert temporary.read_bytes() == b"first"
+    assert path.read_bytes() == b"first"
+
+
 def test_clear_parts_keeps_what_is_being_written(tmp_path):
     old, fresh, other = (tmp_path / name for name in (".a.1.part", ".b.2.part", "c.part"))
     for path in (old, fresh, other):

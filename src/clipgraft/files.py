@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -42,9 +43,9 @@ def atomic_write(path: Path, *, on_disk: bool = False) -> Iterator[Path]:
     """Yield a file to write, which replaces `path` if the block succeeds.
 
     So `path` is whole or as it was before, even if the disk is full, the process is killed, or two processes
-    write it at once. With `on_disk` that holds for a power failure too.
+    or threads write it at once. With `on_disk` that holds for a power failure too.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.part")  # differs between processes
     try:
         yield temporary
         if on_disk:
