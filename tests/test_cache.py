@@ -6,9 +6,11 @@ import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from clipgraft.cache import bound_cache, cache_bound, cache_dir, cache_size, cached_file
 from clipgraft.cached_arrays import ContentCache
@@ -98,6 +100,17 @@ def test_files_that_another_process_refers_to_are_not_evicted(crops):
     bound_cache(0)
     assert there(crops, "a", "b") == ""
     assert len(list((cache_dir() / "in_use").glob("*.txt"))) == 1  # its own
+
+
+def test_what_another_process_evicts_meanwhile_counts(crops):
+    add(crops, "a", "b")
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(cache_dir() / "in_use" / ".lock"):
+            bounding = pool.submit(bound_cache, 3e-5)
+            wait([bounding], timeout=0.2)
+            next(crops.glob("*.safetensors")).unlink()  # as another process would
+        bounding.result()
+    assert len(there(crops, *"ab")) == 1
 
 
 def test_a_made_file_is_found_and_a_failed_one_is_gone(crops):

@@ -140,13 +140,14 @@ def is_bounded(path: Path) -> bool:
 
 def make_room(num_bytes: int) -> None:
     """Evict least recently used files until some more bytes fit."""
-    excess = cache_size() + num_bytes - _bound_bytes
-    if excess <= 0:
+    if cache_size() + num_bytes <= _bound_bytes:
         return
     with suppress(OSError), _locked() as records:
         _record(records)
         held = _held_by_all(records)
-        for file in sorted(_files()):
+        files = sorted(_files())  # anew, as another process may have evicted while this one waited
+        excess = sum(file.num_bytes for file in files) + num_bytes - _bound_bytes
+        for file in files:
             if excess > 0 and file.path not in held:
                 with suppress(OSError):  # it is gone, or open on Windows
                     os.unlink(file.path)
