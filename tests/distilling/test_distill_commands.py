@@ -51,7 +51,7 @@ def test_a_distilled_encoder_draws_beside_its_graft(options, distill_world, tmp_
 
 def test_the_folder_of_a_distillation_names_its_encoder(distilled, tmp_path, capsys):
     line = refused(capsys, "generate", "A kite", "--graft", distilled, "--out", tmp_path / "images")
-    assert f"is not a graft: it has no base.json; name {distilled / 'text_encoder'}" in line
+    assert f"is a run of distill, not a graft; name {distilled / 'text_encoder'}" in line
 
 
 def test_the_base_is_the_one_that_the_graft_names(distilled, distill_world):

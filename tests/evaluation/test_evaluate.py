@@ -143,7 +143,7 @@ def test_prompts_file_without_prompts_is_refused(run_dir, tmp_path, capsys, text
 
 def test_folder_without_a_run_is_refused(tmp_path, capsys):
     assert "run folder not found" in refused(capsys, "evaluate", tmp_path / "nowhere")
-    assert "holds no run (no recipe.toml)" in refused(capsys, "evaluate", tmp_path)
+    assert "is an empty folder, not a run; name" in refused(capsys, "evaluate", tmp_path)
 
 
 def test_run_without_a_graft_says_how_to_finish_it(run_dir, tmp_path, capsys):

@@ -148,7 +148,9 @@ def test_what_is_no_export_is_refused(hub, distilled_run, lora, tmp_path, capsys
     (tmp_path / "notes.safetensors").write_bytes(b"no weights")
     empty = tmp_path / "empty"
     empty.mkdir()
-    for path in (distilled_run / "text_encoder", distilled_run, empty, bare, tmp_path / "notes.safetensors"):
+    for path in (distilled_run / "text_encoder", distilled_run, empty):
+        assert "not an export; name what `clipgraft export` wrote" in refused(capsys, "push", path, "o/kite")
+    for path in (bare, tmp_path / "notes.safetensors"):
         assert f"{path} is no export" in refused(capsys, "push", path, "owner/kite")
     assert "nothing at" in refused(capsys, "push", tmp_path / "nowhere", "owner/kite")
     assert hub.requests == []

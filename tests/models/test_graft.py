@@ -190,15 +190,14 @@ def test_a_missing_graft_folder_is_said(tmp_path):
 
 
 def test_a_folder_that_is_no_graft_is_said(clip_dir):
-    with pytest.raises(
-        CheckpointError, match=r"is not a graft: it has no base\.json; name the folder `graft`"
-    ):
+    with pytest.raises(CheckpointError, match=r"is a CLIP, not a graft; name the folder `graft`"):
         Graft.from_pretrained(clip_dir)
 
 
 def test_the_graft_within_a_stages_folder_is_named(tmp_path):
     (tmp_path / "graft").mkdir()
-    with pytest.raises(CheckpointError, match=rf"is not a graft: .*; name {tmp_path / 'graft'}$"):
+    (tmp_path / "graft" / "base.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=rf", not a graft; name {tmp_path / 'graft'}$"):
         Graft.from_pretrained(tmp_path)
 
 

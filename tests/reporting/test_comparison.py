@@ -142,5 +142,5 @@ def test_page_json_and_figure_are_written_where_asked(two, tmp_path):
 
 def test_folder_that_is_no_run_is_named(run_dir, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty is not a run"):
+    with pytest.raises(ValueError, match="empty is an empty folder, not a run"):
         compare([run_dir, tmp_path / "empty"], tmp_path)

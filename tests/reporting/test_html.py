@@ -195,9 +195,7 @@ def test_run_that_has_only_begun_has_no_results(tmp_path):
 
 def test_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"is not a run: it holds neither recipe.toml, .*; name a folder that cl"
-    ):
+    with pytest.raises(ValueError, match=r"is a folder with holiday.jpg, not a run; name a folder that `cl"):
         report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 

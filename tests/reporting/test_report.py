@@ -42,7 +42,7 @@ def test_one_folder_gives_a_page_and_several_a_comparison(run_dir, tmp_path, mon
     ("arguments", "said"),
     [
         (["nowhere"], "error: run folder not found: nowhere"),
-        (["."], "is not a run: it holds neither recipe.toml"),
+        (["."], "error: . is an empty folder, not a run; name a folder that `clipgraft run`"),
         (["a", "b", "--watch"], "error: --watch shows one run; name one folder"),
         (
             ["a", "--out", "b"],

@@ -77,11 +77,12 @@ def test_single_stage_is_its_own_stage(stage):
     assert stage.stage("bridge") == stage
     assert stage.grafts() == {"graft": stage.path / "graft"}
     assert stage.clips() == {}
-    with pytest.raises(CheckpointError, match=r"holds no run \(no recipe.toml\)"):
+    with pytest.raises(CheckpointError, match=r"is a run of bridge or refine without recipe.toml"):
         _ = stage.recipe
 
 
 def test_run_without_a_graft_says_how_to_finish_it(tmp_path):
+    (tmp_path / RECIPE_NAME).write_text(to_toml(Recipe()))
     with pytest.raises(CheckpointError, match="has no weights to generate with"):
         Run(tmp_path).variants()
 

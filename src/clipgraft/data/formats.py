@@ -23,6 +23,7 @@ from clipgraft.data.shard_source import load_shards
 from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import read_text
+from clipgraft.runs.folder_kinds import is_result, wrong_kind
 from clipgraft.settings import DataSettings
 
 CAPTION_FOLDERS = ("annotations", "captions", "text", "flickr8k_text", "labels", "splits", "metadata")
@@ -95,7 +96,13 @@ def _load(source: str, settings: DataSettings) -> CaptionDataset:
         return shards
     if settings.num_train_images:
         raise DataError(f"{source} holds no shards, so data.num_train_images says nothing; leave it out")
-    return listing or _load_folder(Path(source), settings)
+    try:
+        return listing or _load_folder(Path(source), settings)
+    except DataError as error:
+        if is_result(Path(source)):
+            advice = "a folder of images with captions"
+            raise DataError(wrong_kind(Path(source), "a data set", advice=advice)) from error
+        raise
 
 
 def _load_folder(source: Path, settings: DataSettings) -> CaptionDataset:

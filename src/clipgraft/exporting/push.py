@@ -17,6 +17,7 @@ from clipgraft.files import inside
 from clipgraft.models.hub import HUB_ID, first_line
 from clipgraft.models.modelspec import HASH_KEY, content_hash
 from clipgraft.models.weights import verify_folder
+from clipgraft.runs.folder_kinds import wrong_kind
 
 CARD_NAME = "README.md"
 TOKEN_VARIABLE = "HF_TOKEN"
@@ -86,9 +87,7 @@ def _files_of(exported: Path) -> dict[str, Path]:
         raise MissingFileError(f"nothing at {exported}; name what `clipgraft export` wrote")
     if exported.is_dir():
         if not (exported / CARD_NAME).is_file():
-            raise UserError(
-                f"{exported} is no export: it has no {CARD_NAME}; name what `clipgraft export` wrote"
-            )
+            raise UserError(wrong_kind(exported, "an export", advice="what `clipgraft export` wrote"))
         listed = sorted(verify_folder(exported))
         if CARD_NAME not in listed:
             raise UserError(f"{exported} is no export: its manifest lists no {CARD_NAME}")

@@ -46,6 +46,7 @@ from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.single_file import UNET_CONFIG, in_channels_of, load_single_file
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import Needed, Weights, module_sha256
+from clipgraft.runs.folder_kinds import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -321,7 +322,10 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype |
     for name in {*components, "unet"} & {*loaders}:
         if not (folder / name).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folder"
-            raise CheckpointError(f"{folder} is not a base: it has no {name}/ (found: {there})")
+            raise CheckpointError(
+                f"{folder} is {kind_of(folder)}, not a base: it has no {name}/ (found: {there}); name a "
+                "diffusers folder, a .safetensors file or a hub id"
+            )
     checker = ["feature_extractor"] if "safety_checker" in components else []
     names = ["model_index.json", DEFAULTS_NAME, *sorted({*components, "unet", *checker})]
     refuse_links_out(folder, [folder / name for name in names])

@@ -27,6 +27,7 @@ from clipgraft.models.lineage import Stage, clip_lineage
 from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import MANIFEST_NAME, Needed, Weights, verify_model, write_folder_atomically
+from clipgraft.runs.folder_kinds import kind_of, wrong_kind
 from clipgraft.settings import ModelSettings
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
@@ -63,8 +64,10 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
         CheckpointError: If the folder does not hold a complete CLIPModel in safetensors.
     """
     folder = resolve_model(name_or_path, part="clip", revision=revision, needed=NEEDED)
-    if not folder.is_dir():
-        raise CheckpointError(f"CLIP must be a folder with config.json and weights; {folder} is a file")
+    if not (folder / "config.json").is_file():
+        places = ("clip/config.json", "finetune/clip/config.json")  # of a fine-tuning, of a whole run
+        advice = "a folder with its config.json and weights"
+        raise CheckpointError(wrong_kind(folder, "a CLIP", *places, advice=advice))
     refuse_links_out(folder, [folder])
     if (folder / MANIFEST_NAME).is_file():
         verify_model(folder)
@@ -133,15 +136,11 @@ def empty_prompt_ids(tokenizer: CLIPTokenizer) -> Tensor:
 
 
 def _refuse_other_models(folder: Path) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        inner = folder / "clip"  # of a fine-tuning's run
-        hint = f"; name {inner}" if (inner / "config.json").is_file() else ""
-        raise CheckpointError(f"{folder} is no CLIP folder: it has no config.json{hint}")
-    model_type = read_config(config, Checked).get("model_type")
+    model_type = read_config(folder / "config.json", Checked).get("model_type")
     if model_type != "clip":
         raise CheckpointError(
-            f"{folder} holds a model of type {model_type!r}; a 'clip' with both towers is needed"
+            f"{folder} is {kind_of(folder)}, not a CLIP: its config.json is of type {model_type!r}; a 'clip' "
+            "with both towers is needed"
         )
 
 

@@ -34,6 +34,8 @@ from clipgraft.models.loading import (
 )
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import FULL, HALF, verify_folder, verify_model, write_folder_atomically
+from clipgraft.runs.folder_kinds import wrong_kind
+from clipgraft.runs.run import GRAFT_NAMES, GRAFTS
 
 BASE_RECORD = "base.json"
 ALL_COMPONENTS = (*COMPONENTS, "safety_checker")
@@ -307,14 +309,13 @@ def verify_graft(folder: Path) -> BaseRecord:
         MissingFileError: If there is no such folder.
         CheckpointError: If it is not a graft, or a file is missing, unknown or damaged.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise MissingFileError(f"graft folder not found: {folder}; `clipgraft bridge` writes one")
     record = folder / BASE_RECORD
     if not record.is_file():
-        inner = (folder / "graft", folder / "text_encoder")
-        other = "the folder `graft` or `text_encoder` that `bridge`, `refine` or `distill` wrote"
-        named = next((path for path in inner if path.is_dir()), other)
-        raise CheckpointError(f"{folder} is not a graft: it has no {BASE_RECORD}; name {named}")
+        places = (f"{place}/{BASE_RECORD}" for place in (*GRAFT_NAMES, *reversed(GRAFTS.values())))
+        advice = "the folder `graft` or `text_encoder` that `bridge`, `refine` or `distill` wrote"
+        raise CheckpointError(wrong_kind(folder, "a graft", *places, advice=advice))
     refuse_links_out(folder, [folder])
     verify_model(folder)
     return BaseRecord(**read_config(record, BaseRecord))

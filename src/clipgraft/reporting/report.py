@@ -41,7 +41,8 @@ def report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If the folder is not a run, or the page would be larger than 5 MB.
+        CheckpointError: If the folder is not a run.
+        UserError: If the page would be larger than 5 MB.
     """
     run = read_run(run_dir)
     ranking, figures = rank_prompts(run), run_figures(run)
@@ -66,7 +67,8 @@ def compare(run_dirs: Sequence[Path], out_dir: Path) -> Path:
 
     Raises:
         MissingFileError: If a folder does not exist.
-        UserError: If a folder is not a run, or the page would be larger than 5 MB.
+        CheckpointError: If a folder is not a run.
+        UserError: If the page would be larger than 5 MB.
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
     differing = {
@@ -96,7 +98,7 @@ def watch(run_dir: Path, *, every: int = REFRESH_SECONDS) -> Path:
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If the folder is not a run.
+        CheckpointError: If the folder is not a run.
         KeyboardInterrupt: At Ctrl-C, after writing the page once more without reloading.
     """
     run, told = Run.open(run_dir), False

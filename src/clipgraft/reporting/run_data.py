@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 MEASURED_STAGES = ("finetune", "bridge_before", "bridge", "refine", "distill", "evaluate")
 """Stages that write metrics."""
-RUN_FILES = ("recipe.toml", METRICS_NAME, "log.jsonl", "images.json", "evaluation.json")
-"""Any of these marks a folder as that of a run or a stage."""
 KEY_OF_STAGE = {
     "linear": "bridge",
     "scores": "evaluate",
@@ -112,14 +110,9 @@ def read_run(run_dir: Path, *, max_bytes: int = MAX_BYTES) -> RunData:
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If it is not the folder of a run.
+        CheckpointError: If it is not the folder of a run.
     """
     run = Run.open(run_dir)
-    if not run.stages and not any((run_dir / name).is_file() for name in RUN_FILES):
-        raise UserError(
-            f"{run_dir} is not a run: it holds neither {', '.join(RUN_FILES[:-1])} nor a stage's folder; "
-            "name a folder that clipgraft wrote"
-        )
     read = _Reader(run_dir, max_bytes=max_bytes)
     tuning, generating, evaluating = (run.stage(name).path for name in ("finetune", "generate", "evaluate"))
     data = read.object(run_dir / "data.json") or read.object(tuning / "data.json")

@@ -19,6 +19,7 @@ from clipgraft.runs.folder import (
     refuse_inputs_within,
     run_folder,
 )
+from clipgraft.runs.folder_kinds import ENVIRONMENT_NAME, RUN, is_run, kind_of, wrong_kind
 from clipgraft.runs.resources import recorded_resources
 from clipgraft.runs.trackers import installed_trackers
 
@@ -89,9 +90,13 @@ class Run:
 
         Raises:
             MissingFileError: If there is no such folder.
+            CheckpointError: If it is of another kind.
         """
-        if not path.is_dir():
+        if not path.exists():
             raise MissingFileError(f"run folder not found: {path}")
+        if not is_run(path):
+            advice = "a folder that `clipgraft run` or one of its stages wrote"
+            raise CheckpointError(wrong_kind(path, "a run", f"../{ENVIRONMENT_NAME}", advice=advice))
         return cls(path)
 
     @classmethod
@@ -145,7 +150,7 @@ class Run:
                 return
         with run_folder(path, resume=resume, overwrite=overwrite) as folder:
             _write_recipe(folder / RECIPE_NAME, recipe, stage)
-            write_json(folder / "environment.json", describe_environment(device))
+            write_json(folder / ENVIRONMENT_NAME, describe_environment(device))
             if several:
                 processes.wait_for_everyone()
             with recorded_resources(folder):
@@ -166,7 +171,8 @@ class Run:
         path = self.path / RECIPE_NAME
         if not path.is_file():
             raise CheckpointError(
-                f"{self.path} holds no run (no {RECIPE_NAME}); name what `clipgraft run` wrote"
+                f"{self.path} is {kind_of(self.path)} without {RECIPE_NAME}, which says what made it; name "
+                "what `clipgraft run` wrote"
             )
         try:
             return load_recipe(path)
@@ -215,6 +221,9 @@ class Run:
             CheckpointError: If the run has no graft.
         """
         grafts = self.grafts()
+        if not grafts and kind_of(self.path) != RUN:
+            advice = "a run with one, or fit one with `clipgraft bridge`"
+            raise CheckpointError(wrong_kind(self.path, "a run with a graft", advice=advice))
         if not grafts:
             raise CheckpointError(
                 f"{self.path} has no weights to generate with (no bridge/graft); finish it with `clipgraft "

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.runs.folder import hold_folder
+from clipgraft.runs.folder_kinds import is_result, wrong_kind
 from clipgraft.sampling_params import SafetyChecker
 from clipgraft.studio.api import build_app
 from clipgraft.studio.schemas import Limits
@@ -56,10 +57,13 @@ def serve(
         safety_checker: As in `InferenceConfig`, of all models.
 
     Raises:
-        UserError: If others can reach the address without a token, another studio has the home, or the
-            address is taken.
+        UserError: If `runs_dir` is something else, others can reach the address without a token, another
+            studio has the home, or the address is taken.
     """
     quiet_libraries()
+    if runs_dir.is_file() or is_result(runs_dir):
+        advice = f"the folder it lies in, such as {runs_dir.parent}"
+        raise UserError(wrong_kind(runs_dir, "a folder of runs", advice=advice))
     access = make_access(host, with_token, public_url)
     with hold_folder(home), _bound(host, port) as listener:
         service = Service(
