@@ -50,7 +50,7 @@ METRICS = {
     "prompt_fidelity_all_at_once": _fidelity(", all at once", "Share of images that show all of these."),
     **{
         f"prompt_fidelity_{name}": _fidelity(
-            f": {title}", f"Share of prompts naming a {title} whose image shows it."
+            f": {title}", f"Share of images that show the {title} of their prompt."
         )
         for name in ATTRIBUTES
         for title in [name.replace("_", " ")]

@@ -43,5 +43,5 @@ def independence_note(
     whose = f"of {own[0]!r} itself" if own else f"that {tuned_from_it[0]!r} was tuned from"
     return (
         f"The scorer is the CLIP {whose}, so CLIPScore, CMMD and cosines are not independent of "
-        "what is measured: images may please it and no other scorer. Name another with --scorer."
+        "what is measured: another scorer may judge the images otherwise. Name one with --scorer."
     )
