@@ -1,7 +1,9 @@
 """ControlNets: several at once, with and without an initial image and a mask, as diffusers runs them."""
 
+import gc
 import json
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import tiny
 from clipgraft.config import load_recipe, named_paths, recipe_with, to_toml
 from clipgraft.download import needed_models
 from clipgraft.generation.generator import load_generators
+from clipgraft.generation.guides import kept_controlnets
 from clipgraft.generation.requests import ImageRequest, image_requests
 from clipgraft.generation.schedulers import build_scheduler
 from clipgraft.models.base import FrozenBase
@@ -149,6 +152,18 @@ def test_scale_and_range_decide_how_much_a_controlnet_changes(generator, world):
     assert np.array_equal(none, plain)
     assert 0 < np.abs(half - plain).mean() < np.abs(whole - plain).mean()
     assert np.array_equal(late, plain)  # of four steps none lies behind 0.9
+
+
+def test_controlnets_leave_memory_with_their_base(base, world):
+    control = {"model": world / "edges", "image": world / "circle.png"}
+    [generator] = (own for _, own in load_generators({"": None}, base=FrozenBase.load(str(base))))
+    request = SamplingParams(controls=[control])
+    [kept, again] = (kept_controlnets(request.controls, generator.pipeline).nets[0] for _ in range(2))
+    assert kept is again
+    held = weakref.ref(kept)
+    del kept, again, generator
+    gc.collect()
+    assert held() is None
 
 
 def test_images_of_a_batch_follow_images_of_their_own(generator, world):

@@ -5,9 +5,16 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    MultiControlNetModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
 from clipgraft.data.images import open_image
@@ -30,18 +37,36 @@ def unet_in_torch(unet: UNet2DConditionModel | EngineUNet) -> UNet2DConditionMod
     return unet.in_torch.unet if isinstance(unet, EngineUNet) else unet
 
 
-def kept_controlnets(controls: Sequence[Control], unet: UNet2DConditionModel) -> MultiControlNetModel:
-    """Return ControlNets on the device and in the precision of a U-Net.
+class KeptGuides:
+    """Models of the guides of a base's images, each loaded once."""
+
+    def __init__(self) -> None:
+        self.controlnet = lru_cache(MAX_CONTROLNETS)(_controlnet)
+        self.weights = lru_cache(MAX_IP_ADAPTERS)(_weights)
+        self.encoder = lru_cache(1)(_encoder)
+
+
+_KEPT: WeakKeyDictionary[AutoencoderKL, KeptGuides] = WeakKeyDictionary()
+"""By VAE, the one module that all pipelines of a base share; so they leave memory with the base."""
+
+
+def kept_controlnets(controls: Sequence[Control], pipeline: StableDiffusionPipeline) -> MultiControlNetModel:
+    """Return ControlNets on the device and in the dtype of the U-Net.
 
     Raises:
         CheckpointError: If one cannot be loaded.
     """
+    unet, kept = unet_in_torch(pipeline.unet), _kept(pipeline)
     return MultiControlNetModel(
         [
-            _controlnet(control.model, _states(controlnet_files(control.model)), unet.device, unet.dtype)
+            kept.controlnet(control.model, _states(controlnet_files(control.model)), unet.device, unet.dtype)
             for control in controls
         ]
     )
+
+
+def _kept(pipeline: StableDiffusionPipeline) -> KeptGuides:
+    return _KEPT.setdefault(pipeline.vae, KeptGuides())
 
 
 @contextmanager
@@ -60,11 +85,11 @@ def with_ip_adapters(
     if not ip_adapters:
         yield {}
         return
-    unet = unet_in_torch(pipeline.unet)
+    unet, kept = unet_in_torch(pipeline.unet), _kept(pipeline)
     states = [_states(ip_adapter_files(each.model)) for each in ip_adapters]
     if len({state[1:] for state in states}) > 1:
         raise UserError("IP-Adapters of one image need one image encoder; put their files into one folder")
-    encoder = _encoder(ip_adapters[0].model, states[0][1:], unet.device, unet.dtype)
+    encoder = kept.encoder(ip_adapters[0].model, states[0][1:], unet.device, unet.dtype)
     # Of the same components, but with an image encoder and the U-Net itself.
     own = StableDiffusionPipeline(
         **pipeline.components
@@ -72,7 +97,7 @@ def with_ip_adapters(
         | {"safety_checker": None},
         requires_safety_checker=False,
     )
-    weights = [_weights(each.model, state) for each, state in zip(ip_adapters, states, strict=True)]
+    weights = [kept.weights(each.model, state) for each, state in zip(ip_adapters, states, strict=True)]
     try:
         with loading(Path(ip_adapters[0].model), "an IP-Adapter of this base"):
             # Strictly: with less memory diffusers would leave missing weights out in silence.
@@ -97,16 +122,13 @@ def _states(paths: Sequence[Path]) -> tuple[tuple[Path, int, int], ...]:
     return tuple((path, *file_state(path)) for path in paths)
 
 
-@lru_cache(MAX_CONTROLNETS)
 def _controlnet(name: str, _states: tuple, device: torch.device, dtype: torch.dtype) -> ControlNetModel:
     return load_controlnet(name, device, dtype)
 
 
-@lru_cache(MAX_IP_ADAPTERS)
 def _weights(name: str, _states: tuple) -> dict[str, dict[str, Tensor]]:
     return read_ip_adapter(name)
 
 
-@lru_cache(1)
 def _encoder(name: str, _states: tuple, device: torch.device, dtype: torch.dtype) -> ImageEncoder:
     return load_image_encoder(name, device, dtype)

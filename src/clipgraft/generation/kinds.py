@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from clipgraft.data.images import open_image
 from clipgraft.errors import UserError
-from clipgraft.generation.guides import kept_controlnets, unet_in_torch, with_ip_adapters
+from clipgraft.generation.guides import kept_controlnets, with_ip_adapters
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.configs import LATENT_CHANNELS
 from clipgraft.models.controlnet import check_controlnet
@@ -124,7 +124,7 @@ def _sibling(pipeline: StableDiffusionPipeline, params: SamplingParams) -> Any:
         return pipeline
     components = pipeline.components
     if params.controls:
-        components["controlnet"] = kept_controlnets(params.controls, unet_in_torch(pipeline.unet))
+        components["controlnet"] = kept_controlnets(params.controls, pipeline)
     # Not by from_pipe, which would cast every component, the float32 safety checker too, to one dtype.
     sibling = kind(**components, requires_safety_checker=pipeline.safety_checker is not None)
     sibling.set_progress_bar_config(disable=True)
