@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 from clipgraft.config import load_recipe
 from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.distilling.distill import DistillResult, distill, distill_recipe
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, UserError
 from clipgraft.exporting.lora_file import held_out_captions
 from clipgraft.files import file_sha256
 from clipgraft.models.base import FrozenBase
@@ -159,6 +159,10 @@ def test_objects_are_distilled_without_a_folder(distill_world, recipe_for, tmp_p
     result = distill(graft, captions, new_words=["Kite"], **options)
     assert list(tmp_path.iterdir()) == []
     by_name = distill_recipe(recipe_for(distill_world), distill_world.graft, tmp_path / "out").graft
+    found = [graft.lineage.find("distill").captions_given for graft in (result.graft, by_name)]
+    assert found == [True, False]
+    with pytest.raises(UserError, match="it is not recorded which captions"):
+        held_out_captions(result.graft)
     ours, theirs = result.graft.text_encoder.state_dict(), by_name.text_encoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

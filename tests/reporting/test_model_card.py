@@ -38,6 +38,14 @@ def test_flatlands_card_has_no_terms_of_stable_diffusion():
     assert "OpenRAIL" not in card
 
 
+def test_captions_given_in_python_are_no_dataset():
+    stages = [Stage(stage=name, recipe=Recipe(), captions_given=True) for name in ("bridge", "distill")]
+    card = graft_card("Content.", BaseRecord(name="flatland", sums={}), Lineage(stages=tuple(stages)))
+    assert "- Captions: given in Python." in card
+    assert "own text encoder on captions given in Python." in card
+    assert "flatland8k" not in card
+
+
 def test_paths_of_this_machine_are_cut_to_their_last_part(tmp_path):
     assert public_name(str(tmp_path / "photos")) == "photos"
     assert public_name("owner/name") == "owner/name"

@@ -115,6 +115,7 @@ def fit_bridge(
         data = {"data": captions.origin} if isinstance(captions, CaptionDataset) else {}
         recipe = build_recipe({"seed": seed, "device": device, **data, **origins(clip=clip, base=base)})
     recipe = recipe.model_copy(update={"bridge": (settings or recipe.bridge).updated(overrides)})
+    are_given = not isinstance(captions, CaptionDataset | Captions)
     if not isinstance(captions, Captions):
         captions = choose_captions(captions, recipe.bridge)
     with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
@@ -123,7 +124,7 @@ def fit_bridge(
         errors = {"linear": result.linear, **({"residual": result.residual} if result.residual else {})}
         figures = {name: error.relative_error for name, error in errors.items()}
         counts = {"num_captions": result.num_captions, "num_held_out_captions": result.num_held_out_captions}
-        stage = Stage(stage="bridge", recipe=recipe, figures=figures, counts=counts)
+        stage = Stage(stage="bridge", recipe=recipe, figures=figures, counts=counts, captions_given=are_given)
         result.graft.lineage = Lineage(stages=(*clip.lineage, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "graft")

@@ -151,7 +151,7 @@ def distill(
     recipe = recipe.model_copy(update={"distill": settings})
     with stage_output(output_dir, recipe, "distill", inputs, resume, overwrite) as folder:
         result = _distill(graft, base, captions, recipe, folder, resume)
-        stage = _describe(result, recipe, started_from)
+        stage = _describe(result, recipe, started_from, isinstance(data, CaptionDataset))
         result.graft.lineage = Lineage(stages=(*graft.lineage.stages, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "text_encoder")
@@ -185,10 +185,11 @@ def distill_recipe(
     )
 
 
-def _describe(result: DistillResult, recipe: Recipe, started_from: str) -> Stage:
+def _describe(result: DistillResult, recipe: Recipe, started_from: str, is_dataset: bool) -> Stage:
     return Stage(
         stage="distill",
         recipe=recipe,
+        captions_given=not (is_dataset or recipe.distill.captions),
         started_from=started_from,
         figures={"new words": result.after.new_words, "held": result.after.held},
         counts={"num_captions": result.num_captions},

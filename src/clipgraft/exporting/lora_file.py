@@ -43,7 +43,7 @@ def held_out_captions(distilled: Graft) -> list[str]:
     """
     stage = distilled.lineage.find("distill")
     remedy = "name some with --prompts-file, to measure the LoRA's error on"
-    if stage is None or stage.recipe is None:
+    if stage is None or stage.recipe is None or stage.captions_given:
         raise UserError(f"it is not recorded which captions the text encoder learned from; {remedy}")
     settings = stage.recipe.distill
     try:

@@ -39,6 +39,8 @@ class Stage(BaseModel):
     stage: Literal["finetune", "bridge", "refine", "distill"]
     recipe: Annotated[Recipe | None, BeforeValidator(_settings)]
     """None if an earlier version wrote settings unknown to this one."""
+    captions_given: bool = False
+    """Whether captions were given in Python, so that the recipe does not name them."""
     started_from: str = ""
     """Folder of the graft that was refined or distilled."""
     figures: Figures = {}

@@ -202,22 +202,27 @@ def _lineage_lines(lineage: Lineage, place: str = "beside") -> Iterator[str]:
         yield f"- Refined through the base's U-Net on {_source(refined.recipe)}."
         yield from (f"- {name}: {number:,}" for name, number in refined.counts.items())
     if distilled and distilled.recipe:
-        captions = distilled.recipe.distill.captions
-        source = f"`{public_name(captions)}`" if captions else f"the captions of {_source(distilled.recipe)}"
+        captions = _captions(distilled, distilled.recipe.distill.captions)
+        source = f"captions {captions}" if captions else f"the captions of {_source(distilled.recipe)}"
         yield f"- Distilled into the base's own text encoder on {source}."
         yield from (f"- {name}: {number:,}" for name, number in distilled.counts.items())
     yield f"- All settings: {'' if place != 'beside' else '`recipe.toml` '}{place} this card."
 
 
 def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator[str]:
-    captions, clip = recipe.bridge.captions, recipe.clip
-    yield f"- Captions: `{public_name(captions)}`." if captions else f"- Captioned images: {_source(recipe)}."
+    captions, clip = _captions(stage, recipe.bridge.captions), recipe.clip
+    yield f"- Captions: {captions}." if captions else f"- Captioned images: {_source(recipe)}."
     if tuned and tuned.recipe:
         yield f"- CLIP: `{public_name(tuned.recipe.clip.name)}`, fine-tuned."
     else:
         at = f" at commit `{clip.revision}`" if clip.revision else ""
         yield f"- CLIP: `{public_name(clip.name)}`{at}."
     yield from (f"- {name}: {number:,}" for name, number in stage.counts.items())
+
+
+def _captions(stage: Stage, file: str) -> str:
+    """Return where a stage's captions came from; "" = from its images."""
+    return "given in Python" if stage.captions_given else file and f"`{public_name(file)}`"
 
 
 def _source(recipe: Recipe) -> str:
