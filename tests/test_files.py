@@ -76,6 +76,16 @@ def test_clear_parts_keeps_what_is_being_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.part"]
 
 
+def test_clear_parts_keeps_a_folder_that_is_written_within(tmp_path):
+    for name in (".old.1.part", ".fresh.2.part"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        for path in (tmp_path / name / "images", tmp_path / name):
+            os.utime(path, (0, 0))
+    (tmp_path / ".fresh.2.part" / "images" / "a.png").touch()
+    clear_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".fresh.2.part"]
+
+
 def test_clear_parts_passes_over_what_others_finish(tmp_path):
     is_over = threading.Event()
 

@@ -111,12 +111,18 @@ def clear_parts(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
     """
     for part in folder.glob(".*.part"):
         with suppress(FileNotFoundError):  # another thread or process has finished with it since
-            if time.time() - part.lstat().st_mtime < stale_seconds:
+            if stale_seconds and time.time() - _last_write(part) < stale_seconds:
                 continue
             if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part)
             else:
                 part.unlink()
+
+
+def _last_write(part: Path) -> float:
+    """Return the time of the last write to a file or folder."""
+    within = part.rglob("*") if part.is_dir() and not part.is_symlink() else ()
+    return max(path.lstat().st_mtime for path in (part, *within))
 
 
 def inside(path: Path, folder: Path, *, error: type[UserError] = DataError) -> Path:
