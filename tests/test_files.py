@@ -15,6 +15,7 @@ from clipgraft.files import (
     atomic_write,
     clear_parts,
     file_sha256,
+    new_folder,
     read_json,
     read_jsonl,
     read_text,
@@ -29,6 +30,12 @@ DEEP = 100_000
 def write_half(path):
     with atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
+        raise KeyError
+
+
+def fill_half(out):
+    with new_folder(out) as folder:
+        (folder / "a").touch()
         raise KeyError
 
 
@@ -62,6 +69,19 @@ def test_two_threads_may_write_a_file_at_once(tmp_path):
         assert path.read_bytes() == b"second"
         assert temporary.read_bytes() == b"first"
     assert path.read_bytes() == b"first"
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(KeyError):
+        fill_half(out)
+    assert list(out.parent.iterdir()) == []
+    out.mkdir()
+    with new_folder(out) as folder:
+        (folder / "a").touch()
+        assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_clear_parts_keeps_what_is_being_written(tmp_path):

@@ -58,6 +58,26 @@ def atomic_write(path: Path, *, on_disk: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out` if the block succeeds.
+
+    Args:
+        out: A folder that is empty or not there.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    clear_parts(out.parent)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

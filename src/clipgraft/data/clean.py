@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -16,6 +15,7 @@ from clipgraft.data.findings import number_of
 from clipgraft.data.image_file import ImageFile, Member, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES
 from clipgraft.errors import DataError, UserError
+from clipgraft.files import new_folder
 
 METADATA_NAME, CHANGES_NAME, IMAGES_NAME = "metadata.jsonl", "changes.jsonl", "images"
 _HELD_OUT_FIRST = ("test", "val", "train")
@@ -67,7 +67,7 @@ def write_cleaned(dataset: CaptionDataset, check: DatasetCheck, out: Path) -> Cl
     refuse_place(out, dataset.root)
     merged = _merged_captions(dataset, check)
     num_images = num_captions = num_changes = 0
-    with _written_whole(out) as folder, _opened(folder / METADATA_NAME) as metadata:
+    with new_folder(out) as folder, _opened(folder / METADATA_NAME) as metadata:
         with _opened(folder / CHANGES_NAME) as changes:
             for item in dataset.excluded:
                 name = item.name if item.kind == "image" else item.name.rpartition("#")[0]
@@ -135,22 +135,6 @@ def refuse_place(out: Path, root: Path | str) -> None:
         raise UserError(f"{out} is there and not empty; name a new folder for the cleaned data")
     if isinstance(root, Path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
         raise UserError(f"{out} lies in {root}, with which it would be read; name a folder outside of it")
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `out` if the block succeeds."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / IMAGES_NAME).mkdir(parents=True)
-    try:
-        yield folder
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opened(path: Path) -> TextIO:

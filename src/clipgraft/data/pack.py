@@ -6,8 +6,6 @@ images, size and checksum of each shard.
 
 import io
 import json
-import os
-import shutil
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +19,7 @@ from clipgraft.data.images import MAX_FILE_BYTES, MAX_PIXELS, read_header
 from clipgraft.data.shard_counts import INDEX_NAME
 from clipgraft.data.shards import ShardedImages
 from clipgraft.errors import DataError, UserError
-from clipgraft.files import clear_parts, file_sha256, write_json
+from clipgraft.files import file_sha256, new_folder, write_json
 from clipgraft.runs.folder import refuse_inputs_within
 from clipgraft.settings import DataSettings
 
@@ -61,21 +59,14 @@ def pack(
     refuse_inputs_within(out, {"data.source": data.source})
     everything = {name: getattr(data, name) or _ALL for name in ("max_val_images", "max_test_images")}
     dataset = load_dataset(data.updated(everything))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(out.parent)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir()
-    try:
-        shards: dict[str, dict[str, Any]] = {}
+    shards: dict[str, dict[str, Any]] = {}
+    with new_folder(out) as folder:
         for split in SPLITS:
             images, total = _images(dataset, split, data)
             with track(f"packing {split}", total) as update:
-                packed = _write_shards(images, split, part, shard_size, max_mb * _MEGABYTE, update)
+                packed = _write_shards(images, split, folder, shard_size, max_mb * _MEGABYTE, update)
             shards |= packed
-        write_json(part / INDEX_NAME, {"schema_version": 1, "shards": shards})
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(folder / INDEX_NAME, {"schema_version": 1, "shards": shards})
     return {split: sum(shard["images"].get(split, 0) for shard in shards.values()) for split in SPLITS}
 
 
