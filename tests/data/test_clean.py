@@ -15,6 +15,7 @@ from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImag
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.image_file import Member
 from clipgraft.errors import DataError, UserError
+from clipgraft.settings import DataSettings
 from helpers import call, refused
 
 CAPTIONS = {
@@ -155,6 +156,9 @@ def test_places_that_would_lose_or_mix_files_are_refused(folder: Path, tmp_path:
         write_cleaned(dataset, check, tmp_path / "full/a.txt")
     with pytest.raises(UserError, match=r"clean lies in .*source, with which it would be read"):
         write_cleaned(dataset, check, folder / "clean")
+    both = load_dataset(DataSettings.build({"sources": [{"source": str(folder)}, {"source": str(folder)}]}))
+    with pytest.raises(UserError, match=r"clean lies in .*source, with which it would be read"):
+        write_cleaned(both, check, folder / "clean")
     assert state_of(tmp_path / "full").keys() == {"a.txt"}
 
 

@@ -98,7 +98,7 @@ def data_check(
         raise UserError("name the folder, file or URL to check, or several with --set data.sources=[...]")
     dataset = load_dataset(data)
     if fix:
-        refuse_place(fix, dataset.root)
+        refuse_place(fix, dataset)
     num_samples = None
     if sheet:
         from clipgraft.reporting.dataset_page import NUM_SAMPLES, check_place, write_page

@@ -64,7 +64,7 @@ def write_cleaned(dataset: CaptionDataset, check: DatasetCheck, out: Path) -> Cl
         UserError: If `out` holds files or lies in the source.
         DataError: If nothing remains.
     """
-    refuse_place(out, dataset.root)
+    refuse_place(out, dataset)
     merged = _merged_captions(dataset, check)
     num_images = num_captions = num_changes = 0
     with new_folder(out) as folder, _opened(folder / METADATA_NAME) as metadata:
@@ -129,12 +129,14 @@ def _merged_captions(dataset: CaptionDataset, check: DatasetCheck) -> dict[str, 
     return merged
 
 
-def refuse_place(out: Path, root: Path | str) -> None:
-    """Refuse a folder that holds files or lies in the source."""
+def refuse_place(out: Path, dataset: CaptionDataset) -> None:
+    """Refuse a folder that holds files or lies in a source."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and not empty; name a new folder for the cleaned data")
-    if isinstance(root, Path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
-        raise UserError(f"{out} lies in {root}, with which it would be read; name a folder outside of it")
+    roots = [dataset.root, *(each.source for each in dataset.origin.sources)]
+    for root in filter(os.path.isdir, roots):
+        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+            raise UserError(f"{out} lies in {root}, with which it would be read; name a folder outside of it")
 
 
 def _opened(path: Path) -> TextIO:
