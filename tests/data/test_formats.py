@@ -370,7 +370,7 @@ def test_ids_of_coco_may_be_texts_and_names_absolute(tmp_path):
         ("folder", {"include_unsplit": True, "max_train_images": 1}),
     ],
 )
-def test_origin_loads_the_same_dataset_again(tmp_path, source, settings):
+def test_origin_loads_the_same_dataset_again(tmp_path, monkeypatch, source, settings):
     files = {"table/metadata.csv": "file_name,text,short\na.jpg,A brown dog runs,A dog\n", "table/a.jpg": ""}
     for name in ("train/a", "test/b", "c"):
         files |= {f"folder/{name}.jpg": "", f"folder/{name}.txt": "A cat"}
@@ -380,3 +380,5 @@ def test_origin_loads_the_same_dataset_again(tmp_path, source, settings):
     assert dataset.origin == DataSettings(source=str(tmp_path / source), **settings)
     assert load_dataset(dataset.origin).images == dataset.images
     assert load_dataset(tmp_path / source).images != dataset.images
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset(source, **settings).origin == dataset.origin

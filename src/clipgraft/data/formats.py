@@ -74,9 +74,9 @@ def load_dataset(
         dataset = _load(given.source, given)
     else:
         dataset = _from_pairs(_captions_by_path(source))
-    if not (given.source or given.sources):
-        given = given.model_copy(update={"source": str(dataset.root)})
-    dataset = replace(dataset, settings=given)
+    named = "" if given.sources else given.source or str(dataset.root)
+    if is_utf8(named):  # else it can be read, but not be written into a recipe
+        dataset = replace(dataset, settings=given.updated({"source": named}))
     return skip_damaged(dataset) if given.on_damaged == "skip" else dataset
 
 
