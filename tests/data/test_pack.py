@@ -151,6 +151,8 @@ def test_folder_that_is_there_or_in_the_source_is_refused(loose, tmp_path, capsy
     with pytest.raises(UserError, match=r"there is there already; name a new folder, or delete it"):
         pack(DataSettings(source=str(loose)), tmp_path / "there")
     assert "lies in data.source" in refused(capsys, "data", "pack", loose, loose / "out")
+    with pytest.raises(UserError, match=r"lies in data\.sources\.0\.source"):
+        pack(DataSettings.build({"sources": [{"source": str(loose)}]}), loose / "out")
 
 
 def test_failed_packing_leaves_nothing(loose, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from clipgraft.config import named_paths
 from clipgraft.console import Update, track
 from clipgraft.data.dataset import SPLITS, CaptionDataset, CaptionedImage, Split
 from clipgraft.data.formats import load_dataset
@@ -56,7 +57,7 @@ def pack(
     """
     if out.exists():
         raise UserError(f"{out} is there already; name a new folder, or delete it")
-    refuse_inputs_within(out, {"data.source": data.source})
+    refuse_inputs_within(out, named_paths(data, "data."))
     everything = {name: getattr(data, name) or _ALL for name in ("max_val_images", "max_test_images")}
     dataset = load_dataset(data.updated(everything))
     shards: dict[str, dict[str, Any]] = {}
