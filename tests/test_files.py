@@ -12,6 +12,7 @@ import pytest
 
 from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError, one_line
 from clipgraft.files import (
+    atomic_folder,
     atomic_write,
     clear_parts,
     file_sha256,
@@ -189,6 +190,23 @@ def test_read_toml_refuses_damage_in_one_line(tmp_path, content, message):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_toml(path)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "new" / "out"
+    with atomic_folder(out) as part:
+        (part / "a").write_text("a")
+        assert not out.exists()
+    assert [path.name for path in out.parent.rglob("*")] == ["out", "a"]
+
+    def fill(folder):
+        (folder / "a").write_text("a")
+        raise OSError(errno.ENOSPC, "No space left on device", "source", None, "copy")
+
+    with pytest.raises(OSError, match="No space left") as caught, atomic_folder(tmp_path / "second") as part:
+        fill(part)
+    assert one_line(caught.value) == f"no space left on the disk ({tmp_path}/second); free some and run again"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_full_disk_is_told_with_the_file_that_was_being_written(tmp_path):

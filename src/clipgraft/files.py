@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clipgraft.errors import DataError, MissingFileError, UserError
+from clipgraft.errors import DataError, MissingFileError, UserError, is_no_space
 
 MAX_BYTES = 1 << 30
 """Of a file that is read at once. COCO's largest caption file has 92 MB."""
@@ -47,13 +47,11 @@ def atomic_write(path: Path, *, on_disk: bool = False) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.part")  # differs between processes
     try:
-        yield temporary
-        if on_disk:
-            sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is met while writing, which names no file
-        raise
+        with naming(path):
+            yield temporary
+            if on_disk:
+                sync(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,17 +63,29 @@ def new_folder(out: Path) -> Iterator[Path]:
     Args:
         out: A folder that is empty or not there.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(out.parent)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir()
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        clear_parts(out.parent)
+        part = out.with_name(f".{out.name}.{os.getpid()}.part")
+        part.mkdir()
+        try:
+            yield part
+            if out.exists():
+                out.rmdir()
+            part.rename(out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of a full disk name what was being written."""
     try:
-        yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.filename is None or is_no_space(error):  # a write names no file, a copy its source
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,8 @@ from clipgraft.data.batches import (
     to_uint8,
 )
 from clipgraft.data.formats import load_dataset
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, one_line
+from helpers import files_of_at_most
 
 BOS, WORD, EOS, PADDING = range(4)
 LENGTHS = [7, 6, 6, 5, 5, 4, 4, 4, 3, 3]
@@ -128,6 +129,13 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"states of 1 captions take 0\.0 GB and .* give fewer captions"):
         TokenStates(tmp_path / "states.bin", torch.tensor([5]), (2, 2))
     assert not (tmp_path / "states.bin").exists()
+
+
+def test_a_disk_that_is_full_meanwhile_names_the_file(tmp_path):
+    path = tmp_path / "states.bin"
+    with files_of_at_most(1000), pytest.raises(OSError, match="File too large") as caught:
+        TokenStates(path, torch.tensor([100_000]), (2, 2))
+    assert one_line(caught.value) == f"no space left on the disk ({path}); free some and run again"
 
 
 def test_room_on_the_disk_is_taken_at_once(tmp_path):

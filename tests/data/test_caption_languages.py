@@ -1,11 +1,14 @@
 """Languages of captions: other ones are told, short English is not taken for them."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from clipgraft.data.caption_languages import other_languages
+from clipgraft.data.caption_languages import _load_identifier, other_languages
 from clipgraft.data.formats import load_dataset
+from clipgraft.errors import one_line
+from helpers import files_of_at_most
 
 SENTENCES = {
     "German": "Ein Mann fährt auf einem Fahrrad durch die Stadt",
@@ -26,6 +29,13 @@ SHORT = ("dog", "a dog", "sks dog", "dog, beach, sunset", "IMG_2034.jpg", "no", 
 def test_a_sentence_of_another_language_is_told(language: str) -> None:
     (found,) = other_languages(["A dog runs on the beach .", SENTENCES[language]])
     assert (found.language, found.share, found.example) == (language, 0.5, 1)
+
+
+def test_a_full_disk_names_the_folder_of_the_unpacked_model() -> None:
+    _load_identifier.cache_clear()
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large") as caught:
+        other_languages(["Ein Hund rennt am Strand."])
+    assert one_line(caught.value).startswith(f"no space left on the disk ({tempfile.gettempdir()})")
 
 
 def test_most_frequent_language_comes_first() -> None:

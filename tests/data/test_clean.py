@@ -16,7 +16,7 @@ from clipgraft.data.formats import load_dataset
 from clipgraft.data.image_file import Member
 from clipgraft.errors import DataError, UserError
 from clipgraft.settings import DataSettings
-from helpers import call, refused
+from helpers import call, files_of_at_most, refused
 
 CAPTIONS = {
     "train/a.png": ["A dog &amp;amp; a cat", "Un cafÃ©", "...", "A boat"],
@@ -160,6 +160,23 @@ def test_places_that_would_lose_or_mix_files_are_refused(folder: Path, tmp_path:
     with pytest.raises(UserError, match=r"clean lies in .*source, with which it would be read"):
         write_cleaned(both, check, folder / "clean")
     assert state_of(tmp_path / "full").keys() == {"a.txt"}
+
+
+def test_a_full_disk_names_the_copy_and_loses_nothing(folder: Path, tmp_path: Path, capsys) -> None:
+    before, out = state_of(tmp_path), tmp_path / "new" / "out"
+    with files_of_at_most(100):
+        line = refused(capsys, "data", "check", folder, "--fix", out)
+    assert line == f"error: no space left on the disk ({out}); free some and run again"
+    assert state_of(tmp_path) == before
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_full_disk_names_the_page_of_a_check(folder: Path, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "sheet.html"
+    with files_of_at_most(100):
+        line = refused(capsys, "data", "check", folder, "--sheet", page)
+    assert line == f"error: no space left on the disk ({page}); free some and run again"
+    assert not page.exists()
 
 
 def test_nothing_is_left_of_a_copy_that_cannot_be_written(tmp_path: Path) -> None:

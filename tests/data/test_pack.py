@@ -13,7 +13,7 @@ from clipgraft.data.images import open_image
 from clipgraft.data.pack import pack
 from clipgraft.errors import DataError, UserError
 from clipgraft.settings import DataSettings
-from helpers import call, refused
+from helpers import call, files_of_at_most, refused
 from shard_writers import jpeg, write_shards
 
 
@@ -134,6 +134,13 @@ def test_shards_are_packed_again_in_other_sizes(tmp_path):
     source = write_shards(tmp_path / "source", 60, 10)
     pack(DataSettings(source=str(source)), tmp_path / "out", shard_size=7)
     assert contents(load_dataset(tmp_path / "out")) == contents(load_dataset(source))
+
+
+def test_a_full_disk_names_the_shards_and_leaves_none(loose, tmp_path, capsys):
+    with files_of_at_most(20_000):
+        line = refused(capsys, "data", "pack", loose, tmp_path / "shards")
+    assert line == f"error: no space left on the disk ({tmp_path}/shards); free some and run again"
+    assert [path.name for path in tmp_path.iterdir()] == ["loose"]
 
 
 def test_shard_is_full_at_its_megabytes(tmp_path, loose):

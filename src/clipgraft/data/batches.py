@@ -18,6 +18,7 @@ from clipgraft.data.dataset import CaptionedImage
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import pad_input_ids, vae_pixel_values
 from clipgraft.errors import UserError
+from clipgraft.files import naming
 
 BATCHES_IN_POOL = 16
 """Batches per pool of captions, sorted by length."""
@@ -181,7 +182,7 @@ class TokenStates:
                 f"token states of {len(counts):,} captions take {needed / 1e9:.1f} GB and {path.parent} has "
                 f"{free / 1e9:.1f} GB free; give fewer captions (bridge.max_captions) or make room"
             )
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             _reserve(file.fileno(), needed)
         self.states = torch.from_file(str(path), shared=True, size=total * width, dtype=torch.float16)
         self.states = self.states.view(total, width)

@@ -1,11 +1,15 @@
 """Languages of captions, told by py3langid."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from clipgraft.files import naming
 
 MIN_RATIO = 100.0
 """Probability of a language over that of English, from which a caption counts as not English.
@@ -63,4 +67,5 @@ def other_languages(captions: Sequence[str]) -> list[LanguageShare]:
 def _load_identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    with naming(Path(tempfile.gettempdir())):  # where it unpacks its model
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -22,7 +22,7 @@ from clipgraft.data.shard_files import names_shards
 from clipgraft.data.shard_source import load_shards
 from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.files import read_text
+from clipgraft.files import naming, read_text
 from clipgraft.runs.folder_kinds import is_result, wrong_kind
 from clipgraft.settings import DataSettings
 
@@ -212,7 +212,7 @@ def draw_data(out_dir: Path, *, seed: int, num_images: int) -> None:
     """Draw flatland8k into a folder with a progress bar."""
     from clipgraft.flatland import draw_flatland8k
 
-    with track("drawing flatland8k", num_images) as update:
+    with naming(out_dir), track("drawing flatland8k", num_images) as update:
         draw_flatland8k(
             out_dir, seed=seed, num_images=num_images, on_image=lambda done: update(done, "images")
         )
