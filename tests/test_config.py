@@ -92,6 +92,38 @@ def test_wrong_setting_is_refused_by_name(override, message):
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            r'clip.name="C:\users\me"',
+            r'--set clip.name="C:\users\me" is not TOML: Invalid hex value (at line',
+        ),
+        (
+            r'clip.name="C:\train"',
+            r"recipe key 'clip.name': a path that is not there holds a tab, a line end",
+        ),
+        (r'data.source="D:\new"', r"recipe key 'data.source': a path that is not there holds a tab, a line"),
+    ],
+)
+def test_a_path_of_windows_is_told_how_to_be_written(override, message):
+    with pytest.raises(UserError) as caught:
+        apply_overrides(Recipe(), parse_overrides([override]))
+    assert str(caught.value).startswith(message)
+    assert "; in double quotes a backslash begins an escape: write it twice" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [r"C:\users\me", r"'C:\users\me'", r'"C:\\users\\me"'])
+def test_a_path_of_windows_is_taken_in_each_right_form(value):
+    assert parse_overrides([f"clip.name={value}"]) == {"clip.name": r"C:\users\me"}
+
+
+def test_a_path_may_hold_a_tab_where_there_is_one(tmp_path):
+    (tmp_path / "a\tb").mkdir()
+    recipe = apply_overrides(Recipe(), {"data.source": str(tmp_path / "a\tb")})
+    assert recipe.data.source == str(tmp_path / "a\tb")
+
+
+@pytest.mark.parametrize(
     "name", ["😀", "a\x7fb", 'a "quoted" \\ one', "[1, 2]", "true", "2024", "x # y", "' '"]
 )
 def test_given_settings_are_taken_as_they_are(name, tmp_path):

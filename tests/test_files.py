@@ -12,7 +12,6 @@ import pytest
 
 from clipgraft.errors import CheckpointError, DataError, MissingFileError, UserError, one_line
 from clipgraft.files import (
-    atomic_folder,
     atomic_write,
     clear_parts,
     file_sha256,
@@ -192,21 +191,44 @@ def test_read_toml_refuses_damage_in_one_line(tmp_path, content, message):
         read_toml(path)
 
 
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "new" / "out"
-    with atomic_folder(out) as part:
-        (part / "a").write_text("a")
-        assert not out.exists()
-    assert [path.name for path in out.parent.rglob("*")] == ["out", "a"]
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'name = "C:\users\me"',
+        r'name = "C:\data"',
+        r'name = "C:\UserS"',
+        r'name = "D:\\photos\\\"',
+        r'names = ["a", "C:\data"]',
+        r'name = "\ud800"',
+    ],
+)
+def test_a_path_of_windows_in_toml_gets_advice(tmp_path, line):
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"{line}\nseed = 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"at line 1, .*; in double quotes .*: write it twice, or use sing"):
+        read_toml(path)
+    path.write_text(line.replace('"', "'"), encoding="utf-8")
+    assert "\\" in str(read_toml(path))
 
+
+@pytest.mark.parametrize("line", ["name = ", 'name = "a', "name = C:\\data"])
+def test_other_mistakes_in_toml_get_no_such_advice(tmp_path, line):
+    path = tmp_path / "recipe.toml"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_toml(path)
+    assert "backslash" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_with_the_folder_being_written(tmp_path):
     def fill(folder):
         (folder / "a").write_text("a")
         raise OSError(errno.ENOSPC, "No space left on device", "source", None, "copy")
 
-    with pytest.raises(OSError, match="No space left") as caught, atomic_folder(tmp_path / "second") as part:
-        fill(part)
-    assert one_line(caught.value) == f"no space left on the disk ({tmp_path}/second); free some and run again"
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    with pytest.raises(OSError, match="No space left") as caught, new_folder(tmp_path / "out") as folder:
+        fill(folder)
+    assert one_line(caught.value) == f"no space left on the disk ({tmp_path}/out); free some and run again"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_is_told_with_the_file_that_was_being_written(tmp_path):

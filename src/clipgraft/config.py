@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from clipgraft.errors import MissingFileError, UserError, explain
-from clipgraft.files import LONE_SURROGATE, read_toml
+from clipgraft.files import LONE_SURROGATE, backslash_advice, read_toml
 from clipgraft.pretrain_settings import PretrainSettings
 from clipgraft.section import MODEL, PATH, SOURCE, Section
 from clipgraft.settings import (
@@ -134,7 +134,9 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set takes section.key=value; got {text!r}")
         try:
             overrides[dotted] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except tomllib.TOMLDecodeError as error:
+            if advice := backslash_advice(error, value):
+                raise UserError(f"--set {text} is not TOML: {error}{advice}") from error
             overrides[dotted] = value
     return overrides
 

@@ -35,6 +35,12 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+TOML_ESCAPE = re.compile(r"Unescaped '\\'|Invalid hex value|not a Unicode scalar value")
+TOML_OPEN = re.compile(r"Unterminated string|Illegal character '\\n'")
+"""Reasons of `tomllib` for a string that a backslash before its last quote leaves open."""
+BACKSLASHES = (
+    r"in double quotes a backslash begins an escape: write it twice, or use single quotes, as in 'C:\dogs'"
+)
 JSON_TYPES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
 
@@ -247,6 +253,8 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
         reason = str(wrong)
         if isinstance(wrong, json.JSONDecodeError) and "\n" not in text.strip():
             reason = f"{wrong.msg} at column {wrong.colno}"  # its line may be any line of a file
+        if isinstance(wrong, tomllib.TOMLDecodeError):
+            reason += backslash_advice(wrong, text)
         raise error(f"{complaint}: {reason}") from wrong
     except ValueError as wrong:  # of int(): Python's own bound
         raise error(f"{complaint} as read here: a number has over 4,300 digits") from wrong
@@ -254,6 +262,12 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
     if not isinstance(value, kind):
         raise error(f"{complaint} of the right type: {JSON_TYPES[kind]} is expected, not {_type_name(value)}")
     return value
+
+
+def backslash_advice(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """Return advice on TOML whose error a backslash may have caused."""
+    is_cause = TOML_ESCAPE.search(str(error)) or (TOML_OPEN.search(str(error)) and '\\"' in text)
+    return f"; {BACKSLASHES}" if is_cause else ""
 
 
 def _refuse_depth_and_surrogates(value: Any, complaint: str, error: type[UserError]) -> None:

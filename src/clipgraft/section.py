@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from clipgraft.errors import UserError, explain
+from clipgraft.files import BACKSLASHES
 from clipgraft.scheduler_recipes import SCHEDULERS, scheduler_name
 
 
@@ -27,7 +28,14 @@ def _absolute(text: str) -> str:
     """Return an absolute path; an empty one stays empty."""
     if "\0" in text:
         raise ValueError("a path holds no NUL character")
+    _refuse_escapes(text)
     return str(Path(os.path.expanduser(text)).absolute()) if text else ""
+
+
+def _refuse_escapes(path: str) -> None:
+    """Refuse a path with tabs or line ends that is not there."""
+    if ESCAPED.search(path) and not os.path.exists(os.path.expanduser(path)):
+        raise ValueError(f"a path that is not there holds a tab, a line end or the like; {BACKSLASHES}")
 
 
 def _absolute_or_url(text: str) -> str:
@@ -38,7 +46,12 @@ def _absolute_or_url(text: str) -> str:
 def _absolute_if_there(name: str) -> str:
     """Return a local path as absolute; hub ids stay as they are."""
     is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
+    _refuse_escapes(name)
     return _absolute(name) if is_there and name != "flatland" else name
+
+
+ESCAPED = re.compile(r"[\b\t\n\f\r\x1b]")
+"""What TOML reads for a backslash and a letter."""
 
 
 @dataclass(frozen=True, slots=True)
