@@ -28,10 +28,12 @@ MOST_CAPTIONS, FEWEST_CAPTIONS = 64, 16
 """Of as many images, for the base: the fewest show most words to be used. A word in fewer is not measured."""
 MOST_IMAGES = 20_000
 """Looked through for captions, in memory (a guess: any word worth teaching is in 16 of them)."""
-SEEN = 0.05
-"""Share of a whole caption's worth, alone: half of what a word in ten has on average."""
-UNUSED = 0.02
-"""Share either way: a fifth of that. A word that a base knows may also do harm alone, without its caption."""
+SEEN, NEEDED = 0.05, 0.03
+"""Shares of a whole caption's worth, alone and left out: half and a third of a word's in a caption of ten."""
+LESS_USED = 0.25
+"""Share of what CLIP loses without a word. Of a word that it knows a base loses as much or more."""
+IDLE = 0.1
+"""Share either way. A word that a base knows does most alone, harm too; a new one is a little noise."""
 
 
 class WordWorth(BaseModel):
@@ -47,37 +49,37 @@ class WordWorth(BaseModel):
     """The word alone, to CLIP."""
     clip_left_out: Estimate
     """What CLIP loses without the word."""
-    base_alone: Estimate | None = None
-    """None: CLIP does not see the word."""
     base_left_out: Estimate | None = None
-    """None: the base uses the word alone."""
+    """None: CLIP does not see the word."""
+    base_alone: Estimate | None = None
+    """None: the base may need the word."""
 
     @property
     def is_seen(self) -> bool:
         """Whether CLIP surely sees the word, alone and in its caption."""
-        return self.clip_alone.low > SEEN and self.clip_left_out.low > 0
+        return self.clip_alone.low > SEEN and self.clip_left_out.low > NEEDED
 
     @property
-    def is_unused_alone(self) -> bool:
-        """Whether the word alone surely does next to nothing to the base."""
-        alone = self.base_alone
-        return alone is not None and alone.low > -UNUSED and alone.high < UNUSED
+    def most_lost(self) -> float:
+        """Most that a base loses without a word that it does not use."""
+        return LESS_USED * self.clip_left_out.mean
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the base surely loses next to nothing without the word."""
+        return self.base_left_out is not None and self.base_left_out.high < self.most_lost
 
     @property
     def is_undecided(self) -> bool:
-        """Whether more captions could show the word alone to be unused."""
-        alone = self.base_alone
-        if alone is None or self.is_unused_alone:
-            return False
-        reach = (alone.high - alone.mean) * (FEWEST_CAPTIONS / MOST_CAPTIONS) ** 0.5
-        return reach < UNUSED and abs(alone.mean) < UNUSED + reach
+        """Whether more captions could show that."""
+        left_out = self.base_left_out
+        return left_out is not None and left_out.low < self.most_lost <= left_out.high
 
     @property
     def is_new(self) -> bool:
         """Whether CLIP sees the word, and the base does not use it."""
-        left_out = self.base_left_out
-        is_used = left_out is None or left_out.low > UNUSED
-        return self.is_seen and self.is_unused_alone and not is_used
+        is_idle = self.base_alone is not None and abs(self.base_alone.mean) < IDLE
+        return self.is_seen and self.is_left_out and is_idle
 
 
 class NewWords(StageResult):
@@ -126,11 +128,11 @@ class NewWords(StageResult):
         """Write the new words to a file, for `read_words` and an editor."""
         lines = [
             f"{COMMENT} Words that CLIP sees in images and the base does not use: one per line.",
-            f"{COMMENT} Figures: what the word alone is worth, as a share of a caption, ± 95 %.",
+            f"{COMMENT} Figures: what is lost without the word, as a share of a caption, ± 95 %.",
         ]
         width = max((len(each.word) for each in self.new), default=0)
         for each in self.new:
-            figures = f"CLIP {_interval(each.clip_alone)}, base {_interval(each.base_alone)}"
+            figures = f"CLIP {_interval(each.clip_left_out)}, base {_interval(each.base_left_out)}"
             lines.append(f"{each.word:{width}}  {COMMENT} {figures}: {printable(each.example)}")
         write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
@@ -200,12 +202,12 @@ def _measure_use(found: dict[str, WordWorth], uses: Mapping[str, Sequence[Use]],
     seen = [word for word in found if found[word].is_seen]
     errors.set_scale(use for word in seen for use in uses[word][:FEWEST_CAPTIONS])
     for count in (FEWEST_CAPTIONS, MOST_CAPTIONS):
-        for word, values in errors.alone({word: uses[word][:count] for word in seen}).items():
-            found[word] = found[word].model_copy(update={"base_alone": Estimate.of(values)})
+        for word, values in errors.left_out({word: uses[word][:count] for word in seen}).items():
+            found[word] = found[word].model_copy(update={"base_left_out": Estimate.of(values)})
         seen = [word for word in seen if found[word].is_undecided]
-    unused = {word: uses[word][:MOST_CAPTIONS] for word in found if found[word].is_unused_alone}
-    for word, values in errors.left_out(unused).items():
-        found[word] = found[word].model_copy(update={"base_left_out": Estimate.of(values)})
+    unneeded = {word: uses[word][:MOST_CAPTIONS] for word in found if found[word].is_left_out}
+    for word, values in errors.alone(unneeded).items():
+        found[word] = found[word].model_copy(update={"base_alone": Estimate.of(values)})
 
 
 def find_recipe_words(recipe: Recipe, data: CaptionDataset | None = None) -> NewWords:
