@@ -41,7 +41,6 @@ FIRST_WORLD = frozenset(
     {
         "ladder",
         "distill",
-        "controlnet",
     }
 )
 """Files whose figures on flatland were measured in its first world."""
