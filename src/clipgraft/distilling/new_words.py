@@ -61,7 +61,7 @@ class WordWorth(BaseModel):
 
     @property
     def most_lost(self) -> float:
-        """Most that a base loses without a word that it does not use."""
+        """Most that a base loses without a new word."""
         return LESS_USED * self.clip_left_out.mean
 
     @property
