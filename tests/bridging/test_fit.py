@@ -234,6 +234,8 @@ def test_objects_are_grafted_and_nothing_is_written(world, tmp_path, monkeypatch
     [stage] = result.graft.lineage.stages
     assert (stage.recipe.clip.name, stage.recipe.bridge.hidden_size) == (str(world["clip"]), 8)
     by_name = bridge_recipe(recipe_of(world), tmp_path / "out").graft
+    unnamed = fit_bridge(clip._replace(origin=None), base, lines, num_epochs=0).graft.lineage
+    assert (stage.clip_given, unnamed.find("bridge").clip_given, unnamed.clips) == (False, True, ())
     assert (stage.captions_given, by_name.lineage.find("bridge").captions_given) == (True, False)
     ours, theirs = (one.text_encoder.state_dict() for one in (result.graft, by_name))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

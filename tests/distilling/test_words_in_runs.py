@@ -12,7 +12,7 @@ from clipgraft.distilling.new_words import NewWords
 from clipgraft.errors import UserError
 from clipgraft.models.clip import load_clip, save_clip
 from clipgraft.models.graft import Graft
-from clipgraft.models.lineage import NO_LINEAGE
+from clipgraft.models.lineage import NO_LINEAGE, Lineage
 from helpers import RECIPE, call, refused
 
 
@@ -34,9 +34,10 @@ def test_words_are_found_only_by_images(distill_world):
 
 def test_words_are_found_only_for_a_known_clip(distill_world, data):
     graft = Graft.from_pretrained(distill_world.graft)
-    graft.lineage = NO_LINEAGE
-    with pytest.raises(UserError, match="does not say which CLIP it was made of; find its new words with"):
-        distill(graft, load_dataset(data), new_words="auto")
+    unnamed = graft.lineage.find("bridge").model_copy(update={"clip_given": True})
+    for graft.lineage in (NO_LINEAGE, Lineage(stages=(unnamed,))):
+        with pytest.raises(UserError, match="does not say which CLIP it was made of; find its new words"):
+            distill(graft, load_dataset(data), new_words="auto")
 
 
 def test_a_clip_that_sees_nothing_is_refused(distill_world, data, tmp_path, capsys):

@@ -278,13 +278,16 @@ def test_objects_go_in_and_a_typed_result_comes_out(world, tmp_path):
     assert result.recall_before["num_images"] == 8
     assert Run(tmp_path / "out").result(FinetuneResult).model_dump() == written.model_dump()
     assert result.clip.lineage[0].recipe.clip == clip.origin
+    assert not result.clip.lineage[0].clip_given
 
 
 def test_without_an_output_folder_nothing_is_written(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clip, data = load_clip(world / "clip"), load_dataset(world / "data")
-    finetune(clip, data, device="cpu", num_epochs=1, batch_size=8, best_metric="val_loss")
+    clip = clip._replace(origin=None)
+    result = finetune(clip, data, device="cpu", num_epochs=1, batch_size=8, best_metric="val_loss")
     assert list(tmp_path.iterdir()) == []
+    assert result.clip.lineage[0].clip_given
     with pytest.raises(UserError, match="need an output_dir; name one"):
         finetune(clip, data, device="cpu", preview_steps=1)
 

@@ -38,10 +38,11 @@ def test_flatlands_card_has_no_terms_of_stable_diffusion():
     assert "OpenRAIL" not in card
 
 
-def test_captions_given_in_python_are_no_dataset():
-    stages = [Stage(stage=name, recipe=Recipe(), captions_given=True) for name in ("bridge", "distill")]
+def test_what_was_given_in_python_has_no_name():
+    given = {"recipe": Recipe(), "captions_given": True, "clip_given": True}
+    stages = [Stage(stage=name, **given) for name in ("bridge", "distill")]
     card = graft_card("Content.", BaseRecord(name="flatland", sums={}), Lineage(stages=tuple(stages)))
-    assert "- Captions: given in Python." in card
+    assert "- Captions: given in Python.\n- CLIP: given in Python." in card
     assert "own text encoder on captions given in Python." in card
     assert "flatland8k" not in card
 

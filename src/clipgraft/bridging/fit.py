@@ -121,15 +121,24 @@ def fit_bridge(
     with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
         towers = Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
         result = _fit(towers, captions, recipe, folder, resume)
-        errors = {"linear": result.linear, **({"residual": result.residual} if result.residual else {})}
-        figures = {name: error.relative_error for name, error in errors.items()}
-        counts = {"num_captions": result.num_captions, "num_held_out_captions": result.num_held_out_captions}
-        stage = Stage(stage="bridge", recipe=recipe, figures=figures, counts=counts, captions_given=are_given)
+        stage = _stage(result, recipe, captions_given=are_given, clip_given=clip.origin is None)
         result.graft.lineage = Lineage(stages=(*clip.lineage, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "graft")
             result.save(folder)
     return result
+
+
+def _stage(result: BridgeResult, recipe: Recipe, *, captions_given: bool, clip_given: bool) -> Stage:
+    errors = {"linear": result.linear, **({"residual": result.residual} if result.residual else {})}
+    return Stage(
+        stage="bridge",
+        recipe=recipe,
+        captions_given=captions_given,
+        clip_given=clip_given,
+        figures={name: error.relative_error for name, error in errors.items()},
+        counts={"num_captions": result.num_captions, "num_held_out_captions": result.num_held_out_captions},
+    )
 
 
 def bridge_recipe(

@@ -271,13 +271,13 @@ def clip_of(graft: Graft) -> ModelSettings:
     Raises:
         UserError: If the graft does not say.
     """
-    clips = graft.lineage.clips
-    if not clips:
+    made = graft.lineage.find("bridge")
+    if made is None or made.recipe is None or made.clip_given:
         raise UserError(
             "the graft does not say which CLIP it was made of; find its new words with `clipgraft new-words "
             "--clip`"
         )
-    return clips[0]
+    return made.recipe.clip
 
 
 def _interval(estimate: Estimate | None) -> str:

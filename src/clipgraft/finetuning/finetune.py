@@ -217,13 +217,13 @@ def _finetune(
         epoch_mean_loss=fitted.epoch_mean_loss,
         seconds=fitted.seconds,
     )
-    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, _stage(recipe, result)))
+    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, _stage(recipe, result, clip)))
     return result
 
 
-def _stage(recipe: Recipe, result: FinetuneResult) -> Stage:
+def _stage(recipe: Recipe, result: FinetuneResult, clip: ClipParts) -> Stage:
     figures = {"before": numbers(result.recall_before), "after": numbers(result.recall_after)}
-    return Stage(stage="finetune", recipe=recipe, figures=figures)
+    return Stage(stage="finetune", recipe=recipe, clip_given=clip.origin is None, figures=figures)
 
 
 def _sums_of_start(

@@ -41,6 +41,8 @@ class Stage(BaseModel):
     """None if an earlier version wrote settings unknown to this one."""
     captions_given: bool = False
     """Whether captions were given in Python, so that the recipe does not name them."""
+    clip_given: bool = False
+    """Whether the CLIP was a Python object without an origin, so that the recipe names another."""
     started_from: str = ""
     """Folder of the graft that was refined or distilled."""
     figures: Figures = {}
@@ -69,9 +71,9 @@ class Lineage(BaseModel):
 
     @property
     def clips(self) -> tuple[ModelSettings, ...]:
-        """The grafted CLIP and its ancestors, newest first."""
+        """The grafted CLIP and its ancestors that have a name, newest first."""
         makers = [stage for stage in reversed(self.stages) if stage.stage in ("finetune", "bridge")]
-        return tuple(stage.recipe.clip for stage in makers if stage.recipe)
+        return tuple(stage.recipe.clip for stage in makers if stage.recipe and not stage.clip_given)
 
 
 NO_LINEAGE = Lineage()

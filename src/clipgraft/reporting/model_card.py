@@ -212,7 +212,9 @@ def _lineage_lines(lineage: Lineage, place: str = "beside") -> Iterator[str]:
 def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator[str]:
     captions, clip = _captions(stage, recipe.bridge.captions), recipe.clip
     yield f"- Captions: {captions}." if captions else f"- Captioned images: {_source(recipe)}."
-    if tuned and tuned.recipe:
+    if (tuned or stage).clip_given:
+        yield f"- CLIP: given in Python{', fine-tuned' if tuned else ''}."
+    elif tuned and tuned.recipe:
         yield f"- CLIP: `{public_name(tuned.recipe.clip.name)}`, fine-tuned."
     else:
         at = f" at commit `{clip.revision}`" if clip.revision else ""
