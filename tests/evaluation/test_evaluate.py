@@ -92,6 +92,18 @@ def test_prompts_of_a_file_need_no_data(run_dir, tmp_path, capsys):
     assert "prompts from the file (2)" in capsys.readouterr().out
 
 
+def test_number_of_prompts_is_the_recipes(run_dir, tmp_path):
+    (tmp_path / "prompts.txt").write_text("A cat\nA dog\n")
+    (tmp_path / "recipe.toml").write_text(
+        'device = "cpu"\n[evaluate]\nnum_prompts = 1\nnum_inference_steps = 1\n'
+    )
+    options = ["--recipe", tmp_path / "recipe.toml", "--scorer", run_dir.parent / "clip"]
+    options += ["--graft", run_dir / "bridge" / "graft", "--prompts", tmp_path / "prompts.txt"]
+    assert call("evaluate", *options, "--out", tmp_path / "out") == 0
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [prompt["prompt"] for prompt in record["prompts"]] == ["A cat"]
+
+
 def test_variants_are_named_after_folders_and_numbered():
     folders = [Path("a/graft"), Path("b/graft"), Path("c/a"), Path("other"), Path("a-2")]
     assert list(name_grafts(folders)) == ["a", "b", "a-2", "other", "a-2-2"]

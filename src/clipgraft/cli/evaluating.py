@@ -58,7 +58,8 @@ def evaluate(
             "evaluate takes the folder of a run, which has its own recipe, or --graft, --base and --recipe "
             "with --out"
         )
-    settings = recipe_with(recipe, set_, given | {"evaluate.num_prompts": num_prompts or 240})
+    given["evaluate.num_prompts"] = num_prompts or recipe_with(recipe, set_).evaluate.num_prompts or 240
+    settings = recipe_with(recipe, set_, given)
     evaluate_grafts(settings, graft, out, base=base)
 
 
