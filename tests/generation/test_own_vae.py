@@ -2,6 +2,7 @@
 
 import json
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,21 @@ from vae_world import fine_tuned, taesd_decoder, taesd_encoder, tiny_vae
 PARAMS = {"num_inference_steps": 3, "guidance_scale": 5.0}
 
 
+def loud_decoder():
+    """TAESD's decoder with values beyond half precision's within."""
+    loud = taesd_decoder()
+    with torch.no_grad():  # from the first convolution to the last upsampling 1e5 times as large
+        loud[1].weight.mul_(1e5)
+        loud[1].bias.mul_(1e5)
+        for layer in loud:
+            if isinstance(layer, torch.nn.Conv2d) and layer.bias is None:
+                layer.weight.mul_(1e5 ** (-1 / 3))
+            elif not isinstance(layer, torch.nn.Conv2d) and hasattr(layer, "conv"):
+                layer.conv[4].weight.zero_()
+                layer.conv[4].bias.zero_()
+    return loud
+
+
 @pytest.fixture(scope="module")
 def vaes(base, tmp_path_factory):
     """A fine-tuned VAE and TAESD for the tiny base."""
@@ -44,6 +60,7 @@ def vaes(base, tmp_path_factory):
     save_file(taesd_encoder().state_dict(), folder / "taesd_encoder.safetensors")
     save_file(taesd_decoder().state_dict(), folder / "taesd_decoder.safetensors")
     save_file(taesd_decoder().state_dict(), folder / "alone_decoder.safetensors")
+    save_file(loud_decoder().state_dict(), folder / "loud_decoder.safetensors")
     tiny_vae().save_pretrained(folder / "tiny")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     image.save(folder / "image.png")
@@ -155,19 +172,8 @@ def test_images_of_a_batch_equal_single_ones(base, vaes, in_float32):
         assert np.abs(np.asarray(image.image, int) - np.asarray(alone, int)).max() <= 1
 
 
-def test_taesd_that_overflows_in_half_is_decoded_in_float32(base, vaes, tmp_path):
-    loud = taesd_decoder()
-    with torch.no_grad():  # from the first convolution to the last upsampling 1e5 times as large
-        loud[1].weight.mul_(1e5)
-        loud[1].bias.mul_(1e5)
-        for layer in loud:
-            if isinstance(layer, torch.nn.Conv2d) and layer.bias is None:
-                layer.weight.mul_(1e5 ** (-1 / 3))
-            elif not isinstance(layer, torch.nn.Conv2d) and hasattr(layer, "conv"):
-                layer.conv[4].weight.zero_()
-                layer.conv[4].bias.zero_()
-    save_file(loud.state_dict(), tmp_path / "loud_decoder.safetensors")
-    inference = InferenceConfig(vae=str(tmp_path / "loud_decoder.safetensors"))
+def test_taesd_that_overflows_in_half_is_decoded_in_float32(base, vaes):
+    inference = InferenceConfig(vae=str(vaes / "loud_decoder.safetensors"))
     frozen = FrozenBase.load(str(base))
     [(_, generator)] = load_generators({"": None}, base=frozen, device="cpu", inference=inference)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -179,6 +185,52 @@ def test_taesd_that_overflows_in_half_is_decoded_in_float32(base, vaes, tmp_path
     found, statuses = decode(generator.pipeline, latents.half())
     assert statuses == ["ok"]
     assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+def offloaded(vae, how, before=None):
+    """Hook a VAE as diffusers does for offload, for which it wants a GPU; here it is the CPU."""
+    cpu = torch.device("cpu")
+    if how == "model":
+        accelerate.cpu_offload_with_hook(vae, cpu, before)
+    else:
+        accelerate.cpu_offload(vae, cpu, offload_buffers=len(vae._parameters) > 0)
+        assert {weight.device.type for weight in vae.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("how", ["model", "sequential"])
+@pytest.mark.parametrize("name", ["kl", "taesd_decoder.safetensors", "alone_decoder.safetensors"])
+def test_an_offloaded_vae_encodes_and_decodes_the_same_image(base, vaes, name, how):
+    inference = InferenceConfig(vae=str(vaes / name))
+    frozen = FrozenBase.load(str(base))
+    [(_, generator)] = load_generators({"": None}, base=frozen, device="cpu", inference=inference)
+    changes = {"init_image": vaes / "image.png", **PARAMS}
+    expected = generator.generate("A dog", **changes)[0].image
+    offloaded(generator.pipeline.vae, how)
+    found = generator.generate("A dog", **changes)[0].image
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+class Uncopied(torch.nn.Linear):
+    """A network of gigabytes, which must not be in memory twice."""
+
+    def __deepcopy__(self, memo):
+        raise AssertionError("the network before the VAE was copied with its hook")
+
+
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_an_offloaded_vae_that_overflows_is_run_in_float32(base, vaes, how):
+    inference = InferenceConfig(vae=str(vaes / "loud_decoder.safetensors"))
+    frozen = FrozenBase.load(str(base))
+    [(_, generator)] = load_generators({"": None}, base=frozen, device="cpu", inference=inference)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, _ = decode(generator.pipeline, latents)
+    vae = generator.pipeline.vae.half()
+    _, before = accelerate.cpu_offload_with_hook(Uncopied(1, 1), torch.device("cpu"))
+    offloaded(vae, how, before)
+    for _ in range(2):  # its hooks are still there
+        found, statuses = decode(generator.pipeline, latents.half())
+        assert statuses == ["ok"]
+        assert np.abs(found.astype(int) - expected).max() <= 2
 
 
 def test_command_python_and_recipe_make_the_same_image(base, vaes, tmp_path):
@@ -250,6 +302,9 @@ def test_a_vae_that_cannot_be_used_is_one_line(base, tmp_path, capsys):
     message = refused(capsys, *command, tmp_path / "none.safetensors")
     assert message.endswith("none.safetensors; name a .safetensors file, a folder or a hub id")
     assert "is for another base: its scaling_factor is 0.27" in refused(capsys, *command, "flatland")
+    # Offload needs a GPU; the hooks it makes are tested above on the CPU.
+    offload = ("--offload", "model", "--device", "cpu")
+    assert "offload 'model' moves weights to a CUDA GPU" in refused(capsys, *command, "flatland", *offload)
     assert not list(tmp_path.glob("out/*.png"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.hooks import remove_hook_from_module
 from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import (
     AutoencoderKL,
@@ -290,15 +291,21 @@ def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[np.ndarr
     ]
     is_rounded = pixels.dtype != torch.float32 or isinstance(pipeline.vae.decoder, EngineDecoder)
     if failed and is_rounded:
-        precise = copy.deepcopy(pipeline.vae).float()  # an engine's decoder becomes torch's
         pixels = pixels.float()
-        pixels[failed] = _decode(precise, latents[failed].float())
+        pixels[failed] = _decode(_in_float32(pipeline.vae, latents.device), latents[failed].float())
     statuses = [_status(image) for image in pixels]
     values = torch.nan_to_num((pixels.float() / 2 + 0.5).clamp(0, 1))
     for index in _blocked(pipeline, values):
         statuses[index], values[index] = "blocked", 0
     rounded = (values.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
     return rounded, statuses
+
+
+def _in_float32(vae: AutoencoderKL, device: torch.device) -> AutoencoderKL:
+    """Return a copy without engine and without hooks of offload."""
+    before = getattr(getattr(vae, "_hf_hook", None), "prev_module_hook", None)  # it holds the U-Net
+    own = copy.deepcopy(vae, {id(before): None})
+    return remove_hook_from_module(own, recurse=True).to(device, torch.float32)
 
 
 @torch.no_grad()
