@@ -40,9 +40,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-def pytest_collection_finish() -> None:
-    """Keep later garbage collections off the libraries' million objects, a third of a second each."""
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects() -> None:
+    """Keep collections off what stays: a million objects of libraries, a third of a second each; reports."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Measure one step of each engine, wherever a test's base is new to its cache."""
     if choice := sys.modules.get("clipgraft.generation.engines.choice"):
-        choice.ENOUGH_SECONDS = 0.0  # one step of each engine, wherever a test's base is new to its cache
+        choice.ENOUGH_SECONDS = 0.0
