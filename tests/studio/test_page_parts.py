@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from browser import until, view
+from clipgraft.sampling_params import InferenceConfig
 from clipgraft.studio.service import Service
 from contrast import faint_texts
 
@@ -185,3 +186,11 @@ def test_all_of_it_stands_out_and_has_a_name(page, models_dir, tmp_path):
         assert faint_texts(page) == []
         page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
         assert (tmp_path / f"{scheme}.png").stat().st_size > 10_000
+
+
+def test_the_vae_of_the_server_is_named_below_the_model(page, service):
+    assert not page.is_visible("#vae")
+    service.inference = InferenceConfig(vae="stabilityai/sd-vae-ft-mse")
+    page.reload()
+    page.wait_for_selector("#vae:visible")
+    assert page.inner_text("#vae") == "VAE: sd-vae-ft-mse, in place of the model's own"

@@ -16,7 +16,7 @@ from PIL import Image
 import clipgraft
 from clipgraft.errors import UserError
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.sampling_params import PromptParams, SamplingParams
+from clipgraft.sampling_params import InferenceConfig, PromptParams, SamplingParams
 from clipgraft.studio.catalog import ModelCache, UnknownModelError, weight_bytes
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.service import Service, StoppedError
@@ -331,7 +331,7 @@ def test_a_prompt_is_read_while_the_device_is_busy(service):
 
 
 def test_a_safety_checker_is_demanded_of_every_base(runs_dir, tmp_path):
-    service = Service(runs_dir, tmp_path, device="cpu", safety_checker="on")
+    service = Service(runs_dir, tmp_path, device="cpu", inference=InferenceConfig(safety_checker="on"))
     with (
         service.cache.lock,
         pytest.raises(UserError, match="safety_checker is 'on', but this base brings none"),

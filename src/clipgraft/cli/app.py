@@ -172,6 +172,9 @@ def studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 = a free one.")] = 8080,
     token: Annotated[bool, typer.Option("--token", help="Require a token, which is printed once.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    vae: Annotated[
+        str, typer.Option("--vae", help="VAE in place of each base's own: file, folder or hub id.")
+    ] = "",
     safety_checker: SafetyCheckerOption = "auto",
     public_url: Annotated[
         str, typer.Option(help="Its address behind a TLS proxy, e.g. https://studio.example.org.")
@@ -196,7 +199,7 @@ def studio(
         public_url=public_url,
         data_dir=data,
         models_dir=models,
-        safety_checker=InferenceConfig.build({"safety_checker": safety_checker}).safety_checker,
+        inference=InferenceConfig.build({"safety_checker": safety_checker, "vae": vae}),
     )
 
 

@@ -68,6 +68,21 @@ def load_vae(name: str, base_vae: AutoencoderKL) -> AutoencoderKL | AutoencoderT
         MissingFileError: If there is no such path and the name is not a hub id.
         CheckpointError: If it is no VAE, damaged, or for another base; says what is allowed.
     """
+    path = find_vae(name)
+    vae = _load_folder(path, base_vae) if path.is_dir() else _load_file(path, base_vae)
+    _refuse_another_base(path, vae.config, base_vae.config)
+    if isinstance(vae, AutoencoderKL):
+        _refuse_other_latents(path, vae, base_vae)
+    return vae
+
+
+def find_vae(name: str) -> Path:
+    """Return a VAE's file or folder, fetched if on the hub.
+
+    Raises:
+        MissingFileError: If there is no such path and the name is not a hub id.
+        CheckpointError: If it is a pickle, or SDXL's TAESD.
+    """
     place = Path(name).expanduser()
     refuse_pickled_file(place, "VAE")
     if place.suffix.lower() == ".safetensors" and not place.exists():
@@ -75,12 +90,7 @@ def load_vae(name: str, base_vae: AutoencoderKL) -> AutoencoderKL | AutoencoderT
     # The weights of TAESD and TAESDXL have the same shapes, so that only their names tell them apart.
     if "taesdxl" in place.name.lower():
         raise CheckpointError(f"VAE {name} is for SDXL; name one that was made for this base, such as TAESD")
-    path = resolve_model(name, part="base/vae", needed=NEEDED)
-    vae = _load_folder(path, base_vae) if path.is_dir() else _load_file(path, base_vae)
-    _refuse_another_base(path, vae.config, base_vae.config)
-    if isinstance(vae, AutoencoderKL):
-        _refuse_other_latents(path, vae, base_vae)
-    return vae
+    return resolve_model(name, part="base/vae", needed=NEEDED)
 
 
 def _load_folder(folder: Path, base_vae: AutoencoderKL) -> AutoencoderKL | AutoencoderTiny:

@@ -162,7 +162,9 @@ def _image_routes(service: Service, prefix: str) -> APIRouter:
     @router.post("/settings", responses=answers("settings"), openapi_extra=IMAGE_BODY)
     def read_settings(body: Annotated[bytes, Body(media_type="image/png")]) -> Any:
         """The settings in an image, also of another tool; nothing is kept."""
-        return JSONResponse(settings_from_file(body, service.limits.max_upload_pixels, service.named))
+        return JSONResponse(
+            settings_from_file(body, service.limits.max_upload_pixels, service.named, service.vae)
+        )
 
     @router.get("/{image_id}.{extension}", responses=answers("file", media_type="image/png"))
     def image_file(

@@ -12,8 +12,14 @@ from clipgraft.studio.image_files import opened_upload
 from clipgraft.studio.named_files import NamedFiles
 
 
-def settings_from_file(content: bytes, max_pixels: int, files: NamedFiles) -> dict[str, Any]:
+def settings_from_file(content: bytes, max_pixels: int, files: NamedFiles, vae: str = "") -> dict[str, Any]:
     """Read the settings in an image, clipgraft's own or another tool's.
+
+    Args:
+        content: The file.
+        max_pixels: At most.
+        files: Finds what the settings name.
+        vae: Name of the VAE here; empty = each base's own.
 
     Returns:
         Fields of a request, `model` where the studio wrote it, and as `notes` what is not here: models and
@@ -25,7 +31,7 @@ def settings_from_file(content: bytes, max_pixels: int, files: NamedFiles) -> di
     with opened_upload(content, max_pixels) as image:
         texts = read_texts(image)
     if RECORD_KEY in texts:
-        return _own_settings(texts[RECORD_KEY], files)
+        return _own_settings(texts[RECORD_KEY], files, vae)
     found = read_foreign(texts)
     if found is None:
         raise DataError(
@@ -36,7 +42,7 @@ def settings_from_file(content: bytes, max_pixels: int, files: NamedFiles) -> di
     return settings | {"model": "", "notes": [f"not read: {line}" for line in found.unread]}
 
 
-def _own_settings(text: str, files: NamedFiles) -> dict[str, Any]:
+def _own_settings(text: str, files: NamedFiles, vae: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
         job, studio = record["job"], record.get("studio", {})
@@ -46,8 +52,8 @@ def _own_settings(text: str, files: NamedFiles) -> dict[str, Any]:
             raise ValueError  # of a finished image both are numbers
         model = str(studio.get("model", ""))
         named, missing = files.named_in(job, studio)
-        if vae := record.get("models", {}).get("vae"):
-            missing.append(f"VAE {vae}")
+        if (made_with := record.get("models", {}).get("vae", "")) != vae:
+            missing.append(f"VAE {made_with}" if made_with else "the base's own VAE")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError("this image does not hold its settings: the record in it is damaged") from None
     notes = [f"not here: {title}" for title in missing]

@@ -34,6 +34,7 @@ def openai_routes(service: Service) -> APIRouter:
             "schedulers": list(SCHEDULERS),
             "samplers": {name: recipe.a1111_name for name, recipe in SCHEDULERS.items()},
             "axes": list(get_args(AxisName)),
+            "vae": service.vae,
         }
 
     @router.get("/models/{model:path}", responses=answers("model"))

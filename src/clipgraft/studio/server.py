@@ -16,9 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
+from clipgraft.models.vae import find_vae
 from clipgraft.runs.folder import hold_folder
 from clipgraft.runs.folder_kinds import is_result, wrong_kind
-from clipgraft.sampling_params import SafetyChecker
+from clipgraft.sampling_params import DEFAULT_INFERENCE, InferenceConfig
 from clipgraft.studio.api import build_app
 from clipgraft.studio.schemas import Limits
 from clipgraft.studio.security import TOKEN_VARIABLE, Access, make_access
@@ -41,7 +42,7 @@ def serve(
     public_url: str = "",
     data_dir: Path | None = None,
     models_dir: Path | None = None,
-    safety_checker: SafetyChecker = "auto",
+    inference: InferenceConfig = DEFAULT_INFERENCE,
     limits: Limits | None = None,
 ) -> None:
     """Run the studio until a signal ends it.
@@ -54,9 +55,10 @@ def serve(
         public_url: Address of a proxy with TLS, as https://studio.example.org; empty = no proxy.
         data_dir: Folder of data sets that the page may train on; None = nothing is trained.
         models_dir: Folder with `loras/`, `controlnets/`, `ip_adapters/` and `embeddings/`; None = none.
-        safety_checker: As in `InferenceConfig`, of all models.
+        inference: As for `Service`.
 
     Raises:
+        MissingFileError: If the VAE is not there.
         UserError: If `runs_dir` is something else, others can reach the address without a token, another
             studio has the home, or the address is taken.
     """
@@ -64,13 +66,15 @@ def serve(
     if runs_dir.is_file() or is_result(runs_dir):
         advice = f"the folder it lies in, such as {runs_dir.parent}"
         raise UserError(wrong_kind(runs_dir, "a folder of runs", advice=advice))
+    if inference.vae:
+        find_vae(inference.vae)  # which its first image would look for
     access = make_access(host, with_token, public_url)
     with hold_folder(home), _bound(host, port) as listener:
         service = Service(
             runs_dir,
             home,
             device=device,
-            safety_checker=safety_checker,
+            inference=inference,
             limits=limits,
             data_dir=data_dir,
             models_dir=models_dir,

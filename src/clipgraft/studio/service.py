@@ -19,7 +19,7 @@ from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.prompt_embeds import split_prompt, text_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
-from clipgraft.sampling_params import InferenceConfig, PromptParams, SafetyChecker
+from clipgraft.sampling_params import DEFAULT_INFERENCE, InferenceConfig, PromptParams
 from clipgraft.section import SIZE_MULTIPLE
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.data_folders import DataFolders
@@ -58,7 +58,7 @@ class Service:
     Args:
         runs_dir: Runs to generate with and to look at.
         home: Folder of queue and images.
-        safety_checker: As in `InferenceConfig`, of all models.
+        inference: Engine, safety checker and VAE of all models.
         data_dir: Folder of data sets to train on; None = nothing is trained.
         models_dir: Folder of LoRAs, ControlNets, IP-Adapters and embeddings; None = there are none.
     """
@@ -69,14 +69,14 @@ class Service:
         home: Path,
         *,
         device: str = "auto",
-        safety_checker: SafetyChecker = "auto",
+        inference: InferenceConfig = DEFAULT_INFERENCE,
         limits: Limits | None = None,
         cache: ModelCache | None = None,
         data_dir: Path | None = None,
         models_dir: Path | None = None,
     ):
         self.data = DataFolders(data_dir)
-        self.inference = InferenceConfig(safety_checker=safety_checker)
+        self.inference = inference
         self.catalog, self.limits = Catalog(runs_dir), limits or Limits()
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # prompts are nobody else's business
@@ -150,6 +150,11 @@ class Service:
         self.trainings.join(timeout)
         self._end_calls(*OPEN)
         self.queue.database.close()
+
+    @property
+    def vae(self) -> str:
+        """Name of the VAE for all bases; empty = each one's own."""
+        return Path(self.inference.vae).name
 
     def generator(self, model: str) -> ImageGenerator:
         """Load a model. The cache's lock must be held."""

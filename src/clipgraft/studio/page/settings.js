@@ -60,6 +60,8 @@ async function loadModels() {
   samplers = answer.samplers;
   models = answer.data.filter((row) => row.does.includes("images"));
   const chosen = models.some((row) => row.id === $("model").value) ? $("model").value : answer.default;
+  $("vae").hidden = !answer.vae;
+  $("vae").textContent = `VAE: ${answer.vae}, in place of the model's own`;
   options($("model"), models.map((row) => [row.id, row.id]), chosen);
   const compared = comparable(answer.default);
   $("compared-models").replaceChildren(...models.map(({ id }) => {
