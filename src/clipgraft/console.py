@@ -100,28 +100,30 @@ def _line_printer(console: Console, description: str, total: int) -> Update:
             return
         last = now
         remaining = (now - started) * (total - done) / max(1, done - done_before)
-        line = f"{description}: {done}/{total} {printable(note)} {remaining:.0f} s left"
-        console.print(line, highlight=False, markup=False)
+        _print(f"{description}: {done}/{total} {note} {remaining:.0f} s left", console)
 
     return update
 
 
 def say(note: str) -> None:
     """Print a note on stderr."""
-    Console(stderr=True).print(printable(f"note: {note}"), highlight=False, markup=False, soft_wrap=True)
+    _print(f"note: {note}", Console(stderr=True))
 
 
 def announce(text: str) -> None:
     """Print the heading of a part of the work on stderr."""
     if is_first_process():
-        Console(stderr=True).print(
-            printable(text), style="bold", highlight=False, markup=False, soft_wrap=True
-        )
+        _print(text, Console(stderr=True, style="bold"))
 
 
 def print_line(text: str) -> None:
     """Print a line on stdout, with control characters escaped."""
-    Console().print(printable(text), highlight=False, markup=False, soft_wrap=True)
+    _print(text, Console())
+
+
+def _print(text: str, console: Console) -> None:
+    """Print text as it is: neither its `[brackets]` nor its `:names:` are rich's."""
+    console.print(printable(text), emoji=False, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_table(table: RenderableType) -> None:

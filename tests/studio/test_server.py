@@ -15,7 +15,7 @@ import uvicorn
 
 from clipgraft.cli import app as cli
 from clipgraft.studio.security import Access
-from clipgraft.studio.server import Server, TimedConnection, _bound
+from clipgraft.studio.server import Server, TimedConnection, _announce, _bound
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 SECONDS = 0.4
@@ -120,6 +120,11 @@ def test_a_port_that_is_taken_is_named(monkeypatch, capsys, tmp_path):
     assert said == (
         f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; name another with --port"
     )
+
+
+def test_an_ipv6_address_is_shown_whole(capsys):
+    _announce("fe80::1", 8188, Access(), False)  # in brackets, which would be markup to rich
+    assert capsys.readouterr().out.splitlines()[0] == "studio: http://[fe80::1]:8188/"
 
 
 def test_the_signal_handler_takes_no_lock(service):

@@ -11,9 +11,9 @@ from types import FrameType
 
 import h11
 import uvicorn
-from rich.console import Console
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from clipgraft.console import print_line
 from clipgraft.device import quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.models.vae import find_vae
@@ -199,4 +199,4 @@ def _announce(host: str, port: int, access: Access, with_token: bool) -> None:
         note = f"the token is {TOKEN_VARIABLE}'s" if own else "the token is shown this once"
         lines.append(f"{note}; programs send it as Authorization: Bearer TOKEN")
     lines.append("Ctrl-C stops it; waiting jobs go on after the next start")
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+    print_line("\n".join(lines))
