@@ -70,6 +70,14 @@ def test_every_kind_of_folder_is_told(folders):
     assert {name: kind_of(path) for name, path in folders.items()} == KINDS
 
 
+def test_a_run_of_pretrain_is_told_from_one_of_finetune(tmp_path):
+    for name in ("vae", "unet", "clip"):
+        (tmp_path / name).mkdir()
+    assert kind_of(tmp_path) == "a run of finetune or interpolate"
+    (tmp_path / "recipe.toml").touch()
+    assert kind_of(tmp_path) == "a run of pretrain"
+
+
 def test_what_a_command_wrote_is_told_from_what_it_reads(folders):
     read = {"photos", "empty", "file"}
     assert {name for name, path in folders.items() if not is_result(path)} == read | {"images"}

@@ -111,4 +111,4 @@ def test_compare_of_one_or_of_no_run_is_refused(base, graft, tmp_path, capsys):
     assert "'num_images_per_prompt': input should be greater than or equal to 1; got 0" in refused(
         capsys, *options, "--graft", "teacher", "--graft", graft, "--num-images", 0
     )
-    assert "has no weights to" in refused(capsys, *options, "--run", tmp_path)
+    assert "is an empty folder, not a run; name a folder" in refused(capsys, *options, "--run", tmp_path)

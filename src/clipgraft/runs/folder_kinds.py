@@ -21,6 +21,7 @@ KINDS = (
 """Kinds of folders that are no runs, and the files by which they are told; the first one counts."""
 RUN_KINDS = (
     *((RUN, (stage,)) for stage in ("finetune", "bridge_before", "bridge", "refine", "distill")),
+    ("a run of pretrain", ("vae", "recipe.toml")),
     ("an evaluation", ("evaluation.json",)),
     ("a folder of generated images", ("images.json",)),
     ("a run of bridge or refine", ("graft",)),
