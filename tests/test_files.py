@@ -211,6 +211,18 @@ def test_a_path_of_windows_in_toml_gets_advice(tmp_path, line):
     assert "\\" in str(read_toml(path))
 
 
+@pytest.mark.parametrize("name", [r"C:\users\a.png", r"C:\dogs\a.png"])
+def test_a_path_of_windows_in_json_gets_advice(tmp_path, name):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f'{{"prompt": "A dog", "init_image": "{name}"}}\n', encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"jsonl:1 is not JSON: Invalid .*; a backslash is written twice, as in C:"
+    ):
+        read_jsonl(path)
+    path.write_text(path.read_text().replace("\\", "\\\\"), encoding="utf-8")
+    assert read_jsonl(path)[0]["init_image"] == name
+
+
 @pytest.mark.parametrize("line", ["name = ", 'name = "a', "name = C:\\data"])
 def test_other_mistakes_in_toml_get_no_such_advice(tmp_path, line):
     path = tmp_path / "recipe.toml"

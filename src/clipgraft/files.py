@@ -255,6 +255,8 @@ def _parse(parse: Callable[[str], Any], text: str, complaint: str, kind: type, e
             reason = f"{wrong.msg} at column {wrong.colno}"  # its line may be any line of a file
         if isinstance(wrong, tomllib.TOMLDecodeError):
             reason += backslash_advice(wrong, text)
+        elif "escape" in wrong.msg:
+            reason += r"; a backslash is written twice, as in C:\\dogs"
         raise error(f"{complaint}: {reason}") from wrong
     except ValueError as wrong:  # of int(): Python's own bound
         raise error(f"{complaint} as read here: a number has over 4,300 digits") from wrong
