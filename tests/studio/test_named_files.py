@@ -17,7 +17,6 @@ from clipgraft.generation.request_adapters import find_lora
 from clipgraft.studio.api import build_app
 from clipgraft.studio.model_folder import ModelFolder
 from clipgraft.studio.service import Service
-from clipgraft.studio.uploads import Uploads
 
 PNG = {"content-type": "image/png"}
 
@@ -210,11 +209,3 @@ def test_a_studio_without_models_says_how_it_gets_some(shared_client):
     tagged = JOB | {"prompt": "A dog <lora:fur:1>", "prompt_syntax": "weighted"}
     assert refused(shared_client.post("/v1/jobs", json=tagged), 422) == message
     assert shared_client.get("/v1/adapters").json()["loras"] == []
-
-
-def test_of_too_many_uploads_those_not_used_go_first(tmp_path):
-    uploads = Uploads(tmp_path, max_bytes=400, max_pixels=10_000)
-    first, second = (uploads.add_image(Image.new("RGB", (60, 60), color)) for color in ("red", "blue"))
-    uploads.path(first.id)
-    third = uploads.add_image(Image.new("RGB", (60, 60), "green"))
-    assert [uploads.has(each.id) for each in (first, second, third)] == [True, False, True]

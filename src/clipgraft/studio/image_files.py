@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from clipgraft.data.containers import is_whole
 from clipgraft.data.images import decode, read_header
 from clipgraft.errors import DataError, MissingFileError
+from clipgraft.files import clear_parts
 from clipgraft.generation.image_encoding import encode_image, read_texts, write_image
 from clipgraft.generation.metadata import texts_of
 from clipgraft.generation.pipeline import GeneratedImage
@@ -38,8 +39,7 @@ class ImageFiles:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*.part"):
-            unfinished.unlink()
+        clear_parts(folder, stale_seconds=0)
 
     def path(self, image_id: str) -> Path:
         assert image_id.isalnum(), image_id

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from clipgraft.data.images import MIN_SIDE, open_image
 from clipgraft.errors import DataError, MissingFileError
-from clipgraft.files import write_bytes
+from clipgraft.files import clear_parts, write_bytes
 from clipgraft.section import Like
 from clipgraft.studio.image_files import decode_upload, encode
 
@@ -41,7 +42,7 @@ class Uploads:
     """Uploaded files by id.
 
     Args:
-        folder: Created if missing.
+        folder: Created if missing; what a killed process left half written is deleted.
         max_bytes: Of all files; those not used for longest are deleted first.
         max_pixels: Of one image.
     """
@@ -49,6 +50,7 @@ class Uploads:
     def __init__(self, folder: Path, *, max_bytes: int, max_pixels: int):
         self.folder, self.max_bytes, self.max_pixels = folder, max_bytes, max_pixels
         folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(folder, stale_seconds=0)
 
     def add(self, content: bytes) -> Upload:
         """Keep an image.
@@ -72,7 +74,7 @@ class Uploads:
 
     def has(self, upload_id: str) -> bool:
         """Whether there is such a file."""
-        return bool(re.fullmatch(UPLOAD_ID.pattern, upload_id)) and (self.folder / upload_id).is_file()
+        return _is_id(upload_id) and (self.folder / upload_id).is_file()
 
     def path(self, upload_id: str) -> Path:
         """Return a file, which is in use from now on.
@@ -96,14 +98,26 @@ class Uploads:
     def delete_others(self, ids: Collection[str]) -> None:
         """Delete images that no settings name, unused for long."""
         latest = time.time() - SECONDS_UNUSED
-        for path in self.folder.iterdir():
-            if path.name not in ids and path.stat().st_mtime < latest:
+        for path, found in self._files():
+            if path.name not in ids and found.st_mtime < latest:
                 path.unlink(missing_ok=True)
 
     def _prune(self) -> None:
-        found = sorted(((path.stat().st_mtime_ns, path) for path in self.folder.iterdir()), reverse=True)
         total = 0
-        for _, path in found:
-            total += path.stat().st_size
+        for path, found in sorted(self._files(), key=lambda each: each[1].st_mtime_ns, reverse=True):
+            total += found.st_size
             if total > self.max_bytes:
                 path.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """Return the uploaded files; another thread may write or delete some."""
+        files = []
+        for path in self.folder.iterdir():
+            if _is_id(path.name):
+                with suppress(FileNotFoundError):
+                    files.append((path, path.stat()))
+        return files
+
+
+def _is_id(name: str) -> bool:
+    return re.fullmatch(UPLOAD_ID.pattern, name) is not None
