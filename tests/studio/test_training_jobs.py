@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from clipgraft.errors import UserError
 from clipgraft.studio.api import build_app
 from clipgraft.studio.queue import BusyError
 from clipgraft.studio.service import Service
-from clipgraft.studio.training_jobs import TrainingJobs
+from clipgraft.studio.training_jobs import TrainingJob, TrainingJobs
 from clipgraft.studio.training_plans import TrainingPlan
 
 
@@ -136,6 +138,31 @@ def test_a_process_that_outlives_the_studio_is_found_again(tmp_path, data_dir):
     with pytest.raises(BusyError, match="a data check is at work; wait for its end, or stop it"):
         again.start_check("photos", data_dir / "photos")
     assert ended(again, "photos").state == "done"
+
+
+def test_a_training_that_ends_between_two_looks_is_done(tmp_path, monkeypatch):
+    killed = new_jobs(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as command:
+        created = psutil.Process(command.pid).create_time()
+        job = TrainingJob(
+            kind="check", name="photos", state="running", process_id=command.pid, process_created=created
+        )
+        folder = killed.folder(job)
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text(job.model_dump_json())
+        (folder / "sheet.html").touch()
+        is_running = psutil.Process.is_running
+
+        def ends_then(process):
+            answer = is_running(process)
+            command.communicate(b"\n")
+            return answer
+
+        monkeypatch.setattr(psutil.Process, "is_running", ends_then)
+        again = new_jobs(tmp_path)
+        again.recover()
+        found = ended(again, "photos")
+    assert (found.state, found.error) == ("done", "")
 
 
 def test_a_process_that_went_with_the_studio_is_interrupted(tmp_path, data_dir):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -357,5 +357,6 @@ def _find_process(job: TrainingJob) -> psutil.Process | None:
 
 def _wait_for(process: psutil.Process) -> None:
     """Wait for a process that is no child of this one."""
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    with suppress(psutil.NoSuchProcess):  # it may end between the two questions
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
