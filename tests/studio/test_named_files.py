@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 import clipgraft
@@ -83,6 +84,13 @@ def named(kind, world, ids):
     }[kind]
 
 
+def holding(record: dict) -> bytes:
+    file, texts = io.BytesIO(), PngInfo()
+    texts.add_text("clipgraft", json.dumps(record))
+    Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=texts)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("kind", ["mask", "lora", "tag", "guides", "embedding", "word"])
 def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, models_dir, ids, generator):
     sent, own = named(kind, models_dir, ids)
@@ -106,6 +114,21 @@ def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, mode
                         prompt=again["prompt"])  # fmt: skip
     same = Image.open(io.BytesIO(client.get(f"/v1/images/{repeated['images'][0]['id']}.png").content))
     assert np.array_equal(np.asarray(same), np.asarray(found))
+
+
+def test_guides_without_a_name_are_told_or_refused(client, models_dir, ids):
+    sent, _ = named("guides", models_dir, ids)
+    job = generate(client, models=["tiny/teacher"], **sent)
+    found = Image.open(io.BytesIO(client.get(f"/v1/images/{job['images'][0]['id']}.png").content))
+    record = json.loads(found.text["clipgraft"])
+    del record["studio"]["ip_adapters"]  # as without a studio
+    answer = client.post("/v1/images/settings", content=holding(record), headers=PNG).json()
+    assert [len(answer.get(kind, ())) for kind in ("controls", "ip_adapters")] == [1, 0]
+    [note] = answer["notes"]
+    assert note.startswith("not here: IP-Adapter (image's sha256 ")
+    record["studio"]["controls"] = []
+    answer = client.post("/v1/images/settings", content=holding(record), headers=PNG)
+    assert refused(answer, 422) == "this image does not hold its settings: the record in it is damaged"
 
 
 def test_models_are_listed_by_kind_with_the_width_they_take(client):

@@ -200,7 +200,8 @@ class NamedFiles:
             ]
         for kind in GUIDES:
             named[kind] = []
-            for each, model in zip(record.get(kind, ()), guides.get(kind, [""] * MAX_CONTROLS), strict=False):
+            recorded = record.get(kind, ())
+            for each, model in zip(recorded, guides.get(kind, [""] * len(recorded)), strict=True):
                 if model in self.models.names(kind) and self.uploads.has(each["image_sha256"]):
                     acts = {name: each[name] for name in ("scale", "start", "end") if name in each}
                     named[kind].append({"model": model, "image": each["image_sha256"], **acts})
