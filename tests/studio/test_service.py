@@ -1,11 +1,13 @@
 """The service without a web framework: same images, real cancel, turns, memory bound, stopping in order."""
 
+import gc
 import logging
 import os
 import shutil
 import sqlite3
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -223,6 +225,26 @@ def test_least_recently_used_weights_leave_memory_first():
     assert loaded.num_bytes == 2 * 256 * 4
     loaded.get("large", lambda: layer(9), lambda model: [model])
     assert loaded.names() == ["large"]
+
+
+def test_models_that_refer_to_themselves_leave_memory_at_once():
+    def load() -> torch.nn.Module:
+        layer = torch.nn.Linear(1, 256, bias=False)
+        layer.again = [layer]
+        alive.append(weakref.ref(layer))
+        return layer
+
+    alive: list[weakref.ref] = []
+    loaded = ModelCache(max_bytes=1500, resident_bytes=lambda: 0)
+    gc.disable()  # collection would come by chance, after thousands of other objects
+    try:
+        for name, version in (("a", 1), ("a", 2), ("b", 1)):
+            loaded.get(name, load, lambda model: [model], version)
+        assert [each() is None for each in alive] == [True, True, False]
+        loaded.clear()
+        assert alive[2]() is None
+    finally:
+        gc.enable()
 
 
 def test_what_an_engine_holds_beside_the_modules_counts_too():

@@ -3,7 +3,6 @@
 Clients give names; which folder a name stands for is decided here alone, so no path comes from outside.
 """
 
-import gc
 import logging
 import math
 import os
@@ -29,6 +28,7 @@ from clipgraft.device import without_folders
 from clipgraft.errors import MissingFileError, UserError, is_user_error, one_line, printable
 from clipgraft.files import inside
 from clipgraft.generation.generator import ImageGenerator, load_generators
+from clipgraft.memory import release_memory
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.defaults import STABLE_DIFFUSION, SamplingDefaults, find_defaults, find_text_width
 from clipgraft.models.graft import BASE_RECORD
@@ -236,7 +236,7 @@ class ModelCache:
     def clear(self) -> None:
         """Drop all models, so that another process has the device's memory."""
         self._models.clear()
-        gc.collect()
+        release_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -254,6 +254,7 @@ class ModelCache:
         """Return a model, loaded unless this version of it is in memory."""
         if name in self._models and self._models[name][2] != version:
             del self._models[name]
+            release_memory()
         if name not in self._models:
             before = self._resident_bytes()
             model = load()
@@ -262,6 +263,7 @@ class ModelCache:
         self._models.move_to_end(name)
         while len(self._models) > 1 and self.num_bytes > self.max_bytes:
             self._models.popitem(last=False)
+            release_memory()
         return self._models[name][0]
 
 
