@@ -96,11 +96,6 @@ class Worker(threading.Thread):
         """Stop working for a job that has ended."""
         self._ended.add(job_number)
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether no batch is begun for now."""
-        return self._is_paused
-
     def pause(self) -> None:
         """Begin no other batch, and wait for the running one."""
         self._is_paused = True
