@@ -173,11 +173,11 @@ def test_other_files_are_named(tensors, message, tmp_path):
 
 
 def test_files_are_checked_before_a_base_is_loaded(tmp_path, fur):
-    (tmp_path / "x.pt").write_bytes(b"pickled")
+    (tmp_path / "x.PT").write_bytes(b"pickled")
     (tmp_path / "EasyFur.safetensors").write_bytes(fur.read_bytes())
     for files, message in {
         ("nowhere.safetensors",): "no embedding at .*nowhere",
-        (tmp_path / "x.pt",): r"x\.pt is pickled, and may run code",
+        (tmp_path / "x.PT",): r"x\.PT is pickled, and may run code",
         (fur, tmp_path / "EasyFur.safetensors"): "two embeddings are called 'EasyFur'",
         ("x",) * 33: "should have at most 32 items",
     }.items():

@@ -150,7 +150,7 @@ def test_an_adapter_beside_the_weights_is_refused_by_name(clip_copy, graft_copy,
 
 
 @pytest.mark.parametrize(
-    "name", [INDEX, "more.safetensors", "pytorch_model.bin", "added_tokens.json", "merges.txt", "vocab.json"]
+    "name", [INDEX, "more.safetensors", "pytorch_model.BIN", "added_tokens.json", "merges.txt", "vocab.json"]
 )
 def test_a_file_that_decides_must_be_listed_in_the_manifest(clip_dir, graft_copy, copy, name):
     clip_dir = copy(clip_dir)

@@ -161,10 +161,10 @@ def test_module_checksum_changes_with_one_bit_of_one_weight(dtype):
     assert module_sha256(module) != before
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "v1-5.ckpt", "model.pt", "model.pth"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "v1-5.ckpt", "model.pt", "model.PTH", "w.Bin"])
 def test_pickles_are_refused_where_there_is_nothing_else(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=rf"pickled weights alone \({name}\), which can run code"):
         refuse_pickles(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model.SAFETENSORS").write_bytes(b"")
     refuse_pickles(tmp_path)

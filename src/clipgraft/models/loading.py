@@ -269,8 +269,9 @@ def refuse_pickles(folder: Path) -> None:
     Raises:
         CheckpointError: Names the file.
     """
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if any(folder.glob("*.safetensors")) or not pickles:
+    kinds = {path.name: path.suffix.lower() for path in folder.iterdir()}
+    pickles = sorted(name for name, suffix in kinds.items() if suffix in PICKLE_SUFFIXES)
+    if ".safetensors" in kinds.values() or not pickles:
         return
     raise CheckpointError(
         f"{folder} holds pickled weights alone ({pickles[0]}), which can run code when opened; if you trust "
@@ -284,7 +285,7 @@ def refuse_pickled_file(file: Path, what: str) -> None:
     Raises:
         CheckpointError: Says which files are read.
     """
-    if file.suffix in PICKLE_SUFFIXES:
+    if file.suffix.lower() in PICKLE_SUFFIXES:
         raise CheckpointError(
             f"{file} is pickled, and may run code when opened; take the {what} as a .safetensors file"
         )

@@ -167,7 +167,7 @@ def verify_model(folder: Path) -> None:
     """
     listed = verify_folder(folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix in DECIDING_SUFFIXES and path.name not in {*listed, MANIFEST_NAME}:
+        if path.suffix.lower() in DECIDING_SUFFIXES and path.name not in {*listed, MANIFEST_NAME}:
             raise CheckpointError(
                 f"{path} is not listed in {MANIFEST_NAME}, so it is none of this model's files; take it away"
             )
