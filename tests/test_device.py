@@ -1,7 +1,10 @@
 """Device, precision and the run's folder."""
 
 import json
+import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +72,14 @@ def test_no_home_folder_is_said_with_what_to_set(monkeypatch):
     cache = next(finding for finding in examine() if finding.what == "cache")
     assert cache.value == "/proc/nowhere/clipgraft"
     assert cache.fix.endswith("set XDG_CACHE_HOME to a folder that can be written")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/meminfo is Linux's")
+def test_doctor_tells_memory_without_sysconf(monkeypatch):
+    [kilobytes] = re.findall(r"MemTotal: *(\d+) kB", Path("/proc/meminfo").read_text())
+    monkeypatch.delattr(os, "sysconf")  # Windows has none
+    memory = next(finding for finding in examine() if finding.what == "memory")
+    assert memory.value == f"{int(kilobytes) * 1024 / 1e9:.1f} GB"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from rich.table import Table
 
@@ -61,7 +62,7 @@ def examine() -> Iterator[Finding]:
     for measured in all_kept():
         yield Finding(measured.what, f"{measured.chosen} is used: {measured}", "")
     yield Finding("threads", f"{torch.get_num_threads()} of {os.cpu_count()}", "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    memory = psutil.virtual_memory().total / 1e9
     too_little = f"Stable Diffusion v1.5 needs {NEEDED_MEMORY_GB} GB; flatland needs 2"
     yield Finding("memory", f"{memory:.1f} GB", too_little if memory < NEEDED_MEMORY_GB else "")
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
