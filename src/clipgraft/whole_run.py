@@ -205,6 +205,7 @@ def check(recipe: Recipe) -> None:
         check_for_grafts(base.unet, recipe.generate.loras)
     if recipe.refine.num_epochs:
         check_last_layers(recipe.refine.text_layers, len(towers.text_model.encoder.layers))
+    if recipe.refine.num_epochs or finds_words(recipe):
         check_prediction(base)
 
 
