@@ -215,6 +215,16 @@ def test_the_base_is_asked_only_of_words_that_clip_sees(world):
         assert (each.base_alone is not None) == each.is_left_out
 
 
+def test_without_a_word_that_clip_sees_no_base_is_asked(world, monkeypatch, capsys):
+    monkeypatch.setattr("clipgraft.distilling.new_words.SEEN", 100.0)
+    base = FrozenBase.load(str(world["base"]), components=("vae", "scheduler"))
+    found = find_new_words(load_clip(world["clip"]), base, load_dataset(world["data"]), device="cpu")
+    assert found.measured
+    assert {each.base_left_out for each in found.measured} == {None}
+    found.print()
+    assert "nothing to distil: CLIP surely sees no word; fine-tune it for longer" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_command_takes_models_by_name_or_of_a_graft(world, tmp_path, capsys):
     names = [item for name in ("clip", "base", "data") for item in (f"--{name}", world[name])]

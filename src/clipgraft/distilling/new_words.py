@@ -13,7 +13,7 @@ from clipgraft.data.caption_words import COMMENT
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.device import choose_device, quiet_libraries
-from clipgraft.distilling.word_worth import BaseErrors, ClipCosines, Estimate, Use, find_uses
+from clipgraft.distilling.word_worth import BaseErrors, ClipCosines, Estimate, NoWordsError, Use, find_uses
 from clipgraft.errors import UserError, printable
 from clipgraft.files import write_bytes
 from clipgraft.models.base import FrozenBase
@@ -115,6 +115,11 @@ class NewWords(StageResult):
             f"{len(self.measured)} words in captions; {num_seen} that CLIP sees in images; "
             f"{len(self.new)} of those new: unused by the base"
         )
+        if not num_seen:
+            print_line(
+                "nothing to distil: CLIP surely sees no word; fine-tune it for longer, or on more images"
+            )
+            return
         if not self.new:
             print_line("nothing to distil: what CLIP sees by words the base uses already")
             return
@@ -160,18 +165,19 @@ def find_new_words(
         max_images: Use the first n training images only; 0 = the first 20,000.
 
     Raises:
-        UserError: If no word is in the captions of 16 images.
+        UserError: If no word is in the captions of 16 images, or CLIP sees none.
         CheckpointError: If the base does not predict the noise.
     """
     images = data.train.first(max_images or MOST_IMAGES)
     clip.model.to(choose_device(device))
     found, uses = clip_worths(clip, images, seed=seed)
     if not found:
-        raise UserError(
-            f"no word is in captions of {FEWEST_CAPTIONS} training images or more, of {len(images)} in all; "
-            "give more images, or name the new words in a file (--new-words FILE)"
+        raise NoWordsError(
+            f"no word is in captions of {FEWEST_CAPTIONS} training images or more, of {len(images)} in all",
+            "give more images, or name the new words in a file (--new-words FILE)",
         )
-    _measure_use(found, uses, BaseErrors(base, images, device))
+    if any(each.is_seen for each in found.values()):
+        _measure_use(found, uses, BaseErrors(base, images, device))
     return NewWords(measured=tuple(found.values()))
 
 
@@ -238,13 +244,18 @@ def words_stage(
 
     Args:
         recipe: Of the fine-tuned CLIP.
-        output_dir: Gets `metrics.json` and, if a word is new, `words.txt`.
+        output_dir: Gets `metrics.json` and, if a word is new, `words.txt`. Words that cannot be measured are
+            none: the run goes on.
         resume: As in `fit_bridge`; measured again.
         overwrite: See there.
     """
     with stage_output(output_dir, recipe, "new_words", {}, resume, overwrite) as folder:
-        found = find_recipe_words(recipe)
-        found.print()
+        try:
+            found = find_recipe_words(recipe)
+            found.print()
+        except NoWordsError as error:
+            found = NewWords(measured=())
+            print_line(error.reason)
         if found.words:
             found.write_list(folder / WORDS_NAME)
         found.save(folder)

@@ -78,6 +78,14 @@ def find_uses(
     return {word: found[word] for word in sorted(found) if counts[word] >= at_least}
 
 
+class NoWordsError(UserError):
+    """No word's worth can be measured."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+
+
 class ClipCosines:
     """Cosines of a CLIP between images and texts.
 
@@ -96,9 +104,9 @@ class ClipCosines:
         whole = sorted({use for each in uses.values() for use in each})
         self.worth = float((self._of(whole) - self._of([Use(use.row, "") for use in whole])).mean())
         if self.worth <= 0:
-            raise UserError(
-                "CLIP finds images no nearer to their captions than to no text, so it sees no word in them; "
-                "fine-tune it on them first (`clipgraft finetune`)"
+            raise NoWordsError(
+                "CLIP finds images no nearer to their captions than to no text, so it sees no word in them",
+                "fine-tune it on them first (`clipgraft finetune`)",
             )
 
     def alone(self) -> dict[str, np.ndarray]:
