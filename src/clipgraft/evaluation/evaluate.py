@@ -69,6 +69,7 @@ def evaluate(
             reuses what is valid of them; None = write nothing.
         scorer: The CLIP that scores images; None = the settings' scorer, or flatland's for its base.
         clips: Variant -> CLIP, or its name, to measure retrieval with on the test split.
+        device: "auto", "cpu", "cuda" or "mps".
         settings: None = `EvaluateSettings(num_prompts=240)`.
         **overrides: Fields of `EvaluateSettings`.
 
@@ -88,8 +89,7 @@ def evaluate(
         folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
         caches = (folder, cache_dir() if output_dir else folder)
         store, shared = (FeatureStore(path / "features", processes) for path in caches)
-        # Loaded first, so that a missing scorer is reported at once.
-        judge, scorer_name = _scorer(scorer, settings, place)
+        judge, scorer_name = _scorer(scorer, settings, place)  # first: a missing one is reported at once
         features = ClipFeatures(judge, "scorer", store, shared)
         made = Variants(variants, settings, data, folder, processes)
         # Copies, as their precision changes and one loses its bridge for a while.
