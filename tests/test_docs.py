@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 import tomllib
@@ -233,3 +234,14 @@ def test_api_pages_hold_every_public_name_and_setting() -> None:
 def test_name_of_an_api_page_exists(target: str) -> None:
     module, _, name = target.rpartition(".")
     assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", clipgraft.__all__)
+def test_public_functions_describe_every_argument(name: str) -> None:
+    function = getattr(clipgraft, name)
+    if not inspect.isfunction(function):
+        return
+    described = set(re.findall(r"^ +\**(\w+): ", str(inspect.getdoc(function)), re.MULTILINE))
+    if "Arguments not listed are those of `fit_bridge`" in str(function.__doc__):
+        described |= inspect.signature(clipgraft.fit_bridge).parameters.keys()
+    assert inspect.signature(function).parameters.keys() - described == set()

@@ -102,7 +102,7 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune a CLIP on the train split of a dataset.
 
-    With several processes (`accelerate launch`), the main one measures and writes.
+    Of several processes the main one measures and writes. Arguments not listed are those of `fit_bridge`.
 
     Args:
         clip: The CLIP; a copy is trained.
