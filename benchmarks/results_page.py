@@ -39,7 +39,6 @@ How each was measured, and what follows from it, is on the pages that the sectio
 
 FIRST_WORLD = frozenset(
     {
-        "ladder",
         "distill",
     }
 )
@@ -90,10 +89,11 @@ SECTIONS = {
     ),
     "ladder": Section(
         "The bridge, part by part",
-        "Three seeds each; error 1 is no better than zero ([measured](bridge.md#measured)).",
+        "Means over seeds ± their standard deviation; error 1 is no better than zero "
+        "([measured](bridge.md#measured)).",
         (
             Part(
-                "rungs",
+                "variants",
                 columns={
                     "state_error_words": "error of words",
                     "state_error_padding": "of padding",
