@@ -23,9 +23,14 @@ from clipgraft.errors import UserError, explain
 from clipgraft.files import BACKSLASHES
 from clipgraft.scheduler_recipes import SCHEDULERS, scheduler_name
 
+GIVEN = "(given in Python)"
+"""Stands in a recipe for captions that it cannot name."""
+
 
 def _absolute(text: str) -> str:
-    """Return an absolute path; an empty one stays empty."""
+    """Return an absolute path; an empty one and `GIVEN` stay as they are."""
+    if text == GIVEN:
+        return text
     if "\0" in text:
         raise ValueError("a path holds no NUL character")
     _refuse_escapes(text)

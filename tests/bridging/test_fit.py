@@ -12,7 +12,7 @@ import tiny
 from clipgraft.bridging.corpus import load_captions
 from clipgraft.bridging.fit import BridgeResult, bridge_recipe, fit_bridge, warn_of_collapse
 from clipgraft.bridging.pairs import NUM_KEPT_PADDING, BridgeError, load_towers
-from clipgraft.config import Recipe, apply_overrides, parse_overrides
+from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
 from clipgraft.data.batches import StateBatches
 from clipgraft.data.formats import read_lines
 from clipgraft.errors import CheckpointError, DataError, UserError
@@ -21,6 +21,7 @@ from clipgraft.models.bridge import BOS, PADDING, Bridge, position_weights, toke
 from clipgraft.models.clip import load_clip
 from clipgraft.models.graft import Graft
 from clipgraft.runs.run import Run
+from clipgraft.section import GIVEN
 from clipgraft.training.objectives import BridgeObjective
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "fixtures" / "old_run"
@@ -236,9 +237,21 @@ def test_objects_are_grafted_and_nothing_is_written(world, tmp_path, monkeypatch
     by_name = bridge_recipe(recipe_of(world), tmp_path / "out").graft
     unnamed = fit_bridge(clip._replace(origin=None), base, lines, num_epochs=0).graft.lineage
     assert (stage.clip_given, unnamed.find("bridge").clip_given, unnamed.clips) == (False, True, ())
-    assert (stage.captions_given, by_name.lineage.find("bridge").captions_given) == (True, False)
+    assert stage.recipe.bridge.captions == GIVEN
     ours, theirs = (one.text_encoder.state_dict() for one in (result.graft, by_name))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_recipe_of_captions_given_in_python_is_refused(world, tmp_path):
+    """It names no data, so that it would take flatland8k's."""
+    clip, base = load_clip(world["clip"]), FrozenBase.load(str(world["base"]))
+    options = {"num_epochs": 0, "mixed_precision": "no"}
+    fit_bridge(clip, base, [f"a dog {index}" for index in range(120)], output_dir=tmp_path / "out", **options)
+    recipe = load_recipe(tmp_path / "out" / "recipe.toml")
+    with pytest.raises(UserError, match="captions of this recipe were given in Python, and it does not hold"):
+        bridge_recipe(recipe, tmp_path / "again")
+    named = apply_overrides(recipe, {"bridge.captions": str(world["captions"])})
+    assert bridge_recipe(named, tmp_path / "again").num_captions == 135
 
 
 def test_a_graft_makes_a_plain_pipeline_of_its_base(world):

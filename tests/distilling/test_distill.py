@@ -17,6 +17,7 @@ from clipgraft.files import file_sha256
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.graft import Graft
 from clipgraft.runs.run import Run
+from clipgraft.section import GIVEN
 from clipgraft.settings import DataSettings
 
 WORDS = [f"encoder.layers.{layer}.{name}.weight" for layer in (0, 1) for name in ("mlp.fc1", "mlp.fc2")]
@@ -159,8 +160,10 @@ def test_objects_are_distilled_without_a_folder(distill_world, recipe_for, tmp_p
     result = distill(graft, captions, new_words=["Kite"], **options)
     assert list(tmp_path.iterdir()) == []
     by_name = distill_recipe(recipe_for(distill_world), distill_world.graft, tmp_path / "out").graft
-    found = [graft.lineage.find("distill").captions_given for graft in (result.graft, by_name)]
-    assert found == [True, False]
+    recipe = result.graft.lineage.find("distill").recipe
+    assert recipe.distill.captions == GIVEN
+    with pytest.raises(UserError, match="captions of this recipe were given in Python, and it does not hold"):
+        distill_recipe(recipe, distill_world.graft, tmp_path / "again")
     with pytest.raises(UserError, match="it is not recorded which captions"):
         held_out_captions(result.graft)
     ours, theirs = result.graft.text_encoder.state_dict(), by_name.text_encoder.state_dict()

@@ -3,13 +3,14 @@
 import pytest
 from example_run import DATA, write_evaluation, write_json
 
-from clipgraft.config import Recipe
+from clipgraft.config import Recipe, apply_overrides
 from clipgraft.models.configs import BaseRecord
 from clipgraft.models.hub import PINS
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.reporting.model_card import graft_card, public_name, public_recipe, run_card
 from clipgraft.reporting.report import summarize
 from clipgraft.reporting.run_data import read_run
+from clipgraft.section import GIVEN
 
 
 def test_card_of_stable_diffusion_has_commit_and_licence():
@@ -39,7 +40,8 @@ def test_flatlands_card_has_no_terms_of_stable_diffusion():
 
 
 def test_what_was_given_in_python_has_no_name():
-    given = {"recipe": Recipe(), "captions_given": True, "clip_given": True}
+    recipe = apply_overrides(Recipe(), {"bridge.captions": GIVEN, "distill.captions": GIVEN})
+    given = {"recipe": recipe, "clip_given": True}
     stages = [Stage(stage=name, **given) for name in ("bridge", "distill")]
     card = graft_card("Content.", BaseRecord(name="flatland", sums={}), Lineage(stages=tuple(stages)))
     assert "- Captions: given in Python.\n- CLIP: given in Python." in card

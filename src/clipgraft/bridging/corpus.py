@@ -10,6 +10,7 @@ from clipgraft.data.caption_words import chosen_words, holds_any
 from clipgraft.data.dataset import CaptionDataset, CaptionedImages, TrainingImages
 from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.errors import UserError
+from clipgraft.section import GIVEN
 from clipgraft.settings import BridgeSettings
 
 FEWEST_CAPTIONS = 100
@@ -42,14 +43,24 @@ def load_captions(recipe: Recipe) -> Captions:
     Raises:
         MissingFileError: If there is no such file or folder.
         DataError: If the file holds no caption.
-        UserError: If there are fewer than 100, unless the settings allow it.
+        UserError: If there are fewer than 100, unless the settings allow it; or they were given in Python.
     """
     settings = recipe.bridge
     if settings.captions:
-        lines = read_lines(Path(settings.captions), "caption")
+        lines = read_captions(settings.captions)
         return choose_captions(lines, settings, source=settings.captions)
     dataset = load_dataset(recipe.data)
     return choose_captions(dataset, settings, source=recipe.data.title)
+
+
+def read_captions(file: str) -> list[str]:
+    """Read a recipe's file of captions; refuse those given in Python."""
+    if file == GIVEN:
+        raise UserError(
+            "the captions of this recipe were given in Python, and it does not hold them; name a file with "
+            "one caption per line (--captions FILE; in a recipe, captions under [bridge] or [distill])"
+        )
+    return read_lines(Path(file), "caption")
 
 
 def choose_captions(

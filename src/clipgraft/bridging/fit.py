@@ -25,6 +25,7 @@ from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import is_collapsed
 from clipgraft.models.weights import tensors_sha256
 from clipgraft.runs.run import Run, StageResult, trackers_of
+from clipgraft.section import GIVEN
 from clipgraft.settings import BridgeSettings
 from clipgraft.training.objectives import BridgeObjective
 from clipgraft.training.trainer import FitResult, fit
@@ -115,13 +116,14 @@ def fit_bridge(
         data = {"data": captions.origin} if isinstance(captions, CaptionDataset) else {}
         recipe = build_recipe({"seed": seed, "device": device, **data, **origins(clip=clip, base=base)})
     recipe = recipe.model_copy(update={"bridge": (settings or recipe.bridge).updated(overrides)})
-    are_given = not isinstance(captions, CaptionDataset | Captions)
+    if not isinstance(captions, CaptionDataset | Captions):
+        recipe = recipe.model_copy(update={"bridge": recipe.bridge.updated({"captions": GIVEN})})
     if not isinstance(captions, Captions):
         captions = choose_captions(captions, recipe.bridge)
     with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
         towers = Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
         result = _fit(towers, captions, recipe, folder, resume)
-        stage = _stage(result, recipe, captions_given=are_given, clip_given=clip.origin is None)
+        stage = _stage(result, recipe, clip_given=clip.origin is None)
         result.graft.lineage = Lineage(stages=(*clip.lineage, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "graft")
@@ -129,12 +131,11 @@ def fit_bridge(
     return result
 
 
-def _stage(result: BridgeResult, recipe: Recipe, *, captions_given: bool, clip_given: bool) -> Stage:
+def _stage(result: BridgeResult, recipe: Recipe, *, clip_given: bool) -> Stage:
     errors = {"linear": result.linear, **({"residual": result.residual} if result.residual else {})}
     return Stage(
         stage="bridge",
         recipe=recipe,
-        captions_given=captions_given,
         clip_given=clip_given,
         figures={name: error.relative_error for name, error in errors.items()},
         counts={"num_captions": result.num_captions, "num_held_out_captions": result.num_held_out_captions},

@@ -10,12 +10,13 @@ from pydantic import BaseModel, PrivateAttr
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from clipgraft.bridging.corpus import read_captions
 from clipgraft.bridging.fit import origins, stage_output
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line
 from clipgraft.data.batches import CaptionBatches
 from clipgraft.data.dataset import CaptionDataset
-from clipgraft.data.formats import load_dataset, read_lines
+from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
 from clipgraft.device import choose_device, quiet_libraries, seed_everything
 from clipgraft.distilling.distill_objective import DistillObjective
@@ -32,6 +33,7 @@ from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import EmbedError
 from clipgraft.models.weights import module_sha256, tensors_sha256
 from clipgraft.runs.run import StageResult
+from clipgraft.section import GIVEN
 from clipgraft.settings import DistillSettings
 from clipgraft.training.optim import check_last_layers, merge_lora, train_last_layers
 from clipgraft.training.trainer import fit
@@ -145,18 +147,29 @@ def distill(
     check_settings(settings)
     base.check_record(graft.base)
     check_vocabularies(graft.tokenizer, base)
-    if settings.new_words == "auto":
-        settings = settings.model_copy(update={"new_words": words_for(graft, data, recipe)})
+    settings = _resolved(settings, graft, data, recipe)
     captions = mark_captions(data, settings)
     recipe = recipe.model_copy(update={"distill": settings})
     with stage_output(output_dir, recipe, "distill", inputs, resume, overwrite) as folder:
         result = _distill(graft, base, captions, recipe, folder, resume)
-        stage = _describe(result, recipe, started_from, isinstance(data, CaptionDataset))
+        stage = _describe(result, recipe, started_from)
         result.graft.lineage = Lineage(stages=(*graft.lineage.stages, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "text_encoder")
             result.save(folder)
     return result
+
+
+def _resolved(
+    settings: DistillSettings, graft: Graft, data: CaptionDataset | Sequence[str], recipe: Recipe
+) -> DistillSettings:
+    """Name the new words found, and captions that no file holds."""
+    named: dict[str, object] = {}
+    if settings.new_words == "auto":
+        named["new_words"] = words_for(graft, data, recipe)
+    if not isinstance(data, CaptionDataset) and not settings.captions:
+        named["captions"] = GIVEN
+    return settings.model_copy(update=named)
 
 
 def distill_recipe(
@@ -185,11 +198,10 @@ def distill_recipe(
     )
 
 
-def _describe(result: DistillResult, recipe: Recipe, started_from: str, is_dataset: bool) -> Stage:
+def _describe(result: DistillResult, recipe: Recipe, started_from: str) -> Stage:
     return Stage(
         stage="distill",
         recipe=recipe,
-        captions_given=not (is_dataset or recipe.distill.captions),
         started_from=started_from,
         figures={"new words": result.after.new_words, "held": result.after.held},
         counts={"num_captions": result.num_captions},
@@ -205,7 +217,7 @@ def load_marked_captions(recipe: Recipe) -> DistillCaptions:
 
 def _load_data(recipe: Recipe) -> CaptionDataset | list[str]:
     captions = recipe.distill.captions
-    return read_lines(Path(captions), "caption") if captions else load_dataset(recipe.data)
+    return read_captions(captions) if captions else load_dataset(recipe.data)
 
 
 def check_settings(settings: DistillSettings) -> None:

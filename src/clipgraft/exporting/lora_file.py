@@ -23,6 +23,7 @@ from clipgraft.models.single_file import is_stable_diffusion
 from clipgraft.models.text_lora import LinearDifference, changed_outside
 from clipgraft.models.token_stats import EmbedError
 from clipgraft.reporting.model_card import public_name
+from clipgraft.section import GIVEN
 
 RANKS = (4, 8, 16, 32, 64)
 """Ranks whose error is told beside that of the written one."""
@@ -43,7 +44,7 @@ def held_out_captions(distilled: Graft) -> list[str]:
     """
     stage = distilled.lineage.find("distill")
     remedy = "name some with --prompts-file, to measure the LoRA's error on"
-    if stage is None or stage.recipe is None or stage.captions_given:
+    if stage is None or stage.recipe is None or stage.recipe.distill.captions == GIVEN:
         raise UserError(f"it is not recorded which captions the text encoder learned from; {remedy}")
     settings = stage.recipe.distill
     try:

@@ -39,8 +39,6 @@ class Stage(BaseModel):
     stage: Literal["finetune", "bridge", "refine", "distill"]
     recipe: Annotated[Recipe | None, BeforeValidator(_settings)]
     """None if an earlier version wrote settings unknown to this one."""
-    captions_given: bool = False
-    """Whether captions were given in Python, so that the recipe does not name them."""
     clip_given: bool = False
     """Whether the CLIP was a Python object without an origin, so that the recipe names another."""
     started_from: str = ""

@@ -15,6 +15,7 @@ from clipgraft.reporting import evidence, sections
 from clipgraft.reporting.format import Table, short_name
 from clipgraft.reporting.provenance import resources_table, setting, settings_tables, started
 from clipgraft.reporting.run_data import RunData
+from clipgraft.section import GIVEN
 from clipgraft.settings import FLATLAND8K
 
 MAX_RECIPE_ROWS = 60
@@ -202,7 +203,7 @@ def _lineage_lines(lineage: Lineage, place: str = "beside") -> Iterator[str]:
         yield f"- Refined through the base's U-Net on {_source(refined.recipe)}."
         yield from (f"- {name}: {number:,}" for name, number in refined.counts.items())
     if distilled and distilled.recipe:
-        captions = _captions(distilled, distilled.recipe.distill.captions)
+        captions = _captions(distilled.recipe.distill.captions)
         source = f"captions {captions}" if captions else f"the captions of {_source(distilled.recipe)}"
         yield f"- Distilled into the base's own text encoder on {source}."
         yield from (f"- {name}: {number:,}" for name, number in distilled.counts.items())
@@ -210,7 +211,7 @@ def _lineage_lines(lineage: Lineage, place: str = "beside") -> Iterator[str]:
 
 
 def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator[str]:
-    captions, clip = _captions(stage, recipe.bridge.captions), recipe.clip
+    captions, clip = _captions(recipe.bridge.captions), recipe.clip
     yield f"- Captions: {captions}." if captions else f"- Captioned images: {_source(recipe)}."
     if (tuned or stage).clip_given:
         yield f"- CLIP: given in Python{', fine-tuned' if tuned else ''}."
@@ -222,9 +223,9 @@ def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator
     yield from (f"- {name}: {number:,}" for name, number in stage.counts.items())
 
 
-def _captions(stage: Stage, file: str) -> str:
+def _captions(file: str) -> str:
     """Return where a stage's captions came from; "" = from its images."""
-    return "given in Python" if stage.captions_given else file and f"`{public_name(file)}`"
+    return "given in Python" if file == GIVEN else file and f"`{public_name(file)}`"
 
 
 def _source(recipe: Recipe) -> str:
