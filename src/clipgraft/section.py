@@ -24,7 +24,7 @@ from clipgraft.files import BACKSLASHES
 from clipgraft.scheduler_recipes import SCHEDULERS, scheduler_name
 
 GIVEN = "(given in Python)"
-"""Stands in a recipe for captions that it cannot name."""
+"""Stands in a recipe for captions or a CLIP that it cannot name."""
 
 
 def _absolute(text: str) -> str:

@@ -254,6 +254,17 @@ def test_a_recipe_of_captions_given_in_python_is_refused(world, tmp_path):
     assert bridge_recipe(named, tmp_path / "again").num_captions == 135
 
 
+def test_a_recipe_of_a_clip_given_in_python_is_refused(world, tmp_path):
+    """Such as one just fine-tuned; by default a recipe names flatland's CLIP."""
+    clip = load_clip(world["clip"])._replace(origin=None)
+    recipe = recipe_of(world, "bridge.num_epochs=0")
+    fit_bridge(clip, FrozenBase.load(str(world["base"])), load_captions(recipe), recipe=recipe,
+               output_dir=tmp_path / "out")  # fmt: skip
+    written = load_recipe(tmp_path / "out" / "recipe.toml")
+    with pytest.raises(UserError, match="CLIP of this recipe was given in Python, so the recipe does"):
+        bridge_recipe(written, tmp_path / "again")
+
+
 def test_a_graft_makes_a_plain_pipeline_of_its_base(world):
     lines = [f"a dog {index}" for index in range(120)]
     clip, base = load_clip(world["clip"]), FrozenBase.load(str(world["base"]))

@@ -15,6 +15,7 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.models.clip import load_clip, save_clip
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import NO_LINEAGE, Lineage
+from clipgraft.section import GIVEN
 from clipgraft.whole_run import check
 from helpers import RECIPE, call, refused
 
@@ -37,7 +38,8 @@ def test_words_are_found_only_by_images(distill_world):
 
 def test_words_are_found_only_for_a_known_clip(distill_world, data):
     graft = Graft.from_pretrained(distill_world.graft)
-    unnamed = graft.lineage.find("bridge").model_copy(update={"clip_given": True})
+    made = graft.lineage.find("bridge")
+    unnamed = made.model_copy(update={"recipe": apply_overrides(made.recipe, {"clip.name": GIVEN})})
     for graft.lineage in (NO_LINEAGE, Lineage(stages=(unnamed,))):
         with pytest.raises(UserError, match="does not say which CLIP it was made of; find its new words"):
             distill(graft, load_dataset(data), new_words="auto")

@@ -16,6 +16,7 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.finetuning.finetune import (
     FinetuneResult,
     finetune,
+    load_inputs,
 )
 from clipgraft.models.clip import load_clip
 from clipgraft.runs.run import Run
@@ -288,6 +289,8 @@ def test_without_an_output_folder_nothing_is_written(world, tmp_path, monkeypatc
     result = finetune(clip, data, device="cpu", num_epochs=1, batch_size=8, best_metric="val_loss")
     assert list(tmp_path.iterdir()) == []
     assert result.clip.lineage[0].clip_given
+    with pytest.raises(UserError, match="CLIP of this recipe was given in Python, so the recipe does"):
+        load_inputs(result.clip.lineage[0].recipe)
     with pytest.raises(UserError, match="need an output_dir; name one"):
         finetune(clip, data, device="cpu", preview_steps=1)
 

@@ -40,9 +40,9 @@ def test_flatlands_card_has_no_terms_of_stable_diffusion():
 
 
 def test_what_was_given_in_python_has_no_name():
-    recipe = apply_overrides(Recipe(), {"bridge.captions": GIVEN, "distill.captions": GIVEN})
-    given = {"recipe": recipe, "clip_given": True}
-    stages = [Stage(stage=name, **given) for name in ("bridge", "distill")]
+    keys = ("clip.name", "bridge.captions", "distill.captions")
+    recipe = apply_overrides(Recipe(), dict.fromkeys(keys, GIVEN))
+    stages = [Stage(stage=name, recipe=recipe) for name in ("bridge", "distill")]
     card = graft_card("Content.", BaseRecord(name="flatland", sums={}), Lineage(stages=tuple(stages)))
     assert "- Captions: given in Python.\n- CLIP: given in Python." in card
     assert "own text encoder on captions given in Python." in card

@@ -19,7 +19,7 @@ from clipgraft.device import quiet_libraries, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import BOS, PADDING, Bridge
-from clipgraft.models.clip import ClipParts
+from clipgraft.models.clip import ClipParts, recipe_naming
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import is_collapsed
@@ -116,14 +116,13 @@ def fit_bridge(
         data = {"data": captions.origin} if isinstance(captions, CaptionDataset) else {}
         recipe = build_recipe({"seed": seed, "device": device, **data, **origins(clip=clip, base=base)})
     recipe = recipe.model_copy(update={"bridge": (settings or recipe.bridge).updated(overrides)})
-    if not isinstance(captions, CaptionDataset | Captions):
-        recipe = recipe.model_copy(update={"bridge": recipe.bridge.updated({"captions": GIVEN})})
+    recipe = _without_names(recipe, clip, captions)
     if not isinstance(captions, Captions):
         captions = choose_captions(captions, recipe.bridge)
     with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
         towers = Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
         result = _fit(towers, captions, recipe, folder, resume)
-        stage = _stage(result, recipe, clip_given=clip.origin is None)
+        stage = _stage(result, recipe)
         result.graft.lineage = Lineage(stages=(*clip.lineage, stage))
         if output_dir is not None:
             result.graft.save_pretrained(folder / "graft")
@@ -131,12 +130,20 @@ def fit_bridge(
     return result
 
 
-def _stage(result: BridgeResult, recipe: Recipe, *, clip_given: bool) -> Stage:
+def _without_names(
+    recipe: Recipe, clip: ClipParts, captions: Captions | CaptionDataset | Sequence[str]
+) -> Recipe:
+    """Return a recipe that names neither another CLIP nor other captions."""
+    if not isinstance(captions, CaptionDataset | Captions):
+        recipe = recipe.model_copy(update={"bridge": recipe.bridge.updated({"captions": GIVEN})})
+    return recipe_naming(clip, recipe)
+
+
+def _stage(result: BridgeResult, recipe: Recipe) -> Stage:
     errors = {"linear": result.linear, **({"residual": result.residual} if result.residual else {})}
     return Stage(
         stage="bridge",
         recipe=recipe,
-        clip_given=clip_given,
         figures={name: error.relative_error for name, error in errors.items()},
         counts={"num_captions": result.num_captions, "num_held_out_captions": result.num_held_out_captions},
     )

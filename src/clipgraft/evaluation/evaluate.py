@@ -36,6 +36,7 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.models.lineage import read_lineage
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.runs.run import GRAFT_NAMES, Run
+from clipgraft.section import GIVEN
 
 FLATLAND = "flatland"
 """Name of the embedded base and of its CLIP."""
@@ -237,7 +238,7 @@ def evaluate_recipe(
             base,
             recipe.data,
             output_dir=folder,
-            scorer=None if recipe.evaluate.scorer else recipe.clip,
+            scorer=None if recipe.evaluate.scorer or recipe.clip.name == GIVEN else recipe.clip,
             clips=clips,
             device=recipe.device,
             settings=recipe.evaluate,

@@ -29,7 +29,7 @@ from clipgraft.finetuning.validate import (
     Validator,
     measure_retrieval,
 )
-from clipgraft.models.clip import ClipParts, load_clip, save_clip
+from clipgraft.models.clip import ClipParts, load_clip, recipe_naming, save_clip
 from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runs.run import Run, StageResult
@@ -122,7 +122,7 @@ def finetune(
         Interrupted: On SIGINT or SIGTERM, after saving the state.
     """
     quiet_libraries()
-    recipe = recipe or recipe_of(clip, data, seed=seed, device=device)
+    recipe = recipe_naming(clip, recipe or recipe_of(clip, data, seed=seed, device=device))
     recipe = recipe.model_copy(update={"finetune": (settings or recipe.finetune).updated(overrides)})
     clip = clip._replace(image_processor=with_resize_mode(clip.image_processor, recipe.finetune.resize_mode))
     if output_dir is None:
@@ -217,13 +217,13 @@ def _finetune(
         epoch_mean_loss=fitted.epoch_mean_loss,
         seconds=fitted.seconds,
     )
-    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, _stage(recipe, result, clip)))
+    result._clip = clip._replace(origin=None, lineage=(*clip.lineage, _stage(recipe, result)))
     return result
 
 
-def _stage(recipe: Recipe, result: FinetuneResult, clip: ClipParts) -> Stage:
+def _stage(recipe: Recipe, result: FinetuneResult) -> Stage:
     figures = {"before": numbers(result.recall_before), "after": numbers(result.recall_after)}
-    return Stage(stage="finetune", recipe=recipe, clip_given=clip.origin is None, figures=figures)
+    return Stage(stage="finetune", recipe=recipe, figures=figures)
 
 
 def _sums_of_start(

@@ -24,9 +24,10 @@ from huggingface_hub.errors import (
 )
 from pydantic import TypeAdapter
 
-from clipgraft.errors import CheckpointError, MissingFileError
+from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.files import file_sha256
 from clipgraft.models.weights import Needed, verify_folder
+from clipgraft.section import GIVEN
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,11 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
 
 def find_model(name: str, revision: str | None, needed: Needed) -> Path | Download:
     """Find a model in the hub's cache, else list its downloads."""
+    if name == GIVEN:
+        raise UserError(
+            "the CLIP of this recipe was given in Python, so the recipe does not name it; name one (--clip), "
+            "such as a folder that save_clip wrote"
+        )
     if not HUB_ID.fullmatch(name):
         raise MissingFileError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
     pin = PINS.get(name)

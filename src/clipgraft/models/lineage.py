@@ -13,6 +13,7 @@ from clipgraft.config import Recipe, build_recipe, load_recipe
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import read_json, read_text
 from clipgraft.runs.folder import RECIPE_NAME
+from clipgraft.section import GIVEN
 from clipgraft.settings import ModelSettings
 
 FILE_NAME = "lineage.json"
@@ -39,8 +40,6 @@ class Stage(BaseModel):
     stage: Literal["finetune", "bridge", "refine", "distill"]
     recipe: Annotated[Recipe | None, BeforeValidator(_settings)]
     """None if an earlier version wrote settings unknown to this one."""
-    clip_given: bool = False
-    """Whether the CLIP was a Python object without an origin, so that the recipe names another."""
     started_from: str = ""
     """Folder of the graft that was refined or distilled."""
     figures: Figures = {}
@@ -49,6 +48,11 @@ class Stage(BaseModel):
     """Training captions and images."""
     words: dict[str, int] = {}
     """New words of a distilled text encoder, with their numbers of training captions."""
+
+    @property
+    def clip_given(self) -> bool:
+        """Whether the CLIP was a Python object that no recipe can name."""
+        return self.recipe is not None and self.recipe.clip.name == GIVEN
 
     @field_serializer("recipe")
     def _own_sections(self, recipe: Recipe | None) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ from clipgraft.reporting.run_data import is_number, read_run
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.runs.run import REPORT_NAME, Run
 from clipgraft.sampling_params import InferenceConfig
+from clipgraft.section import GIVEN
 
 DEFAULT_BASE = "flatland"
 SECONDS_BETWEEN_SCANS = 1.0
@@ -351,7 +352,8 @@ def _text_width(recipe: Recipe) -> int | None:
 
 def _clips(run: Run, recipe: Recipe) -> dict[str, ModelSettings]:
     after, name = run.tuned_clip, run.path.name
-    return {f"{name}/before": recipe.clip, f"{name}/after": ModelSettings(name=str(after))} if after else {}
+    before = {} if recipe.clip.name == GIVEN else {f"{name}/before": recipe.clip}
+    return before | {f"{name}/after": ModelSettings(name=str(after))} if after else {}
 
 
 def _written(folder: Path) -> int | None:
