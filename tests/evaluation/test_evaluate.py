@@ -72,8 +72,10 @@ def test_unknown_setting_names_the_nearest_one():
         evaluate({"teacher": None}, "flatland", num_prompt=4)
 
 
-def test_flatlands_clip_scores_no_other_bases_images(run_dir, tmp_path, capsys):
+@pytest.mark.parametrize("clip", ["flatland", "(given in Python)"])
+def test_flatlands_clip_scores_no_other_bases_images(run_dir, tmp_path, capsys, clip):
     options = ["--graft", run_dir / "bridge" / "graft", "--data", run_dir.parent / "data"]
+    options += ["--set", f'clip.name="{clip}"']
     message = refused(capsys, "evaluate", *options, "--out", tmp_path / "out")
     assert "no CLIP is named to score images with" in message
     assert "add --scorer" in message

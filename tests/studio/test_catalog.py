@@ -264,5 +264,13 @@ def test_the_clip_before_is_of_the_recipes_commit(runs_dir, tmp_path, monkeypatc
         load_embedder(Catalog(tmp_path).clips()["tuned/before"], "cpu")
 
 
+def test_a_clip_before_that_was_given_in_python_is_left_out(runs_dir, tmp_path):
+    shutil.copytree(runs_dir / "tiny" / "finetune" / "clip", tmp_path / "tuned" / "clip")
+    (tmp_path / "tuned" / "recipe.toml").write_text('[clip]\nname = "(given in Python)"\n')
+    clips = Catalog(tmp_path).clips()
+    assert "tuned/after" in clips
+    assert "tuned/before" not in clips
+
+
 def test_without_runs_there_is_the_embedded_base(tmp_path):
     assert list(Catalog(tmp_path / "none").models()) == ["flatland/teacher"]

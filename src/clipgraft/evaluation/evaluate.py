@@ -142,7 +142,7 @@ def evaluate_grafts(recipe: Recipe, grafts: Sequence[Path], out: Path, *, base: 
         UserError: If a folder has a reserved name, or no suitable CLIP is named as the scorer.
     """
     encoders = name_grafts(grafts)
-    if not recipe.evaluate.scorer and recipe.clip.name == FLATLAND:
+    if not recipe.evaluate.scorer and recipe.clip.name in (FLATLAND, GIVEN):
         _refuse_flatlands_scorer(base or next(map(_base_of, grafts), FLATLAND))
     return evaluate_recipe(recipe, {TEACHER: None, **encoders}, out, base=base)
 
