@@ -111,8 +111,8 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
     """Find a model in the hub's cache, else list its downloads."""
     if name == GIVEN:
         raise UserError(
-            "the CLIP of this recipe was given in Python, so the recipe does not name it; name one (--clip), "
-            "such as a folder that save_clip wrote"
+            "the CLIP of this recipe was given in Python, so the recipe does not name it; name one "
+            "(--clip; in a recipe clip.name), such as the `clip/` that finetune writes with an output_dir"
         )
     if not HUB_ID.fullmatch(name):
         raise MissingFileError(f"no model at {name}; give a folder, a hub id (owner/name) or flatland")
