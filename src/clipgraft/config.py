@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from clipgraft.errors import MissingFileError, UserError, explain
 from clipgraft.files import LONE_SURROGATE, backslash_advice, read_toml
 from clipgraft.pretrain_settings import PretrainSettings
-from clipgraft.section import MODEL, PATH, SOURCE, Section
+from clipgraft.section import GIVEN, MODEL, PATH, SOURCE, Section
 from clipgraft.settings import (
     BridgeSettings,
     DataSettings,
@@ -139,6 +139,11 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
                 raise UserError(f"--set {text} is not TOML: {error}{advice}") from error
             overrides[dotted] = value
     return overrides
+
+
+def naming(recipe: Recipe, origin: object | None) -> Recipe:
+    """Return a recipe that names no CLIP if that has no origin."""
+    return recipe if origin else recipe.model_copy(update={"clip": ModelSettings(name=GIVEN)})
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:

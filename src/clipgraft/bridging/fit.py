@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipgraft.bridging.corpus import Captions, choose_captions, load_captions
 from clipgraft.bridging.pairs import BridgeError, LinearFit, Towers, load_models
-from clipgraft.config import Recipe, build_recipe
+from clipgraft.config import Recipe, build_recipe, naming
 from clipgraft.console import print_line, say
 from clipgraft.data.batches import StateBatches
 from clipgraft.data.dataset import CaptionDataset
@@ -19,7 +19,7 @@ from clipgraft.device import quiet_libraries, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import BOS, PADDING, Bridge
-from clipgraft.models.clip import ClipParts, recipe_naming
+from clipgraft.models.clip import ClipParts
 from clipgraft.models.graft import Graft
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import is_collapsed
@@ -136,7 +136,7 @@ def _without_names(
     """Return a recipe that names neither another CLIP nor other captions."""
     if not isinstance(captions, CaptionDataset | Captions):
         recipe = recipe.model_copy(update={"bridge": recipe.bridge.updated({"captions": GIVEN})})
-    return recipe_naming(clip, recipe)
+    return naming(recipe, clip.origin)
 
 
 def _stage(result: BridgeResult, recipe: Recipe) -> Stage:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from accelerate import PartialState
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from clipgraft.config import Recipe, build_recipe
+from clipgraft.config import Recipe, build_recipe, naming
 from clipgraft.console import is_first_process, print_line
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
@@ -29,7 +29,7 @@ from clipgraft.finetuning.validate import (
     Validator,
     measure_retrieval,
 )
-from clipgraft.models.clip import ClipParts, load_clip, recipe_naming, save_clip
+from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runs.run import Run, StageResult
@@ -122,7 +122,7 @@ def finetune(
         Interrupted: On SIGINT or SIGTERM, after saving the state.
     """
     quiet_libraries()
-    recipe = recipe_naming(clip, recipe or recipe_of(clip, data, seed=seed, device=device))
+    recipe = naming(recipe or recipe_of(clip, data, seed=seed, device=device), clip.origin)
     recipe = recipe.model_copy(update={"finetune": (settings or recipe.finetune).updated(overrides)})
     clip = clip._replace(image_processor=with_resize_mode(clip.image_processor, recipe.finetune.resize_mode))
     if output_dir is None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 from transformers import CLIPModel
 
-from clipgraft.config import Recipe
+from clipgraft.config import Recipe, naming
 from clipgraft.console import print_table
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.transforms import tokenize
@@ -23,7 +23,7 @@ from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.token_drift import token_drift
 from clipgraft.finetuning.finetune import recipe_of
 from clipgraft.finetuning.validate import NUM_DRIFT_CAPTIONS, Recall, measure_retrieval
-from clipgraft.models.clip import ClipParts, recipe_naming, save_clip
+from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.reporting.plots import plot_interpolation
 from clipgraft.runs.run import Run, StageResult
 
@@ -94,7 +94,7 @@ def interpolate(
     quiet_libraries()
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha must be between 0 (before) and 1 (after); got {alpha}")
-    recipe = recipe_naming(before, recipe or recipe_of(before, data, device=device))
+    recipe = naming(recipe or recipe_of(before, data, device=device), before.origin)
     images = data.val[: recipe.data.max_val_images or None]
     if not images:
         raise UserError("weights are compared on a validation split, and the source has none; add one")

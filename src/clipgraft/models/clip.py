@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from clipgraft.config import Recipe
 from clipgraft.errors import CheckpointError
 from clipgraft.models.attention import ATTENTION
 from clipgraft.models.configs import (
@@ -29,7 +28,6 @@ from clipgraft.models.loading import load_strictly, refuse_links_out
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import MANIFEST_NAME, Needed, Weights, verify_model, write_folder_atomically
 from clipgraft.runs.folder_kinds import kind_of, wrong_kind
-from clipgraft.section import GIVEN
 from clipgraft.settings import ModelSettings
 
 NEEDED = Needed(("*.json", "*.txt"), (Weights("model"),))
@@ -50,11 +48,6 @@ class ClipParts(NamedTuple):
     """Name and commit; None if made in memory."""
     lineage: tuple[Stage, ...] = ()
     """Its fine-tuning stages, in order."""
-
-
-def recipe_naming(clip: ClipParts, recipe: Recipe) -> Recipe:
-    """Return a recipe that names no other CLIP than this one."""
-    return recipe if clip.origin else recipe.model_copy(update={"clip": ModelSettings(name=GIVEN)})
 
 
 def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipParts:
