@@ -22,6 +22,7 @@ def world(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_a_bridge_of_a_text_file_is_refined_on_pictures(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     models = ["--base", world["base"], "--set", "bridge.num_epochs=0"]

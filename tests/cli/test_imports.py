@@ -38,6 +38,7 @@ def test_generating_imports_no_package_that_it_does_not_use():
     assert not {f"clipgraft.{room}" for room in IDLE_ROOMS} & modules
 
 
+@pytest.mark.slow
 def test_packages_hidden_from_libraries_are_there_for_us(tmp_path):
     LMSDiscreteScheduler(use_beta_sigmas=True).save_pretrained(tmp_path)
     code = f"""

@@ -235,6 +235,7 @@ def decoded(cases_dir: Path) -> dict[str, tuple[str, float, int]]:
     return json.loads(ended.stdout)
 
 
+@pytest.mark.slow
 def test_every_image_is_a_crop_or_one_line_within_bounds(
     decoded: dict[str, tuple[str, float, int]],
 ) -> None:

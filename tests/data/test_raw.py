@@ -172,6 +172,7 @@ def test_deeply_nested_folders_are_walked(tmp_path: Path) -> None:
     subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # pytest's own way calls itself too
 
 
+@pytest.mark.slow
 def test_time_to_read_a_folder_grows_with_its_files_alone(tmp_path: Path) -> None:
     for number in range(4000):
         (tmp_path / f"{number}.jpg").touch()

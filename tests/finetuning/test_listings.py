@@ -49,6 +49,7 @@ def test_a_listing_trains_as_the_images_in_memory(world, listed, tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_resumed_listing_ends_with_the_same_bits(world, listed, tmp_path):
     recipe = with_source(recipe_of(world, num_workers=1), listed)
     run(recipe, tmp_path / "whole")

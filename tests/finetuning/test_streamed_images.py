@@ -55,6 +55,7 @@ def weights_of(out):
     return (out / "clip/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_run_broken_off_in_a_shard_ends_in_the_same_bits(world, tmp_path):
     result = run(world, tmp_path / "whole", num_workers=0)
     num_steps = 2 * (result.num_train_images // 8)

@@ -27,6 +27,7 @@ def sums(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_with_any_number_of_workers(tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
         draw_flatland8k(tmp_path / name, num_images=16, num_workers=workers)

@@ -217,6 +217,7 @@ class Uncopied(torch.nn.Linear):
         raise AssertionError("the network before the VAE was copied with its hook")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["model", "sequential"])
 def test_an_offloaded_vae_that_overflows_is_run_in_float32(base, vaes, how):
     inference = InferenceConfig(vae=str(vaes / "loud_decoder.safetensors"))
