@@ -37,14 +37,6 @@ How each was measured, and what follows from it, is on the pages that the sectio
 """
 
 
-FIRST_WORLD = frozenset(
-    {
-        "distill",
-    }
-)
-"""Files whose figures on flatland were measured in its first world."""
-
-
 class Part(NamedTuple):
     """A table of a file."""
 
@@ -319,8 +311,6 @@ def _section(name: str, path: Path) -> str:
     lines = [f"## {section.title}", ""]
     if section.text:
         lines += [section.text, ""]
-    if name in FIRST_WORLD:
-        lines += ["Figures on flatland here are of [its first world](limits.md#flatlands-first-world).", ""]
     for part in section.parts:
         lines += _part(results, part, path.name)
     return "\n".join([*lines, *_measured(results, path.name), ""])
