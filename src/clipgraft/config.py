@@ -141,8 +141,8 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def naming(recipe: Recipe, origin: object | None) -> Recipe:
-    """Return a recipe that names no CLIP if that has no origin."""
+def mark_given_clip(recipe: Recipe, origin: object | None) -> Recipe:
+    """Return a recipe whose CLIP, without an origin, is marked as given."""
     return recipe if origin else recipe.model_copy(update={"clip": ModelSettings(name=GIVEN)})
 
 

@@ -37,7 +37,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """Return the named device; "auto" is the fastest available.
 
     Raises:
-        UserError: If it is not auto, cpu, cuda or mps, or torch has none such.
+        UserError: If it is not auto, cpu, cuda or mps, or torch cannot use it here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":

@@ -13,8 +13,9 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does witho
     from pydantic import BaseModel, ValidationError
 
 NO_SPACE = "no space left on the disk"
-NO_SPACE_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """So begins what is said of a full disk."""
+NO_SPACE_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, an exhausted quota and a file at its size limit."""
 _PLAIN = {
     "a valid (tuple|list)": "a list",
     r"a valid dictionary( or [\w ]+)?": "a table of keys and values",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipgraft.bridging.corpus import Captions, choose_captions, load_captions
 from clipgraft.bridging.pairs import BridgeError, LinearFit, Towers, load_models
-from clipgraft.config import Recipe, build_recipe, naming
+from clipgraft.config import Recipe, build_recipe, mark_given_clip
 from clipgraft.console import print_line, say
 from clipgraft.data.batches import StateBatches
 from clipgraft.data.dataset import CaptionDataset
@@ -136,7 +136,7 @@ def _without_names(
     """Return a recipe that names neither another CLIP nor other captions."""
     if not isinstance(captions, CaptionDataset | Captions):
         recipe = recipe.model_copy(update={"bridge": recipe.bridge.updated({"captions": GIVEN})})
-    return naming(recipe, clip.origin)
+    return mark_given_clip(recipe, clip.origin)
 
 
 def _stage(result: BridgeResult, recipe: Recipe) -> Stage:

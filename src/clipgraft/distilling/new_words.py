@@ -104,8 +104,8 @@ class NewWords(StageResult):
         """Raise UserError if there is no new word."""
         if not self.words:
             raise UserError(
-                "no new word found: the base uses all that CLIP sees by words, so a distilled text encoder "
-                "would be the base's own; name words yourself (--new-words FILE), or leave distilling out"
+                "no new word found, so a distilled text encoder would be the base's own; name words yourself "
+                "(--new-words FILE), or leave distilling out"
             )
 
     def print(self) -> None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from accelerate import PartialState
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from clipgraft.config import Recipe, build_recipe, naming
+from clipgraft.config import Recipe, build_recipe, mark_given_clip
 from clipgraft.console import is_first_process, print_line
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
@@ -122,7 +122,7 @@ def finetune(
         Interrupted: On SIGINT or SIGTERM, after saving the state.
     """
     quiet_libraries()
-    recipe = naming(recipe or recipe_of(clip, data, seed=seed, device=device), clip.origin)
+    recipe = mark_given_clip(recipe or recipe_of(clip, data, seed=seed, device=device), clip.origin)
     recipe = recipe.model_copy(update={"finetune": (settings or recipe.finetune).updated(overrides)})
     clip = clip._replace(image_processor=with_resize_mode(clip.image_processor, recipe.finetune.resize_mode))
     if output_dir is None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 from transformers import CLIPModel
 
-from clipgraft.config import Recipe, naming
+from clipgraft.config import Recipe, mark_given_clip
 from clipgraft.console import print_table
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.transforms import tokenize
@@ -94,7 +94,7 @@ def interpolate(
     quiet_libraries()
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha must be between 0 (before) and 1 (after); got {alpha}")
-    recipe = naming(recipe or recipe_of(before, data, device=device), before.origin)
+    recipe = mark_given_clip(recipe or recipe_of(before, data, device=device), before.origin)
     images = data.val[: recipe.data.max_val_images or None]
     if not images:
         raise UserError("weights are compared on a validation split, and the source has none; add one")

@@ -60,7 +60,7 @@ def wrong_kind(path: Path, wanted: str, *places: str, advice: str) -> str:
         path: A file or folder.
         wanted: Such as "a graft".
         *places: Files that tell a folder of that kind, from `path`; the first one there is named.
-        advice: What to name where there is none.
+        advice: What to name if none of them is there.
     """
     found = next((path / place for place in places if (path / place).is_file()), None)
     name = os.path.normpath(found.parent) if found else advice

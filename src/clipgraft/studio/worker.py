@@ -199,7 +199,7 @@ class Worker(threading.Thread):
 
         def on_preview(requests: Sequence[ImageRequest], images: list[Image.Image], step: int) -> None:
             if len(requests) != len(batch):
-                return  # halved for want of memory: there is none for previews either
+                return  # the batch was halved to save memory, and a preview takes some
             for row, image in zip(batch, images, strict=True):
                 progress = self.progress[row.number]
                 progress.preview = encode(image, "JPEG", quality=PREVIEW_QUALITY)

@@ -28,7 +28,7 @@ COMPEL = re.compile(r"[\w)]\++(?=[\s,.)]|$)|\)-?\d")
 
 
 def read_invokeai(texts: Mapping[str, str]) -> ForeignSettings | None:
-    """Read a PNG's texts by InvokeAI; None if there are none.
+    """Read a PNG's texts by InvokeAI; None if it has none.
 
     Raises:
         DataError: If one is there and damaged.
