@@ -8,7 +8,7 @@ CORE := $(VENV)/installed-core
 STAMP := $(VENV)/installed
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ demo: $(CORE) ## fine-tune, graft and draw on flatland: runs/demo/report.html
 
 test: $(STAMP) ## default tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -p no:randomly --numprocesses 2 --dist loadfile
+
+test-integration: $(STAMP) ## whole commands, runs and pages
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m integration -p no:randomly --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP) ## tests that take minutes or gigabytes
 	$(BIN)/pytest -m slow
@@ -52,4 +55,4 @@ bench: $(STAMP) ## measurements, written to benchmarks/results
 dist-check: ## build wheel and sdist, try them in empty environments
 	$(PYTHON) tools/check_dist.py
 
-.PHONY: help install demo test test-slow lint format docs bench dist-check
+.PHONY: help install demo test test-integration test-slow lint format docs bench dist-check

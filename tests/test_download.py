@@ -44,6 +44,7 @@ def recipe(hub, tmp_path):
     return tmp_path / "recipe.toml"
 
 
+@pytest.mark.integration
 def test_a_recipe_is_downloaded_and_then_runs_offline(hub, recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert call("prefetch", recipe) == 0

@@ -44,6 +44,7 @@ def graft(world):
     return world / "out" / "graft"
 
 
+@pytest.mark.integration
 def test_finetune_your_folder(world, tmp_path, capsys):
     options = {"clip": str(world / "clip"), "num_epochs": 2, "batch_size": 8}
     example("finetune_your_folder").main(str(world / "data"), output_dir=str(tmp_path / "out"), **options)
@@ -56,6 +57,7 @@ def test_graft_and_generate(graft):
     assert [Image.open(path).size for path in images] == [(64, 64), (64, 64)]
 
 
+@pytest.mark.integration
 def test_compare_before_and_after(world, capsys):
     models = {"clip": str(world / "clip"), "base": str(world / "base")}
     example("compare_before_and_after").main(
@@ -76,6 +78,7 @@ def test_controlnet(world, graft, tmp_path):
     assert [image.size for image in images] == [(64, 64), (64, 64)]
 
 
+@pytest.mark.integration
 def test_your_own_loss(world, capsys):
     options = {"clip": str(world / "clip"), "num_epochs": 6, "batch_size": 8, "learning_rate": 1e-3}
     example("your_own_loss").main(str(world / "data"), **options)
@@ -83,6 +86,7 @@ def test_your_own_loss(world, capsys):
     assert losses[-1] < losses[0] < 0.5
 
 
+@pytest.mark.integration
 def test_a_run_is_not_resumed_with_another_loss(world, tmp_path):
     clip, data = cg.load_clip(str(world / "clip")), cg.load_dataset(world / "data")
     options = {"num_epochs": 1, "batch_size": 8, "output_dir": tmp_path / "out"}

@@ -143,6 +143,7 @@ def test_doctor_shows_what_holds_on_this_machine(folder, measure):
     assert shown["a step of a test"] == "fast is used: fast 18.4 ms, slow 2.29 s"
 
 
+@pytest.mark.integration
 def test_the_dtype_of_a_cpu_is_measured_once(folder, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     cpu_gains_from_bf16.cache_clear()

@@ -10,6 +10,7 @@ from clipgraft.memory import release_files
 from helpers import resident_kilobytes
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
 def test_pages_of_mapped_files_are_given_back_and_read_again(tmp_path):
     content = os.urandom(2**22)

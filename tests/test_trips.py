@@ -36,6 +36,7 @@ def generate(world, prompt):
     assert call("generate", prompt, *words, "--steps", 2, "--out", world / "images" / prompt) == 0
 
 
+@pytest.mark.integration
 def test_config_value(world):
     files = trip(0.00123, "learning_rate_at", lambda: finetune(world, 0.00123))
     assert len(files) <= 6, files
@@ -50,6 +51,7 @@ def test_training_caption(world):
     assert len(files) <= 10, files
 
 
+@pytest.mark.integration
 def test_prompt(world):
     prompt = "a red dog runs a red dog"  # words that are known: a note about others is no part of the way
     files = trip(prompt, "GraftedTextEncoder.forward", lambda: generate(world, prompt))

@@ -69,6 +69,7 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
+@pytest.mark.integration
 def test_more_epochs_later_equal_more_epochs_at_once(world, capsys):
     first = (world / "run/log.jsonl").read_text()
     assert finetune(world, world / "run", "--resume", epochs=3) == 0
@@ -85,6 +86,7 @@ def test_more_epochs_later_equal_more_epochs_at_once(world, capsys):
     )
 
 
+@pytest.mark.integration
 def test_bridge_and_refinement_take_more_epochs(world, capsys):
     models = ["--clip", world / "clip", "--base", world / "base", "--captions", world / "captions.txt"]
     options = ["bridge", *models, "--out", world / "br", "--set", "bridge.batch_size=32"]
@@ -166,6 +168,7 @@ def test_bridge_is_not_resumed_on_another_teacher(world, capsys):
     )
 
 
+@pytest.mark.integration
 def test_refinement_is_not_resumed_on_other_photographs(world, capsys):
     models = ["--clip", world / "clip", "--base", world / "base", "--captions", world / "captions.txt"]
     assert call("bridge", *models, "--set", "bridge.num_epochs=0", "--out", world / "br") == 0
@@ -184,6 +187,7 @@ def test_refinement_is_not_resumed_on_other_photographs(world, capsys):
     assert "was made with other photographs than the present ones" in refused(capsys, *options, "--resume")
 
 
+@pytest.mark.integration
 def test_steps_of_fine_tuning_are_those_of_this_version(world):
     """Where this fails, a checkpoint of before would go on otherwise: raise `checkpoints.VERSION`."""
     assert finetune(world, world / "cropped", *CROPPED, epochs=1) == 0

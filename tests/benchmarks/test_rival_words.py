@@ -45,6 +45,7 @@ def test_textual_inversion_trains_the_words_rows_alone(base, images):
     assert all(torch.equal(unet[name], value) for name, value in base.unet.state_dict().items())
 
 
+@pytest.mark.integration
 def test_the_text_encoder_learns_to_predict_the_noise(base, images):
     before = rival_words.noise_error(base, images)
     found = rival_words.text_encoder(base, images, 1e-2, seconds=1.0, seed=0)

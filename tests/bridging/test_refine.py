@@ -84,6 +84,7 @@ def weights_of(folder):
     return load_file(folder / "graft" / "model.safetensors")
 
 
+@pytest.mark.integration
 def test_refining_changes_only_the_bridge(world, tmp_path):
     result = refine(recipe_of(world), world["graft"], tmp_path)
     assert set(result.before) == set(result.after) == {"50", "250", "500", "750", "950"}
@@ -97,6 +98,7 @@ def test_refining_changes_only_the_bridge(world, tmp_path):
     assert Graft.from_pretrained(tmp_path / "graft").base == Graft.from_pretrained(world["graft"]).base
 
 
+@pytest.mark.integration
 def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
     recipe = recipe_of(world, "refine.checkpoint_every=3", "refine.save_total_limit=9")
     refine(recipe, world["graft"], tmp_path / "whole")
@@ -109,6 +111,7 @@ def test_a_resumed_refinement_ends_in_the_same_bits(world, tmp_path):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.integration
 def test_a_refinement_is_not_resumed_with_another_graft(world, other_graft, tmp_path, capsys):
     recipe = recipe_of(world, "refine.num_epochs=1")
     refine(recipe, world["graft"], tmp_path)
@@ -127,6 +130,7 @@ def test_a_refined_graft_tells_what_it_was_refined_from(world, tmp_path):
     assert Graft.from_pretrained(tmp_path / "graft").lineage == graft.lineage
 
 
+@pytest.mark.integration
 def test_an_object_is_refined_and_stays_as_it_is(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     graft, data = Graft.from_pretrained(world["graft"]), load_dataset(world["data"])
@@ -142,6 +146,7 @@ def test_an_object_is_refined_and_stays_as_it_is(world, tmp_path, monkeypatch):
     assert all(torch.equal(ours[name], by_name[name]) for name in by_name)
 
 
+@pytest.mark.integration
 def test_a_refinements_recipe_names_what_its_graft_was_made_of(world, tmp_path):
     options = ["--clip", world["clip"], "--base", world["base"], "--data", world["data"]]
     small = ["--set", "bridge.num_epochs=0", "--allow-few-captions"]
@@ -153,6 +158,7 @@ def test_a_refinements_recipe_names_what_its_graft_was_made_of(world, tmp_path):
     assert recipe.bridge.num_epochs == 0
 
 
+@pytest.mark.integration
 def test_rates_of_text_layers_are_those_of_the_settings(world, tmp_path):
     options = ["refine.text_layers=1", "refine.text_learning_rate=1e-6", "refine.learning_rate=1e-3"]
     options += ["refine.num_epochs=1", "refine.checkpoint_every=1", "refine.lr_schedule=constant"]
@@ -172,6 +178,7 @@ def test_gradient_checkpointing_follows_its_setting(world):
         assert base.unet.is_gradient_checkpointing == is_on
 
 
+@pytest.mark.integration
 def test_last_text_layers_change_by_low_rank_updates(world, tmp_path):
     options = ["refine.text_layers=1", "refine.text_lora_rank=2", "refine.text_learning_rate=1e-2"]
     refine(recipe_of(world, *options), world["graft"], tmp_path)

@@ -108,6 +108,7 @@ def test_batches_hold_one_size_and_every_image(world):
         assert {size[2:] for size in sizes} == set(LATENTS.values())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "steps", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
@@ -130,6 +131,7 @@ def test_run_broken_anywhere_ends_in_the_same_bits(world, tmp_path, steps):
     assert all(0 < error < 10 for error in result.after.values())
 
 
+@pytest.mark.integration
 def test_crop_is_named_on_the_command_line(world, tmp_path, capsys):
     options = ["--graft", world["graft"], "--base", world["base"], "--data", world["data"], "--out"]
     small = ["--set", "refine.batch_size=4", "--set", "refine.num_epochs=1", "--set", "refine.warmup_steps=0"]
@@ -144,6 +146,7 @@ def test_crop_is_named_on_the_command_line(world, tmp_path, capsys):
     assert "'buckets' or 'center'" in error
 
 
+@pytest.mark.integration
 def test_square_images_have_the_batches_of_center(tmp_path, world, monkeypatch):
     data = shutil.copytree(world["data"], tmp_path / "data")
     for index, path in enumerate((data / "Images").iterdir()):
@@ -157,6 +160,7 @@ def test_square_images_have_the_batches_of_center(tmp_path, world, monkeypatch):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.integration
 def test_skipped_photographs_are_named_in_every_result(tmp_path, world):
     data = shutil.copytree(world["data"], tmp_path / "data")
     (data / "Images" / "0003.jpg").write_bytes(b"")

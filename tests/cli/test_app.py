@@ -12,6 +12,7 @@ from clipgraft.cli import app as cli
 from helpers import call, refused, run_apart
 
 
+@pytest.mark.integration
 def test_a_base_draws_with_its_own_text_encoder(world, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("generate", "A dog", "--base", world["base"], "--out", out, "--steps", 1) == 0
@@ -19,6 +20,7 @@ def test_a_base_draws_with_its_own_text_encoder(world, tmp_path, capsys):
     assert "no graft and no base; name one of them" in refused(capsys, "generate", "A dog", "--out", out)
 
 
+@pytest.mark.integration
 def test_several_pictures_of_a_prompt_count_their_seeds_up(world, tmp_path):
     options = ["--base", world["base"], "--steps", 1, "--seed", 4, "--num-images", 2]
     assert call("generate", "A dog", "--out", tmp_path, *options) == 0
@@ -54,6 +56,7 @@ assert torch.equal(draw(plain), draw(ours))
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.integration
 def test_data_check_prints_json_for_machines(world, capsys):
     assert call("data", "check", world["data"], "--clip", world["clip"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"]["train"] == {"images": 16, "captions": 80}
@@ -115,6 +118,7 @@ def test_evaluation_leaves_the_run_that_it_measures_alone(finished, capsys):
     assert (finished / "recipe.toml").read_bytes() == before
 
 
+@pytest.mark.integration
 def test_processes_that_cannot_find_each_other_are_refused(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)

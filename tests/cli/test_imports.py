@@ -25,6 +25,7 @@ IDLE_PACKAGES = {
 IDLE_ROOMS = {"distilling", "evaluation", "finetuning", "pretraining", "reporting", "studio", "training"}
 
 
+@pytest.mark.integration
 def test_generating_imports_no_package_that_it_does_not_use():
     code = (
         "import json, sys\nfrom clipgraft.cli.imports import importing\n"

@@ -39,6 +39,7 @@ def test_recipe_beside_a_result_is_the_recipe_that_was_run(finished, world):
     assert load_recipe(finished / "recipe.toml") == load_recipe(world["recipe"])
 
 
+@pytest.mark.integration
 def test_finished_stages_are_not_run_again_on_resume(finished, world):
     weights = finished / "finetune" / "clip" / "model.safetensors"
     before = weights.stat().st_mtime_ns
@@ -46,6 +47,7 @@ def test_finished_stages_are_not_run_again_on_resume(finished, world):
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.integration
 def test_stages_run_alone(world, tmp_path, finished):
     small = ["--recipe", world["recipe"], "--set", "finetune.num_epochs=1", "--set", "bridge.num_epochs=0"]
     assert call("finetune", *small, "--out", tmp_path / "ft") == 0
@@ -163,6 +165,7 @@ def test_run_refuses_a_lora_that_its_grafts_cannot_use(world, tmp_path, capsys, 
     assert not (tmp_path / "out" / "finetune").exists()
 
 
+@pytest.mark.integration
 def test_a_moved_run_goes_on_with_what_is_finished(finished, world, tmp_path):
     moved, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
     shutil.copytree(finished, moved)
@@ -205,6 +208,7 @@ def test_interrupted_run_saves_and_can_be_resumed(world, tmp_path, capsys):
     assert list((out / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.integration
 def test_fine_tuning_on_real_photographs_lowers_the_loss(flickr8k_dir: Path, world, tmp_path):
     options = ["--set", "finetune.num_epochs=6", "--set", "finetune.batch_size=19"]
     arguments = ["--recipe", world["recipe"], "--data", flickr8k_dir, "--out", tmp_path / "out"]

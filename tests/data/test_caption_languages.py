@@ -47,6 +47,7 @@ def test_short_english_is_not_taken_for_another_language() -> None:
     assert other_languages(SHORT) == []
 
 
+@pytest.mark.integration
 def test_no_real_english_caption_is_taken_for_another(flickr8k_dir: Path) -> None:
     lines = (flickr8k_dir / "Flickr8k.token.txt").read_text().splitlines()
     captions = [line.split("\t", 1)[1] for line in lines if "\t" in line]

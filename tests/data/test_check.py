@@ -155,6 +155,7 @@ def test_real_folder_is_whole(flickr8k_dir: Path) -> None:
     assert "opened, none damaged, no duplicates" in printed(check)
 
 
+@pytest.mark.integration
 def test_a_check_of_a_plain_folder_imports_only_what_it_uses(folder: Path) -> None:
     code = f"""
 import sys

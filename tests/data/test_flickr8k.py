@@ -242,6 +242,7 @@ def with_all_photographs(
     return root
 
 
+@pytest.mark.integration
 def test_real_captions_exclude_92_images_and_the_bad_id(flickr8k_dir: Path, tmp_path: Path) -> None:
     token_file = flickr8k_dir / "Flickr8k.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=True)
@@ -256,6 +257,7 @@ def test_real_captions_exclude_92_images_and_the_bad_id(flickr8k_dir: Path, tmp_
     assert load_dataset(root, include_unsplit=True).counts["train"]["images"] == 6092
 
 
+@pytest.mark.integration
 def test_real_kaggle_file_gives_the_captions_of_the_token_file(flickr8k_dir: Path, tmp_path: Path) -> None:
     token_file = flickr8k_dir / "Flickr8k.token.txt"
     root = with_all_photographs(tmp_path, flickr8k_dir, token_file, token_file.name, lists=False)
@@ -268,6 +270,7 @@ def test_real_kaggle_file_gives_the_captions_of_the_token_file(flickr8k_dir: Pat
     assert sum("," in caption for captions in official.values() for caption in captions) == 2447
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("variant", "num_captions", "reasons"),
     [

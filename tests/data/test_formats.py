@@ -320,6 +320,7 @@ def test_flickr8k_wins_over_the_other_formats(tmp_path: Path) -> None:
     assert captions_of(load_dataset(root)) == {"Images/a.jpg": ("beside",)}
 
 
+@pytest.mark.integration
 def test_reading_needs_no_torch() -> None:
     import subprocess
     import sys

@@ -110,6 +110,7 @@ def test_braces_beside_globs_and_folders(tmp_path):
         assert names(f"{tmp_path}/{pattern}") == ["train/a.tar", "train/b.tar", "val/a.tar"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [

@@ -134,6 +134,7 @@ def test_shard_that_changes_on_the_server_is_named(server, own_cache):
         epoch(dataset)
 
 
+@pytest.mark.integration
 def test_only_shards_in_use_stay_in_a_full_cache(tmp_path, own_cache):
     with serve(write_shards(tmp_path / "many", 96, 4)) as server:
         limits = {"num_train_images": 70, "max_val_images": 1, "max_test_images": 1}

@@ -59,6 +59,7 @@ def test_every_sample_is_in_the_split_of_its_key(tmp_path):
     assert dataset.files == {"shards": "6, 00000.tar to 00005.tar"}
 
 
+@pytest.mark.integration
 def test_epoch_begun_anywhere_goes_on_as_the_whole_one(tmp_path):
     train = load_dataset(write_shards(tmp_path, 120, 12)).train
     whole = list(train.epoch(3, 5))

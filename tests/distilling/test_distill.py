@@ -102,6 +102,7 @@ def test_what_decides_the_empty_prompt_is_not_trained(learned, distill_world):
     assert not moved[base.tokenizer.eos_token_id]
 
 
+@pytest.mark.integration
 def test_the_base_is_not_touched(distill_world, recipe_for, tmp_path):
     files = [path for path in distill_world.base.rglob("*") if path.is_file()]
     before = {path: file_sha256(path) for path in files}
@@ -113,6 +114,7 @@ def test_the_base_is_not_touched(distill_world, recipe_for, tmp_path):
     assert named == {name: own[name] for name in ("unet", "vae")}
 
 
+@pytest.mark.integration
 def test_a_resumed_distillation_ends_in_the_same_bits(distill_world, recipe_for, tmp_path):
     recipe = recipe_for(distill_world, "distill.checkpoint_every=3", "distill.save_total_limit=9")
     distill_recipe(recipe, distill_world.graft, tmp_path / "whole")
@@ -126,6 +128,7 @@ def test_a_resumed_distillation_ends_in_the_same_bits(distill_world, recipe_for,
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.integration
 def test_a_distillation_is_not_resumed_with_other_words(distill_world, recipe_for, tmp_path):
     recipe = recipe_for(distill_world)
     distill_recipe(recipe, distill_world.graft, tmp_path / "out")
@@ -136,6 +139,7 @@ def test_a_distillation_is_not_resumed_with_other_words(distill_world, recipe_fo
         distill_recipe(changed_recipe, distill_world.graft, tmp_path / "out", resume=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [(["distill.text_layers=1"], "encoder.layers.1."), (["distill.lora_rank=2"], ".self_attn.")],
@@ -150,6 +154,7 @@ def test_only_the_chosen_part_is_trained(distill_world, recipe_for, tmp_path, se
     assert result.empty_prompt.largest < 1e-4
 
 
+@pytest.mark.integration
 def test_objects_are_distilled_without_a_folder(distill_world, recipe_for, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     graft, captions = (
@@ -200,6 +205,7 @@ def test_the_lineage_names_the_graft_and_the_words(learned, distill_world):
     assert load_recipe(folder / "recipe.toml").distill.new_words == str(distill_world.words)
 
 
+@pytest.mark.integration
 def test_a_distilled_encoder_is_distilled_again(learned, distill_world, recipe_for, tmp_path):
     _, folder = learned
     recipe = recipe_for(distill_world, 'distill.new_words=["horse"]')

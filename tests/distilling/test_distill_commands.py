@@ -34,6 +34,7 @@ def distilled(distill_world, tmp_path_factory):
     return out
 
 
+@pytest.mark.integration
 def test_a_distilled_encoder_draws_beside_its_graft(options, distill_world, tmp_path, capsys):
     assert call(*options, "--out", tmp_path / "out") == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -104,6 +105,7 @@ def test_a_graft_with_damaged_weights_is_refused(options, distill_world, tmp_pat
     assert "is damaged" in refused(capsys, *options, "--out", tmp_path / "out")
 
 
+@pytest.mark.integration
 def test_a_distilled_encoder_cannot_be_refined(options, tmp_path, capsys):
     assert call(*options, "--out", tmp_path / "out") == 0
     data = tiny.write_flickr8k(tmp_path / "data")

@@ -206,6 +206,7 @@ def test_nothing_new_is_said_with_what_follows(capsys):
     assert "nothing to distil: what CLIP sees by words the base uses already" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_the_base_is_asked_only_of_words_that_clip_sees(world):
     base = FrozenBase.load(str(world["base"]), components=("vae", "scheduler"))
     found = find_new_words(load_clip(world["clip"]), base, load_dataset(world["data"]), device="cpu")

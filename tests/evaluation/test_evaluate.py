@@ -82,6 +82,7 @@ def test_flatlands_clip_scores_no_other_bases_images(run_dir, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.integration
 def test_prompts_of_a_file_need_no_data(run_dir, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("A cat\n\n  كلب على الشاطئ 🐶 \n", encoding="utf-8")
     options = ["--prompts", tmp_path / "prompts.txt", "--scorer", run_dir.parent / "clip", *OPTIONS]
@@ -94,6 +95,7 @@ def test_prompts_of_a_file_need_no_data(run_dir, tmp_path, capsys):
     assert "prompts from the file (2)" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_number_of_prompts_is_the_recipes(run_dir, tmp_path):
     (tmp_path / "prompts.txt").write_text("A cat\nA dog\n")
     (tmp_path / "recipe.toml").write_text(
@@ -127,6 +129,7 @@ def test_no_prompts_are_refused(run_dir, tmp_path, capsys):
         assert message == f"error: --num-prompts must be 1 or more; got {number}"
 
 
+@pytest.mark.integration
 def test_command_prints_figures_floors_and_notes(run_dir, capsys, tmp_path):
     assert call("evaluate", run_dir, *OPTIONS) == 0
     printed = capsys.readouterr().out
@@ -188,6 +191,7 @@ def test_run_and_graft_together_or_neither_are_refused(run_dir, tmp_path, capsys
     assert "takes the folder of a run" in refused(capsys, "evaluate")
 
 
+@pytest.mark.integration
 def test_full_disk_leaves_the_old_evaluation(record, run_dir, tmp_path, capsys):
     out = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
     before = (out / "evaluation.json").read_bytes()

@@ -57,6 +57,7 @@ def test_a_note_says_that_the_scorer_is_not_independent(record):
     assert any("not independent" in note for note in record["notes"])
 
 
+@pytest.mark.integration
 def test_scorer_tuned_into_a_graft_is_not_independent(run_dir, tmp_path):
     recipe = Recipe.model_validate(
         {"data": {"source": str(run_dir.parent / "data")}, "evaluate": {"num_prompts": 1, "batch_size": 2}}
@@ -80,6 +81,7 @@ def test_scorer_tuned_into_a_graft_is_not_independent(run_dir, tmp_path):
     }
 
 
+@pytest.mark.integration
 def test_teachers_own_clip_is_not_independent(run_dir, tmp_path):
     base, clip = FrozenBase.load(str(run_dir.parent / "base")), tiny.build_clip()
     clip.model.config.text_config.hidden_size = tiny.TEACHER_WIDTH
@@ -118,6 +120,7 @@ def test_untrained_bridge_has_larger_state_errors(record):
     assert errors[RANDOM] > 2 * errors["after"]
 
 
+@pytest.mark.integration
 def test_failed_images_are_counted_and_never_scored(run_dir, tmp_path):
     base = shutil.copytree(run_dir.parent / "base", tmp_path / "base")
     weights = base / "vae" / "diffusion_pytorch_model.safetensors"
@@ -140,6 +143,7 @@ def test_failed_images_are_counted_and_never_scored(run_dir, tmp_path):
     assert real == ["real_images"]
 
 
+@pytest.mark.integration
 def test_variant_without_images_has_no_distance(run_dir, tmp_path):
     graft = Graft.from_pretrained(run_dir / "bridge" / "graft")
     next(graft.text_encoder.bridge.parameters()).data.fill_(3e38)  # finite; its states are not

@@ -25,6 +25,7 @@ from clipgraft.flatland import draw_scene, fidelity_prompts
 from two_processes import run_in_two_processes
 
 
+@pytest.mark.integration
 def test_second_call_generates_nothing(record, run_dir):
     before = drawn_rows(run_dir / "evaluate")
     again = evaluate_run(run_dir, SETTINGS | {"evaluate.force": True})
@@ -32,6 +33,7 @@ def test_second_call_generates_nothing(record, run_dir):
     assert without_time(again) == without_time(record)
 
 
+@pytest.mark.integration
 def test_damaged_and_missing_images_are_made_again(record, run_dir, tmp_path):
     folder = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
     first, second, third = (folder / row["file"] for row in record["images"][:3])
@@ -49,6 +51,7 @@ def test_damaged_and_missing_images_are_made_again(record, run_dir, tmp_path):
         assert ours["value"] == pytest.approx(theirs["value"], rel=1e-2, abs=1e-3), ours
 
 
+@pytest.mark.integration
 def test_images_of_other_weights_are_made_anew(record, run_dir, tmp_path):
     out = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
     copy = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate"))
@@ -69,6 +72,7 @@ def test_images_of_other_weights_are_made_anew(record, run_dir, tmp_path):
     assert found["interval"][0] < found["value"] == 0 < found["interval"][1]
 
 
+@pytest.mark.integration
 def test_images_of_other_settings_are_made_anew(record, run_dir, tmp_path):
     out = shutil.copytree(run_dir / "evaluate", tmp_path / "out")
     evaluate_run(run_dir, SETTINGS | {"evaluate.num_prompts": 1, "evaluate.guidance_scale": 2.0}, out=out)

@@ -74,6 +74,7 @@ def test_a_base_in_half_precision_stays_so(plain_base, tmp_path):
     assert {pipeline.unet.dtype, pipeline.text_encoder.dtype} == {torch.float16}
 
 
+@pytest.mark.integration
 def test_a_base_in_half_precision_generates_without_a_dtype(tmp_path):
     """transformers 5 takes the file's dtype, diffusers float32."""
     out = export(distilled_from(Path("flatland")), tmp_path / "out")

@@ -57,6 +57,7 @@ def test_diffusers_gives_the_distilled_states(exported, in_embeddings, plain_bas
     torch.testing.assert_close(found, states(in_embeddings.text_encoder, in_embeddings.tokenizer))
 
 
+@pytest.mark.integration
 def test_the_base_draws_with_them_as_the_distilled_encoder_does(exported, in_embeddings, plain_base):
     own, distilled = load(plain_base, device="cpu"), load(plain_base, device="cpu")
     distilled.pipeline.text_encoder = copy.deepcopy(in_embeddings.text_encoder)

@@ -33,6 +33,7 @@ def test_by_default_a_damaged_image_stops_by_name(recipe, tmp_path):
         run(recipe, tmp_path / "out")
 
 
+@pytest.mark.integration
 def test_skipped_images_are_named_and_kept_in_data_json(recipe, tmp_path, capsys):
     result = run(skipping(recipe), tmp_path / "out")
     assert "note: 4 of 48 photographs are damaged and skipped: 0003.jpg (is" in capsys.readouterr().err
@@ -42,6 +43,7 @@ def test_skipped_images_are_named_and_kept_in_data_json(recipe, tmp_path, capsys
     assert result.recall_after["num_captions"] == 7 * 5
 
 
+@pytest.mark.integration
 def test_resumed_run_sees_the_same_images(recipe, tmp_path):
     run(skipping(recipe), tmp_path / "whole")
     first = skipping(recipe).model_copy(update={"finetune": recipe.finetune.updated({"num_epochs": 1})})
@@ -51,6 +53,7 @@ def test_resumed_run_sees_the_same_images(recipe, tmp_path):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
+@pytest.mark.integration
 def test_a_mended_image_is_changed_data_on_resuming(recipe, world, tmp_path):
     first = skipping(recipe).model_copy(update={"finetune": recipe.finetune.updated({"num_epochs": 1})})
     run(first, tmp_path / "out")
@@ -60,6 +63,7 @@ def test_a_mended_image_is_changed_data_on_resuming(recipe, world, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.integration
 def test_a_run_stopped_by_a_test_image_goes_on_with_skip(recipe, world, tmp_path):
     for name in DAMAGED[:3]:  # those of train are whole
         shutil.copy(world / "data/Images" / name, tmp_path / "data/Images" / name)

@@ -35,12 +35,14 @@ def is_unchanged(world, model, prefix):
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.integration
 def test_frozen_vision_tower_stays_the_same_to_the_bit(world, tmp_path):
     _, model = tune(world, tmp_path / "table", frozen_vision_layers=-1)
     assert is_unchanged(world, model, "vision_model")
     assert not is_unchanged(world, model, "text_model")
 
 
+@pytest.mark.integration
 def test_lora_leaves_a_plain_clip_with_other_attention(world, tmp_path):
     _, model = tune(world, tmp_path / "out", lora_rank=2)
     assert not is_unchanged(world, model, "text_model.encoder.layers.0.self_attn.q_proj.weight")
@@ -97,6 +99,7 @@ def test_resumed_run_keeps_its_automatic_precision(world, tmp_path, precision):
     assert settle_precision("auto", cpu, None) == choose_mixed_precision("auto", cpu)
 
 
+@pytest.mark.integration
 def test_resume_allows_only_settings_without_effect(world, tmp_path):
     out = tmp_path / "out"
     tune(world, out, num_epochs=1)
@@ -107,6 +110,7 @@ def test_resume_allows_only_settings_without_effect(world, tmp_path):
         tune(world, out, batch_size=4, resume=True)
 
 
+@pytest.mark.integration
 def test_resume_without_a_checkpoint_is_noted(world, tmp_path, capsys):
     tune(world, tmp_path / "out", num_epochs=1, resume=True)
     assert "note: no checkpoint in" in capsys.readouterr().err
@@ -161,6 +165,7 @@ def test_result_is_recall_in_both_directions_before_and_after(world, tmp_path, c
     assert capsys.readouterr().out == "recall was not measured: the source has no test split\n"
 
 
+@pytest.mark.integration
 def test_resumed_run_with_every_option_ends_in_the_same_bits(world, tmp_path):
     options = {
         "captions_per_image": 3,
@@ -267,6 +272,7 @@ def test_only_fine_tuning_runs_in_several_processes(world, tmp_path, monkeypatch
         pass
 
 
+@pytest.mark.integration
 def test_objects_go_in_and_a_typed_result_comes_out(world, tmp_path):
     """As the command line's result, to the bit; the CLIP that was given stays as it was."""
     clip, data = load_clip(world / "clip"), load_dataset(world / "data")

@@ -37,6 +37,7 @@ def listed(world, images):
     path.unlink()
 
 
+@pytest.mark.integration
 def test_a_listing_trains_as_the_images_in_memory(world, listed, tmp_path):
     of_listing = run(with_source(recipe_of(world), listed), tmp_path / "listed")
     listed.rename(tmp_path / "list.parquet")
@@ -59,6 +60,7 @@ def test_a_resumed_listing_ends_with_the_same_bits(world, listed, tmp_path):
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
+@pytest.mark.integration
 def test_missing_images_stop_or_are_skipped_and_named(world, images, tmp_path):
     train = [number for number, image in enumerate(images) if image.split == "train"]
     path = write_listing(images, world / "data" / "list.parquet", gone=train[:2])
@@ -77,6 +79,7 @@ def test_missing_images_stop_or_are_skipped_and_named(world, images, tmp_path):
     assert all(name.endswith(".gone") for name in damaged)
 
 
+@pytest.mark.integration
 def test_a_listing_of_training_images_alone_is_enough(world, images, tmp_path):
     path = write_listing(images, world / "data" / "list.parquet", only_train=True)
     try:

@@ -86,6 +86,7 @@ def test_mode_is_the_librarys_own_after_saving(mode, tmp_path, photograph):
     assert (clip_crop(photograph, processor_of(mode)) == expected).all()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", SIZES)
 def test_tuned_clip_keeps_its_mode_and_later_tuning_too(world, tmp_path, mode):
     tune(world, tmp_path / "out", num_epochs=1, resize_mode=mode)
@@ -96,6 +97,7 @@ def test_tuned_clip_keeps_its_mode_and_later_tuning_too(world, tmp_path, mode):
     assert dict(again.clip.image_processor.size) == SIZES[mode]
 
 
+@pytest.mark.integration
 def test_mode_changes_training_and_all_figures(world, tmp_path):
     # The images are of one colour each: only black bars change them.
     own, _ = tune(world, tmp_path / "own", num_epochs=1)
@@ -110,6 +112,7 @@ def test_mode_changes_training_and_all_figures(world, tmp_path):
     ]
 
 
+@pytest.mark.integration
 def test_resume_refuses_another_mode(world, tmp_path):
     tune(world, tmp_path / "out", num_epochs=1)
     with pytest.raises(CheckpointError, match=r"finetune\.resize_mode was '', is 'squash'"):
@@ -122,6 +125,7 @@ def test_interpolation_uses_the_tuned_clips_mode(world):
     assert dict(interpolate(clip, after, data).clip.image_processor.size) == SIZES["squash"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", SIZES)
 def test_random_crops_are_the_same_from_cache_or_file(world, tmp_path, monkeypatch, mode):
     # Decoded while training where the cache is too small, in two workers.
@@ -150,6 +154,7 @@ def test_random_crops_show_all_of_long_photographs(tmp_path, world, monkeypatch)
     assert (whites < 0.2).sum() > 0
 
 
+@pytest.mark.integration
 def test_checkpoint_with_crops_of_the_middle_alone_is_refused(world, tmp_path):
     tune(world, tmp_path / "out", num_epochs=1, crop_scale=0.5)
     for checkpoint in (tmp_path / "out" / "checkpoints").iterdir():

@@ -69,6 +69,7 @@ def test_run_broken_off_in_a_shard_ends_in_the_same_bits(world, tmp_path):
     assert checked["counts"]["train"]["images"] == result.num_train_images
 
 
+@pytest.mark.integration
 def test_other_shards_are_refused_when_resuming(world, tmp_path):
     run(world, tmp_path / "out", num_epochs=1)
     other = write_shards(tmp_path / "other", 60, 10)
@@ -76,6 +77,7 @@ def test_other_shards_are_refused_when_resuming(world, tmp_path):
         run(world, tmp_path / "out", resume=True, data=other)
 
 
+@pytest.mark.integration
 def test_frozen_vision_tower_encodes_images_as_they_come(world, tmp_path):
     result = run(world, tmp_path / "out", frozen_vision_layers=-1, num_epochs=1)
     before, after = load_clip(world / "clip").model, result.clip.model
@@ -88,6 +90,7 @@ def test_frozen_vision_tower_encodes_images_as_they_come(world, tmp_path):
     assert (before.text_projection.weight != after.text_projection.weight).any()
 
 
+@pytest.mark.integration
 def test_skipped_image_of_a_shard_is_named_and_counted(world, tmp_path):
     images = [(f"train{n:02}.{end}", content) for n in range(16) for end, content in sample(n)]
     data = write_tar(tmp_path / "train.tar", images)

@@ -25,6 +25,7 @@ from clipgraft.training.trainer import StepReport
 from plain_step import Pass, plain_loss
 
 
+@pytest.mark.integration
 def test_every_epoch_tells_recall_validation_loss_and_drift(world, tmp_path):
     tune(world, tmp_path / "out")
     rows = evaluations(tmp_path / "out")
@@ -34,6 +35,7 @@ def test_every_epoch_tells_recall_validation_loss_and_drift(world, tmp_path):
     assert {"val_loss", "text_to_image_recall@1", "paired_text_to_image_recall@1"} <= rows[0].keys()
 
 
+@pytest.mark.integration
 def test_validation_loss_of_single_images_is_that_of_two(world, tmp_path):
     tune(world, tmp_path / "out", batch_size=1, gradient_accumulation_steps=8, num_epochs=1)
     assert all(row["val_loss"] > 0.1 for row in evaluations(tmp_path / "out"))
@@ -106,6 +108,7 @@ def previews_of(world, base, folder, **settings):
     return {path.name: Image.open(path) for path in sorted((folder / "previews/step-00000001").iterdir())}
 
 
+@pytest.mark.integration
 def test_previews_follow_the_recipe(world, tmp_path):
     base = tiny.write_base(tmp_path / "base")
     options = {"prompts": ["a dog"], "height": 32, "width": 64, "num_images_per_prompt": 2}
@@ -123,6 +126,7 @@ def test_blocked_preview_is_not_kept_but_noted(world, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_previews_do_not_change_the_training(world, tmp_path):
     write_graft(world, tiny.write_base(tmp_path / "base"), tmp_path / "graft")
     _, plain = tune(world, tmp_path / "plain", num_epochs=1)

@@ -23,6 +23,7 @@ def test_ends_of_the_interpolation_equal_both_models():
     torch.testing.assert_close(middle.logit_scale, expected)
 
 
+@pytest.mark.integration
 def test_interpolation_measures_eleven_alphas_writes_one(world, tmp_path, capsys):
     tiny.write_clip(tmp_path / "after", seed=1)
     clip, data = load_inputs(recipe_of(world))

@@ -97,6 +97,7 @@ def test_no_two_beside_each_other_are_cut_by_the_border():
             assert not border(covered(of_two(subject, "", companion))).any(), (subject, companion)
 
 
+@pytest.mark.integration
 def test_two_and_three_can_be_counted():
     for place, subject, action in ALONE:
         if action == "driving":  # with speed lines, apart from the vehicle
@@ -115,6 +116,7 @@ def test_little_is_smaller_than_big():
         assert areas == sorted(areas), subject
 
 
+@pytest.mark.integration
 def test_a_subject_is_on_its_side():
     for place, subject, action in ALONE:
         for side, low, high in (("left", 0, 56), ("", 46, 82), ("right", 72, 128)):
@@ -146,6 +148,7 @@ def test_the_chased_is_ahead():
             assert sign * (columns[1] - columns[0]) > 20
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("subject", ["dog", "man"])
 def test_no_colour_is_lost_on_any_background(subject):
     for place in PLACES:

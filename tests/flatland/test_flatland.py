@@ -45,6 +45,7 @@ def test_the_world_is_that_of_the_shipped_weights():
     assert digest.hexdigest() == "9c1238c703dacc99810f3520844c40332244f9883998516cdfd3a816c354cf24"
 
 
+@pytest.mark.integration
 def test_dataset_drawn_twice_at_the_same_time_is_whole(tmp_path):
     def draw_it_too(done: int) -> None:
         if done == 1:

@@ -199,6 +199,7 @@ def test_engines_make_the_plain_pipelines_image(base, generator, world, engine, 
     assert said == (engine == "openvino")
 
 
+@pytest.mark.integration
 def test_command_python_and_prompt_file_make_the_same_image(base, world, tmp_path):
     text = f"{world}/edges={world}/circle.png@0.7:0-0.6"
     assert generate(base, tmp_path / "cli", "A dog", "--control", text) == 0
@@ -223,6 +224,7 @@ def test_command_python_and_prompt_file_make_the_same_image(base, world, tmp_pat
     assert [(each["scale"], each["start"], each["end"]) for each in recorded] == [(0.7, 0.0, 0.6)]
 
 
+@pytest.mark.integration
 def test_image_is_reproduced_with_its_controlnets(base, world, tmp_path, capsys):
     edges, depth = (f"{world}/edges={world}/circle.png", f"{world}/depth={world}/square.png")
     assert (

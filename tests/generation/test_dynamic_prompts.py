@@ -134,6 +134,7 @@ def test_each_seed_draws_its_own_and_the_same_again(wildcards):
     assert all(request.params.clip_skip == 1 for request in requests)
 
 
+@pytest.mark.integration
 def test_the_resolved_prompt_is_recorded_and_redrawn(base, wildcards, tmp_path, capsys):
     options = ["--num-images", 3, "--wildcards", wildcards, "--batch-size", 1]
     assert generate(base, tmp_path / "a", "a __colour__ {dog|cat}", *options) == 0

@@ -116,6 +116,7 @@ def test_embedding_in_neither_prompt_is_noted(base, fur, toy):
     assert request_notes("A dog EasyFur", generator.pipeline.tokenizer, params) == []
 
 
+@pytest.mark.integration
 def test_image_is_redrawn_with_its_own_embeddings(base, fur, toy, tmp_path, capsys):
     options = ("--embedding", fur, "--embedding", toy)
     assert generate(base, tmp_path / "a", "EasyFur on a <cat-toy>", "A dog", *options) == 0
@@ -193,6 +194,7 @@ def test_another_file_of_the_same_name_is_read_again(pipeline, tmp_path):
     assert len(Embeddings(params_of(file).embeddings).vectors) == 3
 
 
+@pytest.mark.integration
 def test_a_folder_gives_what_prompts_name_by_file(base, fur, tmp_path):
     folder = tmp_path / "embeddings"
     (folder / "animals").mkdir(parents=True)

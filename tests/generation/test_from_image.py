@@ -279,6 +279,7 @@ def test_brackets_of_novelai_become_weights():
     assert "weights of the prompt, whose brackets have no partner" in unread
 
 
+@pytest.mark.integration
 def test_the_settings_are_printed_and_the_image_generated(base, tmp_path, capsys):
     graph = comfyui_graph()
     graph["3"]["inputs"]["steps"] = 2

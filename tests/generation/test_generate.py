@@ -28,6 +28,7 @@ def test_empty_prompt_is_generated_with_a_note(base, tmp_path, capsys):
     assert rows_of(tmp_path)[0]["file"] == "empty-prompt_seed0.png"
 
 
+@pytest.mark.integration
 def test_interrupted_generation_keeps_its_images(base, tmp_path, capsys):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("\n".join(f"A dog {number}" for number in range(400)))
@@ -80,6 +81,7 @@ def test_batches_stay_halved_after_one_did_not_fit(base, tmp_path, capsys, monke
     assert sizes == [2] * 8 + [1]
 
 
+@pytest.mark.integration
 def test_batch_that_does_not_fit_into_memory_is_halved(base, tmp_path, capsys):
     generator = clipgraft.load(base, device="cpu")
 
@@ -121,6 +123,7 @@ def test_strength_sets_how_much_of_init_image_is_left(base, tmp_path):
     assert found[0.3].shape == (64, 64, 3)
 
 
+@pytest.mark.integration
 def test_low_strength_stays_nearer_to_init_image(tmp_path):
     generator = clipgraft.load("flatland", device="cpu")
     first = generator.generate("A red boat on the lake", num_inference_steps=8, guidance_scale=3)[0].image
@@ -171,6 +174,7 @@ def test_size_out_of_range_is_refused(base, tmp_path, capsys, height):
     assert f"got {height}" in message
 
 
+@pytest.mark.integration
 def test_previews_are_written_and_removed_at_the_end(base, tmp_path, monkeypatch):
     generator = clipgraft.load(base, device="cpu")
     seen = []
@@ -219,6 +223,7 @@ def test_graft_of_another_base_is_refused(base, tmp_path, capsys):
     assert "the graft was made for another base" in refused(capsys, "generate", "A dog", *options)
 
 
+@pytest.mark.integration
 def test_example_in_the_readme_generates(tmp_path, monkeypatch):
     readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
     example = next(part for part in readme.split("```python\n") if "clipgraft.load(" in part).split("```")[0]

@@ -19,6 +19,7 @@ def test_generate_puts_its_images_on_one_sheet(base, tmp_path, capsys):
     assert np.array_equal(sheet[-8 - 64 : -8, -4 - 64 : -4], last)  # behind gaps of 4 pixels
 
 
+@pytest.mark.integration
 def test_count_of_a_resumed_comparison_is_what_is_missing(base, graft, tmp_path, capsys):
     options = ["compare", "A dog", "A cat", "--graft", "teacher", "--graft", f"mine={graft}", "--base", base]
     options += ["--steps", 1, "--out", tmp_path]
@@ -29,6 +30,7 @@ def test_count_of_a_resumed_comparison_is_what_is_missing(base, graft, tmp_path,
     assert "1 image, 1 step" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_grid_has_every_combination_labelled(base, graft, tmp_path, capsys):
     axes = ["--axis", "guidance=1,3", "--axis", "seed=0-2", "--axis", f"graft=teacher,mine={graft}"]
     assert call("grid", "A dog", *axes, "--steps", 1, "--base", base, "--out", tmp_path) == 0
@@ -43,6 +45,7 @@ def test_grid_has_every_combination_labelled(base, graft, tmp_path, capsys):
     assert {path.name for path in tmp_path.glob("grid-*.png")} == {"grid-1.png", "grid-2.png"}
 
 
+@pytest.mark.integration
 def test_grid_cell_is_the_image_of_its_labels(base, tmp_path):
     axes = ["--axis", "seed=4,2", "--axis", "steps=1,2"]
     assert call("grid", "A dog", *axes, "--base", base, "--out", tmp_path) == 0
@@ -90,6 +93,7 @@ def test_axis_that_comes_twice_or_has_bad_values_is_refused(base, tmp_path, caps
     assert "no prompt; " in refused(capsys, "grid", "--axis", "seed=1", *options)
 
 
+@pytest.mark.integration
 def test_compare_puts_text_encoders_of_a_run_side_by_side(base, graft, tmp_path, capsys):
     for stage_name in ("bridge_before", "bridge", "refine"):
         (tmp_path / "run" / stage_name).mkdir(parents=True)

@@ -52,6 +52,7 @@ def test_half_written_row_costs_its_image_alone(base, tmp_path, capsys):
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["A dog", "A cat"]
 
 
+@pytest.mark.integration
 def test_other_parameters_or_models_generate_again(base, graft, tmp_path, capsys):
     generate(base, tmp_path, "A dog")
     for arguments in (["--guidance-scale", 3], ["--graft", graft]):
@@ -60,6 +61,7 @@ def test_other_parameters_or_models_generate_again(base, graft, tmp_path, capsys
         assert "1 generated" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_image_of_another_request_stays_and_new_one_is_numbered(base, tmp_path, capsys):
     generate(base, tmp_path, "A dog")
     first = (tmp_path / "a-dog_seed0.png").read_bytes()

@@ -87,6 +87,7 @@ def test_inpainting_base_equals_stock_diffusers(inpainting_base, images):
     assert np.abs(np.asarray(drawn.image, int) - expected).max() <= 1
 
 
+@pytest.mark.integration
 def test_inpainting_base_needs_a_mask(inpainting_base, images, tmp_path, capsys):
     command = ["generate", "A dog", "--base", inpainting_base, "--engine", "torch", "--out", tmp_path / "out"]
     for options in ([], ["--init-image", images / "picture.png"]):
@@ -113,6 +114,7 @@ def test_inpainting_base_on_openvino_equals_stock_diffusers(inpainting_base, ima
     assert np.abs(np.asarray(drawn[0].image, int) - stock_pixels(inpainting_base, images)).max() <= 1
 
 
+@pytest.mark.integration
 def test_only_what_is_white_changes_with_the_prompt(images):
     generator = clipgraft.load("flatland", device="cpu")
     first = generator.generate("A red boat on the lake", num_inference_steps=6)[0].image

@@ -75,6 +75,7 @@ def test_ip_adapter_equals_stock_diffusers(base, generator, world, kind):
     assert np.array_equal(drawn(generator, []), without)  # nothing of it is left
 
 
+@pytest.mark.integration
 def test_all_kinds_with_a_lora_equal_stock_diffusers(base, generator, world, monkeypatch):
     controlnet = load_controlnet(str(world / "edges"), torch.device("cpu"), torch.float32)
     pipeline = stock(base, world, "plain", StableDiffusionControlNetInpaintPipeline, controlnet=controlnet)
@@ -132,6 +133,7 @@ def test_engines_make_the_plain_pipelines_image(base, generator, world, engine, 
         assert np.abs(drawn(on_engine, adapters) - drawn(generator, adapters)).max() <= 1
 
 
+@pytest.mark.integration
 def test_image_is_reproduced_with_its_ip_adapter(base, world, tmp_path, capsys):
     assert generate(base, tmp_path / "a", "A dog", "--ip-adapter", adapter(world)) == 0
     original = tmp_path / "a" / "a-dog_seed0.png"
@@ -147,6 +149,7 @@ def test_image_is_reproduced_with_its_ip_adapter(base, world, tmp_path, capsys):
     assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
 
 
+@pytest.mark.integration
 def test_unusable_ip_adapter_is_one_line(base, world, tmp_path, capsys):
     weights = load_file(world / "plain" / "adapter.safetensors")
     for name, kept in {

@@ -68,6 +68,7 @@ def drawn_by_diffusers(base, generator, loras):
     return np.asarray(image, dtype=int)
 
 
+@pytest.mark.integration
 def test_images_are_those_of_diffusers(base, generator, kohya, diffusers):
     loras = [
         Lora(file=str(kohya), strength=0.7, text_strength=0.4),
@@ -174,6 +175,7 @@ def test_graft_takes_the_part_for_the_unet_alone(base, graft, kohya, tmp_path, c
         drawn(generator, tmp_path / "text.safetensors")
 
 
+@pytest.mark.integration
 def test_openvino_and_torch_agree(base, kohya):
     import_openvino()
     settings = InferenceConfig(engine="openvino", feature_cache=2)
@@ -201,6 +203,7 @@ def test_loras_are_calibrated_apart_in_int8(base, kohya, tmp_path, monkeypatch, 
     assert 0 < distance < 0.7 * np.abs(adapted - plain).mean()  # rounded twice, in narrow layers
 
 
+@pytest.mark.integration
 def test_image_is_redrawn_with_its_own_loras(base, kohya, diffusers, tmp_path, capsys):
     loras = ("--lora", f"{kohya}:0.7:0.3", "--lora", diffusers)
     assert generate(base, tmp_path / "one", "A dog", *loras) == 0
@@ -228,6 +231,7 @@ def test_image_is_redrawn_with_its_own_loras(base, kohya, diffusers, tmp_path, c
     assert "made without a LoRA; leave --lora out" in refused(capsys, *plain, "--lora", kohya)
 
 
+@pytest.mark.integration
 def test_prompt_names_loras_as_in_a1111(base, kohya, tmp_path, capsys):
     options = ("--prompt-syntax", "weighted", "--lora-dir", kohya.parent)
     assert generate(base, tmp_path / "a", "A dog <lora:fur:0.5:0.8>", *options) == 0
@@ -275,6 +279,7 @@ def test_tag_without_a_folder_says_what_to_name(base, tmp_path, capsys):
     )
 
 
+@pytest.mark.integration
 def test_grid_has_an_axis_of_loras(base, kohya, tmp_path):
     axes = [parse_axis(text) for text in (f"lora=none,{kohya}:0.4,{kohya}:0.9:0.2", "seed=0,1")]
     options = GenerateOptions(base=str(base), inference=TORCH)
@@ -301,6 +306,7 @@ def test_prompt_files_name_loras_beside_them(kohya, diffusers, tmp_path, monkeyp
     assert [(lora.file, lora.strength) for request in requests for lora in request.params.loras] == expected
 
 
+@pytest.mark.integration
 def test_controlnets_act_beside_loras(base, kohya, tmp_path):
     tiny.build_controlnet(FrozenBase.load(str(base), components=["unet"]).unet).save_pretrained(
         tmp_path / "edges"

@@ -116,6 +116,7 @@ def test_image_equals_stock_diffusers_with_that_vae(base, vaes, in_float32, name
     assert np.abs(np.asarray(drawn, int) - expected).max() <= 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CLASSES)
 def test_openvino_equals_stock_diffusers_with_that_vae(base, vaes, in_float32, name):
     import_openvino()
@@ -172,6 +173,7 @@ def test_images_of_a_batch_equal_single_ones(base, vaes, in_float32):
         assert np.abs(np.asarray(image.image, int) - np.asarray(alone, int)).max() <= 1
 
 
+@pytest.mark.integration
 def test_taesd_that_overflows_in_half_is_decoded_in_float32(base, vaes):
     inference = InferenceConfig(vae=str(vaes / "loud_decoder.safetensors"))
     frozen = FrozenBase.load(str(base))
@@ -234,6 +236,7 @@ def test_an_offloaded_vae_that_overflows_is_run_in_float32(base, vaes, how):
         assert np.abs(found.astype(int) - expected).max() <= 2
 
 
+@pytest.mark.integration
 def test_command_python_and_recipe_make_the_same_image(base, vaes, tmp_path):
     path = vaes / "taesd_decoder.safetensors"
     assert generate(base, tmp_path / "cli", "A dog", "--vae", path) == 0
@@ -266,6 +269,7 @@ def test_the_record_names_the_vae_and_its_sum_but_no_folder(base, vaes, tmp_path
     assert own["vae_sha256"] != models["vae_sha256"]
 
 
+@pytest.mark.integration
 def test_an_image_is_reproduced_with_its_vae_alone(base, vaes, tmp_path, capsys):
     original = tmp_path / "a" / "a-dog_seed0.png"
     assert generate(base, tmp_path / "a", "A dog", "--vae", vaes / "taesd_decoder.safetensors") == 0
@@ -284,6 +288,7 @@ def test_an_image_is_reproduced_with_its_vae_alone(base, vaes, tmp_path, capsys)
     assert "that image was made with the base's own VAE; leave --vae out" in message
 
 
+@pytest.mark.integration
 def test_grid_and_compare_take_a_vae_too(base, graft, vaes, tmp_path):
     shared = ["--base", base, "--steps", 1, "--vae", vaes / "tiny", "--out"]
     assert call("grid", "A dog", "--axis", "seed=0-1", *shared, tmp_path / "grid") == 0

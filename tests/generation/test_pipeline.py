@@ -194,6 +194,7 @@ def test_nan_latents_let_neighbours_be_decoded_again():
     assert decode(pipeline, latents.half())[1] == ["ok", "failed_nan"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("threshold", "status"), [(-1.0, "blocked"), (1.1, "ok")])
 def test_bases_safety_checker_has_its_say(tmp_path, threshold, status):
     base = tiny.write_checked_base(tmp_path / "base", threshold)
@@ -206,6 +207,7 @@ def test_bases_safety_checker_has_its_say(tmp_path, threshold, status):
     assert np.array_equal(np.asarray(found.image), expected)
 
 
+@pytest.mark.integration
 def test_safety_checker_that_is_named_but_not_there_is_said(tmp_path, caplog):
     base = tiny.write_checked_base(tmp_path / "base", 1.1)
     (base / "safety_checker" / "model.safetensors").unlink()

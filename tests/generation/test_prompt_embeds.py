@@ -57,6 +57,7 @@ def test_other_weights_are_seen_after_forgetting():
     assert torch.allclose(many(states, PROMPTS), before + 1, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_memory_does_not_grow_with_the_prompts():
     pipeline = tiny.build_pipeline()
     states = PromptEmbedCache(pipeline)
@@ -204,6 +205,7 @@ def test_chunks_end_at_a_near_comma():
     assert [len(chunk.tokens) for chunk in split_prompt(near, tokenizer, CUT)] == [75]
 
 
+@pytest.mark.integration
 def test_prompts_of_other_lengths_in_a_batch_are_as_alone(tmp_path):
     generator = clipgraft.load(tiny.write_base(tmp_path / "base"), device="cpu")
     prompts = ["a dog", "a red ball " * 40, "a (cat:1.4) BREAK a dog", "a cat"]

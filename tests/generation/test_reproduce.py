@@ -105,6 +105,7 @@ def test_base_of_the_hub_is_loaded_at_its_commit(base, tmp_path, monkeypatch):
     assert (tmp_path / "b" / original.name).read_bytes() == original.read_bytes()
 
 
+@pytest.mark.integration
 def test_image_to_image_is_reproduced_with_its_init_image(base, tmp_path, capsys):
     for name, color in (("red", "red"), ("blue", "blue")):
         Image.new("RGB", (64, 64), color).save(tmp_path / f"{name}.png")

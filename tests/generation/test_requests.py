@@ -111,6 +111,7 @@ def test_file_without_a_prompt_is_refused(base, tmp_path, capsys):
     assert "no prompt; " in refused(capsys, "generate", "--base", base, "--out", tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -68,6 +68,7 @@ def test_a_recipe_has_it_too():
         build_recipe({"generate": {"safety_checker": True}})
 
 
+@pytest.mark.integration
 def test_an_image_is_redrawn_under_its_own_checker(bases, capsys, tmp_path):
     base = ("--base", bases["passing"], "--device", "cpu")
     for value in ("auto", "off"):

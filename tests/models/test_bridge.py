@@ -261,6 +261,7 @@ def test_a_state_sees_itself_and_the_past_but_no_padding():
     ]
 
 
+@pytest.mark.integration
 def test_gradients_are_the_same_bits_each_time():
     """At a size at which several threads share the sums; a run could not be made again otherwise."""
     bridge = Bridge(128, 192, 64, num_maps=NUM_CLASS_MAPS, num_positions=77, num_attention_blocks=1)

@@ -107,6 +107,7 @@ def test_guidance_uses_the_teachers_empty_prompt(encoder, base, base_dir):
     assert torch.equal(negative[0], base.empty_prompt_embeds())
 
 
+@pytest.mark.integration
 def test_an_exported_pipeline_gives_the_same_latents_to_the_bit(encoder, base_dir, tmp_path):
     pipeline = put_in(base_dir, encoder)
     pipeline.save_pretrained(tmp_path / "pipeline")

@@ -71,6 +71,7 @@ def test_named_models_have_a_pinned_commit(tmp_path, monkeypatch):
             resolve(name)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("switch", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
 def test_an_unreachable_hub_is_reported_within_ten_seconds(tmp_path, switch):
     """In a process of its own, because the hub's library reads its environment once."""

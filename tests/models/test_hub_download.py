@@ -177,6 +177,7 @@ def test_a_mirror_with_other_weights_is_not_asked_for_them(hub, pinned):
     assert hub.sent("diffusion_pytorch_model.safetensors") == 0
 
 
+@pytest.mark.integration
 def test_a_connection_that_is_cut_goes_on_where_it_was(hub):
     hub.cut = {"model.safetensors"}
     load_clip("owner/clip", revision=COMMIT)

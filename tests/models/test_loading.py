@@ -350,6 +350,7 @@ def test_published_sd15_and_clip_configurations_are_taken(tmp_path):
         assert read_config(tmp_path / name, kind) == config
 
 
+@pytest.mark.integration
 def test_a_pickle_named_by_an_index_is_never_opened(tmp_path):
     if not SCRIPT.is_file():
         pytest.skip(f"the script that makes such a folder is not there: {SCRIPT}")

@@ -54,6 +54,7 @@ def test_an_error_while_writing_leaves_the_old_content(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.integration
 def test_a_process_killed_while_writing_leaves_the_old_content(tmp_path):
     write(tmp_path / "out", "old")
     script = (
@@ -78,6 +79,7 @@ def test_a_process_killed_between_the_renames_loses_nothing(tmp_path):
     assert text_of(tmp_path / "out") == "old"
 
 
+@pytest.mark.integration
 def test_a_full_disk_is_said_and_leaves_the_old_content(tmp_path):
     script = f"""
 from pathlib import Path

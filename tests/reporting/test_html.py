@@ -156,6 +156,7 @@ def test_values_of_a_wrong_kind_never_stop_the_report(run_dir):
     assert "images.json: a row names no file and is left out." in read_page(run_dir).text
 
 
+@pytest.mark.integration
 def test_page_of_a_large_run_stays_under_five_megabytes(run_dir):
     rows = [picture_row(f"{i}.png", f"{i} {HOSTILE * 30}") for i in range(63)]
     write_pictures(run_dir / "generate", rows, side=256, noise=True)
@@ -220,6 +221,7 @@ def test_report_of_no_folder_names_the_folder(tmp_path):
         report(tmp_path / "nowhere")
 
 
+@pytest.mark.integration
 def test_report_is_written_without_torch():
     code = "import sys, clipgraft.reporting.html; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

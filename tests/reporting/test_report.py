@@ -58,6 +58,7 @@ def test_wrong_folder_is_said_in_one_line(tmp_path, monkeypatch, capsys, argumen
     assert error.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_watched_page_renews_itself_until_the_run_ends(run_dir):
     pages = []
 
@@ -79,6 +80,7 @@ def test_watched_page_renews_itself_until_the_run_ends(run_dir):
     assert 'http-equiv="refresh"' not in page.read_text()
 
 
+@pytest.mark.integration
 def test_evaluation_within_a_run_is_watched_too(run_dir, capsys):
     def work():
         with run_folder(run_dir / "evaluate", resume=True):

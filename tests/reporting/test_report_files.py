@@ -29,6 +29,7 @@ def test_report_json_says_what_the_page_says_for_machines(run_dir):
     assert "/home/someone" not in text
 
 
+@pytest.mark.integration
 def test_report_that_cannot_be_written_whole_replaces_nothing(run_dir):
     report(run_dir)
     before = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
@@ -57,6 +58,7 @@ def test_figures_that_are_not_finite_are_null_in_json(run_dir):
     assert summary["finetune"]["after"]["text_to_image_recall@1"] is None
 
 
+@pytest.mark.integration
 def test_page_of_a_run_at_work_reloads_itself(run_dir):
     page = report(run_dir, refresh_seconds=7).read_text()
     assert '<meta http-equiv="refresh" content="7">' in page

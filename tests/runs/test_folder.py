@@ -175,6 +175,7 @@ def test_partial_files_of_killed_processes_are_cleared(run):
         assert len(content(run)) == 4
 
 
+@pytest.mark.integration
 def test_second_process_is_refused_and_told_the_lock(run):
     code = "import sys, pathlib, clipgraft.runs.folder as r\n"
     code += "with r.hold_folder(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
@@ -241,6 +242,7 @@ def try_folders(folders, barrier, results):
             barrier.wait()
 
 
+@pytest.mark.integration
 def test_of_processes_that_start_at_once_one_holds_the_folder(tmp_path):
     folders = [tmp_path / str(index) for index in range(5)]
     for folder in folders:

@@ -17,6 +17,7 @@ from app_client import JOB, generate, refused
 from clipgraft.studio.api import build_app
 
 
+@pytest.mark.integration
 def test_a_job_is_generated_and_its_images_are_found_by_id(client):
     job = generate(client, num_images=3)
     assert (job["state"], job["kind"], job["step"], job["steps"]) == ("done", "generate", 9, 9)
@@ -59,6 +60,7 @@ def test_without_a_seed_a_random_one_is_used_and_told(client):
     assert len(seeds) == 2
 
 
+@pytest.mark.integration
 def test_events_tell_each_change_and_end_with_the_job(client):
     job_id = client.post("/v1/jobs", json=JOB | {"steps": 150, "num_images": 8}).json()["id"]
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
@@ -70,6 +72,7 @@ def test_events_tell_each_change_and_end_with_the_job(client):
     assert told[-1]["state"] == "done"
 
 
+@pytest.mark.integration
 def test_settings_come_back_from_a_downloaded_image(client):
     job = generate(client, negative_prompt="a cat", prompt="Ein Hund läuft 犬 🐕", seed=2**64 - 1, width=72)
     image = job["images"][0]

@@ -133,6 +133,7 @@ def damaged(runs, kinds: dict) -> dict[str, str]:
     return names
 
 
+@pytest.mark.integration
 def test_runs_that_cannot_be_read_are_listed_with_the_reason(client, runs):
     kinds = damaged(runs, UNREADABLE)
     listed = check_all_works(client)
@@ -148,6 +149,7 @@ def test_runs_that_cannot_be_read_are_listed_with_the_reason(client, runs):
         assert name not in models
 
 
+@pytest.mark.integration
 def test_runs_with_a_damaged_file_are_read_as_far_as_that_goes(client, runs):
     kinds = damaged(runs, READABLE)
     listed = check_all_works(client)
@@ -209,6 +211,7 @@ def test_a_loop_of_links_is_no_way_out(tmp_path):
     assert inside(tmp_path / "a", tmp_path) == tmp_path / "a"
 
 
+@pytest.mark.integration
 def test_runs_that_are_deleted_while_the_page_looks_do_no_harm(client, runs, runs_dir):
     done = threading.Event()
 

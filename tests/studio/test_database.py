@@ -157,6 +157,7 @@ def until_health_is(client, status: int, reason: str = "") -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.integration
 def test_another_writer_delays_jobs_briefly_and_lists_never(client, service):
     with written_to_by_another_program(service.queue.database.path):
         begun = time.monotonic()
@@ -180,6 +181,7 @@ def test_a_database_that_cannot_grow_is_a_full_disk(client, service):
     assert "no space left on the disk" in refused(answers[-1])
 
 
+@pytest.mark.integration
 def test_a_full_disk_is_reported_until_there_is_room(client, service):
     assert client.post("/v1/images/generations", json=JOB).status_code == 200
     with files_of_at_most(0):

@@ -56,6 +56,7 @@ def events_of(content: bytes) -> list[dict]:
     return [json.loads(line[6:]) for line in content.split(b"\n") if line.startswith(b"data: ")]
 
 
+@pytest.mark.integration
 def test_the_65th_listener_is_refused_and_places_come_back(port, service):
     with service.cache.lock:  # nothing is generated meanwhile
         job_id = submit(service)
@@ -81,6 +82,7 @@ def test_the_65th_listener_is_refused_and_places_come_back(port, service):
         connection.close()
 
 
+@pytest.mark.integration
 def test_a_job_is_described_once_a_change_however_many_listen(port, service):
     described = []
     describe = service.describe

@@ -91,6 +91,7 @@ def holding(record: dict) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["mask", "lora", "tag", "guides", "embedding", "word"])
 def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, models_dir, ids, generator):
     sent, own = named(kind, models_dir, ids)

@@ -64,6 +64,7 @@ def test_a_stream_ends_with_the_image_that_a_call_gives(openai_client):
     assert event.notes == []
 
 
+@pytest.mark.integration
 def test_partial_images_come_before_each_completed_one(openai_client):
     values = SMALL | {"size": "128x128", "n": 2, "output_format": "webp", "quality": "high"}
     events = list(
@@ -81,6 +82,7 @@ def test_partial_images_come_before_each_completed_one(openai_client):
         assert {(image.format, image.size) for image in images} == {("WEBP", (128, 128))}
 
 
+@pytest.mark.integration
 def test_hanging_up_a_stream_cancels_its_job(openai_client, service):
     slow = {"size": "128x128", "n": 4, "extra_body": {"steps": 150}}
     with openai_client.images.generate(**SMALL | slow, stream=True, partial_images=3) as events:
@@ -88,6 +90,7 @@ def test_hanging_up_a_stream_cancels_its_job(openai_client, service):
     assert service.wait(service.queue.jobs(1)[0].id).result(timeout=20).state == "cancelled"
 
 
+@pytest.mark.integration
 def test_a_stream_whose_job_is_cancelled_ends_with_an_error(openai_client, service):
     slow = {"size": "128x128", "n": 4, "extra_body": {"steps": 150}}
     with openai_client.images.generate(**SMALL | slow, stream=True, partial_images=1) as events:
@@ -97,6 +100,7 @@ def test_a_stream_whose_job_is_cancelled_ends_with_an_error(openai_client, servi
             list(events)
 
 
+@pytest.mark.integration
 def test_a_stream_whose_end_cannot_be_read_ends_with_an_error(openai_client, service):
     slow = {"size": "128x128", "n": 4, "extra_body": {"steps": 150}}
     with openai_client.images.generate(**SMALL | slow, stream=True, partial_images=1) as events:

@@ -87,6 +87,7 @@ def test_an_answer_may_take_longer_than_headers_may(connection):
     assert connection.recv(100).startswith(b"HTTP/1.1 204")
 
 
+@pytest.mark.integration
 def test_the_headers_of_a_second_request_have_their_own_limit(connection):
     connection.send(WHOLE)
     connection.recv(1000)

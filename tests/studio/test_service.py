@@ -56,6 +56,7 @@ def test_the_fine_tuned_model_is_the_default(service):
     assert service.catalog.model(AFTER)[0].defaults == SamplingDefaults(2.0, 2)
 
 
+@pytest.mark.integration
 def test_a_batch_of_many_clients_equals_single_images(service, runs_dir):
     seeds = range(4)
     ids = [service.submit(f"client {seed}", "generate", [(AFTER, changed(DOG, seed=seed))]) for seed in seeds]
@@ -133,6 +134,7 @@ def test_a_damaged_graft_fails_its_job_alone(service, own_run, tmp_path):
     assert outcome(service, service.submit("a", "generate", [("own/after", DOG)])).state == "done"
 
 
+@pytest.mark.integration
 def test_stopping_finishes_the_batch_and_keeps_what_waits(service, runs_dir, tmp_path):
     ids = [
         service.submit("a", "generate", [(AFTER, changed(DOG, num_inference_steps=60 + n))]) for n in range(2)

@@ -38,6 +38,7 @@ def notes_on(client, content: bytes) -> list[str]:
     return client.post("/v1/images/settings", content=content, headers=PNG).json()["notes"]
 
 
+@pytest.mark.integration
 def test_every_image_is_decoded_by_the_servers_vae(client, runs_dir, tmp_path, vae):
     inference = InferenceConfig(vae=str(vae))
     service = Service(runs_dir, tmp_path / "own", device="cpu", inference=inference)

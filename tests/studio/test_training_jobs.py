@@ -62,6 +62,7 @@ def ended(jobs, name, seconds=60.0):
     return jobs.training(name) or jobs.check(name)
 
 
+@pytest.mark.integration
 def test_a_check_tells_what_it_found(tmp_path, data_dir, runs_dir):
     service = Service(runs_dir, tmp_path / "home", device="cpu", data_dir=data_dir)
     client = TestClient(build_app(service), base_url="http://localhost")
@@ -129,6 +130,7 @@ def test_the_end_of_the_studio_interrupts_and_is_remembered(tmp_path, data_dir):
     assert new_jobs(tmp_path).check("photos") is None
 
 
+@pytest.mark.integration
 def test_a_process_that_outlives_the_studio_is_found_again(tmp_path, data_dir):
     killed = new_jobs(tmp_path)
     killed.start_check("photos", data_dir / "photos")
@@ -216,6 +218,7 @@ def test_a_full_disk_starts_nothing(jobs, tmp_path, monkeypatch):
     assert (jobs.current, jobs.trainings()) == (None, [])
 
 
+@pytest.mark.integration
 def test_images_wait_for_a_training_which_gets_no_token(tmp_path, data_dir, runs_dir, monkeypatch):
     monkeypatch.setenv("CLIPGRAFT_TOKEN", "a-token-of-32-letters-and-digits")
     service = Service(runs_dir, tmp_path / "home", device="cpu", data_dir=data_dir)

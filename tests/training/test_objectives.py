@@ -170,6 +170,7 @@ def test_dropped_captions_become_the_empty_prompt():
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
 
 
+@pytest.mark.integration
 def test_autoencoder_learns_and_tells_its_psnr(tmp_path):
     vae = tiny.build_pipeline().vae
     pixels = torch.linspace(-1, 1, 16)[None, None, None].expand(2, 3, 16, 16).contiguous()

@@ -16,6 +16,7 @@ from regression import Regression, Rows, read_log, rewrite, train
 from tiny import fit
 
 
+@pytest.mark.integration
 def test_loss_falls_and_every_step_is_logged(tmp_path):
     _, result = train(tmp_path, num_epochs=20)
     rows = read_log(tmp_path)

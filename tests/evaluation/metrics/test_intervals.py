@@ -13,6 +13,7 @@ def coverage(draw, truth, num_sets=1000) -> float:
     return sum(low <= truth <= high for low, high in intervals) / num_sets
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("draw", "truth"),
     [
@@ -26,6 +27,7 @@ def test_interval_covers_the_truth_in_93_to_97_percent(draw, truth):
     assert 0.93 <= coverage(draw, truth) <= 0.97
 
 
+@pytest.mark.integration
 def test_interval_of_two_seeds_of_one_recipe_contains_zero():
     """Prompts differ in how hard they are; two trainings of one recipe differ by luck, prompt by prompt."""
 

@@ -82,6 +82,7 @@ def test_file_that_is_no_probe_is_refused(tmp_path):
         load_probe(tmp_path / "probe.safetensors")
 
 
+@pytest.mark.integration
 def test_shipped_probe_reads_every_attribute_of_new_images():
     scenes = [sample_scene(77, index, "test") for index in range(300)]
     read = read_attributes(

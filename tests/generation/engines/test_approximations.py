@@ -68,6 +68,7 @@ def test_approximations_are_named_and_measured(base, tmp_path, capsys):
     assert (row["scheduler"], row["num_inference_steps"]) == ("dpm++", 25)
 
 
+@pytest.mark.integration
 def test_reference_is_pndm_with_fifty_steps(base, tmp_path, capsys):
     arguments = ("generate", "A dog", "--base", base, "--engine", "torch", "--out", tmp_path / "out")
     assert call(*arguments, "--reference") == 0

@@ -40,6 +40,7 @@ def engine_in_use(base, inference=AUTO):
     return load(base, device="cpu", inference=inference).models["engine"]
 
 
+@pytest.mark.integration
 @needs_two_engines
 def test_the_engine_is_measured_once_and_the_kept_file_decides(base, measured, capsys):
     first = engine_in_use(base)
@@ -101,6 +102,7 @@ class Sleeper:
         self.first = 0.0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("seconds", "rounds"), [((0.002, 0.02), 2), ((0.02, 0.02), 3)])
 def test_steps_are_timed_with_one_network_in_memory(monkeypatch, seconds, rounds):
     monkeypatch.setattr(choice, "MAX_STEPS", 5)

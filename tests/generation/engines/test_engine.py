@@ -22,6 +22,7 @@ from clipgraft.sampling_params import InferenceConfig
 from helpers import image_request
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_an_engine_in_float32_makes_stocks_images(name, cache, stock):
     drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache)))
@@ -29,6 +30,7 @@ def test_an_engine_in_float32_makes_stocks_images(name, cache, stock):
     assert np.abs(drawn - stock).max() <= 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bfloat16_engine_equals_stock_up_to_rounding(name, cache, stock):
     drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache, torch.bfloat16)))
@@ -49,6 +51,7 @@ def test_flatlands_noise_prediction_is_the_same_on_every_engine(name, cache):
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_an_image_does_not_depend_on_its_neighbours(name, cache):
     pipeline = pipeline_of(tiny_base(), engine_of(name, cache))
@@ -59,6 +62,7 @@ def test_an_image_does_not_depend_on_its_neighbours(name, cache):
         assert np.abs(alone - together[seed]).max() <= 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_other_sizes_and_first_images_work_on_an_engine(name, cache, tmp_path):
     pipeline, plain = pipeline_of(tiny_base(), engine_of(name, cache)), pipeline_of(tiny_base())
