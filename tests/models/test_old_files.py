@@ -32,4 +32,5 @@ def test_an_old_export_generates_as_it_did(expected):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     latents = pipeline(PROMPTS[0], generator=generator, num_inference_steps=3, output_type="latent").images
-    torch.testing.assert_close(latents, expected["latents"])
+    # Made with AVX512. A CPU with AVX2 alone rounds differently: by 4e-5, where latents reach 44.
+    torch.testing.assert_close(latents, expected["latents"], rtol=0, atol=4e-4)
