@@ -115,6 +115,8 @@ def handle_errors(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         asked = f": {request.method} {request.url.path[:MAX_SHOWN]}" if code else ""
+        if error.status_code == 400 and (reason := _unreadable(error.__cause__)):
+            return _error(422, "invalid_value", f"the body is not JSON as read here: {reason}")
         message = f"{error.detail}{asked}"
         return _error(error.status_code, code or "bad_request", message, headers=error.headers)
 
@@ -127,6 +129,18 @@ def handle_errors(app: FastAPI) -> None:
         error.add_note(f"told to the client as error {number}")
         message = f"that went wrong here; the studio's log says how, see error {number}"
         return _error(500, "internal_error", message)
+
+
+def _unreadable(error: BaseException | None) -> str:
+    """Say why Python could not parse a body, of which FastAPI says only that."""
+    match error:
+        case RecursionError():
+            return "it is nested too deep"
+        case UnicodeDecodeError():
+            return f"it is not UTF-8 text (byte {error.start})"
+        case ValueError():  # of int(): Python's own bound
+            return "a number has over 4,300 digits"
+    return ""
 
 
 def report_response(path: Path) -> FileResponse:
