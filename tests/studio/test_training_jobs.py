@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -101,6 +103,21 @@ def test_a_stopped_check_leaves_room_for_the_next(jobs, data_dir):
     assert ended(jobs, "photos").state == "stopped"
     jobs.start_check("photos", data_dir / "photos")
     until(lambda: jobs.current.state == "running")
+    jobs.stop(jobs.current)
+    assert ended(jobs, "photos").state == "stopped"
+
+
+def test_a_second_stop_kills_even_without_sigkill(jobs, data_dir, monkeypatch):
+    on_windows = SimpleNamespace(SIGTERM=signal.SIGTERM)
+    monkeypatch.setattr("clipgraft.studio.training_jobs.signal", on_windows)
+    jobs.start_check("photos", data_dir / "photos")
+    until(lambda: jobs.current.state == "running")
+    process = psutil.Process(jobs.current.process_id)
+    status = Path(f"/proc/{process.pid}/status")
+    until(lambda: int(status.read_text().split("SigCgt:")[1].split()[0], 16) & 1 << (signal.SIGTERM - 1))
+    process.suspend()  # so that it cannot answer the first stop
+    jobs.stop(jobs.current)
+    assert process.status() == psutil.STATUS_STOPPED
     jobs.stop(jobs.current)
     assert ended(jobs, "photos").state == "stopped"
 

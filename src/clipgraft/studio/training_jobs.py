@@ -40,6 +40,8 @@ OPEN_STATES = ("waiting", "running", "stopping")
 RESUMABLE = ("stopped", "interrupted", "failed")
 USER_ERROR = 2
 """Exit code of a command that says what is wrong; a signal while it imports may become any other."""
+KILLED = -9
+"""Exit code of a command that SIGKILL ended. Windows has no such signal, nor Python a name for it there."""
 SECONDS_BETWEEN_LOOKS = 0.5
 """At a process that an earlier studio started, whose end nobody tells."""
 TAIL_BYTES, TAIL_LINES = 8192, 12
@@ -306,8 +308,10 @@ class TrainingJobs:
         work.stop_state = work.stop_state or state
         if work.process is not None:
             try:
-                # Not SIGINT, which a studio started in a script's background passes on as ignored.
-                work.process.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
+                if is_second:
+                    work.process.kill()
+                else:  # not SIGINT, which a studio started in a script's background passes on as ignored
+                    work.process.terminate()
             except psutil.NoSuchProcess:
                 return  # it has ended meanwhile
         work.job = work.job.model_copy(update={"state": "stopping"})
@@ -324,7 +328,7 @@ class TrainingJobs:
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if errors:
             return "failed", errors[-1]
-        if code == -signal.SIGKILL:
+        if code == KILLED:
             return "failed", "it was killed; the machine may have run out of memory"
         return "failed", f"it ended with code {code}" + (f": {lines[-1]}" if lines else "")
 
