@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from clipgraft.cli import app as cli
 from clipgraft.generation.requests import ImageRequest
@@ -70,6 +71,14 @@ def run_apart(*arguments: str, **options: object) -> subprocess.CompletedProcess
 def image_request(prompt: str, seed: int = 0, **params: object) -> ImageRequest:
     """Make a request from fields of `SamplingParams`."""
     return ImageRequest(prompt, SamplingParams.build({"seed": seed, **params}))
+
+
+def states_of(*models: torch.nn.Module) -> list[object]:
+    """Return device, dtype and gradient of every weight, and the modes of every module."""
+    modules = [module for model in models for module in model.modules()]
+    modes = [(module.training, vars(module).get("gradient_checkpointing")) for module in modules]
+    weights = [weight for model in models for weight in model.parameters()]
+    return [modes, [(weight.device.type, weight.dtype, weight.requires_grad) for weight in weights]]
 
 
 def import_openvino() -> ModuleType:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import tiny
 from clipgraft.exporting.export import export
 from clipgraft.models.base import FrozenBase
-from helpers import call, refused
+from helpers import call, refused, states_of
 from real_size import write_single_file
 
 PLAIN = """
@@ -65,7 +65,10 @@ def test_a_base_in_half_precision_stays_so(plain_base, tmp_path):
     tiny.halve(half)
     for path in half.rglob("*.fp16.safetensors"):
         path.with_name(path.name.replace(".fp16", "")).unlink()
-    out = export(distilled_from(half), tmp_path / "out")
+    distilled = distilled_from(half)
+    before = states_of(distilled.text_encoder.float())
+    out = export(distilled, tmp_path / "out")
+    assert states_of(distilled.text_encoder) == before
     for name in ("unet", "vae", "text_encoder"):
         files = [path.name for path in (out / name).glob("*.safetensors")]
         assert [file for file in files if "fp16" in file] == []

@@ -61,17 +61,18 @@ def write_plain_pipeline(distilled: Graft, base: str, folder: Path) -> None:
     if not (folder / DEFAULTS_NAME).is_file():
         write_json(folder / DEFAULTS_NAME, asdict(frozen.defaults))
     remove_local_paths(folder)
-    write_text_encoder(distilled.text_encoder.to(frozen.text_encoder.dtype), folder / TEXT_ENCODER)
+    _write_text_encoder(distilled.text_encoder, frozen.text_encoder.dtype, folder / TEXT_ENCODER)
     for name, model in ((TEXT_ENCODER, frozen.text_encoder), (SAFETY_CHECKER, frozen.safety_checker)):
         if model is not None:
             _name_float32(folder / name / "config.json", model.dtype)
 
 
-def write_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+def _write_text_encoder(text_encoder: CLIPTextModel, dtype: torch.dtype, folder: Path) -> None:
     """Replace the weights in a text encoder's folder, under published names."""
     for path in folder.glob("*.safetensors*"):
         path.unlink()
-    weights = {f"text_model.{name}": weight for name, weight in text_encoder.state_dict().items()}
+    state = text_encoder.state_dict()
+    weights = {f"text_model.{name}": weight.to(dtype) for name, weight in state.items()}
     write_tensors(folder / "model.safetensors", weights, {"format": "pt"})
 
 
