@@ -7,14 +7,18 @@ import random
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from clipgraft.errors import UserError
 from clipgraft.measured import cpu_name, measured_once
@@ -29,6 +33,9 @@ PROCESS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """By which the processes of one launch find each other."""
 PRECISION_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Dtype by accelerate's name of a mixed precision."""
+
+MODES = {"training", "gradient_checkpointing"}
+"""Attributes of modules that a stage may set."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,24 @@ def choose_device(name: str = "auto") -> torch.device:
             f'device {name!r} is not available to torch {torch.__version__} here; use device = "auto"'
         )
     return torch.device(name)
+
+
+@contextmanager
+def put_back(*models: nn.Module) -> Iterator[None]:
+    """Leave a caller's models on their devices and in their modes at the block's end."""
+    modules = [module for model in models for module in model.modules()]
+    modes = [{name: vars(module)[name] for name in MODES & vars(module).keys()} for module in modules]
+    places = [(model, weight.device) for model in models for weight in islice(model.parameters(), 1)]
+    weights = [(weight, weight.requires_grad) for model in models for weight in model.parameters()]
+    try:
+        yield
+    finally:
+        for model, device in places:
+            model.to(device)
+        for module, own in zip(modules, modes, strict=True):
+            vars(module).update(own)
+        for weight, is_trained in weights:
+            weight.requires_grad_(is_trained)
 
 
 @cache

@@ -23,6 +23,7 @@ from clipgraft.models.graft import Graft
 from clipgraft.runs.run import Run
 from clipgraft.section import GIVEN
 from clipgraft.training.objectives import BridgeObjective
+from helpers import states_of
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "fixtures" / "old_run"
 
@@ -229,7 +230,9 @@ def test_objects_are_grafted_and_nothing_is_written(world, tmp_path, monkeypatch
     clip, base = load_clip(world["clip"]), FrozenBase.load(str(world["base"]))
     lines = world["captions"].read_text().splitlines()
     options = {"hidden_size": 8, "num_epochs": 1, "mixed_precision": "no"}
+    before = states_of(clip.model.train(), base.text_encoder)
     result = fit_bridge(clip, base, [line for line in lines if line], **options)
+    assert states_of(clip.model, base.text_encoder) == before
     assert list(tmp_path.iterdir()) == []
     assert (result.num_captions, result.num_held_out_captions) == (135, 15)
     [stage] = result.graft.lineage.stages

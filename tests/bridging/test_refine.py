@@ -34,7 +34,7 @@ from clipgraft.models.weights import tensors_sha256
 from clipgraft.runs.run import Run
 from clipgraft.settings import RefineSettings
 from clipgraft.whole_run import check, run_all
-from helpers import call, refused
+from helpers import call, refused, states_of
 
 SQUARE = (Bucket(64, 64),)
 
@@ -137,7 +137,10 @@ def test_an_object_is_refined_and_stays_as_it_is(world, tmp_path, monkeypatch):
     before = {name: weight.clone() for name, weight in graft.text_encoder.state_dict().items()}
     base = FrozenBase.load(str(world["base"]))
     options = {"num_epochs": 2, "batch_size": 4, "mixed_precision": "no", "warmup_steps": 0}
-    refined = refine_graft(graft, base, data, **options).graft
+    lent = graft.text_encoder.train(), *base.modules.values()
+    modes = states_of(*lent)
+    refined = refine_graft(graft, base, data, gradient_checkpointing=True, **options).graft
+    assert states_of(*lent) == modes
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(before[name], weight) for name, weight in graft.text_encoder.state_dict().items())
     assert base.vae is not None

@@ -19,6 +19,7 @@ from clipgraft.models.graft import Graft
 from clipgraft.runs.run import Run
 from clipgraft.section import GIVEN
 from clipgraft.settings import DataSettings
+from helpers import states_of
 
 WORDS = [f"encoder.layers.{layer}.{name}.weight" for layer in (0, 1) for name in ("mlp.fc1", "mlp.fc2")]
 FAST = ["distill.learning_rate=5e-3", "distill.num_epochs=8"]
@@ -162,7 +163,10 @@ def test_objects_are_distilled_without_a_folder(distill_world, recipe_for, tmp_p
         read_lines(distill_world.captions, "caption"),
     )
     options = {"num_epochs": 2, "batch_size": 16, "warmup_steps": 0, "mixed_precision": "no"}
-    result = distill(graft, captions, new_words=["Kite"], **options)
+    base = FrozenBase.load(str(distill_world.base), components=("tokenizer", "text_encoder"))
+    before = states_of(graft.text_encoder.train(), base.text_encoder)
+    result = distill(graft, captions, base=base, new_words=["Kite"], **options)
+    assert states_of(graft.text_encoder, base.text_encoder) == before
     assert list(tmp_path.iterdir()) == []
     by_name = distill_recipe(recipe_for(distill_world), distill_world.graft, tmp_path / "out").graft
     recipe = result.graft.lineage.find("distill").recipe

@@ -25,7 +25,7 @@ from clipgraft.distilling.word_worth import (
 )
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
-from helpers import call, refused
+from helpers import call, refused, states_of
 
 NOTHING, LITTLE, MUCH = Estimate(0.0, -0.01, 0.01), Estimate(0.04, 0.02, 0.06), Estimate(0.2, 0.1, 0.3)
 SEED = 2
@@ -209,7 +209,10 @@ def test_nothing_new_is_said_with_what_follows(capsys):
 @pytest.mark.integration
 def test_the_base_is_asked_only_of_words_that_clip_sees(world):
     base = FrozenBase.load(str(world["base"]), components=("vae", "scheduler"))
-    found = find_new_words(load_clip(world["clip"]), base, load_dataset(world["data"]), device="cpu")
+    clip = load_clip(world["clip"])
+    before = states_of(clip.model.train(), base.vae)
+    found = find_new_words(clip, base, load_dataset(world["data"]), device="cpu")
+    assert states_of(clip.model, base.vae) == before
     assert {each.word for each in found.measured} >= {"dog", "kite"}
     for each in found.measured:
         assert (each.base_left_out is not None) == each.is_seen

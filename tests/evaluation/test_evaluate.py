@@ -16,7 +16,7 @@ from clipgraft.evaluation.evaluate import evaluate, name_grafts
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from clipgraft.models.graft import Graft
-from helpers import call, files_of_at_most, refused
+from helpers import call, files_of_at_most, refused, states_of
 
 
 @pytest.mark.slow
@@ -25,16 +25,20 @@ def test_objects_give_the_figures_of_folders(record, run_dir, tmp_path, monkeypa
     grafts = {name: Graft.from_pretrained(run_dir / stage / "graft") for name, stage in BRIDGES.items()}
     base = FrozenBase.load(str(run_dir.parent / "base"))
     data = load_dataset(run_dir.parent / "data")
+    scorer = load_clip(str(run_dir.parent / "clip"))
+    lent = scorer.model.train(), *base.modules.values(), *(graft.text_encoder for graft in grafts.values())
+    before = states_of(*lent)
     found = evaluate(
         {**grafts, "teacher": None},
         base,
         data,
-        scorer=load_clip(str(run_dir.parent / "clip")),
+        scorer=scorer,
         num_prompts=4,
         num_inference_steps=2,
         num_images_per_prompt=2,
         force=True,
     )
+    assert states_of(*lent) == before
     assert not list(tmp_path.iterdir())
     differences = {row.metric: row.value for row in found.difference("before", "after")}
     for metric in ("clip_score_raw", "state_error_words", "same_seed_cosine"):

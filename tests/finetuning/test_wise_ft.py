@@ -10,6 +10,7 @@ from clipgraft.finetuning.finetune import load_inputs
 from clipgraft.finetuning.wise_ft import InterpolationResult, interpolate, set_between
 from clipgraft.models.clip import load_clip
 from clipgraft.runs.run import Run
+from helpers import states_of
 
 
 def test_ends_of_the_interpolation_equal_both_models():
@@ -38,6 +39,16 @@ def test_interpolation_measures_eleven_alphas_writes_one(world, tmp_path, capsys
     ends = [load_clip(path).model for path in (world / "clip", tmp_path / "after")]
     set_between(ends[0], *(load_clip(path).model for path in (world / "clip", tmp_path / "after")), 0.5)
     torch.testing.assert_close(written.visual_projection.weight, ends[0].visual_projection.weight)
+
+
+def test_interpolated_clips_stay_as_they_were(world):
+    clip, data = load_inputs(recipe_of(world))
+    after = tiny.build_clip(seed=1)
+    clip.model.train()
+    after.model.requires_grad_(False)
+    before = states_of(clip.model, after.model)
+    interpolate(clip, after, data)
+    assert states_of(clip.model, after.model) == before
 
 
 def test_interpolation_refuses_what_has_no_meaning(world):

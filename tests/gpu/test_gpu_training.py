@@ -7,9 +7,13 @@ import torch
 from gpu_stages import cut_back, losses_of, weights_of
 
 import tiny
+from clipgraft.bridging.fit import fit_bridge
+from clipgraft.data.formats import load_dataset
+from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from clipgraft.models.weights import module_sha256
 from clipgraft.training.objectives import AutoencoderObjective
+from helpers import states_of
 from regression import Regression, train
 from tiny import fit
 
@@ -51,6 +55,14 @@ def test_fp16_gradients_beyond_its_range_find_a_scale(cuda, tmp_path):
     assert 1 <= result.skipped_steps < 10
     assert scale_in(tmp_path) < 65536
     assert result.epoch_mean_loss[-1] < 0.5 * result.epoch_mean_loss[1]
+
+
+def test_models_lent_to_a_stage_are_put_back(device, world):
+    clip, base = load_clip(str(world.clip)), FrozenBase.load(str(world.base))
+    lent = clip.model, *base.modules.values()
+    before = states_of(*lent)
+    fit_bridge(clip, base, load_dataset(world.data), device=device, num_epochs=0, allow_few_captions=True)
+    assert states_of(*lent) == before
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -15,7 +15,7 @@ from clipgraft.config import Recipe, build_recipe, mark_given_clip
 from clipgraft.console import print_line, say
 from clipgraft.data.batches import StateBatches
 from clipgraft.data.dataset import CaptionDataset
-from clipgraft.device import quiet_libraries, seed_everything
+from clipgraft.device import put_back, quiet_libraries, seed_everything
 from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import BOS, PADDING, Bridge
@@ -119,7 +119,8 @@ def fit_bridge(
     recipe = _without_names(recipe, clip, captions)
     if not isinstance(captions, Captions):
         captions = choose_captions(captions, recipe.bridge)
-    with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder:
+    lent = clip.model, *base.modules.values()
+    with stage_output(output_dir, recipe, "bridge", inputs, resume, overwrite) as folder, put_back(*lent):
         towers = Towers(clip, base, device=recipe.device, mixed_precision=recipe.bridge.mixed_precision)
         result = _fit(towers, captions, recipe, folder, resume)
         stage = _stage(result, recipe)

@@ -20,7 +20,7 @@ from clipgraft.data.batches import LatentBatches
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import encode_captions, tokenize
-from clipgraft.device import PRECISION_DTYPES, choose_device, quiet_libraries, seed_everything
+from clipgraft.device import PRECISION_DTYPES, choose_device, put_back, quiet_libraries, seed_everything
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.files import fingerprint
@@ -115,7 +115,8 @@ def refine(
     check_settings(settings)
     recipe = with_lineage(recipe.model_copy(update={"refine": settings}), graft.lineage)
     graft = replace(graft, text_encoder=deepcopy(graft.text_encoder))
-    with stage_output(output_dir, recipe, "refine", inputs, resume, overwrite) as folder:
+    lent = base.modules.values()
+    with stage_output(output_dir, recipe, "refine", inputs, resume, overwrite) as folder, put_back(*lent):
         result = _refine(graft, base, data, recipe, folder, resume)
         stage = Stage(
             stage="refine",

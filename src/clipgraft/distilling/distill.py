@@ -18,7 +18,7 @@ from clipgraft.data.batches import CaptionBatches
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.transforms import tokenize
-from clipgraft.device import choose_device, quiet_libraries, seed_everything
+from clipgraft.device import choose_device, put_back, quiet_libraries, seed_everything
 from clipgraft.distilling.distill_objective import DistillObjective
 from clipgraft.distilling.held_captions import DistillCaptions, mark_captions, new_words
 from clipgraft.distilling.new_words import words_for
@@ -150,7 +150,8 @@ def distill(
     settings = _resolved(settings, graft, data, recipe)
     captions = mark_captions(data, settings)
     recipe = recipe.model_copy(update={"distill": settings})
-    with stage_output(output_dir, recipe, "distill", inputs, resume, overwrite) as folder:
+    lent = graft.text_encoder, *base.modules.values()
+    with stage_output(output_dir, recipe, "distill", inputs, resume, overwrite) as folder, put_back(*lent):
         result = _distill(graft, base, captions, recipe, folder, resume)
         stage = _describe(result, recipe, started_from)
         result.graft.lineage = Lineage(stages=(*graft.lineage.stages, stage))

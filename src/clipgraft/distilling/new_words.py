@@ -12,7 +12,7 @@ from clipgraft.console import print_line, print_table
 from clipgraft.data.caption_words import COMMENT
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
-from clipgraft.device import choose_device, quiet_libraries
+from clipgraft.device import choose_device, put_back, quiet_libraries
 from clipgraft.distilling.word_worth import BaseErrors, ClipCosines, Estimate, NoWordsError, Use, find_uses
 from clipgraft.errors import UserError, printable
 from clipgraft.files import write_bytes
@@ -169,8 +169,9 @@ def find_new_words(
         CheckpointError: If the base does not predict the noise.
     """
     images = data.train.first(max_images or MOST_IMAGES)
-    clip.model.to(choose_device(device))
-    found, uses = clip_worths(clip, images, seed=seed)
+    with put_back(clip.model):
+        clip.model.to(choose_device(device)).eval()
+        found, uses = clip_worths(clip, images, seed=seed)
     if not found:
         raise NoWordsError(
             f"no word is in captions of {FEWEST_CAPTIONS} training images or more, of {len(images)} in all",

@@ -16,7 +16,7 @@ from clipgraft.cache import cache_dir
 from clipgraft.config import DataSettings, EvaluateSettings, ModelSettings, Recipe, load_recipe
 from clipgraft.console import print_line, print_table
 from clipgraft.data.dataset import CaptionDataset, merge_duplicates
-from clipgraft.device import choose_device, describe_environment, num_processes, quiet_libraries
+from clipgraft.device import choose_device, describe_environment, num_processes, put_back, quiet_libraries
 from clipgraft.errors import UserError
 from clipgraft.evaluation.features import ClipFeatures, FeatureStore, ProbeFeatures
 from clipgraft.evaluation.figures import headline_tables
@@ -87,6 +87,9 @@ def evaluate(
     begun = time.monotonic()
     place, processes = _start_processes(device)
     with ExitStack() as stack:
+        lent = [given.model for given in (scorer, *clips.values()) if isinstance(given, ClipParts)]
+        lent += base.modules.values() if isinstance(base, FrozenBase) else ()
+        stack.enter_context(put_back(*lent))
         folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
         caches = (folder, cache_dir() if output_dir else folder)
         store, shared = (FeatureStore(path / "features", processes) for path in caches)

@@ -18,7 +18,7 @@ from clipgraft.config import Recipe, mark_given_clip
 from clipgraft.console import print_table
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.transforms import tokenize
-from clipgraft.device import choose_device, quiet_libraries
+from clipgraft.device import choose_device, put_back, quiet_libraries
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.evaluation.metrics.token_drift import token_drift
 from clipgraft.finetuning.finetune import recipe_of
@@ -119,18 +119,19 @@ def _interpolate(
     device: str,
     alpha: float,
 ) -> InterpolationResult:
-    for model in (clip.model, first, last):
-        model.to(choose_device(device))
     captions = [caption for image in images for caption in image.captions][:NUM_DRIFT_CAPTIONS]
     drift_ids = tokenize(captions, clip.tokenizer, pad_to_context_length=True)
     rows = []
-    for share in ALPHAS:
-        set_between(clip.model, first, last, share)
-        recall = measure_retrieval(clip, images, f"recall at alpha {share}") or {}
-        towers = first.text_model, clip.model.text_model
-        drift = token_drift(*towers, drift_ids, clip.tokenizer.eos_token_id)
-        rows.append({"alpha": share, **recall, **drift})
-    set_between(clip.model, first, last, alpha)
+    with put_back(first, last):
+        for model in (clip.model, first, last):
+            model.to(choose_device(device)).eval()
+        for share in ALPHAS:
+            set_between(clip.model, first, last, share)
+            recall = measure_retrieval(clip, images, f"recall at alpha {share}") or {}
+            towers = first.text_model, clip.model.text_model
+            drift = token_drift(*towers, drift_ids, clip.tokenizer.eos_token_id)
+            rows.append({"alpha": share, **recall, **drift})
+        set_between(clip.model, first, last, alpha)
     result = InterpolationResult(rows=rows, alpha=alpha)
     result._clip = clip
     return result
