@@ -60,7 +60,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 @contextmanager
 def put_back(*models: nn.Module) -> Iterator[None]:
-    """Leave a caller's models on their devices and in their modes at the block's end."""
+    """Put lent models back on their devices and into their modes."""
     modules = [module for model in models for module in model.modules()]
     modes = [{name: vars(module)[name] for name in MODES & vars(module).keys()} for module in modules]
     places = [(model, weight.device) for model in models for weight in islice(model.parameters(), 1)]

@@ -108,8 +108,7 @@ def refine(
     """
     quiet_libraries()
     if recipe is None:
-        named = {"data": data.origin, **origins(base=base)}
-        recipe = build_recipe({"seed": seed, "device": device, **named})
+        recipe = build_recipe({"seed": seed, "device": device, "data": data.origin, **origins(base=base)})
         settings = settings or RefineSettings(num_epochs=1)
     settings = (settings or recipe.refine).updated(overrides)
     check_settings(settings)

@@ -1,7 +1,7 @@
 """Measure text encoders' images between floors and ceilings (docs/evaluation.md)."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from clipgraft.cache import cache_dir
 from clipgraft.config import DataSettings, EvaluateSettings, ModelSettings, Recipe, load_recipe
@@ -86,10 +87,7 @@ def evaluate(
         _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
     begun = time.monotonic()
     place, processes = _start_processes(device)
-    with ExitStack() as stack:
-        lent = [given.model for given in (scorer, *clips.values()) if isinstance(given, ClipParts)]
-        lent += base.modules.values() if isinstance(base, FrozenBase) else ()
-        stack.enter_context(put_back(*lent))
+    with ExitStack() as stack, put_back(*_models(base, scorer, *clips.values())):
         folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
         caches = (folder, cache_dir() if output_dir else folder)
         store, shared = (FeatureStore(path / "features", processes) for path in caches)
@@ -110,6 +108,15 @@ def evaluate(
         write_bytes(output_dir / RESULT_NAME, evaluation.to_json().encode("utf-8"))
         evaluation.short_metrics().save(output_dir)
     return evaluation
+
+
+def _models(*given: FrozenBase | ClipParts | ModelSettings | str | None) -> Iterator[nn.Module]:
+    """Yield the models among what was given."""
+    for each in given:
+        if isinstance(each, FrozenBase):
+            yield from each.modules.values()
+        elif isinstance(each, ClipParts):
+            yield each.model
 
 
 def evaluate_run(

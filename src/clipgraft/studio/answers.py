@@ -132,7 +132,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _unreadable(error: BaseException | None) -> str:
-    """Say why Python could not parse a body, of which FastAPI says only that."""
+    """Say why a body could not be parsed, which FastAPI does not."""
     match error:
         case RecursionError():
             return "it is nested too deep"
