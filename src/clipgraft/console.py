@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
@@ -14,6 +15,10 @@ from clipgraft.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
 """Of progress in a log file, where a bar would be thousands of lines."""
+SECONDS_TO_STAY = 2.0
+"""From which a finished bar stays: dozens of a moment would push notes and results out of sight."""
+WIDTH_OF_FILES = 1000
+"""Columns of a table in a file or pipe, where programs and editors read long lines."""
 
 Update = Callable[[int, str], None]
 """`update(done, note)`: items done so far, and a short text beside the bar."""
@@ -81,11 +86,13 @@ def track(description: str, total: int) -> Iterator[Update]:
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
     )
+    started = time.monotonic()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, note="")
         yield lambda done, note: progress.update(task, completed=done, note=printable(note))
+        progress.live.transient = time.monotonic() - started < SECONDS_TO_STAY
 
 
 def _line_printer(console: Console, description: str, total: int) -> Update:
@@ -100,14 +107,19 @@ def _line_printer(console: Console, description: str, total: int) -> Update:
             return
         last = now
         remaining = (now - started) * (total - done) / max(1, done - done_before)
-        _print(f"{description}: {done}/{total} {note} {remaining:.0f} s left", console)
+        clock = f"{remaining:.0f} s left" if done < total else f"in {now - started:.0f} s"
+        _print(f"{description}: " + " ".join(filter(None, (f"{done}/{total}", note, clock))), console)
 
     return update
 
 
 def say(note: str) -> None:
-    """Print a note on stderr."""
-    _print(f"note: {note}", Console(stderr=True))
+    """Print a note on stderr; on a terminal its lines end between words."""
+    console, text = Console(stderr=True), f"note: {note}"
+    if console.is_terminal:  # a path or command stays whole, so that it can be copied
+        wrapped = wrap(printable(text), console.width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(wrapped)
+    _print(text, console)
 
 
 def announce(text: str) -> None:
@@ -127,5 +139,8 @@ def _print(text: str, console: Console) -> None:
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table on stdout, as wide as the terminal, without markup."""
-    Console(markup=False, emoji=False).print(table)
+    """Print a table on stdout without markup, as wide as the terminal; elsewhere nothing is cut."""
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_OF_FILES
+    console.print(table)

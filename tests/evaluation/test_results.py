@@ -1,13 +1,15 @@
 """Evaluation.json: its keys, and rows that name only what there is."""
 
+import io
 import json
 
 import pytest
 from evaluated import (
     EXAMPLE,
 )
+from rich.console import Console
 
-from clipgraft.evaluation.figures import METRICS
+from clipgraft.evaluation.figures import METRICS, headline_tables
 from clipgraft.evaluation.results import Evaluation
 
 
@@ -27,6 +29,21 @@ def test_written_evaluation_has_the_keys_of_the_example(record, run_dir):
 def test_table_has_names_in_brackets_as_they_are():
     named = json.loads(json.dumps(EXAMPLE).replace('"after"', '"[/after]"'))
     assert "[/after]" in Evaluation(**named).table()
+
+
+def test_table_has_shares_in_percent_and_whole_names():
+    long = "a_variant_with_quite_a_long_name"
+    named = json.loads(json.dumps(EXAMPLE).replace('"after"', f'"{long}"'))
+    figure = {"metric": "clip_r_precision", "prompt_set": "plain", "num": 8, "interval": [0.11, 0.2149]}
+    named["figures"] = [{**figure, "variant": long, "value": 0.125}]
+    named["differences"] = [{**figure, "baseline": "before", "variant": long, "value": -0.1}]
+    (table,) = headline_tables(Evaluation(**named))
+    console = Console(file=io.StringIO(), width=60)
+    console.print(table)
+    cells = " ".join(console.file.getvalue().split())
+    assert f"{long} 12.5 % 11.0 to 21.5" in cells
+    assert "-10.0 points" in cells
+    assert "+11.0 to +21.5" in cells
 
 
 @pytest.mark.parametrize("which", ["written", "example"])

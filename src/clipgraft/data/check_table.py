@@ -69,6 +69,7 @@ def _samples_table(check: DatasetCheck) -> Table:
     for column in table.columns:
         column.overflow, column.no_wrap = "ellipsis", True
     table.columns[0].style = "cyan"
+    table.columns[1].min_width = max(map(len, SPLITS))
     for image in check.samples[:: max(1, len(check.samples) // NUM_SAMPLES)][:NUM_SAMPLES]:
         table.add_row(Text(_plain(image.image_id)), image.split, Text(_plain(image.captions[0])))
     return table
@@ -78,7 +79,7 @@ def _lengths_text(check: DatasetCheck) -> Text:
     histogram = ", ".join(f"{images:,} with {number}" for number, images in check.captions_per_image.items())
     text = Text.assemble(("captions per image  ", "bold"), histogram)
     text.append("\nwords per caption   ", "bold").append(str(check.caption_words))
-    text.append(f"; {check.vocabulary_size:,} different ones")
+    text.append(f"; {check.vocabulary_size:,} different words")
     if check.caption_tokens is not None:
         text.append("\ntokens per caption  ", "bold").append(str(check.caption_tokens))
         style = "yellow" if check.num_over_context_length else "green"
@@ -97,11 +98,11 @@ def _photographs_text(check: DatasetCheck) -> Text:
 def _finding(finding: Finding) -> Iterator[RenderableType]:
     yield Text()
     yield Text(_plain(finding.summary), style="bold red" if finding.kind in SERIOUS else "bold yellow")
-    yield Padding(Text(_plain(finding.effect), style="italic"), (0, 0, 0, 2))
+    yield Padding(Text(_plain(finding.effect), style="italic"), (0, 0, 0, 2), expand=False)
     lines = [Text(_line(example), style="dim") for example in finding.examples]
     if finding.count > len(lines):
         lines.append(Text(f"and {finding.count - len(lines):,} more", style="dim"))
-    yield Padding(Group(*lines), (0, 0, 0, 2))
+    yield Padding(Group(*lines), (0, 0, 0, 2), expand=False)
 
 
 def _line(example: Example) -> str:

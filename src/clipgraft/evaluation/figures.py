@@ -273,22 +273,25 @@ def _table(evaluation: Evaluation, prompt_set: PromptSet) -> Table:
         if row.prompt_set == prompt_set.name and row.metric in HEADLINES:
             rows.setdefault(f"{row.variant} - {row.baseline}", {})[row.metric] = row
     shown = [metric for metric in HEADLINES if any(metric in row for row in rows.values())]
-    title = f"{prompt_set.title} ({prompt_set.num_prompts})"
+    title = f"{prompt_set.title}, N = {prompt_set.num_prompts:,}"
     heads = [HEADLINES[metric] for metric in shown]
     table = Table("", *heads, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     names = {variant.name for variant in evaluation.variants}
+    table.columns[0].min_width = max(map(len, names), default=0)  # of 80 columns too: no name is cut
     for name, own in rows.items():
         if own:
-            table.add_row(name, *(_cell(own.get(metric), "" if name in names else "+") for metric in shown))
+            table.add_row(name, *(_cell(own.get(metric), metric, name not in names) for metric in shown))
     return table
 
 
-def _cell(measure: Measure | None, sign: str) -> Text:
+def _cell(measure: Measure | None, metric: str, is_difference: bool) -> Text:
+    """Return a value over its interval; shares in percent, differences of shares in points."""
     if measure is None or measure.value is None:
         return Text("-")
-    below = measure.note
+    is_share, sign, below = METRICS[metric].unit == SHARE, "+" if is_difference else "", measure.note
+    scale, unit = (100, " points" if is_difference else " %") if is_share else (1, "")
     if measure.interval:
-        low, high = measure.interval
-        below = f"{low:{sign}.2f} to {high:{sign}.2f}"
-    value = f"{measure.value:{sign}.3f}"
+        bounds = (f"{scale * bound:{sign}.{1 if is_share else 2}f}" for bound in measure.interval)
+        below = " to ".join(bounds)
+    value = f"{scale * measure.value:{sign}.{1 if is_share else 3}f}{unit}"
     return Text.assemble(value, (f"\n{below}", "dim")) if below else Text(value)

@@ -97,7 +97,7 @@ def render_page(check: DatasetCheck) -> str:
             "captions per image": ", ".join(
                 f"{count:,} with {size}" for size, count in check.captions_per_image.items()
             ),
-            "words per caption": f"{check.caption_words}; {check.vocabulary_size:,} different ones",
+            "words per caption": f"{check.caption_words}; {check.vocabulary_size:,} different words",
         },
         notes=(*check.notes, *(f"not measured: {what}" for what in check.not_measured)),
         excluded=check.excluded,
