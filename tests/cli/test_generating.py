@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import typer
 from rich.text import Text
+from typer.testing import CliRunner
 
 from clipgraft.cli.app import app
 from clipgraft.cli.generating import SAMPLING
+from clipgraft.cli.options import PANELS
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from clipgraft.scheduler_recipes import SCHEDULERS
 
@@ -39,6 +41,24 @@ def test_help_keeps_the_brackets_of_the_weighted_syntax(commands):
     shown = [Text.from_markup(text).plain for text in helps]
     assert shown == [text.replace("\\[", "[") for text in helps]
     assert "plain, or weighted: (word:1.3), [word], BREAK." in shown
+
+
+def test_help_groups_all_options_of_generate(commands):
+    found = {option.name: option.rich_help_panel for option in commands["generate"].params}
+    assert {name for name, panel in found.items() if not panel} == {"out", "prompts"}
+    assert {*found.values()} == {None, *PANELS}
+    assert found.keys() >= {name for names in PANELS.values() for name in names}
+
+
+def test_help_cuts_nothing_at_80_columns(commands, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    subcommands = {f"data {name}": command for name, command in commands["data"].commands.items()}
+    runner = CliRunner()
+    for name in [*commands, *subcommands]:
+        shown = runner.invoke(app, [*name.split(), "--help"]).output
+        assert "Usage" in shown
+        assert "…" not in shown, name
 
 
 def test_schedulers_of_the_table_are_in_the_documentation():

@@ -53,7 +53,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
     help="Check captioned images, pack them into shards, or draw the flatland8k dataset.",
 )
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel="Data and this machine")
 
 add_training(app)
 add_drawing(app)
@@ -157,7 +157,7 @@ def data_draw(
     draw_data(out, seed=seed, num_images=num_images)
 
 
-@app.command()
+@app.command(rich_help_panel="Generate")
 def studio(
     runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
     out: Annotated[Path | None, typer.Option("--out", help="Queue and images; default RUNS/studio.")] = None,
@@ -176,9 +176,7 @@ def studio(
         str, typer.Option("--vae", help="VAE in place of each base's own: file, folder or hub id.")
     ] = "",
     safety_checker: SafetyCheckerOption = "auto",
-    public_url: Annotated[
-        str, typer.Option(help="Its address behind a TLS proxy, e.g. https://studio.example.org.")
-    ] = "",
+    public_url: Annotated[str, typer.Option(help="Its address behind a TLS proxy: https://HOST.")] = "",
 ) -> None:
     """Generate images and inspect runs in the browser or over HTTP."""
     from clipgraft.sampling_params import InferenceConfig
@@ -203,7 +201,7 @@ def studio(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Data and this machine")
 def doctor() -> None:
     """Check this machine; print a fix for whatever is missing."""
     from clipgraft.cli.doctor import doctor as stage

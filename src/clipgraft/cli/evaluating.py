@@ -90,4 +90,4 @@ def report(
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (evaluate, report):
-        app.command()(command)
+        app.command(rich_help_panel="Measure")(command)

@@ -66,4 +66,4 @@ def push(
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (export, push):
-        app.command()(command)
+        app.command(rich_help_panel="Use elsewhere")(command)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipgraft.cli.imports import importing
-from clipgraft.cli.options import SafetyCheckerOption
+from clipgraft.cli.options import SafetyCheckerOption, by_panel
 from clipgraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def sampling_options(*, without: str = "") -> Callable[[Command], Command]:
             _parameter(name, kind | None, flag, help_, None) for name, (kind, flag, help_) in sampling.items()
         ]
         parameters += [_parameter(name, *option) for name, option in EXECUTION.items()]
-        keyword = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        keyword = by_panel(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters)
         run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__annotations__ = {each.name: each.annotation for each in keyword}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run
 
@@ -265,7 +265,7 @@ def compare(
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (generate, grid, compare):
-        app.command()(command)
+        app.command(rich_help_panel="Generate")(command)
 
 
 def _options(

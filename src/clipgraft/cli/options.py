@@ -1,7 +1,10 @@
-"""Options shared by several commands."""
+"""Options shared by several commands, and the panels that the help shows them in."""
 
+from collections.abc import Iterable
+from copy import copy
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -34,3 +37,40 @@ ReportToOption = Annotated[
         help="Trackers of figures, with commas: tensorboard, wandb, mlflow, trackio; all, none.",
     ),
 ]
+
+PANELS = {
+    "Prompts": (
+        *("from_file", "skip_bad_lines", "from_image", "negative_prompt", "prompt_syntax", "long_prompts"),
+        *("dynamic_prompts", "wildcards"),
+    ),
+    "Sampling": (
+        *("seed", "num_images_per_prompt", "num_inference_steps", "guidance_scale", "scheduler"),
+        *("height", "width", "clip_skip", "reference"),
+    ),
+    "Initial image": ("init_image", "mask_image", "strength"),
+    "Models": (
+        *("graft", "base", "vae", "loras", "lora_dir", "embeddings", "embedding_dir", "controls"),
+        *("ip_adapters", "safety_checker"),
+    ),
+    "Speed and memory": (
+        *("engine", "compile", "guidance_interval", "feature_cache", "quantize", "batch_size", "device"),
+        "offload",
+    ),
+    "Output": ("grid", "preview_every", "image_format", "no_metadata", "dry_run", "as_json"),
+}
+"""Panels of the help of commands that generate -> their parameters."""
+
+
+def by_panel(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Order the parameters of a command by their panels in the help."""
+    panel_of = {name: panel for panel, names in PANELS.items() for name in names}
+    order = [*panel_of]
+
+    def placed(parameter: Parameter) -> Parameter:
+        kind, option = get_args(parameter.annotation)
+        option = copy(option)
+        option.rich_help_panel = panel_of[parameter.name]
+        return parameter.replace(annotation=Annotated[kind, option])
+
+    found = [placed(each) if each.name in panel_of else each for each in parameters]
+    return sorted(found, key=lambda each: order.index(each.name) if each.name in panel_of else -1)

@@ -383,4 +383,4 @@ def _run_all(recipe: "Recipe", out: Path, resume: bool, overwrite: bool, recipe_
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (demo, run, prefetch, finetune, interpolate, bridge, refine, new_words, distill, pretrain):
-        app.command()(command)
+        app.command(rich_help_panel="Train")(command)
