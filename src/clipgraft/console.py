@@ -114,7 +114,7 @@ def _line_printer(console: Console, description: str, total: int) -> Update:
 
 
 def say(note: str) -> None:
-    """Print a note on stderr; on a terminal its lines end between words."""
+    """Print a note on stderr; a terminal's lines end between words."""
     console, text = Console(stderr=True), f"note: {note}"
     if console.is_terminal:  # a path or command stays whole, so that it can be copied
         wrapped = wrap(printable(text), console.width, break_long_words=False, break_on_hyphens=False)
@@ -139,7 +139,7 @@ def _print(text: str, console: Console) -> None:
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table on stdout without markup, as wide as the terminal; elsewhere nothing is cut."""
+    """Print a table on stdout without markup, cut by a terminal only."""
     console = Console(markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_FILES

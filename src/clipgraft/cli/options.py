@@ -1,4 +1,4 @@
-"""Options shared by several commands, and the panels that the help shows them in."""
+"""Options shared by several commands, and their panels in the help."""
 
 from collections.abc import Iterable
 from copy import copy

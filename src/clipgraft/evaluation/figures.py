@@ -285,7 +285,7 @@ def _table(evaluation: Evaluation, prompt_set: PromptSet) -> Table:
 
 
 def _cell(measure: Measure | None, metric: str, is_difference: bool) -> Text:
-    """Return a value over its interval; shares in percent, differences of shares in points."""
+    """Return a value over its interval; shares in percent or points."""
     if measure is None or measure.value is None:
         return Text("-")
     is_share, sign, below = METRICS[metric].unit == SHARE, "+" if is_difference else "", measure.note
