@@ -66,7 +66,6 @@ def encode_images(
 
 def choose_buckets(base: FrozenBase, crop: LatentCrop) -> tuple[Bucket, ...]:
     """Return sizes that a base's U-Net halves evenly, or its square."""
-    assert base.unet is not None
     side = int(base.unet.config.sample_size) * VAE_FACTOR
     if crop == "center":
         return (Bucket(side, side),)
@@ -84,7 +83,6 @@ def load_latents(
     Raises:
         DataError: If the VAE's latents of an image are not finite; those before it are kept.
     """
-    assert base.vae is not None
     encoder = fingerprint(buckets, model_fingerprint(base.vae), pixels_versions(), version("diffusers"))
     cache = ContentCache(cache_dir() / "latents" / encoder[:16], "latents")
     with track("encoding latents", len(images)) as update:
@@ -99,7 +97,6 @@ def load_latents(
 def _encode(
     base: FrozenBase, images: Sequence[CaptionedImage], buckets: tuple[Bucket, ...]
 ) -> Iterator[np.ndarray]:
-    assert base.vae is not None
     for start in range(0, len(images), WINDOW):
         window = images[start : start + WINDOW]
         pixels = [_vae_pixels(image, buckets) for image in window]

@@ -94,8 +94,6 @@ class Towers:
     ):
         self.device = choose_device(device)
         check_fit(clip.model.text_model, clip.tokenizer, base)
-        assert base.text_encoder is not None
-        assert base.origin is not None
         self.tokenizer: CLIPTokenizer = clip.tokenizer
         self.empty_prompt_embeds = base.empty_prompt_embeds().cpu()
         self.record = base.record()

@@ -236,8 +236,6 @@ def check_prediction(base: FrozenBase) -> None:
     Raises:
         CheckpointError: If it predicts something else than epsilon, or is for inpainting.
     """
-    assert base.scheduler is not None
-    assert base.origin is not None
     if base.in_channels != LATENT_CHANNELS:
         raise CheckpointError(
             f"base {base.origin.name} takes {base.in_channels} channels (inpainting); only through one that "
@@ -254,9 +252,6 @@ def check_prediction(base: FrozenBase) -> None:
 
 
 def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
-    assert base.unet is not None
-    assert base.text_encoder is not None
-    assert base.scheduler is not None
     schedule = {"alphas_cumprod": base.scheduler.alphas_cumprod}
     base_sums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
     return {
@@ -283,9 +278,6 @@ def _sum_of_latents(latents: Sequence[np.ndarray]) -> str:
 
 def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) -> RefineObjective:
     """Prepare a graft and a base according to settings; return the objective."""
-    assert base.unet is not None
-    assert base.text_encoder is not None
-    assert base.scheduler is not None
     train_bridge_and_last_layers(graft.grafted, settings.text_layers, settings.text_lora_rank)
     if settings.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
@@ -301,9 +293,6 @@ def build_objective(graft: Graft, base: FrozenBase, settings: RefineSettings) ->
 
 def measure_noise(graft: Graft, base: FrozenBase, images: LatentImages) -> dict[str, float | None]:
     """Return the predicted noise's error against the teacher's, by timestep."""
-    assert base.unet is not None
-    assert base.text_encoder is not None
-    assert base.scheduler is not None
     captions = [image.captions[0] for image in images.test]
     input_ids = tokenize(captions, graft.tokenizer, pad_to_context_length=True)
     encoder = graft.text_encoder.eval().to(base.unet.device)

@@ -290,14 +290,11 @@ def _distill(
         num_captions_with_new_words=int(marks.sum()),
         mixed_precision=fitted.mixed_precision,
     )
-    assert base.tokenizer is not None
     result._graft = Graft(objective.encoder.cpu().eval(), base.tokenizer, base.record())
     return result
 
 
 def _sum_of(base: FrozenBase) -> str:
-    assert base.text_encoder is not None
-    assert base.origin is not None
     return module_sha256(base.text_encoder) + tensors_sha256(read_cross_attention(base.origin.path))
 
 
@@ -305,9 +302,6 @@ def build_objective(
     graft: Graft, base: FrozenBase, input_ids: Tensor, settings: DistillSettings, device: torch.device
 ) -> DistillObjective:
     """Prepare a copy of the base's text encoder; return the objective."""
-    assert base.text_encoder is not None
-    assert base.tokenizer is not None
-    assert base.origin is not None
     teacher = base.text_encoder.to(device)
     encoder = deepcopy(teacher)
     choose_trained(encoder, settings)
@@ -376,8 +370,6 @@ def measure_states(objective: DistillObjective, held_out: Mapping[bool, Tensor])
 @torch.no_grad()
 def empty_prompt_error(encoder: CLIPTextModel, base: FrozenBase) -> EmptyPromptError:
     """Measure how far the empty prompt's states, BOS among them, have moved."""
-    assert base.tokenizer is not None
-    assert base.text_encoder is not None
     input_ids = empty_prompt_ids(base.tokenizer).to(encoder.device)
     ours, own = (text_hidden_states(model, input_ids) for model in (encoder, base.text_encoder))
     moved = (ours - own) / own.square().mean().sqrt()

@@ -157,8 +157,6 @@ class BaseErrors:
 
     def __init__(self, base: FrozenBase, images: Sequence[CaptionedImage], device: str):
         check_prediction(base)
-        assert base.origin is not None
-        assert base.scheduler is not None
         self.base, self.images = base, images
         name, revision, _ = base.origin
         [(_, generator)] = load_generators({"own": None}, base=name, revision=revision, device=device)

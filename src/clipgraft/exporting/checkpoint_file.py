@@ -31,9 +31,6 @@ def build_checkpoint(distilled: Graft, base: str, title: str, dtype: torch.dtype
         UserError: If the base is no Stable Diffusion v1, or a weight is beyond float16's range.
     """
     frozen = load_distilled_base(distilled, base, COMPONENTS, None)
-    assert frozen.unet is not None
-    assert frozen.vae is not None
-    assert frozen.text_encoder is not None
     refuse_other_architectures(frozen.unet, frozen.vae, frozen.text_encoder)
     tensors, metadata = _base_tensors(frozen)
     weights = distilled.text_encoder.state_dict()
@@ -48,8 +45,8 @@ def build_checkpoint(distilled: Graft, base: str, title: str, dtype: torch.dtype
 
 
 def _sampling(frozen: FrozenBase) -> dict[str, str]:
-    side = frozen.unet.config.sample_size * PIXELS_PER_LATENT  # type: ignore[union-attr]
-    prediction = frozen.scheduler.config.get("prediction_type", "epsilon")  # type: ignore[union-attr]
+    side = frozen.unet.config.sample_size * PIXELS_PER_LATENT
+    prediction = frozen.scheduler.config.get("prediction_type", "epsilon")
     return {
         f"{PREFIX}resolution": f"{side}x{side}",
         f"{PREFIX}prediction_type": "v" if prediction == "v_prediction" else prediction,
@@ -57,7 +54,7 @@ def _sampling(frozen: FrozenBase) -> dict[str, str]:
 
 
 def _base_tensors(frozen: FrozenBase) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = frozen.origin.path  # type: ignore[union-attr]
+    path = frozen.origin.path
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -66,7 +63,7 @@ def _base_tensors(frozen: FrozenBase) -> tuple[dict[str, Tensor], dict[str, str]
         model = getattr(frozen, name)
         config = model.config.to_dict() if name == "text_encoder" else dict(model.config)
         tensors |= to_ldm(name, model.state_dict(), config)
-    length = frozen.text_encoder.config.max_position_embeddings  # type: ignore[union-attr]
+    length = frozen.text_encoder.config.max_position_embeddings
     return {**tensors, POSITION_IDS: torch.arange(length)[None]}, {}
 
 

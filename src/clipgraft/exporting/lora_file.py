@@ -106,7 +106,6 @@ def build_lora(
     """
     frozen = load_distilled_base(distilled, base, ("tokenizer", "text_encoder"))
     before, after = frozen.text_encoder, distilled.text_encoder
-    assert before is not None
     difference = LinearDifference(before, after)
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in difference.lora(rank).items()}
     states = _States(distilled, captions)

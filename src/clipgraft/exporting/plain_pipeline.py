@@ -36,8 +36,6 @@ def load_distilled_base(
         CheckpointError: If it is another base, or its text encoder has another shape.
     """
     frozen = distilled.load_base(base, components=components, dtype=dtype)
-    assert frozen.text_encoder is not None
-    assert frozen.origin is not None
     refuse_misfits(frozen.origin.path, distilled.text_encoder, frozen.text_encoder.state_dict())
     return frozen
 
@@ -51,8 +49,6 @@ def write_plain_pipeline(distilled: Graft, base: str, folder: Path) -> None:
         folder: An empty one.
     """
     frozen = load_distilled_base(distilled, base, ALL_COMPONENTS, None)
-    assert frozen.origin is not None
-    assert frozen.text_encoder is not None
     if frozen.origin.path.is_dir():
         _copy_base(frozen, folder)
     else:
@@ -88,12 +84,12 @@ def _name_float32(path: Path, dtype: torch.dtype) -> None:
 
 def _write_vocabulary(frozen: FrozenBase, folder: Path) -> None:
     """Write a tokenizer as `vocab.json` and `merges.txt` too, which transformers before 5 reads."""
-    frozen.tokenizer.backend_tokenizer.model.save(str(folder))  # type: ignore[union-attr]
+    frozen.tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _copy_base(frozen: FrozenBase, folder: Path) -> None:
     """Copy a base's files, of two precisions the full one."""
-    source = frozen.origin.path  # type: ignore[union-attr]
+    source = frozen.origin.path
     held = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
     components = [*COMPONENTS, SAFETY_CHECKER] if frozen.safety_checker else COMPONENTS
     for name in needed_files(components, None).choose(held):

@@ -84,7 +84,6 @@ def unet_copies(base: FrozenBase, engine: Engine | None) -> Callable[[], UNet2DC
     Other engines than torch's do not keep it: it is loaded again.
     """
     unet = base.unet
-    assert unet is not None
     if engine is None or engine.name == "torch":
         return lambda: copy.deepcopy(unet)
     return unet_loader(base.origin, unet.dtype)

@@ -114,7 +114,7 @@ def load_generators(
         if graft:
             check_vocabularies(graft.tokenizer, frozen)
         encoder = graft.text_encoder if graft else frozen.text_encoder
-        pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))  # type: ignore[union-attr]
+        pipeline = build_pipeline(frozen, encoder.to(frozen.unet.dtype))
         models = describe_models(
             pipeline, frozen.origin, sums, is_graft=graft is not None, vae=Path(inference.vae).name
         )

@@ -85,7 +85,6 @@ def build_pipeline(
     Raises:
         UserError: If the text encoder's width is not that of the U-Net's cross-attention.
     """
-    assert base.scheduler is not None
     pipeline = base.pipeline(text_encoder)
     # 25 steps of DPM-Solver++ reach what PNDM, Stable Diffusion's own, needs 50 for.
     pipeline.scheduler = build_scheduler("dpm++", base.scheduler)

@@ -68,20 +68,25 @@ class Origin(NamedTuple):
     path: Path
 
 
+NOT_LOADED: Any = None
+"""A component that was left out; of any type, as code reads only components that it has asked for."""
+
+
 @dataclass
 class FrozenBase:
     """Components of a base, frozen, in eval mode; None if not loaded."""
 
-    vae: AutoencoderKL | AutoencoderTiny | None = None
-    unet: UNet2DConditionModel | None = None
-    scheduler: SchedulerMixin | None = None
-    tokenizer: CLIPTokenizer | None = None
-    text_encoder: CLIPTextModel | None = None
+    vae: AutoencoderKL | AutoencoderTiny = NOT_LOADED
+    unet: UNet2DConditionModel = NOT_LOADED
+    scheduler: SchedulerMixin = NOT_LOADED
+    tokenizer: CLIPTokenizer = NOT_LOADED
+    text_encoder: CLIPTextModel = NOT_LOADED
     """The teacher."""
     safety_checker: StableDiffusionSafetyChecker | None = None
     feature_extractor: CLIPImageProcessorPil | None = None
     """The safety checker's image processor."""
-    origin: "Origin | None" = None
+    origin: Origin = NOT_LOADED
+    """None if it was put together from components."""
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
@@ -147,7 +152,6 @@ class FrozenBase:
         """The U-Net's configuration, which is read if it is not loaded."""
         if self.unet is not None:
             return dict(self.unet.config)
-        assert self.origin is not None
         if self.origin.path.is_file():
             return {**UNET_CONFIG, "in_channels": in_channels_of(self.origin.path)}
         return _read_config(self.origin.path / "unet", UnetConfig)
@@ -155,20 +159,16 @@ class FrozenBase:
     @torch.no_grad()
     def encode_latents(self, vae_pixel_values: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) in [-1, 1] as scaled mean `latents` (B, 4, H / 8, W / 8)."""
-        assert self.vae is not None
         return self.vae.encode(vae_pixel_values).latent_dist.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode scaled `latents` (B, 4, H / 8, W / 8) to pixels (B, 3, H, W) in [-1, 1], unclamped."""
-        assert self.vae is not None
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample
 
     @torch.no_grad()
     def empty_prompt_embeds(self) -> Tensor:
         """Return the teacher's embeds of the empty prompt, (77, W)."""
-        assert self.text_encoder is not None
-        assert self.tokenizer is not None
         ids = empty_prompt_ids(self.tokenizer).to(self.text_encoder.device)
         return text_hidden_states(self.text_encoder, ids)[0]
 
@@ -182,8 +182,6 @@ class FrozenBase:
             UserError: If the text encoder's width is not the U-Net's `cross_attention_dim`.
         """
         encoder = text_encoder or self.text_encoder
-        assert encoder is not None
-        assert self.unet is not None
         width, needed = encoder.config.hidden_size, self.unet.config.cross_attention_dim
         if width != needed:
             raise UserError(
@@ -203,7 +201,6 @@ class FrozenBase:
 
     def record(self) -> BaseRecord:
         """Return the base's name, commit and sums, for `check_record`."""
-        assert self.origin is not None
         name, revision, _ = self.origin
         return BaseRecord(name=name, revision=revision, sums=identity_sums(self._cross_attention()))
 
@@ -213,7 +210,6 @@ class FrozenBase:
         Raises:
             CheckpointError: If its cross-attention has other weights.
         """
-        assert self.origin is not None
         difference = difference_from(record.sums, self._cross_attention())
         if difference is None:
             logger.warning("the graft says nothing of its base's weights; they are not compared")
@@ -227,7 +223,6 @@ class FrozenBase:
             )
 
     def _cross_attention(self) -> dict[str, Tensor]:
-        assert self.origin is not None
         return self.unet.state_dict() if self.unet is not None else read_cross_attention(self.origin.path)
 
     def weight_sums(self) -> dict[str, str]:
@@ -266,7 +261,6 @@ def check_fit(text_model: nn.Module, tokenizer: CLIPTokenizer, base: FrozenBase)
     Raises:
         CheckpointError: If it is not CLIP's text tower, or vocabulary, BOS, EOS, padding or length differ.
     """
-    assert base.text_encoder is not None
     # CLIP B/32's vision tower would fit too: it is 768 wide, like Stable Diffusion's text encoder.
     if not isinstance(text_model, CLIPTextModel):
         raise CheckpointError(
@@ -288,7 +282,6 @@ def check_vocabularies(tokenizer: CLIPTokenizer, base: FrozenBase) -> None:
     Raises:
         CheckpointError: If vocabulary, BOS, EOS or padding differ, or captions are not padded with EOS.
     """
-    assert base.tokenizer is not None
     for what in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(tokenizer, what), getattr(base.tokenizer, what)
         if ours != theirs:

@@ -39,9 +39,6 @@ def put_on_engine(base: FrozenBase, engine: Engine, *, has_feature_cache: bool =
         engine: From `choose_engine`.
         has_feature_cache: Whether features will be cached.
     """
-    assert base.unet is not None
-    assert base.vae is not None
-    assert base.tokenizer is not None
     unet, base.unet = base.unet, None
     reload = unet_loader(base.origin, engine.dtype)
     num_tokens = base.tokenizer.model_max_length
@@ -106,15 +103,12 @@ def _reloaded(reload: Callable[[], UNet2DConditionModel], engine: Engine) -> Tor
     return TorchUNet(load)
 
 
-def unet_loader(origin: Origin | None, dtype: torch.dtype) -> Callable[[], UNet2DConditionModel]:
+def unet_loader(origin: Origin, dtype: torch.dtype) -> Callable[[], UNet2DConditionModel]:
     """Return a function that loads a base's U-Net again."""
 
     def load() -> UNet2DConditionModel:
-        assert origin is not None
         revision = origin.revision or None
-        unet = FrozenBase.load(origin.name, revision=revision, components=["unet"], dtype=dtype).unet
-        assert unet is not None
-        return unet
+        return FrozenBase.load(origin.name, revision=revision, components=["unet"], dtype=dtype).unet
 
     return load
 

@@ -40,7 +40,6 @@ def choose_engine(engines: Sequence[Engine], base: FrozenBase, *, can_measure: b
     """
     if len(engines) == 1 or num_processes() > 1:
         return engines[0]
-    assert base.origin is not None
     config = {name: value for name, value in base.unet_config.items() if not name.startswith("_")}
     key = ["engine", config, [[engine.name, str(engine.dtype)] for engine in engines]]
     what = f"a guided step of {without_folders(base.origin.name)} at {8 * config['sample_size']} px"
@@ -64,7 +63,6 @@ def prefer(seconds: Mapping[str, float]) -> str:
 
 def _guided_step(engine: Engine, base: FrozenBase) -> Step:
     """Load a U-Net; return its step at the base's own size."""
-    assert base.tokenizer is not None
     num_tokens = base.tokenizer.model_max_length
     load = unet_loader(base.origin, engine.dtype)
     unet = engine_unet(load(), engine, load, num_tokens, has_feature_cache=False)
