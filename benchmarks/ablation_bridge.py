@@ -367,12 +367,12 @@ def tables(variants: dict[str, Figures]) -> tuple[Table, Table, Table]:
 def plot(variants: dict[str, Figures], folder: Path) -> None:
     """Plot prompt fidelity by variant, with the range over seeds, as ablation.png and ablation.svg."""
     for image_format in ("png", "svg"):
-        content = render_figure(lambda axes: _plot_fidelity(axes, variants), image_format, LIGHT)
+        content = render_figure(lambda axes: _plot_fidelity(axes, variants), image_format)
         write_bytes(folder / f"ablation.{image_format}", content)
 
 
 def _plot_fidelity(axes: Axes, variants: dict[str, Figures]) -> None:
-    style_axes(axes, LIGHT, "", x_label="share of what prompts name that images show")
+    style_axes(axes, "", x_label="share of what prompts name that images show")
     places = np.arange(len(variants))[::-1]
     for key, label, color, marker in LINES:
         means = [figures[key]["mean"] for figures in variants.values()]

@@ -11,7 +11,7 @@ from clipgraft.evaluation.results import TEACHER, Metric
 from clipgraft.reporting.embedded_images import PageImage, PromptImages, group_images
 from clipgraft.reporting.evidence import figure_text, last_variant
 from clipgraft.reporting.format import Table, decimal, duration, gigabytes, percent, sub_dict
-from clipgraft.reporting.plots import Theme, epoch_means, render_figure, style_axes
+from clipgraft.reporting.plots import LIGHT, epoch_means, render_figure, style_axes
 from clipgraft.reporting.provenance import STAGE_LABELS, setting, setting_text
 from clipgraft.reporting.run_data import RunData, is_number
 from clipgraft.reporting.sections import DIRECTIONS, TOKEN_CLASSES, describe_run
@@ -189,11 +189,11 @@ def loss_notes(runs: Sequence[RunData]) -> list[str]:
     return [f"Compare the shapes of these lines, not their heights: {reason}."] if reason else []
 
 
-def render_losses(runs: Sequence[RunData], image_format: str, theme: Theme) -> bytes:
+def render_losses(runs: Sequence[RunData], image_format: str) -> bytes:
     """Return a figure of each run's mean loss per epoch."""
 
-    def draw(axes: Axes, theme: Theme) -> None:
-        colors = cycle((theme.batch, theme.mean, theme.text))
+    def draw(axes: Axes) -> None:
+        colors = cycle((LIGHT.batch, LIGHT.mean, LIGHT.text))
         for name, run, marker, color in zip(run_names(runs), runs, cycle(MARKERS), colors, strict=False):
             means = epoch_means(run.log)
             label = name if len(name) <= 32 else f"{name[:31]}…"
@@ -205,9 +205,9 @@ def render_losses(runs: Sequence[RunData], image_format: str, theme: Theme) -> b
                 markersize=4.5,
                 label=label.replace("$", r"\$"),
             )
-        style_axes(axes, theme, "mean loss of the epoch", legend=True, x_label="epoch")
+        style_axes(axes, "mean loss of the epoch", legend=True, x_label="epoch")
 
-    return render_figure(lambda axes: draw(axes, theme), image_format, theme)
+    return render_figure(draw, image_format)
 
 
 def _data_sentence(runs: Sequence[RunData]) -> str:

@@ -13,7 +13,6 @@ from clipgraft.reporting.format import percent
 from clipgraft.reporting.plots import (
     FIGURE_INCHES,
     LIGHT,
-    Theme,
     draw_loss,
     epoch_means,
     render_figure,
@@ -40,17 +39,17 @@ class RunFigure:
     title: str
     alt: str
     notes: list[str]
-    draw: Callable[[Axes, Theme], None]
+    draw: Callable[[Axes], None]
     inches: tuple[float, float] = SHORT_INCHES
 
     @cached_property
     def svg(self) -> bytes:
         """The figure as SVG in light colours."""
-        return self.render("svg", LIGHT)
+        return self.render("svg")
 
-    def render(self, image_format: str, theme: Theme) -> bytes:
+    def render(self, image_format: str) -> bytes:
         """Return the figure as "png" or "svg"."""
-        return render_figure(lambda axes: self.draw(axes, theme), image_format, theme, self.inches)
+        return render_figure(self.draw, image_format, self.inches)
 
 
 def run_figures(run: RunData) -> list[RunFigure]:
@@ -67,7 +66,7 @@ def _loss(run: RunData) -> RunFigure | None:
         "Loss",
         "Loss of each batch in blue and mean of each epoch in red, over optimizer steps",
         loss_notes(run),
-        lambda axes, theme: draw_loss(axes, run.log, theme),
+        lambda axes: draw_loss(axes, run.log),
         FIGURE_INCHES,
     )
 
@@ -105,26 +104,26 @@ def _gradient_norm(run: RunData) -> RunFigure | None:
     limit = setting(run, "finetune.max_grad_norm")
     num_clipped = int((norms > limit).sum()) if is_number(limit) else 0
 
-    def draw(axes: Axes, theme: Theme) -> None:
+    def draw(axes: Axes) -> None:
         shown_steps, shown, _ = thin_out(steps, norms, MAX_CURVE_POINTS)
-        axes.plot(shown_steps, shown, color=theme.batch, linewidth=1, label="norm")
+        axes.plot(shown_steps, shown, color=LIGHT.batch, linewidth=1, label="norm")
         positive = norms[np.isfinite(norms) & (norms > 0)]
         if len(positive) and positive.max() / positive.min() > LOG_ABOVE:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if is_number(limit):
-            axes.axhline(limit, color=theme.text, linewidth=1, linestyle=(0, (4, 3)), label="clipped to")
+            axes.axhline(limit, color=LIGHT.text, linewidth=1, linestyle=(0, (4, 3)), label="clipped to")
         if is_skipped.any():
             at = steps[is_skipped]
             axes.plot(
                 at,
                 np.full(len(at), 0.03),
                 "|",
-                color=theme.mean,
+                color=LIGHT.mean,
                 transform=axes.get_xaxis_transform(),
                 label="skipped",
             )
-        style_axes(axes, theme, "norm before clipping", legend=True)
+        style_axes(axes, "norm before clipping", legend=True)
 
     notes = []
     if is_number(limit) and num_clipped:
@@ -145,13 +144,13 @@ def _learning_rate(run: RunData) -> RunFigure | None:
     if not np.isfinite(rates).any():
         return None
 
-    def draw(axes: Axes, theme: Theme) -> None:
+    def draw(axes: Axes) -> None:
         shown_steps, shown, _ = thin_out(steps, rates, MAX_CURVE_POINTS)
-        axes.plot(shown_steps, shown, color=theme.batch, linewidth=1.5)
+        axes.plot(shown_steps, shown, color=LIGHT.batch, linewidth=1.5)
         axes.set_ylim(bottom=0, top=1.15 * np.nanmax(rates) or 1)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        style_axes(axes, theme, "learning rate")
+        style_axes(axes, "learning rate")
 
     return RunFigure("figures/learning_rate", "Learning rate", "Learning rate over optimizer steps", [], draw)
 
@@ -164,22 +163,22 @@ def _step_time(run: RunData) -> RunFigure | None:
         return None
     steps, data, compute = steps[is_known], data[is_known], compute[is_known]
 
-    def draw(axes: Axes, theme: Theme) -> None:
+    def draw(axes: Axes) -> None:
         bins = np.array_split(np.arange(len(steps)), min(NUM_BINS, len(steps)))
         starts = [steps[part[0]] - 0.5 for part in bins]
         edges = [*starts, steps[-1] + 0.5]
         means = [np.array([values[part].mean() for part in bins]) for values in (compute, data)]
-        axes.stairs(means[0], edges, fill=True, color=theme.batch, label="computing")
+        axes.stairs(means[0], edges, fill=True, color=LIGHT.batch, label="computing")
         axes.stairs(
             means[0] + means[1],
             edges,
             baseline=means[0],
             fill=True,
-            color=theme.mean,
+            color=LIGHT.mean,
             label="waiting for data",
         )
         axes.set_ylim(bottom=0, top=1.3 * (means[0] + means[1]).max() or 1)
-        style_axes(axes, theme, "seconds per step", legend=True)
+        style_axes(axes, "seconds per step", legend=True)
 
     share = data.sum() / max(data.sum() + compute.sum(), 1e-9)
     note = (
@@ -197,25 +196,23 @@ def _step_time(run: RunData) -> RunFigure | None:
 
 def _validation(run: RunData) -> RunFigure | None:
     lines = (
-        ("text_to_image_recall@1", "image R@1", "batch"),
-        ("image_to_text_recall@1", "text R@1", "mean"),
-        ("drift_words", "drift of words", "text"),
+        ("text_to_image_recall@1", "image R@1", LIGHT.batch),
+        ("image_to_text_recall@1", "text R@1", LIGHT.mean),
+        ("drift_words", "drift of words", LIGHT.text),
     )
     epochs = _column(run.validation, "epoch")
     known = {key: 100 * _column(run.validation, key) for key, _, _ in lines}
     if len(epochs) < 2 or not any(np.isfinite(values).sum() > 1 for values in known.values()):
         return None
 
-    def draw(axes: Axes, theme: Theme) -> None:
+    def draw(axes: Axes) -> None:
         for key, label, color in lines:
             if np.isfinite(known[key]).any():
-                axes.plot(
-                    epochs, known[key], color=getattr(theme, color), marker="o", markersize=3.5, label=label
-                )
+                axes.plot(epochs, known[key], color=color, marker="o", markersize=3.5, label=label)
         axes.set_ylim(
             bottom=0, top=1.3 * max(np.nanmax(v) for v in known.values() if np.isfinite(v).any()) or 1
         )
-        style_axes(axes, theme, "%", legend=True, x_label="after epoch")
+        style_axes(axes, "%", legend=True, x_label="after epoch")
 
     return RunFigure(
         "figures/validation", "Validation", "Recall at 1 and drift of words after each epoch", [], draw

@@ -15,7 +15,7 @@ from clipgraft.reporting import comparison, evidence, provenance, sections
 from clipgraft.reporting.curves import RunFigure, run_figures
 from clipgraft.reporting.embedded_images import group_images
 from clipgraft.reporting.evidence import Ranking
-from clipgraft.reporting.plots import DARK, LIGHT, recolour
+from clipgraft.reporting.plots import darkened
 from clipgraft.reporting.run_data import RunData
 
 MAX_REPORT_BYTES = 5_000_000
@@ -107,7 +107,7 @@ def render_comparison(runs: Sequence[RunData]) -> str:
         ],
         tables=comparison.figures_tables(runs),
         loss_figure=_themed(
-            comparison.render_losses(runs, "svg", LIGHT),
+            comparison.render_losses(runs, "svg"),
             "Mean loss of each epoch, one line per run",
             comparison.loss_notes(runs),
         )
@@ -126,7 +126,7 @@ def _figure(figure: RunFigure) -> dict[str, Any]:
 
 
 def _themed(light: bytes, alt: str, notes: list[str]) -> dict[str, Any]:
-    return {"light": _data_uri(light), "dark": _data_uri(recolour(light, DARK)), "alt": alt, "notes": notes}
+    return {"light": _data_uri(light), "dark": _data_uri(darkened(light)), "alt": alt, "notes": notes}
 
 
 def _data_uri(svg: bytes) -> str:

@@ -49,26 +49,23 @@ def plot_loss(log_path: Path, out_dir: Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def render_loss(rows: Sequence[dict[str, Any]], image_format: str, theme: Theme = LIGHT) -> bytes:
+def render_loss(rows: Sequence[dict[str, Any]], image_format: str) -> bytes:
     """Return the loss figure (batches, epoch means) as "png" or "svg".
 
     Non-finite losses leave gaps. Above 5,000 steps, the lowest and highest loss of every few steps are
     plotted in order, so that no spike is lost; the legend says so.
     """
-    return render_figure(lambda axes: draw_loss(axes, rows, theme), image_format, theme)
+    return render_figure(lambda axes: draw_loss(axes, rows), image_format)
 
 
 def render_figure(
-    draw: Callable[[Axes], None],
-    image_format: str,
-    theme: Theme,
-    inches: tuple[float, float] = FIGURE_INCHES,
+    draw: Callable[[Axes], None], image_format: str, inches: tuple[float, float] = FIGURE_INCHES
 ) -> bytes:
-    """Render a figure with one pair of axes as "png" or "svg"."""
-    figure = Figure(figsize=inches, layout="constrained", facecolor=theme.background)
+    """Render a figure with one pair of axes as "png" or "svg", in `LIGHT`."""
+    figure = Figure(figsize=inches, layout="constrained", facecolor=LIGHT.background)
     FigureCanvasAgg(figure)
     with matplotlib.rc_context({"font.size": FONT_POINTS, "svg.hashsalt": "clipgraft"}):
-        draw(figure.add_subplot(facecolor=theme.background))
+        draw(figure.add_subplot(facecolor=LIGHT.background))
         content = io.BytesIO()
         # Without date and version in it, the same rows give the same bytes.
         metadata = {"Date": None} if image_format == "svg" else {"Software": None}
@@ -76,10 +73,10 @@ def render_figure(
     return content.getvalue()
 
 
-def recolour(svg: bytes, theme: Theme) -> bytes:
-    """Replace the colours of `LIGHT` in an SVG (100 times faster than rendering)."""
-    for ours, other in zip(LIGHT, theme, strict=True):
-        svg = svg.replace(ours.encode(), other.encode())
+def darkened(svg: bytes) -> bytes:
+    """Return an SVG in `DARK` in place of `LIGHT` (100 times faster than rendering)."""
+    for light, dark in zip(LIGHT, DARK, strict=True):
+        svg = svg.replace(light.encode(), dark.encode())
     return svg
 
 
@@ -135,12 +132,12 @@ def plot_interpolation(rows: Sequence[dict[str, Any]], out_dir: Path) -> None:
         out_dir: Receives `interpolation.png` and `.svg`.
     """
     for image_format in ("png", "svg"):
-        content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format, LIGHT)
+        content = render_figure(lambda axes: _draw_interpolation(axes, rows), image_format)
         write_bytes(out_dir / f"interpolation.{image_format}", content)
 
 
 def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    style_axes(axes, LIGHT, "%", x_label="share of fine-tuned weights")
+    style_axes(axes, "%", x_label="share of fine-tuned weights")
     lines = (
         ("text_to_image_recall@1", "text to image R@1", LIGHT.batch),
         ("image_to_text_recall@1", "image to text R@1", LIGHT.mean),
@@ -154,14 +151,14 @@ def _draw_interpolation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.legend(loc="best", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 1)
 
 
-def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
+def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Draw batch loss and epoch means on axes."""
     steps = np.array([row["step"] for row in rows], dtype=float)
     losses = np.array([row["loss"] if is_number(row["loss"]) else np.nan for row in rows], dtype=float)
-    style_axes(axes, theme, "loss")
+    style_axes(axes, "loss")
     if not np.isfinite(losses).any():
         note = "no loss was finite" if rows else "no step was logged"
-        axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=theme.text)
+        axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=LIGHT.text)
         return
     shown_steps, shown_losses, size = thin_out(steps, losses)
     label = "batch loss" if size == 1 else f"batch loss (lowest and highest of every {size} steps)"
@@ -169,7 +166,7 @@ def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
     axes.plot(
         shown_steps,
         shown_losses,
-        color=theme.batch,
+        color=LIGHT.batch,
         linewidth=0.8 if len(shown_steps) > FEW_POINTS else 1.5,
         alpha=0.85,
         label=label,
@@ -178,30 +175,28 @@ def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], theme: Theme) -> None:
     means = epoch_means(rows)
     if means:
         _, ends, values = zip(*means, strict=True)
-        axes.plot(ends, values, color=theme.mean, linewidth=1.8, marker="o", markersize=5, label="epoch mean")
-        _add_epoch_axis(axes, means, theme)
-    axes.legend(loc="upper right", frameon=False, labelcolor=theme.text, fontsize=FONT_POINTS - 1)
+        axes.plot(ends, values, color=LIGHT.mean, linewidth=1.8, marker="o", markersize=5, label="epoch mean")
+        _add_epoch_axis(axes, means)
+    axes.legend(loc="upper right", frameon=False, labelcolor=LIGHT.text, fontsize=FONT_POINTS - 1)
 
 
-def style_axes(
-    axes: Axes, theme: Theme, y_label: str, *, legend: bool = False, x_label: str = "optimizer step"
-) -> None:
+def style_axes(axes: Axes, y_label: str, *, legend: bool = False, x_label: str = "optimizer step") -> None:
     """Label axes, with a light grid, integer steps and an optional legend."""
-    axes.set_xlabel(x_label, color=theme.text)
-    axes.set_ylabel(y_label, color=theme.text)
-    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_xlabel(x_label, color=LIGHT.text)
+    axes.set_ylabel(y_label, color=LIGHT.text)
+    axes.grid(color=LIGHT.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(which="both", colors=theme.text, length=0)
+    axes.tick_params(which="both", colors=LIGHT.text, length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(theme.grid)
+        spine.set_color(LIGHT.grid)
     if legend:
         axes.legend(
             loc="upper right",
             frameon=False,
-            labelcolor=theme.text,
+            labelcolor=LIGHT.text,
             fontsize=FONT_POINTS - 1,
             ncols=3,
             columnspacing=1.2,
@@ -209,12 +204,12 @@ def style_axes(
         )
 
 
-def _add_epoch_axis(axes: Axes, means: Sequence[tuple[int, int, float]], theme: Theme) -> None:
+def _add_epoch_axis(axes: Axes, means: Sequence[tuple[int, int, float]]) -> None:
     """Number epochs above the figure, evenly spaced if there are many."""
     every = -(-len(means) // MAX_EPOCH_TICKS)
     shown = means[every - 1 :: every]
     above = axes.secondary_xaxis("top")
     above.set_ticks([end for _, end, _ in shown], [str(epoch + 1) for epoch, _, _ in shown])
-    above.set_xlabel("end of epoch", color=theme.text)
-    above.tick_params(colors=theme.text, length=3, color=theme.grid)
+    above.set_xlabel("end of epoch", color=LIGHT.text)
+    above.tick_params(colors=LIGHT.text, length=3, color=LIGHT.grid)
     above.spines["top"].set_visible(False)

@@ -14,7 +14,7 @@ from clipgraft.reporting.evidence import Ranking, failed_images, rank_prompts
 from clipgraft.reporting.format import short_name, short_setting
 from clipgraft.reporting.html import render_comparison, render_report
 from clipgraft.reporting.model_card import run_card
-from clipgraft.reporting.plots import LIGHT, epoch_means
+from clipgraft.reporting.plots import epoch_means
 from clipgraft.reporting.provenance import started, watt_hours
 from clipgraft.reporting.run_data import RunData, read_run
 from clipgraft.runs.run import METRICS_NAME, Run
@@ -53,7 +53,7 @@ def report(run_dir: Path, *, refresh_seconds: int = 0) -> Path:
         files["model_card.md"] = run_card(run).encode("utf-8")
         for figure in figures:
             files[f"{figure.name}.svg"] = figure.svg
-            files[f"{figure.name}.png"] = figure.render("png", LIGHT)
+            files[f"{figure.name}.png"] = figure.render("png")
         if not run.has_own_metrics:
             files[METRICS_NAME] = _json(run.all_metrics())
     _write_all(run_dir, files)
@@ -85,7 +85,7 @@ def compare(run_dirs: Sequence[Path], out_dir: Path) -> Path:
     files = {"comparison.html": render_comparison(runs).encode("utf-8"), "comparison.json": _json(summary)}
     if any(run.log for run in runs):
         for image_format in ("png", "svg"):
-            files[f"comparison.{image_format}"] = comparison.render_losses(runs, image_format, LIGHT)
+            files[f"comparison.{image_format}"] = comparison.render_losses(runs, image_format)
     _write_all(out_dir, files)
     return out_dir / "comparison.html"
 
