@@ -46,7 +46,7 @@ from clipgraft.models.weights import module_sha256, write_folder_atomically
 from clipgraft.pretraining.autoencoder import reconstruct
 from clipgraft.sampling_params import InferenceConfig, SamplingParams
 from clipgraft.settings import TrainSettings
-from clipgraft.training.checkpoints import sums_of_images
+from clipgraft.training.checkpoints import checksums_of_images
 from clipgraft.training.objectives import DenoisingObjective, Result
 from clipgraft.training.trainer import fit
 from unseen_words import unseen_word_prompts
@@ -170,7 +170,7 @@ def train(folder: Path, num_images: int, settings: TrainSettings) -> None:
         batch_size=settings.batch_size,
         seed=0,
     )
-    sums = sums_of_images({"train": images}) | {"weights of the base": module_sha256(base.unet)}
+    sums = checksums_of_images({"train": images}) | {"weights of the base": module_sha256(base.unet)}
     fit(
         ControlNetObjective(controlnet, base),
         batches,

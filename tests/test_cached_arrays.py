@@ -88,8 +88,8 @@ def exchange(segment):
     arrays = load_file(segment)
     arrays["x"], arrays["y"] = arrays["y"], arrays["x"]
     with safe_open(segment, "np") as file:
-        check_sums = file.metadata()
-    save_file(arrays, segment, metadata=check_sums)
+        checksums = file.metadata()
+    save_file(arrays, segment, metadata=checksums)
 
 
 DAMAGE = {

@@ -178,8 +178,8 @@ class ContentCache:
         Raises:
             OSError: If the disk is full; the cache is as it was.
         """
-        check_sums = {key: str(zlib.crc32(array.data)) for key, array in arrays.items()}
-        content = save(dict(arrays), check_sums)
+        checksums = {key: str(zlib.crc32(array.data)) for key, array in arrays.items()}
+        content = save(dict(arrays), checksums)
         if is_bounded(self.folder):
             make_room(len(content))
         (segment,) = hold([Segment(self.folder / f"{uuid.uuid4().hex}.safetensors")])

@@ -169,7 +169,7 @@ def _with_words(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _weights(place: Path) -> list[bytes]:
-    """Manifests of a stage's weights, with their sums; or words found."""
+    """Manifests of a stage's weights, with their checksums; or words found."""
     manifests = (place / part / MANIFEST_NAME for part in ("clip", "graft", "text_encoder"))
     return [file.read_bytes() for file in (*manifests, place / WORDS_NAME) if file.is_file()]
 

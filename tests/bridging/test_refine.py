@@ -15,7 +15,7 @@ from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.latents import load_latents
 from clipgraft.bridging.refine import (
     RefineResult,
-    _sum_of_latents,
+    _checksum_of_latents,
     build_objective,
     check_settings,
     refine_recipe,
@@ -219,7 +219,7 @@ def test_a_changed_image_costs_one_encoding(world, tmp_path, monkeypatch):
 
 def test_the_sum_of_latents_is_that_of_one_tensor():
     latents = torch.randn(3, 4, 8, 8).half()
-    assert _sum_of_latents(list(latents.numpy())) == tensors_sha256({"latents": latents})
+    assert _checksum_of_latents(list(latents.numpy())) == tensors_sha256({"latents": latents})
 
 
 def test_an_image_without_finite_latents_is_named(world):

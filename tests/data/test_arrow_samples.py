@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value, load_from_dis
 from pyarrow import parquet
 
 from clipgraft.data.formats import load_dataset
-from clipgraft.data.image_file import content_sums, read_image_bytes
+from clipgraft.data.image_file import content_checksums, read_image_bytes
 from clipgraft.errors import DataError
 from clipgraft.settings import DataSettings
 from shard_writers import jpeg
@@ -143,10 +143,10 @@ def test_file_that_is_cut_is_named(tmp_path, name):
 def test_unpacked_images_lost_by_the_cache_are_made_anew(tmp_path):
     images_dataset(8).to_parquet(tmp_path / "train.parquet")
     first = [image for _, image in load_dataset(tmp_path).train.epoch(0, 0)]
-    sums = content_sums([image.file for image in first])
+    sums = content_checksums([image.file for image in first])
     first[0].file.shard.unlink()
     again = [image for _, image in load_dataset(tmp_path).train.epoch(0, 0)]
-    assert content_sums([image.file for image in again]) == sums
+    assert content_checksums([image.file for image in again]) == sums
 
 
 def test_parquet_that_only_names_images_is_a_table(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipgraft.data.image_file import Member, content_sums
+from clipgraft.data.image_file import Member, content_checksums
 from clipgraft.data.images import MAX_FILE_BYTES, open_image
 from clipgraft.errors import DataError, MissingFileError
 
@@ -41,7 +41,7 @@ def test_member_of_a_shard_opens_as_its_file_does(members, tmp_path):
         path.write_bytes(encoded(color))
         assert open_image(member).tobytes() == open_image(path).tobytes()
         assert pickle.loads(pickle.dumps(member)) == member
-        assert content_sums([member, path]) == [hashlib.sha256(encoded(color)).hexdigest()] * 2
+        assert content_checksums([member, path]) == [hashlib.sha256(encoded(color)).hexdigest()] * 2
 
 
 def test_error_of_a_member_names_shard_and_image(members):
@@ -52,7 +52,7 @@ def test_error_of_a_member_names_shard_and_image(members):
         open_image(Member(members[0].shard, 0, MAX_FILE_BYTES + 1, "big.png"))
 
 
-@pytest.mark.parametrize("read", [open_image, lambda member: content_sums([member])])
+@pytest.mark.parametrize("read", [open_image, lambda member: content_checksums([member])])
 def test_shard_that_is_cut_gone_or_changed_is_named(members, read):
     shard, last = members[-1].shard, members[-1]
     content = shard.read_bytes()
@@ -74,17 +74,17 @@ def test_sums_are_sha256_in_the_order_of_the_files(tmp_path: Path):
     for index, path in enumerate(paths):
         path.write_bytes(bytes([index]) * 1000)
     expected = [hashlib.sha256(bytes([index]) * 1000).hexdigest() for index in range(20)]
-    assert content_sums(paths) == expected == content_sums(paths)
+    assert content_checksums(paths) == expected == content_checksums(paths)
 
 
 def test_file_that_changed_since_is_read_again(tmp_path: Path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"one")
-    before = content_sums([path])
+    before = content_checksums([path])
     path.write_bytes(b"other")
-    assert content_sums([path]) == [hashlib.sha256(b"other").hexdigest()] != before
+    assert content_checksums([path]) == [hashlib.sha256(b"other").hexdigest()] != before
 
 
 def test_missing_file_is_named(tmp_path: Path):
     with pytest.raises(MissingFileError, match=r"gone\.jpg: no such image"):
-        content_sums([tmp_path / "gone.jpg"])
+        content_checksums([tmp_path / "gone.jpg"])

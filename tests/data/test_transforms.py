@@ -20,7 +20,7 @@ from clipgraft.data import transforms
 from clipgraft.data.images import decode, open_image, read_header
 from clipgraft.data.transforms import (
     PIXELS_VERSION,
-    _settings_sum,
+    _settings_checksum,
     clip_crop,
     clip_pixel_values,
     cut_crops,
@@ -285,11 +285,11 @@ def test_what_decides_the_pixels_decides_where_crops_lie(monkeypatch: pytest.Mon
             "crop_size": {"height": 8, "width": 8},
         }
         others = (CLIPImageProcessorPil(**{name: value}) for name, value in changed.items())
-        return {_settings_sum(processor) for processor in (CLIPImageProcessorPil(), *others)}
+        return {_settings_checksum(processor) for processor in (CLIPImageProcessorPil(), *others)}
 
     first = sums()
     assert len(first) == 5
-    assert _settings_sum(CLIPImageProcessorPil(image_mean=[0, 0, 0])) in first  # comes behind the crop
+    assert _settings_checksum(CLIPImageProcessorPil(image_mean=[0, 0, 0])) in first  # comes behind the crop
     monkeypatch.setattr(transforms, "version", lambda name: "99" if name == "pillow" else version(name))
     second = sums()
     monkeypatch.setattr(transforms, "PIXELS_VERSION", 99)

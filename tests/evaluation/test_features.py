@@ -104,7 +104,7 @@ def test_features_are_not_taken_for_those_of_other_settings(tmp_path, processes,
     first, second = (
         ClipFeatures(clip, "scorer", store, store) for clip in (clip_with(), clip_with(**CHANGES[changed]))
     )
-    assert first.sum == second.sum
+    assert first.checksum == second.checksum
     for features in (first, second):
         fresh = FeatureStore(tmp_path / "fresh" / str(features is first), processes)
         alone = ClipFeatures(features.clip, "scorer", fresh, fresh)

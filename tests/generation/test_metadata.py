@@ -29,9 +29,9 @@ def test_metadata_is_in_the_form_that_other_tools_read(base, tmp_path):
     assert (values["Steps"], values["Seed"], values["Size"]) == ("2", "7", "64x64")
     assert (values["Sampler"], values["Schedule type"], values["CFG scale"]) == ("DPM++ 2M", "Karras", "7.5")
     dtype = getattr(torch, record["models"]["dtype"])
-    sums = FrozenBase.load(str(base), dtype=dtype).weight_sums()
+    sums = FrozenBase.load(str(base), dtype=dtype).weight_checksums()
     assert record["models"]["unet_sha256"] == sums["unet"]
-    sums = FrozenBase.load(str(base)).weight_sums()  # the text encoder is float32 on every engine
+    sums = FrozenBase.load(str(base)).weight_checksums()  # the text encoder is float32 on every engine
     assert record["models"]["text_encoder_sha256"] == sums["text_encoder"]
     assert record["scheduler"]["_class_name"] == "DPMSolverMultistepScheduler"
     assert record["versions"]["torch"] == torch.__version__

@@ -77,8 +77,8 @@ def test_of_both_precisions_the_one_nearer_to_the_dtype_is_read(base, base_dir, 
     half = FrozenBase.load(str(folder), components=("unet",), dtype=torch.bfloat16).unet.state_dict()
     for name, weight in base.unet.state_dict().items():
         assert torch.equal(half[name], weight.half().bfloat16())
-    assert FrozenBase.load(str(folder), components=("vae",)).weight_sums() == {
-        "vae": base.weight_sums()["vae"]
+    assert FrozenBase.load(str(folder), components=("vae",)).weight_checksums() == {
+        "vae": base.weight_checksums()["vae"]
     }
 
 
@@ -87,7 +87,7 @@ def test_weights_in_shards_are_loaded_and_missing_ones_named(base, base_dir, cop
     tiny.shard(folder / "unet", "diffusion_pytorch_model")
     tiny.shard(folder / "text_encoder", "model")
     loaded = FrozenBase.load(str(folder))
-    assert loaded.weight_sums() == base.weight_sums()
+    assert loaded.weight_checksums() == base.weight_checksums()
     (folder / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
         CheckpointError, match=r"unet/diffusion_pytorch_model-00002-of-00002\.safetensors is missing"
@@ -113,7 +113,7 @@ def test_names_of_older_libraries_are_loaded(base, base_dir, copy):
     weights = {f"text_model.{name.removeprefix(prefix)}": weight for name, weight in weights.items()}
     weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(weights, path, metadata={"format": "pt"})
-    assert FrozenBase.load(str(folder)).weight_sums() == base.weight_sums()
+    assert FrozenBase.load(str(folder)).weight_checksums() == base.weight_checksums()
 
 
 @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler])
@@ -169,13 +169,13 @@ def test_empty_prompt_embeds_are_those_of_diffusers(base, base_dir):
 
 
 def test_weight_sums_change_with_a_weight_not_with_use(base):
-    before = base.weight_sums()
+    before = base.weight_checksums()
     states = base.empty_prompt_embeds()[None]
     base.unet(torch.randn(1, 4, 8, 8), 10, states)
     base.decode_latents(torch.randn(1, 4, 8, 8))
-    assert base.weight_sums() == before
+    assert base.weight_checksums() == before
     base.unet.conv_in.weight[0, 0, 0, 0] += 1
-    changed = base.weight_sums()
+    changed = base.weight_checksums()
     assert {name for name in before if changed[name] != before[name]} == {"unet"}
 
 
@@ -229,7 +229,7 @@ def test_a_path_that_is_not_there_is_said(tmp_path):
 
 def test_a_single_file_gives_the_folders_weights(single_file, base):
     loaded = FrozenBase.load(str(single_file), tokenizer=build_tokenizer())
-    assert loaded.weight_sums() == base.weight_sums()
+    assert loaded.weight_checksums() == base.weight_checksums()
     assert loaded.scheduler.config.beta_end == base.scheduler.config.beta_end
     torch.testing.assert_close(loaded.empty_prompt_embeds(), base.empty_prompt_embeds())
 
@@ -247,7 +247,7 @@ def test_a_single_file_for_inpainting_gives_the_folders_weights(tmp_path, monkey
         monkeypatch.setattr(sd15, constant, config)
     path = write_single_file(folder, tmp_path / "base.safetensors")
     loaded = FrozenBase.load(str(path), tokenizer=build_tokenizer())
-    assert loaded.weight_sums() == FrozenBase.load(str(folder)).weight_sums()
+    assert loaded.weight_checksums() == FrozenBase.load(str(folder)).weight_checksums()
     assert loaded.in_channels == FrozenBase.load(str(path), components=["scheduler"]).in_channels == 9
 
 

@@ -12,7 +12,7 @@ from clipgraft.errors import CheckpointError
 from clipgraft.models import hub as hub_module
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
-from clipgraft.models.hub import PINS, FileSum, Pin, fetch, find_model
+from clipgraft.models.hub import PINS, FileChecksum, Pin, fetch, find_model
 from clipgraft.models.weights import Needed, Weights
 from hub_server import ask_only, file_entry, serve
 
@@ -36,13 +36,13 @@ def hub(tmp_path, monkeypatch, clip_dir, base_dir):
 
 @pytest.fixture
 def pinned(hub, monkeypatch):
-    """The base of that hub with its sums known, and a copy of it under another name."""
+    """The base of that hub with its checksums known, and a copy of it under another name."""
     folder = hub.models["owner/base"][COMMIT]
     entries = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {}
     for name, path in entries.items():
         entry = file_entry(path)
-        files[name] = FileSum(entry["size"], hub_module.file_sha256(path))
+        files[name] = FileChecksum(entry["size"], hub_module.file_sha256(path))
     pin = Pin(COMMIT, files, "CreativeML OpenRAIL-M", mirrors=("gone/base", "other/base"))
     monkeypatch.setitem(PINS, "owner/base", pin)
     hub.models["other/base"] = {LATER: shutil.copytree(folder, folder.parent / "mirror")}
@@ -59,7 +59,7 @@ def test_a_clip_is_downloaded_once(hub):
 
 def test_a_base_of_the_hub_says_which_commit_it_is(hub, base):
     loaded = FrozenBase.load("owner/base", revision=COMMIT)
-    assert loaded.weight_sums() == base.weight_sums()
+    assert loaded.weight_checksums() == base.weight_checksums()
     assert loaded.record().revision == COMMIT
     assert FrozenBase.load("owner/base").record().revision == COMMIT
 
@@ -93,7 +93,7 @@ def test_a_wrong_download_is_refused_and_repeated_next_time(hub):
 
 def test_other_text_than_the_hub_lists_is_refused(hub):
     hub.altered = {"config.json"}
-    with pytest.raises(CheckpointError, match=r"config\.json of owner/clip has sum [0-9a-f]{40}, but"):
+    with pytest.raises(CheckpointError, match=r"config\.json of owner/clip has checksum [0-9a-f]{40}, but"):
         load_clip("owner/clip", revision=COMMIT)
 
 
@@ -108,7 +108,7 @@ def test_a_cached_file_that_was_changed_is_refused(hub):
     load_clip("owner/clip", revision=COMMIT)
     cached = next((hub.models["owner/clip"][COMMIT].parent / "cache").rglob("model.safetensors"))
     cached.resolve().write_bytes(cached.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors of owner/clip has sum"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors of owner/clip has checksum"):
         load_clip("owner/clip", revision=COMMIT)
 
 
@@ -130,9 +130,9 @@ def test_a_branch_is_recorded_as_its_commit_with_a_warning(hub, caplog):
     assert "owner/base at revision main is what that holds today; name a commit" in caplog.text
 
 
-def test_a_branch_of_a_pinned_model_warns_of_missing_sums(hub, pinned, caplog):
+def test_a_branch_of_a_pinned_model_warns_of_missing_checksums(hub, pinned, caplog):
     assert FrozenBase.load("owner/base", revision="main").record().revision == COMMIT
-    assert "its files are not compared with this package's own sums" in caplog.text
+    assert "its files are not compared with this package's own checksums" in caplog.text
 
 
 def test_a_connection_cut_again_and_again_is_one_line(hub, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_connection_cut_again_and_again_is_one_line(hub, monkeypatch):
 def test_a_mirror_that_does_not_answer_is_passed_over(hub, pinned, base):
     del hub.models["owner/base"]
     hub.models["gone/base"] = {}  # the server breaks down over it
-    assert FrozenBase.load("owner/base").weight_sums() == base.weight_sums()
+    assert FrozenBase.load("owner/base").weight_checksums() == base.weight_checksums()
 
 
 @pytest.mark.parametrize("gone", ["model", "commit"])
@@ -161,11 +161,11 @@ def test_a_pinned_model_that_is_gone_comes_from_a_mirror(hub, pinned, base, gone
     else:
         hub.models["owner/base"] = {"c" * 40: hub.models["owner/base"][COMMIT]}
     loaded = FrozenBase.load("owner/base")
-    assert loaded.weight_sums() == base.weight_sums()
+    assert loaded.weight_checksums() == base.weight_checksums()
     assert loaded.record().revision == COMMIT
-    assert "its copy other/base has the same sums" in caplog.text
+    assert "its copy other/base has the same checksums" in caplog.text
     hub.models.clear()
-    assert FrozenBase.load("owner/base").weight_sums() == base.weight_sums()
+    assert FrozenBase.load("owner/base").weight_checksums() == base.weight_checksums()
 
 
 def test_a_mirror_with_other_weights_is_not_asked_for_them(hub, pinned):
@@ -209,7 +209,7 @@ def test_half_precision_is_downloaded_only_if_it_is_used(hub, base):
     assert hub.sent("diffusion_pytorch_model.fp16.safetensors") == 2
     assert hub.sent("diffusion_pytorch_model.safetensors") == 0
     full = FrozenBase.load("owner/base", revision=COMMIT)
-    assert full.weight_sums() == base.weight_sums()
+    assert full.weight_checksums() == base.weight_checksums()
 
 
 def test_a_token_of_the_environment_is_sent_and_written_nowhere(hub, monkeypatch, caplog, tmp_path):

@@ -283,7 +283,7 @@ def fit_residual(
         settings,
         output_dir=folder,
         device=towers.device,
-        data={"captions": tensors_sha256({"input_ids": input_ids}), **towers.sums()},
+        data={"captions": tensors_sha256({"input_ids": input_ids}), **towers.checksums()},
         seed=recipe.seed,
         resume=resume,
         description="training the residual bridge",

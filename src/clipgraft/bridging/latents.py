@@ -13,7 +13,7 @@ from clipgraft.cached_arrays import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.buckets import Bucket, group_by_size, make_buckets, nearest_bucket
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
-from clipgraft.data.image_file import content_sums
+from clipgraft.data.image_file import content_checksums
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
 from clipgraft.errors import DataError, UserError
@@ -87,7 +87,7 @@ def load_latents(
     cache = ContentCache(cache_dir() / "latents" / encoder[:16], "latents")
     with track("encoding latents", len(images)) as update:
         return cache.arrays(
-            content_sums([image.file for image in images]),
+            content_checksums([image.file for image in images]),
             lambda indices: _encode(base, [images[index] for index in indices], buckets),
             lambda done: update(done, "images"),
         )

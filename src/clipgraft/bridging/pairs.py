@@ -114,7 +114,7 @@ class Towers:
         ours, theirs = self.text_model.state_dict(), self.teacher.state_dict()
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
-    def sums(self) -> dict[str, str]:
+    def checksums(self) -> dict[str, str]:
         """Return checksums of all weights behind a bridge's fit."""
         base = {f"map {index}": weight for index, weight in enumerate(self.key_value_maps)}
         return {

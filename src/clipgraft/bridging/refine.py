@@ -31,7 +31,7 @@ from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.weights import module_sha256, tensors_sha256
 from clipgraft.runs.run import StageResult
 from clipgraft.settings import RefineSettings
-from clipgraft.training.checkpoints import sum_of_tokenizer
+from clipgraft.training.checkpoints import checksum_of_tokenizer
 from clipgraft.training.optim import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.trainer import fit, settle_precision
 
@@ -176,7 +176,7 @@ def _refine(
     images = encode_images(data, base, recipe.data, crop=settings.crop)
     if base.vae is not None:
         base.vae.cpu()  # frees a GPU's memory for the training
-    sums = _sums(images, graft, base)
+    checksums = _checksums(images, graft, base)
     seed_everything(recipe.seed)
     objective = build_objective(graft, base, settings).to(device)
     before = measure_noise(graft, base, images)
@@ -186,7 +186,7 @@ def _refine(
         settings,
         output_dir=folder,
         device=device,
-        data=sums,
+        data=checksums,
         seed=recipe.seed,
         resume=resume,
         learning_rate_scales={"encoder.text_model.": settings.text_learning_rate / settings.learning_rate},
@@ -251,21 +251,21 @@ def check_prediction(base: FrozenBase) -> None:
         )
 
 
-def _sums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
+def _checksums(images: LatentImages, graft: Graft, base: FrozenBase) -> dict[str, str]:
     schedule = {"alphas_cumprod": base.scheduler.alphas_cumprod}
-    base_sums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
+    base_checksums = module_sha256(base.unet), module_sha256(base.text_encoder), tensors_sha256(schedule)
     return {
         # Latents depend on both photographs and VAE.
-        "photographs": _sum_of_latents(images.train_latents),
+        "photographs": _checksum_of_latents(images.train_latents),
         "captions": fingerprint([image.captions for image in images.train]),
         "weights of the graft": fingerprint(
-            module_sha256(graft.text_encoder), sum_of_tokenizer(graft.tokenizer)
+            module_sha256(graft.text_encoder), checksum_of_tokenizer(graft.tokenizer)
         ),
-        "weights of the base": fingerprint(*base_sums),
+        "weights of the base": fingerprint(*base_checksums),
     }
 
 
-def _sum_of_latents(latents: Sequence[np.ndarray]) -> str:
+def _checksum_of_latents(latents: Sequence[np.ndarray]) -> str:
     """Return `tensors_sha256` of latents of one size as one tensor, without having it."""
     first = latents[0].shape
     digest = hashlib.sha256(f"latents torch.{latents[0].dtype} {(len(latents), *first)}".encode())

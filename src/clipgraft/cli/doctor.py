@@ -99,7 +99,7 @@ def _flatland() -> Finding:
         embedded_models()
     except CheckpointError as error:
         return Finding("flatland", "not whole", str(error))
-    return Finding("flatland", "in the package, sums verified", "")
+    return Finding("flatland", "in the package, checksums verified", "")
 
 
 def _hub() -> Finding:

@@ -75,12 +75,12 @@ def draw_captions(num_captions: int, count: int, *, seed: int, epoch: int, index
     return places[begin : begin + count]
 
 
-def content_number(content_sum: str) -> int:
+def content_number(content_checksum: str) -> int:
     """Return 64 bits of a sha256 as int64, for batches.
 
     Two different files of ten million have one number by chance once in 400,000 sets.
     """
-    return int(content_sum[:16], 16) - 2**63
+    return int(content_checksum[:16], 16) - 2**63
 
 
 class BatchReader(Dataset[Batch]):
@@ -130,7 +130,7 @@ class BatchReader(Dataset[Batch]):
                 self._cut(crop.pixels, share.epoch, number),
                 list(islice(ids, count)),
                 number,
-                content_number(crop.content_sum),
+                content_number(crop.content_checksum),
                 image.image_id,
             )
             for (number, _), (image, crop) in zip(share.images, found, strict=True)

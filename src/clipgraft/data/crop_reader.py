@@ -11,7 +11,7 @@ import numpy as np
 from clipgraft.cache import cache_bound
 from clipgraft.cached_arrays import CachedArrays
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages, TrainingImages
-from clipgraft.data.image_file import content_sums, read_image_bytes
+from clipgraft.data.image_file import content_checksums, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, DamagedImageError, decode, opened_content
 from clipgraft.data.mixed import MixedImages
 from clipgraft.data.transforms import ImageProcessor, clip_crop, load_crops
@@ -23,7 +23,7 @@ class Crop(NamedTuple):
 
     pixels: np.ndarray | None
     """(3, S, S) uint8; None where captions are read alone."""
-    content_sum: str
+    content_checksum: str
     """sha256 of the file, equal for equal files."""
 
 
@@ -80,8 +80,8 @@ def crops_of(images: TrainingImages, processor: ImageProcessor) -> "KeptCrops | 
 
 
 class NoCrops:
-    """Content sums alone, where a table has the embeds of all images."""
+    """Content checksums alone, where a table has the embeds of all images."""
 
     def __call__(self, image: CaptionedImage) -> Crop:
-        """Return an image's content sum without pixels."""
-        return Crop(None, content_sums([image.file])[0])
+        """Return an image's content checksum without pixels."""
+        return Crop(None, content_checksums([image.file])[0])

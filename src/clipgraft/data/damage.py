@@ -14,7 +14,7 @@ from clipgraft.cache import cache_dir
 from clipgraft.cached_arrays import ContentCache
 from clipgraft.console import say, track
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage, CaptionedImages, Excluded
-from clipgraft.data.image_file import ImageFile, content_sums
+from clipgraft.data.image_file import ImageFile, content_checksums
 from clipgraft.data.images import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -68,8 +68,8 @@ def skip_damaged(dataset: CaptionDataset) -> CaptionDataset:
 
 def _find_damaged(images: Sequence[CaptionedImage]) -> dict[str, str]:
     """Return why photographs are damaged, by image id."""
-    cache = ContentCache(cache_dir() / "damage" / _bounds_sum(), "verdicts")
-    sums = content_sums([image.file for image in images])
+    cache = ContentCache(cache_dir() / "damage" / _bounds_checksum(), "verdicts")
+    checksums = content_checksums([image.file for image in images])
     with track("checking images", len(images)) as update, ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def judge(indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -78,7 +78,7 @@ def _find_damaged(images: Sequence[CaptionedImage]) -> dict[str, str]:
                 for why in pool.map(_why_damaged, part):
                     yield np.frombuffer(b"\0" + why.encode(), np.uint8)  # never empty
 
-        verdicts = list(cache.arrays(sums, judge, lambda done: update(done, "decoded")))
+        verdicts = list(cache.arrays(checksums, judge, lambda done: update(done, "decoded")))
     reasons = (verdict.tobytes()[1:].decode() for verdict in verdicts)
     return {image.image_id: why for image, why in zip(images, reasons, strict=True) if why}
 
@@ -93,7 +93,7 @@ def _why_damaged(file: ImageFile) -> str:
     return ""
 
 
-def _bounds_sum() -> str:
+def _bounds_checksum() -> str:
     """Return a checksum of what decides on a file besides its content."""
     bounds = [VERDICTS_VERSION, version("pillow"), readable_formats(), MAX_PIXELS, MIN_SIDE]
     return sha256(json.dumps(bounds).encode()).hexdigest()[:16]

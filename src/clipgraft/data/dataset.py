@@ -10,7 +10,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from clipgraft.console import say
-from clipgraft.data.image_file import ImageFile, content_sums
+from clipgraft.data.image_file import ImageFile, content_checksums
 from clipgraft.errors import DataError, UserError
 from clipgraft.files import fingerprint
 from clipgraft.settings import DataSettings
@@ -92,7 +92,7 @@ class CaptionedImages(tuple[CaptionedImage, ...]):
     @property
     def fingerprint(self) -> str:
         """Return a checksum of all photographs' bytes and all captions, in order."""
-        photographs = content_sums([image.file for image in self])
+        photographs = content_checksums([image.file for image in self])
         return fingerprint(photographs, [image.captions for image in self])
 
 
@@ -215,7 +215,7 @@ def merge_duplicates(images: Sequence[CaptionedImage]) -> tuple[CaptionedImage, 
     Retrieval cannot tell copies apart, so each is a right answer.
     """
     merged: dict[str, CaptionedImage] = {}
-    for image, content in zip(images, content_sums([image.file for image in images]), strict=True):
+    for image, content in zip(images, content_checksums([image.file for image in images]), strict=True):
         first = merged.get(content)
         merged[content] = replace(first, captions=first.captions + image.captions) if first else image
     return tuple(merged.values())

@@ -62,7 +62,7 @@ def _read_member(member: Member) -> bytes:
     return content
 
 
-def content_sums(files: Sequence[ImageFile]) -> list[str]:
+def content_checksums(files: Sequence[ImageFile]) -> list[str]:
     """Return each file's sha256 (hex); unchanged files are read once per process.
 
     Raises:
@@ -70,17 +70,17 @@ def content_sums(files: Sequence[ImageFile]) -> list[str]:
         DataError: If a shard is cut or has changed.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter's lock
-        return list(pool.map(_content_sum, files))
+        return list(pool.map(_content_checksum, files))
 
 
-def _content_sum(file: ImageFile) -> str:
+def _content_checksum(file: ImageFile) -> str:
     try:
         found = (file.shard if isinstance(file, Member) else file).stat()
     except FileNotFoundError:
         raise MissingFileError(f"{file}: no such image") from None
-    return _sum_of(file, found.st_size, found.st_mtime_ns)
+    return _checksum(file, found.st_size, found.st_mtime_ns)
 
 
 @cache
-def _sum_of(file: ImageFile, _size: int, _mtime_ns: int) -> str:
+def _checksum(file: ImageFile, _size: int, _mtime_ns: int) -> str:
     return hashlib.sha256(_read_member(file)).hexdigest() if isinstance(file, Member) else file_sha256(file)

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipgraft.data.dataset import SPLITS, CaptionedImage
 from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup, number_of
-from clipgraft.data.image_file import ImageFile, content_sums, read_image_bytes
+from clipgraft.data.image_file import ImageFile, content_checksums, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, MAX_PIXELS, MIN_SIDE, decode_beside_others, read_header
 from clipgraft.data.near_duplicates import PerceptualHash, near_groups, perceptual_hash
 from clipgraft.data.repeats import equal_groups
@@ -51,8 +51,8 @@ class PhotographCheck:
         """Add photographs that follow one another, a few at a time."""
         self._splits.extend(SPLITS.index(image.split) for image in images)
         if not self._decode:
-            sums = content_sums([image.file for image in images])
-            self._contents.extend(int(content[:16], 16) for content in sums)
+            checksums = content_checksums([image.file for image in images])
+            self._contents.extend(int(content[:16], 16) for content in checksums)
             return
         for image, look in zip(images, pool.map(_look, [image.file for image in images]), strict=True):
             self._add(image, look)

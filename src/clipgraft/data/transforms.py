@@ -27,7 +27,7 @@ from clipgraft.cache import cache_dir
 from clipgraft.cached_arrays import CachedArrays, ContentCache
 from clipgraft.console import track
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
-from clipgraft.data.image_file import ImageFile, content_sums
+from clipgraft.data.image_file import ImageFile, content_checksums
 from clipgraft.data.images import PARALLEL_PIXELS, decode, opened_image
 from clipgraft.errors import UserError
 from clipgraft.section import ResizeMode
@@ -143,8 +143,8 @@ def cut_crops(
     Returns:
         For each file (3, S, S) uint8.
     """
-    cache = ContentCache(folder / _settings_sum(processor), "crops")
-    return cache.arrays(content_sums(files), partial(_cut_all, tuple(files), processor), on_image)
+    cache = ContentCache(folder / _settings_checksum(processor), "crops")
+    return cache.arrays(content_checksums(files), partial(_cut_all, tuple(files), processor), on_image)
 
 
 def _cut_all(
@@ -171,7 +171,7 @@ def _cut_if_small(file: ImageFile, processor: ImageProcessor) -> np.ndarray | No
     return _cut(file, processor)
 
 
-def _settings_sum(processor: ImageProcessor) -> str:
+def _settings_checksum(processor: ImageProcessor) -> str:
     settings = {name: str(value) for name, value in processor.to_dict().items() if name not in NORMALIZATION}
     versions = [PIXELS_VERSION, type(processor).__name__, version("pillow"), version("transformers")]
     return sha256(json.dumps([settings, versions], sort_keys=True).encode()).hexdigest()[:16]

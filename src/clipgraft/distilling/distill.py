@@ -250,7 +250,7 @@ def _distill(
     data = {
         "captions": tensors_sha256({"input_ids": input_ids, "has_new_word": marks}),
         "weights of the graft": module_sha256(graft.text_encoder),
-        "weights of the base": _sum_of(base),
+        "weights of the base": _checksum_of(base),
     }
     objective = build_objective(graft, base, input_ids, settings, device)
     held_out = {
@@ -294,7 +294,7 @@ def _distill(
     return result
 
 
-def _sum_of(base: FrozenBase) -> str:
+def _checksum_of(base: FrozenBase) -> str:
     return module_sha256(base.text_encoder) + tensors_sha256(read_cross_attention(base.origin.path))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipgraft.cached_arrays import ContentCache
 from clipgraft.console import track
 from clipgraft.data.dataset import CaptionedImage
-from clipgraft.data.image_file import ImageFile, content_sums
+from clipgraft.data.image_file import ImageFile, content_checksums
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import (
     PIXELS_VERSION,
@@ -100,7 +100,7 @@ class FeatureStore:
         description: str,
         extractor: str,
         items: Sequence[T],
-        sums: Sequence[str],
+        checksums: Sequence[str],
         extract: Callable[[Sequence[T]], Tensor],
     ) -> Tensor:
         """Return cached or computed features (N, D) float32 of the items.
@@ -109,14 +109,14 @@ class FeatureStore:
             description: Shown by the progress bar.
             extractor: Checksum of its weights and preprocessing.
             items: At least one.
-            sums: Checksum of each item's content.
+            checksums: Checksum of each item's content.
             extract: Some items -> features (n, D).
         """
         how = fingerprint(FEATURES_VERSION, pixels_versions(), version("torch"), extractor)
         cache = ContentCache(self.folder / how[:16], "features")
         groups = [items[start : start + ITEMS_PER_ENTRY] for start in range(0, len(items), ITEMS_PER_ENTRY)]
         keys = [
-            fingerprint(sums[start : start + ITEMS_PER_ENTRY])[:32]
+            fingerprint(checksums[start : start + ITEMS_PER_ENTRY])[:32]
             for start in range(0, len(items), ITEMS_PER_ENTRY)
         ]
 
@@ -148,7 +148,7 @@ class ClipFeatures:
 
     def __init__(self, clip: ClipParts, name: str, store: FeatureStore, shared: FeatureStore):
         self.clip, self.name, self.store, self.shared = clip, name, store, shared
-        self.sum = module_sha256(clip.model)
+        self.checksum = module_sha256(clip.model)
         self._model = model_fingerprint(clip.model)
         self._model_and_processor = self._model + clip.image_processor.to_json_string()
 
@@ -163,8 +163,8 @@ class ClipFeatures:
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed prompts; cached by token ids, which depend on the tokenizer."""
         ids, _ = encode_captions(texts, self.clip.tokenizer)
-        sums = [" ".join(map(str, row)) for row in ids]
-        return self.shared.features(f"{self.name} reads captions", self._model, ids, sums, self._read)
+        checksums = [" ".join(map(str, row)) for row in ids]
+        return self.shared.features(f"{self.name} reads captions", self._model, ids, checksums, self._read)
 
     @property
     def resize_filter(self) -> str:
@@ -179,7 +179,9 @@ class ClipFeatures:
 
     def _images(self, store: FeatureStore, paths: Sequence[ImageFile], what: str) -> Tensor:
         described = f"{self.name} looks at {what}"
-        return store.features(described, self._model_and_processor, paths, content_sums(paths), self._look)
+        return store.features(
+            described, self._model_and_processor, paths, content_checksums(paths), self._look
+        )
 
     @torch.no_grad()
     def _look(self, paths: Sequence[ImageFile]) -> Tensor:
@@ -204,7 +206,7 @@ class ProbeFeatures:
     name = "flatland's probe"
 
     def __init__(self, probe: Probe, store: FeatureStore):
-        self.probe, self.store, self.sum = probe, store, module_sha256(probe)
+        self.probe, self.store, self.checksum = probe, store, module_sha256(probe)
 
     @torch.no_grad()
     def of_files(self, paths: Sequence[ImageFile]) -> Tensor:
@@ -213,7 +215,9 @@ class ProbeFeatures:
         def pool(part: Sequence[ImageFile]) -> Tensor:
             return _batched(lambda few: self.probe.pooled(self._pixels(few)), part)
 
-        return self.store.features("probe looks at images", self.sum, paths, content_sums(paths), pool)
+        return self.store.features(
+            "probe looks at images", self.checksum, paths, content_checksums(paths), pool
+        )
 
     def read(self, paths: Sequence[ImageFile]) -> Tensor:
         """Return the index of each attribute's likeliest value, (N, attributes) int64."""
@@ -221,8 +225,8 @@ class ProbeFeatures:
         def labels(part: Sequence[ImageFile]) -> Tensor:
             return read_attributes(self.probe, ((self._pixels(part) + 1) * 127.5).round().to(torch.uint8))
 
-        how = f"{self.sum} read"
-        return self.store.features("probe reads images", how, paths, content_sums(paths), labels).long()
+        how = f"{self.checksum} read"
+        return self.store.features("probe reads images", how, paths, content_checksums(paths), labels).long()
 
     @staticmethod
     def _pixels(paths: Sequence[ImageFile]) -> Tensor:

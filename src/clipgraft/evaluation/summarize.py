@@ -124,7 +124,7 @@ def summarize_evaluation(measured: Measured) -> Evaluation:
     dtype = getattr(torch, settings.text_encoder_dtype)
     note = independence_note(
         module_sha256(deepcopy(scorer.clip.model.text_model).to(dtype)),
-        variants.tower_sums,
+        variants.tower_checksums,
         measured.tuned_from_scorer,
     )
     parts = [_means(measured), _distances(measured), _recalls(measured)]
@@ -142,7 +142,7 @@ def summarize_evaluation(measured: Measured) -> Evaluation:
         settings=settings.model_copy(
             update={
                 "resize_filter": scorer.resize_filter,
-                "scorer": Scorer(name=measured.scorer_name, sha256=scorer.sum, is_independent=not note),
+                "scorer": Scorer(name=measured.scorer_name, sha256=scorer.checksum, is_independent=not note),
                 "feature_extractor": extractor,
             }
         ),
@@ -376,7 +376,7 @@ def _describe(measured: Measured, name: str) -> Variant:
         name=name,
         role="measured" if is_measured else "ceiling" if name in (TEACHER, REAL) else "floor",
         title=TITLES.get(name, f"the graft {name}"),
-        sha256=measured.variants.encoder_sums.get(name, ""),
+        sha256=measured.variants.encoder_checksums.get(name, ""),
     )
 
 

@@ -99,8 +99,8 @@ class Variants:
         self.paths: dict[str, Paths] = {}
         self.rows: list[ScoredImage] = []
         """All images, without scores."""
-        self.encoder_sums: dict[str, str] = {}
-        self.tower_sums: dict[str, str] = {}
+        self.encoder_checksums: dict[str, str] = {}
+        self.tower_checksums: dict[str, str] = {}
         """Checksums of the compared text towers, the teacher's last."""
         self.state_errors: Scores = {}
         self.sampling = Settings()
@@ -123,16 +123,16 @@ class Variants:
                 self._add(EMPTY, generator, self.settings.model_copy(update={"guidance_scale": 1.0}))
             self._compare_states(name, generator, teacher)
             if isinstance(encoder, GraftedTextEncoder):
-                self.tower_sums[name] = module_sha256(encoder.text_model)
+                self.tower_checksums[name] = module_sha256(encoder.text_model)
                 bridged = generator
             elif is_graft:
-                self.tower_sums[name] = self.encoder_sums[name]
+                self.tower_checksums[name] = self.encoder_checksums[name]
         if bridged:
             with _untrained_bridge(bridged):
                 self._add(RANDOM, bridged, self.settings)
                 self._compare_states(RANDOM, bridged, teacher)
-        if TEACHER in self.encoder_sums:
-            self.tower_sums[TEACHER] = self.encoder_sums[TEACHER]
+        if TEACHER in self.encoder_checksums:
+            self.tower_checksums[TEACHER] = self.encoder_checksums[TEACHER]
 
     def _prepare(self, generator: ImageGenerator) -> None:
         pipeline = generator.pipeline
@@ -194,7 +194,7 @@ class Variants:
             )
             for index, row in enumerate(rows)
         ]
-        self.encoder_sums[name] = module_sha256(generator.pipeline.text_encoder)
+        self.encoder_checksums[name] = module_sha256(generator.pipeline.text_encoder)
 
     @torch.no_grad()
     def _compare_states(self, name: str, generator: ImageGenerator, teacher: nn.Module | None) -> None:

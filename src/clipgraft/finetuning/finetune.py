@@ -34,7 +34,7 @@ from clipgraft.models.lineage import Stage, numbers
 from clipgraft.reporting.plots import plot_loss
 from clipgraft.runs.run import Run, StageResult
 from clipgraft.settings import FinetuneSettings, ModelSettings
-from clipgraft.training.checkpoints import sum_of_clip, sums_of_images
+from clipgraft.training.checkpoints import checksum_of_clip, checksums_of_images
 from clipgraft.training.objectives import ContrastiveObjective
 from clipgraft.training.optim import add_lora, freeze_layers, merge_lora
 from clipgraft.training.run_log import LOG_NAME
@@ -173,7 +173,9 @@ def _finetune(
     device = processes.device if processes.num_processes > 1 else device
     clip = clip._replace(model=deepcopy(clip.model).to(device))
     train, val, test = split_images(data, recipe)
-    sums = sums_of_images({"train": train, "val": val}) | _sums_of_start(clip, objective_class, settings)
+    checksums = checksums_of_images({"train": train, "val": val}) | _checksums_of_start(
+        clip, objective_class, settings
+    )
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings, objective_class)
     batches = training_batches(train, clip, recipe, processes)
@@ -195,7 +197,7 @@ def _finetune(
         settings,
         output_dir=folder,
         device=device,
-        data=sums,
+        data=checksums,
         seed=recipe.seed,
         resume=resume,
         on_step=previews,
@@ -226,15 +228,15 @@ def _stage(recipe: Recipe, result: FinetuneResult) -> Stage:
     return Stage(stage="finetune", recipe=recipe, figures=figures)
 
 
-def _sums_of_start(
+def _checksums_of_start(
     clip: ClipParts, objective_class: type[ContrastiveObjective], settings: FinetuneSettings
 ) -> dict[str, str]:
-    sums = {"weights of CLIP": sum_of_clip(clip)}
+    checksums = {"weights of CLIP": checksum_of_clip(clip)}
     if settings.crop_scale < 1:  # earlier checkpoints had crops of the middle square
-        sums["random crops"] = "of whole photographs"
+        checksums["random crops"] = "of whole photographs"
     if objective_class is not ContrastiveObjective:
-        sums["objective"] = objective_class.__qualname__
-    return sums
+        checksums["objective"] = objective_class.__qualname__
+    return checksums
 
 
 def build_objective(

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipgraft.console import say, track
 from clipgraft.data.batch_reader import Collate, Item, content_number
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage, merge_duplicates
-from clipgraft.data.image_file import content_sums
+from clipgraft.data.image_file import content_checksums
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import clip_crop, clip_pixel_values, encode_captions, tokenize
 from clipgraft.errors import UserError
@@ -150,7 +150,7 @@ class Validator:
         eos_token_id = clip.tokenizer.eos_token_id
         self.collate = Collate(clip.image_processor, eos_token_id, length_multiple(settings))
         self.items = []
-        contents = content_sums([image.file for image in own])
+        contents = content_checksums([image.file for image in own])
         for index, (image, content) in enumerate(zip(own, contents, strict=True), start=first):
             crop = clip_crop(open_image(image.file), clip.image_processor)
             # As in training an image with fewer captions repeats some.

@@ -17,7 +17,7 @@ from clipgraft.generation.engines.attach import engine_unet, set_approximations,
 from clipgraft.generation.engines.engine import Engine
 from clipgraft.generation.lora_files import LoraFile, check_lora, fuse_lora, lora_path, read_lora
 from clipgraft.generation.prompt_embeds import PromptEmbedCache
-from clipgraft.generation.request_files import file_sum
+from clipgraft.generation.request_files import file_checksum
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig, Lora
 
@@ -48,7 +48,7 @@ class AdaptedUNets:
         Raises:
             CheckpointError: If a LoRA is for another base.
         """
-        key = tuple((file_sum(lora.path), strength) for lora, strength in loras)
+        key = tuple((file_checksum(lora.path), strength) for lora, strength in loras)
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # first, so that memory holds one at a time
             self._kept = key, self._on_engine(loras, pipeline.tokenizer.model_max_length)
@@ -113,7 +113,7 @@ class Adapters:
             return self.own
         if self._unets is None:
             raise UserError("LoRAs do not work with offload; leave one of them out")
-        key = tuple((file_sum(lora_path(Path(lora.file))), *lora.strengths.values()) for lora in loras)
+        key = tuple((file_checksum(lora_path(Path(lora.file))), *lora.strengths.values()) for lora in loras)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
             self._kept = key, PromptEmbedCache(self._adapted(self._unets, loras))

@@ -231,7 +231,7 @@ def _refuse_long(requests: Sequence[ImageRequest]) -> None:
 
 
 def image_key(request: ImageRequest, generator: ImageGenerator) -> str:
-    """Return the sum of a resolved request and a generator's models."""
+    """Return the checksum of a resolved request and a generator's models."""
     return fingerprint(request.as_record(), generator.models)
 
 

@@ -105,7 +105,7 @@ def load_generators(
     if engines:
         engine = choose_engine(engines, frozen, can_measure=inference.feature_cache == 1)
         frozen.unet = unet_loader(frozen.origin, engine.dtype)()
-    sums = frozen.weight_sums()
+    sums = frozen.weight_checksums()
     unets = AdaptedUNets(unet_copies(frozen, engine), engine, inference) if offload == "none" else None
     if engine:
         put_on_engine(frozen, engine, has_feature_cache=inference.feature_cache > 1)

@@ -56,16 +56,16 @@ class ImageRow(BaseModel):
     ip_adapters: list[GuideRecord] | None = None
     strength: float | None = None
     loras: list[dict[str, Any]] | None = None
-    """Name, sum and strengths of each."""
+    """Name, checksum and strengths of each."""
     embeddings: list[dict[str, Any]] | None = None
-    """Name and sum of each."""
+    """Name and checksum of each."""
     status: str
     """As `GeneratedImage.status`; only of "ok" there is a file."""
     notes: list[str] = []
     with_metadata: bool = True
     """Whether the file says how it was generated."""
     key: str = ""
-    """Sum of all that decides the image."""
+    """Checksum of all that decides the image."""
     sha256: str | None = None
 
     @model_validator(mode="before")
@@ -76,9 +76,9 @@ class ImageRow(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _has_sum(self) -> Self:
+    def _has_checksum(self) -> Self:
         if self.status == "ok" and self.sha256 is None:
-            raise ValueError("an image without the sum of its file")
+            raise ValueError("an image without the checksum of its file")
         return self
 
 
@@ -90,7 +90,7 @@ class Slot:
     """Path within the folder."""
     request: ImageRequest
     key: str
-    """Sum of all that decides the image."""
+    """Checksum of all that decides the image."""
 
 
 class ImageFolder:
@@ -141,7 +141,7 @@ class ImageFolder:
         Args:
             wanted: For each request the file's path within the folder, without suffix, if nothing lies there.
             requests: What is to be generated.
-            keys: For each request the sum of all that decides its image.
+            keys: For each request the checksum of all that decides its image.
         """
         slots: dict[str, Slot] = {}
         for name, request, key in zip(wanted, requests, keys, strict=True):

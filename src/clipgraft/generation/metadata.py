@@ -79,7 +79,7 @@ class _Record(BaseModel):
 def describe_models(
     pipeline: StableDiffusionPipeline,
     origin: Origin | None,
-    base_sums: dict[str, str],
+    base_checksums: dict[str, str],
     *,
     is_graft: bool,
     vae: str = "",
@@ -89,7 +89,7 @@ def describe_models(
     Args:
         pipeline: Holds them.
         origin: Where the base was loaded from; a local folder or file is left out.
-        base_sums: sha256 of the weights of VAE and U-Net.
+        base_checksums: sha256 of the weights of VAE and U-Net.
         is_graft: Whether its text encoder is a graft's, not the base's own.
         vae: Name of the VAE in place of the base's own, without its folder.
     """
@@ -98,8 +98,8 @@ def describe_models(
     return {
         "base": name if is_public else LOCAL,
         "revision": revision,
-        "vae_sha256": base_sums["vae"],
-        "unet_sha256": base_sums["unet"],
+        "vae_sha256": base_checksums["vae"],
+        "unet_sha256": base_checksums["unet"],
         "text_encoder": "graft" if is_graft else "teacher",
         "text_encoder_sha256": module_sha256(pipeline.text_encoder),
         "safety_checker": pipeline.safety_checker is not None,

@@ -17,7 +17,7 @@ from clipgraft.data.transforms import pad_input_ids
 from clipgraft.errors import UserError
 from clipgraft.generation.embedding_files import Embeddings
 from clipgraft.generation.prompt_syntax import Span, parse_prompt
-from clipgraft.generation.request_files import file_sum
+from clipgraft.generation.request_files import file_checksum
 from clipgraft.models.tokenizer import prompt_notes
 from clipgraft.sampling_params import EncodeParams, PromptParams
 
@@ -71,7 +71,7 @@ class PromptEmbedCache:
     def __call__(self, prompt: str, params: PromptParams) -> Tensor:
         """Return the embeds of a prompt (1, L, W); raises as `pair`."""
         params = EncodeParams.of(params)
-        key = prompt, params, tuple(file_sum(Path(each.file)) for each in params.embeddings)
+        key = prompt, params, tuple(file_checksum(Path(each.file)) for each in params.embeddings)
         if key not in self._embeds:
             embeddings = Embeddings(params.embeddings)
             chunks = split_prompt(prompt, self.pipeline.tokenizer, params)

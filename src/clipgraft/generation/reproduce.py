@@ -125,7 +125,7 @@ def _inference(models: Mapping[str, Any], options: GenerateOptions) -> Inference
 
 
 def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
-    """Compare sums; they cannot be compared between dtypes."""
+    """Compare checksums; they cannot be compared between dtypes."""
     ours, theirs = _dtypes(here), _dtypes(there)
     for name in SUMS:
         part = name.removesuffix("_sha256").replace("_", " ")

@@ -1,4 +1,4 @@
-"""LoRAs and embeddings of a request: found, recorded as sums, given again."""
+"""LoRAs and embeddings of a request: found, recorded as checksums, given again."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ from clipgraft.errors import DataError, MissingFileError, UserError
 from clipgraft.files import beside
 from clipgraft.generation.embedding_files import Embeddings, embedding_path, read_embedding, words_pattern
 from clipgraft.generation.lora_files import lora_path
-from clipgraft.generation.request_files import file_sum
+from clipgraft.generation.request_files import file_checksum
 from clipgraft.sampling_params import SamplingParams
 
 TAG = re.compile(r"\s*<lora:(?P<name>[^:<>]+)(?P<weights>[^<>]*)>")
@@ -175,18 +175,18 @@ _RECORDED = TypeAdapter(list[_Recorded])
 
 
 def adapter_record(params: SamplingParams) -> dict[str, Any]:
-    """Return names and sums of LoRAs and embeddings, and LoRAs' strengths."""
+    """Return names and checksums of LoRAs and embeddings, and LoRAs' strengths."""
     loras = [
         {
             "name": Path(lora.file).stem,
-            "sha256": file_sum(lora_path(Path(lora.file))),
+            "sha256": file_checksum(lora_path(Path(lora.file))),
             "strength": lora.strengths["unet"],
             "text_strength": lora.strengths["text_encoder"],
         }
         for lora in params.loras
     ]
     embeddings = [
-        {"name": _words(each.file), "sha256": file_sum(Path(each.file))} for each in params.embeddings
+        {"name": _words(each.file), "sha256": file_checksum(Path(each.file))} for each in params.embeddings
     ]
     found = {"loras": loras, "embeddings": embeddings}
     return {name: entries for name, entries in found.items() if entries}
@@ -197,7 +197,7 @@ def _words(file: str) -> str:
 
 
 def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:
-    """Return LoRAs and embeddings for a record, each with the recorded sum.
+    """Return LoRAs and embeddings for a record, each with the recorded checksum.
 
     Args:
         record: Of the image to reproduce.
@@ -206,12 +206,12 @@ def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, A
     Raises:
         DataError: If a file is missing, one too many, or another one, or the record is damaged.
     """
-    files = {file_sum(lora_path(Path(lora.file))): lora.file for lora in given.loras}
+    files = {file_checksum(lora_path(Path(lora.file))): lora.file for lora in given.loras}
     loras = [
         {"file": file, "strength": each.strength, "text_strength": each.text_strength}
         for each, file in _matched("loras", record, files, given)
     ]
-    files = {file_sum(embedding_path(Path(each.file))): each.file for each in given.embeddings}
+    files = {file_checksum(embedding_path(Path(each.file))): each.file for each in given.embeddings}
     embeddings = []
     for each, file in _matched("embeddings", record, files, given):
         if _words(file) != each.name:
@@ -223,7 +223,7 @@ def adapters_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, A
 def _matched(
     kind: str, record: Mapping[str, Any], files: Mapping[str, str], given: SamplingParams
 ) -> list[tuple[_Recorded, str]]:
-    """Return what is recorded, each with the file of its sum."""
+    """Return what is recorded, each with the file of its checksum."""
     what, flag = FLAGS[kind]
     try:
         recorded = _RECORDED.validate_python(record.get(kind, []))
@@ -249,4 +249,4 @@ def _matched(
 def _in_folder(folder: str, recorded: _Recorded) -> str:
     paths = safetensors_below(Path(folder)) if folder else []
     named = (path for path in paths if path.stem == recorded.name)
-    return next((str(path) for path in named if file_sum(path) == recorded.sha256), "")
+    return next((str(path) for path in named if file_checksum(path) == recorded.sha256), "")

@@ -1,4 +1,4 @@
-"""Files of a request: checked before loading, recorded as sums, given again."""
+"""Files of a request: checked before loading, recorded as checksums, given again."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -18,7 +18,7 @@ IMAGES = {
 }
 """Flag of each image, and what is said of a record with and without it."""
 ADAPTERS = ("loras", "embeddings")
-"""Models that a request adds, recorded by name and sum."""
+"""Models that a request adds, recorded by name and checksum."""
 ROTATED = range(5, 9)
 """EXIF orientations that exchange height and width."""
 
@@ -58,15 +58,15 @@ def image_size(name: str, path: Path) -> tuple[int, int]:
 
 
 def file_record(params: SamplingParams) -> dict[str, Any]:
-    """Return the sums of a request's files, and what belongs to them."""
+    """Return the checksums of a request's files, and what belongs to them."""
     record: dict[str, Any] = {
-        f"{name}_sha256": file_sum(Path(path)) for name in IMAGES if (path := getattr(params, name))
+        f"{name}_sha256": file_checksum(Path(path)) for name in IMAGES if (path := getattr(params, name))
     }
     return record | ({"strength": params.strength} if params.init_image else {})
 
 
 def without_files(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without its sums of files."""
+    """Return a record without its checksums of files."""
     return {
         name: value
         for name, value in record.items()
@@ -75,7 +75,7 @@ def without_files(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def files_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:
-    """Return the files for a record, each with the recorded sum.
+    """Return the files for a record, each with the recorded checksum.
 
     Args:
         record: Of the image to reproduce.
@@ -93,12 +93,12 @@ def files_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]
             raise DataError(f"that image {without_it}; leave {flag} out")
         if path:
             image_size(name, Path(path))
-            refuse_another(flag, path, file_sum(Path(path)), str(expected))
+            refuse_another(flag, path, file_checksum(Path(path)), str(expected))
     return found
 
 
 def refuse_another(flag: str, path: str, found: str, expected: str) -> None:
-    """Raise DataError if a file's sum is not the recorded one."""
+    """Raise DataError if a file's checksum is not the recorded one."""
     if found != expected:
         raise DataError(
             f"{flag} {path} is not the file that the image was made with (its sha256 is {found[:10]}, "
@@ -106,9 +106,9 @@ def refuse_another(flag: str, path: str, found: str, expected: str) -> None:
         )
 
 
-def file_sum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """Return a file's sha256, computed once for each of its states."""
-    return _sum_of_state(path, *file_state(path))
+    return _checksum_of_state(path, *file_state(path))
 
 
 def file_state(path: Path) -> tuple[int, int]:
@@ -118,5 +118,5 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 @cache
-def _sum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
+def _checksum_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
     return file_sha256(path)

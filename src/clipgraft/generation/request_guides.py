@@ -1,4 +1,4 @@
-"""ControlNets and IP-Adapters of a request: checked, recorded as sums, given again."""
+"""ControlNets and IP-Adapters of a request: checked, recorded as checksums, given again."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clipgraft.errors import DataError
 from clipgraft.files import beside, fingerprint
-from clipgraft.generation.request_files import file_sum, image_size, refuse_another
+from clipgraft.generation.request_files import file_checksum, image_size, refuse_another
 from clipgraft.models.controlnet import controlnet_files
 from clipgraft.models.ip_adapter import ip_adapter_files
 from clipgraft.sampling_params import Guide, SamplingParams, parse_guide
@@ -20,7 +20,7 @@ class GuideRecord(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     model_sha256: str
-    """Of the sums of its files: configurations and weights."""
+    """Of the checksums of its files: configurations and weights."""
     image_sha256: str
     scale: float
 
@@ -41,10 +41,10 @@ class _Kind(NamedTuple):
     record: type[GuideRecord]
 
     def record_of(self, guide: Guide) -> GuideRecord:
-        """Compute the sums of a request's guide."""
-        model = fingerprint(*map(file_sum, self.files(guide.model)))
+        """Compute the checksums of a request's guide."""
+        model = fingerprint(*map(file_checksum, self.files(guide.model)))
         acts = guide.model_dump(include=set(self.record.model_fields))
-        return self.record(model_sha256=model, image_sha256=file_sum(Path(guide.image)), **acts)
+        return self.record(model_sha256=model, image_sha256=file_checksum(Path(guide.image)), **acts)
 
 
 GUIDES = {
@@ -63,7 +63,7 @@ def check_guides(params: SamplingParams) -> None:
 
 
 def guide_record(params: SamplingParams) -> dict[str, Any]:
-    """Return sums and scales of a request's guides."""
+    """Return checksums and scales of a request's guides."""
     return {
         name: [kind.record_of(guide).model_dump() for guide in getattr(params, name)]
         for name, kind in GUIDES.items()
@@ -72,7 +72,7 @@ def guide_record(params: SamplingParams) -> dict[str, Any]:
 
 
 def guides_of(record: Mapping[str, Any], given: SamplingParams) -> dict[str, Any]:
-    """Return the guides for a record, each with the recorded sums.
+    """Return the guides for a record, each with the recorded checksums.
 
     Args:
         record: Of the image to reproduce.

@@ -133,7 +133,7 @@ class ImageRequest:
         return cls(prompt, SamplingParams.build(dict(UNRECORDED) | values | dict(files)))
 
     def as_record(self) -> dict[str, Any]:
-        """Return the request as plain values, with sums in place of files."""
+        """Return the request as plain values, with checksums in place of files."""
         record = {"prompt": self.prompt} | {name: getattr(self.params, name) for name in RECORDED}
         record |= file_record(self.params) | guide_record(self.params) | adapter_record(self.params)
         read = PromptParams.of(self.params)

@@ -225,7 +225,7 @@ class FrozenBase:
     def _cross_attention(self) -> dict[str, Tensor]:
         return self.unet.state_dict() if self.unet is not None else read_cross_attention(self.origin.path)
 
-    def weight_sums(self) -> dict[str, str]:
+    def weight_checksums(self) -> dict[str, str]:
         """Return the sha256 (hex) of each component's weights."""
         return {name: module_sha256(module) for name, module in self.modules.items()}
 

@@ -1,8 +1,8 @@
 """Resolve model names (path, `flatland`, hub id) to local folders or files.
 
-Only safetensors, JSON and text are downloaded, and each file's sum is compared each time with `pins.json`
-(published models, one commit each), else with the hub's for the commit. Tokens are left to the hub's library
-(HF_TOKEN or its login).
+Only safetensors, JSON and text are downloaded, and each file's checksum is compared each time with
+`pins.json` (published models, one commit each), else with the hub's for the commit. Tokens are left to the
+hub's library (HF_TOKEN or its login).
 """
 
 import hashlib
@@ -39,7 +39,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class FileSum(NamedTuple):
+class FileChecksum(NamedTuple):
     """Size and sha256 of a file."""
 
     num_bytes: int
@@ -51,8 +51,8 @@ class Pin:
     """A published model at one commit."""
 
     revision: str
-    files: Mapping[str, FileSum]
-    """Loaded files by path; others are compared with the hub's own sums."""
+    files: Mapping[str, FileChecksum]
+    """Loaded files by path; others are compared with the hub's own checksums."""
     license: str
     mirrors: tuple[str, ...] = ()
     """Hub ids with copies of the files, tried in turn if the model or commit is gone."""
@@ -96,7 +96,7 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
     Raises:
         MissingFileError: If there is no such path and the name is not a hub id.
         CheckpointError: If flatland is damaged, the hub is unreachable or has no such model or commit, or a
-            sum differs; says what to do.
+            checksum differs; says what to do.
     """
     if str(name) == "flatland":
         return embedded_models() / part
@@ -122,7 +122,7 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
     if revision is None:
         logger.warning("%s without a revision is what its main branch holds today; pin a commit", name)
     elif not is_commit:
-        unpinned = ", and its files are not compared with this package's own sums" if pin else ""
+        unpinned = ", and its files are not compared with this package's own checksums" if pin else ""
         text = "%s at revision %s is what that holds today%s; name a commit, 40 hexadecimal digits"
         logger.warning(text, name, revision, unpinned)
     if pin and revision != pin.revision:
@@ -135,7 +135,7 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
     except HfHubHTTPError as error:
         for mirror in pin.mirrors if pin else ():
             if download := _ask_mirror(mirror, needed, pin):
-                logger.warning("the model hub refused %s; its copy %s has the same sums", name, mirror)
+                logger.warning("the model hub refused %s; its copy %s has the same checksums", name, mirror)
                 return download
         raise CheckpointError(_refused(name, revision, error)) from error
     except CheckpointError:
@@ -153,10 +153,10 @@ def find_model(name: str, revision: str | None, needed: Needed) -> Path | Downlo
 
 
 def fetch(download: Download) -> Path:
-    """Download files to the hub's cache and verify their sums.
+    """Download files to the hub's cache and verify their checksums.
 
     Raises:
-        CheckpointError: If a sum differs (the file is removed from the cache), the hub refuses a file, or the
+        CheckpointError: If a checksum differs (the file leaves the cache), the hub refuses a file, or the
             connection keeps failing; complete files are kept.
     """
     name, revision = download.name, download.revision
@@ -193,10 +193,10 @@ def hub_is_reachable(timeout_seconds: float) -> bool:
 
 @cache
 def embedded_models() -> Path:
-    """Return the folder of the embedded models, its sums verified.
+    """Return the folder of the embedded models, its checksums verified.
 
     Raises:
-        CheckpointError: If a file is missing or differs; names it, its sum, and how to restore it.
+        CheckpointError: If a file is missing or differs; names it, its checksum, and how to restore it.
     """
     try:
         verify_folder(ASSETS)
@@ -235,14 +235,14 @@ def _ask_mirror(name: str, needed: Needed, pin: Pin | None) -> Download | None:
     files = needed.choose(held)
     if not files or any((lfs := held[file]) and lfs["sha256"] != pin.files[file].sha256 for file in files):
         return None
-    # A branch is found in the cache without network; the sums verify its content.
+    # A branch is found in the cache without network; the checksums verify its content.
     return Download(name, "main", {file: pin.files[file].num_bytes for file in files}, pin)
 
 
 def _cached(
     name: str, revision: str | None, needed: Needed, pin: Pin | None, *, full_where_preferred: bool = False
 ) -> Path | None:
-    """Return the folder of a complete earlier download, its sums verified."""
+    """Return the folder of a complete earlier download, its checksums verified."""
     for repository in (name, *(pin.mirrors if pin else ())):
         asked = revision if repository == name else None
         try:
@@ -267,7 +267,7 @@ def _cached(
 def _verify(name: str, folder: Path, files: list[str], pin: Pin | None) -> None:
     for file in files:
         path = folder / file
-        # The hub's cache names a file by its listed sum: sha256 of large ones, git's of small ones.
+        # The hub's cache names a file by its listed checksum: sha256 of large ones, git's of small ones.
         expected, whose = path.readlink().name if path.is_symlink() else "", "the hub lists"
         if pin and file in pin.files:
             expected, whose = pin.files[file].sha256, "this package pins"
@@ -284,8 +284,8 @@ def _verify(name: str, folder: Path, files: list[str], pin: Pin | None) -> None:
             (path.parent / path.readlink()).unlink()
         path.unlink()
         raise CheckpointError(
-            f"{file} of {name} has sum {found}, but {whose} {expected}; it was not loaded and is out of the "
-            "cache: run again to fetch it anew, and if it differs again, do not use that copy"
+            f"{file} of {name} has checksum {found}, but {whose} {expected}; it was not loaded and is out of "
+            "the cache: run again to fetch it anew, and if it differs again, do not use that copy"
         )
 
 

@@ -50,7 +50,7 @@ from clipgraft.pretraining.drawn_batches import DrawnCrops, DrawnLabels, DrawnLa
 from clipgraft.pretraining.release import write_asset
 from clipgraft.runs.run import StageResult
 from clipgraft.settings import TrainSettings
-from clipgraft.training.checkpoints import sums_of_images
+from clipgraft.training.checkpoints import checksums_of_images
 from clipgraft.training.objectives import (
     AttributeObjective,
     AutoencoderObjective,
@@ -217,14 +217,14 @@ def _train_unet(
         settings = training.recipe.pretrain.unet
         objective = denoising_objective(settings, tokenizer, training.device)
         drawing = Drawing(DRAWN_SEED, "train", tokenizer=tokenizer.backend_tokenizer.to_str())
-        sums = {"drawing": drawing.fingerprint, "VAE": module_sha256(vae)}
+        checksums = {"drawing": drawing.fingerprint, "VAE": module_sha256(vae)}
 
         def scaled_latents(pixels: Tensor) -> Tensor:
             return encode(vae, pixels) * vae.config.scaling_factor
 
         with training.drawn(drawing, settings) as images:
             batches = DrawnLatents(images, encode=scaled_latents, **training.common(settings))
-            training.fit("unet", objective, batches, settings, sums)
+            training.fit("unet", objective, batches, settings, checksums)
         with write_folder_atomically(done) as temporary:
             objective.unet.save_pretrained(temporary / "unet")
             objective.text_encoder.save_pretrained(temporary / "text_encoder")
@@ -267,8 +267,8 @@ def _train_clip(
             batch_size=settings.batch_size,
             seed=training.recipe.seed,
         )
-        sums = sums_of_images({"train": images})
-        training.fit("clip", ContrastiveObjective(clip.model), batches, settings, sums)
+        checksums = checksums_of_images({"train": images})
+        training.fit("clip", ContrastiveObjective(clip.model), batches, settings, checksums)
         save_clip(clip, done)
     return load_clip(done)
 
@@ -280,7 +280,7 @@ def _train_probe(training: _Training, vae: AutoencoderKL) -> Probe:
         settings, probe = training.recipe.pretrain.probe, Probe()
         # "test" scenes, because the probe has to know held-out combinations when it sees them.
         drawing = Drawing(PROBE_SEED, "test")
-        sums = {"drawing": drawing.fingerprint, "VAE": module_sha256(vae)}
+        checksums = {"drawing": drawing.fingerprint, "VAE": module_sha256(vae)}
 
         def with_reconstructed(pixels: Tensor) -> Tensor:
             pixels = pixels.clone()
@@ -289,6 +289,6 @@ def _train_probe(training: _Training, vae: AutoencoderKL) -> Probe:
 
         with training.drawn(drawing, settings) as images:
             batches = DrawnLabels(images, change=with_reconstructed, **training.common(settings))
-            training.fit("probe", AttributeObjective(probe), batches, settings, sums)
+            training.fit("probe", AttributeObjective(probe), batches, settings, checksums)
         save_probe(probe, done)
     return load_probe(done)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from clipgraft.generation.request_adapters import TAG
-from clipgraft.generation.request_files import file_sum
+from clipgraft.generation.request_files import file_checksum
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.sampling_params import (
     DEFAULT_SAMPLING,
@@ -168,7 +168,7 @@ class NamedFiles:
         """Return a record's files by name, and what is missing.
 
         Args:
-            record: Of an image, with sums of its files.
+            record: Of an image, with checksums of its files.
             guides: Names of its ControlNets' and IP-Adapters' models, in order.
 
         Raises:
@@ -186,13 +186,15 @@ class NamedFiles:
             del named["mask_image"]
         if "init_image" in named:
             named["strength"] = record["strength"]
-        loras = [(each, self._name_of_sum("loras", each)) for each in record.get("loras", ())]
+        loras = [(each, self._name_by_checksum("loras", each)) for each in record.get("loras", ())]
         named["loras"] = [
             {name: each[name] for name in ("strength", "text_strength")} | {"name": name}
             for each, name in loras
             if name
         ]
-        embeddings = [(each, self._name_of_sum("embeddings", each)) for each in record.get("embeddings", ())]
+        embeddings = [
+            (each, self._name_by_checksum("embeddings", each)) for each in record.get("embeddings", ())
+        ]
         named["embeddings"] = [name for _, name in embeddings if name]
         for kind, found in (("LoRA", loras), ("embedding", embeddings)):
             missing += [
@@ -212,15 +214,15 @@ class NamedFiles:
         NamedParams.build(named)
         return {name: value for name, value in named.items() if value}, missing
 
-    def _name_of_sum(self, kind: Kind, recorded: Mapping[str, Any]) -> str:
+    def _name_by_checksum(self, kind: Kind, recorded: Mapping[str, Any]) -> str:
         """Return the name of a recorded file, or an empty text."""
         names = self.models.names(kind)
         if kind == "loras":  # large files: only those of that name
             names = [name for name in names if Path(name).name == recorded["name"]]
         files = ((name, self.models.path(kind, name)) for name in names)
-        return next((name for name, path in files if file_sum(path) == recorded["sha256"]), "")
+        return next((name for name, path in files if file_checksum(path) == recorded["sha256"]), "")
 
 
 def guide_names(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return names of models that a record has by sum alone."""
+    """Return names of models that a record has by checksum alone."""
     return {kind: [each["model"] for each in settings[kind]] for kind in GUIDES if kind in settings}

@@ -23,7 +23,7 @@ from transformers import CLIPTokenizer
 
 from clipgraft.config import OLD_NAMES
 from clipgraft.data.dataset import CaptionedImages, TrainingImages
-from clipgraft.data.image_file import content_sums
+from clipgraft.data.image_file import content_checksums
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import fingerprint, read_json, write_bytes
 from clipgraft.models.clip import ClipParts
@@ -36,7 +36,7 @@ from clipgraft.models.weights import (
 )
 from clipgraft.runs.run import NO_RESULT
 from clipgraft.settings import TrainSettings
-from clipgraft.training.run_log import LOG_NAME, NO_ROWS, RowsSum, refuse_other_rows
+from clipgraft.training.run_log import LOG_NAME, NO_ROWS, RowsChecksum, refuse_other_rows
 
 VERSION = 2
 """Version of the files and of the steps (order of the data, random numbers, losses). Raise it when
@@ -117,7 +117,7 @@ class CheckpointManager:
         """Return the folder of all checkpoints."""
         return self.run_dir / FOLDER_NAME
 
-    def save(self, state: TrainingState, *, num_steps: int, rows: Mapping[str, RowsSum]) -> Path:
+    def save(self, state: TrainingState, *, num_steps: int, rows: Mapping[str, RowsChecksum]) -> Path:
         """Write a checkpoint, then delete all but the newest.
 
         Raises:
@@ -211,7 +211,7 @@ class CheckpointManager:
     def _read_with_rows(self, folder: Path) -> Saved:
         saved = _read(folder)
         for name in self.row_files:
-            refuse_other_rows(self.run_dir / name, RowsSum(*saved.values.rows.get(name, NO_ROWS)))
+            refuse_other_rows(self.run_dir / name, RowsChecksum(*saved.values.rows.get(name, NO_ROWS)))
         return saved
 
     def _refuse_other_data(self, saved: Saved, allow_changed_data: bool) -> None:
@@ -263,7 +263,7 @@ def deciding_settings(settings: TrainSettings, seed: int) -> dict[str, Any]:
     return {"seed": seed, **settings.model_dump(mode="json", exclude=WITHOUT_EFFECT | COMPARED_OTHERWISE)}
 
 
-def sums_of_images(images: Mapping[str, TrainingImages]) -> dict[str, str]:
+def checksums_of_images(images: Mapping[str, TrainingImages]) -> dict[str, str]:
     """Return checksums of all `photographs` and of all `captions`, in order.
 
     Images not in memory have their fingerprint instead.
@@ -272,21 +272,21 @@ def sums_of_images(images: Mapping[str, TrainingImages]) -> dict[str, str]:
     held = {role: found for role, found in images.items() if isinstance(found, CaptionedImages)}
     files = {role: [image.file for image in found] for role, found in held.items()}
     return {
-        "photographs": fingerprint({role: content_sums(found) for role, found in files.items()}),
+        "photographs": fingerprint({role: content_checksums(found) for role, found in files.items()}),
         "captions": fingerprint({role: [image.captions for image in found] for role, found in held.items()}),
         **{f"{role} images": images[role].fingerprint for role in images.keys() - held.keys()},
     }
 
 
-def sum_of_clip(clip: ClipParts) -> str:
+def checksum_of_clip(clip: ClipParts) -> str:
     """Return a checksum of a CLIP's weights, tokenizer and image processor."""
     processor = clip.image_processor.to_dict()
     return fingerprint(
-        module_sha256(clip.model), sum_of_tokenizer(clip.tokenizer), str(sorted(processor.items()))
+        module_sha256(clip.model), checksum_of_tokenizer(clip.tokenizer), str(sorted(processor.items()))
     )
 
 
-def sum_of_tokenizer(tokenizer: CLIPTokenizer) -> str:
+def checksum_of_tokenizer(tokenizer: CLIPTokenizer) -> str:
     """Return a checksum of a tokenizer's vocabulary and rules (not the last call's padding)."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return fingerprint({name: rule for name, rule in rules.items() if name not in ("padding", "truncation")})

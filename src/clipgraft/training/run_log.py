@@ -13,14 +13,14 @@ from clipgraft.files import atomic_write, parse_json, to_json
 LOG_NAME = "log.jsonl"
 
 
-class RowsSum(NamedTuple):
+class RowsChecksum(NamedTuple):
     """Number and checksum of a file's first rows."""
 
     num_rows: int
     sha256: str
 
 
-NO_ROWS = RowsSum(0, hashlib.sha256().hexdigest())
+NO_ROWS = RowsChecksum(0, hashlib.sha256().hexdigest())
 
 
 class RunLogger:
@@ -66,11 +66,11 @@ class RunLogger:
         self._digest.update(line)
         self._num_rows += 1
 
-    def sync(self) -> RowsSum:
+    def sync(self) -> RowsChecksum:
         """Flush the rows to disk for a checkpoint; return their checksum."""
         assert self._file is not None
         os.fsync(self._file.fileno())
-        return RowsSum(self._num_rows, self._digest.hexdigest())
+        return RowsChecksum(self._num_rows, self._digest.hexdigest())
 
     def epoch_mean_loss(self) -> list[float]:
         """Return the mean finite loss of each epoch."""
@@ -96,13 +96,13 @@ def read_rows(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
 
 
-def sum_of_rows(rows: Iterable[bytes]) -> RowsSum:
+def checksum_of_rows(rows: Iterable[bytes]) -> RowsChecksum:
     """Return the number and checksum of rows."""
     rows = list(rows)
-    return RowsSum(len(rows), hashlib.sha256(b"".join(rows)).hexdigest())
+    return RowsChecksum(len(rows), hashlib.sha256(b"".join(rows)).hexdigest())
 
 
-def refuse_other_rows(path: Path, expected: RowsSum) -> None:
+def refuse_other_rows(path: Path, expected: RowsChecksum) -> None:
     """Refuse a file not beginning with the rows recorded in a checkpoint.
 
     Raises:
@@ -113,7 +113,7 @@ def refuse_other_rows(path: Path, expected: RowsSum) -> None:
         raise CheckpointError(
             f"{path} has {len(rows)} of its {expected.num_rows} rows: it was lost or cut; restore it"
         )
-    if sum_of_rows(rows) != expected:
+    if checksum_of_rows(rows) != expected:
         raise CheckpointError(
             f"{path} was damaged or changed in its first {expected.num_rows} rows; restore it"
         )

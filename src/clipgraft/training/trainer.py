@@ -326,7 +326,7 @@ class _Training:
         if self.checkpoints and self.process.is_main_process and is_due and step != self.saved_step:
             rows = {LOG_NAME: self.logger.sync()}
             if self.history:
-                rows[EVALUATIONS_NAME] = self.history.sum()
+                rows[EVALUATIONS_NAME] = self.history.checksum()
             self.checkpoints.save(self.state, num_steps=self.num_steps, rows=rows)
             self.saved_step = step
 

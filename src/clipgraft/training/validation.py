@@ -15,7 +15,7 @@ from torch import Tensor
 from clipgraft.errors import CheckpointError, UserError
 from clipgraft.files import atomic_write, parse_json
 from clipgraft.models.weights import tensors_sha256, write_tensors
-from clipgraft.training.run_log import RowsSum, as_line, read_rows, sum_of_rows
+from clipgraft.training.run_log import RowsChecksum, as_line, checksum_of_rows, read_rows
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 BEST_NAME = "best.safetensors"
@@ -74,9 +74,9 @@ class ValidationHistory:
             # The checkpoint's checksum covers the rows before it; a torn row behind is measured again.
             self.rows = _readable_rows(run_dir / EVALUATIONS_NAME, plan.best_metric, step)
 
-    def sum(self) -> RowsSum:
+    def checksum(self) -> RowsChecksum:
         """Return the number and checksum of the rows, for a checkpoint."""
-        return sum_of_rows(map(as_line, self.rows))
+        return checksum_of_rows(map(as_line, self.rows))
 
     def is_due(self, step: int) -> bool:
         """Whether there is no row of this step yet."""

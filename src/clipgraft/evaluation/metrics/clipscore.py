@@ -28,16 +28,16 @@ def clip_score_2_5(cosines: Tensor) -> Tensor:
 
 
 def independence_note(
-    scorer_sum: str, tower_sums: Mapping[str, str], tuned_from_it: Sequence[str] = ()
+    scorer_checksum: str, tower_checksums: Mapping[str, str], tuned_from_it: Sequence[str] = ()
 ) -> str:
     """Return a warning if the scorer is not independent, else "".
 
     Args:
-        scorer_sum: Checksum of the scorer's text tower.
-        tower_sums: Variant -> checksum of its text tower.
+        scorer_checksum: Checksum of the scorer's text tower.
+        tower_checksums: Variant -> checksum of its text tower.
         tuned_from_it: Variants whose CLIP was fine-tuned from the scorer.
     """
-    own = [variant for variant, value in tower_sums.items() if value == scorer_sum]
+    own = [variant for variant, value in tower_checksums.items() if value == scorer_checksum]
     if not own and not tuned_from_it:
         return ""
     whose = f"of {own[0]!r} itself" if own else f"that {tuned_from_it[0]!r} was tuned from"

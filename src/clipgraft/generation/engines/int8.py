@@ -70,7 +70,7 @@ class Int8Run:
     ) -> None:
         self._template, self._runner, self._keep, self._key = template, runner, keep, key
         self.calibration = ""
-        """Sum of the ranges; empty until it is calibrated."""
+        """Checksum of the ranges; empty until it is calibrated."""
         if is_calibrated:
             self._use(template)
             return

@@ -24,7 +24,7 @@ class CalibratedRun(Protocol):
     """A `Run` of a network that is quantized after it has seen inputs."""
 
     calibration: str
-    """Sum of what it found; empty until it is calibrated."""
+    """Checksum of what it found; empty until it is calibrated."""
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the network."""
@@ -189,7 +189,7 @@ class EngineUNet(nn.Module):
 
     @property
     def calibration(self) -> str:
-        """Sum of what calibration found; empty before it, and without quantization."""
+        """Checksum of what calibration found; empty before it, and without quantization."""
         return "".join(run.calibration for run in self.calibrated_runs)
 
     @contextmanager

@@ -163,7 +163,7 @@ class OpenVinoEngine:
             verify_folder(folder)
 
     def key(self, name: str, network: nn.Module) -> str:
-        """Return the sum of a network and all that decides its conversion."""
+        """Return the checksum of a network and all that decides its conversion."""
         parts = [
             name,
             repr(network),
