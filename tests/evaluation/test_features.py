@@ -207,7 +207,7 @@ def test_shuffled_floor_pairs_images_with_the_next_prompt(tmp_path, processes):
     probe = ProbeFeatures(
         load_probe(embedded_models() / "probe.safetensors"), FeatureStore(tmp_path, processes)
     )
-    scores = score_fidelity(probe, prompts, {"after": paths}, ("shuffled_captions", "after"))
+    scores = score_fidelity(probe, prompts, {"after": paths}, "after")
     read = probe.read([own[0] for own in paths])
     for number, prompt in enumerate(prompts):
         before = read[number - 1 : number] if number else read[-1:]

@@ -22,7 +22,6 @@ from clipgraft.errors import UserError
 from clipgraft.evaluation.features import ClipFeatures, FeatureStore, ProbeFeatures
 from clipgraft.evaluation.figures import headline_tables
 from clipgraft.evaluation.metrics.probe import load_probe
-from clipgraft.evaluation.prompt_sets import next_prompts
 from clipgraft.evaluation.results import CHANCE, EMPTY, RANDOM, REAL, SHUFFLED, TEACHER, Evaluation
 from clipgraft.evaluation.scores import score_by_clip, score_fidelity, score_likeness
 from clipgraft.evaluation.summarize import Measured, compare_distributions, summarize_evaluation
@@ -287,15 +286,14 @@ def _measure(
     real = real_images(prompts, variants.folder, processes)
     if any(path for own in real for path in own):
         paths[REAL] = real
-    shuffled = SHUFFLED, variants.last
-    scores, embeds, nearest = score_by_clip(scorer, prompts, paths, variants.images.train, shuffled)
+    scores, embeds, nearest = score_by_clip(scorer, prompts, paths, variants.images.train, variants.last)
     if TEACHER in paths:
         compared = [name for name in variants.paths if name != TEACHER]
-        scores |= score_likeness(paths, embeds, TEACHER, compared, SHUFFLED, next_prompts(prompts))
+        scores |= score_likeness(prompts, paths, embeds, compared)
     probe = None
     if any(prompt.scene for prompt in prompts):
         probe = ProbeFeatures(load_probe(embedded_models() / "probe.safetensors"), store)
-        scores |= score_fidelity(probe, prompts, paths, shuffled)
+        scores |= score_fidelity(probe, prompts, paths, variants.last)
     scores |= variants.state_errors
     captions = [caption for image in gallery for caption in image.captions]
     return Measured(

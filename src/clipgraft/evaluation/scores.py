@@ -19,6 +19,7 @@ from clipgraft.evaluation.metrics.clipscore import clip_score_2_5, clip_score_ra
 from clipgraft.evaluation.metrics.image_similarity import nearest_images, psnr, seed_diversity, ssim
 from clipgraft.evaluation.metrics.probe import fidelity_scores
 from clipgraft.evaluation.prompt_sets import EvaluationPrompt, members, next_prompts
+from clipgraft.evaluation.results import SHUFFLED, TEACHER
 from clipgraft.flatland import ATTRIBUTES
 
 MAX_PSNR = 100.0
@@ -35,14 +36,14 @@ def score_by_clip(
     prompts: Sequence[EvaluationPrompt],
     paths: dict[str, Paths],
     train_images: Sequence[CaptionedImage],
-    shuffled: tuple[str, str],
+    last: str,
 ) -> tuple[Scores, dict[str, Tensor], dict[str, np.ndarray]]:
     """Score images by a CLIP.
 
     Args:
         paths: Variant -> images.
         train_images: Searched for each image's nearest neighbour; empty = not measured.
-        shuffled: Names of the floor of shuffled prompts, and of the variant that lends its images.
+        last: Variant whose images are also scored against the next prompts, as the floor `SHUFFLED`.
 
     Returns:
         Scores; variant -> embeds (P, K, D), NaN where an image failed; variant -> rows (P, K) of the nearest
@@ -51,11 +52,10 @@ def score_by_clip(
     scores: Scores = defaultdict(dict)
     texts = scorer.of_texts([prompt.text for prompt in prompts])
     embeds = {name: _features(scorer.of_files, own, texts.shape[1]) for name, own in paths.items()}
-    following = next_prompts(prompts)
     train = scorer.of_images(train_images) if train_images else None
     nearest: dict[str, np.ndarray] = {}
     judged = {name: (own, texts) for name, own in embeds.items()}
-    judged[shuffled[0]] = (embeds[shuffled[1]], texts[following])
+    judged[SHUFFLED] = (embeds[last], texts[next_prompts(prompts)])
     for name, (own, wanted) in judged.items():
         cosines = clip_score_raw(own.flatten(0, 1), wanted.repeat_interleave(own.shape[1], 0)).view(
             own.shape[:2]
@@ -77,34 +77,33 @@ def score_by_clip(
 
 
 def score_likeness(
+    prompts: Sequence[EvaluationPrompt],
     paths: dict[str, Paths],
     embeds: dict[str, Tensor],
-    teacher: str,
     names: Sequence[str],
-    shuffled: str,
-    following: Sequence[int],
 ) -> Scores:
     """Compare images with the teacher's by pixels and by embeds.
+
+    The floor `SHUFFLED` is the teacher's own images of the next prompts.
 
     Args:
         paths: Variant -> images.
         embeds: Variant -> (P, K, D).
-        teacher: The teacher's name.
         names: Variants to compare.
-        shuffled: Name of that floor, the teacher's images against those of the next prompts.
-        following: Indices of the next prompts.
     """
     scores: Scores = defaultdict(dict)
+    following = next_prompts(prompts)
+    teacher, teacher_embeds = paths[TEACHER], embeds[TEACHER]
     others = {name: (paths[name], embeds[name]) for name in names}
-    others[shuffled] = ([paths[teacher][i] for i in following], embeds[teacher][list(following)])
+    others[SHUFFLED] = ([teacher[index] for index in following], teacher_embeds[following])
     for name, (own, own_embeds) in others.items():
-        cosines = (own_embeds * embeds[teacher]).sum(-1).numpy()
+        cosines = (own_embeds * teacher_embeds).sum(-1).numpy()
         scores["same_seed_cosine"][name] = cosines
         for metric in ("same_seed_psnr", "same_seed_ssim"):
             scores[metric][name] = np.full(cosines.shape, np.nan)
         for place in np.argwhere(np.isfinite(cosines)):
             row, seed = (int(number) for number in place)
-            pair = [load_pixels([each]) for each in (own[row][seed], paths[teacher][row][seed]) if each]
+            pair = [load_pixels([each]) for each in (own[row][seed], teacher[row][seed]) if each]
             scores["same_seed_psnr"][name][row, seed] = min(float(psnr(*pair)), MAX_PSNR)
             scores["same_seed_ssim"][name][row, seed] = float(ssim(*pair))
     return scores
@@ -114,7 +113,7 @@ def score_fidelity(
     probe: ProbeFeatures,
     prompts: Sequence[EvaluationPrompt],
     paths: dict[str, Paths],
-    shuffled: tuple[str, str],
+    last: str,
 ) -> Scores:
     """Score whether the probe finds in images what their prompts name.
 
@@ -127,10 +126,10 @@ def score_fidelity(
         name: _features(probe.read, [own[index] for index in known], len(ATTRIBUTES)).nan_to_num(-1).long()
         for name, own in paths.items()
     }
-    read[shuffled[0]] = read[shuffled[1]]
+    read[SHUFFLED] = read[last]
     for name, labels in read.items():
         num_seeds = labels.shape[1]
-        named = [prompts[following[index] if name == shuffled[0] else index].scene for index in known]
+        named = [prompts[following[index] if name == SHUFFLED else index].scene for index in known]
         each = [scene for scene in named if scene for _ in range(num_seeds)]
         for metric, values in fidelity_scores(labels.flatten(0, 1), each).items():
             scores[metric][name] = np.full((len(prompts), num_seeds), np.nan)
