@@ -6,6 +6,7 @@ import math
 import pytest
 from example_run import full_log_rows, write_evaluation, write_log
 
+from clipgraft.config import build_recipe, to_toml
 from clipgraft.reporting import html
 from clipgraft.reporting.report import report
 
@@ -26,6 +27,17 @@ def test_report_json_says_what_the_page_says_for_machines(run_dir):
     assert summary["evaluation"]["differences"][-1]["num_better"] == 70
     assert summary["num_failed_images"] == 1
     assert str(run_dir.parent) not in text
+    assert "/home/someone" not in text
+
+
+def test_report_json_reveals_no_folder_of_several_sources(run_dir):
+    parts = [{"source": f"/home/someone/{name}"} for name in ("photos", "drawings")]
+    recipe = build_recipe({"data": {"sources": parts}})
+    (run_dir / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+    report(run_dir)
+    text = (run_dir / "report.json").read_text()
+    sources = json.loads(text)["recipe"]["data"]["sources"]
+    assert [each["source"] for each in sources] == ["photos", "drawings"]
     assert "/home/someone" not in text
 
 

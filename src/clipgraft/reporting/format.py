@@ -80,7 +80,9 @@ def with_number_note(note: str, rows: list[tuple[str, ...]]) -> str:
 
 
 def short_setting(value: Any) -> Any:
-    """Cut absolute paths in a setting's value to their last part."""
+    """Cut absolute paths to their last part, at any depth of settings."""
+    if isinstance(value, dict):
+        return {key: short_setting(item) for key, item in value.items()}
     if isinstance(value, list):
         return [short_setting(item) for item in value]
     return short_name(value) if isinstance(value, str) else value

@@ -71,10 +71,7 @@ def compare(run_dirs: Sequence[Path], out_dir: Path) -> Path:
         UserError: If the page would be larger than 5 MB.
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
-    differing = {
-        key: [short_setting(value) for value in values]
-        for key, values in comparison.differing_settings(runs).items()
-    }
+    differing = short_setting(comparison.differing_settings(runs))
     summary = {
         "schema": "clipgraft.comparison",
         "schema_version": 1,
@@ -130,7 +127,7 @@ def summarize(run: RunData, ranking: Ranking | None = None) -> dict[str, Any]:
         "started": started(run),
         "summary": sections.describe_run(run),
         "problems": run.problems,
-        "recipe": _without_places(run.recipe),
+        "recipe": short_setting(run.recipe),
         "data": data,
         "training": {
             "num_steps": len(run.log),
@@ -152,14 +149,6 @@ def summarize(run: RunData, ranking: Ranking | None = None) -> dict[str, Any]:
             for stage, used in run.resources.items()
         },
         "environment": run.environment,
-    }
-
-
-def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe with absolute paths cut to their last part."""
-    return {
-        key: _without_places(value) if isinstance(value, dict) else short_setting(value)
-        for key, value in recipe.items()
     }
 
 
