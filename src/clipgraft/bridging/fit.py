@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 
 from clipgraft.bridging.corpus import Captions, choose_captions, load_captions
@@ -20,11 +20,11 @@ from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import BOS, PADDING, Bridge
 from clipgraft.models.clip import ClipParts
-from clipgraft.models.graft import Graft
+from clipgraft.models.graft import GraftResult
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import is_collapsed
 from clipgraft.models.weights import tensors_sha256
-from clipgraft.runs.run import Run, StageResult, trackers_of
+from clipgraft.runs.run import Run, trackers_of
 from clipgraft.section import GIVEN
 from clipgraft.settings import BridgeSettings
 from clipgraft.training.objectives import BridgeObjective
@@ -34,7 +34,7 @@ STATES_NAME = "states.bin"
 """Hidden states of the training captions, kept while training a residual."""
 
 
-class BridgeResult(StageResult):
+class BridgeResult(GraftResult):
     """Errors of a bridge on held-out captions."""
 
     stage: str = "bridge"
@@ -50,13 +50,6 @@ class BridgeResult(StageResult):
     num_held_out_captions: int
     damaged: dict[str, str] = Field(default_factory=dict)
     """Image id -> reason, of photographs that were skipped with their captions."""
-    _graft: Graft | None = PrivateAttr(None)
-
-    @property
-    def graft(self) -> Graft:
-        """The graft (only of a new result, not one read from a file)."""
-        assert self._graft is not None
-        return self._graft
 
     @property
     def error(self) -> BridgeError:

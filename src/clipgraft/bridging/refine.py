@@ -9,7 +9,7 @@ from statistics import mean
 from types import MappingProxyType
 
 import numpy as np
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from clipgraft.bridging.fit import origins, stage_output
 from clipgraft.bridging.latents import LatentImages, encode_images
@@ -26,17 +26,16 @@ from clipgraft.evaluation.metrics.noise_error import noise_pred_errors
 from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.configs import LATENT_CHANNELS
-from clipgraft.models.graft import Graft
+from clipgraft.models.graft import Graft, GraftResult
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.weights import module_sha256, tensors_sha256
-from clipgraft.runs.run import StageResult
 from clipgraft.settings import RefineSettings
 from clipgraft.training.checkpoints import checksum_of_tokenizer
 from clipgraft.training.optim import merge_lora, train_bridge_and_last_layers
 from clipgraft.training.trainer import fit, settle_precision
 
 
-class RefineResult(StageResult):
+class RefineResult(GraftResult):
     """Errors of predicted noise against the teacher's on test images, by timestep."""
 
     stage: str = "refine"
@@ -50,13 +49,6 @@ class RefineResult(StageResult):
     mixed_precision: str
     damaged: dict[str, str] = Field(default_factory=dict)
     """Image id -> reason, of photographs that were skipped."""
-    _graft: Graft | None = PrivateAttr(None)
-
-    @property
-    def graft(self) -> Graft:
-        """The refined graft (only of a new result, not one read from a file)."""
-        assert self._graft is not None
-        return self._graft
 
     def print(self) -> None:
         """Print the predicted noise's error before and after in one line."""

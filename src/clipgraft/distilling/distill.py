@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from pydantic import BaseModel, PrivateAttr
+from pydantic import BaseModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -28,11 +28,10 @@ from clipgraft.models.base import FrozenBase, check_vocabularies
 from clipgraft.models.bridge import position_weights, token_classes
 from clipgraft.models.clip import empty_prompt_ids, text_hidden_states
 from clipgraft.models.cross_attention import kv_metric_sqrt, read_cross_attention
-from clipgraft.models.graft import Graft
+from clipgraft.models.graft import Graft, GraftResult
 from clipgraft.models.lineage import Lineage, Stage
 from clipgraft.models.token_stats import EmbedError
 from clipgraft.models.weights import module_sha256, tensors_sha256
-from clipgraft.runs.run import StageResult
 from clipgraft.section import GIVEN
 from clipgraft.settings import DistillSettings
 from clipgraft.training.optim import check_last_layers, merge_lora, train_last_layers
@@ -63,7 +62,7 @@ class EmptyPromptError(BaseModel):
     largest: float
 
 
-class DistillResult(StageResult):
+class DistillResult(GraftResult):
     """Errors of a distilled text encoder on held-out captions."""
 
     stage: str = "distill"
@@ -79,13 +78,6 @@ class DistillResult(StageResult):
     num_captions: int
     num_captions_with_new_words: int
     mixed_precision: str
-    _graft: Graft | None = PrivateAttr(None)
-
-    @property
-    def graft(self) -> Graft:
-        """The distilled text encoder (only of a new result, not one read from a file)."""
-        assert self._graft is not None
-        return self._graft
 
     def print(self) -> None:
         """Print errors and numbers of captions."""

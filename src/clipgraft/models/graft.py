@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from pydantic import PrivateAttr
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -35,7 +36,7 @@ from clipgraft.models.loading import (
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import FULL, HALF, verify_folder, verify_model, write_folder_atomically
 from clipgraft.runs.folder_kinds import wrong_kind
-from clipgraft.runs.run import GRAFT_NAMES, GRAFTS
+from clipgraft.runs.run import GRAFT_NAMES, GRAFTS, StageResult
 
 BASE_RECORD = "base.json"
 ALL_COMPONENTS = (*COMPONENTS, "safety_checker")
@@ -300,6 +301,18 @@ class Graft:
         base.check_record(self.base)
         check_vocabularies(self.tokenizer, base)
         return base.pipeline(self.text_encoder)
+
+
+class GraftResult(StageResult):
+    """Figures of a stage that makes a graft."""
+
+    _graft: Graft | None = PrivateAttr(None)
+
+    @property
+    def graft(self) -> Graft:
+        """What the stage made (only of a new result, not one read from a file)."""
+        assert self._graft is not None
+        return self._graft
 
 
 def verify_graft(folder: Path) -> BaseRecord:
