@@ -1,11 +1,11 @@
-"""User-facing errors and their one-line messages."""
+"""User-facing errors, and the wording of messages."""
 
 import datetime
 import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard, get_args
 
@@ -85,6 +85,16 @@ def printable(text: str) -> str:
         character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
         for character in text
     )
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 image`, `2,000 images`."""
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
+
+
+def some_of(texts: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """Join texts; beyond `most`, dots stand for the rest."""
+    return separator.join([*texts[:most], *["..."] * (len(texts) > most)])
 
 
 def is_user_error(error: Exception) -> bool:

@@ -13,9 +13,10 @@ from clipgraft.data.caption_flaws import EFFECTS, Flaw, flaws_of
 from clipgraft.data.caption_languages import other_languages
 from clipgraft.data.caption_words import WORD
 from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
-from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup, number_of
+from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup
 from clipgraft.data.photograph_check import PhotographCheck
 from clipgraft.data.shared_captions import caption_key, shared_captions
+from clipgraft.errors import number_of
 
 LENGTH_FACTOR = 4
 """Times the median of words, or its part, from which a caption is long or short (a guess)."""

@@ -23,7 +23,7 @@ from clipgraft.data.dataset import (
 from clipgraft.data.findings import Finding
 from clipgraft.data.mixed import MixedImages
 from clipgraft.data.photograph_check import PhotographCheck
-from clipgraft.errors import printable
+from clipgraft.errors import printable, some_of
 
 NUM_SAMPLES = 5
 NUM_EXAMPLES = 3
@@ -171,12 +171,11 @@ def leakage_note(check: DatasetCheck) -> str:
     """Return a warning about photographs in several splits, else ""."""
     if not check.leakage:
         return ""
-    shown = ", ".join(map(with_splits, check.leakage[:NUM_LEAKS_SAID]))
-    more = ", ..." if len(check.leakage) > NUM_LEAKS_SAID else ""
+    shown = some_of([*map(with_splits, check.leakage)], NUM_LEAKS_SAID)
     return printable(
-        f"{len(check.leakage):,} photographs lie in more than one split, byte for byte ({shown}"
-        f"{more}); figures of val and test are too good by them: leave each in one split "
-        "(`clipgraft data check` lists them, and with --fix keeps each in one)"
+        f"{len(check.leakage):,} photographs lie in more than one split, byte for byte ({shown}); figures of "
+        "val and test are too good by them: leave each in one split (`clipgraft data check` lists them, and "
+        "with --fix keeps each in one)"
     )
 
 

@@ -11,10 +11,9 @@ from typing import Any, Literal, TextIO
 from clipgraft.data.caption_flaws import Flaw, clean, flaws_of
 from clipgraft.data.check import DatasetCheck, iter_images
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
-from clipgraft.data.findings import number_of
 from clipgraft.data.image_file import ImageFile, Member, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES
-from clipgraft.errors import DataError, UserError
+from clipgraft.errors import DataError, UserError, number_of
 from clipgraft.files import new_folder
 
 METADATA_NAME, CHANGES_NAME, IMAGES_NAME = "metadata.jsonl", "changes.jsonl", "images"

@@ -23,13 +23,11 @@ from clipgraft.data.images import (
     opened_image,
     readable_formats,
 )
-from clipgraft.errors import DataError, printable
+from clipgraft.errors import DataError, printable, some_of
 
 DAMAGED = "damaged photograph"
 VERDICTS_VERSION = 1
 """Part of the cache's key; raised when `decode` takes or refuses other images."""
-NUM_NAMED = 3
-"""Damaged photographs that a note names; data.json has all."""
 VERDICTS_AT_ONCE = 256
 """Images that threads may be ahead."""
 
@@ -43,8 +41,7 @@ def skip_damaged(dataset: CaptionDataset) -> CaptionDataset:
     if not damaged:
         return dataset
     kept = CaptionedImages(image for image in dataset.images if image.image_id not in damaged)
-    named = ", ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:NUM_NAMED])
-    named += ", ..." if len(damaged) > NUM_NAMED else ""
+    named = some_of([f"{name} ({reason})" for name, reason in damaged.items()])
     if not kept:
         raise DataError(printable(f"{dataset.root}: every photograph is damaged: {named}"))
     number = f"{len(damaged):,} of {len(dataset.images):,} photographs"

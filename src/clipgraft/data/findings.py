@@ -33,8 +33,3 @@ class Finding:
     count: int
     """Of the things that `examples` shows some of."""
     examples: tuple[Example, ...]
-
-
-def number_of(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 image`, `2,000 images`."""
-    return f"{count:,} {noun if count == 1 else noun + 's'}"

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from clipgraft.data.dataset import SPLITS, CaptionedImage
-from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup, number_of
+from clipgraft.data.findings import NUM_SHOWN, Example, Finding, Lookup
 from clipgraft.data.image_file import ImageFile, content_checksums, read_image_bytes
 from clipgraft.data.images import MAX_FILE_BYTES, MAX_PIXELS, MIN_SIDE, decode_beside_others, read_header
 from clipgraft.data.near_duplicates import PerceptualHash, near_groups, perceptual_hash
 from clipgraft.data.repeats import equal_groups
-from clipgraft.errors import DataError, MissingFileError
+from clipgraft.errors import DataError, MissingFileError, number_of
 
 MAX_UNREADABLE = 10_000
 """Damaged photographs that are kept by name; the rest are counted."""

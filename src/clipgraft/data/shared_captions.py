@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipgraft.data.dataset import SPLITS
-from clipgraft.data.findings import Example, Finding, Lookup, number_of
+from clipgraft.data.findings import Example, Finding, Lookup
 from clipgraft.data.repeats import find_repeats
+from clipgraft.errors import number_of
 
 NUM_CAPTIONS, NUM_IMAGES = 5, 4
 """Captions shown, the most frequent first, and images shown of each."""

@@ -10,7 +10,7 @@ from clipgraft.console import say
 from clipgraft.data.caption_words import chosen_words, words_of
 from clipgraft.data.dataset import CaptionDataset
 from clipgraft.data.formats import read_lines
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, some_of
 from clipgraft.settings import DistillSettings
 
 MAX_HELD_OUT_CAPTIONS = 500
@@ -95,11 +95,11 @@ def _check_counts(counts: dict[str, int]) -> None:
     missing = [word for word, count in counts.items() if not count]
     if len(missing) == len(counts):
         raise UserError(
-            f"no training caption has a new word ({_named(missing)}), so the text encoder would learn "
-            "nothing and stay the base's own; give captions that have them, or other words"
+            f"no training caption has a new word ({some_of(missing, MAX_NAMED)}), so the text encoder would "
+            "learn nothing and stay the base's own; give captions that have them, or other words"
         )
     if missing:
-        say(f"no training caption has {_named(missing)}: not learned")
+        say(f"no training caption has {some_of(missing, MAX_NAMED)}: not learned")
 
 
 def _check_kinds(marked: MarkedCaptions, counts: dict[str, int]) -> None:
@@ -117,13 +117,10 @@ def _read_hold(path: Path, words: frozenset[str]) -> list[str]:
     lines = list(dict.fromkeys(read_lines(path, "caption")))
     wrong = [line for line in lines if words & words_of(line)]
     if wrong:
+        shown = some_of(sorted(words & words_of(wrong[0])), MAX_NAMED)
         raise UserError(
             f"{path}: {len(wrong):,} of its {len(lines):,} captions to hold have new words (first: "
-            f"{wrong[0][:60]!r}, {_named(sorted(words & words_of(wrong[0])))}); take those captions out, or "
+            f"{wrong[0][:60]!r}, {shown}); take those captions out, or "
             "the words from the list"
         )
     return lines
-
-
-def _named(words: Sequence[str]) -> str:
-    return ", ".join(words[:MAX_NAMED]) + (", ..." if len(words) > MAX_NAMED else "")

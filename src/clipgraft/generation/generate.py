@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipgraft.console import print_line, say
 from clipgraft.device import choose_device, num_processes
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, number_of
 from clipgraft.files import fingerprint
 from clipgraft.generation.contact_sheet import FAILURES
 from clipgraft.generation.engines.engine import approximations, openvino_advice
@@ -73,7 +73,7 @@ def approximations_of(requests: Sequence[ImageRequest], inference: InferenceConf
     own, named = STABLE_DIFFUSION.num_inference_steps, []
     params = (request.params for request in requests)
     for name, steps in dict.fromkeys((each.scheduler, each.num_inference_steps or own) for each in params):
-        words = f"{steps} step{'s' * (steps != 1)}"
+        words = number_of(steps, "step")
         if name != DEFAULT_SAMPLING.scheduler:
             named.append(f"scheduler {name}, {words}")
         elif steps != own:
@@ -237,8 +237,8 @@ def image_key(request: ImageRequest, generator: ImageGenerator) -> str:
 
 def say_count(requests: Sequence[ImageRequest]) -> None:
     """Print the number of images and of denoising steps."""
-    num_images, num_steps = len(requests), sum(request.num_steps for request in requests)
-    say(f"{num_images} image{'s' * (num_images != 1)}, {num_steps} step{'s' * (num_steps != 1)}")
+    num_steps = sum(request.num_steps for request in requests)
+    say(f"{number_of(len(requests), 'image')}, {number_of(num_steps, 'step')}")
 
 
 def _say_approximations(requests: Sequence[ImageRequest], options: GenerateOptions) -> None:
@@ -285,4 +285,4 @@ def _summary(rows: Sequence[ImageRow], num_finished: int, seconds: float) -> str
         parts.append(f"{num_finished} already there")
     counts = Counter(row.status for row in rows)
     parts += [f"{count} {status}" for status, count in counts.items() if status != "ok"]
-    return f"{len(rows)} image{'s' * (len(rows) != 1)}: " + ", ".join(parts)
+    return f"{number_of(len(rows), 'image')}: " + ", ".join(parts)

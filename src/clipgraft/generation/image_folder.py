@@ -14,7 +14,7 @@ from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from clipgraft.console import say, track
-from clipgraft.errors import DataError, UserError
+from clipgraft.errors import DataError, UserError, number_of
 from clipgraft.files import clear_parts, file_sha256, parse_json, read_json, write_json
 from clipgraft.generation.generator import ImageGenerator
 from clipgraft.generation.image_encoding import SUFFIXES, check_format, write_image
@@ -305,8 +305,8 @@ class ImageFolder:
             lines = list(filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n")))
             found = list(filter(None, map(_parse_row, lines)))
             if is_told and len(found) < len(lines):
-                number = len(lines) - len(found)
-                say(f"{path.name}: {number} damaged line{'s' * (number != 1)}; images are generated again")
+                number = number_of(len(lines) - len(found), "damaged line")
+                say(f"{path.name}: {number}; images are generated again")
             rows += found
         return {row.file: row for row in rows}
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from clipgraft.errors import CheckpointError, MissingFileError, explain
+from clipgraft.errors import CheckpointError, MissingFileError, explain, number_of, some_of
 from clipgraft.files import parse_json
 from clipgraft.models.loading import read_weights, refuse_links_out, refuse_pickled_file
 from clipgraft.section import Like
@@ -39,7 +39,6 @@ OTHER_KINDS = {
 }
 METADATA_KEY = "lora_adapter_metadata"
 """Of peft's settings in a file that diffusers wrote."""
-SHOWN = 3
 
 
 class Update(NamedTuple):
@@ -261,5 +260,4 @@ def _check_shape(path: Path, name: str, weight: Any, update: Update) -> None:
 
 
 def _listed(names: list[str], what: str) -> str:
-    more = ", ..." if len(names) > SHOWN else ""
-    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({', '.join(names[:SHOWN])}{more})"
+    return f"{number_of(len(names), what)} ({some_of(names)})"

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from clipgraft.console import say, track
 from clipgraft.data.transforms import tokenize
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, number_of
 from clipgraft.generation.adapters import Adapters
 from clipgraft.generation.engines.networks import EngineDecoder, EngineUNet
 from clipgraft.generation.kinds import prepared_for, resolve
@@ -239,7 +239,7 @@ def calibrate(
         replace(each, params=SamplingParams.of(each.params, **steps))
         for each in requests[:CALIBRATION_IMAGES]
     ]
-    prompts = f"{len(few)} prompt{'s' * (len(few) != 1)}"
+    prompts = number_of(len(few), "prompt")
     started = time.monotonic()
     with track(f"calibrating INT8 on {prompts}, once for this base", CALIBRATION_STEPS) as update:
 

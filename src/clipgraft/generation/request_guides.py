@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from clipgraft.errors import DataError
+from clipgraft.errors import DataError, number_of
 from clipgraft.files import beside, fingerprint
 from clipgraft.generation.request_files import file_checksum, image_size, refuse_another
 from clipgraft.models.controlnet import controlnet_files
@@ -95,8 +95,8 @@ def _guides_of(kind: _Kind, record: Any, given: tuple[Guide, ...]) -> list[Guide
         raise DataError(f"that image was made without any {kind.title}; leave {kind.flag} out")
     if len(given) != len(recorded):
         raise DataError(
-            f"that image was made with {len(recorded)} {kind.title}{'s' * (len(recorded) != 1)}; name each "
-            f"with {kind.flag} MODEL=IMAGE, in the same order"
+            f"that image was made with {number_of(len(recorded), kind.title)}; name each with "
+            f"{kind.flag} MODEL=IMAGE, in the same order"
         )
     guides = []
     for there, here in zip(recorded, given, strict=True):

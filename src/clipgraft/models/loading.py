@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from clipgraft.data.containers import content_name, is_named
 from clipgraft.device import quiet_libraries
-from clipgraft.errors import CheckpointError
+from clipgraft.errors import CheckpointError, some_of
 from clipgraft.files import read_json
 from clipgraft.models.configs import Checked, loading, read_config
 from clipgraft.models.weights import FULL, HALF, find_weights
@@ -257,9 +257,9 @@ def refuse_other_weights(path: Path, *, missing: Any, unexpected: Any) -> None:
     """Raise CheckpointError naming the first missing or unknown weights."""
     for what, keys in (("lacks", sorted(missing)), ("has unknown", sorted(unexpected))):
         if keys:
-            shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
             raise CheckpointError(
-                f"{path} {what} {len(keys)} weights: {shown}; it is of another model: name the right one"
+                f"{path} {what} {len(keys)} weights: {some_of(keys, SHOWN_KEYS)}; it is of another model: "
+                "name the right one"
             )
 
 

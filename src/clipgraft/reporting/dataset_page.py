@@ -7,9 +7,9 @@ from pathlib import Path
 
 from clipgraft.data.check import DatasetCheck
 from clipgraft.data.dataset import SPLITS, CaptionedImage
-from clipgraft.data.findings import Example, Finding, number_of
+from clipgraft.data.findings import Example, Finding
 from clipgraft.data.images import open_image
-from clipgraft.errors import DataError, MissingFileError, UserError, printable
+from clipgraft.errors import DataError, MissingFileError, UserError, number_of, printable
 from clipgraft.files import write_bytes
 from clipgraft.generation.contact_sheet import fill_template
 

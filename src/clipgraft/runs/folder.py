@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from clipgraft.errors import UserError
+from clipgraft.errors import UserError, some_of
 from clipgraft.files import LONE_SURROGATE, clear_parts
 
 try:
@@ -45,7 +45,6 @@ CONTENT = (
     *(".*.part", ".*.replaced", OLD_RUN_NAME, MOVING_NAME),
 )
 """All names at the top of a run's folder, in this version and older ones."""
-SHOWN_NAMES = 3
 
 
 @contextmanager
@@ -178,10 +177,9 @@ def _refuse_other_content(path: Path, resume: bool, overwrite: bool) -> None:
         )
     unknown = unknown_names(path)
     if overwrite and not resume and unknown:
-        shown = ", ".join(unknown[:SHOWN_NAMES]) + (", ..." if len(unknown) > SHOWN_NAMES else "")
         raise UserError(
-            f"{path} holds what no run wrote ({shown}), so --overwrite leaves it alone; move that away, or "
-            "name another folder with --out"
+            f"{path} holds what no run wrote ({some_of(unknown)}), so --overwrite leaves it alone; move "
+            "that away, or name another folder with --out"
         )
 
 

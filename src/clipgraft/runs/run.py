@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipgraft.config import ModelSettings, Recipe, load_recipe, named_paths, to_toml
-from clipgraft.errors import CheckpointError, MissingFileError, UserError
+from clipgraft.errors import CheckpointError, MissingFileError, UserError, some_of
 from clipgraft.files import inside, read_text, write_bytes, write_json
 from clipgraft.runs.folder import (
     RECIPE_NAME,
@@ -38,8 +38,6 @@ GRAFT_NAMES = ("graft", "text_encoder")
 """Names of text encoders' folders in a stage's."""
 METRICS_NAME = "metrics.json"
 REPORT_NAME = "report.html"
-MAX_NAMED = 3
-"""Differing settings named in an error."""
 SECTIONS = {
     "run": ("data", "clip", "base", "finetune", "bridge", "refine", "distill"),
     "finetune": ("data", "clip", "finetune"),
@@ -288,7 +286,7 @@ def _write_recipe(path: Path, recipe: Recipe, stage: str) -> None:
         begun = _read_begun(path)
         differing = differing_settings(begun, recipe, stage)
         if differing:
-            shown = "; ".join(differing[:MAX_NAMED]) + ("; ..." if len(differing) > MAX_NAMED else "")
+            shown = some_of(differing, separator="; ")
             raise CheckpointError(
                 f"{path.parent} was begun with other settings ({shown}); go on with its own {RECIPE_NAME}, "
                 "or add --overwrite"
