@@ -19,7 +19,7 @@ from clipgraft.config import BridgeSettings, DataSettings, EvaluateSettings, Fin
 from clipgraft.data.batches import load_pixels
 from clipgraft.data.formats import load_dataset
 from clipgraft.device import describe_environment
-from clipgraft.models.flatland_config import IMAGE_SIZE
+from clipgraft.flatland.writer import IMAGE_SIZE
 from clipgraft.models.hub import embedded_models
 from clipgraft.pretraining.autoencoder import reconstruction_psnr
 from clipgraft.runs.run import Run

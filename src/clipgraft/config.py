@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from clipgraft.errors import MissingFileError, UserError, explain
 from clipgraft.files import LONE_SURROGATE, backslash_advice, read_toml
 from clipgraft.pretrain_settings import PretrainSettings
-from clipgraft.section import GIVEN, MODEL, PATH, SOURCE, Section
+from clipgraft.section import FLATLAND, GIVEN, MODEL, PATH, SOURCE, Section
 from clipgraft.settings import (
     BridgeSettings,
     DataSettings,
@@ -68,8 +68,8 @@ class Recipe(Section):
     """Seed of everything random in training."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     data: DataSettings = DataSettings()
-    clip: ModelSettings = ModelSettings(name="flatland")
-    base: ModelSettings = ModelSettings(name="flatland")
+    clip: ModelSettings = ModelSettings(name=FLATLAND)
+    base: ModelSettings = ModelSettings(name=FLATLAND)
     finetune: FinetuneSettings = FinetuneSettings()
     bridge: BridgeSettings = BridgeSettings()
     refine: RefineSettings = RefineSettings()

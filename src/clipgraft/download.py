@@ -18,6 +18,7 @@ from clipgraft.models.base import COMPONENTS, WEIGHT_STEMS, needed_files
 from clipgraft.models.hub import Download, fetch, find_model
 from clipgraft.models.weights import Needed
 from clipgraft.sampling_params import InferenceConfig
+from clipgraft.section import FLATLAND
 
 
 def prefetch(recipe: Recipe) -> int:
@@ -89,7 +90,7 @@ def _unet_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def _find(model: ModelSettings, needed: Needed) -> Path | Download | None:
-    if model.name == "flatland" or Path(model.name).expanduser().exists():
+    if model.name == FLATLAND or Path(model.name).expanduser().exists():
         return None
     return find_model(model.name, model.revision or None, needed)
 

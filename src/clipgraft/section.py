@@ -25,6 +25,8 @@ from clipgraft.scheduler_recipes import SCHEDULERS, scheduler_name
 
 GIVEN = "(given in Python)"
 """Stands in a recipe for captions or a CLIP that it cannot name."""
+FLATLAND = "flatland"
+"""Name of the embedded base and of its CLIP."""
 
 
 def _absolute(text: str) -> str:
@@ -52,7 +54,7 @@ def _absolute_if_there(name: str) -> str:
     """Return a local path as absolute; hub ids stay as they are."""
     is_there = "\0" not in name and os.path.exists(os.path.expanduser(name))
     _refuse_escapes(name)
-    return _absolute(name) if is_there and name != "flatland" else name
+    return _absolute(name) if is_there and name != FLATLAND else name
 
 
 ESCAPED = re.compile(r"[\b\t\n\f\r\x1b]")

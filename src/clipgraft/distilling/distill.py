@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 
 from clipgraft.bridging.corpus import read_captions
 from clipgraft.bridging.fit import origins, stage_output
+from clipgraft.bridging.pairs import ByClass
 from clipgraft.config import Recipe, build_recipe
 from clipgraft.console import print_line
 from clipgraft.data.batches import CaptionBatches
@@ -42,8 +43,6 @@ ENCODE_BATCH_SIZE = 128
 """Captions encoded at once, to bound the memory."""
 NUM_METRIC_CAPTIONS = 1024
 """Captions for the power of keys and values, a matrix of the embeds' width squared (a guess)."""
-
-ByClass = Mapping[str, float | None]
 
 
 class StateErrors(BaseModel):

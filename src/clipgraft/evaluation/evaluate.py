@@ -36,10 +36,8 @@ from clipgraft.models.hub import embedded_models
 from clipgraft.models.lineage import read_lineage
 from clipgraft.runs.folder import RECIPE_NAME
 from clipgraft.runs.run import GRAFT_NAMES, Run
-from clipgraft.section import GIVEN
+from clipgraft.section import FLATLAND, GIVEN
 
-FLATLAND = "flatland"
-"""Name of the embedded base and of its CLIP."""
 RESULT_NAME = "evaluation.json"
 RESERVED = (TEACHER, REAL, EMPTY, SHUFFLED, RANDOM, CHANCE)
 """Names of floors and ceilings, which no graft may have."""

@@ -22,6 +22,7 @@ from clipgraft.models.base import Origin
 from clipgraft.models.weights import module_sha256
 from clipgraft.sampling_params import DEFAULT_SAMPLING, SamplingParams
 from clipgraft.scheduler_recipes import SCHEDULERS
+from clipgraft.section import FLATLAND
 
 FORMAT = 1
 LOCAL = "local"
@@ -94,7 +95,7 @@ def describe_models(
         vae: Name of the VAE in place of the base's own, without its folder.
     """
     name, revision = (origin.name, origin.revision) if origin else ("", "")
-    is_public = name == "flatland" or bool(revision)
+    is_public = name == FLATLAND or bool(revision)
     return {
         "base": name if is_public else LOCAL,
         "revision": revision,

@@ -47,6 +47,7 @@ from clipgraft.models.single_file import UNET_CONFIG, in_channels_of, load_singl
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.weights import Needed, Weights, module_sha256
 from clipgraft.runs.folder_kinds import kind_of
+from clipgraft.section import FLATLAND
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +333,7 @@ def _load_folder(folder: Path, components: Collection[str], dtype: torch.dtype |
 
 def _commit(name: str, revision: str | None, path: Path) -> str:
     """Return a model's hub commit, not that of a mirror."""
-    if name == "flatland" or Path(name).expanduser().exists():
+    if name == FLATLAND or Path(name).expanduser().exists():
         return ""
     asked = revision or (PINS[name].revision if name in PINS else "")
     return asked if COMMIT.fullmatch(asked) else path.name

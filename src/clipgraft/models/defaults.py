@@ -7,7 +7,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from clipgraft.models.configs import Checked, UnetConfig, read_config
 from clipgraft.models.hub import HUB_ID, PINS, embedded_models
-from clipgraft.section import Guidance, Steps
+from clipgraft.section import FLATLAND, Guidance, Steps
 
 FILE_NAME = "generation_config.json"
 """Beside `model_index.json`; the name is transformers'. Keys outside SamplingDefaults are ignored."""
@@ -65,7 +65,7 @@ def find_text_width(name: str, revision: str = "") -> int | None:
 
 def _local_file(name: str, revision: str, file: str) -> Path:
     """Return where a base's file is, or would be, without a download."""
-    if name == "flatland":
+    if name == FLATLAND:
         return embedded_models() / "base" / file
     path = Path(name).expanduser()
     if path.exists() or not HUB_ID.fullmatch(name):

@@ -16,9 +16,9 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from clipgraft.flatland.writer import IMAGE_SIZE
 from clipgraft.models.defaults import SamplingDefaults
 
-IMAGE_SIZE = 128
 CLIP_IMAGE_SIZE = 96
 """Pixels for flatland's CLIP, 6 x 6 patches of 16; 8 x 8 patches would cost 1.8 times as much."""
 SAMPLING_DEFAULTS = SamplingDefaults(guidance_scale=3.0, num_inference_steps=25)

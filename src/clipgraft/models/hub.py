@@ -26,8 +26,8 @@ from pydantic import TypeAdapter
 
 from clipgraft.errors import CheckpointError, MissingFileError, UserError
 from clipgraft.files import file_sha256
-from clipgraft.models.weights import Needed, verify_folder
-from clipgraft.section import GIVEN
+from clipgraft.models.weights import SHA256, Needed, verify_folder
+from clipgraft.section import FLATLAND, GIVEN
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ ASSETS = Path(__file__).parents[1] / "assets" / "flatland"
 HUB_TIMEOUT_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class FileChecksum(NamedTuple):
@@ -98,7 +97,7 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
         CheckpointError: If flatland is damaged, the hub is unreachable or has no such model or commit, or a
             checksum differs; says what to do.
     """
-    if str(name) == "flatland":
+    if str(name) == FLATLAND:
         return embedded_models() / part
     path = Path(name).expanduser()
     if path.exists():

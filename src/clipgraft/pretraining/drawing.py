@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from clipgraft.data.dataset import CONTEXT_LENGTH
 from clipgraft.errors import UserError
 from clipgraft.files import fingerprint
 from clipgraft.flatland import (
@@ -34,7 +35,6 @@ from clipgraft.flatland import (
 
 NUM_CAPTIONS = 11
 """Per scene: two rounds of its five writers and the plain one, repeated where the teacher lacks a word."""
-CONTEXT_LENGTH = 77
 PART_SIZE = 256
 """Images in a worker's task: a second of drawing, 13 MB, and a batch for the VAE."""
 EPOCHS_AHEAD = 2

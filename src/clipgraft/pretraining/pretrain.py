@@ -28,10 +28,10 @@ from clipgraft.device import choose_device, seed_everything
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
 from clipgraft.finetuning.validate import measure_retrieval
 from clipgraft.flatland import draw_scenes, plain_captions, sample_scene
+from clipgraft.flatland.writer import IMAGE_SIZE
 from clipgraft.models.attention import ATTENTION
 from clipgraft.models.clip import ClipParts, load_clip, save_clip
 from clipgraft.models.flatland_config import (
-    IMAGE_SIZE,
     VOCAB_SIZE,
     build_clip,
     build_image_processor,

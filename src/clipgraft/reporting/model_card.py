@@ -15,11 +15,10 @@ from clipgraft.reporting import evidence, sections
 from clipgraft.reporting.format import Table, short_name
 from clipgraft.reporting.provenance import resources_table, setting, settings_tables, started
 from clipgraft.reporting.run_data import RunData
-from clipgraft.section import GIVEN
+from clipgraft.section import FLATLAND, GIVEN
 from clipgraft.settings import FLATLAND8K
 
 MAX_RECIPE_ROWS = 60
-FLATLAND = "flatland"
 OPENRAIL = "CreativeML OpenRAIL-M"
 LICENSES = {OPENRAIL: "creativeml-openrail-m", "MIT": "mit", "Apache-2.0": "apache-2.0"}
 """Licence -> its id on the hub."""
