@@ -223,15 +223,15 @@ def read_json(path: Path, kind: type = dict, *, error: type[UserError] = DataErr
     return parse_json(read_text(path, error=error), str(path), kind, error=error)
 
 
-def read_jsonl(path: Path, *, error: type[UserError] = DataError) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines; blank ones are skipped, errors name file and line."""
-    lines = enumerate(read_text(path, error=error).split("\n"), 1)
-    return [parse_json(line, f"{path}:{number}", error=error) for number, line in lines if line.strip()]
+    lines = enumerate(read_text(path).split("\n"), 1)
+    return [parse_json(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
-def read_toml(path: Path, *, error: type[UserError] = UserError) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file."""
-    return parse_toml(read_text(path, error=error, by_people=True), str(path), error=error)
+    return parse_toml(read_text(path, error=UserError, by_people=True), str(path))
 
 
 def parse_json(text: str, name: str, kind: type = dict, *, error: type[UserError] = DataError) -> Any:

@@ -122,22 +122,9 @@ def _parameter(name: str, kind: Any, flag: str, help_: str, default: Any) -> ins
 
 
 BESIDE_FROM_IMAGE = {
-    *(
-        "out",
-        "prompts",
-        "from_image",
-        "graft",
-        "base",
-        "vae",
-        "engine",
-        "loras",
-        "lora_dir",
-        "embedding_dir",
-        "device",
-        "offload",
-    ),
-    *("init_image", "mask_image", "controls", "ip_adapters", "embeddings", "safety_checker"),
-    *("no_metadata", "dry_run", "as_json"),
+    *("out", "prompts", "from_image", "graft", "base", "vae", "engine", "device", "offload"),
+    *("init_image", "mask_image", "controls", "ip_adapters", "safety_checker"),
+    *("loras", "lora_dir", "embeddings", "embedding_dir", "no_metadata", "dry_run", "as_json"),
 }
 """Parameters of `generate` with an effect beside --from-image."""
 

@@ -21,7 +21,7 @@ def importing() -> Iterator[None]:
     was_enabled, num_modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
-        with _hidden(UNUSED):
+        with _hidden():
             yield
     finally:
         if len(sys.modules) > num_modules:
@@ -31,9 +31,9 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
-def _hidden(packages: tuple[str, ...]) -> Iterator[None]:
-    """Let packages seem not installed, unless imported before."""
-    names = [name for name in packages if name not in sys.modules]
+def _hidden() -> Iterator[None]:
+    """Let `UNUSED` seem not installed, unless imported before."""
+    names = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None bars an import
     try:
         yield

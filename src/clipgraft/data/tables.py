@@ -199,12 +199,10 @@ def is_missing(value: Any) -> bool:
 def is_table(folder: DataFolder, path: Path) -> bool:
     """Whether a file's first row has columns of images and captions."""
     if path.suffix.lower() in (*_JSON_LINES, ".json"):
-        rows = _json_lines(folder, path) if path.suffix.lower() != ".json" else _json_rows(folder, path)
         try:
-            _, first = next(rows, ("", {}))
+            _, columns = next(_rows(folder, path), ("", {}))
         except DataError:
             return False
-        columns = first
     else:
         try:
             _, names, _ = read_header(folder.read_text(path), folder.settings)

@@ -35,9 +35,9 @@ SPLIT_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
 """Names of Flickr8k's lists, by split."""
 
 
-def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
-    """Draw a scene as an RGB image of size x size pixels."""
-    canvas = Canvas(size, scene.time)
+def draw_scene(scene: Scene) -> Image.Image:
+    """Draw a scene as an RGB image of 128 x 128 pixels."""
+    canvas = Canvas(IMAGE_SIZE, scene.time)
     # A generator for each, so that the same place is drawn with and without a subject.
     background, subjects, weather = (
         random.Random(f"{scene.look}/{what}") for what in ("background", "subjects", "weather")

@@ -58,7 +58,7 @@ def build_unet() -> UNet2DConditionModel:
 
 def build_teacher(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Return an untrained text encoder for the U-Net (width 192)."""
-    return CLIPTextModel(_text_config(tokenizer, TEACHER_WIDTH, num_layers=3))
+    return CLIPTextModel(_text_config(tokenizer, TEACHER_WIDTH))
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -72,7 +72,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         patch_size=16,
         projection_dim=TEXT_WIDTH,
     )
-    text = _text_config(tokenizer, TEXT_WIDTH, num_layers=3)
+    text = _text_config(tokenizer, TEXT_WIDTH)
     return CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=TEXT_WIDTH)
     )
@@ -100,12 +100,12 @@ def build_scheduler() -> PNDMScheduler:
     return scheduler
 
 
-def _text_config(tokenizer: CLIPTokenizer, width: int, *, num_layers: int) -> CLIPTextConfig:
+def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=4 * width,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=TEXT_WIDTH,

@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
+from clipgraft.data.dataset import CONTEXT_LENGTH
 from clipgraft.data.transforms import END_OF_WORD, encode_whole
 from clipgraft.errors import CheckpointError
 from clipgraft.files import read_text
@@ -73,7 +74,7 @@ def _check_byte_pairs(source: Path) -> None:
             )
 
 
-def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length: int = 77) -> CLIPTokenizer:
+def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> CLIPTokenizer:
     """Learn byte pairs from captions, with CLIP's layout of the vocabulary.
 
     The order is bytes, word-final bytes, merges, BOS, EOS: any text can be encoded, and EOS has the highest
@@ -82,7 +83,6 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
     Args:
         captions: Training texts.
         vocab_size: Maximum number of tokens; fewer if fewer pairs occur twice.
-        context_length: Longest caption in tokens, BOS and EOS included.
     """
     blank = CLIPTokenizer()
     backend = blank.backend_tokenizer
@@ -105,7 +105,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, context_length:
     tokens += [blank.bos_token, blank.eos_token]
     vocab = {token: index for index, token in enumerate(tokens)}
     kept = [pair for pair in merges if "".join(pair) in vocab]
-    return CLIPTokenizer(vocab=vocab, merges=kept, model_max_length=context_length)
+    return CLIPTokenizer(vocab=vocab, merges=kept, model_max_length=CONTEXT_LENGTH)
 
 
 def _merges(backend: Tokenizer) -> list[tuple[str, str]]:

@@ -155,9 +155,7 @@ def fine_tuning_verdict(evaluation: Evaluation) -> list[str]:
     """Say in a sentence each whether fine-tuning helped images and retrieval."""
     whole = {each.name for each in evaluation.prompt_sets if each.part_of is None}
     pairs = [
-        row
-        for row in evaluation.differences
-        if (row.baseline, row.variant) == ("before", "after") and row.prompt_set in whole and row.interval
+        row for row in evaluation.difference("before", "after") if row.prompt_set in whole and row.interval
     ]
     sentences = []
     for subject, names in JUDGED_BY.items():

@@ -21,7 +21,6 @@ from clipgraft.runs.folder import hold_folder
 from clipgraft.runs.folder_kinds import is_result, wrong_kind
 from clipgraft.sampling_params import DEFAULT_INFERENCE, InferenceConfig
 from clipgraft.studio.api import build_app
-from clipgraft.studio.schemas import Limits
 from clipgraft.studio.security import TOKEN_VARIABLE, Access, make_access
 from clipgraft.studio.service import Service
 
@@ -43,7 +42,6 @@ def serve(
     data_dir: Path | None = None,
     models_dir: Path | None = None,
     inference: InferenceConfig = DEFAULT_INFERENCE,
-    limits: Limits | None = None,
 ) -> None:
     """Run the studio until a signal ends it.
 
@@ -75,7 +73,6 @@ def serve(
             home,
             device=device,
             inference=inference,
-            limits=limits,
             data_dir=data_dir,
             models_dir=models_dir,
         )
