@@ -27,6 +27,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import ClipParts, save_clip
 from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.settings import TrainSettings
@@ -44,6 +45,14 @@ TEXT_WIDTH, TEACHER_WIDTH, IMAGE_SIZE = 16, 24, 32
 
 def build_tokenizer() -> CLIPTokenizer:
     return train_tokenizer(CAPTIONS * 2, vocab_size=700)
+
+
+def build_spelling_tokenizer() -> CLIPTokenizer:
+    """A real CLIP tokenizer that spells: one token for each letter."""
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        vocab[letter], vocab[f"{letter}</w>"] = len(vocab), len(vocab) + 1
+    return CLIPTokenizer(vocab=vocab, merges=[])
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
@@ -125,6 +134,11 @@ def build_pipeline(seed: int = 1, width: int = TEACHER_WIDTH) -> StableDiffusion
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def build_base() -> FrozenBase:
+    stock = build_pipeline()
+    return FrozenBase(stock.vae, stock.unet, stock.scheduler, stock.tokenizer, stock.text_encoder)
 
 
 def build_controlnet(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+from refine_world import recipe_of, weights_of
 from safetensors.torch import load_file
 
 import tiny
@@ -21,7 +22,7 @@ from clipgraft.bridging.refine import (
     refine_recipe,
 )
 from clipgraft.bridging.refine import refine as refine_graft
-from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
+from clipgraft.config import load_recipe
 from clipgraft.data.buckets import Bucket
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.images import open_image
@@ -64,24 +65,12 @@ def other_graft(world, tmp_path_factory):
     return folder / "graft"
 
 
-def recipe_of(world, *overrides):
-    names = {"clip.name": "clip", "base.name": "base", "data.source": "data"}
-    texts = [f"{key}={json.dumps(str(world[name]))}" for key, name in names.items()]
-    small = ["bridge.num_epochs=0", "bridge.allow_few_captions=true", "bridge.mixed_precision=no"]
-    small += ["refine.num_epochs=2", "refine.batch_size=4", "refine.mixed_precision=no"]
-    return apply_overrides(Recipe(), parse_overrides([*texts, *small, "refine.warmup_steps=0", *overrides]))
-
-
 def refine(recipe, graft, folder, **options):
     return refine_recipe(recipe, graft, folder, **options)
 
 
 def stacked(latents):
     return torch.from_numpy(np.stack([*latents]))
-
-
-def weights_of(folder):
-    return load_file(folder / "graft" / "model.safetensors")
 
 
 @pytest.mark.integration

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from refine_world import recipe_of, weights_of
 
 import tiny
 from clipgraft.bridging import latents as own
 from clipgraft.bridging.fit import bridge_recipe
 from clipgraft.bridging.latents import choose_buckets, encode_images, load_latents
 from clipgraft.bridging.refine import _batches, refine_recipe
-from clipgraft.config import Recipe, apply_overrides, parse_overrides
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.images import open_image
 from clipgraft.data.transforms import vae_pixel_values
@@ -44,18 +43,6 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def recipe_of(world, *overrides):
-    names = {"clip.name": "clip", "base.name": "base", "data.source": "data"}
-    texts = [f"{key}={json.dumps(str(world[name]))}" for key, name in names.items()]
-    small = ["bridge.num_epochs=0", "bridge.allow_few_captions=true", "bridge.mixed_precision=no"]
-    small += ["refine.num_epochs=2", "refine.batch_size=4", "refine.mixed_precision=no"]
-    return apply_overrides(Recipe(), parse_overrides([*texts, *small, "refine.warmup_steps=0", *overrides]))
-
-
-def weights_of(folder):
-    return load_file(folder / "graft" / "model.safetensors")
 
 
 def log_of(folder):

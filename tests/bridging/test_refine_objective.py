@@ -8,7 +8,6 @@ import tiny
 from clipgraft.bridging.refine_objective import RefineObjective, add_noise, block_outputs, sample_timesteps
 from clipgraft.data.batches import LatentBatches
 from clipgraft.data.transforms import encode_captions, tokenize
-from clipgraft.models.base import FrozenBase
 from clipgraft.models.bridge import NUM_CLASS_MAPS, Bridge
 from clipgraft.models.graft import GraftedTextEncoder
 from clipgraft.models.weights import module_sha256
@@ -19,8 +18,7 @@ from tiny import fit
 
 @pytest.fixture
 def base():
-    stock = tiny.build_pipeline()
-    return FrozenBase(stock.vae, stock.unet, stock.scheduler, stock.tokenizer, stock.text_encoder)
+    return tiny.build_base()
 
 
 @pytest.fixture

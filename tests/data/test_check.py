@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPTokenizer
 
+import tiny
 from clipgraft.data.caption_check import Lengths
 from clipgraft.data.check import DatasetCheck, check_dataset
 from clipgraft.data.check_table import render
@@ -23,10 +24,7 @@ from clipgraft.data.formats import load_dataset
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CLIPTokenizer:
-    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        vocab[letter], vocab[f"{letter}</w>"] = len(vocab), len(vocab) + 1
-    return CLIPTokenizer(vocab=vocab, merges=[])
+    return tiny.build_spelling_tokenizer()
 
 
 @pytest.fixture

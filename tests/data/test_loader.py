@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
+import tiny
 from clipgraft.data.batch_reader import Share, draw_captions
 from clipgraft.data.crop_reader import KeptCrops, NoCrops
 from clipgraft.data.dataset import CaptionedImage, CaptionedImages
@@ -24,10 +25,7 @@ NUM_IMAGES = 10
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CLIPTokenizer:
-    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        vocab[letter], vocab[f"{letter}</w>"] = len(vocab), len(vocab) + 1
-    return CLIPTokenizer(vocab=vocab, merges=[])
+    return tiny.build_spelling_tokenizer()
 
 
 @pytest.fixture(scope="module")

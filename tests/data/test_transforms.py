@@ -36,11 +36,7 @@ GOLDEN = {1: {"PNG": "77b1812b2fd80fd7", "JPEG": "9faace21d0c92842", "WEBP": "77
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CLIPTokenizer:
-    """A real CLIP tokenizer that spells: one token for each letter."""
-    vocab = {"<|startoftext|>": BOS, "<|endoftext|>": EOS}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        vocab[letter], vocab[f"{letter}</w>"] = len(vocab), len(vocab) + 1
-    return CLIPTokenizer(vocab=vocab, merges=[])
+    return tiny.build_spelling_tokenizer()
 
 
 def picture(width: int, height: int) -> Image.Image:

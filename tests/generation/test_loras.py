@@ -41,12 +41,6 @@ def diffusers(tmp_path_factory):
     return write_diffusers(tmp_path_factory.mktemp("loras") / "night")
 
 
-@pytest.fixture(scope="module")
-def generator(base):
-    """In float32, as diffusers' pipeline is."""
-    return next(load_generators({"": None}, base=FrozenBase.load(str(base))))[1]
-
-
 def drawn(generator, *loras, prompts=("A dog runs",), **options):
     requests = [image_request(prompt, num_inference_steps=2, loras=loras) for prompt in prompts]
     return [np.asarray(each.image, dtype=int) for each in generator.sample(requests, **options)]

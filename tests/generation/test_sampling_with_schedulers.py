@@ -6,14 +6,12 @@ from PIL import Image
 
 import tiny
 from clipgraft.generation.pipeline import build_pipeline, sample
-from clipgraft.models.base import FrozenBase
 from helpers import image_request
 
 
 @pytest.fixture(scope="module")
 def base():
-    stock = tiny.build_pipeline()
-    return FrozenBase(stock.vae, stock.unet, stock.scheduler, stock.tokenizer, stock.text_encoder)
+    return tiny.build_base()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -127,12 +128,11 @@ def locked(service):
         yield made
 
 
-@pytest.fixture
-def address(service):
-    """A studio that asks for a token, on a free port of loopback."""
+@contextmanager
+def served(app):
+    """Serve an app on a free port of loopback; give its address."""
     with _bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(build_app(service, Access(TOKEN)), log_config=None, lifespan="on")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
@@ -140,6 +140,13 @@ def address(service):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join(timeout=30)
+
+
+@pytest.fixture
+def address(service):
+    """A studio that asks for a token."""
+    with served(build_app(service, Access(TOKEN))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -152,18 +159,10 @@ def openai_client(address):
 
 @pytest.fixture
 def page_address(service):
-    """A studio on a free port of loopback, for a browser."""
-    with _bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(build_app(service), log_config=None, lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    """A studio for a browser."""
+    with served(build_app(service)) as address:
+        yield f"{address}/"
         service.begin_to_stop()  # ends event streams, as a signal does
-        server.should_exit = True
-        thread.join(timeout=30)
 
 
 @pytest.fixture

@@ -96,28 +96,19 @@ def test_a_queue_of_an_earlier_version_is_upgraded(tmp_path):
 def test_a_locked_database_is_not_called_damaged(tmp_path):
     filled(tmp_path / "queue.sqlite")
     with (
-        locked_by_another_program(tmp_path / "queue.sqlite"),
+        used_by_another_program(
+            tmp_path / "queue.sqlite", "PRAGMA locking_mode=EXCLUSIVE", "BEGIN EXCLUSIVE"
+        ),
         pytest.raises(ValueError, match="is locked by another"),
     ):
         Queue(tmp_path / "queue.sqlite")
 
 
 @contextmanager
-def locked_by_another_program(path):
+def used_by_another_program(path, *statements):
     other = sqlite3.connect(path, isolation_level=None)
-    other.execute("PRAGMA locking_mode=EXCLUSIVE")
-    other.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        other.execute("ROLLBACK")
-        other.close()
-
-
-@contextmanager
-def written_to_by_another_program(path):
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+    for statement in statements:
+        other.execute(statement)
     try:
         yield
     finally:
@@ -159,7 +150,7 @@ def until_health_is(client, status: int, reason: str = "") -> None:
 
 @pytest.mark.integration
 def test_another_writer_delays_jobs_briefly_and_lists_never(client, service):
-    with written_to_by_another_program(service.queue.database.path):
+    with used_by_another_program(service.queue.database.path, "BEGIN IMMEDIATE"):
         begun = time.monotonic()
         assert "locked by another program" in refused(client.post("/v1/jobs", json=JOB))
         assert time.monotonic() - begun < 4

@@ -1,7 +1,9 @@
 """Shared by the tests of engines: converted networks, and stock diffusers' images."""
 
 import pytest
-from engine_world import generated, pipeline_of, tiny_base
+from engine_world import generated, pipeline_of
+
+from tiny import build_base
 
 
 @pytest.fixture(scope="session")
@@ -11,4 +13,4 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stock():
-    return generated(pipeline_of(tiny_base()))
+    return generated(pipeline_of(build_base()))

@@ -3,24 +3,17 @@
 import numpy as np
 import torch
 
-import tiny
 from clipgraft.generation.engines.attach import put_on_engine, set_approximations
 from clipgraft.generation.engines.engine import (
     TorchEngine,
 )
 from clipgraft.generation.pipeline import build_pipeline, sample
-from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig
 from helpers import image_request, import_openvino
 
 CPU = torch.device("cpu")
 PROMPTS = ("A dog runs", "A red ball", "A black cat")
 WHOLE = InferenceConfig(engine="torch")
-
-
-def tiny_base():
-    stock = tiny.build_pipeline()
-    return FrozenBase(stock.vae, stock.unet, stock.scheduler, stock.tokenizer, stock.text_encoder)
 
 
 def openvino(cache, dtype=torch.float32):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from engine_world import CPU, PROMPTS, WHOLE, engine_of, generated, pipeline_of, tiny_base
+from engine_world import CPU, PROMPTS, WHOLE, engine_of, generated, pipeline_of
 from PIL import Image
 
 import tiny
@@ -23,6 +23,7 @@ from clipgraft.generation.pipeline import sample
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig
 from helpers import call, image_request
+from tiny import build_base
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +125,9 @@ def test_doctor_says_what_draws():
 )
 def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
     speed = InferenceConfig(guidance_interval=(start, stop))
-    pipeline = pipeline_of(tiny_base(), engine_of(name, cache), speed)
+    pipeline = pipeline_of(build_base(), engine_of(name, cache), speed)
     drawn = generated(pipeline)
-    plain = pipeline_of(tiny_base())
+    plain = pipeline_of(build_base())
     plain.scheduler.set_timesteps(4)
     latents = torch.cat(
         [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
@@ -146,14 +147,14 @@ def test_guidance_interval_equals_a_naive_loop(name, start, stop, cache):
 
 def test_guidance_interval_lets_images_without_guidance_alone():
     speed = InferenceConfig(guidance_interval=(0.0, 0.5))
-    drawn = generated(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), speed), guidance_scale=1.0)
-    assert np.array_equal(drawn, generated(pipeline_of(tiny_base()), guidance_scale=1.0))
+    drawn = generated(pipeline_of(build_base(), TorchEngine(CPU, torch.float32), speed), guidance_scale=1.0)
+    assert np.array_equal(drawn, generated(pipeline_of(build_base()), guidance_scale=1.0))
 
 
 @pytest.mark.parametrize("name", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
-    drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
-    base = tiny_base()
+    drawn = generated(pipeline_of(build_base(), engine_of(name, cache), InferenceConfig(feature_cache=2)))
+    base = build_base()
     num_calls, kept = 0, None
 
     def replace_feature(_module, inputs):
@@ -170,7 +171,7 @@ def test_feature_cache_equals_a_replaced_deep_feature(name, cache):
 
 
 def test_feature_cache_starts_anew_with_other_images():
-    pipeline = pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
+    pipeline = pipeline_of(build_base(), TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
     first = generated(pipeline)
     generated(pipeline, ("A man rides",) * 3, num_inference_steps=1)
     generated(pipeline, ("A man rides",), num_inference_steps=2)
@@ -184,7 +185,7 @@ def test_feature_cache_is_not_carried_over_to_init_images(scheduler, tmp_path):
     job = image_request("A red ball", num_inference_steps=4, **settings)
     found = []
     for jobs in ([job], [image_request("A black cat", num_inference_steps=2), job]):
-        base = tiny_base()
+        base = build_base()
         pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=3))
         found.append(list(sample(pipeline, jobs, base_scheduler=base.scheduler))[-1].image)
     assert np.array_equal(*map(np.asarray, found))
@@ -192,9 +193,9 @@ def test_feature_cache_is_not_carried_over_to_init_images(scheduler, tmp_path):
 
 def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
-    base, rows = tiny_base(), []
+    base, rows = build_base(), []
     base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
-    stock, speed = tiny_base(), InferenceConfig(guidance_interval=(0.0, 0.5))
+    stock, speed = build_base(), InferenceConfig(guidance_interval=(0.0, 0.5))
     pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), speed)
     generated(pipeline, PROMPTS[:1], init_image=tmp_path / "red.png", strength=0.5)
     assert rows == [2, 1]  # of four steps the last two, the first of them with guidance
@@ -206,7 +207,7 @@ def test_guidance_interval_is_of_the_steps_that_are_run(tmp_path):
 
 
 def test_a_run_that_fails_leaves_no_hook_behind():
-    unet = tiny_base().unet
+    unet = build_base().unet
     states = torch.zeros(1, 77, 3)  # of another width
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         DenoiserWithFeature(unet)(torch.zeros(1, 4, 32, 32), unet.time_proj(torch.ones(1)), states)
@@ -214,9 +215,9 @@ def test_a_run_that_fails_leaves_no_hook_behind():
 
 
 def test_a_step_with_two_runs_is_cached_as_one():
-    base, rows = tiny_base(), []
+    base, rows = build_base(), []
     base.unet.mid_block.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
-    stock = tiny_base()
+    stock = build_base()
     pipeline = pipeline_of(base, TorchEngine(CPU, torch.float32), InferenceConfig(feature_cache=2))
     job = image_request("A dog", num_inference_steps=4, guidance_scale=5.0, scheduler="heun")
     list(sample(pipeline, [job], base_scheduler=stock.scheduler))
@@ -229,7 +230,7 @@ def test_a_step_with_two_runs_is_cached_as_one():
     [("dpm++", 200, 100, 100), ("pndm", 4, 2, 3), ("heun", 4, 4, 3)],
 )
 def test_steps_are_counted_where_timesteps_repeat(scheduler, steps, guided, others):
-    base, rows = tiny_base(), []
+    base, rows = build_base(), []
     base.unet.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
     own = base.scheduler
     pipeline = pipeline_of(
@@ -250,7 +251,7 @@ def test_steps_are_counted_where_timesteps_repeat(scheduler, steps, guided, othe
 
 def distilled_base():
     """A base whose U-Net was told its guidance with the timestep, as LCM's are."""
-    base = tiny_base()
+    base = build_base()
     torch.manual_seed(2)
     base.unet = UNet2DConditionModel.from_config(base.unet.config, time_cond_proj_dim=16)
     return FrozenBase(base.vae, base.unet, base.scheduler, base.tokenizer, base.text_encoder)
@@ -292,10 +293,10 @@ def _distilled_by_hand(scale):
 
 
 def test_networks_with_feature_cache_off_give_equal_bits():
-    base = tiny_base()
+    base = build_base()
     put_on_engine(base, TorchEngine(CPU, torch.float32), has_feature_cache=True)
     assert np.array_equal(
-        generated(pipeline_of(base)), generated(pipeline_of(tiny_base(), TorchEngine(CPU, torch.float32)))
+        generated(pipeline_of(base)), generated(pipeline_of(build_base(), TorchEngine(CPU, torch.float32)))
     )
 
 
@@ -303,6 +304,6 @@ def test_networks_with_feature_cache_off_give_equal_bits():
 def test_both_approximations_work_together(cache):
     speed = InferenceConfig(feature_cache=2, guidance_interval=(0.0, 0.5))
     drawn = [
-        generated(pipeline_of(tiny_base(), engine_of(name, cache), speed)) for name in ("torch", "openvino")
+        generated(pipeline_of(build_base(), engine_of(name, cache), speed)) for name in ("torch", "openvino")
     ]
     assert np.abs(drawn[0] - drawn[1]).max() <= 1

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from engine_world import CPU, PROMPTS, engine_of, generated, pipeline_of, tiny_base
+from engine_world import CPU, PROMPTS, engine_of, generated, pipeline_of
 
 from clipgraft.generation.engines.attach import put_on_engine
 from clipgraft.generation.engines.engine import (
@@ -20,12 +20,13 @@ from clipgraft.generation.pipeline import sample
 from clipgraft.models.base import FrozenBase
 from clipgraft.sampling_params import InferenceConfig
 from helpers import image_request
+from tiny import build_base
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_an_engine_in_float32_makes_stocks_images(name, cache, stock):
-    drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache)))
+    drawn = generated(pipeline_of(build_base(), engine_of(name, cache)))
     # A step of 8 bits at most: sums are made in another order.
     assert np.abs(drawn - stock).max() <= 1
 
@@ -33,7 +34,7 @@ def test_an_engine_in_float32_makes_stocks_images(name, cache, stock):
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bfloat16_engine_equals_stock_up_to_rounding(name, cache, stock):
-    drawn = generated(pipeline_of(tiny_base(), engine_of(name, cache, torch.bfloat16)))
+    drawn = generated(pipeline_of(build_base(), engine_of(name, cache, torch.bfloat16)))
     assert np.abs(drawn - stock).max() <= 12  # bfloat16 has 8 bits, a picture goes through dozens of layers
     assert np.abs(drawn - stock).mean() < 1.5
 
@@ -54,7 +55,7 @@ def test_flatlands_noise_prediction_is_the_same_on_every_engine(name, cache):
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_an_image_does_not_depend_on_its_neighbours(name, cache):
-    pipeline = pipeline_of(tiny_base(), engine_of(name, cache))
+    pipeline = pipeline_of(build_base(), engine_of(name, cache))
     together = generated(pipeline)
     for seed, prompt in enumerate(PROMPTS):
         jobs = [image_request(prompt, seed, num_inference_steps=4, guidance_scale=5.0)]
@@ -65,7 +66,7 @@ def test_an_image_does_not_depend_on_its_neighbours(name, cache):
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_other_sizes_and_first_images_work_on_an_engine(name, cache, tmp_path):
-    pipeline, plain = pipeline_of(tiny_base(), engine_of(name, cache)), pipeline_of(tiny_base())
+    pipeline, plain = pipeline_of(build_base(), engine_of(name, cache)), pipeline_of(build_base())
     drawn = generated(pipeline, PROMPTS[:1], height=72, width=40)
     assert np.abs(drawn - generated(plain, PROMPTS[:1], height=72, width=40)).max() <= 1
     first = tmp_path / "first.png"
@@ -88,7 +89,7 @@ def test_rows_are_run_a_few_at_a_time():
 
 
 def test_a_copy_of_an_engines_vae_is_torchs():
-    base = tiny_base()
+    base = build_base()
     plain = copy.deepcopy(base.vae)
     put_on_engine(base, TorchEngine(CPU, torch.bfloat16))
     assert isinstance(base.vae.decoder, EngineDecoder)

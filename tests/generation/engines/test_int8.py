@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from engine_world import CPU, generated, pipeline_of, tiny_base
+from engine_world import CPU, generated, pipeline_of
 from PIL import Image
 
 import tiny
@@ -14,6 +14,7 @@ from clipgraft.generation.engines.engine import engines_at_hand, why_no_int8, wh
 from clipgraft.generation.pipeline import CALIBRATION_STEPS
 from clipgraft.sampling_params import InferenceConfig
 from helpers import call, refused
+from tiny import build_base
 
 INT8 = InferenceConfig(quantize="int8")
 MISSING = why_no_openvino(CPU) or why_no_int8()
@@ -91,7 +92,7 @@ def calibrated(tmp_path_factory):
 def on_int8(cache, speed=INT8):
     from clipgraft.generation.engines.int8 import Int8Engine
 
-    return pipeline_of(tiny_base(), Int8Engine(torch.float32, cache), speed)
+    return pipeline_of(build_base(), Int8Engine(torch.float32, cache), speed)
 
 
 def network_in_int8(cache):
@@ -103,7 +104,7 @@ def network_in_int8(cache):
 def test_layers_but_the_first_and_last_are_computed_in_8_bits(calibrated):
     import openvino as ov
 
-    core, unet = ov.Core(), tiny_base().unet
+    core, unet = ov.Core(), build_base().unet
     model = core.read_model(network_in_int8(calibrated[0]))
     shapes = [2, 4, 8, 8], [1, unet.config.block_out_channels[0]], [2, 77, unet.config.cross_attention_dim]
     model.reshape(dict(zip(model.inputs, map(list, shapes), strict=True)))
@@ -126,7 +127,7 @@ def test_noise_prediction_in_int8_is_near_floats(timestep, calibrated):
     generator = torch.Generator().manual_seed(0)
     sample, states = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 24, generator=generator)
     with torch.no_grad():
-        exact = tiny_base().unet(sample, timestep, states).sample
+        exact = build_base().unet(sample, timestep, states).sample
     error = on_int8(calibrated[0]).unet(sample, timestep, states)[0] - exact
     assert 0.01 < error.std() / exact.std() < 0.2  # of random weights in narrow layers; flatland's is less
 
@@ -161,7 +162,7 @@ def test_other_sizes_and_long_prompts_share_a_calibration(repeats, calibrated, c
         "prompts": ["A dog runs on a beach. " * repeats],
     }
     drawn, exact = (
-        generated(each, **settings) for each in (on_int8(calibrated[0]), pipeline_of(tiny_base()))
+        generated(each, **settings) for each in (on_int8(calibrated[0]), pipeline_of(build_base()))
     )
     assert 0 < np.abs(drawn - exact).mean() < 2
     assert "calibrat" not in capsys.readouterr().err
@@ -181,7 +182,7 @@ def test_a_feature_cache_is_calibrated_with_both_networks(tmp_path):
     drawn = generated(on_int8(tmp_path, InferenceConfig(quantize="int8", feature_cache=2)))
     assert sum("FakeQuantize" in path.read_text() for path in tmp_path.rglob("*.xml")) == 2
     engine = engines_at_hand(InferenceConfig(engine="torch"), CPU, tmp_path)[0]
-    exact = generated(pipeline_of(tiny_base(), engine, InferenceConfig(feature_cache=2)))
+    exact = generated(pipeline_of(build_base(), engine, InferenceConfig(feature_cache=2)))
     assert 0 < np.abs(drawn - exact).mean() < 8
 
 
