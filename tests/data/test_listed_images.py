@@ -90,6 +90,12 @@ def write_json_in_csv(path: Path) -> None:
     write_rows(path, ",", ["image", "captions"], rows)
 
 
+def write_lists_in_csv(path: Path) -> None:
+    """As pandas writes a column of lists."""
+    rows = [[name_of(n), str(captions_of(n))] for n in range(NUM_IMAGES)]
+    write_rows(path, ",", ["image", "captions"], rows)
+
+
 def write_jsonl(path: Path) -> None:
     rows = [{"file_name": name_of(n), "captions": captions_of(n), "other": [n]} for n in range(NUM_IMAGES)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -110,6 +116,7 @@ TABLES: dict[str, Callable[[Path], None]] = {
     "index.csv": write_index,
     "wide.csv": write_wide,
     "lists.csv": write_json_in_csv,
+    "pandas.csv": write_lists_in_csv,
     "metadata.jsonl": write_jsonl,
     "rows.jsonl": write_jsonl_of_rows,
 }

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import csv
 
@@ -56,6 +57,22 @@ def test_columns_and_separator_follow_from_the_table(tmp_path: Path, file: str, 
     if file == "captions.txt":  # its ids are below its image folder
         got = {f"images/{name.removeprefix('images/')}": captions for name, captions in got.items()}
     assert got == A_DOG
+
+
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        (json.dumps(["It's", 'a "dog"'], indent=1), ("It's", 'a "dog"')),
+        (str(["It's", 'a "dog"', None, float("nan")]), ("It's", 'a "dog"')),
+        (str(np.array(["It's" * 20, 'a "dog"'])), ("It's" * 20, 'a "dog"')),
+        ("['It' is text, too", ("['It' is text, too",)),
+        ("['half', '\\ud83d']", ("['half', '\\ud83d']",)),
+    ],
+)
+def test_written_lists_are_several_captions(tmp_path: Path, cell: str, captions: tuple[str, ...]) -> None:
+    row = cell.replace('"', '""')
+    root = write(tmp_path, {"list.csv": f'image,captions\na.jpg,"{row}"\n'})
+    assert captions_of(load_dataset(root))["images/a.jpg"] == captions
 
 
 @pytest.mark.parametrize("header", ["", "image_name,comment_number,comment\n"])

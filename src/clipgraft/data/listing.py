@@ -18,7 +18,7 @@ from clipgraft.data.listing_tables import Reading, Table, read_batches
 from clipgraft.data.names import check_image_name
 from clipgraft.data.raw import MAX_CAPTION_CHARACTERS, hash_splits
 from clipgraft.data.split_names import folder_split, split_in_column
-from clipgraft.data.tables import texts_of
+from clipgraft.data.tables import LISTED, texts_of
 from clipgraft.errors import DataError, needs
 from clipgraft.files import fingerprint
 from clipgraft.settings import DataSettings
@@ -174,7 +174,7 @@ def _texts(column: "pa.Array") -> tuple["pa.StringArray", np.ndarray]:
 
     if not pa.types.is_nested(column.type):
         column = column.cast(pa.string())
-        if pc.any(pc.starts_with(column, '["')).as_py():
+        if pc.any(pc.match_substring_regex(column, LISTED)).as_py():
             column = pa.array([texts_of(text) for text in column.to_pylist()], pa.list_(pa.string()))
     if pa.types.is_nested(column.type):
         return column.flatten().cast(pa.string()), pc.list_parent_indices(column).to_numpy()

@@ -1,5 +1,6 @@
 """Tables of images and captions: CSV, TSV, JSON lines and lists."""
 
+import ast
 import csv
 import io
 import json
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clipgraft.data.dataset import Split
 from clipgraft.data.names import NameIndex, check_image_name, has_image_suffix
-from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, tidy
+from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, claim_split, is_utf8, tidy
 from clipgraft.data.split_names import (
     SPLIT_FIELDS,
     SplitRule,
@@ -44,6 +45,10 @@ MISSING = frozenset(
     | {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 )
 """Texts that pandas writes or reads for what is missing (its `read_csv`, na_values)."""
+LISTED = r"^\s*\[\s*[\"'\]]"
+"""Beginning of a cell that may hold a list of texts."""
+_ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None|nan""")
+_LIST = re.compile(rf"\[\s*(?:{_ITEM.pattern})(?:[\s,]+(?:{_ITEM.pattern}))*[\s,]*\]")
 _JSON_LINES = (".jsonl", ".ndjson")
 _EXPECTED = "expected file_name and one of text, caption, captions, caption_0, caption_1, ..."
 
@@ -181,14 +186,28 @@ def _read_row(
 
 
 def texts_of(value: Any) -> list[Any]:
-    """Return the captions in a field (text, list, or list as JSON)."""
-    if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return [value]
-    texts = value if isinstance(value, list) else [value]
+    """Return the captions in a field: a text, a list, or one written as text."""
+    listed = _written_list(value) if isinstance(value, str) else value
+    texts = listed if isinstance(listed, list) else [value]
     return [None if is_missing(text) else text for text in texts]
+
+
+def _written_list(text: str) -> list[str | None] | None:
+    """Return the texts of a list in a cell, as JSON, Python (pandas) or NumPy write it."""
+    if not re.match(LISTED, text):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        if not _LIST.fullmatch(text.strip()):
+            return None
+        try:
+            items = _ITEM.findall(text)
+            found = [None if item == "nan" else ast.literal_eval(item) for item in items]
+        except (ValueError, SyntaxError):
+            return None
+    is_whole = all(each is None or (isinstance(each, str) and is_utf8(each)) for each in found)
+    return found if is_whole else None
 
 
 def is_missing(value: Any) -> bool:
