@@ -107,18 +107,39 @@ def test_caption_files_are_found_in_any_case(tmp_path: Path, file: str) -> None:
 
 def test_folder_without_captions_says_what_is_there(tmp_path: Path) -> None:
     root = write(
-        tmp_path, {"a.jpg": "", "a.txt": "\n", "list.csv": "where,words\na.jpg,A dog\n", "b.zip": ""}
+        tmp_path,
+        {
+            **{"a.jpg": "", "a.txt": "\n", "list.csv": "where,words\na.jpg,A dog\n", "b.zip": ""},
+            "rows.json": '[{"id": 1, "talk": []}]',
+        },
     )
     (root / "a.caption").mkdir()
     with pytest.raises(DataError) as error:
         load_dataset(root)
     for part in (
         "caption files beside images are empty",
-        "list.csv begins with 'where,words'",
+        "the columns or fields in list.csv are where, words;",
+        "the columns or fields in rows.json are id, talk",
         "b.zip must be",
     ):
         assert part in str(error.value)
     assert "files beside images end in" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "why"),
+    [
+        ("list.csv", "image,caption\na.jpg,A\0dog\n", "list.csv: holds NUL bytes"),
+        ("list.json", '[{"image": "a.jpg", "caption": "A', "list.json is not JSON: Unterminated string"),
+        ("boxes.json", '{"images": [], "annotations": []}', "boxes.json has no rows of images and captions"),
+    ],
+)
+def test_folder_without_captions_says_why_a_table_is_none(
+    tmp_path: Path, file: str, text: str, why: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        load_dataset(write(tmp_path, {"a.jpg": "", file: text}))
+    assert why in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,20 @@ def test_settings_name_columns_and_separator(tmp_path: Path) -> None:
     assert captions_of(load_dataset(root, **columns)) == A_DOG
 
 
+def test_textcaps_is_read_with_its_splits(tmp_path: Path) -> None:
+    rows = [
+        {"image_name": name, "image_path": f"train/{name}.jpg", "set_name": split, "caption_str": text}
+        | {"reference_strs": ["A red sign", "A sign"]}
+        for name, split in (("a", "train"), ("b", "val"))
+        for text in ("A red sign", "A sign")
+    ]
+    root = write(tmp_path, {"TextCaps_0.1.json": json.dumps({"data": rows})})
+    assert [(image.captions, image.split) for image in load_dataset(root).images] == [
+        (("A red sign", "A sign"), "train"),
+        (("A red sign", "A sign"), "val"),
+    ]
+
+
 def test_unknown_column_names_those_that_are_there(tmp_path: Path) -> None:
     root = write(tmp_path, {"list.csv": "image,caption\na.jpg,A dog\n"})
     with pytest.raises(

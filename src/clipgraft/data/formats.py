@@ -20,7 +20,7 @@ from clipgraft.data.mixed import mix_sources
 from clipgraft.data.raw import DataFolder, RawCaption, RawDataset, assemble, is_utf8, tidy
 from clipgraft.data.shard_files import names_shards
 from clipgraft.data.shard_source import load_shards
-from clipgraft.data.tables import is_table, names_columns, read_metadata, read_tables
+from clipgraft.data.tables import first_fields, is_table, names_columns, read_metadata, read_tables
 from clipgraft.errors import DataError, MissingFileError
 from clipgraft.files import naming, read_text
 from clipgraft.runs.folder_kinds import is_result, wrong_kind
@@ -32,7 +32,7 @@ IMAGE_NAME = re.compile(r"[^\s.]\.(jpe?g|png|webp)\b", re.IGNORECASE)
 """Of a line in a table of images."""
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz")
 MAX_SHOWN, MAX_CHARACTERS = 3, 80
-"""Files named in an error, and characters of what they hold."""
+"""Files named in an error, and characters of their fields."""
 
 
 def load_dataset(
@@ -155,12 +155,7 @@ def _no_format(folder: DataFolder) -> str:
     are_read = not names_columns(folder.settings)
     hint += "; caption files beside images are empty" if are_read and has_caption_files(folder) else ""
     hint += "" if are_read else "; data.image_field, caption_field and separator apply to tables only"
-    for path in [path for path in folder.documents if path.suffix.lower() != ".json"][:MAX_SHOWN]:
-        with path.open("rb") as file:
-            beginning = file.read(MAX_CHARACTERS).decode("utf-8", "replace").partition("\n")[0]
-        hint += (
-            f"; {folder.name(path)} begins with {beginning!r}, which names no columns of images and captions"
-        )
+    hint += "".join(_why_no_table(folder, path) for path in folder.documents[:MAX_SHOWN])
     archives = [path.name for path in folder.root.iterdir() if path.suffix.lower() in ARCHIVES]
     hint += f"; {', '.join(archives[:MAX_SHOWN])} must be unpacked" if archives else ""
     shard = next(folder.root.rglob("*.tar"), None)
@@ -173,6 +168,16 @@ def _no_format(folder: DataFolder) -> str:
         "data.caption_field name them); "
         "annotations/captions_train.json (COCO); or IMAGE.txt or IMAGE.caption beside each IMAGE.jpg"
     )
+
+
+def _why_no_table(folder: DataFolder, path: Path) -> str:
+    try:
+        fields = first_fields(folder, path)
+    except DataError as error:
+        return f"; {error}"
+    if not fields:
+        return f"; {folder.name(path)} has no rows of images and captions"
+    return f"; the columns or fields in {folder.name(path)} are {', '.join(fields)[:MAX_CHARACTERS]}"
 
 
 def _captions_by_path(pairs: Any) -> dict[Path, list[str]]:

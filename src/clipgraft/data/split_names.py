@@ -44,7 +44,7 @@ def parse_split(value: Any, where: str) -> Split:
     return split
 
 
-SPLIT_FIELDS = ("split", "data_split", "dataset_split", "subset", "partition", "set")
+SPLIT_FIELDS = ("split", "data_split", "dataset_split", "subset", "partition", "set", "set_name")
 """Columns of splits; all but the first may mean something else, and count where they name a split."""
 
 

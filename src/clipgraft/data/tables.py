@@ -36,7 +36,7 @@ IMAGE_FIELDS = (
 """Common names of the image's column, the first one found is taken."""
 CAPTION_FIELDS = (
     *("title", "prompt", "description", "sentence", "sentences"),
-    *("raw", "comment", "alt_text", "tags"),
+    *("raw", "comment", "caption_str", "alt_text", "tags"),
 )
 """As `IMAGE_FIELDS`, where no column is called text, caption or captions."""
 _CAPTION_FIELD = re.compile(r"(?:text|captions?)|(?:text|caption|sentence|comment)[ _-]?\d+")
@@ -217,22 +217,28 @@ def is_missing(value: Any) -> bool:
 
 def is_table(folder: DataFolder, path: Path) -> bool:
     """Whether a file's first row has columns of images and captions."""
-    if path.suffix.lower() in (*_JSON_LINES, ".json"):
-        try:
-            _, columns = next(_rows(folder, path), ("", {}))
-        except DataError:
-            return False
-    else:
-        try:
-            _, names, _ = read_header(folder.read_text(path), folder.settings)
-        except DataError:
-            folder.note("no text that can be read: ", folder.name(path))
-            return False
-        columns = dict.fromkeys(names)
     try:
-        return find_columns(columns, folder.settings, str(path)) is not None
+        fields = first_fields(folder, path)
+    except DataError:
+        if path.suffix.lower() not in (*_JSON_LINES, ".json"):
+            folder.note("no text that can be read: ", folder.name(path))
+        return False
+    try:
+        return find_columns(fields, folder.settings, str(path)) is not None
     except DataError:
         return False
+
+
+def first_fields(folder: DataFolder, path: Path) -> list[str]:
+    """Return the names of a table's columns, or of the fields in its first entry.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if path.suffix.lower() not in (*_JSON_LINES, ".json"):
+        return read_header(folder.read_text(path), folder.settings)[1]
+    _, first = next(_rows(folder, path), ("", {}))
+    return list(first)
 
 
 def _rows(folder: DataFolder, path: Path) -> Rows:
