@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from clipgraft.errors import UserError
 from clipgraft.training.losses import (
     balanced_bias,
     clamped_snr_weights,
@@ -140,6 +141,21 @@ def test_batch_of_one_image_has_finite_gradients(duplicate_images):
     assert torch.isfinite(text.grad).all()
     if duplicate_images == "mask":
         assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        (3, {"duplicate_images": "positives"}, "must be one of mask, positive, negative; got 'positives'"),
+        (2, {}, "2 captions and 3 images: name each caption's image"),
+    ],
+)
+def test_losses_refuse_what_they_would_misread(rows, arguments, message):
+    images, texts, scale = torch.eye(3), torch.eye(3)[:rows], torch.tensor(0.0)
+    with pytest.raises(UserError, match=message):
+        contrastive_loss(images, texts, scale, **arguments)
+    with pytest.raises(UserError, match=message):
+        sigmoid_loss(images, texts, scale, scale, **arguments)
 
 
 def test_sigmoid_loss_is_the_formula_of_its_paper():

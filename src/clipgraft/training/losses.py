@@ -3,12 +3,13 @@
 B batch, N images, M captions, L tokens, D hidden width, P joint width.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipgraft.errors import UserError
 from clipgraft.training.exchange import Gather, alone
 
 DuplicateImages = Literal["mask", "positive", "negative"]
@@ -44,13 +45,17 @@ def contrastive_loss(
     Returns:
         Mean of both directions over the captions of all processes, float32 scalar.
 
+    Raises:
+        UserError: If `duplicate_images` is another word, or captions without `caption_row` are not as many as
+            images.
+
     Source:
         Radford et al. 2021, figure 3; "positive": Khosla et al. 2020, equation 2.
     """
     # float16 rounds a cosine of 0.3 by 2.4e-4, which a multiplier of 100 turns into 0.024 of a logit.
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T)  # (M, N)
-        row, is_same = _matches(logits, caption_row, duplicate_id)
+        row, is_same = _matches(logits, caption_row, duplicate_id, duplicate_images)
         if duplicate_images == "positive":
             return _shared_cross_entropy(logits, is_same, gather)
         own = logits.gather(1, row[:, None])[:, 0]  # (M,)
@@ -90,7 +95,7 @@ def sigmoid_loss(
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = logit_scale.float().exp() * (text_embeds.float() @ image_embeds.float().T) + logit_bias
-        row, is_same = _matches(logits, caption_row, duplicate_id)
+        row, is_same = _matches(logits, caption_row, duplicate_id, duplicate_images)
         is_own = row[:, None] == torch.arange(logits.shape[1], device=logits.device)
         sign = torch.where(is_same if duplicate_images == "positive" else is_own, 1.0, -1.0)
         counts = ~is_same | is_own if duplicate_images == "mask" else torch.ones_like(is_own)
@@ -121,9 +126,15 @@ def balanced_bias(logits: Tensor, gather: Gather = alone) -> Tensor:
 
 
 def _matches(
-    logits: Tensor, caption_row: Tensor | None, duplicate_id: Tensor | None
+    logits: Tensor, caption_row: Tensor | None, duplicate_id: Tensor | None, duplicate_images: str
 ) -> tuple[Tensor, Tensor]:
     """Return each caption's image row (M,) and that image's duplicates (M, N)."""
+    known = get_args(DuplicateImages)
+    if duplicate_images not in known:
+        raise UserError(f"duplicate_images must be one of {', '.join(known)}; got {duplicate_images!r}")
+    if caption_row is None and logits.shape[0] != logits.shape[1]:
+        counts = f"{logits.shape[0]} captions and {logits.shape[1]} images"
+        raise UserError(f"{counts}: name each caption's image (caption_row)")
     rows = torch.arange(logits.shape[1], device=logits.device)
     row = rows if caption_row is None else caption_row
     ids = rows if duplicate_id is None else duplicate_id

@@ -65,6 +65,15 @@ def shuffled_index(num_images, num_captions, generator):
     return index[torch.randperm(num_captions, generator=generator)]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_index_may_hold_integers_of_any_size(dtype):
+    generator = torch.Generator().manual_seed(0)
+    text_embeds, image_embeds = (torch.randn(rows, 8, generator=generator) for rows in (60, 20))
+    index = shuffled_index(20, 60, generator)
+    measured = retrieval_metrics(text_embeds, image_embeds, index.to(dtype))
+    assert measured == pytest.approx(naive_metrics(text_embeds, image_embeds, index))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_recall_equals_a_naive_sort_with_many_ties(seed):
     generator = torch.Generator().manual_seed(seed)

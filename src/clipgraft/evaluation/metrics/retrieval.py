@@ -58,7 +58,7 @@ def retrieval_ranks(text_embeds: Tensor, image_embeds: Tensor, image_index: Tens
         best, ascending; -1 pads images with fewer captions.
     """
     _check(text_embeds, image_embeds, image_index)
-    text_embeds, image_embeds = text_embeds.float(), image_embeds.float()
+    text_embeds, image_embeds, image_index = text_embeds.float(), image_embeds.float(), image_index.long()
     return {
         "text_to_image": text_to_image_ranks(text_embeds, image_embeds, image_index)[:, None],
         "image_to_text": caption_ranks(text_embeds, image_embeds, image_index),
