@@ -173,9 +173,8 @@ def _finetune(
     device = processes.device if processes.num_processes > 1 else device
     clip = clip._replace(model=deepcopy(clip.model).to(device))
     train, val, test = split_images(data, recipe)
-    checksums = checksums_of_images({"train": train, "val": val}) | _checksums_of_start(
-        clip, objective_class, settings
-    )
+    images = {"train": train, "val": val}
+    checksums = checksums_of_images(images) | _checksums_of_start(clip, objective_class, settings)
     seed_everything(recipe.seed)
     objective = build_objective(clip, settings, objective_class)
     batches = training_batches(train, clip, recipe, processes)

@@ -61,7 +61,7 @@ def render_loss(rows: Sequence[dict[str, Any]], image_format: str) -> bytes:
 def render_figure(
     draw: Callable[[Axes], None], image_format: str, inches: tuple[float, float] = FIGURE_INCHES
 ) -> bytes:
-    """Render a figure with one pair of axes as "png" or "svg", in `LIGHT`."""
+    """Render a figure of one plot as "png" or "svg", in `LIGHT`."""
     figure = Figure(figsize=inches, layout="constrained", facecolor=LIGHT.background)
     FigureCanvasAgg(figure)
     with matplotlib.rc_context({"font.size": FONT_POINTS, "svg.hashsalt": "clipgraft"}):
