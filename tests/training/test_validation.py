@@ -66,7 +66,7 @@ def test_of_a_loss_a_drift_and_a_rank_the_least_is_the_best(tmp_path, metric):
     evaluations = ValidationHistory(tmp_path, ValidationPlan(dict, metric), 0)
     for step, value in enumerate((3.0, 1.0, 2.0)):
         evaluations.add({"step": step, "epoch": step, metric: value}, {"w": torch.tensor(value)})
-    assert evaluations.stopping.best(evaluations.rows)["step"] == 1
+    assert evaluations.best()["step"] == 1
     assert evaluations.best_weights()["w"].item() == 1.0
 
 

@@ -38,24 +38,6 @@ class ValidationPlan:
     """Validations without a better `best_metric` before training stops; 0 = no early stopping."""
 
 
-class EarlyStopping:
-    """Choice of the best row so far, and early stopping."""
-
-    def __init__(self, metric: str, patience: int = 0):
-        self.metric, self.patience = metric, patience
-        self.sign = -1 if any(part in metric for part in LOWER_IS_BETTER) else 1
-
-    def best(self, rows: list[Row]) -> Row:
-        """Return the (first) best row."""
-        return max(rows, key=lambda row: self.sign * row[self.metric])
-
-    def should_stop(self, rows: list[Row]) -> bool:
-        """Whether the best row lies `patience` rows back."""
-        if not self.patience or not rows:
-            return False
-        return self.patience <= len(rows) - 1 - rows.index(self.best(rows))
-
-
 class ValidationHistory:
     """The validations of a run and its best weights.
 
@@ -67,7 +49,6 @@ class ValidationHistory:
 
     def __init__(self, run_dir: Path | None, plan: ValidationPlan, step: int = 0):
         self.run_dir, self.plan = run_dir, plan
-        self.stopping = EarlyStopping(plan.best_metric, plan.patience)
         self.rows: list[Row] = []
         self._best_weights: dict[str, Tensor] | None = None
         if run_dir and step:
@@ -82,9 +63,17 @@ class ValidationHistory:
         """Whether there is no row of this step yet."""
         return not self.rows or self.rows[-1]["step"] < step
 
+    def best(self) -> Row:
+        """Return the (first) best row."""
+        metric = self.plan.best_metric
+        sign = -1 if any(part in metric for part in LOWER_IS_BETTER) else 1
+        return max(self.rows, key=lambda row: sign * row[metric])
+
     def should_stop(self) -> bool:
-        """Whether to stop early."""
-        return self.stopping.should_stop(self.rows)
+        """Whether the best row lies `patience` rows back."""
+        if not self.plan.patience or not self.rows:
+            return False
+        return self.plan.patience <= len(self.rows) - 1 - self.rows.index(self.best())
 
     def add(self, row: Row, weights: dict[str, Tensor] | None) -> None:
         """Write a row, after its weights if they are the best yet.
@@ -104,7 +93,7 @@ class ValidationHistory:
         self.rows.append(row)
         if weights is None:
             return
-        is_best = bool(metric) and self.stopping.best(self.rows) is row
+        is_best = bool(metric) and self.best() is row
         if self.run_dir is None:
             self._best_weights = weights if is_best else self._best_weights
             return
@@ -121,7 +110,7 @@ class ValidationHistory:
         """
         if not self.plan.best_metric or self.run_dir is None:
             return self._best_weights
-        path, best = self.run_dir / BEST_NAME, self.stopping.best(self.rows)["step"]
+        path, best = self.run_dir / BEST_NAME, self.best()["step"]
         step, weights = _read_best(path)
         if step != best:
             raise CheckpointError(
@@ -141,7 +130,7 @@ class ValidationHistory:
         """
         if not self.plan.best_metric or not self.rows or self.run_dir is None:
             return
-        found, best = _read_best(self.run_dir / BEST_NAME)[0], self.stopping.best(self.rows)["step"]
+        found, best = _read_best(self.run_dir / BEST_NAME)[0], self.best()["step"]
         is_written_again = found > self.rows[-1]["step"] and not goes_another_way
         if found != best and not is_written_again:
             raise CheckpointError(
