@@ -134,7 +134,7 @@ def test_the_card_says_how_to_load_it_and_its_error(exported):
 
 
 def recorded(distilled, **distill):
-    recipe = build_recipe({"distill": {"new_words": list(WORDS), **distill}})
+    recipe = build_recipe({"distill": {"num_epochs": 1, "new_words": list(WORDS), **distill}})
     stage = distilled.lineage.find("distill").model_copy(update={"recipe": recipe})
     return replace(distilled, lineage=Lineage(stages=(stage,)))
 

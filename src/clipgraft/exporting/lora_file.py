@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from clipgraft.data.caption_words import holds_any
-from clipgraft.data.formats import load_dataset, read_lines
 from clipgraft.data.transforms import tokenize
-from clipgraft.distilling.held_captions import mark_captions
+from clipgraft.distilling.distill import load_marked_captions
 from clipgraft.errors import UserError
 from clipgraft.exporting.file_metadata import DIFFUSERS_NAMES, STABLE_DIFFUSION, ModelFile, describe_file
 from clipgraft.exporting.plain_pipeline import load_distilled_base
@@ -46,14 +44,8 @@ def held_out_captions(distilled: Graft) -> list[str]:
     remedy = "name some with --prompts-file, to measure the LoRA's error on"
     if stage is None or stage.recipe is None or stage.recipe.distill.captions == GIVEN:
         raise UserError(f"it is not recorded which captions the text encoder learned from; {remedy}")
-    settings = stage.recipe.distill
     try:
-        given = (
-            read_lines(Path(settings.captions), "caption")
-            if settings.captions
-            else load_dataset(stage.recipe.data)
-        )
-        held_out = mark_captions(given, settings).held_out
+        held_out = load_marked_captions(stage.recipe).held_out
     except UserError as error:
         raise UserError(f"captions of the distilling cannot be read ({error}); {remedy}") from error
     return [caption for captions in held_out.values() for caption in captions[:MAX_CAPTIONS]]
