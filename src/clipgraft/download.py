@@ -92,7 +92,7 @@ def _unet_dtype(recipe: Recipe) -> torch.dtype:
 def _find(model: ModelSettings, needed: Needed) -> Path | Download | None:
     if model.name == FLATLAND or Path(model.name).expanduser().exists():
         return None
-    return find_model(model.name, model.revision or None, needed)
+    return find_model(model.name, model.revision, needed)
 
 
 def _refuse_without_room(num_bytes: int) -> None:

@@ -194,12 +194,11 @@ def check(recipe: Recipe) -> None:
         if not finds_words(recipe):
             load_marked_captions(recipe)
     for part, (model, needed) in zip(("clip", "base", "clip"), needed_models(recipe), strict=False):
-        resolve_model(model.name, part=part, needed=needed, revision=model.revision or None)
+        resolve_model(model.name, part=part, needed=needed, revision=model.revision)
     towers = load_towers(recipe)
     check_last_layers(recipe.distill.text_layers, len(towers.teacher.encoder.layers))
-    revision = recipe.base.revision or None
     parts = ("scheduler", "unet") if recipe.generate.loras else ("scheduler",)
-    base = FrozenBase.load(recipe.base.name, revision=revision, components=parts)
+    base = FrozenBase.load(recipe.base.name, revision=recipe.base.revision, components=parts)
     check_channels(base.in_channels, requests)
     if base.unet is not None:
         check_for_grafts(base.unet, recipe.generate.loras)

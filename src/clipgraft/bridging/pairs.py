@@ -229,10 +229,10 @@ class Towers:
 
 def load_models(recipe: Recipe) -> tuple[ClipParts, FrozenBase]:
     """Load a recipe's CLIP, and its base's tokenizer and text encoder."""
-    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision)
     base = FrozenBase.load(
         recipe.base.name,
-        revision=recipe.base.revision or None,
+        revision=recipe.base.revision,
         components=("tokenizer", "text_encoder"),
         tokenizer=clip.tokenizer,
     )

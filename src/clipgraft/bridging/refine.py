@@ -140,7 +140,7 @@ def refine_recipe(
     device, name = choose_device(recipe.device), recipe.refine.mixed_precision
     base = FrozenBase.load(
         recipe.base.name,
-        revision=recipe.base.revision or None,
+        revision=recipe.base.revision,
         dtype=PRECISION_DTYPES[settle_precision(name, device, output_dir if resume else None)],
         tokenizer=graft.tokenizer,
     )

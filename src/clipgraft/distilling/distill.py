@@ -224,7 +224,7 @@ def load_teacher(graft: Graft, name: str, revision: str) -> FrozenBase:
     """Load a base's tokenizer and text encoder."""
     return FrozenBase.load(
         name,
-        revision=revision or None,
+        revision=revision,
         components=("tokenizer", "text_encoder"),
         tokenizer=graft.tokenizer,
     )

@@ -221,10 +221,10 @@ def find_recipe_words(recipe: Recipe, data: CaptionDataset | None = None) -> New
     """Find a recipe's new words; see `find_new_words`."""
     quiet_libraries()
     data = data or load_dataset(recipe.data)
-    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision or None)
+    clip = load_clip(recipe.clip.name, revision=recipe.clip.revision)
     base = FrozenBase.load(
         recipe.base.name,
-        revision=recipe.base.revision or None,
+        revision=recipe.base.revision,
         components=("vae", "scheduler", "tokenizer"),
         tokenizer=clip.tokenizer,
     )

@@ -323,7 +323,7 @@ def _scorer(
 
 
 def _load(clip: ClipParts | ModelSettings, device: torch.device) -> ClipParts:
-    parts = load_clip(clip.name, revision=clip.revision or None) if isinstance(clip, ModelSettings) else clip
+    parts = load_clip(clip.name, revision=clip.revision) if isinstance(clip, ModelSettings) else clip
     parts.model.eval().to(device)
     return parts
 

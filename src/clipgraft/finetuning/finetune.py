@@ -150,7 +150,7 @@ def finetune(
 def load_inputs(recipe: Recipe) -> tuple[ClipParts, CaptionDataset]:
     """Load the CLIP and the dataset of a recipe."""
     data = load_dataset(recipe.data)  # first, as a wrong caption file is said before weights are read
-    return load_clip(recipe.clip.name, revision=recipe.clip.revision or None), data
+    return load_clip(recipe.clip.name, revision=recipe.clip.revision), data
 
 
 def recipe_of(clip: ClipParts, data: CaptionDataset, *, seed: int = 0, device: str = "auto") -> Recipe:

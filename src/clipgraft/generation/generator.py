@@ -165,7 +165,7 @@ def load_base(
         left_out = {"unet": not with_unet, "text_encoder": None not in encoders}
         frozen = FrozenBase.load(
             name,
-            revision=revision or None,
+            revision=revision,
             components=[part for part in kinds if not left_out.get(part)],
             dtype=dtype,
             tokenizer=_tokenizer_of(grafts[0]) if grafts else None,

@@ -113,7 +113,7 @@ class FrozenBase:
 
         Args:
             name: `flatland`, a diffusers folder, a hub id, or one `.safetensors` file with LDM's key names.
-            revision: Commit of a hub id; None = the pinned one, or main with a warning.
+            revision: Commit of a hub id; None or empty = the pinned one, or main with a warning.
             components: From COMPONENTS, and optionally "safety_checker", loaded if the base has one.
             dtype: Of the weights; None = as stored.
             tokenizer: Tokenizer for a single file, which has none.

@@ -57,7 +57,7 @@ def load_clip(name_or_path: str | Path, *, revision: str | None = None) -> ClipP
 
     Args:
         name_or_path: Folder in transformers layout, hub id, or `flatland`.
-        revision: Commit of a hub id.
+        revision: Commit of a hub id; as in `load_base`.
 
     Raises:
         MissingFileError: If there is no such folder.

@@ -275,10 +275,9 @@ class Graft:
         Raises:
             CheckpointError: If it is another base.
         """
-        revision = None if name else self.base.revision or None
         base = FrozenBase.load(
             name or self.base.name,
-            revision=revision,
+            revision="" if name else self.base.revision,
             components=components,
             dtype=dtype,
             tokenizer=self.tokenizer,

@@ -86,8 +86,8 @@ def resolve_model(name: str | Path, *, part: str, needed: Needed, revision: str 
         name: Folder or file; `flatland`; or a hub id, `owner/name`.
         part: Part of flatland: "base" or "clip".
         needed: The files it is loaded from.
-        revision: Commit of a hub id; None = the pinned one, or main with a warning. Branches and abbreviated
-            commits give a warning too.
+        revision: Commit of a hub id; None or empty = the pinned one, or main with a warning. Branches and
+            abbreviated commits give a warning too.
 
     Returns:
         A folder, or a single file.

@@ -141,7 +141,7 @@ class Embedder:
 
 def load_embedder(model: ModelSettings, device: str) -> ClipParts:
     """Load a CLIP for embedding, on a device."""
-    clip = load_clip(model.name, revision=model.revision or None)
+    clip = load_clip(model.name, revision=model.revision)
     clip.model.to(choose_device(device)).eval().requires_grad_(False)
     return clip
 

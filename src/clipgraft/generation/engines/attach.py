@@ -107,8 +107,7 @@ def unet_loader(origin: Origin, dtype: torch.dtype) -> Callable[[], UNet2DCondit
     """Return a function that loads a base's U-Net again."""
 
     def load() -> UNet2DConditionModel:
-        revision = origin.revision or None
-        return FrozenBase.load(origin.name, revision=revision, components=["unet"], dtype=dtype).unet
+        return FrozenBase.load(origin.name, revision=origin.revision, components=["unet"], dtype=dtype).unet
 
     return load
 
