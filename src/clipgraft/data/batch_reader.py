@@ -21,10 +21,8 @@ from clipgraft.data.transforms import (
     normalize_clip_crops,
     pad_input_ids,
 )
-from clipgraft.errors import DataError, UserError
+from clipgraft.errors import DataError, UserError, some_of
 
-NUM_NAMED = 3
-"""Damaged images named in a message; the others are counted."""
 Numbered = tuple[int, CaptionedImage]
 Crops = Callable[[CaptionedImage], Crop]
 Batch = dict[str, Any]
@@ -157,8 +155,8 @@ class BatchReader(Dataset[Batch]):
                         raise
                     damaged[image.image_id] = str(error).removeprefix(f"{image.file}: ")
             else:
-                named = ", ".join(f"{name} ({reason})" for name, reason in islice(damaged.items(), NUM_NAMED))
-                raise DataError(f"all {len(batch)} images of a batch are damaged: {named}, ...")
+                named = some_of([f"{name} ({reason})" for name, reason in damaged.items()])
+                raise DataError(f"all {len(batch)} images of a batch are damaged: {named}")
         return found
 
 

@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from clipgraft.console import say
-from clipgraft.data.batch_reader import NUM_NAMED, Batch, BatchReader, Collate, Crops, Share
+from clipgraft.data.batch_reader import Batch, BatchReader, Collate, Crops, Share
 from clipgraft.data.crop_reader import CropReader
 from clipgraft.data.dataset import TrainingImages
 from clipgraft.data.random_crops import RandomCrops
 from clipgraft.data.transforms import ImageProcessor
 from clipgraft.errors import DataError, UserError, printable
 
+NUM_NAMED = 3
+"""Damaged images named while training; data.json has all."""
 MAX_WORKERS = 16
 """Each holds some 300 MB of libraries, shared until they are written, and decodes one image at a time."""
 
