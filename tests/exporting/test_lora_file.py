@@ -188,7 +188,7 @@ def test_an_exported_lora_gives_the_distilled_states_here(distilled, plain_base,
     out = tmp_path / "kite.safetensors"
     export(distilled, out, file_format="lora", rank=2, prompts=PROMPTS)
     generator = clipgraft.load(plain_base, inference=InferenceConfig(engine="torch"))
-    own, adapted = (generator.adapters(loras) for loras in ((), (Lora(file=str(out)),)))
+    own, adapted = (generator.adapters.with_loras(loras) for loras in ((), (Lora(file=str(out)),)))
     expected = states(distilled.text_encoder, distilled.tokenizer)
     params = SamplingParams()
     found = torch.cat([adapted(prompt, params) for prompt in PROMPTS])

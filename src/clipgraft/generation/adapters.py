@@ -101,7 +101,7 @@ class Adapters:
         self.own, self._unets = own, unets
         self._kept: tuple[Hashable, PromptEmbedCache] | None = None
 
-    def __call__(self, loras: Sequence[Lora]) -> PromptEmbedCache:
+    def with_loras(self, loras: Sequence[Lora]) -> PromptEmbedCache:
         """Return prompt embeds of a pipeline with LoRAs, and so the pipeline.
 
         Raises:

@@ -264,7 +264,7 @@ class ImageGenerator:
 
     def _calibration(self, request: ImageRequest) -> dict[str, str]:
         """What decides an image's bits beside its models: a quantized U-Net's calibration."""
-        found = getattr(self.adapters(request.params.loras).pipeline.unet, "calibration", "")
+        found = getattr(self.adapters.with_loras(request.params.loras).pipeline.unet, "calibration", "")
         return {"calibration": found} if found else {}
 
     def _notes(self, request: ImageRequest) -> list[str]:

@@ -125,8 +125,8 @@ class ImageFolder:
         self._lines = folder / f"images-{self.rank}.jsonl"
         _make_writable(folder)
         _terminate_last_line(self._lines)
-        self._listed = _read_list(folder / LIST_NAME, is_told=self.rank == 0)
-        self._rows = self._read_rows(is_told=self.rank == 0)
+        self._listed = _read_list(folder / LIST_NAME, with_notes=self.rank == 0)
+        self._rows = self._read_rows(with_notes=self.rank == 0)
         self.added: set[str] = set()
         """Files of the images that this process has generated."""
 
@@ -298,20 +298,20 @@ class ImageFolder:
         if self.processes:
             self.processes.wait_for_everyone()
 
-    def _read_rows(self, *, is_told: bool = False) -> dict[str, ImageRow]:
+    def _read_rows(self, *, with_notes: bool = False) -> dict[str, ImageRow]:
         """Rows by file, the last of each; damaged lines are skipped."""
         rows = list(self._listed)
         for path in sorted(self.folder.glob("images-*.jsonl")):
             lines = list(filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n")))
             found = list(filter(None, map(_parse_row, lines)))
-            if is_told and len(found) < len(lines):
+            if with_notes and len(found) < len(lines):
                 number = number_of(len(lines) - len(found), "damaged line")
                 say(f"{path.name}: {number}; images are generated again")
             rows += found
         return {row.file: row for row in rows}
 
 
-def _read_list(path: Path, *, is_told: bool) -> list[ImageRow]:
+def _read_list(path: Path, *, with_notes: bool) -> list[ImageRow]:
     """Readable rows of a list, with a note on damaged ones."""
     if not path.is_file():
         return []
@@ -322,7 +322,7 @@ def _read_list(path: Path, *, is_told: bool) -> list[ImageRow]:
             problem = f"{len(found) - len(rows)} rows are not of an image"
     except DataError as error:
         rows, problem = list(_whole_rows(path)), str(error)
-    if problem and is_told:
+    if problem and with_notes:
         say(f"{path} is damaged ({problem}): {len(rows)} rows are kept, the other images are generated again")
     return rows
 

@@ -159,7 +159,7 @@ def _next_batch(
 ) -> tuple[StableDiffusionPipeline, Sequence[ImageRequest], list[EmbedPair]]:
     """Return the next batch's pipeline, requests of equal lengths, and embeds."""
     batch = next(batches(requests, batch_size))
-    prompt_embeds = adapters(batch[0].params.loras)
+    prompt_embeds = adapters.with_loras(batch[0].params.loras)
     pairs = (prompt_embeds.pair(each.prompt, each.params.negative_prompt, each.params) for each in batch)
     _, same = next(groupby(pairs, key=lambda pair: pair[0].shape[1]))
     embeds = list(same)
