@@ -77,7 +77,7 @@ class Place(NamedTuple):
 
 
 class CachedArrays(Sequence[np.ndarray]):
-    """Arrays of a cache, read lazily; damaged ones are made anew.
+    """Arrays of a cache, read lazily; damaged ones are computed again.
 
     Args:
         places: Of each array.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second, which --help does witho
     from pydantic import BaseModel, ValidationError
 
 NO_SPACE = "no space left on the disk"
-"""So begins what is said of a full disk."""
+"""Beginning of every message about a full disk."""
 NO_SPACE_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, an exhausted quota and a file at its size limit."""
 _PLAIN = {

@@ -1,4 +1,4 @@
-"""The commands that hand on: export and push."""
+"""The commands export and push."""
 
 from pathlib import Path
 from typing import Annotated

@@ -23,7 +23,7 @@ LENGTH_FACTOR = 4
 COUNT_FACTOR, MANY_CAPTIONS = 3, 5
 """An image has many captions from three times the median of its set, and no less than five (a guess)."""
 NUM_IN_LANGUAGES = 1000
-"""Images, spread over the dataset, whose captions' languages are told; 70 µs a caption."""
+"""Images, spread over the dataset, whose captions' languages are detected; 70 µs a caption."""
 NUM_CAPTIONS_EACH = 5
 """Captions of each of them."""
 _BUFFER = 1 << 18

@@ -1,4 +1,4 @@
-"""Languages of captions, told by py3langid."""
+"""Languages of captions, detected by py3langid."""
 
 import tempfile
 from collections import Counter
@@ -46,7 +46,7 @@ def can_tell_languages() -> bool:
 def other_languages(captions: Sequence[str]) -> list[LanguageShare]:
     """Return the languages besides English, the most frequent first.
 
-    Short captions whose language cannot be told count as English.
+    Short captions whose language cannot be detected count as English.
     """
     identifier = _load_identifier()
     counts: Counter[str] = Counter()

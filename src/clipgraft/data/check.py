@@ -111,7 +111,7 @@ def check_dataset(
         dataset: The dataset.
         tokenizer: A transformers tokenizer, to measure captions in tokens.
         read_images: Pass over images that are not in memory too, decode every photograph (about 4 ms each for
-            Flickr8k's) to find damaged ones and those that look alike, and tell the languages of captions.
+            Flickr8k's) to find damaged ones and those that look alike, and detect the languages of captions.
             Bytes of images in memory are compared in any case.
         num_samples: Number of `samples`.
         on_image: Called after each photograph, for progress.

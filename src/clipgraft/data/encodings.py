@@ -1,4 +1,4 @@
-"""Text of files in any encoding that can be told."""
+"""Text of files in any encoding that can be detected."""
 
 import re
 
@@ -12,7 +12,7 @@ MOSTLY_OTHER = 0.3
 MOSTLY_ZERO = 0.3
 """Share of zeros among the upper bytes of UTF-16 without a mark (a guess; Latin letters have only zeros)."""
 SAMPLE_BYTES = 1 << 16
-"""From which an encoding is told."""
+"""From which an encoding is detected."""
 _ENCODINGS = {
     "cp1250": "Windows-1250",
     "cp1251": "Windows-1251",
@@ -38,7 +38,7 @@ def decode_text(raw: bytes, name: str) -> tuple[str, str]:
     UTF-8 with a few wrong bytes stays UTF-8: each of them becomes U+FFFD, and no other character changes.
 
     Raises:
-        DataError: If the file is in no encoding that can be told; `name` stands in the message.
+        DataError: If the file is in no encoding that can be detected; `name` stands in the message.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if raw.startswith(mark):

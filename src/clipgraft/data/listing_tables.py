@@ -1,4 +1,4 @@
-"""Tables of a listing: columns told from their beginning, rows in blocks."""
+"""Tables of a listing: columns detected from their beginning, rows in blocks."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LISTING_BYTES = 64 * 2**20
 """Size of a table of text above which it is read as a listing: some 700,000 captions."""
 HEAD_BYTES = 2**20
-"""From which columns, separator and quoting are told."""
+"""From which columns, separator and quoting are detected."""
 BLOCK_BYTES = 2 * 2**20
 """Bytes of text in a block; a row has to fit. Arrow reads some 30 blocks ahead."""
 _JSON_LINES = (".jsonl", ".ndjson")

@@ -24,7 +24,7 @@ from clipgraft.reporting.model_card import public_name
 from clipgraft.section import GIVEN
 
 RANKS = (4, 8, 16, 32, 64)
-"""Ranks whose error is told beside that of the written one."""
+"""Ranks whose error is reported beside that of the written one."""
 ENCODE_BATCH_SIZE = 32
 MAX_CAPTIONS = 128
 """Of each kind; the error of a share of captions is known well enough."""

@@ -26,7 +26,7 @@ RELATION_SHARE, BESIDE_SHARE = 0.125, 0.125
 NUMBER_SHARE = 0.15
 WEATHER_SHARE = 0.25
 SIZE_SHARE, SIDE_SHARE = 0.35, 0.28
-"""Of the scenes with a subject whose size or side can be told; 0.2 of all."""
+"""Of the scenes with a subject whose size or side can be named; 0.2 of all."""
 HELD_OUT_SHARE = 0.3
 """Share of scenes outside train that show a held-out combination."""
 

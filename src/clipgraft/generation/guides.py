@@ -118,7 +118,7 @@ def with_ip_adapters(
 
 
 def _states(paths: Sequence[Path]) -> tuple[tuple[Path, int, int], ...]:
-    """Return the states of files, so that changed ones are loaded anew."""
+    """Return the states of files, so that changed ones are loaded again."""
     return tuple((path, *file_state(path)) for path in paths)
 
 

@@ -1,4 +1,4 @@
-"""LoRAs and embeddings of a request: found, recorded as checksums, given again."""
+"""Find a request's LoRAs and embeddings, record and match their checksums."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""Files of a request: checked before loading, recorded as checksums, given again."""
+"""Check a request's files before loading, record and match their checksums."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""ControlNets and IP-Adapters of a request: checked, recorded as checksums, given again."""
+"""Check a request's ControlNets and IP-Adapters, record and match their checksums."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The faster of the engines at hand, measured once and kept.
+"""The faster of the available engines, measured once and kept.
 
 Which one that is depends on the CPU: OpenVINO took 0.59 of torch's time on an AMD with AVX512-BF16, and 1.06
 of it on an Intel with AMX.
@@ -75,7 +75,7 @@ def _guided_step(engine: Engine, base: FrozenBase) -> Step:
 def fastest_steps(loads: Mapping[str, Callable[[], Step]]) -> dict[str, float]:
     """Return the least seconds of each step, one loaded at a time.
 
-    All are measured again where they differ too little to be told apart.
+    All are measured again where they differ too little to be distinguished.
 
     Args:
         loads: By name, what loads a network and returns its step. It is dropped before the next is loaded.
