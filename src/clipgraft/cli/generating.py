@@ -255,29 +255,15 @@ def add_commands(app: typer.Typer) -> None:
         app.command(rich_help_panel="Generate")(command)
 
 
-def _options(
-    *,
-    base: str,
-    vae: str,
-    batch_size: int,
-    device: str,
-    offload: str,
-    image_format: str,
-    no_metadata: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> "GenerateOptions":
+def _options(*, vae: str, no_metadata: bool, dry_run: bool, as_json: bool, **same: Any) -> "GenerateOptions":
+    """Make options of `EXECUTION`; those in `same` have the names of the fields."""
     with importing():
         from clipgraft.generation.generate import GenerateOptions
     from clipgraft.sampling_params import InferenceConfig
 
     return GenerateOptions(
-        base=base,
+        **same,
         inference=InferenceConfig.build({"vae": vae}),
-        device=device,
-        offload=offload,
-        batch_size=batch_size,
-        image_format=image_format,
         with_metadata=not no_metadata,
         with_count=True,
         is_dry_run=dry_run,
