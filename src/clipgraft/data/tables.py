@@ -186,7 +186,7 @@ def _read_row(
 
 
 def texts_of(value: Any) -> list[Any]:
-    """Return the captions in a field: a text, a list, or one written as text."""
+    """Return a field's captions: a text, a list or a list's text."""
     listed = _written_list(value) if isinstance(value, str) else value
     texts = listed if isinstance(listed, list) else [value]
     return [None if is_missing(text) else text for text in texts]
