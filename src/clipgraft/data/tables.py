@@ -193,7 +193,10 @@ def texts_of(value: Any) -> list[Any]:
 
 
 def _written_list(text: str) -> list[str | None] | None:
-    """Return the texts of a list in a cell, as JSON, Python (pandas) or NumPy write it."""
+    """Return the texts of a list in JSON or as Python prints it.
+
+    pandas writes a list into a cell as Python prints it, NumPy an array without commas.
+    """
     if not re.match(LISTED, text):
         return None
     try:
