@@ -193,7 +193,7 @@ def texts_of(value: Any) -> list[Any]:
 
 
 def _written_list(text: str) -> list[str | None] | None:
-    """Return the texts of a list in JSON or as Python prints it.
+    """Read a list of texts, as JSON or Python prints it.
 
     pandas writes a list into a cell as Python prints it, NumPy an array without commas.
     """
@@ -233,7 +233,7 @@ def is_table(folder: DataFolder, path: Path) -> bool:
 
 
 def first_fields(folder: DataFolder, path: Path) -> list[str]:
-    """Return the names of a table's columns, or of the fields in its first entry.
+    """Return a table's column names, or its first entry's fields.
 
     Raises:
         DataError: If it cannot be read.
