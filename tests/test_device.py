@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from clipgraft.cache import cache_dir
 from clipgraft.cli.doctor import examine
 from clipgraft.device import (
+    _say_bf16_is_emulated,
     choose_device,
     choose_mixed_precision,
     describe_environment,
@@ -34,6 +36,18 @@ def test_auto_precision_on_a_gpu_is_bf16_if_it_has_it(monkeypatch):
         assert choose_mixed_precision("auto", torch.device("cuda")) == precision
         assert inference_dtype(torch.device("cuda")) == torch.float16
     assert choose_mixed_precision("auto", CPU) in ("no", "bf16")
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bf16_without_instructions_for_it_is_noted_once(monkeypatch, capsys, has_instructions):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    _say_bf16_is_emulated.cache_clear()
+    assert [choose_mixed_precision("bf16", CPU) for _ in range(3)] == ["bf16"] * 3
+    said = capsys.readouterr().err
+    assert said.count("no instructions for bfloat16") == (0 if has_instructions else 1)
+    assert ('mixed_precision = "auto" takes float32' in said) is not has_instructions
 
 
 def test_nothing_is_drawn_in_float16_on_a_cpu():

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from clipgraft.device import cpu_gains_from_bf16, inference_dtype
+from clipgraft.device import cpu_gains_from_bf16, inference_dtype, is_x86
 from clipgraft.errors import UserError
 from clipgraft.generation.engines.networks import Run
 from clipgraft.sampling_params import InferenceConfig
@@ -152,7 +152,7 @@ def why_no_openvino(device: torch.device) -> str:
     """Return why OpenVINO does not run here; empty if it does."""
     if device.type != "cpu":
         return f"it is for CPUs, the device is {device.type}"
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not is_x86():
         return f"it runs on x86 CPUs only, this is {platform.machine()}"
     if find_spec("openvino") is None:
         return "it is not installed (pip install 'clipgraft[openvino]')"
