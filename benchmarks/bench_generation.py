@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipgraft.cache import cache_dir
-from clipgraft.device import describe_environment, quiet_libraries
+from clipgraft.device import describe_environment, inference_dtype, quiet_libraries
 from clipgraft.evaluation.metrics.image_similarity import psnr, ssim
 from clipgraft.evaluation.metrics.probe import fidelity_scores, load_probe, read_attributes
 from clipgraft.flatland import composed_prompts, fidelity_prompts
@@ -168,14 +168,18 @@ def compare(variants: dict[str, Step], repeats: int) -> dict[str, Any]:
 
 
 def variants_of(
-    options: argparse.Namespace, make: Callable[[FrozenBase, torch.dtype], Step]
+    options: argparse.Namespace,
+    make: Callable[[FrozenBase, torch.dtype], Step],
+    engines_in: torch.dtype = BF16,
 ) -> dict[str, Step]:
-    """Stock diffusers and each engine."""
+    """Stock diffusers and each engine; nothing in bfloat16 where the engines have float32."""
     variants = {
-        f"stock diffusers {name_of(dtype)}": make(load(options, dtype, dtype), dtype) for dtype in (F32, BF16)
+        f"stock diffusers {name_of(dtype)}": make(load(options, dtype, dtype), dtype)
+        for dtype in dict.fromkeys((F32, engines_in))
     }
-    for engine, dtype in (("torch", BF16), ("openvino", BF16)):
-        variants[f"{engine} engine {name_of(dtype)}"] = make(on_engine(options, engine, dtype), F32)
+    for engine in ("torch", "openvino"):
+        made = on_engine(options, engine, engines_in)
+        variants[f"{engine} engine {name_of(engines_in)}"] = make(made, F32)
     return variants
 
 
@@ -212,10 +216,12 @@ def row_auto(options: argparse.Namespace) -> dict[str, Any]:
             chosen = choose_engine(engines, light).name
             measuring.append(time.perf_counter() - begun)
             (measured,) = (each for each in all_kept() if chosen in each.seconds)
+    dtype = inference_dtype(CPU)
     medians = take_turns(
-        variants_of(options, lambda base, dtype: unet_step(base, dtype, 2, options.size)), options.repeats
+        variants_of(options, lambda base, dtype: unet_step(base, dtype, 2, options.size), dtype),
+        options.repeats,
     )
-    by_engine = {engine.name: medians[f"{engine.name} engine bfloat16"] for engine in engines}
+    by_engine = {engine.name: medians[f"{engine.name} engine {name_of(dtype)}"] for engine in engines}
     stock = min(value for variant, value in medians.items() if variant.startswith("stock"))
     return {
         "median_seconds": medians,
@@ -226,6 +232,13 @@ def row_auto(options: argparse.Namespace) -> dict[str, Any]:
         "seconds_of_choosing_first_and_again": measuring,
         "machine": measured.machine.model_dump(),
     }
+
+
+def row_auto_without_bfloat16(options: argparse.Namespace) -> dict[str, Any]:
+    """The same on a CPU without bfloat16, in which stock diffusers would take hours a step."""
+    if inference_dtype(CPU) != F32:
+        return {"skipped": "this CPU gains from bfloat16: the row `auto` is for it"}
+    return row_auto(options)
 
 
 def row_flatland_auto(options: argparse.Namespace) -> dict[str, Any]:
@@ -240,7 +253,10 @@ def row_float32(options: argparse.Namespace) -> dict[str, Any]:
         variants[f"{engine} engine float32"] = unet_step(
             on_engine(options, engine, F32), F32, 2, options.size
         )
-    return compare(variants, options.repeats)
+    result = compare(variants, options.repeats)
+    flops, peak = 2 * unet_flops(), matmul_peak(F32)
+    shares = {name: flops / value / peak for name, value in result["median_seconds"].items()}
+    return result | {"matmul_peak_flops": peak, "share_of_peak": shares}
 
 
 def row_decode(options: argparse.Namespace) -> dict[str, Any]:

@@ -123,7 +123,14 @@ def short_time(seconds: float) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's model, else its architecture."""
+    """Return the processor's model, else its architecture, with torch's name of its vector units.
+
+    Virtual machines with and without AVX512 may both say "AMD EPYC".
+    """
+    return f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _model_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

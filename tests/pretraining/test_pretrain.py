@@ -8,12 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file
 
 from clipgraft.flatland import draw_flatland8k
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
+from clipgraft.models.tokenizer import train_tokenizer
 from clipgraft.models.weights import verify_folder
+from clipgraft.pretrain_settings import DenoiserSettings
+from clipgraft.pretraining.pretrain import denoising_objective
 from clipgraft.runs.folder import unknown_names
 
 DRAWN = ("images_per_epoch=16", "passes=2", "num_epochs=2", "batch_size=8", "ema_decay=0.9", "log_every=2")
@@ -77,3 +82,11 @@ def test_resumed_pretraining_ends_in_the_same_weights(tmp_path: Path):
     parts = [json.loads(line)["part"] for line in (flatland / "log.jsonl").read_text().splitlines()]
     assert parts == ["vae", "vae", "unet", "unet", "clip", "probe"]
     assert "| U-Net | 11.3 M |" in (flatland / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("precision", "attention"), [("bf16", AttnProcessor), ("no", AttnProcessor2_0)])
+def test_attention_on_a_cpu_is_plain_in_bfloat16_alone(precision, attention):
+    settings = DenoiserSettings(mixed_precision=precision)
+    tokenizer = train_tokenizer(["a dog runs on the beach"], vocab_size=600)
+    objective = denoising_objective(settings, tokenizer, torch.device("cpu"))
+    assert {type(each) for each in objective.unet.attn_processors.values()} == {attention}

@@ -24,7 +24,7 @@ from clipgraft.data.dataset import CaptionDataset, CaptionedImages
 from clipgraft.data.formats import load_dataset
 from clipgraft.data.loader import CaptionedBatches
 from clipgraft.data.transforms import load_crops
-from clipgraft.device import choose_device, seed_everything
+from clipgraft.device import choose_device, choose_mixed_precision, seed_everything
 from clipgraft.evaluation.metrics.probe import Probe, load_probe, probe_accuracy, read_attributes, save_probe
 from clipgraft.finetuning.validate import measure_retrieval
 from clipgraft.flatland import draw_scenes, plain_captions, sample_scene
@@ -237,8 +237,9 @@ def denoising_objective(
 ) -> DenoisingObjective:
     """Return a new U-Net with its text encoder, to be trained."""
     unet, teacher = build_unet(), build_teacher(tokenizer)
-    if device.type == "cpu":
-        # In bfloat16 the backward pass of torch's fused attention takes twice a step's time there.
+    if device.type == "cpu" and choose_mixed_precision(settings.mixed_precision, device) == "bf16":
+        # Torch's fused attention makes a step 1.35 times as long in bfloat16, and 0.86 times in float32
+        # (benchmarks/bench_pretraining.py).
         unet.set_attn_processor(AttnProcessor())
         teacher.set_attn_implementation(ATTENTION)
     return DenoisingObjective(
