@@ -10,8 +10,6 @@ open_clip_torch, webdataset and pandas. `--tiny` tries everything on a small mod
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -193,21 +191,6 @@ def operations(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def peak_memory(accumulation: int, tiny: bool, folder: Path) -> int:
-    """Peak resident bytes of a process that makes one step."""
-    words = [sys.executable, __file__, "--memory-of", str(accumulation), "--folder", str(folder)]
-    output = subprocess.run(
-        [*words, *(["--tiny"] if tiny else [])], check=True, capture_output=True, text=True
-    )
-    return int(output.stdout.split()[-1])
-
-
-def peak_of_this_process() -> int:
-    """Peak resident bytes since this program began; `getrusage` would count the parent's before that."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def measure_growth(folder: Path, tiny: bool, precision: str) -> list[dict[str, float]]:
     """Seconds to cut a thousand crops, and seconds a step, at growing numbers of images."""
     rows = []
@@ -286,7 +269,6 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     medians = take_turns(variants, options.repeats)
     own = medians["ours"]
     peak = matmul_peak(torch.bfloat16 if is_bf16 else torch.float32)
-    memory = {name: peak_memory(count, tiny, folder) for name, count in (("batch 32", 1), ("16 x 32", 16))}
     others = {f"{name} / ours": medians[name] / own for name in medians if not name.startswith("ours")}
     result = {
         "batch_size": BATCH_SIZE,
@@ -297,11 +279,9 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         | {
             "pairs a second of five captions / of one": 5 * own / medians["ours, five captions"],
             "whole / frozen vision tower": own / medians["ours, frozen vision tower"],
-            "memory of 16 x 32 / batch 32": memory["16 x 32"] / memory["batch 32"],
         },
         "matmul_peak_flops": peak,
         "share_of_peak": operations(steps["ours"]) / own / peak,
-        "peak_memory_bytes": memory,
         "largest_loss_difference": loss_differences(images, crops, tiny),
         "attention_milliseconds": measure_attention(options.repeats),
         "growth": measure_growth(folder, tiny, precision),
@@ -319,16 +299,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--open-clip", default="", metavar="PYTHON")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet_libraries()
-    if options.memory_of:
-        images = photographs(options.folder, NUM_IMAGES)
-        crops = cut_crops([image.file for image in images], CLIPImageProcessorPil(), options.folder / "crops")
-        our_step(images, crops, options.tiny, accumulation=options.memory_of)()
-        print(peak_of_this_process())
-        return
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)
 

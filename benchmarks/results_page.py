@@ -166,19 +166,23 @@ SECTIONS = {
         ),
     ),
     "training": Section(
-        "Fine-tuning: time and memory",
+        "Fine-tuning: time",
         "CLIP B/32's shape with random weights ([speed](training.md#speed)).",
         (
             Part("median_seconds_a_step", "A step, seconds"),
             Part("ratios", "Ratios"),
-            Part("peak_memory_bytes", "Peak memory"),
             Part("growth", "By number of images"),
         ),
     ),
+    "accumulation": Section(
+        "Fine-tuning: memory of accumulated passes",
+        "A step of CLIP B/32's shape in float32 ([speed](training.md#speed)).",
+        (Part("peak_memory_bytes", "Peak memory"), Part("ratios", "Over one pass of 32")),
+    ),
     "pretraining": Section(
         "Training flatland's U-Net",
-        "On a CPU, beside torch's fused attention ([how](training.md#flatland-from-scratch)).",
-        (Part("seconds_a_step", "A step, processor seconds"), Part("images_a_second", "Images a second")),
+        "Processor seconds of a step on a CPU, by attention ([how](training.md#flatland-from-scratch)).",
+        (Part("bf16/seconds_a_step", "In bfloat16"), Part("no/seconds_a_step", "In float32")),
     ),
     "scaling": Section(
         "Many GPUs",
@@ -397,14 +401,15 @@ def _number(value: Any) -> str:
 def _measured(results: Mapping[str, Any], name: str) -> Iterator[str]:
     """Yield the commands that measured a file, each with its date, versions and machine."""
     parts = [results, *(each for each in results.values() if isinstance(each, dict))]
-    places = {each["environment"]["command"]: each["environment"] for each in parts if "environment" in each}
+    found = (each["environment"] for each in parts if "environment" in each)
+    places = {(place["command"], place["started"]): place for place in found}
     if not places:
         yield f"`benchmarks/results/{name}`"
-    for command, place in places.items():
+    for place in places.values():
         threads = f"{place['num_threads']} thread{'s' * (place['num_threads'] > 1)}"
         yield (
-            f"- `{command}`: {place['started'][:10]}, torch {place['torch']}, {place['cpu']}, {threads}; "
-            f"`benchmarks/results/{name}`"
+            f"- `{place['command']}`: {place['started'][:10]}, torch {place['torch']}, {place['cpu']}, "
+            f"{threads}; `benchmarks/results/{name}`"
         )
 
 
