@@ -123,7 +123,7 @@ def short_time(seconds: float) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's model, else its architecture, with torch's name of its vector units.
+    """Return the processor's model, with torch's name of its vector units.
 
     Virtual machines with and without AVX512 may both say "AMD EPYC".
     """
