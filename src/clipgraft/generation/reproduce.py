@@ -16,7 +16,7 @@ from clipgraft.generation.image_folder import ImageFolder, ImageRow
 from clipgraft.generation.metadata import LOCAL, parse_record, request_of, versions
 from clipgraft.sampling_params import DEFAULT_SAMPLING, InferenceConfig, SamplingParams
 
-SUMS = ("vae_sha256", "unet_sha256", "text_encoder_sha256")
+CHECKSUMS = ("vae_sha256", "unet_sha256", "text_encoder_sha256")
 
 
 def reproduce(
@@ -127,7 +127,7 @@ def _inference(models: Mapping[str, Any], options: GenerateOptions) -> Inference
 def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     """Compare checksums; they cannot be compared between dtypes."""
     ours, theirs = _dtypes(here), _dtypes(there)
-    for name in SUMS:
+    for name in CHECKSUMS:
         part = name.removesuffix("_sha256").replace("_", " ")
         if ours[name] != theirs[name]:
             say(f"the {part}'s weights cannot be compared: {theirs[name]} then, {ours[name]} now")
@@ -140,9 +140,10 @@ def _refuse_others(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
 
 
 def _dtypes(models: Mapping[str, Any]) -> dict[str, str]:
-    """Dtypes of hashed weights; an engine changes only the U-Net's."""
+    """Dtypes of the weights compared; an engine changes only the U-Net's."""
     return {
-        name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"] for name in SUMS
+        name: "float32" if "engine" in models and name != "unet_sha256" else models["dtype"]
+        for name in CHECKSUMS
     }
 
 
