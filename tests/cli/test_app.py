@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from torch import distributed
+from typer.main import get_command
 
 from clipgraft.cli import app as cli
 from helpers import call, refused, run_apart
@@ -87,6 +88,16 @@ def test_help_does_not_import_torch():
     code = "import sys; sys.argv = ['clipgraft', '--help']\nfrom clipgraft.cli.app import main\n"
     code += "try: main()\nexcept SystemExit: pass\nassert not {'torch', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_shows_flags_as_flags(capsys):
+    groups = {(): get_command(cli.app), ("data",): get_command(cli.data_app)}
+    for group, own in groups.items():
+        for command in ((), *((name,) for name in own.commands)):
+            assert call(*group, *command, "--help") == 0
+    out = capsys.readouterr().out
+    assert "--resume" in out
+    assert "<bool>" not in out
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,32 @@ STOPPED = {INTERRUPTED: "stopped by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
 
 
 class Commands(TyperGroup):
-    """Keeps typer from mistaking our EOFError for the end of input."""
+    """Mends two things of typer's.
+
+    It takes our EOFError for the end of input, and shows a flag with `<bool>`, as if it took a value.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except EOFError as error:
             raise RuntimeError(f"unexpected end of a file: {error}") from error
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_types_of_flags(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command:
+            _without_types_of_flags(command.get_params(ctx))
+        return command
+
+
+def _without_types_of_flags(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
 
 
 app = typer.Typer(
@@ -50,6 +69,7 @@ app = typer.Typer(
     help="Fine-tune CLIP on captioned images and graft its text tower onto a frozen diffusion model.",
 )
 data_app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     help="Check captioned images, pack them into shards, or draw the flatland8k dataset.",
 )
