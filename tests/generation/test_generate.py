@@ -13,6 +13,7 @@ from PIL import Image
 import clipgraft
 import tiny
 from clipgraft.errors import CheckpointError
+from clipgraft.files import file_sha256
 from clipgraft.generation import generate as generate_stage
 from clipgraft.generation import image_folder as gallery
 from clipgraft.generation.generator import load_generators
@@ -231,6 +232,19 @@ def test_example_in_the_readme_generates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(example)
     assert pixels(tmp_path / "dog.png").std() > 20
+
+
+def test_each_file_of_a_graft_is_hashed_once(base, tmp_path, monkeypatch):
+    folder, hashed = write_graft(tmp_path / "graft", base), []
+
+    def hash_and_note(path):
+        hashed.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("clipgraft.models.weights.file_sha256", hash_and_note)
+    assert [name for name, _ in load_generators({"graft": folder}, device="cpu")] == ["graft"]
+    own = [path.name for path in hashed if path.parent == folder]
+    assert sorted(own) == sorted({*own} | {"model.safetensors", "base.json"})
 
 
 def test_grafts_are_verified_first_and_loaded_in_turn(base, tmp_path):

@@ -24,7 +24,7 @@ from clipgraft.generation.prompt_embeds import PromptEmbedCache, request_notes
 from clipgraft.generation.requests import ImageRequest, idle_settings, image_requests, with_changes
 from clipgraft.models.base import COMPONENTS, FrozenBase, check_vocabularies
 from clipgraft.models.defaults import SamplingDefaults
-from clipgraft.models.graft import BASE_RECORD, Graft, verify_graft
+from clipgraft.models.graft import BASE_RECORD, Graft, load_verified_graft, verify_graft
 from clipgraft.models.tokenizer import load_tokenizer
 from clipgraft.models.vae import load_vae
 from clipgraft.sampling_params import (
@@ -110,7 +110,7 @@ def load_generators(
     if engine:
         put_on_engine(frozen, engine, has_feature_cache=inference.feature_cache > 1)
     for name, own in encoders.items():
-        graft = Graft.from_pretrained(own) if isinstance(own, Path) else own
+        graft = load_verified_graft(own) if isinstance(own, Path) else own  # `load_base` verified it
         if graft:
             check_vocabularies(graft.tokenizer, frozen)
         encoder = graft.text_encoder if graft else frozen.text_encoder

@@ -245,10 +245,8 @@ class Graft:
             MissingFileError: If there is no such folder.
             CheckpointError: If it is not a graft, or a file or weight is missing, unknown or damaged.
         """
-        folder = Path(folder)
-        base = verify_graft(folder)
-        tokenizer = load_tokenizer(folder)
-        return cls(_load_encoder(folder, tokenizer), tokenizer, base, read_lineage(folder))
+        verify_graft(Path(folder))
+        return load_verified_graft(Path(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write encoder, tokenizer, base record and lineage, atomically."""
@@ -331,6 +329,13 @@ def verify_graft(folder: Path) -> BaseRecord:
     refuse_links_out(folder, [folder])
     verify_model(folder)
     return BaseRecord(**read_config(record, BaseRecord))
+
+
+def load_verified_graft(folder: Path) -> Graft:
+    """Load a graft that `verify_graft` has read already."""
+    tokenizer = load_tokenizer(folder)
+    base = BaseRecord(**read_config(folder / BASE_RECORD, BaseRecord))
+    return Graft(_load_encoder(folder, tokenizer), tokenizer, base, read_lineage(folder))
 
 
 def read_base_record(folder: Path) -> BaseRecord | None:
