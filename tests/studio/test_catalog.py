@@ -10,6 +10,7 @@ import pytest
 
 from app_client import ended
 from clipgraft.errors import CheckpointError
+from clipgraft.exporting.export import export
 from clipgraft.files import inside
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.studio.catalog import Catalog
@@ -131,6 +132,12 @@ def damaged(runs, kinds: dict) -> dict[str, str]:
         names[name if (runs / name).exists() else "caf\\udce9"] = kind
     shutil.rmtree(runs / "bad")
     return names
+
+
+def test_an_export_among_the_runs_is_none_of_them(runs, runs_dir):
+    folder = export(runs_dir / "tiny" / "bridge" / "graft", runs / "exported", file_format="bridge")
+    assert (folder / "recipe.toml").is_file()
+    assert [run["name"] for run in Catalog(runs).runs()] == ["bad", "good"]
 
 
 @pytest.mark.integration

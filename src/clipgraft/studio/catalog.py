@@ -38,6 +38,7 @@ from clipgraft.models.weights import MANIFEST_NAME
 from clipgraft.reporting.plots import epoch_means, thin_out
 from clipgraft.reporting.run_data import is_number, read_run
 from clipgraft.runs.folder import RECIPE_NAME
+from clipgraft.runs.folder_kinds import is_run
 from clipgraft.runs.run import REPORT_NAME, Run
 from clipgraft.sampling_params import InferenceConfig
 from clipgraft.section import GIVEN
@@ -186,7 +187,7 @@ class Catalog:
     def read(
         self, read: Callable[[Run, Recipe], T], *, only: str | None = None
     ) -> tuple[dict[str, T], dict[str, str]]:
-        """Read each run by itself; folders without a recipe are skipped.
+        """Read each run by itself; folders that are none are skipped.
 
         Args:
             read: Any error that it raises is that run's alone.
@@ -201,7 +202,7 @@ class Catalog:
             if only not in (None, name):
                 continue
             try:
-                if (folder / RECIPE_NAME).is_file():
+                if (folder / RECIPE_NAME).is_file() and is_run(folder):
                     if name != folder.name:
                         raise UserError("its name is not UTF-8; rename it")
                     found[name] = read(Run(folder), _recipe(folder))
