@@ -1,10 +1,12 @@
 """New words: what words are worth to CLIP and to the base, and what follows."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 import tiny
@@ -23,6 +25,7 @@ from clipgraft.distilling.word_worth import (
     Use,
     find_uses,
 )
+from clipgraft.errors import UserError
 from clipgraft.models.base import FrozenBase
 from clipgraft.models.clip import load_clip
 from helpers import call, refused, states_of
@@ -217,6 +220,32 @@ def test_the_base_is_asked_only_of_words_that_clip_sees(world):
     for each in found.measured:
         assert (each.base_left_out is not None) == each.is_seen
         assert (each.base_alone is not None) == each.is_left_out
+
+
+def test_a_clip_of_no_finite_numbers_sees_no_word(world):
+    clip = load_clip(world["clip"])
+    torch.nn.init.constant_(clip.model.text_projection.weight, float("nan"))
+    base = FrozenBase.load(str(world["base"]), components=("vae", "scheduler"))
+    with pytest.raises(UserError, match="CLIP finds images no nearer to their captions than to no text"):
+        find_new_words(clip, base, load_dataset(world["data"]), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "message"),
+    [
+        ("conv_out.bias", 1e30, "the base predicts noise that is no finite number; name the new"),
+        ("attn2.to_out", 0.0, "the base predicts the same noise with and without text; name the new words"),
+    ],
+)
+def test_a_base_that_no_word_can_be_measured_by_is_named(world, tmp_path, images, names, value, message):
+    folder = shutil.copytree(world["base"], tmp_path / "base")
+    [path] = (folder / "unet").glob("*.safetensors")
+    weights = load_file(path)
+    changed = {name: torch.full_like(weight, value) for name, weight in weights.items() if names in name}
+    save_file(weights | changed, path, {"format": "pt"})
+    errors = BaseErrors(FrozenBase.load(str(folder), components=("vae", "scheduler")), images, "cpu")
+    with pytest.raises(UserError, match=message):
+        errors.set_scale([Use(2, "A dog runs on the beach . 2")])
 
 
 def test_without_a_word_that_clip_sees_no_base_is_asked(world, monkeypatch, capsys):

@@ -13,7 +13,15 @@ from clipgraft.data.caption_words import COMMENT
 from clipgraft.data.dataset import CaptionDataset, CaptionedImage
 from clipgraft.data.formats import load_dataset
 from clipgraft.device import choose_device, put_back, quiet_libraries
-from clipgraft.distilling.word_worth import BaseErrors, ClipCosines, Estimate, NoWordsError, Use, find_uses
+from clipgraft.distilling.word_worth import (
+    NAME_WORDS,
+    BaseErrors,
+    ClipCosines,
+    Estimate,
+    NoWordsError,
+    Use,
+    find_uses,
+)
 from clipgraft.errors import UserError, printable
 from clipgraft.files import write_bytes
 from clipgraft.models.base import FrozenBase
@@ -175,7 +183,7 @@ def find_new_words(
     if not found:
         raise NoWordsError(
             f"no word is in captions of {FEWEST_CAPTIONS} training images or more, of {len(images)} in all",
-            "give more images, or name the new words in a file (--new-words FILE)",
+            f"give more images, or {NAME_WORDS}",
         )
     if any(each.is_seen for each in found.values()):
         _measure_use(found, uses, BaseErrors(base, images, device))

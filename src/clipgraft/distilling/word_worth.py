@@ -35,6 +35,7 @@ TIMESTEPS = (500, 800)
 BATCH_SIZE = 64
 CAPTIONS_FOR_SCALE = 256
 """Captions compared with the empty prompt, the unit of a word's use."""
+NAME_WORDS = "name the new words in a file (--new-words FILE)"
 
 
 class Use(NamedTuple):
@@ -103,7 +104,7 @@ class ClipCosines:
         self.image_embeds = self.features.of_images([images[row] for row in rows])
         whole = sorted({use for each in uses.values() for use in each})
         self.worth = float((self._of(whole) - self._of([Use(use.row, "") for use in whole])).mean())
-        if self.worth <= 0:
+        if not self.worth > 0:  # nor if it is no number
             raise NoWordsError(
                 "CLIP finds images no nearer to their captions than to no text, so it sees no word in them",
                 "fine-tune it on them first (`clipgraft finetune`)",
@@ -172,6 +173,8 @@ class BaseErrors:
         """Measure what whole captions are worth, at each timestep."""
         whole = sorted(set(uses))[:CAPTIONS_FOR_SCALE]
         self.worth = self._falls([Use(use.row, "") for use in whole], whole, "without text").mean(0)
+        if not self.worth.all():
+            raise NoWordsError("the base predicts the same noise with and without text", NAME_WORDS)
 
     def alone(self, uses: Mapping[str, Sequence[Use]]) -> dict[str, np.ndarray]:
         """Return how far the error falls from no text to each word."""
@@ -200,6 +203,8 @@ class BaseErrors:
                 self.known |= zip(part, self._measure(part).numpy(), strict=True)
                 update(start + len(part), "captions")
         before, after = (np.stack([self.known[use] for use in part]) for part in (less, more))
+        if not np.isfinite([before, after]).all():
+            raise NoWordsError("the base predicts noise that is no finite number", NAME_WORDS)
         return before - after
 
     def _encode(self, rows: Sequence[int]) -> None:
