@@ -42,6 +42,17 @@ def init(project, name, resume, config):
     write({"config": config})
     return Run(name)
 """
+FAKE_WANDB = """
+import pathlib
+class Run:
+    id = "1"
+    def define_metric(self, *names, **given):
+        raise RuntimeError("no such metric")
+    def finish(self):
+        (pathlib.Path(__file__).parent / "finished").touch()
+def init(**given):
+    return Run()
+"""
 
 
 def event_files(run_dir):
@@ -159,6 +170,15 @@ def test_tracker_that_cannot_start_says_so_in_a_line(tmp_path, trackio):
         UserError, match=r"trackio could not be started \(log in first\); set it up, or leave"
     ):
         train(tmp_path, report_to="trackio")
+
+
+def test_tracker_that_fails_once_begun_is_finished(tmp_path, trackio):
+    (trackio / "wandb.py").write_text(dedent(FAKE_WANDB))
+    with pytest.raises(UserError, match=r"wandb could not be started \(no such metric\)"):
+        train(tmp_path, report_to="trackio,wandb")
+    sys.modules.pop("wandb")
+    assert (trackio / "finished").exists()
+    assert '"finished"' in (trackio / "points.jsonl").read_text()
 
 
 def test_nothing_is_written_without_being_asked_for(tmp_path):

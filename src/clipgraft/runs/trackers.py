@@ -86,8 +86,11 @@ class Trackers:
         known, self._run_ids = self._run_ids, {}
         for name in self._names:
             try:
-                tracker = _start(name, self._run_dir, known.get(name, ""), self._settings)
-                self._started[name] = tracker
+                tracker = _new(name, self._run_dir, known.get(name, ""), self._settings)
+                tracker.start()
+                self._started[name] = tracker  # which `close` finishes, if what follows fails too
+                if name == "wandb":
+                    tracker.tracker.define_metric("*", step_metric="step")
                 if name not in known:
                     tracker.store_init_configuration(self._settings)
             except Exception as error:  # each library raises its own
@@ -141,28 +144,23 @@ class Trackers:
             write_json(path, self._run_ids)
 
 
-def _start(name: str, run_dir: Path, run_id: str, settings: Mapping[str, Any]) -> Any:
-    """Start an accelerate tracker, in an earlier run if there is one."""
+def _new(name: str, run_dir: Path, run_id: str, settings: Mapping[str, Any]) -> Any:
+    """Return an accelerate tracker, of an earlier run if there is one."""
     from accelerate import tracking
 
     title = "/".join(run_dir.absolute().parts[-2:])
-    tracker: Any
     match name:
         case "tensorboard":
-            tracker = tracking.TensorBoardTracker(name, run_dir)
+            return tracking.TensorBoardTracker(name, run_dir)
         case "mlflow":
-            tracker = tracking.MLflowTracker(PROJECT, run_id=run_id or None, run_name=title)
+            return tracking.MLflowTracker(PROJECT, run_id=run_id or None, run_name=title)
         case "wandb":
             project, run_id = os.environ.get("WANDB_PROJECT", PROJECT), run_id or secrets.token_hex(4)
-            tracker = tracking.WandBTracker(project, id=run_id, name=title, resume="allow")
+            return tracking.WandBTracker(project, id=run_id, name=title, resume="allow")
         case _:
             # trackio knows a run by its name alone, and stores no settings that come after its start.
             run_id = run_id or f"{title} {secrets.token_hex(4)}"
-            tracker = tracking.TrackioTracker(PROJECT, name=run_id, resume="allow", config=dict(settings))
-    tracker.start()
-    if name == "wandb":
-        tracker.tracker.define_metric("*", step_metric="step")
-    return tracker
+            return tracking.TrackioTracker(PROJECT, name=run_id, resume="allow", config=dict(settings))
 
 
 def _run_id(name: str, tracker: Any) -> str:
