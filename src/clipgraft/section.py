@@ -118,9 +118,9 @@ FROM_LIST = Field(strict=False)
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 MAX_SIDE = 2**16
 """Pixels; more than any machine here could generate (a guess)."""
-SIZE_MULTIPLE = 8
-"""Pixels per latent position of Stable Diffusion's VAE."""
-Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=SIZE_MULTIPLE)]
+PIXELS_PER_LATENT = 8
+"""Along a side, of Stable Diffusion's VAE."""
+Side = Annotated[int, Field(ge=0, le=MAX_SIDE, multiple_of=PIXELS_PER_LATENT)]
 """Pixels; 0 = the base's own size."""
 ImageFormat = Literal["png", "jpeg", "webp"]
 """Of generated files: JPEG of quality 95, WebP without loss."""

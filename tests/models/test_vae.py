@@ -9,13 +9,23 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from clipgraft.errors import CheckpointError, MissingFileError
+from clipgraft.models import flatland_config
 from clipgraft.models.ldm_names import to_ldm
-from clipgraft.models.single_file import VAE_PREFIX
+from clipgraft.models.single_file import VAE_CONFIG, VAE_PREFIX
 from clipgraft.models.vae import load_vae
+from clipgraft.section import PIXELS_PER_LATENT
 from vae_world import fine_tuned, taesd_decoder, taesd_encoder, tiny_vae
 
 STEM = "diffusion_pytorch_model.safetensors"
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+@pytest.mark.parametrize("build", [lambda: AutoencoderKL.from_config(VAE_CONFIG), flatland_config.build_vae])
+def test_a_latent_stands_for_as_many_pixels(build):
+    side = 8 * PIXELS_PER_LATENT
+    with torch.device("meta"):
+        latents = build().encode(torch.zeros(1, 3, side, side)).latent_dist.mean
+    assert latents.shape == (1, 4, 8, 8)
 
 
 @pytest.fixture(scope="module")

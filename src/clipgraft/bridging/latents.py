@@ -20,15 +20,13 @@ from clipgraft.errors import DataError, UserError
 from clipgraft.evaluation.features import model_fingerprint, pixels_versions
 from clipgraft.files import fingerprint
 from clipgraft.models.base import FrozenBase
-from clipgraft.section import LatentCrop
+from clipgraft.section import PIXELS_PER_LATENT, LatentCrop
 from clipgraft.settings import DataSettings
 
 ENCODE_BATCH_SIZE = 4
 """Images of 512 x 512; larger batches are no faster on a CPU."""
 WINDOW = 8 * ENCODE_BATCH_SIZE
 """Images among which those of one bucket are encoded together: 100 MB of pixels."""
-VAE_FACTOR = 8
-"""Pixels a latent along a side."""
 NUM_MEASURED_IMAGES = 8
 """Each costs fifteen passes of the U-Net before and after refining."""
 
@@ -66,10 +64,10 @@ def encode_images(
 
 def choose_buckets(base: FrozenBase, crop: LatentCrop) -> tuple[Bucket, ...]:
     """Return sizes that a base's U-Net halves evenly, or its square."""
-    side = int(base.unet.config.sample_size) * VAE_FACTOR
+    side = int(base.unet.config.sample_size) * PIXELS_PER_LATENT
     if crop == "center":
         return (Bucket(side, side),)
-    return make_buckets(side, VAE_FACTOR * 2 ** (len(base.unet.config.down_block_types) - 1))
+    return make_buckets(side, PIXELS_PER_LATENT * 2 ** (len(base.unet.config.down_block_types) - 1))
 
 
 def load_latents(

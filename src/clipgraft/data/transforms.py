@@ -30,7 +30,7 @@ from clipgraft.data.dataset import CONTEXT_LENGTH, CaptionedImage
 from clipgraft.data.image_file import ImageFile, content_checksums
 from clipgraft.data.images import PARALLEL_PIXELS, decode, opened_image
 from clipgraft.errors import UserError
-from clipgraft.section import ResizeMode
+from clipgraft.section import PIXELS_PER_LATENT, ResizeMode
 
 PIXELS_VERSION = 1
 """Part of each cache's key; raise it when `open_image`, `clip_crop` or `vae_pixel_values` change pixels."""
@@ -185,8 +185,8 @@ def vae_pixel_values(images: Iterable[Image.Image], height: int, width: int | No
     """
     width = height if width is None else width
     for side in (height, width):
-        if side < 8 or side % 8:
-            raise UserError(f"size must be a positive multiple of 8 pixels; got {side}")
+        if side < 1 or side % PIXELS_PER_LATENT:
+            raise UserError(f"size must be a positive multiple of {PIXELS_PER_LATENT} pixels; got {side}")
     crops = [np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)) for image in images]
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # (B, 3, H, W) uint8
     return pixels.float().div(127.5).sub(1).contiguous()

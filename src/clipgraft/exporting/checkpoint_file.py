@@ -12,8 +12,7 @@ from clipgraft.models.graft import Graft
 from clipgraft.models.ldm_names import to_ldm
 from clipgraft.models.modelspec import PREFIX
 from clipgraft.models.single_file import POSITION_IDS, refuse_other_architectures
-
-PIXELS_PER_LATENT = 8
+from clipgraft.section import PIXELS_PER_LATENT
 
 
 def build_checkpoint(distilled: Graft, base: str, title: str, dtype: torch.dtype | None) -> ModelFile:

@@ -18,6 +18,7 @@ from transformers import (
 
 from clipgraft.flatland.writer import IMAGE_SIZE
 from clipgraft.models.defaults import SamplingDefaults
+from clipgraft.section import PIXELS_PER_LATENT
 
 CLIP_IMAGE_SIZE = 96
 """Pixels for flatland's CLIP, 6 x 6 patches of 16; 8 x 8 patches would cost 1.8 times as much."""
@@ -45,7 +46,7 @@ def build_vae() -> AutoencoderKL:
 def build_unet() -> UNet2DConditionModel:
     """Return an untrained U-Net (latents (B, 4, 16, 16), prompt embeds (B, 77, 192))."""
     return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 8,
+        sample_size=IMAGE_SIZE // PIXELS_PER_LATENT,
         block_out_channels=(64, 128, 192),
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,

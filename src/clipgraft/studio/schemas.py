@@ -12,7 +12,7 @@ from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import PromptParams, TextToImageParams
-from clipgraft.section import FROM_LIST, SIZE_MULTIPLE, Count, Every, Like, Positive, Section, Seed
+from clipgraft.section import FROM_LIST, PIXELS_PER_LATENT, Count, Every, Like, Positive, Section, Seed
 from clipgraft.studio.image_files import FILE_QUALITY
 from clipgraft.studio.named_files import NamedFiles, NamedParams
 
@@ -58,7 +58,7 @@ MAX_IMAGE_TEXT = 16_000_000
 """Characters of an image in base64; the body's own bound is lower."""
 Text = Annotated[str, Field(max_length=LIMITS.max_prompt_characters)]
 Name = Annotated[str, Field(max_length=200)]
-Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=SIZE_MULTIPLE)]
+Side = Annotated[int, Field(ge=0, le=LIMITS.max_side, multiple_of=PIXELS_PER_LATENT)]
 Steps = Annotated[int, Field(ge=1, le=LIMITS.max_steps)]
 Label = Annotated[str, Field(max_length=64)] | None
 WITHOUT_EFFECT = {

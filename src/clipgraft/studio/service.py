@@ -20,7 +20,7 @@ from clipgraft.generation.prompt_embeds import split_prompt, text_of
 from clipgraft.generation.requests import ImageRequest
 from clipgraft.models.tokenizer import cut_off, unknown_words
 from clipgraft.sampling_params import DEFAULT_INFERENCE, InferenceConfig, PromptParams
-from clipgraft.section import SIZE_MULTIPLE
+from clipgraft.section import PIXELS_PER_LATENT
 from clipgraft.studio.catalog import Catalog, ModelCache
 from clipgraft.studio.data_folders import DataFolders
 from clipgraft.studio.database import Health, UnavailableError
@@ -236,7 +236,7 @@ class Service:
             params = request.params
             side = max(params.height, params.width)
             least = min(params.height or side, params.width or side)
-            if side > limits.max_side or 0 < least < 8 * SIZE_MULTIPLE:
+            if side > limits.max_side or 0 < least < 8 * PIXELS_PER_LATENT:
                 raise UserError(
                     f"{params.width} x {params.height} pixels; each side has from 64 to {limits.max_side}"
                 )
