@@ -106,6 +106,8 @@ def find_weights(held: Collection[str], stem: str, variants: Sequence[str]) -> l
 def write_folder_atomically(out_dir: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `out_dir` if the block succeeds.
 
+    Unlike `files.new_folder` it takes the place of what is there, and gets a manifest of its files' sums.
+
     Raises:
         CheckpointError: If no space is left; `out_dir` stays unchanged.
     """
