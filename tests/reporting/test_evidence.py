@@ -87,7 +87,7 @@ def test_figure_that_was_not_taken_says_why(judged):
 
 def test_differences_count_prompts_that_got_better(judged):
     first, others = differences_tables(judged.evaluation)
-    assert first.rows[0] == ("Prompt fidelity",)
+    assert first.rows[0] == ("Prompt fidelity, percentage points",)
     assert first.rows[-1] == (
         "retrieval over the test split, before → after",
         "+18.4",
@@ -132,7 +132,7 @@ def test_lesser_differences_come_after_the_main_ones(run_dir):
     write_evaluation(run_dir / "evaluate", differences=rows)
     first, others = differences_tables(read_run(run_dir).evaluation)
     assert [cells[0] for cells in first.rows if len(cells) == 1] == [
-        "Prompt fidelity",
+        "Prompt fidelity, percentage points",
         "CLIPScore, raw cosine",
     ]
     assert sum(len(cells) > 1 for cells in others.rows) == 3

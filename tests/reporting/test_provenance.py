@@ -34,7 +34,6 @@ def test_settings_of_the_data_are_shown_where_they_are_set(run_dir):
     assert dict(before["Data"])["on damaged"] == "stop"
     assert dict(before["Data"])["max val images"] == "all"
     assert dict(before["Fine-tuning"])["resize mode"] == "CLIP's own"
-    assert dict(before["Refinement"])["crop"] == "buckets"
     assert not {"caption field", "separator", "num train images"} & dict(before["Data"]).keys()
     data = {"source": "/home/someone/list.csv", "caption_field": "words", "separator": "bar"}
     tuning = {"resize_mode": "squash", "crop_scale": 0.5}
@@ -44,3 +43,14 @@ def test_settings_of_the_data_are_shown_where_they_are_set(run_dir):
     shown = {"source": "list.csv", "caption field": "words", "separator": "bar", "on damaged": "skip"}
     assert shown.items() <= dict(after["Data"]).items()
     assert {"resize mode": "squash", "crop scale": "0.5"}.items() <= dict(after["Fine-tuning"]).items()
+
+
+def test_settings_of_a_stage_that_was_left_out_are_not_shown(run_dir):
+    assert not {"Refinement", "Distillation"} & settings_tables(read_run(run_dir)).keys()
+    figures = {"loss": 0.25, "num_words": 1}
+    for stage in ("refine", "distill"):
+        (run_dir / stage).mkdir()
+        write_json(run_dir / stage / "metrics.json", {"stage": stage, "schema_version": 1} | figures)
+    shown = settings_tables(read_run(run_dir))
+    assert dict(shown["Refinement"])["crop"] == "buckets"
+    assert dict(shown["Distillation"])["num epochs"] == "0"

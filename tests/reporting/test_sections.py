@@ -6,6 +6,7 @@ import pytest
 from example_run import (
     DATA,
     log_rows,
+    write_evaluation,
     write_json,
     write_log,
 )
@@ -108,3 +109,20 @@ def test_bridge_without_the_mlp_has_two_columns(run_dir):
 def test_copies_of_photographs_are_told_or_that_nobody_looked(run_dir, found, said):
     write_json(run_dir / "data.json", DATA | found)
     assert said in " ".join(render_report(read_run(run_dir)).split())
+
+
+@pytest.mark.parametrize("used", [320, 6000])
+def test_report_says_if_it_trained_on_a_part_of_the_images(run_dir, used):
+    path = run_dir / "finetune" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"num_train_images": used})
+    said = "CLIP was fine-tuned on 320 of the 6,000 training images." in read_page(run_dir).text
+    assert said == (used == 320)
+
+
+def test_a_difference_without_an_interval_is_not_called_a_gain(run_dir):
+    colours = [attributes.get("class") for attributes in read_page(run_dir).all("td")]
+    assert not {"up", "down"} & {*colours}
+    write_evaluation(run_dir / "evaluate")
+    page = read_page(run_dir)
+    assert "up" in [attributes.get("class") for attributes in page.all("td")]
+    assert {"class": "interval"} in page.all("span")

@@ -42,6 +42,8 @@ RANKED_BY = ("prompt_fidelity", "clip_score_raw", "clip_score_2.5")
 RANKED_BYTES = 500_000
 NEAREST_BYTES = 200_000
 BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
+UNITS = {"share": "percentage points", "dB": "dB"}
+"""Unit of a metric -> unit of its differences."""
 UNKNOWN = Metric(title="")
 VERDICTS = {
     frozenset({"better"}): "helped",
@@ -110,7 +112,7 @@ def differences_tables(evaluation: Evaluation) -> tuple[Table | None, Table | No
         (first if is_main and row.baseline not in floors else others).append(row)
     first.sort(key=lambda row: FIRST_DIFFERENCES.index(row.metric))
     note = (
-        "Both sides have the same prompts and seeds; shares are in percentage points. If the interval "
+        "Both sides have the same prompts and seeds. If the interval "
         "contains 0, no difference is shown. Intervals are 95 % over prompts: they cover other prompts of "
         "the same kind, not another training seed."
     )
@@ -128,7 +130,8 @@ def _differences_table(evaluation: Evaluation, differences: Sequence[Difference]
             _up_and_down(row),
             verdict(row, metric),
         )
-        groups.setdefault(metric.title or row.metric, []).append(cells)
+        title = ", ".join(filter(None, (metric.title or row.metric, UNITS.get(metric.unit))))
+        groups.setdefault(title, []).append(cells)
     rows = [cells for title, group in groups.items() for cells in ((title,), *group)]
     return Table(("", "difference", "95 % interval", "better, worse", ""), rows, note) if rows else None
 
@@ -332,7 +335,9 @@ def _group(run: RunData, prompt_id: int, metric: str) -> PromptImages:
             seed=row.seed,
             variant=row.variant,
             status=row.status,
-            caption=decimal(row.scores[metric]) if metric in row.scores else "",
+            caption=_number(row.scores[metric], evaluation.metrics.get(metric, UNKNOWN))
+            if metric in row.scores
+            else "",
         )
         for row in sorted(rows, key=lambda row: order[row.variant])
         if row.seed == seed

@@ -68,6 +68,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "refine.batch_size",
         "refine.crop",
     ),
+    "Distillation": (
+        "distill.num_epochs",
+        "distill.learning_rate",
+        "distill.batch_size",
+    ),
     "Images": (
         "generate.seed",
         "generate.num_inference_steps",
@@ -76,6 +81,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.negative_prompt",
     ),
 }
+OPTIONAL = ("Refinement", "Distillation")
+"""Stages that a whole run need not have."""
 MEANING_OF_EMPTY: dict[str, dict[Any, str]] = {
     "data.source": {"": FLATLAND8K},
     "data.num_train_images": {0: ""},
@@ -95,12 +102,13 @@ def settings_tables(run: RunData) -> dict[str, list[tuple[str, str]]]:
         "Fine-tuning": bool(run.finetune or run.log) and not run.bridge,
         "Bridge": bool(run.bridge),
         "Refinement": bool(run.refine),
+        "Distillation": bool(run.distill),
         "Images": bool(run.images),
     }
     return {
         title: rows
         for title, keys in SETTINGS.items()
-        if (has_results[title] or not run.is_single_stage)
+        if (has_results[title] or not (run.is_single_stage or title in OPTIONAL))
         and (
             rows := [
                 (_label(key), text)

@@ -103,13 +103,13 @@ def recall_table(run: RunData) -> Table | None:
     num_images, num_captions = (after.get(key, before.get(key)) for key in ("num_images", "num_captions"))
     note = (
         f"{count(num_images)} held-out images with {count(num_captions)} captions; any caption of an image "
-        "counts as correct. Differences are in percentage points."
+        "counts as correct."
     )
     if is_number(num_images) and num_images:
         chance = percent(1 / num_images)
         note += f" By chance, a caption finds its image first in {chance} of cases."
     note += _paired_note(after)
-    return Table(("", "before", "after", "difference"), rows, with_number_note(note, rows))
+    return Table(("", "before", "after", "difference, points"), rows, with_number_note(note, rows))
 
 
 def _paired_note(after: dict[str, Any]) -> str:
@@ -255,6 +255,10 @@ def data_table(run: RunData) -> Table | None:
         note += f" {len(excluded) - MAX_EXCLUDED_ROWS:,} more reasons are in data.json."
     if not excluded and "excluded" in run.data:
         note += " Nothing was excluded."
+    used: Any = run.finetune.get("num_train_images")
+    found: Any = sub_dict(counts, "train").get("images")
+    if is_number(used) and is_number(found) and used < found:
+        note += f" CLIP was fine-tuned on {count(used)} of the {count(found)} training images."
     note += _copies_note(run.data)
     return Table(("", "images", "captions", "example"), rows, note.strip())
 
