@@ -132,7 +132,7 @@ def test_every_folder_has_a_card_and_a_recipe_that_is_one(graft_dir, tmp_path, f
     card = (tmp_path / "out" / "README.md").read_text()
     metrics = json.loads((graft_dir.parent / "metrics.json").read_text())
     assert f"{metrics['residual']['relative_error']['words']:.4f}" in card
-    for part in ("`base`", "`data`", "`clip`", "num_captions: 80", "Attachment A", "## Limits"):
+    for part in ("`base`", "`data`", "`clip`", "- Bridge: 80 captions", "Attachment A", "## Limits"):
         assert part in card
     assert call("run", tmp_path / "out" / "recipe.toml", "--out", tmp_path / "again") == 2  # data not here
 
@@ -157,7 +157,7 @@ def test_an_older_graft_without_its_run_says_so(tmp_path):
 def test_an_older_refined_graft_has_a_card_by_its_runs_recipe(tmp_path):
     assert call("export", OLD_RUN / "refine" / "graft", "--out", tmp_path, "--format", "bridge") == 0
     card = (tmp_path / "README.md").read_text()
-    for part in ("- CLIP: `clip`.", "num_train_images: 16", "| after refining | 0.5871"):
+    for part in ("- CLIP: `clip`.", "- Refining: 16 train images", "| after refining | 0.5871"):
         assert part in card
 
 
@@ -172,7 +172,13 @@ def test_a_refined_graft_has_a_card_of_bridge_and_refinement(graft_dir, refined_
         refined["after"]["50"],
     ):
         assert f"{figure:.4f}" in card
-    for part in ("`data`", "on `photos`", "- CLIP: `clip`", "num_captions: 80", "num_train_images: 16"):
+    for part in (
+        "`data`",
+        "on `photos`",
+        "- CLIP: `clip`",
+        "- Bridge: 80 captions",
+        "- Refining: 16 train images",
+    ):
         assert part in card
     assert "None were recorded" not in card
     recipe = load_recipe(tmp_path / "out" / "recipe.toml")

@@ -17,6 +17,7 @@ def test_generate_puts_its_images_on_one_sheet(base, tmp_path, capsys):
     sheet = pixels(tmp_path / "grid.png")
     last = pixels(tmp_path / "a-cat_seed1.png")
     assert np.array_equal(sheet[-8 - 64 : -8, -4 - 64 : -4], last)  # behind gaps of 4 pixels
+    assert sheet[: -8 - 64 - 4 - 64].min() < 128  # seeds as headings
 
 
 @pytest.mark.integration

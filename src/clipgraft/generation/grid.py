@@ -201,16 +201,18 @@ def generate_grid(
 
 def write_grid(rows: Sequence[ImageRow], out_dir: Path, options: GenerateOptions) -> None:
     """Put images on one sheet, a row per prompt."""
-    by_prompt: dict[str, list[SheetCell]] = {}
+    by_prompt: dict[str, list[ImageRow]] = {}
     for row in rows:
-        by_prompt.setdefault(row.prompt, []).append(_cell(row, out_dir))
-    labels, lines = list(by_prompt), list(by_prompt.values())
-    title = ""
+        by_prompt.setdefault(row.prompt, []).append(row)
+    labels, lines = list(by_prompt), [[_cell(row, out_dir) for row in own] for own in by_prompt.values()]
+    seeds, title = {tuple(row.seed for row in own) for own in by_prompt.values()}, ""
     if len(lines) == 1:
         title, labels = labels[0], []
         num_columns = math.ceil(len(lines[0]) ** 0.5)
         lines = [lines[0][index : index + num_columns] for index in range(0, len(lines[0]), num_columns)]
     columns = [""] * max(map(len, lines))
+    if labels and len(seeds) == 1:
+        columns = [f"seed {seed}" for seed in seeds.pop()]
     sheet = Sheet(title, columns, labels or [""] * len(lines), lines)
     write_image(render_png(sheet), out_dir / GRID_NAME)
     if not options.is_quiet:

@@ -200,12 +200,12 @@ def _lineage_lines(lineage: Lineage, place: str = "beside") -> Iterator[str]:
         yield "- The captions and the CLIP of the bridge are not recorded."
     if refined and refined.recipe:
         yield f"- Refined through the base's U-Net on {_source(refined.recipe)}."
-        yield from (f"- {name}: {number:,}" for name, number in refined.counts.items())
+        yield from _counted("Refining", refined)
     if distilled and distilled.recipe:
         captions = _captions(distilled.recipe.distill.captions)
         source = f"captions {captions}" if captions else f"the captions of {_source(distilled.recipe)}"
         yield f"- Distilled into the base's own text encoder on {source}."
-        yield from (f"- {name}: {number:,}" for name, number in distilled.counts.items())
+        yield from _counted("Distilling", distilled)
     yield f"- All settings: {'' if place != 'beside' else '`recipe.toml` '}{place} this card."
 
 
@@ -219,7 +219,16 @@ def _bridge_lines(stage: Stage, recipe: Recipe, tuned: Stage | None) -> Iterator
     else:
         at = f" at commit `{clip.revision}`" if clip.revision else ""
         yield f"- CLIP: `{public_name(clip.name)}`{at}."
-    yield from (f"- {name}: {number:,}" for name, number in stage.counts.items())
+    yield from _counted("Bridge", stage)
+
+
+def _counted(what: str, stage: Stage) -> Iterator[str]:
+    """Say how many captions or images a stage was given."""
+    numbers = [
+        f"{number:,} {name.removeprefix('num_').replace('_', ' ')}" for name, number in stage.counts.items()
+    ]
+    if numbers:
+        yield f"- {what}: {', '.join(numbers)}."
 
 
 def _captions(file: str) -> str:
