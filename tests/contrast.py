@@ -13,15 +13,21 @@ MEASURE = """() => {
     const below = element.parentElement ? behind(element.parentElement) : [255, 255, 255];
     return over(parse(getComputedStyle(element).backgroundColor), below);
   };
+  const ratio = both => (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
   const contrast = element => {
     const back = behind(element);
-    const both = [over(parse(getComputedStyle(element).color), back), back].map(luminance);
-    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+    return ratio([over(parse(getComputedStyle(element).color), back), back].map(luminance));
   };
   const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const text = texts.currentNode.textContent.trim(), element = texts.currentNode.parentElement;
     if (text && element.checkVisibility() && !element.closest("svg")) found.push([contrast(element), text]);
+  }
+  for (const field of document.querySelectorAll("[placeholder]:not([placeholder=''], :disabled)")) {
+    const { color, opacity } = getComputedStyle(field, "::placeholder"), back = behind(field);
+    const [r, g, b, alpha = 1] = parse(color);
+    const both = [over([r, g, b, alpha * opacity], back), back].map(luminance);
+    if (field.checkVisibility()) found.push([ratio(both), field.placeholder]);
   }
   return found;
 }"""
@@ -32,3 +38,14 @@ def faint_texts(page: Any) -> list[str]:
     measured = page.evaluate(MEASURE)
     assert measured, "the page shows no text"
     return [f"{contrast:.1f}: {text}" for contrast, text in measured if contrast < LEAST]
+
+
+def contrast_of(color: list[int], behind: list[int]) -> float:
+    """Contrast of two opaque colours, 0 to 255, by the same formula."""
+
+    def luminance(rgb: list[int]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(luminance, (color, behind)))
+    return (light + 0.05) / (dark + 0.05)

@@ -73,6 +73,7 @@ def test_texts_and_images_are_embedded_by_the_tuned_clip(openai_client, runs_dir
 
 def test_models_are_listed(openai_client):
     assert {"tiny/after", "flatland"} <= {model.id for model in openai_client.models.list()}
+    assert openai_client.models.retrieve("tiny/before").description == "CLIP before fine-tuning"
 
 
 def test_every_listed_model_is_retrieved_by_its_name(openai_client):

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from browser import until, view
-from contrast import faint_texts
+from contrast import contrast_of, faint_texts
 from helpers import image_request
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${alert(3)} & a dog"
@@ -150,6 +150,7 @@ def test_a_hostile_caption_stays_text_everywhere(page, service):
     view(page, "gallery")
     page.wait_for_selector("#gallery-images button")
     assert page.inner_text("#gallery-images .hint") == HOSTILE
+    assert page.locator("#gallery-images .hint").nth(1).inner_text() == "tiny/after · seed 0"
     page.click("#gallery-images button")
     assert page.inner_text("#detail-prompt") == HOSTILE
     page.click("#detail-use")
@@ -183,6 +184,53 @@ def test_every_text_stands_out_in_light_and_in_dark(page):
         for name in VIEWS:
             view(page, name)
             assert faint_texts(page) == []
+
+
+def test_edges_of_fields_stand_out_in_light_and_in_dark(page):
+    """WCAG 2.2, 1.4.11: 3 to 1 against what is around a field."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        edge, around = page.evaluate(
+            "[getComputedStyle(document.getElementById('seed')).borderTopColor,"
+            " getComputedStyle(document.body).backgroundColor]"
+            ".map(color => color.match(/\\d+/g).map(Number))"
+        )
+        assert contrast_of(edge, around) >= 3
+
+
+def test_the_button_stays_in_sight_below_a_long_form(page):
+    for name in ("start-from", "models-part", "more"):
+        page.click(f"#{name} summary")
+    page.focus("#prompt")
+    page.evaluate("scrollTo(0, 0)")
+    box, height = page.locator("#submit").bounding_box(), page.viewport_size["height"]
+    assert box["y"] + box["height"] <= height
+    page.focus("#clip-skip")
+    field = page.locator("#clip-skip").bounding_box()
+    assert field["y"] + field["height"] <= page.locator("#submit").bounding_box()["y"]
+
+
+def test_a_refused_field_is_named_as_on_the_page(page):
+    page.fill("#steps", "9999")
+    until(page, "document.getElementById('estimate').textContent.startsWith('Steps: ')")
+    assert "warn" in page.get_attribute("#estimate", "class")
+    page.fill("#steps", "3")
+    until(page, "document.getElementById('estimate').textContent === '1 image'")
+    assert "warn" not in page.get_attribute("#estimate", "class")
+
+
+def test_models_and_images_say_what_they_are(page):
+    assert page.inner_text("#model-what") == "CLIP after fine-tuning"
+    generate(page)
+    is_done(page, 1)
+    page.click("#images button")
+    until(page, "document.querySelector('[data-name=Size]').textContent === '64 × 64'")
+    close = page.locator("#detail .close")
+    ground = close.evaluate("button => getComputedStyle(button).backgroundColor")
+    assert ground == page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.evaluate("document.getElementById('detail').scrollTop = 1000")
+    close.click()
+    assert not page.locator("#detail").is_visible()
 
 
 def test_everything_has_a_name_for_a_screen_reader(page):

@@ -10,6 +10,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 
 from clipgraft.errors import DataError
+from clipgraft.generation.contact_sheet import VARIANT_LABELS
 from clipgraft.scheduler_recipes import SCHEDULERS
 from clipgraft.studio.answers import answers
 from clipgraft.studio.catalog import UnknownModelError
@@ -77,7 +78,11 @@ def _model_rows(service: Service) -> dict[str, dict[str, Any]]:
     return {
         name: {"id": name, "object": "model", "created": 0, "owned_by": "clipgraft", "does": what}
         | (
-            {**asdict(models[name][0].defaults), "width": models[name][0].text_width}
+            {
+                **asdict(models[name][0].defaults),
+                "width": models[name][0].text_width,
+                "description": VARIANT_LABELS.get(name.split("/")[-1], ""),
+            }
             if name in models
             else {}
         )

@@ -78,7 +78,10 @@ async function read(response) {
   throw new ApiError(sentence(message) + (wait && response.status === 429 ? ` Try again in ${wait} s.` : ""));
 }
 
+const FIELDS = { num_inference_steps: "Steps", num_images_per_prompt: "Images" };
+
+/** A message of the server as a sentence; a field is named as on the page. */
 function sentence(text) {
-  const trimmed = text.trim();
+  const trimmed = text.trim().replace(/^[a-z]+(_[a-z]+)+(?=:)/, (name) => FIELDS[name] || name.replaceAll("_", " "));
   return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.?!]$/.test(trimmed) ? "" : ".");
 }

@@ -60,6 +60,7 @@ async function fetchPage() {
 
 function tile(image) {
   return element("li", { "data-image": image.id }, frame(image, openDetail), element("p.hint", {}, image.settings.prompt),
+    element("p.hint", {}, `${image.model} · seed ${image.settings.seed}`),
     ...(kindOf(image.settings) ? [element("p.hint.kind", {}, kindOf(image.settings))] : []));
 }
 
@@ -72,13 +73,16 @@ export function openDetail(image) {
   const rows = {
     Model: image.model, "Negative prompt": settings.negative_prompt, Seed: settings.seed, Steps: settings.num_inference_steps,
     "Guidance scale": settings.guidance_scale, Sampler: samplerName(settings.scheduler),
-    Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : "default",
+    Size: settings.width && settings.height ? `${settings.width} × ${settings.height}` : " ",
     "Initial image": settings.init_image ? `strength ${settings.strength}${settings.mask_image ? ", within a mask" : ""}` : "",
     LoRAs: named(settings.loras), ControlNets: named(settings.controls), "IP-Adapters": named(settings.ip_adapters), Embeddings: named(settings.embeddings),
     Time: image.seconds ? `${image.seconds.toFixed(1)} s` : "", Notes: image.notes.join(" "),
   };
   $("detail-settings").replaceChildren(...Object.entries(rows).filter(([, value]) => value !== "" && value !== undefined)
-    .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
+    .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { "data-name": name }, String(value)))));
+  $("detail-image").onload = ({ target }) => {
+    $("detail-settings").querySelector("[data-name=Size]").textContent = `${target.naturalWidth} × ${target.naturalHeight}`;
+  };
   showDownloads();
   if (!$("detail").open) $("detail").showModal();
 }

@@ -11,6 +11,7 @@ const MILLISECONDS_BETWEEN_ASKS = 2000;
 let current = null;
 let stream = null;
 let shown = "";
+let pace = null;
 
 export function setUp() {
   $("settings").addEventListener("submit", (event) => { event.preventDefault(); begin(); });
@@ -84,9 +85,16 @@ function show(job) {
   if (focused) document.querySelector(`[data-image="${focused}"] button`)?.focus();
 }
 
+/** Time left at the pace since the first step that was seen, as loading takes none of the others'. */
+function timeLeft({ id, step, steps }) {
+  if (step && pace?.id !== id) pace = { id, step, time: performance.now() };
+  const done = step && step - pace.step;
+  return done > 1 ? `, ${Math.ceil((performance.now() - pace.time) / done * (steps - step) / 1000)} s left` : "";
+}
+
 function describe(job) {
   if (job.state === "queued") return job.images_before ? `Waiting, ${counted(job.images_before)} before yours` : "Waiting";
-  if (job.state === "running") return `Generating, step ${job.step} of ${job.steps}`;
+  if (job.state === "running") return `Generating, step ${job.step} of ${job.steps}${timeLeft(job)}`;
   if (job.state !== "done") return job.state === "failed" ? `Failed: ${job.error}` : WHY[job.state];
   const failed = job.images.filter((one) => one.state !== "ok").length;
   const seconds = (job.ended - job.started).toFixed(1);

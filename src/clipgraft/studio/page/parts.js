@@ -199,7 +199,7 @@ function fits({ width, words }) {
 }
 
 function described(one) {
-  const words = one.words && one.words.join() !== one.name ? ` (${one.words.join(", ")})` : "";
+  const words = one.words && one.words.join() !== one.name.split("/").at(-1) ? ` (${one.words.join(", ")})` : "";
   return one.name + words + (fits(one) ? "" : " (for another base)");
 }
 

@@ -38,6 +38,6 @@ function column(run, rows, title) {
     element("div.frame", {}, element("img", {
       src: `/v1/search/${encodeURIComponent(run)}/${image}`, alt: captions[0], title: captions.join("\n"), loading: "lazy",
     })),
-    element("p.hint", {}, element("span", {}, `${rank + 1}`), element("span", { title: "cosine" }, score.toFixed(3)))));
+    element("p.hint", {}, element("span", {}, `${rank + 1}`), element("span", {}, `cosine ${score.toFixed(3)}`))));
   return element("div", {}, element("h2", {}, title), element("ol", {}, ...items));
 }

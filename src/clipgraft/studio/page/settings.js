@@ -34,7 +34,7 @@ export async function setUp() {
   }
   couple("steps");
   couple("guidance");
-  $("model").addEventListener("change", () => { suggestDefaults(); readPrompt(); });
+  $("model").addEventListener("change", () => { suggestDefaults(); readPrompt(); describeModel(); });
   $("prompt").addEventListener("input", readPromptSoon);
   for (const id of ["prompt-syntax", "long-prompts"]) $(id).addEventListener("change", readPrompt);
   $("settings").addEventListener("input", estimateSoon);
@@ -64,12 +64,17 @@ async function loadModels() {
   $("vae").textContent = `VAE: ${answer.vae}, in place of the model's own`;
   options($("model"), models.map((row) => [row.id, row.id]), chosen);
   const compared = comparable(answer.default);
-  $("compared-models").replaceChildren(...models.map(({ id }) => {
+  $("compared-models").replaceChildren(...models.map(({ id, description }) => {
     const box = element("input", { type: "checkbox", value: id, checked: compared.includes(id), name: "compared" });
-    return element("label", {}, box, id);
+    return element("label", {}, box, element("span", {}, `${id} `, element("small", {}, description)));
   }));
   suggestDefaults();
+  describeModel();
   return answer;
+}
+
+function describeModel() {
+  $("model-what").textContent = models.find(({ id }) => id === $("model").value)?.description ?? "";
 }
 
 export function setMode(name) {
@@ -125,6 +130,7 @@ export function fill(settings, model) {
   $("clip-skip").value = settings.clip_skip || 0;
   $("dynamic-prompts").checked = false;  // the prompt is one that was drawn
   if (models.some((row) => row.id === model)) $("model").value = model;
+  describeModel();
   readPrompt();
   attempt(() => parts.fill(settings));
   announce("Settings loaded.");
@@ -189,17 +195,20 @@ async function readPrompt() {
 }
 
 async function estimate() {
+  if (!models.length) return;  // they are on their way
   const changing = mode === "grid" ? [$("row-axis").value, $("column-axis").value] : [];
   for (const [name, id] of [["seed", "seed"], ["steps", "steps"], ["guidance_scale", "guidance"]]) {
     $(id).disabled = changing.includes(name);  // set by an axis
     if ($(`${id}-slider`)) $(`${id}-slider`).disabled = $(id).disabled;
   }
   let text = "";
+  $("estimate").classList.remove("warn");
   try {
     const { num_images: count, images_before: before, training } = await post("/v1/estimates", request());
     text = counted(count) + (before ? `, ${counted(before)} before yours` : "") + (training ? `, after training ${training}` : "");
   } catch (error) {
     text = error.message;
+    $("estimate").classList.add("warn");
   }
   $("estimate").textContent = text;
 }

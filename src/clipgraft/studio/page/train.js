@@ -38,7 +38,7 @@ async function toggle() {
   open(opening);
   if (!opening) return;
   choices = await get("/v1/trainings");
-  options($("train-data"), choices.data.map((name) => [name, name || `${choices.data_folder} (the whole folder)`]), $("train-data").value);
+  options($("train-data"), choices.data.map((name) => [name, name || `${choices.data_folder} (the whole folder)`]), $("train-data").value || choices.data.find(Boolean));
   options($("train-recipe"), choices.recipes.map(({ name }) => [name, name || "default settings"]), "");
   options($("train-clip"), [["", ""], ...choices.clips.map((name) => [name, name])], "");
   options($("train-graft"), choices.grafts.map((name) => [name, name]), choices.grafts.at(-1));

@@ -4,7 +4,7 @@ import { announce, attempt, get } from "/page/api.js";
 import { $, element, svg } from "/page/dom.js";
 import * as train from "/page/train.js";
 
-const MAX_WIDTH = 832, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 34;
+const MAX_WIDTH = 832, LEFT = 48, RIGHT = 16, TOP = 28, BOTTOM = 50;
 const MAX_DOTS = 30;  // of epochs; more would hide the line
 const MILLISECONDS_BETWEEN_LOOKS = 2000;
 let chosen = "";
@@ -112,6 +112,7 @@ function chart(run) {
     root.append(svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
   }
   for (const tick of ticks(end)) root.append(svg("text", { x: x(tick), y: height - BOTTOM + 20, "text-anchor": "middle" }, String(tick)));
+  root.append(svg("text", { x: (LEFT + width - RIGHT) / 2, y: height - 6, "text-anchor": "middle" }, "optimizer step"));
   root.append(svg("text", { x: LEFT, y: 16, class: "batch-text" }, "batch loss"), svg("text", { x: LEFT + 84, y: 16, class: "mean-text" }, "epoch mean"));
   let pen = "M";
   const path = run.steps.map((step, index) => {
