@@ -101,7 +101,7 @@ def test_lengths_and_counts_far_from_the_median_are_found(tmp_path: Path) -> Non
     found = findings_of(dataset_of(tmp_path, captions))
     assert list(found) == ["long_captions", "short_captions", "many_captions"]
     assert found["long_captions"].summary == "1 caption of over 40 words (the median has 10)"
-    assert found["short_captions"].summary == "1 caption of under 2.5 words (the median has 10)"
+    assert found["short_captions"].summary == "1 caption of at most 2 words (the median has 10)"
     assert found["short_captions"].examples[0].text == "2 words: A dog"
     assert found["many_captions"].summary == "1 image with 5 captions or more (the median has 1)"
     assert [image.image_id for image in found["many_captions"].examples[0].images] == ["many.png"]

@@ -1,6 +1,7 @@
 """Lengths, flaws, repeats and languages of captions, found in one pass."""
 
 import heapq
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -142,8 +143,8 @@ class CaptionCheck:
             "short": (self._shortest, lambda length: length * LENGTH_FACTOR < median),
         }
         bounds = {
-            "long": f"over {LENGTH_FACTOR * median:g}",
-            "short": f"under {median / LENGTH_FACTOR:g}",
+            "long": f"over {LENGTH_FACTOR * median:g} words",
+            "short": f"at most {number_of(math.ceil(median / LENGTH_FACTOR) - 1, 'word')}",
         }
         effects = {
             "long": f"CLIP reads {CONTEXT_LENGTH} tokens at most, and the rest is cut",
@@ -156,7 +157,7 @@ class CaptionCheck:
                     for odd in sorted(kept, reverse=True)
                     if is_odd(abs(odd.size))
                 ]
-                summary = f"{number_of(count, 'caption')} of {bounds[kind]} words (the median has {median:g})"
+                summary = f"{number_of(count, 'caption')} of {bounds[kind]} (the median has {median:g})"
                 yield Finding(f"{kind}_captions", summary, effects[kind], count, tuple(examples))
 
     def _odd_counts(self) -> Iterator[Finding]:

@@ -78,7 +78,7 @@ function showRun(run, training) {
   shownFor = look;
   const parts = [element("div", {}, element("h2", {}, run.name), element("p.hint", {}, facts.filter(Boolean).join(" · ")))];
   if (training) parts.push(train.panel(training, refresh, isOutputOpen));
-  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, "No training steps logged."));
+  parts.push(run.steps.length ? chart(run) : element("p.hint", {}, ["waiting", "running"].includes(training?.state) ? "No training step yet." : "No training step was logged."));
   for (const problem of run.problems) parts.push(element("p.hint.warn", {}, problem));
   if (run.has_report) parts.push(reportOf(run));
   $("run").replaceChildren(...parts);
