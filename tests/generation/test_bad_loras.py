@@ -31,6 +31,7 @@ def pair(name, rank=2, size=(8, 24), ending=".weight"):
         (pair(LAYER) | {f"{LAYER}.dora_scale": torch.zeros(8, 1)}, "is a DoRA"),
         (pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "is a LoRA for SDXL"),
         ({"emb_params": torch.zeros(2, 24)}, "is an embedding; name it with --embedding"),
+        ({"base_model.model.to_k.lora_A.weight": torch.zeros(2, 2)}, "neither kohya's nor diffusers' names"),
         ({"model.diffusion_model.out.2.bias": torch.zeros(2)}, r"has 1 key \(model\.diffusion_model"),
         (pair(LAYER) | {"noise": torch.zeros(2), f"{LAYER}.diff": torch.zeros(2)}, r"has 2 keys \(.*noise"),
         ({f"{LAYER}.alpha": torch.tensor(1.0)}, "is damaged: unet.* has no down weights"),

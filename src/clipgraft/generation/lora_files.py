@@ -129,7 +129,10 @@ def read_lora(path: Path) -> LoraFile:
         else:
             unknown.append(key)
     if unknown:
-        raise CheckpointError(f"{path} has {_listed(unknown, 'key')} that no LoRA has; take another file")
+        raise CheckpointError(
+            f"{path} has {_listed(unknown, 'key')} in neither kohya's nor diffusers' names of Stable "
+            "Diffusion 1; convert it to one of them, or take another file"
+        )
     if not any(parts.values()):
         raise CheckpointError(f"{path} is no LoRA: it holds no weights; take another file")
     updates = {
