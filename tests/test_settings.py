@@ -5,8 +5,9 @@ from typing import Annotated
 import pytest
 
 from clipgraft.errors import UserError
+from clipgraft.sampling_params import SamplingParams
 from clipgraft.section import Like, Section
-from clipgraft.settings import BridgeSettings
+from clipgraft.settings import BridgeSettings, EvaluateSettings
 
 
 def test_fields_are_changed_by_name():
@@ -27,6 +28,14 @@ def test_a_wrong_field_or_value_is_named(values, message):
     with pytest.raises(UserError) as caught:
         BridgeSettings().updated(values)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, EvaluateSettings])
+def test_a_prompt_has_no_more_images_than_a_list_holds(kind):
+    kind.build({"num_images_per_prompt": 10_000})
+    message = "'num_images_per_prompt': input should be less than or equal to 10000; got 100000000"
+    with pytest.raises(UserError, match=message):
+        kind.build({"num_images_per_prompt": 10**8})
 
 
 class Named(Section):

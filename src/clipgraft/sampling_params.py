@@ -16,6 +16,7 @@ from clipgraft.section import (
     Guidance,
     LocalPath,
     ModelName,
+    NumSeeds,
     OptionalModel,
     OptionalPath,
     PromptSyntax,
@@ -56,7 +57,7 @@ class TextToImageParams(Section):
     """Text to steer away from."""
     seed: Annotated[Seed, BeforeValidator(random_seed)] = 0
     """Of a prompt's first image; the next ones count up. -1 or "random": drawn once, and recorded."""
-    num_images_per_prompt: Count = 1
+    num_images_per_prompt: NumSeeds = 1
     num_inference_steps: Steps | None = None
     """None = the base's default, for guidance_scale too."""
     guidance_scale: Guidance | None = None

@@ -93,6 +93,9 @@ MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+MAX_SEEDS = 10_000
+"""Of one prompt; more than anyone generates (a guess), and a list in memory."""
+NumSeeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 MAX_GUIDANCE_SCALE = 100
 """Far beyond what gives images (some 30), far below what gives NaN."""

@@ -15,6 +15,7 @@ from clipgraft.section import (
     MixedPrecision,
     ModelName,
     NotNegative,
+    NumSeeds,
     Positive,
     Rank,
     ResizeMode,
@@ -285,7 +286,7 @@ class EvaluateSettings(TextToImageParams):
     num_prompts: Every = 0
     """First n of each set: held-out captions, flatland's 240 prompts (and n / 2 of its 120 composed ones),
     `prompts`; 0 = no evaluation."""
-    num_images_per_prompt: Count = 1
+    num_images_per_prompt: NumSeeds = 1
     """2 or more also measure the diversity between seeds."""
     prompts: LocalPath = ""
     """Text file with one prompt per line, unlike the training captions: shows forgetting."""

@@ -19,6 +19,7 @@ from clipgraft.generation.requests import ImageRequest, image_requests, with_cha
 from clipgraft.runs.run import GRAFT_NAMES
 from clipgraft.sampling_params import SamplingParams
 from clipgraft.scheduler_recipes import scheduler_name
+from clipgraft.section import MAX_SEEDS
 
 FLAGS = {"guidance": "guidance_scale", "steps": "num_inference_steps", "lora": "loras"}
 """Parameters that an axis may call by a shorter name."""
@@ -27,7 +28,6 @@ COST_ORDER = ("graft", "loras", "scheduler", "num_inference_steps", "guidance_sc
 """From outside to inside: neighbours with the same parameters share batches."""
 LABELS = {"guidance_scale": "guidance", "num_inference_steps": "steps", "loras": "LoRA"}
 GRID_NAME, PAGE_NAME = "grid.png", "grid.html"
-MAX_SEEDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
