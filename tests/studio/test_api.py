@@ -55,9 +55,11 @@ def test_a_grid_is_counted_before_it_is_generated(client):
     assert cells == [(1, 1), (1, 2.5), (1, 4), (2, 1), (2, 2.5), (2, 4)]
 
 
-def test_without_a_seed_a_random_one_is_used_and_told(client):
-    seeds = {generate(client, seed=None, steps=1)["images"][0]["settings"]["seed"] for _ in range(2)}
+@pytest.mark.parametrize("seed", [None, -1, "random"])
+def test_without_a_seed_a_random_one_is_used_and_told(client, seed):
+    seeds = {generate(client, seed=seed, steps=1)["images"][0]["settings"]["seed"] for _ in range(2)}
     assert len(seeds) == 2
+    assert all(0 <= each < 2**32 for each in seeds)
 
 
 @pytest.mark.integration

@@ -25,7 +25,7 @@ BODIES = [
 BAD = {
     "prompt": [None, 1, True, [], {}, ["a"], "x" * 1_000_000, "\ud800", 1.5, "x" * 4001],
     "negative_prompt": [None, 1, True, [], {}, "x" * 4001, "\udfff", 0.0, ["a"], {"a": 1}],
-    "seed": [-1, 2**64, 1.5, "1", True, [], {}, float("nan"), float("inf"), 10**400],
+    "seed": [-2, 2**64, 1.5, "1", True, [], {}, float("nan"), float("inf"), 10**400],
     "steps": [0, -1, 1001, 151, 2.5, "3", True, [], float("nan"), 10**30],
     "guidance_scale": [0, -1, 0.99, 101, "2", [], {}, float("nan"), float("inf"), True],
     "scheduler": [None, "", "nope", 1, [], {}, "DPM+++", "x" * 1000, True, "dpm++\0"],

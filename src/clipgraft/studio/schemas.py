@@ -12,7 +12,17 @@ from clipgraft.errors import UserError
 from clipgraft.generation.requests import RENAMED, ImageRequest, image_requests
 from clipgraft.models.defaults import SamplingDefaults
 from clipgraft.sampling_params import PromptParams, TextToImageParams
-from clipgraft.section import FROM_LIST, PIXELS_PER_LATENT, Count, Every, Like, Positive, Section, Seed
+from clipgraft.section import (
+    FROM_LIST,
+    PIXELS_PER_LATENT,
+    Count,
+    Every,
+    Like,
+    Positive,
+    Section,
+    Seed,
+    random_seed,
+)
 from clipgraft.studio.image_files import FILE_QUALITY
 from clipgraft.studio.named_files import NamedFiles, NamedParams
 
@@ -85,8 +95,8 @@ class BoundedParams(NamedParams, TextToImageParams, PromptParams):
     """Sampling parameters within the API's bounds; `steps` and `num_images` are earlier names."""
 
     negative_prompt: Text = ""
-    seed: Seed | None = None  # type: ignore[assignment]  # only here may it be missing
-    """Of the first image, the next ones count up; random if missing."""
+    seed: Annotated[Seed | None, BeforeValidator(random_seed)] = None  # type: ignore[assignment]
+    """Of the first image, the next ones count up; random if missing, or -1."""
     num_images_per_prompt: Annotated[int, Field(ge=1, le=LIMITS.max_images_per_job)] = 1
     num_inference_steps: Steps | None = None
     height: Side = 0
