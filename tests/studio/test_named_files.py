@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
@@ -154,6 +154,14 @@ def test_an_upload_is_kept_by_its_sum_and_sent_back_as_pixels(client, ids):
     assert b"secret" not in sent
     assert "is no image" in refused(client.post("/v1/uploads", content=b"no", headers=PNG), 422)
     assert "no uploaded image" in refused(client.get(f"/v1/uploads/{'0' * 64}.png"), 404)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_phones_avif_is_uploaded_like_other_images(client):
+    file = io.BytesIO()
+    Image.new("RGB", (80, 64), "green").save(file, "AVIF")
+    answer = client.post("/v1/uploads", content=file.getvalue(), headers={"content-type": "image/avif"})
+    assert (answer.json()["width"], answer.json()["height"]) == (80, 64)
 
 
 BAD = {

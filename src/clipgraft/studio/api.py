@@ -258,6 +258,7 @@ def _run_routes(service: Service) -> APIRouter:
 def _page_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["studio"])
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", responses=answers("health"))
     def health() -> Any:
         """Whether the studio takes jobs, or why not; needs no token."""

@@ -31,7 +31,7 @@ COOKIE = "clipgraft_token"
 OPEN_PATHS = ("/health",)
 UPLOAD_PATHS = ("/v1/images/settings", "/v1/pictures/settings", "/v1/uploads")
 FORM_PATHS, FORM_TYPES = ("/v1/images/edits", "/v1/images/variations"), ("multipart/form-data",)
-UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp")
+UPLOAD_TYPES = tuple(f"image/{kind}" for kind in ("png", "jpeg", "webp", "avif", "heic", "heif"))
 BODY_TYPES = dict.fromkeys(UPLOAD_PATHS, UPLOAD_TYPES) | dict.fromkeys(FORM_PATHS, FORM_TYPES)
 """By path; of other paths JSON."""
 OWN_SITES = ("same-origin", "none")

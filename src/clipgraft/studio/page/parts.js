@@ -204,7 +204,7 @@ function described(one) {
 }
 
 function rowImage(node, title, uploadId) {
-  const input = element("input.unseen", { type: "file", accept: "image/png,image/jpeg,image/webp", "aria-label": `${title}: image` });
+  const input = element("input.unseen", { type: "file", accept: "image/png,image/jpeg,image/webp,image/avif,image/heic", "aria-label": `${title}: image` });
   const shown = element("img", { alt: "", hidden: true });
   const text = element("span", {}, "Choose or drop its image");
   const area = element("label.drop.small", {}, input, shown, text);
