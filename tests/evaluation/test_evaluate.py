@@ -71,6 +71,24 @@ def test_variants_have_no_reserved_names(variants, message):
         evaluate(variants, "flatland", num_prompts=4)
 
 
+def test_folders_may_be_texts_and_begin_at_home(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog\na cat\n")
+    found = evaluate(
+        {"mine": str(run_dir / "bridge" / "graft"), "teacher": None},
+        str(run_dir.parent / "base"),
+        output_dir="~/scores",
+        scorer=load_clip(str(run_dir.parent / "clip")),
+        prompts=str(prompts),
+        num_prompts=2,
+        num_inference_steps=1,
+    )
+    assert json.loads((tmp_path / "scores" / "evaluation.json").read_text()) == json.loads(found.to_json())
+    assert {path.name for path in tmp_path.iterdir()} == {"scores", "prompts.txt"}
+
+
 def test_unknown_setting_names_the_nearest_one():
     with pytest.raises(UserError, match="unknown setting 'num_prompt'; did you mean 'num_prompts'"):
         evaluate({"teacher": None}, "flatland", num_prompt=4)

@@ -29,6 +29,14 @@ def graft_dir(encoder, clip, tmp_path):
     return tmp_path / "graft"
 
 
+def test_graft_is_written_to_and_read_from_the_home_folder(encoder, clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Graft(encoder, clip.tokenizer, BASE_RECORD).save_pretrained("~/graft")
+    assert [path.name for path in tmp_path.iterdir()] == ["graft"]
+    Graft.from_pretrained("~/graft")
+
+
 @pytest.fixture
 def input_ids(clip):
     """A caption, the empty prompt, and a caption of 77 tokens and more."""

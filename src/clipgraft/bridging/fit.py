@@ -183,7 +183,7 @@ def stage_output(
         with TemporaryDirectory(prefix="clipgraft-") as temporary:
             yield Path(temporary)
         return
-    place = Path(output_dir)
+    place = Path(output_dir).expanduser()
     with Run.begin(place, recipe, stage=stage, inputs=inputs, resume=resume, overwrite=overwrite) as run:
         yield run.path
 

@@ -22,7 +22,7 @@ from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.exporting import add_commands as add_exporting
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.imports import importing
-from clipgraft.cli.options import OnDamagedOption, OutOption, SafetyCheckerOption, SetOption
+from clipgraft.cli.options import OnDamagedOption, OutOption, SafetyCheckerOption, SetOption, in_home
 from clipgraft.cli.training import add_commands as add_training
 from clipgraft.console import forgiving_output, print_line, print_table, say
 from clipgraft.errors import UserError, is_user_error, one_line, printable
@@ -243,6 +243,10 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+for _registered in (*app.registered_commands, *data_app.registered_commands):
+    _registered.callback = _registered.callback and in_home(_registered.callback)
 
 
 def run_to_an_end(app: Callable[[], Any]) -> None:

@@ -46,11 +46,11 @@ OTHER_RUNS = ("log.jsonl", "clip", "graft", "finetune", "bridge")
 
 
 def evaluate(
-    variants: Mapping[str, Graft | Path | None],
+    variants: Mapping[str, Graft | str | Path | None],
     base: FrozenBase | str = "",
     data: CaptionDataset | DataSettings | None = None,
     *,
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     scorer: ClipParts | ModelSettings | None = None,
     clips: Mapping[str, ClipParts | ModelSettings] = MappingProxyType({}),
     device: str = "auto",
@@ -79,31 +79,31 @@ def evaluate(
     quiet_libraries()
     settings = (settings or EvaluateSettings(num_prompts=240)).updated(overrides)
     _refuse_no_prompts(settings)
-    variants = _teacher_first(variants)
+    given = _teacher_first(variants)
     if not scorer and not settings.scorer:
-        _refuse_flatlands_scorer(base or next((_base_of(own) for own in variants.values() if own), FLATLAND))
+        _refuse_flatlands_scorer(base or next((_base_of(own) for own in given.values() if own), FLATLAND))
     begun = time.monotonic()
     place, processes = _start_processes(device)
     with ExitStack() as stack, put_back(*_models(base, scorer, *clips.values())):
-        folder = output_dir or Path(stack.enter_context(TemporaryDirectory(prefix="clipgraft-")))
+        folder = Path(output_dir or stack.enter_context(TemporaryDirectory(prefix="clipgraft-"))).expanduser()
         caches = (folder, cache_dir() if output_dir else folder)
         store, shared = (FeatureStore(path / "features", processes) for path in caches)
         judge, scorer_name = _scorer(scorer, settings, place)  # first: a missing one is reported at once
         features = ClipFeatures(judge, "scorer", store, shared)
-        made = Variants(variants, settings, data, folder, processes)
+        made = Variants(given, settings, data, folder, processes)
         # Copies, as their precision changes and one loses its bridge for a while.
-        encoders = {name: deepcopy(own) if isinstance(own, Graft) else own for name, own in variants.items()}
+        encoders = {name: deepcopy(own) if isinstance(own, Graft) else own for name, own in given.items()}
         made.generate(load_generators(encoders, base=base, device=place.type))
         release_memory()  # of the base
-        tuned = [name for name, own in variants.items() if _is_tuned_from(own, scorer, settings)]
+        tuned = [name for name, own in given.items() if _is_tuned_from(own, scorer, settings)]
         loaded = {name: _load(clip, place) for name, clip in clips.items()}
         judges = {name: ClipFeatures(own, f"CLIP {name}", store, shared) for name, own in loaded.items()}
         measured = _measure(made, features, scorer_name, tuned, judges, store, processes)
         how = {"environment": describe_environment(place), "seconds": time.monotonic() - begun}
         evaluation = summarize_evaluation(measured).model_copy(update=how)
     if output_dir and processes.is_main_process:
-        write_bytes(output_dir / RESULT_NAME, evaluation.to_json().encode("utf-8"))
-        evaluation.short_metrics().save(output_dir)
+        write_bytes(folder / RESULT_NAME, evaluation.to_json().encode("utf-8"))
+        evaluation.short_metrics().save(folder)
     return evaluation
 
 
@@ -174,7 +174,7 @@ def _refuse_flatlands_scorer(base: FrozenBase | str) -> None:
         )
 
 
-def _teacher_first(variants: Mapping[str, Graft | Path | None]) -> dict[str, Graft | Path | None]:
+def _teacher_first(variants: Mapping[str, Graft | str | Path | None]) -> dict[str, Graft | Path | None]:
     """Return variants, the teacher first: others' states are compared with its own.
 
     Raises:
@@ -185,7 +185,10 @@ def _teacher_first(variants: Mapping[str, Graft | Path | None]) -> dict[str, Gra
             raise UserError(f"the base's own text encoder is the variant {TEACHER!r}; got {name!r}")
         if own is not None and name in RESERVED:
             raise UserError(f"variant {name!r}: that name is reserved for a floor or ceiling; choose another")
-    return dict(sorted(variants.items(), key=lambda variant: variant[1] is not None))
+    encoders = {
+        name: Path(own).expanduser() if isinstance(own, str | Path) else own for name, own in variants.items()
+    }
+    return dict(sorted(encoders.items(), key=lambda variant: variant[1] is not None))
 
 
 def name_grafts(folders: Sequence[Path]) -> dict[str, Path]:

@@ -60,7 +60,7 @@ def export(
             the format cannot hold the text encoder.
         CheckpointError: If the graft or its base is damaged, or the base is another one.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     _check_options(file_format, prompts, dtype, rank)
     if negative_prompt and file_format != "prompt-embeds":
         raise UserError(f"--negative-prompt is for --format prompt-embeds; {file_format} encodes none")
@@ -68,7 +68,7 @@ def export(
     _refuse_existing(out, file_format)
     quiet_libraries()
     if not isinstance(graft, Graft):
-        graft = Graft.from_pretrained(_encoder_folder(Path(graft)))
+        graft = Graft.from_pretrained(_encoder_folder(Path(graft).expanduser()))
     _check_kind(graft, file_format)
     if file_format == "checkpoint":
         file = build_checkpoint(graft, base, out.stem, DTYPES[dtype])

@@ -42,7 +42,7 @@ def push(exported: str | Path, name: str, *, public: bool = False) -> str:
     """
     if not HUB_ID.fullmatch(name):
         raise UserError(f"{name!r} is no repository; name it owner/name")
-    files = _files_of(Path(exported))
+    files = _files_of(Path(exported).expanduser())
     token = os.environ.get(TOKEN_VARIABLE)
     if not token:
         raise UserError(f"no token in {TOKEN_VARIABLE}; set it to one that may write to {name}")

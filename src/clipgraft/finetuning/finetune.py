@@ -130,7 +130,7 @@ def finetune(
             raise UserError("resume, preview_steps and report_to need an output_dir; name one")
         return _finetune(clip, data, recipe, objective, None, False)
     with Run.begin(
-        Path(output_dir),
+        Path(output_dir).expanduser(),
         recipe,
         stage="finetune",
         inputs=inputs,

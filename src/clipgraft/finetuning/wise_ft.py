@@ -103,7 +103,8 @@ def interpolate(
     clip = before._replace(model=model, image_processor=processor, origin=None)
     if output_dir is None:
         return _interpolate(clip, before.model, after.model, images, recipe.device, alpha)
-    with Run.begin(Path(output_dir), recipe, stage="interpolate", inputs=inputs, overwrite=overwrite) as run:
+    place = Path(output_dir).expanduser()
+    with Run.begin(place, recipe, stage="interpolate", inputs=inputs, overwrite=overwrite) as run:
         result = _interpolate(clip, before.model, after.model, images, recipe.device, alpha)
         save_clip(clip, run.path / "clip")
         result.save(run.path)

@@ -60,8 +60,9 @@ def load(
         CheckpointError: If it is damaged, or the graft was made for another base.
         UserError: If the device or engine is not there, or `offload` is asked for without a CUDA GPU.
     """
-    is_graft = (Path(graft_or_base) / BASE_RECORD).is_file()
-    encoders = {"graft": Path(graft_or_base) if is_graft else None}
+    folder = Path(graft_or_base).expanduser()
+    is_graft = (folder / BASE_RECORD).is_file()
+    encoders = {"graft": folder if is_graft else None}
     name = base if is_graft else str(graft_or_base)
     return next(load_generators(encoders, base=name, device=device, offload=offload, inference=inference))[1]
 

@@ -154,7 +154,7 @@ def save_image(image: GeneratedImage, path: str | Path) -> None:
     Raises:
         UserError: If it has another suffix, or the settings do not fit into a JPEG.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     suffix = path.suffix.lower().replace("jpeg", "jpg")
     image_format = next((name for name, each in SUFFIXES.items() if each == suffix), "")
     if not image_format:

@@ -245,12 +245,13 @@ class Graft:
             MissingFileError: If there is no such folder.
             CheckpointError: If it is not a graft, or a file or weight is missing, unknown or damaged.
         """
-        verify_graft(Path(folder))
-        return load_verified_graft(Path(folder))
+        folder = Path(folder).expanduser()
+        verify_graft(folder)
+        return load_verified_graft(folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write encoder, tokenizer, base record and lineage, atomically."""
-        with write_folder_atomically(Path(folder)) as temporary:
+        with write_folder_atomically(Path(folder).expanduser()) as temporary:
             self.text_encoder.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             for name, content in ((BASE_RECORD, self.base), (LINEAGE, self.lineage)):

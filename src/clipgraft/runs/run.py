@@ -83,13 +83,14 @@ class Run:
     path: Path
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
+    def open(cls, path: str | Path) -> "Run":
         """Return the run in an existing folder.
 
         Raises:
             MissingFileError: If there is no such folder.
             CheckpointError: If it is of another kind.
         """
+        path = Path(path).expanduser()
         if not path.exists():
             raise MissingFileError(f"run folder not found: {path}")
         if not is_run(path):
