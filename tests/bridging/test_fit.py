@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import tiny
-from clipgraft.bridging.corpus import load_captions
+from clipgraft.bridging.corpus import load_captions, split_captions
 from clipgraft.bridging.fit import BridgeResult, bridge_recipe, fit_bridge, warn_of_collapse
 from clipgraft.bridging.pairs import NUM_KEPT_PADDING, BridgeError, load_towers
 from clipgraft.config import Recipe, apply_overrides, load_recipe, parse_overrides
@@ -47,6 +47,19 @@ def recipe_of(world, *overrides, **paths):
     texts = [f"{key}={json.dumps(str(value))}" for key, value in names.items()]
     small = ["bridge.hidden_size=8", "bridge.num_epochs=1", "bridge.mixed_precision=no"]
     return apply_overrides(Recipe(), parse_overrides([*texts, *small, *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("photos/", "expected captions, or a dataset that load_dataset returns; got 'photos/'"),
+        (["a dog", "\ud83d"], r"captions are texts of whole characters; got '\\ud83d'"),
+        (["a dog", None], "captions are texts of whole characters; got None"),
+    ],
+)
+def test_what_is_no_list_of_captions_is_shown(given, message):
+    with pytest.raises(UserError, match=message):
+        split_captions(given)
 
 
 def test_a_bridge_is_fitted_to_a_text_file_without_any_image(world, tmp_path):

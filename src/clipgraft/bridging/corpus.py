@@ -9,6 +9,7 @@ from clipgraft.console import say
 from clipgraft.data.caption_words import chosen_words, holds_any
 from clipgraft.data.dataset import CaptionDataset, CaptionedImages, TrainingImages
 from clipgraft.data.formats import load_dataset, read_lines
+from clipgraft.data.raw import is_utf8
 from clipgraft.errors import UserError
 from clipgraft.section import GIVEN
 from clipgraft.settings import BridgeSettings
@@ -93,9 +94,17 @@ def split_captions(
 
     Of a source that is not in memory, at most `max_captions` are read to train on; 0 stands for
     `MAX_STREAMED_CAPTIONS` then, with a note.
+
+    Raises:
+        UserError: If what is given is neither a dataset nor captions.
     """
     if isinstance(given, CaptionDataset):
         return _first_captions(given.train, max_captions), list(dict.fromkeys(given.test.captions))
+    if isinstance(given, str):
+        raise UserError(f"expected captions, or a dataset that load_dataset returns; got {given[:80]!r}")
+    for text in given:
+        if not isinstance(text, str) or not is_utf8(text):
+            raise UserError(f"captions are texts of whole characters; got {repr(text)[:80]}")
     lines = list(dict.fromkeys(given))
     train = [line for index, line in enumerate(lines) if (index + 1) % HELD_OUT_EVERY]
     return train, lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
