@@ -43,7 +43,7 @@ class SourceSettings(Section):
     """Between a table's columns; empty: the one that its header fits."""
     caption_extension: str = ""
     """Of caption files beside images, such as `.caption`; empty: `.txt` or `.caption`."""
-    num_train_images: Every = 0
+    num_train_images: Annotated[int, Field(ge=0, le=10**12)] = 0
     """Images in an epoch of shards whose number is stated nowhere else; 0 = as counted."""
 
 

@@ -95,6 +95,12 @@ def test_weight_that_leaves_no_image_is_refused():
         mixed(0.01)
 
 
+@pytest.mark.parametrize("weight", [1e9, 1e300])
+def test_weight_of_more_images_than_can_be_ordered_is_refused(weight):
+    with pytest.raises(DataError, match=r"images, and 1,000,000,000 can be ordered; lower the weights"):
+        mixed(weight)
+
+
 @pytest.fixture
 def recipe(tmp_path):
     for name in ("one/photos", "two/photos"):

@@ -13,6 +13,9 @@ from clipgraft.errors import DataError, UserError
 from clipgraft.files import fingerprint
 from clipgraft.settings import FLATLAND8K, DataSettings, WeightedSource
 
+MAX_IMAGES = 10**9
+"""Of an epoch, whose order takes two bytes of memory an image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -49,6 +52,12 @@ class MixedImages:
                     f"{part.name} has {len(part.images):,} training images, and a weight of {part.weight:g} "
                     "leaves none of them to an epoch; raise it, or leave the source out"
                 )
+        num_images = sum(part.count for part in self.parts)
+        if num_images > MAX_IMAGES:
+            raise DataError(
+                f"an epoch of all sources has {num_images:,} images, and {MAX_IMAGES:,} can be ordered; "
+                "lower the weights"
+            )
 
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
