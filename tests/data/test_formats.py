@@ -338,11 +338,24 @@ def test_source_that_is_no_file_is_one_line(tmp_path, name, message):
 
 
 @pytest.mark.parametrize(
-    "pairs", [5, None, [1], [("a.jpg",)], [("a.jpg", 3)], [("a.jpg", ["x", 3])], [(3, "x")], [[]]]
+    "pairs",
+    [
+        *(5, None, [1], [("a.jpg",)], [("a.jpg", 3)], [("a.jpg", ["x", 3])], [(3, "x")], [[]]),
+        [("a.jpg", "\ud83d")],
+    ],
 )
 def test_what_is_no_pair_is_shown(pairs):
-    with pytest.raises(DataError, match="pairs of an image's path and its caption or captions; got "):
+    message = "pairs of an image's path and its caption or captions in whole characters; got "
+    with pytest.raises(DataError, match=message):
         load_dataset(pairs)
+
+
+def test_python_takes_tilde_for_the_home_folder(tmp_path, monkeypatch):
+    write(tmp_path / "photos", {"a.jpg": "", "a.txt": "A dog"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in ("~/photos", Path("~/photos"), [("~/photos/a.jpg", "A dog")]):
+        (image,) = load_dataset(source).images
+        assert image.file == tmp_path / "photos" / "a.jpg"
 
 
 def test_pairs_of_one_image_are_its_captions(tmp_path):

@@ -67,7 +67,7 @@ def load_dataset(
     else:
         given = DataSettings.build({"include_unsplit": include_unsplit, **settings})
     if isinstance(source, (str, Path)):
-        given = given.model_copy(update={"source": str(source)})
+        given = given.model_copy(update={"source": os.path.expanduser(source)})
     if given.sources:
         dataset = mix_sources(given, load_dataset)
     elif isinstance(source, (str, Path, DataSettings)):
@@ -189,13 +189,13 @@ def _captions_by_path(pairs: Any) -> dict[Path, list[str]]:
         if (
             not isinstance(path, str | Path)
             or not isinstance(captions, list | tuple)
-            or not all(isinstance(text, str) for text in captions)
+            or not all(isinstance(text, str) and is_utf8(text) for text in captions)
         ):
             raise DataError(
-                "expected a folder, or pairs of an image's path and its caption or captions; "
-                f"got {repr(pair)[:MAX_CHARACTERS]}"
+                "expected a folder, or pairs of an image's path and its caption or captions in whole "
+                f"characters; got {repr(pair)[:MAX_CHARACTERS]}"
             )
-        found.setdefault(Path(path).absolute(), []).extend(captions)
+        found.setdefault(Path(path).expanduser().absolute(), []).extend(captions)
     if not found:
         raise DataError("no image with a caption remains: no pair of a path and captions was given")
     return found
