@@ -35,7 +35,11 @@ from clipgraft.bridging.fit import linear_bridge  # noqa: E402
 from clipgraft.bridging.pairs import load_towers  # noqa: E402
 from clipgraft.bridging.refine import build_objective  # noqa: E402
 from clipgraft.config import BridgeSettings, Recipe, apply_overrides  # noqa: E402
-from clipgraft.device import describe_environment  # noqa: E402
+from clipgraft.device import (  # noqa: E402
+    PRECISION_DTYPES,
+    choose_mixed_precision,
+    describe_environment,
+)
 from clipgraft.models.base import FrozenBase  # noqa: E402
 from clipgraft.models.bridge import Bridge  # noqa: E402
 from clipgraft.models.clip import load_clip  # noqa: E402
@@ -50,6 +54,7 @@ RESULT = REPOSITORY / "benchmarks" / "results" / "bridge.json"
 FLICKR8K = REPOSITORY.parent / "shared" / "flickr8k" / "Flickr8k.token.txt"
 WIDTH, BASE_WIDTH = 512, 768
 REPEATS = 5
+PRECISION = choose_mixed_precision("auto", torch.device("cpu"))
 FEW = (25, 100, 1000)
 NUM_CAPTIONS = 40_460
 """All of Flickr8k's."""
@@ -126,30 +131,50 @@ def fit(work: Path, count: int, flickr8k: Path) -> dict[str, float]:
 
 
 def refine(work: Path) -> dict[str, Any]:
-    """A step without gradient checkpointing, and with the latents encoded in it."""
-    found = in_a_process("refine_step", work, 0, FLICKR8K)
-    print(found)
-    return found
+    """A step, also with the latents encoded in it, and with activations computed again."""
+    found = {name: in_a_process(name, work, 0, FLICKR8K) for name in ("refine_step", "recomputed_step")}
+    return found["refine_step"] | {"gradient_checkpointing": found["recomputed_step"]}
+
+
+def recomputed_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
+    """Time steps of one picture with `refine.gradient_checkpointing`; their memory."""
+    _, stepper, batch = prepare_step(work, gradient_checkpointing=True)
+    forget_peak()
+    stepper([batch], 1e-4)
+    seconds = []
+    for _ in range(REPEATS):
+        begun = time.process_time()
+        stepper([batch], 1e-4)
+        seconds.append((time.process_time() - begun) / torch.get_num_threads())
+    return {"peak_bytes_of_steps": peak_bytes(), "seconds": statistics.median(seconds)}
+
+
+def prepare_step(
+    work: Path, *, gradient_checkpointing: bool
+) -> tuple[FrozenBase, TrainStep, dict[str, torch.Tensor]]:
+    """Return the base, a step in what "auto" is on this CPU, and a batch of one picture."""
+    graft = Graft.from_pretrained(work / "graft")
+    parts = ("unet", "scheduler", "tokenizer", "text_encoder")
+    base = FrozenBase.load(str(work / "sd15"), dtype=PRECISION_DTYPES[PRECISION], components=parts)
+    settings = Recipe().refine.updated({"gradient_checkpointing": gradient_checkpointing})
+    objective = build_objective(graft, base, settings)
+    stepper = TrainStep(objective, OptimConfig(learning_rate=1e-4, mixed_precision=PRECISION))
+    return base, stepper, {"latents": torch.randn(1, 4, 64, 64), "input_ids": prompt_ids(base.tokenizer)}
 
 
 def refine_step(work: Path, _count: int, _flickr8k: Path) -> dict[str, Any]:
-    """Time steps of one picture in bfloat16; memory of loading, and of steps with cached latents."""
-    graft = Graft.from_pretrained(work / "graft")
-    parts = ("unet", "scheduler", "tokenizer", "text_encoder")
-    base = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16, components=parts)
-    objective = build_objective(graft, base, Recipe().refine)
+    """Time steps of one picture; memory of loading, and of steps with cached latents."""
+    base, stepper, batch = prepare_step(work, gradient_checkpointing=False)
     sums = [module_sha256(base.unet)]
     loading = peak_bytes()
     forget_peak()
-    stepper = TrainStep(objective, OptimConfig(learning_rate=1e-4, mixed_precision="bf16"))
-    ids = prompt_ids(base.tokenizer)
-    batch = {"latents": torch.randn(1, 4, 64, 64), "input_ids": ids}
     with FlopCounterMode(display=False) as counter:
         stepper([batch], 1e-4)
     stepper([batch], 1e-4)
     flops, peak_memory = counter.get_total_flops(), peak_bytes()
-    pixels = torch.rand(1, 3, 512, 512).mul(2).sub(1).bfloat16()
-    base.vae = FrozenBase.load(str(work / "sd15"), dtype=torch.bfloat16, components=("vae",)).vae
+    dtype = PRECISION_DTYPES[PRECISION]
+    pixels = torch.rand(1, 3, 512, 512, dtype=dtype).mul(2).sub(1)
+    base.vae = FrozenBase.load(str(work / "sd15"), dtype=dtype, components=("vae",)).vae
     sums.append(module_sha256(base.vae))
 
     def encoded() -> dict[str, torch.Tensor]:
@@ -181,8 +206,8 @@ def prompt_ids(tokenizer: Any) -> torch.Tensor:
 
 
 def peak_flops() -> float:
-    """Operations a second of a large bfloat16 product on all threads, the best of a few."""
-    matrix = torch.ones(4096, 4096, dtype=torch.bfloat16)
+    """Operations a second of a large matrix product on all threads, the best of a few."""
+    matrix = torch.ones(4096, 4096, dtype=PRECISION_DTYPES[PRECISION])
     seconds = []
     for _ in range(3):
         begun = time.process_time()
@@ -217,7 +242,8 @@ def write_checkpoints(work: Path, flickr8k: Path) -> None:
     bridge = Bridge(WIDTH, BASE_WIDTH, 1024, num_maps=3, num_positions=77)
     empty, eos = torch.zeros(77, BASE_WIDTH), clip.tokenizer.eos_token_id
     encoder = GraftedTextEncoder.graft(clip.model.text_model, bridge, empty, eos)
-    Graft(encoder, clip.tokenizer, BaseRecord(name="", revision="", sums={})).save_pretrained(work / "graft")
+    record = BaseRecord(name="sd15", revision="", sums={})
+    Graft(encoder, clip.tokenizer, record).save_pretrained(work / "graft")
     (work / "ready").touch()
 
 
@@ -248,6 +274,8 @@ def update_result(section: str, found: dict[str, Any], num_captions: int) -> Non
     if section == "closed_form" and num_captions != NUM_CAPTIONS:
         command += f" --captions {num_captions}"
     environment = describe_environment(torch.device("cpu")) | {"command": command}
+    if section == "refine" and PRECISION == "no":
+        section = "refine_float32"
     result[section] = found | {"environment": environment}
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -259,10 +287,10 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=NUM_CAPTIONS)
     parser.add_argument("--flickr8k", type=Path, default=FLICKR8K)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_bridge"))
-    parser.add_argument("--child", choices=("fit", "refine_step"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("fit", "refine_step", "recomputed_step"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        function = {"fit": fit, "refine_step": refine_step}[options.child]
+        function = {"fit": fit, "refine_step": refine_step, "recomputed_step": recomputed_step}[options.child]
         found = function(options.work, options.captions, options.flickr8k)
         print(json.dumps({**found, "peak_bytes": peak_bytes()}))
         return
