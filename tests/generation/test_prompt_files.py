@@ -72,14 +72,18 @@ def test_options_of_kohya_are_parameters(tmp_path):
     assert read(tmp_path, "p.txt", text) == [("a dog on a beach", expected)]
 
 
-def test_tables_have_a_column_of_prompts(tmp_path):
+def test_tables_have_a_column_of_prompts(tmp_path, capsys):
     parti = "Prompt\tCategory\tChallenge\tNote\na dog, running\tAnimals\tBasic\t\na cat\tAnimals\tStyle\tx\n"
     assert read(tmp_path, "PartiPrompts.tsv", parti) == [("a dog, running", {}), ("a cat", {})]
+    assert "columns that are no parameters are left out: category, challenge, note" in capsys.readouterr().err
     table = 'prompt,seed,negative_prompt\n"a dog, red",4,\n"a\ncat",,blurry\n'
     assert read(tmp_path, "p.csv", table) == [
         ("a dog, red", {"seed": 4}),
         ("a\ncat", {"negative_prompt": "blurry"}),
     ]
+    assert not capsys.readouterr().err
+    table = "prompt,dynamic_prompts\na {dog},TRUE\na {cat},false\n"
+    assert read(tmp_path, "p.csv", table) == [("a dog", {}), ("a {cat}", {})]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,7 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, name, text, encoding):
         ),
         ("p.txt", "a dog --s many", "line 1: setting 'num_inference_steps': input should be"),
         ("p.tsv", "text\tx\na dog\t1\n", "p.tsv has no column 'prompt'; its columns are 'text', 'x'"),
+        ("p.csv", "prompt,steps\na dog,3\n", "line 2: 'steps' is called 'num_inference_steps' now"),
         ("p.csv", "prompt,seed\na dog,-3\n", "line 2: setting 'seed': input should be"),
         ("p.json", '{"prompt": "a dog"}', "p.json"),
         ("p.json", '[\n"a dog",\n3]', "p.json, entry 2: prompt must be a text; got 3"),

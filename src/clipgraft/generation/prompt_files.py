@@ -34,7 +34,7 @@ KOHYA_NAMES = {
     **{"l": "guidance_scale", "ss": "scheduler"},
 }
 KOHYA_OPTION = re.compile(r"\s+--(?P<name>[a-z]{1,2})\s+")
-TABLE_NAMES = {"prompt", *SamplingParams.model_fields}
+TABLE_NAMES = {"prompt", *SamplingParams.model_fields, *RENAMED}
 TEXTS = ("prompt", "negative_prompt")
 """Which may be numbers, such as 1984."""
 
@@ -144,6 +144,8 @@ def _rows(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         longest = max(headers.values(), key=len)
         found = ", ".join(map(repr, longest)) or "none"
         raise DataError(f"{name} has no column 'prompt'; its columns are {found}")
+    if others := [column for column in headers[separator] if column and column not in TABLE_NAMES]:
+        say(f"{name}: columns that are no parameters are left out: {', '.join(others)}")
     for line, row in csv_rows(text, separator, headers[separator], name):
         known = {key: value.strip() for key, value in row.items() if key in TABLE_NAMES and value.strip()}
         yield line, {key: value if key in TEXTS else _value(value) for key, value in known.items()}
@@ -194,7 +196,9 @@ def _known(name: str, names: Mapping[str, str]) -> str:
 
 
 def _value(text: str) -> str | int | float:
-    """Return a number where a text is one."""
+    """Return a number or a bool where a text is one."""
+    if text.lower() in ("true", "false"):  # spreadsheets write TRUE
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)
