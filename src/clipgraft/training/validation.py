@@ -87,9 +87,10 @@ class ValidationHistory:
             OSError: If there is no space left; both files are unchanged.
         """
         metric = self.plan.best_metric
-        if metric and not isinstance(row.get(metric), int | float):
-            known = ", ".join(name for name, value in row.items() if isinstance(value, int | float))
-            raise UserError(f"best_metric {metric!r} is not measured; known here: {known}")
+        known = [name for name, value in row.items() if isinstance(value, int | float)]
+        known = [name for name in known if name not in ("step", "epoch")]
+        if metric and metric not in known:
+            raise UserError(f"best_metric {metric!r} is not measured; known here: {', '.join(known)}")
         self.rows.append(row)
         if weights is None:
             return
