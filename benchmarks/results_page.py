@@ -103,7 +103,8 @@ SECTIONS = {
         (
             Part("ridge", "Closed form against `numpy.linalg.lstsq`"),
             Part("closed_form", "Closed form over Flickr8k's captions"),
-            Part("refine", "A step of refining"),
+            Part("refine", "A step of refining in bfloat16"),
+            Part("refine_float32", "In float32"),
             Part("few_captions", "Error of the linear bridge by number of captions"),
         ),
     ),
