@@ -22,7 +22,7 @@ from clipgraft.cli.evaluating import add_commands as add_measuring
 from clipgraft.cli.exporting import add_commands as add_exporting
 from clipgraft.cli.generating import add_commands as add_drawing
 from clipgraft.cli.imports import importing
-from clipgraft.cli.options import OnDamagedOption, OutOption, SafetyCheckerOption, SetOption, in_home
+from clipgraft.cli.options import OnDamagedOption, OutOption, SafetyCheckerOption, SetOption
 from clipgraft.cli.training import add_commands as add_training
 from clipgraft.console import forgiving_output, print_line, print_table, say
 from clipgraft.errors import UserError, is_user_error, one_line, printable
@@ -245,10 +245,6 @@ def _options(
     pass
 
 
-for _registered in (*app.registered_commands, *data_app.registered_commands):
-    _registered.callback = _registered.callback and in_home(_registered.callback)
-
-
 def run_to_an_end(app: Callable[[], Any]) -> None:
     """Run an app that ends by `SystemExit`; print errors in one line.
 
@@ -363,4 +359,8 @@ def main() -> None:
     """Entry point of the command line."""
     # Before its import, else transformers advises on torchvision, which is not needed.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for number, word in enumerate(sys.argv):
+        option, _, value = word.partition("=")
+        if option.startswith("--") and value.startswith("~/"):  # shells leave it
+            sys.argv[number] = f"{option}={os.path.expanduser(value)}"
     run_to_an_end(app)

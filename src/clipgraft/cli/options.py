@@ -1,11 +1,10 @@
 """Options shared by several commands, and their panels in the help."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import copy
-from functools import wraps
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 
@@ -75,19 +74,3 @@ def by_panel(parameters: Iterable[Parameter]) -> list[Parameter]:
 
     found = [placed(each) if each.name in panel_of else each for each in parameters]
     return sorted(found, key=lambda each: order.index(each.name) if each.name in panel_of else -1)
-
-
-def in_home(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let `~` be the home folder in `--out=~/runs`, which shells leave."""
-
-    @wraps(command)
-    def run(**given: Any) -> Any:
-        return command(**{name: _expanded(value) for name, value in given.items()})
-
-    return run
-
-
-def _expanded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expanded(each) for each in value]
-    return value.expanduser() if isinstance(value, Path) else value
