@@ -114,7 +114,7 @@ def test_prompts_of_a_file_need_no_data(run_dir, tmp_path, capsys):
     assert [prompt["prompt"] for prompt in record["prompts"]] == ["A cat", "كلب على الشاطئ 🐶"]
     assert [each["name"] for each in record["prompt_sets"]] == ["prompts_file"]
     assert [column["name"] for column in record["variants"]][:2] == ["teacher", "bridge"]
-    assert "prompts from the file (2)" in capsys.readouterr().out
+    assert "prompts from the file, N = 2" in capsys.readouterr().out
 
 
 @pytest.mark.integration
