@@ -66,6 +66,7 @@ def folders(finished, world, tmp_path_factory):
     return made
 
 
+@pytest.mark.integration
 def test_every_kind_of_folder_is_told(folders):
     assert {name: kind_of(path) for name, path in folders.items()} == KINDS
 

@@ -230,6 +230,7 @@ def test_a_clip_of_no_finite_numbers_sees_no_word(world):
         find_new_words(clip, base, load_dataset(world["data"]), device="cpu")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("names", "value", "message"),
     [

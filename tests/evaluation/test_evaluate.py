@@ -71,6 +71,7 @@ def test_variants_have_no_reserved_names(variants, message):
         evaluate(variants, "flatland", num_prompts=4)
 
 
+@pytest.mark.integration
 def test_folders_may_be_texts_and_begin_at_home(run_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

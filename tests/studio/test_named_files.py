@@ -117,6 +117,7 @@ def test_an_image_equals_pythons_and_brings_its_settings_back(kind, client, mode
     assert np.array_equal(np.asarray(same), np.asarray(found))
 
 
+@pytest.mark.integration
 def test_guides_without_a_name_are_told_or_refused(client, models_dir, ids):
     sent, _ = named("guides", models_dir, ids)
     job = generate(client, models=["tiny/teacher"], **sent)
