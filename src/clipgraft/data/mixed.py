@@ -52,7 +52,7 @@ class MixedImages:
                     f"{part.name} has {len(part.images):,} training images, and a weight of {part.weight:g} "
                     "leaves none of them to an epoch; raise it, or leave the source out"
                 )
-        num_images = sum(part.count for part in self.parts)
+        num_images = sum(part.count for part in self.parts)  # `len` takes no more than sys.maxsize
         if num_images > MAX_IMAGES:
             raise DataError(
                 f"an epoch of all sources has {num_images:,} images, and {MAX_IMAGES:,} can be ordered; "

@@ -238,7 +238,7 @@ def denoising_objective(
     """Return a new U-Net with its text encoder, to be trained."""
     unet, teacher = build_unet(), build_teacher(tokenizer)
     if device.type == "cpu" and choose_mixed_precision(settings.mixed_precision, device) == "bf16":
-        # Torch's fused attention makes a step 1.35 times as long in bfloat16, and 0.86 times in float32
+        # Torch's fused attention makes a step 1.35 times as long in bfloat16, and 0.89 times in float32
         # (benchmarks/bench_pretraining.py).
         unet.set_attn_processor(AttnProcessor())
         teacher.set_attn_implementation(ATTENTION)
